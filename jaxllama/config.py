@@ -1,0 +1,126 @@
+"""What a model is and how the engine is sized: frozen, hashable, self-checking.
+
+Built by weight readers and `llm.py`, read by everyone, static under jit. Knows no arrays.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxllama.errors import ConfigError, UnsupportedModel
+
+RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
+DTYPES = ("float32", "bfloat16", "float16")
+KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: base frequency and the rule that stretches it to long contexts."""
+
+    theta: float = 10000.0
+    kind: RopeKind = "none"
+    factor: float = 1.0  # linear, llama3, yarn: how much longer than trained; ntk: alpha
+    original_context: int = 8192  # llama3, yarn: context the model was trained with
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn: scale of cos and sin; None = 0.1 ln(factor) + 1
+    factors: tuple[float, ...] = ()  # factors: one divisor per rotated pair
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.theta) and self.theta > 0):
+            raise UnsupportedModel(f"rope theta is {self.theta}; it must be a positive number")
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise UnsupportedModel(f"rope factor is {self.factor}; it must be a positive number")
+        if self.original_context < 1:
+            raise UnsupportedModel(
+                f"rope original context is {self.original_context}; it must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Llama-family model."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    max_context: int
+    norm_eps: float = 1e-5
+    rope: Rope = Rope()
+    tied: bool = False  # the output head is the transposed embedding
+    qkv_bias: bool = False  # Qwen2
+    out_bias: bool = False  # bias of the attention output projection
+    ffn_bias: bool = False
+    qk_norm: bool = False  # Qwen3: RMSNorm over each query and key head
+    window: int | None = None  # Mistral: a token attends to this many newest positions
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
+        for name in (*sizes, "max_context"):
+            if getattr(self, name) < 1:
+                raise UnsupportedModel(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise UnsupportedModel(
+                f"{self.heads} query heads do not divide into {self.kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise UnsupportedModel(f"head size is {self.head_dim}; rotary embedding needs it even")
+        if self.window is not None and self.window < 1:
+            raise UnsupportedModel(f"sliding window is {self.window}; it must be at least 1")
+        if not 0 < self.norm_eps < 1:
+            raise UnsupportedModel(f"norm epsilon is {self.norm_eps}; it must lie in (0, 1)")
+        if self.rope.factors and len(self.rope.factors) != self.head_dim // 2:
+            raise UnsupportedModel(
+                f"{len(self.rope.factors)} rope factors; head size {self.head_dim} needs "
+                f"{self.head_dim // 2}"
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine is sized: everything that fixes the shape of a compiled program."""
+
+    slots: int = 16
+    context: int = 4096  # tokens a slot holds, prompt and generated together
+    prefill_buckets: tuple[int, ...] = ()  # tokens per prefill call; () = chosen by llm.py
+    steps_per_sync: int = 4  # decode steps per host round trip when nobody waits
+    candidates: int = 256  # tokens a filter sees before the bank widens
+    max_stop_ids: int = 16
+    max_top_logprobs: int = 20
+    queue_limit: int = 100_000
+    dtype: str = "float32"  # of activations entering a matmul, and of unpacked weights
+    cache_dtype: str = "float32"
+    data_parallel: int = 1  # mesh axis `data`: slots
+    model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
+
+    def __post_init__(self) -> None:
+        positive = ("slots", "context", "steps_per_sync", "candidates", "max_stop_ids")
+        for name in (*positive, "data_parallel", "model_parallel", "queue_limit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("dtype", "cache_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {DTYPES}")
+        if self.slots % self.data_parallel:
+            raise ConfigError(
+                f"{self.slots} slots do not divide over data={self.data_parallel}; "
+                f"choose --slots as a multiple of it"
+            )
+
+    @property
+    def columns(self) -> int:
+        """Cache columns that may be attended: the context, rounded up to whole key blocks."""
+        return -(-self.context // KEY_BLOCK) * KEY_BLOCK

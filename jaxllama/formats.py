@@ -1,0 +1,59 @@
+"""The prompt-format socket: the one file a format author reads.
+
+A format turns messages into the text a model was trained to continue. It never tokenizes and
+never adds the begin-of-text token itself unless the model's template spells it out.
+
+    class ChatMl(PromptFormat):
+        '''<|im_start|>role ... <|im_end|>'''
+
+        name = "chatml"
+        stop = ("<|im_end|>",)
+
+        def render(self, messages: Sequence[Message]) -> str: ...
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # system, user, assistant or tool
+    content: str
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """What a checkpoint says about its text: what a format is built from."""
+
+    template: str | None = None  # the Jinja chat template that came with the model
+    begin: str = ""  # text of the begin-of-text token, "" if the model has none
+    end: str = ""  # text of the end-of-text token, "" if the model has none
+    name: str = ""
+
+
+class PromptFormat(ABC):
+    """Messages in, prompt text out."""
+
+    name: ClassVar[str]
+    stop: ClassVar[tuple[str, ...]] = ()  # text that ends an answer, besides the end tokens
+
+    @classmethod
+    def suits(cls, model: ModelText) -> bool:
+        """Whether this format is a good default for the model; asked in order of name."""
+        del model
+        return False
+
+    @classmethod
+    def for_model(cls, model: ModelText) -> Self:
+        """Build the format for a model; formats without options ignore it."""
+        del model
+        return cls()
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+        """The prompt text; with `answer` it ends where the assistant must begin to speak."""

@@ -1,0 +1,99 @@
+"""Every bound on every core request field, in one table that all front ends share.
+
+The CLI, the Python API and each HTTP dialect validate through `check`; options, schemas and
+documentation are generated from the same rows. Sampler knobs carry their bounds themselves.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxllama.errors import InvalidParameter
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Bounds, default and help of one request field."""
+
+    kind: type
+    default: object
+    low: float | None = None
+    high: float | None = None
+    help: str = ""
+    many: bool = False  # a list of `kind`, of at most `most` items
+    most: int = 0
+    longest: int = 0  # characters of one string
+
+
+MAX_SEED = 2**63 - 1
+
+LIMITS: dict[str, Limit] = {
+    "max_tokens": Limit(int, None, 1, 10**9, "most tokens to generate (default: what fits)"),
+    "temperature": Limit(float, 1.0, 0.0, 100.0, "randomness; 0 always takes the likeliest token"),
+    "temperature_last": Limit(bool, False, help="apply temperature after the filters, not before"),
+    "seed": Limit(int, None, 0, MAX_SEED, "same seed, same text (default: a fresh one)"),
+    "stop": Limit(str, (), help="text that ends the answer", many=True, most=16, longest=256),
+    "stop_ids": Limit(int, (), 0, 2**31 - 1, "token ids that end the answer", many=True, most=16),
+    "ignore_eos": Limit(bool, False, help="go on after the model's own end tokens"),
+    "logprobs": Limit(int, None, 0, 20, "log-probabilities: of the chosen token and N others"),
+}
+
+
+def check(name: str, value: object) -> object:
+    """Return `value` as the field's own type, or raise InvalidParameter."""
+    limit = LIMITS[name]
+    if value is None:
+        return limit.default
+    if not limit.many:
+        return check_number_or_text(name, value, limit)
+    items = [value] if isinstance(value, str | int) else value
+    if not isinstance(items, Iterable):
+        raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
+    items = list(items)
+    if len(items) > limit.most:
+        raise InvalidParameter(
+            f"{name} has {len(items)} entries; at most {limit.most} are allowed", name
+        )
+    return tuple(check_number_or_text(name, item, limit) for item in items)
+
+
+def check_number_or_text(name: str, value: object, limit: Limit) -> object:
+    """Check one scalar against its row."""
+    if limit.kind is str:
+        if not isinstance(value, str) or not value:
+            raise InvalidParameter(f"{name} holds {value!r}; expected non-empty text", name)
+        if len(value) > limit.longest:
+            raise InvalidParameter(
+                f"{name} has {len(value)} characters; at most {limit.longest} are allowed", name
+            )
+        return value
+    if limit.kind is bool:
+        if not isinstance(value, bool):
+            raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)
+        return value
+    return check_number(name, value, limit.kind, limit.low, limit.high)
+
+
+def check_number(
+    name: str, value: object, kind: type, low: float | None, high: float | None
+) -> int | float:
+    """Check a number's type and bounds; an int is welcome where a float is expected."""
+    word = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidParameter(f"{name} is {value!r}; expected {word}", name)
+    if kind is int and not isinstance(value, int):
+        raise InvalidParameter(f"{name} is {value!r}; expected a whole number", name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidParameter(f"{name} is {value}; expected a finite number", name)
+    if (low is not None and value < low) or (high is not None and value > high):
+        span = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
+        raise InvalidParameter(f"{name} is {value}; it must lie in {span}", name)
+    return value if kind is int else float(value)
+
+
+def unknown_field(name: str, known: Iterable[str]) -> InvalidParameter:
+    """The error for a field nobody knows, naming the nearest one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InvalidParameter(f"unknown parameter {name!r}{hint}", name)

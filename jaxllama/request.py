@@ -1,0 +1,96 @@
+"""The words all floors share: what goes into the engine and what comes out.
+
+Built by whoever asks (Python API, dialects), consumed by the engine. Knows no arrays, no text
+beyond finished strings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from jaxllama.errors import JaxLlamaError
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    LENGTH = "length"
+    END_TOKEN = "end_token"
+    STOP_STRING = "stop_string"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt in token ids, and how to continue it; already validated."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    temperature_last: bool = False
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()  # the model's own end tokens included unless ignored
+    top_logprobs: int | None = None  # None: no log-probabilities; n: the chosen and n others
+    knobs: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one generation cost."""
+
+    prompt: int  # tokens of the prompt
+    reused: int  # of these, taken from the cache
+    generated: int  # tokens sampled, the end token included
+    seconds_to_first: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural-log probabilities at one position, under the model and as sampled."""
+
+    logprob: float  # of the chosen token under the model (temperature 1, nothing removed)
+    sampled: float  # of the chosen token under the distribution it was drawn from
+    top: tuple[tuple[int, float], ...] = ()  # likeliest tokens under the model
+    top_sampled: tuple[tuple[int, float], ...] = ()  # likeliest tokens as sampled
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `text` is what became safe to show, possibly nothing."""
+
+    id: int  # of the generation
+    token: int
+    text: str
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a generation; `text` is what a held-back tail still owed."""
+
+    id: int
+    reason: FinishReason
+    usage: Usage
+    text: str = ""
+    stop: str | None = None  # the stop string that was met
+    error: JaxLlamaError | None = None
+
+
+Event = Token | Finished
+
+
+class TextTail(Protocol):
+    """Turns token ids into text as they come; the engine calls it, `text/tail.py` is it."""
+
+    def push(self, token: int) -> str:
+        """Text that became safe to show with this token."""
+
+    def flush(self) -> str:
+        """Whatever was still held back, now that the generation is over."""
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that was met, if one was."""

@@ -1,0 +1,193 @@
+"""The sampler socket: the one file a sampler author reads.
+
+Subclass `Adjuster` to move logits, or `Filter` to say which of the best candidates may be drawn.
+Write for ONE row; the engine maps it over the batch, skips it when no row uses it, and compiles it
+into the decode step. Fields made with `knob` are the request's parameters; each row has its own
+values and changing them never recompiles.
+
+    class MinP(Filter):
+        '''Keep tokens at least `min_p` times as likely as the likeliest.'''
+
+        min_p: Knob = knob(off=0.0, low=0.0, high=1.0, help="smallest share of the top probability")
+
+        def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+            return best.p >= self.min_p * best.p[0]
+
+Order, always: adjusters (by `order`, then name) - temperature - sort once - filters (by `order`,
+then name; each sees what the one before left, renormalised) - draw. With the core knob
+`temperature_last`, temperature comes after the filters. The likeliest candidate always survives.
+A row whose knobs are all `off` is untouched by construction. Must not: call back to the host,
+draw its own random numbers (use `context.chance`), or look at other rows.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.errors import BrokenPlugin
+from jaxllama.shapes import Array, Bool, Float, Int
+
+Knob: TypeAlias = Any  # a number on the host, an array inside the compiled step
+
+NO_TOKEN = 2**31 - 1  # pads lists of token ids: out of every vocabulary, dropped by scatters
+_SPEC = "jaxllama.knob"
+_STATE = "jaxllama.state"
+
+
+class Pairs(NamedTuple):
+    """A knob that maps token ids to numbers; unused places hold NO_TOKEN."""
+
+    ids: Knob  # Int[width]
+    values: Knob  # Float[width]
+
+
+@dataclasses.dataclass(frozen=True)
+class KnobSpec:
+    """What a knob accepts: everything validation, options and documentation need."""
+
+    off: float | int
+    low: float | None = None
+    high: float | None = None
+    help: str = ""
+    width: int | None = None  # None: one number; n: a list of at most n numbers
+    by_token: bool = False  # a mapping {token id: number} of at most `width` entries
+    switch: bool = True  # False: tunes the sampler, but does not turn it on
+
+    @property
+    def kind(self) -> type:
+        """`int` or `float`: the type of `off` decides."""
+        return type(self.off)
+
+
+def knob(  # noqa: PLR0913 - one declaration says all there is to say about a parameter
+    *,
+    off: float | int,
+    low: float | None = None,
+    high: float | None = None,
+    help: str = "",
+    width: int | None = None,
+    by_token: bool = False,
+    switch: bool = True,
+) -> Any:
+    """Declare a request parameter; `off` is the value that leaves the row untouched."""
+    spec = KnobSpec(off, low, high, help, width, by_token, switch)
+    return dataclasses.field(default=off, metadata={_SPEC: spec})
+
+
+def state(*, start: float | int) -> Any:
+    """Declare a number the sampler carries from token to token; see `Sampler.observe`."""
+    return dataclasses.field(default=start, metadata={_STATE: True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a sampler may know about its row."""
+
+    tokens: Int[Array, " T"]  # prompt and generated tokens; only the first `length` count
+    length: Int[Array, ""]
+    prompt: Int[Array, ""]  # tokens of the prompt
+    stop_ids: Int[Array, " E"]  # ids that end this row, padded with NO_TOKEN
+    chance: Float[Array, ""]  # one uniform number in [0, 1), this sampler's own at this step
+
+    @property
+    def generated(self) -> Int[Array, ""]:
+        """Tokens generated so far."""
+        return self.length - self.prompt
+
+    def newest(self, count: Knob) -> Bool[Array, " T"]:
+        """Mask of the newest `count` tokens; 0 means all of them."""
+        place = jnp.arange(self.tokens.shape[0])
+        first = jnp.where(count > 0, self.length - count, 0)
+        return (place < self.length) & (place >= first)
+
+    def counts(self, vocab: int, count: Knob = 0) -> Float[Array, " V"]:
+        """How often each token occurs among the newest `count` tokens (0: all)."""
+        return self.occurrences(vocab, self.newest(count))
+
+    def generated_counts(self, vocab: int) -> Float[Array, " V"]:
+        """How often each token occurs among the generated tokens."""
+        place = jnp.arange(self.tokens.shape[0])
+        return self.occurrences(vocab, (place >= self.prompt) & (place < self.length))
+
+    def occurrences(self, vocab: int, mask: Bool[Array, " T"]) -> Float[Array, " V"]:
+        """How often each token occurs where `mask` is true."""
+        ids = jnp.where(mask, self.tokens, NO_TOKEN)
+        return jnp.zeros(vocab, jnp.float32).at[ids].add(1.0, mode="drop")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The best tokens of a row, best first; dropped ones have p 0 and logit -inf."""
+
+    ids: Int[Array, " C"]
+    logits: Float[Array, " C"]
+    p: Float[Array, " C"]  # normalised over the survivors (at first: the whole vocabulary)
+    log_total: Float[Array, ""]  # log-sum-exp of the survivors (at first: the whole vocabulary)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The token that was drawn, for samplers that adapt."""
+
+    token: Int[Array, ""]
+    logprob: Float[Array, ""]  # under the model: temperature 1, nothing adjusted or removed
+    p: Float[Array, ""]  # the probability it was drawn with
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(knob, state))
+class Sampler:
+    """What adjusters and filters share; subclass one of those two."""
+
+    order: ClassVar[int] = 0  # lower runs earlier among its own kind
+    keeps_greedy: ClassVar[bool] = False  # claims never to change which token is likeliest
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make every subclass a frozen dataclass and a pytree of its fields."""
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+    def start(self) -> Self:
+        """This row as it begins a request: derive state from knobs here (host, numbers)."""
+        return self
+
+    def observe(self, chosen: Chosen) -> Self:
+        """This row after a token was drawn; return an updated copy (`dataclasses.replace`)."""
+        del chosen
+        return self
+
+
+class Adjuster(Sampler):
+    """Moves logits: penalties, biases, constraints."""
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The moved logits of one row; -inf bans a token."""
+        raise NotImplementedError
+
+
+class Filter(Sampler):
+    """Says which of the best candidates may be drawn."""
+
+    keeps_greedy: ClassVar[bool] = True
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True where a candidate may be drawn."""
+        raise NotImplementedError
+
+
+def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
+    """The knobs a sampler declares, in order."""
+    fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
+    for field in fields:
+        if _SPEC not in field.metadata and _STATE not in field.metadata:
+            raise BrokenPlugin(
+                f"{sampler.__module__}.{sampler.__qualname__}.{field.name} is a bare field; "
+                f"declare it with knob(...) or state(...)"
+            )
+    return {field.name: field.metadata[_SPEC] for field in fields if _SPEC in field.metadata}
