@@ -1,0 +1,66 @@
+"""The weights of a model: every leaf's path, shape and logical axes, and its recipe.
+
+The abstract tree is the only contract between weight files and the model; it is derived from the
+model's own modules, so the two cannot drift. Knows no file format and no values but random ones.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from flax import nnx
+
+from jaxllama.config import ModelConfig
+from jaxllama.model.llama import Llama
+
+Tree = dict[str, Any]  # nested; leaves are arrays or Packed
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Shape of one weight and the logical axis of each dimension."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the leaf may be Packed: it enters a matmul."""
+        return len(self.shape) == 2  # noqa: PLR2004
+
+
+@cache
+def recipe(config: ModelConfig) -> tuple[Any, Any]:
+    """(graphdef, abstract state): what `nnx.merge` needs to make the model from arrays."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config)))
+    return graphdef, state
+
+
+def model_of(config: ModelConfig, params: Tree) -> Llama:
+    """The model around its weights, inside a program."""
+    model: Llama = nnx.merge(recipe(config)[0], params)
+    return model
+
+
+@cache
+def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
+    """Every weight of the model by dotted path, in the order the model uses them."""
+    leaves: dict[str, Leaf] = {}
+    for path, variable in nnx.to_flat_state(recipe(config)[1]):
+        value = variable[...]
+        leaves[".".join(str(key) for key in path)] = Leaf(
+            tuple(value.shape), tuple(variable.axes)
+        )
+    return leaves
+
+
+def nest(flat: dict[str, Any]) -> Tree:
+    """The nested tree of a dotted one; list positions become integers, as nnx keeps them."""
+    tree: Tree = {}
+    for path, value in flat.items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(int(key) if key.isdigit() else key, {})
+        node[last] = value
+    return tree

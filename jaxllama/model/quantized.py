@@ -1,0 +1,65 @@
+"""Packed: a matrix kept in the few bits its file holds, exactly.
+
+Made by weight readers (as NumPy arrays), used by `linear.py` and the kernels. Knows no file format.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.shapes import Array, Float
+
+Bits = Literal[4, 8]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A logical [in, out] matrix stored by output: weight = scale * code + minimum.
+
+    codes    bits 4: UInt8 [out, in/2], low nibble the even input; bits 8: Int8 [out, in]
+    scales   [out, in/group], float16 where that is exact, else float32
+    minima   like scales, or None where the format has none
+    """
+
+    codes: Array
+    scales: Array
+    minima: Array | None
+    bits: Bits = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Logical shape, [in, out]."""
+        out, stored = self.codes.shape
+        return (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def unpack(packed: Packed) -> Float[Array, "O I"]:
+    """The matrix by output, float32, each value exactly what the file means."""
+    out = packed.codes.shape[0]
+    codes = packed.codes
+    if packed.bits == 4:  # noqa: PLR2004
+        codes = jnp.stack([codes & 15, codes >> 4], axis=-1).reshape(out, -1)
+    grouped = codes.reshape(out, -1, packed.group).astype(jnp.float32)
+    values = grouped * packed.scales.astype(jnp.float32)[..., None]
+    if packed.minima is not None:
+        values = values + packed.minima.astype(jnp.float32)[..., None]
+    return values.reshape(out, -1)
+
+
+def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
+    """Some outputs of the matrix, unpacked: an embedding lookup."""
+    minima = None if packed.minima is None else packed.minima[rows]
+    return unpack(
+        dataclasses.replace(
+            packed, codes=packed.codes[rows], scales=packed.scales[rows], minima=minima
+        )
+    )
