@@ -47,10 +47,8 @@ def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
     """Every weight of the model by dotted path, in the order the model uses them."""
     leaves: dict[str, Leaf] = {}
     for path, variable in nnx.to_flat_state(recipe(config)[1]):
-        value = variable[...]
-        leaves[".".join(str(key) for key in path)] = Leaf(
-            tuple(value.shape), tuple(variable.axes)
-        )
+        value = variable.get_value()
+        leaves[".".join(str(key) for key in path)] = Leaf(tuple(value.shape), tuple(variable.axes))
     return leaves
 
 

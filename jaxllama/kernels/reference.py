@@ -1,0 +1,147 @@
+"""Plain JAX: what every operation means, and the path that runs where no kernel does.
+
+Seed contract: a row's result must not depend on how many rows share the call. XLA orders the sums
+of a matmul by its shape, so every matmul of a program has the same number of rows, never fewer than
+ROW_TILE (short ones are padded), and prompts go through in tiles of exactly the decode step's
+rows. Attention walks each row's own keys in fixed blocks; blocks a row may not see change nothing.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.config import KEY_BLOCK
+from jaxllama.shapes import Array, Bool, Float, Int
+
+ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
+HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
+
+ReadBlock = Callable[[Array], tuple[Array, Array]]
+
+
+def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, "L O"]:
+    """x · weight, float32 sums."""
+    return padded_dot(x, weight, 0)
+
+
+def matmul_by_output(x: Float[Array, "L I"], weight: Float[Array, "O I"]) -> Float[Array, "L O"]:
+    """x · weightᵀ, float32 sums, for matrices stored by output: embeddings, packed weights."""
+    return padded_dot(x, weight, 1)
+
+
+def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
+    """A dot of at least ROW_TILE rows."""
+    rows = x.shape[0]
+    if rows < ROW_TILE:
+        x = jnp.pad(x, ((0, ROW_TILE - rows), (0, 0)))
+    y = lax.dot_general(
+        x.astype(weight.dtype),
+        weight,
+        (((1,), (contracted,)), ((), ())),
+        precision=lax.Precision.HIGHEST,  # float32 stays float32 where there are faster ways
+        preferred_element_type=jnp.float32,
+    )
+    return y[:rows]
+
+
+def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
+    """Root-mean-square norm in float32."""
+    mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)
+
+
+def attend_step(
+    q: Float[Array, "S N H"],
+    keys: Float[Array, "S K T H"],
+    values: Float[Array, "S K T H"],
+    position: Int[Array, " S"],
+    window: int | None,
+) -> Float[Array, "S N H"]:
+    """Row s attends to columns 0..position[s] of cache row s."""
+
+    def read(block: Array) -> tuple[Array, Array]:
+        start = block * KEY_BLOCK
+        cut = [lax.dynamic_slice_in_dim(side, start, KEY_BLOCK, 2) for side in (keys, values)]
+        return cut[0], cut[1]
+
+    return attend_blocks(q, read, position, window)
+
+
+def attend_prompt(  # noqa: PLR0913 - a slot and a window make six
+    q: Float[Array, "L N H"],
+    keys: Float[Array, "S K T H"],
+    values: Float[Array, "S K T H"],
+    slot: Int[Array, ""],
+    position: Int[Array, " L"],
+    window: int | None,
+) -> Float[Array, "L N H"]:
+    """Every row attends to columns 0..position of the one cache row `slot`."""
+    rows = q.shape[0]
+
+    def read(block: Array) -> tuple[Array, Array]:
+        at = (slot, 0, block * KEY_BLOCK, 0)
+        size = (1, keys.shape[1], KEY_BLOCK, keys.shape[3])
+        cut = [lax.dynamic_slice(side, at, size) for side in (keys, values)]
+        # One copy per row: the dots then have the shapes of `attend_step`, and its sums.
+        return tuple(jnp.broadcast_to(side, (rows, *size[1:])) for side in cut)  # type: ignore[return-value]
+
+    return attend_blocks(q, read, position, window)
+
+
+def attend_blocks(
+    q: Float[Array, "L N H"], read: ReadBlock, position: Int[Array, " L"], window: int | None
+) -> Float[Array, "L N H"]:
+    """Softmax attention over blocks of keys, with running maximum and sum, float32."""
+    rows, heads, size = q.shape
+    last = jnp.max(position) // KEY_BLOCK
+    first = jnp.zeros_like(last)
+    if window is not None:
+        first = jnp.maximum(jnp.min(position) - window + 1, 0) // KEY_BLOCK
+
+    sample, _ = jax.eval_shape(read, first)
+    kv_heads = sample.shape[1]
+    grouped = q.reshape(rows, kv_heads, heads // kv_heads, size) * (size**-0.5)
+
+    def block(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        k, v = read(index)
+        seen = visible(index, position, window)[:, None, None, :]
+        return fold_block(grouped, k, v, seen, carry)
+
+    start = (
+        jnp.full((*grouped.shape[:3], 1), HIDDEN, jnp.float32),
+        jnp.zeros((*grouped.shape[:3], 1), jnp.float32),
+        jnp.zeros(grouped.shape, jnp.float32),
+    )
+    _, total, out = lax.fori_loop(first, last + 1, block, start)
+    return (out / jnp.maximum(total, 1e-30)).reshape(rows, heads, size)
+
+
+def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Bool[Array, "L B"]:
+    """Which columns of a block each row may see."""
+    column = block * KEY_BLOCK + jnp.arange(KEY_BLOCK)
+    seen = column[None, :] <= position[:, None]
+    if window is not None:
+        seen &= column[None, :] > position[:, None] - window
+    return seen
+
+
+def fold_block(
+    q: Float[Array, "L K G H"],
+    k: Float[Array, "L K B H"],
+    v: Float[Array, "L K B H"],
+    seen: Bool[Array, "L 1 1 B"],
+    carry: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    """One block into the running softmax; a block no row sees leaves it bit for bit."""
+    top, total, out = carry
+    contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("lkgh,lkbh->lkgb", q, k.astype(jnp.float32), **contract)  # type: ignore[arg-type]
+    scores = jnp.where(seen, scores, HIDDEN)
+    higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+    weight = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+    fade = jnp.exp(top - higher)
+    total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
+    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, v.astype(jnp.float32), **contract)  # type: ignore[arg-type]
+    return higher, total, out * fade + mixed

@@ -1,0 +1,78 @@
+"""How arrays lie on the mesh: logical axes to mesh axes, once.
+
+Used by the model (`constrain`), by loading and by the engine's state. Two mesh axes: `data` holds
+slots, `model` holds heads, feed-forward columns and vocabulary. One device is a 1x1 mesh.
+"""
+
+import re
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.errors import ConfigError
+from jaxllama.shapes import Array
+
+RULES: dict[str | None, str | None] = {
+    "slots": "data",
+    "heads": "model",
+    "kv_heads": "model",
+    "ffn": "model",
+    "vocab": "model",
+    "rows": None,  # tokens of a call: few, and every device needs them
+    "width": None,
+    None: None,
+}
+
+
+def parse_mesh(text: str | None) -> tuple[int, int]:
+    """(data, model) of a string like "data=2,model=4"; None means one device."""
+    sizes = {"data": 1, "model": 1}
+    for part in (text or "").split(",") if text else ():
+        match = re.fullmatch(r"\s*(data|model)\s*=\s*([0-9]{1,6})\s*", part)
+        if match is None or int(match[2]) < 1:
+            raise ConfigError(f"mesh is {text!r}; expected for example 'data=2,model=4'")
+        sizes[match[1]] = int(match[2])
+    return sizes["data"], sizes["model"]
+
+
+def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
+    """The mesh the engine was configured for, over the first devices there are."""
+    data, parts = engine.data_parallel, engine.model_parallel
+    devices = jax.devices()
+    if data * parts > len(devices):
+        raise ConfigError(
+            f"mesh data={data},model={parts} needs {data * parts} devices; this machine has "
+            f"{len(devices)}"
+        )
+    for name, size in (("key/value heads", model.kv_heads), ("ffn width", model.ffn_width)):
+        if size % parts:
+            raise ConfigError(
+                f"{name} ({size}) do not divide over model={parts}; choose a divisor of {size}"
+            )
+    return jax.make_mesh(
+        (data, parts), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * parts]
+    )
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """Where an array with these logical axes lies."""
+    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+
+
+def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+    """Like `sharding`, but a dimension that does not divide stays whole."""
+    kept = [
+        axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
+        for size, axis in zip(shape, axes, strict=True)
+    ]
+    return sharding(mesh, *kept)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Say where an intermediate lies; without a mesh (plain tests) it says nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(*(RULES[axis] for axis in axes)))
