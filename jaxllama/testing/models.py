@@ -1,0 +1,125 @@
+"""Tiny models of every family: configs of a few thousand weights, and random weights for them.
+
+Called by tests and by plugin authors' checks. Knows names and shapes of weights, not what the
+model does with them; NumPy only, so that nothing here can borrow from the code under test.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxllama.config import ModelConfig, Rope
+
+TINY = ModelConfig(
+    vocab_size=272,  # 256 bytes and the special ids of ByteTokenizer, in whole blocks of 16
+    width=64,
+    layers=2,
+    heads=4,
+    kv_heads=4,
+    head_dim=16,
+    ffn_width=96,
+    max_context=256,
+    name="tiny",
+)
+
+
+def tiny(**changes: Any) -> ModelConfig:
+    """A small multi-head Llama with some fields changed."""
+    return dataclasses.replace(TINY, **changes)
+
+
+# Original contexts are shorter than a test's prompt, so that stretched pairs matter.
+_LLAMA31_ROPE = Rope(500000.0, "llama3", factor=8.0, original_context=64)
+_LLAMA32_ROPE = Rope(500000.0, "llama3", factor=32.0, original_context=128)
+
+FAMILIES: dict[str, ModelConfig] = {
+    "llama1": tiny(name="llama1", norm_eps=1e-6),
+    "llama2": tiny(name="llama2"),
+    "llama3": tiny(name="llama3", kv_heads=2, rope=Rope(500000.0)),
+    "llama31": tiny(name="llama31", kv_heads=2, rope=_LLAMA31_ROPE),
+    "llama32": tiny(name="llama32", kv_heads=2, rope=_LLAMA32_ROPE, tied=True),
+    "llama33": tiny(name="llama33", kv_heads=1, rope=_LLAMA31_ROPE),
+    "tinyllama": tiny(name="tinyllama", width=32, heads=8, kv_heads=2, head_dim=4),
+    "smollm2": tiny(name="smollm2", width=48, heads=3, kv_heads=1, rope=Rope(100000.0), tied=True),
+    "mistral": tiny(name="mistral", kv_heads=2, window=12),
+    "qwen2": tiny(
+        name="qwen2", kv_heads=2, rope=Rope(1e6), qkv_bias=True, tied=True, norm_eps=1e-6
+    ),
+    "qwen3": tiny(name="qwen3", width=48, kv_heads=2, rope=Rope(1e6), qk_norm=True, norm_eps=1e-6),
+    "biased": tiny(name="biased", kv_heads=2, qkv_bias=True, out_bias=True, ffn_bias=True),
+    "linear": tiny(name="linear", rope=Rope(kind="linear", factor=4.0)),
+    "ntk": tiny(name="ntk", rope=Rope(kind="ntk", factor=4.0)),
+    "yarn": tiny(name="yarn", kv_heads=2, rope=Rope(kind="yarn", factor=4.0, original_context=128)),
+    "yarn_scaled": tiny(
+        name="yarn_scaled",
+        rope=Rope(
+            kind="yarn",
+            factor=4.0,
+            original_context=64,
+            beta_fast=1.5,
+            beta_slow=0.25,
+            attention_factor=0.8,
+        ),
+    ),
+    "factors": tiny(
+        name="factors", rope=Rope(kind="factors", factors=(1, 1, 1.1, 1.5, 2.5, 4, 6, 8))
+    ),
+}
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of a model by dotted path; matrices are [in out]."""
+    d, f, h = config.width, config.ffn_width, config.head_dim
+    queries, keys = config.heads * h, config.kv_heads * h
+    matrices = {
+        "attention.q": (d, queries, config.qkv_bias),
+        "attention.k": (d, keys, config.qkv_bias),
+        "attention.v": (d, keys, config.qkv_bias),
+        "attention.o": (queries, d, config.out_bias),
+        "ffn.gate": (d, f, config.ffn_bias),
+        "ffn.up": (d, f, config.ffn_bias),
+        "ffn.down": (f, d, config.ffn_bias),
+    }
+    norms = {"attention_norm": d, "ffn_norm": d}
+    if config.qk_norm:
+        norms |= {"attention.q_norm": h, "attention.k_norm": h}
+    found: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, d)}
+    for i in range(config.layers):
+        for name, (rows, columns, biased) in matrices.items():
+            found[f"blocks.{i}.{name}.weight"] = (rows, columns)
+            if biased:
+                found[f"blocks.{i}.{name}.bias"] = (columns,)
+        found |= {f"blocks.{i}.{name}.weight": (size,) for name, size in norms.items()}
+    found["final_norm.weight"] = (d,)
+    if not config.tied:
+        found["unembed.weight"] = (d, config.vocab_size)
+    return found
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> dict[Any, Any]:
+    """Seeded float32 weights, nested, under which activations keep the size of real models."""
+    # RandomState, not default_rng: its stream is frozen for ever, and goldens depend on it.
+    random = np.random.RandomState(seed)
+    tree: dict[Any, Any] = {}
+    for path, shape in shapes(config).items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(int(key) if key.isdigit() else key, {})
+        noise = random.standard_normal(shape)
+        node[last] = scaled(path, noise).astype(np.float32)
+    return tree
+
+
+def scaled(path: str, noise: np.ndarray) -> np.ndarray:
+    """Standard noise brought to the size that suits the weight called `path`."""
+    if "norm" in path:
+        return 1 + 0.2 * noise
+    if path.endswith(".bias"):
+        return 0.3 * noise
+    fan_in = noise.shape[1] if path.startswith("embed") else noise.shape[0]
+    # Queries and keys are louder, so that attention is far from uniform and a rotation matters.
+    gain = 2.0 if path.split(".")[-2] in ("q", "k", "embed", "unembed") else 1.0
+    return gain * noise / math.sqrt(fan_in)
