@@ -1,0 +1,137 @@
+"""Fields: named values out of a header or JSON file, fetched with their type and bounds checked.
+
+Built by weight readers. Every error names the file and the key. Knows no format and no model.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from jaxllama.errors import BadHeader
+from jaxllama.weights.binary import BinaryFile
+
+MAX_SIZE = 2**24  # of one dimension: products of four still fit 2**96, never mind 64 bits
+MAX_CONTEXT = 2**31 - 1
+MAX_JSON = 16 << 20  # bytes; parsing may take twenty times as much memory
+REQUIRED: Final[Any] = object()
+
+
+class Fields:
+    """A mapping whose values are checked as they are asked for; null counts as absent."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self.values.get(key) is not None
+
+    def whole(
+        self, key: str, default: int = REQUIRED, *, low: int = 1, high: int = MAX_SIZE
+    ) -> int:
+        """A whole number in [low, high]."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(key, value, "a whole number")
+        if not low <= value <= high:
+            raise BadHeader(
+                f"{self.where}: {key} is {shown(value)}; it must lie in [{low}, {high}]"
+            )
+        return value
+
+    def real(self, key: str, default: float = REQUIRED) -> float:
+        """A finite number."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(key, value, "a number")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self._wrong(key, value, "a finite number")
+        return number
+
+    def text(self, key: str, default: str = REQUIRED) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a string")
+        return value
+
+    def flag(self, key: str, default: bool = REQUIRED) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def items(self, key: str) -> list[object]:
+        """A list; absent is empty."""
+        value = self._get(key, [])
+        if not isinstance(value, list):
+            raise self._wrong(key, value, "a list")
+        return value
+
+    def inner(self, key: str) -> "Fields":
+        """The fields of an object inside; absent is empty."""
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "an object")
+        return Fields(value, f"{self.where}: {key}")
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.values.get(key)
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            raise BadHeader(f"{self.where}: {key} is missing")
+        return default
+
+    def _wrong(self, key: str, value: object, expected: str) -> BadHeader:
+        return BadHeader(f"{self.where}: {key} is {shown(value)}; expected {expected}")
+
+
+def read_json(path: Path, longest: int = MAX_JSON) -> Fields:
+    """The top-level object of a JSON file of at most `longest` bytes."""
+    file = BinaryFile(path)
+    try:
+        if file.size > longest:
+            raise BadHeader(f"{path} has {file.size} bytes; expected at most {longest}")
+        return Fields(parse_json(file.read(0, file.size).tobytes(), str(path)), str(path))
+    finally:
+        file.close()
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, object]:
+    """The JSON object in `raw`; a key given twice is an error, for readers would differ."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=once_each)
+    except (ValueError, RecursionError) as error:
+        raise BadHeader(f"{where}: not valid JSON: {shown(str(error))}") from error
+    if not isinstance(value, dict):
+        raise BadHeader(f"{where}: holds {shown(value)}; expected a JSON object")
+    return value
+
+
+def once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A dict of pairs whose keys differ."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} is given twice")
+    return values
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: short, on one line, whatever it is."""
+    if isinstance(value, dict | list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 128:  # noqa: PLR2004
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 100 else text[:97] + "..."  # noqa: PLR2004
