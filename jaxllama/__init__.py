@@ -1,0 +1,44 @@
+"""jaxllama: a Llama engine compiled by XLA, whose samplers and prompt formats are plugins.
+
+The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table):
+
+    0  errors config shapes limits request registry      the words everybody shares
+    1  sampling formats                                   the sockets plugin authors read
+       kernels/ model/ sharding text/ weights/            maths, text, files
+    2  engine/                                            slots, state, programs: token ids only
+    3  bridge intake                                      the thread crossing; checked requests
+    4  llm completion                                     composition root and Python API
+    5  cli/ testing/                                      everything else
+"""
+
+from jaxllama.completion import Completion, Delta, Perplexity, Score
+from jaxllama.config import EngineConfig, ModelConfig, Rope
+from jaxllama.errors import JaxLlamaError
+from jaxllama.formats import Message, PromptFormat
+from jaxllama.request import FinishReason, TokenLogprobs, Usage
+
+__all__ = [
+    "LLM",
+    "Completion",
+    "Delta",
+    "EngineConfig",
+    "FinishReason",
+    "JaxLlamaError",
+    "Message",
+    "ModelConfig",
+    "Perplexity",
+    "PromptFormat",
+    "Rope",
+    "Score",
+    "TokenLogprobs",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> object:
+    """LLM is imported when first asked for: it brings JAX, which takes most of a second."""
+    if name == "LLM":
+        from jaxllama.llm import LLM  # noqa: PLC0415
+
+        return LLM
+    raise AttributeError(f"module 'jaxllama' has no attribute {name!r}")

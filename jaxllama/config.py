@@ -95,10 +95,10 @@ class EngineConfig:
 
     slots: int = 16
     context: int = 4096  # tokens a slot holds, prompt and generated together
-    prefill_buckets: tuple[int, ...] = ()  # tokens per prefill call; () = chosen by llm.py
+    prefill_chunk: int = 32  # most prompt tokens between two decode steps
     steps_per_sync: int = 4  # decode steps per host round trip when nobody waits
     candidates: int = 256  # tokens a filter sees before the bank widens
-    max_stop_ids: int = 16
+    max_stop_ids: int = 32  # the model's end tokens and the request's
     max_top_logprobs: int = 20
     queue_limit: int = 100_000
     dtype: str = "float32"  # of activations entering a matmul, and of unpacked weights
@@ -107,8 +107,9 @@ class EngineConfig:
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
 
     def __post_init__(self) -> None:
-        positive = ("slots", "context", "steps_per_sync", "candidates", "max_stop_ids")
-        for name in (*positive, "data_parallel", "model_parallel", "queue_limit"):
+        positive = ("slots", "context", "prefill_chunk", "steps_per_sync", "candidates")
+        more = ("max_stop_ids", "data_parallel", "model_parallel", "queue_limit")
+        for name in (*positive, *more):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("dtype", "cache_dtype"):

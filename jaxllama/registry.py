@@ -68,8 +68,7 @@ def load_one(point: EntryPoint, base: type[T]) -> type[T]:
         found = point.load()
     except Exception as error:  # a plugin may raise anything while it is imported
         raise BrokenPlugin(
-            f"plugin {point.name!r} ({point.value}) does not load: "
-            f"{type(error).__name__}: {error}"
+            f"plugin {point.name!r} ({point.value}) does not load: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise BrokenPlugin(

@@ -15,9 +15,18 @@ values and changing them never recompiles.
 
 Order, always: adjusters (by `order`, then name) - temperature - sort once - filters (by `order`,
 then name; each sees what the one before left, renormalised) - draw. With the core knob
-`temperature_last`, temperature comes after the filters. The likeliest candidate always survives.
+`temperature_last`, temperature comes after the filters. Something always survives a filter: the
+likeliest candidate, or, where the filter says `keeps_greedy = False` and keeps others, those; a
+filter that would drop everything drops nothing. At temperature 0 filters are not asked: the
+likeliest adjusted token is taken.
 A row whose knobs are all `off` is untouched by construction. Must not: call back to the host,
 draw its own random numbers (use `context.chance`), or look at other rows.
+
+A filter sees only the best few hundred tokens. While it keeps the last of them, the engine asks
+again with more, up to the whole vocabulary, so the answer is exact if whatever would be kept of a
+longer list begins with what is kept of a shorter one.
+Prove a sampler with `jaxllama.testing.samplers.check_sampler(MinP)`; register it as an entry point
+of the group `jaxllama.samplers`, under the name that seeds its `context.chance`.
 """
 
 import dataclasses
@@ -121,12 +130,20 @@ class Context:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The best tokens of a row, best first; dropped ones have p 0 and logit -inf."""
+    """The best tokens of a row: survivors first, best first; the rest has p 0 and logit -inf.
+
+    Logits are relative to the likeliest token and already divided by the temperature.
+    """
 
     ids: Int[Array, " C"]
     logits: Float[Array, " C"]
     p: Float[Array, " C"]  # normalised over the survivors (at first: the whole vocabulary)
     log_total: Float[Array, ""]  # log-sum-exp of the survivors (at first: the whole vocabulary)
+
+    @property
+    def rank(self) -> Int[Array, " C"]:
+        """0 for the likeliest survivor, 1 for the next, and so on."""
+        return jnp.arange(self.ids.shape[0], dtype=jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -136,7 +153,7 @@ class Chosen:
 
     token: Int[Array, ""]
     logprob: Float[Array, ""]  # under the model: temperature 1, nothing adjusted or removed
-    p: Float[Array, ""]  # the probability it was drawn with
+    p: Float[Array, ""]  # the probability it was drawn with; 1 at temperature 0
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(knob, state))
@@ -144,7 +161,7 @@ class Sampler:
     """What adjusters and filters share; subclass one of those two."""
 
     order: ClassVar[int] = 0  # lower runs earlier among its own kind
-    keeps_greedy: ClassVar[bool] = False  # claims never to change which token is likeliest
+    keeps_greedy: ClassVar[bool] = False  # claims that the likeliest token stays the likeliest
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a frozen dataclass and a pytree of its fields."""
@@ -154,11 +171,11 @@ class Sampler:
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
     def start(self) -> Self:
-        """This row as it begins a request: derive state from knobs here (host, numbers)."""
+        """The row as it begins a request: derive state from knobs here (on the host, NumPy)."""
         return self
 
     def observe(self, chosen: Chosen) -> Self:
-        """This row after a token was drawn; return an updated copy (`dataclasses.replace`)."""
+        """The row after a token was drawn; return an updated copy (`dataclasses.replace`)."""
         del chosen
         return self
 

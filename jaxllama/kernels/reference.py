@@ -69,7 +69,7 @@ def attend_step(
     return attend_blocks(q, read, position, window)
 
 
-def attend_prompt(  # noqa: PLR0913 - a slot and a window make six
+def attend_prompt(
     q: Float[Array, "L N H"],
     keys: Float[Array, "S K T H"],
     values: Float[Array, "S K T H"],

@@ -1,0 +1,451 @@
+"""The engine: submit, cancel, step - many requests through one batch of slots.
+
+Driven by a plain loop or by `bridge.py`; synchronous, thread-free, speaks token ids only. One
+`step` admits waiting requests, sends at most one prompt chunk and one decode call to the device,
+and while that runs reads the call before. So end tokens and budgets are decided on the device at
+once, stop strings are seen one call late: what was drawn beyond them is dropped, because every
+call is kept with the generations its rows belonged to when it was sent. Programs run in the order
+they were sent, so a slot can be used again right after its release was.
+
+When a program fails, the state is lost (it was donated): the engine makes a new one and replays
+what was live, prompt and emitted tokens. See `recovery.py` for who is to blame.
+"""
+
+import itertools
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxllama.engine.generation import Generation, Phase
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.recovery import Recovery
+from jaxllama.engine.slots import Claim, SlotTable, common_prefix
+from jaxllama.engine.state import row_start
+from jaxllama.engine.steps import StepOutput
+from jaxllama.errors import GenerationFailed, JaxLlamaError, PromptTooLong, QueueFull
+from jaxllama.request import (
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    TextTail,
+    Token,
+    TokenLogprobs,
+)
+
+logger = logging.getLogger(__name__)
+
+NO_ID = -1  # no token: shares a prefix with nothing
+SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
+
+Sent = tuple[StepOutput, int, list[Generation | None]]  # output, steps asked for, owner of each row
+
+
+class Engine:
+    """All live requests of one model."""
+
+    def __init__(
+        self, programs: Programs, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.programs = programs
+        self.config = programs.engine
+        self.bank = programs.bank
+        self.ledger: Counter[str] = Counter()  # accepted, finished, cancelled, failed
+        self.recovery = Recovery()
+        self.slots = SlotTable(self.config.slots)
+        self._clock = clock
+        self._ids = itertools.count()
+        self._waiting: deque[Generation] = deque()
+        self._filling: deque[Generation] = deque()
+        self._running: list[Generation | None] = [None] * self.config.slots
+        self._sent: deque[Sent] = deque()
+        self._events: list[Event] = []
+        self._step_seconds = 0.0  # of one decode step, as last measured
+        self._last_read = 0.0
+        self._state = programs.empty()
+
+    # What callers do.
+
+    def submit(self, request: GenerationRequest, tail: TextTail | None = None) -> Generation:
+        """Queue a request; its events carry the returned generation's id."""
+        if len(self._waiting) >= self.config.queue_limit:
+            raise QueueFull(
+                f"{len(self._waiting)} requests wait already; the limit is "
+                f"{self.config.queue_limit}; try again later"
+            )
+        self.check_length(len(request.prompt), request.max_tokens)
+        generation = Generation(next(self._ids), request, tail, self._clock())
+        self._waiting.append(generation)
+        self.ledger["accepted"] += 1
+        return generation
+
+    def check_length(self, prompt: int, new: int) -> None:
+        """Refuse what does not fit a slot."""
+        if not 1 <= prompt < self.config.context:
+            raise PromptTooLong(
+                f"prompt has {prompt} tokens; this engine accepts 1 to {self.config.context - 1} "
+                f"(start it with a larger --context)"
+            )
+        if prompt + new > self.config.context:
+            raise PromptTooLong(
+                f"prompt has {prompt} tokens and max_tokens is {new}, together "
+                f"{prompt + new}; a slot holds {self.config.context} (lower max_tokens or start "
+                f"with a larger --context)"
+            )
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation in any phase; one that is over already is left alone."""
+        if generation.phase is not Phase.DONE:
+            self._end(generation, FinishReason.CANCELLED)
+
+    def close(self) -> None:
+        """End everything and let go of the device memory; the engine is of no use afterwards."""
+        live = [*self._waiting, *self.recovery.suspects, *self._filling, *self._running]
+        for generation in live:
+            if generation is not None:
+                self.cancel(generation)
+        self._sent.clear()
+        self.programs.delete(self._state)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, runs or is still to be read."""
+        busy = self._waiting or self._filling or self.recovery.suspects or self._sent
+        return not (busy or self._events or any(self._running))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Generations per phase, and slots held."""
+        waiting = len(self._waiting) + len(self.recovery.suspects)
+        running = sum(generation is not None for generation in self._running)
+        return {
+            "waiting": waiting,
+            "filling": len(self._filling),
+            "running": running,
+            "slots": self.slots.claimed,
+        }
+
+    def step(self) -> list[Event]:
+        """Move everything forward once; returns what happened since the last call."""
+        try:
+            self._admit_waiting()
+            self._fill()
+            sent = self._decode()
+            # Read the call before while the new one runs; with none new, read all there is.
+            while len(self._sent) > (1 if sent else 0):
+                self._read(self._sent.popleft())
+        except Exception as error:
+            logger.exception("a program failed; replaying live requests")
+            self._recover(error)
+        events, self._events = self._events, []
+        return events
+
+    # Admission and prompts.
+
+    def _admit_waiting(self) -> None:
+        """Give waiting requests the free slots, oldest first; a suspect runs alone."""
+        while self.recovery.alone is None:
+            queue = self.recovery.suspects or self._waiting
+            if not queue:
+                return
+            claim = self.slots.claim(queue[0].id, queue[0].known)
+            if claim is None:
+                return
+            if queue is self.recovery.suspects:
+                self.recovery.alone = queue[0]
+            self._take(queue.popleft(), claim)
+
+    def _take(self, generation: Generation, claim: Claim) -> None:
+        """Let a claim be filled; a beginning that is in another slot already is copied at once."""
+        generation.phase, generation.slot = Phase.FILLING, claim.slot
+        generation.filled = generation.reused = claim.reused
+        if claim.source is not None:
+            generation.source = claim.source
+            # Only an older claim is ever waited for, so nobody waits in a circle.
+            generation.follows = self.slots.slots[claim.source].owner
+            self._beginning_is_there(generation)
+        self._filling.append(generation)
+
+    def _fill(self) -> None:
+        """One chunk of one prompt, in turn; prompts that need none start at once."""
+        for _ in range(len(self._filling)):
+            generation = self._filling.popleft()
+            if not self._beginning_is_there(generation):
+                self._filling.append(generation)
+                continue
+            computed = self._chunk(generation)
+            if generation.filled == len(generation.known) - 1:
+                self._start(generation)
+            else:
+                self._filling.append(generation)
+            if computed:
+                return
+
+    def _beginning_is_there(self, generation: Generation) -> bool:
+        """Copy a shared beginning from another slot; False while that is still being computed."""
+        if generation.source is None:
+            return True
+        source = self.slots.slots[generation.source]
+        usable = generation.known[:-1]
+        there = common_prefix(source.cached, usable)
+        coming = common_prefix(source.planned, usable)
+        if there < coming and source.owner is not None and source.owner == generation.follows:
+            return False
+        generation.source = generation.follows = None
+        if there > generation.filled:
+            numbers = (np.int32(source.index), np.int32(generation.slot), np.int32(there))
+            self._state = self.programs.copy(self._state, *numbers)
+            self.slots.slots[generation.slot].cached[:] = usable[:there]
+            generation.filled = generation.reused = there
+        return True
+
+    def _chunk(self, generation: Generation) -> bool:
+        """Send the next piece of a prompt; False when none is left to compute."""
+        known = generation.known
+        if generation.filled == len(known) - 1:
+            return False
+        count = self._send_chunk(generation.slot, known, generation.filled, len(known) - 1)
+        generation.filled += count
+        return True
+
+    def _send_chunk(self, slot: int, ids: Sequence[int], start: int, end: int) -> int:
+        """Compute one chunk of ids[start:end] into a slot; returns its length."""
+        count = min(end - start, self.programs.chunk)
+        chunk = np.zeros(self.programs.chunk, np.int32)
+        chunk[:count] = ids[start : start + count]
+        numbers = (np.int32(slot), chunk, np.int32(start), np.int32(count))
+        self._state = self.programs.prefill(self._state, *numbers)
+        self.slots.slots[slot].cached.extend(ids[start : start + count])
+        return count
+
+    def _start(self, generation: Generation) -> None:
+        """The prompt is in the cache: let the row decode."""
+        row = row_start(generation.request, tuple(generation.known), self.config, self.bank)
+        self._state = self.programs.admit(self._state, np.int32(generation.slot), row)
+        generation.phase = Phase.RUNNING
+        self._running[generation.slot] = generation
+
+    # Decoding.
+
+    def _decode(self) -> bool:
+        """Send one decode call for all running rows; False if there is none."""
+        if not any(self._running):
+            return False
+        steps = self._steps()
+        self._state, output = self.programs.decode(self._state, np.int32(steps))
+        self._sent.append((output, steps, list(self._running)))
+        return True
+
+    def _steps(self) -> int:
+        """Decode steps of the next call: one while somebody waits for the device."""
+        if self._waiting or self._filling or self.recovery.suspects:
+            return 1
+        fitting = int(SECONDS_PER_SYNC / self._step_seconds) if self._step_seconds else 1
+        return min(max(fitting, 1), self.config.steps_per_sync)
+
+    def _read(self, sent: Sent) -> None:
+        """Wait for a decode call and tell what its rows drew."""
+        output, steps, owners = sent
+        tokens = np.asarray(output.token)
+        finite = np.asarray(output.choice.finite)
+        self._measure(tokens)
+        asked = [owner for owner in owners if owner and owner.request.top_logprobs is not None]
+        choice = output.choice
+        if asked:
+            choice = choice._replace(**{k: np.asarray(v) for k, v in choice._asdict().items()})
+        for step in range(steps):
+            for row, owner in enumerate(owners):
+                if owner is None or owner.phase is Phase.DONE or tokens[step, row] < 0:
+                    continue
+                if not finite[step, row]:
+                    self._fail_row(owner)
+                    continue
+                self._drew(owner, int(tokens[step, row]), logprobs_at(choice, step, row, owner))
+
+    def _measure(self, tokens: np.ndarray) -> None:
+        """Note how long one decode step takes."""
+        now = self._clock()
+        taken = int((tokens >= 0).any(axis=1).sum())
+        if taken and self._last_read:
+            self._step_seconds = (now - self._last_read) / taken
+        self._last_read = now if self._sent else 0.0
+
+    def _drew(self, generation: Generation, token: int, logprobs: TokenLogprobs | None) -> None:
+        """One token of one generation has arrived."""
+        self.slots.slots[generation.slot].cached.append(generation.newest)  # it was fed just now
+        self.recovery.progressed(generation)
+        if generation.replayed:  # told before the fault already
+            generation.replayed -= 1
+            generation.emitted.append(token)
+            return
+        generation.sampled += 1
+        if generation.first is None:
+            generation.first = self._clock()
+        if token in generation.request.stop_ids:
+            self._end(generation, FinishReason.END_TOKEN)
+            return
+        generation.emitted.append(token)
+        try:
+            text = generation.tail.push(token) if generation.tail else ""
+            stopped = generation.tail is not None and generation.tail.stopped is not None
+        except Exception as error:
+            self._fail(generation, GenerationFailed(f"decoding token {token} failed: {error}"))
+            return
+        self._events.append(Token(generation.id, token, text, logprobs))
+        if stopped:
+            self._end(generation, FinishReason.STOP_STRING)
+        elif len(generation.emitted) >= generation.request.max_tokens:
+            self._end(generation, FinishReason.LENGTH)
+
+    # Endings.
+
+    def _fail_row(self, generation: Generation) -> None:
+        """The model's numbers for this row are not numbers: nobody may use its cache again."""
+        slot = generation.slot
+        self._fail(
+            generation,
+            GenerationFailed(
+                "the model produced NaN or infinity for this request; its neighbours are not "
+                "affected (float16 overflows: try --dtype bfloat16 or float32)"
+            ),
+        )
+        self.slots.release(slot, keep=False)
+        self._state = self.programs.scrub(self._state, np.int32(slot))
+
+    def _fail(self, generation: Generation, error: JaxLlamaError) -> None:
+        self._end(generation, FinishReason.FAILED, error)
+
+    def _end(
+        self, generation: Generation, reason: FinishReason, error: JaxLlamaError | None = None
+    ) -> None:
+        """The one place where a generation becomes DONE and its slot free."""
+        phase, generation.phase = generation.phase, Phase.DONE
+        generation.ended = self._clock()
+        self.recovery.forget(generation)
+        match phase:
+            case Phase.WAITING:
+                if generation in self._waiting:
+                    self._waiting.remove(generation)
+            case Phase.FILLING:
+                if generation in self._filling:
+                    self._filling.remove(generation)
+                self.slots.release(generation.slot)
+            case Phase.RUNNING:
+                self._stop_row(generation, reason)
+        stop, text = finish_text(generation)
+        outcome = {FinishReason.CANCELLED: "cancelled", FinishReason.FAILED: "failed"}
+        self.ledger[outcome.get(reason, "finished")] += 1
+        usage = generation.usage()
+        self._events.append(Finished(generation.id, reason, usage, text, stop, error))
+
+    def _stop_row(self, generation: Generation, reason: FinishReason) -> None:
+        """Take a row out of the batch; what it has in the cache stays for the next one."""
+        self._running[generation.slot] = None
+        self.slots.release(generation.slot)
+        if reason not in (FinishReason.LENGTH, FinishReason.END_TOKEN):  # the device knows of those
+            mask = np.zeros(self.config.slots, np.bool_)
+            mask[generation.slot] = True
+            self._state = self.programs.release(self._state, mask)
+
+    # Looking without drawing.
+
+    def peek(self, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of ids[start:], each given all before, and the logits after the last.
+
+        Runs at once, in a free slot; the caller steps until there is one.
+        """
+        self.check_length(len(ids), 0)
+        claim = self.slots.claim(-1, (*ids[:start], NO_ID))  # row start-1 has to be computed
+        if claim is None:
+            raise QueueFull("all slots are busy; step the engine until one is free")
+        try:
+            return self._peek(ids, start, claim)
+        except Exception as error:
+            self._recover(error)
+            raise
+        finally:
+            if self.slots.slots[claim.slot].owner == -1:
+                self.slots.release(claim.slot)
+
+    def _peek(self, ids: Sequence[int], start: int, claim: Claim) -> tuple[np.ndarray, np.ndarray]:
+        cached = self.slots.slots[claim.slot].cached
+        while len(cached) < start - 1:
+            self._send_chunk(claim.slot, ids, len(cached), start - 1)
+        tile, found = self.programs.tile, []
+        for at in range(start - 1, len(ids), tile):
+            rows = min(tile, len(ids) - at)
+            following = ids[at + 1 : at + 1 + rows]
+            pairs = np.zeros((2, tile), np.int32)
+            pairs[0, :rows] = ids[at : at + rows]
+            pairs[1, : len(following)] = following
+            numbers = (np.int32(claim.slot), pairs, np.int32(at), np.int32(rows - 1))
+            self._state, seen = self.programs.peek(self._state, *numbers)
+            del cached[at:]
+            cached.extend(ids[at : at + rows])
+            found.append((seen, len(following)))
+        logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
+        return np.concatenate(logprobs), np.asarray(found[-1][0].logits)
+
+    # Faults.
+
+    def _recover(self, error: Exception) -> None:
+        """A new state; what was live starts over behind what it has already told."""
+        live = [*filter(None, self._running), *self._filling]
+        self._filling.clear()
+        self._running = [None] * self.config.slots
+        self._sent.clear()
+        self._last_read = 0.0
+        self.slots = SlotTable(self.config.slots)
+        self._state = self.programs.empty()
+        for generation in live:
+            self._rewind(generation)
+        again, guilty = self.recovery.judge(live)
+        for generation in reversed(again):
+            self._waiting.appendleft(generation)
+        if guilty is not None:
+            failure = GenerationFailed(f"this request made the engine fail repeatedly: {error}")
+            failure.__cause__ = error
+            self._fail(guilty, failure)
+
+    def _rewind(self, generation: Generation) -> None:
+        """Back to the queue; rows whose samplers remember draw again what they drew before."""
+        generation.phase, generation.slot = Phase.WAITING, -1
+        generation.source = generation.follows = None
+        if self.bank.remembers(generation.request.knobs):
+            generation.replayed += len(generation.emitted)
+            generation.emitted.clear()
+
+
+def finish_text(generation: Generation) -> tuple[str | None, str]:
+    """The stop string that was met, if any, and the text that was still held back."""
+    if generation.tail is None:
+        return None, ""
+    try:
+        return generation.tail.stopped, generation.tail.flush()
+    except Exception:
+        logger.exception("flushing the text of generation %s failed", generation.id)
+        return None, ""
+
+
+def logprobs_at(choice: Any, step: int, row: int, owner: Generation) -> TokenLogprobs | None:
+    """What one row's token was worth, if its request asked."""
+    count = owner.request.top_logprobs
+    if count is None:
+        return None
+
+    def listed(ids: np.ndarray, values: np.ndarray) -> tuple[tuple[int, float], ...]:
+        best: Sequence[tuple[int, float]] = list(
+            zip(ids[step, row, :count].tolist(), values[step, row, :count].tolist(), strict=True)
+        )
+        return tuple(best)
+
+    return TokenLogprobs(
+        logprob=float(choice.logprob[step, row]),
+        sampled=float(choice.sampled[step, row]),
+        top=listed(choice.top_ids, choice.top_logprobs),
+        top_sampled=listed(choice.sampled_ids, choice.sampled_logprobs),
+    )

@@ -1,0 +1,142 @@
+"""Compiled programs kept on disk, so that a second start compiles nothing.
+
+Used by `programs.py`. A folder per key; the key covers everything that changes a program: versions,
+flags, devices, CPU features, configs, plugins and our own sources. Loading deserialises native
+code, so only files that this user wrote, in a folder nobody else can write, are trusted, and only
+when their digest holds. Whatever is wrong with a file, the answer is to compile again.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+logger = logging.getLogger(__name__)
+
+MAGIC = b"jaxllama-program-1\n"
+KEPT = 16  # folders; the least recently used go first
+
+
+class Executables:
+    """The programs of one key."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.folder = root / key
+
+    def load(self, name: str, in_tree: Any, out_tree: Any) -> Any | None:
+        """The executable, or None if there is none that can be trusted."""
+        path = self.folder / f"{name}.program"
+        try:
+            payload = read_own(path)
+            if payload is None:
+                return None
+            os.utime(self.folder)
+            return serialize_executable.deserialize_and_load(payload, in_tree, out_tree)
+        except Exception as error:  # a stale or foreign program must never stop a start
+            logger.warning("program %s on disk is not usable, compiling: %s", name, error)
+            return None
+
+    def save(self, name: str, compiled: Any) -> None:
+        """Keep a program; a full or read-only disk costs nothing but the next start's time."""
+        try:
+            payload, _, _ = serialize_executable.serialize(compiled)
+            write_own(self.folder / f"{name}.program", payload)
+            drop_old(self.folder.parent)
+        except Exception as error:
+            logger.warning("program %s was not kept: %s", name, error)
+
+
+def program_key(parts: Iterable[object]) -> str:
+    """A name for everything that the programs depend on."""
+    digest = hashlib.sha256()
+    for part in (*parts, *machine(), sources()):
+        digest.update(repr(part).encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def machine() -> tuple[object, ...]:
+    """Versions, flags, devices and CPU features."""
+    devices = jax.devices()
+    return (
+        jax.__version__,
+        jax.lib.__version__,
+        platform.machine(),
+        cpu_features(),
+        os.environ.get("XLA_FLAGS", ""),
+        [(device.platform, device.device_kind, device.id) for device in devices],
+        jax.config.jax_enable_x64,
+        jax.config.jax_default_matmul_precision,
+    )
+
+
+def cpu_features() -> str:
+    """The feature line of the first processor, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def sources() -> str:
+    """Digest of this package's own sources: an edited kernel is another program."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for folder in ("engine", "kernels", "model"):
+        for path in sorted((package / folder).glob("**/*.py")):
+            digest.update(path.read_bytes())
+    for name in ("config.py", "sampling.py", "sharding.py"):
+        digest.update((package / name).read_bytes())
+    return digest.hexdigest()
+
+
+def read_own(path: Path) -> bytes | None:
+    """A file's payload if it exists, is ours alone, and whole."""
+    if not path.exists():
+        return None
+    for place in (path.parent, path):
+        if not is_private(place):
+            raise PermissionError(f"{place} is not owned by this user alone")
+    blob = path.read_bytes()
+    digest, payload = blob[len(MAGIC) :][:32], blob[len(MAGIC) + 32 :]
+    if not blob.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
+        raise ValueError("the file is damaged")
+    return payload
+
+
+def is_private(path: Path) -> bool:
+    """Whether only this user can write there."""
+    if not hasattr(os, "getuid"):
+        return True
+    about = path.lstat()
+    shared = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return about.st_uid == os.getuid() and not shared and not stat.S_ISLNK(about.st_mode)
+
+
+def write_own(path: Path, payload: bytes) -> None:
+    """Write whole or not at all, readable by this user alone."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def drop_old(root: Path) -> None:
+    """Forget the keys that were not used for longest."""
+    folders = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders[KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)

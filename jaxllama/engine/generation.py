@@ -1,0 +1,62 @@
+"""Generation: one live request - where it is, what it has produced, when.
+
+Created by `Engine.submit`, changed by the engine alone. Knows token ids; its `tail` makes text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from jaxllama.request import GenerationRequest, TextTail, Usage
+
+
+class Phase(Enum):
+    """Where a generation is; DONE is final."""
+
+    WAITING = auto()  # in the queue
+    FILLING = auto()  # holds a slot; its prompt is on the way into the cache
+    RUNNING = auto()  # a row of the decode batch
+    DONE = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One request on its way through the engine."""
+
+    id: int
+    request: GenerationRequest
+    tail: TextTail | None
+    submitted: float
+    phase: Phase = Phase.WAITING
+    slot: int = -1
+    filled: int = 0  # prompt tokens in the cache
+    source: int | None = None  # slot the beginning will be copied from ...
+    follows: int | None = None  # ... once this generation has computed it
+    reused: int = 0
+    emitted: list[int] = field(default_factory=list)
+    sampled: int = 0  # tokens drawn, the end token included
+    replayed: int = 0  # tokens still to be drawn again after a fault, not to be told twice
+    faults: int = 0
+    first: float | None = None  # when the first token arrived
+    ended: float = 0.0
+
+    @property
+    def known(self) -> Sequence[int]:
+        """What has to be in the cache (all but the last) for the next token to be drawn."""
+        return (*self.request.prompt, *self.emitted) if self.emitted else self.request.prompt
+
+    @property
+    def newest(self) -> int:
+        """The last known token: the one that is fed next."""
+        return self.emitted[-1] if self.emitted else self.request.prompt[-1]
+
+    def usage(self) -> Usage:
+        """What it cost so far."""
+        first = self.submitted if self.first is None else self.first
+        return Usage(
+            prompt=len(self.request.prompt),
+            reused=self.reused,
+            generated=self.sampled,
+            seconds_to_first=first - self.submitted,
+            seconds=self.ended - self.submitted,
+        )

@@ -1,0 +1,198 @@
+"""Programs: everything that is compiled, each traced once, ahead of time.
+
+Built by `llm.py`, run by `engine.py`; what they mean is in `steps.py`. All take the state donated
+and return the next one; they are called as compiled objects, so a wrong shape raises instead of
+recompiling.
+
+    empty    () -> state                                       every row inert
+    prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
+    admit    (state, slot, row)                                a row begins to decode
+    decode   (params, state, steps) -> state, StepOutput       up to `steps` tokens for every row
+    release  (state, mask [S])                                 rows stop decoding
+    scrub    (state, slot)                                     a row's cache is zeroed
+    copy     (state, source, target, count)                    the beginning of a cache row
+    peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
+"""
+
+import dataclasses
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.executables import Executables
+from jaxllama.engine.state import DecodeState, RowStart, state_shardings
+from jaxllama.engine.steps import Peek, StepOutput, Steps
+from jaxllama.model.params import Tree
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+NAMES = ("empty", "admit", "release", "scrub", "copy", "prefill", "decode", "peek")
+
+
+class Programs:
+    """The compiled programs of one model and one engine size, and the weights they run on."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        bank: SamplerBank,
+        params: Tree,
+        mesh: Mesh,
+        *,
+        executables: Executables | None = None,
+    ) -> None:
+        self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
+        self.params = params
+        self.executables = executables
+        self.steps = Steps(model, engine, bank)
+        self.traces: Counter[str] = Counter()
+        self._compiled: dict[str, Any] = {}
+        abstract = jax.eval_shape(self.steps.empty)
+        self._shardings = state_shardings(mesh, abstract)
+        self._state = jax.tree.map(with_sharding, abstract, self._shardings)
+        self._whole = NamedSharding(mesh, PartitionSpec())
+
+    @property
+    def tile(self) -> int:
+        """Rows of one prompt tile, and of a peek."""
+        return self.steps.tile
+
+    @property
+    def chunk(self) -> int:
+        """Most prompt tokens of one prefill call."""
+        return self.steps.chunk
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Compile or load everything; afterwards `traces` does not move."""
+        for done, name in enumerate(NAMES):
+            if progress is not None:
+                progress("programs", done, len(NAMES))
+            self.compiled(name)
+        if progress is not None:
+            progress("programs", len(NAMES), len(NAMES))
+
+    def compiled(self, name: str) -> Any:
+        """The executable of one program: from memory, from disk, or compiled now."""
+        if name not in self._compiled:
+            started = time.perf_counter()
+            self._compiled[name], origin = self._load_or_compile(name)
+            logger.info("%s %s in %.2f s", name, origin, time.perf_counter() - started)
+        return self._compiled[name]
+
+    def delete(self, state: DecodeState) -> None:
+        """Free the device memory of the state and the weights."""
+        for leaf in jax.tree.leaves((state, self.params)):
+            leaf.delete()
+
+    # As called: host numbers in, the next state out. Each consumes `state`.
+
+    def empty(self) -> DecodeState:
+        """Make a fresh state."""
+        return self.compiled("empty")()
+
+    def prefill(self, state: DecodeState, slot: Any, ids: Any, start: Any, count: Any) -> Any:
+        """Compute `count` of `ids` into a slot, from column `start` on."""
+        return self.compiled("prefill")(self.params, state, slot, ids, start, count)
+
+    def decode(self, state: DecodeState, steps: Any) -> tuple[DecodeState, StepOutput]:
+        """Draw up to `steps` tokens for every active row."""
+        return self.compiled("decode")(self.params, state, steps)
+
+    def admit(self, state: DecodeState, slot: Any, row: RowStart) -> DecodeState:
+        """Let a row begin."""
+        return self.compiled("admit")(state, slot, row)
+
+    def release(self, state: DecodeState, mask: Any) -> DecodeState:
+        """Make rows inert."""
+        return self.compiled("release")(state, mask)
+
+    def scrub(self, state: DecodeState, slot: Any) -> DecodeState:
+        """Zero a slot's cache."""
+        return self.compiled("scrub")(state, slot)
+
+    def copy(self, state: DecodeState, source: Any, target: Any, count: Any) -> DecodeState:
+        """Copy the first `count` cache columns, rounded up to whole blocks."""
+        return self.compiled("copy")(state, source, target, count)
+
+    def peek(self, state: DecodeState, slot: Any, pairs: Any, start: Any, last: Any) -> Any:
+        """Log-probabilities of targets after ids, and the logits after row `last`."""
+        return self.compiled("peek")(self.params, state, slot, pairs, start, last)
+
+    # Compiling.
+
+    def _arguments(self, name: str) -> tuple[Any, ...]:
+        """Abstract arguments of a program."""
+        state, number = self._state, self._small(())
+        params = jax.tree.map(lambda x: with_sharding(x, x.sharding), self.params)
+        ids = self._small((self.chunk,))
+        pairs = self._small((2, self.tile))
+        mask = self._small((self.engine.slots,), jnp.bool_)
+        return {
+            "empty": (),
+            "prefill": (params, state, number, ids, number, number),
+            "decode": (params, state, number),
+            "admit": (state, number, self._row()),
+            "release": (state, mask),
+            "scrub": (state, number),
+            "copy": (state, number, number, number),
+            "peek": (params, state, number, pairs, number, number),
+        }[name]
+
+    def _outputs(self, name: str, leaf: Any) -> Any:
+        """A tree like a program's result, `leaf` in every place behind the state."""
+        extra = {
+            "decode": StepOutput(leaf, Choice(*(leaf,) * len(Choice._fields))),
+            "peek": Peek(leaf, leaf),
+        }
+        return (self._shardings, extra[name]) if name in extra else self._shardings
+
+    def _row(self) -> RowStart:
+        """One row's beginning: the state without its slot dimension."""
+        fields = [field.name for field in dataclasses.fields(RowStart)]
+        state = {name: getattr(self._state, name) for name in fields}
+        return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
+
+    def _small(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """A small argument that every device sees whole."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
+
+    def _load_or_compile(self, name: str) -> tuple[Any, str]:
+        arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
+        if self.executables is not None:
+            trees = (jax.tree.structure((arguments, {})), jax.tree.structure(outputs))
+            loaded = self.executables.load(name, *trees)
+            if loaded is not None:
+                return loaded, "loaded"
+        compiled = self._compile(name, arguments, outputs)
+        if self.executables is not None:
+            self.executables.save(name, compiled)
+        return compiled, "compiled"
+
+    def _compile(self, name: str, arguments: tuple[Any, ...], outputs: Any) -> Any:
+        function: Callable[..., Any] = getattr(self.steps, name)
+
+        def traced(*args: Any) -> Any:
+            self.traces[name] += 1
+            return function(*args)
+
+        traced.__name__ = name
+        donated = tuple(i for i, part in enumerate(arguments) if isinstance(part, DecodeState))
+        with jax.set_mesh(self.mesh):
+            jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
+            return jitted.lower(*arguments).compile()
+
+
+def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+    """An array's shape and dtype, and where it lies."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

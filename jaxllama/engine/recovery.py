@@ -1,0 +1,51 @@
+"""Recovery: who is to blame when a program fails.
+
+Used by the engine after a fault. A first fault is nobody's: all live requests are replayed. Those
+that are live at a second one become suspects and run alone, one after the other, until they have
+drawn a few more tokens; one that makes the engine fail while alone is guilty. Plain Python.
+"""
+
+from collections import deque
+
+from jaxllama.engine.generation import Generation
+
+CLEARED_AFTER = 8  # tokens a suspect must draw alone
+
+
+class Recovery:
+    """Suspects, and the one that runs alone."""
+
+    def __init__(self) -> None:
+        self.suspects: deque[Generation] = deque()
+        self.alone: Generation | None = None
+        self.faults = 0
+        self._drawn = 0
+
+    def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
+        """After a fault: who is replayed with the others, and who is guilty."""
+        self.faults += 1
+        self._drawn = 0
+        for generation in live:
+            generation.faults += 1
+        if self.alone is not None or (len(live) == 1 and live[0].faults > 1):
+            guilty = self.alone if self.alone is not None else live[0]
+            self.alone = None
+            return [one for one in live if one is not guilty], guilty
+        self.suspects.extend(one for one in live if one.faults > 1)
+        return [one for one in live if one.faults == 1], None
+
+    def progressed(self, generation: Generation) -> None:
+        """A token was drawn; a suspect that draws enough of them is cleared."""
+        if generation is not self.alone:
+            return
+        self._drawn += 1
+        if self._drawn >= CLEARED_AFTER:
+            self.forget(generation)
+
+    def forget(self, generation: Generation) -> None:
+        """It has ended or is cleared: no suspect any more."""
+        if generation in self.suspects:
+            self.suspects.remove(generation)
+        if generation is self.alone:
+            self.alone, self._drawn = None, 0
+            generation.faults = 0

@@ -1,0 +1,147 @@
+"""DecodeState: everything on the device that changes, one pytree, replaced whole.
+
+Owned by the engine; every program takes it (donated: the old one is dead) and returns the next.
+`RowStart` is what admission writes into one row.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.bank import Bank, Rows, SamplerBank
+from jaxllama.model.cache import KVCache, empty_cache
+from jaxllama.request import GenerationRequest
+from jaxllama.sampling import NO_TOKEN
+from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
+from jaxllama.sharding import shard_shape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """All slots at once; see `shapes.py` for the letters."""
+
+    cache: KVCache
+    tokens: Int32[Array, "S T"]  # prompt and generated, the pending one included
+    length: Int32[Array, " S"]  # tokens whose keys are in the cache
+    prompt: Int32[Array, " S"]
+    pending: Int32[Array, " S"]  # known but not yet in the cache; fed next
+    budget: Int32[Array, " S"]  # tokens still allowed; 0 = row inert
+    stop_ids: Int32[Array, "S E"]  # padded with NO_TOKEN
+    temperature: Float[Array, " S"]
+    temperature_last: Bool[Array, " S"]
+    seed: UInt32[Array, "S 2"]
+    top_logprobs: Int32[Array, " S"]  # -1: none wanted
+    bank: Bank
+
+    @property
+    def active(self) -> Bool[Array, " S"]:
+        """Rows that decode."""
+        return self.budget > 0
+
+    def rows(self) -> Rows:
+        """What the bank may see."""
+        return Rows(
+            tokens=self.tokens,
+            length=self.length + 1,  # the pending token is known
+            prompt=self.prompt,
+            stop_ids=self.stop_ids,
+            temperature=self.temperature,
+            temperature_last=self.temperature_last,
+            seed=self.seed,
+            active=self.active,
+            top_logprobs=self.top_logprobs,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowStart:
+    """How one row begins; host numbers with the shapes of one row of the state."""
+
+    tokens: Any
+    length: Any
+    prompt: Any
+    pending: Any
+    budget: Any
+    stop_ids: Any
+    temperature: Any
+    temperature_last: Any
+    seed: Any
+    top_logprobs: Any
+    bank: Bank
+
+
+def row_start(
+    request: GenerationRequest, known: tuple[int, ...], engine: EngineConfig, bank: SamplerBank
+) -> RowStart:
+    """The row of a request whose `known` tokens, all but the last, are in the cache."""
+    tokens = np.zeros(engine.columns, np.int32)
+    tokens[: len(known)] = known
+    stop_ids = np.full(engine.max_stop_ids, NO_TOKEN, np.int32)
+    stop_ids[: len(request.stop_ids)] = request.stop_ids
+    generated = len(known) - len(request.prompt)
+    return RowStart(
+        tokens=tokens,
+        length=np.int32(len(known) - 1),
+        prompt=np.int32(len(request.prompt)),
+        pending=np.int32(known[-1]),
+        budget=np.int32(request.max_tokens - generated),
+        stop_ids=stop_ids,
+        temperature=np.float32(request.temperature),
+        temperature_last=np.bool_(request.temperature_last),
+        seed=np.array([request.seed >> 32, request.seed & 0xFFFFFFFF], np.uint32),
+        top_logprobs=np.int32(-1 if request.top_logprobs is None else request.top_logprobs),
+        bank=bank.row(request.knobs),
+    )
+
+
+def empty_state(
+    model: ModelConfig, engine: EngineConfig, bank: SamplerBank, chunk: int
+) -> DecodeState:
+    """Every row inert; `chunk` scratch columns behind the cache."""
+    slots = engine.slots
+    none = jnp.zeros(slots, jnp.int32)
+    return DecodeState(
+        cache=empty_cache(model, engine, chunk),
+        tokens=jnp.zeros((slots, engine.columns), jnp.int32),
+        length=none,
+        prompt=none,
+        pending=none,
+        budget=none,
+        stop_ids=jnp.full((slots, engine.max_stop_ids), NO_TOKEN, jnp.int32),
+        temperature=jnp.zeros(slots, jnp.float32),
+        temperature_last=jnp.zeros(slots, jnp.bool_),
+        seed=jnp.zeros((slots, 2), jnp.uint32),
+        top_logprobs=none - 1,
+        bank=bank.empty(slots),
+    )
+
+
+def write_row(
+    state: DecodeState, slot: Int32[Array, ""], row: RowStart, bank: SamplerBank
+) -> DecodeState:
+    """Let a row begin."""
+    named = {
+        field.name: getattr(state, field.name).at[slot].set(getattr(row, field.name))
+        for field in dataclasses.fields(RowStart)
+        if field.name != "bank"
+    }
+    return dataclasses.replace(state, **named, bank=bank.write(state.bank, slot, row.bank))
+
+
+def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
+    """Where every leaf lies: slots over `data`, cache heads over `model`."""
+
+    def place(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
+        axes: tuple[str | None, ...] = ("slots", *(None,) * (leaf.ndim - 1))
+        if getattr(path[0], "name", "") == "cache":
+            axes = ("slots", "kv_heads", None, None)
+        return shard_shape(mesh, leaf.shape, axes)
+
+    return jax.tree_util.tree_map_with_path(place, state)

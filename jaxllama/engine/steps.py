@@ -1,0 +1,156 @@
+"""Steps: what each program means - pure functions of the weights and the state.
+
+Compiled by `programs.py`, which lists them. Each consumes the state it is given and returns the
+next. Knows rows and tokens, not requests.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
+from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
+from jaxllama.kernels import ROW_TILE
+from jaxllama.model.cache import LayerCache
+from jaxllama.model.params import Tree, model_of
+from jaxllama.shapes import Array, Bool, Float, Int32
+
+
+class StepOutput(NamedTuple):
+    """What a decode call produced; step k of slot s is [k, s]."""
+
+    token: Int32[Array, "steps S"]  # -1: the row was inert
+    choice: Choice  # every leaf [steps, S, ...]
+
+
+class Peek(NamedTuple):
+    """What the model thinks of given tokens."""
+
+    logprob: Float[Array, " R"]  # of each target
+    logits: Float[Array, " V"]  # after the row `last`
+
+
+class Steps:
+    """The programs of one model and one engine size, as functions."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, bank: SamplerBank) -> None:
+        self.model, self.engine, self.bank = model, engine, bank
+        # One tile has the rows of a decode step: see the seed contract in kernels/reference.py.
+        self.tile = max(engine.slots, ROW_TILE)
+        self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
+
+    def empty(self) -> DecodeState:
+        """Every row inert."""
+        return empty_state(self.model, self.engine, self.bank, self.tile)
+
+    def prefill(
+        self, params: Tree, state: DecodeState, slot: Array, ids: Array, start: Array, count: Array
+    ) -> DecodeState:
+        """Compute `count` of `ids` into a slot, tile by tile; what lies past them is scratch."""
+
+        def tile(index: Array, carry: tuple[Tree, Any]) -> tuple[Tree, Any]:
+            params, cache = carry
+            tokens = lax.dynamic_slice_in_dim(ids, index * self.tile, self.tile)
+            model = model_of(self.model, params)
+            return params, model.prompt(tokens, cache, slot, start + index * self.tile)[1]
+
+        tiles = (count + self.tile - 1) // self.tile
+        _, cache = lax.fori_loop(0, tiles, tile, (params, state.cache))
+        return dataclasses.replace(state, cache=cache)
+
+    def decode(
+        self, params: Tree, state: DecodeState, steps: Array
+    ) -> tuple[DecodeState, StepOutput]:
+        """Draw up to `steps` tokens for every active row; stops early when none is left."""
+        most = self.engine.steps_per_sync
+
+        def one(carry: tuple[Array, Tree, DecodeState, StepOutput]) -> Any:
+            done, params, state, output = carry
+            state, now = self._step(params, state)
+            output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
+            return done + 1, params, state, output
+
+        def more(carry: tuple[Array, Tree, DecodeState, StepOutput]) -> Array:
+            done, _, state, _ = carry
+            return (done < steps) & jnp.any(state.active)
+
+        shapes = jax.eval_shape(self._step, params, state)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        blank = blank._replace(token=blank.token - 1)
+        # Weights go through the loop's carry: outside it XLA would unpack them once for all steps.
+        _, _, state, output = lax.while_loop(more, one, (jnp.int32(0), params, state, blank))
+        return state, output
+
+    def _step(self, params: Tree, state: DecodeState) -> tuple[DecodeState, StepOutput]:
+        """One token for every active row."""
+        model = model_of(self.model, params)
+        active = state.active
+        hidden, cache = model.step(state.pending, state.cache, state.length, active)
+        bank, choice = self.bank.choose(state.bank, model.head(hidden), state.rows())
+        length = jnp.where(active, state.length + 1, state.length)
+        token = choice.token
+        place = jnp.where(active, length, state.tokens.shape[1])  # inert rows: out of bounds
+        tokens = state.tokens.at[jnp.arange(token.shape[0]), place].set(token, mode="drop")
+        ended = jnp.any(token[:, None] == state.stop_ids, axis=1) | ~choice.finite
+        after = dataclasses.replace(
+            state,
+            cache=cache,
+            tokens=tokens,
+            length=length,
+            pending=jnp.where(active, token, state.pending),
+            budget=jnp.where(active & ~ended, state.budget - 1, 0),
+            bank=bank,
+        )
+        return after, StepOutput(jnp.where(active, token, -1), choice)
+
+    def admit(self, state: DecodeState, slot: Array, row: RowStart) -> DecodeState:
+        """Let a row begin."""
+        return write_row(state, slot, row, self.bank)
+
+    def release(self, state: DecodeState, mask: Bool[Array, " S"]) -> DecodeState:
+        """Make rows inert."""
+        return dataclasses.replace(state, budget=jnp.where(mask, 0, state.budget))
+
+    def scrub(self, state: DecodeState, slot: Array) -> DecodeState:
+        """Zero a slot: a NaN times weight zero is still NaN, so masking would not hide it."""
+        cache = jax.tree.map(lambda side: side.at[slot].set(0), state.cache)
+        return dataclasses.replace(state, cache=cache)
+
+    def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
+        """Copy the beginning of a cache row, in whole blocks."""
+
+        def block(index: Array, cache: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+            at = index * KEY_BLOCK
+
+            def move(side: Array) -> Array:
+                size = (1, side.shape[1], KEY_BLOCK, side.shape[3])
+                part = lax.dynamic_slice(side, (source, 0, at, 0), size)
+                return lax.dynamic_update_slice(side, part, (target, 0, at, 0))
+
+            return jax.tree.map(move, cache)
+
+        blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
+        return dataclasses.replace(state, cache=lax.fori_loop(0, blocks, block, state.cache))
+
+    def peek(
+        self,
+        params: Tree,
+        state: DecodeState,
+        slot: Array,
+        pairs: Int32[Array, "2 R"],
+        start: Array,
+        last: Array,
+    ) -> tuple[DecodeState, Peek]:
+        """Say how likely each target is after its id, and what follows row `last`."""
+        ids, targets = pairs
+        model = model_of(self.model, params)
+        hidden, cache = model.prompt(ids, state.cache, slot, start)
+        logits = model.head(hidden)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+        state = dataclasses.replace(state, cache=cache)
+        return state, Peek(chosen - total, logits[last])

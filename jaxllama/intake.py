@@ -1,0 +1,114 @@
+"""Intake: from what people ask - text or messages, and knobs - to a checked GenerationRequest.
+
+Used by the Python API and the server, so that both refuse the same things in the same words. Knows
+text and limits; starts nothing.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from jaxllama.config import EngineConfig
+from jaxllama.engine.bank import SamplerBank
+from jaxllama.errors import InvalidParameter, PromptTooLong
+from jaxllama.formats import Message, PromptFormat
+from jaxllama.limits import LIMITS, MAX_SEED, check
+from jaxllama.request import GenerationRequest
+from jaxllama.text.tail import Tail
+from jaxllama.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Turns = Sequence[Message | Mapping[str, str]]
+Ready = tuple[GenerationRequest, Tail]
+
+
+class Intake:
+    """Checks and translates requests for one model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat,
+        bank: SamplerBank,
+        engine: EngineConfig,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        self.bank = bank
+        self.engine = engine
+
+    def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
+        """A request that continues a prompt."""
+        return self._ready(self.ids(prompt), knobs, ())
+
+    def chat(self, messages: Turns, knobs: Mapping[str, object]) -> Ready:
+        """A request that answers a conversation."""
+        return self._ready(self.chat_ids(messages), knobs, self.format.stop)
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """A prompt as token ids, each within the vocabulary."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        ids = list(prompt)
+        size = self.bank.vocab
+        for id_ in ids:
+            if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < size:
+                raise InvalidParameter(
+                    f"prompt holds {id_!r}; token ids are whole numbers from 0 to {size - 1}",
+                    "prompt",
+                )
+        return ids
+
+    def chat_ids(self, messages: Turns) -> list[int]:
+        """A conversation as token ids; special-token text inside a message stays plain text."""
+        turns = [as_message(message) for message in messages]
+        if not turns:
+            raise InvalidParameter("messages is empty; expected at least one message", "messages")
+        guarded = [Message(turn.role, self.tokenizer.guard(turn.content)) for turn in turns]
+        return self.tokenizer.encode(self.format.render(guarded), special=True)
+
+    def _ready(
+        self, ids: Sequence[int], knobs: Mapping[str, object], stop: tuple[str, ...]
+    ) -> Ready:
+        core = {name: check(name, knobs.get(name)) for name in LIMITS}
+        others = {name: value for name, value in knobs.items() if name not in LIMITS}
+        set_ = {name: value for name, value in others.items() if value is not None}
+        self.bank.check(set_)
+        room = self.engine.context - len(ids)
+        if not ids or room < 1:
+            raise PromptTooLong(
+                f"prompt has {len(ids)} tokens; this engine accepts 1 to {self.engine.context - 1} "
+                f"(start it with a larger --context)"
+            )
+        stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
+        ends = () if core["ignore_eos"] else self.tokenizer.end_ids
+        seed = core["seed"]
+        request = GenerationRequest(
+            prompt=tuple(ids),
+            max_tokens=room if core["max_tokens"] is None else core["max_tokens"],  # type: ignore[arg-type]
+            temperature=core["temperature"],  # type: ignore[arg-type]
+            temperature_last=core["temperature_last"],  # type: ignore[arg-type]
+            seed=secrets.randbelow(MAX_SEED) if seed is None else seed,  # type: ignore[arg-type]
+            stop_ids=tuple(dict.fromkeys((*stop_ids, *ends))),
+            top_logprobs=core["logprobs"],  # type: ignore[arg-type]
+            knobs=set_,
+        )
+        if len(ids) + request.max_tokens > self.engine.context:
+            raise PromptTooLong(
+                f"prompt has {len(ids)} tokens and max_tokens is {request.max_tokens}, together "
+                f"{len(ids) + request.max_tokens}; a slot holds {self.engine.context} (lower "
+                f"max_tokens or start with a larger --context)"
+            )
+        texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
+        return request, Tail(self.tokenizer, (*texts, *stop))
+
+
+def as_message(message: Message | Mapping[str, str]) -> Message:
+    """A message from its JSON form."""
+    if isinstance(message, Message):
+        return message
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidParameter(
+            f"a message has role {role!r} and content {content!r}; both must be text", "messages"
+        )
+    return Message(role, content)

@@ -1,0 +1,451 @@
+"""LLM: a model ready to generate. The composition root - the whole system, in order.
+
+Opens a checkpoint, makes the mesh, places the weights, compiles the programs, builds the engine;
+and is the Python API on top of it. The CLI and the server sit on this; nothing below imports it.
+
+    with LLM.load() as llm:
+        print(llm.generate("The capital of France is", max_tokens=8, temperature=0).text)
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import jax
+
+from jaxllama.completion import Completion, Delta, Perplexity, Score
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.executables import Executables, program_key
+from jaxllama.engine.generation import Generation, Phase
+from jaxllama.engine.programs import Programs
+from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
+from jaxllama.formats import PromptFormat
+from jaxllama.intake import Intake, Prompt, Ready, Turns
+from jaxllama.model.params import Tree, abstract_params
+from jaxllama.model.prepare import place, unpacked
+from jaxllama.model.quantized import Packed
+from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
+from jaxllama.request import Event, Finished, FinishReason, Token, TokenLogprobs
+from jaxllama.sampling import Sampler
+from jaxllama.sharding import make_mesh, parse_mesh
+from jaxllama.text.tokenizer import Tokenizer
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import Checkpoint, fill
+from jaxllama.weights.store import cache_folder, resolve
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+OnDone = Callable[[int, Completion], None]
+
+DEFAULT_SLOTS = 16
+DEFAULT_CONTEXT = 4096
+QUEUED_PER_SLOT = 4  # how far ahead of the slots a long list of prompts is tokenized
+
+
+class LLM:
+    """One model, its engine, and the calls people make."""
+
+    def __init__(
+        self, engine: Engine, intake: Intake, *, config: ModelConfig, path: Path | None = None
+    ) -> None:
+        self.engine = engine
+        self.intake = intake
+        self.config = config
+        self.path = path
+        self._inboxes: dict[int, list[Event]] = {}
+
+    @classmethod
+    def load(  # noqa: PLR0913 - every setting of the system, once
+        cls,
+        model: str | Path | None = None,
+        *,
+        slots: int | None = None,
+        context: int | None = None,
+        dtype: str | None = None,
+        cache_dtype: str | None = None,
+        mesh: str | None = None,
+        packed: bool = False,
+        prompt_format: str | None = None,
+        compile_cache: bool = True,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Open a model by name, file or folder; with none, the default, pulled if needed.
+
+        slots          requests decoded together (default 16)
+        context        tokens a slot holds (default: the model's, at most 4096)
+        dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
+        cache_dtype    of keys and values, likewise (default: bfloat16)
+        mesh           for example "data=2,model=4"
+        packed         keep 4- and 8-bit weights packed: less memory, more time per token
+        prompt_format  name of a prompt format (default: the one that suits the model)
+        compile_cache  keep compiled programs on disk for the next start
+        progress       called with (what, done, total) while loading
+        """
+        path = resolve(model, progress=progress)
+        with open_checkpoint(path) as checkpoint:
+            config = checkpoint.config
+            engine = engine_config(
+                config,
+                slots=slots,
+                context=context,
+                dtype=dtype,
+                cache_dtype=cache_dtype,
+                mesh=mesh,
+            )
+            samplers = load_plugins(SAMPLERS, Sampler)  # type: ignore[type-abstract]
+            bank = SamplerBank(
+                samplers.loaded,
+                vocab=config.vocab_size,
+                candidates=engine.candidates,
+                top_logprobs=engine.max_top_logprobs,
+            )
+            tokenizer = checkpoint.tokenizer()
+            chosen = choose_format(prompt_format, tokenizer)
+            devices = make_mesh(engine, config)
+            params = read_weights(checkpoint, engine, devices, packed=packed, progress=progress)
+        key = program_key((config, engine, packed, describe(samplers.loaded)))
+        executables = Executables(cache_folder() / "programs", key) if compile_cache else None
+        programs = Programs(config, engine, bank, params, devices, executables=executables)
+        programs.warm_up(progress)
+        intake = Intake(tokenizer, chosen, bank, engine)
+        return cls(Engine(programs), intake, config=config, path=path)
+
+    # What it is made of.
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """How the engine is sized."""
+        return self.engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.intake.tokenizer
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How conversations become prompts."""
+        return self.intake.format
+
+    @property
+    def bank(self) -> SamplerBank:
+        """The installed samplers and their knobs."""
+        return self.engine.bank
+
+    # Generation.
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        on_done: OnDone | None = None,
+        **knobs: object,
+    ) -> Completion | list[Completion]:
+        """Continue a prompt (text or token ids), or each of a list; a list gives a list.
+
+        Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
+        temperature_last and every knob of every installed sampler.
+        """
+        if is_one(prompt):
+            return self._one(self.intake.completion(cast(Prompt, prompt), knobs))
+        many = [(one, knobs) for one in cast(Sequence[Prompt], prompt)]
+        answers: list[Completion | None] = [None] * len(many)
+        for index, completion in self.generate_each(many):
+            answers[index] = completion
+            if on_done is not None:
+                on_done(index, completion)
+        return cast(list[Completion], answers)
+
+    def generate_each(
+        self, items: Iterable[tuple[Prompt, Mapping[str, object]]]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue each (prompt, knobs); yields (index, completion) as they finish."""
+        return self._each(self.intake.completion(prompt, knobs) for prompt, knobs in items)
+
+    def stream(self, prompt: Prompt, **knobs: object) -> "Stream":
+        """Continue a prompt, token by token."""
+        return Stream(self, self.intake.completion(prompt, knobs))
+
+    def chat(self, messages: Turns, **knobs: object) -> Completion:
+        """Answer a conversation of {role, content} messages."""
+        return self._one(self.intake.chat(messages, knobs))
+
+    def chat_each(
+        self, items: Iterable[tuple[Turns, Mapping[str, object]]]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Answer each (messages, knobs); yields (index, completion) as they finish."""
+        return self._each(self.intake.chat(messages, knobs) for messages, knobs in items)
+
+    def chat_stream(self, messages: Turns, **knobs: object) -> "Stream":
+        """Answer a conversation, token by token."""
+        return Stream(self, self.intake.chat(messages, knobs))
+
+    # Reading without writing.
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Text to token ids; `special` recognises the text of special tokens."""
+        return self.tokenizer.encode(text, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Token ids to text."""
+        return self.tokenizer.decode(ids)
+
+    def score(self, prompt: Prompt, continuations: Sequence[str | Sequence[int]]) -> list[Score]:
+        """Log-probability of each continuation after the prompt; the prompt is computed once."""
+        ids = self.intake.ids(prompt)
+        if not ids:
+            raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
+        scores = []
+        for continuation in continuations:
+            tail = (
+                self.tokenizer.encode(continuation, begin=False)
+                if isinstance(continuation, str)
+                else self.intake.ids(continuation)
+            )
+            if not tail:
+                raise InvalidParameter("a continuation is empty; expected text", "continuations")
+            logprobs, _ = self._peek([*ids, *tail], len(ids))
+            values = tuple(float(value) for value in logprobs)
+            scores.append(Score(math.fsum(values), values, tuple(tail)))
+        return scores
+
+    def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
+        """How surprised the model is by a text, in windows of the context, each from its start."""
+        ids = self.intake.ids(text)
+        if len(ids) < 2:  # noqa: PLR2004
+            raise InvalidParameter("the text has fewer than 2 tokens; nothing to predict", "text")
+        started, total, count = time.perf_counter(), 0.0, 0
+        size = self.engine_config.context - 1
+        for at in range(0, len(ids), size):
+            window = ids[at : at + size]
+            if len(window) > 1:
+                logprobs, _ = self._peek(window, 1)
+                total -= float(logprobs.sum(dtype="float64"))
+                count += len(logprobs)
+            if progress is not None:
+                progress("perplexity", min(at + size, len(ids)), len(ids))
+        return Perplexity(math.exp(total / count), count, time.perf_counter() - started)
+
+    # Ending.
+
+    def close(self) -> None:
+        """Cancel what runs and let go of the device memory."""
+        for inbox in list(self._inboxes):
+            self._inboxes.pop(inbox)
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # How it works.
+
+    def _one(self, ready: Ready) -> Completion:
+        stream = Stream(self, ready)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    def _each(self, requests: Iterable[Ready]) -> Iterator[tuple[int, Completion]]:
+        """Keep the queue a little ahead of the slots; yield whatever finishes."""
+        source = enumerate(requests)
+        live: dict[int, Stream] = {}
+        most = QUEUED_PER_SLOT * self.engine_config.slots
+        exhausted = False
+        try:
+            while live or not exhausted:
+                while not exhausted and len(live) < most:
+                    item = next(source, None)
+                    exhausted = item is None
+                    if item is not None:
+                        live[item[0]] = Stream(self, item[1])
+                if live:
+                    self._pump()
+                for index in [index for index, stream in live.items() if stream.drain()]:
+                    yield index, live.pop(index).completion
+        finally:
+            for stream in live.values():
+                stream.close()
+
+    def _pump(self) -> None:
+        """One engine step; events go to whoever follows the generation."""
+        for event in self.engine.step():
+            inbox = self._inboxes.get(event.id)
+            if inbox is not None:
+                inbox.append(event)
+
+    def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
+        while self.engine.slots.full:
+            self._pump()
+        return self.engine.peek(ids, start)
+
+
+class Stream:
+    """One answer on its way: iterate for Deltas, then read `completion`; `close` cancels."""
+
+    def __init__(self, llm: LLM, ready: Ready) -> None:
+        self._llm = llm
+        self._request, tail = ready
+        self._generation: Generation = llm.engine.submit(self._request, tail)
+        self._inbox: list[Event] = []
+        llm._inboxes[self._generation.id] = self._inbox
+        self._parts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._finished: Finished | None = None
+
+    def __iter__(self) -> Iterator[Delta]:
+        try:
+            while self._finished is None:
+                self._llm._pump()
+                yield from self._take()
+        finally:
+            self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer; available once the stream has ended."""
+        end = self._finished
+        if end is None:
+            raise InvalidParameter("the stream has not ended; iterate it to its end first")
+        if end.error is not None:
+            raise end.error
+        wanted = self._request.top_logprobs is not None
+        return Completion(
+            text="".join(self._parts),
+            tokens=tuple(self._tokens),
+            finish_reason=end.reason,
+            usage=end.usage,
+            seed=self._request.seed,
+            logprobs=tuple(self._logprobs) if wanted else None,
+            stop=end.stop,
+        )
+
+    def close(self) -> None:
+        """Cancel the answer if it has not ended; what it produced so far stays readable."""
+        if self._finished is None:
+            self._llm.engine.cancel(self._generation)
+            while self._generation.phase is Phase.DONE and self._finished is None:
+                self._llm._pump()
+                self.drain()
+        self._llm._inboxes.pop(self._generation.id, None)
+
+    def drain(self) -> bool:
+        """Take in what has arrived; True once the answer is whole."""
+        for _ in self._take():
+            pass
+        return self._finished is not None
+
+    def _take(self) -> Iterator[Delta]:
+        """The events that have arrived, as deltas."""
+        events, self._inbox[:] = list(self._inbox), []
+        for event in events:
+            self._parts.append(event.text)
+            if isinstance(event, Token):
+                self._tokens.append(event.token)
+                if event.logprobs is not None:
+                    self._logprobs.append(event.logprobs)
+                yield Delta(event.text, event.token, event.logprobs)
+                continue
+            self._finished = event
+            self._llm._inboxes.pop(event.id, None)
+            if event.text:
+                yield Delta(event.text)
+            if event.reason is FinishReason.FAILED:
+                raise event.error or GenerationFailed("the generation failed")
+
+
+def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Text, or a list of ids; an empty list is an empty list of prompts."""
+    return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
+
+
+def engine_config(  # noqa: PLR0913
+    model: ModelConfig,
+    *,
+    slots: int | None,
+    context: int | None,
+    dtype: str | None,
+    cache_dtype: str | None,
+    mesh: str | None,
+) -> EngineConfig:
+    """The engine's size, with defaults for this model and machine."""
+    data, parts = parse_mesh(mesh)
+    if context is not None and context > model.max_context:
+        raise InvalidParameter(
+            f"context is {context}; this model was trained for at most {model.max_context}",
+            "context",
+        )
+    on_cpu = jax.default_backend() == "cpu"
+    config = EngineConfig(
+        slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
+        context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
+        dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+        cache_dtype=cache_dtype or "bfloat16",
+        data_parallel=data,
+        model_parallel=parts,
+    )
+    return replace(config, candidates=min(config.candidates, model.vocab_size))
+
+
+def read_weights(
+    checkpoint: Checkpoint,
+    engine: EngineConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    packed: bool,
+    progress: Progress | None,
+) -> Tree:
+    """Every weight, read one at a time and placed on its devices."""
+
+    def put(path: str, leaf: Any, value: Any) -> Any:
+        if isinstance(value, Packed) and not packed:
+            value = unpacked(leaf, value)
+        return place(leaf, value, mesh, engine.dtype)
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("weights", done, total)
+
+    started = time.perf_counter()
+    params = fill(abstract_params(checkpoint.config), checkpoint, put, report)
+    logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
+    return params
+
+
+def choose_format(name: str | None, tokenizer: Tokenizer) -> PromptFormat:
+    """The named format, or the first that suits the model."""
+    formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
+    if name is not None:
+        return formats.one(name).for_model(tokenizer.text)
+    suiting = [kind for kind in formats.loaded.values() if kind.suits(tokenizer.text)]
+    if not suiting:
+        raise JaxLlamaError("no installed prompt format suits this model; name one")
+    return suiting[0].for_model(tokenizer.text)
+
+
+def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
+    """What a compiled program depends on of each sampler: which code it is."""
+    described = []
+    for name, kind in samplers.items():
+        module = __import__(kind.__module__, fromlist=["__file__"])
+        source = getattr(module, "__file__", None)
+        code = Path(source).read_bytes() if source and os.path.exists(source) else None  # noqa: PTH110
+        described.append((name, f"{kind.__module__}.{kind.__qualname__}", code))
+    return described
