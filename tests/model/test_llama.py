@@ -1,5 +1,7 @@
 """The model's two ways in, against the NumPy reference, for every family."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,9 @@ from jaxllama.testing.models import FAMILIES, random_params, shapes, tiny
 SLOTS, SLOT = 3, 1  # the sequence lies in the middle slot
 PIECE = 60  # tokens of one prompt call
 STEPS = 20
+QUICK = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # compiling is the test's time
 LENGTH = 2 * PIECE + STEPS  # beyond one block of keys (128 columns)
 TOKENS = np.random.RandomState(7).randint(0, 256, LENGTH)
 
@@ -22,13 +27,13 @@ def run(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     """Logits after every token: two prompt calls, then steps with busy neighbours."""
     weights = jax.tree.map(jnp.asarray, params)
 
-    @jax.jit
+    @QUICK
     def prompt(weights, tokens, cache, slot, start):
         model = model_of(config, weights)
         hidden, cache = model.prompt(tokens, cache, slot, start)
         return model.head(hidden), cache
 
-    @jax.jit
+    @QUICK
     def step(weights, tokens, cache, position, active):
         model = model_of(config, weights)
         hidden, cache = model.step(tokens, cache, position, active)
