@@ -18,7 +18,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open the model at `path` with the first format that recognises it."""
     path = Path(path)
     check_path(path)
-    plugins = load_plugins(WEIGHTS, Checkpoint)
+    plugins = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
     for name, format_class in plugins.loaded.items():
         if recognizes(name, format_class, path):
             return format_class.open(path)

@@ -40,7 +40,7 @@ class BinaryFile:
             )
         held = np.empty(count, np.uint8)
         try:
-            self._fill(memoryview(held), offset)
+            self._fill(held.data, offset)
             status = os.fstat(self._stream.fileno())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path} cannot be read: {reason(error)}") from error

@@ -12,7 +12,8 @@ from typing import Any, Final
 from jaxllama.errors import BadHeader
 from jaxllama.weights.binary import BinaryFile
 
-MAX_SIZE = 2**24  # of one dimension: products of four still fit 2**96, never mind 64 bits
+MAX_SIZE = 2**24  # of one dimension: a matrix then has at most 2**48 weights, far from 2**63
+MAX_HEADS = 2**12  # heads times head size is a dimension too
 MAX_CONTEXT = 2**31 - 1
 MAX_JSON = 16 << 20  # bytes; parsing may take twenty times as much memory
 REQUIRED: Final[Any] = object()
@@ -42,8 +43,8 @@ class Fields:
             )
         return value
 
-    def real(self, key: str, default: float = REQUIRED) -> float:
-        """A finite number."""
+    def real(self, key: str, default: float = REQUIRED, *, above: float = -math.inf) -> float:
+        """A finite number greater than `above`."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, value, "a number")
@@ -53,6 +54,8 @@ class Fields:
             number = math.inf
         if not math.isfinite(number):
             raise self._wrong(key, value, "a finite number")
+        if number <= above:
+            raise self._wrong(key, value, f"a number greater than {above:g}")
         return number
 
     def text(self, key: str, default: str = REQUIRED) -> str:

@@ -16,7 +16,7 @@ from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
 from jaxllama.weights.base import Checkpoint, Rule, expand
 from jaxllama.weights.binary import BinaryFile
-from jaxllama.weights.fields import MAX_CONTEXT, Fields, shown
+from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, REQUIRED, Fields, shown
 from jaxllama.weights.gguf_blocks import decode
 from jaxllama.weights.gguf_header import MAGIC, GgufHeader, read_header
 from jaxllama.weights.layout import Shape, Stored
@@ -190,22 +190,22 @@ def check_kind(fields: Fields) -> str:
     return architecture
 
 
-def head_count(fields: Fields, key: str, default: int | None = None) -> int:
+def head_count(fields: Fields, key: str, default: int = REQUIRED) -> int:
     """A head count: a number, or an array that says the same for every block."""
     value = fields.values.get(key)
     if not isinstance(value, list):
-        return fields.whole(key) if default is None else fields.whole(key, default)
+        return fields.whole(key, default, high=MAX_HEADS)
     if not value or any(item != value[0] for item in value):
         raise UnsupportedModel(
             f"{fields.where}: {key} differs between blocks, which is not supported"
         )
-    return Fields({key: value[0]}, fields.where).whole(key)
+    return Fields({key: value[0]}, fields.where).whole(key, high=MAX_HEADS)
 
 
 def read_head_dim(fields: Fields, architecture: str, default: int) -> int:
     """The size of a head; keys, values and the rotated part must agree on it."""
     key = f"{architecture}.attention.key_length"
-    head_dim = fields.whole(key, default)
+    head_dim = fields.whole(key, default, high=MAX_HEADS)
     for other in ("attention.value_length", "rope.dimension_count"):
         size = fields.whole(f"{architecture}.{other}", head_dim)
         if size != head_dim:
@@ -252,7 +252,7 @@ def read_factors(header: GgufHeader, file: BinaryFile, head_dim: int) -> tuple[f
 def read_rope(fields: Fields, architecture: str, factors: tuple[float, ...]) -> Rope:
     """The rotary embedding from the `rope.*` keys."""
     prefix = f"{architecture}.rope"
-    theta = fields.real(f"{prefix}.freq_base", 10000.0)
+    theta = fields.real(f"{prefix}.freq_base", 10000.0, above=1)
     factor = fields.real(f"{prefix}.scaling.factor", fields.real(f"{prefix}.scale_linear", 0.0))
     factor = factor or 1.0  # 0 and absent both mean unscaled
     kind = fields.text(f"{prefix}.scaling.type", "linear")
@@ -287,7 +287,7 @@ def read_yarn(fields: Fields, architecture: str, theta: float, factor: float) ->
         original_context=fields.whole(
             f"{scaling}.original_context_length", trained, high=MAX_CONTEXT
         ),
-        beta_fast=fields.real(f"{scaling}.yarn_beta_fast", 32.0),
-        beta_slow=fields.real(f"{scaling}.yarn_beta_slow", 1.0),
+        beta_fast=fields.real(f"{scaling}.yarn_beta_fast", 32.0, above=0),
+        beta_slow=fields.real(f"{scaling}.yarn_beta_slow", 1.0, above=0),
         attention_factor=None if extra == 1.0 else extra * usual,
     )

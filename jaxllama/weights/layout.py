@@ -7,6 +7,7 @@ as the file holds it, and on a Packed matrix by permuting its rows. Knows no fil
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -82,7 +83,7 @@ def over_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Store
     """Apply a permutation of rows; in a Packed matrix a row's scales go with its codes."""
     if not isinstance(stored, Packed):
         return move(stored)
-    parts = {
+    parts: dict[str, Any] = {
         name: None if part is None else move(np.asarray(part))
         for name, part in (
             ("codes", stored.codes), ("scales", stored.scales), ("minima", stored.minima)

@@ -1,0 +1,192 @@
+"""Hugging Face folders: config.json, safetensors and tokenizer.json.
+
+Found through its entry point. Shards are checked by `safetensors_header.py`; the meaning of
+config.json is in `huggingface_config.py`. Code in the folder is never run.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import ml_dtypes
+import numpy as np
+
+from jaxllama.config import ModelConfig
+from jaxllama.errors import BadHeader, CheckpointError, UnsupportedModel
+from jaxllama.weights.base import Checkpoint, Rule, expand
+from jaxllama.weights.binary import BinaryFile
+from jaxllama.weights.fields import Fields, read_json, shown
+from jaxllama.weights.huggingface_config import read_config
+from jaxllama.weights.layout import Shape, Stored
+from jaxllama.weights.safetensors_header import SafeTensor, read_safetensors_header
+
+if TYPE_CHECKING:
+    from jaxllama.text.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_CONFIG = 1 << 20  # bytes
+MAX_SHARDS = 1024
+DTYPES: dict[str, Any] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": ml_dtypes.bfloat16,
+}
+SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
+TRANSPOSED = ("transpose",)
+
+TABLE: dict[str, Rule] = {
+    "embed.weight": Rule("model.embed_tokens.weight"),
+    "blocks.{i}.attention_norm.weight": Rule("model.layers.{i}.input_layernorm.weight"),
+    "blocks.{i}.attention.q.weight": Rule("model.layers.{i}.self_attn.q_proj.weight", TRANSPOSED),
+    "blocks.{i}.attention.k.weight": Rule("model.layers.{i}.self_attn.k_proj.weight", TRANSPOSED),
+    "blocks.{i}.attention.v.weight": Rule("model.layers.{i}.self_attn.v_proj.weight", TRANSPOSED),
+    "blocks.{i}.attention.o.weight": Rule("model.layers.{i}.self_attn.o_proj.weight", TRANSPOSED),
+    "blocks.{i}.attention.q.bias": Rule("model.layers.{i}.self_attn.q_proj.bias"),
+    "blocks.{i}.attention.k.bias": Rule("model.layers.{i}.self_attn.k_proj.bias"),
+    "blocks.{i}.attention.v.bias": Rule("model.layers.{i}.self_attn.v_proj.bias"),
+    "blocks.{i}.attention.o.bias": Rule("model.layers.{i}.self_attn.o_proj.bias"),
+    "blocks.{i}.attention.q_norm.weight": Rule("model.layers.{i}.self_attn.q_norm.weight"),
+    "blocks.{i}.attention.k_norm.weight": Rule("model.layers.{i}.self_attn.k_norm.weight"),
+    "blocks.{i}.ffn_norm.weight": Rule("model.layers.{i}.post_attention_layernorm.weight"),
+    "blocks.{i}.ffn.gate.weight": Rule("model.layers.{i}.mlp.gate_proj.weight", TRANSPOSED),
+    "blocks.{i}.ffn.up.weight": Rule("model.layers.{i}.mlp.up_proj.weight", TRANSPOSED),
+    "blocks.{i}.ffn.down.weight": Rule("model.layers.{i}.mlp.down_proj.weight", TRANSPOSED),
+    "blocks.{i}.ffn.gate.bias": Rule("model.layers.{i}.mlp.gate_proj.bias"),
+    "blocks.{i}.ffn.up.bias": Rule("model.layers.{i}.mlp.up_proj.bias"),
+    "blocks.{i}.ffn.down.bias": Rule("model.layers.{i}.mlp.down_proj.bias"),
+    "final_norm.weight": Rule("model.norm.weight"),
+    "unembed.weight": Rule("lm_head.weight", TRANSPOSED),
+}
+
+
+class HuggingFaceCheckpoint(Checkpoint):
+    """One folder as `save_pretrained` writes it."""
+
+    def __init__(self, folder: Path, files: list[BinaryFile]) -> None:
+        self._folder = folder
+        self._files = files
+        self._tensors = join_shards([(file, read_safetensors_header(file)) for file in files])
+        fields = read_json(folder / CONFIG, MAX_CONFIG)
+        self._config = read_config(fields, folder.resolve().name)
+        self._check(fields)
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """A folder with a config.json and at least one safetensors file."""
+        return (path / CONFIG).is_file() and any(path.glob("*.safetensors"))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Check every shard's header and read the configuration."""
+        with ExitStack() as opened:
+            files = []
+            for shard in find_shards(path):
+                files.append(BinaryFile(shard))
+                opened.callback(files[-1].close)
+            checkpoint = cls(path, files)
+            opened.pop_all()
+        return checkpoint
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self._config
+
+    @cached_property
+    def table(self) -> Mapping[str, Rule]:
+        """Our path to their name."""
+        return expand(TABLE, self._config.layers)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape as stored of every tensor, but for those that are never loaded."""
+        return {
+            name: tensor.shape
+            for name, (_, tensor) in self._tensors.items()
+            if not is_superfluous(name, self._config)
+        }
+
+    def read_stored(self, name: str) -> Stored:
+        """One tensor in the file's own precision."""
+        file, tensor = self._tensors[name]
+        raw = file.read(tensor.offset, tensor.nbytes)
+        return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer in tokenizer.json."""
+        from jaxllama.text.sources import tokenizer_from_json  # noqa: PLC0415 - heavy
+
+        return tokenizer_from_json(self._folder)
+
+    def close(self) -> None:
+        """Let go of the shards."""
+        for file in self._files:
+            file.close()
+
+    def _check(self, fields: Fields) -> None:
+        """What the configuration says must be possible with these tensors."""
+        if self._config.layers > len(self._tensors):
+            raise BadHeader(
+                f"{fields.where}: num_hidden_layers is {self._config.layers}; the folder has only "
+                f"{len(self._tensors)} tensors"
+            )
+        for name in self.shapes:
+            file, tensor = self._tensors[name]
+            if tensor.dtype not in DTYPES:
+                raise UnsupportedModel(
+                    f"{file.path}: tensor {shown(name)} has dtype {tensor.dtype}, which is not "
+                    f"supported; expected one of {', '.join(DTYPES)}"
+                )
+
+
+def is_superfluous(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor is known to be saved without being needed."""
+    return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The files that hold the weights: those of the index, or the only one."""
+    if (folder / INDEX).exists():
+        return shards_of_index(folder)
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder} has {len(found)} safetensors files and neither {SINGLE} nor {INDEX}; "
+            f"expected one of these"
+        )
+    return found
+
+
+def shards_of_index(folder: Path) -> list[Path]:
+    """The shards an index names; each must be a plain name, so that none lies elsewhere."""
+    index = read_json(folder / INDEX)
+    names = set(index.inner("weight_map").values.values())
+    if not 1 <= len(names) <= MAX_SHARDS:
+        raise BadHeader(f"{index.where}: weight_map names {len(names)} files; expected 1 or more")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise BadHeader(
+                f"{index.where}: weight_map names {shown(name)}; expected a file in the folder"
+            )
+    return [folder / str(name) for name in sorted(map(str, names))]
+
+
+def join_shards(
+    shards: list[tuple[BinaryFile, dict[str, SafeTensor]]],
+) -> dict[str, tuple[BinaryFile, SafeTensor]]:
+    """Every tensor with its file; no name may come twice."""
+    joined: dict[str, tuple[BinaryFile, SafeTensor]] = {}
+    for file, tensors in shards:
+        for name, tensor in tensors.items():
+            if name in joined:
+                raise BadHeader(
+                    f"{file.path}: tensor {shown(name)} is in {joined[name][0].path.name} too"
+                )
+            joined[name] = (file, tensor)
+    return joined
