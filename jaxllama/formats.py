@@ -13,9 +13,11 @@ never adds the begin-of-text token itself unless the model's template spells it 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
+
+from jaxllama.errors import BrokenPlugin
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ModelText:
     begin: str = ""  # text of the begin-of-text token, "" if the model has none
     end: str = ""  # text of the end-of-text token, "" if the model has none
     name: str = ""
+    special: frozenset[str] = frozenset()  # texts of all control tokens
 
 
 class PromptFormat(ABC):
@@ -41,10 +44,14 @@ class PromptFormat(ABC):
 
     name: ClassVar[str]
     stop: ClassVar[tuple[str, ...]] = ()  # text that ends an answer, besides the end tokens
+    last: ClassVar[bool] = False  # fits anything a little: asked after all formats that are not
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Whether this format is a good default for the model; asked in order of name."""
+        """Whether this format is the right default for the model; asked in order of name.
+
+        Leave models that bring a template to the template, unless they are yours for certain.
+        """
         del model
         return False
 
@@ -57,3 +64,13 @@ class PromptFormat(ABC):
     @abstractmethod
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
         """The prompt text; with `answer` it ends where the assistant must begin to speak."""
+
+
+def choose_format(formats: Mapping[str, type[PromptFormat]], model: ModelText) -> PromptFormat:
+    """The first of the installed formats that suits the model, built for it."""
+    for name in sorted(formats, key=lambda name: (formats[name].last, name)):
+        if formats[name].suits(model):
+            return formats[name].for_model(model)
+    raise BrokenPlugin(
+        f"no prompt format suits this model; installed: {', '.join(sorted(formats)) or 'none'}"
+    )

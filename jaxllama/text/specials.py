@@ -1,0 +1,170 @@
+"""Special-token text: finding it in a prompt, and keeping users from writing it.
+
+Used by `Tokenizer`. Knows strings and ids; must not know vocabularies, models or templates.
+
+A chat prompt mixes text of the template, where `<|im_end|>` is one control token, with text of the
+user, where it is ten ordinary characters. `guard` marks the user's text before the template
+embeds it: a private-use character, the mark, is put in front of every place where a control token
+would be read, and the mark itself is doubled. `split` takes a marked character literally.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxllama.errors import BadTokenizer
+
+LONGEST = 512  # characters of one special token
+SPACE = re.compile(r"\s*")
+FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD  # the private-use plane nobody draws icons in
+
+
+@dataclass(frozen=True)
+class Special:
+    """One token that is written as a fixed text."""
+
+    id: int
+    strip_left: bool = False  # swallows white space before it
+    strip_right: bool = False  # swallows white space after it
+
+
+class Specials:
+    """The special tokens of a model, by text."""
+
+    def __init__(
+        self,
+        control: Mapping[str, Special],  # read only where they are asked for
+        always: Mapping[str, Special],  # read in any text
+    ) -> None:
+        for text in (*control, *always):
+            if not 0 < len(text) <= LONGEST:
+                raise BadTokenizer(
+                    f"special token {text[:40]!r} has {len(text)} characters; "
+                    f"expected 1 to {LONGEST}"
+                )
+        self.control = control
+        self.always = always
+        self.mark = mark = unused_mark(control)
+        self.ordered = sorted(control)
+        self.longest = max(map(len, control), default=0)
+        heads = "".join(re.escape(head) for head in sorted({text[0] for text in control}))
+        self.in_any_text = compile_pattern(any_of(always))
+        self.in_prompt = compile_pattern(f"{mark}[{mark}{heads}]|{any_of(control)}")
+        self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
+
+    def guard(self, text: str) -> str:
+        """Mark `text` so that no control token is read in it, whatever a template puts around."""
+        places = {match.start() for match in self.unsafe.finditer(text)}
+        cuts = (0, *sorted(places | self.unfinished(text)), len(text))
+        return self.mark.join(text[left:right] for left, right in pairwise(cuts))
+
+    def unfinished(self, text: str) -> set[int]:
+        """Places near the end where a control token has begun that following text could finish."""
+        bare = len(text.rstrip())  # templates trim
+        places = range(max(0, bare - self.longest + 1), len(text))
+        return {
+            place
+            for place in places
+            if self.begins(text[place:]) or (place < bare and self.begins(text[place:bare]))
+        }
+
+    def begins(self, head: str) -> bool:
+        """Whether a control token starts with `head` and goes on."""
+        after = bisect_right(self.ordered, head)
+        return after < len(self.ordered) and self.ordered[after].startswith(head)
+
+    def split(self, text: str, *, control: bool) -> Iterator[str | int]:
+        """Stretches of ordinary text and token ids, in order; no stretch is empty."""
+        if not control:
+            yield from self.split_at(text, self.in_any_text, self.always)
+            return
+        for part in self.split_at(text, self.in_prompt, self.control):
+            if isinstance(part, int):
+                yield part
+            else:
+                yield from self.split_at(part, self.in_any_text, self.always)
+
+    def split_at(
+        self, text: str, pattern: re.Pattern[str], known: Mapping[str, Special]
+    ) -> Iterator[str | int]:
+        """Split at every match of `pattern`; marks among the matches are resolved."""
+        stretch: list[str] = []
+        done = 0
+        for match in pattern.finditer(text):
+            stretch.append(text[done : match.start()])
+            done = match.end()
+            found = known.get(match[0])
+            if found is None:  # a mark and the character it protects
+                stretch.append(match[0][1:])
+                continue
+            before = "".join(stretch)
+            before = before.rstrip() if found.strip_left else before
+            if before:
+                yield before
+            yield found.id
+            stretch = []
+            if found.strip_right:
+                done = SPACE.match(text, done).end()  # type: ignore[union-attr]
+        rest = "".join((*stretch, text[done:]))
+        if rest:
+            yield rest
+
+
+def unused_mark(texts: Iterable[str]) -> str:
+    """A private-use character that no special token contains."""
+    used = set("".join(texts))
+    for code in range(FIRST_MARK, LAST_MARK):
+        if chr(code) not in used:
+            return chr(code)
+    raise BadTokenizer("special tokens use every character of a private-use plane")
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile, or say that the special tokens are to blame."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
+        raise BadTokenizer(
+            f"special tokens cannot be searched for ({type(error).__name__}); expected fewer or "
+            f"less deeply nested texts"
+        ) from error
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """A pattern for the longest of `texts`, its common heads written once.
+
+    Heads are shared because an alternation of hundreds of texts is tried one by one at each place.
+    """
+    ordered = sorted(set(texts))
+    if not ordered:
+        return r"(?!)"
+    return shared_heads(ordered, 0)
+
+
+def shared_heads(texts: list[str], depth: int) -> str:
+    """The pattern of what follows the first `depth` characters, which all of `texts` share."""
+    ends_here = texts[0][depth:] == ""
+    longer = texts[1:] if ends_here else texts
+    branches: list[str] = []
+    first = 0
+    while first < len(longer):
+        last = first
+        while last < len(longer) and longer[last][depth] == longer[first][depth]:
+            last += 1
+        group = longer[first:last]
+        head = common_head(group[0], group[-1], depth)  # sorted: the ends differ most
+        branches.append(re.escape(group[0][depth:head]) + shared_heads(group, head))
+        first = last
+    if ends_here:
+        branches.append("")  # tried last: the longest text wins
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+
+
+def common_head(left: str, right: str, start: int) -> int:
+    """How many leading characters two texts share; `start` of them are known to be equal."""
+    place = start
+    while place < min(len(left), len(right)) and left[place] == right[place]:
+        place += 1
+    return place
