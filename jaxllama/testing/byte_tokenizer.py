@@ -1,0 +1,34 @@
+"""A tokenizer without a file: every byte is a token, and four special tokens follow.
+
+For tests that need text but no model's vocabulary. Ids are below `models.TINY.vocab_size`.
+"""
+
+import tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from jaxllama.formats import ModelText
+from jaxllama.text.specials import Special, Specials
+from jaxllama.text.tokenizer import Rules, Tokenizer
+from jaxllama.text.vocabulary import BYTE_LEVEL, Kind, Spelling, Vocabulary
+
+BYTES = 256
+BEGIN, END, TURN, TURN_END = SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are bytes; 256 to 259 are <s>, </s>, <|im_start|> and <|im_end|>."""
+
+    def __init__(self, *, adds_begin: bool = False, template: str | None = None) -> None:
+        encoder = tokenizers.Tokenizer(BPE(vocab=dict(BYTE_LEVEL), merges=[]))
+        encoder.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+        ids = {text: BYTES + place for place, text in enumerate(SPECIALS)}
+        bytes_ = sorted(BYTE_LEVEL, key=BYTE_LEVEL.__getitem__)
+        kinds = [Kind.NORMAL] * BYTES + [Kind.CONTROL] * len(SPECIALS)
+        super().__init__(
+            (encoder, encoder),
+            Vocabulary((*bytes_, *SPECIALS), bytes(kinds), Spelling.BYTE_LEVEL),
+            Specials({text: Special(id_) for text, id_ in ids.items()}, {}),
+            Rules(ids[BEGIN], (ids[END], ids[TURN_END]), adds_begin=adds_begin),
+            ModelText(template=template, begin=BEGIN, end=END, name="bytes"),
+        )
