@@ -5,33 +5,264 @@ the decode program. Knows rows, not requests; numbers of a sampler are leaves [S
 structure, so changing a number never recompiles.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
-from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
+import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
+from jaxllama.engine.logprobs import Listed, list_if, list_likeliest, list_padded, logprob_if
+from jaxllama.engine.rows import Rows, chance, context, is_warm, switched_on, where_rows
+from jaxllama.engine.survivors import Ask, Draws, draw_survivors
+from jaxllama.engine.trial import try_sampler
+from jaxllama.errors import BrokenPlugin
+from jaxllama.kernels import choice
+from jaxllama.limits import LIMITS, unknown_field
+from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler
+from jaxllama.shapes import Array, Bool, Float, Int32
 
-class Rows(NamedTuple):
-    """What the bank may know about every row of the batch at this step."""
+__all__ = ["Bank", "Choice", "Rows", "SamplerBank"]
 
-    tokens: Int32[Array, "S T"]  # prompt and generated tokens
-    length: Int32[Array, " S"]  # how many of `tokens` count
-    prompt: Int32[Array, " S"]
-    stop_ids: Int32[Array, "S E"]  # padded with NO_TOKEN
-    temperature: Float[Array, " S"]  # 0 = greedy
-    temperature_last: Bool[Array, " S"]
-    seed: UInt32[Array, "S 2"]  # raw threefry key; folded with `length` at each draw
-    active: Bool[Array, " S"]
-    top_logprobs: Int32[Array, " S"]  # -1: this row wants no log-probabilities
+Bank: TypeAlias = dict[str, Sampler]  # one instance per sampler, leaves [S]
+
+COLDEST = 1e-30  # a positive temperature is at least this: float32 flushes smaller ones to 0
 
 
 class Choice(NamedTuple):
     """What was chosen for every row, and how likely it was."""
 
-    token: Int32[Array, " S"]
-    finite: Bool[Array, " S"]  # False: the model's logits held NaN or +inf, or nothing was left
-    logprob: Float[Array, " S"]  # chosen token under the model
-    sampled: Float[Array, " S"]  # log-probability it was drawn with
-    top_ids: Int32[Array, "S M"]
+    token: Int32[Array, " S"]  # 0 where inactive or not finite
+    finite: Bool[Array, " S"]  # False: the logits held NaN or +inf, or nothing was left
+    logprob: Float[Array, " S"]  # chosen token under the model; 0 where not wanted
+    sampled: Float[Array, " S"]  # log-probability it was drawn with; 0 at temperature 0
+    top_ids: Int32[Array, "S M"]  # likeliest under the model; NO_TOKEN where not wanted
     top_logprobs: Float[Array, "S M"]
-    sampled_ids: Int32[Array, "S M"]
+    sampled_ids: Int32[Array, "S M"]  # likeliest as sampled; NO_TOKEN where dropped or not wanted
     sampled_logprobs: Float[Array, "S M"]
+
+
+class Ready(NamedTuple):
+    """The rows once their logits are adjusted."""
+
+    rows: Rows
+    logits: Float[Array, "S V"]
+    likeliest: Int32[Array, " S"]
+    best: Float[Array, " S"]  # its logit
+    live: Bool[Array, " S"]  # active, and there is something sound to choose from
+    wants: Bool[Array, " S"]  # live, and log-probabilities are asked for
+
+
+class SamplerBank:
+    """The installed samplers: their knobs on the host, their work inside the decode program."""
+
+    def __init__(
+        self,
+        samplers: Mapping[str, type[Sampler]],
+        *,
+        vocab: int,
+        candidates: int,
+        top_logprobs: int,
+    ) -> None:
+        self.knobs = catalogue(samplers)
+        self.vocab = vocab
+        self.candidates = min(candidates, vocab)
+        self.top_logprobs = top_logprobs
+        ordered = sorted(samplers.items(), key=lambda item: (item[1].order, item[0]))
+        self.adjusters = {name: kind for name, kind in ordered if issubclass(kind, Adjuster)}
+        self.filters = {name: kind for name, kind in ordered if issubclass(kind, Filter)}
+        self.samplers: dict[str, type[Sampler]] = {**self.adjusters, **self.filters}
+        for name in samplers:
+            if name not in self.samplers:
+                raise BrokenPlugin(
+                    f"sampler {name!r} is neither an Adjuster nor a Filter; subclass one of them"
+                )
+        self._observers = {
+            name: kind
+            for name, kind in self.samplers.items()
+            if kind.observe is not Sampler.observe
+        }
+        self._off = self.row({})
+        for name, row in self._off.items():
+            try_sampler(name, row, vocab=vocab, candidates=self.candidates)
+
+    def check(self, knobs: Mapping[str, object]) -> None:
+        """Raise InvalidParameter for an unknown knob or a value it does not accept."""
+        for name, value in knobs.items():
+            if name not in self.knobs:
+                raise unknown_field(name, [*self.knobs, *LIMITS])
+            check_knob(name, value, self.knobs[name], self.vocab)
+
+    def remembers(self, knobs: Mapping[str, object]) -> bool:
+        """Whether a row with these knobs carries something from token to token."""
+        return any(switches_on(kind, knobs) for kind in self._observers.values())
+
+    def row(self, knobs: Mapping[str, object]) -> Bank:
+        """The leaves of one row (NumPy, no slot axis) for knobs that `check` let pass."""
+        return {name: begin_row(name, kind, knobs) for name, kind in self.samplers.items()}
+
+    def empty(self, slots: int) -> Bank:
+        """The leaves of `slots` rows (NumPy) with every sampler off."""
+        return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
+
+    def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
+        """The bank with one row replaced; pure, for the admit program. Consumes `bank`."""
+        return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)
+
+    def choose(self, bank: Bank, logits: Float[Array, "S V"], rows: Rows) -> tuple[Bank, Choice]:
+        """One token for every row, and the bank after it; pure, for the decode program.
+
+        Whether a branch runs depends on the whole batch; what it does to a row does not.
+        """
+        adjusted, sound = self._adjust(bank, logits, rows)
+        likeliest, best = choice.likeliest(adjusted)
+        finite = sound & choice.is_sound(logits) & (best > -jnp.inf)
+        live = rows.active & finite
+        ready = Ready(rows, adjusted, likeliest, best, live, live & (rows.top_logprobs >= 0))
+        drawn = self._draw(bank, ready)
+        token = jnp.where(live, drawn.token, 0)
+        watching = {name: live & switched_on(bank[name]) for name in self._observers}
+        logprob = logprob_if(any_of(ready.wants, *watching.values()), logits, token)
+        under_model = self._list_under_model(logits, ready)
+        as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
+        watched = self._observe(bank, watching, (token, logprob, jnp.exp(drawn.logprob)))
+        return watched, Choice(
+            token=token,
+            finite=finite | ~rows.active,
+            logprob=jnp.where(ready.wants, logprob, 0.0),
+            sampled=jnp.where(live, drawn.logprob, 0.0),
+            top_ids=under_model.ids,
+            top_logprobs=under_model.logprobs,
+            sampled_ids=as_sampled.ids,
+            sampled_logprobs=as_sampled.logprobs,
+        )
+
+    def _adjust(
+        self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
+    ) -> tuple[Float[Array, "S V"], Bool[Array, " S"]]:
+        """The logits after every adjuster, and whether those are free of NaN and +inf."""
+        on = {
+            # A greedy row does not pay for what cannot change its token.
+            name: switched_on(bank[name]) & rows.active & (is_warm(rows) | (not kind.keeps_greedy))
+            for name, kind in self.adjusters.items()
+        }
+
+        def adjust() -> tuple[Array, Array]:
+            moved = logits
+            for name, rows_on in on.items():
+
+                def move(old: Array, name: str = name, rows_on: Array = rows_on) -> Array:
+                    return where_rows(rows_on, self._moved(name, bank, old, rows), old)
+
+                moved = jax.lax.cond(jnp.any(rows_on), move, lambda old: old, moved)
+            return moved, choice.is_sound(moved)
+
+        untouched = (logits, jnp.ones_like(rows.active))
+        return jax.lax.cond(
+            jnp.any(any_of(jnp.zeros_like(rows.active), *on.values())), adjust, lambda: untouched
+        )
+
+    def _moved(
+        self, name: str, bank: Bank, logits: Float[Array, "S V"], rows: Rows
+    ) -> Float[Array, "S V"]:
+        """The logits after one adjuster, in every row."""
+
+        def one(sampler: Sampler, logits: Float[Array, " V"], row: Rows) -> Float[Array, " V"]:
+            assert isinstance(sampler, Adjuster)
+            return sampler(logits, context(row, name))
+
+        return jax.vmap(one)(bank[name], logits, rows)
+
+    def _draw(self, bank: Bank, ready: Ready) -> Draws:
+        """A token for every row; rows at temperature 0 cost nothing beyond their maximum."""
+        certainty = jnp.zeros_like(ready.best)
+        alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
+        certain = Draws(ready.likeliest, certainty, alone)
+        sampled = ready.live & is_warm(ready.rows)
+        return jax.lax.cond(
+            jnp.any(sampled),
+            lambda: where_rows(sampled, self._sample(bank, ready, sampled, certain), certain),
+            lambda: certain,
+        )
+
+    def _sample(
+        self, bank: Bank, ready: Ready, sampled: Bool[Array, " S"], certain: Draws
+    ) -> Draws:
+        """Draws of the sampled rows: among survivors where a filter is on, else among all."""
+        nobody = jnp.zeros_like(sampled)
+        heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
+        filters = {name: bank[name] for name in self.filters}
+        filtered = sampled & any_of(nobody, *map(switched_on, filters.values()))
+        free = sampled & ~filtered
+        draws = jax.lax.cond(
+            jnp.any(free), lambda: self._draw_from_all(ready, heat, free), lambda: certain
+        )
+        last = ready.rows.temperature_last
+        ask = Ask(
+            filters,
+            ready.rows,
+            ready.logits,
+            ready.best,
+            early=jnp.where(last, 1.0, heat),
+            late=jnp.where(last, heat, 1.0),
+            wanted=filtered,
+        )
+
+        def draw_filtered() -> Draws:
+            width, size = self.candidates, self.top_logprobs
+            found = draw_survivors(self.filters, ask, width=width, listed=size)
+            return where_rows(filtered, found, draws)
+
+        return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda: draws)
+
+    def _draw_from_all(
+        self, ready: Ready, heat: Float[Array, " S"], free: Bool[Array, " S"]
+    ) -> Draws:
+        """Draws from the whole vocabulary."""
+        chances = jax.vmap(chance)(ready.rows)
+        token, log_total = choice.draw(ready.logits, ready.best, heat, chances)
+        logprob = (choice.at(ready.logits, token) - ready.best) / heat - log_total
+        size = self.top_logprobs
+        return Draws(
+            token,
+            logprob,
+            list_if(
+                free & ready.wants,
+                lambda: list_likeliest(ready.logits, ready.best, heat, log_total, size),
+                size,
+            ),
+        )
+
+    def _list_under_model(self, logits: Float[Array, "S V"], ready: Ready) -> Listed:
+        """The likeliest tokens at temperature 1, nothing adjusted or removed."""
+
+        def likeliest() -> Listed:
+            _, best = choice.likeliest(logits)
+            log_total = jax.nn.logsumexp(logits - best[:, None], axis=-1)
+            return list_likeliest(logits, best, jnp.ones_like(best), log_total, self.top_logprobs)
+
+        return list_if(ready.wants, likeliest, self.top_logprobs)
+
+    def _observe(
+        self, bank: Bank, watching: dict[str, Bool[Array, " S"]], chosen: tuple[Array, ...]
+    ) -> Bank:
+        """The bank after its adaptive samplers saw what their rows got."""
+
+        def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
+            return sampler.observe(Chosen(*chosen))
+
+        def seen(on: Array, old: Sampler) -> Sampler:
+            return jax.lax.cond(
+                jnp.any(on),
+                lambda: where_rows(on, jax.vmap(one)(old, chosen), old),
+                lambda: old,
+            )
+
+        return bank | {name: seen(on, bank[name]) for name, on in watching.items()}
+
+
+def any_of(first: Bool[Array, " S"], *others: Bool[Array, " S"]) -> Bool[Array, " S"]:
+    """Rows in which at least one is true."""
+    return functools.reduce(jnp.logical_or, others, first)

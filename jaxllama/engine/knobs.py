@@ -1,0 +1,191 @@
+"""Knobs: the catalogue of every sampler's parameters, their validation and their encoding.
+
+Used by the sampler bank, on the host, once per request. Knows numbers and NumPy, no programs (jax
+only for its trees).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
+from jaxllama.limits import LIMITS, check_number
+from jaxllama.sampling import NO_TOKEN, KnobSpec, Pairs, Sampler, knobs_of
+
+DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
+MAX_INT = 2**31 - 1
+MAX_FLOAT = float(np.finfo(np.float32).max)
+MAX_DIGITS = 10  # of a token id written as text: a JSON object has no other keys
+
+
+def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
+    """Every knob of every sampler by its name, or KnobClash, or BrokenPlugin."""
+    owners: dict[str, str] = {}
+    specs: dict[str, KnobSpec] = {}
+    for name, kind in samplers.items():
+        declared = knobs_of(kind)
+        if not any(spec.switch for spec in declared.values()):
+            raise BrokenPlugin(
+                f"sampler {name!r} has no knob that turns it on; declare one with knob(off=...)"
+            )
+        for knob, spec in declared.items():
+            if knob in LIMITS:
+                raise KnobClash(
+                    f"sampler {name!r} claims knob {knob!r}, which is a field of every request; "
+                    f"rename the knob"
+                )
+            if knob in owners:
+                raise KnobClash(
+                    f"samplers {owners[knob]!r} and {name!r} both claim knob {knob!r}; "
+                    f"uninstall one of them"
+                )
+            check_spec(f"knob {knob!r} of sampler {name!r}", spec)
+            owners[knob], specs[knob] = name, spec
+    return specs
+
+
+def check_spec(where: str, spec: KnobSpec) -> None:
+    """Refuse a declaration that no value could satisfy."""
+    if spec.kind not in DTYPES:
+        raise BrokenPlugin(f"{where} has off={spec.off!r}; expected a number")
+    if spec.by_token and spec.width is None:
+        raise BrokenPlugin(f"{where} maps tokens but has no width; say how many entries fit")
+    if spec.width is not None and spec.width < 1:
+        raise BrokenPlugin(f"{where} has width {spec.width}; it must be at least 1")
+    if spec.low is not None and spec.high is not None and spec.low > spec.high:
+        raise BrokenPlugin(f"{where} has bounds [{spec.low}, {spec.high}]; no number lies there")
+
+
+def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
+    """Raise InvalidParameter unless `value` is one this knob accepts; None means `off`."""
+    if value is None:
+        return
+    if spec.by_token:
+        check_mapping(name, value, spec, vocab)
+    elif spec.width is None:
+        check_item(name, value, spec)
+    else:
+        if not isinstance(value, list | tuple):
+            raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
+        check_width(name, len(value), spec)
+        for item in value:
+            check_item(name, item, spec)
+
+
+def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
+    """Check a mapping {token id: number}; ids may be text, as JSON writes them."""
+    if not isinstance(value, Mapping):
+        raise InvalidParameter(
+            f"{name} is {value!r}; expected a mapping of token ids to numbers", name
+        )
+    check_width(name, len(value), spec)
+    seen: set[int] = set()
+    for key, item in value.items():
+        token = token_id(name, key)
+        if not 0 <= token < vocab:
+            raise InvalidParameter(
+                f"{name} names token {token}; this model has tokens 0 to {vocab - 1}", name
+            )
+        if token in seen:
+            raise InvalidParameter(f"{name} names token {token} twice; name it once", name)
+        seen.add(token)
+        check_item(name, item, spec)
+
+
+def check_width(name: str, entries: int, spec: KnobSpec) -> None:
+    """Refuse more entries than the row of the compiled program holds."""
+    if spec.width is not None and entries > spec.width:
+        raise InvalidParameter(
+            f"{name} has {entries} entries; at most {spec.width} are allowed", name
+        )
+
+
+def check_item(name: str, value: object, spec: KnobSpec) -> None:
+    """Check one number against the knob's bounds, and against what its array can hold."""
+    if spec.kind is bool:
+        if not isinstance(value, bool):
+            raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)
+        return
+    widest = MAX_INT if spec.kind is int else MAX_FLOAT
+    low = -widest if spec.low is None else max(spec.low, -widest)
+    high = widest if spec.high is None else min(spec.high, widest)
+    check_number(name, value, spec.kind, low, high)
+
+
+def token_id(name: str, key: object) -> int:
+    """A token id given as a number or as its decimal digits."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return key
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS:
+        return int(key)
+    raise InvalidParameter(f"{name} names token {key!r}; expected a token id", name)
+
+
+def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
+    """The array leaf of one checked value: a number, a padded list or padded pairs."""
+    dtype = DTYPES[spec.kind]
+    if spec.by_token:
+        entries = dict(value) if isinstance(value, Mapping) else {}
+        pairs = Pairs(
+            ids=np.full(spec.width, NO_TOKEN, np.int32), values=np.zeros(spec.width, dtype)
+        )
+        pairs.ids[: len(entries)] = [int(key) for key in entries]
+        pairs.values[: len(entries)] = list(entries.values())
+        return pairs
+    if spec.width is None:
+        return np.asarray(spec.off if value is None else value, dtype)
+    padded = np.full(spec.width, spec.off, dtype)
+    items = value if isinstance(value, list | tuple) else ()
+    padded[: len(items)] = items
+    return padded
+
+
+def encode_state(start: object) -> np.ndarray:
+    """The array leaf of a number that a sampler carries from token to token."""
+    if type(start) not in DTYPES:
+        raise BrokenPlugin(f"state(start={start!r}); expected a number")
+    return np.asarray(start, DTYPES[type(start)])
+
+
+def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
+    """One sampler as a row begins a request: knobs encoded, state derived from them."""
+    specs = knobs_of(kind)
+    leaves = {
+        field.name: encode_knob(knobs.get(field.name), specs[field.name])
+        if field.name in specs
+        else encode_state(field.default)
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+    }
+    sampler = kind(**leaves)
+    begun = sampler.start()
+    if begun is sampler:
+        return sampler
+    if type(begun) is not kind:
+        raise BrokenPlugin(f"sampler {name!r}: start() returns {begun!r}; expected a {kind}")
+    return jax.tree.map(lambda old, new: same_shape(name, old, new), sampler, begun)
+
+
+def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
+    """Whether these knobs turn the sampler on."""
+    for name, spec in knobs_of(kind).items():
+        if not spec.switch or knobs.get(name) is None:
+            continue
+        leaf, off = encode_knob(knobs[name], spec), encode_knob(None, spec)
+        if any(
+            np.any(a != b) for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(off), strict=True)
+        ):
+            return True
+    return False
+
+
+def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:
+    """A leaf that start() returned, as the type and shape the compiled program expects."""
+    leaf = np.asarray(new, old.dtype)
+    if leaf.shape != old.shape:
+        raise BrokenPlugin(
+            f"sampler {name!r}: start() returns an array of shape {leaf.shape} where the row "
+            f"holds {old.shape}; keep every field's shape"
+        )
+    return leaf

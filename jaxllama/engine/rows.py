@@ -1,0 +1,75 @@
+"""Rows: what is known of every row of the batch, and what a sampler gets to see of its own.
+
+Used by the bank and its survivors, inside the decode program. Knows no logits and no order.
+"""
+
+import zlib
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.sampling import NO_TOKEN, Context, KnobSpec, Pairs, Sampler, knobs_of
+from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
+
+T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """What the bank may know about every row of the batch at this step."""
+
+    tokens: Int32[Array, "S T"]  # prompt and generated tokens
+    length: Int32[Array, " S"]  # how many of `tokens` count
+    prompt: Int32[Array, " S"]
+    stop_ids: Int32[Array, "S E"]  # padded with NO_TOKEN
+    temperature: Float[Array, " S"]  # 0 = greedy
+    temperature_last: Bool[Array, " S"]
+    seed: UInt32[Array, "S 2"]  # raw threefry key; folded with `length` at each draw
+    active: Bool[Array, " S"]
+    top_logprobs: Int32[Array, " S"]  # -1: this row wants no log-probabilities
+
+
+def context(row: Rows, name: str) -> Context:
+    """What the sampler called `name` may know of one row (leaves without S)."""
+    return Context(row.tokens, row.length, row.prompt, row.stop_ids, chance(row, name))
+
+
+def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
+    """One uniform number for one row: of the draw itself, or of the sampler called `name`.
+
+    Depends on the row's seed and length alone, so neither a neighbour nor another installed
+    sampler can change it.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(row.seed, impl="threefry2x32"), row.length)
+    if name is not None:
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.uniform(key, dtype=jnp.float32)
+
+
+def is_warm(rows: Rows) -> Bool[Array, " S"]:
+    """Rows whose token is drawn; the others take the likeliest."""
+    return rows.temperature > 0
+
+
+def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
+    """Rows in which some switch knob of this sampler differs from its `off`."""
+    knobs = knobs_of(type(sampler)).items()
+    return jnp.any(
+        jnp.stack([is_set(getattr(sampler, name), spec) for name, spec in knobs if spec.switch]),
+        axis=0,
+    )
+
+
+def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
+    """Rows in which this knob differs from its `off`."""
+    if isinstance(leaf, Pairs):
+        return jnp.any(leaf.ids != NO_TOKEN, axis=-1)
+    differs = leaf != jnp.asarray(spec.off, leaf.dtype)
+    return jnp.any(differs, axis=-1) if spec.width is not None else differs
+
+
+def where_rows(on: Bool[Array, " S"], new: T, old: T) -> T:
+    """`new` in the rows that are on, `old` bit by bit in the others; any tree of leaves [S ...]."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a.astype(b.dtype), b), new, old
+    )

@@ -1,0 +1,143 @@
+"""Drawing among the best candidates: filters in order, then one number decides.
+
+Called by the sampler bank, inside the decode program, for rows that have a filter switched on.
+Knows nothing of adjusters, log-probability requests or the whole vocabulary's distribution.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.engine.logprobs import Listed, list_padded
+from jaxllama.engine.rows import Rows, chance, context, switched_on, where_rows
+from jaxllama.kernels import choice
+from jaxllama.sampling import Candidates, Filter, Sampler
+from jaxllama.shapes import Array, Bool, Float, Int32
+
+WIDEN = 16  # how many times more candidates a row gets when all it had survived
+
+
+class Draws(NamedTuple):
+    """What was drawn for every row, with its log-probability and the likeliest as sampled."""
+
+    token: Int32[Array, " S"]
+    logprob: Float[Array, " S"]
+    listed: Listed
+
+
+class Best(NamedTuple):
+    """`Candidates` of every row; see there."""
+
+    ids: Int32[Array, "S C"]
+    logits: Float[Array, "S C"]
+    p: Float[Array, "S C"]
+    log_total: Float[Array, " S"]
+
+
+class Ask(NamedTuple):
+    """Everything one draw among candidates depends on, row by row."""
+
+    filters: dict[str, Sampler]  # leaves [S]
+    rows: Rows
+    logits: Float[Array, "S V"]
+    best: Float[Array, " S"]
+    early: Float[Array, " S"]  # temperature before the filters
+    late: Float[Array, " S"]  # temperature after the filters
+    wanted: Bool[Array, " S"]  # rows whose answer is used
+
+
+def draw_survivors(
+    kinds: Mapping[str, type[Filter]], ask: Ask, *, width: int, listed: int
+) -> Draws:
+    """Draw one token per row from the `width` best candidates that all filters leave.
+
+    A row whose last candidate was kept by a filter might have kept more: it alone is done again
+    over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
+    """
+    best, is_open = narrow(kinds, ask, width)
+    draws = pick(best, ask, listed)
+    vocab = ask.logits.shape[-1]
+    if width == vocab:
+        return draws
+    wider = min(width * WIDEN, vocab)
+
+    def settle(row: tuple[Ask, Draws, Array]) -> Draws:
+        mine, drawn, again = row
+        alone = jax.tree.map(lambda leaf: leaf[None], mine)
+        return jax.lax.cond(
+            again,
+            lambda: jax.tree.map(
+                lambda leaf: leaf[0], draw_survivors(kinds, alone, width=wider, listed=listed)
+            ),
+            lambda: drawn,
+        )
+
+    return jax.lax.cond(
+        jnp.any(is_open), lambda: jax.lax.map(settle, (ask, draws, is_open)), lambda: draws
+    )
+
+
+def narrow(
+    kinds: Mapping[str, type[Filter]], ask: Ask, width: int
+) -> tuple[Best, Bool[Array, " S"]]:
+    """What the filters leave of the best, and which rows might have kept more than `width`."""
+    ids, logits, log_total = choice.best_candidates(ask.logits, ask.best, ask.early, width)
+    best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
+    last = ids[:, -1:]
+    is_open = jnp.zeros_like(ask.wanted)
+    for name, kind in kinds.items():
+        on = ask.wanted & switched_on(ask.filters[name])
+
+        def asked(old: Best, name: str = name, kind: type[Filter] = kind, on: Array = on) -> Best:
+            return where_rows(on, ask_filter(name, kind, ask, old), old)
+
+        best = jax.lax.cond(jnp.any(on), asked, lambda old: old, best)
+        # Every filter counts, not only the final outcome: a later one was shown shares of the
+        # candidates at hand, and those are right only if no kept token is missing among them.
+        kept_last = jnp.any((best.ids == last) & (best.logits > -jnp.inf), axis=-1)
+        is_open = is_open | (on & kept_last)
+    return best, is_open
+
+
+def ask_filter(name: str, kind: type[Filter], ask: Ask, best: Best) -> Best:
+    """The survivors of one filter, renormalised, in every row."""
+
+    def one(sampler: Sampler, best: Best, row: Rows) -> Bool[Array, " C"]:
+        assert isinstance(sampler, Filter)
+        return sampler(Candidates(*best), context(row, name))
+
+    alive = best.logits > -jnp.inf
+    keep = jax.vmap(one)(ask.filters[name], best, ask.rows) & alive
+    if kind.keeps_greedy:
+        keep = keep.at[:, 0].set(alive[:, 0])
+    keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+    has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
+    ids, logits = jax.lax.cond(
+        has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
+    )
+    survivors = jnp.sum(keep, axis=-1, keepdims=True)
+    logits = jnp.where(jnp.arange(keep.shape[-1]) < survivors, logits, -jnp.inf)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    return Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
+
+
+def close_gaps(
+    ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
+    """Move survivors to the front without changing their order."""
+    order = jnp.argsort(~keep, axis=-1, stable=True)
+    return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
+
+
+def pick(best: Best, ask: Ask, listed: int) -> Draws:
+    """Apply the late temperature and draw; list the first survivors as sampled."""
+    # Relative to the best survivor again: a filter may have dropped the likeliest.
+    logits = (best.logits - best.logits[:, :1]) / ask.late[:, None]
+    logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits)
+    reached = jnp.cumsum(weights, axis=-1)
+    place = choice.first_past(weights, reached, jax.vmap(chance)(ask.rows) * reached[:, -1])
+    likeliest = list_padded(best.ids, logits, listed)
+    return Draws(choice.at(best.ids, place), choice.at(logits, place), likeliest)

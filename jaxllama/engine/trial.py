@@ -1,0 +1,78 @@
+"""A trial: whether a sampler keeps the shapes of its socket, before any program is compiled.
+
+Called by the bank for every installed sampler. Traces one row abstractly; computes nothing.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.engine.rows import Rows, context
+from jaxllama.errors import BrokenPlugin
+from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler
+from jaxllama.shapes import Array
+
+
+def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
+    """Raise BrokenPlugin unless the sampler traces and returns what its socket says."""
+
+    def call(sampler: Sampler) -> Array:
+        if isinstance(sampler, Adjuster):
+            return sampler(jnp.zeros(vocab, jnp.float32), context(blank_row(), name))
+        assert isinstance(sampler, Filter)
+        return sampler(blank_candidates(candidates), context(blank_row(), name))
+
+    def observe(sampler: Sampler) -> Sampler:
+        return sampler.observe(Chosen(jnp.int32(0), logprob=jnp.float32(0.0), p=jnp.float32(1.0)))
+
+    expected = (
+        np.zeros(vocab, np.float32) if isinstance(row, Adjuster) else np.zeros(candidates, np.bool_)
+    )
+    expect(f"sampler {name!r}", traced(name, call, row), expected)
+    expect(f"observe() of sampler {name!r}", traced(name, observe, row), row)
+
+
+def traced(name: str, call: Any, row: Sampler) -> Any:
+    """The shapes `call` returns for one row, or BrokenPlugin with the first line of why not."""
+    try:
+        return jax.eval_shape(call, row)
+    except Exception as error:  # a plugin may raise anything while it is traced
+        why = str(error).partition("\n")[0]
+        raise BrokenPlugin(
+            f"sampler {name!r} cannot be compiled: {type(error).__name__}: {why}"
+        ) from error
+
+
+def expect(what: str, made: Any, expected: Any) -> None:
+    """Raise BrokenPlugin unless two trees of shapes agree."""
+    if str(jax.tree.structure(made)) != str(jax.tree.structure(expected)):
+        raise BrokenPlugin(f"{what} returns {made!r}; expected the like of {expected!r}")
+    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            raise BrokenPlugin(
+                f"{what} returns {one.dtype}{list(one.shape)}; "
+                f"expected {other.dtype}{list(other.shape)}"
+            )
+
+
+def blank_row() -> Rows:
+    """One row of a batch, as small as a row can be."""
+    return Rows(
+        tokens=jnp.zeros(8, jnp.int32),
+        length=jnp.int32(1),
+        prompt=jnp.int32(1),
+        stop_ids=jnp.full(2, NO_TOKEN, jnp.int32),
+        temperature=jnp.float32(1.0),
+        temperature_last=jnp.bool_(False),
+        seed=jnp.zeros(2, jnp.uint32),
+        active=jnp.bool_(True),
+        top_logprobs=jnp.int32(-1),
+    )
+
+
+def blank_candidates(count: int) -> Candidates:
+    """As many equal candidates."""
+    logits = jnp.zeros(count, jnp.float32)
+    return Candidates(jnp.arange(count, dtype=jnp.int32), logits, logits, jnp.float32(0.0))

@@ -1,0 +1,29 @@
+"""Logit bias: a number added to the logits of chosen tokens."""
+
+from jaxllama.sampling import Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+
+
+class LogitBias(Adjuster):
+    """Add each token's bias to its logit: logit + bias.
+
+    About -100 keeps a token from ever being drawn and +100 makes it all but certain, though
+    neither is a rule: the bias is added, nothing more.
+    """
+
+    order = 30
+
+    logit_bias: Knob = knob(
+        off=0.0,
+        low=-100.0,
+        high=100.0,
+        width=1024,
+        by_token=True,
+        help="numbers added to the logits of these tokens",
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, moved where a token has a bias."""
+        del context
+        # Unused places hold an id past every vocabulary: "drop" skips them.
+        return logits.at[self.logit_bias.ids].add(self.logit_bias.values, mode="drop")

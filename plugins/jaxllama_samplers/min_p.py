@@ -1,0 +1,22 @@
+"""Min-p: a floor that moves with the likeliest token."""
+
+from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
+from jaxllama.shapes import Array, Bool
+
+
+class MinP(Filter):
+    """Keep tokens at least `min_p` times as likely as the likeliest: p >= min_p * max(p)."""
+
+    order = 30
+
+    min_p: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=1.0,
+        help="drop tokens less likely than this share of the likeliest one's probability; 0 = none",
+    )
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True where a token reaches the floor."""
+        del context
+        return best.p >= self.min_p * best.p[0]
