@@ -4,6 +4,7 @@ Found through its entry point. Shards are checked by `safetensors_header.py`; th
 config.json is in `huggingface_config.py`. Code in the folder is never run.
 """
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -30,6 +31,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_CONFIG = 1 << 20  # bytes
 MAX_SHARDS = 1024
+PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -166,15 +168,19 @@ def find_shards(folder: Path) -> list[Path]:
 def shards_of_index(folder: Path) -> list[Path]:
     """The shards an index names; each must be a plain name, so that none lies elsewhere."""
     index = read_json(folder / INDEX)
-    names = set(index.inner("weight_map").values.values())
-    if not 1 <= len(names) <= MAX_SHARDS:
-        raise BadHeader(f"{index.where}: weight_map names {len(names)} files; expected 1 or more")
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+    names: set[str] = set()
+    for name in index.inner("weight_map").values.values():
+        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
             raise BadHeader(
-                f"{index.where}: weight_map names {shown(name)}; expected a file in the folder"
+                f"{index.where}: weight_map names {shown(name)}; expected a safetensors file "
+                f"in the folder"
             )
-    return [folder / str(name) for name in sorted(map(str, names))]
+        names.add(name)
+    if not 1 <= len(names) <= MAX_SHARDS:
+        raise BadHeader(
+            f"{index.where}: weight_map names {len(names)} files; expected 1 to {MAX_SHARDS}"
+        )
+    return [folder / name for name in sorted(names)]
 
 
 def join_shards(

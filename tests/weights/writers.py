@@ -5,6 +5,7 @@ gguf library's own map, Hugging Face names are spelled here.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -114,6 +115,7 @@ def write_gguf(
     *,
     kind: str = "F32",
     metadata: dict[str, object] | None = None,
+    factors: Sequence[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """A GGUF file; returns our path -> what gguf's own dequantiser makes of it, canonical."""
     architecture = "llama"
@@ -125,8 +127,9 @@ def write_gguf(
     add_config(writer, config, architecture)
     for key, value in (metadata or {}).items():
         add_value(writer, key, value)
-    if config.rope.factors:
-        writer.add_tensor("rope_freqs.weight", np.asarray(config.rope.factors, np.float32))
+    factors = factors or config.rope.factors
+    if factors:
+        writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.layers)
     expected = {}
     for (ours, value), (theirs, tensor) in zip(
