@@ -13,7 +13,8 @@ from jaxllama.text.tokenizer import Rules, Tokenizer
 from jaxllama.text.vocabulary import BYTE_LEVEL, Kind, Spelling, Vocabulary
 
 BYTES = 256
-BEGIN, END, TURN, TURN_END = SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+BEGIN_ID, END_ID, TURN_ID, TURN_END_ID = range(BYTES, BYTES + 4)
+SPECIALS = {"<s>": BEGIN_ID, "</s>": END_ID, "<|im_start|>": TURN_ID, "<|im_end|>": TURN_END_ID}
 
 
 class ByteTokenizer(Tokenizer):
@@ -22,13 +23,12 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, *, adds_begin: bool = False, template: str | None = None) -> None:
         encoder = tokenizers.Tokenizer(BPE(vocab=dict(BYTE_LEVEL), merges=[]))
         encoder.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-        ids = {text: BYTES + place for place, text in enumerate(SPECIALS)}
         bytes_ = sorted(BYTE_LEVEL, key=BYTE_LEVEL.__getitem__)
         kinds = [Kind.NORMAL] * BYTES + [Kind.CONTROL] * len(SPECIALS)
         super().__init__(
             (encoder, encoder),
             Vocabulary((*bytes_, *SPECIALS), bytes(kinds), Spelling.BYTE_LEVEL),
-            Specials({text: Special(id_) for text, id_ in ids.items()}, {}),
-            Rules(ids[BEGIN], (ids[END], ids[TURN_END]), adds_begin=adds_begin),
-            ModelText(template=template, begin=BEGIN, end=END, name="bytes"),
+            Specials({text: Special(id_) for text, id_ in SPECIALS.items()}, {}),
+            Rules(BEGIN_ID, (END_ID, TURN_END_ID), adds_begin=adds_begin),
+            ModelText(template=template, begin="<s>", end="</s>", name="bytes"),
         )

@@ -1,0 +1,202 @@
+"""An engine that answers from a script: the real engine over programs without a model.
+
+For tests of whatever stands on the engine. Requests queue, fill slots, stream, stop, fail and are
+cancelled exactly as always, because only the compiled programs are replaced. Starts in a blink.
+
+    engine = ScriptedEngine(lambda prompt: b"Hello!")  # to every prompt; then END_ID
+    engine.submit(GenerationRequest(prompt=(72, 105), max_tokens=10, stop_ids=(END_ID,)))
+    while not engine.idle:
+        events = engine.step()
+
+Temperature and samplers change nothing. Wherever the script says token t, the model's
+log-probabilities are -ln 2 for t, -2 ln 2 for t + 1, -3 ln 2 for t + 2, and so on around the
+vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jaxllama.config import EngineConfig
+from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.state import RowStart
+from jaxllama.engine.steps import Peek, StepOutput
+from jaxllama.sampling import Sampler
+from jaxllama.sharding import make_mesh
+from jaxllama.testing.byte_tokenizer import END_ID
+from jaxllama.testing.models import TINY
+
+# A token, or what goes wrong instead: an exception is raised by the decode call (each time it is
+# reached; the engine will replay), None is a row whose logits were not numbers.
+Said: TypeAlias = int | Exception | None
+Script: TypeAlias = Callable[[tuple[int, ...]], Sequence[Said]]  # prompt -> answer
+
+SMALL = EngineConfig(slots=4, context=256, steps_per_sync=1, candidates=TINY.vocab_size)
+
+
+class ScriptedEngine(Engine):
+    """The engine, over programs that follow a script."""
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        config: EngineConfig = SMALL,
+        samplers: Mapping[str, type[Sampler]] | None = None,
+    ) -> None:
+        bank = SamplerBank(
+            samplers or {},
+            vocab=TINY.vocab_size,
+            candidates=config.candidates,
+            top_logprobs=config.max_top_logprobs,
+        )
+        super().__init__(ScriptedPrograms(script, config, bank))
+
+
+@dataclass
+class ScriptedRow:
+    """What the decode program keeps of one row."""
+
+    prompt: tuple[int, ...]
+    answer: Sequence[Said]
+    drawn: int
+    pending: int
+    budget: int
+    stop_ids: frozenset[int]
+    temperature: float
+    wants: bool
+
+
+@dataclass
+class ScriptedState:
+    """All slots: the tokens in each one's cache, and the rows that decode."""
+
+    cached: np.ndarray
+    rows: dict[int, ScriptedRow] = field(default_factory=dict)
+
+
+class ScriptedPrograms(Programs):
+    """The engine's programs, on the host, in Python; the state is changed in place."""
+
+    def __init__(self, script: Script, config: EngineConfig, bank: SamplerBank) -> None:
+        super().__init__(TINY, config, bank, {}, make_mesh(config, TINY))
+        self.script = script
+
+    def delete(self, state: Any) -> None:
+        """There is nothing to free."""
+
+    def empty(self) -> Any:
+        """No row, nothing cached."""
+        return ScriptedState(np.full((self.engine.slots, self.engine.columns), -1))
+
+    def prefill(self, state: Any, slot: Any, ids: Any, start: Any, count: Any) -> Any:
+        """Note what is cached."""
+        state.cached[slot, start : start + count] = ids[:count]
+        return state
+
+    def admit(self, state: Any, slot: Any, row: RowStart) -> Any:
+        """Let a row begin, at the place in its answer that its tokens have reached."""
+        known = row.tokens[: row.length + 1].tolist()
+        prompt = tuple(known[: row.prompt])
+        state.rows[int(slot)] = ScriptedRow(
+            prompt=prompt,
+            answer=self.script(prompt),
+            drawn=len(known) - len(prompt),
+            pending=int(row.pending),
+            budget=int(row.budget),
+            stop_ids=frozenset(row.stop_ids.tolist()),
+            temperature=float(row.temperature),
+            wants=bool(row.top_logprobs >= 0),
+        )
+        return state
+
+    def decode(self, state: Any, steps: Any) -> tuple[Any, StepOutput]:
+        """Say the next word of every answer, up to `steps` times."""
+        output = self.blank_output()
+        for step in range(int(steps)):
+            for slot, row in list(state.rows.items()):
+                place = len(row.prompt) + row.drawn - 1
+                state.cached[slot, place] = row.pending
+                said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
+                if isinstance(said, Exception):
+                    raise said
+                self.note(output, (step, slot), row, said)
+                row.drawn += 1
+                row.budget -= 1
+                if said is None or said in row.stop_ids or row.budget == 0:
+                    del state.rows[slot]
+                else:
+                    row.pending = said
+        return state, output
+
+    def release(self, state: Any, mask: Any) -> Any:
+        """Drop rows."""
+        for slot in np.flatnonzero(mask):
+            state.rows.pop(int(slot), None)
+        return state
+
+    def scrub(self, state: Any, slot: Any) -> Any:
+        """Forget what is cached."""
+        state.cached[slot] = -1
+        return state
+
+    def copy(self, state: Any, source: Any, target: Any, count: Any) -> Any:
+        """Copy the beginning of what is cached."""
+        state.cached[target, :count] = state.cached[source, :count]
+        return state
+
+    def peek(self, state: Any, slot: Any, pairs: Any, start: Any, last: Any) -> tuple[Any, Peek]:
+        """Log-probabilities of targets, each after all that is cached before it."""
+        ids, targets = pairs
+        state.cached[slot, start : start + last + 1] = ids[: last + 1]
+        logprob = np.zeros(len(ids), np.float32)
+        for row in range(int(last) + 1):
+            context = tuple(state.cached[slot, : start + row + 1].tolist())
+            logits = logprobs_around(self.script(context))
+            logprob[row] = logits[targets[row]]
+        return state, Peek(logprob, logits)  # type: ignore[arg-type]
+
+    def blank_output(self) -> StepOutput:
+        """What a call returns when no row decodes."""
+        shape = (self.engine.steps_per_sync, self.engine.slots)
+        lists = (*shape, self.bank.top_logprobs)
+        return StepOutput(
+            np.full(shape, -1, np.int32),  # type: ignore[arg-type]
+            Choice(
+                token=np.zeros(shape, np.int32),  # type: ignore[arg-type]
+                finite=np.ones(shape, np.bool_),  # type: ignore[arg-type]
+                logprob=np.zeros(shape, np.float32),  # type: ignore[arg-type]
+                sampled=np.zeros(shape, np.float32),  # type: ignore[arg-type]
+                top_ids=np.zeros(lists, np.int32),  # type: ignore[arg-type]
+                top_logprobs=np.zeros(lists, np.float32),  # type: ignore[arg-type]
+                sampled_ids=np.zeros(lists, np.int32),  # type: ignore[arg-type]
+                sampled_logprobs=np.zeros(lists, np.float32),  # type: ignore[arg-type]
+            ),
+        )
+
+    def note(self, output: Any, place: tuple[int, int], row: ScriptedRow, said: int | None) -> None:
+        """Write what one row drew at one step."""
+        choice = output.choice
+        choice.finite[place] = said is not None
+        token = 0 if said is None else said
+        output.token[place] = choice.token[place] = token
+        if row.temperature > 0:
+            choice.sampled[place] = -math.log(2)
+        if row.wants:
+            ranks = np.arange(self.bank.top_logprobs)
+            choice.logprob[place] = -math.log(2)
+            choice.top_ids[place] = choice.sampled_ids[place] = (token + ranks) % TINY.vocab_size
+            choice.top_logprobs[place] = choice.sampled_logprobs[place] = -(ranks + 1) * math.log(2)
+
+
+def logprobs_around(answer: Sequence[Said]) -> np.ndarray:
+    """Log-probabilities of the whole vocabulary where the script goes on with `answer`."""
+    token = answer[0] if answer else END_ID
+    assert isinstance(token, int), "a script cannot go wrong where it is only looked at"
+    distance = (np.arange(TINY.vocab_size) - token) % TINY.vocab_size
+    return (-(distance + 1) * math.log(2)).astype(np.float32)
