@@ -83,7 +83,7 @@ class LLM:
         slots          requests decoded together (default 16)
         context        tokens a slot holds (default: the model's, at most 4096)
         dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
-        cache_dtype    of keys and values, likewise (default: bfloat16)
+        cache_dtype    of keys and values, likewise (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
         packed         keep 4- and 8-bit weights packed: less memory, more time per token
         prompt_format  name of a prompt format (default: the one that suits the model)
@@ -397,7 +397,7 @@ def engine_config(  # noqa: PLR0913
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
         dtype=dtype or ("float32" if on_cpu else "bfloat16"),
-        cache_dtype=cache_dtype or "bfloat16",
+        cache_dtype=cache_dtype or ("float16" if on_cpu else "bfloat16"),
         data_parallel=data,
         model_parallel=parts,
     )

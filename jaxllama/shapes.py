@@ -9,6 +9,6 @@ Read by people; imported by whoever annotates arrays. Knows no arithmetic.
 """
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, Int32, Integer, Key, UInt8, UInt32
+from jaxtyping import Bool, Float, Int, Int32, Integer, Key, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "Int32", "Integer", "Key", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Int32", "Integer", "Key", "Shaped", "UInt8", "UInt32"]

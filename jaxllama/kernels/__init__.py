@@ -12,6 +12,7 @@ from jaxllama.kernels.reference import (
     matmul_by_output,
     norm,
 )
+from jaxllama.kernels.storage import narrow, stored_dtype
 
 __all__ = [
     "ROW_TILE",
@@ -19,5 +20,7 @@ __all__ = [
     "attend_step",
     "matmul",
     "matmul_by_output",
+    "narrow",
     "norm",
+    "stored_dtype",
 ]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.shapes import Array, Bool, Float, Int
+from jaxllama.kernels.storage import widen
+from jaxllama.shapes import Array, Bool, Float, Int, Shaped
 
 ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
@@ -54,8 +55,8 @@ def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Flo
 
 def attend_step(
     q: Float[Array, "S N H"],
-    keys: Float[Array, "S K T H"],
-    values: Float[Array, "S K T H"],
+    keys: Shaped[Array, "S K T H"],
+    values: Shaped[Array, "S K T H"],
     position: Int[Array, " S"],
     window: int | None,
 ) -> Float[Array, "S N H"]:
@@ -71,8 +72,8 @@ def attend_step(
 
 def attend_prompt(
     q: Float[Array, "L N H"],
-    keys: Float[Array, "S K T H"],
-    values: Float[Array, "S K T H"],
+    keys: Shaped[Array, "S K T H"],
+    values: Shaped[Array, "S K T H"],
     slot: Int[Array, ""],
     position: Int[Array, " L"],
     window: int | None,
@@ -129,19 +130,19 @@ def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Boo
 
 def fold_block(
     q: Float[Array, "L K G H"],
-    k: Float[Array, "L K B H"],
-    v: Float[Array, "L K B H"],
+    k: Shaped[Array, "L K B H"],
+    v: Shaped[Array, "L K B H"],
     seen: Bool[Array, "L 1 1 B"],
     carry: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
     """One block into the running softmax; a block no row sees leaves it bit for bit."""
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("lkgh,lkbh->lkgb", q, k.astype(jnp.float32), **contract)  # type: ignore[arg-type]
+    scores = jnp.einsum("lkgh,lkbh->lkgb", q, widen(k), **contract)  # type: ignore[arg-type]
     scores = jnp.where(seen, scores, HIDDEN)
     higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weight = jnp.where(seen, jnp.exp(scores - higher), 0.0)
     fade = jnp.exp(top - higher)
     total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
-    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, v.astype(jnp.float32), **contract)  # type: ignore[arg-type]
+    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, widen(v), **contract)  # type: ignore[arg-type]
     return higher, total, out * fade + mixed

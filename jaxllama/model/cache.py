@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
+from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.shapes import Array, Float, Int
+from jaxllama.shapes import Array, Float, Int, Shaped
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer."""
 
-    keys: Float[Array, "S K T H"]
-    values: Float[Array, "S K T H"]
+    keys: Shaped[Array, "S K T H"]
+    values: Shaped[Array, "S K T H"]
 
 
 KVCache = tuple[LayerCache, ...]
@@ -39,7 +40,7 @@ def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
     """Zeros."""
-    shape, dtype = cache_shape(model, engine, chunk), jnp.dtype(engine.cache_dtype)
+    shape, dtype = cache_shape(model, engine, chunk), kernels.stored_dtype(engine.cache_dtype)
     return tuple(
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers)
     )
@@ -57,7 +58,7 @@ def write_step(
     return LayerCache(
         *(
             old.at[row, :, column].set(
-                new.astype(old.dtype), unique_indices=True, mode="promise_in_bounds"
+                kernels.narrow(new, old.dtype), unique_indices=True, mode="promise_in_bounds"
             )
             for old, new in zip(layer, (keys, values), strict=True)
         )
@@ -75,7 +76,9 @@ def write_prompt(
     return LayerCache(
         *(
             lax.dynamic_update_slice(
-                old, rearrange(new, "l k h -> 1 k l h").astype(old.dtype), (slot, 0, start, 0)
+                old,
+                rearrange(kernels.narrow(new, old.dtype), "l k h -> 1 k l h"),
+                (slot, 0, start, 0),
             )
             for old, new in zip(layer, (keys, values), strict=True)
         )
