@@ -23,7 +23,7 @@ def logits(
     *,
     dtype: type[np.floating[Any]] = np.float64,
     last: int | None = None,
-) -> Float[np.ndarray, "L V"]:
+) -> Float[np.ndarray, "kept V"]:
     """The logits after each token, computed in `dtype`; `last` keeps only the final few rows."""
     embed = params["embed"]["weight"]
     x = embed[np.asarray(tokens)].astype(dtype)
@@ -118,7 +118,7 @@ def rotate(config: ModelConfig, x: Float[np.ndarray, "L N H"]) -> Float[np.ndarr
     return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " H/2"], float]:
+def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"], float]:
     """Radians per position of each pair, and what cosine and sine are multiplied by."""
     exponent = np.arange(0, head_dim, 2) / head_dim
     base = rope.theta**-exponent
