@@ -64,7 +64,7 @@ FAMILIES: dict[str, ModelConfig] = {
         ),
     ),
     "factors": tiny(
-        name="factors", rope=Rope(kind="factors", factors=(1, 1, 1.1, 1.5, 2.5, 4, 6, 8))
+        name="factors", rope=Rope(kind="factors", factors=(1.0, 1.0, 1.1, 1.5, 2.5, 4.0, 6.0, 8.0))
     ),
 }
 

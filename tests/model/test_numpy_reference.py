@@ -21,7 +21,9 @@ UNDONE = {
     "linear": {"rope": Rope()},
     "ntk": {"rope": Rope()},
     "yarn": {"rope": Rope(kind="linear", factor=4.0)},
-    "yarn_scaled": {"rope": dataclasses.replace(FAMILIES["yarn_scaled"].rope, attention_factor=1)},
+    "yarn_scaled": {
+        "rope": dataclasses.replace(FAMILIES["yarn_scaled"].rope, attention_factor=1.0)
+    },
     "factors": {"rope": Rope()},
     "qwen3": {"qk_norm": False},
 }
