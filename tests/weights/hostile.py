@@ -1,4 +1,4 @@
-"""Files that lie: GGUF and safetensors bytes built by hand, and what must hold when they are opened.
+"""Files that lie: GGUF and safetensors bytes built by hand, and what must hold of opening them.
 
 Called by the hostile-file tests of this folder.
 """
@@ -19,7 +19,7 @@ from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
 
 MORE_MEMORY = 16 << 20  # bytes above the file's own size
-SECONDS = 2.0
+SECONDS = 2.0  # of this process, so that a busy machine does not matter
 U32_MAX, BIG, U64_MAX = 2**32 - 1, 2**63, 2**64 - 1
 HUGE = (U32_MAX, BIG, U64_MAX)
 
@@ -31,7 +31,7 @@ def outcome(path: Path) -> CheckpointError | None:
     """
     size = path.stat().st_size if path.is_file() else 0
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with open_checkpoint(path) as checkpoint:
             read_everything(checkpoint)
@@ -43,7 +43,7 @@ def outcome(path: Path) -> CheckpointError | None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < size + MORE_MEMORY
-        assert time.perf_counter() - started < SECONDS
+        assert time.process_time() - started < SECONDS
     return None
 
 

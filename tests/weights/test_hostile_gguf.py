@@ -58,8 +58,8 @@ def test_the_sound_file_is_read(tmp_path: Path, sound: bytes):
 @pytest.mark.parametrize("part", range(8))
 def test_truncated_anywhere(tmp_path: Path, sound: bytes, part: int):
     last = len(sound) - 64  # the last bytes are padding
-    for at in range(part, 40):
-        refusal(tmp_path, sound[: 1 + last * at // 40 + part])
+    for at in range(25):
+        refusal(tmp_path, sound[: 1 + last * at // 25 + part])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -67,10 +67,10 @@ def test_flipped_bits_never_raise_anything_else(tmp_path: Path, sound: bytes, se
     path = tmp_path / "m.gguf"
     header = sound.index(b"output_norm.weight") + 200
     refused = 0
-    for place in flips(header, 50, seed):
+    for place in flips(header, 30, seed):
         path.write_bytes(flipped(sound, place))
         refused += outcome(path) is not None
-    assert refused > 5
+    assert refused > 3
 
 
 ONE = [tensor("a")]
@@ -86,7 +86,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         for n in (70_000, *HUGE)
     },
     **{
-        f"array of {kind}, {n}": (gguf_bytes([pair("list", 9, struct.pack("<IQ", kind, n))]), "list")
+        f"array of {kind}, {n}": (
+            gguf_bytes([pair("list", 9, struct.pack("<IQ", kind, n))]), "length of list",
+        )
         for kind in (0, 5, 7, 8, 12)
         for n in HUGE
     },
@@ -218,7 +220,7 @@ def test_vocabulary_that_is_not_utf8_is_refused_when_it_is_asked_for(tmp_path: P
     (tmp_path / "m.gguf").write_bytes(sound.replace(b"token 7", b"token \xff"))
     with (
         open_checkpoint(tmp_path / "m.gguf") as checkpoint,
-        pytest.raises(CheckpointError, match="tokenizer.ggml.tokens: item 7 is not UTF-8"),
+        pytest.raises(CheckpointError, match="tokens: item 7 is not UTF-8"),
     ):
         checkpoint.tokenizer()
 

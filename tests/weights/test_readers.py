@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxllama.model.quantized import Packed, unpack
 from jaxllama.testing import FAMILIES, random_params, tiny
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
+from jaxllama.weights.gguf_blocks import KINDS as KINDS_BY_NUMBER
 
 WIDE = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=1)
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -193,3 +195,38 @@ def test_fill_nests_what_place_returns_and_reports_progress(tmp_path: Path):
     assert tree["blocks"][1]["ffn"]["gate"]["weight"] == "blocks.1.ffn.gate.weight"
     count = len(abstract_params(config))
     assert steps == [(i + 1, count) for i in range(count)]
+
+
+def test_comparison_of_trees_sees_one_wrong_value(tmp_path: Path):
+    params = written(FAMILIES["llama2"])
+    write_gguf(tmp_path / "m.gguf", FAMILIES["llama2"], params)
+    params["blocks.1.attention.k.weight"][5, 7] += 1e-6
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        found = read_all(checkpoint)
+    with pytest.raises(AssertionError, match=r"blocks\.1\.attention\.k"):
+        assert_same(found, params)
+
+
+@pytest.mark.parametrize(("family", "moved"), [("llama3", {"q", "k"}), ("qwen2", set())])
+def test_only_llama_files_have_their_query_and_key_rows_moved(
+    tmp_path: Path, family: str, moved: set[str]
+):
+    config = FAMILIES[family]
+    params = written(config)
+    write_gguf(tmp_path / "m.gguf", config, params)
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        differing = {
+            name
+            for name in ("q", "k", "v")
+            if not np.array_equal(
+                checkpoint.read_stored(f"blk.0.attn_{name}.weight").T,
+                params[f"blocks.0.attention.{name}.weight"],
+            )
+        }
+    assert differing == moved
+
+
+def test_block_sizes_are_those_of_ggml():
+    for number, kind in KINDS_BY_NUMBER.items():
+        assert kind.name == gguf.GGMLQuantizationType(number).name
+        assert (kind.block, kind.size) == gguf.GGML_QUANT_SIZES[number]

@@ -1,0 +1,140 @@
+"""check_weights: whether a weight format keeps the contract of its socket, shown on one model.
+
+Called by the tests of format authors, ours included. Judges through the public socket only; knows
+no format.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxllama.config import ModelConfig
+from jaxllama.errors import CheckpointError
+from jaxllama.model.params import Leaf, abstract_params
+from jaxllama.model.quantized import Packed
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import Checkpoint, check_tensors
+from jaxllama.weights.layout import Stored
+
+FLOATS = ("float32", "float16", "bfloat16")
+CUTS = (0.0, 0.1, 0.5, 0.9)  # where copies are truncated, as parts of their length
+EMBEDDING = "embed.weight"  # the one matrix that is canonical by rows
+
+
+def check_weights(path: Path | str) -> None:
+    """Open a small model of the format and raise AssertionError at the first broken promise."""
+    path = Path(path)
+    with open_checkpoint(path) as checkpoint:
+        config = checkpoint.config
+        expect(isinstance(config, ModelConfig), f"config is {config!r}; expected a ModelConfig")
+        abstract = abstract_params(config)
+        check_tensors(abstract, checkpoint)
+        for weight, leaf in abstract.items():
+            value = checkpoint.read(weight, leaf)
+            check_value(weight, leaf, value)
+            check_repeats(weight, value, checkpoint.read(weight, leaf))
+        tokens = checkpoint.tokenizer().vocab_size
+        expect(
+            tokens <= config.vocab_size,
+            f"the tokenizer has {tokens} tokens; the model has room for {config.vocab_size}",
+        )
+        checkpoint.close()  # and once more by the with statement
+    with tempfile.TemporaryDirectory() as folder:
+        check_recognizer(type(checkpoint), path, Path(folder))
+        check_damage(path, Path(folder))
+
+
+def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
+    """One weight: a finite float array or a Packed matrix, of the canonical shape."""
+    if isinstance(value, Packed):
+        check_packed(weight, leaf, value)
+        return
+    expect(isinstance(value, np.ndarray), f"{weight} is a {type(value).__name__}; expected NumPy")
+    expect(
+        value.dtype.name in FLOATS, f"{weight} has dtype {value.dtype}; expected one of {FLOATS}"
+    )
+    expect(value.shape == leaf.shape, f"{weight} has shape {value.shape}; expected {leaf.shape}")
+    finite = np.isfinite(value.astype(np.float32)).all()
+    expect(bool(finite), f"{weight} holds NaN or infinity")
+
+
+def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
+    """One Packed matrix: parts that fit each other and the leaf."""
+    expect(leaf.is_matrix, f"{weight} is Packed; expected that of matrices only")
+    shape = value.shape[::-1] if weight == EMBEDDING else value.shape
+    expect(shape == leaf.shape, f"{weight} has shape {shape}; expected {leaf.shape}")
+    width, out = value.shape
+    kind = {4: "uint8", 8: "int8"}[value.bits]
+    expect(value.codes.dtype.name == kind, f"{weight} has {value.codes.dtype} codes; not {kind}")
+    expect(width % value.group == 0, f"{weight}: groups of {value.group} do not divide {width}")
+    for name, part in (("scales", value.scales), ("minima", value.minima)):
+        if part is None:
+            continue
+        wanted = (out, width // value.group)
+        expect(part.shape == wanted, f"{weight}: {name} are {part.shape}; expected {wanted}")
+        expect(part.dtype.name in FLOATS, f"{weight}: {name} are {part.dtype}; expected floats")
+        finite = np.isfinite(np.asarray(part, np.float32)).all()
+        expect(bool(finite), f"{weight}: {name} hold NaN or infinity")
+
+
+def check_repeats(weight: str, first: Stored, second: Stored) -> None:
+    """Two reads give equal values in memory of their own."""
+    for one, other in zip(parts(first), parts(second), strict=True):
+        expect(np.array_equal(one, other), f"{weight} differs when it is read again")
+        expect(not np.shares_memory(one, other), f"{weight} shares memory between two reads")
+
+
+def parts(value: Stored) -> list[np.ndarray]:
+    """The arrays a weight consists of."""
+    held = (value.codes, value.scales, value.minima) if isinstance(value, Packed) else (value,)
+    return [np.asarray(part) for part in held if part is not None]
+
+
+def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -> None:
+    """It claims this model, and neither text nor an empty folder."""
+    (folder / "note.txt").write_text("no model\n")
+    (folder / "nothing").mkdir()
+    expect(format_class.recognizes(path), f"{path} is not recognised")
+    for other in (folder / "note.txt", folder / "nothing"):
+        expect(not format_class.recognizes(other), f"{other.name} is recognised as a model")
+
+
+def check_damage(path: Path, folder: Path) -> None:
+    """A copy with any of its files cut short is a CheckpointError, or is read as if whole."""
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    copy = folder / f"damaged{path.suffix}"
+    for file in files:
+        whole = file.read_bytes()
+        if path.is_file():
+            damaged = copy
+        else:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(path, copy)
+            damaged = copy / file.relative_to(path)
+        for cut in CUTS:
+            damaged.write_bytes(whole[: int(len(whole) * cut)])
+            check_refused(copy, f"{file.name} cut to {cut:.0%}")
+
+
+def check_refused(path: Path, what: str) -> None:
+    """Opening and reading a damaged model fails in the declared way, if at all."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            abstract = abstract_params(checkpoint.config)
+            check_tensors(abstract, checkpoint)
+            for weight, leaf in abstract.items():
+                checkpoint.read(weight, leaf)
+    except CheckpointError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"{what}: raised {type(error).__name__}: {error}; expected a CheckpointError"
+        ) from error
+
+
+def expect(held: bool, broken: str) -> None:
+    """Raise with the broken promise unless it held."""
+    if not held:
+        raise AssertionError(broken)
