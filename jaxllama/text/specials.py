@@ -17,7 +17,11 @@ from itertools import pairwise
 from jaxllama.errors import BadTokenizer
 
 LONGEST = 512  # characters of one special token
-SPACE = re.compile(r"\s*")
+# Unicode's white space; Python's own notion adds four control characters.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+SPACE = re.compile(f"[{SPACES}]*")
 FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD  # the private-use plane nobody draws icons in
 
 
@@ -100,7 +104,7 @@ class Specials:
                 stretch.append(match[0][1:])
                 continue
             before = "".join(stretch)
-            before = before.rstrip() if found.strip_left else before
+            before = before.rstrip(SPACES) if found.strip_left else before
             if before:
                 yield before
             yield found.id
