@@ -13,7 +13,7 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,20 @@ class Executables:
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / key
 
-    def load(self, name: str, in_tree: Any, out_tree: Any) -> Any | None:
-        """The executable, or None if there is none that can be trusted."""
+    def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
+        """The executable, or None if there is none that can be trusted.
+
+        `trees` are the structures of its arguments and results: those are not read from the file.
+        """
         path = self.folder / f"{name}.program"
         try:
             payload = read_own(path)
             if payload is None:
                 return None
             os.utime(self.folder)
-            return serialize_executable.deserialize_and_load(payload, in_tree, out_tree)
+            return serialize_executable.deserialize_and_load(
+                payload, *trees, execution_devices=devices
+            )
         except Exception as error:  # a stale or foreign program must never stop a start
             logger.warning("program %s on disk is not usable, compiling: %s", name, error)
             return None

@@ -171,7 +171,7 @@ class Programs:
         arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
         if self.executables is not None:
             trees = (jax.tree.structure((arguments, {})), jax.tree.structure(outputs))
-            loaded = self.executables.load(name, *trees)
+            loaded = self.executables.load(name, trees, list(self.mesh.devices.flat))
             if loaded is not None:
                 return loaded, "loaded"
         compiled = self._compile(name, arguments, outputs)

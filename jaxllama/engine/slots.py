@@ -53,7 +53,7 @@ class SlotTable:
         usable = ids[:-1]
         source = max(self.slots, key=lambda slot: (promised(slot, usable), slot.owner is None))
         shared = promised(source, usable)
-        victim = min(free, key=lambda slot: (slot.used, slot.index))
+        victim = min(free, key=lambda slot: (bool(slot.cached), slot.used, slot.index))
         # Taking over a slot loses what it holds beyond the shared part: only if that is little.
         if source.owner is None and 2 * shared >= len(source.cached):
             victim = source

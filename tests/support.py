@@ -1,0 +1,118 @@
+"""What many tests build: engines on tiny random models, compiled once per run and size."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.executables import Executables, program_key
+from jaxllama.engine.generation import Generation
+from jaxllama.engine.programs import Programs
+from jaxllama.model.params import Tree, abstract_params, nest
+from jaxllama.model.prepare import place
+from jaxllama.registry import SAMPLERS, load_plugins
+from jaxllama.request import Event, Finished, GenerationRequest, Token
+from jaxllama.sampling import Sampler
+from jaxllama.sharding import make_mesh
+from jaxllama.testing import FAMILIES, random_params
+
+MODEL = dataclasses.replace(FAMILIES["smollm2"], max_context=512)
+ENGINE = EngineConfig(slots=4, context=200, candidates=32, cache_dtype="float32")
+
+
+@dataclasses.dataclass
+class Told:
+    """What one generation told: its tokens, their log-probabilities and its end."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finished: Finished | None = None
+
+
+@cache
+def installed_samplers() -> dict[str, type[Sampler]]:
+    return load_plugins(SAMPLERS, Sampler).loaded
+
+
+def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
+    """Random weights on the mesh."""
+    tree = random_params(model, seed)
+    leaves = abstract_params(model)
+    return nest(
+        {path: place(leaf, at(tree, path), mesh, engine.dtype) for path, leaf in leaves.items()}
+    )
+
+
+def at(tree: Tree, path: str) -> np.ndarray:
+    for key in path.split("."):
+        tree = tree[int(key)] if key.isdigit() and int(key) in tree else tree[key]
+    return tree
+
+
+@cache
+def programs(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Programs:
+    """Compiled programs; kept on disk for the other test processes of this run."""
+    bank = SamplerBank(
+        installed_samplers(),
+        vocab=model.vocab_size,
+        candidates=engine.candidates,
+        top_logprobs=engine.max_top_logprobs,
+    )
+    mesh = make_mesh(engine, model)
+    root = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
+    kept = Executables(root, program_key((model, engine, sorted(bank.knobs))))
+    return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
+
+
+def new_engine(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Engine:
+    return Engine(programs(model, engine))
+
+
+def request(prompt: Iterable[int], max_tokens: int = 8, **more: object) -> GenerationRequest:
+    """A greedy request with log-probabilities unless told otherwise."""
+    settings = {"temperature": 0.0, "top_logprobs": 0, **more}
+    return GenerationRequest(tuple(int(i) for i in prompt), max_tokens, **settings)
+
+
+def drive(engine: Engine, told: dict[int, Told], steps: int | None = None) -> None:
+    """Step until idle (or so many times), collecting what is told."""
+    done = 0
+    while not engine.idle and (steps is None or done < steps):
+        for event in engine.step():
+            take(told, event)
+        done += 1
+        assert done < 100_000, "the engine does not come to an end"
+
+
+def take(told: dict[int, Told], event: Event) -> None:
+    record = told.setdefault(event.id, Told([], []))
+    assert record.finished is None, "an event after the end"
+    if isinstance(event, Token):
+        record.tokens.append(event.token)
+        if event.logprobs is not None:
+            record.logprobs.append(event.logprobs.logprob)
+    else:
+        record.finished = event
+
+
+def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Told]:
+    """Submit all at once, drive to the end."""
+    told: dict[int, Told] = {}
+    generations: list[Generation] = [engine.submit(one) for one in requests]
+    drive(engine, told)
+    return [told[generation.id] for generation in generations]
+
+
+def closed(engine: Engine) -> bool:
+    """Nothing is held and the ledger adds up."""
+    ledger = engine.ledger
+    ended = ledger["finished"] + ledger["cancelled"] + ledger["failed"]
+    return engine.idle and engine.slots.claimed == 0 and ledger["accepted"] == ended
