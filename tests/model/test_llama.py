@@ -80,7 +80,7 @@ def test_the_comparison_notices_one_wrong_token():
     assert worst(found[4:], expected[4:]) > 1e-3
 
 
-@pytest.mark.parametrize("window", [1, 100, 128, 129])
+@pytest.mark.parametrize("window", [1, 128, 129])
 def test_windows_end_where_they_should_around_a_block_of_keys(window: int):
     config = tiny(kv_heads=2, window=window)
     params = random_params(config)
