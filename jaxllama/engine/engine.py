@@ -59,6 +59,7 @@ class Engine:
         self.slots = SlotTable(self.config.slots)
         self._clock = clock
         self._ids = itertools.count()
+        self._live: dict[int, Generation] = {}  # all that have not ended, oldest first
         self._waiting: deque[Generation] = deque()
         self._filling: deque[Generation] = deque()
         self._running: list[Generation | None] = [None] * self.config.slots
@@ -79,6 +80,7 @@ class Engine:
             )
         self.check_length(len(request.prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock())
+        self._live[generation.id] = generation
         self._waiting.append(generation)
         self.ledger["accepted"] += 1
         return generation
@@ -104,18 +106,15 @@ class Engine:
 
     def close(self) -> None:
         """End everything and let go of the device memory; the engine is of no use afterwards."""
-        live = [*self._waiting, *self.recovery.suspects, *self._filling, *self._running]
-        for generation in live:
-            if generation is not None:
-                self.cancel(generation)
+        for generation in list(self._live.values()):
+            self.cancel(generation)
         self._sent.clear()
         self.programs.delete(self._state)
 
     @property
     def idle(self) -> bool:
         """Nothing waits, runs or is still to be read."""
-        busy = self._waiting or self._filling or self.recovery.suspects or self._sent
-        return not (busy or self._events or any(self._running))
+        return not (self._live or self._sent or self._events)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -324,6 +323,7 @@ class Engine:
     ) -> None:
         """The one place where a generation becomes DONE and its slot free."""
         phase, generation.phase = generation.phase, Phase.DONE
+        del self._live[generation.id]
         generation.ended = self._clock()
         self.recovery.forget(generation)
         match phase:
@@ -394,7 +394,7 @@ class Engine:
 
     def _recover(self, error: Exception) -> None:
         """A new state; what was live starts over behind what it has already told."""
-        live = [*filter(None, self._running), *self._filling]
+        live = [one for one in self._live.values() if one.phase is not Phase.WAITING]
         self._filling.clear()
         self._running = [None] * self.config.slots
         self._sent.clear()

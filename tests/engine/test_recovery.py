@@ -1,0 +1,213 @@
+"""Faults: injected exceptions and NaN, and who may notice them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
+
+from jaxllama.engine.engine import Engine
+from jaxllama.errors import GenerationFailed
+from jaxllama.request import FinishReason
+
+
+class Faulty:
+    """Programs that raise when told to; everything else passes through."""
+
+    def __init__(self, programs, fails):
+        self._programs, self._fails, self.calls = programs, fails, 0
+
+    def __getattr__(self, name):
+        found = getattr(self._programs, name)
+        if name not in ("prefill", "decode", "admit", "copy", "release"):
+            return found
+
+        def call(state, *args):
+            self.calls += 1
+            if self._fails(name, self.calls, args):
+                for leaf in jax.tree.leaves(state):
+                    leaf.delete()  # a failed program has eaten its donated state
+                raise RuntimeError("injected fault")
+            return found(state, *args)
+
+        return call
+
+
+def faulty_engine(fails) -> Engine:
+    engine = new_engine()
+    engine.programs = Faulty(engine.programs, fails)
+    return engine
+
+
+def some_requests():
+    return [
+        request([1, 2, 3], 12),
+        request(range(40), 12, temperature=1.0, seed=5),
+        request(range(30, 60), 12, temperature=0.9, seed=6, knobs={"top_p": 0.9}),
+        request([9], 12),
+        request(range(80), 6, temperature=1.0, seed=1),
+    ]
+
+
+@pytest.mark.parametrize("nth", range(1, 30, 2))
+def test_one_fault_at_any_call_changes_no_text(nth):
+    expected = run(new_engine(), some_requests())
+    engine = faulty_engine(lambda _name, calls, _args: calls == nth)
+    answers = run(engine, some_requests())
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+    assert closed(engine)
+    assert engine.recovery.faults == 1
+
+
+def test_request_that_makes_the_engine_fail_again_fails_alone():
+    poison = [66, 66, 66]
+
+    def fails(name, _calls, args):
+        return name == "admit" and list(args[1].tokens[:3]) == poison
+
+    engine = faulty_engine(fails)
+    good = some_requests()
+    expected = run(new_engine(), good)
+    answers = run(engine, [*good[:2], request(poison, 5), *good[2:]])
+    bad = answers.pop(2)
+    assert bad.finished.reason is FinishReason.FAILED
+    assert isinstance(bad.finished.error, GenerationFailed)
+    assert "injected fault" in str(bad.finished.error)
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+    assert engine.ledger["failed"] == 1
+    assert closed(engine)
+
+
+def test_two_poisonous_requests_fail_and_the_rest_finish():
+    def fails(name, _calls, args):
+        return name == "admit" and args[1].tokens[0] == 66
+
+    engine = faulty_engine(fails)
+    good = some_requests()
+    answers = run(engine, [request([66, 1], 5), *good, request([66, 2], 5)])
+    assert [one.finished.reason is FinishReason.FAILED for one in answers] == [
+        True, *[False] * len(good), True,
+    ]  # fmt: skip
+    assert closed(engine)
+
+
+def test_engine_that_always_fails_fails_every_request_once():
+    engine = faulty_engine(lambda name, *_: name == "decode")
+    answers = run(engine, some_requests())
+    assert all(one.finished.reason is FinishReason.FAILED for one in answers)
+    assert closed(engine)
+
+
+def test_failing_tail_fails_its_request_only():
+    class BadTail:
+        stopped = None
+
+        def push(self, _token):
+            raise ValueError("no such piece")
+
+        def flush(self):
+            return ""
+
+    engine = new_engine()
+    told: dict[int, Told] = {}
+    bad = engine.submit(request([1, 2], 5), BadTail())
+    good = engine.submit(request([3, 4], 5))
+    drive(engine, told)
+    assert told[bad.id].finished.reason is FinishReason.FAILED
+    assert told[good.id].tokens == run(new_engine(), [request([3, 4], 5)])[0].tokens
+    assert closed(engine)
+
+
+def poison(engine: Engine, slot: int) -> None:
+    """Write NaN into one slot's keys and values."""
+    state = engine._state
+    cache = jax.tree.map(lambda side: side.at[slot, :, :4].set(jnp.nan), state.cache)
+    engine._state = dataclasses.replace(state, cache=cache)
+
+
+def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next():
+    engine = new_engine()
+    told: dict[int, Told] = {}
+    requests = [request(range(i, i + 30), 20) for i in range(4)]
+    expected = run(new_engine(), requests)
+    generations = [engine.submit(one) for one in requests]
+    drive(engine, told, 6)
+    victim = generations[2]
+    poison(engine, victim.slot)
+    drive(engine, told)
+    assert told[victim.id].finished.reason is FinishReason.FAILED
+    assert "NaN" in str(told[victim.id].finished.error)
+    for generation, right in zip(generations, expected, strict=True):
+        if generation is not victim:
+            assert told[generation.id].tokens == right.tokens
+    assert engine.slots.slots[victim.slot].cached == []
+    again = run(engine, requests)
+    assert [one.tokens for one in again] == [one.tokens for one in expected]
+    assert closed(engine)
+
+
+def test_poison_really_is_noticed_without_the_check():
+    """The NaN test can fail: without scrubbing, the slot would stay poisoned."""
+    engine = new_engine()
+    engine.programs = Unscrubbed(engine.programs)
+    told: dict[int, Told] = {}
+    generation = engine.submit(request(range(30), 20))
+    drive(engine, told, 4)
+    poison(engine, generation.slot)
+    drive(engine, told)
+    answers = run(engine, [request(range(50 + i, 80 + i), 3) for i in range(ENGINE.slots)])
+    assert any(one.finished.reason is FinishReason.FAILED for one in answers)
+
+
+class Unscrubbed:
+    """Programs whose scrub does nothing."""
+
+    def __init__(self, programs):
+        self._programs = programs
+
+    def __getattr__(self, name):
+        return (lambda state, _slot: state) if name == "scrub" else getattr(self._programs, name)
+
+
+def test_model_with_nan_weights_fails_every_request_and_stays_up():
+    engine = new_engine()
+    params = jax.tree.map(lambda x: x, engine.programs.params)
+    params["final_norm"] = {"weight": params["final_norm"]["weight"] * jnp.nan}
+    engine.programs = WithParams(engine.programs, params)
+    answers = run(engine, [request([i], 5) for i in range(6)])
+    assert all(one.finished.reason is FinishReason.FAILED for one in answers)
+    assert closed(engine)
+
+
+class WithParams:
+    """The same programs over other weights."""
+
+    def __init__(self, programs, params):
+        self._programs, self._params = programs, params
+
+    def __getattr__(self, name):
+        if name in ("prefill", "decode"):
+            compiled = self._programs.compiled(name)
+            return lambda state, *args: compiled(self._params, state, *args)
+        return getattr(self._programs, name)
+
+
+def test_host_arrays_are_never_reused_between_calls():
+    """Asynchronous dispatch may read them late: every call must get arrays of its own."""
+    engine = new_engine(MODEL)
+    seen: list[np.ndarray] = []
+    original = engine.programs.prefill
+
+    def prefill(state, slot, ids, start, count):
+        assert all(ids is not old for old in seen)
+        seen.append(ids)
+        return original(state, slot, ids, start, count)
+
+    engine.programs.prefill = prefill
+    try:
+        run(engine, [request(range(190), 2), request(range(100, 190), 2)])
+    finally:
+        del engine.programs.prefill
+    assert len(seen) > 5

@@ -1,0 +1,161 @@
+"""What is compiled: once each, nothing while serving, nothing cache-sized copied."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from tests.support import (
+    ENGINE,
+    MODEL,
+    Told,
+    closed,
+    drive,
+    new_engine,
+    place_all,
+    programs,
+    request,
+)
+
+from jaxllama.engine.executables import Executables, program_key, read_own, write_own
+from jaxllama.engine.programs import NAMES, Programs
+from jaxllama.sharding import make_mesh
+
+
+def fresh_programs(root=None, engine=ENGINE) -> Programs:
+    """Programs that nothing has compiled yet in this process."""
+    shared = programs(MODEL, engine)
+    mesh = make_mesh(engine, MODEL)
+    kept = None if root is None else Executables(root, program_key(("test",)))
+    return Programs(
+        MODEL, engine, shared.bank, place_all(MODEL, engine, mesh), mesh, executables=kept
+    )
+
+
+def compilations(monkeypatch) -> list[str]:
+    """Every XLA compilation from now on, by name."""
+    import jax._src.compiler as compiler
+
+    names: list[str] = []
+    original = compiler.backend_compile_and_load
+
+    def counted(backend, module, *args, **kwargs):
+        names.append(str(module.operation.attributes["sym_name"]))
+        return original(backend, module, *args, **kwargs)
+
+    monkeypatch.setattr(compiler, "backend_compile_and_load", counted)
+    return names
+
+
+def test_mixed_workload_compiles_nothing_and_closes_its_ledger(monkeypatch):
+    engine = new_engine()
+    engine.programs.warm_up()
+    traces = engine.programs.traces.copy()
+    names = compilations(monkeypatch)
+    rng = np.random.default_rng(3)
+    told: dict[int, Told] = {}
+    knobs = [{}, {"top_k": 3}, {"top_p": 0.7, "min_p": 0.05}, {"logit_bias": {5: 3.0}}]
+    for index in range(200):
+        generation = engine.submit(
+            request(
+                rng.integers(0, 256, rng.integers(1, 120)),
+                int(rng.integers(1, 12)),
+                temperature=float(rng.choice([0, 1])),
+                seed=index,
+                knobs=knobs[index % 4],
+                top_logprobs=None if index % 3 else 5,
+            )
+        )
+        drive(engine, told, int(rng.integers(0, 3)))
+        if index % 7 == 0:
+            engine.cancel(generation)
+    drive(engine, told)
+    assert closed(engine)
+    assert engine.ledger["accepted"] == 200
+    assert engine.ledger["cancelled"] == 29
+    assert names == []
+    assert engine.programs.traces == traces
+
+
+def test_compilations_are_noticed(monkeypatch):
+    """The test above can fail: a compilation does show."""
+    import jax
+
+    names = compilations(monkeypatch)
+    jax.jit(lambda x: x * 12345 + 678)(np.float32(1)).block_until_ready()
+    assert len(names) == 1
+
+
+def test_second_start_compiles_nothing(tmp_path, monkeypatch):
+    first = fresh_programs(tmp_path)
+    first.warm_up()
+    assert set(first.traces.elements()) == set(NAMES)
+    second = fresh_programs(tmp_path)
+    names = compilations(monkeypatch)
+    second.warm_up()
+    assert not second.traces
+    assert names == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
+def test_damaged_program_file_is_compiled_anew(tmp_path, damage, caplog):
+    first = fresh_programs(tmp_path)
+    first.compiled("release")
+    path = next(tmp_path.glob("*/release.program"))
+    blob = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(blob[: len(blob) // 2])
+    elif damage == "flip":
+        blob[len(blob) // 2] ^= 1
+        path.write_bytes(blob)
+    else:
+        path.chmod(0o666)
+    second = fresh_programs(tmp_path)
+    second.compiled("release")
+    assert second.traces["release"] == 1
+    assert "not usable" in caplog.text
+
+
+def test_unwritable_cache_costs_nothing_but_time(tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    fresh_programs(blocked / "below").compiled("release")
+    assert "was not kept" in caplog.text
+
+
+def test_own_file_round_trip(tmp_path):
+    write_own(tmp_path / "key" / "x.program", b"payload")
+    assert read_own(tmp_path / "key" / "x.program") == b"payload"
+    assert read_own(tmp_path / "key" / "y.program") is None
+
+
+def test_key_changes_with_every_part():
+    base = program_key((MODEL, ENGINE))
+    assert base == program_key((MODEL, ENGINE))
+    assert base != program_key((MODEL, dataclasses.replace(ENGINE, slots=5)))
+    assert base != program_key((dataclasses.replace(MODEL, norm_eps=1e-6), ENGINE))
+
+
+def cache_sized(text: str, shape: tuple[int, ...], operations: str) -> list[str]:
+    """Instructions of these kinds whose result has the cache's shape."""
+    dims = ",".join(map(str, shape))
+    return re.findall(rf"= \w+\[{dims}\]\S* (?:{operations})\(.*", text)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["decode", "prefill", "copy"])
+def test_no_program_copies_or_converts_the_cache(name, dtype):
+    engine = dataclasses.replace(ENGINE, cache_dtype=dtype)
+    shared = programs(MODEL, engine)
+    shape = shared._state.cache[0].keys.shape
+    text = fresh_programs(engine=engine).compiled(name).as_text()
+    assert cache_sized(text, shape, "parameter")
+    assert not cache_sized(text, shape, "copy|convert|copy-start|select|transpose|concatenate")
+
+
+def test_every_cache_buffer_is_donated():
+    text = fresh_programs().compiled("decode").as_text()
+    aliases = re.search(r"input_output_alias={(.*?)}, entry", text)
+    assert aliases
+    state_leaves = 2 * MODEL.layers
+    assert aliases[1].count("may-alias") + aliases[1].count("must-alias") >= state_leaves
