@@ -11,11 +11,16 @@ The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table
     5  cli/ testing/                                      everything else
 """
 
+from typing import TYPE_CHECKING
+
 from jaxllama.completion import Completion, Delta, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig, Rope
 from jaxllama.errors import JaxLlamaError
 from jaxllama.formats import Message, PromptFormat
 from jaxllama.request import FinishReason, TokenLogprobs, Usage
+
+if TYPE_CHECKING:
+    from jaxllama.llm import LLM
 
 __all__ = [
     "LLM",

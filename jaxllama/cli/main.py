@@ -1,0 +1,82 @@
+"""The `jaxllama` program: its list of commands, and how failures end it.
+
+The console script. A command's module is imported when that command is asked for, so that
+`jaxllama --help` does not wait for JAX. Knows no command but by name.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from jaxllama.errors import JaxLlamaError
+
+COMMANDS = {
+    "chat": "Talk with a model.",
+    "generate": "Continue a prompt.",
+    "batch": "Answer a file of prompts; resumes where it stopped.",
+    "perplexity": "Measure how surprised a model is by a text.",
+    "pull": "Fetch a model and print its path.",
+    "inspect": "Show what a model is and the memory it needs.",
+    "plugins": "List samplers, prompt formats and weight readers.",
+    "version": "Print the versions of jaxllama and what it runs on.",
+}
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+class Program(click.Group):
+    """The group of all commands; errors raised on purpose become one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of their table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"jaxllama.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, and exit with the code that says how it went."""
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(*args, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            fail(worded(error), error.exit_code)
+        except JaxLlamaError as error:
+            fail(str(error), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def fail(message: str, code: int) -> None:
+    """End the program with one line."""
+    click.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    sys.exit(code)
+
+
+def worded(error: click.ClickException) -> str:
+    """What click objects to, and where to read on."""
+    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
+    return error.format_message() + (f" (see {where} --help)" if where else "")
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jaxllama")
+def main() -> None:
+    """A Llama inference engine: run a model here, one prompt or thousands."""

@@ -1,0 +1,255 @@
+"""Options that several commands share: how to load a model, and every knob there is.
+
+Used by the commands that load a model. The knobs come from the table of limits and from whatever
+samplers are installed: this file knows none of them by name.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import click
+
+from jaxllama.config import DTYPES
+from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
+from jaxllama.errors import InvalidParameter
+from jaxllama.limits import LIMITS, Limit, check, unknown_field
+from jaxllama.registry import SAMPLERS, load_plugins
+from jaxllama.sampling import KnobSpec, Sampler
+
+ANY_VOCABULARY = MAX_INT + 1  # token ids are held against the model's own once it is loaded
+SHORT = {"max_tokens": ["-n"]}
+LOAD, CORE, KNOB = "load_", "core_", "knob_"  # where the values of each kind of option go
+SECTIONS = {"": "Options", LOAD: "Model", CORE: "Generation", KNOB: "Samplers"}
+HUGE = 10**9
+TRUTH = {"true": True, "false": False}
+
+
+class ModelCommand(click.Command):
+    """A command that loads a model; it is called with `loading`, the arguments of LLM.load."""
+
+    def __init__(
+        self, *args: Any, slots: int | None = None, leave_out: tuple[str, ...] = (), **attrs: Any
+    ) -> None:
+        super().__init__(*args, **attrs)
+        kept = [each for each in loading_options(slots) if each.name not in leave_out]
+        self.params += kept
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Gather the options into the mappings that the callback takes."""
+        ctx.params["loading"] = gather(ctx.params, LOAD)
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options under a heading each: the command's own, of the model, of the samplers."""
+        params = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        for prefix, title in SECTIONS.items():
+            records = [each.get_help_record(ctx) for each in params if section(each) == prefix]
+            with formatter.section(title):
+                formatter.write_dl([each for each in records if each is not None])
+
+
+class GenerationCommand(ModelCommand):
+    """A command that generates; it is also called with `knobs`, those that were given."""
+
+    @cached_property
+    def specs(self) -> dict[str, KnobSpec]:
+        """Every knob of every installed sampler."""
+        return catalogue(load_plugins(SAMPLERS, Sampler).loaded)
+
+    @cached_property
+    def knob_options(self) -> list[click.Option]:
+        """An option for every field of a request and every knob."""
+        taken = {"--help", *(name for each in self.params for name in each.opts)}
+        core = [limit_option(name, limit, taken) for name, limit in LIMITS.items()]
+        return core + [knob_option(name, spec, taken) for name, spec in self.specs.items()]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters and the knobs."""
+        return [*super().get_params(ctx), *self.knob_options]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Gather the knobs, and refuse bad ones before a model is loaded."""
+        knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
+        ctx.params["knobs"] = knobs
+        check_knobs(knobs, self.specs)
+        return super().invoke(ctx)
+
+
+def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
+    """Raise InvalidParameter for a knob nobody knows or a value outside its bounds."""
+    for name, value in knobs.items():
+        if name in LIMITS:
+            check(name, value)
+        elif name in specs:
+            check_knob(name, value, specs[name], ANY_VOCABULARY)
+        else:
+            raise unknown_field(name, [*LIMITS, *specs])
+
+
+def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Take the parameters of one kind out of `params`; those that were not given are dropped."""
+    names = [name for name in params if name.startswith(prefix)]
+    values = {name.removeprefix(prefix): params.pop(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def section(option: click.Option) -> str:
+    """The heading an option belongs under."""
+    name = option.name or ""
+    return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
+
+
+def loading_options(slots: int | None) -> list[click.Option]:
+    """The arguments of LLM.load."""
+    many = "16" if slots is None else str(slots)
+    dtype = click.Choice(DTYPES)
+
+    def option(*names: str, **attrs: Any) -> click.Option:
+        return click.Option(list(names), **attrs)
+
+    return [
+        option(
+            *("-m", "--model", "load_model"),
+            help="Name, file, folder, hf:owner/name or address [default: smollm2-135m].",
+        ),
+        option(
+            *("--slots", "load_slots"),
+            type=int,
+            metavar="N",
+            default=slots,
+            help=f"Requests decoded together [default: {many}].",
+        ),
+        option(
+            *("--context", "load_context"),
+            type=int,
+            metavar="N",
+            help="Tokens of prompt and answer together [default: the model's, at most 4096].",
+        ),
+        option(
+            *("--dtype", "load_dtype"),
+            type=dtype,
+            help="Of weights and activations [default: float32 on CPU, else bfloat16].",
+        ),
+        option(
+            *("--cache-dtype", "load_cache_dtype"),
+            type=dtype,
+            help="Of the key/value cache [default: bfloat16].",
+        ),
+        option(
+            *("--mesh", "load_mesh"),
+            metavar="data=D,model=M",
+            help="Devices to spread slots and weights over [default: one].",
+        ),
+        option(
+            *("--packed", "load_packed"),
+            is_flag=True,
+            default=None,
+            help="Keep 4- and 8-bit weights packed: less memory, more time per token.",
+        ),
+        option(
+            *("--format", "load_prompt_format"),
+            metavar="NAME",
+            help="Prompt format of conversations [default: the one that suits the model].",
+        ),
+        option(
+            *("--no-compile-cache", "load_compile_cache"),
+            is_flag=True,
+            flag_value=False,
+            default=None,
+            help="Compile anew, and keep nothing for the next start.",
+        ),
+    ]
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """A value that the tables of knobs will check: only its text is read here."""
+
+    def __init__(
+        self, knob: str, kind: type, *, many: bool = False, by_token: bool = False
+    ) -> None:
+        self.knob, self.kind, self.many, self.by_token = knob, kind, many, by_token
+        one = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}.get(kind, "VALUE")
+        self.name = f"TOKEN={one},..." if by_token else f"{one},..." if many else one
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to numbers; what is no number stays text, and is refused as such."""
+        del param, ctx
+        if not isinstance(value, str):
+            return value
+        if self.by_token:
+            return self._mapping(value)
+        if self.many:
+            return [self._one(item) for item in value.split(",")]
+        return self._one(value)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As it is, in its own case."""
+        del param, ctx
+        return self.name
+
+    def _one(self, text: str) -> Any:
+        if self.kind is bool:
+            return TRUTH.get(text.lower(), text)
+        try:
+            return self.kind(text)
+        except ValueError:
+            return text
+
+    def _mapping(self, value: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for item in value.split(","):
+            token, equals, number = (part.strip() for part in item.partition("="))
+            if not equals:
+                raise InvalidParameter(
+                    f"{self.knob} holds {item!r}; expected TOKEN=NUMBER, separated by commas",
+                    self.knob,
+                )
+            if token in found:
+                raise InvalidParameter(f"{self.knob} names token {token} twice", self.knob)
+            found[token] = self._one(number)
+        return found
+
+
+def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
+    """An option for a field that every request has."""
+    shown = limit.default if limit.default not in (None, (), False) else None
+    words = help_text(limit.help, limit.low, limit.high, shown)
+    names = [*SHORT.get(name, []), option_name(name, taken), CORE + name]
+    if limit.kind is bool:
+        return click.Option(names, is_flag=True, default=None, help=words)
+    if limit.many and limit.kind is str:
+        return click.Option(
+            names, multiple=True, metavar="TEXT", help=f"{words} May be given again."
+        )
+    return click.Option(names, type=Text(name, limit.kind, many=limit.many), help=words)
+
+
+def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
+    """An option for a knob of a sampler."""
+    many = spec.width is not None
+    words = help_text(spec.help, spec.low, spec.high, None if many else spec.off)
+    kind = Text(name, spec.kind, many=many, by_token=spec.by_token)
+    return click.Option([option_name(name, taken), KNOB + name], type=kind, help=words)
+
+
+def option_name(name: str, taken: set[str]) -> str:
+    """--top-p for top_p; a knob may be called as an option of the command is already."""
+    option = f"--{name.replace('_', '-')}"
+    return f"--knob{option[1:]}" if option in taken else option
+
+
+def help_text(words: str, low: float | None, high: float | None, default: object) -> str:
+    """What a knob does, what it accepts, and what it is when not given."""
+    sentence = f"{words[:1].upper()}{words[1:]}".rstrip(".")
+    facts = [bounds(low, high)] if low is not None or high is not None else []
+    if default is not None:
+        facts.append(f"default: {default}")
+    return f"{sentence} [{'; '.join(facts)}]." if facts else f"{sentence}."
+
+
+def bounds(low: float | None, high: float | None) -> str:
+    """The numbers a knob accepts; a bound that only keeps numbers within 32 bits is not shown."""
+    if high is None or high >= HUGE:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"{low} to {high}"

@@ -1,0 +1,30 @@
+"""`jaxllama perplexity`: how surprised a model is by a text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jaxllama.cli.generate import decode
+from jaxllama.cli.options import ModelCommand
+from jaxllama.cli.terminal import as_json, open_llm, progress_bars
+
+
+@click.command("perplexity", cls=ModelCommand, slots=1, leave_out=("load_prompt_format",))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
+def command(*, file: Path, wants_json: bool, loading: Mapping[str, Any]) -> None:
+    """Measure how surprised a model is by the text in FILE.
+
+    The text is read in windows of the context, each from its own beginning; lower is better.
+    """
+    text = decode(file.read_bytes(), str(file))
+    with open_llm(loading) as llm, progress_bars() as report:
+        found = llm.perplexity(text, progress=report)
+    if wants_json:
+        fields = {"perplexity": found.value, "tokens": found.tokens, "seconds": found.seconds}
+        click.echo(as_json(fields))
+        return
+    speed = found.tokens / found.seconds
+    click.echo(f"perplexity {found.value:.4f} over {found.tokens} tokens ({speed:.0f} tok/s)")

@@ -1,0 +1,123 @@
+"""What the commands show: progress while something loads, text as it comes, figures at the end.
+
+Text and results go to standard output, everything else to standard error. Knows completions, no
+engine.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+import jaxllama
+from jaxllama.completion import Completion
+from jaxllama.request import Usage
+
+Report = Callable[[str, int, int], None]  # what, done, total
+
+# A model's answer must not be able to command the terminal that shows it.
+CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Report | None]:
+    """A bar for each thing that is reported, on a terminal; nothing anywhere else."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+    )
+    tasks: dict[str, TaskID] = {}
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield report
+
+
+@contextmanager
+def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
+    """The model, loaded with bars and closed at the end."""
+    with progress_bars() as report:
+        llm = jaxllama.LLM.load(progress=report, **loading)
+    with llm:
+        yield llm
+
+
+def show(text: str) -> None:
+    """Print a piece of a model's text at once."""
+    if sys.stdout.isatty():
+        text = text.translate(CONTROLS)
+    click.echo(text, nl=False)
+
+
+def note(line: str) -> None:
+    """One line for the person who watches."""
+    click.secho(line, err=True, dim=True)
+
+
+def rates(usage: Usage) -> dict[str, float | None]:
+    """Tokens per second before and after the first token; None where there is nothing to time."""
+    computed = usage.prompt - usage.reused
+    later, seconds = usage.generated - 1, usage.seconds - usage.seconds_to_first
+    timed = later > 0 and seconds > 0
+    return {
+        "prompt_tokens_per_second": (
+            computed / usage.seconds_to_first if usage.seconds_to_first > 0 else None
+        ),
+        "generated_tokens_per_second": later / seconds if timed else None,
+        "seconds_to_first": usage.seconds_to_first,
+        "seconds": usage.seconds,
+    }
+
+
+def summary(usage: Usage) -> str:
+    """The figures of one answer in a line."""
+    speed = rates(usage)
+    reused = f" ({usage.reused} reused)" if usage.reused else ""
+    return (
+        f"prompt: {usage.prompt} tokens{reused}{per_second(speed['prompt_tokens_per_second'])} | "
+        f"answer: {usage.generated} tokens{per_second(speed['generated_tokens_per_second'])} | "
+        f"first token after {usage.seconds_to_first:.3f} s"
+    )
+
+
+def per_second(rate: float | None) -> str:
+    """A rate, if there is one."""
+    return "" if rate is None else f" at {rate:.1f} tok/s"
+
+
+def as_json(value: object) -> str:
+    """One line of JSON; -inf, which JSON cannot say, becomes null."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def completion_fields(completion: Completion) -> dict[str, Any]:
+    """A completion as a JSON object."""
+    return dataclasses.asdict(completion)
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing in it that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
