@@ -25,12 +25,12 @@ draw its own random numbers (use `context.chance`), or look at other rows.
 A filter sees only the best few hundred tokens. While it keeps the last of them, the engine asks
 again with more, up to the whole vocabulary, so the answer is exact if whatever would be kept of a
 longer list begins with what is kept of a shorter one.
-Prove a sampler with `jaxllama.testing.samplers.check_sampler(MinP)`; register it as an entry point
+Prove a sampler with `jaxllama.testing.check_sampler(MinP)`; register it as an entry point
 of the group `jaxllama.samplers`, under the name that seeds its `context.chance`.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, TypeAlias, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,8 @@ class KnobSpec:
     """What a knob accepts: everything validation, options and documentation need."""
 
     off: float | int
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
     help: str = ""
     width: int | None = None  # None: one number; n: a list of at most n numbers
     by_token: bool = False  # a mapping {token id: number} of at most `width` entries
@@ -73,8 +73,8 @@ class KnobSpec:
 def knob(  # noqa: PLR0913 - one declaration says all there is to say about a parameter
     *,
     off: float | int,
-    low: float | None = None,
-    high: float | None = None,
+    low: float | int | None = None,
+    high: float | int | None = None,
     help: str = "",
     width: int | None = None,
     by_token: bool = False,
@@ -170,11 +170,11 @@ class Sampler:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
-    def start(self) -> Self:
+    def start(self) -> "Sampler":
         """The row as it begins a request: derive state from knobs here (on the host, NumPy)."""
         return self
 
-    def observe(self, chosen: Chosen) -> Self:
+    def observe(self, chosen: Chosen) -> "Sampler":
         """The row after a token was drawn; return an updated copy (`dataclasses.replace`)."""
         del chosen
         return self

@@ -47,6 +47,7 @@ def traced(name: str, call: Any, row: Sampler) -> Any:
 
 def expect(what: str, made: Any, expected: Any) -> None:
     """Raise BrokenPlugin unless two trees of shapes agree."""
+    # As text: JAX 0.10 finds two dataclasses with like fields equal.
     if str(jax.tree.structure(made)) != str(jax.tree.structure(expected)):
         raise BrokenPlugin(f"{what} returns {made!r}; expected the like of {expected!r}")
     for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):

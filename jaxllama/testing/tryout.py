@@ -1,0 +1,94 @@
+"""A tryout: a compiled bank of samplers over a small vocabulary, for hand-made rows.
+
+Used by tests of samplers, ours and those of plugin authors: give it logits and knobs, look at what
+was chosen and at what could have been. Knows nothing about what it tries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllama.engine.bank import Choice, Rows, SamplerBank
+from jaxllama.sampling import NO_TOKEN, Sampler
+
+STOP_IDS = 4  # places for them in a row
+QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
+Knobs = Mapping[str, object]
+
+
+class Tryout:
+    """A bank of `samplers` for up to `slots` rows; every survivor of a row is listed."""
+
+    def __init__(
+        self,
+        samplers: Mapping[str, type[Sampler]],
+        *,
+        vocab: int,
+        slots: int,
+        candidates: int | None = None,
+        context: int = 16,
+    ) -> None:
+        self.bank = SamplerBank(
+            samplers, vocab=vocab, candidates=candidates or vocab, top_logprobs=vocab
+        )
+        self.slots, self.context = slots, context
+        self.traces = 0
+        self._step = jax.jit(self._traced, compiler_options=QUICKLY)
+
+    def choose(self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any) -> Choice:
+        """What every given row gets; `fields` are those of `Rows`, one for all or one for each."""
+        return self.step(self.fill(knobs), logits, **fields)[1]
+
+    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, Choice]:
+        """The bank after one step, and what the given rows got."""
+        logits = np.atleast_2d(np.asarray(logits, np.float32))
+        count = len(logits)
+        padded = np.zeros((self.slots, logits.shape[1]), np.float32)
+        padded[:count] = logits
+        filled, choice = jax.device_get(self._step(filled, padded, self.rows(count, **fields)))
+        return filled, jax.tree.map(lambda leaf: leaf[:count], choice)
+
+    def fill(self, knobs: Sequence[Knobs] | Knobs) -> Any:
+        """Bank leaves: the same knobs in every row, or each row's own, checked first."""
+        each = [knobs] * self.slots if isinstance(knobs, Mapping) else list(knobs)
+        each += [{}] * (self.slots - len(each))
+        for one in each:
+            self.bank.check(one)
+        rows = [self.bank.row(one) for one in each]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows) if rows[0] else {}
+
+    def rows(self, count: int, **fields: Any) -> Rows:
+        """`count` active rows with these fields; the slots behind them are idle."""
+        slots = self.slots
+        blank: dict[str, np.ndarray] = {
+            "tokens": np.zeros((slots, self.context), np.int32),
+            "length": np.ones(slots, np.int32),
+            "prompt": np.ones(slots, np.int32),
+            "stop_ids": np.full((slots, STOP_IDS), NO_TOKEN, np.int32),
+            "temperature": np.ones(slots, np.float32),
+            "temperature_last": np.zeros(slots, np.bool_),
+            "seed": np.stack([np.zeros(slots), np.arange(slots)], axis=-1).astype(np.uint32),
+            "active": np.arange(slots) < count,
+            "top_logprobs": np.full(slots, self.bank.top_logprobs, np.int32),
+        }
+        for name, value in fields.items():
+            leaf = blank[name]
+            if leaf.ndim == 1:
+                leaf[:count] = value
+            else:  # one list for all rows, or one for each
+                nested = value if len(value) and np.ndim(value[0]) else [value] * count
+                for row, items in enumerate(nested):
+                    leaf[row, : len(items)] = items
+        leaves: dict[str, Any] = blank
+        return Rows(**leaves)
+
+    def _traced(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, Choice]:
+        self.traces += 1
+        return self.bank.choose(filled, logits, rows)
+
+
+def survivors(choice: Choice, row: int = 0) -> list[int]:
+    """The tokens a row could have drawn, likeliest first."""
+    return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()
