@@ -30,14 +30,38 @@ class Rope:
     factors: tuple[float, ...] = ()  # factors: one divisor per rotated pair
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.theta) and self.theta > 0):
-            raise UnsupportedModel(f"rope theta is {self.theta}; it must be a positive number")
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise UnsupportedModel(f"rope factor is {self.factor}; it must be a positive number")
+        for name in (
+            "theta",
+            "factor",
+            "beta_fast",
+            "beta_slow",
+            *("attention_factor",) * self.scaled,
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UnsupportedModel(f"rope {name} is {value}; it must be a positive number")
+        if self.kind == "yarn" and self.theta <= 1:
+            raise UnsupportedModel(f"rope theta is {self.theta}; yarn needs more than 1")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise UnsupportedModel(
+                f"rope frequency factors are {self.low_freq_factor} and {self.high_freq_factor}; "
+                f"the low one must be positive and below the high one"
+            )
+        if (self.kind == "factors") != bool(self.factors):
+            raise UnsupportedModel(
+                f"rope kind {self.kind!r} comes with {len(self.factors)} factors"
+            )
+        if not all(math.isfinite(factor) and factor > 0 for factor in self.factors):
+            raise UnsupportedModel("rope factors must all be positive numbers")
         if self.original_context < 1:
             raise UnsupportedModel(
                 f"rope original context is {self.original_context}; it must be at least 1"
             )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether cos and sin have a scale of their own."""
+        return self.attention_factor is not None
 
 
 @dataclass(frozen=True)
@@ -71,8 +95,10 @@ class ModelConfig:
             raise UnsupportedModel(
                 f"{self.heads} query heads do not divide into {self.kv_heads} key/value heads"
             )
-        if self.head_dim % 2:
-            raise UnsupportedModel(f"head size is {self.head_dim}; rotary embedding needs it even")
+        if self.head_dim % 2 or (self.rope.kind == "ntk" and self.head_dim == 2):  # noqa: PLR2004
+            raise UnsupportedModel(
+                f"head size is {self.head_dim}; rotary embedding needs it even, and above 2 for ntk"
+            )
         if self.window is not None and self.window < 1:
             raise UnsupportedModel(f"sliding window is {self.window}; it must be at least 1")
         if not 0 < self.norm_eps < 1:

@@ -26,8 +26,8 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
-from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
-from jaxllama.formats import PromptFormat
+from jaxllama.errors import GenerationFailed, InvalidParameter
+from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.intake import Intake, Prompt, Ready, Turns
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import place, unpacked
@@ -109,7 +109,7 @@ class LLM:
                 top_logprobs=engine.max_top_logprobs,
             )
             tokenizer = checkpoint.tokenizer()
-            chosen = choose_format(prompt_format, tokenizer)
+            chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, packed=packed, progress=progress)
         key = program_key((config, engine, packed, describe(samplers.loaded)))
@@ -376,7 +376,7 @@ def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
 
 
-def engine_config(  # noqa: PLR0913
+def engine_config(
     model: ModelConfig,
     *,
     slots: int | None,
@@ -414,7 +414,7 @@ def read_weights(
 ) -> Tree:
     """Every weight, read one at a time and placed on its devices."""
 
-    def put(path: str, leaf: Any, value: Any) -> Any:
+    def put(_path: str, leaf: Any, value: Any) -> Any:
         if isinstance(value, Packed) and not packed:
             value = unpacked(leaf, value)
         return place(leaf, value, mesh, engine.dtype)
@@ -429,15 +429,12 @@ def read_weights(
     return params
 
 
-def choose_format(name: str | None, tokenizer: Tokenizer) -> PromptFormat:
-    """The named format, or the first that suits the model."""
+def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
+    """The prompt format asked for, or the one that suits the model."""
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     if name is not None:
-        return formats.one(name).for_model(tokenizer.text)
-    suiting = [kind for kind in formats.loaded.values() if kind.suits(tokenizer.text)]
-    if not suiting:
-        raise JaxLlamaError("no installed prompt format suits this model; name one")
-    return suiting[0].for_model(tokenizer.text)
+        return formats.one(name).for_model(text)
+    return choose_format(formats.loaded, text)
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:

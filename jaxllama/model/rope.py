@@ -59,7 +59,7 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
 
 def tables(
     rope: Rope, head_dim: int, position: Int[Array, " L"]
-) -> tuple[Float[Array, "L H/2"], Float[Array, "L H/2"]]:
+) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
     """Cosines and sines at each position, float32."""
     angles, scale = frequencies(rope, head_dim)
     # float32: bf16 cannot tell position 256 from 257
@@ -68,7 +68,7 @@ def tables(
 
 
 def rotate(
-    x: Float[Array, "L N H"], cos: Float[Array, "L H/2"], sin: Float[Array, "L H/2"]
+    x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
 ) -> Float[Array, "L N H"]:
     """Turn every head of every token by its position's angles."""
     first, second = jnp.split(x, 2, axis=-1)
