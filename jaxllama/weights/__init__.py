@@ -19,9 +19,12 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     check_path(path)
     plugins = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
-    for name, format_class in plugins.loaded.items():
-        if recognizes(name, format_class, path):
-            return format_class.open(path)
+    try:
+        for name, format_class in plugins.loaded.items():
+            if recognizes(name, format_class, path):
+                return format_class.open(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     broken = "".join(f"; {error}" for error in plugins.broken.values())
     raise UnknownFormat(
         f"{path} ({contents(path)}) is no model in a known format; "
@@ -33,7 +36,7 @@ def recognizes(name: str, format_class: type[Checkpoint], path: Path) -> bool:
     """Ask one format; what it raises on its own account is a broken plugin."""
     try:
         return format_class.recognizes(path)
-    except JaxLlamaError:
+    except (JaxLlamaError, OSError):
         raise
     except Exception as error:
         raise BrokenPlugin(

@@ -14,6 +14,8 @@ from jaxllama.weights.binary import BinaryFile
 
 MAX_SIZE = 2**24  # of one dimension: a matrix then has at most 2**48 weights, far from 2**63
 MAX_HEADS = 2**12  # heads times head size is a dimension too
+MAX_LAYERS = 2**10  # the largest models have some 130
+BLOCK_TENSORS = 9  # two norms, four matrices of attention, three of the feed-forward
 MAX_CONTEXT = 2**31 - 1
 MAX_JSON = 16 << 20  # bytes; parsing may take twenty times as much memory
 REQUIRED: Final[Any] = object()
@@ -96,6 +98,17 @@ class Fields:
 
     def _wrong(self, key: str, value: object, expected: str) -> BadHeader:
         return BadHeader(f"{self.where}: {key} is {shown(value)}; expected {expected}")
+
+
+def read_layers(fields: Fields, key: str, tensors: int) -> int:
+    """A count of blocks: no more than `tensors` can hold, since trees are built for so many."""
+    layers = fields.whole(key, high=MAX_LAYERS)
+    if layers * BLOCK_TENSORS > tensors:
+        raise BadHeader(
+            f"{fields.where}: {key} is {layers}; so many blocks need at least "
+            f"{layers * BLOCK_TENSORS} tensors, and there are {tensors}"
+        )
+    return layers
 
 
 def read_json(path: Path, longest: int = MAX_JSON) -> Fields:

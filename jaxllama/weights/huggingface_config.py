@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
-from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, Fields, shown
+from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, Fields, read_layers, shown
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ MODEL_TYPES = {
 DEFAULT_WINDOW = 4096
 
 
-def read_config(fields: Fields, name: str) -> ModelConfig:
-    """The model's shape."""
+def read_config(fields: Fields, name: str, tensors: int) -> ModelConfig:
+    """The shape of the model called `name`, which is saved in so many tensors."""
     architecture = check_kind(fields)
     family = FAMILIES[architecture]
     heads = fields.whole("num_attention_heads", high=MAX_HEADS)
     width = fields.whole("hidden_size")
-    layers = fields.whole("num_hidden_layers")
+    layers = read_layers(fields, "num_hidden_layers", tensors)
     bias = fields.flag("attention_bias", False)
     max_context = fields.whole("max_position_embeddings", family.max_context, high=MAX_CONTEXT)
     try:

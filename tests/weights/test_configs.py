@@ -20,7 +20,9 @@ BASE = hf_config(FAMILIES["llama2"])
 def config_of(*absent: str, **fields: object) -> ModelConfig:
     """The configuration of a Llama config.json with some fields changed."""
     values = json.loads(json.dumps(BASE | fields))
-    return read_config(Fields({k: v for k, v in values.items() if k not in absent}, "c.json"), "c")
+    return read_config(
+        Fields({k: v for k, v in values.items() if k not in absent}, "c.json"), "c", 100
+    )
 
 
 YARN = Rope(5e5, "yarn", 4.0, original_context=64)

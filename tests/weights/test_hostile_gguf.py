@@ -178,7 +178,7 @@ WRONG_KEYS: dict[str, tuple[dict[str, object], str]] = {
         "head size is 15",
     ),
     "a billion blocks": ({"llama.block_count": 10**9}, "llama.block_count is 1000000000"),
-    "more blocks than tensors": ({"llama.block_count": 500}, "only 12 tensors"),
+    "more blocks than tensors": ({"llama.block_count": 500}, "4500 tensors, and there are 12"),
     "no blocks": ({"llama.block_count": 0}, "llama.block_count is 0"),
     "vocabulary": ({"llama.vocab_size": 65}, "llama.vocab_size is 65"),
     "tokens": ({"tokenizer.ggml.tokens": ["a"]}, "tokenizer.ggml.tokens is 1"),

@@ -92,6 +92,15 @@ def test_plugin_that_fails_to_recognise_is_blamed(tmp_path: Path, monkeypatch: p
         open_checkpoint(tmp_path)
 
 
+def test_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(GgufCheckpoint, "recognizes", refuse)
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        open_checkpoint(tmp_path)
+
+
 def test_refused_files_are_let_go(tmp_path: Path):
     write_hf(tmp_path, CONFIG, PARAMS, extra={"vocab_size": 0})
     before = len(list(Path("/proc/self/fd").iterdir()))
