@@ -1,1 +1,1 @@
-
+"""Text: tokenizers, incremental decoding, special tokens. No arrays, no requests."""

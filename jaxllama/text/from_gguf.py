@@ -53,9 +53,7 @@ def build_byte_level(fields: "Fields", vocabulary: Vocabulary) -> Tokenizer:
     ids = ids_of(vocabulary, {Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED})
     merges = read_merges(fields, vocabulary, ids)
     with contained(f"{PREFIX}merges do not fit {PREFIX}tokens"):
-        encoder = tokenizers.Tokenizer(
-            BPE(ids, merges, ignore_merges=cutting.ignores_merges)  # type: ignore[arg-type]
-        )
+        encoder = tokenizers.Tokenizer(BPE(ids, merges, ignore_merges=cutting.ignores_merges))
     encoder.pre_tokenizer = cutting.build()
     rules = read_rules(fields, vocabulary, adds_begin=cutting.adds_begin)
     return assemble(fields, encoder, vocabulary, rules)
@@ -73,7 +71,7 @@ def build_scored(fields: "Fields", vocabulary: Vocabulary) -> Tokenizer:
         encoder = tokenizers.Tokenizer(
             BPE(
                 ids,
-                merges,  # type: ignore[arg-type]
+                merges,
                 unk_token=unknown_text if unknown_text in ids else None,
                 fuse_unk=True,
                 byte_fallback=True,
@@ -133,9 +131,9 @@ def read_kinds(fields: "Fields", texts: Sequence[str]) -> bytes:
     if key not in fields.metadata:
         return bytes([Kind.NORMAL]) * len(texts)
     kinds = fields.numbers(key, len(texts), "iu")
-    if len(kinds) and not (1 <= kinds.min() and kinds.max() <= len(Kind)):
+    if set(np.unique(kinds).tolist()) - set(Kind):
         raise BadTokenizer(f"{key} holds {kinds.min()} to {kinds.max()}; expected 1 to {len(Kind)}")
-    for token in np.flatnonzero(kinds == Kind.BYTE):
+    for token in np.flatnonzero(kinds == Kind.BYTE).tolist():
         if not is_byte(texts[token]):
             raise BadTokenizer(
                 f"{key} calls token {token}, {texts[token][:40]!r}, a byte; expected '<0xNN>'"

@@ -71,9 +71,7 @@ def load(serialized: str, path: Path) -> tokenizers.Tokenizer:
     return encoder
 
 
-def load_later(
-    serialized: str, path: Path, encoder: tokenizers.Tokenizer
-) -> tokenizers.Tokenizer:
+def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The encoder for what follows a special token.
 
     Only differs where the first word of a text, and no other, gets a space in front.
@@ -86,7 +84,7 @@ def load_later(
         if part.get("prepend_scheme") == "first":
             part["prepend_scheme"] = "never"
     with contained(f"{path}: the pre-tokenizer cannot be rebuilt"):
-        changed: PreTokenizer = encoder.pre_tokenizer  # type: ignore[assignment]
+        changed: PreTokenizer = encoder.pre_tokenizer
         changed.__setstate__(json.dumps(state).encode())
         later.pre_tokenizer = changed
     return later

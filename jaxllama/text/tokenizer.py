@@ -97,7 +97,9 @@ class Tokenizer:
         if not (self._rules.adds_begin if begin is None else begin):
             return ids
         if self.begin_id is None:
-            raise InvalidParameter("begin is true, but the model has no begin-of-text token", "begin")
+            raise InvalidParameter(
+                "begin is true, but the model has no begin-of-text token", "begin"
+            )
         if special and ids[:1] == [self.begin_id]:
             return ids
         return [self.begin_id, *ids]

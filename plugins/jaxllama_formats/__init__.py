@@ -1,0 +1,1 @@
+"""First-party prompt formats: one file each, written against the same socket as anyone's."""

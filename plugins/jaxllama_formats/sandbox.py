@@ -1,0 +1,257 @@
+"""The sandbox: a Jinja environment in which a hostile template can neither reach out nor run away.
+
+Used by `template.py`: `compile_template` once per model, `render` for every prompt. Must not know
+messages or models.
+
+Nothing can be loaded, only methods on a short list can be called, and everything whose cost grows
+with its input is charged to a `Meter`: loops, calls, filters, tests, comparisons, concatenations,
+slices, captured blocks and the output. Jinja computes some of these in code it generates, out of
+reach of an environment; `Metering` rewrites those places into filters before code is generated.
+There is no thread and no process to kill: no single operation may take long.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from types import CodeType
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from jaxllama.errors import BadTokenizer, TemplateError
+from jaxllama_formats.filters import (
+    JOIN,
+    LOOP,
+    MADE,
+    WEIGH,
+    Filters,
+    check_product,
+    check_text_call,
+    weighing,
+)
+from jaxllama_formats.meter import Meter
+
+MAX_SOURCE = 48 << 10  # characters of a template; compiling takes time in proportion
+MAX_RANGE = 100_000
+MAX_DATE_FORMAT = 64
+MAX_MESSAGE = 300  # characters of a template's own words that are passed on
+
+TEXT_METHODS = (
+    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit "
+    "islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix "
+    "removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith "
+    "strip swapcase title upper"
+)
+METHODS: Mapping[type, frozenset[str]] = {
+    str: frozenset(TEXT_METHODS.split()),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    LoopContext: frozenset(name for name in dir(LoopContext) if not name.startswith("_")),
+}
+
+
+def compile_template(source: str) -> CodeType:
+    """Compile once; what is wrong with the template itself comes out here."""
+    if len(source) > MAX_SOURCE:
+        raise BadTokenizer(
+            f"the chat template has {len(source)} characters; expected at most {MAX_SOURCE}"
+        )
+    environment = Sandbox(Meter())
+    try:
+        tree = Metering().visit(environment.parse(source))
+        return environment.compile(tree)
+    except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError, ValueError) as error:
+        raise BadTokenizer(f"the chat template does not compile: {described(error)}") from error
+
+
+def render(code: CodeType, variables: Mapping[str, Any], input_bytes: int) -> str:
+    """Run a compiled template; whatever goes wrong is a TemplateError."""
+    meter = Meter(input_bytes)
+    environment = Sandbox(meter)
+    template = environment.template_class.from_code(
+        environment, code, environment.make_globals(None)
+    )
+    try:
+        return template.render(variables)
+    except TemplateError:
+        raise
+    except Exception as error:  # a template can raise anything its values can
+        raise TemplateError(f"the chat template fails: {described(error)}") from error
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """One rendering's environment, charging one meter."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # or constant expressions are computed while compiling
+            extensions=[loopcontrols, Generation],
+            finalize=print_value,
+            cache_size=0,
+        )
+        self.meter = meter
+        tests: dict[str, Any] = dict(TESTS)
+        self.filters = Filters(meter).by_name()
+        self.tests = {name: weighing(meter, test) for name, test in tests.items()}
+        self.globals = {
+            "range": bounded_range,
+            "dict": dict,
+            "namespace": Namespace,
+            "raise_exception": raise_exception,
+            "strftime_now": strftime_now,
+        }
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """Join what a template, a macro or a captured block has put out."""
+        return "".join([self.meter.made(part) for part in parts])
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Listed methods and nothing else; entries of dictionaries are no attributes."""
+        if isinstance(obj, Namespace):
+            return not attr.startswith("_")
+        return attr in METHODS.get(type(obj), ()) and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """No `str.format`: a field's width asks for any amount of memory."""
+        del value
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`."""
+        self.meter.step()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`; hashing a nested argument visits all of it."""
+        self.meter.weigh(argument)
+        return super().getitem(obj, argument)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a global, a macro, a recursive loop or a listed method."""
+        self.meter.step()
+        owner = getattr(obj, "__self__", None)
+        if isinstance(obj, LoopContext):
+            args = (self.meter.take(args[0]), *args[1:])
+        elif not isinstance(obj, Macro):
+            self.meter.weigh(*args, *kwargs.values())
+        if isinstance(owner, str):
+            check_text_call(self.meter, owner, obj.__name__, args)
+        result = self.meter.made(super().call(context, obj, *args, **kwargs))
+        if isinstance(owner, str):
+            self.meter.allocate(self.meter.weigh(result))
+        return result
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Arithmetic and joining, refused before the result grows too large."""
+        del context
+        self.meter.step()
+        if operator == "*":
+            check_product(self.meter, left, right)
+        elif operator == "+":
+            self.meter.fits(sys.getsizeof(left) + sys.getsizeof(right))
+        elif operator == "**" or not isinstance(left, int | float):
+            raise TemplateError(
+                f"the chat template uses {operator} on a {type(left).__name__}; this is refused, "
+                f"because a few characters can make gigabytes"
+            )
+        return self.meter.made(self.binop_table[operator](left, right))
+
+
+class Metering(NodeTransformer):
+    """Rewrites what generated code does by itself into filters that charge for it."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's names
+        """Loops: every round is a step."""
+        self.generic_visit(node)
+        node.iter = filtered(LOOP, node.iter)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        """`a ~ b`."""
+        self.generic_visit(node)
+        return filtered(JOIN, nodes.List(node.nodes, lineno=node.lineno))
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """`a == b`, `a in b`: lists that hold lists are compared item by item."""
+        self.generic_visit(node)
+        node.expr = weighed(node.expr)
+        for operand in node.ops:
+            operand.expr = weighed(operand.expr)
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        """Keys of a dictionary, which are hashed."""
+        self.generic_visit(node)
+        node.key = weighed(node.key)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        """Slices, which are copies."""
+        self.generic_visit(node)
+        return filtered(MADE, node) if isinstance(node.arg, nodes.Slice) else node
+
+
+def filtered(name: str, value: nodes.Node) -> nodes.Filter:
+    """`value | name`."""
+    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+
+
+def weighed(value: nodes.Expr) -> nodes.Expr:
+    """The value, weighed unless it is a constant."""
+    return value if isinstance(value, nodes.Const) else filtered(WEIGH, value)
+
+
+class Generation(Extension):
+    """`{% generation %}` marks the assistant's words for training; here it only holds them."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@jinja2.pass_context
+def print_value(context: Context, value: Any) -> str:
+    """What `{{ value }}` prints."""
+    return Filters(context.environment.meter).print(value)  # type: ignore[attr-defined]
+
+
+def bounded_range(*bounds: int) -> range:
+    """`range`, of at most so many numbers."""
+    numbers = range(*bounds)
+    if len(numbers) > MAX_RANGE:
+        raise TemplateError(
+            f"the chat template counts to {len(numbers)}; expected at most {MAX_RANGE}"
+        )
+    return numbers
+
+
+def raise_exception(message: object) -> None:
+    """The template's way to refuse a conversation."""
+    raise TemplateError(f"the chat template refuses these messages: {str(message)[:MAX_MESSAGE]}")
+
+
+def strftime_now(form: str) -> str:
+    """The local date and time, as the models were trained with."""
+    if len(form) > MAX_DATE_FORMAT:
+        raise TemplateError(f"the chat template's date format has {len(form)} characters")
+    return datetime.now().strftime(form)
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error and its first words."""
+    return f"{type(error).__name__}: {str(error)[:MAX_MESSAGE]}"
