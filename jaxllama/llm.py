@@ -101,7 +101,7 @@ class LLM:
                 cache_dtype=cache_dtype,
                 mesh=mesh,
             )
-            samplers = load_plugins(SAMPLERS, Sampler)  # type: ignore[type-abstract]
+            samplers = load_plugins(SAMPLERS, Sampler)
             bank = SamplerBank(
                 samplers.loaded,
                 vocab=config.vocab_size,
@@ -439,7 +439,7 @@ def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
     """What a compiled program depends on of each sampler: which code it is."""
-    described = []
+    described: list[tuple[str, str, object]] = []
     for name, kind in samplers.items():
         module = __import__(kind.__module__, fromlist=["__file__"])
         source = getattr(module, "__file__", None)

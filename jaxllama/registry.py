@@ -57,8 +57,8 @@ def load_plugins(group: str, base: type[T]) -> Plugins[T]:
             loaded[name] = load_one(point, base)
         except BrokenPlugin as error:
             broken[name] = error
-    for error in broken.values():
-        logger.warning("%s", error)
+    for reason in broken.values():
+        logger.warning("%s", reason)
     return Plugins(group, loaded, broken)
 
 

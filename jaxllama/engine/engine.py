@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllama.engine.bank import Choice
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.recovery import Recovery
@@ -253,9 +254,9 @@ class Engine:
         finite = np.asarray(output.choice.finite)
         self._measure(tokens)
         asked = [owner for owner in owners if owner and owner.request.top_logprobs is not None]
-        choice = output.choice
+        choice: Any = output.choice
         if asked:
-            choice = choice._replace(**{k: np.asarray(v) for k, v in choice._asdict().items()})
+            choice = Choice(*map(np.asarray, choice))  # type: ignore[arg-type]
         for step in range(steps):
             for row, owner in enumerate(owners):
                 if owner is None or owner.phase is Phase.DONE or tokens[step, row] < 0:

@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,12 @@ def machine() -> tuple[object, ...]:
     devices = jax.devices()
     return (
         jax.__version__,
-        jax.lib.__version__,
+        version("jaxlib"),
         platform.machine(),
         cpu_features(),
         os.environ.get("XLA_FLAGS", ""),
         [(device.platform, device.device_kind, device.id) for device in devices],
-        jax.config.jax_enable_x64,
-        jax.config.jax_default_matmul_precision,
+        sorted((name, repr(value)) for name, value in jax.config.values.items()),
     )
 
 

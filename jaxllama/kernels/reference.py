@@ -138,11 +138,11 @@ def fold_block(
     """One block into the running softmax; a block no row sees leaves it bit for bit."""
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("lkgh,lkbh->lkgb", q, widen(k), **contract)  # type: ignore[arg-type]
+    scores = jnp.einsum("lkgh,lkbh->lkgb", q, widen(k), **contract)
     scores = jnp.where(seen, scores, HIDDEN)
     higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weight = jnp.where(seen, jnp.exp(scores - higher), 0.0)
     fade = jnp.exp(top - higher)
     total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
-    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, widen(v), **contract)  # type: ignore[arg-type]
+    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, widen(v), **contract)
     return higher, total, out * fade + mixed

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxllama.config import ModelConfig
 from jaxllama.model.llama import Llama
 
-Tree = dict[str, Any]  # nested; leaves are arrays or Packed
+Tree = dict[Any, Any]  # nested; leaves are arrays or Packed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
 
 def nest(flat: dict[str, Any]) -> Tree:
     """The nested tree of a dotted one; list positions become integers, as nnx keeps them."""
-    tree: Tree = {}
+    tree: dict[str | int, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split(".")
         node = tree

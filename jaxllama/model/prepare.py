@@ -5,6 +5,7 @@ kept in files' terms and how the chosen operations want them.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def place_packed(leaf: Leaf, value: Packed, mesh: Mesh) -> Packed:
     """Every part is stored by output, so its axes are the logical ones reversed."""
     axes = leaf.axes if leaf.axes[0] == "vocab" else leaf.axes[::-1]
 
-    def put(part: np.ndarray) -> Array:
+    def put(part: Any) -> Array:
         return jax.device_put(part, shard_shape(mesh, part.shape, axes))
 
     minima = None if value.minima is None else put(value.minima)
