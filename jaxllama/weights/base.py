@@ -63,6 +63,11 @@ class Checkpoint(ABC):
     def shapes(self) -> Mapping[str, Shape]:
         """Shape as stored of every tensor there is, but for those known to be superfluous."""
 
+    @property
+    def kinds(self) -> Mapping[str, tuple[str, int]]:
+        """Element type and bytes of each of `shapes`, for people; empty if nobody can say."""
+        return {}
+
     @abstractmethod
     def read_stored(self, name: str) -> Stored:
         """One tensor as the file holds it, in memory of its own; a matrix may come Packed."""

@@ -101,6 +101,12 @@ class GgufCheckpoint(Checkpoint):
             if name != ROPE_FACTORS
         }
 
+    @property
+    def kinds(self) -> Mapping[str, tuple[str, int]]:
+        """Tensor type and bytes of every tensor."""
+        entries = ((name, self._header.tensors[name]) for name in self.shapes)
+        return {name: (entry.kind.name, entry.nbytes) for name, entry in entries}
+
     def read_stored(self, name: str) -> Stored:
         """One tensor, rows first; a matrix of a packed kind stays packed."""
         entry = self._header.tensors[name]

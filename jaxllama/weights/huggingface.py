@@ -112,6 +112,12 @@ class HuggingFaceCheckpoint(Checkpoint):
             if not is_superfluous(name, self._config)
         }
 
+    @property
+    def kinds(self) -> Mapping[str, tuple[str, int]]:
+        """Element type and bytes of every tensor."""
+        entries = ((name, self._tensors[name][1]) for name in self.shapes)
+        return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
+
     def read_stored(self, name: str) -> Stored:
         """One tensor in the file's own precision."""
         file, tensor = self._tensors[name]

@@ -1,0 +1,224 @@
+"""`jaxllama batch`: a file of prompts, answered as fast as the slots allow.
+
+Every line of the input is checked before the model is loaded. Answers are appended as they finish,
+in any order; a second run goes on where the first one stopped.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jaxllama.cli.options import GenerationCommand, check_knobs
+from jaxllama.cli.results import Results
+from jaxllama.cli.terminal import completion_fields, note, open_llm, progress_bars
+from jaxllama.completion import Completion
+from jaxllama.errors import InvalidParameter, JaxLlamaError
+from jaxllama.intake import as_message
+from jaxllama.sampling import KnobSpec
+
+SHOWN = 5
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PROMPT, MESSAGES = "prompt", "messages"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the input."""
+
+    index: int  # among the lines that are not blank
+    line: int
+    id: object = None
+    kind: str = PROMPT
+    content: Any = None
+    knobs: Mapping[str, Any] | None = None
+    error: str | None = None  # why it cannot be asked
+
+
+@click.command("batch", cls=GenerationCommand)
+@click.argument("prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    *("-o", "--output"),
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where answers go, one JSON object per line; what is there is kept.",
+)
+@click.option("--keep-going", is_flag=True, help="Report lines that fail in the output and go on.")
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    prompts: Path,
+    output: Path,
+    keep_going: bool,
+    loading: Mapping[str, Any],
+    knobs: Mapping[str, Any],
+) -> int:
+    """Answer every line of PROMPTS, a file of JSON objects.
+
+    A line is {"prompt": TEXT or token ids} or {"messages": [{"role", "content"}]}, with any knobs
+    and an "id" if you like. Knobs given as options are defaults. Answers carry the line's index
+    (and id); those already in the output are not asked again.
+    """
+    assert isinstance(context.command, GenerationCommand)
+    specs = context.command.specs
+    if output.exists() and output.samefile(prompts):
+        raise click.UsageError("PROMPTS and --output are the same file.")
+
+    def items() -> Iterator[Item]:
+        return read_items(prompts, knobs, specs)
+
+    ids, problems = survey(items())
+    if problems and not keep_going:
+        raise InvalidParameter(f"{prompts} {'; '.join(problems[:SHOWN])}{and_more(problems)}")
+    with Results(output, ids) as results:
+        if results.done:
+            note(f"{len(results.done)} of {len(ids)} answers are there already")
+        if len(results.done) < len(ids):
+            Batch(prompts, items, results, keep_going).run(loading, len(ids))
+        return 1 if results.failed else 0
+
+
+class Batch:
+    """What is still to be asked, on its way through the engine."""
+
+    def __init__(
+        self, path: Path, items: Callable[[], Iterator[Item]], results: Results, keep_going: bool
+    ) -> None:
+        self.path = path
+        self.items = items
+        self.results = results
+        self.keep_going = keep_going
+        self.tokens = 0
+        self.answered = 0
+
+    def run(self, loading: Mapping[str, Any], total: int) -> None:
+        """Load the model, ask, and say how it went."""
+        with open_llm(loading) as llm, progress_bars() as report:
+            started = time.perf_counter()
+            for kind, ask in ((PROMPT, llm.generate_each), (MESSAGES, llm.chat_each)):
+                for _ in self.ask(kind, ask):
+                    if report is not None:
+                        done = len(self.results.done) + self.answered
+                        report("prompts", done, total)
+            seconds = time.perf_counter() - started
+        note(
+            f"{self.answered - self.results.failed} answers, {self.results.failed} failed, "
+            f"{self.tokens} tokens in {seconds:.1f} s: {self.tokens / seconds:.1f} tok/s"
+        )
+
+    def ask(
+        self, kind: str, each: Callable[..., Iterator[tuple[int, Completion]]]
+    ) -> Iterator[None]:
+        """Feed the items of one kind to the engine; yields after each answer."""
+        asked: dict[int, Item] = {}
+        positions = itertools.count()
+
+        def feed() -> Iterator[tuple[Any, Mapping[str, Any]]]:
+            for item in self.items():
+                if item.index in self.results.done or item.kind != kind:
+                    continue
+                if item.error is not None:
+                    self.fail(item, item.error)
+                    continue
+                asked[next(positions)] = item
+                yield item.content, item.knobs or {}
+
+        def on_error(position: int, error: JaxLlamaError) -> None:
+            item = asked.pop(position)
+            if not self.keep_going:
+                raise InvalidParameter(f"{self.path} line {item.line}: {error}") from error
+            self.fail(item, str(error))
+
+        for position, completion in each(feed(), on_error=on_error):
+            self.write(asked.pop(position), completion_fields(completion))
+            self.tokens += completion.usage.generated
+            yield
+
+    def fail(self, item: Item, error: str) -> None:
+        """Note that an item has no answer, and why."""
+        self.write(item, {"error": error})
+
+    def write(self, item: Item, fields: Mapping[str, Any]) -> None:
+        """Append what became of an item."""
+        named = {} if item.id is None else {"id": item.id}
+        self.results.write({"index": item.index, **named, **fields})
+        self.answered += 1
+
+
+def survey(items: Iterator[Item]) -> tuple[list[object], list[str]]:
+    """The id of every item, and what is wrong with the wrong ones."""
+    ids, problems = [], []
+    for item in items:
+        ids.append(item.id)
+        if item.error is not None:
+            problems.append(f"line {item.line}: {item.error}")
+    return ids, problems
+
+
+def read_items(
+    path: Path, defaults: Mapping[str, Any], specs: Mapping[str, KnobSpec]
+) -> Iterator[Item]:
+    """The lines of the input, one at a time; a wrong one comes with its error."""
+    index = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            line = raw.removeprefix(BYTE_ORDER_MARK).strip()
+            if line:
+                yield read_item(Item(index, number), line, defaults, specs)
+                index += 1
+
+
+def read_item(
+    item: Item, line: bytes, defaults: Mapping[str, Any], specs: Mapping[str, KnobSpec]
+) -> Item:
+    """What one line asks."""
+    id_ = None
+    try:
+        fields = parse(line)
+        id_ = fields.pop("id", None)
+        kind = PROMPT if PROMPT in fields else MESSAGES
+        content = fields.pop(kind, None)
+        check_content(kind, content)
+        if PROMPT in fields or MESSAGES in fields:
+            raise InvalidParameter("both prompt and messages are given; expected one")
+        check_knobs(fields, specs)
+    except InvalidParameter as error:
+        return Item(item.index, item.line, id_, error=str(error))
+    return Item(item.index, item.line, id_, kind, content, {**defaults, **fields})
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """A line's JSON object."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InvalidParameter('is no JSON object; expected {"prompt": ...}')
+    return fields
+
+
+def check_content(kind: str, content: Any) -> None:
+    """Refuse what is neither text, nor token ids, nor messages."""
+    if kind == MESSAGES:
+        if not isinstance(content, list) or not content:
+            raise InvalidParameter("has neither a prompt nor a list of messages")
+        for message in content:
+            if not isinstance(message, dict):
+                raise InvalidParameter("messages holds something that is no {role, content}")
+            as_message(message)
+        return
+    is_ids = isinstance(content, list) and all(type(each) is int for each in content)
+    if not is_ids and not isinstance(content, str):
+        raise InvalidParameter("prompt is neither text nor a list of token ids")
+
+
+def and_more(problems: list[str]) -> str:
+    """How many are not shown."""
+    return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

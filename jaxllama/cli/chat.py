@@ -1,0 +1,266 @@
+"""`jaxllama chat`: a conversation at the terminal.
+
+Reads lines, answers them, and obeys commands that begin with a slash. Ctrl-C ends an answer, not
+the program: it is noted and acted on between two tokens, never in the middle of an engine step.
+"""
+
+import readline
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jaxllama.cli.conversation import Conversation, PlainText
+from jaxllama.cli.options import GenerationCommand
+from jaxllama.cli.terminal import note, open_llm, show, summary
+from jaxllama.errors import GenerationFailed, RequestError
+from jaxllama.request import Usage
+
+if TYPE_CHECKING:
+    from jaxllama.llm import LLM
+
+PROMPT = "> "
+
+
+EXAMPLE = """\b
+Example of a plain text:
+  jaxllama chat --prefix 'Q: ' --postfix $'\\nA:' --stop 'Q:'
+"""
+
+
+@click.command("chat", cls=GenerationCommand, slots=1, epilog=EXAMPLE)
+@click.option("--system", help="What the model is told before the conversation.")
+@click.option("--prompt", help="Plain text: what the text begins with.")
+@click.option("--prefix", help="Plain text: put before each line you type.")
+@click.option("--postfix", help="Plain text: put after each line you type.")
+def command(
+    *,
+    system: str | None,
+    prompt: str | None,
+    prefix: str | None,
+    postfix: str | None,
+    loading: Mapping[str, Any],
+    knobs: Mapping[str, Any],
+) -> None:
+    """Talk with a model; /help lists the commands.
+
+    With --prompt, --prefix or --postfix the conversation is one plain text that the model
+    continues, for models without a prompt format: end its turns with --stop. The stop text
+    stays in the conversation, once.
+    """
+    conversation = Conversation(system=system)
+    if (prompt, prefix, postfix) != (None, None, None):
+        if system is not None or loading.get("prompt_format", "plain") != "plain":
+            raise click.UsageError(
+                "--prompt, --prefix and --postfix make a plain text: without --system, and "
+                "with no --format but plain."
+            )
+        conversation = Conversation(prompt, plain_text=PlainText(prefix or "", postfix or ""))
+    with open_llm(loading) as llm:
+        note("Type a message; /help lists the commands, Ctrl-C stops an answer.")
+        Session(llm, conversation, knobs).run()
+
+
+class Session:
+    """One person at one terminal."""
+
+    def __init__(self, llm: "LLM", conversation: Conversation, knobs: Mapping[str, Any]) -> None:
+        self.llm = llm
+        self.conversation = conversation
+        self.knobs = dict(knobs)
+        self.usage: Usage | None = None  # of the last answer
+        self.over = False
+
+    def run(self) -> None:
+        """Read and answer until the end of the input, /exit, or Ctrl-C twice."""
+        impatient = False
+        while not self.over:
+            try:
+                line = read_line()
+                impatient = False
+                self.take(line)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if impatient:
+                    raise
+                impatient = True
+                note("\nCtrl-C again, or /exit, to leave.")
+            except UnicodeDecodeError as error:
+                complain(f"that line is not text: {error}")
+            except (RequestError, GenerationFailed) as error:
+                complain(str(error))
+
+    def take(self, line: str) -> None:
+        """Obey a command, or answer."""
+        if line.startswith("/") and not line.startswith("//"):
+            name, _, argument = line[1:].partition(" ")
+            obey = COMMANDS.get(name)
+            if obey is None:
+                raise RequestError(f"there is no command /{name}; /help lists them")
+            obey(self, argument.strip())
+        elif line.strip():
+            self.say(line.removeprefix("/"))
+
+    def say(self, text: str) -> None:
+        """Ask, and keep the question only if there is an answer."""
+        self.conversation.ask(text)
+        try:
+            spoken = self.listen()
+        except BaseException:
+            self.conversation.undo()
+            raise
+        self.conversation.answer(spoken)
+
+    def listen(self) -> str:
+        """Show the answer as it comes; returns what belongs into the conversation."""
+        parts: list[str] = []
+        stream = self.conversation.stream(self.llm, self.knobs)
+        with ctrl_c_noted() as was_pressed:
+            for delta in stream:
+                parts.append(delta.text)
+                show(delta.text)
+                if was_pressed():
+                    stream.close()
+                    show("\n")
+                    note("stopped")
+                    return "".join(parts)
+        show("\n")
+        self.usage = stream.completion.usage
+        return "".join(parts) + self.conversation.ending(stream.completion.stop)
+
+    def undo(self, _: str) -> None:
+        """Forget the last question and its answer."""
+        question = self.conversation.undo()
+        note("nothing to undo" if question is None else f"forgotten: {question}")
+
+    def retry(self, _: str) -> None:
+        """Answer the last question again."""
+        self.again(self.last_question())
+
+    def edit(self, text: str) -> None:
+        """TEXT: ask this instead of the last question; without TEXT, edit it."""
+        question = self.last_question()
+        text = text or edited(question)
+        if text.strip():
+            self.again(text)
+
+    def again(self, text: str) -> None:
+        """Ask in the place of the last question, which stays if that fails."""
+        turns = list(self.conversation.turns)
+        if self.knobs.get("seed") is not None:
+            self.knobs["seed"] += 1  # or the answer would be the same
+        self.conversation.undo()
+        try:
+            self.say(text)
+        except BaseException:
+            self.conversation.turns = turns
+            raise
+
+    def system(self, text: str) -> None:
+        """TEXT: change what the model is told first; without TEXT, show it."""
+        if text:
+            self.conversation.system = text
+        note(f"system: {self.conversation.system or 'none'}")
+
+    def save(self, name: str) -> None:
+        """FILE: save the conversation."""
+        self.conversation.save(path_of(name))
+        note(f"saved {len(self.conversation.turns)} messages")
+
+    def load(self, name: str) -> None:
+        """FILE: go on with a saved conversation."""
+        self.conversation.load(path_of(name))
+        note(f"loaded {len(self.conversation.turns)} messages")
+
+    def stats(self, _: str) -> None:
+        """Show the figures of the last answer."""
+        if self.usage is None:
+            note("no answer yet")
+            return
+        held = self.usage.prompt + self.usage.generated
+        note(f"{summary(self.usage)} | context: {held} of {self.llm.engine_config.context} tokens")
+
+    def help(self, _: str) -> None:
+        """Show this list."""
+        for name, obey in COMMANDS.items():
+            words = (obey.__doc__ or "").strip()
+            argument, colon, rest = words.partition(": ")
+            usage = f"/{name} {argument}" if colon else f"/{name}"
+            note(f"{usage:16} {rest if colon else words}")
+        note(f"{'//...':16} A message that begins with a slash.")
+
+    def exit(self, _: str) -> None:
+        """Leave; so does Ctrl-D."""
+        self.over = True
+
+    def last_question(self) -> str:
+        """What is to be asked again."""
+        question = self.conversation.question
+        if question is None:
+            raise RequestError("there is no question yet; type one")
+        return question
+
+
+COMMANDS: dict[str, Callable[[Session, str], None]] = {
+    "undo": Session.undo,
+    "retry": Session.retry,
+    "edit": Session.edit,
+    "system": Session.system,
+    "save": Session.save,
+    "load": Session.load,
+    "stats": Session.stats,
+    "help": Session.help,
+    "exit": Session.exit,
+}
+
+
+def read_line() -> str:
+    """What the user typed; a prompt is shown only to people."""
+    return input(PROMPT if sys.stdin.isatty() else "")
+
+
+def edited(text: str) -> str:
+    """The line after the user has changed it."""
+    if not sys.stdin.isatty():
+        raise RequestError("/edit needs the new text here: /edit TEXT")
+    readline.set_startup_hook(lambda: readline.insert_text(text))
+    try:
+        return read_line()
+    finally:
+        readline.set_startup_hook(None)
+
+
+def path_of(name: str) -> Path:
+    """The file a command names."""
+    if not name:
+        raise RequestError("which file? expected its name after the command")
+    return Path(name).expanduser()
+
+
+def complain(message: str) -> None:
+    """One line about what did not work; the conversation goes on."""
+    click.secho(f"error: {message}", err=True, fg="red")
+
+
+@contextmanager
+def ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C is only noted; a second one interrupts as usual."""
+    pressed = False
+
+    def note_it(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            signal.default_int_handler(number, frame)
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, note_it)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

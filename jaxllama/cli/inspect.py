@@ -1,0 +1,152 @@
+"""`jaxllama inspect`: what a model is, and the memory it will need, without loading it."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+import jax.numpy as jnp
+
+from jaxllama.cli.options import ModelCommand
+from jaxllama.cli.terminal import as_json, progress_bars
+from jaxllama.config import EngineConfig
+from jaxllama.formats import PromptFormat, choose_format
+from jaxllama.llm import engine_config
+from jaxllama.model.cache import cache_bytes
+from jaxllama.model.params import abstract_params
+from jaxllama.model.quantized import Packed
+from jaxllama.registry import FORMATS, load_plugins
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import Checkpoint
+from jaxllama.weights.store import resolve
+
+NOT_LOADED = ("load_model", "load_mesh", "load_prompt_format", "load_compile_cache")
+VECTOR_BYTES = 4  # norms and biases are float32
+
+
+@click.command("inspect", cls=ModelCommand, leave_out=NOT_LOADED)
+@click.argument("model", required=False)
+@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
+def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> None:
+    """Show what MODEL is and the memory it needs at these settings.
+
+    MODEL is whatever --model takes elsewhere; a model that is not here yet is fetched.
+    """
+    packed = bool(loading.pop("packed", False))
+    sizes = {name: loading.get(name) for name in ("slots", "context", "dtype", "cache_dtype")}
+    with progress_bars() as report:
+        path = resolve(model, progress=report)
+    with open_checkpoint(path) as checkpoint:
+        engine = engine_config(checkpoint.config, mesh=None, **sizes)
+        found = {
+            "path": str(path),
+            "reader": type(checkpoint).__name__,
+            "config": dataclasses.asdict(checkpoint.config),
+            "tensors": describe_tensors(checkpoint),
+            "text": describe_text(checkpoint),
+            "memory": describe_memory(checkpoint, engine, packed=packed),
+        }
+    if wants_json:
+        click.echo(as_json(found))
+        return
+    for line in lines(found):
+        click.echo(line)
+
+
+def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How many tensors there are, and of what kind."""
+    kinds = checkpoint.kinds.values()
+    count, held = Counter(kind for kind, _ in kinds), Counter[str]()
+    for kind, size in kinds:
+        held[kind] += size
+    return {
+        "count": len(checkpoint.shapes),
+        "weights": sum(map(math.prod, checkpoint.shapes.values())),
+        "bytes": held.total(),
+        "kinds": {kind: {"tensors": count[kind], "bytes": held[kind]} for kind in sorted(count)},
+    }
+
+
+def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tokenizer, and how conversations become prompts."""
+    tokenizer = checkpoint.tokenizer()
+    formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
+    return {
+        "vocabulary": tokenizer.vocab_size,
+        "begin_id": tokenizer.begin_id,
+        "end_ids": list(tokenizer.end_ids),
+        "chat_template": tokenizer.text.template is not None,
+        "prompt_format": choose_format(formats.loaded, tokenizer.text).name,
+    }
+
+
+def describe_memory(
+    checkpoint: Checkpoint, engine: EngineConfig, *, packed: bool
+) -> dict[str, Any]:
+    """Bytes on the device at these settings."""
+    weights = weight_bytes(checkpoint, engine.dtype, packed=packed)
+    cache = cache_bytes(checkpoint.config, engine)
+    return {
+        "slots": engine.slots,
+        "context": engine.context,
+        "dtype": engine.dtype,
+        "cache_dtype": engine.cache_dtype,
+        "weights": weights,
+        "cache": cache,
+        "total": weights + cache,
+    }
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: str, *, packed: bool) -> int:
+    """What the weights take once they are loaded."""
+    dense = jnp.dtype(dtype).itemsize
+    small = packed_bytes(checkpoint) if packed else {}
+    total = 0.0
+    for path, leaf in abstract_params(checkpoint.config).items():
+        kind, _ = checkpoint.kinds.get(checkpoint.table[path].name, ("", 0))
+        each = small.get(kind, dense) if leaf.is_matrix else VECTOR_BYTES
+        total += math.prod(leaf.shape) * each
+    return round(total)
+
+
+def packed_bytes(checkpoint: Checkpoint) -> dict[str, float]:
+    """Bytes per weight of the kinds that can stay packed: seen on the smallest tensor of each."""
+    smallest: dict[str, tuple[int, str]] = {}
+    for name, (kind, size) in checkpoint.kinds.items():
+        smallest[kind] = min(smallest.get(kind, (size, name)), (size, name))
+    stored = {kind: checkpoint.read_stored(name) for kind, (_, name) in smallest.items()}
+    return {
+        kind: value.nbytes / math.prod(value.shape)
+        for kind, value in stored.items()
+        if isinstance(value, Packed)
+    }
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The same, for people."""
+    config, tensors, text, memory = (found[key] for key in ("config", "tensors", "text", "memory"))
+    yield f"{config.pop('name') or 'model'}: {found['path']} ({found['reader']})"
+    rope = config.pop("rope")
+    stretched = "" if rope["kind"] == "none" else f", {rope['kind']} by {rope['factor']:g}"
+    yield "config   " + ", ".join(f"{key} {each}" for key, each in config.items() if each)
+    yield f"rope     theta {rope['theta']:g}{stretched}"
+    yield f"tensors  {tensors['count']}, {tensors['weights'] / 1e6:,.1f} M weights"
+    for kind, each in tensors["kinds"].items():
+        yield f"         {kind:6} {each['tensors']:5} tensors {shown(each['bytes']):>10}"
+    ends = ", ".join(map(str, text["end_ids"]))
+    yield f"text     {text['vocabulary']} tokens, begin {text['begin_id']}, end {ends}"
+    template = "yes" if text["chat_template"] else "no"
+    yield f"         chat template: {template}; prompt format: {text['prompt_format']}"
+    yield f"memory   {shown(memory['total'])} and what the programs work with"
+    yield f"         weights {shown(memory['weights'])} ({memory['dtype']})"
+    yield (
+        f"         cache {shown(memory['cache'])} ({memory['slots']} slots of "
+        f"{memory['context']} tokens, {memory['cache_dtype']})"
+    )
+
+
+def shown(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

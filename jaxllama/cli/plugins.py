@@ -1,0 +1,89 @@
+"""`jaxllama plugins`: what is installed, and why the rest is not."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxllama.cli.options import bounds
+from jaxllama.cli.terminal import as_json
+from jaxllama.engine.knobs import catalogue
+from jaxllama.formats import PromptFormat
+from jaxllama.registry import FORMATS, SAMPLERS, WEIGHTS, load_plugins
+from jaxllama.sampling import Adjuster, Sampler, knobs_of
+from jaxllama.weights.base import Checkpoint
+
+
+@click.command("plugins")
+@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
+def command(*, wants_json: bool) -> None:
+    """List every sampler with its knobs, every prompt format and every weight reader."""
+    samplers = load_plugins(SAMPLERS, Sampler)
+    formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
+    weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
+    broken = {
+        f"{each.group} {name}": str(error)
+        for each in (samplers, formats, weights)
+        for name, error in each.broken.items()
+    }
+    found = {
+        "samplers": {name: describe_sampler(kind) for name, kind in samplers.loaded.items()},
+        "formats": {name: summary(kind) for name, kind in formats.loaded.items()},
+        "weights": {name: summary(kind) for name, kind in weights.loaded.items()},
+        "broken": broken,
+    }
+    if wants_json:
+        click.echo(as_json(found))
+    else:
+        draw(found)
+    catalogue(samplers.loaded)  # a clash is shown as what it is: an error
+
+
+def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
+    """A sampler as a JSON object."""
+    knobs = {
+        name: {**dataclasses.asdict(spec), "type": spec.kind.__name__}
+        for name, spec in knobs_of(kind).items()
+    }
+    moves = "adjuster" if issubclass(kind, Adjuster) else "filter"
+    return {"kind": moves, "order": kind.order, "help": summary(kind), "knobs": knobs}
+
+
+def summary(kind: type) -> str:
+    """The first line of a class's documentation."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def accepts(knob: Mapping[str, Any]) -> str:
+    """The values a knob takes, in words."""
+    word = {"int": "whole number", "bool": "true or false"}.get(knob["type"], "number")
+    if knob["low"] is not None or knob["high"] is not None:
+        word = f"{word}, {bounds(knob['low'], knob['high'])}"
+    if knob["width"] is None:
+        return word
+    return f"{word}; {'a mapping of tokens, ' if knob['by_token'] else ''}at most {knob['width']}"
+
+
+def draw(found: dict[str, Any]) -> None:
+    """The same, for people."""
+    console = Console()
+    table = Table(
+        "sampler", "knob", "accepts", "off", "help", title="samplers", title_justify="left"
+    )
+    for name, sampler in found["samplers"].items():
+        first = name
+        for knob, spec in sampler["knobs"].items():
+            table.add_row(*map(Text, (first, knob, accepts(spec), str(spec["off"]), spec["help"])))
+            first = ""
+        table.add_section()
+    console.print(table)
+    for title in ("formats", "weights", "broken"):
+        if found[title]:
+            listing = Table(title, "", title_justify="left")
+            for name, words in found[title].items():
+                listing.add_row(Text(name), Text(words))
+            console.print(listing)

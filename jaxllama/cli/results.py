@@ -1,0 +1,97 @@
+"""The answers of a batch on disk: one JSON object per line, appended as they finish.
+
+Kept by `jaxllama batch`. A run that was killed leaves at most one torn line; opening the file again
+drops that line and failed answers, and says which answers are there. Knows JSON, no models.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from jaxllama.cli.terminal import as_json
+from jaxllama.errors import ConfigError
+from jaxllama.weights.binary import reason
+
+Row = dict[str, Any]
+
+
+class Results:
+    """An open file of answers that no other process writes to; a context manager."""
+
+    def __init__(self, path: Path, ids: list[object]) -> None:
+        self.path = path
+        self.failed = 0
+        try:
+            self._file = self._open()
+            kept, whole = self._read(ids)
+            if not whole:
+                self._rewrite(kept)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {reason(error)}") from error
+        self.done = {row["index"] for row in kept}
+
+    def write(self, row: Row) -> None:
+        """Append an answer; it is on its way to the disk when this returns."""
+        self.failed += "error" in row
+        self._file.write(as_json(row).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _open(self) -> IO[bytes]:
+        file = self.path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ConfigError(f"{self.path} is being written by another batch") from error
+        return file
+
+    def _read(self, ids: list[object]) -> tuple[list[Row], bool]:
+        """The answers to keep, and whether they are all that the file holds."""
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")
+        torn = lines.pop() != b""
+        rows = [self._row(number, line, ids) for number, line in enumerate(lines, 1)]
+        kept = {row["index"]: row for row in rows if "error" not in row}
+        return list(kept.values()), not torn and len(kept) == len(rows)
+
+    def _row(self, number: int, line: bytes, ids: list[object]) -> Row:
+        """One line, if it answers one of our prompts."""
+        try:
+            row = json.loads(line)
+            index = row["index"]
+            if isinstance(index, int) and row.get("id") == ids[index] and index >= 0:
+                return row
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass
+        raise ConfigError(
+            f"{self.path} line {number} answers no prompt of this input; "
+            f"name another file with -o, or delete this one"
+        )
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        """Replace the file by its good rows, at once."""
+        folder = self.path.resolve().parent
+        with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".batch-", delete=False) as new:
+            new.writelines(as_json(row).encode() + b"\n" for row in rows)
+            new.flush()
+            os.fsync(new.fileno())
+        shutil.copymode(self.path, new.name)
+        Path(new.name).replace(self.path.resolve())
+        self._file.close()
+        self._file = self._open()
