@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -26,7 +27,7 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
-from jaxllama.errors import GenerationFailed, InvalidParameter
+from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.intake import Intake, Prompt, Ready, Turns
 from jaxllama.model.params import Tree, abstract_params
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 OnDone = Callable[[int, Completion], None]
+OnError = Callable[[int, JaxLlamaError], None]
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
@@ -166,10 +168,17 @@ class LLM:
         return cast(list[Completion], answers)
 
     def generate_each(
-        self, items: Iterable[tuple[Prompt, Mapping[str, object]]]
+        self,
+        items: Iterable[tuple[Prompt, Mapping[str, object]]],
+        *,
+        on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Continue each (prompt, knobs); yields (index, completion) as they finish."""
-        return self._each(self.intake.completion(prompt, knobs) for prompt, knobs in items)
+        """Continue each (prompt, knobs); yields (index, completion) as they finish.
+
+        One that fails is raised, or given to `on_error` while the others go on.
+        """
+        asked = (partial(self.intake.completion, *item) for item in items)
+        return self._each(asked, on_error)
 
     def stream(self, prompt: Prompt, **knobs: object) -> "Stream":
         """Continue a prompt, token by token."""
@@ -180,10 +189,13 @@ class LLM:
         return self._one(self.intake.chat(messages, knobs))
 
     def chat_each(
-        self, items: Iterable[tuple[Turns, Mapping[str, object]]]
+        self,
+        items: Iterable[tuple[Turns, Mapping[str, object]]],
+        *,
+        on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Answer each (messages, knobs); yields (index, completion) as they finish."""
-        return self._each(self.intake.chat(messages, knobs) for messages, knobs in items)
+        """Answer each (messages, knobs), like `generate_each`."""
+        return self._each((partial(self.intake.chat, *item) for item in items), on_error)
 
     def chat_stream(self, messages: Turns, **knobs: object) -> "Stream":
         """Answer a conversation, token by token."""
@@ -262,26 +274,50 @@ class LLM:
             pass
         return stream.completion
 
-    def _each(self, requests: Iterable[Ready]) -> Iterator[tuple[int, Completion]]:
+    def _each(
+        self, requests: Iterable[Callable[[], Ready]], on_error: OnError | None
+    ) -> Iterator[tuple[int, Completion]]:
         """Keep the queue a little ahead of the slots; yield whatever finishes."""
+
+        def failed(index: int, error: JaxLlamaError) -> None:
+            if on_error is None:
+                raise error
+            on_error(index, error)
+
         source = enumerate(requests)
         live: dict[int, Stream] = {}
-        most = QUEUED_PER_SLOT * self.engine_config.slots
-        exhausted = False
+        more = True
         try:
-            while live or not exhausted:
-                while not exhausted and len(live) < most:
-                    item = next(source, None)
-                    exhausted = item is None
-                    if item is not None:
-                        live[item[0]] = Stream(self, item[1])
+            while live or more:
+                more = more and self._top_up(live, source, failed)
                 if live:
                     self._pump()
-                for index in [index for index, stream in live.items() if stream.drain()]:
-                    yield index, live.pop(index).completion
+                for index, outcome in take_ended(live):
+                    if isinstance(outcome, JaxLlamaError):
+                        failed(index, outcome)
+                    else:
+                        yield index, outcome
         finally:
             for stream in live.values():
                 stream.close()
+
+    def _top_up(
+        self,
+        live: dict[int, "Stream"],
+        source: Iterator[tuple[int, Callable[[], Ready]]],
+        failed: OnError,
+    ) -> bool:
+        """Begin as many as may wait; False once there are no more."""
+        while len(live) < QUEUED_PER_SLOT * self.engine_config.slots:
+            item = next(source, None)
+            if item is None:
+                return False
+            index, ready = item
+            try:
+                live[index] = Stream(self, ready())
+            except JaxLlamaError as error:
+                failed(index, error)
+        return True
 
     def _pump(self) -> None:
         """One engine step; events go to whoever follows the generation."""
@@ -369,6 +405,18 @@ class Stream:
                 yield Delta(event.text)
             if event.reason is FinishReason.FAILED:
                 raise event.error or GenerationFailed("the generation failed")
+
+
+def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
+    """Take out the answers that are whole, or have failed."""
+    for index, stream in list(live.items()):
+        try:
+            if stream.drain():
+                del live[index]
+                yield index, stream.completion
+        except JaxLlamaError as error:
+            live.pop(index, None)
+            yield index, error
 
 
 def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
