@@ -4,7 +4,7 @@ Made by weight readers (as NumPy arrays), used by `linear.py` and the kernels. K
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxllama.shapes import Array, Float
 
 Bits = Literal[4, 8]
+Part = Any  # an Array in programs; NumPy from readers, a shape or sharding while a tree is built
 
 
 @jax.tree_util.register_dataclass
@@ -24,9 +25,9 @@ class Packed:
     minima   like scales, or None where the format has none
     """
 
-    codes: Array
-    scales: Array
-    minima: Array | None
+    codes: Part
+    scales: Part
+    minima: Part | None
     bits: Bits = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
 

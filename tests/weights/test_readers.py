@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import gguf
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def dense(path: str, value: np.ndarray | Packed) -> np.ndarray:
     """A weight in canonical layout whatever it is kept in."""
     if not isinstance(value, Packed):
         return np.asarray(value)
-    rows = np.asarray(unpack(value))
+    rows = np.asarray(unpack(jax.tree.map(jnp.asarray, value)))
     return rows if path == "embed.weight" else rows.T
 
 
