@@ -1,0 +1,55 @@
+# jaxllama: everything a developer does, on a clean clone, with no tool but Python.
+
+BIN := .venv/bin
+READY := .venv/.ready
+ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
+
+.PHONY: help install serve test check format bench clean
+
+help:
+	@echo "make install   the environment in .venv, with everything for development"
+	@echo "make serve     talk with the default model (fetched the first time)"
+	@echo "make test      run the tests"
+	@echo "make check     formatting, lint and types"
+	@echo "make format    let ruff format the code"
+	@echo "make bench     run the benchmarks: one line of JSON per figure"
+	@echo "make clean     remove the environment and all caches; models stay"
+
+install: $(READY)
+
+# Again only when the dependencies have changed.
+$(READY): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "jaxllama needs Python 3.11 or newer with the venv module, and found none;" >&2; \
+		echo "install one, or name it: make install PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi
+	@echo "Making .venv with $(PYTHON) and installing jaxllama for development;"
+	@echo "JAX alone is about 100 MB, so the first time takes a few minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e ".[dev,hub]"
+	@touch $(READY)
+	@echo "Done: .venv/bin/jaxllama --help"
+
+serve: install
+	@$(BIN)/jaxllama chat
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+
+bench: install
+	@for each in bench/[a-z]*.py; do $(BIN)/python $$each || exit 1; done
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
