@@ -70,6 +70,11 @@ def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
     return sharding(mesh, *kept)
 
 
+def slots_are_split() -> bool:
+    """Whether the program being traced has its slots on more than one device."""
+    return jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Say where an intermediate lies; without a mesh (plain tests) it says nothing."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxllama import kernels
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
-from jaxllama.kernels import ROW_TILE
 from jaxllama.model.cache import LayerCache
 from jaxllama.model.params import Tree, model_of
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -40,7 +40,7 @@ class Steps:
     def __init__(self, model: ModelConfig, engine: EngineConfig, bank: SamplerBank) -> None:
         self.model, self.engine, self.bank = model, engine, bank
         # One tile has the rows of a decode step: see the seed contract in kernels/reference.py.
-        self.tile = max(engine.slots, ROW_TILE)
+        self.tile = max(engine.slots, kernels.ROW_TILE)
         self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
 
     def empty(self) -> DecodeState:
@@ -127,9 +127,8 @@ class Steps:
             at = index * KEY_BLOCK
 
             def move(side: Array) -> Array:
-                size = (1, side.shape[1], KEY_BLOCK, side.shape[3])
-                part = lax.dynamic_slice(side, (source, 0, at, 0), size)
-                return lax.dynamic_update_slice(side, part, (target, 0, at, 0))
+                part = kernels.read_columns(side, source, at, KEY_BLOCK)
+                return kernels.write_columns(side, part, target, at)
 
             return jax.tree.map(move, cache)
 

@@ -1,7 +1,7 @@
 """The operations worth a hand-written kernel: one signature each, several bodies.
 
-`reference.py` is the meaning of each in plain JAX. The model and the bank call these names and never
-learn which body runs. A body for a platform replaces names here, once, at trace time.
+`reference.py` is the meaning of each in plain JAX. The model and the bank call these names and
+never learn which body runs. A body for a platform replaces names here, once, at trace time.
 """
 
 from jaxllama.kernels.reference import (
@@ -12,7 +12,7 @@ from jaxllama.kernels.reference import (
     matmul_by_output,
     norm,
 )
-from jaxllama.kernels.storage import narrow, stored_dtype
+from jaxllama.kernels.storage import narrow, read_columns, stored_dtype, write_columns
 
 __all__ = [
     "ROW_TILE",
@@ -22,5 +22,7 @@ __all__ = [
     "matmul_by_output",
     "narrow",
     "norm",
+    "read_columns",
     "stored_dtype",
+    "write_columns",
 ]

@@ -55,10 +55,10 @@ def largest(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
     """The `count` largest logits of a row and their ids, best first, lower ids first."""
     values, ids = jax.lax.top_k(logits, count)
-    # Without the barrier a caller's slice merges with this one, XLA no longer recognises a top-k
-    # and sorts the vocabulary instead: fifty times slower on CPU.
-    values, ids = jax.lax.optimization_barrier((values, ids))  # type: ignore[no-untyped-call]
-    return ids, values
+    # Without the barriers a caller's slice merges with this one, XLA no longer recognises a top-k
+    # and sorts the vocabulary instead: fifty times slower on CPU. One around both crashes XLA when
+    # the logits are sharded.
+    return jax.lax.optimization_barrier(ids), jax.lax.optimization_barrier(values)
 
 
 def draw(
@@ -99,6 +99,6 @@ def first_past(
     return place.astype(jnp.int32)
 
 
-def at(values: Float[Array, "S C"], place: Int32[Array, " S"]) -> Float[Array, " S"]:
-    """The value of each row at its own place."""
+def at(values: Array, place: Int32[Array, " S"]) -> Array:
+    """The value [S] of each row of `values` [S C] at its own place."""
     return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.kernels.storage import widen
+from jaxllama.kernels.storage import read_columns, widen
 from jaxllama.shapes import Array, Bool, Float, Int, Shaped
 
 ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
@@ -82,11 +82,9 @@ def attend_prompt(
     rows = q.shape[0]
 
     def read(block: Array) -> tuple[Array, Array]:
-        at = (slot, 0, block * KEY_BLOCK, 0)
-        size = (1, keys.shape[1], KEY_BLOCK, keys.shape[3])
-        cut = [lax.dynamic_slice(side, at, size) for side in (keys, values)]
+        k, v = (read_columns(side, slot, block * KEY_BLOCK, KEY_BLOCK) for side in (keys, values))
         # One copy per row: the dots then have the shapes of `attend_step`, and its sums.
-        return tuple(jnp.broadcast_to(side, (rows, *size[1:])) for side in cut)  # type: ignore[return-value]
+        return jnp.repeat(k, rows, axis=0), jnp.repeat(v, rows, axis=0)
 
     return attend_blocks(q, read, position, window)
 

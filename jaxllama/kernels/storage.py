@@ -1,13 +1,14 @@
-"""How numbers lie in the cache: narrow when stored, float32 when used.
+"""How numbers lie in the cache: narrow when stored, float32 when used; and one row's columns.
 
-Used by `model/cache.py` to store and by the attention bodies to read.
+Used by `model/cache.py` to store, by the attention bodies to read, by the engine to copy.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxllama.shapes import Array, Float
+from jaxllama.shapes import Array, Float, Shaped
+from jaxllama.sharding import slots_are_split
 
 
 def stored_dtype(name: str) -> jnp.dtype:
@@ -30,3 +31,26 @@ def widen(x: Array) -> Float[Array, "*L"]:
     if x.dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x.astype(jnp.float32)
+
+
+def read_columns(
+    side: Shaped[Array, "S K T H"], slot: Array, start: Array, count: int
+) -> Shaped[Array, "1 K L H"]:
+    """A run of columns of one row."""
+    if slots_are_split():
+        # A slice along a split axis would gather the whole cache; a gather moves one row's part.
+        return jnp.swapaxes(side[slot, :, start + jnp.arange(count)], 0, 1)[None]
+    _, heads, _, size = side.shape
+    return lax.dynamic_slice(side, (slot, 0, start, 0), (1, heads, count, size))
+
+
+def write_columns(
+    side: Shaped[Array, "S K T H"], new: Shaped[Array, "1 K L H"], slot: Array, start: Array
+) -> Shaped[Array, "S K T H"]:
+    """The cache with a run of columns of one row replaced."""
+    if slots_are_split():
+        place = start + jnp.arange(new.shape[2])
+        return side.at[slot, :, place].set(
+            jnp.swapaxes(new[0], 0, 1), unique_indices=True, mode="promise_in_bounds"
+        )
+    return lax.dynamic_update_slice(side, new, (slot, 0, start, 0))

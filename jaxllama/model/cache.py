@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from einops import rearrange
-from jax import lax
 
 from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
@@ -75,10 +74,8 @@ def write_prompt(
     """A run of columns of one row; what lies past the prompt is overwritten before it is read."""
     return LayerCache(
         *(
-            lax.dynamic_update_slice(
-                old,
-                rearrange(kernels.narrow(new, old.dtype), "l k h -> 1 k l h"),
-                (slot, 0, start, 0),
+            kernels.write_columns(
+                old, rearrange(kernels.narrow(new, old.dtype), "l k h -> 1 k l h"), slot, start
             )
             for old, new in zip(layer, (keys, values), strict=True)
         )

@@ -51,7 +51,7 @@ class Llama(nnx.Module):
             layer = write_step(layer, k, v, column)
             return kernels.attend_step(q, *layer, position, self.config.window), layer
 
-        return self.through(tokens, cache, position, attend)
+        return self.through(tokens, cache, position, attend, "slots")
 
     def prompt(
         self,
@@ -67,29 +67,35 @@ class Llama(nnx.Module):
             layer = write_prompt(layer, k, v, slot, start)
             return kernels.attend_prompt(q, *layer, slot, position, self.config.window), layer
 
-        return self.through(tokens, cache, position, attend)
+        return self.through(tokens, cache, position, attend, "rows")
 
     def through(
-        self, tokens: Int[Array, " L"], cache: KVCache, position: Int[Array, " L"], attend: Attend
+        self,
+        tokens: Int[Array, " L"],
+        cache: KVCache,
+        position: Int[Array, " L"],
+        attend: Attend,
+        rows: str,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Embedding and all blocks; hidden states before the final norm."""
-        x = constrain(self.embed(tokens), "rows", "width")
+        """Embedding and all blocks; `rows` is the logical axis the tokens lie on."""
+        x = constrain(self.embed(tokens), rows, "width")
         turn = rope.tables(self.config.rope, self.config.head_dim, position)
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            x, updated = block(x, turn, layer, attend)
+            mixed, updated = block.mix(x, turn, layer, attend)
+            x = constrain(x + mixed, rows, "width")
+            x = constrain(x + block.feed(x), rows, "width")
             layers.append(updated)
         return x, tuple(layers)
 
     def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
         """Logits of the next token, float32."""
         x = self.final_norm(hidden)
-        logits = self.embed.scores(x) if self.unembed is None else self.unembed(x)
-        return constrain(logits, "rows", "vocab")
+        return self.embed.scores(x) if self.unembed is None else self.unembed(x)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each on the normed stream and added back to it."""
+    """Attention and feed-forward; each reads the normed stream and is added back to it."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.attention_norm = Norm(config.width, config.norm_eps)
@@ -97,13 +103,15 @@ class Block(nnx.Module):
         self.ffn_norm = Norm(config.width, config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def __call__(
+    def mix(
         self, x: Array, turn: tuple[Array, Array], layer: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "L D"], LayerCache]:
-        """The stream after this block."""
-        mixed, layer = self.attention(self.attention_norm(x), turn, layer, attend)
-        x = constrain(x + mixed, "rows", "width")
-        return constrain(x + self.ffn(self.ffn_norm(x)), "rows", "width"), layer
+        """What attention adds to the stream."""
+        return self.attention(self.attention_norm(x), turn, layer, attend)
+
+    def feed(self, x: Float[Array, "L D"]) -> Float[Array, "L D"]:
+        """What the feed-forward adds to the stream."""
+        return self.ffn(self.ffn_norm(x))
 
 
 class Attention(nnx.Module):
