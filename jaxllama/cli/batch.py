@@ -182,11 +182,13 @@ def read_item(
     try:
         fields = parse(line)
         id_ = fields.pop("id", None)
-        kind = PROMPT if PROMPT in fields else MESSAGES
-        content = fields.pop(kind, None)
+        asked = [kind for kind in (PROMPT, MESSAGES) if kind in fields]
+        if len(asked) != 1:
+            named = ", ".join(map(repr, fields)) or "nothing"
+            raise InvalidParameter(f"holds {named}; expected one of prompt and messages")
+        kind = asked[0]
+        content = fields.pop(kind)
         check_content(kind, content)
-        if PROMPT in fields or MESSAGES in fields:
-            raise InvalidParameter("both prompt and messages are given; expected one")
         check_knobs(fields, specs)
     except InvalidParameter as error:
         return Item(item.index, item.line, id_, error=str(error))
@@ -208,10 +210,10 @@ def check_content(kind: str, content: Any) -> None:
     """Refuse what is neither text, nor token ids, nor messages."""
     if kind == MESSAGES:
         if not isinstance(content, list) or not content:
-            raise InvalidParameter("has neither a prompt nor a list of messages")
+            raise InvalidParameter("messages is no list of {role, content}, or an empty one")
         for message in content:
             if not isinstance(message, dict):
-                raise InvalidParameter("messages holds something that is no {role, content}")
+                raise InvalidParameter(f"messages holds {message!r}; expected {{role, content}}")
             as_message(message)
         return
     is_ids = isinstance(content, list) and all(type(each) is int for each in content)

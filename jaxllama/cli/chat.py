@@ -144,7 +144,7 @@ class Session:
         self.again(self.last_question())
 
     def edit(self, text: str) -> None:
-        """TEXT: ask this instead of the last question; without TEXT, edit it."""
+        """TEXT: Ask this instead of the last question; without TEXT, edit it."""
         question = self.last_question()
         text = text or edited(question)
         if text.strip():
@@ -163,18 +163,18 @@ class Session:
             raise
 
     def system(self, text: str) -> None:
-        """TEXT: change what the model is told first; without TEXT, show it."""
+        """TEXT: Change what the model is told first; without TEXT, show it."""
         if text:
             self.conversation.system = text
         note(f"system: {self.conversation.system or 'none'}")
 
     def save(self, name: str) -> None:
-        """FILE: save the conversation."""
+        """FILE: Save the conversation."""
         self.conversation.save(path_of(name))
         note(f"saved {len(self.conversation.turns)} messages")
 
     def load(self, name: str) -> None:
-        """FILE: go on with a saved conversation."""
+        """FILE: Go on with a saved conversation."""
         self.conversation.load(path_of(name))
         note(f"loaded {len(self.conversation.turns)} messages")
 

@@ -134,7 +134,7 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--cache-dtype", "load_cache_dtype"),
             type=dtype,
-            help="Of the key/value cache [default: bfloat16].",
+            help="Of the key/value cache [default: float16 on CPU, else bfloat16].",
         ),
         option(
             *("--mesh", "load_mesh"),

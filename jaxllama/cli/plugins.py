@@ -71,9 +71,9 @@ def accepts(knob: Mapping[str, Any]) -> str:
 def draw(found: dict[str, Any]) -> None:
     """The same, for people."""
     console = Console()
-    table = Table(
-        "sampler", "knob", "accepts", "off", "help", title="samplers", title_justify="left"
-    )
+    table = Table("sampler", "knob", "accepts", "off", "help")
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for name, sampler in found["samplers"].items():
         first = name
         for knob, spec in sampler["knobs"].items():
@@ -83,7 +83,7 @@ def draw(found: dict[str, Any]) -> None:
     console.print(table)
     for title in ("formats", "weights", "broken"):
         if found[title]:
-            listing = Table(title, "", title_justify="left")
+            listing = Table(title, "")
             for name, words in found[title].items():
                 listing.add_row(Text(name), Text(words))
             console.print(listing)
