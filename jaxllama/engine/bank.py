@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllama.engine.draws import Draws, draw_from_all
 from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
 from jaxllama.engine.logprobs import Listed, list_if, list_likeliest, list_padded, logprob_if
 from jaxllama.engine.rows import Rows, chance, context, is_warm, switched_on, where_rows
-from jaxllama.engine.survivors import Ask, Draws, draw_survivors
+from jaxllama.engine.survivors import Ask, draw_survivors
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.kernels import choice
@@ -193,12 +194,16 @@ class SamplerBank:
         """Draws of the sampled rows: among survivors where a filter is on, else among all."""
         nobody = jnp.zeros_like(sampled)
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
+        chances = jax.vmap(chance)(ready.rows)
         filters = {name: bank[name] for name in self.filters}
         filtered = sampled & any_of(nobody, *map(switched_on, filters.values()))
         free = sampled & ~filtered
-        draws = jax.lax.cond(
-            jnp.any(free), lambda: self._draw_from_all(ready, heat, free), lambda: certain
-        )
+
+        def draw_free() -> Draws:
+            wants, size = free & ready.wants, self.top_logprobs
+            return draw_from_all(ready.logits, ready.best, heat, chances, wants, size)
+
+        draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
         last = ready.rows.temperature_last
         ask = Ask(
             filters,
@@ -207,6 +212,7 @@ class SamplerBank:
             ready.best,
             early=jnp.where(last, 1.0, heat),
             late=jnp.where(last, heat, 1.0),
+            chances=chances,
             wanted=filtered,
         )
 
@@ -216,24 +222,6 @@ class SamplerBank:
             return where_rows(filtered, found, draws)
 
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda: draws)
-
-    def _draw_from_all(
-        self, ready: Ready, heat: Float[Array, " S"], free: Bool[Array, " S"]
-    ) -> Draws:
-        """Draws from the whole vocabulary."""
-        chances = jax.vmap(chance)(ready.rows)
-        token, log_total = choice.draw(ready.logits, ready.best, heat, chances)
-        logprob = (choice.at(ready.logits, token) - ready.best) / heat - log_total
-        size = self.top_logprobs
-        return Draws(
-            token,
-            logprob,
-            list_if(
-                free & ready.wants,
-                lambda: list_likeliest(ready.logits, ready.best, heat, log_total, size),
-                size,
-            ),
-        )
 
     def _list_under_model(self, logits: Float[Array, "S V"], ready: Ready) -> Listed:
         """The likeliest tokens at temperature 1, nothing adjusted or removed."""

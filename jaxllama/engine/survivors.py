@@ -10,21 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.logprobs import Listed, list_padded
-from jaxllama.engine.rows import Rows, chance, context, switched_on, where_rows
+from jaxllama.engine.draws import Draws
+from jaxllama.engine.logprobs import list_padded
+from jaxllama.engine.rows import Rows, context, switched_on, where_rows
 from jaxllama.kernels import choice
 from jaxllama.sampling import Candidates, Filter, Sampler
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
-
-
-class Draws(NamedTuple):
-    """What was drawn for every row, with its log-probability and the likeliest as sampled."""
-
-    token: Int32[Array, " S"]
-    logprob: Float[Array, " S"]
-    listed: Listed
 
 
 class Best(NamedTuple):
@@ -45,6 +38,7 @@ class Ask(NamedTuple):
     best: Float[Array, " S"]
     early: Float[Array, " S"]  # temperature before the filters
     late: Float[Array, " S"]  # temperature after the filters
+    chances: Float[Array, " S"]  # decides the draw
     wanted: Bool[Array, " S"]  # rows whose answer is used
 
 
@@ -138,6 +132,6 @@ def pick(best: Best, ask: Ask, listed: int) -> Draws:
     logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits)
     reached = jnp.cumsum(weights, axis=-1)
-    place = choice.first_past(weights, reached, jax.vmap(chance)(ask.rows) * reached[:, -1])
+    place = choice.first_past(weights, reached, ask.chances * reached[:, -1])
     likeliest = list_padded(best.ids, logits, listed)
     return Draws(choice.at(best.ids, place), choice.at(logits, place), likeliest)
