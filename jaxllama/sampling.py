@@ -66,7 +66,7 @@ class KnobSpec:
 
     @property
     def kind(self) -> type:
-        """`int` or `float`: the type of `off` decides."""
+        """`int`, `float` or `bool`: the type of `off` decides."""
         return type(self.off)
 
 
