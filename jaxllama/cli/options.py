@@ -45,8 +45,9 @@ class ModelCommand(click.Command):
         params = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
         for prefix, title in SECTIONS.items():
             records = [each.get_help_record(ctx) for each in params if section(each) == prefix]
-            with formatter.section(title):
-                formatter.write_dl([each for each in records if each is not None])
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl([each for each in records if each is not None])
 
 
 class GenerationCommand(ModelCommand):

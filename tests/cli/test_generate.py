@@ -1,0 +1,127 @@
+import json
+
+import pytest
+
+from jaxllama.engine.engine import Engine
+
+
+def test_the_text_goes_to_stdout_and_the_figures_to_stderr(run, model):
+    result = run("generate", "-p", "hé")
+    assert result.exit_code == 0
+    assert result.stdout == "HÉ\n"
+    (line,) = result.stderr.splitlines()
+    assert "prompt: 3 tokens" in line and "answer: 4 tokens" in line and "first token" in line
+
+
+def test_one_slot_unless_told_otherwise(run, model):
+    run("generate", "-p", "a")
+    run("generate", "-p", "a", "--slots", "3", "-m", "other")
+    assert model.loaded == [{"model": None, "slots": 1}, {"model": "other", "slots": 3}]
+
+
+def test_json_is_one_object_with_every_field_and_timings(run, model):
+    result = run("generate", "-p", "hi", "--json", "--logprobs", "1", "--seed", "5", "-n", "1")
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    assert (found["text"], found["tokens"], found["finish_reason"]) == ("H", [ord("H")], "length")
+    assert (found["seed"], found["stop"]) == (5, None)
+    assert (found["usage"]["prompt"], found["usage"]["generated"]) == (2, 1)
+    assert found["logprobs"][0]["logprob"] < 0
+    assert found["timings"]["generated_tokens_per_second"] is None
+    assert found["timings"]["seconds_to_first"] > 0
+
+
+def test_without_logprobs_they_are_null(run, model):
+    assert json.loads(run("generate", "-p", "hi", "--json").stdout)["logprobs"] is None
+
+
+def test_the_prompt_may_come_from_standard_input(run, model):
+    assert run("generate", "-p", "-", said="hi\nthere\n").stdout == "HI\nTHERE\n"
+    assert model.prompts == ["hi\nthere"]
+
+
+def test_the_prompt_may_come_from_a_file(run, model, tmp_path):
+    (tmp_path / "prompt.txt").write_text("one\n\n")
+    run("generate", "--prompt-file", "prompt.txt")
+    assert model.prompts == ["one\n"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-p", "a", "--prompt-file", "prompt.txt"]])
+def test_one_prompt_is_needed_and_not_two(run, model, tmp_path, arguments):
+    (tmp_path / "prompt.txt").write_text("a")
+    result = run("generate", *arguments)
+    assert result.exit_code == 2 and "one prompt" in result.stderr
+    assert model.loaded == []
+
+
+def test_a_prompt_that_is_no_text_is_refused_before_loading(run, model):
+    result = run("generate", "-p", "-", said=b"ab\xff")
+    assert result.exit_code == 2
+    assert result.stderr == "error: standard input is not UTF-8 text: byte 0xff at 2\n"
+    assert model.loaded == []
+
+
+def test_chat_answers_the_prompt_as_a_question(run, model):
+    assert run("generate", "-p", "hi", "--chat").stdout == "HI\n"
+    assert model.prompts == ["[user]hi[assistant]"]
+
+
+def test_a_format_without_a_conversation_is_refused(run, model):
+    result = run("generate", "-p", "hi", "--format", "chatml")
+    assert result.exit_code == 2 and "--chat" in result.stderr
+
+
+def test_a_prompt_that_does_not_fit_is_one_line(run, model):
+    result = run("generate", "-p", "a" * 300)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: prompt has 300 tokens")
+
+
+def test_knobs_reach_the_request(run, model):
+    result = run("generate", "-p", "abcdef", "--stop", "D")
+    assert result.stdout == "ABC\n"
+
+
+def test_ctrl_c_ends_with_130(run, model, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    assert run("generate", "-p", "abc").exit_code == 130
+
+
+def test_a_model_cannot_command_the_terminal(run, model, monkeypatch):
+    model.answer = lambda _: b"\x1b[2Ja\tb\x07"
+    assert run("generate", "-p", "a").stdout == "\x1b[2Ja\tb\x07\n"
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    monkeypatch.setattr("jaxllama.cli.terminal.Progress", NoBars)
+    shown = run("generate", "-p", "a").stdout
+    assert "\x1b[2J" not in shown and "\u241b[2Ja\tb\u2407" in shown
+
+
+class NoBars:
+    """In the place of rich's bars, which would draw on a terminal."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_perplexity_prints_one_figure(run, model, tmp_path):
+    (tmp_path / "text.txt").write_text("some text")
+    result = run("perplexity", "text.txt")
+    assert result.stdout.startswith("perplexity ") and "over 8 tokens" in result.stdout
+    found = json.loads(run("perplexity", "text.txt", "--json").stdout)
+    assert found["tokens"] == 8 and found["perplexity"] > 1
+
+
+def test_perplexity_of_nothing_is_refused(run, model, tmp_path):
+    (tmp_path / "text.txt").write_text("")
+    result = run("perplexity", "text.txt")
+    assert result.exit_code == 2 and "fewer than 2 tokens" in result.stderr
