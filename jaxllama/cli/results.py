@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -26,20 +28,21 @@ class Results:
     def __init__(self, path: Path, ids: list[object]) -> None:
         self.path = path
         self.failed = 0
-        try:
+        with self._worded(), ExitStack() as opened:
             self._file = self._open()
+            opened.callback(self._close)
             kept, whole = self._read(ids)
             if not whole:
                 self._rewrite(kept)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {reason(error)}") from error
+            opened.pop_all()
         self.done = {row["index"] for row in kept}
 
     def write(self, row: Row) -> None:
         """Append an answer; it is on its way to the disk when this returns."""
         self.failed += "error" in row
-        self._file.write(as_json(row).encode() + b"\n")
-        self._file.flush()
+        with self._worded():
+            self._file.write(as_json(row).encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -50,9 +53,22 @@ class Results:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
 
+    @contextmanager
+    def _worded(self) -> Iterator[None]:
+        """What the disk refuses, as ConfigError."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written: {reason(error)}") from error
+
     def _open(self) -> IO[bytes]:
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path} is no file; answers need one, to go on where they stop")
         file = self.path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

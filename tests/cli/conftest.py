@@ -56,10 +56,10 @@ class Scripted:
 
 def shout(prompt: str) -> bytes:
     """The last question, or the whole prompt, in capitals."""
-    return prompt.split("[user]")[-1].removesuffix("[assistant]").upper().encode()
+    return prompt.rpartition("[user]")[2].removesuffix("[assistant]").upper().encode()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     """What the commands load; set `answer` to change what it says."""
     scripted = Scripted(shout)

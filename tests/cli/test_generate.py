@@ -5,7 +5,7 @@ import pytest
 from jaxllama.engine.engine import Engine
 
 
-def test_the_text_goes_to_stdout_and_the_figures_to_stderr(run, model):
+def test_the_text_goes_to_stdout_and_the_figures_to_stderr(run):
     result = run("generate", "-p", "hé")
     assert result.exit_code == 0
     assert result.stdout == "HÉ\n"
@@ -19,7 +19,7 @@ def test_one_slot_unless_told_otherwise(run, model):
     assert model.loaded == [{"model": None, "slots": 1}, {"model": "other", "slots": 3}]
 
 
-def test_json_is_one_object_with_every_field_and_timings(run, model):
+def test_json_is_one_object_with_every_field_and_timings(run):
     result = run("generate", "-p", "hi", "--json", "--logprobs", "1", "--seed", "5", "-n", "1")
     found = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
@@ -31,7 +31,7 @@ def test_json_is_one_object_with_every_field_and_timings(run, model):
     assert found["timings"]["seconds_to_first"] > 0
 
 
-def test_without_logprobs_they_are_null(run, model):
+def test_without_logprobs_they_are_null(run):
     assert json.loads(run("generate", "-p", "hi", "--json").stdout)["logprobs"] is None
 
 
@@ -66,25 +66,25 @@ def test_chat_answers_the_prompt_as_a_question(run, model):
     assert model.prompts == ["[user]hi[assistant]"]
 
 
-def test_a_format_without_a_conversation_is_refused(run, model):
+def test_a_format_without_a_conversation_is_refused(run):
     result = run("generate", "-p", "hi", "--format", "chatml")
     assert result.exit_code == 2 and "--chat" in result.stderr
 
 
-def test_a_prompt_that_does_not_fit_is_one_line(run, model):
+def test_a_prompt_that_does_not_fit_is_one_line(run):
     result = run("generate", "-p", "a" * 300)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: prompt has 300 tokens")
 
 
-def test_knobs_reach_the_request(run, model):
+def test_knobs_reach_the_request(run):
     result = run("generate", "-p", "abcdef", "--stop", "D")
     assert result.stdout == "ABC\n"
 
 
-def test_ctrl_c_ends_with_130(run, model, monkeypatch):
-    def interrupted(self):
+def test_ctrl_c_ends_with_130(run, monkeypatch):
+    def interrupted(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "step", interrupted)
@@ -113,7 +113,7 @@ class NoBars:
         pass
 
 
-def test_perplexity_prints_one_figure(run, model, tmp_path):
+def test_perplexity_prints_one_figure(run, tmp_path):
     (tmp_path / "text.txt").write_text("some text")
     result = run("perplexity", "text.txt")
     assert result.stdout.startswith("perplexity ") and "over 8 tokens" in result.stdout
@@ -121,7 +121,7 @@ def test_perplexity_prints_one_figure(run, model, tmp_path):
     assert found["tokens"] == 8 and found["perplexity"] > 1
 
 
-def test_perplexity_of_nothing_is_refused(run, model, tmp_path):
+def test_perplexity_of_nothing_is_refused(run, tmp_path):
     (tmp_path / "text.txt").write_text("")
     result = run("perplexity", "text.txt")
     assert result.exit_code == 2 and "fewer than 2 tokens" in result.stderr

@@ -1,3 +1,5 @@
+import json
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -137,7 +139,9 @@ def test_a_bad_value_is_refused_in_one_line(monkeypatch, arguments, words):
     assert line.startswith(f"error: {words}")
 
 
-@pytest.mark.parametrize("name", [name for name, spec in INSTALLED.items() if spec.high is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, spec in INSTALLED.items() if spec.high is not None]
+)
 def test_no_installed_knob_passes_its_bound(run, model, name):
     spec = INSTALLED[name]
     value = spec.kind(spec.high + 1)
@@ -175,8 +179,6 @@ def test_plugins_lists_samplers_formats_readers_and_what_is_broken(run, monkeypa
 
 
 def test_plugins_as_json_carries_bounds_and_defaults(run):
-    import json
-
     found = json.loads(run("plugins", "--json").stdout)
     top_p = found["samplers"]["top_p"]["knobs"]["top_p"]
     assert (top_p["low"], top_p["high"], top_p["off"], top_p["type"]) == (0.0, 1.0, 1.0, "float")
