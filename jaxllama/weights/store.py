@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed
 from jaxllama.weights import check_path, open_checkpoint
@@ -135,7 +134,7 @@ class WebModel:
     @property
     def file(self) -> str:
         """The address's last part, after a digest: two sites may use one file name."""
-        last = unquote(urlsplit(self.url).path).rpartition("/")[2]
+        last = re.split("[?#]", self.url)[0].rpartition("/")[2]
         name = last if re.fullmatch(PLAIN, last, re.ASCII) else "model"
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
 
@@ -297,7 +296,7 @@ def local(model: str | Path) -> Path:
     """A file or folder that exists."""
     path = Path(model)
     try:
-        found = path.exists()
+        found = model != "" and path.exists()
     except (OSError, ValueError):  # too long, or no path at all
         found = False
     if not found:
