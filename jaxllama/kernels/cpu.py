@@ -1,0 +1,109 @@
+"""The C++ kernels: finds and loads their library, hands it to XLA, says why when it cannot.
+
+Called by the modules of each kernel family and by whoever chooses a body. Knows no operation.
+Nothing happens at import: the first question loads the library, once per process.
+"""
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+LIBRARY = Path(__file__).parent / "_cpu.so"
+
+
+class Loaded(NamedTuple):
+    """What loading gave: the library, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    complaint: str
+
+
+def available() -> bool:
+    """Whether the kernels can run in this process; loads them."""
+    return load().library is not None
+
+
+def why_not() -> str:
+    """One line saying why the kernels cannot run, empty if they can."""
+    return load().complaint
+
+
+def isa() -> str:
+    """The instruction set in use: portable, avx2 or avx512."""
+    name: bytes = library().jaxllama_isa()
+    return name.decode()
+
+
+def threads() -> int:
+    """How many threads work on a kernel."""
+    return int(library().jaxllama_threads())
+
+
+def set_threads(count: int) -> None:
+    """Use this many threads; results do not depend on it. No kernel may be running."""
+    if count < 1:
+        raise ValueError(f"threads is {count}; it must be at least 1")
+    library().jaxllama_set_threads(count)
+
+
+def force_isa(name: str) -> bool:
+    """Use another body from now on, for tests; False if this processor cannot."""
+    return bool(library().jaxllama_set_isa(name.encode()))
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library, every target registered with XLA."""
+    loaded = load()
+    if loaded.library is None:
+        raise RuntimeError(f"the CPU kernels are not available: {loaded.complaint}")
+    return loaded.library
+
+
+@functools.cache
+def load() -> Loaded:
+    """Load and register, or say why not."""
+    # Another build of the same library, as one with sanitizers.
+    path = Path(os.environ.get("JAXLLAMA_LIBRARY") or LIBRARY)
+    if not path.exists():
+        return Loaded(
+            None, f"{path} does not exist; install jaxllama where there is a C++17 compiler"
+        )
+    try:
+        found = ctypes.CDLL(str(path))
+        declare(found)
+        complaint: bytes | None = found.jaxllama_complaint()
+        if complaint is not None:
+            return Loaded(None, f"{complaint.decode()}; it is {os.environ['JAXLLAMA_ISA']!r}")
+        register(found)
+    except (OSError, AttributeError, RuntimeError, ValueError) as error:
+        return Loaded(None, f"{path} does not fit this installation ({error}); reinstall jaxllama")
+    return Loaded(found, "")
+
+
+def declare(found: ctypes.CDLL) -> None:
+    """Types of the C functions of this module."""
+    found.jaxllama_isa.restype = ctypes.c_char_p
+    found.jaxllama_complaint.restype = ctypes.c_char_p
+    found.jaxllama_set_isa.argtypes = [ctypes.c_char_p]
+    found.jaxllama_set_threads.argtypes = [ctypes.c_int]
+    found.jaxllama_next_target.restype = ctypes.c_void_p
+    found.jaxllama_next_target.argtypes = [
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_void_p),
+    ]
+
+
+def register(found: ctypes.CDLL) -> None:
+    """Make every target of the library known to XLA under its own name."""
+    name, handler = ctypes.c_char_p(), ctypes.c_void_p()
+    place = found.jaxllama_next_target(None, ctypes.byref(name), ctypes.byref(handler))
+    while place is not None:
+        if name.value is not None and handler.value is not None:
+            capsule = jax.ffi.pycapsule(handler)
+            jax.ffi.register_ffi_target(name.value.decode(), capsule, platform="cpu")
+        place = found.jaxllama_next_target(place, ctypes.byref(name), ctypes.byref(handler))

@@ -1,0 +1,81 @@
+// Attention over the cache: what a call is made of, and the bodies that run its parts.
+//
+// The handlers in attend_ffi.cc check and fill a call, attend.cc shares its parts out over the
+// threads, and one body per instruction set (attend_body.h) does the arithmetic. Nothing here
+// knows XLA.
+//
+// Bit rule. The columns a row sees are cut into blocks of ATTEND_BLOCK at fixed places of the cache.
+// The result of a block depends on the row's own query and columns only, and blocks are folded
+// together from the first to the last. So a row has the same bits alone or in company, as one step
+// or inside a prompt, on any number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jaxllama {
+
+constexpr int ATTEND_BLOCK = 256;   // columns under one softmax before folding
+constexpr int ATTEND_QUERIES = 64;  // most query vectors worked on together
+constexpr int ATTEND_APPEND = 16;   // prompt rows appended by one part
+
+enum class CacheKind { bf16, f16, f32, int8 };
+
+// Keys and values [slots, heads, columns, size]; scales [slots, heads, columns] for int8 only.
+struct AttendCache {
+  CacheKind kind;
+  void* keys;
+  void* values;
+  float* key_scales;
+  float* value_scales;
+  std::int64_t slots, heads, columns, size;
+};
+
+// One row of projections is [heads + 2 * kv heads, size], not yet rotated.
+struct AttendInput {
+  const float* qkv;
+  const float* cos;
+  const float* sin;
+  std::int64_t heads;   // of queries
+  std::int64_t window;  // columns a row may see, its own included; 0 means all
+  float* out;           // [rows, heads, size]
+};
+
+// One token for every slot.
+struct AttendStep {
+  AttendInput input;
+  AttendCache cache;
+  const std::int32_t* position;  // [slots]
+  const bool* active;            // [slots]
+  float* partials;               // [slots, heads, blocks, size + 2]
+  std::int64_t blocks;           // of a full row
+  std::int32_t* first_part;      // [slots + 1]: the parts of slot s begin here
+  std::int32_t* pending;         // [slots, kv heads]: parts not finished yet
+};
+
+// `count` tokens of one slot, from column `start` on.
+struct AttendPrompt {
+  AttendInput input;
+  AttendCache cache;
+  std::int64_t slot, start, count;
+  std::int64_t tile;  // rows worked on together, a power of two
+};
+
+// The parts of a call, as one instruction set does them; `scratch` is the thread's own.
+struct AttendBody {
+  void (*step)(const AttendStep&, std::int64_t part, float* scratch);
+  void (*append)(const AttendPrompt&, std::int64_t part, float* scratch);
+  void (*prompt)(const AttendPrompt&, std::int64_t part, float* scratch);
+};
+
+const AttendBody& attend_portable();
+const AttendBody& attend_avx2();
+const AttendBody& attend_avx512();
+
+// Floats of scratch a part may use.
+std::int64_t attend_scratch_size(std::int64_t size);
+
+void attend_step(const AttendStep& call, const AttendBody& body);
+void attend_prompt(AttendPrompt& call, const AttendBody& body);
+
+}  // namespace jaxllama

@@ -1,0 +1,25 @@
+// What the shared library shows to Python: C functions, and a list of XLA FFI targets.
+//
+// A file with handlers writes JAXLLAMA_TARGET(name, Handler, binding) and is done: `cpu.py` asks for
+// the list once and registers all of it.
+#pragma once
+
+#define JAXLLAMA_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace jaxllama {
+
+// One entry of the list; made by JAXLLAMA_TARGET before main, never removed.
+struct Target {
+  Target(const char* name, void* handler);
+  const char* name;
+  void* handler;
+  Target* next;
+};
+
+}  // namespace jaxllama
+
+// Makes `implementation` callable from JAX as "jaxllama_<name>".
+#define JAXLLAMA_TARGET(name, implementation, binding)                                          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxllama_##name, implementation, binding);                      \
+  static ::jaxllama::Target target_##name("jaxllama_" #name,                                    \
+                                          reinterpret_cast<void*>(&jaxllama_##name))

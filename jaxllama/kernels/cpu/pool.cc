@@ -1,0 +1,164 @@
+#include "pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "library.h"
+
+namespace jaxllama {
+namespace {
+
+// Long enough to bridge the gap between two kernels of one decode step, short enough that an idle
+// engine does not burn a core.
+constexpr std::chrono::microseconds kSpin(50);
+constexpr int kPausesPerLook = 16;  // between looks at the clock
+constexpr int kMostThreads = 256;
+
+void pause() {
+#if JAXLLAMA_X86
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+int available_cores() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return cores > 0 ? cores : 1;
+}
+
+class Pool {
+ public:
+  Pool() : count_(available_cores()) {}
+
+  int count() const { return count_.load(std::memory_order_relaxed); }
+
+  void resize(int count) {
+    std::lock_guard<std::mutex> owner(owner_);
+    stop();
+    count_.store(count < 1 ? 1 : count > kMostThreads ? kMostThreads : count);
+  }
+
+  void run(int parts, Part part, void* context) {
+    std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    if (parts < 2 || !owner.owns_lock() || count() == 1) {
+      for (int each = 0; each < parts; ++each) part(context, each);
+      return;
+    }
+    if (workers_.empty()) start();
+    post(parts, part, context);
+    take_parts();
+    // From here no worker may begin to look at the job; those that have, are waited for.
+    open_.store(false);
+    while (inside_.load() != 0) pause();
+  }
+
+ private:
+  void start() {
+    stopping_.store(false);
+    for (int each = 1; each < count(); ++each) workers_.emplace_back([this] { work(); });
+  }
+
+  void stop() {
+    stopping_.store(true);
+    ring();
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
+  void post(int parts, Part part, void* context) {
+    parts_ = parts;
+    part_ = part;
+    context_ = context;
+    next_.store(0);
+    open_.store(true);
+    ring();
+  }
+
+  // Tells spinning and sleeping workers that there is something new.
+  void ring() {
+    bell_.fetch_add(1);
+    if (sleeping_.load() == 0) return;
+    std::lock_guard<std::mutex> lock(bed_);
+    wake_.notify_all();
+  }
+
+  void take_parts() {
+    for (int each = next_.fetch_add(1); each < parts_; each = next_.fetch_add(1)) {
+      part_(context_, each);
+    }
+  }
+
+  void work() {
+    unsigned heard = 0;
+    while (!stopping_.load()) {
+      inside_.fetch_add(1);
+      if (open_.load()) take_parts();
+      inside_.fetch_sub(1);
+      heard = wait(heard);
+    }
+  }
+
+  // Until the bell has rung since `heard`; returns the new count.
+  unsigned wait(unsigned heard) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int each = 0; each < kPausesPerLook; ++each) {
+        const unsigned rung = bell_.load();
+        if (rung != heard) return rung;
+        pause();
+      }
+    } while (std::chrono::steady_clock::now() < until);
+    std::unique_lock<std::mutex> lock(bed_);
+    sleeping_.fetch_add(1);
+    wake_.wait(lock, [&] { return bell_.load() != heard; });
+    sleeping_.fetch_sub(1);
+    return bell_.load();
+  }
+
+  std::mutex owner_;  // held by the one caller whose job the workers are on
+  std::atomic<int> count_;
+  std::vector<std::thread> workers_;
+
+  int parts_ = 0;
+  Part part_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<int> next_{0};
+  std::atomic<bool> open_{false};  // whether the job may be looked at
+  std::atomic<int> inside_{0};     // workers that may be looking
+
+  std::atomic<unsigned> bell_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<bool> stopping_{false};
+  std::mutex bed_;
+  std::condition_variable wake_;
+};
+
+// Never destroyed: workers may still be asleep in it when the process ends.
+Pool& pool() {
+  static Pool* shared = new Pool;
+  return *shared;
+}
+
+}  // namespace
+
+int threads() { return pool().count(); }
+void set_threads(int count) { pool().resize(count); }
+void run_parts(int parts, Part part, void* context) { pool().run(parts, part, context); }
+
+}  // namespace jaxllama
+
+JAXLLAMA_EXPORT int jaxllama_threads() { return jaxllama::threads(); }
+JAXLLAMA_EXPORT void jaxllama_set_threads(int count) { jaxllama::set_threads(count); }

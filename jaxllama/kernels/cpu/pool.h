@@ -1,0 +1,27 @@
+// The threads all kernels share: persistent workers that spin a little and then sleep.
+//
+// Called by every handler. XLA's own pool is left alone: waiting inside one of its workers for
+// another can deadlock when all of them wait.
+#pragma once
+
+namespace jaxllama {
+
+// How many threads work on a kernel, the caller included.
+int threads();
+void set_threads(int count);
+
+using Part = void (*)(void* context, int part);
+void run_parts(int parts, Part part, void* context);
+
+// Runs f(part) for every part in [0, parts) on the workers and the caller; returns when all are
+// done. Which thread runs which part varies from call to call: results must not depend on it.
+// A call that finds the workers busy (two XLA threads in kernels at once, or one inside another)
+// runs its parts alone, so nothing ever waits in a circle.
+template <class F>
+void parallel_for(int parts, const F& f) {
+  run_parts(
+      parts, [](void* context, int part) { (*static_cast<const F*>(context))(part); },
+      const_cast<F*>(&f));
+}
+
+}  // namespace jaxllama
