@@ -1,0 +1,155 @@
+"""The README is true: its commands exist, its Python runs, its map is the tree."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+import jaxllama
+from jaxllama.cli.main import main
+from jaxllama.errors import JaxLlamaError
+from jaxllama.sampling import Sampler
+from jaxllama.testing import check_sampler
+from tests.cli.conftest import Scripted, shout
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    inline = re.findall(rf"`({program}[^`]*)`", README)
+    found = [shlex.split(line, comments=True) for line in (*lines, *inline)]
+    return [words[1:] for words in found if words and words[0] == program]
+
+
+def check_arguments(words: list[str]) -> None:
+    """Let click parse a command line, without running it."""
+    group = click.Context(main, info_name="jaxllama")
+    name, *arguments = words
+    command = main.get_command(group, name)
+    assert command is not None, f"there is no command {name}"
+    for parameter in command.get_params(click.Context(command)):
+        if isinstance(parameter.type, click.Path):
+            parameter.type.exists = False
+    command.make_context(name, arguments, parent=group)
+
+
+@pytest.mark.parametrize("words", commands("jaxllama"), ids=" ".join)
+def test_commands_exist_with_their_options(words):
+    if words[1:] in ([], ["--help"]):  # only named
+        assert main.get_command(click.Context(main), words[0]) is not None
+    else:
+        check_arguments(words)
+
+
+@pytest.mark.parametrize("words", [["generate", "--no-such"], ["pull", "a", "b"], ["batch", "a"]])
+def test_a_command_that_is_wrong_would_be_noticed(words):
+    with pytest.raises(click.UsageError):
+        check_arguments(words)
+
+
+def test_every_command_is_shown():
+    shown = {words[0] for words in commands("jaxllama") if words}
+    assert {"generate", "chat", "batch", "perplexity", "pull", "inspect", "plugins"} <= shown
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
+def test_make_has_the_targets(words):
+    (target,) = words
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_python_examples_run(monkeypatch, capsys):
+    scripted = Scripted(shout)
+    monkeypatch.setattr(
+        jaxllama.LLM, "load", lambda **settings: scripted.load(None, progress=None, **settings)
+    )
+    example = blocks("python")[0].replace("range(1000)", "range(20)")
+    values = {}
+    exec(compile(example, "README.md", "exec"), values)
+    assert "THE CAPITAL OF FRANC" in capsys.readouterr().out
+    assert len(values["many"]) == 20 and values["best"].tokens
+
+
+def sampler(source: str, monkeypatch: pytest.MonkeyPatch) -> type[Sampler]:
+    """The class a plugin author would have written to my_package.py."""
+    module = ModuleType("my_package")
+    monkeypatch.setitem(sys.modules, "my_package", module)
+    exec(compile(source, "README.md", "exec"), vars(module))
+    return module.TopA
+
+
+def test_the_sampler_is_ten_lines_and_sound(monkeypatch):
+    source = blocks("python")[1]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 10
+    check_sampler(sampler(source, monkeypatch))
+
+
+def test_an_unsound_sampler_would_be_noticed(monkeypatch):
+    source = blocks("python")[1].replace(">= self.top_a", "* self.top_a")
+    with pytest.raises((AssertionError, JaxLlamaError)):
+        check_sampler(sampler(source, monkeypatch))
+
+
+def tree() -> list[str]:
+    """The paths of the README's map."""
+    (block,) = [block for block in blocks("") if block.startswith("jaxllama/")]
+    found, folder = [], ""
+    for line in block.splitlines():
+        name = line.split()[0]
+        if line.startswith(" "):
+            found.append(folder + name)
+        else:
+            folder = name
+            found.append(name)
+    return found
+
+
+def test_the_map_is_the_tree():
+    paths = tree()
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for folder in ("jaxllama", "plugins"):
+        there = {
+            f"{folder}/{each.name}{'/' if each.is_dir() else ''}"
+            for each in (ROOT / folder).iterdir()
+            if not each.name.startswith(("__", "."))
+        }
+        assert {path for path in paths if path.startswith(f"{folder}/")} - {f"{folder}/"} == {
+            each for each in there if each.endswith(("/", ".py"))
+        }
+
+
+@pytest.mark.parametrize("folder", ["samplers", "formats"])
+def test_every_first_party_plugin_is_in_the_map(folder):
+    (line,) = [line for line in README.splitlines() if f"  jaxllama_{folder}/" in line]
+    points = re.findall(
+        rf'"jaxllama\.{folder}"\]\n((?:\w+ = .*\n)+)', (ROOT / "pyproject.toml").read_text()
+    )
+    for name in re.findall(r"^(\w+) =", points[0], re.MULTILINE):
+        assert re.search(rf"\b{name}\b", line), name
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_changelog_has_its_form():
+    assert CHANGELOG.startswith("# Changelog")
+    sections = re.findall(r"^## (.+)$", CHANGELOG, re.MULTILINE)
+    assert sections[0] == "Unreleased"
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", CHANGELOG, re.MULTILINE)) <= kinds
