@@ -1,0 +1,174 @@
+"""Harness: what all benchmarks share - options, the record of a case, and fair timing.
+
+Imported by every script of this folder. Knows nothing of what is measured.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+PEERS = ("llama.cpp",)
+REPETITIONS = 5
+SHORT_REPETITIONS = 2
+
+Measure = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The figure of one case and, where there is one, that of the peer in the same run."""
+
+    bench: str
+    case: str
+    value: float
+    unit: str
+    peer: str | None = None
+    peer_value: float | None = None
+    ratio: float | None = None  # how many times better than the peer: above 1 is faster
+
+    def fields(self) -> dict[str, Any]:
+        """What there is, under the names that are printed."""
+        return {
+            name: rounded(value) if isinstance(value, float) else value
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What was measured of one case, and of the peer in turn with it."""
+
+    ours: Sequence[float]
+    peer: Sequence[float] = ()
+
+
+class Board:
+    """Where a script's records go: a line of JSON each, at once, or a table at the end."""
+
+    def __init__(self, bench: str, *, as_json: bool, short: bool) -> None:
+        self.bench, self.as_json, self.short = bench, as_json, short
+        self.records: list[Record] = []
+
+    def add(self, case: str, unit: str, measured: Pair, peer: str | None = None) -> Record:
+        """Record a case: the medians, and how they compare."""
+        value = statistics.median(measured.ours)
+        record = Record(self.bench, case, value, unit)
+        if peer is not None and measured.peer:
+            theirs = statistics.median(measured.peer)
+            ratio = value / theirs if unit.endswith("/s") else theirs / value
+            record = dataclasses.replace(record, peer=peer, peer_value=theirs, ratio=ratio)
+        self.records.append(record)
+        if self.as_json:
+            click.echo(json.dumps(record.fields()))
+        return record
+
+    def show(self) -> None:
+        """The table, unless the records were printed as lines."""
+        if not self.as_json and self.records:
+            Console().print(table(self.records))
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Tell whoever watches what is being measured."""
+        with Console(stderr=True).status(f"{self.bench}: {what}"):
+            yield
+
+
+def script(bench: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What every script accepts; the function is called with a `board`, shown afterwards."""
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per case.")
+        @click.option("--short", is_flag=True, help="Fewer cases, less often: a minute at most.")
+        @functools.wraps(function)
+        def run(*, as_json: bool, short: bool, **given: Any) -> None:
+            board = Board(bench, as_json=as_json, short=short)
+            function(board, **given)
+            board.show()
+
+        return run
+
+    return wrap
+
+
+def repeated(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --repetitions."""
+    words = f"Times each case is measured [default: {REPETITIONS}; short: {SHORT_REPETITIONS}]."
+    return click.option("--repetitions", type=click.IntRange(min=1), help=words)(function)
+
+
+def compared(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --peer."""
+    words = "Measure this engine too, in turn with ours."
+    return click.option("--peer", type=click.Choice(PEERS), help=words)(function)
+
+
+def how_often(board: Board, repetitions: int | None) -> int:
+    """The repetitions asked for, or the usual number."""
+    return repetitions or (SHORT_REPETITIONS if board.short else REPETITIONS)
+
+
+def in_turn(ours: Measure, peer: Measure | None, repetitions: int) -> Pair:
+    """Measure A B A B, so that what disturbs the machine disturbs both; one round is not counted.
+
+    The first round touches memory, fills caches and wakes threads.
+    """
+    pairs = [(ours(), peer() if peer else None) for _ in range(repetitions + 1)][1:]
+    return Pair([one for one, _ in pairs], [other for _, other in pairs if other is not None])
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def peer_name(peer: str | None, path: Path, peer_path: Path) -> str | None:
+    """The peer, and what it read if that was another file than ours."""
+    return f"{peer} on {peer_path.stem}" if peer and peer_path != path else peer
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def rounded(value: float) -> float:
+    """Four digits that count; the rest is noise."""
+    return float(f"{value:.4g}")
+
+
+def table(records: Sequence[Record]) -> Table:
+    """Records as a table."""
+    shown = Table(title=records[0].bench, title_justify="left")
+    for name in ("case", "value", "unit"):
+        shown.add_column(name, justify="right" if name == "value" else "left")
+    peers = sorted({record.peer for record in records if record.peer})
+    for name in (*peers, *(["ratio"] if peers else [])):
+        shown.add_column(name, justify="right")
+    for record in records:
+        row = [record.case, number(record.value), record.unit]
+        row += [number(record.peer_value) if record.peer == peer else "" for peer in peers]
+        row += [f"{record.ratio:.2f}x" if record.ratio else ""] if peers else []
+        shown.add_row(*row)
+    return shown
+
+
+def number(value: float | None) -> str:
+    """A figure for people."""
+    return "" if value is None else f"{rounded(value):,g}"
