@@ -1,0 +1,125 @@
+"""The commands on a tiny model: real weights, real programs, real files."""
+
+import inspect
+import json
+
+import pytest
+
+from jaxllama.cli.options import loading_options
+from jaxllama.intake import Intake
+from jaxllama.llm import LLM
+from jaxllama.testing import ByteTokenizer, random_params
+from jaxllama_formats.chatml import ChatMl
+from tests.support import ENGINE, MODEL, new_engine
+from tests.weights.writers import flatten, write_gguf
+
+LOAD = LLM.__dict__["load"]  # before this folder's fixture replaces it
+PLAIN = MODEL.vocab_size - 259
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+TOKENIZER = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": [*PIECES, *(f"x{number}" for number in range(PLAIN))],
+    "tokenizer.ggml.scores": [0.0] * MODEL.vocab_size,
+    "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * PLAIN],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
+    return path
+
+
+@pytest.fixture
+def random_llm(monkeypatch):
+    """A model of random weights, as LLM.load makes one of a file."""
+
+    def load(_model: str | None = None, **_settings: object) -> LLM:
+        engine = new_engine()
+        return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
+
+    monkeypatch.setattr(LLM, "load", load)
+    monkeypatch.setattr(LLM, "close", lambda _: None)  # other tests use its weights
+
+
+def test_options_are_arguments_of_load():
+    accepted = inspect.signature(LOAD.__func__).parameters
+    named = {option.name.removeprefix("load_") for option in loading_options(None)}
+    assert named <= set(accepted)
+
+
+@pytest.mark.usefixtures("random_llm")
+def test_generate_and_batch_say_the_same(run, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hello", "id": "h"}\n{"prompt": [10, 20]}\n')
+    knobs = ("-n", "8", "--seed", "3", "--top-k", "20", "--logit-bias", "5=-1,7=2")
+    alone = json.loads(run("generate", "-p", "hello", "--json", *knobs).stdout)
+    assert run("batch", "in.jsonl", "-o", "out.jsonl", *knobs).exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["index"] for row in rows} == {0, 1}
+    (row,) = [row for row in rows if row.get("id") == "h"]
+    for field in ("text", "tokens", "seed", "finish_reason"):
+        assert row[field] == alone[field]
+    assert alone["timings"]["prompt_tokens_per_second"] > 0
+
+
+@pytest.mark.usefixtures("random_llm")
+def test_perplexity_of_a_random_model_is_about_its_vocabulary(run, tmp_path):
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 5)
+    value = json.loads(run("perplexity", "text.txt", "--json").stdout)["perplexity"]
+    assert MODEL.vocab_size / 4 < value < MODEL.vocab_size * 20
+
+
+def test_inspect_shows_the_model_and_its_memory(run, gguf):
+    result = run(
+        "inspect", gguf, "--json", "--slots", "4", "--context", "128", "--dtype", "float32"
+    )
+    found = json.loads(result.stdout)
+    weights = sum(value.size for value in flatten(random_params(MODEL)).values())
+    assert found["config"]["layers"] == MODEL.layers
+    assert found["tensors"]["weights"] == weights
+    assert sum(each["bytes"] for each in found["tensors"]["kinds"].values()) == weights * 4
+    assert found["memory"]["weights"] == weights * 4
+    assert found["memory"]["cache"] > 0 and found["memory"]["slots"] == 4
+    assert found["text"]["end_ids"] == [2] and found["text"]["chat_template"] is False
+    more = json.loads(run("inspect", gguf, "--json", "--slots", "8", "--context", "128").stdout)
+    assert more["memory"]["cache"] == 2 * found["memory"]["cache"]
+
+
+def test_inspect_is_readable(run, gguf):
+    text = run("inspect", gguf).stdout
+    for words in ("layers", "memory", "chat template: no", "F32", "16 slots"):
+        assert words in text
+
+
+def test_pull_prints_the_path_last(run, gguf):
+    result = run("pull", gguf)
+    assert result.stdout == f"{gguf}\n"
+
+
+def test_what_is_no_model_is_one_line(run, tmp_path):
+    (tmp_path / "page.gguf").write_text("<html>")
+    for name in ("pull", "inspect"):
+        result = run(name, "page.gguf")
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: page.gguf")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--context", "100000"], "context is 100000"),
+        (["--slots", "0"], "slots is 0"),
+        (["--mesh", "data=x"], "data=x"),
+        (["--format", "klingon"], "klingon"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(run, gguf, monkeypatch, options, words):
+    monkeypatch.setattr(LLM, "load", LOAD)
+    result = run("chat", "-m", gguf, *options)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and words in line
