@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,7 +64,7 @@ class LLM:
         self.intake = intake
         self.config = config
         self.path = path
-        self._inboxes: dict[int, list[Event]] = {}
+        self._inboxes: dict[int, deque[Event]] = {}
 
     @classmethod
     def load(  # noqa: PLR0913 - every setting of the system, once
@@ -339,7 +340,7 @@ class Stream:
         self._llm = llm
         self._request, tail = ready
         self._generation: Generation = llm.engine.submit(self._request, tail)
-        self._inbox: list[Event] = []
+        self._inbox: deque[Event] = deque()
         llm._inboxes[self._generation.id] = self._inbox
         self._parts: list[str] = []
         self._tokens: list[int] = []
@@ -390,8 +391,8 @@ class Stream:
 
     def _take(self) -> Iterator[Delta]:
         """The events that have arrived, as deltas."""
-        events, self._inbox[:] = list(self._inbox), []
-        for event in events:
+        while self._inbox:  # one at a time: whoever stops iterating leaves the rest here
+            event = self._inbox.popleft()
             self._parts.append(event.text)
             if isinstance(event, Token):
                 self._tokens.append(event.token)

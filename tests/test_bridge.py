@@ -4,12 +4,12 @@ import asyncio
 import threading
 
 import pytest
-from tests.support import closed
 
 from jaxllama.bridge import EngineThread
 from jaxllama.errors import EngineStopped, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.testing import ScriptedEngine
+from tests.support import closed
 
 
 def scripted() -> ScriptedEngine:

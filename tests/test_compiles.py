@@ -5,6 +5,10 @@ import re
 
 import numpy as np
 import pytest
+
+from jaxllama.engine.executables import Executables, program_key, read_own, write_own
+from jaxllama.engine.programs import NAMES, Programs
+from jaxllama.sharding import make_mesh
 from tests.support import (
     ENGINE,
     MODEL,
@@ -16,10 +20,6 @@ from tests.support import (
     programs,
     request,
 )
-
-from jaxllama.engine.executables import Executables, program_key, read_own, write_own
-from jaxllama.engine.programs import NAMES, Programs
-from jaxllama.sharding import make_mesh
 
 
 def fresh_programs(root=None, engine=ENGINE) -> Programs:
@@ -34,7 +34,7 @@ def fresh_programs(root=None, engine=ENGINE) -> Programs:
 
 def compilations(monkeypatch) -> list[str]:
     """Every XLA compilation from now on, by name."""
-    import jax._src.compiler as compiler
+    from jax._src import compiler
 
     names: list[str] = []
     original = compiler.backend_compile_and_load

@@ -6,12 +6,12 @@ import re
 
 import jax
 import pytest
-from tests.support import ENGINE, new_engine, programs, request, run
 
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
+from tests.support import ENGINE, new_engine, programs, request, run
 
 MODEL = dataclasses.replace(FAMILIES["llama3"], kv_heads=4, max_context=512)
 BASE = dataclasses.replace(ENGINE, slots=8)

@@ -13,6 +13,7 @@ what was live, prompt and emitted tokens. See `recovery.py` for who is to blame.
 
 import itertools
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -346,6 +347,8 @@ class Engine:
     def _stop_row(self, generation: Generation, reason: FinishReason) -> None:
         """Take a row out of the batch; what it has in the cache stays for the next one."""
         self._running[generation.slot] = None
+        if not any(self._running):
+            self._sent.clear()  # nobody is left to be told
         self.slots.release(generation.slot)
         if reason not in (FinishReason.LENGTH, FinishReason.END_TOKEN):  # the device knows of those
             mask = np.zeros(self.config.slots, np.bool_)
@@ -439,10 +442,10 @@ def logprobs_at(choice: Any, step: int, row: int, owner: Generation) -> TokenLog
         return None
 
     def listed(ids: np.ndarray, values: np.ndarray) -> tuple[tuple[int, float], ...]:
-        best: Sequence[tuple[int, float]] = list(
-            zip(ids[step, row, :count].tolist(), values[step, row, :count].tolist(), strict=True)
+        pairs = zip(
+            ids[step, row, :count].tolist(), values[step, row, :count].tolist(), strict=True
         )
-        return tuple(best)
+        return tuple(pair for pair in pairs if pair[1] > -math.inf)  # the rest is padding
 
     return TokenLogprobs(
         logprob=float(choice.logprob[step, row]),

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 SCHEDULES = 500

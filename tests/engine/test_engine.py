@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 from jaxllama.engine.generation import Phase
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
+from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 
 def test_more_requests_than_slots_all_finish():

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import GenerationFailed
 from jaxllama.request import FinishReason
+from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 
 class Faulty:

@@ -1,0 +1,277 @@
+"""The Python API on a tiny random model, from file to text."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from jaxllama.config import EngineConfig
+from jaxllama.errors import InvalidParameter, PromptTooLong, RequestError, UnknownFormat
+from jaxllama.formats import Message
+from jaxllama.intake import Intake
+from jaxllama.llm import LLM
+from jaxllama.model.params import abstract_params
+from jaxllama.model.prepare import unpacked
+from jaxllama.request import FinishReason
+from jaxllama.testing import ByteTokenizer, random_params
+from jaxllama_formats.chatml import ChatMl
+from tests.support import MODEL, new_engine
+from tests.weights.writers import flatten, write_gguf, write_hf
+
+ENGINE = EngineConfig(slots=4, context=200, candidates=32, cache_dtype="float32")
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+PIECES = ["<unk>", "<s>", "</s>", *BYTES, *(f"x{i}" for i in range(MODEL.vocab_size - 259))]
+TOKENIZER = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": PIECES,
+    "tokenizer.ggml.scores": [0.0] * len(PIECES),
+    "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.add_bos_token": False,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+
+
+@pytest.fixture(scope="module")
+def llm():
+    engine = new_engine(MODEL, ENGINE)
+    return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
+
+
+def test_one_prompt_gives_one_completion_and_a_list_a_list(llm):
+    one = llm.generate("hello", max_tokens=5, temperature=0)
+    many = llm.generate(["hello", "world"], max_tokens=5, temperature=0)
+    assert one.tokens == many[0].tokens
+    assert len(many) == 2
+    assert llm.generate([], max_tokens=5) == []
+
+
+def test_token_ids_are_a_prompt_too(llm):
+    ids = llm.tokenize("hello")
+    assert llm.generate(ids, max_tokens=5, temperature=0).tokens == (
+        llm.generate("hello", max_tokens=5, temperature=0).tokens
+    )
+
+
+def test_stream_says_what_generate_says(llm):
+    whole = llm.generate("abc", max_tokens=20, seed=5)
+    stream = llm.stream("abc", max_tokens=20, seed=5)
+    deltas = list(stream)
+    assert "".join(delta.text for delta in deltas) == whole.text == stream.completion.text
+    assert stream.completion.tokens == whole.tokens
+
+
+def test_two_streams_may_be_read_in_turn(llm):
+    one, other = (llm.stream(p, max_tokens=9, temperature=0) for p in ("first", "second"))
+    pairs = list(zip(one, other, strict=False))
+    assert len(pairs) == 9
+    assert one.completion.tokens == llm.generate("first", max_tokens=9, temperature=0).tokens
+
+
+def test_left_stream_is_cancelled_and_its_slot_free(llm):
+    for delta in llm.stream("abc", max_tokens=100):
+        assert delta.token is not None
+        break
+    assert llm.engine.slots.claimed == 0
+
+
+def test_more_prompts_than_slots_and_queue_room_all_come_back(llm):
+    done = []
+    prompts = [f"prompt {i}" for i in range(50)]
+    answers = llm.generate(prompts, max_tokens=3, on_done=lambda index, _: done.append(index))
+    assert len(answers) == 50
+    assert sorted(done) == list(range(50))
+    assert all(answer is not None for answer in answers)
+
+
+def test_prompts_are_taken_from_an_iterator_only_as_far_as_needed(llm):
+    taken = []
+
+    def prompts():
+        for i in range(200):
+            taken.append(i)
+            yield f"{i}", {"max_tokens": 1}
+
+    found = llm.generate_each(prompts())
+    next(found)
+    assert len(taken) <= 5 * ENGINE.slots
+    found.close()
+    assert llm.engine.slots.claimed == 0
+
+
+def test_seed_is_reported_and_repeats_the_text(llm):
+    first = llm.generate("abc", max_tokens=10)
+    again = llm.generate("abc", max_tokens=10, seed=first.seed)
+    assert again.text == first.text
+
+
+def test_stop_text_ends_and_is_not_told(llm):
+    whole = llm.generate("abc", max_tokens=30, seed=3).text
+    stop = whole[4:6]
+    cut = llm.generate("abc", max_tokens=30, seed=3, stop=stop)
+    assert cut.text == whole[: whole.index(stop)]
+    assert (cut.finish_reason, cut.stop) == (FinishReason.STOP_STRING, stop)
+
+
+def test_logprobs_are_given_when_asked(llm):
+    answer = llm.generate("abc", max_tokens=4, temperature=0, logprobs=3)
+    assert len(answer.logprobs) == 4
+    for token, found in zip(answer.tokens, answer.logprobs, strict=True):
+        assert found.top[0] == (token, pytest.approx(found.logprob, abs=1e-5))
+        assert len(found.top) == len(found.top_sampled) == 3
+    assert llm.generate("abc", max_tokens=4).logprobs is None
+
+
+def test_chat_is_the_rendered_prompt(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = ChatMl().render([Message("user", "hi")])
+    ids = llm.tokenize(prompt, special=True)
+    assert llm.chat(messages, max_tokens=5, temperature=0).tokens == (
+        llm.generate(ids, max_tokens=5, temperature=0).tokens
+    )
+    stream = llm.chat_stream(messages, max_tokens=5, temperature=0)
+    assert "".join(delta.text for delta in stream) == stream.completion.text
+
+
+def test_special_text_inside_a_message_stays_text(llm):
+    special = llm.tokenizer.decode([258], special=True)
+    plain = llm.intake.chat_ids([{"role": "user", "content": "hi"}])
+    hostile = llm.intake.chat_ids([{"role": "user", "content": f"hi{special}"}])
+    assert hostile.count(258) == plain.count(258)
+    assert len(hostile) == len(plain) + len(special)
+
+
+def test_score_agrees_with_generated_logprobs(llm):
+    answer = llm.generate("abc", max_tokens=4, temperature=0, logprobs=0)
+    score = llm.score("abc", [list(answer.tokens)])[0]
+    assert score.logprob == pytest.approx(sum(one.logprob for one in answer.logprobs), abs=1e-4)
+    assert score.tokens == answer.tokens
+
+
+def test_perplexity_is_exp_of_the_mean_surprise(llm):
+    text = "some text to be surprised by"
+    ids = llm.tokenize(text)
+    score = llm.score(ids[:1], [ids[1:]])[0]
+    found = llm.perplexity(text)
+    assert found.tokens == len(ids) - 1
+    assert found.value == pytest.approx(np.exp(-score.logprob / found.tokens), rel=1e-5)
+
+
+def test_perplexity_goes_on_behind_the_context(llm):
+    assert llm.perplexity("x" * 450).tokens == 450 - 3
+
+
+@pytest.mark.parametrize(
+    ("knobs", "word"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"top_p": 2}, "top_p is 2"),
+        ({"tempratur": 1}, "did you mean 'temperature'"),
+        ({"top_q": 1}, "did you mean 'top_"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"stop": [""]}, "non-empty"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"temperature": float("nan")}, "finite"),
+        ({"ignore_eos": 1}, "true or false"),
+    ],
+)
+def test_bad_knob_is_refused_and_nothing_runs(llm, knobs, word):
+    with pytest.raises(InvalidParameter, match=word):
+        llm.generate("abc", **knobs)
+    assert llm.engine.idle
+
+
+@pytest.mark.parametrize("prompt", ["", [1, -1], [1, MODEL.vocab_size], [1, True], [1, 2.0]])
+def test_bad_prompt_is_refused(llm, prompt):
+    with pytest.raises(RequestError):
+        llm.generate(prompt, max_tokens=1)
+    assert llm.engine.idle
+
+
+def test_prompt_that_does_not_fit_is_refused(llm):
+    with pytest.raises(PromptTooLong, match="1 to 199"):
+        llm.generate("x" * 300)
+    with pytest.raises(PromptTooLong, match="lower max_tokens"):
+        llm.generate("x" * 100, max_tokens=150)
+
+
+def test_bad_prompt_in_a_list_leaves_nothing_running(llm):
+    with pytest.raises(PromptTooLong):
+        llm.generate(["fine", "x" * 300, "fine"], max_tokens=3)
+    assert llm.engine.slots.claimed == 0
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
+def test_packed_weights_say_what_unpacked_ones_say(tmp_path, kind):
+    """The same file loaded both ways; every value of a packed weight is exact."""
+    path = tmp_path / "tiny.gguf"
+    model = dataclasses.replace(MODEL, width=64, heads=4, kv_heads=2, ffn_width=96, tied=False)
+    write_gguf(path, model, flatten(random_params(model)), kind=kind, metadata=TOKENIZER)
+    answers = []
+    for packed in (True, False):
+        with LLM.load(path, slots=2, context=64, packed=packed, compile_cache=False) as llm:
+            answer = llm.generate("abc", max_tokens=6, temperature=0, logprobs=0)
+            answers.append(answer)
+    assert answers[0].tokens == answers[1].tokens
+    values = [[one.logprob for one in answer.logprobs] for answer in answers]
+    assert np.allclose(*values, atol=1e-4)
+
+
+def test_dtypes_change_little(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
+    scores = []
+    for dtype in ("float32", "bfloat16", "float16"):
+        with LLM.load(
+            path, slots=1, context=64, dtype=dtype, cache_dtype=dtype, compile_cache=False
+        ) as llm:
+            scores.append(llm.score("abc", ["def"])[0].logprob)
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
+    assert scores[2] == pytest.approx(scores[0], rel=0.02)
+    assert scores[1] != scores[0]
+
+
+def test_unpacked_is_exactly_what_unpack_means():
+    import jax.numpy as jnp
+
+    from jaxllama.model.quantized import Packed, unpack
+
+    rng = np.random.default_rng(0)
+    leaf = abstract_params(MODEL)["blocks.0.ffn.gate.weight"]
+    scales = rng.random((8, 2), np.float32).astype(np.float16)
+    packed = Packed(rng.integers(0, 256, (8, 32), np.uint8), scales, -scales, 4, 32)
+    as_jax = dataclasses.replace(
+        packed,
+        codes=jnp.asarray(packed.codes),
+        scales=jnp.asarray(scales),
+        minima=jnp.asarray(-scales),
+    )
+    assert np.array_equal(unpacked(leaf, packed), np.asarray(unpack(as_jax)).T)
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UnknownFormat):
+        LLM.load(tmp_path)
+
+
+def test_huggingface_folder_without_tokenizer_is_refused(tmp_path):
+    write_hf(tmp_path, MODEL, flatten(random_params(MODEL)))
+    with pytest.raises(Exception, match=r"tokenizer\.json"):
+        LLM.load(tmp_path)
+
+
+def test_loading_leaves_no_thread_behind(tmp_path):
+    before = {thread.name for thread in threading.enumerate()}
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
+    seen = []
+    with LLM.load(
+        path, slots=1, context=64, progress=lambda *what: seen.append(what), compile_cache=False
+    ) as llm:
+        assert llm.generate("abc", max_tokens=2).tokens
+    assert {what for what, _, _ in seen} >= {"weights", "programs"}
+    assert {thread.name for thread in threading.enumerate()} == before
