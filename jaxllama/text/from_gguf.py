@@ -9,6 +9,7 @@ the file may be hostile; must not know how the file is laid out.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -146,17 +147,20 @@ def read_merges(
 ) -> list[tuple[str, str]]:
     """Pairs to join, best first; those that would spell a control token are left out."""
     key = PREFIX + "merges"
-    known = set(vocabulary.texts)
-    merges: list[tuple[str, str]] = []
-    for rank, line in enumerate(fields.texts(key)):
-        left, space, right = line.partition(" ")
-        if left + right in ids and left in ids and right in ids:
-            merges.append((left, right))
-        elif not (left and space and right and {left, right, left + right} <= known):
-            raise BadTokenizer(
-                f"{key}[{rank}] is {line[:60]!r}; expected two tokens whose union is a token"
-            )
-    return merges
+    lines = fields.texts(key)
+    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    used = {*map("".join, pairs), *chain.from_iterable(pairs)}
+    if unknown := used.difference(vocabulary.texts):
+        rank, line = next(
+            (rank, line)
+            for rank, line in enumerate(lines)
+            if unknown & {*pairs[rank], "".join(pairs[rank])}
+        )
+        raise BadTokenizer(
+            f"{key}[{rank}] is {line[:60]!r}; expected two tokens whose union is a token"
+        )
+    hidden = used - ids.keys()
+    return [pair for pair in pairs if not hidden or hidden.isdisjoint((*pair, "".join(pair)))]
 
 
 def read_rules(
@@ -179,11 +183,9 @@ def read_rules(
 
 def ids_of(vocabulary: Vocabulary, kinds: set[Kind]) -> dict[str, int]:
     """Token ids by text, of these kinds."""
-    return {
-        text: token
-        for token, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.kinds, strict=True))
-        if kind in kinds
-    }
+    wanted = bytes(kinds)
+    tokens = zip(vocabulary.texts, vocabulary.kinds, range(len(vocabulary)), strict=True)
+    return {text: token for text, kind, token in tokens if kind in wanted}
 
 
 def special_texts(vocabulary: Vocabulary, kinds: set[Kind]) -> dict[str, Special]:

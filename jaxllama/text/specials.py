@@ -66,12 +66,12 @@ class Specials:
 
     def unfinished(self, text: str) -> set[int]:
         """Places near the end where a control token has begun that following text could finish."""
-        bare = len(text.rstrip())  # templates trim
-        places = range(max(0, bare - self.longest + 1), len(text))
+        ends = {len(text), len(text.rstrip())}  # templates trim
         return {
             place
-            for place in places
-            if self.begins(text[place:]) or (place < bare and self.begins(text[place:bare]))
+            for end in ends
+            for place in range(max(0, end - self.longest + 1), end)
+            if self.begins(text[place:end])
         }
 
     def begins(self, head: str) -> bool:

@@ -173,10 +173,11 @@ def check_unicode(text: str) -> None:
 def find_end_ids(own: Iterable[int | None], vocabulary: Vocabulary) -> tuple[int, ...]:
     """The checkpoint's own end tokens, then the control tokens that are known to end an answer."""
     found = dict.fromkeys(token for token in own if token is not None)
+    control = int(Kind.CONTROL)
     known = {
         vocabulary.texts[token]: token
         for token, kind in enumerate(vocabulary.kinds)
-        if kind == Kind.CONTROL
+        if kind == control
     }
     found |= dict.fromkeys(known[text] for text in END_TEXTS if text in known)
     return tuple(found)

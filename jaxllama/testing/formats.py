@@ -1,0 +1,132 @@
+"""Conformance of prompt formats, for those who write one.
+
+`check_format(MyFormat)` raises AssertionError with the rule that is broken. Called by tests, ours
+and those of plugin authors; must not know any format.
+"""
+
+from collections.abc import Sequence
+
+from jaxllama.errors import TemplateError
+from jaxllama.formats import Message, ModelText, PromptFormat
+
+SAMPLE = ModelText(
+    template=(
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    begin="<s>",
+    end="</s>",
+    name="sample",
+    special=frozenset({"<s>", "</s>", "<|im_start|>", "<|im_end|>"}),
+)
+BARE = ModelText()  # a base model
+
+CONVERSATION = (
+    Message("system", "Answer in one word; {{ braces }} and {% tags %} are text."),
+    Message("user", "What is the capital of France?"),
+    Message("assistant", "Paris."),
+    Message("user", "Und von Österreich? 🙂\nIn two lines."),
+)
+
+
+def check_format(cls: type[PromptFormat], model: ModelText = SAMPLE) -> None:
+    """Raise AssertionError unless `cls` keeps the contract of `PromptFormat` for `model`."""
+    check_declaration(cls, model)
+    prompt_format = cls.for_model(model)
+    text = render(prompt_format, CONVERSATION)
+    require(
+        text == render(prompt_format, CONVERSATION) == render(cls.for_model(model), CONVERSATION),
+        cls,
+        "renders the same messages differently; expected the same text every time",
+    )
+    check_contents(cls, text, CONVERSATION)
+    check_answer(cls, prompt_format)
+    check_odd_conversations(prompt_format)
+
+
+def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
+    """What the class says about itself."""
+    name = getattr(cls, "name", None)
+    require(
+        isinstance(name, str) and name.isidentifier() and name == name.lower(),
+        cls,
+        f"is named {name!r}; expected a lower-case word, such as 'chatml'",
+    )
+    require(
+        isinstance(cls.stop, tuple) and all(isinstance(stop, str) and stop for stop in cls.stop),
+        cls,
+        f"stops at {cls.stop!r}; expected a tuple of texts",
+    )
+    for known in (model, BARE):
+        suits = cls.suits(known)
+        require(isinstance(suits, bool), cls, f".suits gives {suits!r}; expected True or False")
+
+
+def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Message]) -> None:
+    """Every content once, in order, letter for letter."""
+    place = 0
+    for message in messages:
+        count = text.count(message.content)
+        require(count == 1, cls, f"renders {message.content!r} {count} times; expected once")
+        found = text.index(message.content)
+        require(found >= place, cls, f"renders {message.content!r} before what was said earlier")
+        place = found + len(message.content)
+
+
+def check_answer(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
+    """With `answer` the text goes on, if at all, to where the assistant begins to speak."""
+    for length in (2, len(CONVERSATION)):
+        asked = render(prompt_format, CONVERSATION[:length])
+        recorded = prompt_format.render(CONVERSATION[:length], answer=False)
+        require(
+            isinstance(recorded, str) and asked.startswith(recorded),
+            cls,
+            f"renders {recorded!r:.200} without the answer's head and {asked!r:.200} with it; "
+            f"expected the second to continue the first",
+        )
+        check_contents(cls, recorded, CONVERSATION[:length])
+
+
+def check_odd_conversations(prompt_format: PromptFormat) -> None:
+    """What users send by mistake is rendered or refused, never anything else."""
+    odd: tuple[tuple[Message, ...], ...] = (
+        (),
+        (Message("user", ""),),
+        (Message("system", "Only rules."),),
+        (Message("assistant", "I speak first."),),
+        (Message("user", "One."), Message("user", "Two.")),
+        (Message("critic", "Unknown role."),),
+    )
+    for messages in odd:
+        try:
+            render(prompt_format, messages)
+        except TemplateError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"{name_of(type(prompt_format))} raises {type(error).__name__} on {messages}; "
+                f"expected a text or TemplateError"
+            ) from error
+
+
+def render(prompt_format: PromptFormat, messages: Sequence[Message]) -> str:
+    """The prompt, which must be text."""
+    text = prompt_format.render(messages)
+    require(
+        isinstance(text, str),
+        type(prompt_format),
+        f"renders a {type(text).__name__}; expected text",
+    )
+    return text
+
+
+def require(holds: bool, cls: type[PromptFormat], broken: str) -> None:
+    """Raise AssertionError naming the format; `python -O` does not switch this off."""
+    if not holds:
+        raise AssertionError(f"{name_of(cls)} {broken}")
+
+
+def name_of(cls: type) -> str:
+    """Where a class comes from."""
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,62 @@
+"""Every kind of vocabulary against llama.cpp and SentencePiece."""
+
+import pytest
+
+from jaxllama.text.from_gguf import tokenizer_from_gguf
+from tests.text.vocabularies import (
+    BYTE_LEVEL_RULES,
+    SCORED,
+    USER_DEFINED,
+    golden,
+    metadata,
+    tokenizer,
+)
+
+KINDS = (*BYTE_LEVEL_RULES, *SCORED)
+
+
+def differing(kind: str, special: bool, built=None) -> list[str]:
+    """Texts whose ids differ from llama.cpp's."""
+    built = built or tokenizer(kind)
+    found = golden()["ids"][kind]
+    expected = list(found["plain"])
+    if special:
+        for place, ids in found["special"].items():
+            expected[int(place)] = ids
+    return [
+        text
+        for text, ids in zip(golden()["texts"], expected, strict=True)
+        if built.encode(text, special=special) != ids
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_text_has_the_ids_of_llama_cpp(kind):
+    assert differing(kind, special=False) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_have_the_ids_of_llama_cpp(kind):
+    assert differing(kind, special=True) == []
+
+
+@pytest.mark.parametrize("kind", ["default", "gpt-2", "llama-bpe", "qwen2", "smollm"])
+def test_the_goldens_tell_the_rules_apart(kind):
+    for other in {"default", "gpt-2", "llama-bpe", "qwen2", "smollm"} - {kind}:
+        wrong = tokenizer_from_gguf(metadata(kind) | {"tokenizer.ggml.pre": other})
+        assert differing(kind, special=False, built=wrong)
+
+
+def test_scored_pieces_join_as_in_sentencepiece():
+    ours = tokenizer("llama")
+    for text, ids in zip(golden()["texts"], golden()["sentencepiece"], strict=True):
+        if not any(word in text for word in USER_DEFINED):  # it knows none
+            assert ours.encode(text) == ids, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_gives_the_text_back(kind):
+    ours = tokenizer(kind)
+    for text in golden()["texts"]:
+        if "\u2581" not in text and "[INST]" not in text and " \n\n" not in text:
+            assert ours.decode(ours.encode(text)) == text
