@@ -3,8 +3,10 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 from jaxllama.engine.executables import Executables, program_key, read_own, write_own
 from jaxllama.engine.programs import NAMES, Programs
@@ -34,8 +36,6 @@ def fresh_programs(root=None, engine=ENGINE) -> Programs:
 
 def compilations(monkeypatch) -> list[str]:
     """Every XLA compilation from now on, by name."""
-    from jax._src import compiler
-
     names: list[str] = []
     original = compiler.backend_compile_and_load
 
@@ -79,8 +79,6 @@ def test_mixed_workload_compiles_nothing_and_closes_its_ledger(monkeypatch):
 
 def test_compilations_are_noticed(monkeypatch):
     """The test above can fail: a compilation does show."""
-    import jax
-
     names = compilations(monkeypatch)
     jax.jit(lambda x: x * 12345 + 678)(np.float32(1)).block_until_ready()
     assert len(names) == 1

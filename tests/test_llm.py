@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from jaxllama.intake import Intake
 from jaxllama.llm import LLM
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
+from jaxllama.model.quantized import Packed, unpack
 from jaxllama.request import FinishReason
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
@@ -236,10 +238,6 @@ def test_dtypes_change_little(tmp_path):
 
 
 def test_unpacked_is_exactly_what_unpack_means():
-    import jax.numpy as jnp
-
-    from jaxllama.model.quantized import Packed, unpack
-
     rng = np.random.default_rng(0)
     leaf = abstract_params(MODEL)["blocks.0.ffn.gate.weight"]
     scales = rng.random((8, 2), np.float32).astype(np.float16)

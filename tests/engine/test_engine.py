@@ -1,6 +1,7 @@
 """The engine's step loop: admission, prefixes, endings, limits."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jaxllama.engine.generation import Phase
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
+from jaxllama.testing import FAMILIES
 from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 
@@ -145,14 +147,13 @@ def test_long_prompt_stalls_others_by_one_chunk_only():
         drive(engine, told)
     finally:
         del engine.programs.prefill, engine.programs.decode
-    pairs = list(zip(calls, calls[1:], strict=False))
+    pairs = list(itertools.pairwise(calls))
     assert calls.count("prefill") == 6
     assert ("prefill", "prefill") not in pairs
 
 
 def test_short_prompt_is_not_stuck_behind_a_long_one():
     engine = new_engine()
-    told: dict[int, Told] = {}
     long = engine.submit(request(range(190), 2))
     short = engine.submit(request([7, 8, 9], 2))
     order = []
@@ -180,8 +181,6 @@ def test_peek_in_a_warm_slot_gives_the_same():
 
 def test_rows_of_another_family_decode_too():
     for name in ("mistral", "qwen3"):
-        from jaxllama.testing import FAMILIES
-
         model = dataclasses.replace(FAMILIES[name], max_context=512)
         told = run(new_engine(model), [request(range(40), 5)])[0]
         assert len(told.tokens) == 5

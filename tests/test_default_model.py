@@ -1,0 +1,80 @@
+"""The default model itself, where it has been fetched: `make test` does, if it can."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllama.llm import LLM
+from jaxllama.weights.store import find, store_folder
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORD = json.loads((GOLDEN / "perplexity.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def llm():
+    source = find(None)
+    if not source.is_there(store_folder() / source.file):
+        pytest.skip("the default model is not in the store: jaxllama pull smollm2-135m")
+    with LLM.load(slots=16, context=2048, cache_dtype="float32") as loaded:
+        yield loaded
+
+
+def test_perplexity_is_that_of_exact_weights_and_within_1_percent_of_llama_cpp(llm):
+    found = llm.perplexity((GOLDEN / "english.txt").read_text())
+    assert found.tokens == RECORD["tokens"] - 1
+    assert found.value == pytest.approx(RECORD["perplexity"]["exact"], rel=1e-4)
+    assert found.value == pytest.approx(RECORD["perplexity"]["llama_cpp"], rel=0.01)
+
+
+def test_greedy_text_is_that_of_exact_weights_token_for_token(llm):
+    prompts = [case["prompt_ids"] for case in RECORD["greedy"]]
+    answers = llm.generate(prompts, max_tokens=32, temperature=0, ignore_eos=True)
+    for case, answer in zip(RECORD["greedy"], answers, strict=True):
+        assert list(answer.tokens) == case["exact"], case["prompt"]
+
+
+def test_prompts_are_tokenized_as_llama_cpp_does(llm):
+    for case in RECORD["greedy"]:
+        assert llm.tokenize(case["prompt"], special=True) == case["prompt_ids"]
+
+
+def test_chat_answers_in_english_and_stops_by_itself(llm):
+    answer = llm.chat(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+        max_tokens=60,
+    )
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "end_token"
+    assert "<|im_" not in answer.text
+
+
+def test_multi_byte_text_streams_without_a_replacement_character(llm):
+    prompt = "Emoji, one after another: 🎉 🌍 🚀 日本語 ñ 👩‍👩‍👧‍👦 🎉 🌍 🚀 日本語"
+    stream = llm.stream(prompt, max_tokens=40, temperature=0.0)
+    pieces = [delta.text for delta in stream]
+    text = stream.completion.text
+    assert "".join(pieces) == text
+    assert sum(piece.count("\ufffd") for piece in pieces) == text.count("\ufffd")
+    assert not text.isascii()
+
+
+def test_crowd_changes_nothing(llm):
+    """Same seed, same text: alone and among fifteen others."""
+    asked = {"max_tokens": 12, "temperature": 0.9, "seed": 11, "top_p": 0.9}
+    alone = llm.generate("Once upon a time", **asked)
+    crowd = [(f"Number {i} is", {"max_tokens": 9 + i, "seed": i}) for i in range(15)]
+    crowd.insert(7, ("Once upon a time", asked))
+    answers = dict(llm.generate_each(crowd))
+    assert answers[7].text == alone.text
+
+
+def test_log_probabilities_add_up(llm):
+    answer = llm.generate("The sky is", max_tokens=3, temperature=1.0, seed=1, logprobs=20)
+    for one in answer.logprobs:
+        values = np.array([value for _, value in one.top])
+        assert (np.diff(values) <= 0).all()
+        assert np.exp(values).sum() <= 1.0001
