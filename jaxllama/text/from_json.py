@@ -95,7 +95,9 @@ def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
     ids = encoder.get_vocab(with_added_tokens=True)
     size = 1 + max(ids.values(), default=-1)
     if not ids or size > len(ids) + MAX_HOLES:
-        raise BadTokenizer(f"{path} has {len(ids)} tokens with ids up to {size - 1}; expected more")
+        raise BadTokenizer(
+            f"{path} has {len(ids)} tokens with ids up to {size - 1}; expected few gaps"
+        )
     texts, kinds = [""] * size, bytearray([Kind.UNUSED]) * size
     decoder = list(parts_of(state_of(encoder.decoder)))
     falls_back = any(part.get("type") == "ByteFallback" for part in decoder)

@@ -146,7 +146,10 @@ def main() -> None:
             found["ids"][kind] = ask_llama_cpp(folder / f"{kind}.gguf", texts)
     if len(sys.argv) > 1:
         found["ids"]["smollm2"] = ask_llama_cpp(Path(sys.argv[1]), texts)
-    lines = (f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in found.items())
+    lines = (
+        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
+        for key, value in found.items()
+    )
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
