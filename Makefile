@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
-ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
 
@@ -21,11 +21,10 @@ install: $(READY)
 
 # Again only when the dependencies have changed.
 $(READY): pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "jaxllama needs Python 3.11 or newer with the venv module, and found none;" >&2; \
-		echo "install one, or name it: make install PYTHON=/path/to/python" >&2; \
-		exit 1; \
-	fi
+	@"$(PYTHON)" -c '$(ENOUGH)' 2>/dev/null || { \
+		echo "jaxllama needs Python 3.11 or newer with the venv module; install one," >&2; \
+		echo "or name it: make install PYTHON=/path/to/python" >&2; \
+		exit 1; }
 	@echo "Making .venv with $(PYTHON) and installing jaxllama for development;"
 	@echo "JAX alone is about 100 MB, so the first time takes a few minutes."
 	@$(PYTHON) -m venv .venv

@@ -52,22 +52,38 @@ class Program(click.Group):
         extra["standalone_mode"] = False
         try:
             result = super().main(*args, **extra)
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            fail(worded(error), error.exit_code)
-        except JaxLlamaError as error:
-            fail(str(error), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
+        except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            sys.exit(explain(error))
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def fail(message: str, code: int) -> None:
-    """End the program with one line."""
+def explain(error: Exception) -> int:
+    """Say in one line what went wrong, and return the exit code; a bug keeps its traceback."""
+    if was_interrupted(error):
+        return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        return fail(worded(error), error.exit_code)
+    if isinstance(error, JaxLlamaError):
+        return fail(str(error), error.exit_code)
+    raise error
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what began it: it leaves programs half done, which then fail to end."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | click.Abort):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def fail(message: str, code: int) -> int:
+    """Print the one line; returns the exit code."""
     click.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
-    sys.exit(code)
+    return code
 
 
 def worded(error: click.ClickException) -> str:

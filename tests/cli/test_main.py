@@ -107,6 +107,21 @@ def test_ctrl_c_ends_with_130_and_no_words(run, monkeypatch, error):
     assert result.output.strip() == ""
 
 
+def interrupted_twice() -> None:
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise EngineStopped("could not end what was begun")
+
+
+def test_what_ctrl_c_breaks_on_its_way_out_is_not_reported(run, monkeypatch):
+    monkeypatch.setattr(
+        "jaxllama.cli.version.command", click.Command("v", callback=interrupted_twice)
+    )
+    result = run("version")
+    assert (result.exit_code, result.output.strip()) == (130, "")
+
+
 def test_a_reader_that_goes_away_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
