@@ -31,7 +31,7 @@ def commands(program: str) -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     inline = re.findall(rf"`({program}[^`]*)`", README)
     found = [shlex.split(line, comments=True) for line in (*lines, *inline)]
-    return [words[1:] for words in found if words and words[0] == program]
+    return [words[1:] for words in found if words[1:] and words[0] == program]
 
 
 def check_arguments(words: list[str]) -> None:
