@@ -182,7 +182,8 @@ class HubModel:
         with hub_errors(self.repo):
             import huggingface_hub  # noqa: PLC0415 - an optional extra
 
-            wanted = self.choose(huggingface_hub.HfApi().list_repo_files(self.repo))
+            siblings = huggingface_hub.HfApi().model_info(self.repo).siblings or ()
+            wanted = self.choose([each.rfilename for each in siblings])
             huggingface_hub.snapshot_download(self.repo, local_dir=part, allow_patterns=wanted)
         shutil.rmtree(part / ".cache", ignore_errors=True)
         try:

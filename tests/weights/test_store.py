@@ -490,11 +490,12 @@ class Hub:
     def HfApi(self):  # noqa: N802
         return self
 
-    def list_repo_files(self, repo):
+    def model_info(self, repo):
         self.asked.append(repo)
         if self.error:
             raise self.error
-        return list(self.files)
+        names = [types.SimpleNamespace(rfilename=name) for name in self.files]
+        return types.SimpleNamespace(siblings=names)
 
     def snapshot_download(self, repo, *, local_dir, allow_patterns):
         del repo
