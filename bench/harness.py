@@ -11,14 +11,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-PEERS = ("llama.cpp",)
 REPETITIONS = 5
 SHORT_REPETITIONS = 2
 
@@ -46,14 +44,6 @@ class Record:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """What was measured of one case, and of the peer in turn with it."""
-
-    ours: Sequence[float]
-    peer: Sequence[float] = ()
-
-
 class Board:
     """Where a script's records go: a line of JSON each, at once, or a table at the end."""
 
@@ -61,18 +51,24 @@ class Board:
         self.bench, self.as_json, self.short = bench, as_json, short
         self.records: list[Record] = []
 
-    def add(self, case: str, unit: str, measured: Pair, peer: str | None = None) -> Record:
-        """Record a case: the medians, and how they compare."""
-        value = statistics.median(measured.ours)
+    def add(
+        self,
+        case: str,
+        unit: str,
+        ours: Sequence[float],
+        theirs: Sequence[float] = (),
+        peer: str | None = None,
+    ) -> None:
+        """Record a case: the medians of what was measured, and how they compare."""
+        value = statistics.median(ours)
         record = Record(self.bench, case, value, unit)
-        if peer is not None and measured.peer:
-            theirs = statistics.median(measured.peer)
-            ratio = value / theirs if unit.endswith("/s") else theirs / value
-            record = dataclasses.replace(record, peer=peer, peer_value=theirs, ratio=ratio)
+        if peer is not None and theirs:
+            other = statistics.median(theirs)
+            ratio = value / other if unit.endswith("/s") else other / value
+            record = dataclasses.replace(record, peer=peer, peer_value=other, ratio=ratio)
         self.records.append(record)
         if self.as_json:
             click.echo(json.dumps(record.fields()))
-        return record
 
     def show(self) -> None:
         """The table, unless the records were printed as lines."""
@@ -91,11 +87,11 @@ def script(bench: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per case.")
-        @click.option("--short", is_flag=True, help="Fewer cases, less often: a minute at most.")
+        @click.option("--short", is_flag=True, help="Fewer cases, less often.")
         @functools.wraps(function)
         def run(*, as_json: bool, short: bool, **given: Any) -> None:
             board = Board(bench, as_json=as_json, short=short)
-            function(board, **given)
+            function(board=board, **given)
             board.show()
 
         return run
@@ -109,24 +105,19 @@ def repeated(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--repetitions", type=click.IntRange(min=1), help=words)(function)
 
 
-def compared(function: Callable[..., None]) -> Callable[..., None]:
-    """Add --peer."""
-    words = "Measure this engine too, in turn with ours."
-    return click.option("--peer", type=click.Choice(PEERS), help=words)(function)
-
-
 def how_often(board: Board, repetitions: int | None) -> int:
     """The repetitions asked for, or the usual number."""
     return repetitions or (SHORT_REPETITIONS if board.short else REPETITIONS)
 
 
-def in_turn(ours: Measure, peer: Measure | None, repetitions: int) -> Pair:
-    """Measure A B A B, so that what disturbs the machine disturbs both; one round is not counted.
+def in_turn(times: int, *measures: Measure | None) -> list[list[float]]:
+    """Measure A B A B, so that what disturbs the machine disturbs all; an absent one gives none.
 
-    The first round touches memory, fills caches and wakes threads.
+    A round that is not counted goes first: it touches memory, fills caches and wakes threads.
     """
-    pairs = [(ours(), peer() if peer else None) for _ in range(repetitions + 1)][1:]
-    return Pair([one for one, _ in pairs], [other for _, other in pairs if other is not None])
+    rounds = [[measure() for measure in measures if measure] for _ in range(times + 1)][1:]
+    found = iter(zip(*rounds, strict=True))
+    return [list(next(found)) if measure else [] for measure in measures]
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -134,11 +125,6 @@ def seconds(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
-
-
-def peer_name(peer: str | None, path: Path, peer_path: Path) -> str | None:
-    """The peer, and what it read if that was another file than ours."""
-    return f"{peer} on {peer_path.stem}" if peer and peer_path != path else peer
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ one batch, logits for each, tokens given and not sampled. Knows nothing of jaxll
 
 import ctypes
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,26 +20,32 @@ CACHE_PADDING = 256  # llama.cpp rounds the cache of a sequence up to this
 BATCH = 2048  # llama-batched-bench's own defaults
 PHYSICAL_BATCH = 512
 SEED = 1
+UNDERSTOOD = {  # our knobs that have their like here
+    *("temperature", "top_k", "top_p", "min_p", "logit_bias"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+}
 
 
 @functools.cache
 def library() -> ModuleType:
     """The bindings, silenced."""
     try:
-        import llama_cpp  # noqa: PLC0415 - an optional extra, and slow to import
+        bindings = importlib.import_module("llama_cpp")
     except ImportError as error:
         raise click.UsageError(
             "--peer llama.cpp needs llama-cpp-python; install the extra: "
             'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install "jaxllama[bench]"'
         ) from error
-    llama_cpp.llama_log_set(silent, None)
-    llama_cpp.llama_backend_init()
-    return llama_cpp
+    bindings.llama_log_set(SILENT, None)
+    bindings.llama_backend_init()
+    return bindings
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def silent(_level: int, _text: bytes, _user: object) -> None:
     """Swallow the log."""
+
+
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(silent)
 
 
 class LlamaCpp:

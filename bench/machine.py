@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from harness import Board, Pair, cores, how_often, repeated, script, seconds
+from harness import Board, cores, how_often, repeated, script, seconds
 
 BYTES = 256 << 20  # larger than any cache
 SHORT_BYTES = 64 << 20
@@ -18,14 +18,14 @@ SHORT_BYTES = 64 << 20
 @click.command()
 @script("machine")
 @repeated
-def main(board: Board, repetitions: int | None) -> None:
+def main(*, board: Board, repetitions: int | None) -> None:
     """Say how many cores there are and measure how fast they read memory."""
-    board.add(processor(), "cores", Pair([cores()]))
+    board.add(processor(), "cores", [cores()])
     words = stream(SHORT_BYTES if board.short else BYTES)
     for threads in sorted({1, min(2, cores()), cores()}):
         with board.doing(f"reading memory, {threads} threads"):
             rates = [bandwidth(words, threads) for _ in range(how_often(board, repetitions))]
-        board.add(f"read, {threads} thread{'s' * (threads > 1)}", "GB/s", Pair(rates))
+        board.add(f"read, {threads} thread{'s' * (threads > 1)}", "GB/s", rates)
 
 
 def stream(size: int = BYTES) -> np.ndarray:

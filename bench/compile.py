@@ -1,0 +1,68 @@
+"""Starting up: seconds from the command to its first token, with and without compiled programs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from harness import Board, how_often, repeated, script
+from subject import modelled
+
+COMMAND = ("-c", "from jaxllama.cli.main import main; main()")
+OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a time")
+
+
+@click.command()
+@script("compile")
+@repeated
+@modelled
+def main(*, board: Board, repetitions: int | None, path: Path) -> None:
+    """Measure `jaxllama generate -n 1` in a fresh process, each time from the empty cache on.
+
+    Cold compiles every program and keeps it, warm loads them.
+    """
+    starts: dict[str, list[tuple[float, int]]] = {"cold": [], "warm": []}
+    for _ in range(how_often(board, repetitions)):
+        with tempfile.TemporaryDirectory() as cache:
+            for kind, measured in starts.items():
+                with board.doing(f"{kind} start"):
+                    measured.append(start(path, Path(cache)))
+    for kind, measured in starts.items():
+        case = f"{path.stem}, {kind} start"
+        board.add(f"{case}, first token", "s", [seconds for seconds, _ in measured])
+        board.add(f"{case}, compiled", "programs", [programs for _, programs in measured])
+
+
+def start(path: Path, cache: Path) -> tuple[float, int]:
+    """Seconds to the first byte of the answer, and how many programs were compiled for it."""
+    before = kept(cache)
+    command = [sys.executable, *COMMAND, "generate", "-m", str(path.resolve()), *OPTIONS]
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        )
+        with process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            taken = time.perf_counter() - started
+            process.stdout.read()
+        if process.returncode:
+            errors.seek(0)
+            raise click.ClickException(errors.read().decode(errors="replace").strip())
+    return taken, len(kept(cache) - before)
+
+
+def kept(cache: Path) -> set[tuple[Path, int]]:
+    """The programs on disk, each with when it was written."""
+    return {(path, path.stat().st_mtime_ns) for path in cache.glob("**/*.program")}
+
+
+if __name__ == "__main__":
+    main()

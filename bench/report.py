@@ -1,0 +1,158 @@
+"""The report: records of any number of runs as a markdown table and as plots."""
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from harness import Record, number
+
+SLOTS = re.compile(r"(?P<rest>.*?)\b(?P<slots>\d+) slots?\b(?P<tail>.*)")
+COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio")
+OURS, PEER = "#2a6f97", "#c9a227"
+PARITY = 1.0  # as fast as the peer
+
+Curve = dict[int, tuple[float, float | None]]  # slots: ours, the peer's
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.File(encoding="utf-8"))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("bench-report"),
+    show_default=True,
+    help="Folder for report.md and the plots.",
+)
+def main(files: Sequence[Iterable[str]], out: Path) -> None:
+    """Turn FILES of JSON lines, as --json prints them, into a markdown table and plots.
+
+    A case that was measured again replaces the one before.
+    """
+    records = newest(record for lines in files for record in read(lines))
+    if not records:
+        raise click.UsageError("the files hold no records; expected lines that --json printed.")
+    out.mkdir(parents=True, exist_ok=True)
+    plots = draw(records, out)
+    pictures = "".join(f"\n![{plot.stem}]({plot.name})\n" for plot in plots)
+    text = f"# Benchmarks\n\n{markdown(records)}{pictures}"
+    (out / "report.md").write_text(text, encoding="utf-8")
+    for path in (out / "report.md", *plots):
+        click.echo(path)
+
+
+def read(lines: Iterable[str]) -> list[Record]:
+    """The records among lines; blank ones are skipped."""
+    records = []
+    for place, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                records.append(Record(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise click.UsageError(
+                    f"line {place} is no record: {line.strip()[:60]!r}; expected a line that "
+                    f"--json printed."
+                ) from error
+    return records
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """The last record of each case and peer, in the order of their first."""
+    return list({(each.bench, each.case, each.peer): each for each in records}.values())
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """All records as a table."""
+    ruler = ("---", "---", "---:", "---", "---", "---:", "---:")
+    lines = [COLUMNS, ruler, *(cells(record) for record in records)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cells(record: Record) -> tuple[str, ...]:
+    """One line of the table."""
+    ratio = "" if record.ratio is None else f"{record.ratio:.2f}x"
+    peer_value = number(record.peer_value)
+    peer = record.peer or ""
+    texts = (record.bench, record.case, number(record.value), record.unit, peer, peer_value, ratio)
+    return tuple(text.replace("|", "\\|") for text in texts)
+
+
+def draw(records: Sequence[Record], out: Path) -> list[Path]:
+    """The plots that these records give."""
+    plots = []
+    compared = [record for record in records if record.ratio is not None]
+    if compared:
+        plots.append(draw_ratios(compared, out / "ratios.svg"))
+    for index, (name, curve) in enumerate(curves(records).items()):
+        plots.append(draw_curve(name, curve, out / f"slots-{index}.svg"))
+    return plots
+
+
+def draw_ratios(records: Sequence[Record], path: Path) -> Path:
+    """A bar for each case: how many times as fast as the peer."""
+    figure, axes = new_figure(height=1.2 + 0.35 * len(records))
+    names = [f"{record.bench}: {record.case}\nvs {record.peer}" for record in records]
+    ratios = [record.ratio or 0.0 for record in records]
+    bars = axes.barh(names, ratios, color=OURS)
+    axes.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3)
+    axes.axvline(PARITY, color=PEER)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("times as fast as the peer")
+    return save(figure, path)
+
+
+def curves(records: Iterable[Record]) -> dict[str, Curve]:
+    """Cases in tokens/s that differ in their number of slots only, where there are several."""
+    found: dict[str, Curve] = {}
+    for record in records:
+        match = SLOTS.fullmatch(record.case)
+        if match and record.unit == "tokens/s":
+            name = f"{record.bench}: {match['rest']}by slots{match['tail']}"
+            name += f", {record.peer}" if record.peer else ""
+            found.setdefault(name, {})[int(match["slots"])] = (record.value, record.peer_value)
+    return {name: curve for name, curve in found.items() if len(curve) > 1}
+
+
+def draw_curve(name: str, curve: Curve, path: Path) -> Path:
+    """Tokens per second by the number of slots."""
+    figure, axes = new_figure(height=4.0)
+    slots = sorted(curve)
+    axes.plot(slots, [curve[count][0] for count in slots], "o-", color=OURS, label="jaxllama")
+    theirs = [(count, curve[count][1]) for count in slots if curve[count][1] is not None]
+    if theirs:
+        axes.plot(*zip(*theirs, strict=True), "s--", color=PEER, label="peer")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(slots, [str(count) for count in slots])
+    axes.set_ylim(bottom=0)
+    axes.set_title(name, fontsize=9)
+    axes.set_xlabel("slots")
+    axes.set_ylabel("tokens/s")
+    axes.legend()
+    return save(figure, path)
+
+
+def new_figure(height: float) -> tuple[Any, Any]:
+    """An empty figure; no display is needed."""
+    try:
+        plotting = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise click.UsageError(
+            'the plots need matplotlib; install the extra: pip install "jaxllama[bench]"'
+        ) from error
+    figure = plotting.Figure(figsize=(8.0, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure, the same bytes for the same records."""
+    figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+if __name__ == "__main__":
+    main()

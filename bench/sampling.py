@@ -1,0 +1,160 @@
+"""Sampling: what choosing tokens costs - greedy, by temperature, through every installed sampler.
+
+Times the bank of samplers alone, on the model's own logits, and says what share of a whole decode
+step that is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from crowd import decode_rate, load, request
+from harness import (
+    Board,
+    Measure,
+    how_often,
+    in_turn,
+    repeated,
+    script,
+    seconds,
+)
+from jax import lax
+from llamacpp import UNDERSTOOD, Chain
+from subject import Subject, compared
+
+from jaxllama import LLM
+from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.state import row_start
+from jaxllama.sampling import KnobSpec, knobs_of
+
+Knobs = dict[str, Any]
+
+# Sampled after words, not noise: over flat distributions filters keep thousands of tokens.
+TEXT = (
+    "The harbour was quiet when the last of the fishing boats came in. Two men carried the nets "
+    "up to the wall while a third counted the boxes and wrote the numbers in a small book. It "
+    "had been a good week. The wind had held from the west, the ice had lasted, and the price at "
+    "the market in the morning was said to be better than at any time since the spring."
+)
+HEAT = 0.8
+TYPICAL: Knobs = {
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "min_tokens": 1000,
+}
+COMMON = ("top_k", "top_p", "min_p", "repetition_penalty")
+COMMON_CASE = "top_k + top_p + min_p + repetition"
+CALLS = 10  # of the bank, for one figure
+STEPS = 32  # of the engine, for one figure
+
+
+@click.command()
+@script("sampling")
+@repeated
+@compared
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Slots, all of which sample.",
+)
+def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) -> None:
+    """Measure the choice of one token for each of --rows rows, and its share of a decode step.
+
+    The peer's samplers run on the same logits, row by row as llama.cpp does.
+    """
+    times = how_often(board, repetitions)
+    with load(subject.path, slots=rows, length=len(TEXT) + STEPS) as llm:
+        prompts = beginnings(llm.tokenize(TEXT), rows)
+        logits = np.stack([llm.engine.peek(prompt, len(prompt))[1] for prompt in prompts])
+        choose = jax.jit(partial(choose_again, llm.bank))
+        for name, knobs in cases(llm, short=board.short):
+            case = f"{subject.name}, {rows} rows, {name}"
+            with board.doing(case), ExitStack() as opened:
+                bank = choosing(choose, llm, (logits, prompts, knobs))
+                step = partial(decode_rate, llm.engine, prompts, STEPS, knobs)
+                other = None
+                if subject.peer and knobs.keys() <= UNDERSTOOD:
+                    chain = opened.enter_context(Chain(knobs, logits, prompts[0]))
+                    other = per_row(chain.sample, rows)
+                ours, theirs, rates = in_turn(times, bank, other, step)
+            board.add(case, "us/row", ours, theirs, subject.peer)
+            pairs = zip(ours, rates, strict=True)
+            board.add(f"{case}, share of a step", "%", [us * rate / 1e4 for us, rate in pairs])
+
+
+def beginnings(ids: Sequence[int], rows: int) -> list[list[int]]:
+    """Beginnings of one text, each a token longer than the one before."""
+    shortest = max(2, len(ids) - rows)
+    return [list(ids[: min(shortest + row, len(ids))]) for row in range(rows)]
+
+
+def cases(llm: LLM, *, short: bool) -> Iterator[tuple[str, Knobs]]:
+    """Names and knobs: plain ones, the usual chain, and every sampler alone."""
+    yield "greedy", {}
+    yield "temperature", {"temperature": HEAT}
+    yield COMMON_CASE, {"temperature": HEAT} | {name: TYPICAL[name] for name in COMMON}
+    if not short:
+        for name, kind in llm.bank.samplers.items():
+            values = {
+                knob: TYPICAL.get(knob, example(spec))
+                for knob, spec in knobs_of(kind).items()
+                if spec.switch
+            }
+            yield f"{name} alone", {"temperature": HEAT, **values}
+
+
+def example(spec: KnobSpec) -> object:
+    """A value that switches a knob on, whatever it means."""
+    number = next((each for each in (spec.low, spec.high) if each not in (None, spec.off)), 1)
+    value = spec.kind(number if spec.off != number else spec.off + 1)
+    if spec.by_token:
+        return dict.fromkeys(range(8), value)
+    return value if spec.width is None else [value]
+
+
+def choosing(
+    choose: Callable[..., Any], llm: LLM, given: tuple[np.ndarray, list[list[int]], Knobs]
+) -> Measure:
+    """Microseconds per row of the bank, on rows that the engine's programs have admitted."""
+    logits, prompts, knobs = given
+    programs, config = llm.engine.programs, llm.engine_config
+    state = programs.empty()
+    for slot, prompt in enumerate(prompts):
+        row = row_start(request(prompt, STEPS, knobs), tuple(prompt), config, llm.bank)
+        state = programs.admit(state, np.int32(slot), row)
+    arguments = (state.bank, jax.device_put(logits), state.rows())
+    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
+    return lambda: whole() / CALLS
+
+
+def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Any) -> Any:
+    """Choose for every row, CALLS times within one program, as the decode program does."""
+
+    def one(index: Any, carry: Any) -> Any:
+        # Behind the barrier the logits are new each time: nothing is computed once for all.
+        now, _ = lax.optimization_barrier((logits, index))
+        return bank.choose(carry[0], now, rows._replace(length=rows.length + index))
+
+    shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
+    return lax.fori_loop(0, CALLS, one, (leaves, blank))
+
+
+def per_row(action: Callable[[], object], rows: int) -> Measure:
+    """Microseconds per row of something that serves all rows."""
+    return lambda: seconds(action) / rows * 1e6
+
+
+if __name__ == "__main__":
+    main()
