@@ -3,6 +3,8 @@
 import pytest
 
 from jaxllama.text.from_gguf import tokenizer_from_gguf
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.store import find, store_folder
 from tests.text.vocabularies import (
     BYTE_LEVEL_RULES,
     SCORED,
@@ -60,3 +62,15 @@ def test_decoding_gives_the_text_back(kind):
     for text in golden()["texts"]:
         if "\u2581" not in text and "[INST]" not in text and " \n\n" not in text:
             assert ours.decode(ours.encode(text)) == text
+
+
+def test_the_default_model_has_the_ids_of_llama_cpp():
+    source = find(None)
+    path = store_folder() / source.file
+    if not source.is_there(path):
+        pytest.skip("the default model is not in the store: jaxllama pull smollm2-135m")
+    with open_checkpoint(path) as checkpoint:
+        ours = checkpoint.tokenizer()
+    assert differing("smollm2", special=False, built=ours) == []
+    assert differing("smollm2", special=True, built=ours) == []
+    assert (ours.begin_id, ours.end_ids) == (1, (2, 0))
