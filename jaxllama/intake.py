@@ -38,11 +38,12 @@ class Intake:
 
     def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
         """A request that continues a prompt."""
-        return self._ready(self.ids(prompt), knobs, ())
+        # The answer goes on in the middle of a text: its leading space is part of it.
+        return self._ready(self.ids(prompt), knobs, (), start=False)
 
     def chat(self, messages: Turns, knobs: Mapping[str, object]) -> Ready:
         """A request that answers a conversation."""
-        return self._ready(self.chat_ids(messages), knobs, self.format.stop)
+        return self._ready(self.chat_ids(messages), knobs, self.format.stop, start=True)
 
     def ids(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, each within the vocabulary."""
@@ -63,11 +64,17 @@ class Intake:
         turns = [as_message(message) for message in messages]
         if not turns:
             raise InvalidParameter("messages is empty; expected at least one message", "messages")
-        guarded = [Message(turn.role, self.tokenizer.guard(turn.content)) for turn in turns]
+        guard = self.tokenizer.guard
+        guarded = [Message(guard(turn.role), guard(turn.content)) for turn in turns]
         return self.tokenizer.encode(self.format.render(guarded), special=True)
 
     def _ready(
-        self, ids: Sequence[int], knobs: Mapping[str, object], stop: tuple[str, ...]
+        self,
+        ids: Sequence[int],
+        knobs: Mapping[str, object],
+        stop: tuple[str, ...],
+        *,
+        start: bool,
     ) -> Ready:
         core = {name: check(name, knobs.get(name)) for name in LIMITS}
         others = {name: value for name, value in knobs.items() if name not in LIMITS}
@@ -99,7 +106,7 @@ class Intake:
                 f"max_tokens or start with a larger --context)"
             )
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
-        return request, Tail(self.tokenizer, (*texts, *stop))
+        return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 
 
 def as_message(message: Message | Mapping[str, str]) -> Message:

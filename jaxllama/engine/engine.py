@@ -142,6 +142,9 @@ class Engine:
         except Exception as error:
             logger.exception("a program failed; replaying live requests")
             self._recover(error)
+        except BaseException:  # Ctrl-C may have come between a donation and its result
+            self._waiting.extendleft(reversed(self._restart()))
+            raise
         events, self._events = self._events, []
         return events
 
@@ -397,7 +400,16 @@ class Engine:
     # Faults.
 
     def _recover(self, error: Exception) -> None:
-        """A new state; what was live starts over behind what it has already told."""
+        """Start over behind what has been told already, but without whoever is guilty."""
+        again, guilty = self.recovery.judge(self._restart())
+        self._waiting.extendleft(reversed(again))
+        if guilty is not None:
+            failure = GenerationFailed(f"this request made the engine fail repeatedly: {error}")
+            failure.__cause__ = error
+            self._fail(guilty, failure)
+
+    def _restart(self) -> list[Generation]:
+        """Make a new state; returns what was live, rewound."""
         live = [one for one in self._live.values() if one.phase is not Phase.WAITING]
         self._filling.clear()
         self._running = [None] * self.config.slots
@@ -407,13 +419,7 @@ class Engine:
         self._state = self.programs.empty()
         for generation in live:
             self._rewind(generation)
-        again, guilty = self.recovery.judge(live)
-        for generation in reversed(again):
-            self._waiting.appendleft(generation)
-        if guilty is not None:
-            failure = GenerationFailed(f"this request made the engine fail repeatedly: {error}")
-            failure.__cause__ = error
-            self._fail(guilty, failure)
+        return live
 
     def _rewind(self, generation: Generation) -> None:
         """Back to the queue; rows whose samplers remember draw again what they drew before."""

@@ -120,6 +120,26 @@ def test_failing_tail_fails_its_request_only():
     assert closed(engine)
 
 
+def test_interrupt_in_the_middle_of_a_step_loses_nothing():
+    """Ctrl-C is raised to whoever steps; stepping on goes on with the same text."""
+
+    def interrupts(_name, calls, _args):
+        if calls == 9:
+            raise KeyboardInterrupt
+        return False
+
+    expected = run(new_engine(), some_requests())
+    engine = faulty_engine(interrupts)
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in some_requests()]
+    with pytest.raises(KeyboardInterrupt):
+        drive(engine, told)
+    drive(engine, told)
+    assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected]
+    assert engine.recovery.faults == 0
+    assert closed(engine)
+
+
 def poison(engine: Engine, slot: int) -> None:
     """Write NaN into one slot's keys and values."""
     state = engine._state
