@@ -12,7 +12,7 @@ from jaxllama.kernels.reference import (
     matmul_by_output,
     norm,
 )
-from jaxllama.kernels.storage import narrow, read_columns, stored_dtype, write_columns
+from jaxllama.kernels.storage import read_columns, stored_dtype, write_columns
 
 __all__ = [
     "ROW_TILE",
@@ -20,7 +20,6 @@ __all__ = [
     "attend_step",
     "matmul",
     "matmul_by_output",
-    "narrow",
     "norm",
     "read_columns",
     "stored_dtype",

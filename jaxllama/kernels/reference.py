@@ -13,13 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.kernels.storage import read_columns, widen
+from jaxllama.kernels.storage import append_prompt, append_step, read_columns, widen
 from jaxllama.shapes import Array, Bool, Float, Int, Shaped
 
 ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
 
 ReadBlock = Callable[[Array], tuple[Array, Array]]
+Parts = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
+Turn = tuple[Array, Array]  # cosines and sines [L U]
+Layer = tuple[Array, Array]  # keys and values [S K T H]
 
 
 def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, "L O"]:
@@ -54,31 +57,41 @@ def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Flo
 
 
 def attend_step(
-    q: Float[Array, "S N H"],
-    keys: Shaped[Array, "S K T H"],
-    values: Shaped[Array, "S K T H"],
+    parts: Parts,
+    turn: Turn,
+    layer: Layer,
     position: Int[Array, " S"],
+    active: Bool[Array, " S"],
     window: int | None,
-) -> Float[Array, "S N H"]:
-    """Row s attends to columns 0..position[s] of cache row s."""
+) -> tuple[Float[Array, "S W"], Layer]:
+    """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`.
+
+    Rows that are not active write to scratch.
+    """
+    q, k, v = rotated(parts, turn)
+    column = jnp.where(active, position, layer[0].shape[2] - 1)
+    keys, values = (append_step(*pair, column) for pair in zip(layer, (k, v), strict=True))
 
     def read(block: Array) -> tuple[Array, Array]:
         start = block * KEY_BLOCK
         cut = [lax.dynamic_slice_in_dim(side, start, KEY_BLOCK, 2) for side in (keys, values)]
         return cut[0], cut[1]
 
-    return attend_blocks(q, read, position, window)
+    return attend_blocks(q, read, jnp.where(active, position, 0), window), (keys, values)
 
 
 def attend_prompt(
-    q: Float[Array, "L N H"],
-    keys: Shaped[Array, "S K T H"],
-    values: Shaped[Array, "S K T H"],
+    parts: Parts,
+    turn: Turn,
+    layer: Layer,
     slot: Int[Array, ""],
     position: Int[Array, " L"],
     window: int | None,
-) -> Float[Array, "L N H"]:
-    """Every row attends to columns 0..position of the one cache row `slot`."""
+) -> tuple[Float[Array, "L W"], Layer]:
+    """Rotate, append a run of rows to `slot`, each attends up to itself; consumes `layer`."""
+    q, k, v = rotated(parts, turn)
+    new = zip(layer, (k, v), strict=True)
+    keys, values = (append_prompt(*pair, slot, position[0]) for pair in new)
     rows = q.shape[0]
 
     def read(block: Array) -> tuple[Array, Array]:
@@ -86,12 +99,27 @@ def attend_prompt(
         # One copy per row: the dots then have the shapes of `attend_step`, and its sums.
         return jnp.repeat(k, rows, axis=0), jnp.repeat(v, rows, axis=0)
 
-    return attend_blocks(q, read, position, window)
+    return attend_blocks(q, read, position, window), (keys, values)
+
+
+def rotated(parts: Parts, turn: Turn) -> Parts:
+    """Queries and keys turned by their positions, values as they are."""
+    q, k, v = parts
+    return rotate(q, *turn), rotate(k, *turn), v
+
+
+def rotate(
+    x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
+) -> Float[Array, "L N H"]:
+    """Turn every head of every token by its position's angles; a pair lies half a head apart."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def attend_blocks(
     q: Float[Array, "L N H"], read: ReadBlock, position: Int[Array, " L"], window: int | None
-) -> Float[Array, "L N H"]:
+) -> Float[Array, "L W"]:
     """Softmax attention over blocks of keys, with running maximum and sum, float32."""
     rows, heads, size = q.shape
     last = jnp.max(position) // KEY_BLOCK
@@ -114,7 +142,7 @@ def attend_blocks(
         jnp.zeros(grouped.shape, jnp.float32),
     )
     _, total, out = lax.fori_loop(first, last + 1, block, start)
-    return (out / jnp.maximum(total, 1e-30)).reshape(rows, heads, size)
+    return (out / jnp.maximum(total, 1e-30)).reshape(rows, heads * size)
 
 
 def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Bool[Array, "L B"]:

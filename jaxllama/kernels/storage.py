@@ -1,13 +1,14 @@
-"""How numbers lie in the cache: narrow when stored, float32 when used; and one row's columns.
+"""How numbers lie in the cache: narrow when stored, float32 when used; and whose columns are whose.
 
-Used by `model/cache.py` to store, by the attention bodies to read, by the engine to copy.
+Used by the plain attention to store and read, by the engine to copy a row's beginning.
 """
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
-from jaxllama.shapes import Array, Float, Shaped
+from jaxllama.shapes import Array, Float, Int, Shaped
 from jaxllama.sharding import slots_are_split
 
 
@@ -31,6 +32,25 @@ def widen(x: Array) -> Float[Array, "*L"]:
     if x.dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x.astype(jnp.float32)
+
+
+def append_step(
+    side: Shaped[Array, "S K T H"], new: Float[Array, "S K H"], column: Int[Array, " S"]
+) -> Shaped[Array, "S K T H"]:
+    """One new column per row, each at its own place."""
+    row = jnp.arange(new.shape[0])
+    # Indexed dimensions first: slots stay where they are when they are split.
+    return side.at[row, :, column].set(
+        narrow(new, side.dtype), unique_indices=True, mode="promise_in_bounds"
+    )
+
+
+def append_prompt(
+    side: Shaped[Array, "S K T H"], new: Float[Array, "L K H"], slot: Array, start: Array
+) -> Shaped[Array, "S K T H"]:
+    """A run of columns of one row; what lies past the prompt is overwritten before it is read."""
+    columns = rearrange(narrow(new, side.dtype), "l k h -> 1 k l h")
+    return write_columns(side, columns, slot, start)
 
 
 def read_columns(

@@ -1,17 +1,16 @@
 """The key/value cache: one row per slot, separate buffers per layer, updated in place.
 
-Owned by `DecodeState`, passed through the model, written here and nowhere else. Columns from
-`scratch` on are written by rows that must leave no trace; nothing ever attends to them.
+Owned by `DecodeState`, passed through the model, written by the attention operation. Columns behind
+the last one that can be attended are scratch, for rows that must leave no trace.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from einops import rearrange
 
 from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.shapes import Array, Float, Int, Shaped
+from jaxllama.shapes import Array, Shaped
 
 
 class LayerCache(NamedTuple):
@@ -42,41 +41,4 @@ def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache
     shape, dtype = cache_shape(model, engine, chunk), kernels.stored_dtype(engine.cache_dtype)
     return tuple(
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers)
-    )
-
-
-def write_step(
-    layer: LayerCache,
-    keys: Float[Array, "S K H"],
-    values: Float[Array, "S K H"],
-    column: Int[Array, " S"],
-) -> LayerCache:
-    """One new column per row, each at its own place."""
-    row = jnp.arange(keys.shape[0])
-    # Indexed dimensions first: slots stay where they are when they are sharded.
-    return LayerCache(
-        *(
-            old.at[row, :, column].set(
-                kernels.narrow(new, old.dtype), unique_indices=True, mode="promise_in_bounds"
-            )
-            for old, new in zip(layer, (keys, values), strict=True)
-        )
-    )
-
-
-def write_prompt(
-    layer: LayerCache,
-    keys: Float[Array, "L K H"],
-    values: Float[Array, "L K H"],
-    slot: Int[Array, ""],
-    start: Int[Array, ""],
-) -> LayerCache:
-    """A run of columns of one row; what lies past the prompt is overwritten before it is read."""
-    return LayerCache(
-        *(
-            kernels.write_columns(
-                old, rearrange(kernels.narrow(new, old.dtype), "l k h -> 1 k l h"), slot, start
-            )
-            for old, new in zip(layer, (keys, values), strict=True)
-        )
     )

@@ -15,13 +15,14 @@ from flax import nnx
 
 from jaxllama import kernels
 from jaxllama.config import ModelConfig
+from jaxllama.kernels.reference import Parts, Turn
 from jaxllama.model import rope
-from jaxllama.model.cache import KVCache, LayerCache, write_prompt, write_step
+from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.linear import Embedding, Linear
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
 
-Attend = Callable[[Array, Array, Array, LayerCache], tuple[Array, LayerCache]]
+Attend = Callable[[Parts, Turn, LayerCache], tuple[Array, LayerCache]]
 
 
 class Llama(nnx.Module):
@@ -42,14 +43,12 @@ class Llama(nnx.Module):
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """One token for every slot; inactive rows write to scratch and attend to nothing real."""
-        scratch = cache[0].keys.shape[2] - 1
-        column = jnp.where(active, position, scratch)
-        position = jnp.where(active, position, 0)
+        """One token for every slot; rows that are not active leave no trace."""
 
-        def attend(q: Array, k: Array, v: Array, layer: LayerCache) -> tuple[Array, LayerCache]:
-            layer = write_step(layer, k, v, column)
-            return kernels.attend_step(q, *layer, position, self.config.window), layer
+        def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
+            window = self.config.window
+            out, new = kernels.attend_step(parts, turn, layer, position, active, window)
+            return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "slots")
 
@@ -63,9 +62,10 @@ class Llama(nnx.Module):
         """A run of tokens of one slot, from cache column `start` on."""
         position = start + jnp.arange(tokens.shape[0])
 
-        def attend(q: Array, k: Array, v: Array, layer: LayerCache) -> tuple[Array, LayerCache]:
-            layer = write_prompt(layer, k, v, slot, start)
-            return kernels.attend_prompt(q, *layer, slot, position, self.config.window), layer
+        def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
+            window = self.config.window
+            out, new = kernels.attend_prompt(parts, turn, layer, slot, position, window)
+            return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "rows")
 
@@ -104,7 +104,7 @@ class Block(nnx.Module):
         self.ffn = FeedForward(config)
 
     def mix(
-        self, x: Array, turn: tuple[Array, Array], layer: LayerCache, attend: Attend
+        self, x: Array, turn: Turn, layer: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """What attention adds to the stream."""
         return self.attention(self.attention_norm(x), turn, layer, attend)
@@ -129,7 +129,7 @@ class Attention(nnx.Module):
         self.k_norm = Norm(size, config.norm_eps) if config.qk_norm else None
 
     def __call__(
-        self, x: Array, turn: tuple[Array, Array], layer: LayerCache, attend: Attend
+        self, x: Array, turn: Turn, layer: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """Project, rotate, attend (which appends to the cache), project back."""
         q, k, v = (
@@ -137,8 +137,8 @@ class Attention(nnx.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed, layer = attend(rope.rotate(q, *turn), rope.rotate(k, *turn), v, layer)
-        return self.o(rearrange(mixed, "l n h -> l (n h)")), layer
+        mixed, layer = attend((q, k, v), turn, layer)
+        return self.o(mixed), layer
 
 
 class FeedForward(nnx.Module):

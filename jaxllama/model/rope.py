@@ -1,7 +1,7 @@
 """Rotary position embedding and every rule that stretches it to long contexts.
 
-Called by `llama.py` with positions; knows the rule, not the model. Halves convention: a head's
-first half holds the cosine parts, its second half the sine parts of the same pairs.
+Called by `llama.py` with positions; knows the rule, not the model. The attention operation does the
+turning.
 """
 
 import math
@@ -65,12 +65,3 @@ def tables(
     # float32: bf16 cannot tell position 256 from 257
     turned = position.astype(jnp.float32)[:, None] * jnp.asarray(angles, jnp.float32)
     return jnp.cos(turned) * scale, jnp.sin(turned) * scale
-
-
-def rotate(
-    x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
-) -> Float[Array, "L N H"]:
-    """Turn every head of every token by its position's angles."""
-    first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
