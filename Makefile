@@ -5,8 +5,8 @@ READY := .venv/.ready
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
-# write_gguf.py makes models for the others.
-BENCHES = $(filter-out bench/write_gguf.py,$(shell grep -l __main__ bench/*.py))
+BENCHES := machine kernels decode prefill sampling compile
+COMPARED := decode prefill sampling
 
 .PHONY: help install serve test check format bench clean
 
@@ -48,8 +48,12 @@ check: install
 format: install
 	$(BIN)/ruff format .
 
+# make bench PEER=llama.cpp measures that one too; it needs the extra `bench`.
 bench: install
-	@for each in $(BENCHES); do $(BIN)/python $$each || exit 1; done
+	@for each in $(notdir $(basename $(wildcard $(BENCHES:%=bench/%.py)))); do \
+		peer=; case " $(COMPARED) " in *" $$each "*) peer="$(PEER:%=--peer %)";; esac; \
+		$(BIN)/python bench/$$each.py --json --short $$peer || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

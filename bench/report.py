@@ -100,6 +100,7 @@ def draw_ratios(records: Sequence[Record], path: Path) -> Path:
     bars = axes.barh(names, ratios, color=OURS)
     axes.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3)
     axes.axvline(PARITY, color=PEER)
+    axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     axes.set_xlabel("times as fast as the peer")
