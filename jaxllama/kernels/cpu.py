@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 
 LIBRARY = Path(__file__).parent / "_cpu.so"
+POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # for those who call C functions
 
 
 class Loaded(NamedTuple):

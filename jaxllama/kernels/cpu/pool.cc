@@ -11,6 +11,10 @@
 #include <sched.h>
 #endif
 
+#if JAXLLAMA_X86
+#include <xmmintrin.h>
+#endif
+
 #include "library.h"
 
 namespace jaxllama {
@@ -29,6 +33,30 @@ void pause() {
   std::this_thread::yield();
 #endif
 }
+
+// Flushes subnormal numbers to zero while it lives. Some of XLA's threads do and some do not; were it
+// left to them, a result could depend on the thread.
+class FlushSubnormals {
+ public:
+#if JAXLLAMA_X86
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kToZero | kFromZero); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kToZero = 0x8000, kFromZero = 0x0040;
+  unsigned before_;
+#elif defined(__aarch64__)
+  FlushSubnormals() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+    __asm__ volatile("msr fpcr, %0" ::"r"(before_ | kFlush));
+  }
+  ~FlushSubnormals() { __asm__ volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  static constexpr unsigned long kFlush = 1ul << 24;
+  unsigned long before_;
+#endif
+};
 
 int available_cores() {
 #ifdef __linux__
@@ -52,6 +80,7 @@ class Pool {
   }
 
   void run(int parts, Part part, void* context) {
+    const FlushSubnormals flush;
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
     if (parts < 2 || !owner.owns_lock() || count() == 1) {
       for (int each = 0; each < parts; ++each) part(context, each);
@@ -102,6 +131,7 @@ class Pool {
   }
 
   void work() {
+    const FlushSubnormals flush;
     unsigned heard = 0;
     while (!stopping_.load()) {
       inside_.fetch_add(1);

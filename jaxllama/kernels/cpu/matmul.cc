@@ -1,0 +1,106 @@
+#include "matmul.h"
+
+#include <algorithm>
+
+#include "isa.h"
+#include "pool.h"
+#include "scratch.h"
+
+namespace jaxllama {
+namespace {
+
+constexpr size_t kPassBytes = size_t{4} << 20;  // prepared rows kept at a time
+constexpr size_t kCacheBytes = size_t{384} << 10;  // prepared rows that stay in a core's cache
+constexpr int64_t kFewRows = 4;       // prepared by the caller alone
+constexpr int64_t kPartsPerThread = 6;  // of outputs: for balance
+
+// Rows in bands of at most `most`, as even as they come: sixteen in bands of six are 5, 5 and 6.
+struct Bands {
+  int64_t rows;
+  int64_t count;
+
+  Bands(int64_t rows, int most) : rows(rows), count((rows + most - 1) / most) {}
+
+  int64_t start(int64_t band) const { return band * rows / count; }
+  int height(int64_t band) const { return static_cast<int>(start(band + 1) - start(band)); }
+};
+
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+struct RowBytes {
+  size_t inputs, scales, sums;
+
+  explicit RowBytes(const Weights& weights)
+      : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
+        scales(is_packed(weights.kind) ? weights.blocks * sizeof(float) : 0),
+        sums(is_packed(weights.kind)
+                 ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
+                 : 0) {}
+
+  size_t total() const { return inputs + 2 * scales + sums; }
+};
+
+bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
+  const RowBytes bytes(weights);
+  const size_t inputs = aligned(rows * bytes.inputs), scales = aligned(rows * bytes.scales);
+  unsigned char* room = scratch(inputs + 2 * scales + aligned(rows * bytes.sums));
+  if (room == nullptr) return false;
+  prepared->inputs = room;
+  prepared->scales = reinterpret_cast<float*>(room + inputs);
+  prepared->zeros = reinterpret_cast<int32_t*>(room + inputs + scales);
+  prepared->sums = reinterpret_cast<float*>(room + inputs + 2 * scales);
+  return true;
+}
+
+// Rows that fit the scratch memory.
+void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finish, int64_t first,
+                   const Bands& bands, const Prepared& prepared) {
+  const MatmulOps& ops = JAXLLAMA_PICK(matmul_ops);
+  const auto band_of = [&](int64_t band) {
+    return Band{first + bands.start(band), bands.height(band)};
+  };
+  const auto prepare = [&](int64_t band) {
+    ops.prepare(weights, rows, prepared, band_of(band), bands.start(band));
+  };
+  const bool few = bands.rows <= kFewRows;
+  parallel_for(few ? 1 : static_cast<int>(bands.count), [&](int part) {
+    for (int64_t band = part; band < (few ? bands.count : part + 1); ++band) prepare(band);
+  });
+
+  // Parts are a run of tiles times a run of bands. Few rows: every thread reads its own weights
+  // once. Many: the rows of a run stay in the cache while all weights pass by.
+  const int64_t row_bytes = static_cast<int64_t>(RowBytes(weights).total());
+  const int64_t per_run =
+      std::max<int64_t>(1, static_cast<int64_t>(kCacheBytes) / (row_bytes * ops.most_rows));
+  const int64_t runs = (bands.count + per_run - 1) / per_run;
+  const int64_t wanted = kPartsPerThread * threads();
+  const int64_t per_chunk = std::max<int64_t>(1, weights.tiles / wanted);
+  const int64_t chunks = (weights.tiles + per_chunk - 1) / per_chunk;
+  parallel_for(static_cast<int>(runs * chunks), [&](int part) {
+    const int64_t run = part / chunks, chunk = part % chunks;
+    const int64_t last_tile = std::min(weights.tiles, (chunk + 1) * per_chunk);
+    const int64_t last_band = std::min(bands.count, (run + 1) * per_run);
+    for (int64_t tile = chunk * per_chunk; tile < last_tile; ++tile) {
+      for (int64_t band = run * per_run; band < last_band; ++band) {
+        ops.multiply(weights, tile, prepared, bands.start(band), band_of(band), finish);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
+  const int most_rows = JAXLLAMA_PICK(matmul_ops).most_rows;
+  const int64_t room = static_cast<int64_t>(kPassBytes / RowBytes(weights).total());
+  const int64_t most = std::max<int64_t>(1, room / most_rows) * most_rows;
+  for (int64_t first = 0; first < rows.count; first += most) {
+    const Bands bands(std::min(most, rows.count - first), most_rows);
+    Prepared prepared;
+    if (!lay_out(weights, bands.rows, &prepared)) return false;
+    multiply_pass(weights, rows, finish, first, bands, prepared);
+  }
+  return true;
+}
+
+}  // namespace jaxllama

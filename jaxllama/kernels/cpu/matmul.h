@@ -1,0 +1,74 @@
+// y = f(x · W): what a matmul kernel does, and the body of it that each instruction set provides.
+//
+// Called by ffi_matmul.cc, which has checked every size. Rows are prepared first (normed, quantised
+// or rounded, laid out), then multiplied tile by tile. Bit rule: what happens to a row never depends
+// on the others; its sums run over the blocks of inputs in order.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weights.h"
+
+namespace jaxllama {
+
+// The rows that go in: [count, width], float32.
+struct Rows {
+  const float* x;
+  const float* norm;     // [width] weight of a root-mean-square norm, or null for none
+  const int32_t* order;  // [width] which input of x the k-th input of W is, or null for the same
+  float eps;
+  int64_t count;
+  int64_t width;
+};
+
+// What becomes of the sums.
+struct Finish {
+  const float* bias;      // [tiles][32], or null
+  const float* residual;  // [rows, outward] to add, or null
+  float* y;               // [rows, outward]
+  int64_t outward;
+  bool swiglu;  // outputs are gates and values by turns of sixteen: y = silu(gate) * value
+};
+
+// Rows ready to be multiplied, in bands of a few: [band][block][row of the band][32 inputs]. The
+// arrays of a band start where its first row's would if every row had the same room.
+struct Prepared {
+  uint8_t* inputs;  // int8 for packed weights, bfloat16 for bf16, else float32
+  float* scales;    // [band][block][row]: packed only
+  int32_t* zeros;   // [band][block][row]: what a sum of codes starts from: -zero * sum of inputs
+  float* sums;      // [band][group][row]: scale * sum of inputs, if there are minima
+};
+
+// Some neighbouring rows that are multiplied together.
+struct Band {
+  int64_t first;
+  int count;
+};
+
+[[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {
+  return is_packed(kind) ? 1 : kind == Kind::bf16 ? 2 : 4;
+}
+
+struct MatmulOps {
+  int most_rows;  // of a band
+  // `local` counts the band's first row from the first prepared one.
+  void (*prepare)(const Weights&, const Rows&, const Prepared&, Band, int64_t local);
+  void (*multiply)(const Weights&, int64_t tile, const Prepared&, int64_t local, Band,
+                   const Finish&);
+};
+
+namespace portable {
+extern const MatmulOps matmul_ops;
+}
+namespace avx2 {
+extern const MatmulOps matmul_ops;
+}
+namespace avx512 {
+extern const MatmulOps matmul_ops;
+}
+
+// False if there is no memory for the prepared rows.
+bool matmul(const Weights& weights, const Rows& rows, const Finish& finish);
+
+}  // namespace jaxllama

@@ -1,0 +1,374 @@
+// The matmul kernels, written once over the sixteen-lane vectors of an instruction set.
+//
+// Included by matmul_<isa>.cc inside its namespace, after the vector type `F` and its operations are
+// defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
+// rows, exactly, in integers; kMostRows is what registers allow. Everything else is here.
+
+constexpr float kLargestCode = 127.0f;
+constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
+constexpr float kLargest = 3.0e38f;
+
+// ---- rows
+
+// Sixteen numbers of a row, zero past its end.
+inline F load_part(const float* from, int64_t left) {
+  if (left >= kHalf) return load(from);
+  float part[kHalf] = {};
+  for (int64_t each = 0; each < left; ++each) part[each] = from[each];
+  return load(part);
+}
+
+inline float inverse_root(const Rows& rows, const float* x) {
+  F squares = zero();
+  for (int64_t k = 0; k < rows.width; k += kHalf) {
+    const F part = load_part(x + k, rows.width - k);
+    squares = fma(part, part, squares);
+  }
+  return 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(rows.width) + rows.eps);
+}
+
+// Thirty-two inputs of a row as W wants them: normed, in W's order, zero past the end.
+inline void read_block(const Rows& rows, const float* x, float root, int64_t start, F (&block)[2]) {
+  for (int h = 0; h < 2; ++h) {
+    const int64_t k = start + h * kHalf;
+    const int64_t left = rows.width - k;
+    if (rows.order == nullptr) {
+      block[h] = left > 0 ? load_part(x + k, left) : zero();
+      if (rows.norm != nullptr && left > 0) {
+        block[h] = mul(mul(block[h], set(root)), load_part(rows.norm + k, left));
+      }
+      continue;
+    }
+    float part[kHalf] = {};
+    for (int64_t each = 0; each < kHalf && each < left; ++each) {
+      const int32_t from = rows.order[k + each];
+      part[each] = rows.norm == nullptr ? x[from] : x[from] * root * rows.norm[from];
+    }
+    block[h] = load(part);
+  }
+}
+
+// To int8 with one scale; NaN and infinity come out as a scale that is not finite.
+inline void quantise_block(const Weights& weights, const F (&block)[2], int8_t* inputs,
+                           float* scale, int32_t* start, float* total) {
+  const float largest = largest_magnitude(block[0], block[1]);
+  int32_t codes = 0;
+  if (largest >= kSmallest && largest <= kLargest) {
+    codes = quantise(block[0], block[1], kLargestCode / largest, inputs);
+  } else {
+    for (int k = 0; k < kBlock; ++k) inputs[k] = 0;
+  }
+  *scale = largest / kLargestCode;
+  *start = -codes * (weights.kind == Kind::q4 ? weights.zero : kZeroOfEight);
+  *total = *scale * static_cast<float>(codes);
+}
+
+inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
+                           int64_t local) {
+  const int64_t blocks = weights.blocks;
+  const int64_t groups = (blocks + weights.group - 1) / weights.group;
+  int8_t* inputs = reinterpret_cast<int8_t*>(to.inputs) + local * blocks * kBlock;
+  float* scales = to.scales + local * blocks;
+  int32_t* zeros = to.zeros + local * blocks;
+  float* sums = to.sums + local * groups;
+  for (int row = 0; row < band.count; ++row) {
+    const float* x = rows.x + (band.first + row) * rows.width;
+    const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
+    float total = 0.0f;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t at = block * band.count + row;
+      F part[2];
+      float share;
+      read_block(rows, x, root, block * kBlock, part);
+      quantise_block(weights, part, inputs + at * kBlock, scales + at, zeros + at, &share);
+      total = block % weights.group == 0 ? share : total + share;
+      sums[block / weights.group * band.count + row] = total;
+    }
+  }
+}
+
+inline void prepare_dense(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
+                          int64_t local) {
+  const bool narrow = weights.kind == Kind::bf16;
+  uint8_t* inputs = to.inputs + local * weights.blocks * kBlock * input_bytes(weights.kind);
+  for (int row = 0; row < band.count; ++row) {
+    const float* x = rows.x + (band.first + row) * rows.width;
+    const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
+    for (int64_t block = 0; block < weights.blocks; ++block) {
+      const int64_t at = (block * band.count + row) * kBlock;
+      F part[2];
+      read_block(rows, x, root, block * kBlock, part);
+      if (narrow) {
+        store_narrow(reinterpret_cast<uint16_t*>(inputs) + at, part[0], part[1]);
+      } else {
+        store(reinterpret_cast<float*>(inputs) + at, part[0]);
+        store(reinterpret_cast<float*>(inputs) + at + kHalf, part[1]);
+      }
+    }
+  }
+}
+
+void prepare(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
+             int64_t local) {
+  if (is_packed(weights.kind)) {
+    prepare_packed(weights, rows, to, band, local);
+  } else {
+    prepare_dense(weights, rows, to, band, local);
+  }
+}
+
+// ---- tiles
+
+template <int N>
+using Sums = F[N][2];
+
+// Scales and minima of a tile, whatever they are kept in.
+template <Scales scaling, bool minima>
+struct Scaler {
+  const Weights& weights;
+  int64_t first;  // group of this tile
+
+  Scaler(const Weights& weights, int64_t tile, int64_t groups)
+      : weights(weights), first(tile * groups) {}
+
+  void read(int64_t group, F (&scale)[2], F (&minimum)[2]) const {
+    constexpr int kinds = minima ? 2 : 1;
+    for (int h = 0; h < 2; ++h) {
+      const int64_t at = (first + group) * kinds * kTile + h * kHalf;
+      if constexpr (scaling == Scales::half) {
+        const auto* from = static_cast<const uint16_t*>(weights.scales) + at;
+        scale[h] = load_half(from);
+        if constexpr (minima) minimum[h] = load_half(from + kTile);
+      } else if constexpr (scaling == Scales::full) {
+        const auto* from = static_cast<const float*>(weights.scales) + at;
+        scale[h] = load(from);
+        if constexpr (minima) minimum[h] = load(from + kTile);
+      } else {
+        const int64_t unit = (first + group) / kBlocksPerUnit * kinds * kTile + h * kHalf;
+        const auto* units = static_cast<const uint16_t*>(weights.scales) + unit;
+        scale[h] = mul(load_bytes(weights.steps + at), load_half(units));
+        if constexpr (minima) {
+          minimum[h] = mul(load_bytes(weights.steps + at + kTile), load_half(units + kTile));
+        }
+      }
+    }
+  }
+};
+
+// Weights are read once and in order: ask for them this far ahead.
+constexpr int kAhead = 4096;
+
+template <int bits, Scales scaling, bool minima, bool single, int N>
+void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
+                     Sums<N>& sums) {
+  constexpr size_t bytes = block_bytes(bits == 4 ? Kind::q4 : Kind::q8);
+  const int64_t blocks = weights.blocks;
+  const int64_t group = single ? 1 : weights.group;
+  const int64_t groups = (blocks + group - 1) / group;
+  const uint8_t* codes = weights.codes + tile * blocks * bytes;
+  const int8_t* inputs = reinterpret_cast<const int8_t*>(from.inputs) + local * blocks * kBlock;
+  const float* scales = from.scales + local * blocks;
+  const int32_t* zeros = from.zeros + local * blocks;
+  const float* totals = from.sums + local * groups;
+  const Scaler<scaling, minima> scaler(weights, tile, groups);
+
+  F acc[N][2];
+  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
+  for (int64_t g = 0; g < groups; ++g) {
+    F part[N][2];
+    UNROLL for (int r = 0; r < N; ++r) part[r][0] = part[r][1] = zero();
+    int64_t left = single ? 1 : (g + 1) * group <= blocks ? group : blocks - g * group;
+    for (; left > 0; --left) {
+      F dot[N][2];
+      UNROLL for (size_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(codes + kAhead + line);
+      }
+      dots<bits, N>(codes, inputs, zeros, dot);
+      UNROLL for (int r = 0; r < N; ++r) {
+        const F scale = set(scales[r]);
+        UNROLL for (int h = 0; h < 2; ++h) {
+          part[r][h] = single ? mul(dot[r][h], scale) : fma(dot[r][h], scale, part[r][h]);
+        }
+      }
+      codes += bytes;
+      inputs += N * kBlock;
+      scales += N;
+      zeros += N;
+    }
+    F scale[2], minimum[2];
+    scaler.read(g, scale, minimum);
+    UNROLL for (int r = 0; r < N; ++r) {
+      UNROLL for (int h = 0; h < 2; ++h) {
+        acc[r][h] = fma(scale[h], part[r][h], acc[r][h]);
+        if constexpr (minima) acc[r][h] = fma(minimum[h], set(totals[g * N + r]), acc[r][h]);
+      }
+    }
+  }
+  UNROLL for (int r = 0; r < N; ++r) {
+    sums[r][0] = acc[r][0];
+    sums[r][1] = acc[r][1];
+  }
+}
+
+template <Kind kind, int N>
+void multiply_dense(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
+                    Sums<N>& sums) {
+  constexpr size_t bytes = block_bytes(kind);
+  const uint8_t* numbers = weights.codes + tile * weights.blocks * bytes;
+  const uint8_t* inputs = from.inputs + local * weights.blocks * kBlock * input_bytes(kind);
+  F acc[N][2];
+  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
+  for (int64_t block = 0; block < weights.blocks; ++block) {
+    if constexpr (kind == Kind::bf16) {
+      const auto* x = reinterpret_cast<const uint16_t*>(inputs);
+      for (int pair = 0; pair < kBlock / 2; ++pair) {
+        const auto* w = reinterpret_cast<const uint16_t*>(numbers) + pair * 2 * kTile;
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(w) + kAhead);
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(w) + kAhead + 64);
+        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + kTile);
+        UNROLL for (int r = 0; r < N; ++r) {
+          const Pairs b = set_pair(x + r * kBlock + 2 * pair);
+          acc[r][0] = dot_pairs(w0, b, acc[r][0]);
+          acc[r][1] = dot_pairs(w1, b, acc[r][1]);
+        }
+      }
+    } else {
+      const auto* x = reinterpret_cast<const float*>(inputs);
+      for (int k = 0; k < kBlock; ++k) {
+        const uint8_t* w = numbers + k * bytes / kBlock;
+        __builtin_prefetch(w + kAhead);
+        F w0, w1;
+        if constexpr (kind == Kind::f16) {
+          w0 = load_half(reinterpret_cast<const uint16_t*>(w));
+          w1 = load_half(reinterpret_cast<const uint16_t*>(w) + kHalf);
+        } else {
+          __builtin_prefetch(w + kAhead + 64);
+          w0 = load(reinterpret_cast<const float*>(w));
+          w1 = load(reinterpret_cast<const float*>(w) + kHalf);
+        }
+        UNROLL for (int r = 0; r < N; ++r) {
+          const F b = set(x[r * kBlock + k]);
+          acc[r][0] = fma(w0, b, acc[r][0]);
+          acc[r][1] = fma(w1, b, acc[r][1]);
+        }
+      }
+    }
+    numbers += bytes;
+    inputs += N * kBlock * input_bytes(kind);
+  }
+  UNROLL for (int r = 0; r < N; ++r) {
+    sums[r][0] = acc[r][0];
+    sums[r][1] = acc[r][1];
+  }
+}
+
+// ---- finish
+
+// e^x to a few units in the last place; what would overflow is as large as float32 allows.
+inline F exponential(F x) {
+  x = at_most(88.3f, at_least(-87.3f, x));
+  const F whole = round_even(mul(x, set(1.44269504f)));
+  F rest = fma(whole, set(-0.693359375f), x);
+  rest = fma(whole, set(2.12194440e-4f), rest);
+  F p = set(1.9875691500e-4f);
+  p = fma(p, rest, set(1.3981999507e-3f));
+  p = fma(p, rest, set(8.3334519073e-3f));
+  p = fma(p, rest, set(4.1665795894e-2f));
+  p = fma(p, rest, set(1.6666665459e-1f));
+  p = fma(p, rest, set(5.0000001201e-1f));
+  p = fma(p, mul(rest, rest), add(rest, set(1.0f)));
+  return times_power(p, whole);
+}
+
+inline F swiglu(F gate, F value) {
+  const F down = exponential(sub(zero(), gate));
+  return mul(divide(gate, add(set(1.0f), down)), value);
+}
+
+inline void store_part(float* to, F value, int64_t left) {
+  if (left >= kHalf) {
+    store(to, value);
+    return;
+  }
+  float part[kHalf];
+  store(part, value);
+  for (int64_t each = 0; each < left; ++each) to[each] = part[each];
+}
+
+// Sixteen finished outputs of a row, `at` counting from its first.
+inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
+  const int64_t left = finish.outward - at;
+  if (left <= 0) return;
+  if (finish.residual != nullptr) {
+    value = add(load_part(finish.residual + row * finish.outward + at, left), value);
+  }
+  store_part(finish.y + row * finish.outward + at, value, left);
+}
+
+template <int N>
+void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
+  const int64_t at = tile * kTile;
+  for (int r = 0; r < N; ++r) {
+    const int64_t row = band.first + r;
+    if (finish.bias != nullptr) {
+      for (int h = 0; h < 2; ++h) sums[r][h] = add(sums[r][h], load(finish.bias + at + h * kHalf));
+    }
+    if (finish.swiglu) {
+      put(finish, row, tile * kHalf, swiglu(sums[r][0], sums[r][1]));
+    } else {
+      put(finish, row, at, sums[r][0]);
+      put(finish, row, at + kHalf, sums[r][1]);
+    }
+  }
+}
+
+// ---- choosing among the templates
+
+template <int N>
+void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
+                   Band band, const Finish& finish) {
+  Sums<N> sums;
+#define PACKED(bits, scaling, minima, single) \
+  multiply_packed<bits, Scales::scaling, minima, single, N>(weights, tile, from, local, sums)
+#define SCALED(bits, scaling)                                                           \
+  (weights.has_minima                                                                   \
+       ? (weights.group == 1 ? PACKED(bits, scaling, true, true)                        \
+                             : PACKED(bits, scaling, true, false))                      \
+       : (weights.group == 1 ? PACKED(bits, scaling, false, true)                       \
+                             : PACKED(bits, scaling, false, false)))
+  switch (weights.kind) {
+    case Kind::q4:
+      if (weights.scaling == Scales::half) SCALED(4, half);
+      if (weights.scaling == Scales::full) SCALED(4, full);
+      if (weights.scaling == Scales::steps) PACKED(4, steps, true, true);
+      break;
+    case Kind::q8:
+      if (weights.scaling == Scales::half) SCALED(8, half);
+      if (weights.scaling == Scales::full) SCALED(8, full);
+      break;
+    case Kind::bf16:
+      multiply_dense<Kind::bf16, N>(weights, tile, from, local, sums);
+      break;
+    case Kind::f16:
+      multiply_dense<Kind::f16, N>(weights, tile, from, local, sums);
+      break;
+    case Kind::f32:
+      multiply_dense<Kind::f32, N>(weights, tile, from, local, sums);
+      break;
+  }
+#undef SCALED
+#undef PACKED
+  finish_tile<N>(finish, tile, band, sums);
+}
+
+void multiply(const Weights& weights, int64_t tile, const Prepared& from, int64_t local, Band band,
+              const Finish& finish) {
+  switch (band.count) {
+#define ROWS(N)                                                                           \
+  case N:                                                                                 \
+    if constexpr (N <= kMostRows) multiply_band<N>(weights, tile, from, local, band, finish); \
+    break;
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#undef ROWS
+  }
+}

@@ -1,0 +1,184 @@
+// Matmul in plain C++, for any processor.
+#include "matmul.h"
+
+#include "half.h"
+
+#define UNROLL  // there are no registers to fill
+
+namespace jaxllama::portable {
+namespace {
+
+struct F {
+  float v[kHalf];
+};
+
+struct Pairs {
+  F even, odd;
+};
+
+constexpr int kMostRows = 1;
+constexpr int kZeroOfEight = 128;
+
+#define LANES for (int i = 0; i < kHalf; ++i)
+
+inline F set(float x) {
+  F y;
+  LANES y.v[i] = x;
+  return y;
+}
+inline F zero() { return set(0.0f); }
+inline F load(const float* from) {
+  F y;
+  LANES y.v[i] = from[i];
+  return y;
+}
+inline void store(float* to, const F& x) { LANES to[i] = x.v[i]; }
+inline F add(F x, const F& y) {
+  LANES x.v[i] += y.v[i];
+  return x;
+}
+inline F sub(F x, const F& y) {
+  LANES x.v[i] -= y.v[i];
+  return x;
+}
+inline F mul(F x, const F& y) {
+  LANES x.v[i] *= y.v[i];
+  return x;
+}
+inline F divide(F x, const F& y) {
+  LANES x.v[i] /= y.v[i];
+  return x;
+}
+inline F fma(F x, const F& y, const F& z) {
+  LANES x.v[i] = x.v[i] * y.v[i] + z.v[i];
+  return x;
+}
+inline float sum(const F& x) {
+  float total = 0.0f;
+  LANES total += x.v[i];
+  return total;
+}
+// Both keep a NaN of x.
+inline F at_least(float low, F x) {
+  LANES x.v[i] = x.v[i] < low ? low : x.v[i];
+  return x;
+}
+inline F at_most(float high, F x) {
+  LANES x.v[i] = x.v[i] > high ? high : x.v[i];
+  return x;
+}
+
+// Adding pushes the fraction out of a float; right for what is smaller than 2^22.
+constexpr float kPush = 12582912.0f;
+
+inline F round_even(F x) {
+  LANES x.v[i] = (x.v[i] + kPush) - kPush;
+  return x;
+}
+
+inline F times_power(F x, const F& power) {
+  LANES {
+    // A NaN has no power; x is one then and stays one.
+    const int exponent = power.v[i] == power.v[i] ? static_cast<int>(power.v[i]) : 0;
+    x.v[i] *= float_of(static_cast<uint32_t>(exponent + 127) << 23);
+  }
+  return x;
+}
+
+inline F load_half(const uint16_t* from) {
+  F y;
+  LANES y.v[i] = widen_half(from[i]);
+  return y;
+}
+
+inline F load_bytes(const uint8_t* from) {
+  F y;
+  LANES y.v[i] = static_cast<float>(from[i]);
+  return y;
+}
+
+// Compared as integers, so that a NaN is larger than everything.
+inline float largest_magnitude(const F& x, const F& y) {
+  uint32_t largest = 0;
+  LANES {
+    const uint32_t a = bits_of(x.v[i]) & 0x7fffffff, b = bits_of(y.v[i]) & 0x7fffffff;
+    largest = a > largest ? a : largest;
+    largest = b > largest ? b : largest;
+  }
+  return float_of(largest);
+}
+
+// Rounds thirty-two numbers times `factor` to bytes; returns their sum.
+inline int32_t quantise(const F& x, const F& y, float factor, int8_t* to) {
+  int32_t total = 0;
+  LANES {
+    to[i] = static_cast<int8_t>((x.v[i] * factor + kPush) - kPush);
+    to[i + kHalf] = static_cast<int8_t>((y.v[i] * factor + kPush) - kPush);
+    total += to[i] + to[i + kHalf];
+  }
+  return total;
+}
+
+// To the nearest bfloat16, ties to even; a NaN stays one.
+inline uint16_t narrow(float x) {
+  const uint32_t bits = bits_of(x);
+  if (x != x) return static_cast<uint16_t>((bits | 0x400000) >> 16);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline void store_narrow(uint16_t* to, const F& x, const F& y) {
+  LANES {
+    to[i] = narrow(x.v[i]);
+    to[i + kHalf] = narrow(y.v[i]);
+  }
+}
+
+inline Pairs load_pairs(const uint16_t* from) {
+  Pairs y;
+  LANES {
+    y.even.v[i] = widen_bfloat(from[2 * i]);
+    y.odd.v[i] = widen_bfloat(from[2 * i + 1]);
+  }
+  return y;
+}
+
+inline Pairs set_pair(const uint16_t* from) { return {set(widen_bfloat(from[0])), set(widen_bfloat(from[1]))}; }
+
+inline F dot_pairs(const Pairs& w, const Pairs& x, const F& sum) {
+  return fma(w.even, x.even, fma(w.odd, x.odd, sum));
+}
+
+inline int32_t dot_four(const uint8_t* w, const int8_t* x) {
+  return w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3];
+}
+
+inline int32_t dot_nibbles(const uint8_t* w, const int8_t* x) {
+  int32_t total = 0;
+  for (int b = 0; b < 4; ++b) total += (w[b] & 15) * x[b] + (w[b] >> 4) * x[b + 16];
+  return total;
+}
+
+template <int bits, int N>
+inline void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+  for (int r = 0; r < N; ++r) {
+    const int8_t* x = inputs + r * kBlock;
+    for (int h = 0; h < 2; ++h) {
+      int32_t acc[kHalf];
+      LANES acc[i] = zeros[r];
+      for (int j = 0; j < (bits == 4 ? 4 : 8); ++j) {
+        const uint8_t* w = codes + (2 * j + h) * 64;
+        LANES acc[i] += bits == 4 ? dot_nibbles(w + 4 * i, x + 4 * j)
+                                  : dot_four(w + 4 * i, x + 4 * j);
+      }
+      LANES out[r][h].v[i] = static_cast<float>(acc[i]);
+    }
+  }
+}
+
+#include "matmul_body.h"
+
+}  // namespace
+
+const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+
+}  // namespace jaxllama::portable

@@ -1,0 +1,117 @@
+"""Matmul on CPU by hand-written kernels, fused with what surrounds it in a Llama block.
+
+Called at trace time by the model when the kernels are available. Rows are float32. Packed weights
+meet inputs quantised to eight bits (one scale per row and 32 inputs), bf16 weights meet inputs
+rounded to bf16, f16 and f32 weights meet them as they are; sums are float32.
+
+Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.kernels import cpu
+from jaxllama.kernels.tiled import BLOCK, KINDS, Tiled
+from jaxllama.shapes import Array, Float, Int
+
+
+def normed_matmul(
+    x: Float[Array, "L I"], norm: Float[Array, " I"] | None, eps: float, weight: Tiled
+) -> Float[Array, "L O"]:
+    """norm(x) · weight + bias; no norm if None."""
+    return multiply(x, norm, eps, weight, None)
+
+
+def normed_swiglu(
+    x: Float[Array, "L I"], norm: Float[Array, " I"] | None, eps: float, gate_up: Tiled
+) -> Float[Array, "L F"]:
+    """silu(norm(x) · gate) * (norm(x) · up), from one matrix made by `tile_pair`."""
+    if not gate_up.paired:
+        raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
+    return multiply(x, norm, eps, gate_up, None)
+
+
+def matmul_add(
+    x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"]
+) -> Float[Array, "L O"]:
+    """Residual + x · weight + bias."""
+    return multiply(x, None, 0.0, weight, residual)
+
+
+def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
+    """Some outputs of the matrix, unpacked: an embedding lookup. Ids past the end are clamped."""
+    if weight.paired or weight.order is not None:
+        raise ValueError("rows can be taken of a plain matrix only: not paired, not reordered")
+    inward, outward = weight.shape
+    cpu.library()
+    call = jax.ffi.ffi_call(
+        "jaxllama_take_rows", jax.ShapeDtypeStruct((tokens.shape[0], inward), jnp.float32)
+    )
+    return call(
+        tokens.astype(jnp.int32), *stored(weight), **attributes(weight), outward=np.int64(outward)
+    )
+
+
+def multiply(
+    x: Float[Array, "L I"],
+    norm: Float[Array, " I"] | None,
+    eps: float,
+    weight: Tiled,
+    residual: Float[Array, "L O"] | None,
+) -> Float[Array, "L O"]:
+    """The one call behind all of them."""
+    check(x, norm, weight, residual)
+    if x.shape[0] == 0:
+        return jnp.zeros((0, weight.shape[1]), jnp.float32)
+    cpu.library()
+    call = jax.ffi.ffi_call(
+        "jaxllama_matmul", jax.ShapeDtypeStruct((x.shape[0], weight.shape[1]), jnp.float32)
+    )
+    return call(
+        x,
+        or_empty(norm),
+        or_empty(weight.order, jnp.int32),
+        *stored(weight),
+        or_empty(weight.bias),
+        or_empty(residual),
+        **attributes(weight),
+        swiglu=np.int64(weight.paired),
+        eps=np.float32(eps),
+    )
+
+
+def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -> None:
+    """Refuse at trace time what the kernel would refuse at run time."""
+    inward, outward = weight.shape
+    expected = {
+        "x": (x, (x.shape[0], inward)),
+        "norm": (norm, (inward,)),
+        "residual": (residual, (x.shape[0], outward)),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and (array.shape != shape or array.dtype != jnp.float32):
+            raise ValueError(
+                f"{name} is {array.dtype} {array.shape}; weights of shape {weight.shape} need "
+                f"float32 {shape}"
+            )
+
+
+def stored(weight: Tiled) -> tuple[Array, Array, Array]:
+    """The arrays of a matrix as the kernels take them."""
+    scales = or_empty(weight.scales, jnp.uint16)
+    return weight.codes, scales, or_empty(weight.steps, jnp.uint8)
+
+
+def attributes(weight: Tiled) -> dict[str, np.int64]:
+    """What the kernels must know of a matrix besides its arrays."""
+    return {
+        "kind": np.int64(KINDS.index(weight.kind)),
+        "group": np.int64(weight.group // BLOCK),
+        "zero": np.int64(weight.zero),
+    }
+
+
+def or_empty(array: Array | None, dtype: jnp.dtype | type = jnp.float32) -> Array:
+    """Kernels know an absent array by its having no elements."""
+    return jnp.zeros(0, dtype) if array is None else array

@@ -1,0 +1,425 @@
+"""Tiled: a matrix laid out for the CPU kernels, in the few bits its file holds.
+
+Made once per weight, at load, by `tile` and `tile_pair` from the canonical forms: dense [in, out]
+or packed by output. Read by `cpu_matmul.py`. The layout itself is drawn in `cpu/weights.h`. Knows
+no model and no file format.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from jaxllama.kernels import cpu
+from jaxllama.shapes import Float
+
+Kind = Literal["q4", "q8", "bf16", "f16", "f32"]
+KINDS: tuple[Kind, ...] = ("q4", "q8", "bf16", "f16", "f32")
+TILE = 32  # outputs
+HALF = 16
+BLOCK = 32  # inputs
+EIGHT = 8  # blocks that share a unit of K-quant scales
+MIDDLE = 8  # what symmetric four-bit codes lie around
+NUMBERS = {"q4": 512, "q8": 1024, "bf16": 1024, "f16": 1024, "f32": 1024}  # stored, per block
+TYPES: dict[str, Any] = {"q4": np.uint8, "q8": np.uint8, "f32": np.float32}
+DENSE: dict[str, Kind] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+
+Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is built
+
+
+class PackedMatrix(Protocol):
+    """What a packed matrix looks like: weight = scale * code + minimum, stored by output."""
+
+    @property
+    def codes(self) -> Any: ...  # noqa: D102
+    @property
+    def scales(self) -> Any: ...  # noqa: D102
+    @property
+    def minima(self) -> Any | None: ...  # noqa: D102
+    @property
+    def bits(self) -> Literal[4, 8]: ...  # noqa: D102
+    @property
+    def group(self) -> int: ...  # noqa: D102
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+    """A logical [in, out] matrix as tiles of 32 outputs, cut into blocks of 32 inputs.
+
+    Tiles are the first axis of every part and blocks (or groups) the second, so slicing either
+    splits the matrix along its outputs or inputs.
+
+    codes   [tiles, blocks, ...] codes, or the numbers themselves (16-bit ones as UInt16 bits)
+    scales  [tiles, groups, 1 or 2, 32] float16 bits or float32: scales, then minima; None if dense
+    steps   [tiles, blocks, 2, 32] UInt8, or None: then scales are units, one for eight blocks
+    bias    [tiles, 32] float32, or None
+    order   [in] Int32, or None: which input of x the k-th row of the matrix belongs to
+    """
+
+    codes: Part
+    scales: Part | None
+    steps: Part | None
+    bias: Part | None
+    order: Part | None
+    kind: Kind = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})  # inputs that share a scale
+    zero: int = dataclasses.field(metadata={"static": True})  # what q4 codes lie around
+    spare_in: int = dataclasses.field(metadata={"static": True})  # rows that only fill a block
+    spare_out: int = dataclasses.field(metadata={"static": True})  # columns that only fill a tile
+    paired: bool = dataclasses.field(metadata={"static": True})  # two matrices by turns of 16
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Logical shape, [in, out]; of one of the two if paired."""
+        tiles, blocks = self.codes.shape[:2]
+        return blocks * BLOCK - self.spare_in, tiles * self.tile - self.spare_out
+
+    @property
+    def tile(self) -> int:
+        """Outputs in a tile."""
+        return HALF if self.paired else TILE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def tile(
+    *matrices: PackedMatrix | np.ndarray,
+    biases: Sequence[np.ndarray | None] = (),
+    order: np.ndarray | None = None,
+) -> Tiled:
+    """One matrix, or several side by side, for one call of a kernel; all parts NumPy.
+
+    Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
+    """
+    offsets = np.cumsum([0, *(outputs_of(each) for each in matrices)])
+    places = [Place(int(offset), -1) for offset in offsets[:-1]]
+    return lay_out(matrices, places, int(offsets[-1]), biases, order)
+
+
+def tile_pair(
+    gate: PackedMatrix | np.ndarray,
+    up: PackedMatrix | np.ndarray,
+    *,
+    biases: Sequence[np.ndarray | None] = (),
+    order: np.ndarray | None = None,
+) -> Tiled:
+    """Gate and up of a feed-forward block, by turns of sixteen outputs, for `normed_swiglu`."""
+    if outputs_of(gate) != outputs_of(up):
+        raise ValueError(f"gate has {outputs_of(gate)} outputs and up has {outputs_of(up)}")
+    return lay_out((gate, up), [Place(0, 0), Place(0, 1)], outputs_of(gate), biases, order)
+
+
+def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
+    """The matrix again, float32, each value exactly what the tiles mean; a pair side by side."""
+    codes = np.asarray(tiled.codes)
+    count, blocks = codes.shape[:2]
+    values = np.stack([numbers_of(tiled.kind, each) for each in codes])
+    if tiled.scales is not None:
+        scale, minimum = factors_of(tiled)
+        values = (values - np.float32(tiled.zero)) * scale + minimum
+    flat = values.reshape(count, blocks * BLOCK, TILE).transpose(1, 0, 2)
+    flat = flat[: flat.shape[0] - tiled.spare_in]
+    if not tiled.paired:
+        return flat.reshape(len(flat), -1)[:, : tiled.shape[1]]
+    halves = flat.reshape(len(flat), count, 2, HALF)
+    sides = [halves[:, :, side].reshape(len(flat), -1)[:, : tiled.shape[1]] for side in (0, 1)]
+    return np.concatenate(sides, axis=1)
+
+
+# ---- from matrices to tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the outputs of one matrix go: after others, or to its turn of every tile."""
+
+    offset: int
+    turn: int  # -1: none
+
+    def of(self, outputs: int) -> np.ndarray:
+        """The place of each output."""
+        each = np.arange(outputs)
+        if self.turn < 0:
+            return self.offset + each
+        return each // HALF * TILE + self.turn * HALF + each % HALF
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A packed matrix whose scales and minima are brought to the form of its company."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    minima: np.ndarray | None
+    bits: int
+    group: int
+    zero: int
+
+
+def outputs_of(matrix: PackedMatrix | np.ndarray) -> int:
+    """How many outputs a matrix has."""
+    return matrix.shape[1] if isinstance(matrix, np.ndarray) else matrix.codes.shape[0]
+
+
+def lay_out(
+    matrices: Sequence[PackedMatrix | np.ndarray],
+    places: Sequence[Place],
+    outward: int,
+    biases: Sequence[np.ndarray | None],
+    order: np.ndarray | None,
+) -> Tiled:
+    """Tiles of matrices of one kind."""
+    paired = places[0].turn >= 0
+    count = -(-outward // (HALF if paired else TILE))
+    dense = [each for each in matrices if isinstance(each, np.ndarray)]
+    if not dense:
+        sources = in_one_form([source_of(each) for each in matrices])
+        tiled = tile_packed(sources, places, count)
+    elif len(dense) == len(matrices):
+        tiled = tile_dense(dense, places, count)
+    else:
+        raise ValueError("packed and dense matrices cannot share tiles; tile them apart")
+    return dataclasses.replace(
+        tiled,
+        bias=tile_biases(biases, matrices, places, count),
+        order=None if order is None else checked_order(order, tiled.shape[0]),
+        spare_out=count * (HALF if paired else TILE) - outward,
+        paired=paired,
+    )
+
+
+def source_of(matrix: Any) -> Source:
+    """A packed matrix with what its minima say about its zero."""
+    codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
+    minima = None if matrix.minima is None else np.asarray(matrix.minima)
+    width = codes.shape[1] * (2 if matrix.bits == 4 else 1)  # noqa: PLR2004 - two per byte
+    if matrix.group % BLOCK or width % BLOCK:
+        raise ValueError(
+            f"groups of {matrix.group} in {width} inputs; the kernels take whole blocks of {BLOCK}"
+        )
+    expected = (codes.shape[0], -(-width // matrix.group))
+    if scales.shape != expected or (minima is not None and minima.shape != expected):
+        raise ValueError(f"scales have shape {scales.shape}; expected {expected}")
+    zero = 0
+    if matrix.bits == 4 and minima is not None and is_symmetric(scales, minima):  # noqa: PLR2004
+        minima, zero = None, MIDDLE
+    return Source(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero)
+
+
+def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
+    """Whether every minimum is -8 scales; the first output usually says no."""
+    return all(
+        bool(np.all(minima[part].astype(np.float32) == scales[part].astype(np.float32) * -MIDDLE))
+        for part in (slice(0, 1), slice(1, None))
+    )
+
+
+def in_one_form(sources: list[Source]) -> list[Source]:
+    """The same bits, group and zero for all; minima for all or none; one type of scales."""
+    first = sources[0]
+    for each in sources:
+        if (each.bits, each.group, each.codes.shape[1]) != (
+            first.bits,
+            first.group,
+            first.codes.shape[1],
+        ):
+            raise ValueError(
+                f"matrices of {first.bits} and {each.bits} bits, groups of {first.group} and "
+                f"{each.group} and rows of {first.codes.shape[1]} and {each.codes.shape[1]} bytes "
+                f"cannot share tiles; tile them apart"
+            )
+    if any(
+        each.zero != first.zero or (each.minima is None) != (first.minima is None)
+        for each in sources
+    ):
+        sources = [with_minima(each) for each in sources]
+    parts = [part for each in sources for part in (each.scales, each.minima) if part is not None]
+    narrow = all(part.dtype == np.float16 for part in parts)
+    kept = np.float16 if narrow else np.float32
+    return [
+        dataclasses.replace(
+            each,
+            scales=np.ascontiguousarray(each.scales, kept),
+            minima=None if each.minima is None else np.ascontiguousarray(each.minima, kept),
+        )
+        for each in sources
+    ]
+
+
+def with_minima(source: Source) -> Source:
+    """The same matrix around zero 0."""
+    if source.minima is not None:
+        return source
+    minima = source.scales.astype(np.float32) * -source.zero
+    narrow = minima.astype(np.float16)
+    exact = source.scales.dtype == np.float16 and bool(np.all(narrow == minima))
+    return dataclasses.replace(source, minima=narrow if exact else minima, zero=0)
+
+
+def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> Tiled:
+    """Codes by C++, scales by NumPy."""
+    first = sources[0]
+    blocks = first.codes.shape[1] * 8 // first.bits // BLOCK
+    kind: Kind = "q4" if first.bits == 4 else "q8"  # noqa: PLR2004
+    codes = np.zeros((count, blocks, NUMBERS[kind]), np.uint8)
+    for source, place in zip(sources, places, strict=True):
+        cpu.library().jaxllama_tile_packed(
+            source.bits, pointer(source.codes), *longs(len(source.codes), blocks, place.offset),
+            place.turn, pointer(codes),
+        )  # fmt: skip
+    stepped = [in_steps(each) for each in sources]
+    steps = None
+    if all(each is not None for each in stepped):
+        units = [each for each in stepped if each is not None]
+        scales = tile_factors([each[0] for each in units], places, count)
+        steps = tile_factors([each[1] for each in units], places, count)
+    else:
+        factors = [[each.scales] + [each.minima] * (each.minima is not None) for each in sources]
+        scales = tile_factors(factors, places, count)
+    return Tiled(
+        codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
+        group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
+    )  # fmt: skip
+
+
+def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """Units [out, groups/8] and steps [out, groups] of scales and minima, if exact: K-quants."""
+    minima = source.minima
+    rows, groups = source.scales.shape
+    wanted = source.bits == 4 and source.group == BLOCK and groups % EIGHT == 0  # noqa: PLR2004
+    if not wanted or minima is None or source.scales.dtype != np.float32:
+        return None
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for part in (source.scales, minima):
+        units = np.empty((rows, groups // EIGHT), np.float16)
+        steps = np.empty((rows, groups), np.uint8)
+        exact = cpu.library().jaxllama_find_steps(
+            pointer(part), *longs(rows, groups // EIGHT), pointer(units), pointer(steps)
+        )
+        if not exact:
+            return None
+        found.append((units, steps))
+    return [units for units, _ in found], [steps for _, steps in found]
+
+
+def tile_factors(
+    parts: Sequence[Sequence[np.ndarray | None]], places: Sequence[Place], count: int
+) -> np.ndarray:
+    """Numbers [out, groups] of each matrix, as [tiles, groups, how many, 32]."""
+    sample = parts[0][0]
+    assert sample is not None
+    tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
+    for matrix, place in zip(parts, places, strict=True):
+        for which, part in enumerate(matrix):
+            assert part is not None
+            tiled[place.of(len(part)), which] = part
+    shaped = tiled.reshape(count, TILE, len(parts[0]), sample.shape[1])
+    return np.ascontiguousarray(shaped.transpose(0, 3, 2, 1))
+
+
+def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) -> Tiled:
+    """Numbers by C++, in the type they have."""
+    first = matrices[0]
+    kind = DENSE.get(first.dtype.name)
+    if kind is None:
+        raise ValueError(f"dense weights are {first.dtype}; the kernels take {', '.join(DENSE)}")
+    if any(each.dtype != first.dtype or len(each) != len(first) for each in matrices):
+        raise ValueError("matrices of different types or widths cannot share tiles")
+    width, size = len(first), first.dtype.itemsize
+    blocks = -(-width // BLOCK)
+    codes = np.zeros((count, blocks, NUMBERS[kind]), TYPES.get(kind, np.uint16))
+    for matrix, place in zip(matrices, places, strict=True):
+        per_input, per_output = matrix.strides
+        cpu.library().jaxllama_tile_dense(
+            size, int(kind == "bf16"), pointer(matrix),
+            *longs(matrix.shape[1], width, per_output, per_input, place.offset), place.turn,
+            pointer(codes),
+        )  # fmt: skip
+    return Tiled(
+        codes=codes, scales=None, steps=None, bias=None, order=None, kind=kind, group=BLOCK,
+        zero=0, spare_in=blocks * BLOCK - width, spare_out=0, paired=False,
+    )  # fmt: skip
+
+
+def tile_biases(
+    biases: Sequence[np.ndarray | None],
+    matrices: Sequence[PackedMatrix | np.ndarray],
+    places: Sequence[Place],
+    count: int,
+) -> np.ndarray | None:
+    """One row of 32 per tile, zero where a matrix has no bias; None if none has."""
+    if all(each is None for each in biases):
+        return None
+    tiled = np.zeros(count * TILE, np.float32)
+    for bias, matrix, place in zip(biases, matrices, places, strict=True):
+        outputs = outputs_of(matrix)
+        if bias is not None:
+            if bias.shape != (outputs,):
+                raise ValueError(f"the bias has shape {bias.shape}; expected {(outputs,)}")
+            tiled[place.of(outputs)] = bias
+    return tiled.reshape(count, TILE)
+
+
+def checked_order(order: np.ndarray, width: int) -> np.ndarray:
+    """An order of inputs that names every one once."""
+    if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
+        raise ValueError(f"the order must name each of {width} inputs once")
+    return np.ascontiguousarray(order, np.int32)
+
+
+# ---- and back
+
+
+def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
+    """Codes, or the numbers themselves, of one tile: [blocks, 32 inputs, 32 outputs]."""
+    blocks = len(tiled)
+    if kind == "q4":
+        bytes_ = tiled.reshape(blocks, 4, 2, HALF, 4)
+        both = np.stack([bytes_ & 15, bytes_ >> 4], axis=1)  # [blocks, 2, 4, halves, 16, 4]
+        return both.transpose(0, 1, 2, 5, 3, 4).reshape(blocks, BLOCK, TILE).astype(np.float32)
+    if kind == "q8":
+        bytes_ = tiled.reshape(blocks, 8, 2, HALF, 4).transpose(0, 1, 4, 2, 3)
+        return bytes_.reshape(blocks, BLOCK, TILE).astype(np.float32) - np.float32(128)
+    if kind == "bf16":
+        pairs = tiled.reshape(blocks, HALF, 2, HALF, 2).transpose(0, 1, 4, 2, 3)
+        wide = np.ascontiguousarray(pairs).astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(blocks, BLOCK, TILE)
+    narrow = tiled.view(np.float16) if kind == "f16" else tiled
+    return narrow.reshape(blocks, BLOCK, TILE).astype(np.float32)
+
+
+def factors_of(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and minima, each [tiles, blocks, 1, 32] float32."""
+    scales = np.asarray(tiled.scales)
+    scales = (scales.view(np.float16) if scales.dtype == np.uint16 else scales).astype(np.float32)
+    blocks = tiled.codes.shape[1]
+    per_scale = EIGHT if tiled.steps is not None else tiled.group // BLOCK
+    scales = np.repeat(scales, per_scale, axis=1)[:, :blocks]
+    if tiled.steps is not None:
+        scales = scales * np.asarray(tiled.steps)
+    minima = scales[:, :, 1:] if scales.shape[2] == 2 else np.zeros_like(scales)  # noqa: PLR2004
+    return scales[:, :, :1], minima
+
+
+# ---- ctypes
+
+
+def pointer(array: np.ndarray) -> Any:
+    """The address of the first element."""
+    return array.ctypes.data_as(cpu.POINTER)
+
+
+def longs(*numbers: int) -> list[Any]:
+    """C's int64, which ctypes does not guess."""
+    return [cpu.LONG(number) for number in numbers]
+
+
+def bits_of(array: np.ndarray) -> np.ndarray:
+    """Half floats as bits: XLA:CPU would widen them."""
+    return array.view(np.uint16) if array.dtype == np.float16 else array
