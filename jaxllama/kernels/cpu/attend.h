@@ -17,6 +17,7 @@ namespace jaxllama {
 
 constexpr int ATTEND_BLOCK = 256;   // columns under one softmax before folding
 constexpr int ATTEND_QUERIES = 64;  // most query vectors worked on together
+constexpr int ATTEND_CHUNK = 64;    // columns packed at a time: stays in the nearest cache
 constexpr int ATTEND_APPEND = 16;   // prompt rows appended by one part
 
 enum class CacheKind { bf16, f16, f32, int8 };
@@ -68,14 +69,19 @@ struct AttendBody {
   void (*prompt)(const AttendPrompt&, std::int64_t part, float* scratch);
 };
 
-const AttendBody& attend_portable();
-const AttendBody& attend_avx2();
-const AttendBody& attend_avx512();
+namespace portable {
+extern const AttendBody attend_body;
+}
+namespace avx2 {
+extern const AttendBody attend_body;
+}
+namespace avx512 {
+extern const AttendBody attend_body;
+}
 
-// Floats of scratch a part may use.
-std::int64_t attend_scratch_size(std::int64_t size);
-
-void attend_step(const AttendStep& call, const AttendBody& body);
-void attend_prompt(AttendPrompt& call, const AttendBody& body);
+// Run all parts of a call; what the caller must fill in is all but `first_part`, `pending` (of the
+// right size, any content) and `tile`.
+void attend_step(const AttendStep& call);
+void attend_prompt(AttendPrompt call);
 
 }  // namespace jaxllama

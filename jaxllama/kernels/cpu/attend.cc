@@ -1,0 +1,78 @@
+// Shares the parts of attention out over the threads.
+#include "attend.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "isa.h"
+#include "pool.h"
+#include "scratch.h"
+
+namespace jaxllama {
+namespace {
+
+// What one thread needs for a part, as `Tile` in attend_body.h lays it out.
+float* room(std::int64_t size) {
+  const std::int64_t floats =
+      ATTEND_QUERIES * (3 * size + ATTEND_BLOCK) + (ATTEND_CHUNK + 1) * size + 2 * ATTEND_BLOCK;
+  unsigned char* bytes = scratch(static_cast<std::size_t>(floats) * sizeof(float));
+  if (bytes == nullptr) std::abort();  // out of memory inside a worker: there is nobody to tell
+  return reinterpret_cast<float*>(bytes);
+}
+
+// Rows of a tile: as many as their queries may be, a divisor of the block; fewer where there
+// would be too few tiles to go round.
+std::int64_t tile_rows(const AttendPrompt& call) {
+  const std::int64_t group = call.input.heads / call.cache.heads;
+  std::int64_t rows = 1;
+  while (2 * rows * group <= ATTEND_QUERIES) rows *= 2;
+  const std::int64_t wanted = threads() == 1 ? 1 : 4 * threads();
+  while (rows > 1 && call.count * call.cache.heads < wanted * rows) rows /= 2;
+  return rows;
+}
+
+std::size_t row_bytes(const AttendInput& input, const AttendCache& cache) {
+  return static_cast<std::size_t>(input.heads * cache.size) * sizeof(float);
+}
+
+}  // namespace
+
+void attend_step(const AttendStep& call) {
+  const AttendCache& cache = call.cache;
+  const AttendBody& body = JAXLLAMA_PICK(attend_body);
+  const std::int64_t window = call.input.window;
+  std::int32_t parts = 0;
+  for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
+    call.first_part[slot] = parts;
+    if (!call.active[slot]) {
+      float* out = call.input.out + slot * call.input.heads * cache.size;
+      std::memset(out, 0, row_bytes(call.input, cache));
+      continue;
+    }
+    const std::int64_t position = call.position[slot];
+    const std::int64_t low = window == 0 || position < window ? 0 : position - window + 1;
+    const auto blocks =
+        static_cast<std::int32_t>(position / ATTEND_BLOCK - low / ATTEND_BLOCK + 1);
+    for (std::int64_t head = 0; head < cache.heads; ++head) {
+      call.pending[slot * cache.heads + head] = blocks;
+    }
+    parts += blocks * static_cast<std::int32_t>(cache.heads);
+  }
+  call.first_part[cache.slots] = parts;
+  parallel_for(parts, [&](int part) { body.step(call, part, room(cache.size)); });
+}
+
+void attend_prompt(AttendPrompt call) {
+  const AttendCache& cache = call.cache;
+  const AttendBody& body = JAXLLAMA_PICK(attend_body);
+  if (call.count == 0) return;
+  const auto appends = static_cast<int>((call.count + ATTEND_APPEND - 1) / ATTEND_APPEND);
+  parallel_for(appends, [&](int part) { body.append(call, part, room(cache.size)); });
+  call.tile = tile_rows(call);
+  const std::int64_t first = call.start / call.tile;
+  const std::int64_t last = (call.start + call.count - 1) / call.tile;
+  const auto parts = static_cast<int>((last - first + 1) * cache.heads);
+  parallel_for(parts, [&](int part) { body.prompt(call, part, room(cache.size)); });
+}
+
+}  // namespace jaxllama

@@ -1,0 +1,600 @@
+// Attention, written once for every instruction set.
+//
+// Included by attend_portable.cc, attend_avx2.cc and attend_avx512.cc after they have defined their
+// vectors: WIDTH, Vec, load, store, set, first, add, subtract, multiply, divide, fma, larger,
+// at_least, whole, times_power, keep, highest, sum, transpose, widen, and DotOf<T>::Dot. All lies
+// in an unnamed namespace: the linker must never take one instruction set's copy for another's. For
+// the same reason only what compiles to nothing is used of the standard library. Compiled with
+// -ffp-contract=off: where a product and a sum are rounded together, it says `fma`.
+//
+// A tile is a few rows of one slot under one key/value head: all their query vectors meet the keys
+// of a block together. Keys are packed so that the lanes of a vector are columns (no sums across
+// lanes), values so that lanes are places of a head; both products are then the same small loop.
+
+constexpr int BLOCK = ATTEND_BLOCK;
+constexpr int CHUNK = ATTEND_CHUNK;
+constexpr float NOTHING = -__builtin_inff();
+
+inline std::int64_t smaller_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t larger_of(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+inline std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
+  return smaller_of(larger_of(x, low), high);
+}
+
+// 2^x for x <= 0; below 2^-150 nothing is left, NaN stays NaN.
+inline Vec exp2_of(Vec x) {
+  x = at_least(x, -200.0f);
+  const Vec power = whole(x), rest = subtract(x, power);
+  // The best polynomial of its degree for -0.5..0.5: off by 2e-7 at most.
+  Vec y = set(1.327647245e-3f);
+  y = fma(y, rest, set(9.675540961e-3f));
+  y = fma(y, rest, set(5.550713092e-2f));
+  y = fma(y, rest, set(2.402212024e-1f));
+  y = fma(y, rest, set(6.931469440e-1f));
+  y = fma(y, rest, set(1.0f));
+  return times_power(y, power);
+}
+
+// Asks for what will be packed two chunks from now, a row for every row packed meanwhile: the
+// processor's own prefetching stops at pages.
+struct Ahead {
+  const char* from;  // null where nothing follows
+  std::int64_t row;  // bytes
+
+  void fetch(std::int64_t index) const {
+    if (from == nullptr) return;
+    for (std::int64_t at = 0; at < row; at += 64) __builtin_prefetch(from + index * row + at, 0, 2);
+  }
+};
+
+// Products in float32; a vector holds one step of the sum.
+struct Wide {
+  static constexpr int PAIR = 1;
+
+  static Vec step(Vec sum, Vec b, Vec a) { return fma(b, a, sum); }
+
+  static void put_query(const float* from, std::int64_t size, float* to) {
+    std::memcpy(to, from, static_cast<std::size_t>(size) * sizeof(float));
+  }
+
+  static void put_weights(float* row, Vec first, Vec second) {
+    store(row, first);
+    store(row + WIDTH, second);
+  }
+  static std::int64_t weight_place(std::int64_t column) { return column; }
+
+  // [count, size] to [size, CHUNK]; columns from `count` on are zero up to a whole vector.
+  template <class T>
+  static void pack_keys(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
+                        float* to) {
+    for (std::int64_t group = 0; group < count; group += WIDTH) {
+      for (std::int64_t i = group; i < group + WIDTH; ++i) ahead.fetch(i);
+      for (std::int64_t place = 0; place < size; place += WIDTH) {
+        Vec square[WIDTH];
+        for (int i = 0; i < WIDTH; ++i) {
+          square[i] = group + i < count ? widen(rows + (group + i) * size + place) : set(0.0f);
+        }
+        transpose(square);
+        for (int i = 0; i < WIDTH; ++i) store(to + (place + i) * CHUNK + group, square[i]);
+      }
+    }
+  }
+
+  template <class T>
+  static const float* pack_values(const T* rows, std::int64_t count, std::int64_t size,
+                                  const Ahead& ahead, float* to) {
+    for (std::int64_t row = 0; row < count; ++row) {
+      ahead.fetch(row);
+      for (std::int64_t i = row * size; i < (row + 1) * size; i += WIDTH) {
+        store(to + i, widen(rows + i));
+      }
+    }
+    return to;
+  }
+  static const float* pack_values(const float* rows, std::int64_t count, std::int64_t,
+                                  const Ahead& ahead, float*) {
+    for (std::int64_t row = 0; row < count; ++row) ahead.fetch(row);
+    return rows;
+  }
+
+  static void pack_edge(const float*, bool, std::int64_t, float*) {}  // a step is never half
+};
+
+// A run of vectors [rows, steps] times a panel [steps, vectors], added to [rows, vectors].
+template <class Dot, int ROWS, int VECTORS>
+inline void multiply_tile(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
+                          std::int64_t steps, float* to, std::int64_t to_row) {
+  Vec sums[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) sums[i][j] = load(to + i * to_row + j * WIDTH);
+  }
+  for (std::int64_t step = 0; step < steps; ++step) {
+    Vec panel[VECTORS];
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) panel[j] = load(b + step * b_row + j * WIDTH);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+      const Vec factor = set(a[i * a_row + step]);
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j) sums[i][j] = Dot::step(sums[i][j], panel[j], factor);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) store(to + i * to_row + j * WIDTH, sums[i][j]);
+  }
+}
+
+template <class Dot, int ROWS>
+void multiply_rows(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
+                   std::int64_t steps, float* to, std::int64_t to_row, std::int64_t vectors) {
+  std::int64_t j = 0;
+  for (; j + TILE_VECTORS <= vectors; j += TILE_VECTORS) {
+    multiply_tile<Dot, ROWS, TILE_VECTORS>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH,
+                                           to_row);
+  }
+  if (TILE_VECTORS > 2 && j + 2 <= vectors) {
+    multiply_tile<Dot, ROWS, 2>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH, to_row);
+    j += 2;
+  }
+  if (j < vectors) {
+    multiply_tile<Dot, ROWS, 1>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH, to_row);
+  }
+}
+
+template <class Dot>
+void multiply_all(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
+                  std::int64_t steps, float* to, std::int64_t to_row, std::int64_t rows,
+                  std::int64_t vectors) {
+  std::int64_t i = 0;
+  for (; i + 6 <= rows; i += 6) {
+    multiply_rows<Dot, 6>(a + i * a_row, a_row, b, b_row, steps, to + i * to_row, to_row, vectors);
+  }
+  a += i * a_row;
+  to += i * to_row;
+  switch (rows - i) {
+    case 5: return multiply_rows<Dot, 5>(a, a_row, b, b_row, steps, to, to_row, vectors);
+    case 4: return multiply_rows<Dot, 4>(a, a_row, b, b_row, steps, to, to_row, vectors);
+    case 3: return multiply_rows<Dot, 3>(a, a_row, b, b_row, steps, to, to_row, vectors);
+    case 2: return multiply_rows<Dot, 2>(a, a_row, b, b_row, steps, to, to_row, vectors);
+    case 1: return multiply_rows<Dot, 1>(a, a_row, b, b_row, steps, to, to_row, vectors);
+    default: return;
+  }
+}
+
+// One head of the cache of one slot.
+template <class T>
+struct Side {
+  const T* keys;
+  const T* values;
+  const float* key_scales;
+  const float* value_scales;
+  std::int64_t columns, size;
+
+  // What is packed two chunks after this one: keys of a block, then its values, then the next.
+  Ahead ahead(const T* now, const T* next, std::int64_t next_block, std::int64_t block,
+              std::int64_t at) const {
+    const std::int64_t later = at + 2 * CHUNK;
+    const std::int64_t column =
+        later < BLOCK ? block * BLOCK + later : next_block * BLOCK + later - BLOCK;
+    const T* from = (later < BLOCK ? now : next) + column * size;
+    const std::int64_t row = size * static_cast<std::int64_t>(sizeof(T));
+    return {column + CHUNK <= columns ? reinterpret_cast<const char*>(from) : nullptr, row};
+  }
+};
+
+template <class T>
+Side<T> side_of(const AttendCache& cache, std::int64_t slot, std::int64_t head) {
+  const std::int64_t row = (slot * cache.heads + head) * cache.columns;
+  const bool scaled = cache.key_scales != nullptr;
+  return {static_cast<const T*>(cache.keys) + row * cache.size,
+          static_cast<const T*>(cache.values) + row * cache.size,
+          scaled ? cache.key_scales + row : nullptr, scaled ? cache.value_scales + row : nullptr,
+          cache.columns, cache.size};
+}
+
+// The running softmax of one query vector, or the softmax of one block.
+struct Share {
+  float top;    // largest score, in powers of two
+  float total;  // sum of the weights
+};
+
+// Rows under one head. Query i belongs to row i / group.
+struct Tile {
+  std::int64_t rows, group, size;
+  std::int64_t low[ATTEND_QUERIES], high[ATTEND_QUERIES];  // columns each row sees
+  Share share[ATTEND_QUERIES], block_share[ATTEND_QUERIES];
+  float* queries;  // [queries, size], as Dot wants them
+  float* scores;   // [queries, BLOCK]
+  float* mixed;    // [queries, size], of the block
+  float* out;      // [queries, size], running
+  float* panel;    // [CHUNK * size]: what is packed
+  float* edge;     // [size]
+  float* key_scales;    // [BLOCK]
+  float* value_scales;  // [BLOCK]
+
+  Tile(float* scratch, std::int64_t rows, std::int64_t group, std::int64_t size)
+      : rows(rows), group(group), size(size) {
+    const std::int64_t inner = ATTEND_QUERIES * size;
+    queries = scratch;
+    scores = queries + inner;
+    mixed = scores + ATTEND_QUERIES * BLOCK;
+    out = mixed + inner;
+    panel = out + inner;
+    edge = panel + CHUNK * size;
+    key_scales = edge + size;
+    value_scales = key_scales + BLOCK;
+  }
+
+  std::int64_t count() const { return rows * group; }
+
+  void begin() {
+    for (std::int64_t i = 0; i < count(); ++i) share[i] = {NOTHING, 0.0f};
+    std::memset(out, 0, static_cast<std::size_t>(count() * size) * sizeof(float));
+  }
+};
+
+// What the rows of a tile see of one block, relative to its first column.
+struct Sight {
+  std::int64_t low[ATTEND_QUERIES], high[ATTEND_QUERIES];
+  std::int64_t from = BLOCK, to = 0;    // seen by any
+  std::int64_t shared_from, shared_to;  // seen by all, in whole steps
+
+  Sight(const Tile& tile, std::int64_t block, int pair) {
+    std::int64_t all_from = 0, all_to = BLOCK;
+    for (std::int64_t row = 0; row < tile.rows; ++row) {
+      low[row] = clamp(tile.low[row] - block * BLOCK, 0, BLOCK);
+      high[row] = clamp(tile.high[row] - block * BLOCK, 0, BLOCK);
+      all_from = larger_of(all_from, low[row]);
+      all_to = smaller_of(all_to, high[row]);
+      if (low[row] >= high[row]) continue;
+      from = smaller_of(from, low[row]);
+      to = larger_of(to, high[row]);
+    }
+    shared_from = (all_from + pair - 1) / pair * pair;
+    shared_to = all_to / pair * pair;
+    if (shared_from >= shared_to) shared_from = shared_to = BLOCK;
+  }
+
+  bool sees(std::int64_t row) const { return low[row] < high[row]; }
+};
+
+inline void copy_scales(const float* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < CHUNK; ++i) to[i] = i < count ? from[i] : 0.0f;
+}
+
+template <class T, class Dot>
+void score(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile) {
+  const std::int64_t size = side.size, queries = tile.count();
+  for (std::int64_t at = sight.from / CHUNK * CHUNK; at < sight.to; at += CHUNK) {
+    const std::int64_t column = block * BLOCK + at, count = smaller_of(CHUNK, sight.to - at);
+    const std::int64_t vectors = (count + WIDTH - 1) / WIDTH;
+    Dot::pack_keys(side.keys + column * size, count, size,
+                   side.ahead(side.keys, side.values, block, block, at), tile.panel);
+    for (std::int64_t i = 0; i < queries; ++i) {
+      for (std::int64_t j = 0; j < vectors; ++j) {
+        store(tile.scores + i * BLOCK + at + j * WIDTH, set(0.0f));
+      }
+    }
+    multiply_all<Dot>(tile.queries, size, tile.panel, CHUNK, size / Dot::PAIR, tile.scores + at,
+                      BLOCK, queries, vectors);
+    if (side.key_scales == nullptr) continue;
+    copy_scales(side.key_scales + column, count, tile.key_scales + at);
+    copy_scales(side.value_scales + column, count, tile.value_scales + at);
+    for (std::int64_t i = 0; i < queries; ++i) {
+      float* row = tile.scores + i * BLOCK + at;
+      for (std::int64_t j = 0; j < vectors * WIDTH; j += WIDTH) {
+        store(row + j, multiply(load(row + j), load(tile.key_scales + at + j)));
+      }
+    }
+  }
+}
+
+// Scores to weights in place, as Dot wants them; nothing outside low..high-1 gets any.
+template <class Dot>
+Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* scales) {
+  constexpr std::int64_t TWO = 2 * WIDTH;
+  const std::int64_t begin = low / TWO * TWO, end = (high + TWO - 1) / TWO * TWO;
+  const auto hide = [&](std::int64_t at) {
+    for (std::int64_t j = at; j < at + TWO; j += WIDTH) {
+      store(scores + j, keep(load(scores + j), low - j, high - j, NOTHING));
+    }
+  };
+  hide(begin);
+  if (end - TWO > begin) hide(end - TWO);
+  Vec top = load(scores + begin);
+  for (std::int64_t j = begin + WIDTH; j < end; j += WIDTH) top = larger(top, load(scores + j));
+  const float best = highest(top);
+  Vec total = set(0.0f);
+  for (std::int64_t j = begin; j < end; j += TWO) {
+    Vec one = exp2_of(subtract(load(scores + j), set(best)));
+    Vec two = exp2_of(subtract(load(scores + j + WIDTH), set(best)));
+    total = add(total, add(one, two));
+    if (scales != nullptr) {
+      // A hidden column's scale may be NaN, which times zero is NaN.
+      one = keep(multiply(one, load(scales + j)), low - j, high - j, 0.0f);
+      two = keep(multiply(two, load(scales + j + WIDTH)), low - j - WIDTH, high - j - WIDTH, 0.0f);
+    }
+    Dot::put_weights(scores + Dot::weight_place(j), one, two);
+  }
+  return {best, sum(total)};
+}
+
+// Adds weights times values for columns from..to-1 of one chunk to one row's queries.
+template <class Dot>
+void mix_row(const float* values, std::int64_t chunk, std::int64_t row, std::int64_t from,
+             std::int64_t to, Tile& tile) {
+  if (from >= to) return;
+  const std::int64_t size = tile.size, group = tile.group;
+  const float* weights = tile.scores + row * group * BLOCK;
+  float* out = tile.mixed + row * group * size;
+  const auto steps = [&](const float* panel, std::int64_t column, std::int64_t count) {
+    multiply_all<Dot>(weights + column / Dot::PAIR, BLOCK, panel, size, count, out, size, group,
+                      size / WIDTH);
+  };
+  const auto half = [&](std::int64_t column) {
+    Dot::pack_edge(values + (column - chunk) / Dot::PAIR * size, column % 2 != 0, size, tile.edge);
+    steps(tile.edge, column, 1);
+  };
+  if (from % Dot::PAIR != 0) half(from++);
+  if (from >= to) return;
+  const bool ends_half = to % Dot::PAIR != 0;
+  const std::int64_t count = (to - from) / Dot::PAIR;
+  steps(values + (from - chunk) / Dot::PAIR * size, from, count);
+  if (ends_half) half(to - 1);
+}
+
+template <class T, class Dot>
+void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile) {
+  const std::int64_t size = side.size;
+  std::memset(tile.mixed, 0, static_cast<std::size_t>(tile.count() * size) * sizeof(float));
+  for (std::int64_t at = sight.from / CHUNK * CHUNK; at < sight.to; at += CHUNK) {
+    const std::int64_t end = smaller_of(at + CHUNK, sight.to);
+    const float* values =
+        Dot::pack_values(side.values + (block * BLOCK + at) * size, end - at, size,
+                         side.ahead(side.values, side.keys, block + 1, block, at), tile.panel);
+    const std::int64_t from = clamp(sight.shared_from, at, end);
+    const std::int64_t to = clamp(sight.shared_to, at, end);
+    for (std::int64_t row = 0; row < tile.rows; ++row) {
+      mix_row<Dot>(values, at, row, larger_of(at, sight.low[row]),
+                   smaller_of(from, sight.high[row]), tile);
+    }
+    const float* shared = values + (from - at) / Dot::PAIR * size;
+    multiply_all<Dot>(tile.scores + from / Dot::PAIR, BLOCK, shared, size,
+                      (to - from) / Dot::PAIR, tile.mixed, size, tile.count(), size / WIDTH);
+    for (std::int64_t row = 0; row < tile.rows; ++row) {
+      mix_row<Dot>(values, at, row, larger_of(to, sight.low[row]),
+                   smaller_of(end, sight.high[row]), tile);
+    }
+  }
+}
+
+// A block's share into the running one.
+inline void fold(Share& share, float* out, const Share& block, const float* mixed,
+                 std::int64_t size) {
+  const Vec top = larger(set(share.top), set(block.top));
+  const Vec fade = exp2_of(subtract(set(share.top), top));
+  const Vec weight = exp2_of(subtract(set(block.top), top));
+  share.top = first(top);
+  share.total = first(fma(set(share.total), fade, multiply(set(block.total), weight)));
+  for (std::int64_t i = 0; i < size; i += WIDTH) {
+    store(out + i, fma(load(out + i), fade, multiply(load(mixed + i), weight)));
+  }
+}
+
+inline void finish(const Share& share, const float* from, std::int64_t size, float* to) {
+  for (std::int64_t i = 0; i < size; i += WIDTH) {
+    store(to + i, divide(load(from + i), set(share.total)));
+  }
+}
+
+// One block for all queries of a tile: block_share and mixed.
+template <class T, class Dot>
+Sight attend_block(const Side<T>& side, std::int64_t block, Tile& tile) {
+  const Sight sight(tile, block, Dot::PAIR);
+  if (sight.from >= sight.to) return sight;
+  score<T, Dot>(side, block, sight, tile);
+  const float* scales = side.value_scales == nullptr ? nullptr : tile.value_scales;
+  for (std::int64_t i = 0; i < tile.count(); ++i) {
+    const std::int64_t row = i / tile.group;
+    if (!sight.sees(row)) continue;
+    tile.block_share[i] =
+        weigh<Dot>(tile.scores + i * BLOCK, sight.low[row], sight.high[row], scales);
+  }
+  mix<T, Dot>(side, block, sight, tile);
+  return sight;
+}
+
+// Turns one head by its position; the halves of a head hold the two parts of each pair.
+inline void rotate(const float* from, const float* cos, const float* sin, std::int64_t size,
+                   float scale, float* __restrict to) {
+  const std::int64_t half = size / 2;
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float one = from[i], two = from[half + i];
+    to[i] = (one * cos[i] - two * sin[i]) * scale;
+    to[half + i] = (two * cos[i] + one * sin[i]) * scale;
+  }
+}
+
+// Query heads [head, head + count) of an input row.
+template <class Dot>
+void put_queries(const AttendInput& input, std::int64_t width, std::int64_t size, std::int64_t row,
+                 std::int64_t head, std::int64_t count, float* turned, float* to) {
+  // Scores are powers of two: log2(e) / sqrt(size).
+  const float scale = 1.44269504f / __builtin_sqrtf(static_cast<float>(size));
+  const float* angles[] = {input.cos + row * size / 2, input.sin + row * size / 2};
+  for (std::int64_t i = 0; i < count; ++i) {
+    rotate(input.qkv + row * width + (head + i) * size, angles[0], angles[1], size, scale, turned);
+    Dot::put_query(turned, size, to + i * size);
+  }
+}
+
+template <class T>
+void put_column(const float* from, std::int64_t size, std::int64_t column, void* to, float*) {
+  narrow(from, size, static_cast<T*>(to) + column * size);
+}
+
+template <>
+void put_column<std::int8_t>(const float* from, std::int64_t size, std::int64_t column, void* to,
+                             float* scales) {
+  scales[column] = quantise(from, size, static_cast<std::int8_t*>(to) + column * size);
+}
+
+// Key and value of one input row and head to a column of the cache.
+template <class T>
+void append_column(const AttendInput& input, const AttendCache& cache, std::int64_t row,
+                   std::int64_t head, std::int64_t slot, std::int64_t column, float* turned) {
+  const std::int64_t size = cache.size, width = (input.heads + 2 * cache.heads) * size;
+  const float* key = input.qkv + row * width + (input.heads + head) * size;
+  const float* value = key + cache.heads * size;
+  rotate(key, input.cos + row * size / 2, input.sin + row * size / 2, size, 1.0f, turned);
+  const std::int64_t place = (slot * cache.heads + head) * cache.columns + column;
+  put_column<T>(turned, size, place, cache.keys, cache.key_scales);
+  put_column<T>(value, size, place, cache.values, cache.value_scales);
+}
+
+inline std::int64_t first_seen(std::int64_t position, std::int64_t window) {
+  return window == 0 ? 0 : larger_of(position - window + 1, 0);
+}
+
+// The last part of a row and head folds what all of them left.
+inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_t head,
+                          std::int64_t group, std::int64_t from, std::int64_t to, float* out) {
+  const std::int64_t size = call.cache.size;
+  for (std::int64_t i = 0; i < group; ++i) {
+    const std::int64_t query = slot * call.input.heads + head * group + i;
+    const float* partial = call.partials + query * call.blocks * (size + 2);
+    Share share{NOTHING, 0.0f};
+    std::memset(out, 0, static_cast<std::size_t>(size) * sizeof(float));
+    for (std::int64_t block = from; block < to; ++block) {
+      const float* one = partial + block * (size + 2);
+      fold(share, out, {one[size], one[size + 1]}, one, size);
+    }
+    finish(share, out, size, call.input.out + query * size);
+  }
+}
+
+// One block of one slot and head.
+template <class T>
+void step_block(const AttendStep& call, std::int64_t slot, std::int64_t head, std::int64_t block,
+                float* scratch) {
+  using Dot = typename DotOf<T>::Dot;
+  const AttendCache& cache = call.cache;
+  const AttendInput& input = call.input;
+  const std::int64_t size = cache.size, group = input.heads / cache.heads;
+  const std::int64_t width = (input.heads + 2 * cache.heads) * size;
+  const std::int64_t position = call.position[slot], low = first_seen(position, input.window);
+  if (block == position / BLOCK) {
+    append_column<T>(input, cache, slot, head, slot, position, scratch);
+  }
+  const Side<T> side = side_of<T>(cache, slot, head);
+  for (std::int64_t start = 0; start < group; start += ATTEND_QUERIES) {
+    Tile tile(scratch, 1, smaller_of(ATTEND_QUERIES, group - start), size);
+    tile.low[0] = low;
+    tile.high[0] = position + 1;
+    const std::int64_t query = head * group + start;
+    put_queries<Dot>(input, width, size, slot, query, tile.group, tile.mixed, tile.queries);
+    attend_block<T, Dot>(side, block, tile);
+    for (std::int64_t i = 0; i < tile.group; ++i) {
+      float* to = call.partials +
+                  ((slot * input.heads + query + i) * call.blocks + block) * (size + 2);
+      std::memcpy(to, tile.mixed + i * size, static_cast<std::size_t>(size) * sizeof(float));
+      to[size] = tile.block_share[i].top;
+      to[size + 1] = tile.block_share[i].total;
+    }
+  }
+  std::int32_t* pending = call.pending + slot * cache.heads + head;
+  if (__atomic_sub_fetch(pending, 1, __ATOMIC_ACQ_REL) > 0) return;
+  fold_partials(call, slot, head, group, low / BLOCK, position / BLOCK + 1, scratch);
+}
+
+// Part: (slot, block, head), the parts of a slot side by side.
+template <class T>
+void step_part(const AttendStep& call, std::int64_t part, float* scratch) {
+  std::int64_t slot = 0, beyond = call.cache.slots;
+  while (beyond - slot > 1) {
+    const std::int64_t middle = (slot + beyond) / 2;
+    (call.first_part[middle] <= part ? slot : beyond) = middle;
+  }
+  const std::int64_t inner = part - call.first_part[slot];
+  const std::int64_t low = first_seen(call.position[slot], call.input.window) / BLOCK;
+  step_block<T>(call, slot, inner % call.cache.heads, low + inner / call.cache.heads, scratch);
+}
+
+template <class T>
+void append_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
+  const std::int64_t from = part * ATTEND_APPEND;
+  for (std::int64_t row = from; row < smaller_of(from + ATTEND_APPEND, call.count); ++row) {
+    for (std::int64_t head = 0; head < call.cache.heads; ++head) {
+      append_column<T>(call.input, call.cache, row, head, call.slot, call.start + row, scratch);
+    }
+  }
+}
+
+// Rows [from, to) under one head, at most ATTEND_QUERIES of their queries at a time.
+template <class T>
+void prompt_rows(const AttendPrompt& call, std::int64_t head, std::int64_t from, std::int64_t to,
+                 float* scratch) {
+  using Dot = typename DotOf<T>::Dot;
+  const AttendInput& input = call.input;
+  const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
+  const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;
+  const Side<T> side = side_of<T>(call.cache, call.slot, head);
+  for (std::int64_t start = 0; start < group; start += ATTEND_QUERIES) {
+    Tile tile(scratch, to - from, smaller_of(ATTEND_QUERIES, group - start), size);
+    const std::int64_t query = head * group + start;
+    for (std::int64_t row = 0; row < tile.rows; ++row) {
+      tile.high[row] = call.start + from + row + 1;
+      tile.low[row] = first_seen(tile.high[row] - 1, input.window);
+      put_queries<Dot>(input, width, size, from + row, query, tile.group, tile.mixed,
+                       tile.queries + row * tile.group * size);
+    }
+    tile.begin();
+    for (std::int64_t block = tile.low[0] / BLOCK; block * BLOCK < tile.high[tile.rows - 1];
+         ++block) {
+      const Sight sight = attend_block<T, Dot>(side, block, tile);
+      for (std::int64_t i = 0; i < tile.count(); ++i) {
+        if (!sight.sees(i / tile.group)) continue;
+        fold(tile.share[i], tile.out + i * size, tile.block_share[i], tile.mixed + i * size, size);
+      }
+    }
+    for (std::int64_t i = 0; i < tile.count(); ++i) {
+      const std::int64_t row = from + i / tile.group;
+      finish(tile.share[i], tile.out + i * size, size,
+             input.out + (row * input.heads + query + i % tile.group) * size);
+    }
+  }
+}
+
+// Part: (tile, head). Tiles begin at multiples of the cache's columns, so none lies across blocks;
+// the longest come first.
+template <class T>
+void prompt_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
+  const std::int64_t last = (call.start + call.count - 1) / call.tile;
+  const std::int64_t column = (last - part / call.cache.heads) * call.tile;
+  const std::int64_t from = larger_of(column - call.start, 0);
+  const std::int64_t to = smaller_of(column + call.tile - call.start, call.count);
+  prompt_rows<T>(call, part % call.cache.heads, from, to, scratch);
+}
+
+// Runs the part of a call with the type of its cache.
+#define JAXLLAMA_ATTEND_BY_KIND(name, Call)                              \
+  void name(const Call& call, std::int64_t part, float* scratch) {       \
+    switch (call.cache.kind) {                                           \
+      case CacheKind::bf16:                                              \
+        return name##_part<Bf16>(call, part, scratch);                   \
+      case CacheKind::f16:                                               \
+        return name##_part<Half>(call, part, scratch);                   \
+      case CacheKind::f32:                                               \
+        return name##_part<float>(call, part, scratch);                  \
+      case CacheKind::int8:                                              \
+        return name##_part<std::int8_t>(call, part, scratch);            \
+    }                                                                    \
+  }
+
+JAXLLAMA_ATTEND_BY_KIND(step, AttendStep)
+JAXLLAMA_ATTEND_BY_KIND(append, AttendPrompt)
+JAXLLAMA_ATTEND_BY_KIND(prompt, AttendPrompt)

@@ -1,0 +1,85 @@
+// Attention for any processor: vectors of four, as the compiler can make them.
+#include <cstring>
+
+#include "attend.h"
+#include "attend_numbers.h"
+
+namespace jaxllama {
+namespace portable {
+namespace {
+
+constexpr int WIDTH = 4;
+constexpr int TILE_VECTORS = 2;  // with six rows: twelve sums, in sixteen registers
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef std::int32_t Mask __attribute__((vector_size(16)));
+
+inline Vec load(const float* from) {
+  Vec x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+inline Vec set(float x) { return Vec{x, x, x, x}; }
+inline float first(Vec x) { return x[0]; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec subtract(Vec a, Vec b) { return a - b; }
+inline Vec multiply(Vec a, Vec b) { return a * b; }
+inline Vec divide(Vec a, Vec b) { return a / b; }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec select(Mask chosen, Vec yes, Vec no) {
+  return reinterpret_cast<Vec>((chosen & reinterpret_cast<Mask>(yes)) |
+                               (~chosen & reinterpret_cast<Mask>(no)));
+}
+// Where one is NaN: the second.
+inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec at_least(Vec x, float low) { return select(x < set(low), set(low), x); }
+// To the nearest whole number, for sizes below 2^22.
+inline Vec whole(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
+inline Vec times_power(Vec x, Vec power) {
+  const Mask low = power < set(-126.0f);
+  Mask bits;  // 2^power, built in the exponent
+  for (int i = 0; i < WIDTH; ++i) {
+    const float sound = power[i] >= -126.0f && power[i] <= 127.0f ? power[i] : 0.0f;
+    bits[i] = (static_cast<std::int32_t>(sound) + 127) * (1 << 23);
+  }
+  return select(low, set(0.0f), x * reinterpret_cast<Vec>(bits));
+}
+// Lanes from..to-1 of x, the others filled.
+inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
+  for (int i = 0; i < WIDTH; ++i) {
+    if (i < from || i >= to) x[i] = fill;
+  }
+  return x;
+}
+inline float highest(Vec x) {
+  const float one = x[0] > x[2] ? x[0] : x[2], two = x[1] > x[3] ? x[1] : x[3];
+  return one > two ? one : two;
+}
+inline float sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+inline void transpose(Vec (&rows)[WIDTH]) {
+  const Vec a = rows[0], b = rows[1], c = rows[2], d = rows[3];
+  for (int i = 0; i < WIDTH; ++i) rows[i] = Vec{a[i], b[i], c[i], d[i]};
+}
+
+template <class T>
+Vec widen(const T* from) {
+  return Vec{widened(from[0]), widened(from[1]), widened(from[2]), widened(from[3])};
+}
+
+template <class T>
+struct DotOf;
+
+#include "attend_body.h"
+
+template <class T>
+struct DotOf {
+  using Dot = Wide;
+};
+
+}  // namespace
+
+const AttendBody attend_body{step, append, prompt};
+
+}  // namespace portable
+}  // namespace jaxllama

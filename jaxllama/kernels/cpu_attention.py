@@ -1,0 +1,163 @@
+"""Attention of the C++ library: rotate, append to the cache in place, attend, in one call.
+
+Called at trace time by whoever chose the library for a model. Knows arrays, not rows' meaning:
+which slot holds what is the engine's. Both ways in give a row the same bits, whatever else shares
+the call. What it cannot take it refuses here, while tracing; `reference.py` takes everything.
+
+A cache is (keys, values), or for int8 (keys, values, key scales, value scales): a column of a head
+is then its whole numbers -127..127 times its one scale, the largest size of the column over 127.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.kernels import cpu
+from jaxllama.shapes import Array, Bool, Float, Int32
+
+BLOCK = 256  # ATTEND_BLOCK of cpu/attend.h: columns of one partial result
+SIZES = range(32, 257, 16)  # head sizes the bodies are written for
+STORED = ("uint16", "bfloat16", "float16", "float32", "int8")  # uint16 holds the bits of bfloat16
+
+Cache = tuple[Array, ...]
+
+
+class Turn(NamedTuple):
+    """Cosines and sines of each row's position."""
+
+    cos: Float[Array, "L U"]
+    sin: Float[Array, "L U"]
+
+
+class Place(NamedTuple):
+    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
+
+    slot: Int32[Array, ""]
+    start: Int32[Array, ""]
+    rows: Int32[Array, ""]
+
+
+def attend_step(
+    qkv: Float[Array, "S W"],
+    turn: tuple[Array, Array],
+    cache: Cache,
+    position: Int32[Array, " S"],
+    active: Bool[Array, " S"],
+    window: int | None = None,
+) -> tuple[Float[Array, "S O"], Cache]:
+    """One token for every slot: append it at its position and attend up to it; consumes `cache`.
+
+    Projections are [query heads, key heads, value heads] side by side, not yet rotated. A row that
+    is not active touches nothing and gives zeros.
+    """
+    heads = query_heads(qkv, turn, cache, window)
+    slots, kv_heads, columns, size = cache[0].shape
+    if qkv.shape[0] != slots:
+        raise ValueError(f"there are {qkv.shape[0]} rows; one for each of {slots} slots expected")
+    require(position, (slots,), "int32", "position")
+    require(active, (slots,), "bool", "active")
+    room = [
+        jax.ShapeDtypeStruct((slots, heads, -(-columns // BLOCK), size + 2), jnp.float32),
+        jax.ShapeDtypeStruct((slots * (kv_heads + 1) + 1,), jnp.int32),
+    ]
+    given = (qkv, *turn, position, active)
+    out, *_, cache = call("attend_step", given, cache, heads * size, room, window)
+    return out, cache
+
+
+def attend_prompt(
+    qkv: Float[Array, "L W"],
+    turn: tuple[Array, Array],
+    cache: Cache,
+    place: Place,
+    window: int | None = None,
+) -> tuple[Float[Array, "L O"], Cache]:
+    """A run of tokens of one slot, each attending up to itself; consumes `cache`.
+
+    Rows past `place.rows` write nothing and give zeros.
+    """
+    heads = query_heads(qkv, turn, cache, window)
+    for name, number in zip(Place._fields, place, strict=True):
+        require(number, (), "int32", name)
+    given = (qkv, *turn, jnp.stack(place))
+    return call("attend_prompt", given, cache, heads * cache[0].shape[3], [], window)
+
+
+def call(
+    name: str,
+    given: tuple[Array, ...],
+    cache: Cache,
+    width: int,
+    room: list[jax.ShapeDtypeStruct],
+    window: int | None,
+) -> tuple[Array, Cache]:
+    """The FFI call; the cache is its last arguments and its last results, in the same memory."""
+    cpu.library()
+    results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
+    fresh = len(results)
+    results += [jax.ShapeDtypeStruct(side.shape, side.dtype) for side in cache]
+    scaled = "_scaled" if cache[0].dtype == jnp.int8 else ""
+    run = jax.ffi.ffi_call(
+        f"jaxllama_{name}{scaled}",
+        results,
+        input_output_aliases={len(given) + i: fresh + i for i in range(len(cache))},
+    )
+    out = run(*given, *cache, window=np.int64(window or 0))
+    return out[0], tuple(out[fresh:])
+
+
+def query_heads(
+    qkv: Float[Array, "L W"], turn: tuple[Array, Array], cache: Cache, window: int | None
+) -> int:
+    """How many query heads the projections hold; raises ValueError for what has no kernel."""
+    check_cache(cache)
+    _, kv_heads, _, size = cache[0].shape
+    require_axes(qkv, "rows width", "the projections")
+    rows, width = qkv.shape
+    require(qkv, (rows, width), "float32", "the projections")
+    heads = width // size - 2 * kv_heads
+    if width % size or heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"projections {width} wide do not hold a whole group of query heads of size {size} for "
+            f"each of {kv_heads} key heads"
+        )
+    for name, table in zip(Turn._fields, turn, strict=True):
+        require(table, (rows, size // 2), "float32", name)
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1, or None")
+    return heads
+
+
+def check_cache(cache: Cache) -> None:
+    """Raise ValueError unless the kernels can read and write such a cache."""
+    keys, values, *scales = cache
+    require_axes(keys, "slots heads columns size", "keys")
+    require(values, keys.shape, keys.dtype.name, "values")
+    size = keys.shape[3]
+    if size not in SIZES:
+        raise ValueError(
+            f"the head size is {size}; the kernels take {SIZES[0]} to {SIZES[-1]} in "
+            f"steps of {SIZES.step}: use the plain body"
+        )
+    if keys.dtype.name not in STORED:
+        raise ValueError(f"the cache is {keys.dtype}; the kernels take {', '.join(STORED)}")
+    if len(scales) != (2 if keys.dtype == jnp.int8 else 0):
+        raise ValueError(f"a cache of {keys.dtype} came with {len(scales)} arrays of scales")
+    for scale in scales:
+        require(scale, keys.shape[:3], "float32", "a scale")
+
+
+def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None:
+    """Raise ValueError unless the array has this shape and dtype."""
+    if array.shape != shape or array.dtype.name != dtype:
+        raise ValueError(
+            f"{name} is {array.dtype} {list(array.shape)}; {dtype} {list(shape)} expected"
+        )
+
+
+def require_axes(array: Array, axes: str, name: str) -> None:
+    """Raise ValueError unless the array has these axes, whatever their lengths."""
+    if array.ndim != len(axes.split()):
+        raise ValueError(f"{name} is {list(array.shape)}; [{axes}] expected")
