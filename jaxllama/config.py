@@ -11,6 +11,7 @@ from jaxllama.errors import ConfigError, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
+KERNELS = ("xla", "cpu")
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 
@@ -127,7 +128,9 @@ class EngineConfig:
     max_stop_ids: int = 32  # the model's end tokens and the request's
     max_top_logprobs: int = 20
     queue_limit: int = 100_000
-    dtype: str = "float32"  # of activations entering a matmul, and of unpacked weights
+    kernels: str = "xla"  # body of the operations: xla (plain JAX) or cpu (the C++ library)
+    dtype: str = "float32"  # of unpacked weights; with kernels, "stored" keeps each file's own
+    packed: bool = False  # plain JAX only: keep 4- and 8-bit weights packed
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
@@ -138,9 +141,14 @@ class EngineConfig:
         for name in (*positive, *more):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("dtype", "cache_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {DTYPES}")
+        if self.kernels not in KERNELS:
+            raise ConfigError(f"kernels is {self.kernels!r}; expected one of {KERNELS}")
+        stored = ("stored",) if self.kernels == "cpu" else ()
+        for name, allowed in (("dtype", (*DTYPES, *stored)), ("cache_dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
+        if self.kernels == "cpu" and self.data_parallel * self.model_parallel > 1:
+            raise ConfigError("the CPU kernels run on one device; use --kernels xla with a mesh")
         if self.slots % self.data_parallel:
             raise ConfigError(
                 f"{self.slots} slots do not divide over data={self.data_parallel}; "

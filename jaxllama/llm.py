@@ -13,13 +13,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 import jax
+from jax.sharding import Mesh
 
 from jaxllama.completion import Completion, Delta, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
@@ -28,12 +28,12 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
-from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
+from jaxllama.errors import ConfigError, GenerationFailed, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.intake import Intake, Prompt, Ready, Turns
+from jaxllama.kernels import cpu
 from jaxllama.model.params import Tree, abstract_params
-from jaxllama.model.prepare import place, unpacked
-from jaxllama.model.quantized import Packed
+from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.request import Event, Finished, FinishReason, Token, TokenLogprobs
 from jaxllama.sampling import Sampler
@@ -51,6 +51,9 @@ OnError = Callable[[int, JaxLlamaError], None]
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
+PLAIN_CHUNK = 32  # prompt tokens between two decode steps
+KERNEL_CHUNK = 128
+CANDIDATES = 256  # tokens a filter sees before the bank widens
 QUEUED_PER_SLOT = 4  # how far ahead of the slots a long list of prompts is tokenized
 
 
@@ -76,6 +79,8 @@ class LLM:
         dtype: str | None = None,
         cache_dtype: str | None = None,
         mesh: str | None = None,
+        kernels: str = "auto",
+        threads: int | None = None,
         packed: bool = False,
         prompt_format: str | None = None,
         compile_cache: bool = True,
@@ -88,7 +93,9 @@ class LLM:
         dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
         cache_dtype    of keys and values, likewise (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
-        packed         keep 4- and 8-bit weights packed: less memory, more time per token
+        kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
+        threads        of the C++ library (default: the processors this process may use)
+        packed         without kernels: keep 4- and 8-bit weights packed, slower but smaller
         prompt_format  name of a prompt format (default: the one that suits the model)
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
@@ -96,13 +103,17 @@ class LLM:
         path = resolve(model, progress=progress)
         with open_checkpoint(path) as checkpoint:
             config = checkpoint.config
+            if threads is not None:
+                cpu.set_threads(threads)
             engine = engine_config(
                 config,
+                choose_kernels(kernels, mesh),
                 slots=slots,
                 context=context,
                 dtype=dtype,
                 cache_dtype=cache_dtype,
                 mesh=mesh,
+                packed=packed,
             )
             samplers = load_plugins(SAMPLERS, Sampler)
             bank = SamplerBank(
@@ -114,8 +125,8 @@ class LLM:
             tokenizer = checkpoint.tokenizer()
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
-            params = read_weights(checkpoint, engine, devices, packed=packed, progress=progress)
-        key = program_key((config, engine, packed, describe(samplers.loaded)))
+            params = read_weights(checkpoint, engine, devices, progress)
+        key = program_key((config, engine, stored_as(params), describe(samplers.loaded)))
         executables = Executables(cache_folder() / "programs", key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         programs.warm_up(progress)
@@ -425,14 +436,30 @@ def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
 
 
-def engine_config(
+def choose_kernels(asked: str, mesh: str | None) -> str:
+    """Which body runs: the C++ library on one CPU device where it loads, else plain JAX."""
+    if asked == "cpu" and not cpu.available():
+        raise ConfigError(f"kernels is 'cpu', but {cpu.why_not()}")
+    if asked != "auto":
+        return asked
+    if jax.default_backend() != "cpu" or parse_mesh(mesh) != (1, 1):
+        return "xla"
+    if not cpu.available():
+        logger.warning("no C++ kernels, so plain XLA, several times slower: %s", cpu.why_not())
+        return "xla"
+    return "cpu"
+
+
+def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engine
     model: ModelConfig,
+    body: str,
     *,
-    slots: int | None,
-    context: int | None,
-    dtype: str | None,
-    cache_dtype: str | None,
-    mesh: str | None,
+    slots: int | None = None,
+    context: int | None = None,
+    dtype: str | None = None,
+    cache_dtype: str | None = None,
+    mesh: str | None = None,
+    packed: bool = False,
 ) -> EngineConfig:
     """The engine's size, with defaults for this model and machine."""
     data, parts = parse_mesh(mesh)
@@ -442,40 +469,42 @@ def engine_config(
             "context",
         )
     on_cpu = jax.default_backend() == "cpu"
-    config = EngineConfig(
+    own = "stored" if body == "cpu" else "float32" if on_cpu else "bfloat16"
+    return EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
-        dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+        prefill_chunk=KERNEL_CHUNK if body == "cpu" else PLAIN_CHUNK,
+        candidates=min(CANDIDATES, model.vocab_size),
+        kernels=body,
+        dtype=dtype or own,
+        packed=packed,
         cache_dtype=cache_dtype or ("float16" if on_cpu else "bfloat16"),
         data_parallel=data,
         model_parallel=parts,
     )
-    return replace(config, candidates=min(config.candidates, model.vocab_size))
 
 
 def read_weights(
-    checkpoint: Checkpoint,
-    engine: EngineConfig,
-    mesh: jax.sharding.Mesh,
-    *,
-    packed: bool,
-    progress: Progress | None,
+    checkpoint: Checkpoint, engine: EngineConfig, mesh: Mesh, progress: Progress | None
 ) -> Tree:
     """Every weight, read one at a time and placed on its devices."""
-
-    def put(_path: str, leaf: Any, value: Any) -> Any:
-        if isinstance(value, Packed) and not packed:
-            value = unpacked(leaf, value)
-        return place(leaf, value, mesh, engine.dtype)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress("weights", done, total)
 
     started = time.perf_counter()
-    params = fill(abstract_params(checkpoint.config), checkpoint, put, report)
+    abstract = abstract_params(checkpoint.config)
+    preparation = Preparation(abstract, engine, mesh)
+    fill(abstract, checkpoint, preparation.add, report)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
-    return params
+    return preparation.tree()
+
+
+def stored_as(params: Tree) -> list[str]:
+    """What a program depends on of the weights: how each is stored."""
+    leaves, tree = jax.tree.flatten(params)
+    return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
 
 
 def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
@@ -16,16 +17,24 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.programs import Programs
-from jaxllama.model.params import Tree, abstract_params, nest
-from jaxllama.model.prepare import place
+from jaxllama.kernels import cpu
+from jaxllama.model.params import Tree, abstract_params
+from jaxllama.model.prepare import Preparation
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.request import Event, Finished, GenerationRequest, Token
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.testing import FAMILIES, random_params
 
-MODEL = dataclasses.replace(FAMILIES["smollm2"], max_context=512)
+MODEL = dataclasses.replace(FAMILIES["smollm2"], head_dim=32, max_context=512)
 ENGINE = EngineConfig(slots=4, context=200, candidates=32, cache_dtype="float32")
+KERNELS = dataclasses.replace(ENGINE, kernels="cpu", dtype="stored", prefill_chunk=64)
+BODIES = [
+    pytest.param(ENGINE, id="xla"),
+    pytest.param(
+        KERNELS, id="cpu", marks=pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+    ),
+]
 
 
 @dataclasses.dataclass
@@ -43,12 +52,12 @@ def installed_samplers() -> dict[str, type[Sampler]]:
 
 
 def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
-    """Random weights on the mesh."""
-    tree = random_params(model, seed)
-    leaves = abstract_params(model)
-    return nest(
-        {path: place(leaf, at(tree, path), mesh, engine.dtype) for path, leaf in leaves.items()}
-    )
+    """Random weights as the engine wants them."""
+    tree, leaves = random_params(model, seed), abstract_params(model)
+    preparation = Preparation(leaves, engine, mesh)
+    for path, leaf in leaves.items():
+        preparation.add(path, leaf, at(tree, path))
+    return preparation.tree()
 
 
 def at(tree: Tree, path: str) -> np.ndarray:

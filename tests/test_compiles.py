@@ -12,6 +12,7 @@ from jaxllama.engine.executables import Executables, program_key, read_own, writ
 from jaxllama.engine.programs import NAMES, Programs
 from jaxllama.sharding import make_mesh
 from tests.support import (
+    BODIES,
     ENGINE,
     MODEL,
     Told,
@@ -140,10 +141,11 @@ def cache_sized(text: str, shape: tuple[int, ...], operations: str) -> list[str]
     return re.findall(rf"= \w+\[{dims}\]\S* (?:{operations})\(.*", text)
 
 
+@pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["decode", "prefill", "copy"])
-def test_no_program_copies_or_converts_the_cache(name, dtype):
-    engine = dataclasses.replace(ENGINE, cache_dtype=dtype)
+def test_no_program_copies_or_converts_the_cache(name, dtype, body):
+    engine = dataclasses.replace(body, cache_dtype=dtype)
     shared = programs(MODEL, engine)
     shape = shared._state.cache[0].keys.shape
     text = fresh_programs(engine=engine).compiled(name).as_text()

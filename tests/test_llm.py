@@ -123,7 +123,8 @@ def test_logprobs_are_given_when_asked(llm):
     assert len(answer.logprobs) == 4
     for token, found in zip(answer.tokens, answer.logprobs, strict=True):
         assert found.top[0] == (token, pytest.approx(found.logprob, abs=1e-5))
-        assert len(found.top) == len(found.top_sampled) == 3
+        assert len(found.top) == 3
+        assert found.top_sampled == ((token, 0.0),)  # greedy: nothing else can be drawn
     assert llm.generate("abc", max_tokens=4).logprobs is None
 
 

@@ -13,7 +13,7 @@ from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig
 from jaxllama.formats import PromptFormat, choose_format
-from jaxllama.llm import engine_config
+from jaxllama.llm import choose_kernels, engine_config
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.model.quantized import Packed
@@ -23,6 +23,7 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.store import resolve
 
 NOT_LOADED = ("load_model", "load_mesh", "load_prompt_format", "load_compile_cache")
+STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 VECTOR_BYTES = 4  # norms and biases are float32
 
 
@@ -34,19 +35,20 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
 
     MODEL is whatever --model takes elsewhere; a model that is not here yet is fetched.
     """
-    packed = bool(loading.pop("packed", False))
-    sizes = {name: loading.get(name) for name in ("slots", "context", "dtype", "cache_dtype")}
+    names = ("slots", "context", "dtype", "cache_dtype", "packed")
+    sizes = {name: loading[name] for name in names if loading.get(name) is not None}
+    body = choose_kernels(loading.get("kernels", "auto"), None)
     with progress_bars() as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
-        engine = engine_config(checkpoint.config, mesh=None, **sizes)
+        engine = engine_config(checkpoint.config, body, **sizes)
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,
             "config": dataclasses.asdict(checkpoint.config),
             "tensors": describe_tensors(checkpoint),
             "text": describe_text(checkpoint),
-            "memory": describe_memory(checkpoint, engine, packed=packed),
+            "memory": describe_memory(checkpoint, engine),
         }
     if wants_json:
         click.echo(as_json(found))
@@ -82,11 +84,9 @@ def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def describe_memory(
-    checkpoint: Checkpoint, engine: EngineConfig, *, packed: bool
-) -> dict[str, Any]:
+def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
     """Bytes on the device at these settings."""
-    weights = weight_bytes(checkpoint, engine.dtype, packed=packed)
+    weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
     return {
         "slots": engine.slots,
@@ -99,10 +99,12 @@ def describe_memory(
     }
 
 
-def weight_bytes(checkpoint: Checkpoint, dtype: str, *, packed: bool) -> int:
+def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
     """What the weights take once they are loaded."""
-    dense = jnp.dtype(dtype).itemsize
-    small = packed_bytes(checkpoint) if packed else {}
+    stays = engine.packed or engine.kernels == "cpu"
+    small: dict[str, float] = dict(STORED_BYTES) if engine.dtype == "stored" else {}
+    small |= packed_bytes(checkpoint) if stays else {}
+    dense = 4 if engine.dtype == "stored" else jnp.dtype(engine.dtype).itemsize
     total = 0.0
     for path, leaf in abstract_params(checkpoint.config).items():
         kind, _ = checkpoint.kinds.get(checkpoint.table[path].name, ("", 0))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from jaxllama.config import DTYPES
+from jaxllama.config import DTYPES, KERNELS
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import LIMITS, Limit, check, unknown_field
@@ -130,7 +130,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--dtype", "load_dtype"),
             type=dtype,
-            help="Of weights and activations [default: float32 on CPU, else bfloat16].",
+            help="Of dense weights [default: the file's own with kernels, else float32 on CPU and "
+            "bfloat16 elsewhere].",
         ),
         option(
             *("--cache-dtype", "load_cache_dtype"),
@@ -143,10 +144,23 @@ def loading_options(slots: int | None) -> list[click.Option]:
             help="Devices to spread slots and weights over [default: one].",
         ),
         option(
+            *("--kernels", "load_kernels"),
+            type=click.Choice(("auto", *KERNELS)),
+            help="What multiplies: cpu (the C++ library) or xla (plain JAX) "
+            "[default: auto, cpu where it can run].",
+        ),
+        option(
+            *("--threads", "load_threads"),
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Threads of the C++ library [default: all processors].",
+        ),
+        option(
             *("--packed", "load_packed"),
             is_flag=True,
             default=None,
-            help="Keep 4- and 8-bit weights packed: less memory, more time per token.",
+            help="With --kernels xla, keep 4- and 8-bit weights packed: less memory, more time "
+            "per token.",
         ),
         option(
             *("--format", "load_prompt_format"),

@@ -93,14 +93,15 @@ def cpu_features() -> str:
 
 
 def sources() -> str:
-    """Digest of this package's own sources: an edited kernel is another program."""
+    """Digest of this package's own sources: an edited one makes other programs."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for folder in ("engine", "kernels", "model"):
         for path in sorted((package / folder).glob("**/*.py")):
             digest.update(path.read_bytes())
-    for name in ("config.py", "sampling.py", "sharding.py"):
-        digest.update((package / name).read_bytes())
+    for name in ("config.py", "sampling.py", "sharding.py", "kernels/_cpu.so"):
+        path = package / name
+        digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()
 
 

@@ -16,8 +16,11 @@ from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.model.cache import LayerCache
+from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.shapes import Array, Bool, Float, Int32
+
+KERNEL_TILE = 64  # rows of a prompt that go through the kernels together
 
 
 class StepOutput(NamedTuple):
@@ -39,9 +42,14 @@ class Steps:
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, bank: SamplerBank) -> None:
         self.model, self.engine, self.bank = model, engine, bank
-        # One tile has the rows of a decode step: see the seed contract in kernels/reference.py.
-        self.tile = max(engine.slots, kernels.ROW_TILE)
+        # One tile of the plain path has the rows of a decode step: see the seed contract in
+        # kernels/reference.py. The C++ kernels give a row the same bits whatever shares its call.
+        plain = max(engine.slots, kernels.ROW_TILE)
+        self.tile = KERNEL_TILE if engine.kernels == "cpu" else plain
         self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
+
+    def _model(self, params: Tree) -> Llama:
+        return model_of(self.model, params, self.engine.kernels)
 
     def empty(self) -> DecodeState:
         """Every row inert."""
@@ -54,9 +62,10 @@ class Steps:
 
         def tile(index: Array, carry: tuple[Tree, Any]) -> tuple[Tree, Any]:
             params, cache = carry
-            tokens = lax.dynamic_slice_in_dim(ids, index * self.tile, self.tile)
-            model = model_of(self.model, params)
-            return params, model.prompt(tokens, cache, slot, start + index * self.tile)[1]
+            at = index * self.tile
+            tokens = lax.dynamic_slice_in_dim(ids, at, self.tile)
+            real = jnp.minimum(count - at, self.tile)
+            return params, self._model(params).prompt(tokens, cache, slot, start + at, real)[1]
 
         tiles = (count + self.tile - 1) // self.tile
         _, cache = lax.fori_loop(0, tiles, tile, (params, state.cache))
@@ -87,7 +96,7 @@ class Steps:
 
     def _step(self, params: Tree, state: DecodeState) -> tuple[DecodeState, StepOutput]:
         """One token for every active row."""
-        model = model_of(self.model, params)
+        model = self._model(params)
         active = state.active
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
         bank, choice = self.bank.choose(state.bank, model.head(hidden), state.rows())
@@ -146,8 +155,8 @@ class Steps:
     ) -> tuple[DecodeState, Peek]:
         """Say how likely each target is after its id, and what follows row `last`."""
         ids, targets = pairs
-        model = model_of(self.model, params)
-        hidden, cache = model.prompt(ids, state.cache, slot, start)
+        model = self._model(params)
+        hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
         logits = model.head(hidden)
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]

@@ -1,23 +1,34 @@
 """The operations worth a hand-written kernel: one signature each, several bodies.
 
-`reference.py` is the meaning of each in plain JAX. The model and the bank call these names and
-never learn which body runs. A body for a platform replaces names here, once, at trace time.
+`reference.py` is the meaning of each in plain JAX; `cpu_matmul.py` and `cpu_attention.py` call the
+C++ library. Which body runs is chosen once, when a program is traced: by the kind of a weight, and
+by `attention` here.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxllama.kernels import cpu_attention, reference
 from jaxllama.kernels.reference import (
     ROW_TILE,
-    attend_prompt,
-    attend_step,
+    Layer,
+    Parts,
+    Place,
+    Turn,
     matmul,
     matmul_by_output,
     norm,
 )
 from jaxllama.kernels.storage import read_columns, stored_dtype, write_columns
+from jaxllama.shapes import Array
 
 __all__ = [
     "ROW_TILE",
-    "attend_prompt",
-    "attend_step",
+    "Place",
+    "Ways",
+    "attention",
     "matmul",
     "matmul_by_output",
     "norm",
@@ -25,3 +36,38 @@ __all__ = [
     "stored_dtype",
     "write_columns",
 ]
+
+
+class Ways(NamedTuple):
+    """How attention is done: for one token of every slot, and for a run of one slot."""
+
+    step: Callable[..., tuple[Array, Any]]
+    prompt: Callable[..., tuple[Array, Any]]
+
+
+def attention(body: str, head_dim: int) -> Ways:
+    """The body of attention; head sizes that have no kernel get the plain one."""
+    if body == "cpu" and head_dim in cpu_attention.SIZES:
+        return Ways(cpu_step, cpu_prompt)
+    return Ways(reference.attend_step, reference.attend_prompt)
+
+
+def cpu_step(
+    parts: Parts, turn: Turn, layer: Layer, position: Array, active: Array, window: int | None
+) -> tuple[Array, Any]:
+    """`reference.attend_step` by the C++ library."""
+    return cpu_attention.attend_step(flat(parts), turn, tuple(layer), position, active, window)
+
+
+def cpu_prompt(
+    parts: Parts, turn: Turn, layer: Layer, place: Place, window: int | None
+) -> tuple[Array, Any]:
+    """`reference.attend_prompt` by the C++ library."""
+    return cpu_attention.attend_prompt(
+        flat(parts), turn, tuple(layer), cpu_attention.Place(*place), window
+    )
+
+
+def flat(parts: Parts) -> Array:
+    """Queries, keys and values side by side; XLA undoes the split this came from."""
+    return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)

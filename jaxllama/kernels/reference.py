@@ -7,6 +7,7 @@ rows. Attention walks each row's own keys in fixed blocks; blocks a row may not 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,16 @@ ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
 
 ReadBlock = Callable[[Array], tuple[Array, Array]]
+
+
+class Place(NamedTuple):
+    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
+
+    slot: Int[Array, ""]
+    start: Int[Array, ""]
+    rows: Int[Array, ""]
+
+
 Parts = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
 Turn = tuple[Array, Array]  # cosines and sines [L U]
 Layer = tuple[Array, Array]  # keys and values [S K T H]
@@ -84,15 +95,19 @@ def attend_prompt(
     parts: Parts,
     turn: Turn,
     layer: Layer,
-    slot: Int[Array, ""],
-    position: Int[Array, " L"],
+    place: Place,
     window: int | None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate, append a run of rows to `slot`, each attends up to itself; consumes `layer`."""
+    """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`.
+
+    Rows past `place.rows` go to columns that are written again before they are read.
+    """
     q, k, v = rotated(parts, turn)
+    slot, start, _ = place
     new = zip(layer, (k, v), strict=True)
-    keys, values = (append_prompt(*pair, slot, position[0]) for pair in new)
+    keys, values = (append_prompt(*pair, slot, start) for pair in new)
     rows = q.shape[0]
+    position = start + jnp.arange(rows, dtype=jnp.int32)
 
     def read(block: Array) -> tuple[Array, Array]:
         k, v = (read_columns(side, slot, block * KEY_BLOCK, KEY_BLOCK) for side in (keys, values))

@@ -1,14 +1,30 @@
-"""Linear and Embedding: one call for a dense or a packed weight.
+"""Linear, Embedding and Norm: one call whatever a weight is stored in.
 
-Used by every block of `llama.py`; knows how a weight is stored, not what it is for.
+Used by every block of `llama.py`; knows how a weight is stored, not what it is for. A Tiled weight
+goes to the C++ kernels, which norm, multiply and add in one call; the plain path does the same in
+steps.
 """
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxllama import kernels
+from jaxllama.kernels import cpu_matmul
+from jaxllama.kernels.tiled import Tiled
 from jaxllama.model.quantized import Packed, take_rows, unpack
 from jaxllama.shapes import Array, Float, Int
+
+
+class Norm(nnx.Module):
+    """Root-mean-square norm."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        self.weight = nnx.Param(jnp.zeros(width), axes=("width",))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        """Scale every vector to unit mean square, then by the weight."""
+        return kernels.norm(x, self.weight.get_value(), self.eps)
 
 
 class Linear(nnx.Module):
@@ -18,14 +34,33 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((inward, outward)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(outward), axes=axes[1:]) if bias else None
 
-    def __call__(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
-        """Apply to every row."""
+    def __call__(
+        self, x: Float[Array, "L I"], *, norm: Norm | None = None, add: Array | None = None
+    ) -> Float[Array, "L O"]:
+        """Apply to every row, normed first and added to `add` if given."""
         weight = self.weight.get_value()
+        if isinstance(weight, Tiled):
+            return tiled_matmul(x, weight, norm, add)
+        x = x if norm is None else norm(x)
         if isinstance(weight, Packed):
             y = kernels.matmul_by_output(x, unpack(weight))
         else:
             y = kernels.matmul(x, weight)
-        return y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
+        y = y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
+        return y if add is None else add + y
+
+
+class GateUp(nnx.Module):
+    """silu(x · gate) * (x · up) from one Tiled weight that holds both."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        self.weight = nnx.Param(jnp.zeros((inward, 2 * outward)), axes=("width", "ffn"))
+
+    def __call__(self, x: Float[Array, "L I"], *, norm: Norm) -> Float[Array, "L O"]:
+        """Apply to every row, normed first."""
+        return cpu_matmul.normed_swiglu(
+            x, norm.weight.get_value(), norm.eps, self.weight.get_value()
+        )
 
 
 class Embedding(nnx.Module):
@@ -37,11 +72,27 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Look every token up, float32."""
         weight = self.weight.get_value()
+        if isinstance(weight, Tiled):
+            return cpu_matmul.take_rows(weight, tokens)
         if isinstance(weight, Packed):
             return take_rows(weight, tokens)
         return weight[tokens].astype(jnp.float32)
 
-    def scores(self, x: Float[Array, "L D"]) -> Float[Array, "L V"]:
-        """How well every token of the vocabulary matches each row."""
+    def scores(self, x: Float[Array, "L D"], *, norm: Norm) -> Float[Array, "L V"]:
+        """How well every token of the vocabulary matches each row, normed first."""
         weight = self.weight.get_value()
-        return kernels.matmul_by_output(x, unpack(weight) if isinstance(weight, Packed) else weight)
+        if isinstance(weight, Tiled):
+            return tiled_matmul(x, weight, norm, None)
+        dense = unpack(weight) if isinstance(weight, Packed) else weight
+        return kernels.matmul_by_output(norm(x), dense)
+
+
+def tiled_matmul(
+    x: Float[Array, "L I"], weight: Tiled, norm: Norm | None, add: Array | None
+) -> Float[Array, "L O"]:
+    """The fused kernel that does what was asked."""
+    if add is not None:
+        return cpu_matmul.matmul_add(x, weight, add)
+    if norm is None:
+        return cpu_matmul.normed_matmul(x, None, 0.0, weight)
+    return cpu_matmul.normed_matmul(x, norm.weight.get_value(), norm.eps, weight)

@@ -1,9 +1,9 @@
-"""The Llama family, top-down: Llama - Block - Attention, FeedForward - Norm.
+"""The Llama family, top-down: Llama - Block - Attention, FeedForward.
 
 Recipes for `params.py`: weights arrive from outside, the cache goes through. Two ways in: `step`
 (one token for every slot) and `prompt` (a run of tokens of one slot); both are the same blocks
-with another way to attend. The residual stream is float32. Knows no platform, no sampler, no slot
-bookkeeping. Letters: see `shapes.py`.
+with another way to attend. The residual stream is float32. With the C++ kernels, matrices that read
+the same rows are one weight (`fused`). Knows no sampler, no slot bookkeeping. Letters: `shapes.py`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxllama.config import ModelConfig
 from jaxllama.kernels.reference import Parts, Turn
 from jaxllama.model import rope
 from jaxllama.model.cache import KVCache, LayerCache
-from jaxllama.model.linear import Embedding, Linear
+from jaxllama.model.linear import Embedding, GateUp, Linear, Norm
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
 
@@ -26,12 +26,13 @@ Attend = Callable[[Parts, Turn, LayerCache], tuple[Array, LayerCache]]
 
 
 class Llama(nnx.Module):
-    """Embedding, blocks, final norm, head."""
+    """Embedding, blocks, final norm, head; `body` is the kind of kernels it runs on."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, body: str = "xla") -> None:
         self.config = config
+        self.ways = kernels.attention(body, config.head_dim)
         self.embed = Embedding(config.vocab_size, config.width)
-        self.blocks = nnx.List([Block(config) for _ in range(config.layers)])
+        self.blocks = nnx.List([Block(config, fused=body == "cpu") for _ in range(config.layers)])
         self.final_norm = Norm(config.width, config.norm_eps)
         head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
         self.unembed = None if config.tied else head
@@ -47,7 +48,7 @@ class Llama(nnx.Module):
 
         def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
             window = self.config.window
-            out, new = kernels.attend_step(parts, turn, layer, position, active, window)
+            out, new = self.ways.step(parts, turn, layer, position, active, window)
             return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "slots")
@@ -58,13 +59,15 @@ class Llama(nnx.Module):
         cache: KVCache,
         slot: Int[Array, ""],
         start: Int[Array, ""],
+        count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """A run of tokens of one slot, from cache column `start` on."""
-        position = start + jnp.arange(tokens.shape[0])
+        """A run of tokens of one slot, from cache column `start` on; only `count` are real."""
+        real = jnp.int32(tokens.shape[0]) if count is None else count
+        position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
         def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
-            window = self.config.window
-            out, new = kernels.attend_prompt(parts, turn, layer, slot, position, window)
+            place = kernels.Place(slot, start, real)
+            out, new = self.ways.prompt(parts, turn, layer, place, self.config.window)
             return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "rows")
@@ -82,86 +85,87 @@ class Llama(nnx.Module):
         turn = rope.tables(self.config.rope, self.config.head_dim, position)
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            mixed, updated = block.mix(x, turn, layer, attend)
-            x = constrain(x + mixed, rows, "width")
-            x = constrain(x + block.feed(x), rows, "width")
+            x, updated = block.attention(x, block.attention_norm, turn, layer, attend)
+            x = block.ffn(constrain(x, rows, "width"), block.ffn_norm)
+            x = constrain(x, rows, "width")
             layers.append(updated)
         return x, tuple(layers)
 
     def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
         """Logits of the next token, float32."""
-        x = self.final_norm(hidden)
-        return self.embed.scores(x) if self.unembed is None else self.unembed(x)
+        if self.unembed is None:
+            return self.embed.scores(hidden, norm=self.final_norm)
+        return self.unembed(hidden, norm=self.final_norm)
 
 
 class Block(nnx.Module):
     """Attention and feed-forward; each reads the normed stream and is added back to it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, fused: bool) -> None:
         self.attention_norm = Norm(config.width, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, fused=fused)
         self.ffn_norm = Norm(config.width, config.norm_eps)
-        self.ffn = FeedForward(config)
-
-    def mix(
-        self, x: Array, turn: Turn, layer: LayerCache, attend: Attend
-    ) -> tuple[Float[Array, "L D"], LayerCache]:
-        """What attention adds to the stream."""
-        return self.attention(self.attention_norm(x), turn, layer, attend)
-
-    def feed(self, x: Float[Array, "L D"]) -> Float[Array, "L D"]:
-        """What the feed-forward adds to the stream."""
-        return self.ffn(self.ffn_norm(x))
+        self.ffn = FeedForward(config, fused=fused)
 
 
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        width, size = config.width, config.head_dim
-        inner, shared = config.heads * size, config.kv_heads * size
-        self.size = size
-        self.q = Linear(width, inner, ("width", "heads"), bias=config.qkv_bias)
-        self.k = Linear(width, shared, ("width", "kv_heads"), bias=config.qkv_bias)
-        self.v = Linear(width, shared, ("width", "kv_heads"), bias=config.qkv_bias)
-        self.o = Linear(inner, width, ("heads", "width"), bias=config.out_bias)
-        self.q_norm = Norm(size, config.norm_eps) if config.qk_norm else None
-        self.k_norm = Norm(size, config.norm_eps) if config.qk_norm else None
+    def __init__(self, config: ModelConfig, *, fused: bool) -> None:
+        width, bias = config.width, config.qkv_bias
+        self.sizes = config.heads, config.kv_heads, config.head_dim
+        inner, shared = (count * config.head_dim for count in self.sizes[:2])
+        self.fused = fused
+        if fused:
+            self.qkv = Linear(width, inner + 2 * shared, ("width", "heads"), bias=False)
+        else:
+            self.q = Linear(width, inner, ("width", "heads"), bias=bias)
+            self.k = Linear(width, shared, ("width", "kv_heads"), bias=bias)
+            self.v = Linear(width, shared, ("width", "kv_heads"), bias=bias)
+        out_bias = config.out_bias and not fused
+        self.o = Linear(inner, width, ("heads", "width"), bias=out_bias)
+        self.q_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def __call__(
-        self, x: Array, turn: Turn, layer: LayerCache, attend: Attend
+        self, x: Array, norm: Norm, turn: Turn, layer: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "L D"], LayerCache]:
-        """Project, rotate, attend (which appends to the cache), project back."""
-        q, k, v = (
-            rearrange(p(x), "l (n h) -> l n h", h=self.size) for p in (self.q, self.k, self.v)
-        )
+        """Norm, project, attend (which rotates and appends to the cache), project back, add."""
+        q, k, v = self.project(x, norm)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, layer = attend((q, k, v), turn, layer)
-        return self.o(mixed), layer
+        return self.o(mixed, add=x), layer
+
+    def project(self, x: Array, norm: Norm) -> Parts:
+        """Queries, keys and values by heads."""
+        heads, kv_heads, size = self.sizes
+        if self.fused:
+            cuts = [heads * size, (heads + kv_heads) * size]
+            flat = jnp.split(self.qkv(x, norm=norm), cuts, axis=1)
+        else:
+            normed = norm(x)
+            flat = [part(normed) for part in (self.q, self.k, self.v)]
+        q, k, v = (rearrange(part, "l (n h) -> l n h", h=size) for part in flat)
+        return q, k, v
 
 
 class FeedForward(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """x + down(silu(gate(norm(x))) * up(norm(x)))."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        width, inner, bias = config.width, config.ffn_width, config.ffn_bias
-        self.gate = Linear(width, inner, ("width", "ffn"), bias=bias)
-        self.up = Linear(width, inner, ("width", "ffn"), bias=bias)
+    def __init__(self, config: ModelConfig, *, fused: bool) -> None:
+        width, inner, bias = config.width, config.ffn_width, config.ffn_bias and not fused
+        self.fused = fused
+        if fused:
+            self.gate_up = GateUp(width, inner)
+        else:
+            self.gate = Linear(width, inner, ("width", "ffn"), bias=bias)
+            self.up = Linear(width, inner, ("width", "ffn"), bias=bias)
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
-    def __call__(self, x: Float[Array, "L D"]) -> Float[Array, "L D"]:
-        """Apply to every row."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class Norm(nnx.Module):
-    """Root-mean-square norm."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        self.weight = nnx.Param(jnp.zeros(width), axes=("width",))
-        self.eps = eps
-
-    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-        """Scale every vector to unit mean square, then by the weight."""
-        return kernels.norm(x, self.weight.get_value(), self.eps)
+    def __call__(self, x: Float[Array, "L D"], norm: Norm) -> Float[Array, "L D"]:
+        """Apply to every row and add to it."""
+        if self.fused:
+            return self.down(self.gate_up(x, norm=norm), add=x)
+        normed = norm(x)
+        return self.down(jax.nn.silu(self.gate(normed)) * self.up(normed), add=x)

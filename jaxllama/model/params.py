@@ -30,15 +30,15 @@ class Leaf:
 
 
 @cache
-def recipe(config: ModelConfig) -> tuple[Any, Any]:
+def recipe(config: ModelConfig, body: str = "xla") -> tuple[Any, Any]:
     """(graphdef, abstract state): what `nnx.merge` needs to make the model from arrays."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, body)))
     return graphdef, state
 
 
-def model_of(config: ModelConfig, params: Tree) -> Llama:
+def model_of(config: ModelConfig, params: Tree, body: str = "xla") -> Llama:
     """The model around its weights, inside a program."""
-    model: Llama = nnx.merge(recipe(config)[0], params)
+    model: Llama = nnx.merge(recipe(config, body)[0], params)
     return model
 
 

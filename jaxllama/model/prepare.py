@@ -1,7 +1,7 @@
-"""From the canonical tree to what the programs run on: dtype, unpacking, place on the mesh.
+"""From the canonical tree to what the programs run on: dtype, layout, fusion, place on the mesh.
 
-Called once per weight while a checkpoint is loaded. The only code that knows both how weights are
-kept in files' terms and how the chosen operations want them.
+Fed one weight at a time while a checkpoint is loaded. The only code that knows both how a model
+names its weights and how the chosen operations want them.
 """
 
 import dataclasses
@@ -12,13 +12,86 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllama.model.params import Leaf
+from jaxllama.config import EngineConfig
+from jaxllama.kernels.tiled import Tiled, tile, tile_pair
+from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.model.quantized import Packed
 from jaxllama.shapes import Array
 from jaxllama.sharding import shard_shape
 
+Given = np.ndarray | Packed
+# Matrices that read the same rows are laid side by side, for one call of a kernel.
+TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
-def place(leaf: Leaf, value: np.ndarray | Packed, mesh: Mesh, dtype: str) -> Array | Packed:
+
+class Preparation:
+    """Takes every canonical weight once; gives the tree the programs run on."""
+
+    def __init__(self, abstract: dict[str, Leaf], engine: EngineConfig, mesh: Mesh) -> None:
+        self.abstract, self.engine, self.mesh = abstract, engine, mesh
+        self._ready: dict[str, Any] = {}
+        self._partial: dict[
+            str, dict[str, Given]
+        ] = {}  # by fused module, until all parts are there
+
+    def add(self, path: str, leaf: Leaf, value: Given) -> None:
+        """Take one weight; host memory is let go as soon as its module is whole."""
+        module, _, kind = path.rpartition(".")
+        if self.engine.kernels == "xla":
+            self._ready[path] = self._plain(leaf, value)
+        elif not self._is_linear(module):
+            self._ready[path] = place(leaf, value, self.mesh, "float32")
+        else:
+            self._add_to_module(module, kind, value)
+
+    def tree(self) -> Tree:
+        """The whole tree; every weight must have been added."""
+        return nest(self._ready)
+
+    def _plain(self, leaf: Leaf, value: Given) -> Array | Packed:
+        if isinstance(value, Packed) and not self.engine.packed:
+            value = unpacked(leaf, value)
+        return place(leaf, value, self.mesh, self.engine.dtype)
+
+    def _is_linear(self, module: str) -> bool:
+        leaf = self.abstract.get(f"{module}.weight")
+        return leaf is not None and leaf.is_matrix
+
+    def _add_to_module(self, module: str, kind: str, value: Given) -> None:
+        """Collect what is fused; lay it out once nothing is missing."""
+        parent, _, name = module.rpartition(".")
+        fused = ".".join(filter(None, (parent, TOGETHER.get(name, name))))
+        names = PARTS.get(TOGETHER.get(name, ""), (name,))
+        parts = self._partial.setdefault(fused, {})
+        parts[f"{name}.{kind}"] = value
+        modules = [".".join(filter(None, (parent, each))) for each in names]
+        wanted = [
+            f"{each}.{kind}"
+            for each, whole in zip(names, modules, strict=True)
+            for kind in ("weight", "bias")
+            if f"{whole}.{kind}" in self.abstract
+        ]
+        if len(parts) == len(wanted):
+            self._ready[f"{fused}.weight"] = self._tiled(names, self._partial.pop(fused))
+
+    def _tiled(self, names: tuple[str, ...], parts: dict[str, Given]) -> Tiled:
+        matrices = [self._kept(parts[f"{name}.weight"]) for name in names]
+        biases: list[Any] = [parts.get(f"{name}.bias") for name in names]
+        if names == ("embed",) and isinstance(matrices[0], np.ndarray):
+            matrices = [matrices[0].T]
+        lay_out = tile_pair if names == PARTS["gate_up"] else tile
+        made = lay_out(*matrices, biases=biases if any(b is not None for b in biases) else ())
+        return jax.tree.map(jax.device_put, made)
+
+    def _kept(self, value: Given) -> Given:
+        """Dense weights in the dtype asked for; packed ones as they are."""
+        if isinstance(value, Packed) or self.engine.dtype == "stored":
+            return value
+        return value.astype(jnp.dtype(self.engine.dtype))
+
+
+def place(leaf: Leaf, value: Given, mesh: Mesh, dtype: str) -> Array | Packed:
     """One weight on its devices; a Packed one stays packed."""
     if isinstance(value, Packed):
         return place_packed(leaf, value, mesh)

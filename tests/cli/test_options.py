@@ -95,7 +95,7 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
     seen, _ = try_out(
         *("-m", "x.gguf", "--slots", "3", "--context", "99", "--dtype", "float16"),
         *("--cache-dtype", "bfloat16", "--mesh", "data=2", "--packed", "--format", "plain"),
-        "--no-compile-cache",
+        *("--no-compile-cache", "--kernels", "xla", "--threads", "2"),
     )
     assert seen["loading"] == {
         "model": "x.gguf",
@@ -104,6 +104,8 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         "dtype": "float16",
         "cache_dtype": "bfloat16",
         "mesh": "data=2",
+        "kernels": "xla",
+        "threads": 2,
         "packed": True,
         "prompt_format": "plain",
         "compile_cache": False,

@@ -5,10 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
+from jaxllama.config import EngineConfig
+from jaxllama.kernels import cpu
+from tests.support import (
+    BODIES,
+    ENGINE,
+    KERNELS,
+    MODEL,
+    Told,
+    closed,
+    drive,
+    new_engine,
+    request,
+    run,
+)
 
 SCHEDULES = 500
-TOLERANCE = 1e-5  # of log-probabilities; the plain path is bit-equal where XLA is
 
 
 def random_request(rng: np.random.Generator, stems: list[list[int]]):
@@ -25,18 +37,21 @@ def random_request(rng: np.random.Generator, stems: list[list[int]]):
     )
 
 
-def same(one: Told, other: Told) -> bool:
-    """Equal tokens, equal log-probabilities within the tolerance."""
-    return one.tokens == other.tokens and np.allclose(one.logprobs, other.logprobs, atol=TOLERANCE)
+def same(one: Told, other: Told, engine: EngineConfig) -> bool:
+    """Equal tokens and log-probabilities: bit for bit with kernels, to 1e-5 without."""
+    tolerance = 0.0 if engine.kernels == "cpu" else 1e-5
+    close = np.allclose(one.logprobs, other.logprobs, rtol=0, atol=tolerance)
+    return one.tokens == other.tokens and close
 
 
-def test_500_random_schedules_change_nothing():
+@pytest.mark.parametrize("body", BODIES)
+def test_500_random_schedules_change_nothing(body):
     """Joins, leaves, cancels, prefix hits and chunk boundaries against solo runs."""
     rng = np.random.default_rng(1)
     stems = [rng.integers(0, 256, n).tolist() for n in (40, 70, 12)]
     pool = [random_request(rng, stems) for _ in range(40)]
-    solo = [run(new_engine(), [one])[0] for one in pool]
-    engine = new_engine()
+    solo = [run(new_engine(MODEL, body), [one])[0] for one in pool]
+    engine = new_engine(MODEL, body)
     for _ in range(SCHEDULES):
         told: dict[int, Told] = {}
         expected: dict[int, int] = {}
@@ -54,17 +69,43 @@ def test_500_random_schedules_change_nothing():
                 count = len(told[id_].tokens)
                 assert told[id_].tokens == solo[index].tokens[:count]
             else:
-                assert same(told[id_], solo[index]), f"request {index} came out differently"
+                assert same(told[id_], solo[index], body), f"request {index} came out differently"
     assert closed(engine)
 
 
 @pytest.mark.parametrize("change", [{"prefill_chunk": 8}, {"steps_per_sync": 1}, {"slots": 7}])
-def test_engine_settings_change_no_text(change):
+@pytest.mark.parametrize("body", BODIES)
+def test_engine_settings_change_no_text(body, change):
     rng = np.random.default_rng(2)
     pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
-    first = run(new_engine(), pool)
-    second = run(new_engine(MODEL, dataclasses.replace(ENGINE, **change)), pool)
-    assert all(same(one, other) for one, other in zip(first, second, strict=True))
+    first = run(new_engine(MODEL, body), pool)
+    second = run(new_engine(MODEL, dataclasses.replace(body, **change)), pool)
+    assert all(same(one, other, body) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_number_of_threads_changes_no_bit():
+    rng = np.random.default_rng(3)
+    pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
+    before, answers = cpu.threads(), []
+    try:
+        for threads in (1, 2, 3):
+            cpu.set_threads(threads)
+            answers.append(run(new_engine(MODEL, KERNELS), pool))
+    finally:
+        cpu.set_threads(before)
+    for other in answers[1:]:
+        assert all(same(*pair, KERNELS) for pair in zip(answers[0], other, strict=True))
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_kernels_say_what_plain_jax_says():
+    """Dense float32 weights: both bodies mean the same, to rounding."""
+    requests = [request(range(i, i + 20 + 9 * i), 8) for i in range(5)]
+    plain, fast = (run(new_engine(MODEL, body), requests) for body in (ENGINE, KERNELS))
+    for one, other in zip(plain, fast, strict=True):
+        assert one.tokens == other.tokens
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-3)
 
 
 def test_another_seed_gives_another_text():
