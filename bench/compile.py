@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 from harness import Board, how_often, repeated, script
-from subject import modelled
+from subject import Subject, modelled
 
 COMMAND = ("-c", "from jaxllama.cli.main import main; main()")
 OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a time")
@@ -19,7 +19,7 @@ OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a t
 @script("compile")
 @repeated
 @modelled
-def main(*, board: Board, repetitions: int | None, path: Path) -> None:
+def main(*, board: Board, repetitions: int | None, subject: Subject) -> None:
     """Measure `jaxllama generate -n 1` in a fresh process, each time from the empty cache on.
 
     Cold compiles every program and keeps it, warm loads them.
@@ -29,17 +29,19 @@ def main(*, board: Board, repetitions: int | None, path: Path) -> None:
         with tempfile.TemporaryDirectory() as cache:
             for kind, measured in starts.items():
                 with board.doing(f"{kind} start"):
-                    measured.append(start(path, Path(cache)))
+                    measured.append(start(subject, Path(cache)))
     for kind, measured in starts.items():
-        case = f"{path.stem}, {kind} start"
+        case = f"{subject.name}, {kind} start"
         board.add(f"{case}, first token", "s", [seconds for seconds, _ in measured])
         board.add(f"{case}, compiled", "programs", [programs for _, programs in measured])
 
 
-def start(path: Path, cache: Path) -> tuple[float, int]:
+def start(subject: Subject, cache: Path) -> tuple[float, int]:
     """Seconds to the first byte of the answer, and how many programs were compiled for it."""
     before = kept(cache)
-    command = [sys.executable, *COMMAND, "generate", "-m", str(path.resolve()), *OPTIONS]
+    model = ("-m", str(subject.path.resolve()))
+    loading = [f"--{name}={value}" for name, value in subject.loading.items()]
+    command = [sys.executable, *COMMAND, "generate", *model, *loading, *OPTIONS]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(

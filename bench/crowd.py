@@ -6,22 +6,15 @@ reading back included.
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from jaxllama import LLM
 from jaxllama.engine.engine import Engine
 from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, Token
 
 SEED = 0
-
-
-def load(path: Path, *, slots: int, length: int) -> LLM:
-    """A model with room for `length` tokens in each slot."""
-    return LLM.load(path, slots=slots, context=length)
 
 
 def random_prompt(vocab: int, length: int, seed: int = SEED) -> list[int]:

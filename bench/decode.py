@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import click
 import jax
-from crowd import decode_rate, load, prompts_of, random_prompt
+from crowd import decode_rate, prompts_of, random_prompt
 from harness import Board, Measure, cores, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
 from machine import bandwidth, stream
@@ -54,11 +54,11 @@ def main(
     for count in slots or (SHORT_SLOTS if board.short else SLOTS):
         case = f"{subject.name}, {count} slot{'s' * (count > 1)}, depth {depth}"
         with board.doing(case), ExitStack() as opened:
-            llm = opened.enter_context(load(subject.path, slots=count, length=length))
+            llm = opened.enter_context(subject.load(slots=count, length=length))
             peer = None
             if subject.peer:
-                crowd = LlamaCpp(subject.peer_path, sequences=count, length=length, threads=cores())
-                peer = rate_of_peer(opened.enter_context(crowd), depth, tokens)
+                crowd = opened.enter_context(subject.load_peer(sequences=count, length=length))
+                peer = rate_of_peer(crowd, depth, tokens)
             prompts = prompts_of(llm.config.vocab_size, count, depth)
             ours, theirs = in_turn(times, rate_of_engine(llm, prompts, tokens), peer)
             board.add(case, "tokens/s", ours, theirs, subject.peer_name)

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 from itertools import count
 
 import click
-from crowd import load, random_prompt, seconds_to_first
-from harness import Board, Measure, cores, how_often, in_turn, repeated, script
+from crowd import random_prompt, seconds_to_first
+from harness import Board, Measure, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
 from subject import Subject, compared
 
@@ -40,11 +40,11 @@ def main(
     """
     case, times = f"{subject.name}, {tokens} tokens", how_often(board, repetitions)
     with board.doing(case), ExitStack() as opened:
-        llm = opened.enter_context(load(subject.path, slots=slots, length=tokens + 1))
+        llm = opened.enter_context(subject.load(slots=slots, length=tokens + 1))
         peer = None
         if subject.peer:
-            reader = LlamaCpp(subject.peer_path, sequences=1, length=tokens, threads=cores())
-            peer = rate_of_peer(opened.enter_context(reader), tokens)
+            reader = opened.enter_context(subject.load_peer(sequences=1, length=tokens))
+            peer = rate_of_peer(reader, tokens)
         ours, theirs = in_turn(times, rate_of_engine(llm, tokens), peer)
     board.add(case, "tokens/s", ours, theirs, subject.peer_name)
 

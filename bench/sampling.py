@@ -13,7 +13,7 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
-from crowd import decode_rate, load, request
+from crowd import decode_rate, request
 from harness import (
     Board,
     Measure,
@@ -74,7 +74,7 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
     The peer's samplers run on the same logits, row by row as llama.cpp does.
     """
     times = how_often(board, repetitions)
-    with load(subject.path, slots=rows, length=len(TEXT) + STEPS) as llm:
+    with subject.load(slots=rows, length=len(TEXT) + STEPS) as llm:
         prompts = beginnings(llm.tokenize(TEXT), rows)
         logits = np.stack([llm.engine.peek(prompt, len(prompt))[1] for prompt in prompts])
         choose = jax.jit(partial(choose_again, llm.bank))
