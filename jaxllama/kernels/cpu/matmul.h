@@ -46,6 +46,12 @@ struct Band {
   int count;
 };
 
+// How inputs meet packed weights: in bytes, 127 being the largest of a block.
+constexpr float kLargestCode = 127.0f;
+constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
+constexpr float kLargest = 3.0e38f;
+constexpr int kAtOnce = 4;  // blocks that are quantised together
+
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {
   return is_packed(kind) ? 1 : kind == Kind::bf16 ? 2 : 4;
 }

@@ -9,6 +9,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+#define INLINE inline __attribute__((always_inline))
 
 namespace jaxllama::avx2 {
 namespace {
@@ -101,7 +102,8 @@ inline float largest_magnitude(F x, F y) {
 }
 
 // Rounds thirty-two numbers times `factor` to bytes; returns their sum.
-inline int32_t quantise(F x, F y, float factor, int8_t* to) {
+inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
+  const F &x = block[0], &y = block[1];
   const __m256 by = _mm256_set1_ps(factor);
   const __m256i parts[4] = {_mm256_cvtps_epi32(_mm256_mul_ps(x.a, by)),
                             _mm256_cvtps_epi32(_mm256_mul_ps(x.b, by)),
@@ -117,6 +119,20 @@ inline int32_t quantise(F x, F y, float factor, int8_t* to) {
     }
   }
   return total;
+}
+
+inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+  for (int b = 0; b < kAtOnce; ++b) {
+    const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
+    scales[b] = largest / kLargestCode;
+    const bool sound = largest >= kSmallest && largest <= kLargest;
+    if (sound) {
+      sums[b] = round_block(blocks[b], kLargestCode / largest, bytes + b * kBlock);
+      continue;
+    }
+    sums[b] = 0;
+    for (int k = 0; k < kBlock; ++k) bytes[b * kBlock + k] = 0;
+  }
 }
 
 // To the nearest bfloat16, ties to even; a NaN stays one.
@@ -171,7 +187,7 @@ inline F dot_pairs(const Pairs& w, const Pairs& x, F sum) {
 // Eight outputs of a block of nibbles. Pairs of products are at most 2 * 15 * 127, and eight of
 // them still fit sixteen bits.
 template <int N>
-inline void nibble_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
+INLINE void nibble_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
   const __m256i low = _mm256_set1_epi8(15);
   __m256i pairs[N];
   UNROLL for (int r = 0; r < N; ++r) pairs[r] = _mm256_setzero_si256();
@@ -194,7 +210,7 @@ inline void nibble_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&ac
 // Eight outputs of a block of bytes: |w| times the input with w's sign. A pair is at most
 // 2 * 128 * 127 and fits sixteen bits; two pairs do not.
 template <int N>
-inline void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
+INLINE void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
   UNROLL for (int j = 0; j < 8; ++j) {
     const __m256i w = _mm256_xor_si256(load_bits(codes + j * 128), _mm256_set1_epi8(-128));
     const __m256i size = _mm256_abs_epi8(w);
@@ -207,7 +223,7 @@ inline void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)
 }
 
 template <int bits, int N>
-inline void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
   UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
     __m256i acc[N];
     UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(zeros[r]);

@@ -9,6 +9,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+#define INLINE inline __attribute__((always_inline))
 
 namespace jaxllama::avx512 {
 namespace {
@@ -44,22 +45,65 @@ inline F load_bytes(const uint8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
 
-// Compared as integers, so that a NaN is larger than everything.
-inline float largest_magnitude(F a, F b) {
+// Sixteen lanes of magnitudes, as integers: compared so, a NaN is larger than everything.
+inline __m512i largest_of(const F (&block)[2]) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  const __m512i x = _mm512_and_si512(_mm512_castps_si512(a), magnitude);
-  const __m512i y = _mm512_and_si512(_mm512_castps_si512(b), magnitude);
-  return _mm_cvtss_f32(_mm_castsi128_ps(
-      _mm_cvtsi32_si128(_mm512_reduce_max_epi32(_mm512_max_epi32(x, y)))));
+  return _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(block[0]), magnitude),
+                          _mm512_and_si512(_mm512_castps_si512(block[1]), magnitude));
 }
 
-// Rounds thirty-two numbers times `factor` to bytes; returns their sum.
-inline int32_t quantise(F a, F b, float factor, int8_t* to) {
-  const __m512i x = _mm512_cvtps_epi32(mul(a, set(factor)));
-  const __m512i y = _mm512_cvtps_epi32(mul(b, set(factor)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to + kHalf), _mm512_cvtepi32_epi8(y));
-  return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
+// The largest lane of each of four vectors, in that order, repeated in every quarter.
+inline __m512i largest_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i ab = _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const __m512i cd = _mm512_max_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+  __m512i x = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  x = _mm512_max_epi32(x, _mm512_shuffle_i32x4(x, x, 0x4e));
+  return _mm512_max_epi32(x, _mm512_shuffle_i32x4(x, x, 0xb1));
+}
+
+// Two blocks as bytes, their words in the order the packing instructions leave them: quarter q holds
+// words q and q + 4 of the first block, then of the second.
+inline __m512i pack_pair(const F (&first)[2], __m512 by_first, const F (&second)[2],
+                         __m512 by_second) {
+  const __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(mul(first[0], by_first)),
+                                       _mm512_cvtps_epi32(mul(first[1], by_first)));
+  const __m512i b = _mm512_packs_epi32(_mm512_cvtps_epi32(mul(second[0], by_second)),
+                                       _mm512_cvtps_epi32(mul(second[1], by_second)));
+  return _mm512_packs_epi16(a, b);
+}
+
+inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+  const __m512i bits = largest_lanes(largest_of(blocks[0]), largest_of(blocks[1]),
+                                     largest_of(blocks[2]), largest_of(blocks[3]));
+  const __m512 largest = _mm512_castsi512_ps(bits);
+  const __mmask16 sound = _mm512_cmp_ps_mask(largest, set(kSmallest), _CMP_GE_OQ) &
+                          _mm512_cmp_ps_mask(largest, set(kLargest), _CMP_LE_OQ);
+  const __m128 four = _mm512_castps512_ps128(largest);
+  _mm_storeu_ps(scales, _mm_div_ps(four, _mm_set1_ps(kLargestCode)));
+  const __m512 by = _mm512_broadcast_f32x4(_mm_div_ps(_mm_set1_ps(kLargestCode), four));
+
+  __m512i ab = pack_pair(blocks[0], _mm512_permute_ps(by, 0x00), blocks[1],
+                         _mm512_permute_ps(by, 0x55));
+  __m512i cd = pack_pair(blocks[2], _mm512_permute_ps(by, 0xaa), blocks[3],
+                         _mm512_permute_ps(by, 0xff));
+  // What is not sound becomes zero.
+  const __m512i kept = _mm512_movm_epi32(sound);
+  ab = _mm512_and_si512(ab, _mm512_unpacklo_epi32(kept, kept));
+  cd = _mm512_and_si512(cd, _mm512_unpackhi_epi32(kept, kept));
+
+  const __m512i in_order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_store_si512(bytes, _mm512_permutexvar_epi32(in_order, ab));
+  _mm512_store_si512(bytes + 64, _mm512_permutexvar_epi32(in_order, cd));
+
+  const __m512i ones = _mm512_set1_epi8(1), none = _mm512_setzero_si512();
+  const __m512 fours = _mm512_castsi512_ps(_mm512_dpbusd_epi32(none, ones, ab));
+  const __m512 others = _mm512_castsi512_ps(_mm512_dpbusd_epi32(none, ones, cd));
+  __m512i x = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(fours, others, 0x88)),
+                               _mm512_castps_si512(_mm512_shuffle_ps(fours, others, 0xdd)));
+  x = _mm512_add_epi32(x, _mm512_shuffle_i32x4(x, x, 0x4e));
+  x = _mm512_add_epi32(x, _mm512_shuffle_i32x4(x, x, 0xb1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm512_castsi512_si128(x));
 }
 
 inline void store_narrow(uint16_t* to, F a, F b) {
@@ -83,7 +127,7 @@ inline Pairs set_pair(const uint16_t* from) { return (Pairs)broadcast_four(from)
 inline F dot_pairs(Pairs w, Pairs x, F sum) { return _mm512_dpbf16_ps(sum, w, x); }
 
 template <int bits, int N>
-inline void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
   __m512i acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(zeros[r]);
   if constexpr (bits == 4) {

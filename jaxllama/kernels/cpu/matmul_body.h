@@ -4,10 +4,6 @@
 // defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
 // rows, exactly, in integers; kMostRows is what registers allow. Everything else is here.
 
-constexpr float kLargestCode = 127.0f;
-constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
-constexpr float kLargest = 3.0e38f;
-
 // ---- rows
 
 // Sixteen numbers of a row, zero past its end.
@@ -19,54 +15,64 @@ inline F load_part(const float* from, int64_t left) {
 }
 
 inline float inverse_root(const Rows& rows, const float* x) {
-  F squares = zero();
-  for (int64_t k = 0; k < rows.width; k += kHalf) {
-    const F part = load_part(x + k, rows.width - k);
-    squares = fma(part, part, squares);
-  }
-  return 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(rows.width) + rows.eps);
-}
-
-// Thirty-two inputs of a row as W wants them: normed, in W's order, zero past the end.
-inline void read_block(const Rows& rows, const float* x, float root, int64_t start, F (&block)[2]) {
-  for (int h = 0; h < 2; ++h) {
-    const int64_t k = start + h * kHalf;
-    const int64_t left = rows.width - k;
-    if (rows.order == nullptr) {
-      block[h] = left > 0 ? load_part(x + k, left) : zero();
-      if (rows.norm != nullptr && left > 0) {
-        block[h] = mul(mul(block[h], set(root)), load_part(rows.norm + k, left));
-      }
-      continue;
+  F squares[4] = {zero(), zero(), zero(), zero()};
+  int64_t start = 0;
+  for (; start + 4 * kHalf <= rows.width; start += 4 * kHalf) {
+    UNROLL for (int each = 0; each < 4; ++each) {
+      const F part = load(x + start + each * kHalf);
+      squares[each] = fma(part, part, squares[each]);
     }
-    float part[kHalf] = {};
-    for (int64_t each = 0; each < kHalf && each < left; ++each) {
-      const int32_t from = rows.order[k + each];
-      part[each] = rows.norm == nullptr ? x[from] : x[from] * root * rows.norm[from];
+  }
+  for (; start < rows.width; start += kHalf) {
+    const F part = load_part(x + start, rows.width - start);
+    squares[0] = fma(part, part, squares[0]);
+  }
+  const float total = sum(add(add(squares[0], squares[1]), add(squares[2], squares[3])));
+  return 1.0f / __builtin_sqrtf(total / static_cast<float>(rows.width) + rows.eps);
+}
+
+// Sixteen inputs of a row as W wants them: normed, in W's order, zero past the end.
+inline F read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
+  const int64_t left = rows.width - k;
+  if (left <= 0) return zero();
+  if (rows.order == nullptr) {
+    const F part = load_part(x + k, left);
+    if (rows.norm == nullptr) return part;
+    return mul(mul(part, set(root)), load_part(rows.norm + k, left));
+  }
+  float part[kHalf] = {};
+  for (int64_t each = 0; each < kHalf && each < left; ++each) {
+    const int32_t from = rows.order[k + each];
+    part[each] = rows.norm == nullptr ? x[from] : x[from] * root * rows.norm[from];
+  }
+  return load(part);
+}
+
+// Some blocks of a row. Nearly always all of them are there, in order: that way has no branches.
+template <int count>
+inline void read_blocks(const Rows& rows, const float* x, float root, int64_t start,
+                        F (&blocks)[count][2]) {
+  if (rows.order != nullptr || start + count * kBlock > rows.width) {
+    for (int h = 0; h < 2 * count; ++h) {
+      blocks[h / 2][h % 2] = read_inputs(rows, x, root, start + h * kHalf);
     }
-    block[h] = load(part);
+    return;
+  }
+  UNROLL for (int h = 0; h < 2 * count; ++h) blocks[h / 2][h % 2] = load(x + start + h * kHalf);
+  if (rows.norm == nullptr) return;
+  UNROLL for (int h = 0; h < 2 * count; ++h) {
+    const F weight = load(rows.norm + start + h * kHalf);
+    blocks[h / 2][h % 2] = mul(mul(blocks[h / 2][h % 2], set(root)), weight);
   }
 }
 
-// To int8 with one scale; NaN and infinity come out as a scale that is not finite.
-inline void quantise_block(const Weights& weights, const F (&block)[2], int8_t* inputs,
-                           float* scale, int32_t* start, float* total) {
-  const float largest = largest_magnitude(block[0], block[1]);
-  int32_t codes = 0;
-  if (largest >= kSmallest && largest <= kLargest) {
-    codes = quantise(block[0], block[1], kLargestCode / largest, inputs);
-  } else {
-    for (int k = 0; k < kBlock; ++k) inputs[k] = 0;
-  }
-  *scale = largest / kLargestCode;
-  *start = -codes * (weights.kind == Kind::q4 ? weights.zero : kZeroOfEight);
-  *total = *scale * static_cast<float>(codes);
-}
-
+// Four blocks at a time go to int8, each with one scale; vectors are used best so. A block with NaN
+// or infinity comes out as zeros and a scale that is not finite.
 inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
                            int64_t local) {
   const int64_t blocks = weights.blocks;
   const int64_t groups = (blocks + weights.group - 1) / weights.group;
+  const int32_t zero_code = weights.kind == Kind::q4 ? weights.zero : kZeroOfEight;
   int8_t* inputs = reinterpret_cast<int8_t*>(to.inputs) + local * blocks * kBlock;
   float* scales = to.scales + local * blocks;
   int32_t* zeros = to.zeros + local * blocks;
@@ -75,14 +81,22 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
     const float* x = rows.x + (band.first + row) * rows.width;
     const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
     float total = 0.0f;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t at = block * band.count + row;
-      F part[2];
-      float share;
-      read_block(rows, x, root, block * kBlock, part);
-      quantise_block(weights, part, inputs + at * kBlock, scales + at, zeros + at, &share);
-      total = block % weights.group == 0 ? share : total + share;
-      sums[block / weights.group * band.count + row] = total;
+    for (int64_t start = 0; start < blocks; start += kAtOnce) {
+      F part[kAtOnce][2];
+      read_blocks<kAtOnce>(rows, x, root, start * kBlock, part);
+      float scale[kAtOnce];
+      int32_t codes[kAtOnce];
+      alignas(64) int8_t bytes[kAtOnce * kBlock];
+      quantise(part, bytes, scale, codes);
+      for (int b = 0; b < kAtOnce && start + b < blocks; ++b) {
+        const int64_t block = start + b, at = block * band.count + row;
+        __builtin_memcpy(inputs + at * kBlock, bytes + b * kBlock, kBlock);
+        scales[at] = scale[b];
+        zeros[at] = -codes[b] * zero_code;
+        const float share = scale[b] * static_cast<float>(codes[b]);
+        total = weights.group == 1 || block % weights.group == 0 ? share : total + share;
+        sums[(weights.group == 1 ? block : block / weights.group) * band.count + row] = total;
+      }
     }
   }
 }
@@ -96,8 +110,9 @@ inline void prepare_dense(const Weights& weights, const Rows& rows, const Prepar
     const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
     for (int64_t block = 0; block < weights.blocks; ++block) {
       const int64_t at = (block * band.count + row) * kBlock;
-      F part[2];
-      read_block(rows, x, root, block * kBlock, part);
+      F block_of[1][2];
+      read_blocks<1>(rows, x, root, block * kBlock, block_of);
+      const F(&part)[2] = block_of[0];
       if (narrow) {
         store_narrow(reinterpret_cast<uint16_t*>(inputs) + at, part[0], part[1]);
       } else {
@@ -159,7 +174,7 @@ struct Scaler {
 constexpr int kAhead = 4096;
 
 template <int bits, Scales scaling, bool minima, bool single, int N>
-void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
+INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                      Sums<N>& sums) {
   constexpr size_t bytes = block_bytes(bits == 4 ? Kind::q4 : Kind::q8);
   const int64_t blocks = weights.blocks;
@@ -211,7 +226,7 @@ void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from,
 }
 
 template <Kind kind, int N>
-void multiply_dense(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
+INLINE void multiply_dense(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                     Sums<N>& sums) {
   constexpr size_t bytes = block_bytes(kind);
   const uint8_t* numbers = weights.codes + tile * weights.blocks * bytes;
@@ -328,6 +343,7 @@ template <int N>
 void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                    Band band, const Finish& finish) {
   Sums<N> sums;
+  UNROLL for (int r = 0; r < N; ++r) sums[r][0] = sums[r][1] = zero();
 #define PACKED(bits, scaling, minima, single) \
   multiply_packed<bits, Scales::scaling, minima, single, N>(weights, tile, from, local, sums)
 #define SCALED(bits, scaling)                                                           \

@@ -4,6 +4,7 @@
 #include "half.h"
 
 #define UNROLL  // there are no registers to fill
+#define INLINE inline
 
 namespace jaxllama::portable {
 namespace {
@@ -109,7 +110,8 @@ inline float largest_magnitude(const F& x, const F& y) {
 }
 
 // Rounds thirty-two numbers times `factor` to bytes; returns their sum.
-inline int32_t quantise(const F& x, const F& y, float factor, int8_t* to) {
+inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
+  const F &x = block[0], &y = block[1];
   int32_t total = 0;
   LANES {
     to[i] = static_cast<int8_t>((x.v[i] * factor + kPush) - kPush);
@@ -117,6 +119,20 @@ inline int32_t quantise(const F& x, const F& y, float factor, int8_t* to) {
     total += to[i] + to[i + kHalf];
   }
   return total;
+}
+
+inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+  for (int b = 0; b < kAtOnce; ++b) {
+    const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
+    scales[b] = largest / kLargestCode;
+    const bool sound = largest >= kSmallest && largest <= kLargest;
+    if (sound) {
+      sums[b] = round_block(blocks[b], kLargestCode / largest, bytes + b * kBlock);
+      continue;
+    }
+    sums[b] = 0;
+    for (int k = 0; k < kBlock; ++k) bytes[b * kBlock + k] = 0;
+  }
 }
 
 // To the nearest bfloat16, ties to even; a NaN stays one.
@@ -159,7 +175,7 @@ inline int32_t dot_nibbles(const uint8_t* w, const int8_t* x) {
 }
 
 template <int bits, int N>
-inline void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
   for (int r = 0; r < N; ++r) {
     const int8_t* x = inputs + r * kBlock;
     for (int h = 0; h < 2; ++h) {
