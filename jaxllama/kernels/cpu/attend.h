@@ -4,7 +4,7 @@
 // threads, and one body per instruction set (attend_body.h) does the arithmetic. Nothing here
 // knows XLA.
 //
-// Bit rule. The columns a row sees are cut into blocks of ATTEND_BLOCK at fixed places of the cache.
+// Bit rule. The columns a row sees are cut into blocks of ATTEND_BLOCK at fixed places of a cache.
 // The result of a block depends on the row's own query and columns only, and blocks are folded
 // together from the first to the last. So a row has the same bits alone or in company, as one step
 // or inside a prompt, on any number of threads.

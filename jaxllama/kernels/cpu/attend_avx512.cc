@@ -1,6 +1,6 @@
 // Attention with AVX-512 and its dot products of bfloat16: vectors of sixteen.
 //
-// A bfloat16 or int8 cache is multiplied as pairs of bfloat16, exact for what lies in the cache; the
+// A bfloat16 or int8 cache is multiplied as pairs of bfloat16, exact for what lies in it; the
 // query and the weights are rounded to bfloat16 for it. Sums are float32.
 #include <immintrin.h>
 
@@ -101,11 +101,6 @@ inline __m512i pairs_half(const std::int8_t* from) {
   const __m256bh half = _mm512_cvtneps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
   return _mm512_zextsi256_si512(reinterpret_cast<__m256i>(half));
 }
-template <class T>
-__m512i pairs_of(const T* from, std::int64_t left) {
-  return left < 32 ? pairs_half(from) : pairs(from);
-}
-
 // Products of pairs: a lane of a vector holds two steps of the sum.
 struct Pairs {
   static constexpr int PAIR = 2;
@@ -132,66 +127,82 @@ struct Pairs {
   static void pack_keys(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
                         float* to) {
     for (std::int64_t group = 0; group < count; group += WIDTH) {
-      for (std::int64_t i = group; i < group + WIDTH; ++i) ahead.fetch(i);
+      ahead.fetch(group, WIDTH);
       for (std::int64_t place = 0; place < size; place += 2 * WIDTH) {
-        Vec square[WIDTH];
         const T* from = rows + group * size + place;
-        if (group + WIDTH <= count) {
-#pragma GCC unroll 16
-          for (int i = 0; i < WIDTH; ++i) {
-            square[i] = _mm512_castsi512_ps(pairs_of(from + i * size, size - place));
-          }
+        float* lanes = to + place / 2 * CHUNK + group;
+        if (place + 2 * WIDTH > size) {
+          pack_square<true>(from, count - group, size, lanes);
         } else {
-          for (int i = 0; i < WIDTH; ++i) {
-            square[i] = group + i < count
-                            ? _mm512_castsi512_ps(pairs_of(from + i * size, size - place))
-                            : _mm512_setzero_ps();
-          }
+          pack_square<false>(from, count - group, size, lanes);
         }
-        transpose(square);
-        float* lane = to + place / 2 * CHUNK + group;
-        const int used = size - place < 2 * WIDTH ? WIDTH / 2 : WIDTH;
-        for (int i = 0; i < used; ++i) store(lane + i * CHUNK, square[i]);
       }
     }
   }
 
-  // [count, size] to [count / 2, size] pairs of columns; a missing last column is zero.
+  // Sixteen columns of thirty-two places, or of the sixteen left over.
+  template <bool HALF, class T>
+  static void pack_square(const T* from, std::int64_t count, std::int64_t size, float* to) {
+    Vec square[WIDTH];
+    const auto row = [&](const T* at) {
+      return _mm512_castsi512_ps(HALF ? pairs_half(at) : pairs(at));
+    };
+    if (count >= WIDTH) {
+#pragma GCC unroll 4
+      for (int i = 0; i < WIDTH; i += 4, from += 4 * size) {
+        square[i] = row(from);
+        square[i + 1] = row(from + size);
+        square[i + 2] = row(from + 2 * size);
+        square[i + 3] = row(from + 3 * size);
+      }
+    } else {
+      for (int i = 0; i < WIDTH; ++i) {
+        square[i] = i < count ? row(from + i * size) : _mm512_setzero_ps();
+      }
+    }
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < (HALF ? WIDTH / 2 : WIDTH); ++i) store(to + i * CHUNK, square[i]);
+  }
+
+  // Two rows of values interleaved, from some place of the head on; VECTORS is even, or the last
+  // vector of the head.
+  template <class T, int VECTORS>
+  static void read_values(const T* row, std::int64_t size, Vec (&panel)[VECTORS]) {
+    if (VECTORS == 1) {
+      panel[0] = interleaved(pairs_half(row), pairs_half(row + size), low_order());
+      return;
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j + 1 < VECTORS; j += 2) {
+      const __m512i one = pairs(row + j * WIDTH), two = pairs(row + size + j * WIDTH);
+      panel[j] = interleaved(one, two, low_order());
+      panel[j + 1] = interleaved(one, two, high_order());
+    }
+  }
+
+  // A step of values of which only the first or only the second column counts.
   template <class T>
-  static const float* pack_values(const T* rows, std::int64_t count, std::int64_t size,
-                                  const Ahead& ahead, float* to) {
-    alignas(64) std::uint16_t order[2][32];
-    for (int i = 0; i < 32; ++i) {
-      const int place = i / 2 + i % 2 * 32;
-      order[0][i] = static_cast<std::uint16_t>(place);
-      order[1][i] = static_cast<std::uint16_t>(place + 16);
+  static void pack_half(const T* row, bool second, std::int64_t size, float* to) {
+    for (std::int64_t i = 0; i < size; i += WIDTH) {
+      const __m512i kept = pairs_half(row + i), none = _mm512_setzero_si512();
+      store(to + i, second ? interleaved(none, kept, low_order())
+                           : interleaved(kept, none, low_order()));
     }
-    const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
-    for (std::int64_t i = 0; i < count; i += 2) {
-      ahead.fetch(i);
-      ahead.fetch(i + 1);
-      const T* from = rows + i * size;
-      float* row = to + i / 2 * size;
-      for (std::int64_t place = 0; place < size; place += 2 * WIDTH) {
-        const std::int64_t left = size - place;
-        const __m512i one = pairs_of(from + place, left);
-        const __m512i two =
-            i + 1 < count ? pairs_of(from + size + place, left) : _mm512_setzero_si512();
-        _mm512_storeu_si512(row + place, _mm512_permutex2var_epi16(one, low, two));
-        if (left > WIDTH) {
-          _mm512_storeu_si512(row + place + WIDTH, _mm512_permutex2var_epi16(one, high, two));
-        }
-      }
-    }
-    return to;
   }
 
-  // One step of values with only its first or only its second column left.
-  static void pack_edge(const float* from, bool second, std::int64_t size, float* to) {
-    const __m512i kept = _mm512_set1_epi32(second ? -65536 : 65535);
-    for (std::int64_t i = 0; i < size; i += WIDTH) {
-      _mm512_storeu_si512(to + i, _mm512_and_si512(_mm512_loadu_si512(from + i), kept));
-    }
+ private:
+  static Vec interleaved(__m512i one, __m512i two, __m512i order) {
+    return _mm512_castsi512_ps(_mm512_permutex2var_epi16(one, order, two));
+  }
+  // Where the halves of lanes come from: 0 to 31 the first row, 32 to 63 the second.
+  static __m512i low_order() {
+    return _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006,
+                             0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d,
+                             0x2e000e, 0x2f000f);
+  }
+  static __m512i high_order() {
+    return _mm512_add_epi16(low_order(), _mm512_set1_epi16(WIDTH));
   }
 };
 

@@ -13,6 +13,7 @@
 
 constexpr int BLOCK = ATTEND_BLOCK;
 constexpr int CHUNK = ATTEND_CHUNK;
+constexpr int TILE_ROWS = 6;  // of one multiplication
 constexpr float NOTHING = -__builtin_inff();
 
 inline std::int64_t smaller_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -35,15 +36,16 @@ inline Vec exp2_of(Vec x) {
   return times_power(y, power);
 }
 
-// Asks for what will be packed two chunks from now, a row for every row packed meanwhile: the
-// processor's own prefetching stops at pages.
+// Asks for the rows that are read two chunks from now, as many as are read meanwhile: the
+// processor's own prefetching stops at the end of a page.
 struct Ahead {
   const char* from;  // null where nothing follows
   std::int64_t row;  // bytes
 
-  void fetch(std::int64_t index) const {
+  void fetch(std::int64_t first, std::int64_t rows) const {
     if (from == nullptr) return;
-    for (std::int64_t at = 0; at < row; at += 64) __builtin_prefetch(from + index * row + at, 0, 2);
+    const char* end = from + (first + rows) * row;
+    for (const char* at = from + first * row; at < end; at += 64) __builtin_prefetch(at, 0, 2);
   }
 };
 
@@ -68,7 +70,7 @@ struct Wide {
   static void pack_keys(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
                         float* to) {
     for (std::int64_t group = 0; group < count; group += WIDTH) {
-      for (std::int64_t i = group; i < group + WIDTH; ++i) ahead.fetch(i);
+      ahead.fetch(group, WIDTH);
       for (std::int64_t place = 0; place < size; place += WIDTH) {
         Vec square[WIDTH];
         for (int i = 0; i < WIDTH; ++i) {
@@ -80,88 +82,132 @@ struct Wide {
     }
   }
 
-  template <class T>
-  static const float* pack_values(const T* rows, std::int64_t count, std::int64_t size,
-                                  const Ahead& ahead, float* to) {
-    for (std::int64_t row = 0; row < count; ++row) {
-      ahead.fetch(row);
-      for (std::int64_t i = row * size; i < (row + 1) * size; i += WIDTH) {
-        store(to + i, widen(rows + i));
-      }
-    }
-    return to;
-  }
-  static const float* pack_values(const float* rows, std::int64_t count, std::int64_t,
-                                  const Ahead& ahead, float*) {
-    for (std::int64_t row = 0; row < count; ++row) ahead.fetch(row);
-    return rows;
+  // A run of vectors of one step of the values, from some place of the head on.
+  template <class T, int VECTORS>
+  static void read_values(const T* row, std::int64_t, Vec (&panel)[VECTORS]) {
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) panel[j] = widen(row + j * WIDTH);
   }
 
-  static void pack_edge(const float*, bool, std::int64_t, float*) {}  // a step is never half
+  // Only the first, or only the second column of a step: here a step is one column.
+  template <class T>
+  static void pack_half(const T*, bool, std::int64_t, float*) {}
 };
 
-// A run of vectors [rows, steps] times a panel [steps, vectors], added to [rows, vectors].
-template <class Dot, int ROWS, int VECTORS>
-inline void multiply_tile(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
-                          std::int64_t steps, float* to, std::int64_t to_row) {
+// What vectors are multiplied with, step by step: packed, or cache rows as they lie.
+struct Packed {
+  const float* from;
+  std::int64_t row;
+
+  template <int VECTORS>
+  void take(std::int64_t step, std::int64_t place, Vec (&panel)[VECTORS]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) panel[j] = load(from + step * row + place + j * WIDTH);
+  }
+  Packed after(std::int64_t steps) const { return {from + steps * row, row}; }
+};
+
+template <class Dot, class T>
+struct Unpacked {
+  const T* from;
+  std::int64_t size;
+  Ahead ahead;
+
+  template <int VECTORS>
+  void take(std::int64_t step, std::int64_t place, Vec (&panel)[VECTORS]) const {
+    if (place == 0) ahead.fetch(step * Dot::PAIR, Dot::PAIR);
+    Dot::read_values(from + step * Dot::PAIR * size + place, size, panel);
+  }
+  Unpacked after(std::int64_t steps) const {
+    const std::int64_t rows = steps * Dot::PAIR;
+    const char* later = ahead.from == nullptr ? nullptr : ahead.from + rows * ahead.row;
+    return {from + rows * size, size, {later, ahead.row}};
+  }
+};
+
+template <class Values>
+void pack_values(const Values& values, std::int64_t steps, std::int64_t size, float* to) {
+  for (std::int64_t step = 0; step < steps; ++step, to += size) {
+    std::int64_t place = 0;
+    for (; place + 2 * WIDTH <= size; place += 2 * WIDTH) {
+      Vec two[2];
+      values.take(step, place, two);
+      store(to + place, two[0]);
+      store(to + place + WIDTH, two[1]);
+    }
+    if (place == size) continue;
+    Vec one[1];
+    values.take(step, place, one);
+    store(to + place, one[0]);
+  }
+}
+
+// Rows [ROWS, steps] times a panel [steps, VECTORS], added to [ROWS, VECTORS].
+template <class Dot, int ROWS, int VECTORS, class Panel>
+inline void multiply_tile(const float* a, std::int64_t a_row, const Panel& panel,
+                          std::int64_t place, std::int64_t steps, float* to,
+                          std::int64_t to_row) {
   Vec sums[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) sums[i][j] = load(to + i * to_row + j * WIDTH);
+    for (int j = 0; j < VECTORS; ++j) sums[i][j] = load(to + i * to_row + place + j * WIDTH);
   }
   for (std::int64_t step = 0; step < steps; ++step) {
-    Vec panel[VECTORS];
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) panel[j] = load(b + step * b_row + j * WIDTH);
+    Vec b[VECTORS];
+    panel.take(step, place, b);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const Vec factor = set(a[i * a_row + step]);
 #pragma GCC unroll 8
-      for (int j = 0; j < VECTORS; ++j) sums[i][j] = Dot::step(sums[i][j], panel[j], factor);
+      for (int j = 0; j < VECTORS; ++j) sums[i][j] = Dot::step(sums[i][j], b[j], factor);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) store(to + i * to_row + j * WIDTH, sums[i][j]);
+    for (int j = 0; j < VECTORS; ++j) store(to + i * to_row + place + j * WIDTH, sums[i][j]);
   }
 }
 
-template <class Dot, int ROWS>
-void multiply_rows(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
-                   std::int64_t steps, float* to, std::int64_t to_row, std::int64_t vectors) {
-  std::int64_t j = 0;
-  for (; j + TILE_VECTORS <= vectors; j += TILE_VECTORS) {
-    multiply_tile<Dot, ROWS, TILE_VECTORS>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH,
-                                           to_row);
+template <class Dot, int ROWS, class Panel>
+void multiply_rows(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
+                   float* to, std::int64_t to_row, std::int64_t places) {
+  std::int64_t place = 0;
+  for (; place + TILE_VECTORS * WIDTH <= places; place += TILE_VECTORS * WIDTH) {
+    multiply_tile<Dot, ROWS, TILE_VECTORS>(a, a_row, panel, place, steps, to, to_row);
   }
-  if (TILE_VECTORS > 2 && j + 2 <= vectors) {
-    multiply_tile<Dot, ROWS, 2>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH, to_row);
-    j += 2;
+  if (TILE_VECTORS > 2 && place + 2 * WIDTH <= places) {
+    multiply_tile<Dot, ROWS, 2>(a, a_row, panel, place, steps, to, to_row);
+    place += 2 * WIDTH;
   }
-  if (j < vectors) {
-    multiply_tile<Dot, ROWS, 1>(a, a_row, b + j * WIDTH, b_row, steps, to + j * WIDTH, to_row);
-  }
+  if (place < places) multiply_tile<Dot, ROWS, 1>(a, a_row, panel, place, steps, to, to_row);
 }
 
-template <class Dot>
-void multiply_all(const float* a, std::int64_t a_row, const float* b, std::int64_t b_row,
-                  std::int64_t steps, float* to, std::int64_t to_row, std::int64_t rows,
-                  std::int64_t vectors) {
+// `places` is a multiple of WIDTH.
+template <class Dot, class Panel>
+void multiply_all(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
+                  float* to, std::int64_t to_row, std::int64_t rows, std::int64_t places) {
   std::int64_t i = 0;
-  for (; i + 6 <= rows; i += 6) {
-    multiply_rows<Dot, 6>(a + i * a_row, a_row, b, b_row, steps, to + i * to_row, to_row, vectors);
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
+    multiply_rows<Dot, TILE_ROWS>(a + i * a_row, a_row, panel, steps, to + i * to_row, to_row,
+                                  places);
   }
   a += i * a_row;
   to += i * to_row;
   switch (rows - i) {
-    case 5: return multiply_rows<Dot, 5>(a, a_row, b, b_row, steps, to, to_row, vectors);
-    case 4: return multiply_rows<Dot, 4>(a, a_row, b, b_row, steps, to, to_row, vectors);
-    case 3: return multiply_rows<Dot, 3>(a, a_row, b, b_row, steps, to, to_row, vectors);
-    case 2: return multiply_rows<Dot, 2>(a, a_row, b, b_row, steps, to, to_row, vectors);
-    case 1: return multiply_rows<Dot, 1>(a, a_row, b, b_row, steps, to, to_row, vectors);
-    default: return;
+    case 5:
+      return multiply_rows<Dot, 5>(a, a_row, panel, steps, to, to_row, places);
+    case 4:
+      return multiply_rows<Dot, 4>(a, a_row, panel, steps, to, to_row, places);
+    case 3:
+      return multiply_rows<Dot, 3>(a, a_row, panel, steps, to, to_row, places);
+    case 2:
+      return multiply_rows<Dot, 2>(a, a_row, panel, steps, to, to_row, places);
+    case 1:
+      return multiply_rows<Dot, 1>(a, a_row, panel, steps, to, to_row, places);
+    default:
+      return;
   }
 }
 
@@ -172,17 +218,23 @@ struct Side {
   const T* values;
   const float* key_scales;
   const float* value_scales;
-  std::int64_t columns, size;
+  std::int64_t size;
 
-  // What is packed two chunks after this one: keys of a block, then its values, then the next.
-  Ahead ahead(const T* now, const T* next, std::int64_t next_block, std::int64_t block,
-              std::int64_t at) const {
+  // What is read two chunks after columns at.. of a block: its keys, then its values, then the keys
+  // of the next; null from column `end` on.
+  Ahead after_keys(std::int64_t block, std::int64_t at, std::int64_t end) const {
     const std::int64_t later = at + 2 * CHUNK;
-    const std::int64_t column =
-        later < BLOCK ? block * BLOCK + later : next_block * BLOCK + later - BLOCK;
-    const T* from = (later < BLOCK ? now : next) + column * size;
-    const std::int64_t row = size * static_cast<std::int64_t>(sizeof(T));
-    return {column + CHUNK <= columns ? reinterpret_cast<const char*>(from) : nullptr, row};
+    return ahead(later < BLOCK ? keys : values, block * BLOCK + later % BLOCK, end);
+  }
+  Ahead after_values(std::int64_t block, std::int64_t at, std::int64_t end) const {
+    const std::int64_t later = at + 2 * CHUNK;
+    return ahead(later < BLOCK ? values : keys, block * BLOCK + later, end);
+  }
+
+ private:
+  Ahead ahead(const T* from, std::int64_t column, std::int64_t end) const {
+    const char* bytes = column < end ? reinterpret_cast<const char*>(from + column * size) : nullptr;
+    return {bytes, size * static_cast<std::int64_t>(sizeof(T))};
   }
 };
 
@@ -193,7 +245,7 @@ Side<T> side_of(const AttendCache& cache, std::int64_t slot, std::int64_t head) 
   return {static_cast<const T*>(cache.keys) + row * cache.size,
           static_cast<const T*>(cache.values) + row * cache.size,
           scaled ? cache.key_scales + row : nullptr, scaled ? cache.value_scales + row : nullptr,
-          cache.columns, cache.size};
+          cache.size};
 }
 
 // The running softmax of one query vector, or the softmax of one block.
@@ -212,7 +264,7 @@ struct Tile {
   float* mixed;    // [queries, size], of the block
   float* out;      // [queries, size], running
   float* panel;    // [CHUNK * size]: what is packed
-  float* edge;     // [size]
+  float* half;     // [size]: a step of values with one of its columns
   float* key_scales;    // [BLOCK]
   float* value_scales;  // [BLOCK]
 
@@ -224,12 +276,13 @@ struct Tile {
     mixed = scores + ATTEND_QUERIES * BLOCK;
     out = mixed + inner;
     panel = out + inner;
-    edge = panel + CHUNK * size;
-    key_scales = edge + size;
+    half = panel + CHUNK * size;
+    key_scales = half + size;
     value_scales = key_scales + BLOCK;
   }
 
   std::int64_t count() const { return rows * group; }
+  std::int64_t end() const { return high[rows - 1]; }
 
   void begin() {
     for (std::int64_t i = 0; i < count(); ++i) share[i] = {NOTHING, 0.0f};
@@ -271,22 +324,22 @@ void score(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& ti
   const std::int64_t size = side.size, queries = tile.count();
   for (std::int64_t at = sight.from / CHUNK * CHUNK; at < sight.to; at += CHUNK) {
     const std::int64_t column = block * BLOCK + at, count = smaller_of(CHUNK, sight.to - at);
-    const std::int64_t vectors = (count + WIDTH - 1) / WIDTH;
+    const std::int64_t places = (count + WIDTH - 1) / WIDTH * WIDTH;
     Dot::pack_keys(side.keys + column * size, count, size,
-                   side.ahead(side.keys, side.values, block, block, at), tile.panel);
+                   side.after_keys(block, at, tile.end()), tile.panel);
     for (std::int64_t i = 0; i < queries; ++i) {
-      for (std::int64_t j = 0; j < vectors; ++j) {
-        store(tile.scores + i * BLOCK + at + j * WIDTH, set(0.0f));
+      for (std::int64_t j = 0; j < places; j += WIDTH) {
+        store(tile.scores + i * BLOCK + at + j, set(0.0f));
       }
     }
-    multiply_all<Dot>(tile.queries, size, tile.panel, CHUNK, size / Dot::PAIR, tile.scores + at,
-                      BLOCK, queries, vectors);
+    multiply_all<Dot>(tile.queries, size, Packed{tile.panel, CHUNK}, size / Dot::PAIR,
+                      tile.scores + at, BLOCK, queries, places);
     if (side.key_scales == nullptr) continue;
     copy_scales(side.key_scales + column, count, tile.key_scales + at);
     copy_scales(side.value_scales + column, count, tile.value_scales + at);
     for (std::int64_t i = 0; i < queries; ++i) {
       float* row = tile.scores + i * BLOCK + at;
-      for (std::int64_t j = 0; j < vectors * WIDTH; j += WIDTH) {
+      for (std::int64_t j = 0; j < places; j += WIDTH) {
         store(row + j, multiply(load(row + j), load(tile.key_scales + at + j)));
       }
     }
@@ -323,28 +376,63 @@ Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* sca
   return {best, sum(total)};
 }
 
-// Adds weights times values for columns from..to-1 of one chunk to one row's queries.
-template <class Dot>
-void mix_row(const float* values, std::int64_t chunk, std::int64_t row, std::int64_t from,
-             std::int64_t to, Tile& tile) {
-  if (from >= to) return;
-  const std::int64_t size = tile.size, group = tile.group;
-  const float* weights = tile.scores + row * group * BLOCK;
-  float* out = tile.mixed + row * group * size;
-  const auto steps = [&](const float* panel, std::int64_t column, std::int64_t count) {
-    multiply_all<Dot>(weights + column / Dot::PAIR, BLOCK, panel, size, count, out, size, group,
-                      size / WIDTH);
-  };
-  const auto half = [&](std::int64_t column) {
-    Dot::pack_edge(values + (column - chunk) / Dot::PAIR * size, column % 2 != 0, size, tile.edge);
-    steps(tile.edge, column, 1);
-  };
-  if (from % Dot::PAIR != 0) half(from++);
-  if (from >= to) return;
-  const bool ends_half = to % Dot::PAIR != 0;
-  const std::int64_t count = (to - from) / Dot::PAIR;
-  steps(values + (from - chunk) / Dot::PAIR * size, from, count);
-  if (ends_half) half(to - 1);
+// Weights times values, for the columns of a block from `at` on.
+template <class T, class Dot, class Panel>
+class Mixer {
+ public:
+  Mixer(const T* rows, const Panel& panel, std::int64_t at, Tile& tile)
+      : rows_(rows), panel_(panel), at_(at), tile_(tile) {}
+
+  // Columns from..to-1, whole steps, for all queries.
+  void mix_all(std::int64_t from, std::int64_t to) const {
+    multiply(panel_.after((from - at_) / Dot::PAIR), 0, tile_.count(), from,
+             (to - from) / Dot::PAIR);
+  }
+
+  // Columns from..to-1 for the queries of one row; the half of a step that lies outside counts as
+  // zero, whatever is there.
+  void mix_row(std::int64_t row, std::int64_t from, std::int64_t to) const {
+    if (from < to && from % Dot::PAIR != 0) mix_half(row, from++);
+    if (from >= to) return;
+    multiply(panel_.after((from - at_) / Dot::PAIR), row * tile_.group, tile_.group, from,
+             (to - from) / Dot::PAIR);
+    if (to % Dot::PAIR != 0) mix_half(row, to - 1);
+  }
+
+ private:
+  void mix_half(std::int64_t row, std::int64_t column) const {
+    const std::int64_t size = tile_.size;
+    Dot::pack_half(rows_ + (column - at_) * size, column % 2 != 0, size, tile_.half);
+    multiply(Packed{tile_.half, size}, row * tile_.group, tile_.group, column, 1);
+  }
+
+  template <class Any>
+  void multiply(const Any& panel, std::int64_t query, std::int64_t queries, std::int64_t column,
+                std::int64_t steps) const {
+    const std::int64_t size = tile_.size;
+    multiply_all<Dot>(tile_.scores + query * BLOCK + column / Dot::PAIR, BLOCK, panel, steps,
+                      tile_.mixed + query * size, size, queries, size);
+  }
+
+  const T* rows_;
+  const Panel& panel_;
+  std::int64_t at_;
+  Tile& tile_;
+};
+
+// Columns at..end-1: what rows see before the others, what all see, what rows see after.
+template <class T, class Dot, class Panel>
+void mix_chunk(const Mixer<T, Dot, Panel>& mixer, const Sight& sight, std::int64_t at,
+               std::int64_t end, std::int64_t rows) {
+  const std::int64_t from = clamp(sight.shared_from, at, end);
+  const std::int64_t to = clamp(sight.shared_to, at, end);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    mixer.mix_row(row, larger_of(at, sight.low[row]), smaller_of(from, sight.high[row]));
+  }
+  mixer.mix_all(from, to);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    mixer.mix_row(row, larger_of(to, sight.low[row]), smaller_of(end, sight.high[row]));
+  }
 }
 
 template <class T, class Dot>
@@ -353,21 +441,16 @@ void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile
   std::memset(tile.mixed, 0, static_cast<std::size_t>(tile.count() * size) * sizeof(float));
   for (std::int64_t at = sight.from / CHUNK * CHUNK; at < sight.to; at += CHUNK) {
     const std::int64_t end = smaller_of(at + CHUNK, sight.to);
-    const float* values =
-        Dot::pack_values(side.values + (block * BLOCK + at) * size, end - at, size,
-                         side.ahead(side.values, side.keys, block + 1, block, at), tile.panel);
-    const std::int64_t from = clamp(sight.shared_from, at, end);
-    const std::int64_t to = clamp(sight.shared_to, at, end);
-    for (std::int64_t row = 0; row < tile.rows; ++row) {
-      mix_row<Dot>(values, at, row, larger_of(at, sight.low[row]),
-                   smaller_of(from, sight.high[row]), tile);
-    }
-    const float* shared = values + (from - at) / Dot::PAIR * size;
-    multiply_all<Dot>(tile.scores + from / Dot::PAIR, BLOCK, shared, size,
-                      (to - from) / Dot::PAIR, tile.mixed, size, tile.count(), size / WIDTH);
-    for (std::int64_t row = 0; row < tile.rows; ++row) {
-      mix_row<Dot>(values, at, row, larger_of(to, sight.low[row]),
-                   smaller_of(end, sight.high[row]), tile);
+    const T* rows = side.values + (block * BLOCK + at) * size;
+    const Ahead ahead = side.after_values(block, at, tile.end());
+    if (tile.count() <= TILE_ROWS) {  // read once: packing would not pay
+      const Unpacked<Dot, T> panel{rows, size, ahead};
+      mix_chunk(Mixer<T, Dot, Unpacked<Dot, T>>(rows, panel, at, tile), sight, at, end, tile.rows);
+    } else {
+      const std::int64_t steps = (end - at) / Dot::PAIR;
+      pack_values(Unpacked<Dot, T>{rows, size, ahead}, steps, size, tile.panel);
+      const Packed panel{tile.panel, size};
+      mix_chunk(Mixer<T, Dot, Packed>(rows, panel, at, tile), sight, at, end, tile.rows);
     }
   }
 }
