@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig
-from jaxllama.errors import InvalidParameter, PromptTooLong, RequestError, UnknownFormat
+from jaxllama.errors import (
+    ConfigError,
+    InvalidParameter,
+    PromptTooLong,
+    RequestError,
+    UnknownFormat,
+)
 from jaxllama.formats import Message
 from jaxllama.intake import Intake
-from jaxllama.llm import LLM
+from jaxllama.kernels import cpu
+from jaxllama.llm import LLM, choose_kernels, engine_config
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
 from jaxllama.model.quantized import Packed, unpack
@@ -274,3 +281,34 @@ def test_loading_leaves_no_thread_behind(tmp_path):
         assert llm.generate("abc", max_tokens=2).tokens
     assert {what for what, _, _ in seen} >= {"weights", "programs"}
     assert {thread.name for thread in threading.enumerate()} == before
+
+
+def test_without_a_library_plain_jax_runs_and_says_so(monkeypatch, caplog):
+    missing = cpu.Loaded(None, "no compiler was there")
+    monkeypatch.setattr(cpu, "load", lambda: missing)
+    assert choose_kernels("auto", None) == "xla"
+    assert "slower: no compiler was there" in caplog.text
+    with pytest.raises(ConfigError, match="no compiler was there"):
+        choose_kernels("cpu", None)
+
+
+def test_a_mesh_runs_on_plain_jax():
+    assert choose_kernels("auto", "model=2") == "xla"
+    with pytest.raises(ConfigError, match="one device"):
+        engine_config(MODEL, "cpu", mesh="model=2")
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
+    """The same packed file under both bodies; every kind has its contract in tests/kernels."""
+    path = tmp_path / "tiny.gguf"
+    shape = {"width": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn_width": 512}
+    model = dataclasses.replace(MODEL, tied=False, **shape)
+    write_gguf(path, model, flatten(random_params(model)), kind="Q4_1", metadata=TOKENIZER)
+    scores = []
+    for body in ("cpu", "xla"):
+        settings = {"slots": 2, "context": 64, "kernels": body, "compile_cache": False}
+        with LLM.load(path, cache_dtype="float32", **settings) as llm:
+            scores.append(llm.score("abc", ["some continuation"])[0].token_logprobs)
+    # Kernels round inputs to 8 bits, and random weights make large logits.
+    assert np.allclose(*scores, rtol=0.02)
