@@ -21,8 +21,8 @@ help:
 
 install: $(READY)
 
-# Again only when the dependencies have changed.
-$(READY): pyproject.toml
+# Again only when the dependencies or the C++ kernels have changed.
+$(READY): pyproject.toml $(wildcard jaxllama/kernels/cpu/*)
 	@"$(PYTHON)" -c '$(ENOUGH)' 2>/dev/null || { \
 		echo "jaxllama needs Python 3.11 or newer with the venv module; install one," >&2; \
 		echo "or name it: make install PYTHON=/path/to/python" >&2; \
@@ -37,7 +37,9 @@ $(READY): pyproject.toml
 serve: install
 	@$(BIN)/jaxllama chat
 
+# Tests of the default model run where it can be fetched, and say so where they cannot.
 test: install
+	@$(BIN)/jaxllama pull smollm2-135m || echo "no default model: its tests will be skipped"
 	$(BIN)/python -m pytest
 
 check: install
