@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),
     "sharding": (WORDS, "jax numpy"),
-    "kernels": (f"{WORDS} sharding", "jax numpy ctypes"),
+    "kernels": (f"{WORDS} sharding", "jax numpy ctypes einops"),
     "model": (f"{WORDS} sharding kernels", "jax numpy flax einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),
     "weights": (
