@@ -121,8 +121,21 @@ def test_engine_that_cannot_recover_wakes_every_stream():
 
 
 def test_stop_ends_open_streams():
+    engine = scripted()
+    step = engine.step
+
+    def once():
+        """Nothing more comes after the first token."""
+        if engine.ledger["told"]:
+            return []
+        events = step()
+        engine.ledger["told"] += len(events)
+        return events
+
+    engine.step = once
+
     async def main():
-        thread = EngineThread(scripted())
+        thread = EngineThread(engine)
         thread.start()
         async with thread.open(asked(1, 40)) as events:
             await anext(events)

@@ -330,8 +330,13 @@ class Engine:
         phase, generation.phase = generation.phase, Phase.DONE
         del self._live[generation.id]
         generation.ended = self._clock()
+        stop, text = finish_text(generation)
+        outcome = {FinishReason.CANCELLED: "cancelled", FinishReason.FAILED: "failed"}
+        self.ledger[outcome.get(reason, "finished")] += 1
+        usage = generation.usage()
+        self._events.append(Finished(generation.id, reason, usage, text, stop, error))
         self.recovery.forget(generation)
-        match phase:
+        match phase:  # last, because a device call may fail: by now the end is told
             case Phase.WAITING:
                 if generation in self._waiting:
                     self._waiting.remove(generation)
@@ -341,11 +346,6 @@ class Engine:
                 self.slots.release(generation.slot)
             case Phase.RUNNING:
                 self._stop_row(generation, reason)
-        stop, text = finish_text(generation)
-        outcome = {FinishReason.CANCELLED: "cancelled", FinishReason.FAILED: "failed"}
-        self.ledger[outcome.get(reason, "finished")] += 1
-        usage = generation.usage()
-        self._events.append(Finished(generation.id, reason, usage, text, stop, error))
 
     def _stop_row(self, generation: Generation, reason: FinishReason) -> None:
         """Take a row out of the batch; what it has in the cache stays for the next one."""
