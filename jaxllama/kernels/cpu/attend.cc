@@ -31,35 +31,50 @@ std::int64_t tile_rows(const AttendPrompt& call) {
   return rows;
 }
 
+std::int64_t seen_blocks(const AttendStep& call, std::int64_t slot) {
+  const std::int64_t position = call.position[slot], window = call.input.window;
+  const std::int64_t low = window == 0 || position < window ? 0 : position - window + 1;
+  return position / ATTEND_BLOCK - low / ATTEND_BLOCK + 1;
+}
+
+// Long runs of blocks read the cache in order; there must be enough of them to go round.
+std::int64_t run_length(std::int64_t blocks) {
+  constexpr std::int64_t most = 8;
+  const std::int64_t fair = blocks / (8 * static_cast<std::int64_t>(threads()));
+  return fair < 1 ? 1 : fair > most ? most : fair;
+}
+
 std::size_t row_bytes(const AttendInput& input, const AttendCache& cache) {
   return static_cast<std::size_t>(input.heads * cache.size) * sizeof(float);
 }
 
 }  // namespace
 
-void attend_step(const AttendStep& call) {
+void attend_step(AttendStep call) {
   const AttendCache& cache = call.cache;
   const AttendBody& body = JAXLLAMA_PICK(attend_body);
-  const std::int64_t window = call.input.window;
-  std::int32_t parts = 0;
+  std::int64_t blocks = 0;
   for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
-    call.first_part[slot] = parts;
+    if (call.active[slot]) blocks += seen_blocks(call, slot) * cache.heads;
+  }
+  call.run = run_length(blocks);
+  std::int64_t parts = 0;
+  for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
+    call.first_part[slot] = static_cast<std::int32_t>(parts);
     if (!call.active[slot]) {
       float* out = call.input.out + slot * call.input.heads * cache.size;
       std::memset(out, 0, row_bytes(call.input, cache));
       continue;
     }
-    const std::int64_t position = call.position[slot];
-    const std::int64_t low = window == 0 || position < window ? 0 : position - window + 1;
-    const auto blocks =
-        static_cast<std::int32_t>(position / ATTEND_BLOCK - low / ATTEND_BLOCK + 1);
+    const std::int64_t runs = (seen_blocks(call, slot) + call.run - 1) / call.run;
     for (std::int64_t head = 0; head < cache.heads; ++head) {
-      call.pending[slot * cache.heads + head] = blocks;
+      call.pending[slot * cache.heads + head] = static_cast<std::int32_t>(runs);
     }
-    parts += blocks * static_cast<std::int32_t>(cache.heads);
+    parts += runs * cache.heads;
   }
-  call.first_part[cache.slots] = parts;
-  parallel_for(parts, [&](int part) { body.step(call, part, room(cache.size)); });
+  call.first_part[cache.slots] = static_cast<std::int32_t>(parts);
+  parallel_for(static_cast<int>(parts),
+               [&](int part) { body.step(call, part, room(cache.size)); });
 }
 
 void attend_prompt(AttendPrompt call) {

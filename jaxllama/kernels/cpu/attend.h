@@ -52,6 +52,7 @@ struct AttendStep {
   std::int64_t blocks;           // of a full row
   std::int32_t* first_part;      // [slots + 1]: the parts of slot s begin here
   std::int32_t* pending;         // [slots, kv heads]: parts not finished yet
+  std::int64_t run;              // blocks one part goes through
 };
 
 // `count` tokens of one slot, from column `start` on.
@@ -79,9 +80,9 @@ namespace avx512 {
 extern const AttendBody attend_body;
 }
 
-// Run all parts of a call; what the caller must fill in is all but `first_part`, `pending` (of the
-// right size, any content) and `tile`.
-void attend_step(const AttendStep& call);
+// Run all parts of a call. The caller fills in all but `run` and `tile`; what `first_part` and
+// `pending` hold does not matter.
+void attend_step(AttendStep call);
 void attend_prompt(AttendPrompt call);
 
 }  // namespace jaxllama

@@ -233,8 +233,9 @@ struct Side {
 
  private:
   Ahead ahead(const T* from, std::int64_t column, std::int64_t end) const {
-    const char* bytes = column < end ? reinterpret_cast<const char*>(from + column * size) : nullptr;
-    return {bytes, size * static_cast<std::int64_t>(sizeof(T))};
+    const std::int64_t row = size * static_cast<std::int64_t>(sizeof(T));
+    if (column >= end) return {nullptr, row};
+    return {reinterpret_cast<const char*>(from) + column * row, row};
   }
 };
 
@@ -560,51 +561,55 @@ inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_
   }
 }
 
-// One block of one slot and head.
+// Blocks [from, to) of one slot and head.
 template <class T>
-void step_block(const AttendStep& call, std::int64_t slot, std::int64_t head, std::int64_t block,
-                float* scratch) {
+void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, std::int64_t from,
+                 std::int64_t to, float* scratch) {
   using Dot = typename DotOf<T>::Dot;
-  const AttendCache& cache = call.cache;
   const AttendInput& input = call.input;
-  const std::int64_t size = cache.size, group = input.heads / cache.heads;
-  const std::int64_t width = (input.heads + 2 * cache.heads) * size;
-  const std::int64_t position = call.position[slot], low = first_seen(position, input.window);
-  if (block == position / BLOCK) {
-    append_column<T>(input, cache, slot, head, slot, position, scratch);
-  }
-  const Side<T> side = side_of<T>(cache, slot, head);
+  const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
+  const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;
+  const Side<T> side = side_of<T>(call.cache, slot, head);
   for (std::int64_t start = 0; start < group; start += ATTEND_QUERIES) {
     Tile tile(scratch, 1, smaller_of(ATTEND_QUERIES, group - start), size);
-    tile.low[0] = low;
-    tile.high[0] = position + 1;
+    tile.high[0] = call.position[slot] + 1;
+    tile.low[0] = first_seen(call.position[slot], input.window);
     const std::int64_t query = head * group + start;
     put_queries<Dot>(input, width, size, slot, query, tile.group, tile.mixed, tile.queries);
-    attend_block<T, Dot>(side, block, tile);
-    for (std::int64_t i = 0; i < tile.group; ++i) {
-      float* to = call.partials +
-                  ((slot * input.heads + query + i) * call.blocks + block) * (size + 2);
-      std::memcpy(to, tile.mixed + i * size, static_cast<std::size_t>(size) * sizeof(float));
-      to[size] = tile.block_share[i].top;
-      to[size + 1] = tile.block_share[i].total;
+    for (std::int64_t block = from; block < to; ++block) {
+      attend_block<T, Dot>(side, block, tile);
+      for (std::int64_t i = 0; i < tile.group; ++i) {
+        const std::int64_t row = (slot * input.heads + query + i) * call.blocks + block;
+        float* partial = call.partials + row * (size + 2);
+        std::memcpy(partial, tile.mixed + i * size, static_cast<std::size_t>(size) * sizeof(float));
+        partial[size] = tile.block_share[i].top;
+        partial[size + 1] = tile.block_share[i].total;
+      }
     }
   }
-  std::int32_t* pending = call.pending + slot * cache.heads + head;
-  if (__atomic_sub_fetch(pending, 1, __ATOMIC_ACQ_REL) > 0) return;
-  fold_partials(call, slot, head, group, low / BLOCK, position / BLOCK + 1, scratch);
 }
 
-// Part: (slot, block, head), the parts of a slot side by side.
+// Part: (slot, run of blocks, head), the parts of a slot side by side. The part that comes to the
+// row's own column appends it: no other reads that block.
 template <class T>
 void step_part(const AttendStep& call, std::int64_t part, float* scratch) {
-  std::int64_t slot = 0, beyond = call.cache.slots;
+  const AttendCache& cache = call.cache;
+  std::int64_t slot = 0, beyond = cache.slots;
   while (beyond - slot > 1) {
     const std::int64_t middle = (slot + beyond) / 2;
     (call.first_part[middle] <= part ? slot : beyond) = middle;
   }
-  const std::int64_t inner = part - call.first_part[slot];
-  const std::int64_t low = first_seen(call.position[slot], call.input.window) / BLOCK;
-  step_block<T>(call, slot, inner % call.cache.heads, low + inner / call.cache.heads, scratch);
+  const std::int64_t inner = part - call.first_part[slot], head = inner % cache.heads;
+  const std::int64_t position = call.position[slot];
+  const std::int64_t first = first_seen(position, call.input.window) / BLOCK;
+  const std::int64_t last = position / BLOCK;
+  const std::int64_t from = first + inner / cache.heads * call.run;
+  const std::int64_t to = smaller_of(from + call.run, last + 1);
+  if (to == last + 1) append_column<T>(call.input, cache, slot, head, slot, position, scratch);
+  step_blocks<T>(call, slot, head, from, to, scratch);
+  std::int32_t* pending = call.pending + slot * cache.heads + head;
+  if (__atomic_sub_fetch(pending, 1, __ATOMIC_ACQ_REL) > 0) return;
+  fold_partials(call, slot, head, call.input.heads / cache.heads, first, last + 1, scratch);
 }
 
 template <class T>

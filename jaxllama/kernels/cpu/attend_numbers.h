@@ -37,14 +37,6 @@ inline std::uint16_t half_bits(float x) {
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000) >> 13));
 }
 
-inline float widened(Bf16 x) { return widen_bfloat(x.bits); }
-
-inline float widened(Half x) { return widen_half(x.bits); }
-
-inline float widened(float x) { return x; }
-
-inline float widened(std::int8_t x) { return x; }
-
 inline void narrow(const float* from, std::int64_t count, Bf16* to) {
   for (std::int64_t i = 0; i < count; ++i) to[i].bits = bf16_bits(from[i]);
 }

@@ -62,9 +62,23 @@ inline void transpose(Vec (&rows)[WIDTH]) {
   for (int i = 0; i < WIDTH; ++i) rows[i] = Vec{a[i], b[i], c[i], d[i]};
 }
 
-template <class T>
-Vec widen(const T* from) {
-  return Vec{widened(from[0]), widened(from[1]), widened(from[2]), widened(from[3])};
+inline Vec widen(const Bf16* from) {
+  typedef std::uint16_t Narrow __attribute__((vector_size(8)));
+  typedef std::uint32_t Bits __attribute__((vector_size(16)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof narrow);
+  return reinterpret_cast<Vec>(__builtin_convertvector(narrow, Bits) << 16);
+}
+inline Vec widen(const Half* from) {
+  return Vec{widen_half(from[0].bits), widen_half(from[1].bits), widen_half(from[2].bits),
+             widen_half(from[3].bits)};
+}
+inline Vec widen(const float* from) { return load(from); }
+inline Vec widen(const std::int8_t* from) {
+  typedef std::int8_t Narrow __attribute__((vector_size(4)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof narrow);
+  return __builtin_convertvector(__builtin_convertvector(narrow, Mask), Vec);
 }
 
 template <class T>
