@@ -7,7 +7,7 @@ no model and no file format.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ DENSE: dict[str, Kind] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"
 Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is built
 
 
+@runtime_checkable
 class PackedMatrix(Protocol):
     """What a packed matrix looks like: weight = scale * code + minimum, stored by output."""
 
@@ -280,12 +281,16 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
         scales = tile_factors([each[0] for each in units], places, count)
         steps = tile_factors([each[1] for each in units], places, count)
     else:
-        factors = [[each.scales] + [each.minima] * (each.minima is not None) for each in sources]
-        scales = tile_factors(factors, places, count)
+        scales = tile_factors([factors_in(each) for each in sources], places, count)
     return Tiled(
         codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
         group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
     )  # fmt: skip
+
+
+def factors_in(source: Source) -> list[np.ndarray]:
+    """Scales, and minima if there are any."""
+    return [source.scales] if source.minima is None else [source.scales, source.minima]
 
 
 def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
@@ -309,15 +314,13 @@ def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None
 
 
 def tile_factors(
-    parts: Sequence[Sequence[np.ndarray | None]], places: Sequence[Place], count: int
+    parts: Sequence[Sequence[np.ndarray]], places: Sequence[Place], count: int
 ) -> np.ndarray:
     """Numbers [out, groups] of each matrix, as [tiles, groups, how many, 32]."""
     sample = parts[0][0]
-    assert sample is not None
     tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
     for matrix, place in zip(parts, places, strict=True):
         for which, part in enumerate(matrix):
-            assert part is not None
             tiled[place.of(len(part)), which] = part
     shaped = tiled.reshape(count, TILE, len(parts[0]), sample.shape[1])
     return np.ascontiguousarray(shaped.transpose(0, 3, 2, 1))

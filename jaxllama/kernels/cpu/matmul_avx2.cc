@@ -47,12 +47,9 @@ inline float sum(F x) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-// Both keep a NaN of x.
+// Keeps a NaN of x.
 inline F at_least(float low, F x) {
   return {_mm256_max_ps(_mm256_set1_ps(low), x.a), _mm256_max_ps(_mm256_set1_ps(low), x.b)};
-}
-inline F at_most(float high, F x) {
-  return {_mm256_min_ps(_mm256_set1_ps(high), x.a), _mm256_min_ps(_mm256_set1_ps(high), x.b)};
 }
 
 inline F round_even(F x) {

@@ -30,9 +30,8 @@ inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline float sum(F x) { return _mm512_reduce_add_ps(x); }
-// Both keep a NaN of x.
+// Keeps a NaN of x.
 inline F at_least(float low, F x) { return _mm512_max_ps(set(low), x); }
-inline F at_most(float high, F x) { return _mm512_min_ps(set(high), x); }
 inline F round_even(F x) { return _mm512_roundscale_ps(x, 0); }
 inline F times_power(F x, F power) { return _mm512_scalef_ps(x, power); }
 

@@ -279,9 +279,12 @@ INLINE void multiply_dense(const Weights& weights, int64_t tile, const Prepared&
 
 // ---- finish
 
-// e^x to a few units in the last place; what would overflow is as large as float32 allows.
-inline F exponential(F x) {
-  x = at_most(88.3f, at_least(-87.3f, x));
+// Below this e^-x leaves float32, and the sigmoid of x is as good as zero.
+constexpr float kLowest = -87.0f;
+
+// e^-x to a few units in the last place, for x of at least kLowest; never below e^-87.
+inline F exponential_of_minus(F x) {
+  x = at_least(kLowest, sub(zero(), x));
   const F whole = round_even(mul(x, set(1.44269504f)));
   F rest = fma(whole, set(-0.693359375f), x);
   rest = fma(whole, set(2.12194440e-4f), rest);
@@ -296,8 +299,8 @@ inline F exponential(F x) {
 }
 
 inline F swiglu(F gate, F value) {
-  const F down = exponential(sub(zero(), gate));
-  return mul(divide(gate, add(set(1.0f), down)), value);
+  gate = at_least(kLowest, gate);
+  return mul(divide(gate, add(set(1.0f), exponential_of_minus(gate))), value);
 }
 
 inline void store_part(float* to, F value, int64_t left) {

@@ -59,13 +59,9 @@ inline float sum(const F& x) {
   LANES total += x.v[i];
   return total;
 }
-// Both keep a NaN of x.
+// Keeps a NaN of x.
 inline F at_least(float low, F x) {
   LANES x.v[i] = x.v[i] < low ? low : x.v[i];
-  return x;
-}
-inline F at_most(float high, F x) {
-  LANES x.v[i] = x.v[i] > high ? high : x.v[i];
   return x;
 }
 

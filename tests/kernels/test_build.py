@@ -1,0 +1,69 @@
+"""The kernels under the sanitizers: no element too many is read, no arithmetic is undefined."""
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "jaxllama/kernels/cpu"
+DRIVER = Path(__file__).with_name("drive_matmul.cc")
+SHARED = ("matmul.cc", "pool.cc", "isa.cc", "scratch.cc", "tile.cc", "take_rows.cc")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni", "bf16"))]
+X86 = platform.machine() in ("x86_64", "AMD64")
+BODIES = {"portable": [], **({"avx2": AVX2, "avx512": [*AVX512, "-w"]} if X86 else {})}
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """The matmul kernels and their driver, built with sanitizers; -O0 builds quickest."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    jobs = {f"matmul_{body}": flags for body, flags in BODIES.items()}
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda job: compiled(folder, *job), jobs.items()))
+    shared = [str(SOURCES / name) for name in SHARED]
+    program = folder / "driver"
+    build(*shared, str(DRIVER), *objects, "-o", str(program), "-pthread")
+    return program
+
+
+def compiled(folder, name, flags):
+    made = folder / f"{name}.o"
+    build("-c", *flags, str(SOURCES / f"{name}.cc"), "-o", str(made))
+    return str(made)
+
+
+def build(*arguments):
+    options = ["-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", "-Werror", *SANITIZED]
+    defined = [f"-DJAXLLAMA_X86={int(X86)}", f"-I{SOURCES}"]
+    run = subprocess.run(
+        [COMPILER, *options, *defined, *arguments], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[:4000]
+
+
+def drive(program, *arguments):
+    kept = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False, env=kept
+    )
+
+
+def test_kernels_are_right_and_stay_within_their_arrays(driver):
+    run = drive(driver)
+    assert run.returncode == 0, (run.stdout + run.stderr)[:4000]
+    assert "portable is sound" in run.stdout
+
+
+def test_a_short_array_is_noticed(driver):
+    run = drive(driver, "short")
+    assert run.returncode != 0
+    assert "heap-buffer-overflow" in run.stderr
