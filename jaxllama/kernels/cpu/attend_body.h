@@ -142,8 +142,10 @@ void pack_values(const Values& values, std::int64_t steps, std::int64_t size, fl
   }
 }
 
-// Rows [ROWS, steps] times a panel [steps, VECTORS], added to [ROWS, VECTORS].
-template <class Dot, int ROWS, int VECTORS, class Panel>
+enum class Sums { begin, go_on };
+
+// Rows [ROWS, steps] times a panel [steps, VECTORS], to or added to [ROWS, VECTORS].
+template <class Dot, int ROWS, int VECTORS, Sums SUMS, class Panel>
 inline void multiply_tile(const float* a, std::int64_t a_row, const Panel& panel,
                           std::int64_t place, std::int64_t steps, float* to,
                           std::int64_t to_row) {
@@ -151,7 +153,10 @@ inline void multiply_tile(const float* a, std::int64_t a_row, const Panel& panel
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) sums[i][j] = load(to + i * to_row + place + j * WIDTH);
+    for (int j = 0; j < VECTORS; ++j) {
+      const float* from = to + i * to_row + place + j * WIDTH;
+      sums[i][j] = SUMS == Sums::begin ? set(0.0f) : load(from);
+    }
   }
   for (std::int64_t step = 0; step < steps; ++step) {
     Vec b[VECTORS];
@@ -170,42 +175,44 @@ inline void multiply_tile(const float* a, std::int64_t a_row, const Panel& panel
   }
 }
 
-template <class Dot, int ROWS, class Panel>
+template <class Dot, int ROWS, Sums SUMS, class Panel>
 void multiply_rows(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
                    float* to, std::int64_t to_row, std::int64_t places) {
   std::int64_t place = 0;
   for (; place + TILE_VECTORS * WIDTH <= places; place += TILE_VECTORS * WIDTH) {
-    multiply_tile<Dot, ROWS, TILE_VECTORS>(a, a_row, panel, place, steps, to, to_row);
+    multiply_tile<Dot, ROWS, TILE_VECTORS, SUMS>(a, a_row, panel, place, steps, to, to_row);
   }
   if (TILE_VECTORS > 2 && place + 2 * WIDTH <= places) {
-    multiply_tile<Dot, ROWS, 2>(a, a_row, panel, place, steps, to, to_row);
+    multiply_tile<Dot, ROWS, 2, SUMS>(a, a_row, panel, place, steps, to, to_row);
     place += 2 * WIDTH;
   }
-  if (place < places) multiply_tile<Dot, ROWS, 1>(a, a_row, panel, place, steps, to, to_row);
+  if (place < places) {
+    multiply_tile<Dot, ROWS, 1, SUMS>(a, a_row, panel, place, steps, to, to_row);
+  }
 }
 
 // `places` is a multiple of WIDTH.
-template <class Dot, class Panel>
+template <class Dot, Sums SUMS, class Panel>
 void multiply_all(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
                   float* to, std::int64_t to_row, std::int64_t rows, std::int64_t places) {
   std::int64_t i = 0;
   for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
-    multiply_rows<Dot, TILE_ROWS>(a + i * a_row, a_row, panel, steps, to + i * to_row, to_row,
-                                  places);
+    multiply_rows<Dot, TILE_ROWS, SUMS>(a + i * a_row, a_row, panel, steps, to + i * to_row,
+                                        to_row, places);
   }
   a += i * a_row;
   to += i * to_row;
   switch (rows - i) {
     case 5:
-      return multiply_rows<Dot, 5>(a, a_row, panel, steps, to, to_row, places);
+      return multiply_rows<Dot, 5, SUMS>(a, a_row, panel, steps, to, to_row, places);
     case 4:
-      return multiply_rows<Dot, 4>(a, a_row, panel, steps, to, to_row, places);
+      return multiply_rows<Dot, 4, SUMS>(a, a_row, panel, steps, to, to_row, places);
     case 3:
-      return multiply_rows<Dot, 3>(a, a_row, panel, steps, to, to_row, places);
+      return multiply_rows<Dot, 3, SUMS>(a, a_row, panel, steps, to, to_row, places);
     case 2:
-      return multiply_rows<Dot, 2>(a, a_row, panel, steps, to, to_row, places);
+      return multiply_rows<Dot, 2, SUMS>(a, a_row, panel, steps, to, to_row, places);
     case 1:
-      return multiply_rows<Dot, 1>(a, a_row, panel, steps, to, to_row, places);
+      return multiply_rows<Dot, 1, SUMS>(a, a_row, panel, steps, to, to_row, places);
     default:
       return;
   }
@@ -328,13 +335,8 @@ void score(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& ti
     const std::int64_t places = (count + WIDTH - 1) / WIDTH * WIDTH;
     Dot::pack_keys(side.keys + column * size, count, size,
                    side.after_keys(block, at, tile.end()), tile.panel);
-    for (std::int64_t i = 0; i < queries; ++i) {
-      for (std::int64_t j = 0; j < places; j += WIDTH) {
-        store(tile.scores + i * BLOCK + at + j, set(0.0f));
-      }
-    }
-    multiply_all<Dot>(tile.queries, size, Packed{tile.panel, CHUNK}, size / Dot::PAIR,
-                      tile.scores + at, BLOCK, queries, places);
+    multiply_all<Dot, Sums::begin>(tile.queries, size, Packed{tile.panel, CHUNK},
+                                   size / Dot::PAIR, tile.scores + at, BLOCK, queries, places);
     if (side.key_scales == nullptr) continue;
     copy_scales(side.key_scales + column, count, tile.key_scales + at);
     copy_scales(side.value_scales + column, count, tile.value_scales + at);
@@ -411,8 +413,9 @@ class Mixer {
   void multiply(const Any& panel, std::int64_t query, std::int64_t queries, std::int64_t column,
                 std::int64_t steps) const {
     const std::int64_t size = tile_.size;
-    multiply_all<Dot>(tile_.scores + query * BLOCK + column / Dot::PAIR, BLOCK, panel, steps,
-                      tile_.mixed + query * size, size, queries, size);
+    const float* weights = tile_.scores + query * BLOCK + column / Dot::PAIR;
+    multiply_all<Dot, Sums::go_on>(weights, BLOCK, panel, steps, tile_.mixed + query * size, size,
+                                   queries, size);
   }
 
   const T* rows_;
