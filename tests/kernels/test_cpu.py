@@ -1,0 +1,79 @@
+"""Loading the kernels: what is said when it fails, and which instruction set is chosen."""
+
+import ctypes
+import shutil
+
+import pytest
+
+from jaxllama.kernels import cpu
+
+built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
+load = cpu.load.__wrapped__  # afresh, not what this process has loaded
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the library, which chooses for itself; the path to it."""
+    path = tmp_path / "copy.so"
+    shutil.copy(cpu.library()._name, path)
+    monkeypatch.setenv("JAXLLAMA_LIBRARY", str(path))
+    return path
+
+
+def isa_of(path):
+    library = ctypes.CDLL(str(path))
+    cpu.declare(library)
+    return library.jaxllama_isa().decode()
+
+
+def test_a_missing_library_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXLLAMA_LIBRARY", str(tmp_path / "none.so"))
+    found = load()
+    assert found.library is None
+    assert "none.so does not exist" in found.complaint
+
+
+def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
+    path = tmp_path / "text.so"
+    path.write_text("not a library")
+    monkeypatch.setenv("JAXLLAMA_LIBRARY", str(path))
+    assert "does not fit this installation" in load().complaint
+
+
+@built
+def test_a_library_that_loads_has_no_complaint():
+    assert cpu.why_not() == ""
+    assert cpu.isa() in ("portable", "avx2", "avx512")
+    assert cpu.threads() >= 1
+
+
+@built
+def test_an_instruction_set_can_be_forced(copy, monkeypatch):
+    monkeypatch.setenv("JAXLLAMA_ISA", "portable")
+    assert isa_of(copy) == "portable"
+
+
+@built
+def test_the_best_instruction_set_is_chosen(copy, monkeypatch):
+    monkeypatch.delenv("JAXLLAMA_ISA", raising=False)
+    before = cpu.isa()
+    best = [name for name in ("portable", "avx2", "avx512") if cpu.force_isa(name)][-1]
+    cpu.force_isa(before)
+    assert isa_of(copy) == best
+
+
+@built
+@pytest.mark.usefixtures("copy")
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("JAXLLAMA_ISA", "sse9")
+    found = load()
+    assert found.library is None
+    assert found.complaint == "JAXLLAMA_ISA must be portable, avx2 or avx512; it is 'sse9'"
+
+
+@built
+def test_without_the_library_its_functions_say_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXLLAMA_LIBRARY", str(tmp_path / "none.so"))
+    monkeypatch.setattr(cpu, "load", load)
+    with pytest.raises(RuntimeError, match=r"none\.so does not exist"):
+        cpu.isa()
