@@ -51,26 +51,38 @@ class Shape:
 LLAMA_1B = Shape("llama-3.2-1b", 128256, 2048, 16, 32, 8, 8192, 131072, 500000.0)
 TINY = Shape("tiny", 512, 64, 2, 4, 2, 128, 1024)
 
-# The embedding is also the head; as llama-quantize does for this model, it stays at 8 bits.
-EMBEDDING = {Type.Q4_0: Type.Q8_0, Type.Q8_0: Type.Q8_0, Type.F16: Type.F16}
+
+@dataclass(frozen=True)
+class Kinds:
+    """Types of the layers' matrices, and of the embedding that is also the head."""
+
+    layers: Type
+    embedding: Type
 
 
-def default_in(kind: Type) -> Callable[[Path], None]:
-    """Writes the default model with its matrices in another type."""
-    return lambda path: requantise(resolve(None), path, kind)
+Q4_0 = Kinds(Type.Q4_0, Type.Q8_0)  # as llama-quantize does for the default model
+PURE_Q4_0 = Kinds(Type.Q4_0, Type.Q4_0)
+Q8_0 = Kinds(Type.Q8_0, Type.Q8_0)
+F16 = Kinds(Type.F16, Type.F16)
 
 
-def random_in(shape: Shape, kind: Type) -> Callable[[Path], None]:
+def default_in(kinds: Kinds) -> Callable[[Path], None]:
+    """Writes the default model with its matrices in other types."""
+    return lambda path: requantise(resolve(None), path, kinds)
+
+
+def random_in(shape: Shape, kinds: Kinds) -> Callable[[Path], None]:
     """Writes a random model of a shape."""
-    return lambda path: write_random(shape, path, kind)
+    return lambda path: write_random(shape, path, kinds)
 
 
 FILES: dict[str, Callable[[Path], None]] = {
-    "smollm2-135m-q4_0": default_in(Type.Q4_0),
-    "smollm2-135m-q8_0": default_in(Type.Q8_0),
-    "smollm2-135m-f16": default_in(Type.F16),
-    "llama-1b-q4_0": random_in(LLAMA_1B, Type.Q4_0),
-    "tiny-q4_0": random_in(TINY, Type.Q4_0),
+    "smollm2-135m-q4_0": default_in(Q4_0),
+    "smollm2-135m-pure-q4_0": default_in(PURE_Q4_0),
+    "smollm2-135m-q8_0": default_in(Q8_0),
+    "smollm2-135m-f16": default_in(F16),
+    "llama-1b-q4_0": random_in(LLAMA_1B, Q4_0),
+    "tiny-q4_0": random_in(TINY, Q4_0),
 }
 
 
@@ -99,8 +111,8 @@ def model_file(model: str | None) -> Path:
     return path
 
 
-def requantise(source: Path, target: Path, kind: Type) -> None:
-    """Copy a GGUF file with every matrix in another type; everything else stays as it is."""
+def requantise(source: Path, target: Path, kinds: Kinds) -> None:
+    """Copy a GGUF file with its matrices in other types; everything else stays as it is."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for field in reader.fields.values():
@@ -111,7 +123,7 @@ def requantise(source: Path, target: Path, kind: Type) -> None:
         for tensor in reader.tensors:
             yield tensor.name, dequantize(tensor.data, tensor.tensor_type)
 
-    write(writer, tensors(), len(reader.tensors), kind)
+    write(writer, tensors(), len(reader.tensors), kinds)
 
 
 def copy_field(writer: gguf.GGUFWriter, field: gguf.ReaderField) -> None:
@@ -124,7 +136,7 @@ def copy_field(writer: gguf.GGUFWriter, field: gguf.ReaderField) -> None:
     writer.add_key_value(field.name, field.contents(), outer, inner if is_list else None)
 
 
-def write_random(shape: Shape, target: Path, kind: Type) -> None:
+def write_random(shape: Shape, target: Path, kinds: Kinds) -> None:
     """A Llama with random weights, a vocabulary of bytes and filler, and tied embeddings."""
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_name(shape.name)
@@ -140,7 +152,7 @@ def write_random(shape: Shape, target: Path, kind: Type) -> None:
     writer.add_vocab_size(shape.vocab)
     add_vocabulary(writer, shape.vocab)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    write(writer, random_tensors(shape), len(sizes(shape)), kind)
+    write(writer, random_tensors(shape), len(sizes(shape)), kinds)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
@@ -196,13 +208,13 @@ def random_tensors(shape: Shape) -> Tensors:
             yield name, np.ones(size, np.float32)
 
 
-def write(writer: gguf.GGUFWriter, tensors: Tensors, count: int, kind: Type) -> None:
+def write(writer: gguf.GGUFWriter, tensors: Tensors, count: int, kinds: Kinds) -> None:
     """The tensors in their final types, then the file; quantised, they fit in memory."""
     console = Console(stderr=True)
     with Progress(transient=True, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"writing {writer.path}", total=count)
         for name, values in tensors:
-            matrix = EMBEDDING[kind] if name.startswith("token_embd") else kind
+            matrix = kinds.embedding if name.startswith("token_embd") else kinds.layers
             to = matrix if values.ndim == MATRIX else Type.F32
             writer.add_tensor(name, quantize(values, to), raw_dtype=to)
             progress.advance(task)

@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 from gguf.quants import dequantize
 
+from jaxllama.kernels import cpu
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
 
@@ -139,6 +140,16 @@ def test_make_bench_runs_every_script_that_measures() -> None:
 def test_machine_tells_cores_and_bandwidth() -> None:
     found = records("machine", "--short", "--repetitions", "1")
     assert {record["unit"] for record in found.values()} == {"cores", "GB/s"}
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
+def test_kernels_are_held_against_the_machine() -> None:
+    chosen = ("--form", "q8_0", "--rows", "1", "--rows", "9")
+    found = records("kernels", "--short", "--repetitions", "1", *chosen)
+    units = {record["unit"] for record in found.values()}
+    assert units == {"us", "GB/s", "GOP/s", "%"}
+    assert found["ceiling, memory"]["unit"] == "GB/s"
+    assert f"{cpu.isa()}, q8_0, down, 1 row, weights, share of the ceiling" in found
 
 
 def test_decode_measures_every_number_of_slots_asked_for() -> None:
@@ -360,22 +371,23 @@ def test_a_file_that_could_not_be_written_is_not_there(monkeypatch: pytest.Monke
     assert list(folder.glob("broken*")) == []
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
-def test_requantised_files_hold_the_same_model(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Q4_0", "PURE_Q4_0", "Q8_0", "F16"])
+def test_requantised_files_hold_the_same_model(name: str, tmp_path: Path) -> None:
     files = module("write_gguf")
-    target = tmp_path / "other.gguf"
-    kinds = gguf.GGMLQuantizationType
-    files.write_random(files.TINY, tmp_path / "source.gguf", kinds.F16)
-    files.requantise(tmp_path / "source.gguf", target, kinds[kind])
+    target, kinds = tmp_path / "other.gguf", getattr(files, name)
+    files.write_random(files.TINY, tmp_path / "source.gguf", files.F16)
+    files.requantise(tmp_path / "source.gguf", target, kinds)
     source, other = gguf.GGUFReader(tmp_path / "source.gguf"), gguf.GGUFReader(target)
     assert metadata(other) == metadata(source)
-    step = {"Q4_0": 0.126, "Q8_0": 0.005, "F16": 0.0}[kind]  # an eighth, 1/254, nothing
+    steps = {"Q4_0": 0.126, "Q8_0": 0.005, "F16": 0.0, "F32": 0.0}  # an eighth, 1/254, nothing
     for one, two in zip(source.tensors, other.tensors, strict=True):
         assert one.name == two.name
-        is_layer = two.name.startswith("blk") and len(two.shape) == 2
-        assert not is_layer or two.tensor_type is kinds[kind]
+        if len(two.shape) == 2:
+            embedding = two.name == "token_embd.weight"
+            assert two.tensor_type is (kinds.embedding if embedding else kinds.layers)
         first, second = (dequantize(each.data, each.tensor_type) for each in (one, two))
-        assert np.abs(first - second).max() <= step * np.abs(first).max()
+        step = steps[two.tensor_type.name] * np.abs(first).max()
+        assert np.abs(first - second).max() <= step
 
 
 def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
