@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[2] / "jaxllama/kernels/cpu"
-DRIVER = Path(__file__).with_name("drive_matmul.cc")
-SHARED = ("matmul.cc", "pool.cc", "isa.cc", "scratch.cc", "tile.cc", "take_rows.cc")
+SHARED = ("pool.cc", "isa.cc", "scratch.cc")
+FAMILIES = {"matmul": ("matmul.cc", "tile.cc", "take_rows.cc"), "attend": ("attend.cc",)}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni", "bf16"))]
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -22,16 +22,17 @@ COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    """The matmul kernels and their driver, built with sanitizers; -O0 builds quickest."""
-    folder = tmp_path_factory.mktemp("sanitized")
-    jobs = {f"matmul_{body}": flags for body, flags in BODIES.items()}
+@pytest.fixture(scope="module", params=FAMILIES)
+def driver(request, tmp_path_factory):
+    """The kernels of a family and their driver, built with sanitizers; -O0 builds quickest."""
+    family, folder = request.param, tmp_path_factory.mktemp("sanitized")
+    jobs = {f"{family}_{body}": flags for body, flags in BODIES.items()}
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: compiled(folder, *job), jobs.items()))
-    shared = [str(SOURCES / name) for name in SHARED]
+    shared = [str(SOURCES / name) for name in (*SHARED, *FAMILIES[family])]
+    main = Path(__file__).with_name(f"drive_{family}.cc")
     program = folder / "driver"
-    build(*shared, str(DRIVER), *objects, "-o", str(program), "-pthread")
+    build(*shared, str(main), *objects, "-o", str(program), "-pthread")
     return program
 
 
