@@ -9,7 +9,7 @@ from crowd import decode_rate, prompts_of, random_prompt
 from harness import Board, Measure, cores, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
 from machine import bandwidth, stream
-from subject import Subject, compared
+from subject import Subject, compared_by_file
 
 from jaxllama import LLM
 
@@ -20,7 +20,7 @@ SHORT_SLOTS = (1, 16)
 @click.command()
 @script("decode")
 @repeated
-@compared
+@compared_by_file
 @click.option("--slots", multiple=True, type=click.IntRange(min=1), help="May be given again.")
 @click.option(
     "--depth",

@@ -7,7 +7,7 @@ import click
 from crowd import random_prompt, seconds_to_first
 from harness import Board, Measure, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
-from subject import Subject, compared
+from subject import Subject, compared_by_file
 
 from jaxllama import LLM
 
@@ -15,7 +15,7 @@ from jaxllama import LLM
 @click.command()
 @script("prefill")
 @repeated
-@compared
+@compared_by_file
 @click.option(
     "--slots",
     type=click.IntRange(min=1),

@@ -75,16 +75,27 @@ def modelled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def compared(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of loading a model and a peer; the function is called with a `subject`."""
+    """Add those and --peer; the function is called with a `subject`."""
 
     @modelled
     @click.option("--peer", type=click.Choice(PEERS), help="Measure this engine in turn with ours.")
+    @functools.wraps(function)
+    def run(*, subject: Subject, peer: str | None, **given: Any) -> None:
+        function(subject=dataclasses.replace(subject, peer=peer), **given)
+
+    return run
+
+
+def compared_by_file(function: Callable[..., None]) -> Callable[..., None]:
+    """Add those and --peer-model; the function is called with a `subject`."""
+
+    @compared
     @click.option("--peer-model", help="What the peer reads instead [default: the same file].")
     @functools.wraps(function)
-    def run(*, subject: Subject, peer: str | None, peer_model: str | None, **given: Any) -> None:
-        if peer_model and not peer:
+    def run(*, subject: Subject, peer_model: str | None, **given: Any) -> None:
+        if peer_model and not subject.peer:
             raise click.UsageError("--peer-model is for the peer; it needs --peer.")
         path = model_file(peer_model) if peer_model else None
-        function(subject=dataclasses.replace(subject, peer=peer, peer_path=path), **given)
+        function(subject=dataclasses.replace(subject, peer_path=path), **given)
 
     return run
