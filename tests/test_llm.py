@@ -311,4 +311,5 @@ def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
         with LLM.load(path, cache_dtype="float32", **settings) as llm:
             scores.append(llm.score("abc", ["some continuation"])[0].token_logprobs)
     # Kernels round inputs to 8 bits, and random weights make large logits.
-    assert np.allclose(*scores, rtol=0.02)
+    assert np.abs(np.subtract(*scores)).max() < 0.3
+    assert scores[0] != scores[1]
