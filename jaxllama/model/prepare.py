@@ -76,7 +76,7 @@ class Preparation:
             self._ready[f"{fused}.weight"] = self._tiled(names, self._partial.pop(fused))
 
     def _tiled(self, names: tuple[str, ...], parts: dict[str, Given]) -> Tiled:
-        matrices = [self._kept(parts[f"{name}.weight"]) for name in names]
+        matrices = alike([self._kept(parts[f"{name}.weight"]) for name in names])
         biases: list[Any] = [parts.get(f"{name}.bias") for name in names]
         if names == ("embed",) and isinstance(matrices[0], np.ndarray):
             matrices = [matrices[0].T]
@@ -89,6 +89,14 @@ class Preparation:
         if isinstance(value, Packed) or self.engine.dtype == "stored":
             return value
         return value.astype(jnp.dtype(self.engine.dtype))
+
+
+def alike(matrices: list[Given]) -> list[Given]:
+    """Matrices that go side by side, of one kind: those of a mixed file all become float32."""
+    kinds = {(m.bits, m.group) if isinstance(m, Packed) else m.dtype for m in matrices}
+    if len(kinds) == 1:
+        return matrices
+    return [dense(m) if isinstance(m, Packed) else m.astype(np.float32) for m in matrices]
 
 
 def place(leaf: Leaf, value: Given, mesh: Mesh, dtype: str) -> Array | Packed:
@@ -116,18 +124,23 @@ def place_packed(leaf: Leaf, value: Packed, mesh: Mesh) -> Packed:
 
 def unpacked(leaf: Leaf, value: Packed) -> np.ndarray:
     """The dense canonical matrix, float32, exactly what the packed one means."""
+    return dense(value).T if leaf.axes[0] == "vocab" else dense(value)
+
+
+def dense(value: Packed) -> np.ndarray:
+    """A packed matrix as [in, out] float32."""
     width, out = value.shape
     groups = width // value.group
-    dense = np.empty((width, out), np.float32)
+    matrix = np.empty((width, out), np.float32)
     codes = np.ascontiguousarray(value.codes.T)
     scales = value.scales.T.astype(np.float32)[:, None, :]
     minima = None if value.minima is None else value.minima.T.astype(np.float32)[:, None, :]
     halves = 2 if value.bits == 4 else 1  # noqa: PLR2004
-    target = dense.reshape(groups, value.group // halves, halves, out)
+    target = matrix.reshape(groups, value.group // halves, halves, out)
     for half in range(halves):
         part = codes if halves == 1 else (codes >> 4 if half else codes & 15)
         view = target[:, :, half, :]
         np.multiply(part.reshape(groups, -1, out), scales, out=view)
         if minima is not None:
             view += minima
-    return dense.T if leaf.axes[0] == "vocab" else dense
+    return matrix
