@@ -11,8 +11,9 @@ namespace {
 
 constexpr size_t kPassBytes = size_t{4} << 20;  // prepared rows kept at a time
 constexpr size_t kCacheBytes = size_t{384} << 10;  // prepared rows that stay in a core's cache
-constexpr int64_t kFewRows = 4;       // prepared by the caller alone
-constexpr int64_t kPartsPerThread = 6;  // of outputs: for balance
+constexpr int64_t kFewRows = 4;         // prepared by the caller alone
+constexpr int64_t kManyRows = 128;      // shared out among the threads; below, the outputs are
+constexpr int64_t kPartsPerThread = 8;  // so that all end at about the same time
 
 // Rows in bands of at most `most`, as even as they come: sixteen in bands of six are 5, 5 and 6.
 struct Bands {
@@ -67,21 +68,23 @@ void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finis
     for (int64_t band = part; band < (few ? bands.count : part + 1); ++band) prepare(band);
   });
 
-  // Parts are a run of tiles times a run of bands. Few rows: every thread reads its own weights
-  // once. Many: the rows of a run stay in the cache while all weights pass by.
-  const int64_t row_bytes = static_cast<int64_t>(RowBytes(weights).total());
-  const int64_t per_run =
-      std::max<int64_t>(1, static_cast<int64_t>(kCacheBytes) / (row_bytes * ops.most_rows));
-  const int64_t runs = (bands.count + per_run - 1) / per_run;
-  const int64_t wanted = kPartsPerThread * threads();
-  const int64_t per_chunk = std::max<int64_t>(1, weights.tiles / wanted);
+  // Parts are a run of bands times a chunk of tiles. Few rows: one run, and every weight is read by
+  // one thread, once. Many: runs whose rows stay in a core's cache while all weights pass by; at
+  // least one for each thread, so that a row stays with the core that prepared it.
+  const auto row_bytes = static_cast<int64_t>(RowBytes(weights).total());
+  const int64_t in_cache = static_cast<int64_t>(kCacheBytes) / row_bytes;
+  const int64_t enough = bands.rows < kManyRows ? 1 : threads();
+  const int64_t runs =
+      std::min(bands.count, std::max(enough, (bands.rows + in_cache) / (in_cache + 1)));
+  const int64_t wanted = kPartsPerThread * threads() / runs;
+  const int64_t per_chunk = std::max<int64_t>(1, weights.tiles / std::max<int64_t>(1, wanted));
   const int64_t chunks = (weights.tiles + per_chunk - 1) / per_chunk;
   parallel_for(static_cast<int>(runs * chunks), [&](int part) {
     const int64_t run = part / chunks, chunk = part % chunks;
     const int64_t last_tile = std::min(weights.tiles, (chunk + 1) * per_chunk);
-    const int64_t last_band = std::min(bands.count, (run + 1) * per_run);
+    const int64_t last_band = (run + 1) * bands.count / runs;
     for (int64_t tile = chunk * per_chunk; tile < last_tile; ++tile) {
-      for (int64_t band = run * per_run; band < last_band; ++band) {
+      for (int64_t band = run * bands.count / runs; band < last_band; ++band) {
         ops.multiply(weights, tile, prepared, bands.start(band), band_of(band), finish);
       }
     }

@@ -340,11 +340,27 @@ void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
   }
 }
 
+// Asks for the outputs of a band while its sums are still to be made: other cores had them last.
+template <int N>
+inline void expect_outputs(const Finish& finish, int64_t tile, Band band) {
+  constexpr int per_line = 64 / sizeof(float);
+  const int64_t outputs = finish.swiglu ? kHalf : kTile;
+  const int64_t end = (tile + 1) * outputs < finish.outward ? (tile + 1) * outputs : finish.outward;
+  for (int r = 0; r < N; ++r) {
+    for (int64_t at = tile * outputs; at < end; at += per_line) {
+      const int64_t place = (band.first + r) * finish.outward + at;
+      __builtin_prefetch(finish.y + place, 1);
+      if (finish.residual != nullptr) __builtin_prefetch(finish.residual + place);
+    }
+  }
+}
+
 // ---- choosing among the templates
 
 template <int N>
 void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                    Band band, const Finish& finish) {
+  expect_outputs<N>(finish, tile, band);
   Sums<N> sums;
   UNROLL for (int r = 0; r < N; ++r) sums[r][0] = sums[r][1] = zero();
 #define PACKED(bits, scaling, minima, single) \

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -24,6 +25,7 @@ namespace {
 // engine does not burn a core.
 constexpr std::chrono::microseconds kSpin(50);
 constexpr int kPausesPerLook = 16;  // between looks at the clock
+constexpr int kLooksPerYield = 256;
 constexpr int kMostThreads = 256;
 
 void pause() {
@@ -88,16 +90,20 @@ class Pool {
     }
     if (workers_.empty()) start();
     post(parts, part, context);
-    take_parts();
+    take_parts(0);
     // From here no worker may begin to look at the job; those that have, are waited for.
     open_.store(false);
-    while (inside_.load() != 0) pause();
+    for (int looks = 1; inside_.load() != 0; ++looks) {
+      pause();
+      // It may not be running at all: the processor has others to serve.
+      if (looks % kLooksPerYield == 0) std::this_thread::yield();
+    }
   }
 
  private:
   void start() {
     stopping_.store(false);
-    for (int each = 1; each < count(); ++each) workers_.emplace_back([this] { work(); });
+    for (int each = 1; each < count(); ++each) workers_.emplace_back([this, each] { work(each); });
   }
 
   void stop() {
@@ -108,10 +114,13 @@ class Pool {
   }
 
   void post(int parts, Part part, void* context) {
-    parts_ = parts;
     part_ = part;
     context_ = context;
-    next_.store(0);
+    const int64_t threads = count();
+    for (int64_t each = 0; each < threads; ++each) {
+      shares_[each].next.store(static_cast<int>(each * parts / threads));
+      shares_[each].end = static_cast<int>((each + 1) * parts / threads);
+    }
     open_.store(true);
     ring();
   }
@@ -124,18 +133,24 @@ class Pool {
     wake_.notify_all();
   }
 
-  void take_parts() {
-    for (int each = next_.fetch_add(1); each < parts_; each = next_.fetch_add(1)) {
-      part_(context_, each);
+  // One's own share first, then what is left of the others'. Calls that share out the same work find
+  // their data where they left it, in the cache of the same core.
+  void take_parts(int thread) {
+    const int threads = count();
+    for (int each = 0; each < threads; ++each) {
+      Share& share = shares_[(thread + each) % threads];
+      for (int part = share.next.fetch_add(1); part < share.end; part = share.next.fetch_add(1)) {
+        part_(context_, part);
+      }
     }
   }
 
-  void work() {
+  void work(int thread) {
     const FlushSubnormals flush;
     unsigned heard = 0;
     while (!stopping_.load()) {
       inside_.fetch_add(1);
-      if (open_.load()) take_parts();
+      if (open_.load()) take_parts(thread);
       inside_.fetch_sub(1);
       heard = wait(heard);
     }
@@ -162,10 +177,15 @@ class Pool {
   std::atomic<int> count_;
   std::vector<std::thread> workers_;
 
-  int parts_ = 0;
+  // A thread's parts of the job, on cache lines of its own.
+  struct alignas(128) Share {
+    std::atomic<int> next{0};
+    int end = 0;
+  };
+
   Part part_ = nullptr;
   void* context_ = nullptr;
-  std::atomic<int> next_{0};
+  Share shares_[kMostThreads];
   std::atomic<bool> open_{false};  // whether the job may be looked at
   std::atomic<int> inside_{0};     // workers that may be looking
 

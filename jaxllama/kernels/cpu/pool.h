@@ -14,7 +14,8 @@ using Part = void (*)(void* context, int part);
 void run_parts(int parts, Part part, void* context);
 
 // Runs f(part) for every part in [0, parts) on the workers and the caller; returns when all are
-// done. Which thread runs which part varies from call to call: results must not depend on it.
+// done. Each thread begins with its own run of neighbouring parts, the caller with the first, and then
+// helps the others: which thread runs which part varies, and results must not depend on it.
 // Every part runs with subnormal numbers flushed to zero, as in XLA's own code, whoever calls.
 // A call that finds the workers busy (two XLA threads in kernels at once, or one inside another)
 // runs its parts alone, so nothing ever waits in a circle.
