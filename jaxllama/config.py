@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxllama.errors import ConfigError, UnsupportedModel
+from jaxllama.errors import ConfigError, PromptTooLong, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -159,3 +159,17 @@ class EngineConfig:
     def columns(self) -> int:
         """Cache columns that may be attended: the context, rounded up to whole key blocks."""
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
+
+    def check_length(self, prompt: int, new: int) -> None:
+        """Refuse what does not fit a slot."""
+        if not 1 <= prompt < self.context:
+            raise PromptTooLong(
+                f"prompt has {prompt} tokens; this engine accepts 1 to {self.context - 1} "
+                f"(start it with a larger --context)"
+            )
+        if prompt + new > self.context:
+            raise PromptTooLong(
+                f"prompt has {prompt} tokens and max_tokens is {new}, together "
+                f"{prompt + new}; a slot holds {self.context} (lower max_tokens or start "
+                f"with a larger --context)"
+            )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxllama.config import EngineConfig
 from jaxllama.engine.bank import SamplerBank
-from jaxllama.errors import InvalidParameter, PromptTooLong
+from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message, PromptFormat
 from jaxllama.limits import LIMITS, MAX_SEED, check
 from jaxllama.request import GenerationRequest
@@ -80,18 +80,14 @@ class Intake:
         others = {name: value for name, value in knobs.items() if name not in LIMITS}
         set_ = {name: value for name, value in others.items() if value is not None}
         self.bank.check(set_)
-        room = self.engine.context - len(ids)
-        if not ids or room < 1:
-            raise PromptTooLong(
-                f"prompt has {len(ids)} tokens; this engine accepts 1 to {self.engine.context - 1} "
-                f"(start it with a larger --context)"
-            )
+        asked: int | None = core["max_tokens"]  # type: ignore[assignment]
+        self.engine.check_length(len(ids), asked or 0)
         stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
         ends = () if core["ignore_eos"] else self.tokenizer.end_ids
         seed = core["seed"]
         request = GenerationRequest(
             prompt=tuple(ids),
-            max_tokens=room if core["max_tokens"] is None else core["max_tokens"],  # type: ignore[arg-type]
+            max_tokens=self.engine.context - len(ids) if asked is None else asked,
             temperature=core["temperature"],  # type: ignore[arg-type]
             temperature_last=core["temperature_last"],  # type: ignore[arg-type]
             seed=secrets.randbelow(MAX_SEED) if seed is None else seed,  # type: ignore[arg-type]
@@ -99,12 +95,6 @@ class Intake:
             top_logprobs=core["logprobs"],  # type: ignore[arg-type]
             knobs=set_,
         )
-        if len(ids) + request.max_tokens > self.engine.context:
-            raise PromptTooLong(
-                f"prompt has {len(ids)} tokens and max_tokens is {request.max_tokens}, together "
-                f"{len(ids) + request.max_tokens}; a slot holds {self.engine.context} (lower "
-                f"max_tokens or start with a larger --context)"
-            )
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 

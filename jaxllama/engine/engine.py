@@ -28,7 +28,7 @@ from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.slots import Claim, SlotTable, common_prefix
 from jaxllama.engine.state import row_start
 from jaxllama.engine.steps import StepOutput
-from jaxllama.errors import GenerationFailed, JaxLlamaError, PromptTooLong, QueueFull
+from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
     Event,
     Finished,
@@ -80,26 +80,12 @@ class Engine:
                 f"{len(self._waiting)} requests wait already; the limit is "
                 f"{self.config.queue_limit}; try again later"
             )
-        self.check_length(len(request.prompt), request.max_tokens)
+        self.config.check_length(len(request.prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock())
         self._live[generation.id] = generation
         self._waiting.append(generation)
         self.ledger["accepted"] += 1
         return generation
-
-    def check_length(self, prompt: int, new: int) -> None:
-        """Refuse what does not fit a slot."""
-        if not 1 <= prompt < self.config.context:
-            raise PromptTooLong(
-                f"prompt has {prompt} tokens; this engine accepts 1 to {self.config.context - 1} "
-                f"(start it with a larger --context)"
-            )
-        if prompt + new > self.config.context:
-            raise PromptTooLong(
-                f"prompt has {prompt} tokens and max_tokens is {new}, together "
-                f"{prompt + new}; a slot holds {self.config.context} (lower max_tokens or start "
-                f"with a larger --context)"
-            )
 
     def cancel(self, generation: Generation) -> None:
         """End a generation in any phase; one that is over already is left alone."""
@@ -365,7 +351,7 @@ class Engine:
 
         Runs at once, in a free slot; the caller steps until there is one.
         """
-        self.check_length(len(ids), 0)
+        self.config.check_length(len(ids), 0)
         claim = self.slots.claim(-1, (*ids[:start], NO_ID))  # row start-1 has to be computed
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")

@@ -63,9 +63,7 @@ def cpu_prompt(
     parts: Parts, turn: Turn, layer: Layer, place: Place, window: int | None
 ) -> tuple[Array, Any]:
     """`reference.attend_prompt` by the C++ library."""
-    return cpu_attention.attend_prompt(
-        flat(parts), turn, tuple(layer), cpu_attention.Place(*place), window
-    )
+    return cpu_attention.attend_prompt(flat(parts), turn, tuple(layer), place, window)
 
 
 def flat(parts: Parts) -> Array:

@@ -8,13 +8,12 @@ A cache is (keys, values), or for int8 (keys, values, key scales, value scales):
 is then its whole numbers -127..127 times its one scale, the largest size of the column over 127.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxllama.kernels import cpu
+from jaxllama.kernels.reference import Place, Turn
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # ATTEND_BLOCK of cpu/attend.h: columns of one partial result
@@ -24,24 +23,9 @@ STORED = ("uint16", "bfloat16", "float16", "float32", "int8")  # uint16 holds th
 Cache = tuple[Array, ...]
 
 
-class Turn(NamedTuple):
-    """Cosines and sines of each row's position."""
-
-    cos: Float[Array, "L U"]
-    sin: Float[Array, "L U"]
-
-
-class Place(NamedTuple):
-    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
-
-    slot: Int32[Array, ""]
-    start: Int32[Array, ""]
-    rows: Int32[Array, ""]
-
-
 def attend_step(
     qkv: Float[Array, "S W"],
-    turn: tuple[Array, Array],
+    turn: Turn,
     cache: Cache,
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
@@ -69,7 +53,7 @@ def attend_step(
 
 def attend_prompt(
     qkv: Float[Array, "L W"],
-    turn: tuple[Array, Array],
+    turn: Turn,
     cache: Cache,
     place: Place,
     window: int | None = None,
@@ -108,9 +92,7 @@ def call(
     return out[0], tuple(out[fresh:])
 
 
-def query_heads(
-    qkv: Float[Array, "L W"], turn: tuple[Array, Array], cache: Cache, window: int | None
-) -> int:
+def query_heads(qkv: Float[Array, "L W"], turn: Turn, cache: Cache, window: int | None) -> int:
     """How many query heads the projections hold; raises ValueError for what has no kernel."""
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
@@ -123,7 +105,7 @@ def query_heads(
             f"projections {width} wide do not hold a whole group of query heads of size {size} for "
             f"each of {kv_heads} key heads"
         )
-    for name, table in zip(Turn._fields, turn, strict=True):
+    for name, table in zip(("cos", "sin"), turn, strict=True):
         require(table, (rows, size // 2), "float32", name)
     if window is not None and window < 1:
         raise ValueError(f"window is {window}; it must be at least 1, or None")
