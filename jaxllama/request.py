@@ -11,6 +11,13 @@ from typing import Protocol
 
 from jaxllama.errors import JaxLlamaError
 
+GOLDEN = 0x9E3779B97F4A7C15  # odd, so that no two streams of one prompt share a seed
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of stream `index` of one prompt: stream 0 has the request's own."""
+    return (seed + index * GOLDEN) & (2**63 - 1)
+
 
 class FinishReason(StrEnum):
     """Why a generation ended."""
