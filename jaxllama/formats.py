@@ -15,9 +15,33 @@ never adds the begin-of-text token itself unless the model's template spells it 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from enum import StrEnum
+from typing import Any, ClassVar, Self
 
-from jaxllama.errors import BrokenPlugin
+from jaxllama.errors import BrokenPlugin, TemplateError
+
+Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
+
+
+class CallStyle(StrEnum):
+    """How a model writes down the tools it wants called; `text/tools.py` reads them."""
+
+    HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
+    LLAMA3 = "llama3"  # {"name": ..., "parameters": {...}} and nothing else
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool the assistant wanted called."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The form templates expect: arguments as an object, not as text."""
+        function = {"name": self.name, "arguments": dict(self.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True)
@@ -26,6 +50,17 @@ class Message:
 
     role: str  # system, user, assistant or tool
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()  # of the assistant
+    tool_call_id: str = ""  # of a tool: which call this is the result of
+    name: str = ""  # of the tool, or of who speaks
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which programs exchange messages; what does not apply is left out."""
+        fields: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            fields["tool_calls"] = [call.as_json() for call in self.tool_calls]
+        optional = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return fields | {key: value for key, value in optional.items() if value}
 
 
 @dataclass(frozen=True)
@@ -45,6 +80,7 @@ class PromptFormat(ABC):
     name: ClassVar[str]
     stop: ClassVar[tuple[str, ...]] = ()  # text that ends an answer, besides the end tokens
     last: ClassVar[bool] = False  # fits anything a little: asked after all formats that are not
+    calls: CallStyle | None = None  # how the model calls tools; None: the format knows no tools
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
@@ -64,6 +100,16 @@ class PromptFormat(ABC):
     @abstractmethod
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
         """The prompt text; with `answer` it ends where the assistant must begin to speak."""
+
+    def render_tools(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
+    ) -> str:
+        """Like `render`, and tells the model which tools it may call.
+
+        Asked only of formats that set `calls`; their `render` also shows calls and results.
+        """
+        del messages, tools, answer
+        raise TemplateError(f"prompt format {self.name!r} knows no tools; send none")
 
 
 def choose_format(formats: Mapping[str, type[PromptFormat]], model: ModelText) -> PromptFormat:

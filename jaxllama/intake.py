@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from jaxllama.config import EngineConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import Message, PromptFormat
+from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check
+from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render
 from jaxllama.request import GenerationRequest
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-Turns = Sequence[Message | Mapping[str, str]]
 Ready = tuple[GenerationRequest, Tail]
 
 
@@ -41,9 +41,18 @@ class Intake:
         # The answer goes on in the middle of a text: its leading space is part of it.
         return self._ready(self.ids(prompt), knobs, (), start=False)
 
-    def chat(self, messages: Turns, knobs: Mapping[str, object]) -> Ready:
-        """A request that answers a conversation."""
-        return self._ready(self.chat_ids(messages), knobs, self.format.stop, start=True)
+    def chat(
+        self,
+        messages: Turns,
+        knobs: Mapping[str, object],
+        *,
+        tools: Sequence[Tool] = (),
+        ending: Ending = Ending.ANSWER,
+    ) -> Ready:
+        """A request that answers a conversation, or goes on with its last message."""
+        ids = self.chat_ids(messages, tools=tools, ending=ending)
+        start = ending is not Ending.LAST
+        return self._ready(ids, knobs, self.format.stop, start=start)
 
     def ids(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, each within the vocabulary."""
@@ -59,14 +68,20 @@ class Intake:
                 )
         return ids
 
-    def chat_ids(self, messages: Turns) -> list[int]:
+    def chat_ids(
+        self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
+    ) -> list[int]:
         """A conversation as token ids; special-token text inside a message stays plain text."""
-        turns = [as_message(message) for message in messages]
-        if not turns:
-            raise InvalidParameter("messages is empty; expected at least one message", "messages")
         guard = self.tokenizer.guard
-        guarded = [Message(guard(turn.role), guard(turn.content)) for turn in turns]
-        return self.tokenizer.encode(self.format.render(guarded), special=True)
+        turns = [guarded(message, guard) for message in as_messages(messages)]
+        text = render(self.format, turns, guarded_json(tools, guard), ending)
+        return self.tokenizer.encode(text, special=True)
+
+    def chat_text(
+        self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
+    ) -> str:
+        """A conversation as the text the format makes of it."""
+        return render(self.format, as_messages(messages), tools, ending)
 
     def _ready(
         self,
@@ -97,15 +112,3 @@ class Intake:
         )
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
-
-
-def as_message(message: Message | Mapping[str, str]) -> Message:
-    """A message from its JSON form."""
-    if isinstance(message, Message):
-        return message
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise InvalidParameter(
-            f"a message has role {role!r} and content {content!r}; both must be text", "messages"
-        )
-    return Message(role, content)

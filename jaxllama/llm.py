@@ -30,8 +30,9 @@ from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import ConfigError, GenerationFailed, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
-from jaxllama.intake import Intake, Prompt, Ready, Turns
+from jaxllama.intake import Intake, Prompt, Ready
 from jaxllama.kernels import cpu
+from jaxllama.messages import Turns
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins

@@ -21,7 +21,7 @@ PACKAGES = {
 WORDS = "errors config shapes limits request registry"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
-WHOLE = f"{ENGINE} formats text weights bridge intake completion"
+WHOLE = f"{ENGINE} formats text weights bridge messages intake completion"
 FLOORS: dict[str, tuple[str, str]] = {
     # 0: the words everybody shares
     "errors": ("", ""),
@@ -45,7 +45,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "engine": (MATHS, "jax numpy"),
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
-    "intake": (f"{ENGINE} formats text", ""),
+    "messages": (f"{WORDS} formats", ""),
+    "intake": (f"{ENGINE} formats messages text", ""),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "llm": (WHOLE, "jax"),

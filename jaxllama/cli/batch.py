@@ -19,7 +19,7 @@ from jaxllama.cli.results import Results
 from jaxllama.cli.terminal import completion_fields, note, open_llm, progress_bars
 from jaxllama.completion import Completion
 from jaxllama.errors import InvalidParameter, JaxLlamaError
-from jaxllama.intake import as_message
+from jaxllama.messages import as_message
 from jaxllama.sampling import KnobSpec
 
 SHOWN = 5

@@ -5,13 +5,13 @@ Kept by `jaxllama chat`. Plain data that can be saved; knows no terminal.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message
-from jaxllama.intake import as_message
+from jaxllama.messages import as_message
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM, Stream
@@ -82,7 +82,7 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON, the whole file or nothing."""
-        saved = {"messages": [asdict(message) for message in self.messages]}
+        saved = {"messages": [message.as_json() for message in self.messages]}
         part = path.with_name(f"{path.name}.part")
         try:
             part.write_text(json.dumps(saved, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -7,7 +7,7 @@ and those of plugin authors; must not know any format.
 from collections.abc import Sequence
 
 from jaxllama.errors import TemplateError
-from jaxllama.formats import Message, ModelText, PromptFormat
+from jaxllama.formats import CallStyle, Message, ModelText, PromptFormat, Tool, ToolCall
 
 SAMPLE = ModelText(
     template=(
@@ -29,6 +29,16 @@ CONVERSATION = (
     Message("user", "Und von Österreich? 🙂\nIn two lines."),
 )
 
+TOOL: Tool = {
+    "type": "function",
+    "function": {"name": "look_up_weather", "description": "{{ braces }}", "parameters": {}},
+}
+CALLING = (
+    Message("user", "Is it raining in Linz?"),
+    Message("assistant", "", (ToolCall("ask_the_sky", {"town": "Linz"}, "call_1"),)),
+    Message("tool", "Pouring, 9 degrees.", tool_call_id="call_1", name="ask_the_sky"),
+)
+
 
 def check_format(cls: type[PromptFormat], model: ModelText = SAMPLE) -> None:
     """Raise AssertionError unless `cls` keeps the contract of `PromptFormat` for `model`."""
@@ -43,6 +53,7 @@ def check_format(cls: type[PromptFormat], model: ModelText = SAMPLE) -> None:
     check_contents(cls, text, CONVERSATION)
     check_answer(cls, prompt_format)
     check_odd_conversations(prompt_format)
+    check_tools(cls, prompt_format)
 
 
 def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
@@ -108,6 +119,21 @@ def check_odd_conversations(prompt_format: PromptFormat) -> None:
                 f"{name_of(type(prompt_format))} raises {type(error).__name__} on {messages}; "
                 f"expected a text or TemplateError"
             ) from error
+
+
+def check_tools(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
+    """A format that says how its model calls tools shows tools, calls and results."""
+    style = prompt_format.calls
+    if style is None:
+        return
+    require(
+        isinstance(style, CallStyle),
+        cls,
+        f"has calls {style!r}; expected a CallStyle, or None for a format without tools",
+    )
+    text = prompt_format.render_tools(CALLING, [TOOL])
+    for shown in ("look_up_weather", "{{ braces }}", "ask_the_sky", "Linz", "Pouring, 9 degrees."):
+        require(shown in text, cls, f"does not show {shown!r} of a conversation with tools")
 
 
 def render(prompt_format: PromptFormat, messages: Sequence[Message]) -> str:

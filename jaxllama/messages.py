@@ -1,0 +1,164 @@
+"""Messages: conversations as they arrive, from people or as JSON, made into what a format renders.
+
+Used by the intake, the CLI and the server, so that all take the same. Knows roles, texts and tools;
+must not know tokens or HTTP.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from jaxllama.errors import InvalidParameter, TemplateError
+from jaxllama.formats import Message, PromptFormat, Tool, ToolCall
+
+Turns = Sequence[Message | Mapping[str, Any]]
+Guard = Callable[[str], str]
+
+
+class Ending(StrEnum):
+    """How a rendered conversation ends."""
+
+    ANSWER = "answer"  # where the assistant begins to speak
+    LAST = "last"  # inside the last message, which is to be continued
+    CLOSED = "closed"  # behind the last message
+
+
+def render(
+    prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool], ending: Ending
+) -> str:
+    """The prompt text of a conversation."""
+    if not messages:
+        raise InvalidParameter("messages is empty; expected at least one message", "messages")
+    if prompt_format.calls is None:
+        refuse_tools(prompt_format, messages, tools)
+    shown = messages
+    if ending is Ending.LAST and not messages[-1].content:
+        shown, ending = messages[:-1], Ending.ANSWER
+    answer = ending is Ending.ANSWER
+    if tools:
+        text = prompt_format.render_tools(shown, tools, answer=answer)
+    else:
+        text = prompt_format.render(shown, answer=answer)
+    return cut_behind(text, messages[-1].content) if ending is Ending.LAST else text
+
+
+def refuse_tools(
+    prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool]
+) -> None:
+    """Refuse a conversation with tools where they would be left out silently."""
+    what = "tools" if tools else "messages"
+    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        raise InvalidParameter(
+            f"{what} has tools, but prompt format {prompt_format.name!r} of this model knows none; "
+            f"choose a model or a format that does, such as chatml",
+            what,
+        )
+
+
+def cut_behind(text: str, content: str) -> str:
+    """A rendered conversation up to the end of its last message's content."""
+    for last in (content, content.rstrip(), content.strip()):  # templates trim
+        place = text.rfind(last) if last else -1
+        if place >= 0:
+            return text[: place + len(last)]
+    raise TemplateError(
+        "the last message cannot be continued: the prompt format does not show it as written"
+    )
+
+
+def guarded(message: Message, guard: Guard) -> Message:
+    """A message in which no control token can be read."""
+    return Message(
+        role=guard(message.role),
+        content=guard(message.content),
+        tool_calls=tuple(
+            ToolCall(guard(call.name), guarded_json(call.arguments, guard), guard(call.id))
+            for call in message.tool_calls
+        ),
+        tool_call_id=guard(message.tool_call_id),
+        name=guard(message.name),
+    )
+
+
+def guarded_json(value: Any, guard: Guard) -> Any:
+    """A JSON value, all of whose texts are guarded."""
+    if isinstance(value, str):
+        return guard(value)
+    if isinstance(value, Mapping):
+        return {guard(key): guarded_json(item, guard) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [guarded_json(item, guard) for item in value]
+    return value
+
+
+def as_messages(messages: Turns) -> list[Message]:
+    """A conversation from its JSON form."""
+    return [as_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def as_message(message: Message | Mapping[str, Any], where: str = "messages") -> Message:
+    """A message from its JSON form; content may be a list of text parts."""
+    if isinstance(message, Message):
+        return message
+    calls = message.get("tool_calls") or ()
+    if not isinstance(calls, list | tuple):
+        raise InvalidParameter(f"{where} has tool_calls {calls!r:.100}; expected a list", where)
+    return Message(
+        role=text_of(message, "role", where),
+        content=content_of(message.get("content"), where, optional=bool(calls)),
+        tool_calls=tuple(as_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)),
+        tool_call_id=text_of(message, "tool_call_id", where, optional=True),
+        name=text_of(message, "name", where, optional=True),
+    )
+
+
+def content_of(content: object, where: str, *, optional: bool) -> str:
+    """The text of a message: a string, or parts of type text, joined."""
+    if content is None and optional:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise InvalidParameter(f"{where} has content {content!r:.100}; expected text", where)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "input_text", "output_text"):
+            raise InvalidParameter(
+                f"{where} has a content part of type {kind!r:.100}; this model reads text only",
+                where,
+            )
+        texts.append(text_of(part, "text", f"{where}.content"))
+    return "".join(texts)
+
+
+def as_call(call: object, where: str) -> ToolCall:
+    """A tool call from its JSON form; its arguments are an object, or the text of one."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise InvalidParameter(f'{where} is {call!r:.100}; expected {{"id", "function"}}', where)
+    name = text_of(function, "name", f"{where}.function")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InvalidParameter(
+                f"{where} has arguments that are no JSON: {error}", where
+            ) from error
+    if not isinstance(arguments, Mapping):
+        raise InvalidParameter(
+            f"{where} has arguments {arguments!r:.100}; expected an object", where
+        )
+    return ToolCall(name, arguments, text_of(call, "id", where, optional=True))
+
+
+def text_of(fields: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
+    """A field that is text; missing is "" where it is optional."""
+    value = fields.get(name)
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidParameter(f"{where} has {name} {value!r:.100}; expected text", where)
+    return value
