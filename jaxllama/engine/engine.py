@@ -8,7 +8,8 @@ call is kept with the generations its rows belonged to when it was sent. Program
 they were sent, so a slot can be used again right after its release was.
 
 When a program fails, the state is lost (it was donated): the engine makes a new one and replays
-what was live, prompt and emitted tokens. See `recovery.py` for who is to blame.
+what was live, prompt and emitted tokens. See `prompts.py` for how a prompt gets into the cache,
+`recovery.py` for who is to blame.
 """
 
 import itertools
@@ -24,8 +25,9 @@ import numpy as np
 from jaxllama.engine.bank import Choice
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
+from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import Claim, SlotTable, common_prefix
+from jaxllama.engine.slots import Claim, SlotTable
 from jaxllama.engine.state import row_start
 from jaxllama.engine.steps import StepOutput
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
@@ -59,11 +61,11 @@ class Engine:
         self.ledger: Counter[str] = Counter()  # accepted, finished, cancelled, failed
         self.recovery = Recovery()
         self.slots = SlotTable(self.config.slots)
+        self._prompts = Prompts(programs, self.slots)
         self._clock = clock
         self._ids = itertools.count()
         self._live: dict[int, Generation] = {}  # all that have not ended, oldest first
         self._waiting: deque[Generation] = deque()
-        self._filling: deque[Generation] = deque()
         self._running: list[Generation | None] = [None] * self.config.slots
         self._sent: deque[Sent] = deque()
         self._events: list[Event] = []
@@ -111,7 +113,7 @@ class Engine:
         running = sum(generation is not None for generation in self._running)
         return {
             "waiting": waiting,
-            "filling": len(self._filling),
+            "filling": len(self._prompts),
             "running": running,
             "slots": self.slots.claimed,
         }
@@ -134,7 +136,7 @@ class Engine:
         events, self._events = self._events, []
         return events
 
-    # Admission and prompts.
+    # Admission.
 
     def _admit_waiting(self) -> None:
         """Give waiting requests the free slots, oldest first; a suspect runs alone."""
@@ -147,77 +149,17 @@ class Engine:
                 return
             if queue is self.recovery.suspects:
                 self.recovery.alone = queue[0]
-            self._take(queue.popleft(), claim)
-
-    def _take(self, generation: Generation, claim: Claim) -> None:
-        """Let a claim be filled; a beginning that is in another slot already is copied at once."""
-        generation.phase, generation.slot = Phase.FILLING, claim.slot
-        generation.filled = generation.reused = claim.reused
-        if claim.source is not None:
-            generation.source = claim.source
-            # Only an older claim is ever waited for, so nobody waits in a circle.
-            generation.follows = self.slots.slots[claim.source].owner
-            self._beginning_is_there(generation)
-        self._filling.append(generation)
+            self._state = self._prompts.take(self._state, queue.popleft(), claim)
 
     def _fill(self) -> None:
-        """One chunk of one prompt, in turn; prompts that need none start at once."""
-        for _ in range(len(self._filling)):
-            generation = self._filling.popleft()
-            if not self._beginning_is_there(generation):
-                self._filling.append(generation)
-                continue
-            computed = self._chunk(generation)
-            if generation.filled == len(generation.known) - 1:
-                self._start(generation)
-            else:
-                self._filling.append(generation)
-            if computed:
-                return
-
-    def _beginning_is_there(self, generation: Generation) -> bool:
-        """Copy a shared beginning from another slot; False while that is still being computed."""
-        if generation.source is None:
-            return True
-        source = self.slots.slots[generation.source]
-        usable = generation.known[:-1]
-        there = common_prefix(source.cached, usable)
-        coming = common_prefix(source.planned, usable)
-        if there < coming and source.owner is not None and source.owner == generation.follows:
-            return False
-        generation.source = generation.follows = None
-        if there > generation.filled:
-            numbers = (np.int32(source.index), np.int32(generation.slot), np.int32(there))
-            self._state = self.programs.copy(self._state, *numbers)
-            self.slots.slots[generation.slot].cached[:] = usable[:there]
-            generation.filled = generation.reused = there
-        return True
-
-    def _chunk(self, generation: Generation) -> bool:
-        """Send the next piece of a prompt; False when none is left to compute."""
-        known = generation.known
-        if generation.filled == len(known) - 1:
-            return False
-        count = self._send_chunk(generation.slot, known, generation.filled, len(known) - 1)
-        generation.filled += count
-        return True
-
-    def _send_chunk(self, slot: int, ids: Sequence[int], start: int, end: int) -> int:
-        """Compute one chunk of ids[start:end] into a slot; returns its length."""
-        count = min(end - start, self.programs.chunk)
-        chunk = np.zeros(self.programs.chunk, np.int32)
-        chunk[:count] = ids[start : start + count]
-        numbers = (np.int32(slot), chunk, np.int32(start), np.int32(count))
-        self._state = self.programs.prefill(self._state, *numbers)
-        self.slots.slots[slot].cached.extend(ids[start : start + count])
-        return count
-
-    def _start(self, generation: Generation) -> None:
-        """The prompt is in the cache: let the row decode."""
-        row = row_start(generation.request, tuple(generation.known), self.config, self.bank)
-        self._state = self.programs.admit(self._state, np.int32(generation.slot), row)
-        generation.phase = Phase.RUNNING
-        self._running[generation.slot] = generation
+        """Move one prompt on; rows whose prompt is in the cache decode."""
+        self._state, ready = self._prompts.advance(self._state)
+        for generation in ready:
+            known = tuple(generation.known)
+            row = row_start(generation.request, known, self.config, self.bank)
+            self._state = self.programs.admit(self._state, np.int32(generation.slot), row)
+            generation.phase = Phase.RUNNING
+            self._running[generation.slot] = generation
 
     # Decoding.
 
@@ -232,7 +174,7 @@ class Engine:
 
     def _steps(self) -> int:
         """Decode steps of the next call: one while somebody waits for the device."""
-        if self._waiting or self._filling or self.recovery.suspects:
+        if self._waiting or self._prompts or self.recovery.suspects:
             return 1
         fitting = int(SECONDS_PER_SYNC / self._step_seconds) if self._step_seconds else 1
         return min(max(fitting, 1), self.config.steps_per_sync)
@@ -327,8 +269,7 @@ class Engine:
                 if generation in self._waiting:
                     self._waiting.remove(generation)
             case Phase.FILLING:
-                if generation in self._filling:
-                    self._filling.remove(generation)
+                self._prompts.drop(generation)
                 self.slots.release(generation.slot)
             case Phase.RUNNING:
                 self._stop_row(generation, reason)
@@ -367,7 +308,8 @@ class Engine:
     def _peek(self, ids: Sequence[int], start: int, claim: Claim) -> tuple[np.ndarray, np.ndarray]:
         cached = self.slots.slots[claim.slot].cached
         while len(cached) < start - 1:
-            self._send_chunk(claim.slot, ids, len(cached), start - 1)
+            beginning = (claim.slot, ids, len(cached), start - 1)
+            self._state, _ = self._prompts.send(self._state, *beginning)
         tile, found = self.programs.tile, []
         for at in range(start - 1, len(ids), tile):
             rows = min(tile, len(ids) - at)
@@ -397,11 +339,11 @@ class Engine:
     def _restart(self) -> list[Generation]:
         """Make a new state; returns what was live, rewound."""
         live = [one for one in self._live.values() if one.phase is not Phase.WAITING]
-        self._filling.clear()
         self._running = [None] * self.config.slots
         self._sent.clear()
         self._last_read = 0.0
         self.slots = SlotTable(self.config.slots)
+        self._prompts = Prompts(self.programs, self.slots)
         self._state = self.programs.empty()
         for generation in live:
             self._rewind(generation)

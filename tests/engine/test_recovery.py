@@ -10,7 +10,7 @@ import pytest
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import GenerationFailed
 from jaxllama.request import FinishReason
-from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
+from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, programs, request, run
 
 
 class Faulty:
@@ -36,9 +36,7 @@ class Faulty:
 
 
 def faulty_engine(fails) -> Engine:
-    engine = new_engine()
-    engine.programs = Faulty(engine.programs, fails)
-    return engine
+    return Engine(Faulty(programs(), fails))
 
 
 def some_requests():
@@ -170,8 +168,7 @@ def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next():
 
 def test_poison_really_is_noticed_without_the_check():
     """The NaN test can fail: without scrubbing, the slot would stay poisoned."""
-    engine = new_engine()
-    engine.programs = Unscrubbed(engine.programs)
+    engine = Engine(Unscrubbed(programs()))
     told: dict[int, Told] = {}
     generation = engine.submit(request(range(30), 20))
     drive(engine, told, 4)
@@ -192,10 +189,9 @@ class Unscrubbed:
 
 
 def test_model_with_nan_weights_fails_every_request_and_stays_up():
-    engine = new_engine()
-    params = jax.tree.map(lambda x: x, engine.programs.params)
+    params = jax.tree.map(lambda x: x, programs().params)
     params["final_norm"] = {"weight": params["final_norm"]["weight"] * jnp.nan}
-    engine.programs = WithParams(engine.programs, params)
+    engine = Engine(WithParams(programs(), params))
     answers = run(engine, [request([i], 5) for i in range(6)])
     assert all(one.finished.reason is FinishReason.FAILED for one in answers)
     assert closed(engine)

@@ -1,0 +1,98 @@
+"""Prompts: how the tokens of requests that hold a slot get into the cache.
+
+Used by the engine, and by its peeks. Prompts take turns, one chunk at a time; a beginning that
+another slot has is copied, and one that another request is still computing is waited for. Each
+method takes the device state and returns the next one. Knows no queue, no decoding, no faults.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxllama.engine.generation import Generation, Phase
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.slots import Claim, SlotTable, common_prefix
+from jaxllama.engine.state import DecodeState
+
+
+class Prompts:
+    """The prompts that are on their way, in turn."""
+
+    def __init__(self, programs: Programs, slots: SlotTable) -> None:
+        self._programs = programs
+        self._slots = slots.slots
+        self._filling: deque[Generation] = deque()
+
+    def __len__(self) -> int:
+        return len(self._filling)
+
+    def take(self, state: DecodeState, generation: Generation, claim: Claim) -> DecodeState:
+        """Let a claim be filled; a beginning that is in another slot already is copied at once."""
+        generation.phase, generation.slot = Phase.FILLING, claim.slot
+        generation.filled = generation.reused = claim.reused
+        self._filling.append(generation)
+        if claim.source is None:
+            return state
+        generation.source = claim.source
+        # Only an older claim is ever waited for, so nobody waits in a circle.
+        generation.follows = self._slots[claim.source].owner
+        return self._copy_beginning(state, generation)
+
+    def drop(self, generation: Generation) -> None:
+        """It is not wanted any more."""
+        if generation in self._filling:
+            self._filling.remove(generation)
+
+    def advance(self, state: DecodeState) -> tuple[DecodeState, list[Generation]]:
+        """One chunk of one prompt, in turn; also returns those whose prompt is in the cache."""
+        ready: list[Generation] = []
+        for _ in range(len(self._filling)):
+            generation = self._filling.popleft()
+            state = self._copy_beginning(state, generation)
+            if generation.source is not None:
+                self._filling.append(generation)
+                continue
+            known, end = generation.known, len(generation.known) - 1
+            missing = end > generation.filled
+            if missing:
+                slot, start = generation.slot, generation.filled
+                state, count = self.send(state, slot, known, start, end)
+                generation.filled += count
+            if generation.filled == end:
+                ready.append(generation)
+            else:
+                self._filling.append(generation)
+            if missing:
+                break
+        return state, ready
+
+    def send(
+        self, state: DecodeState, slot: int, ids: Sequence[int], start: int, end: int
+    ) -> tuple[DecodeState, int]:
+        """Compute one chunk of ids[start:end] into a slot; also returns its length."""
+        count = min(end - start, self._programs.chunk)
+        chunk = np.zeros(self._programs.chunk, np.int32)
+        chunk[:count] = ids[start : start + count]
+        numbers = (np.int32(slot), chunk, np.int32(start), np.int32(count))
+        state = self._programs.prefill(state, *numbers)
+        self._slots[slot].cached.extend(ids[start : start + count])
+        return state, count
+
+    def _copy_beginning(self, state: DecodeState, generation: Generation) -> DecodeState:
+        """Copy a shared beginning from another slot, unless that is still being computed."""
+        if generation.source is None:
+            return state
+        source = self._slots[generation.source]
+        usable = generation.known[:-1]
+        there = common_prefix(source.cached, usable)
+        coming = common_prefix(source.planned, usable)
+        if there < coming and source.owner is not None and source.owner == generation.follows:
+            return state
+        generation.source = generation.follows = None
+        if there > generation.filled:
+            numbers = (np.int32(source.index), np.int32(generation.slot), np.int32(there))
+            state = self._programs.copy(state, *numbers)
+            self._slots[generation.slot].cached[:] = usable[:there]
+            generation.filled = generation.reused = there
+        return state
