@@ -46,7 +46,8 @@ class ToolParser:
     def __init__(self, style: CallStyle) -> None:
         self.calls = 0
         self._hermes = style is CallStyle.HERMES
-        self._opener, self._closer = (OPENER, CLOSER) if self._hermes else ("", "")
+        self._mark = ""  # what announced a call, not told yet; nobody's if it is one
+        self._closer = CLOSER if self._hermes else ""
         self._closing = HERMES_END if self._hermes else LLAMA3_END
         self._outside = self._text if self._hermes else self._start
         self._state = self._outside
@@ -65,7 +66,7 @@ class ToolParser:
         """What is left, now that the answer is over."""
         if self._state in (self._head, self._whole):
             if not self._told_whole(self._held):
-                self._tell(self._opener + self._held)
+                self._tell(self._mark + self._held)
         elif self._state != self._close and not (self.calls and self._held.isspace()):
             self._tell(self._held)
         self._held = ""
@@ -77,7 +78,9 @@ class ToolParser:
         """Outside calls; Hermes marks where one begins."""
         before, opener, after = self._held.partition(OPENER)
         if opener:
-            self._tell(before.rstrip())
+            said = before.rstrip()
+            self._tell(said)
+            self._mark = before[len(said) :] + opener
             self._held, self._state = after, self._head
             return True
         sure = len(self._held[: len(self._held) - overlap(self._held, OPENER)].rstrip())
@@ -92,6 +95,7 @@ class ToolParser:
             return False
         rest = rest.removeprefix(PYTHON_TAG).lstrip()
         if rest.startswith("{"):
+            self._mark = self._held[: len(self._held) - len(rest)]
             self._held, self._state = rest, self._head
         elif rest:
             self._state = self._rest
@@ -124,8 +128,10 @@ class ToolParser:
     def _odd(self) -> bool:
         """Not the usual order: wait for all of it, if it can be a call at all."""
         likely = self._hermes or FIRST_KEY.match(self._held[:MAX_HEAD])
-        self._state = self._whole if likely else self._rest
-        self._object = Balance()
+        if likely:
+            self._object, self._state = Balance(), self._whole
+        else:
+            self._held, self._state = self._mark + self._held, self._rest
         return True
 
     def _arguments(self) -> bool:
@@ -161,7 +167,7 @@ class ToolParser:
         if self._told_whole(block):
             self._state = self._outside
         else:
-            self._tell(self._opener + block + self._closer)
+            self._tell(self._mark + block + self._closer)
             self._state = self._text if self._hermes else self._rest
         return True
 
