@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import Claim, SlotTable
+from jaxllama.engine.slots import SlotTable
 from jaxllama.engine.state import row_start
 from jaxllama.engine.steps import StepOutput
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
 
+Look = TypeVar("Look")
 Sent = tuple[StepOutput, int, list[Generation | None]]  # output, steps asked for, owner of each row
 
 
@@ -292,12 +293,23 @@ class Engine:
 
         Runs at once, in a free slot; the caller steps until there is one.
         """
+        return self._look(ids, start, lambda slot: self._peek(ids, start, slot))
+
+    def embed(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What the model makes of `ids`, behind its final norm: the mean, and of the last one.
+
+        Runs at once, likewise.
+        """
+        return self._look(ids, 0, lambda slot: self._embed(ids, slot))
+
+    def _look(self, ids: Sequence[int], start: int, look: Callable[[int], Look]) -> Look:
+        """What `look` sees in a free slot, from row start - 1 on."""
         self.config.check_length(len(ids), 0)
-        claim = self.slots.claim(-1, (*ids[:start], NO_ID))  # row start-1 has to be computed
+        claim = self.slots.claim(-1, (*ids[:start], NO_ID))  # row start - 1 has to be computed
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
-            return self._peek(ids, start, claim)
+            return look(claim.slot)
         except Exception as error:
             self._recover(error)
             raise
@@ -305,11 +317,10 @@ class Engine:
             if self.slots.slots[claim.slot].owner == -1:
                 self.slots.release(claim.slot)
 
-    def _peek(self, ids: Sequence[int], start: int, claim: Claim) -> tuple[np.ndarray, np.ndarray]:
-        cached = self.slots.slots[claim.slot].cached
+    def _peek(self, ids: Sequence[int], start: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        cached = self.slots.slots[slot].cached
         while len(cached) < start - 1:
-            beginning = (claim.slot, ids, len(cached), start - 1)
-            self._state, _ = self._prompts.send(self._state, *beginning)
+            self._state, _ = self._prompts.send(self._state, slot, ids, len(cached), start - 1)
         tile, found = self.programs.tile, []
         for at in range(start - 1, len(ids), tile):
             rows = min(tile, len(ids) - at)
@@ -317,13 +328,26 @@ class Engine:
             pairs = np.zeros((2, tile), np.int32)
             pairs[0, :rows] = ids[at : at + rows]
             pairs[1, : len(following)] = following
-            numbers = (np.int32(claim.slot), pairs, np.int32(at), np.int32(rows - 1))
+            numbers = (np.int32(slot), pairs, np.int32(at), np.int32(rows - 1))
             self._state, seen = self.programs.peek(self._state, *numbers)
             del cached[at:]
             cached.extend(ids[at : at + rows])
             found.append((seen, len(following)))
         logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
         return np.concatenate(logprobs), np.asarray(found[-1][0].logits)
+
+    def _embed(self, ids: Sequence[int], slot: int) -> tuple[np.ndarray, np.ndarray]:
+        tile, found = self.programs.tile, []
+        for at in range(0, len(ids), tile):
+            rows = min(tile, len(ids) - at)
+            padded = np.zeros(tile, np.int32)
+            padded[:rows] = ids[at : at + rows]
+            numbers = (np.int32(slot), padded, np.int32(at), np.int32(rows - 1))
+            self._state, seen = self.programs.embed(self._state, *numbers)
+            self.slots.slots[slot].cached.extend(ids[at : at + rows])
+            found.append(seen)
+        total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
+        return total / len(ids), np.asarray(found[-1].last)
 
     # Faults.
 

@@ -12,6 +12,7 @@ recompiling.
     scrub    (state, slot)                                     a row's cache is zeroed
     copy     (state, source, target, count)                    the beginning of a cache row
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
+    embed    (params, state, slot, ids [R], start, last) -> state, Pooled
 """
 
 import dataclasses
@@ -29,14 +30,14 @@ from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.state import DecodeState, RowStart, state_shardings
-from jaxllama.engine.steps import Peek, StepOutput, Steps
+from jaxllama.engine.steps import Peek, Pooled, StepOutput, Steps
 from jaxllama.model.params import Tree
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
-NAMES = ("empty", "admit", "release", "scrub", "copy", "prefill", "decode", "peek")
+NAMES = ("empty", "admit", "release", "scrub", "copy", "prefill", "decode", "peek", "embed")
 
 
 class Programs:
@@ -65,7 +66,7 @@ class Programs:
 
     @property
     def tile(self) -> int:
-        """Rows of one prompt tile, and of a peek."""
+        """Rows of one prompt tile, and of a look at a text."""
         return self.steps.tile
 
     @property
@@ -129,6 +130,10 @@ class Programs:
         """Log-probabilities of targets after ids, and the logits after row `last`."""
         return self.compiled("peek")(self.params, state, slot, pairs, start, last)
 
+    def embed(self, state: DecodeState, slot: Any, ids: Any, start: Any, last: Any) -> Any:
+        """What the model makes of ids up to row `last`, pooled."""
+        return self.compiled("embed")(self.params, state, slot, ids, start, last)
+
     # Compiling.
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
@@ -147,6 +152,7 @@ class Programs:
             "scrub": (state, number),
             "copy": (state, number, number, number),
             "peek": (params, state, number, pairs, number, number),
+            "embed": (params, state, number, self._small((self.tile,)), number, number),
         }[name]
 
     def _outputs(self, name: str, leaf: Any) -> Any:
@@ -154,6 +160,7 @@ class Programs:
         extra = {
             "decode": StepOutput(leaf, Choice(*(leaf,) * len(Choice._fields))),
             "peek": Peek(leaf, leaf),
+            "embed": Pooled(leaf, leaf),
         }
         return (self._shardings, extra[name]) if name in extra else self._shardings
 

@@ -37,6 +37,13 @@ class Peek(NamedTuple):
     logits: Float[Array, " V"]  # after the row `last`
 
 
+class Pooled(NamedTuple):
+    """What the model made of some tokens, behind its final norm."""
+
+    total: Float[Array, " D"]  # summed over the tokens
+    last: Float[Array, " D"]  # of the last one
+
+
 class Steps:
     """The programs of one model and one engine size, as functions."""
 
@@ -162,3 +169,20 @@ class Steps:
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         state = dataclasses.replace(state, cache=cache)
         return state, Peek(chosen - total, logits[last])
+
+    def embed(
+        self,
+        params: Tree,
+        state: DecodeState,
+        slot: Array,
+        ids: Int32[Array, " R"],
+        start: Array,
+        last: Array,
+    ) -> tuple[DecodeState, Pooled]:
+        """Say what the model makes of ids up to row `last`."""
+        model = self._model(params)
+        hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
+        normed = model.final_norm(hidden)
+        real = jnp.arange(ids.shape[0]) <= last
+        total = jnp.sum(jnp.where(real[:, None], normed, 0.0), axis=0)
+        return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])

@@ -25,7 +25,7 @@ from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart
-from jaxllama.engine.steps import Peek, StepOutput
+from jaxllama.engine.steps import Peek, Pooled, StepOutput
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.testing.byte_tokenizer import END_ID
@@ -160,6 +160,14 @@ class ScriptedPrograms(Programs):
             logits = logprobs_around(self.script(context))
             logprob[row] = logits[targets[row]]
         return state, Peek(logprob, logits)  # type: ignore[arg-type]
+
+    def embed(self, state: Any, slot: Any, ids: Any, start: Any, last: Any) -> tuple[Any, Pooled]:
+        """Each token's vector points along the axis of its number, as long as its place."""
+        state.cached[slot, start : start + last + 1] = ids[: last + 1]
+        rows = np.zeros((int(last) + 1, TINY.width), np.float32)
+        places = np.arange(int(last) + 1)
+        rows[places, ids[: last + 1] % TINY.width] = start + places + 1
+        return state, Pooled(rows.sum(0), rows[-1])  # type: ignore[arg-type]
 
     def blank_output(self) -> StepOutput:
         """What a call returns when no row decodes."""

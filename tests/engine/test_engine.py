@@ -9,8 +9,8 @@ import pytest
 from jaxllama.engine.generation import Phase
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
-from jaxllama.testing import FAMILIES
-from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, request, run
+from jaxllama.testing import FAMILIES, random_params
+from tests.support import BODIES, ENGINE, MODEL, Told, closed, drive, new_engine, request, run
 
 
 def test_more_requests_than_slots_all_finish():
@@ -177,6 +177,36 @@ def test_peek_in_a_warm_slot_gives_the_same():
     first, _ = engine.peek(ids, 1)
     second, _ = engine.peek(ids, 20)
     assert np.allclose(first[19:], second, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", BODIES)
+def test_an_embedding_is_what_the_head_reads(engine):
+    """Its product with a token's vector is that token's logit: the head is tied."""
+    engine = new_engine(engine=engine)
+    ids = list(range(100))  # more than one tile
+    _, last = engine.embed(ids)
+    _, logits = engine.peek(ids, 99)
+    table = random_params(MODEL)["embed"]["weight"]
+    spread = np.abs(logits).max()
+    assert np.allclose(table @ last, logits, atol=spread / 50)  # the kernels round to 8 bits
+    assert engine.slots.claimed == 0
+
+
+def test_an_embedding_does_not_depend_on_what_is_cached():
+    engine = new_engine()
+    ids = list(range(70))
+    first = engine.embed(ids)
+    run(engine, [request(ids, 3)])
+    again = engine.embed(ids)
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+
+
+def test_a_mean_embedding_is_the_mean_of_all_tokens():
+    engine = new_engine()
+    ids = [5, 9, 200]
+    each = [engine.embed(ids[: count + 1])[1] for count in range(3)]
+    assert np.allclose(engine.embed(ids)[0], np.mean(each, axis=0), atol=1e-5)
 
 
 def test_rows_of_another_family_decode_too():

@@ -124,6 +124,13 @@ def test_peek_sees_the_same_probabilities():
     assert int(np.argmax(logits)) == 4
 
 
+def test_embeddings_tell_which_tokens_and_where():
+    engine = ScriptedEngine(lambda _: b"")
+    mean, last = engine.embed([3, 5, 3])
+    assert mean[[3, 5]] == pytest.approx([4 / 3, 2 / 3])
+    assert np.flatnonzero(last).tolist() == [3]
+
+
 def test_shared_beginnings_are_reused():
     engine = ScriptedEngine(lambda _: b"")
     engine.submit(request(prompt=tuple(range(50)), stop_ids=(END_ID,)))
