@@ -20,7 +20,8 @@ from jaxllama.weights.base import Checkpoint
 
 @click.command("plugins")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
-def command(*, wants_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print the samplers as a table for a document.")
+def command(*, wants_json: bool, markdown: bool) -> None:
     """List every sampler with its knobs, every prompt format and every weight reader."""
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
@@ -38,6 +39,8 @@ def command(*, wants_json: bool) -> None:
     }
     if wants_json:
         click.echo(as_json(found))
+    elif markdown:
+        click.echo(as_markdown(samplers.loaded))
     else:
         draw(found)
     catalogue(samplers.loaded)  # a clash is shown as what it is: an error
@@ -66,6 +69,28 @@ def accepts(knob: Mapping[str, Any]) -> str:
     if knob["width"] is None:
         return word
     return f"{word}; {'a mapping of tokens, ' if knob['by_token'] else ''}at most {knob['width']}"
+
+
+def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
+    """Every knob of every sampler as a table in Markdown, in the order in which they run."""
+    lines = ["| sampler | knob | accepts | when not given | |", "|---|---|---|---|---|"]
+    for name, kind in sorted(samplers.items(), key=lambda item: running_order(*item)):
+        first = name
+        for knob, spec in describe_sampler(kind)["knobs"].items():
+            cells = (first, f"`{knob}`", accepts(spec), not_given(spec), spec["help"])
+            lines.append(f"| {' | '.join(cells)} |")
+            first = ""
+    return "\n".join(lines)
+
+
+def running_order(name: str, kind: type[Sampler]) -> tuple[bool, int, str]:
+    """Adjusters before filters; then by order; then by name."""
+    return (not issubclass(kind, Adjuster), kind.order, name)
+
+
+def not_given(knob: Mapping[str, Any]) -> str:
+    """What a knob is when a request does not name it."""
+    return "nothing" if knob["width"] is not None else str(knob["off"]).lower()
 
 
 def draw(found: dict[str, Any]) -> None:

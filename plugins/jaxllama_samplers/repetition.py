@@ -2,15 +2,19 @@
 
 import jax.numpy as jnp
 
-from jaxllama.sampling import Adjuster, Context, Knob, knob
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
 from jaxllama.shapes import Array, Float
 
 
 class Repetition(Adjuster):
     """Weaken the logits of tokens that occur in the prompt or the answer.
 
-    logit / repetition_penalty where it is positive, logit * repetition_penalty where it is not:
-    a penalty above 1 lowers both. How often a token occurred does not matter.
+    logit / penalty where it is positive, logit * penalty where it is not: a penalty above 1 lowers
+    both, as in Hugging Face, llama.cpp (whose last_n is `repetition_window`) and ExLlama (whose
+    sustain and decay are `repetition_window` and `repetition_decay`). With
+    `repetition_sign_blind` it is always logit / penalty, as in LLaMbA and basilisk: that raises
+    negative logits. How often a token occurred does not matter; where it counts, its newest
+    occurrence does.
     """
 
     order = 10
@@ -27,11 +31,27 @@ class Repetition(Adjuster):
         switch=False,
         help="how many of the newest tokens the repetition penalty looks at; 0 = all",
     )
+    repetition_decay: Knob = knob(
+        off=0,
+        low=0,
+        switch=False,
+        help="over how many tokens behind repetition_window the penalty fades out; 0 = at once",
+    )
+    repetition_sign_blind: Knob = knob(
+        off=False,
+        switch=False,
+        help="divide every logit by the repetition penalty, negative ones too",
+    )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
         """The logits, weaker where a token occurred."""
-        weaker = jnp.where(
-            logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty
-        )
-        occurred = context.counts(logits.shape[0], self.repetition_window) > 0
-        return jnp.where(occurred, weaker, logits)
+        place = jnp.arange(context.tokens.shape[0])
+        age = context.length - 1 - place
+        past = jnp.where(self.repetition_window > 0, age - self.repetition_window, -1)
+        fading = jnp.clip(1 - past / jnp.maximum(self.repetition_decay, 1), 0.0, 1.0)
+        counts = (age >= 0) & (past < self.repetition_decay)
+        ids = jnp.where(counts, context.tokens, NO_TOKEN)
+        share = jnp.zeros(logits.shape, jnp.float32).at[ids].max(fading, mode="drop")
+        penalty = 1 + (self.repetition_penalty - 1) * share
+        divides = (logits > 0) | self.repetition_sign_blind
+        return jnp.where(divides, logits / penalty, logits * penalty)

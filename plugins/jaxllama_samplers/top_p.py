@@ -9,7 +9,9 @@ from jaxllama.shapes import Array, Bool
 class TopP(Filter):
     """Keep a token while the likelier ones hold less than `top_p` together: sum(p above) < top_p.
 
-    The token that crosses the line is kept, so the nucleus always holds at least `top_p`.
+    The token that crosses the line is kept, so the nucleus always holds at least `top_p`. With
+    `top_p_strict` it is dropped, as ExLlama does: the nucleus holds at most `top_p`, or is the
+    likeliest token alone.
     """
 
     order = 20
@@ -21,8 +23,15 @@ class TopP(Filter):
         help="draw among the likeliest tokens that together hold this probability; 1 = all",
     )
 
+    top_p_strict: Knob = knob(
+        off=False,
+        switch=False,
+        help="drop the token that crosses the top_p line instead of keeping it",
+    )
+
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True up to and including the token that crosses the line."""
+        """True up to the token that crosses the line, and for it unless strict."""
         del context
-        above = jnp.pad(jnp.cumsum(best.p)[:-1], (1, 0))
-        return above < self.top_p
+        through = jnp.cumsum(best.p)
+        above = jnp.pad(through[:-1], (1, 0))
+        return jnp.where(self.top_p_strict, through <= self.top_p, above < self.top_p)

@@ -1,0 +1,56 @@
+"""DRY, don't repeat yourself: the longer a sequence repeats an earlier one, the less it goes on."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+from jaxllama_samplers.echoes import echoes
+
+STEEPEST = 80.0  # of the exponent in base e: beyond it a penalty would leave float32
+
+
+class Dry(Adjuster):
+    """Lower the logits of tokens that would make a repeated sequence longer.
+
+    Where the newest n tokens occurred before and n >= dry_allowed_length, the token that followed
+    there loses dry_multiplier * dry_base^(n - dry_allowed_length); the longest such n counts.
+    A sequence never reaches across one of `dry_breakers`.
+    """
+
+    order = 25
+
+    dry_multiplier: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=100.0,
+        help="how much a token loses for making a repetition longer; 0.8 is usual, 0 = nothing",
+    )
+    dry_base: Knob = knob(
+        off=1.75,
+        low=1.0,
+        high=10.0,
+        switch=False,
+        help="how much faster the DRY penalty grows with each token of the repetition",
+    )
+    dry_allowed_length: Knob = knob(
+        off=2,
+        low=1,
+        switch=False,
+        help="repetitions up to this many tokens are not penalised by DRY",
+    )
+    dry_range: Knob = knob(
+        off=0,
+        low=0,
+        switch=False,
+        help="how many of the newest tokens DRY looks at; 0 = all",
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, lower where a token would prolong a repetition."""
+        most = jnp.where(self.dry_multiplier > 0, context.tokens.shape[0], 0)
+        lengths, following = echoes(context, most, self.dry_range)
+        beyond = (lengths - self.dry_allowed_length).astype(jnp.float32)
+        growth = jnp.exp(jnp.minimum(beyond * jnp.log(self.dry_base), STEEPEST))
+        ids = jnp.where(beyond >= 0, following, NO_TOKEN)
+        penalty = jnp.zeros(logits.shape, jnp.float32)
+        return logits - self.dry_multiplier * penalty.at[ids].max(growth, mode="drop")

@@ -1,0 +1,26 @@
+"""Epsilon cutoff: a fixed floor under every probability."""
+
+from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
+from jaxllama.shapes import Array, Bool
+
+
+class EpsilonCutoff(Filter):
+    """Keep tokens with a probability of at least `epsilon_cutoff`: p >= epsilon.
+
+    A probability, as in Hugging Face, not ten-thousandths of one. The likeliest token is kept
+    even below the floor.
+    """
+
+    order = 50
+
+    epsilon_cutoff: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=1.0,
+        help="drop tokens less likely than this; 0.0003 to 0.0009 is usual, 0 = none",
+    )
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True where a token reaches the floor."""
+        del context
+        return best.p >= self.epsilon_cutoff

@@ -1,0 +1,34 @@
+"""Ideal length: ends come unwillingly before an answer has its length, and eagerly after."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+
+STRENGTH = 100.0
+LEAST = 1e-8
+
+
+class IdealLength(Adjuster):
+    """Move the logits of end tokens by how far the answer is from `ideal_length` tokens.
+
+    logit - 100 * (1 - generated / ideal_length) for tokens that end the answer and have a
+    probability above 1e-8 at temperature 1: LLaMbA's ideal response length.
+    """
+
+    order = 35
+
+    ideal_length: Knob = knob(
+        off=0,
+        low=0,
+        help="ends are unlikely before and likely after this many generated tokens; 0 = as is",
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, with those of end tokens moved."""
+        share = context.generated / jnp.maximum(self.ideal_length, 1)
+        ends = logits.at[context.stop_ids].get(mode="fill", fill_value=-jnp.inf)
+        likely = ends - jax.nn.logsumexp(logits) > jnp.log(LEAST)
+        ids = jnp.where(likely, context.stop_ids, NO_TOKEN)
+        return logits.at[ids].add(-STRENGTH * (1 - share), mode="drop")

@@ -1,0 +1,31 @@
+"""No repeated n-gram: what was said in n tokens is not said again."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+from jaxllama_samplers.echoes import echoes
+
+
+class NoRepeatNgram(Adjuster):
+    """Ban every token that would complete an n-gram the row already holds.
+
+    logit = -inf where the newest n - 1 tokens and this one occur in the prompt or the answer.
+    Where that bans every token, none is.
+    """
+
+    order = 45
+
+    no_repeat_ngram_size: Knob = knob(
+        off=0, low=0, help="no sequence of this many tokens occurs twice; 0 = any may"
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, with the ends of known n-grams banned."""
+        length = self.no_repeat_ngram_size - 1
+        lengths, following = echoes(context, length)
+        ids = jnp.where((lengths >= length) & (length >= 0), following, NO_TOKEN)
+        # The first token follows nothing, yet is a sequence of one.
+        ids = ids.at[-1].set(jnp.where(length == 0, context.tokens[0], NO_TOKEN))
+        banned = logits.at[ids].set(-jnp.inf, mode="drop")
+        return jnp.where(jnp.any(banned > -jnp.inf), banned, logits)

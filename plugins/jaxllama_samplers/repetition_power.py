@@ -1,0 +1,30 @@
+"""Repetition power: each occurrence of a token multiplies its logit once more."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+
+
+class RepetitionPower(Adjuster):
+    """Multiply the logit of a token that occurred n times by repetition_power to the n.
+
+    logit * repetition_power^n over the prompt and the answer: rllama's repetition penalty as it
+    was meant (its code reached only token 0). Below 1 it weakens positive logits and, as there,
+    lifts negative ones.
+    """
+
+    order = 11
+
+    repetition_power: Knob = knob(
+        off=1.0,
+        low=0.01,
+        high=100.0,
+        help="multiplies a token's logit once per earlier occurrence; below 1 weakens, 1 = off",
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, multiplied where tokens occurred."""
+        # Bounded, because a token may occur thousands of times and no logit may become infinite.
+        power = jnp.clip(self.repetition_power ** context.counts(logits.shape[0]), 1e-6, 1e6)
+        return logits * power

@@ -1,0 +1,25 @@
+"""Top-a: a floor that rises with the square of the likeliest token's probability."""
+
+from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
+from jaxllama.shapes import Array, Bool
+
+
+class TopA(Filter):
+    """Keep tokens with at least `top_a` times the square of the top probability.
+
+    p >= top_a * max(p)^2: strict where the model is sure, lenient where it is not.
+    """
+
+    order = 35
+
+    top_a: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=1.0,
+        help="drop tokens below this share of the top probability squared; 0 = none",
+    )
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True where a token reaches the floor."""
+        del context
+        return best.p >= self.top_a * best.p[0] ** 2

@@ -1,0 +1,35 @@
+"""Top-n-sigma: a floor under the logits, so many standard deviations below the best."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+
+
+class TopNSigma(Adjuster):
+    """Ban tokens whose logit is more than n standard deviations below the best.
+
+    logit = -inf where logit < max - top_n_sigma * deviation. The deviation is that of all logits
+    that are not banned. Temperature scales both sides alike and changes nothing here, so this
+    looks at the logits, over the whole vocabulary, before any filter.
+    """
+
+    order = 50  # last: bans and biases have their say in the deviation
+    keeps_greedy = True
+
+    top_n_sigma: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=100.0,
+        help="drop tokens this many standard deviations below the best logit; 1 is usual, 0 = none",
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, banned below the floor."""
+        del context
+        alive = logits > -jnp.inf
+        below = jnp.where(alive, logits - jnp.max(logits), 0.0)
+        count = jnp.maximum(jnp.sum(alive), 1)
+        mean = jnp.sum(below) / count
+        variance = jnp.sum(jnp.where(alive, (below - mean) ** 2, 0.0)) / count
+        return jnp.where(below >= -self.top_n_sigma * jnp.sqrt(variance), logits, -jnp.inf)

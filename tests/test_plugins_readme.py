@@ -1,0 +1,50 @@
+"""The plugins' README is true: its tutorial runs, its table is the installed samplers'."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from jaxllama.cli.plugins import as_markdown
+from jaxllama.registry import SAMPLERS, load_plugins
+from jaxllama.sampling import Sampler
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "plugins/README.md").read_text()
+TUTORIAL = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def first_party() -> dict[str, type[Sampler]]:
+    installed = load_plugins(SAMPLERS, Sampler).loaded
+    return {
+        name: kind
+        for name, kind in installed.items()
+        if kind.__module__.startswith("jaxllama_samplers.")
+    }
+
+
+def test_a_useful_sampler_is_under_fifteen_lines():
+    assert len([line for line in TUTORIAL[0].splitlines() if line.strip()]) < 15
+
+
+def test_the_tutorial_runs_and_does_what_it_says(monkeypatch: pytest.MonkeyPatch, capsys):
+    module = ModuleType("my_package")
+    monkeypatch.setitem(sys.modules, "my_package", module)
+    for block in TUTORIAL:
+        exec(compile(block, "plugins/README.md", "exec"), vars(module))
+    assert capsys.readouterr().out == "[1, 2, 3] [0, 1, 2, 3]\n"
+
+
+def test_the_table_is_what_the_code_declares():
+    start, end = "<!-- jaxllama plugins --markdown -->\n", "\n<!-- end -->"
+    table = README.partition(start)[2].partition(end)[0]
+    assert table == as_markdown(first_party()), "write the table anew: jaxllama plugins --markdown"
+
+
+def test_every_sampler_of_the_package_has_an_entry_point():
+    folder = ROOT / "plugins/jaxllama_samplers"
+    declares = re.compile(r"^class \w+\((Adjuster|Filter)\):$", re.MULTILINE)
+    files = {path.stem for path in folder.glob("*.py") if declares.search(path.read_text())}
+    assert files == {kind.__module__.rpartition(".")[2] for kind in first_party().values()}
