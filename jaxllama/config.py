@@ -11,6 +11,7 @@ from jaxllama.errors import ConfigError, PromptTooLong, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
+CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
 KERNELS = ("xla", "cpu")
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
@@ -144,7 +145,7 @@ class EngineConfig:
         if self.kernels not in KERNELS:
             raise ConfigError(f"kernels is {self.kernels!r}; expected one of {KERNELS}")
         stored = ("stored",) if self.kernels == "cpu" else ()
-        for name, allowed in (("dtype", (*DTYPES, *stored)), ("cache_dtype", DTYPES)):
+        for name, allowed in (("dtype", (*DTYPES, *stored)), ("cache_dtype", CACHE_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
         if self.kernels == "cpu" and self.data_parallel * self.model_parallel > 1:

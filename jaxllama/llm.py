@@ -92,7 +92,8 @@ class LLM:
         slots          requests decoded together (default 16)
         context        tokens a slot holds (default: the model's, at most 4096)
         dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
-        cache_dtype    of keys and values, likewise (default: float16 on CPU, else bfloat16)
+        cache_dtype    of keys and values, likewise or int8
+                       (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
         kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
         threads        of the C++ library (default: the processors this process may use)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from jaxllama.config import DTYPES, KERNELS
+from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import LIMITS, Limit, check, unknown_field
@@ -104,7 +104,6 @@ def section(option: click.Option) -> str:
 def loading_options(slots: int | None) -> list[click.Option]:
     """The arguments of LLM.load."""
     many = "16" if slots is None else str(slots)
-    dtype = click.Choice(DTYPES)
 
     def option(*names: str, **attrs: Any) -> click.Option:
         return click.Option(list(names), **attrs)
@@ -129,14 +128,15 @@ def loading_options(slots: int | None) -> list[click.Option]:
         ),
         option(
             *("--dtype", "load_dtype"),
-            type=dtype,
+            type=click.Choice(DTYPES),
             help="Of dense weights [default: the file's own with kernels, else float32 on CPU and "
             "bfloat16 elsewhere].",
         ),
         option(
             *("--cache-dtype", "load_cache_dtype"),
-            type=dtype,
-            help="Of the key/value cache [default: float16 on CPU, else bfloat16].",
+            type=click.Choice(CACHE_DTYPES),
+            help="Of the key/value cache; int8 takes half the memory "
+            "[default: float16 on CPU, else bfloat16].",
         ),
         option(
             *("--mesh", "load_mesh"),

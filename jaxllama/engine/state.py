@@ -141,7 +141,7 @@ def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
     def place(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
         axes: tuple[str | None, ...] = ("slots", *(None,) * (leaf.ndim - 1))
         if getattr(path[0], "name", "") == "cache":
-            axes = ("slots", "kv_heads", None, None)
+            axes = ("slots", "kv_heads", None, None)[: leaf.ndim]
         return shard_shape(mesh, leaf.shape, axes)
 
     return jax.tree_util.tree_map_with_path(place, state)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxllama.kernels import cpu_attention, reference
 from jaxllama.kernels.reference import (
     ROW_TILE,
-    Layer,
     Parts,
     Place,
     Turn,
@@ -21,7 +20,7 @@ from jaxllama.kernels.reference import (
     matmul_by_output,
     norm,
 )
-from jaxllama.kernels.storage import read_columns, stored_dtype, write_columns
+from jaxllama.kernels.storage import Layer, read_columns, stored_dtype, write_columns
 from jaxllama.shapes import Array
 
 __all__ = [
@@ -56,14 +55,14 @@ def cpu_step(
     parts: Parts, turn: Turn, layer: Layer, position: Array, active: Array, window: int | None
 ) -> tuple[Array, Any]:
     """`reference.attend_step` by the C++ library."""
-    return cpu_attention.attend_step(flat(parts), turn, tuple(layer), position, active, window)
+    return cpu_attention.attend_step(flat(parts), turn, layer, position, active, window)
 
 
 def cpu_prompt(
     parts: Parts, turn: Turn, layer: Layer, place: Place, window: int | None
 ) -> tuple[Array, Any]:
     """`reference.attend_prompt` by the C++ library."""
-    return cpu_attention.attend_prompt(flat(parts), turn, tuple(layer), place, window)
+    return cpu_attention.attend_prompt(flat(parts), turn, layer, place, window)
 
 
 def flat(parts: Parts) -> Array:

@@ -3,9 +3,7 @@
 Called at trace time by whoever chose the library for a model. Knows arrays, not rows' meaning:
 which slot holds what is the engine's. Both ways in give a row the same bits, whatever else shares
 the call. What it cannot take it refuses here, while tracing; `reference.py` takes everything.
-
-A cache is (keys, values), or for int8 (keys, values, key scales, value scales): a column of a head
-is then its whole numbers -127..127 times its one scale, the largest size of the column over 127.
+What a cache is made of, `storage.py` says.
 """
 
 import jax

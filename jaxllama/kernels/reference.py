@@ -14,8 +14,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.kernels.storage import append_prompt, append_step, read_columns, widen
-from jaxllama.shapes import Array, Bool, Float, Int, Shaped
+from jaxllama.kernels.storage import (
+    Layer,
+    append_prompt,
+    append_step,
+    layer_of,
+    meant,
+    read_columns,
+    sides,
+)
+from jaxllama.shapes import Array, Bool, Float, Int
 
 ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
@@ -33,7 +41,6 @@ class Place(NamedTuple):
 
 Parts = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
 Turn = tuple[Array, Array]  # cosines and sines [L U]
-Layer = tuple[Array, Array]  # keys and values [S K T H]
 
 
 def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, "L O"]:
@@ -81,14 +88,18 @@ def attend_step(
     """
     q, k, v = rotated(parts, turn)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
-    keys, values = (append_step(*pair, column) for pair in zip(layer, (k, v), strict=True))
+    new = zip(sides(layer), (k, v), strict=True)
+    keys, values = (append_step(*pair, column) for pair in new)
+
+    def cut(part: Array, block: Array) -> Array:
+        return lax.dynamic_slice_in_dim(part, block * KEY_BLOCK, KEY_BLOCK, 2)
 
     def read(block: Array) -> tuple[Array, Array]:
-        start = block * KEY_BLOCK
-        cut = [lax.dynamic_slice_in_dim(side, start, KEY_BLOCK, 2) for side in (keys, values)]
-        return cut[0], cut[1]
+        k, v = (tuple(cut(part, block) for part in side) for side in (keys, values))
+        return meant(k), meant(v)
 
-    return attend_blocks(q, read, jnp.where(active, position, 0), window), (keys, values)
+    out = attend_blocks(q, read, jnp.where(active, position, 0), window)
+    return out, layer_of(keys, values)
 
 
 def attend_prompt(
@@ -104,17 +115,20 @@ def attend_prompt(
     """
     q, k, v = rotated(parts, turn)
     slot, start, _ = place
-    new = zip(layer, (k, v), strict=True)
+    new = zip(sides(layer), (k, v), strict=True)
     keys, values = (append_prompt(*pair, slot, start) for pair in new)
     rows = q.shape[0]
     position = start + jnp.arange(rows, dtype=jnp.int32)
 
-    def read(block: Array) -> tuple[Array, Array]:
-        k, v = (read_columns(side, slot, block * KEY_BLOCK, KEY_BLOCK) for side in (keys, values))
+    def cut(part: Array, block: Array) -> Array:
         # One copy per row: the dots then have the shapes of `attend_step`, and its sums.
-        return jnp.repeat(k, rows, axis=0), jnp.repeat(v, rows, axis=0)
+        return jnp.repeat(read_columns(part, slot, block * KEY_BLOCK, KEY_BLOCK), rows, axis=0)
 
-    return attend_blocks(q, read, position, window), (keys, values)
+    def read(block: Array) -> tuple[Array, Array]:
+        k, v = (tuple(cut(part, block) for part in side) for side in (keys, values))
+        return meant(k), meant(v)
+
+    return attend_blocks(q, read, position, window), layer_of(keys, values)
 
 
 def rotated(parts: Parts, turn: Turn) -> Parts:
@@ -171,19 +185,19 @@ def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Boo
 
 def fold_block(
     q: Float[Array, "L K G H"],
-    k: Shaped[Array, "L K B H"],
-    v: Shaped[Array, "L K B H"],
+    k: Float[Array, "L K B H"],
+    v: Float[Array, "L K B H"],
     seen: Bool[Array, "L 1 1 B"],
     carry: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
     """One block into the running softmax; a block no row sees leaves it bit for bit."""
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("lkgh,lkbh->lkgb", q, widen(k), **contract)
+    scores = jnp.einsum("lkgh,lkbh->lkgb", q, k, **contract)
     scores = jnp.where(seen, scores, HIDDEN)
     higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weight = jnp.where(seen, jnp.exp(scores - higher), 0.0)
     fade = jnp.exp(top - higher)
     total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
-    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, widen(v), **contract)
+    mixed = jnp.einsum("lkgb,lkbh->lkgh", weight, v, **contract)
     return higher, total, out * fade + mixed

@@ -1,6 +1,8 @@
 """How numbers lie in the cache: narrow when stored, float32 when used; and whose columns are whose.
 
-Used by the plain attention to store and read, by the engine to copy a row's beginning.
+Used by the plain attention to store and read, by the engine to copy a row's beginning. A layer is
+(keys, values), or for int8 (keys, values, key scales, value scales): a column of a head is then its
+whole numbers -127..127 times its one scale, the largest size of the column over 127.
 """
 
 import jax
@@ -11,6 +13,12 @@ from jax import lax
 from jaxllama.shapes import Array, Float, Int, Shaped
 from jaxllama.sharding import slots_are_split
 
+Layer = tuple[Array, ...]
+Side = tuple[Array, ...]  # numbers [S K T H], and scales [S K T] if they are int8
+
+LARGEST = 127.0  # int8
+SMALLEST = 1e-37  # a scale below this has no inverse that is a number
+
 
 def stored_dtype(name: str) -> jnp.dtype:
     """What a cache of this dtype is made of on this platform."""
@@ -20,57 +28,86 @@ def stored_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+def sides(layer: Layer) -> tuple[Side, Side]:
+    """What belongs to keys, and what to values."""
+    return layer[0::2], layer[1::2]
+
+
+def layer_of(keys: Side, values: Side) -> Layer:
+    """The layer again."""
+    return tuple(part for pair in zip(keys, values, strict=True) for part in pair)
+
+
+def stored(x: Float[Array, "*L H"], side: Side) -> Side:
+    """Numbers as this side holds them."""
+    if len(side) == 1:
+        return (narrow(x, side[0].dtype),)
+    scale = jnp.max(jnp.abs(x), axis=-1) / LARGEST
+    inverse = jnp.where(scale > SMALLEST, 1.0 / scale, 0.0)
+    return jnp.rint(x * inverse[..., None]).astype(jnp.int8), scale
+
+
+def meant(side: Side) -> Float[Array, "*L H"]:
+    """Stored numbers as float32."""
+    numbers, *scales = side
+    return widen(numbers) * scales[0][..., None] if scales else widen(numbers)
+
+
 def narrow(x: Float[Array, "*L"], dtype: jnp.dtype) -> Array:
-    """Numbers as they are stored."""
+    """Numbers as they are stored where they need no scale."""
     if dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     return x.astype(dtype)
 
 
 def widen(x: Array) -> Float[Array, "*L"]:
-    """Stored numbers as float32."""
+    """Stored numbers as float32, before any scale."""
     if x.dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x.astype(jnp.float32)
 
 
-def append_step(
-    side: Shaped[Array, "S K T H"], new: Float[Array, "S K H"], column: Int[Array, " S"]
-) -> Shaped[Array, "S K T H"]:
+def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]) -> Side:
     """One new column per row, each at its own place."""
     row = jnp.arange(new.shape[0])
     # Indexed dimensions first: slots stay where they are when they are split.
-    return side.at[row, :, column].set(
-        narrow(new, side.dtype), unique_indices=True, mode="promise_in_bounds"
+    return tuple(
+        part.at[row, :, column].set(each, unique_indices=True, mode="promise_in_bounds")
+        for part, each in zip(side, stored(new, side), strict=True)
     )
 
 
-def append_prompt(
-    side: Shaped[Array, "S K T H"], new: Float[Array, "L K H"], slot: Array, start: Array
-) -> Shaped[Array, "S K T H"]:
+def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
     """A run of columns of one row; what lies past the prompt is overwritten before it is read."""
-    columns = rearrange(narrow(new, side.dtype), "l k h -> 1 k l h")
-    return write_columns(side, columns, slot, start)
+    return tuple(
+        write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
+        for part, each in zip(side, stored(new, side), strict=True)
+    )
 
 
 def read_columns(
-    side: Shaped[Array, "S K T H"], slot: Array, start: Array, count: int
-) -> Shaped[Array, "1 K L H"]:
+    part: Shaped[Array, "S K T *H"], slot: Array, start: Array, count: int
+) -> Shaped[Array, "1 K L *H"]:
     """A run of columns of one row."""
     if slots_are_split():
         # A slice along a split axis would gather the whole cache; a gather moves one row's part.
-        return jnp.swapaxes(side[slot, :, start + jnp.arange(count)], 0, 1)[None]
-    _, heads, _, size = side.shape
-    return lax.dynamic_slice(side, (slot, 0, start, 0), (1, heads, count, size))
+        return jnp.swapaxes(part[slot, :, start + jnp.arange(count)], 0, 1)[None]
+    _, heads, _, *size = part.shape
+    return lax.dynamic_slice(part, place(part, slot, start), (1, heads, count, *size))
 
 
 def write_columns(
-    side: Shaped[Array, "S K T H"], new: Shaped[Array, "1 K L H"], slot: Array, start: Array
-) -> Shaped[Array, "S K T H"]:
+    part: Shaped[Array, "S K T *H"], new: Shaped[Array, "1 K L *H"], slot: Array, start: Array
+) -> Shaped[Array, "S K T *H"]:
     """The cache with a run of columns of one row replaced."""
     if slots_are_split():
-        place = start + jnp.arange(new.shape[2])
-        return side.at[slot, :, place].set(
+        columns = start + jnp.arange(new.shape[2])
+        return part.at[slot, :, columns].set(
             jnp.swapaxes(new[0], 0, 1), unique_indices=True, mode="promise_in_bounds"
         )
-    return lax.dynamic_update_slice(side, new, (slot, 0, start, 0))
+    return lax.dynamic_update_slice(part, new, place(part, slot, start))
+
+
+def place(part: Array, slot: Array, start: Array) -> tuple[Array | int, ...]:
+    """Where a run of columns begins, one number per axis."""
+    return (slot, 0, start, 0)[: part.ndim]

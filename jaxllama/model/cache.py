@@ -4,20 +4,30 @@ Owned by `DecodeState`, passed through the model, written by the attention opera
 the last one that can be attended are scratch, for rows that must leave no trace.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.shapes import Array, Shaped
+from jaxllama.shapes import Array, Float, Shaped
+
+SCALE_BYTES = 4
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer."""
+    """Keys and values of one layer; an int8 cache has a scale per token and head."""
 
     keys: Shaped[Array, "S K T H"]
     values: Shaped[Array, "S K T H"]
+    key_scales: Float[Array, "S K T"] | None = None
+    value_scales: Float[Array, "S K T"] | None = None
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """What there is of it, as the attention operation takes it."""
+        return tuple(part for part in self if part is not None)
 
 
 KVCache = tuple[LayerCache, ...]
@@ -30,15 +40,20 @@ def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> tuple[i
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
     """Memory of the whole cache."""
-    slots, heads, columns, size = cache_shape(model, engine, chunk)
-    return (
-        2 * model.layers * slots * heads * columns * size * jnp.dtype(engine.cache_dtype).itemsize
-    )
+    shape = cache_shape(model, engine, chunk)
+    scales = SCALE_BYTES if engine.cache_dtype == "int8" else 0
+    column = model.head_dim * jnp.dtype(engine.cache_dtype).itemsize + scales
+    return 2 * model.layers * math.prod(shape[:3]) * column
 
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
     """Zeros."""
     shape, dtype = cache_shape(model, engine, chunk), kernels.stored_dtype(engine.cache_dtype)
-    return tuple(
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers)
-    )
+    scaled = engine.cache_dtype == "int8"
+
+    def layer() -> LayerCache:
+        sides = [jnp.zeros(shape, dtype) for _ in range(2)]
+        scales = [jnp.zeros(shape[:3], jnp.float32) if scaled else None for _ in range(2)]
+        return LayerCache(*sides, *scales)
+
+    return tuple(layer() for _ in range(model.layers))

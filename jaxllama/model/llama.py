@@ -48,7 +48,7 @@ class Llama(nnx.Module):
 
         def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
             window = self.config.window
-            out, new = self.ways.step(parts, turn, layer, position, active, window)
+            out, new = self.ways.step(parts, turn, layer.arrays, position, active, window)
             return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "slots")
@@ -67,7 +67,7 @@ class Llama(nnx.Module):
 
         def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
             place = kernels.Place(slot, start, real)
-            out, new = self.ways.prompt(parts, turn, layer, place, self.config.window)
+            out, new = self.ways.prompt(parts, turn, layer.arrays, place, self.config.window)
             return out, LayerCache(*new)
 
         return self.through(tokens, cache, position, attend, "rows")

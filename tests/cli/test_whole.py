@@ -86,6 +86,10 @@ def test_inspect_shows_the_model_and_its_memory(run, gguf):
     assert found["text"]["end_ids"] == [2] and found["text"]["chat_template"] is False
     more = json.loads(run("inspect", gguf, "--json", "--slots", "8", "--context", "128").stdout)
     assert more["memory"]["cache"] == 2 * found["memory"]["cache"]
+    small = ("--cache-dtype", "int8", "--slots", "8", "--context", "128")
+    less = json.loads(run("inspect", gguf, "--json", *small).stdout)
+    head = MODEL.head_dim  # float16 against one byte each and a scale
+    assert less["memory"]["cache"] * 2 * head == more["memory"]["cache"] * (head + 4)
 
 
 def test_inspect_is_readable(run, gguf):

@@ -83,6 +83,20 @@ def test_engine_settings_change_no_text(body, change):
     assert all(same(one, other, body) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("body", BODIES)
+def test_int8_cache_keeps_the_contract(body):
+    """Crowds, shared beginnings and copies: scales travel with their numbers."""
+    rng = np.random.default_rng(4)
+    small = dataclasses.replace(body, cache_dtype="int8")
+    pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
+    solo = [run(new_engine(MODEL, small), [one])[0] for one in pool]
+    crowd = run(new_engine(MODEL, small), pool)
+    assert all(same(one, other, small) for one, other in zip(solo, crowd, strict=True))
+    wide = run(new_engine(MODEL, body), pool)
+    gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(solo, wide, strict=True)]
+    assert 0 < np.median(gaps) < 0.03
+
+
 @pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
 def test_number_of_threads_changes_no_bit():
     rng = np.random.default_rng(3)

@@ -141,15 +141,20 @@ def test_interrupt_in_the_middle_of_a_step_loses_nothing():
 def poison(engine: Engine, slot: int) -> None:
     """Write NaN into one slot's keys and values."""
     state = engine._state
-    cache = jax.tree.map(lambda side: side.at[slot, :, :4].set(jnp.nan), state.cache)
-    engine._state = dataclasses.replace(state, cache=cache)
+
+    def spoiled(part):
+        return part if part.dtype == jnp.int8 else part.at[slot, :, :4].set(jnp.nan)
+
+    engine._state = dataclasses.replace(state, cache=jax.tree.map(spoiled, state.cache))
 
 
-def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next():
-    engine = new_engine()
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next(dtype):
+    size = dataclasses.replace(ENGINE, cache_dtype=dtype)
+    engine = new_engine(MODEL, size)
     told: dict[int, Told] = {}
     requests = [request(range(i, i + 30), 20) for i in range(4)]
-    expected = run(new_engine(), requests)
+    expected = run(new_engine(MODEL, size), requests)
     generations = [engine.submit(one) for one in requests]
     drive(engine, told, 6)
     victim = generations[2]
