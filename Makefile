@@ -12,7 +12,7 @@ COMPARED := decode prefill sampling
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
-	@echo "make serve     talk with the default model (fetched the first time)"
+	@echo "make serve     a server on the default model, on port 8000 of this machine"
 	@echo "make test      run the tests"
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
@@ -35,7 +35,7 @@ $(READY): pyproject.toml $(wildcard jaxllama/kernels/cpu/*)
 	@echo "Done: .venv/bin/jaxllama --help"
 
 serve: install
-	@$(BIN)/jaxllama chat
+	@$(BIN)/jaxllama serve
 
 # Tests of the default model run where it can be fetched, and say so where they cannot.
 test: install

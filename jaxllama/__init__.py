@@ -6,8 +6,8 @@ The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table
     1  sampling formats                                   the sockets plugin authors read
        kernels/ model/ sharding text/ weights/            maths, text, files
     2  engine/                                            slots, state, programs: token ids only
-    3  bridge intake                                      the thread crossing; checked requests
-    4  llm completion                                     composition root and Python API
+    3  bridge intake service                              the thread crossing; checked requests
+    4  llm completion serve/                              composition root and Python API; HTTP
     5  cli/ testing/                                      everything else
 """
 

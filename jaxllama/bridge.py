@@ -1,9 +1,9 @@
 """The one crossing between the engine's thread and an event loop.
 
-Used by the server. The engine lives on a thread of its own; the loop sends it submissions and
-cancellations through an inbox and gets each generation's events back through a mailbox, a whole
-step's worth at a time. Knows neither text nor HTTP. The only file that imports both `threading`
-and `asyncio`.
+Used by the service. The engine lives on a thread of its own; the loop sends it submissions,
+cancellations and questions through an inbox, and each ticket is told its events, a whole step's
+worth at a time. Knows neither text nor HTTP. The only file that imports both `threading` and
+`asyncio`.
 """
 
 import asyncio
@@ -11,18 +11,43 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Generation
-from jaxllama.errors import EngineStopped
+from jaxllama.errors import EngineStopped, JaxLlamaError, QueueFull
 from jaxllama.request import Event, Finished, GenerationRequest, TextTail
 
 logger = logging.getLogger(__name__)
 
-Mailbox = asyncio.Queue[Event | BaseException]
+T = TypeVar("T")
+Job = Callable[[], None]
+Tell = Callable[[Event | JaxLlamaError], None]  # called on the loop; an error is the last thing
+
+PATIENCE = 10.0  # seconds without a step after which a busy engine counts as stalled ...
+LONGEST_STEPS = 5  # ... or so many times its longest step
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One request handed to the engine."""
+
+    request: GenerationRequest
+    tail: TextTail | None
+    tell: Tell
+    generation: Generation | None = None  # the thread's
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What the thread did last; replaced whole."""
+
+    steps: int = 0
+    longest_step: float = 0.0
+    busy_since: float | None = None  # when it took up what it does now; None while it waits
 
 
 class EngineThread:
@@ -31,10 +56,10 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.failure: BaseException | None = None
-        self.steps = 0  # health: moves as long as work is done
-        self.last_progress = time.monotonic()
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._mailboxes: dict[int, Mailbox] = {}  # the loop's, by generation
+        self.pulse = Pulse()
+        self._inbox: queue.SimpleQueue[tuple[Job, Job] | None] = queue.SimpleQueue()
+        self._tickets: dict[int, Ticket] = {}  # the thread's, by generation
+        self._questions: deque[tuple[Callable[[Engine], Any], asyncio.Future[Any]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -43,103 +68,160 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def stop(self) -> None:
-        """Let the thread end after its current step; what is live gets EngineStopped."""
+    async def stop(self, seconds: float | None = None) -> bool:
+        """Let the thread end after its current step; False if it did not within the time."""
         self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, seconds)
+        return not self._thread.is_alive()
 
-    @asynccontextmanager
-    async def open(
-        self, request: GenerationRequest, tail: TextTail | None = None
-    ) -> AsyncIterator[AsyncIterator[Event]]:
-        """The events of one generation; leaving the context cancels what has not ended."""
-        mailbox: Mailbox = asyncio.Queue()
-        generation = await self._submit(request, tail, mailbox)
-        try:
-            yield self._events(mailbox)
-        finally:
-            self._mailboxes.pop(generation.id, None)
-            self._inbox.put(lambda: self.engine.cancel(generation))
+    def submit(self, request: GenerationRequest, tail: TextTail | None, tell: Tell) -> Ticket:
+        """Hand a request over; `tell` gets its events, the last of them Finished or an error."""
+        ticket = Ticket(request, tail, tell)
+        self._send(lambda: self._submit(ticket), lambda: tell(self._stopped()))
+        return ticket
 
-    async def _submit(
-        self, request: GenerationRequest, tail: TextTail | None, mailbox: Mailbox
-    ) -> Generation:
-        """Hand a request over; its refusal is raised here."""
-        if self.failure is not None:
-            raise EngineStopped("the engine has stopped") from self.failure
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Generation] = loop.create_future()
+    def cancel(self, ticket: Ticket) -> None:
+        """End what has not ended; it is still told its end."""
 
-        def settle(generation: Generation | None, error: BaseException | None) -> None:
-            if answer.done():  # whoever asked has gone away
-                if generation is not None:
-                    self._inbox.put(lambda: self.engine.cancel(generation))
-            elif generation is not None:
-                self._mailboxes[generation.id] = mailbox
-                answer.set_result(generation)
-            elif error is not None:
-                answer.set_exception(error)
+        def cancel() -> None:
+            if ticket.generation is not None:
+                self.engine.cancel(ticket.generation)
 
-        def submit() -> None:
-            try:
-                generation = self.engine.submit(request, tail)
-            except Exception as error:  # a refusal belongs to the one who asked
-                loop.call_soon_threadsafe(settle, None, error)
-            else:
-                loop.call_soon_threadsafe(settle, generation, None)
+        self._send(cancel, lambda: None)
 
-        self._inbox.put(submit)
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """What a function of the engine returns, called between two steps.
+
+        One that raises QueueFull, as `Engine.peek` does, is called again once a slot is free.
+        """
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._send(
+            lambda: self._questions.append((question, answer)),
+            lambda: settle(answer, None, self._stopped()),
+        )
         return await answer
 
-    async def _events(self, mailbox: Mailbox) -> AsyncIterator[Event]:
-        while True:
-            event = await mailbox.get()
-            if isinstance(event, BaseException):
-                raise EngineStopped("the engine has stopped") from event
-            yield event
-            if isinstance(event, Finished):
-                return
+    def stalled(self) -> float | None:
+        """How long a busy engine has made no step, if that is longer than it may be."""
+        pulse = self.pulse
+        if pulse.busy_since is None:
+            return None
+        seconds = time.monotonic() - pulse.busy_since
+        return seconds if seconds > max(PATIENCE, LONGEST_STEPS * pulse.longest_step) else None
+
+    # On the loop.
+
+    def _send(self, job: Job, refuse: Job) -> None:
+        """Have the thread do a job; if it has ended, the loop refuses instead."""
+        if self.failure is None:
+            self._inbox.put((job, refuse))
+        else:
+            asyncio.get_running_loop().call_soon(refuse)
+
+    def _stopped(self) -> EngineStopped:
+        error = EngineStopped("the engine has stopped")
+        error.__cause__ = self.failure
+        return error
+
+    # On the thread.
 
     def _run(self) -> None:
-        """The thread: take what has come in, step, hand events over."""
+        """Take what has come in, step, tell what happened."""
         try:
             while self._take_in():
+                self._answer_questions()
+                began = time.monotonic()
                 events = self.engine.step()
-                self.steps += 1
-                self.last_progress = time.monotonic()
+                now = time.monotonic()
+                longest = max(self.pulse.longest_step, now - began)
+                self.pulse = Pulse(self.pulse.steps + 1, longest, now)
                 if events:
-                    self._call(self._deliver, events)
+                    self._call(tell_all, [(self._ticket(event), event) for event in events])
         except BaseException as error:
             logger.exception("the engine has stopped")
             self.failure = error
         if self.failure is None:
             self.failure = EngineStopped("the engine was stopped")
-        self._call(self._wake_all, self.failure)
+        self._call(self._tell_end)
 
     def _take_in(self) -> bool:
         """Do what the inbox asks; wait there while the engine has nothing to do."""
         while True:
+            waits = self.engine.idle and not self._questions
+            if waits:
+                self.pulse = Pulse(self.pulse.steps, self.pulse.longest_step)
             try:
-                job = self._inbox.get(block=self.engine.idle)
+                job = self._inbox.get(block=waits)
             except queue.Empty:
                 return True
+            if self.pulse.busy_since is None:
+                self.pulse = Pulse(self.pulse.steps, self.pulse.longest_step, time.monotonic())
             if job is None:
                 return False
-            job()
+            job[0]()
 
-    def _call(self, function: Callable[..., None], argument: Any) -> None:
+    def _submit(self, ticket: Ticket) -> None:
+        try:
+            ticket.generation = self.engine.submit(ticket.request, ticket.tail)
+        except JaxLlamaError as error:  # a refusal belongs to the one who asked
+            self._call(ticket.tell, error)
+        else:
+            self._tickets[ticket.generation.id] = ticket
+
+    def _ticket(self, event: Event) -> Ticket:
+        """Whose event this is; its last one takes it off the list."""
+        if isinstance(event, Finished):
+            return self._tickets.pop(event.id)
+        return self._tickets[event.id]
+
+    def _answer_questions(self) -> None:
+        for _ in range(len(self._questions)):
+            question, answer = self._questions.popleft()
+            if answer.cancelled():
+                continue
+            try:
+                found = question(self.engine)
+            except QueueFull as error:
+                if not self.engine.idle:
+                    self._questions.appendleft((question, answer))
+                    return
+                self._call(settle, answer, None, error)
+            except Exception as error:  # belongs to the one who asked
+                self._call(settle, answer, None, error)
+            else:
+                self._call(settle, answer, found, None)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(function, argument)
+            loop.call_soon_threadsafe(function, *arguments)
 
-    def _deliver(self, events: list[Event]) -> None:
-        """On the loop: each event to its mailbox; nobody may be listening any more."""
-        for event in events:
-            mailbox = self._mailboxes.get(event.id)
-            if mailbox is not None:
-                mailbox.put_nowait(event)
+    def _tell_end(self) -> None:
+        """On the loop, once the thread has ended: everybody learns that there will be no more."""
+        tickets, questions = list(self._tickets.values()), list(self._questions)
+        self._tickets.clear()
+        self._questions.clear()
+        while not self._inbox.empty():  # came in while the thread ended
+            job = self._inbox.get()
+            if job is not None:
+                job[1]()
+        for ticket in tickets:
+            ticket.tell(self._stopped())
+        for _, answer in questions:
+            settle(answer, None, self._stopped())
 
-    def _wake_all(self, failure: BaseException) -> None:
-        """On the loop: every open stream learns that there will be no more."""
-        for mailbox in self._mailboxes.values():
-            mailbox.put_nowait(failure)
+
+def tell_all(events: list[tuple[Ticket, Event]]) -> None:
+    """On the loop: each event to its ticket."""
+    for ticket, event in events:
+        ticket.tell(event)
+
+
+def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:
+    """On the loop: give an answer to whoever still waits for it."""
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found)  # type: ignore[arg-type]

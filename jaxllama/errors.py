@@ -18,8 +18,13 @@ Wording: what was wrong (with the value) - what was expected - what to do.
     ├── RequestError                one request is wrong; the engine never sees it
     │   ├── InvalidParameter        a field is unknown or outside its bounds
     │   ├── PromptTooLong           prompt does not fit the context
-    │   └── TemplateError           a chat template refused or failed on these messages
+    │   ├── TemplateError           a chat template refused or failed on these messages
+    │   └── HttpError               refused for how it was sent; carries its own status and code
     ├── QueueFull                   too many requests wait already
+    ├── NotReady                    the model is still loading, or the server is going away
+    ├── TimedOut                    the request took longer than the operator allows
+    ├── Cancelled                   somebody who may do so has cancelled the request
+    ├── SlowReader                  the client does not take in what it asked for
     ├── EngineStopped               the engine is gone; no request can be served
     └── GenerationFailed            this request failed inside the engine (NaN, repeated fault)
 """
@@ -31,6 +36,7 @@ class JaxLlamaError(Exception):
     status = 500
     code = "internal_error"
     exit_code = 1
+    retry_after: float | None = None  # seconds after which trying again may help
 
 
 class CheckpointError(JaxLlamaError):
@@ -116,11 +122,52 @@ class TemplateError(RequestError):
     code = "template_error"
 
 
+class HttpError(RequestError):
+    """A request is refused for how it was sent, before its fields are looked at."""
+
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 class QueueFull(JaxLlamaError):
     """The waiting queue is at its limit; try again later."""
 
-    status = 503
+    status = 429
     code = "queue_full"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReady(JaxLlamaError):
+    """No request is taken now: the model is loading, or the server is going away."""
+
+    status = 503
+    code = "not_ready"
+    retry_after = 5.0
+
+
+class TimedOut(JaxLlamaError):
+    """The request took longer than this server allows."""
+
+    status = 504
+    code = "timeout"
+
+
+class Cancelled(JaxLlamaError):
+    """The request was cancelled by its id."""
+
+    status = 409
+    code = "cancelled"
+
+
+class SlowReader(JaxLlamaError):
+    """The client takes in its answer so slowly that it was given up."""
+
+    status = 408
+    code = "slow_reader"
 
 
 class EngineStopped(JaxLlamaError):

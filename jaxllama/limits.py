@@ -39,10 +39,27 @@ LIMITS: dict[str, Limit] = {
     "logprobs": Limit(int, None, 0, 20, "log-probabilities: of the chosen token and N others"),
 }
 
+# Fields that only front ends have, which serve many: how many of what one request may bring.
+FRONT: dict[str, Limit] = {
+    "n": Limit(int, 1, 1, 16, "answers to each prompt"),
+    "best_of": Limit(int, None, 1, 16, "answers to choose the best from"),
+    "prompts": Limit(str, (), help="prompts of one request", many=True, most=16),
+    "choices": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
+    "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
+    "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
+}
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise InvalidParameter if there are more of `name` than one request may bring."""
+    most = (LIMITS | FRONT)[name].most
+    if count > most:
+        raise InvalidParameter(f"{name} has {count} entries; at most {most} are allowed", name)
+
 
 def check(name: str, value: object) -> object:
     """Return `value` as the field's own type, or raise InvalidParameter."""
-    limit = LIMITS[name]
+    limit = (LIMITS | FRONT)[name]
     if value is None:
         return limit.default
     if not limit.many:

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from jaxllama.bridge import EngineThread
-from jaxllama.errors import EngineStopped, PromptTooLong
+from jaxllama.bridge import EngineThread, Ticket
+from jaxllama.errors import EngineStopped, JaxLlamaError, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.testing import ScriptedEngine
 from tests.support import closed
@@ -21,9 +21,28 @@ def asked(first: int, count: int = 10) -> GenerationRequest:
     return GenerationRequest((first, 1), count, temperature=0.0)
 
 
+class Told:
+    """What one ticket is told, in order."""
+
+    def __init__(self, thread: EngineThread, request: GenerationRequest) -> None:
+        self.queue: asyncio.Queue = asyncio.Queue()
+        self.ticket: Ticket = thread.submit(request, None, self.queue.put_nowait)
+
+    async def next(self):
+        event = await self.queue.get()
+        if isinstance(event, JaxLlamaError):
+            raise event
+        return event
+
+    async def all(self):
+        events = [await self.next()]
+        while not isinstance(events[-1], Finished):
+            events.append(await self.next())
+        return events
+
+
 async def tokens_of(thread: EngineThread, request: GenerationRequest) -> list[int]:
-    async with thread.open(request) as events:
-        return [event.token async for event in events if isinstance(event, Token)]
+    return [one.token for one in await Told(thread, request).all() if isinstance(one, Token)]
 
 
 async def settled(thread: EngineThread) -> None:
@@ -52,12 +71,12 @@ def test_35_streams_at_once_get_their_own_tokens():
         answers = await asyncio.gather(*(tokens_of(thread, asked(n)) for n in range(35)))
         assert answers == [list(range(n, n + 10)) for n in range(35)]
         await settled(thread)
-        assert thread.steps > 0
+        assert thread.pulse.steps > 0
 
     with_thread(scenario)
 
 
-def test_leaving_early_cancels_and_frees():
+def test_a_cancelled_ticket_is_told_its_end_and_frees_its_slot():
     engine, left = scripted(), threading.Event()
     step = engine.step
 
@@ -72,9 +91,11 @@ def test_leaving_early_cancels_and_frees():
     engine.step = gated
 
     async def scenario(thread):
-        async with thread.open(asked(3, 40)) as events:
-            assert (await anext(events)).token == 3
+        told = Told(thread, asked(3, 40))
+        assert (await told.next()).token == 3
+        thread.cancel(told.ticket)
         left.set()
+        assert (await told.all())[-1].reason is FinishReason.CANCELLED
         assert await tokens_of(thread, asked(5)) == list(range(5, 15))
         await settled(thread)
         assert engine.ledger["cancelled"] == 1
@@ -93,10 +114,8 @@ def test_refusal_reaches_the_one_who_asked():
 
 def test_last_event_is_finished():
     async def scenario(thread):
-        async with thread.open(asked(1)) as events:
-            seen = [event async for event in events]
-        assert isinstance(seen[-1], Finished)
-        assert seen[-1].reason is FinishReason.LENGTH
+        end = (await Told(thread, asked(1)).all())[-1]
+        assert end.reason is FinishReason.LENGTH
 
     with_thread(scenario)
 
@@ -137,11 +156,36 @@ def test_stop_ends_open_streams():
     async def main():
         thread = EngineThread(engine)
         thread.start()
-        async with thread.open(asked(1, 40)) as events:
-            await anext(events)
-            await thread.stop()
-            with pytest.raises(EngineStopped):
-                async for _ in events:
-                    pass
+        told = Told(thread, asked(1, 40))
+        await told.next()
+        assert await thread.stop()
+        with pytest.raises(EngineStopped):
+            await told.all()
+        with pytest.raises(EngineStopped):
+            await thread.ask(lambda engine: engine.idle)
 
     asyncio.run(main())
+
+
+def test_a_question_that_needs_a_slot_waits_for_one():
+    async def scenario(thread):
+        streams = [Told(thread, asked(n, 40)) for n in range(8)]  # twice the slots
+        _, logits = await thread.ask(lambda engine: engine.peek((1, 2, 3), 1))
+        assert len(logits) == thread.engine.bank.vocab
+        for told in streams:
+            await told.all()
+        await settled(thread)
+
+    with_thread(scenario)
+
+
+def test_what_a_question_raises_belongs_to_the_one_who_asks():
+    def wrong(_):
+        raise ValueError("no such thing")
+
+    async def scenario(thread):
+        with pytest.raises(ValueError, match="no such thing"):
+            await thread.ask(wrong)
+        assert await tokens_of(thread, asked(5)) == list(range(5, 15))
+
+    with_thread(scenario)

@@ -13,6 +13,7 @@ import click
 from jaxllama.errors import JaxLlamaError
 
 COMMANDS = {
+    "serve": "Serve a model over HTTP.",
     "chat": "Talk with a model.",
     "generate": "Continue a prompt.",
     "batch": "Answer a file of prompts; resumes where it stopped.",

@@ -23,11 +23,16 @@ class Tail:
     ) -> None:
         """`start` as in `Tokenizer.decode`: False if the text goes on after other text."""
         self._tokenizer = tokenizer
+        self._start = start
         self._stops = tuple(filter(None, stop))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = start and tokenizer.drops_space
         self._held = ""
         self._stopped: str | None = None
+
+    def again(self) -> "Tail":
+        """A new one for another answer to the same prompt."""
+        return Tail(self._tokenizer, self._stops, start=self._start)
 
     @property
     def stopped(self) -> str | None:

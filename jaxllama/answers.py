@@ -1,0 +1,168 @@
+"""Answers: the events of all choices of one request, as one stream.
+
+Made by the service for each request that is open; a dialect iterates it. Whatever ends it early -
+a fault, the operator's time limit, a cancellation, a reader who does not read - is raised there,
+once, and stops all choices. Lives on the event loop; must not know HTTP.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+from jaxllama.bridge import Ticket
+from jaxllama.errors import Cancelled, JaxLlamaError, SlowReader
+from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, TextTail, Usage
+
+T = TypeVar("T")
+
+BEHIND_EVENTS = 256  # a reader this far behind ...
+BEHIND_SECONDS = 10.0  # ... for so long is given up
+
+
+@dataclass
+class Caller:
+    """Who asks, and where; fairness goes by `client`."""
+
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    client: str = ""
+    route: str = ""
+    was_opened: bool = False  # the service tells how it went
+
+    def as_facts(self) -> dict[str, str]:
+        """For the log."""
+        return {"id": self.id, "client": self.client, "route": self.route}
+
+
+@dataclass(eq=False, slots=True)
+class Choice:
+    """One stream of a request: waiting in the queue, in the engine, or over."""
+
+    answers: "Answers"
+    index: int
+    request: GenerationRequest
+    tail: TextTail
+    ticket: Ticket | None = None  # once it is in the engine
+    is_over: bool = False
+    usage: Usage | None = None  # once it is over, if the engine could say
+    newest: float | None = None  # when its last token came
+
+    @property
+    def cost(self) -> int:
+        """Tokens it may come to."""
+        return len(self.request.prompt) + self.request.max_tokens
+
+
+class Answers(AsyncIterator[tuple[int, Event]]):
+    """(index, event) of every choice; answer i to prompt p has the index p * n + i.
+
+    Tokens, and for each choice one Finished at its end; the stream ends when all have ended.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        stop: Callable[[Choice], None],
+        waited: Callable[[float, bool], None],
+    ) -> None:
+        self.caller = caller
+        self.choices: list[Choice] = []
+        self.error: JaxLlamaError | None = None
+        self.began = asyncio.get_running_loop().time()
+        self.reason: str | None = None  # why its dialect has left, once it has
+        self.first: float | None = None  # when the first token of all came
+        self._stop = stop
+        self._waited = waited
+        self._inbox: deque[tuple[float, int, Event]] = deque()
+        self._awake = asyncio.Event()
+        self._owed = 0  # ends that were not handed out yet
+
+    @property
+    def id(self) -> str:
+        """The request's, by which it can be cancelled."""
+        return self.caller.id
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        """What was asked of the engine, by index: prompts in tokens, seeds, budgets."""
+        return [choice.request for choice in self.choices]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, Event]:
+        while True:
+            if self._inbox:
+                _, index, event = self._inbox.popleft()
+                self._owed -= isinstance(event, Finished)
+                return index, event
+            if self.error is not None:
+                raise self.error
+            if not self._owed:
+                raise StopAsyncIteration
+            self._awake.clear()
+            await self._awake.wait()
+
+    # For the service.
+
+    def begin(self, choices: list[Choice]) -> None:
+        """These are what will be told."""
+        self.choices, self._owed = choices, len(choices)
+
+    async def unless_over(self, work: asyncio.Future[T]) -> T:
+        """The result of `work`, given up as soon as the request is."""
+        failed = asyncio.ensure_future(self._awake.wait())
+        try:
+            await asyncio.wait((work, failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            failed.cancel()
+            work.cancel()
+        if self.error is not None:
+            raise self.error
+        return work.result()
+
+    def tell(self, choice: Choice, event: Event | JaxLlamaError) -> None:
+        """Something happened to a choice."""
+        if isinstance(event, JaxLlamaError):
+            choice.is_over = True
+            self.fail(event)
+            return
+        if isinstance(event, Finished):
+            choice.is_over, choice.usage = True, event.usage
+            if event.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
+                self.fail(event.error or Cancelled("the request was cancelled"))
+        if self.error is None:
+            self._put(choice, event)
+
+    def _put(self, choice: Choice, event: Event) -> None:
+        now = asyncio.get_running_loop().time()
+        if not isinstance(event, Finished):
+            is_first = choice.newest is None
+            self._waited(now - (choice.newest or self.began), is_first)
+            choice.newest = now
+            self.first = self.first or now
+        self._inbox.append((now, choice.index, event))
+        self._awake.set()
+        if len(self._inbox) > BEHIND_EVENTS and now - self._inbox[0][0] > BEHIND_SECONDS:
+            self._inbox.clear()
+            self.fail(
+                SlowReader(
+                    f"the client is more than {BEHIND_EVENTS} tokens and {BEHIND_SECONDS} s "
+                    f"behind; read faster, or ask without streaming"
+                )
+            )
+
+    def fail(self, error: JaxLlamaError) -> None:
+        """End all choices; what was told already can still be read, then the error is raised."""
+        if self.error is None:
+            self.error = error
+            self._awake.set()
+        self.stop()
+
+    def stop(self) -> None:
+        """Whatever has not ended is not wanted any more."""
+        for choice in self.choices:
+            if not choice.is_over:
+                self._stop(choice)

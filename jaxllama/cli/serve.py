@@ -1,0 +1,128 @@
+"""`jaxllama serve`: a server on one model.
+
+Makes settings from options - each field of `Settings` and `Bounds` is one - and runs the server on
+them. Knows no route.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+import jaxllama
+from jaxllama.cli.options import ModelCommand
+from jaxllama.errors import ConfigError
+from jaxllama.serve import log
+from jaxllama.serve.server import Server
+from jaxllama.serve.settings import Settings
+from jaxllama.service import Bounds, GenerationService, Model
+from jaxllama.weights import store
+
+KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
+MANY = {"api_keys": "--api-key", "allowed_hosts": "--allowed-host", "cors_origins": "--cors-origin"}
+
+
+class ServeCommand(ModelCommand):
+    """A command with an option for every setting."""
+
+    @cached_property
+    def settings(self) -> list[click.Option]:
+        """The options of both tables."""
+        return [*setting_options(Settings), *setting_options(Bounds)]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The settings, then what every command that loads a model takes."""
+        return [*self.settings, *super().get_params(ctx)]
+
+
+@click.command("serve", cls=ServeCommand)
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=f"File with one API key per line; {KEYS_VARIABLE} may hold some as well.",
+)
+def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
+    """Serve a model over HTTP until told to stop.
+
+    It listens at once; /ready says when the model is loaded. SIGTERM or Ctrl-C lets it finish what
+    runs, a second one ends it now.
+    """
+    bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
+    options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
+    settings = Settings(bounds=bounds, **options)
+    log.set_up(as_json=settings.log_json)
+    if not (settings.is_loopback or settings.api_keys):
+        logging.getLogger(__name__).warning(
+            "everybody who can reach %s may use this server; --api-key keeps others out",
+            settings.host,
+        )
+    sys.exit(asyncio.run(serve(settings, loading)))
+
+
+async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
+    """Run; returns the exit code."""
+    name = model_name(loading.get("model"))
+
+    def open_model() -> Model:
+        llm = jaxllama.LLM.load(**loading)
+        return Model(name, llm.engine, llm.intake)
+
+    code, ended = await Server(GenerationService(open_model, settings.bounds), settings).run()
+    if not ended:  # a thread still loads, or is stuck in the device: nobody can wait for it
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def model_name(model: str | None) -> str:
+    """What clients call the model."""
+    if model is None:
+        return store.DEFAULT
+    return Path(model).stem if Path(model).exists() else model
+
+
+def keys_from(file: Path | None) -> Iterator[str]:
+    """API keys that are not on the command line, where everybody on the machine can read them."""
+    yield from re.split(r"[\s,]+", os.environ.get(KEYS_VARIABLE, "").strip(" ,\n")) or ()
+    if file is not None:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise ConfigError(f"{file} holds no API key; expected one per line")
+        yield from keys
+
+
+def setting_options(table: type[Any]) -> list[click.Option]:
+    """An option for every setting that says what it is."""
+    kinds = typing.get_type_hints(table)
+    return [
+        setting_option(each, kinds[each.name])
+        for each in dataclasses.fields(table)
+        if "help" in each.metadata
+    ]
+
+
+def setting_option(setting: dataclasses.Field[Any], kind: Any) -> click.Option:
+    """One setting as an option."""
+    words = f"{setting.metadata['help'][:1].upper()}{setting.metadata['help'][1:]}"
+    if setting.name in MANY:
+        return click.Option(
+            [MANY[setting.name], setting.name], multiple=True, metavar="TEXT", help=f"{words}."
+        )
+    flag = f"--{setting.name.replace('_', '-')}"
+    if kind is bool:
+        return click.Option([flag], is_flag=True, default=False, help=f"{words}.")
+    if isinstance(kind, types.UnionType):
+        kind = next(each for each in typing.get_args(kind) if each is not type(None))
+    shown = "" if setting.default is None else f" [default: {setting.default}]"
+    return click.Option([flag], type=kind, default=setting.default, help=f"{words}{shown}.")

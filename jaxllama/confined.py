@@ -1,0 +1,158 @@
+"""Confined: a prompt format that runs in another process, killed when it takes too long.
+
+The service puts it around the model's own format, because a chat template is a program that came
+with the model. It blocks, so call it from a thread. Run as a program this file is that process: it
+gets a format and renders what it is sent until nobody is there any more. Knows no model, no tokens.
+"""
+
+import json
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from jaxllama.errors import InvalidParameter, JaxLlamaError, TemplateError
+from jaxllama.formats import Message, ModelText, PromptFormat, Tool
+
+WORKERS = 2
+START_SECONDS = 30.0  # until a fresh process has imported the format
+MEMORY = 1 << 30  # bytes of address space
+
+
+class Confined(PromptFormat):
+    """A format of the same name and behaviour, whose templates run elsewhere."""
+
+    def __init__(self, inner: PromptFormat, text: ModelText, *, seconds: float = 2.0) -> None:
+        self.name = inner.name  # type: ignore[misc]
+        self.stop = inner.stop  # type: ignore[misc]
+        self.calls = inner.calls
+        self._kind, self._text, self._seconds = type(inner), text, seconds
+        self._idle: queue.Queue[Worker | None] = queue.Queue()
+        for _ in range(WORKERS):
+            self._idle.put(None)  # a process that is not running
+
+    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+        """As the format itself does."""
+        return self._ask("render", (messages,), answer=answer)
+
+    def render_tools(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
+    ) -> str:
+        """As the format itself does."""
+        return self._ask("render_tools", (messages, tools), answer=answer)
+
+    def start(self) -> None:
+        """Have a process ready before the first conversation comes."""
+        worker = self._idle.get() or Worker(self._kind, self._text)
+        self._idle.put(worker)
+
+    def close(self) -> None:
+        """End the processes."""
+        for _ in range(WORKERS):
+            worker = self._idle.get()
+            if worker is not None:
+                worker.kill()
+            self._idle.put(None)
+
+    def _ask(self, method: str, arguments: tuple[Any, ...], *, answer: bool) -> str:
+        worker = self._idle.get()
+        keep = None
+        try:
+            worker = worker or Worker(self._kind, self._text)
+            text = worker.ask((method, arguments, answer), self._seconds)
+            keep = worker
+        except JaxLlamaError:
+            keep = worker if worker is not None and worker.alive else None
+            raise
+        finally:
+            self._idle.put(keep)
+        return text
+
+
+class Worker:
+    """One process with the format; usable by one thread at a time."""
+
+    def __init__(self, kind: type[PromptFormat], text: ModelText) -> None:
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jaxllama.confined", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is none of its business
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._pipe.send((kind, text))
+        self._receive(START_SECONDS)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked again."""
+        return self._process.poll() is None
+
+    def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
+        """A rendered text; kills the process if that takes longer."""
+        try:
+            self._pipe.send(question)
+        except OSError as error:
+            self.kill()
+            raise TemplateError(f"the prompt format's process has ended: {error}") from error
+        return self._receive(seconds)
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+    def _receive(self, seconds: float) -> str:
+        """The answer. It is JSON, not a pickle: what runs over there is not trusted."""
+        try:
+            if not self._pipe.poll(seconds):
+                raise TemplateError(f"the prompt format takes more than {seconds} s")
+            answer = json.loads(self._pipe.recv_bytes())
+        except (OSError, EOFError, ValueError) as error:
+            self.kill()
+            raise TemplateError(f"the prompt format's process failed: {error!r}") from error
+        except TemplateError:
+            self.kill()
+            raise
+        if "error" not in answer:
+            return str(answer["text"])
+        if answer["error"] == InvalidParameter.__name__:
+            raise InvalidParameter(str(answer["message"]), "messages")
+        raise TemplateError(str(answer["message"]))
+
+
+def serve(pipe: Connection) -> None:
+    """The process: render what is asked until the other end is closed."""
+    kind, text = pipe.recv()
+    prompt_format = kind.for_model(text)
+    pipe.send_bytes(b'{"text": ""}')
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while True:
+        try:
+            method, arguments, answer = pipe.recv()
+        except EOFError:
+            return
+        try:
+            found = {"text": getattr(prompt_format, method)(*arguments, answer=answer)}
+        except JaxLlamaError as error:
+            found = {"error": type(error).__name__, "message": str(error)}
+        except Exception as error:
+            words = f"the prompt format failed: {type(error).__name__}: {error}"
+            found = {"error": "TemplateError", "message": words}
+        pipe.send_bytes(json.dumps(found).encode())
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(int(sys.argv[1])))

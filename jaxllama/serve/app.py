@@ -1,0 +1,122 @@
+"""The application: every dialect's routes, and what happens around each request.
+
+Built by `server.py`. Each request gets an id and a caller, passes the guard, and whatever goes
+wrong becomes a response in the form of the dialect whose route it is.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from jaxllama.answers import Caller
+from jaxllama.errors import HttpError, JaxLlamaError
+from jaxllama.serve import operations
+from jaxllama.serve.decode import check_head
+from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.guard import Guard, Handler
+from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
+from jaxllama.serve.settings import Settings
+from jaxllama.serve.wire import one_json
+from jaxllama.service import GenerationService, State
+
+logger = logging.getLogger(__name__)
+
+DIALECTS: tuple[Dialect, ...] = ()
+
+
+def create_app(
+    service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
+) -> web.Application:
+    """The application of one service; the first dialect words what belongs to no route."""
+    everyone = (*dialects, operations)
+    front = Front(service, Guard(settings), everyone[0])
+    app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
+    app[SERVICE], app[SETTINGS] = service, settings
+    for dialect in everyone:
+        for route in dialect.routes(service):
+            front.owners[route.handler] = dialect
+            options = {"expect_handler": front.expect, **route.kwargs}
+            web.RouteDef(route.method, route.path, route.handler, options).register(app.router)
+    app.on_response_prepare.append(front.add_headers)
+    return app
+
+
+class Front:
+    """What every request passes on its way in and out."""
+
+    def __init__(self, service: GenerationService, guard: Guard, default: Dialect) -> None:
+        self.owners: dict[Any, Dialect] = {}  # handler -> dialect
+        self._service, self._guard, self._default = service, guard, default
+
+    @web.middleware
+    async def attend(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Introduce the caller, ask the guard, run the handler, word what goes wrong."""
+        self._introduce(request)
+        try:
+            preflight = self._guard.preflight(request)
+            if preflight is not None:
+                return preflight
+            self._guard.check(request, request.match_info.handler)
+            return await handler(request)
+        except JaxLlamaError as error:
+            return self._refuse(request, error)
+        except web.HTTPException as error:
+            return self._refuse(request, worded(request, error))
+        except ConnectionError:
+            raise
+        except Exception:
+            logger.exception("request %s failed", request[CALLER].id)
+            return self._refuse(request, JaxLlamaError("internal error"))
+
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Before `100 Continue`: a body that would be refused need not be sent."""
+        self._introduce(request)
+        try:
+            self._guard.check(request, request.match_info.handler)
+            check_head(request)
+            if request.headers[hdrs.EXPECT].lower() != "100-continue":
+                raise HttpError("expected 100-continue", 417, "expectation_failed")
+        except JaxLlamaError as error:
+            return self._refuse(request, error)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+        return None
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """What every response carries."""
+        response.headers["X-Request-Id"] = request[CALLER].id
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.update(self._guard.cors(request))
+
+    def _introduce(self, request: web.Request) -> None:
+        resource = request.match_info.route.resource
+        route = f"{request.method} {resource.canonical if resource else 'unknown'}"
+        request[CALLER] = Caller(client=self._guard.client(request), route=route)
+        request[DIALECT] = self.owners.get(request.match_info.handler, self._default)
+
+    def _refuse(self, request: web.Request, error: JaxLlamaError) -> web.Response:
+        """The response that says what went wrong, and the one log line of a refusal."""
+        response = one_json(request[DIALECT].error_body(error), error.status)
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        if self._service.state is State.DRAINING or not request.content.at_eof():
+            response.force_close()
+        caller = request[CALLER]
+        if not caller.was_opened:
+            logger.info(
+                "refused", extra={"caller": caller, "status": error.status, "reason": error.code}
+            )
+        return response
+
+
+def worded(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
+    """What aiohttp objects to, in our words."""
+    match error.status:
+        case 404:
+            return HttpError(f"there is no {request.path[:100]!r} here", 404, "not_found")
+        case 405:
+            return HttpError(f"{request.method} is not for this path", 405, "method_not_allowed")
+        case _:
+            return HttpError(error.reason, error.status, "refused")

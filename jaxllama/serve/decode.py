@@ -1,0 +1,199 @@
+"""Decoding: the body of a request, into what a dialect declared.
+
+Called by every handler that takes JSON. Strict where others guess: size, time, content type,
+nesting, doubled keys, numbers no computer holds, fields nobody knows. Knows no dialect.
+"""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Collection
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.errors import HttpError, InvalidParameter
+from jaxllama.limits import unknown_field
+from jaxllama.serve.keys import SETTINGS
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+ON_THE_LOOP = 32 << 10  # bytes of a body that is parsed at once; larger ones in a thread
+MOST_DIGITS = 400  # of a number: more is no float
+BRACKETS = bytes.maketrans(b"{}", b"[]")
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+PATH = re.compile(r" - at `\$\.?(.*)`$")
+UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+
+
+async def read_json(
+    request: web.Request, shape: type[T], *, knobs: Collection[str] = ()
+) -> tuple[T, dict[str, Any]]:
+    """The body as `shape`, and those of its fields that are `knobs`.
+
+    A field that is neither is refused, or left out if the operator said --lenient.
+    """
+    settings = request.app[SETTINGS]
+    body = await read_body(request)
+    if len(body) < ON_THE_LOOP:
+        fields = parse_json(body, settings.json_depth)
+    else:
+        fields = await asyncio.to_thread(parse_json, body, settings.json_depth)
+    if not isinstance(fields, dict):
+        raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+    return convert(fields, shape, knobs, lenient=settings.lenient)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The bytes of a JSON body, within the operator's limits."""
+    settings = request.app[SETTINGS]
+    check_head(request)
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            return await request.read()
+    except TimeoutError as error:
+        raise HttpError(
+            f"the body did not come within {settings.body_seconds} s", 408, "request_timeout"
+        ) from error
+    except web.HTTPRequestEntityTooLarge as error:
+        raise too_large(settings.body_bytes) from error
+
+
+def check_head(request: web.BaseRequest, most: int | None = None) -> None:
+    """Refuse by its head a body that cannot be read."""
+    if most is None:
+        assert isinstance(request, web.Request)
+        most = request.app[SETTINGS].body_bytes
+    if (request.content_length or 0) > most:
+        raise too_large(most)
+    if request.content_type != "application/json" or request.charset not in (None, "utf-8"):
+        kind = request.headers.get("Content-Type", "missing")
+        raise HttpError(
+            f"content type is {kind[:100]!r}; expected application/json in UTF-8",
+            415,
+            "unsupported_media_type",
+        )
+    if "Content-Encoding" in request.headers:
+        raise HttpError(
+            "the body is compressed; send it as it is", 415, "unsupported_content_encoding"
+        )
+
+
+def too_large(most: int) -> HttpError:
+    """The error for a body beyond the limit."""
+    return HttpError(f"the body is larger than {most} bytes", 413, "body_too_large")
+
+
+def parse_json(body: bytes, depth: int) -> Any:
+    """JSON that means the same to everybody, or InvalidParameter."""
+    check_depth(body, depth)
+    try:
+        value = json.loads(
+            body.decode(),
+            object_pairs_hook=without_doubles,
+            parse_int=parse_int,
+            parse_float=parse_float,
+            parse_constant=refuse_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(
+            f"the body is not UTF-8: byte {body[error.start]:#04x} at {error.start}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InvalidParameter(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    if rb"\u" in body:
+        check_characters(value)
+    return value
+
+
+def check_depth(body: bytes, depth: int) -> None:
+    """Refuse nesting beyond `depth`, without following it."""
+    brackets = STRING.sub(b"", body).translate(BRACKETS, b"").translate(None, NO_BRACKETS)
+    for _ in range(depth):  # each round takes the innermost level off
+        brackets = brackets.replace(b"[]", b"")
+    if brackets.count(b"[") and brackets.count(b"]"):
+        raise InvalidParameter(f"the body is nested more than {depth} levels deep")
+    if len(brackets) > depth:
+        raise InvalidParameter("the body is not JSON: brackets do not match")
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose keys comes twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise InvalidParameter(f"key {key[:100]!r} comes twice in one object", key[:100])
+            seen.add(key)
+    return made
+
+
+def parse_int(text: str) -> int:
+    """A whole number of sensible length."""
+    if len(text) > MOST_DIGITS:
+        raise InvalidParameter(f"a number has {len(text)} digits; at most {MOST_DIGITS} are read")
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    """A number that is finite."""
+    value = float(text) if len(text) <= MOST_DIGITS else math.inf
+    if not math.isfinite(value):
+        raise InvalidParameter(f"number {text[:40]} is too large")
+    return value
+
+
+def refuse_constant(text: str) -> NoReturn:
+    """NaN and Infinity are not JSON."""
+    raise InvalidParameter(f"{text} is not JSON; expected a finite number")
+
+
+def check_characters(value: Any) -> None:
+    """Refuse text with half a character in it, which nothing can encode."""
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidParameter(
+                    f"text has the lone surrogate U+{ord(item[error.start]):04X}; expected valid "
+                    f"Unicode"
+                ) from error
+        elif isinstance(item, dict):
+            rest += item
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+
+
+def convert(
+    fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, lenient: bool
+) -> tuple[T, dict[str, Any]]:
+    """JSON fields as `shape`, and the knobs among them."""
+    own = set(shape.__struct_encode_fields__)
+    given = {key: value for key, value in fields.items() if key in knobs and key not in own}
+    rest = {key: value for key, value in fields.items() if key not in given}
+    for key in [key for key in rest if key not in own]:
+        if not lenient:
+            raise unknown_field(key[:100], [*own, *knobs])
+        del rest[key]
+    try:
+        return msgspec.convert(rest, shape), given
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+
+
+def invalid(message: str) -> InvalidParameter:
+    """A ValidationError in our words, with the field that is wrong."""
+    found = PATH.search(message)
+    where = found[1] if found else None
+    what = message[: found.start()] if found else message
+    return InvalidParameter(f"{where}: {what}" if where else what, where)

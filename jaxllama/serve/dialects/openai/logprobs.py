@@ -1,0 +1,62 @@
+"""Log-probabilities in OpenAI's two forms: that of chats, and the older one of completions.
+
+Used by both endpoints. Knows tokens and their bytes, no handlers.
+"""
+
+import codecs
+
+import msgspec
+
+from jaxllama.request import TokenLogprobs
+from jaxllama.serve.dialects.openai.shapes import Alternative, TokenLogprob
+from jaxllama.text.tokenizer import Tokenizer
+
+
+class OldLogprobs(msgspec.Struct):
+    """Log-probabilities of a completion: lists of equal length, one entry per token."""
+
+    tokens: list[str] = msgspec.field(default_factory=list)
+    token_logprobs: list[float | None] = msgspec.field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = msgspec.field(default_factory=list)
+    text_offset: list[int] = msgspec.field(default_factory=list)
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text; part of a character becomes U+FFFD."""
+    return tokenizer.piece(token, special=True).decode("utf-8", "replace")
+
+
+def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
+    """One token of a chat."""
+
+    def entry(id_: int, value: float) -> Alternative:
+        raw = tokenizer.piece(id_, special=True)
+        return Alternative(raw.decode("utf-8", "replace"), value, list(raw))
+
+    own = entry(token, found.logprob)
+    return TokenLogprob(
+        own.token, own.logprob, own.bytes, [entry(id_, value) for id_, value in found.top]
+    )
+
+
+class OldStyle:
+    """The tokens of one completion as they come, and where each begins in the text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._place = 0
+
+    def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
+        """Write down one token; None for the first one of a prompt, which nothing predicts."""
+        to.tokens.append(spelled(self._tokenizer, token))
+        to.text_offset.append(self._place)
+        self._place += len(self._decoder.decode(self._tokenizer.piece(token)))
+        to.token_logprobs.append(None if found is None else found.logprob)
+        if found is None:
+            to.top_logprobs.append(None)
+            return
+        top: dict[str, float] = {}
+        for id_, value in found.top:  # two ids may be spelled alike: the likelier one counts
+            top.setdefault(spelled(self._tokenizer, id_), value)
+        to.top_logprobs.append(top)

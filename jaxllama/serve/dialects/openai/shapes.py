@@ -1,0 +1,144 @@
+"""Shapes that several endpoints of OpenAI's API share: what comes in, what goes out.
+
+Field names and values are OpenAI's. Knows no handler.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
+from jaxllama.request import FinishReason, Usage
+from jaxllama.serve.endpoints import Body
+
+Texts = str | list[str]
+Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
+
+
+class Common(Body, kw_only=True):
+    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+
+    model: str | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # what it would hide is not sent over a wide network
+
+
+class Details(msgspec.Struct):
+    """How much of a prompt was not computed again."""
+
+    cached_tokens: int
+
+
+class TokenUsage(msgspec.Struct):
+    """What a request cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Details
+
+
+class Problem(msgspec.Struct):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct):
+    """What every refusal looks like."""
+
+    error: Problem
+
+
+class Alternative(msgspec.Struct):
+    """A token that could have been."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Alternative):
+    """A token, and what could have been in its place."""
+
+    top_logprobs: list[Alternative]
+
+
+class Logprobs(msgspec.Struct):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CalledFunction(msgspec.Struct):
+    """Which function to call with what: JSON text."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class Call(msgspec.Struct):
+    """A call, or a piece of one: the first piece has the id and the name."""
+
+    function: CalledFunction
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+Ending = Literal["stop", "length", "tool_calls"]
+
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+RATE_LIMITED, SERVER_FAULT = 429, 500
+
+
+def error_body(error: JaxLlamaError) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    kind = ERROR_TYPES.get(error.status, "invalid_request_error")
+    if error.status == RATE_LIMITED:
+        kind = "rate_limit_error"
+    elif error.status >= SERVER_FAULT:
+        kind = "server_error"
+    field = error.field if isinstance(error, InvalidParameter) else None
+    problem = Problem(str(error), kind, field, error.code)
+    return {"error": msgspec.to_builtins(problem)}
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """Refuse a request for another model."""
+    if asked is not None and asked != served:
+        raise HttpError(
+            f"model {asked[:100]!r} does not exist here; this server serves {served!r}",
+            404,
+            "model_not_found",
+        )
+
+
+def ending_of(reason: FinishReason) -> Ending:
+    """Why an answer ended, in OpenAI's words."""
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
+    """The cost of a request; each prompt is counted once, though it has `per_prompt` answers."""
+    firsts = [one for one in usages[::per_prompt] if one is not None]
+    prompt = sum(one.prompt for one in firsts)
+    generated = sum(one.generated for one in usages if one is not None)
+    cached = sum(one.reused for one in firsts)
+    return TokenUsage(prompt, generated, prompt + generated, Details(cached))

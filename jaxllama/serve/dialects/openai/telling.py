@@ -1,0 +1,65 @@
+"""Telling: the one way from what is asked to what is answered, whole or as a stream.
+
+Used by the endpoints that generate. A `Form` turns events into the chunks of its endpoint and
+keeps what the whole answer is made of, so that both say the same.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from jaxllama.answers import Answers
+from jaxllama.request import Event
+from jaxllama.serve.keys import CALLER
+from jaxllama.serve.wire import Sse, one_json
+from jaxllama.service import Ask, GenerationService
+
+
+class Form(Protocol):
+    """What one request's answers look like."""
+
+    def begin(self) -> Iterable[Any]:
+        """Chunks before the first event."""
+
+    def take(self, index: int, event: Event) -> Iterable[Any]:
+        """Chunks of one event, which are also kept."""
+
+    def end(self) -> Iterable[Any]:
+        """Chunks after the last event."""
+
+    def whole(self) -> Any:
+        """Everything at once."""
+
+
+async def tell(
+    request: web.Request,
+    service: GenerationService,
+    ask: Ask,
+    form: Callable[[Answers], Form],
+    *,
+    stream: bool | None,
+) -> web.StreamResponse:
+    """Ask, and answer in the given form."""
+    async with service.open(ask, request[CALLER]) as answers:
+        made = form(answers)
+        if not stream:
+            for _ in made.begin():
+                pass
+            async for index, event in answers:
+                for _ in made.take(index, event):
+                    pass
+            return one_json(made.whole())
+        async with Sse(request) as sse:
+            await send_all(sse, made.begin())
+            async for index, event in answers:
+                await send_all(sse, made.take(index, event))
+            await send_all(sse, made.end())
+            await sse.done()
+    return sse.response
+
+
+async def send_all(sse: Sse, chunks: Iterable[Any]) -> None:
+    """Send each chunk, under its own name if it has one."""
+    for chunk in chunks:
+        await sse.send(chunk, getattr(chunk, "type", None))

@@ -1,0 +1,69 @@
+"""Endpoints: what a route takes and gives, said once.
+
+Dialects declare theirs and make routes of them; `openapi.py` describes them to the world, so that
+what it says is what the handlers use. Knows no particular endpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.limits import FRONT, check, check_count
+from jaxllama.serve.decode import read_json
+from jaxllama.serve.guard import Handler
+from jaxllama.service import GenerationService
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a request may say; a field's bounds are the row of its name in the limits table."""
+
+    # Fields that others have and this server cannot honour, and why; only "no" is accepted.
+    unsupported: ClassVar[Mapping[str, str]] = {}
+
+    def check(self) -> None:
+        """Refuse what lies outside the limits or cannot be honoured."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is None or name not in FRONT:
+                continue
+            if FRONT[name].many:
+                check_count(name, len(value) if isinstance(value, list | dict) else 1)
+            else:
+                check(name, value)
+        for name, why in self.unsupported.items():
+            if getattr(self, name):
+                raise InvalidParameter(f"{name} is not supported: {why}", name)
+
+
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One route."""
+
+    method: str
+    path: str
+    summary: str
+    answer: Any  # what its JSON is
+    body: type[Body] | None = None
+    event: Any = None  # what it streams instead, asked with `stream`
+    takes_knobs: bool = False  # core knobs and those of every installed sampler
+    fails_with: tuple[int, ...] = ()  # beyond what every route may answer
+
+    def route(self, handler: Handler) -> web.RouteDef:
+        """The route, served by `handler`."""
+        return web.route(self.method, self.path, handler)
+
+    async def read(
+        self, request: web.Request, service: GenerationService, shape: type[B]
+    ) -> tuple[B, dict[str, Any]]:
+        """The checked body of a request, and the knobs in it."""
+        known = service.model.knobs if self.takes_knobs else frozenset[str]()
+        body, knobs = await read_json(request, shape, knobs=known)
+        body.check()
+        return body, knobs

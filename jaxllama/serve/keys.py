@@ -1,0 +1,13 @@
+"""Where handlers find what belongs to the application and to their request."""
+
+from aiohttp import web
+
+from jaxllama.answers import Caller
+from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.settings import Settings
+from jaxllama.service import GenerationService
+
+SERVICE = web.AppKey("service", GenerationService)
+SETTINGS = web.AppKey("settings", Settings)
+CALLER = web.RequestKey("caller", Caller)  # who asks, and the request's id
+DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]

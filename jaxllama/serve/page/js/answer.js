@@ -1,0 +1,88 @@
+/**
+ * One answer while it is generated: streams into its message, keeps time, can be stopped. Used by
+ * chat.js; knows the server's deltas, not the page.
+ */
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./conversation.js").Message} Message */
+/** @typedef {import("./api.js").Server} Server */
+
+/** Streams one answer. */
+export class Answer {
+  /**
+   * @param {Conversation} conversation
+   * @param {Message} message where the answer goes, behind what is in it already
+   */
+  constructor(conversation, message) {
+    this.conversation = conversation;
+    this.message = message;
+    this.controller = new AbortController();
+    this.started = performance.now();
+    this.first = 0;
+    this.generated = 0;
+  }
+
+  /** Ask the server to go no further; what came so far stays. */
+  stop() {
+    this.controller.abort();
+  }
+
+  /**
+   * Ask, and write the answer as it comes. Returns when it is over or was stopped; rejects with
+   * what went wrong.
+   * @param {Server} server
+   * @param {Record<string, unknown>} request
+   * @param {(text: string) => void} onText called after each change of the message
+   */
+  async stream(server, request, onText) {
+    const { message } = this;
+    delete message.stats;
+    delete message.finish;
+    try {
+      for await (const delta of server.chat(request, this.controller.signal)) {
+        this.take(delta, Boolean(request.logprobs));
+        if (delta.text || delta.tokens.length > 0) onText(delta.text);
+      }
+    } catch (error) {
+      if (!this.controller.signal.aborted) {
+        message.finish = "error";
+        throw error;
+      }
+      message.finish = "stopped";
+    }
+  }
+
+  /**
+   * @param {import("./api.js").Delta} delta
+   * @param {boolean} counted whether the server sends every token
+   */
+  take({ text, tokens, finish, usage }, counted) {
+    const { message } = this;
+    if (this.first === 0 && (text || tokens.length > 0)) this.first = performance.now();
+    this.generated += counted ? tokens.length : Number(text !== "");
+    const before = message.content;
+    message.content += text;
+    if (tokens.length > 0) {
+      message.tokens ??= before ? [{ text: before }] : [];
+      message.tokens.push(...tokens);
+    } else if (!counted && text) {
+      message.tokens?.push({ text });
+    }
+    if (finish) message.finish = finish;
+    if (usage) this.generated = usage.generated;
+    message.stats = this.stats(usage);
+  }
+
+  /** @param {import("./api.js").Delta["usage"]} usage */
+  stats(usage) {
+    const { started, first, generated } = this;
+    const seconds = (performance.now() - first) / 1000;
+    return {
+      prompt: usage?.prompt ?? 0,
+      reused: usage?.reused ?? 0,
+      generated,
+      first: first === 0 ? 0 : (first - started) / 1000,
+      rate: generated > 1 && seconds > 0 ? (generated - 1) / seconds : 0,
+    };
+  }
+}

@@ -1,0 +1,217 @@
+/**
+ * The server: what the page asks of it, and its refusals in words. Knows HTTP and the wire form of
+ * the chat API; knows nothing of the page.
+ */
+
+import { readEvents } from "./events.js";
+
+/** @typedef {import("./conversation.js").Token} Token */
+/** @typedef {import("./conversation.js").Alternative} Alternative */
+
+/**
+ * @typedef {object} Delta one event of a streamed answer
+ * @property {string} text
+ * @property {Token[]} tokens
+ * @property {string | null} finish why the answer ended, in the last delta of its choice
+ * @property {{prompt: number, generated: number, reused: number} | null} usage
+ */
+
+/**
+ * @typedef {object} Knob
+ * @property {string} name
+ * @property {string} type int, float, bool or str
+ * @property {any} off
+ * @property {number | null} low
+ * @property {number | null} high
+ * @property {number | null} width null: one number; n: a list of at most n
+ * @property {boolean} by_token
+ * @property {string} help
+ */
+
+/** @typedef {{name: string, doc: string, kind: string, order: number, knobs: Knob[]}} Sampler */
+/** @typedef {{name: string, doc: string, chosen: boolean}} Format */
+/** @typedef {{name: string, doc: string, knobs: Record<string, unknown>}} Preset */
+/** @typedef {{samplers: Sampler[], formats: Format[], presets: Preset[], core: any[]}} Plugins */
+
+const KEY = "jaxllama.key";
+
+/** What can be done about a status, in a sentence. */
+const REMEDIES = new Map([
+  [0, "Check that the server is still running and reachable, then try again."],
+  [401, "Enter the API key of this server under Settings, then try again."],
+  [403, "Check the API key under Settings, and that the page's address is allowed."],
+  [404, "The server may be another version than this page: reload the page."],
+  [408, "The server gave up waiting: try again."],
+  [413, "Shorten the conversation: delete early messages."],
+  [429, "The server is busy: wait a moment, then try again."],
+  [500, "The server failed at this request; its log says why. Try again."],
+  [503, "The server is overloaded, starting or stopping: wait a moment, then try again."],
+]);
+
+/** The server said no, or nothing at all. */
+export class ServerError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [status] of HTTP; 0 if there was no answer
+   * @param {string | null} [param] the field of the request that is to blame
+   * @param {string | null} [wait] seconds after which to try again
+   */
+  constructor(message, status = 0, param = null, wait = null) {
+    super(message);
+    this.status = status;
+    this.param = param;
+    this.wait = wait;
+  }
+
+  /** What to do about it; nothing where the message itself says so. */
+  get remedy() {
+    if (this.wait !== null && /^\d+$/.test(this.wait)) return `Try again in ${this.wait} s.`;
+    return REMEDIES.get(this.status) ?? "";
+  }
+}
+
+/** The server this page came from. */
+export class Server {
+  constructor() {
+    this.key = readKey();
+  }
+
+  /** @param {string} key kept until the tab is closed */
+  useKey(key) {
+    this.key = key.trim();
+    try {
+      sessionStorage.setItem(KEY, this.key);
+    } catch {
+      // Without storage the key holds until the page is reloaded.
+    }
+  }
+
+  /** @returns {Promise<Plugins>} */
+  async plugins() {
+    return (await this.fetch("/v1/plugins")).json();
+  }
+
+  /** @returns {Promise<string>} the model's name */
+  async model() {
+    const { data } = await (await this.fetch("/v1/models")).json();
+    return data[0].id;
+  }
+
+  /**
+   * The deltas of one answer, as they come.
+   * @param {Record<string, unknown>} request
+   * @param {AbortSignal} signal
+   * @returns {AsyncGenerator<Delta>}
+   */
+  async *chat(request, signal) {
+    const body = JSON.stringify({
+      ...request,
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    const headers = { "Content-Type": "application/json" };
+    const response = await this.fetch("/v1/chat/completions", {
+      method: "POST",
+      body,
+      headers,
+      signal,
+    });
+    if (response.body === null) throw new ServerError("the server sent an empty answer");
+    let over = false;
+    for await (const data of readEvents(response.body)) {
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw refusal(event.error, event.error.status ?? 500, null);
+      const delta = readDelta(event);
+      over ||= delta.finish !== null;
+      yield delta;
+    }
+    if (!over) throw new ServerError("the server broke off in the middle of the answer");
+  }
+
+  /**
+   * @param {string} path
+   * @param {RequestInit} [options]
+   */
+  async fetch(path, options = {}) {
+    const headers = new Headers(options.headers);
+    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+    const response = await fetch(path, { ...options, headers, redirect: "error" });
+    if (!response.ok) {
+      const body = await response.json().catch(() => ({}));
+      throw refusal(body.error ?? {}, response.status, response.headers.get("Retry-After"));
+    }
+    return response;
+  }
+}
+
+/**
+ * Whatever went wrong, as a ServerError.
+ * @param {unknown} error
+ */
+export function asServerError(error) {
+  if (error instanceof ServerError) return error;
+  if (error instanceof SyntaxError) {
+    return new ServerError("the server's answer cannot be read", 404);
+  }
+  return new ServerError("the server does not answer");
+}
+
+/**
+ * @param {{message?: string, param?: string | null}} error
+ * @param {number} status
+ * @param {string | null} wait
+ */
+function refusal(error, status, wait) {
+  const message = error.message ?? `the server answered ${status} without saying why`;
+  return new ServerError(message, status, error.param ?? null, wait);
+}
+
+/**
+ * @param {any} event a chunk of /v1/chat/completions
+ * @returns {Delta}
+ */
+function readDelta(event) {
+  const choice = event.choices?.[0];
+  const { usage } = event;
+  return {
+    text: choice?.delta?.content ?? "",
+    tokens: (choice?.logprobs?.content ?? []).map(readToken),
+    finish: choice?.finish_reason ?? null,
+    usage: usage && {
+      prompt: usage.prompt_tokens,
+      generated: usage.completion_tokens,
+      reused: usage.prompt_tokens_details?.cached_tokens ?? 0,
+    },
+  };
+}
+
+/**
+ * @param {any} entry
+ * @returns {Token}
+ */
+function readToken(entry) {
+  return {
+    text: entry.token,
+    logprob: entry.logprob,
+    sampled: entry.sampled_logprob,
+    top: entry.top_logprobs?.map(readAlternative),
+    topSampled: entry.top_sampled_logprobs?.map(readAlternative),
+  };
+}
+
+/**
+ * @param {any} entry
+ * @returns {Alternative}
+ */
+function readAlternative(entry) {
+  return { text: entry.token, logprob: entry.logprob };
+}
+
+function readKey() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}

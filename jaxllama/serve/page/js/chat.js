@@ -1,0 +1,279 @@
+/**
+ * The chat: what happens when the reader sends, stops, edits, deletes, asks again or goes on. Ties
+ * the open conversation to the server and to the views; draws nothing itself.
+ */
+
+import { Answer } from "./answer.js";
+import { asServerError } from "./api.js";
+import { newMessage, turnsBefore } from "./conversation.js";
+import { byId } from "./dom.js";
+import { problemElement } from "./messages.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./conversation.js").Message} Message */
+
+/**
+ * @typedef {object} Parts
+ * @property {import("./api.js").Server} server
+ * @property {import("./library.js").Library} library
+ * @property {import("./panel.js").Panel} panel
+ * @property {import("./notices.js").Notices} notices
+ * @property {import("./notices.js").Announcer} announcer
+ * @property {() => void} openSettings
+ */
+
+/** What the reader can do in the open conversation. */
+export class Chat {
+  /** @param {Parts} parts */
+  constructor({ server, library, panel, notices, announcer, openSettings }) {
+    this.server = server;
+    this.library = library;
+    this.panel = panel;
+    this.notices = notices;
+    this.announcer = announcer;
+    this.openSettings = openSettings;
+    this.model = "";
+    this.shown = "";
+    /** @type {number | undefined} */
+    this.frame = undefined;
+    /** @type {Map<string, Answer>} answers on their way, by conversation */
+    this.answers = new Map();
+    this.problem = byId("problem");
+    /** @type {import("./messages.js").MessageList | null} */
+    this.view = null;
+    /** @type {import("./composer.js").Composer | null} */
+    this.composer = null;
+    library.busy = (id) => this.answers.has(id);
+  }
+
+  get conversation() {
+    return this.library.current;
+  }
+
+  /** Show the open conversation as it is now. */
+  show() {
+    const { conversation, view } = this;
+    if (conversation.id !== this.shown) {
+      this.shown = conversation.id;
+      this.problem.replaceChildren();
+      this.announcer.clear();
+      view?.toEnd();
+    }
+    const answer = this.answers.get(conversation.id);
+    byId("welcome").hidden = conversation.messages.length > 0;
+    view?.show(conversation, answer?.message ?? null);
+    this.composer?.update({
+      answering: Boolean(answer),
+      mayBeEmpty: conversation.messages.at(-1)?.role === "user",
+    });
+  }
+
+  /**
+   * @param {string} text "" to have the last message answered
+   * @returns {boolean} whether it was sent
+   */
+  send(text) {
+    if (!this.mayAnswer()) return false;
+    const { messages } = this.conversation;
+    if (text) messages.push(newMessage("user", text));
+    this.view?.toEnd();
+    this.answerAt(messages.length);
+    return true;
+  }
+
+  stop() {
+    this.answers.get(this.conversation.id)?.stop();
+  }
+
+  /**
+   * Answer anew: an answer is written again in its place, a question gets its answer again.
+   * @param {Message} message
+   */
+  regenerate(message) {
+    const place = this.conversation.messages.indexOf(message);
+    this.answerAt(message.role === "user" ? place + 1 : place);
+  }
+
+  /** @param {Message} message the last answer */
+  continue(message) {
+    if (this.mayAnswer()) this.run(message, true, null);
+  }
+
+  /**
+   * @param {Message} message
+   * @param {string} text
+   * @param {boolean} answer whether to have it answered anew
+   */
+  edit(message, text, answer) {
+    if (text !== message.content) {
+      message.content = text;
+      delete message.tokens;
+      delete message.stats;
+      delete message.finish;
+      this.library.save(this.conversation);
+    }
+    this.show();
+    if (answer) this.regenerate(message);
+  }
+
+  /** @param {Message} message */
+  delete(message) {
+    const { conversation } = this;
+    const place = conversation.messages.indexOf(message);
+    conversation.messages.splice(place, 1);
+    this.library.save(conversation);
+    this.show();
+    if (!this.view?.focus(place)) this.composer?.focus();
+    const act = () => {
+      conversation.messages.splice(place, 0, message);
+      this.library.save(conversation);
+      this.show();
+    };
+    this.notices.tell("Message deleted.", { label: "Undo", act });
+  }
+
+  /** @param {Message} message */
+  async copy(message) {
+    try {
+      await navigator.clipboard.writeText(message.content);
+      this.notices.tell("Copied.");
+    } catch {
+      this.notices.warn("The browser does not let this page copy: select the text instead.");
+    }
+  }
+
+  /** Whether an answer can be asked for now; shows the setting that is in the way. */
+  mayAnswer() {
+    if (this.answers.has(this.conversation.id)) return false;
+    const { wrong } = this.panel;
+    if (wrong === null) return true;
+    this.openSettings();
+    this.panel.reveal(wrong.knob.name);
+    return false;
+  }
+
+  /**
+   * Have an answer written at a place among the messages, over the one that is there.
+   * @param {number} place
+   */
+  answerAt(place) {
+    if (!this.mayAnswer()) return;
+    const { messages } = this.conversation;
+    const old = messages[place]?.role === "assistant" ? messages[place] : null;
+    const message = newMessage("assistant", "");
+    messages.splice(place, old ? 1 : 0, message);
+    this.run(message, false, old);
+  }
+
+  /**
+   * Stream an answer into a message.
+   * @param {Message} message
+   * @param {boolean} resume behind what is in it
+   * @param {Message | null} old what to go back to if nothing comes
+   */
+  async run(message, resume, old) {
+    const { conversation, library } = this;
+    const before = message.content;
+    const place = conversation.messages.indexOf(message);
+    const answer = new Answer(conversation, message);
+    this.answers.set(conversation.id, answer);
+    this.problem.replaceChildren();
+    this.announcer.clear();
+    library.save(conversation);
+    try {
+      const request = this.request(conversation, place, resume);
+      await answer.stream(this.server, request, (text) => this.grown(answer, text));
+      this.announcer.flush(message.finish === "stopped" ? "Stopped." : "");
+    } catch (error) {
+      this.fail(conversation, error, () => {
+        if (resume) this.continue(message);
+        else this.answerAt(Math.min(place, conversation.messages.length));
+      });
+    }
+    this.answers.delete(conversation.id);
+    if (message.finish === "stop" && message.content === before) {
+      this.notices.tell("The model ended its answer at once, without a word.");
+    }
+    if (message.content === "") this.putBack(conversation, message, old);
+    else if (old) this.offerOld(conversation, message, old);
+    if (library.has(conversation)) library.save(conversation);
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {number} place of the answer
+   * @param {boolean} resume
+   */
+  request(conversation, place, resume) {
+    return {
+      model: this.model,
+      messages: turnsBefore(conversation, place, resume),
+      ...(resume && { continue_final_message: true, add_generation_prompt: false }),
+      ...this.panel.request(conversation),
+    };
+  }
+
+  /**
+   * @param {Answer} answer
+   * @param {string} text
+   */
+  grown(answer, text) {
+    const { conversation, message } = answer;
+    if (!this.library.has(conversation)) answer.stop();
+    else this.library.saveSoon(conversation);
+    if (conversation !== this.conversation) return;
+    this.announcer.add(text);
+    // As often as the screen is drawn, however fast tokens come.
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = undefined;
+      if (conversation === this.conversation && this.answers.has(conversation.id)) {
+        this.view?.update(conversation, message);
+      }
+    });
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {unknown} thrown
+   * @param {() => void} again
+   */
+  fail(conversation, thrown, again) {
+    const error = asServerError(thrown);
+    if (conversation !== this.conversation) {
+      this.notices.warn(`An answer in another conversation failed: ${error.message}.`);
+      return;
+    }
+    const param = error.param !== null && this.panel.controls.has(error.param) ? error.param : null;
+    const settings = () => {
+      this.openSettings();
+      if (param === null) this.panel.revealKey();
+      else this.panel.reveal(param);
+    };
+    const offers = { again, settings: param !== null || error.status === 401 ? settings : null };
+    this.problem.replaceChildren(problemElement(error, offers));
+  }
+
+  /**
+   * Put back what was there before an answer that did not come.
+   * @param {Conversation} conversation
+   * @param {Message} message
+   * @param {Message | null} old
+   */
+  putBack({ messages }, message, old) {
+    const place = messages.indexOf(message);
+    if (place >= 0) messages.splice(place, 1, ...(old ? [old] : []));
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {Message} message
+   * @param {Message} old
+   */
+  offerOld(conversation, message, old) {
+    const act = () => {
+      this.putBack(conversation, message, old);
+      this.library.save(conversation);
+    };
+    this.notices.tell("Answered again.", { label: "Bring back the old answer", act });
+  }
+}

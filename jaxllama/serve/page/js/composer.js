@@ -1,0 +1,65 @@
+/**
+ * Where the reader writes: a field that grows, and one button that sends or stops. Used by chat.js;
+ * knows nothing of conversations.
+ */
+
+import { byId } from "./dom.js";
+
+/** The field and its button. */
+export class Composer {
+  /** @param {{send: (text: string) => boolean, stop: () => void}} actions */
+  constructor({ send, stop }) {
+    this.form = byId("composer");
+    this.field = byId("text");
+    this.button = byId("send");
+    this.isAnswering = false;
+    this.mayBeEmpty = false;
+    this.form.addEventListener("submit", (/** @type {Event} */ event) => {
+      event.preventDefault();
+      if (this.isAnswering) stop();
+      else this.submit(send);
+    });
+    this.field.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      // While an input method composes, Enter belongs to it.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      if (!this.isAnswering) this.submit(send);
+    });
+    this.field.addEventListener("input", () => this.show());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !event.defaultPrevented && this.isAnswering) stop();
+    });
+  }
+
+  /** @param {(text: string) => boolean} send */
+  submit(send) {
+    const text = this.field.value;
+    if (!text.trim() && !this.mayBeEmpty) return;
+    if (!send(text.trim() ? text : "")) return;
+    this.field.value = "";
+    this.show();
+  }
+
+  /**
+   * @param {{answering: boolean, mayBeEmpty: boolean}} state mayBeEmpty: there is a message
+   *   without an answer, so there is something to send
+   */
+  update({ answering, mayBeEmpty }) {
+    this.isAnswering = answering;
+    this.mayBeEmpty = mayBeEmpty;
+    this.show();
+  }
+
+  show() {
+    const label = this.isAnswering ? "Stop" : "Send";
+    this.form.toggleAttribute("data-answering", this.isAnswering);
+    this.button.setAttribute("aria-label", label);
+    this.button.title = this.isAnswering ? "Stop (Esc)" : "Send (Enter)";
+    const idle = !this.isAnswering && !this.mayBeEmpty && !this.field.value.trim();
+    this.button.setAttribute("aria-disabled", String(idle));
+  }
+
+  focus() {
+    this.field.focus();
+  }
+}

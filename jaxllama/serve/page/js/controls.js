@@ -1,0 +1,153 @@
+/**
+ * Controls made from what the server says of its knobs: bounds, help, the value that means off.
+ * Used by panel.js. A control speaks only values that the knob takes; what else is typed it
+ * explains, and keeps.
+ */
+
+import { h, icon } from "./dom.js";
+import { readEntry, writeEntry } from "./values.js";
+
+/** @typedef {import("./api.js").Knob} Knob */
+
+const WIDEST_SLIDER = 10;
+const USUAL_SPAN = 2; // of a slider for a knob whose bounds are far apart
+
+/** One knob's control. */
+export class Control {
+  /**
+   * @param {Knob} knob
+   * @param {(name: string, value: unknown) => void} onChange given undefined for "off"
+   */
+  constructor(knob, onChange) {
+    this.knob = knob;
+    this.onChange = onChange;
+    const id = `knob-${knob.name}`;
+    this.field = makeField(knob);
+    this.slider = makeSlider(knob);
+    this.problem = h("p", { class: "wrong", id: `${id}-problem`, role: "alert" });
+    this.reset = h(
+      "button",
+      { type: "button", class: "quiet", "aria-label": `Reset ${labelOf(knob.name)}`, title: "Reset" },
+      icon("undo"),
+    );
+    this.field.id = id;
+    this.field.setAttribute("aria-describedby", `${id}-help ${id}-problem`);
+    const isSwitch = knob.type === "bool";
+    this.element = h(
+      "div",
+      { class: isSwitch ? "knob switch" : "knob" },
+      h("label", { for: id, title: knob.name }, labelOf(knob.name)),
+      this.reset,
+      this.slider ? h("div", { class: "pair" }, this.slider, this.field) : this.field,
+      h("p", { class: "hint", id: `${id}-help` }, helpOf(knob)),
+      this.problem,
+    );
+    this.listen();
+  }
+
+  listen() {
+    const event = this.field instanceof HTMLSelectElement ? "change" : "input";
+    this.field.addEventListener(event, () => this.typed());
+    this.reset.addEventListener("click", () => {
+      this.set(undefined);
+      this.onChange(this.knob.name, undefined);
+      this.field.focus();
+    });
+    this.slider?.addEventListener("input", () => {
+      /** @type {HTMLInputElement} */ (this.field).value = this.slider?.value ?? "";
+      this.typed();
+    });
+  }
+
+  /** Take over what was typed, if it is a value. */
+  typed() {
+    const { value, wrong } = readEntry(this.knob, this.field);
+    this.tell(wrong);
+    if (wrong) return;
+    this.mark(value);
+    this.onChange(this.knob.name, value);
+  }
+
+  /**
+   * Show a value, or with undefined that the knob is off.
+   * @param {unknown} value
+   */
+  set(value) {
+    writeEntry(this.knob, this.field, value);
+    this.mark(value);
+    this.tell(readEntry(this.knob, this.field).wrong);
+  }
+
+  /** @param {unknown} value */
+  mark(value) {
+    this.element.toggleAttribute("data-changed", value !== undefined);
+    this.reset.hidden = value === undefined;
+    if (this.slider) this.slider.value = String(value ?? this.knob.off ?? this.slider.min);
+  }
+
+  /** @param {string} wrong what is wrong with the entry, or "" */
+  tell(wrong) {
+    this.problem.textContent = wrong;
+    this.field.setAttribute("aria-invalid", String(wrong !== ""));
+  }
+
+  get isWrong() {
+    return this.problem.textContent !== "";
+  }
+}
+
+/**
+ * A knob's name for people.
+ * @param {string} name
+ */
+export function labelOf(name) {
+  const words = name.replaceAll("_", " ");
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+/**
+ * @param {Knob} knob
+ * @returns {HTMLInputElement | HTMLTextAreaElement}
+ */
+function makeField({ name, type, off, low, high, width, by_token }) {
+  if (type === "bool") return h("input", { type: "checkbox", role: "switch", name });
+  if (by_token) return h("textarea", { name, rows: 2, placeholder: "token id = number, one a line" });
+  if (width !== null) {
+    const one = type === "str" ? "text" : "number";
+    return h("textarea", { name, rows: 2, placeholder: `one ${one} a line` });
+  }
+  if (type === "str") return h("input", { type: "text", name });
+  const step = type === "int" ? 1 : stepOf(low, high);
+  const placeholder = off ?? "auto";
+  return h("input", { type: "number", name, min: low, max: high, step, placeholder });
+}
+
+/**
+ * A slider beside the field, where the bounds make one useful. Knobs with far bounds get one over
+ * the usual values; the field takes them all. It repeats the field, so keyboards pass it over.
+ * @param {Knob} knob
+ */
+function makeSlider({ type, off, low, high, width, by_token }) {
+  if (type !== "float" || width !== null || by_token || low === null || off === null) return null;
+  const near = high !== null && high - low <= WIDEST_SLIDER;
+  if (!near && !(off >= low && off < USUAL_SPAN && low >= 0)) return null;
+  const most = near ? high : USUAL_SPAN;
+  const range = { min: low, max: most, step: stepOf(low, most) };
+  return h("input", { type: "range", tabindex: -1, "aria-hidden": "true", ...range });
+}
+
+/**
+ * @param {number | null} low
+ * @param {number | null} high
+ */
+function stepOf(low, high) {
+  return low !== null && high !== null && high - low <= 1 ? 0.01 : 0.05;
+}
+
+/** @param {Knob} knob */
+function helpOf({ help, low, high, type }) {
+  const sentence = help.charAt(0).toUpperCase() + help.slice(1);
+  if (type === "bool" || type === "str") return sentence;
+  if (low !== null && high !== null && high < 1e6) return `${sentence} (${low} to ${high})`;
+  return sentence;
+}

@@ -1,0 +1,60 @@
+/**
+ * A column at the side of the page: beside the conversation where there is room, over it where
+ * there is not. Used for the conversations and the settings; knows nothing of what is in it.
+ */
+
+import { byId } from "./dom.js";
+
+/** Opens and closes one column. */
+export class Drawer {
+  /**
+   * @param {string} id of the column
+   * @param {{opener: string, wide: string, isOpen?: boolean, onToggle?: (open: boolean) => void}} options
+   *   opener: the button's id; wide: media query under which it stands beside the conversation
+   */
+  constructor(id, { opener, wide, isOpen = false, onToggle = () => {} }) {
+    this.element = byId(id);
+    this.button = byId(opener);
+    this.wide = matchMedia(wide);
+    this.onToggle = onToggle;
+    this.button.addEventListener("click", () => this.toggle(!this.isOpen));
+    this.element.querySelector("[data-close]").addEventListener("click", () => this.toggle(false));
+    byId("veil").addEventListener("click", () => this.isOver && this.toggle(false));
+    this.element.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      if (event.key !== "Escape" || !this.isOver || event.defaultPrevented) return;
+      event.preventDefault();
+      this.toggle(false);
+    });
+    this.wide.addEventListener("change", () => this.show());
+    this.isOpen = isOpen && this.wide.matches;
+    this.show();
+  }
+
+  /** Whether it lies over the conversation now. */
+  get isOver() {
+    return this.isOpen && !this.wide.matches;
+  }
+
+  /** @param {boolean} open */
+  toggle(open) {
+    this.isOpen = open;
+    this.onToggle(open);
+    this.show();
+    if (open) this.element.querySelector("[data-first]").focus();
+    else if (!this.element.hidden) this.button.focus();
+  }
+
+  /** Close it, if it lies over what the reader wants to see now. */
+  makeWay() {
+    if (!this.isOver) return;
+    this.isOpen = false;
+    this.show();
+  }
+
+  show() {
+    this.element.toggleAttribute("data-open", this.isOpen);
+    this.button.setAttribute("aria-expanded", String(this.isOpen));
+    byId("chat").inert = this.isOver;
+    byId("veil").hidden = !this.isOver;
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * The conversations there are, and which one is open. Used by the page and the sidebar; says
+ * "change" when the list or the open one changes. Knows storage, not elements.
+ */
+
+import { newConversation } from "./conversation.js";
+import { keepChoices, readChoices } from "./store.js";
+import { fromFile } from "./transfer.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./store.js").Store} Store */
+
+const MILLISECONDS_BETWEEN_SAVES = 1000;
+
+/** All conversations, newest first, and the open one. */
+export class Library extends EventTarget {
+  /**
+   * @param {Store} store
+   * @param {(error: unknown) => void} onFull called when something could not be kept
+   */
+  constructor(store, onFull) {
+    super();
+    this.store = store;
+    this.onFull = onFull;
+    /** @type {Map<string, Conversation>} */
+    this.conversations = new Map();
+    this.current = newConversation();
+    /** @type {Set<Conversation>} */
+    this.waiting = new Set();
+    /** Conversations that change here right now: what other tabs say of them is not heard. */
+    this.busy = (/** @type {string} */ _id) => false;
+  }
+
+  /** Read what is kept and open what was open. */
+  async load() {
+    for (const each of await this.store.all()) this.conversations.set(each.id, each);
+    const { open } = readChoices();
+    const found = this.conversations.get(String(open));
+    if (found) this.current = found;
+    this.store.onChangeElsewhere((id) => this.reread(id));
+    this.changed();
+  }
+
+  /** @returns {Conversation[]} */
+  get list() {
+    return [...this.conversations.values()].sort((one, other) => other.updated - one.updated);
+  }
+
+  /** @param {Conversation} conversation */
+  has({ id }) {
+    return this.conversations.has(id);
+  }
+
+  /** @param {Conversation} conversation */
+  open(conversation) {
+    this.current = conversation;
+    keepChoices({ open: conversation.id });
+    this.changed();
+  }
+
+  /** Open an empty conversation; it is kept once something is said in it. */
+  create() {
+    this.open(newConversation(this.current));
+  }
+
+  /**
+   * Keep a conversation after it changed.
+   * @param {Conversation} conversation
+   */
+  async save(conversation) {
+    conversation.updated = Date.now();
+    this.conversations.set(conversation.id, conversation);
+    this.waiting.delete(conversation);
+    this.changed();
+    try {
+      await this.store.put(conversation);
+    } catch (error) {
+      this.onFull(error);
+    }
+  }
+
+  /**
+   * Keep a conversation that changes many times a second.
+   * @param {Conversation} conversation
+   */
+  saveSoon(conversation) {
+    if (this.waiting.has(conversation)) return;
+    this.waiting.add(conversation);
+    setTimeout(() => {
+      if (this.waiting.has(conversation)) this.save(conversation);
+    }, MILLISECONDS_BETWEEN_SAVES);
+  }
+
+  /** @param {Conversation} conversation */
+  async delete(conversation) {
+    this.waiting.delete(conversation);
+    this.conversations.delete(conversation.id);
+    if (this.current === conversation) {
+      const next = this.list[0];
+      if (next) this.open(next);
+      else this.create();
+    }
+    this.changed();
+    await this.store.delete(conversation.id).catch(this.onFull);
+  }
+
+  /**
+   * Add the conversations of a file, and open the first of them.
+   * @param {Blob} file
+   */
+  async import(file) {
+    const found = await fromFile(file);
+    for (const each of found) {
+      this.conversations.set(each.id, each);
+      await this.store.put(each).catch(this.onFull);
+    }
+    if (found.length > 0) this.open(found[0]);
+    return found.length;
+  }
+
+  /**
+   * Take over what another tab did to a conversation.
+   * @param {string} id
+   */
+  async reread(id) {
+    if (this.busy(id)) return;
+    const found = await this.store.get(id).catch(() => undefined);
+    if (found) this.conversations.set(id, found);
+    else this.conversations.delete(id);
+    if (this.current.id === id) this.current = found ?? newConversation(this.current);
+    this.changed();
+  }
+
+  changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}

@@ -1,0 +1,133 @@
+/**
+ * The messages of the open conversation, one below the other, and the scrolling: the page follows
+ * an answer as it grows, until the reader scrolls up. Used by chat.js.
+ */
+
+import { h } from "./dom.js";
+import { MessageView } from "./message.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./conversation.js").Message} Message */
+
+const NEAR = 48; // pixels from the end that still count as there
+
+/** Shows a conversation. */
+export class MessageList {
+  /**
+   * @param {{scroller: HTMLElement, list: HTMLElement, latest: HTMLElement}} elements
+   * @param {import("./message.js").MessageActions} actions
+   */
+  constructor({ scroller, list, latest }, actions) {
+    this.scroller = scroller;
+    this.list = list;
+    this.latest = latest;
+    this.actions = actions;
+    this.asTokens = false;
+    /** @type {Map<string, MessageView>} */
+    this.views = new Map();
+    this.following = true;
+    scroller.addEventListener("scroll", () => this.noticeScroll());
+    latest.addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.follow()).observe(scroller);
+  }
+
+  /**
+   * Show all messages; `writing` is the one an answer is streaming into.
+   * @param {Conversation} conversation
+   * @param {Message | null} writing
+   */
+  show({ messages }, writing) {
+    const views = messages.map((message) => {
+      const known = this.views.get(message.id);
+      return known?.message === message ? known : new MessageView(message, this.actions);
+    });
+    this.views = new Map(views.map((view) => [view.message.id, view]));
+    const elements = views.map((view) => view.element);
+    const shown = [...this.list.children];
+    if (elements.length !== shown.length || elements.some((each, place) => each !== shown[place])) {
+      for (const each of shown) if (!elements.includes(/** @type {any} */ (each))) each.remove();
+      elements.forEach((each, place) => {
+        const there = this.list.children[place] ?? null;
+        if (there !== each) this.list.insertBefore(each, there);
+      });
+    }
+    for (const view of views) this.showOne(view, messages, writing);
+    this.follow();
+  }
+
+  /**
+   * Show what changed in the message that is being written.
+   * @param {Conversation} conversation
+   * @param {Message} message
+   */
+  update({ messages }, message) {
+    const view = this.views.get(message.id);
+    if (view) this.showOne(view, messages, message);
+    this.follow();
+  }
+
+  /**
+   * @param {MessageView} view
+   * @param {Message[]} messages
+   * @param {Message | null} writing
+   */
+  showOne(view, messages, writing) {
+    view.show({
+      last: view.message === messages.at(-1),
+      busy: writing !== null,
+      writing: view.message === writing,
+      asTokens: this.asTokens,
+    });
+  }
+
+  /**
+   * Put the focus on what took a message's place.
+   * @param {number} index
+   * @returns {boolean} whether there was something
+   */
+  focus(index) {
+    const element = this.list.children[Math.min(index, this.list.children.length - 1)];
+    const button = element?.querySelector("button");
+    button?.focus();
+    return Boolean(button);
+  }
+
+  noticeScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    this.following = scrollHeight - scrollTop - clientHeight < NEAR;
+    this.latest.hidden = this.following;
+  }
+
+  follow() {
+    if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
+    else this.noticeScroll();
+  }
+
+  toEnd() {
+    this.following = true;
+    this.follow();
+    this.latest.hidden = true;
+  }
+}
+
+/**
+ * What went wrong with an answer, as text, and a way to try again.
+ * @param {import("./api.js").ServerError} error
+ * @param {{again: () => void, settings: (() => void) | null}} offers
+ */
+export function problemElement(error, { again, settings }) {
+  const button = (/** @type {string} */ label, /** @type {() => void} */ act) =>
+    h("button", { type: "button", class: "plain", onclick: act }, label);
+  return h(
+    "div",
+    { class: "problem" },
+    h("p", {}, h("strong", {}, "No answer: "), error.message),
+    error.remedy && h("p", {}, error.remedy),
+    h(
+      "div",
+      { class: "row" },
+      button("Try again", again),
+      settings && button("Show the setting", settings),
+    ),
+  );
+}

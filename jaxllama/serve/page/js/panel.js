@@ -1,0 +1,231 @@
+/**
+ * The settings of the open conversation: what the model is told, prompt format, preset, and every
+ * knob of every sampler that the server has. Used by chat.js; knows controls, not requests.
+ */
+
+import { Control, labelOf } from "./controls.js";
+import { byId, h } from "./dom.js";
+import { readChoices, keepChoices } from "./store.js";
+
+/** @typedef {import("./api.js").Plugins} Plugins */
+/** @typedef {import("./api.js").Knob} Knob */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+
+/** Kinds of samplers, in the order in which they work. */
+const STAGES = [
+  { kind: "adjuster", title: "Before temperature" },
+  { kind: "filter", title: "After temperature" },
+];
+/** Of the core, what the page asks for itself. */
+const OWN = new Set(["logprobs"]);
+const ALTERNATIVES = 5;
+
+/** The settings panel. */
+export class Panel {
+  /** @param {() => void} onChange called when a setting of the conversation changed */
+  constructor(onChange) {
+    this.onChange = onChange;
+    /** @type {Conversation | null} */
+    this.conversation = null;
+    /** @type {Map<string, Control>} */
+    this.controls = new Map();
+    /** @type {Map<string, HTMLElement>} */
+    this.summaries = new Map();
+    /** @type {Plugins} */
+    this.plugins = { samplers: [], formats: [], presets: [], core: [] };
+    this.system = byId("system");
+    this.format = byId("format");
+    this.preset = byId("preset");
+    this.alternatives = byId("alternatives");
+    this.alternatives.value = String(readChoices().alternatives ?? ALTERNATIVES);
+    this.system.addEventListener("input", () => this.change({ system: this.system.value }));
+    this.format.addEventListener("change", () => this.change({ format: this.format.value }));
+    this.preset.addEventListener("change", () => this.usePreset());
+    this.alternatives.addEventListener("change", () => {
+      keepChoices({ alternatives: this.alternatives.value });
+    });
+    byId("reset-knobs").addEventListener("click", () => this.change({ knobs: {} }, true));
+  }
+
+  /**
+   * Build the controls, once, from what the server has.
+   * @param {Plugins} plugins
+   */
+  build(plugins) {
+    this.plugins = plugins;
+    const core = plugins.core.filter(({ name }) => !OWN.has(name)).map(coreKnob);
+    const rare = (/** @type {Knob} */ { type, width }) =>
+      type === "bool" || (type === "int" && width !== null);
+    byId("core").append(
+      ...core.filter((knob) => !rare(knob)).map((knob) => this.control(knob).element),
+    );
+    byId("stages").append(
+      this.group("More", "", core.filter(rare)),
+      ...STAGES.flatMap(({ kind, title }) => {
+        const samplers = plugins.samplers.filter((sampler) => sampler.kind === kind);
+        samplers.sort((one, other) => one.order - other.order || (one.name < other.name ? -1 : 1));
+        if (samplers.length === 0) return [];
+        return [
+          h("h3", {}, title),
+          ...samplers.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
+        ];
+      }),
+    );
+    const own = plugins.formats.find((format) => format.chosen)?.name;
+    this.format.append(
+      h("option", { value: "" }, own ? `The model's own (${own})` : "The model's own"),
+      ...plugins.formats.map(({ name }) => h("option", { value: name }, name)),
+    );
+    this.preset.append(
+      h("option", { value: "" }, "None"),
+      ...plugins.presets.map(({ name }) => h("option", { value: name }, labelOf(name))),
+    );
+    byId("preset-row").hidden = plugins.presets.length === 0;
+    if (this.conversation) this.show(this.conversation);
+  }
+
+  /** @param {Knob} knob */
+  control(knob) {
+    const control = new Control(knob, (name, value) => {
+      const knobs = { ...this.conversation?.knobs };
+      if (value === undefined) delete knobs[name];
+      else knobs[name] = value;
+      this.change({ knobs });
+    });
+    this.controls.set(knob.name, control);
+    return control;
+  }
+
+  /**
+   * One sampler: its name and, folded away, its knobs.
+   * @param {string} title
+   * @param {string} doc
+   * @param {Knob[]} knobs
+   */
+  group(title, doc, knobs) {
+    const summary = h("span", { class: "value" });
+    for (const { name } of knobs) this.summaries.set(name, summary);
+    return h(
+      "details",
+      { class: "group" },
+      h("summary", {}, h("span", {}, title), summary),
+      h("p", { class: "doc" }, doc.split("\n\n")[0]),
+      ...knobs.map((knob) => this.control(knob).element),
+    );
+  }
+
+  /**
+   * Show a conversation's settings.
+   * @param {Conversation} conversation
+   */
+  show(conversation) {
+    this.conversation = conversation;
+    const { system, format, knobs } = conversation;
+    if (this.system.value !== system) this.system.value = system;
+    this.format.value = format;
+    if (this.format.value !== format) {
+      this.format.append(h("option", { value: format }, `${format} (not installed)`));
+      this.format.value = format;
+    }
+    for (const [name, control] of this.controls) control.set(knobs[name]);
+    this.showSums();
+  }
+
+  /** What a folded group has set, the preset that this is, and knobs nobody knows. */
+  showSums() {
+    const { knobs } = /** @type {Conversation} */ (this.conversation);
+    for (const summary of this.summaries.values()) summary.textContent = "";
+    for (const [name, summary] of this.summaries) {
+      if (!(name in knobs)) continue;
+      const value = typeof knobs[name] === "object" ? "set" : String(knobs[name]);
+      summary.textContent = [summary.textContent, value].filter(Boolean).join(", ");
+    }
+    const same = this.plugins.presets.find((preset) => sameKnobs(preset.knobs, knobs));
+    this.preset.value = same?.name ?? "";
+    byId("preset-doc").textContent = same?.doc ?? "";
+    byId("reset-knobs").hidden = Object.keys(knobs).length === 0;
+    const unknown = this.controls.size === 0 ? [] : this.unknown();
+    byId("unknown").textContent =
+      unknown.length === 0
+        ? ""
+        : `Not sent, because no sampler of this server knows it: ${unknown.join(", ")}.`;
+  }
+
+  unknown() {
+    return Object.keys(this.conversation?.knobs ?? {}).filter((name) => !this.controls.has(name));
+  }
+
+  usePreset() {
+    const preset = this.plugins.presets.find(({ name }) => name === this.preset.value);
+    this.change({ knobs: structuredClone(preset?.knobs ?? {}) }, true);
+  }
+
+  /**
+   * @param {Partial<Conversation>} changed
+   * @param {boolean} [everywhere] whether controls must follow
+   */
+  change(changed, everywhere = false) {
+    const conversation = /** @type {Conversation} */ (this.conversation);
+    Object.assign(conversation, changed);
+    if (everywhere) this.show(conversation);
+    else this.showSums();
+    this.onChange();
+  }
+
+  /**
+   * The fields of a request that the settings make: only what was changed.
+   * @param {Conversation} conversation
+   * @returns {Record<string, unknown>}
+   */
+  request({ format, knobs }) {
+    const known = Object.entries(knobs).filter(([name]) => this.controls.has(name));
+    const others = Number(this.alternatives.value);
+    return {
+      ...Object.fromEntries(known),
+      ...(format && { format }),
+      ...(others >= 0 && { logprobs: true, top_logprobs: others }),
+    };
+  }
+
+  /** The first control that holds something its knob does not take. */
+  get wrong() {
+    return [...this.controls.values()].find((control) => control.isWrong) ?? null;
+  }
+
+  /**
+   * Unfold a control and put the focus there.
+   * @param {string} name
+   */
+  reveal(name) {
+    const control = this.controls.get(name);
+    const group = control?.element.closest("details");
+    if (group) group.open = true;
+    control?.field.focus();
+  }
+
+  /** Put the focus where the API key is entered. */
+  revealKey() {
+    byId("access").open = true;
+    byId("key").focus();
+  }
+}
+
+/**
+ * A row of the server's core limits as a knob.
+ * @param {any} row
+ * @returns {Knob}
+ */
+function coreKnob(row) {
+  const { name, type, low = null, high = null, help = "", many = false, most = null } = row;
+  const off = many ? null : (row.default ?? null);
+  return { name, type, off, low, high, width: many ? most : null, by_token: false, help };
+}
+
+/**
+ * @param {Record<string, unknown>} one
+ * @param {Record<string, unknown>} other
+ */
+function sameKnobs(one, other) {
+  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
+  return [...names].every((name) => JSON.stringify(one[name]) === JSON.stringify(other[name]));
+}

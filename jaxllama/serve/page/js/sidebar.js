@@ -1,0 +1,130 @@
+/**
+ * The list of conversations: open, begin, rename, delete, export, import. Used by the page; knows
+ * the library, not what is said.
+ */
+
+import { titleOf } from "./conversation.js";
+import { byId, download, h } from "./dom.js";
+import { fileName, toFile } from "./transfer.js";
+
+/** @typedef {import("./library.js").Library} Library */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+
+/** Shows the library. */
+export class Sidebar {
+  /**
+   * @param {Library} library
+   * @param {import("./notices.js").Notices} notices
+   * @param {() => void} onOpen called when the reader has chosen a conversation
+   */
+  constructor(library, notices, onOpen) {
+    this.library = library;
+    this.notices = notices;
+    this.onOpen = onOpen;
+    this.list = byId("conversations");
+    this.title = byId("title");
+    this.menu = byId("menu");
+    library.addEventListener("change", () => this.show());
+    const actions = {
+      new: () => this.create(),
+      rename: () => this.rename(),
+      export: () => this.export([library.current]),
+      "export-all": () => this.export(library.list),
+      import: () => byId("file").click(),
+      delete: () => this.delete(library.current),
+    };
+    for (const [id, act] of Object.entries(actions)) {
+      byId(id).addEventListener("click", () => {
+        this.menu.hidePopover();
+        act();
+      });
+    }
+    byId("file").addEventListener("change", () => this.import());
+  }
+
+  show() {
+    const { current, list } = this.library;
+    this.list.replaceChildren(...list.map((each) => this.row(each)));
+    const title = titleOf(current);
+    if (!this.title.querySelector("input")) this.title.textContent = title;
+    document.title = `${title} – jaxllama`;
+    const kept = list.includes(current);
+    for (const id of ["rename", "export", "delete"]) byId(id).disabled = !kept;
+    byId("export-all").disabled = list.length === 0;
+  }
+
+  /** @param {Conversation} conversation */
+  row(conversation) {
+    const open = () => {
+      this.library.open(conversation);
+      this.onOpen();
+    };
+    const isCurrent = conversation === this.library.current;
+    const attributes = { type: "button", onclick: open, "aria-current": isCurrent ? "true" : null };
+    return h("li", {}, h("button", attributes, titleOf(conversation)));
+  }
+
+  create() {
+    this.library.create();
+    this.onOpen();
+  }
+
+  /** Let the reader change the title in place. */
+  rename() {
+    const { current } = this.library;
+    const field = h("input", { type: "text", "aria-label": "Title", maxlength: 200 });
+    field.value = titleOf(current);
+    let over = false;
+    const leave = (/** @type {boolean} */ keep) => {
+      if (over) return;
+      over = true;
+      field.remove();
+      if (keep && field.value.trim() !== titleOf(current)) {
+        current.title = field.value.trim();
+        this.library.save(current);
+      }
+      this.show();
+    };
+    field.addEventListener("blur", () => leave(true));
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.stopPropagation();
+      leave(event.key === "Enter");
+      byId("more").focus();
+    });
+    this.title.replaceChildren(field);
+    field.select();
+  }
+
+  /** @param {Conversation} conversation */
+  async delete(conversation) {
+    const title = titleOf(conversation);
+    await this.library.delete(conversation);
+    this.onOpen();
+    const act = async () => {
+      await this.library.save(conversation);
+      this.library.open(conversation);
+    };
+    this.notices.tell(`Deleted “${title}”.`, { label: "Undo", act });
+  }
+
+  /** @param {Conversation[]} conversations */
+  export(conversations) {
+    const name = conversations.length === 1 ? titleOf(conversations[0]) : "conversations";
+    download(fileName(name), toFile(conversations));
+  }
+
+  async import() {
+    const input = byId("file");
+    const [file] = input.files;
+    input.value = "";
+    if (!file) return;
+    try {
+      const count = await this.library.import(file);
+      this.notices.tell(`Imported ${count} ${count === 1 ? "conversation" : "conversations"}.`);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      this.notices.warn(`${file.name} was not imported: ${why}.`);
+    }
+  }
+}

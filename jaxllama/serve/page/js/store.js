@@ -1,0 +1,139 @@
+/**
+ * The browser's storage: conversations in IndexedDB, small choices in localStorage. A browser that
+ * has no storage, or no room left, costs what is kept and nothing else: everything goes on in
+ * memory and the reader is told. Knows conversations, not the page.
+ */
+
+import { readConversation } from "./conversation.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+
+const DATABASE = "jaxllama";
+const CONVERSATIONS = "conversations";
+const CHOICES = "jaxllama.choices";
+
+/** Conversations, kept. */
+export class Store {
+  /** @param {IDBDatabase | null} database */
+  constructor(database) {
+    this.database = database;
+    /** Records that are there but are no conversations; they are left alone. */
+    this.unreadable = 0;
+    // Other tabs of this page learn what was saved, so that none overwrites what is newer.
+    this.channel = new BroadcastChannel(DATABASE);
+  }
+
+  /** Open the storage; where that fails, nothing will be kept. */
+  static async open() {
+    try {
+      const request = indexedDB.open(DATABASE, 1);
+      request.onupgradeneeded = () => {
+        request.result.createObjectStore(CONVERSATIONS, { keyPath: "id" });
+      };
+      return new Store(await result(request));
+    } catch {
+      return new Store(null);
+    }
+  }
+
+  /** All conversations, the newest first. */
+  async all() {
+    const records = await this.run("readonly", (table) => table.getAll());
+    /** @type {Conversation[]} */
+    const found = [];
+    for (const record of records ?? []) {
+      try {
+        found.push(readConversation(record));
+      } catch {
+        // Written by something else, or damaged.
+      }
+    }
+    this.unreadable = (records?.length ?? 0) - found.length;
+    return found.sort((one, other) => other.updated - one.updated);
+  }
+
+  /**
+   * One conversation as it was last saved.
+   * @param {string} id
+   */
+  async get(id) {
+    const record = await this.run("readonly", (table) => table.get(id));
+    return record && readConversation(record);
+  }
+
+  /**
+   * Keep a conversation; rejects where there is no room.
+   * @param {Conversation} conversation
+   */
+  async put(conversation) {
+    await this.run("readwrite", (table) => table.put(conversation));
+    this.channel.postMessage(conversation.id);
+  }
+
+  /** @param {string} id */
+  async delete(id) {
+    await this.run("readwrite", (table) => table.delete(id));
+    this.channel.postMessage(id);
+  }
+
+  /**
+   * Be told when another tab saved or deleted a conversation.
+   * @param {(id: string) => void} listener
+   */
+  onChangeElsewhere(listener) {
+    this.channel.addEventListener("message", ({ data }) => listener(data));
+  }
+
+  /**
+   * Run one request in a transaction of its own; waits until it is on disk.
+   * @template T
+   * @param {IDBTransactionMode} mode
+   * @param {(table: IDBObjectStore) => IDBRequest<T>} ask
+   * @returns {Promise<T | undefined>}
+   */
+  async run(mode, ask) {
+    if (this.database === null) return undefined;
+    const transaction = this.database.transaction(CONVERSATIONS, mode);
+    const done = new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+    });
+    const answer = result(ask(transaction.objectStore(CONVERSATIONS)));
+    await Promise.all([answer, done]);
+    return answer;
+  }
+}
+
+/**
+ * @template T
+ * @param {IDBRequest<T>} request
+ * @returns {Promise<T>}
+ */
+function result(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+/**
+ * The small choices: which conversation is open, which panels.
+ * @returns {Record<string, unknown>}
+ */
+export function readChoices() {
+  try {
+    const choices = JSON.parse(localStorage.getItem(CHOICES) ?? "{}");
+    return typeof choices === "object" && choices !== null ? choices : {};
+  } catch {
+    return {};
+  }
+}
+
+/** @param {Record<string, unknown>} changed */
+export function keepChoices(changed) {
+  try {
+    localStorage.setItem(CHOICES, JSON.stringify({ ...readChoices(), ...changed }));
+  } catch {
+    // They are conveniences: without storage the page opens as it did the first time.
+  }
+}

@@ -1,0 +1,34 @@
+// Light or dark: the system's choice unless the reader has made another. Loaded before anything is
+// painted, so that the page never flashes in the wrong colours; knows nothing else of the page.
+
+(() => {
+  const KEY = "jaxllama.theme";
+  const root = document.documentElement;
+
+  const stored = () => {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  };
+
+  const apply = (/** @type {string | null} */ theme) => {
+    if (theme === "light" || theme === "dark") root.dataset.theme = theme;
+    else delete root.dataset.theme;
+  };
+
+  apply(stored());
+  document.addEventListener("DOMContentLoaded", () => {
+    const choice = /** @type {HTMLSelectElement} */ (document.getElementById("theme"));
+    choice.value = root.dataset.theme ?? "";
+    choice.addEventListener("change", () => {
+      apply(choice.value);
+      try {
+        localStorage.setItem(KEY, choice.value);
+      } catch {
+        // Storage may be off or full: the choice then holds until the page is closed.
+      }
+    });
+  });
+})();

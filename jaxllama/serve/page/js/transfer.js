@@ -1,0 +1,57 @@
+/**
+ * Conversations as a file: export, and import of what may have been edited or written by anyone.
+ * Used by the page; knows the file's form, not where conversations are kept.
+ */
+
+import { readConversation } from "./conversation.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+
+const FORMAT = "jaxllama conversations";
+const VERSION = 1;
+const MOST_BYTES = 64 * 2 ** 20;
+
+/**
+ * The text of a file with these conversations.
+ * @param {Conversation[]} conversations
+ */
+export function toFile(conversations) {
+  return `${JSON.stringify({ format: FORMAT, version: VERSION, conversations }, null, 1)}\n`;
+}
+
+/**
+ * A file name that every system takes.
+ * @param {string} title
+ */
+export function fileName(title) {
+  const plain = title.replace(/[^\p{L}\p{N} _-]/gu, "").trim().slice(0, 60);
+  return `${plain || "conversations"}.json`;
+}
+
+/**
+ * The conversations of a file, all or none. Each gets an id of its own, so that an import never
+ * overwrites what is there.
+ * @param {Blob} file
+ * @returns {Promise<Conversation[]>}
+ */
+export async function fromFile(file) {
+  if (file.size > MOST_BYTES) {
+    throw new Error(`it has ${file.size} bytes; at most ${MOST_BYTES} are read`);
+  }
+  const text = await file.text();
+  let data;
+  try {
+    data = JSON.parse(text);
+  } catch {
+    throw new Error("it is not JSON; expected a file that was exported here");
+  }
+  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) {
+    throw new Error("it holds no conversations; expected a file that was exported here");
+  }
+  if (data.version !== VERSION) {
+    throw new Error(`it is of version ${data.version}; this page reads version ${VERSION}`);
+  }
+  return data.conversations.map((/** @type {unknown} */ each) => {
+    return { ...readConversation(each), id: crypto.randomUUID() };
+  });
+}

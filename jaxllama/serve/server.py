@@ -1,0 +1,134 @@
+"""The server: sockets, signals, and an end without loose ends.
+
+Run by the command line. It answers from the moment it listens, while the model still loads. The
+first SIGTERM or Ctrl-C lets it finish what runs; the second ends it at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from jaxllama.errors import ConfigError
+from jaxllama.serve.app import DIALECTS, create_app
+from jaxllama.serve.connection import Connection
+from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.settings import Settings
+from jaxllama.service import GenerationService
+
+logger = logging.getLogger(__name__)
+
+LAST_SECONDS = 2.0  # for threads and handlers that should have ended by now
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Server:
+    """One service on one address."""
+
+    def __init__(
+        self,
+        service: GenerationService,
+        settings: Settings,
+        dialects: Sequence[Dialect] = DIALECTS,
+    ) -> None:
+        self.service, self.settings = service, settings
+        self.crowd: set[Connection] = set()
+        app = create_app(service, settings, dialects)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._listening: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, and begin to load the model."""
+        settings = self.settings
+        tls = tls_context(settings)
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+
+        def connect() -> Connection:
+            return Connection(
+                server,
+                settings,
+                self.crowd,
+                loop=loop,
+                keepalive_timeout=settings.keepalive_seconds,
+                access_log=None,
+                auto_decompress=False,
+                logger=logger,
+            )
+
+        try:
+            self._listening = await loop.create_server(
+                connect, settings.host, settings.port, ssl=tls, backlog=settings.connections
+            )
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+                f"choose another --port or --host"
+            ) from error
+        self.service.start()
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached."""
+        assert self._listening is not None
+        host, port = self._listening.sockets[0].getsockname()[:2]
+        scheme = "https" if self.settings.tls_certificate else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    async def run(self) -> tuple[int, bool]:
+        """Serve until a signal or a failure; the exit code, and whether all threads ended."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signalled, stop, number)
+        try:
+            await self.start()
+            logger.info("listening on %s", self.url)
+            waits = [asyncio.ensure_future(each.wait()) for each in (stop, self.service.failed)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in waits:
+                each.cancel()
+        finally:
+            ended = await self.stop()
+        failure = self.service.failure
+        if failure is None:
+            return 0, ended
+        logger.error("the server ends, because it failed: %s", failure)
+        return getattr(failure, "exit_code", 1), ended
+
+    async def stop(self) -> bool:
+        """Finish what runs, tell the rest, let go of everything; False if a thread is stuck."""
+        logger.info("stopping: finishing what runs within %s s", self.settings.drain_timeout)
+        await self.service.drain(self.settings.drain_timeout)
+        if self._listening is not None:
+            self._listening.close()
+        ended = await self.service.close(LAST_SECONDS)
+        await self._runner.cleanup()
+        return ended
+
+    def _signalled(self, stop: asyncio.Event, number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What makes it https, if that is asked for."""
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"certificate {settings.tls_certificate} with key {settings.tls_key} cannot be used: "
+            f"{error}"
+        ) from error
+    return context

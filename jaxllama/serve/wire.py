@@ -1,0 +1,113 @@
+"""Framing: how answers become bytes - one JSON body, or Server-Sent Events.
+
+Used by dialects' handlers. Keeps a silent stream alive with pings, turns what goes wrong after the
+status was sent into one last event, and lets go of a client that takes nothing in. Knows no
+dialect but the shape of its errors.
+"""
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.errors import JaxLlamaError, SlowReader
+from jaxllama.serve.keys import CALLER, DIALECT, SETTINGS
+
+logger = logging.getLogger(__name__)
+
+PING = b": ping\n\n"
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # proxies must not collect the stream
+}
+
+
+def encode(value: Any) -> bytes:
+    """A value as JSON; line ends inside texts are escaped by it."""
+    return msgspec.json.encode(value)
+
+
+def one_json(value: Any, status: int = 200) -> web.Response:
+    """A whole answer as one JSON body."""
+    return web.Response(body=encode(value), status=status, content_type="application/json")
+
+
+class Sse:
+    """A stream of events to one client.
+
+    The status is sent with the first event or ping; what is raised before is still a response of
+    its own.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self.response = web.StreamResponse(headers=HEADERS)
+        self._request = request
+        self._settings = request.app[SETTINGS]
+        self._writing = asyncio.Lock()  # one writer at a time: pings come in between
+        self._wrote = asyncio.get_running_loop().time()
+        self._pinging: asyncio.Task[None] | None = None
+
+    async def send(self, value: Any, event: str | None = None) -> None:
+        """One event; waits while the client is behind."""
+        name = f"event: {event}\n".encode() if event else b""
+        await self._write(b"%sdata: %s\n\n" % (name, encode(value)))
+
+    async def done(self) -> None:
+        """The end that OpenAI's clients wait for."""
+        await self._write(b"data: [DONE]\n\n")
+
+    async def __aenter__(self) -> Self:
+        self._pinging = asyncio.create_task(self._ping())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if self._pinging is not None:
+            self._pinging.cancel()
+        if not self.response.prepared or not isinstance(error, Exception):
+            return False
+        self.response.force_close()
+        if isinstance(error, ConnectionError | SlowReader):
+            self._abort()
+            return False
+        if not isinstance(error, JaxLlamaError):
+            logger.error("request %s failed", self._request[CALLER].id, exc_info=error)
+            error = JaxLlamaError("internal error")
+        await self.send(self._request[DIALECT].error_body(error))
+        return True
+
+    async def _write(self, raw: bytes) -> None:
+        async with self._writing:
+            try:
+                async with asyncio.timeout(self._settings.stall_seconds):
+                    if not self.response.prepared:
+                        await self.response.prepare(self._request)
+                    await self.response.write(raw)
+                    await self._request.writer.drain()
+            except TimeoutError as error:
+                self._abort()
+                raise SlowReader(
+                    f"the client took nothing in for {self._settings.stall_seconds} s"
+                ) from error
+            self._wrote = asyncio.get_running_loop().time()
+
+    async def _ping(self) -> None:
+        """Say that we are still there, so that nobody in between closes the connection."""
+        loop, pause = asyncio.get_running_loop(), self._settings.ping_seconds
+        while True:
+            await asyncio.sleep(max(0.0, self._wrote + pause - loop.time()))
+            if loop.time() - self._wrote >= pause:
+                await self._write(PING)
+
+    def _abort(self) -> None:
+        """Drop the connection and what it still owes."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
