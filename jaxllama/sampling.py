@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.errors import BrokenPlugin
-from jaxllama.shapes import Array, Bool, Float, Int
+from jaxllama.shapes import Array, Bool, Float, Int, UInt32
 
 Knob: TypeAlias = Any  # a number on the host, an array inside the compiled step
 
@@ -100,11 +100,19 @@ class Context:
     prompt: Int[Array, ""]  # tokens of the prompt
     stop_ids: Int[Array, " E"]  # ids that end this row, padded with NO_TOKEN
     chance: Float[Array, ""]  # one uniform number in [0, 1), this sampler's own at this step
+    allowed: UInt32[Array, " W"] | None = None  # packed; see `lets_through`
 
     @property
     def generated(self) -> Int[Array, ""]:
         """Tokens generated so far."""
         return self.length - self.prompt
+
+    def lets_through(self, vocab: int) -> Bool[Array, " V"]:
+        """Tokens that the request's constraint (a schema, a grammar) allows next."""
+        if self.allowed is None:
+            return jnp.ones(vocab, jnp.bool_)
+        ids = jnp.arange(vocab, dtype=jnp.uint32)
+        return (self.allowed[ids >> 5] >> (ids & 31)) & 1 > 0
 
     def newest(self, count: Knob) -> Bool[Array, " T"]:
         """Mask of the newest `count` tokens; 0 means all of them."""
@@ -182,6 +190,8 @@ class Sampler:
 
 class Adjuster(Sampler):
     """Moves logits: penalties, biases, constraints."""
+
+    constrains: ClassVar[bool] = False  # on in the rows that have a constraint; needs no knob
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
         """The moved logits of one row; -inf bans a token."""

@@ -6,7 +6,7 @@ Read by people; imported by whoever annotates arrays. Knows no arithmetic.
     F ffn width        N query heads                 K key/value heads     G = N / K
     H head size        V vocabulary                  C candidates          E stop ids
     R rows of a tile   P prompt chunk                M listed log-probabilities
-    U rotated pairs, H / 2
+    U rotated pairs, H / 2   W words of 32 tokens
 """
 
 from jax import Array

@@ -16,7 +16,15 @@ import numpy as np
 from jaxllama.engine.draws import Draws, draw_from_all
 from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
 from jaxllama.engine.logprobs import Listed, list_if, list_likeliest, list_padded, logprob_if
-from jaxllama.engine.rows import Rows, chance, context, is_warm, switched_on, where_rows
+from jaxllama.engine.rows import (
+    Rows,
+    chance,
+    context,
+    is_asked,
+    is_warm,
+    switched_on,
+    where_rows,
+)
 from jaxllama.engine.survivors import Ask, draw_survivors
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
@@ -146,8 +154,9 @@ class SamplerBank:
         """The logits after every adjuster, and whether those are free of NaN and +inf."""
         on = {
             # A greedy row does not pay for what cannot change its token.
-            name: switched_on(bank[name]) & rows.active & (is_warm(rows) | (not kind.keeps_greedy))
+            name: is_asked(bank[name], rows) & live
             for name, kind in self.adjusters.items()
+            for live in [rows.active & (is_warm(rows) | (not kind.keeps_greedy))]
         }
 
         def adjust() -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.limits import LIMITS, check_number
-from jaxllama.sampling import NO_TOKEN, KnobSpec, Pairs, Sampler, knobs_of
+from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knobs_of
 
 DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
 MAX_INT = 2**31 - 1
@@ -26,7 +26,8 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
     specs: dict[str, KnobSpec] = {}
     for name, kind in samplers.items():
         declared = knobs_of(kind)
-        if not any(spec.switch for spec in declared.values()):
+        by_constraint = issubclass(kind, Adjuster) and kind.constrains
+        if not (by_constraint or any(spec.switch for spec in declared.values())):
             raise BrokenPlugin(
                 f"sampler {name!r} has no knob that turns it on; declare one with knob(off=...)"
             )

@@ -7,7 +7,7 @@ recompiling.
     empty    () -> state                                       every row inert
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
     admit    (state, slot, row)                                a row begins to decode
-    decode   (params, state, steps) -> state, StepOutput       up to `steps` tokens for every row
+    decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
     copy     (state, source, target, count)                    the beginning of a cache row
@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.rows import every_token
 from jaxllama.engine.state import DecodeState, RowStart, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, StepOutput, Steps
 from jaxllama.model.params import Tree
@@ -63,6 +64,7 @@ class Programs:
         self._shardings = state_shardings(mesh, abstract)
         self._state = jax.tree.map(with_sharding, abstract, self._shardings)
         self._whole = NamedSharding(mesh, PartitionSpec())
+        self._every_token = jax.device_put(every_token(engine.slots, bank.vocab), self._whole)
 
     @property
     def tile(self) -> int:
@@ -106,9 +108,13 @@ class Programs:
         """Compute `count` of `ids` into a slot, from column `start` on."""
         return self.compiled("prefill")(self.params, state, slot, ids, start, count)
 
-    def decode(self, state: DecodeState, steps: Any) -> tuple[DecodeState, StepOutput]:
-        """Draw up to `steps` tokens for every active row."""
-        return self.compiled("decode")(self.params, state, steps)
+    def decode(
+        self, state: DecodeState, steps: Any, allowed: Any = None
+    ) -> tuple[DecodeState, StepOutput]:
+        """Draw up to `steps` tokens for every active row; without `allowed`, among all tokens."""
+        if allowed is None:
+            allowed = self._every_token
+        return self.compiled("decode")(self.params, state, steps, allowed)
 
     def admit(self, state: DecodeState, slot: Any, row: RowStart) -> DecodeState:
         """Let a row begin."""
@@ -143,10 +149,11 @@ class Programs:
         ids = self._small((self.chunk,))
         pairs = self._small((2, self.tile))
         mask = self._small((self.engine.slots,), jnp.bool_)
+        allowed = self._small(self._every_token.shape, jnp.uint32)
         return {
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
-            "decode": (params, state, number),
+            "decode": (params, state, number, allowed),
             "admit": (state, number, self._row()),
             "release": (state, mask),
             "scrub": (state, number),

@@ -8,11 +8,14 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxllama.sampling import NO_TOKEN, Context, KnobSpec, Pairs, Sampler, knobs_of
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, KnobSpec, Pairs, Sampler, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 T = TypeVar("T")
+
+ALL_OF_WORD = 2**32 - 1  # 32 tokens, all allowed
 
 
 class Rows(NamedTuple):
@@ -27,11 +30,18 @@ class Rows(NamedTuple):
     seed: UInt32[Array, "S 2"]  # raw threefry key; folded with `length` at each draw
     active: Bool[Array, " S"]
     top_logprobs: Int32[Array, " S"]  # -1: this row wants no log-probabilities
+    allowed: UInt32[Array, "S W"] | None = None  # a bit per token; all set: no constraint
+
+
+def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
+    """`Rows.allowed` where no row has a constraint."""
+    return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 
 def context(row: Rows, name: str) -> Context:
     """What the sampler called `name` may know of one row (leaves without S)."""
-    return Context(row.tokens, row.length, row.prompt, row.stop_ids, chance(row, name))
+    draw = chance(row, name)
+    return Context(row.tokens, row.length, row.prompt, row.stop_ids, draw, row.allowed)
 
 
 def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
@@ -49,6 +59,15 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
 def is_warm(rows: Rows) -> Bool[Array, " S"]:
     """Rows whose token is drawn; the others take the likeliest."""
     return rows.temperature > 0
+
+
+def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
+    """Rows in which this sampler has something to do: by its knobs, or for their constraint."""
+    if not (isinstance(sampler, Adjuster) and sampler.constrains):
+        return switched_on(sampler)
+    if rows.allowed is None:
+        return jnp.zeros_like(rows.active)
+    return jnp.any(rows.allowed != jnp.uint32(ALL_OF_WORD), axis=-1)
 
 
 def switched_on(sampler: Sampler) -> Bool[Array, " S"]:

@@ -18,7 +18,7 @@ from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.model.cache import LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
-from jaxllama.shapes import Array, Bool, Float, Int32
+from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 KERNEL_TILE = 64  # rows of a prompt that go through the kernels together
 
@@ -79,14 +79,17 @@ class Steps:
         return dataclasses.replace(state, cache=cache)
 
     def decode(
-        self, params: Tree, state: DecodeState, steps: Array
+        self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """Draw up to `steps` tokens for every active row; stops early when none is left."""
+        """Draw up to `steps` tokens for every active row; stops early when none is left.
+
+        `allowed` holds for all steps: rows with a constraint are asked for one.
+        """
         most = self.engine.steps_per_sync
 
         def one(carry: tuple[Array, Tree, DecodeState, StepOutput]) -> Any:
             done, params, state, output = carry
-            state, now = self._step(params, state)
+            state, now = self._step(params, state, allowed)
             output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
             return done + 1, params, state, output
 
@@ -94,19 +97,22 @@ class Steps:
             done, _, state, _ = carry
             return (done < steps) & jnp.any(state.active)
 
-        shapes = jax.eval_shape(self._step, params, state)[1]
+        shapes = jax.eval_shape(self._step, params, state, allowed)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         blank = blank._replace(token=blank.token - 1)
         # Weights go through the loop's carry: outside it XLA would unpack them once for all steps.
         _, _, state, output = lax.while_loop(more, one, (jnp.int32(0), params, state, blank))
         return state, output
 
-    def _step(self, params: Tree, state: DecodeState) -> tuple[DecodeState, StepOutput]:
+    def _step(
+        self, params: Tree, state: DecodeState, allowed: UInt32[Array, "S W"]
+    ) -> tuple[DecodeState, StepOutput]:
         """One token for every active row."""
         model = self._model(params)
         active = state.active
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
-        bank, choice = self.bank.choose(state.bank, model.head(hidden), state.rows())
+        rows = state.rows()._replace(allowed=allowed)
+        bank, choice = self.bank.choose(state.bank, model.head(hidden), rows)
         length = jnp.where(active, state.length + 1, state.length)
         token = choice.token
         place = jnp.where(active, length, state.tokens.shape[1])  # inert rows: out of bounds

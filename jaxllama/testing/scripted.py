@@ -115,8 +115,9 @@ class ScriptedPrograms(Programs):
         )
         return state
 
-    def decode(self, state: Any, steps: Any) -> tuple[Any, StepOutput]:
-        """Say the next word of every answer, up to `steps` times."""
+    def decode(self, state: Any, steps: Any, allowed: Any = None) -> tuple[Any, StepOutput]:
+        """Say the next word of every answer, up to `steps` times, allowed or not."""
+        del allowed
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in list(state.rows.items()):
