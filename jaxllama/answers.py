@@ -9,17 +9,15 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, Self, TypeVar
 
+from jaxllama.bounds import Bounds
 from jaxllama.bridge import Ticket
 from jaxllama.errors import Cancelled, JaxLlamaError, SlowReader
 from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, TextTail, Usage
 
 T = TypeVar("T")
-
-BEHIND_EVENTS = 256  # a reader this far behind ...
-BEHIND_SECONDS = 10.0  # ... for so long is given up
 
 
 @dataclass
@@ -64,6 +62,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
     def __init__(
         self,
         caller: Caller,
+        bounds: Bounds,
         stop: Callable[[Choice], None],
         waited: Callable[[float, bool], None],
     ) -> None:
@@ -73,6 +72,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         self.began = asyncio.get_running_loop().time()
         self.reason: str | None = None  # why its dialect has left, once it has
         self.first: float | None = None  # when the first token of all came
+        self._bounds = bounds
         self._stop = stop
         self._waited = waited
         self._inbox: deque[tuple[float, int, Event]] = deque()
@@ -145,12 +145,13 @@ class Answers(AsyncIterator[tuple[int, Event]]):
             self.first = self.first or now
         self._inbox.append((now, choice.index, event))
         self._awake.set()
-        if len(self._inbox) > BEHIND_EVENTS and now - self._inbox[0][0] > BEHIND_SECONDS:
+        events, seconds = self._bounds.behind_events, self._bounds.behind_seconds
+        if len(self._inbox) > events and now - self._inbox[0][0] > seconds:
             self._inbox.clear()
             self.fail(
                 SlowReader(
-                    f"the client is more than {BEHIND_EVENTS} tokens and {BEHIND_SECONDS} s "
-                    f"behind; read faster, or ask without streaming"
+                    f"the client is more than {events} tokens and {seconds} s behind; read "
+                    f"faster, or ask without streaming"
                 )
             )
 
@@ -166,3 +167,58 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         for choice in self.choices:
             if not choice.is_over:
                 self._stop(choice)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one request went."""
+
+    id: str
+    client: str
+    route: str
+    reason: str  # how it ended: stop, length, or the code of an error
+    choices: int
+    prompt: int  # tokens, each prompt counted once
+    reused: int  # of these, not computed again
+    generated: int
+    seconds: float
+    seconds_to_first: float | None
+
+    def as_facts(self) -> dict[str, object]:
+        """For the log."""
+        first = self.seconds_to_first
+        later = self.seconds - first if first is not None else 0.0
+        return {
+            **asdict(self),
+            "seconds": round(self.seconds, 4),
+            "seconds_to_first": None if first is None else round(first, 4),
+            "tokens_per_second": round(self.generated / later, 1) if later > 0 else None,
+        }
+
+
+class Observer(Protocol):
+    """Whoever counts and measures; called on the event loop."""
+
+    def waited(self, seconds: float, is_first: bool, /) -> None:
+        """A token came, so long after the request or the token before it."""
+
+    def ended(self, outcome: Outcome, /) -> None:
+        """A request is over and all it held is free."""
+
+
+def outcome_of(answers: Answers) -> Outcome:
+    """What is told about a request that is over."""
+    caller, now = answers.caller, asyncio.get_running_loop().time()
+    usages = [choice.usage for choice in answers.choices if choice.usage is not None]
+    return Outcome(
+        id=caller.id,
+        client=caller.client,
+        route=caller.route,
+        reason=answers.reason or "",
+        choices=len(answers.choices),
+        prompt=sum(usage.prompt for usage in usages),
+        reused=sum(usage.reused for usage in usages),
+        generated=sum(usage.generated for usage in usages),
+        seconds=now - answers.began,
+        seconds_to_first=answers.first and answers.first - answers.began,
+    )

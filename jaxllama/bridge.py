@@ -27,8 +27,7 @@ T = TypeVar("T")
 Job = Callable[[], None]
 Tell = Callable[[Event | JaxLlamaError], None]  # called on the loop; an error is the last thing
 
-PATIENCE = 10.0  # seconds without a step after which a busy engine counts as stalled ...
-LONGEST_STEPS = 5  # ... or so many times its longest step
+LONGEST_STEPS = 5  # a busy engine that takes so many times its longest step is stalled
 
 
 @dataclass(eq=False, slots=True)
@@ -53,8 +52,10 @@ class Pulse:
 class EngineThread:
     """Runs an engine until `stop`; safe to use from one event loop."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, patience: float = 10.0) -> None:
+        """`patience` is how many seconds a busy engine may take for a step at least."""
         self.engine = engine
+        self.patience = patience
         self.failure: BaseException | None = None
         self.pulse = Pulse()
         self._inbox: queue.SimpleQueue[tuple[Job, Job] | None] = queue.SimpleQueue()
@@ -107,7 +108,7 @@ class EngineThread:
         if pulse.busy_since is None:
             return None
         seconds = time.monotonic() - pulse.busy_since
-        return seconds if seconds > max(PATIENCE, LONGEST_STEPS * pulse.longest_step) else None
+        return seconds if seconds > max(self.patience, LONGEST_STEPS * pulse.longest_step) else None
 
     # On the loop.
 

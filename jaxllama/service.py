@@ -10,16 +10,17 @@ has slots, and knows how all of it fares. Lives on one event loop. Must not know
 """
 
 import asyncio
-import copy
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from jaxllama.answers import Answers, Caller, Choice
+from jaxllama.answers import Answers, Caller, Choice, Observer, outcome_of
+from jaxllama.asking import Ask, count_choices, ready_all
+from jaxllama.bounds import Bounds
 from jaxllama.bridge import EngineThread
 from jaxllama.confined import Confined
 from jaxllama.engine.engine import Engine
@@ -32,11 +33,9 @@ from jaxllama.errors import (
     TimedOut,
 )
 from jaxllama.fair_queue import FairQueue
-from jaxllama.formats import Tool
-from jaxllama.intake import Intake, Prompt, Ready
-from jaxllama.limits import LIMITS, check, check_count
-from jaxllama.messages import Ending, Turns
-from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, choice_seed
+from jaxllama.intake import Ready
+from jaxllama.request import Event
+from jaxllama.served import Model, confine, make_one_token
 
 __all__ = ["Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "State"]
 
@@ -46,85 +45,6 @@ T = TypeVar("T")
 
 SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
 GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is served."""
-
-    name: str
-    engine: Engine
-    intake: Intake
-
-    @property
-    def knobs(self) -> frozenset[str]:
-        """Every field of a request that says how to generate."""
-        return frozenset((*LIMITS, *self.intake.bank.knobs))
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What one client wants: `n` answers to each prompt or to a conversation, and knobs."""
-
-    prompts: Sequence[Prompt] = ()
-    messages: Turns | None = None
-    knobs: Mapping[str, object] = field(default_factory=dict)
-    n: int = 1
-    tools: Sequence[Tool] = ()
-    ending: Ending = Ending.ANSWER
-
-
-def setting(default: T, help_: str) -> T:
-    """A setting with its explanation."""
-    return field(default=default, metadata={"help": help_})
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much the service takes on; the operator's to set."""
-
-    queue_requests: int = setting(512, "answers that may wait; beyond, clients are told to retry")
-    queue_tokens: int = setting(1_000_000, "prompt tokens that may wait")
-    request_tokens: int = setting(262_144, "prompt and answer tokens of one request, all choices")
-    request_seconds: float | None = setting(None, "most seconds a request may take")
-    render_seconds: float = setting(2.0, "most seconds a chat template may take")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one request went."""
-
-    id: str
-    client: str
-    route: str
-    reason: str  # how it ended: stop, length, or the code of an error
-    choices: int
-    prompt: int  # tokens, each prompt counted once
-    reused: int  # of these, not computed again
-    generated: int
-    seconds: float
-    seconds_to_first: float | None
-
-    def as_facts(self) -> dict[str, object]:
-        """For the log."""
-        first = self.seconds_to_first
-        later = self.seconds - first if first is not None else 0.0
-        return {
-            **asdict(self),
-            "seconds": round(self.seconds, 4),
-            "seconds_to_first": None if first is None else round(first, 4),
-            "tokens_per_second": round(self.generated / later, 1) if later > 0 else None,
-        }
-
-
-class Observer(Protocol):
-    """Whoever counts and measures; called on the event loop."""
-
-    def waited(self, seconds: float, is_first: bool, /) -> None:
-        """A token came, so long after the request or the token before it."""
-
-    def ended(self, outcome: Outcome, /) -> None:
-        """A request is over and all it held is free."""
 
 
 class State(StrEnum):
@@ -143,7 +63,7 @@ class GenerationService:
     def __init__(
         self,
         open_model: Callable[[], Model],
-        bounds: Bounds = Bounds(),
+        bounds: Bounds,
         *,
         observer: Observer | None = None,
     ) -> None:
@@ -154,7 +74,7 @@ class GenerationService:
         self.failed = asyncio.Event()
         self.is_draining = False
         self.thread: EngineThread | None = None
-        self._observer = observer
+        self.observer = observer
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet
@@ -221,7 +141,7 @@ class GenerationService:
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
         """Answers to what a client asks, as they come; leaving cancels what has not ended."""
-        answers = Answers(caller, self._drop, self._waited)
+        answers = Answers(caller, self.bounds, self._drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
             seconds, lambda: answers.fail(TimedOut(f"the request took more than {seconds} s"))
@@ -354,12 +274,12 @@ class GenerationService:
             return
         outcome = outcome_of(answers)
         logger.info("request", extra={"facts": outcome.as_facts()})
-        if self._observer is not None:
-            self._observer.ended(outcome)
+        if self.observer is not None:
+            self.observer.ended(outcome)
 
     def _waited(self, seconds: float, is_first: bool) -> None:
-        if self._observer is not None:
-            self._observer.waited(seconds, is_first)
+        if self.observer is not None:
+            self.observer.waited(seconds, is_first)
 
     # In the background.
 
@@ -369,7 +289,7 @@ class GenerationService:
             self._opening = asyncio.ensure_future(asyncio.to_thread(self._open_model))
             model = await asyncio.shield(self._opening)
             intake = await asyncio.to_thread(confine, model.intake, self.bounds.render_seconds)
-            thread = EngineThread(model.engine)
+            thread = EngineThread(model.engine, patience=self.bounds.patience_seconds)
             thread.start()
             self.thread = thread
             await make_one_token(thread)
@@ -399,74 +319,3 @@ class GenerationService:
         except TimeoutError:
             return False
         return True
-
-
-def count_choices(ask: Ask) -> int:
-    """How many answers are wanted, within the limits."""
-    if bool(ask.prompts) == (ask.messages is not None):
-        raise InvalidParameter("expected either prompts or messages", "messages")
-    check("n", ask.n)
-    check_count("prompts", len(ask.prompts))
-    check_count("messages", len(ask.messages or ()))
-    check_count("tools", len(ask.tools))
-    count = ask.n * max(1, len(ask.prompts))
-    check("choices", count)
-    return count
-
-
-def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
-    """The checked request of every choice; stream i of a prompt has the seed of its number."""
-    if ask.messages is not None:
-        firsts = [intake.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
-    else:
-        firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
-    return [
-        (replace(request, seed=choice_seed(request.seed, i)), tail.again())
-        for request, tail in firsts
-        for i in range(ask.n)
-    ]
-
-
-def confine(intake: Intake, seconds: float) -> Intake:
-    """The intake, with a chat template - a program that came with the model - locked up."""
-    text = intake.tokenizer.text
-    if text.template is None:
-        return intake
-    confined = copy.copy(intake)
-    confined.format = Confined(intake.format, text, seconds=seconds)
-    confined.format.start()
-    return confined
-
-
-def outcome_of(answers: Answers) -> Outcome:
-    """What is told about a request that is over."""
-    caller, now = answers.caller, asyncio.get_running_loop().time()
-    usages = [choice.usage for choice in answers.choices if choice.usage is not None]
-    return Outcome(
-        id=caller.id,
-        client=caller.client,
-        route=caller.route,
-        reason=answers.reason or "",
-        choices=len(answers.choices),
-        prompt=sum(usage.prompt for usage in usages),
-        reused=sum(usage.reused for usage in usages),
-        generated=sum(usage.generated for usage in usages),
-        seconds=now - answers.began,
-        seconds_to_first=answers.first and answers.first - answers.began,
-    )
-
-
-async def make_one_token(thread: EngineThread) -> None:
-    """Prove that the engine works, before anybody is told so."""
-    done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
-
-    def tell(event: Event | JaxLlamaError) -> None:
-        if isinstance(event, Finished | JaxLlamaError) and not done.done():
-            done.set_result(event)
-
-    thread.submit(GenerationRequest(prompt=(0,), max_tokens=1, temperature=0.0), None, tell)
-    end = await done
-    if isinstance(end, JaxLlamaError):
-        raise end
-    if end.reason is not FinishReason.LENGTH:
-        raise end.error or EngineStopped(f"the first token ended with {end.reason}")

@@ -22,7 +22,8 @@ WORDS = "errors config shapes limits request registry"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages intake completion"
-SERVICE = f"{WORDS} engine formats bridge messages intake fair_queue confined answers"
+SERVED = f"{WORDS} engine formats bounds bridge messages intake confined"
+SERVICE = f"{SERVED} fair_queue answers asking served"
 FLOORS: dict[str, tuple[str, str]] = {
     # 0: the words everybody shares
     "errors": ("", ""),
@@ -50,18 +51,21 @@ FLOORS: dict[str, tuple[str, str]] = {
     "intake": (f"{ENGINE} formats messages text", ""),
     "fair_queue": (WORDS, ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "answers": (f"{WORDS} bridge", "asyncio"),
+    "bounds": ("", ""),
+    "answers": (f"{WORDS} bounds bridge", "asyncio"),
+    "asking": (f"{WORDS} formats messages intake", ""),
+    "served": (SERVED, "asyncio"),
     "service": (SERVICE, "asyncio"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "llm": (WHOLE, "jax"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
-        f"{WORDS} formats messages answers service",
+        f"{WORDS} formats messages answers bounds service",
         "asyncio aiohttp msgspec prometheus_client",
     ),
     # 5: on top of everything
-    "cli": (f"{WHOLE} llm service serve", "jax click rich asyncio"),
+    "cli": (f"{WHOLE} llm bounds service serve", "jax click rich asyncio"),
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.
     "jaxllama_samplers": ("sampling shapes", "jax"),

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from jaxllama.bounds import Bounds
 from jaxllama.config import EngineConfig
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import JaxLlamaError
@@ -21,7 +22,7 @@ from jaxllama.serve.keys import CALLER
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.wire import Sse, one_json
-from jaxllama.service import Ask, Bounds, GenerationService, Model
+from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.support import closed

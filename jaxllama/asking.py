@@ -1,0 +1,53 @@
+"""Asking: what one client wants, and the checked requests that it comes to.
+
+An `Ask` is made by a dialect and taken by the service, which makes requests of it in a thread.
+Knows prompts and limits; starts nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.formats import Tool
+from jaxllama.intake import Intake, Prompt, Ready
+from jaxllama.limits import check, check_count
+from jaxllama.messages import Ending, Turns
+from jaxllama.request import choice_seed
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one client wants: `n` answers to each prompt or to a conversation, and knobs."""
+
+    prompts: Sequence[Prompt] = ()
+    messages: Turns | None = None
+    knobs: Mapping[str, object] = field(default_factory=dict)
+    n: int = 1
+    tools: Sequence[Tool] = ()
+    ending: Ending = Ending.ANSWER
+
+
+def count_choices(ask: Ask) -> int:
+    """How many answers are wanted, within the limits."""
+    if bool(ask.prompts) == (ask.messages is not None):
+        raise InvalidParameter("expected either prompts or messages", "messages")
+    check("n", ask.n)
+    check_count("prompts", len(ask.prompts))
+    check_count("messages", len(ask.messages or ()))
+    check_count("tools", len(ask.tools))
+    count = ask.n * max(1, len(ask.prompts))
+    check("choices", count)
+    return count
+
+
+def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
+    """The checked request of every choice; stream i of a prompt has the seed of its number."""
+    if ask.messages is not None:
+        firsts = [intake.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
+    else:
+        firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
+    return [
+        (replace(request, seed=choice_seed(request.seed, i)), tail.again())
+        for request, tail in firsts
+        for i in range(ask.n)
+    ]

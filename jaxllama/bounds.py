@@ -1,0 +1,30 @@
+"""Bounds: how much a service takes on; the operator's to set.
+
+Read by the service and what belongs to it; the command line makes an option of each.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def setting(default: T, help_: str) -> T:
+    """A setting with its explanation, as a field of a dataclass."""
+    return field(default=default, metadata={"help": help_})
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of one service; durations in seconds."""
+
+    queue_requests: int = setting(512, "answers that may wait; beyond, clients are told to retry")
+    queue_tokens: int = setting(1_000_000, "prompt tokens that may wait")
+    request_tokens: int = setting(262_144, "prompt and answer tokens of one request, all choices")
+    request_seconds: float | None = setting(None, "most seconds a request may take")
+    render_seconds: float = setting(2.0, "most seconds a chat template may take")
+    behind_events: int = setting(256, "tokens a client may be behind with reading ...")
+    behind_seconds: float = setting(10.0, "... for so long, before it is dropped")
+    patience_seconds: float = setting(
+        10.0, "a busy engine that makes no step for so long, or 5 times its longest, is stalled"
+    )

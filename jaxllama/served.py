@@ -1,0 +1,58 @@
+"""What is served: one model, ready to be asked.
+
+Made by whoever composes the server, proven by the service before anybody is told that it is ready.
+Must not know queues or HTTP.
+"""
+
+import asyncio
+import copy
+from dataclasses import dataclass
+
+from jaxllama.bridge import EngineThread
+from jaxllama.confined import Confined
+from jaxllama.engine.engine import Engine
+from jaxllama.errors import EngineStopped, JaxLlamaError
+from jaxllama.intake import Intake
+from jaxllama.limits import LIMITS
+from jaxllama.request import Event, Finished, FinishReason, GenerationRequest
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served."""
+
+    name: str
+    engine: Engine
+    intake: Intake
+
+    @property
+    def knobs(self) -> frozenset[str]:
+        """Every field of a request that says how to generate."""
+        return frozenset((*LIMITS, *self.intake.bank.knobs))
+
+
+def confine(intake: Intake, seconds: float) -> Intake:
+    """The intake, with a chat template - a program that came with the model - locked up."""
+    text = intake.tokenizer.text
+    if text.template is None:
+        return intake
+    confined = copy.copy(intake)
+    confined.format = Confined(intake.format, text, seconds=seconds)
+    confined.format.start()
+    return confined
+
+
+async def make_one_token(thread: EngineThread) -> None:
+    """Prove that the engine works, before anybody is told so."""
+    done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
+
+    def tell(event: Event | JaxLlamaError) -> None:
+        if isinstance(event, Finished | JaxLlamaError) and not done.done():
+            done.set_result(event)
+
+    thread.submit(GenerationRequest(prompt=(0,), max_tokens=1, temperature=0.0), None, tell)
+    end = await done
+    if isinstance(end, JaxLlamaError):
+        raise end
+    if end.reason is not FinishReason.LENGTH:
+        raise end.error or EngineStopped(f"the first token ended with {end.reason}")
