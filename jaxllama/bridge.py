@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from jaxllama.engine.engine import Engine
@@ -45,8 +45,14 @@ class Pulse:
     """What the thread did last; replaced whole."""
 
     steps: int = 0
+    seconds: float = 0.0  # in all steps together
     longest_step: float = 0.0
     busy_since: float | None = None  # when it took up what it does now; None while it waits
+
+    def after_step(self, seconds: float, now: float) -> "Pulse":
+        """One step later."""
+        longest = max(self.longest_step, seconds)
+        return Pulse(self.steps + 1, self.seconds + seconds, longest, now)
 
 
 class EngineThread:
@@ -134,8 +140,7 @@ class EngineThread:
                 began = time.monotonic()
                 events = self.engine.step()
                 now = time.monotonic()
-                longest = max(self.pulse.longest_step, now - began)
-                self.pulse = Pulse(self.pulse.steps + 1, longest, now)
+                self.pulse = self.pulse.after_step(now - began, now)
                 if events:
                     self._call(tell_all, [(self._ticket(event), event) for event in events])
         except BaseException as error:
@@ -150,13 +155,13 @@ class EngineThread:
         while True:
             waits = self.engine.idle and not self._questions
             if waits:
-                self.pulse = Pulse(self.pulse.steps, self.pulse.longest_step)
+                self.pulse = replace(self.pulse, busy_since=None)
             try:
                 job = self._inbox.get(block=waits)
             except queue.Empty:
                 return True
             if self.pulse.busy_since is None:
-                self.pulse = Pulse(self.pulse.steps, self.pulse.longest_step, time.monotonic())
+                self.pulse = replace(self.pulse, busy_since=time.monotonic())
             if job is None:
                 return False
             job[0]()

@@ -80,6 +80,7 @@ class GenerationService:
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._weight_bytes = self._traced = 0
         self._in_engine = 0
         self._preparing = 0
         self._opening: asyncio.Future[Model] | None = None
@@ -135,6 +136,31 @@ class GenerationService:
         if self._model is None:
             raise NotReady("the model is still loading; try again in a few seconds")
         return self._model
+
+    def figures(self) -> dict[str, float]:
+        """How it fares, in numbers."""
+        found: dict[str, float] = {
+            "queue_requests": self.queue.items,
+            "queue_tokens": self.queue.tokens,
+            "open_requests": len(self._open),
+            "ready": self.state is State.READY,
+        }
+        if self.thread is None:
+            return found
+        engine, pulse = self.thread.engine, self.thread.pulse
+        counts = engine.counts
+        found |= {f"engine_{phase}": counts[phase] for phase in ("waiting", "filling", "running")}
+        seconds, traced = engine.step_seconds, sum(engine.programs.traces.values())
+        return found | {
+            "slots": engine.config.slots,
+            "slots_used": counts["slots"],
+            "step_seconds": seconds,
+            "weight_bytes_per_second": self._weight_bytes / seconds if seconds else 0.0,
+            "engine_steps": pulse.steps,
+            "engine_step_seconds": pulse.seconds,
+            "recompilations": traced - self._traced,
+            "faults": engine.recovery.faults,
+        }
 
     # What dialects do.
 
@@ -293,6 +319,8 @@ class GenerationService:
             thread.start()
             self.thread = thread
             await make_one_token(thread)
+            self._weight_bytes = model.engine.programs.weight_bytes
+            self._traced = sum(model.engine.programs.traces.values())
             self._model = replace(model, intake=intake)
         except Exception as error:
             self.failure = error

@@ -70,7 +70,7 @@ class Engine:
         self._running: list[Generation | None] = [None] * self.config.slots
         self._sent: deque[Sent] = deque()
         self._events: list[Event] = []
-        self._step_seconds = 0.0  # of one decode step, as last measured
+        self.step_seconds = 0.0  # of one decode step, as last measured
         self._last_read = 0.0
         self._state = programs.empty()
 
@@ -177,7 +177,7 @@ class Engine:
         """Decode steps of the next call: one while somebody waits for the device."""
         if self._waiting or self._prompts or self.recovery.suspects:
             return 1
-        fitting = int(SECONDS_PER_SYNC / self._step_seconds) if self._step_seconds else 1
+        fitting = int(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
         return min(max(fitting, 1), self.config.steps_per_sync)
 
     def _read(self, sent: Sent) -> None:
@@ -204,7 +204,7 @@ class Engine:
         now = self._clock()
         taken = int((tokens >= 0).any(axis=1).sum())
         if taken and self._last_read:
-            self._step_seconds = (now - self._last_read) / taken
+            self.step_seconds = (now - self._last_read) / taken
         self._last_read = now if self._sent else 0.0
 
     def _drew(self, generation: Generation, token: int, logprobs: TokenLogprobs | None) -> None:

@@ -76,6 +76,11 @@ class Programs:
         """Most prompt tokens of one prefill call."""
         return self.steps.chunk
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that a decode step reads of the weights, about."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load everything; afterwards `traces` does not move."""
         for done, name in enumerate(NAMES):

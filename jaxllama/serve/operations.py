@@ -6,10 +6,12 @@ Spoken to by load balancers, monitors and clients that change their mind. A dial
 from typing import Any
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.metrics import Metrics
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, State
 
@@ -17,7 +19,9 @@ LIVE = (State.LOADING, State.READY, State.DRAINING)
 
 
 def routes(service: GenerationService) -> list[web.RouteDef]:
-    """/health, /ready and cancelling by id."""
+    """/health, /ready, /metrics and cancelling by id."""
+    metrics = Metrics(service)
+    service.observer = metrics
 
     @open_to_all
     async def health(request: web.Request) -> web.Response:
@@ -33,6 +37,12 @@ def routes(service: GenerationService) -> list[web.RouteDef]:
         state = service.state
         return one_json({"status": state}, 200 if state is State.READY else 503)
 
+    async def measure(request: web.Request) -> web.Response:
+        """Figures for a monitor."""
+        del request
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        return web.Response(body=metrics.text(), headers=headers)
+
     async def cancel(request: web.Request) -> web.Response:
         """End one of the caller's own requests."""
         given = request.match_info["id"]
@@ -46,6 +56,7 @@ def routes(service: GenerationService) -> list[web.RouteDef]:
     return [
         web.get("/health", health),
         web.get("/ready", ready),
+        web.get("/metrics", measure),
         web.delete("/v1/requests/{id}", cancel),
     ]
 

@@ -1,0 +1,93 @@
+"""Metrics: what a monitor reads at /metrics, in Prometheus' text form.
+
+Made with the application; told by the service what happens, asks it for the rest when it is read.
+Has a registry of its own, so that two servers in one process do not mix.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jaxllama.answers import Outcome
+from jaxllama.service import GenerationService
+
+FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+GAUGES = {
+    "queue_requests": "Answers that wait",
+    "queue_tokens": "Prompt tokens that wait",
+    "open_requests": "Requests whose client is still being served",
+    "engine_waiting": "Answers that wait in the engine",
+    "engine_filling": "Answers whose prompt is being read",
+    "engine_running": "Answers being written",
+    "slots_used": "Slots held",
+    "slots": "Slots there are",
+    "step_seconds": "One decode step, as last measured",
+    "weight_bytes_per_second": "Weights read by decode steps, as last measured",
+    "ready": "1 when requests are taken",
+}
+COUNTERS = {
+    "engine_steps": "Steps of the engine",
+    "engine_step_seconds": "Time in steps of the engine",
+    "recompilations": "Programs compiled since the model was loaded; expected to stay 0",
+    "faults": "Times a program failed and what was live was replayed",
+}
+
+
+class Metrics(Collector):
+    """Everything that is counted."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._registry = registry = CollectorRegistry()
+        registry.register(self)
+        self._requests = Counter(
+            "jaxllama_requests", "Requests that are over", ["route", "reason"], registry=registry
+        )
+        self._tokens = Counter(
+            "jaxllama_tokens", "Tokens of requests that are over", ["kind"], registry=registry
+        )
+        self._hits = Counter(
+            "jaxllama_prefix_hits", "Requests that began with cached tokens", registry=registry
+        )
+        self._first = histogram("time_to_first_token", FIRST, registry)
+        self._between = histogram("inter_token", BETWEEN, registry)
+        self._whole = histogram("request", WHOLE, registry)
+
+    def waited(self, seconds: float, is_first: bool) -> None:
+        """A token came."""
+        (self._first if is_first else self._between).observe(seconds)
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request is over."""
+        self._requests.labels(outcome.route, outcome.reason).inc()
+        self._tokens.labels("prompt").inc(outcome.prompt)
+        self._tokens.labels("reused").inc(outcome.reused)
+        self._tokens.labels("generated").inc(outcome.generated)
+        if outcome.reused:
+            self._hits.inc()
+        self._whole.observe(outcome.seconds)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the service knows at this moment."""
+        figures = self._service.figures()
+        for name, words in GAUGES.items():
+            if name in figures:
+                yield GaugeMetricFamily(f"jaxllama_{name}", words, figures[name])
+        for name, words in COUNTERS.items():
+            if name in figures:
+                yield CounterMetricFamily(f"jaxllama_{name}", words, figures[name])
+
+
+def histogram(name: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
+    """Durations by name."""
+    words = f"Seconds of {name.replace('_', ' ')}"
+    return Histogram(f"jaxllama_{name}_seconds", words, buckets=buckets, registry=registry)
