@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from jaxllama.answers import Caller
 from jaxllama.errors import HttpError, JaxLlamaError
-from jaxllama.serve import operations
+from jaxllama.serve import operations, page
 from jaxllama.serve.decode import check_head
 from jaxllama.serve.dialects import Dialect
 from jaxllama.serve.guard import Guard, Handler
@@ -30,7 +30,7 @@ def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
 ) -> web.Application:
     """The application of one service; the first dialect words what belongs to no route."""
-    everyone = (*dialects, operations)
+    everyone = (*dialects, operations, page)
     front = Front(service, Guard(settings), everyone[0])
     app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings

@@ -192,7 +192,7 @@ function readDelta(event) {
  */
 function readToken(entry) {
   return {
-    text: entry.token,
+    text: textOf(entry),
     logprob: entry.logprob,
     sampled: entry.sampled_logprob,
     top: entry.top_logprobs?.map(readAlternative),
@@ -205,7 +205,16 @@ function readToken(entry) {
  * @returns {Alternative}
  */
 function readAlternative(entry) {
-  return { text: entry.token, logprob: entry.logprob };
+  return { text: textOf(entry), logprob: entry.logprob };
+}
+
+/**
+ * A token's text; of a token that is only part of a character, its bytes.
+ * @param {{token: string, bytes?: number[]}} entry
+ */
+function textOf({ token, bytes }) {
+  if (!token.includes("\ufffd") || !bytes) return token;
+  return `⟨${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}⟩`;
 }
 
 function readKey() {

@@ -20,7 +20,7 @@ export class Drawer {
     this.button.addEventListener("click", () => this.toggle(!this.isOpen));
     this.element.querySelector("[data-close]").addEventListener("click", () => this.toggle(false));
     byId("veil").addEventListener("click", () => this.isOver && this.toggle(false));
-    this.element.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !this.isOver || event.defaultPrevented) return;
       event.preventDefault();
       this.toggle(false);
@@ -40,8 +40,7 @@ export class Drawer {
     this.isOpen = open;
     this.onToggle(open);
     this.show();
-    if (open) this.element.querySelector("[data-first]").focus();
-    else if (!this.element.hidden) this.button.focus();
+    (open ? this.element.querySelector("[data-first]") : this.button).focus();
   }
 
   /** Close it, if it lies over what the reader wants to see now. */
@@ -54,7 +53,9 @@ export class Drawer {
   show() {
     this.element.toggleAttribute("data-open", this.isOpen);
     this.button.setAttribute("aria-expanded", String(this.isOpen));
-    byId("chat").inert = this.isOver;
-    byId("veil").hidden = !this.isOver;
+    this.element.toggleAttribute("data-over", this.isOver);
+    const anyIsOver = document.querySelector("[data-over]") !== null;
+    byId("chat").inert = anyIsOver;
+    byId("veil").hidden = !anyIsOver;
   }
 }

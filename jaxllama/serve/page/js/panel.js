@@ -48,18 +48,20 @@ export class Panel {
   }
 
   /**
-   * Build the controls, once, from what the server has.
+   * Build the controls from what the server has.
    * @param {Plugins} plugins
    */
   build(plugins) {
     this.plugins = plugins;
+    this.controls.clear();
+    this.summaries.clear();
     const core = plugins.core.filter(({ name }) => !OWN.has(name)).map(coreKnob);
     const rare = (/** @type {Knob} */ { type, width }) =>
       type === "bool" || (type === "int" && width !== null);
-    byId("core").append(
+    byId("core").replaceChildren(
       ...core.filter((knob) => !rare(knob)).map((knob) => this.control(knob).element),
     );
-    byId("stages").append(
+    byId("stages").replaceChildren(
       this.group("More", "", core.filter(rare)),
       ...STAGES.flatMap(({ kind, title }) => {
         const samplers = plugins.samplers.filter((sampler) => sampler.kind === kind);
@@ -72,11 +74,11 @@ export class Panel {
       }),
     );
     const own = plugins.formats.find((format) => format.chosen)?.name;
-    this.format.append(
+    this.format.replaceChildren(
       h("option", { value: "" }, own ? `The model's own (${own})` : "The model's own"),
       ...plugins.formats.map(({ name }) => h("option", { value: name }, name)),
     );
-    this.preset.append(
+    this.preset.replaceChildren(
       h("option", { value: "" }, "None"),
       ...plugins.presets.map(({ name }) => h("option", { value: name }, labelOf(name))),
     );
