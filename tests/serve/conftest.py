@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxllama.errors import JaxLlamaError
 from jaxllama.intake import Intake
 from jaxllama.request import Event
 from jaxllama.serve.decode import read_json
+from jaxllama.serve.dialects import Dialect
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
@@ -114,6 +116,26 @@ class Running:
         assert closed(self.engine)
 
 
+async def connect(url: str, raw: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of our own, on which something has been sent."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(raw)
+    await writer.drain()
+    return reader, writer
+
+
+def post(body: Any, *more: str, path: str = "/say") -> bytes:
+    """A request as it goes over the wire."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", *more]
+    if not any(line.lower().startswith("content-type") for line in more):
+        head.append("Content-Type: application/json")
+    if not any(line.lower().startswith(("content-length", "transfer-enc")) for line in more):
+        head.append(f"Content-Length: {len(raw)}")
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + raw
+
+
 def events_of(text: str) -> list[Any]:
     """The data of Server-Sent Events, decoded; comments are left out."""
     found: list[Any] = []
@@ -142,6 +164,7 @@ async def running(
     *,
     bounds: Bounds | None = None,
     intake: Intake | None = None,
+    dialects: Sequence[Dialect] = (),
     wait: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Running]:
@@ -150,7 +173,7 @@ async def running(
     model = Model("scripted", engine, intake or intake_for(engine))
     service = GenerationService(lambda: model, bounds or Bounds())
     settings = {"port": 0, "drain_timeout": 0.0} | settings
-    server = Server(service, Settings(**settings), [TinyDialect()])
+    server = Server(service, Settings(**settings), dialects or [TinyDialect()])
     await server.start()
     try:
         async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as http:
@@ -165,3 +188,38 @@ async def running(
 def scenario(body: Any) -> None:
     """Run an async test."""
     asyncio.run(body())
+
+
+class Gate:
+    """Holds an engine between its steps; `let(n)` lets it make n more, `open` all of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.steps = 0  # made since the gate was put up
+        self._allowed = threading.Semaphore(0)
+        self._is_open = threading.Event()
+        self._step = engine.step
+        engine.step = self._gated  # type: ignore[method-assign]
+
+    def let(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self._allowed.release()
+
+    async def advance(self, holds: Callable[[], bool]) -> None:
+        """Step by step, until something holds."""
+        while not holds():
+            before = self.steps
+            self.let()
+            while self.steps == before and not holds():
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)
+
+    def open(self) -> None:
+        self._is_open.set()
+        self._allowed.release()
+
+    def _gated(self) -> list[Event]:
+        if not self._is_open.is_set():
+            self._allowed.acquire()
+        events = self._step()
+        self.steps += 1
+        return events
