@@ -47,6 +47,17 @@ FRONT: dict[str, Limit] = {
     "choices": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
     "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
     "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
+    "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),
+    "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
+    "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
+    "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to tell at each place"),
+    "max_completion_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
+    "max_output_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
+    "metadata": Limit(str, (), help="notes of the client; of no effect", many=True, most=16),
+    "user": Limit(str, None, help="who asks; of no effect", longest=512),
+    "safety_identifier": Limit(str, None, help="who asks; of no effect", longest=512),
+    "prompt_cache_key": Limit(str, None, help="of no effect", longest=512),
+    "prompt_cache_retention": Limit(str, None, help="of no effect", longest=64),
 }
 
 

@@ -6,7 +6,8 @@ Must not know queues or HTTP.
 
 import asyncio
 import copy
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from jaxllama.bridge import EngineThread
 from jaxllama.confined import Confined
@@ -24,6 +25,7 @@ class Model:
     name: str
     engine: Engine
     intake: Intake
+    loaded: float = field(default_factory=time.time)
 
     @property
     def knobs(self) -> frozenset[str]:

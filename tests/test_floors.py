@@ -58,11 +58,12 @@ FLOORS: dict[str, tuple[str, str]] = {
     "service": (SERVICE, "asyncio"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
+    "scoring": (f"{WORDS} intake completion", "numpy"),
     "llm": (WHOLE, "jax"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
-        f"{WORDS} formats messages answers bounds service",
-        "asyncio aiohttp msgspec prometheus_client",
+        f"{WORDS} formats messages intake text sampling scoring completion answers bounds service",
+        "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything
     "cli": (f"{WHOLE} llm bounds service serve", "jax click rich asyncio"),

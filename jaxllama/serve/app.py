@@ -14,7 +14,7 @@ from jaxllama.answers import Caller
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve import operations, page
 from jaxllama.serve.decode import check_head
-from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.dialects import Dialect, openai
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
 from jaxllama.serve.settings import Settings
@@ -23,7 +23,7 @@ from jaxllama.service import GenerationService, State
 
 logger = logging.getLogger(__name__)
 
-DIALECTS: tuple[Dialect, ...] = ()
+DIALECTS: tuple[Dialect, ...] = (openai,)
 
 
 def create_app(

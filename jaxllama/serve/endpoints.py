@@ -4,7 +4,8 @@ Dialects declare theirs and make routes of them; `openapi.py` describes them to 
 what it says is what the handlers use. Knows no particular endpoint.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -31,8 +32,8 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             if value is None or name not in FRONT:
                 continue
             if FRONT[name].many:
-                check_count(name, len(value) if isinstance(value, list | dict) else 1)
-            else:
+                check_count(name, len(value))
+            elif value != "":
                 check(name, value)
         for name, why in self.unsupported.items():
             if getattr(self, name):
@@ -55,10 +56,6 @@ class Endpoint:
     takes_knobs: bool = False  # core knobs and those of every installed sampler
     fails_with: tuple[int, ...] = ()  # beyond what every route may answer
 
-    def route(self, handler: Handler) -> web.RouteDef:
-        """The route, served by `handler`."""
-        return web.route(self.method, self.path, handler)
-
     async def read(
         self, request: web.Request, service: GenerationService, shape: type[B]
     ) -> tuple[B, dict[str, Any]]:
@@ -67,3 +64,26 @@ class Endpoint:
         body, knobs = await read_json(request, shape, knobs=known)
         body.check()
         return body, knobs
+
+
+Serves = Callable[[web.Request, GenerationService], Awaitable[web.StreamResponse]]
+
+
+def routes_of(
+    endpoints: Mapping[Endpoint, Serves], service: GenerationService
+) -> list[web.RouteDef]:
+    """The routes of a dialect, each with its handler."""
+    return [
+        web.route(endpoint.method, endpoint.path, bound(serve, service))
+        for endpoint, serve in endpoints.items()
+    ]
+
+
+def bound(serve: Serves, service: GenerationService) -> Handler:
+    """A handler of one service."""
+
+    @functools.wraps(serve)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await serve(request, service)
+
+    return handler

@@ -3,7 +3,7 @@
 Asked by every endpoint that takes either; the one place where this dialect meets structured output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -63,7 +63,7 @@ def knobs_for(
     response_format: ResponseFormat | None,
     tools: Sequence[ToolDefinition],
     tool_choice: ToolChoice | None,
-) -> Mapping[str, object]:
+) -> dict[str, object]:
     """The knobs that hold an answer to what was asked."""
     if response_format is not None and response_format.type != "text":
         raise InvalidParameter(

@@ -20,6 +20,13 @@ class OldLogprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] = msgspec.field(default_factory=list)
     text_offset: list[int] = msgspec.field(default_factory=list)
 
+    def extend(self, more: "OldLogprobs") -> None:
+        """Put more tokens at the end."""
+        self.tokens += more.tokens
+        self.token_logprobs += more.token_logprobs
+        self.top_logprobs += more.top_logprobs
+        self.text_offset += more.text_offset
+
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:
     """A token as text; part of a character becomes U+FFFD."""
@@ -35,17 +42,22 @@ def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLo
 
     own = entry(token, found.logprob)
     return TokenLogprob(
-        own.token, own.logprob, own.bytes, [entry(id_, value) for id_, value in found.top]
+        token=own.token,
+        logprob=own.logprob,
+        bytes=own.bytes,
+        top_logprobs=[entry(id_, value) for id_, value in found.top],
+        sampled_logprob=found.sampled,
+        top_sampled_logprobs=[entry(id_, value) for id_, value in found.top_sampled],
     )
 
 
 class OldStyle:
     """The tokens of one completion as they come, and where each begins in the text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, place: int = 0) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._place = 0
+        self._place = place
 
     def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
         """Write down one token; None for the first one of a prompt, which nothing predicts."""

@@ -74,9 +74,11 @@ class Alternative(msgspec.Struct):
 
 
 class TokenLogprob(Alternative):
-    """A token, and what could have been in its place."""
+    """A token, and what could have been in its place: under the model, and as it was sampled."""
 
     top_logprobs: list[Alternative]
+    sampled_logprob: float
+    top_sampled_logprobs: list[Alternative]
 
 
 class Logprobs(msgspec.Struct):
@@ -130,7 +132,7 @@ def check_model(asked: str | None, served: str) -> None:
         )
 
 
-def ending_of(reason: FinishReason) -> Ending:
+def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
     """Why an answer ended, in OpenAI's words."""
     return "length" if reason is FinishReason.LENGTH else "stop"
 

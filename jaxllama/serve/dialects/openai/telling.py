@@ -19,6 +19,8 @@ from jaxllama.service import Ask, GenerationService
 class Form(Protocol):
     """What one request's answers look like."""
 
+    says_done: bool  # a stream ends with [DONE]
+
     def begin(self) -> Iterable[Any]:
         """Chunks before the first event."""
 
@@ -55,7 +57,8 @@ async def tell(
             async for index, event in answers:
                 await send_all(sse, made.take(index, event))
             await send_all(sse, made.end())
-            await sse.done()
+            if made.says_done:
+                await sse.done()
     return sse.response
 
 

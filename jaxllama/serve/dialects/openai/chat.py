@@ -1,0 +1,372 @@
+"""`/v1/chat/completions`: conversations in, the assistant's next message out.
+
+One file of the OpenAI dialect. Tool calls are read out of the answer (`text/tools.py`); what holds
+an answer to a shape comes from `constraints.py`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from jaxllama.answers import Answers
+from jaxllama.errors import InvalidParameter
+from jaxllama.formats import CallStyle
+from jaxllama.messages import Ending as PromptEnding
+from jaxllama.request import Event, Finished, FinishReason, Usage
+from jaxllama.serve.dialects.openai import shapes
+from jaxllama.serve.dialects.openai.constraints import (
+    ResponseFormat,
+    ToolChoice,
+    ToolDefinition,
+    knobs_for,
+)
+from jaxllama.serve.dialects.openai.logprobs import new_style
+from jaxllama.serve.dialects.openai.shapes import (
+    Call,
+    CalledFunction,
+    Common,
+    Logprobs,
+    StreamOptions,
+    TokenLogprob,
+    TokenUsage,
+    check_model,
+)
+from jaxllama.serve.dialects.openai.telling import tell
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.text.tools import CallDelta, Piece, ToolParser
+
+TEXT_ONLY = "this model reads and writes text only"
+
+
+class TextPart(msgspec.Struct):
+    """A part of a message; only text is read."""
+
+    type: str
+    text: str | None = None
+
+
+class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """Which function was called with what: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class PastCall(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of an earlier turn."""
+
+    function: PastFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None  # clients send back what a stream told them
+
+
+class Turn(msgspec.Struct, forbid_unknown_fields=True):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[PastCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None  # this and the next two: as clients send our answers back
+    annotations: list[Any] | None = None
+    audio: None = None
+
+
+class ChatBody(Common, kw_only=True):
+    """A conversation, and how to go on."""
+
+    messages: list[Turn]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: bool | None = None
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    moderation: Any = None
+    prediction: Any = None
+    prompt_cache_options: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "store": "nothing is kept here",
+        "audio": TEXT_ONLY,
+        "function_call": "send tool_choice instead",
+        "functions": "send tools instead",
+        "moderation": "there is no moderation here",
+        "prediction": "answers are not predicted here",
+        "prompt_cache_options": "prompts that share a beginning share their work unasked",
+        "reasoning_effort": "this model has no setting for it",
+        "verbosity": "this model has no setting for it",
+        "web_search_options": "this server reaches no other one",
+    }
+
+
+class Message(msgspec.Struct):
+    """What the assistant says."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    tool_calls: list[Call] | UnsetType = UNSET
+
+
+class Choice(msgspec.Struct):
+    """One answer."""
+
+    index: int
+    message: Message
+    finish_reason: shapes.Ending
+    logprobs: Logprobs | None = None
+
+
+class ChatCompletion(msgspec.Struct):
+    """All answers."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: TokenUsage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    """What is new of an answer."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    tool_calls: list[Call] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct):
+    """What is new of one answer."""
+
+    index: int
+    delta: Delta
+    finish_reason: shapes.Ending | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    """One event of a stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: TokenUsage | UnsetType | None = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+CHAT = Endpoint(
+    "POST",
+    "/v1/chat/completions",
+    "Answer a conversation",
+    body=ChatBody,
+    answer=ChatCompletion,
+    event=ChatChunk,
+    takes_knobs=True,
+)
+
+
+async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
+    """Answer a conversation."""
+    body, knobs = await CHAT.read(request, service, ChatBody)
+    model = service.model
+    check_model(body.model, model.name)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidParameter("stream_options needs stream to be true", "stream_options")
+    tools = [] if body.tool_choice == "none" else body.tools or []
+    constraint = knobs_for(body.response_format, tools, body.tool_choice)
+    ask = Ask(
+        messages=[as_turn(each) for each in body.messages],
+        knobs=knobs | with_own_names(body, knobs) | constraint,
+        n=1 if body.n is None else body.n,
+        tools=[msgspec.to_builtins(tool) for tool in tools],
+        ending=ending_of(body),
+    )
+    style = model.intake.format.calls if tools else None
+
+    def form(answers: Answers) -> ChatForm:
+        return ChatForm(body, model, answers, style)
+
+    return await tell(request, service, ask, form, stream=body.stream)
+
+
+def as_turn(turn: Turn) -> dict[str, Any]:
+    """A message as the intake takes it; templates know developers as the system."""
+    fields: dict[str, Any] = msgspec.to_builtins(turn)
+    return fields | {"role": "system" if turn.role == "developer" else turn.role}
+
+
+def ending_of(body: ChatBody) -> PromptEnding:
+    """Who speaks on: the assistant anew, or the last message goes on."""
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise InvalidParameter(
+                "continue_final_message and add_generation_prompt are both true; choose one",
+                "continue_final_message",
+            )
+        return PromptEnding.LAST
+    return PromptEnding.CLOSED if body.add_generation_prompt is False else PromptEnding.ANSWER
+
+
+def with_own_names(body: ChatBody, knobs: Mapping[str, object]) -> dict[str, object]:
+    """The core knobs that have another name in a chat."""
+    found: dict[str, object] = {}
+    if body.max_completion_tokens is not None:
+        if knobs.get("max_tokens") not in (None, body.max_completion_tokens):
+            raise InvalidParameter(
+                "max_tokens and max_completion_tokens differ; send one of them", "max_tokens"
+            )
+        found["max_tokens"] = body.max_completion_tokens
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
+    if body.logprobs:
+        found["logprobs"] = body.top_logprobs or 0
+    return found
+
+
+class ChatForm:
+    """The answers of one conversation, as messages."""
+
+    says_done = True
+
+    def __init__(
+        self, body: ChatBody, model: Model, answers: Answers, style: CallStyle | None
+    ) -> None:
+        self._id = f"chatcmpl-{answers.caller.id}"
+        self._created, self._model = int(time.time()), model
+        self._speakers = [
+            Speaker(f"call_{answers.caller.id}_{index}", style, body)
+            for index in range(len(answers.requests))
+        ]
+        options = body.stream_options
+        self._counts = bool(options and options.include_usage)
+
+    def begin(self) -> Iterator[ChatChunk]:
+        """Who speaks."""
+        for index in range(len(self._speakers)):
+            yield self._chunk([ChunkChoice(index, Delta(role="assistant", content=""))])
+
+    def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
+        """What is new of one answer."""
+        speaker = self._speakers[index]
+        is_end = isinstance(event, Finished)
+        delta = speaker.hear(event)
+        found = (
+            []
+            if isinstance(event, Finished) or event.logprobs is None
+            else [new_style(self._model.intake.tokenizer, event.token, event.logprobs)]
+        )
+        speaker.logprobs += found
+        if found or delta != Delta():
+            logprobs = Logprobs(found) if found else None
+            yield self._chunk([ChunkChoice(index, delta, logprobs=logprobs)])
+        if is_end:
+            yield self._chunk([ChunkChoice(index, Delta(), finish_reason=speaker.ending)])
+
+    def end(self) -> Iterator[ChatChunk]:
+        """What it cost, if that was asked."""
+        if self._counts:
+            yield ChatChunk(self._id, self._created, self._model.name, [], usage=self._usage())
+
+    def whole(self) -> ChatCompletion:
+        """All messages at once."""
+        choices = [
+            Choice(
+                index,
+                speaker.message(),
+                speaker.ending,
+                logprobs=Logprobs(speaker.logprobs) if speaker.tells_logprobs else None,
+            )
+            for index, speaker in enumerate(self._speakers)
+        ]
+        return ChatCompletion(self._id, self._created, self._model.name, choices, self._usage())
+
+    def _usage(self) -> TokenUsage:
+        usages = [speaker.usage for speaker in self._speakers]
+        return shapes.sum_up(usages, len(usages))
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
+        usage = None if self._counts else UNSET
+        return ChatChunk(self._id, self._created, self._model.name, choices, usage=usage)
+
+
+class Speaker:
+    """One answer, as it comes: text, calls and how it ended."""
+
+    def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
+        self.logprobs: list[TokenLogprob] = []
+        self.tells_logprobs = bool(body.logprobs)
+        self.usage: Usage | None = None
+        self.ending: shapes.Ending = "stop"
+        self._prefix = prefix
+        self._parser = None if style is None else ToolParser(style)
+        self._only_one = body.parallel_tool_calls is False
+        self._texts: list[str] = []
+        self._calls: list[tuple[str, list[str]]] = []  # name, pieces of arguments
+
+    def hear(self, event: Event) -> Delta:
+        """What an event adds."""
+        pieces: Sequence[Piece] = [event.text] if event.text else []
+        if self._parser is not None:
+            pieces = self._parser.push(event.text)
+        if isinstance(event, Finished):
+            if self._parser is not None:
+                pieces = [*pieces, *self._parser.flush()]
+            self.usage = event.usage
+            self.ending = shapes.ending_of(event.reason)
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        calls = [
+            self._call(piece)
+            for piece in pieces
+            if isinstance(piece, CallDelta) and not (self._only_one and piece.index)
+        ]
+        self._texts += texts
+        if self._calls and isinstance(event, Finished) and event.reason != FinishReason.LENGTH:
+            self.ending = "tool_calls"
+        return Delta(
+            content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
+        )
+
+    def message(self) -> Message:
+        """All of it."""
+        calls = [
+            Call(CalledFunction("".join(arguments), name), id=self._id(index), type="function")
+            for index, (name, arguments) in enumerate(self._calls)
+        ]
+        text = "".join(self._texts)
+        return Message(text if text or not calls else None, tool_calls=calls or UNSET)
+
+    def _call(self, piece: CallDelta) -> Call:
+        """A piece of a call, which is kept."""
+        if piece.name is None:
+            self._calls[piece.index][1].append(piece.arguments)
+            return Call(CalledFunction(piece.arguments), index=piece.index)
+        self._calls.append((piece.name, [piece.arguments]))
+        function = CalledFunction(piece.arguments, piece.name)
+        return Call(function, index=piece.index, id=self._id(piece.index), type="function")
+
+    def _id(self, index: int) -> str:
+        return f"{self._prefix}_{index}"

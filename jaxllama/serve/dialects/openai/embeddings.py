@@ -1,0 +1,100 @@
+"""`/v1/embeddings`: texts or token ids in, one vector of length 1 for each out."""
+
+import base64
+from operator import methodcaller
+from typing import ClassVar, Literal
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.intake import Prompt
+from jaxllama.scoring import Pooling, as_embedding
+from jaxllama.serve.dialects.openai.completions import as_prompts
+from jaxllama.serve.dialects.openai.shapes import Common, Prompts, check_model
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.wire import one_json
+from jaxllama.service import GenerationService, Model
+
+
+class EmbeddingBody(Common, kw_only=True):
+    """Texts, and how their vectors are wanted."""
+
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
+    dimensions: int | None = None
+
+    unsupported: ClassVar[dict[str, str]] = {
+        "dimensions": "vectors of this model cannot be cut short"
+    }
+
+
+class Embedding(msgspec.Struct):
+    """The vector of one text: numbers, or the base64 of their float32 bytes."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    """What it cost, in tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    """The vectors of all texts."""
+
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+EMBEDDINGS = Endpoint(
+    "POST",
+    "/v1/embeddings",
+    "Turn texts into vectors",
+    body=EmbeddingBody,
+    answer=EmbeddingList,
+)
+
+
+async def embed(request: web.Request, service: GenerationService) -> web.Response:
+    """Turn texts into vectors."""
+    body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
+    check_model(body.model, service.model.name)
+    texts = as_prompts(body.input, "input", "inputs")
+    all_ids = await service.off_loop(lambda model: [ids_of(model, text) for text in texts])
+    total = sum(map(len, all_ids))
+    if total > service.bounds.request_tokens:
+        raise InvalidParameter(
+            f"input has {total} tokens; this server allows {service.bounds.request_tokens} for "
+            f"one request",
+            "input",
+        )
+    pooling = Pooling(body.pooling or Pooling.MEAN)
+    found = []
+    for index, ids in enumerate(all_ids):
+        pooled = await service.ask_engine(methodcaller("embed", ids))
+        found.append(Embedding(index, written(as_embedding(pooled, pooling), body)))
+    usage = EmbeddingUsage(total, total)
+    return one_json(EmbeddingList(service.model.name, found, usage))
+
+
+def ids_of(model: Model, text: Prompt) -> list[int]:
+    """One text as token ids that fit."""
+    ids = model.intake.ids(text)
+    model.engine.config.check_length(len(ids), 0)
+    return ids
+
+
+def written(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
+    """A vector as it was asked for."""
+    if body.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()

@@ -1,0 +1,50 @@
+"""`/v1/models`: what is served here - one model."""
+
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.serve.dialects.openai.shapes import check_model
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.wire import one_json
+from jaxllama.service import GenerationService
+
+
+class ModelCard(msgspec.Struct):
+    """A model."""
+
+    id: str
+    created: int
+    context_length: int  # tokens of prompt and answer together
+    object: Literal["model"] = "model"
+    owned_by: str = "jaxllama"
+
+
+class ModelList(msgspec.Struct):
+    """All models."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+MODELS = Endpoint("GET", "/v1/models", "List the models", answer=ModelList)
+MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=ModelCard)
+
+
+async def list_models(request: web.Request, service: GenerationService) -> web.Response:
+    """All models."""
+    del request
+    return one_json(ModelList([card(service)]))
+
+
+async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
+    """One model by its name."""
+    check_model(request.match_info["model"], service.model.name)
+    return one_json(card(service))
+
+
+def card(service: GenerationService) -> ModelCard:
+    """The model that is served."""
+    model = service.model
+    return ModelCard(model.name, int(model.loaded), model.engine.config.context)
