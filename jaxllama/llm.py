@@ -123,6 +123,7 @@ class LLM:
                 vocab=config.vocab_size,
                 candidates=engine.candidates,
                 top_logprobs=engine.max_top_logprobs,
+                body=engine.kernels,
             )
             tokenizer = checkpoint.tokenizer()
             chosen = named_or_suiting(prompt_format, tokenizer.text)

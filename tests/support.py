@@ -74,6 +74,7 @@ def programs(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Progr
         vocab=model.vocab_size,
         candidates=engine.candidates,
         top_logprobs=engine.max_top_logprobs,
+        body=engine.kernels,
     )
     mesh = make_mesh(engine, model)
     root = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"

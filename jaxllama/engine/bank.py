@@ -13,9 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllama import kernels
 from jaxllama.engine.draws import Draws, draw_from_all
 from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
-from jaxllama.engine.logprobs import Listed, list_if, list_likeliest, list_padded, logprob_if
+from jaxllama.engine.logprobs import (
+    Heap,
+    Listed,
+    list_if,
+    list_likeliest,
+    list_padded,
+    logprob_if,
+)
 from jaxllama.engine.rows import (
     Rows,
     chance,
@@ -28,7 +36,6 @@ from jaxllama.engine.rows import (
 from jaxllama.engine.survivors import Ask, draw_survivors
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
-from jaxllama.kernels import choice
 from jaxllama.limits import LIMITS, unknown_field
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -74,11 +81,13 @@ class SamplerBank:
         vocab: int,
         candidates: int,
         top_logprobs: int,
+        body: str = "xla",
     ) -> None:
         self.knobs = catalogue(samplers)
         self.vocab = vocab
         self.candidates = min(candidates, vocab)
         self.top_logprobs = top_logprobs
+        self._ways = kernels.choosing(body)
         ordered = sorted(samplers.items(), key=lambda item: (item[1].order, item[0]))
         self.adjusters = {name: kind for name, kind in ordered if issubclass(kind, Adjuster)}
         self.filters = {name: kind for name, kind in ordered if issubclass(kind, Filter)}
@@ -126,14 +135,16 @@ class SamplerBank:
         Whether a branch runs depends on the whole batch; what it does to a row does not.
         """
         adjusted, sound = self._adjust(bank, logits, rows)
-        likeliest, best = choice.likeliest(adjusted)
-        finite = sound & choice.is_sound(logits) & (best > -jnp.inf)
+        found = self._ways.survey(adjusted, rows.active)
+        finite = sound & found.sound & (found.best > -jnp.inf)
         live = rows.active & finite
-        ready = Ready(rows, adjusted, likeliest, best, live, live & (rows.top_logprobs >= 0))
+        wants = live & (rows.top_logprobs >= 0)
+        ready = Ready(rows, adjusted, found.token, found.best, live, wants)
         drawn = self._draw(bank, ready)
         token = jnp.where(live, drawn.token, 0)
         watching = {name: live & switched_on(bank[name]) for name in self._observers}
-        logprob = logprob_if(any_of(ready.wants, *watching.values()), logits, token)
+        told = any_of(ready.wants, *watching.values())
+        logprob = logprob_if(self._ways, told, logits, token)
         under_model = self._list_under_model(logits, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, (token, logprob, jnp.exp(drawn.logprob)))
@@ -151,7 +162,7 @@ class SamplerBank:
     def _adjust(
         self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
     ) -> tuple[Float[Array, "S V"], Bool[Array, " S"]]:
-        """The logits after every adjuster, and whether those are free of NaN and +inf."""
+        """The logits after every adjuster, and whether those before were sound."""
         on = {
             # A greedy row does not pay for what cannot change its token.
             name: is_asked(bank[name], rows) & live
@@ -167,7 +178,7 @@ class SamplerBank:
                     return where_rows(rows_on, self._moved(name, bank, old, rows), old)
 
                 moved = jax.lax.cond(jnp.any(rows_on), move, lambda old: old, moved)
-            return moved, choice.is_sound(moved)
+            return moved, self._ways.survey(logits, rows.active).sound
 
         untouched = (logits, jnp.ones_like(rows.active))
         return jax.lax.cond(
@@ -209,8 +220,8 @@ class SamplerBank:
         free = sampled & ~filtered
 
         def draw_free() -> Draws:
-            wants, size = free & ready.wants, self.top_logprobs
-            return draw_from_all(ready.logits, ready.best, heat, chances, wants, size)
+            heap = Heap(ready.logits, ready.best, heat, free)
+            return draw_from_all(self._ways, heap, chances, free & ready.wants, self.top_logprobs)
 
         draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
         last = ready.rows.temperature_last
@@ -227,7 +238,7 @@ class SamplerBank:
 
         def draw_filtered() -> Draws:
             width, size = self.candidates, self.top_logprobs
-            found = draw_survivors(self.filters, ask, width=width, listed=size)
+            found = draw_survivors(self._ways, self.filters, ask, width=width, listed=size)
             return where_rows(filtered, found, draws)
 
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda: draws)
@@ -236,9 +247,9 @@ class SamplerBank:
         """The likeliest tokens at temperature 1, nothing adjusted or removed."""
 
         def likeliest() -> Listed:
-            _, best = choice.likeliest(logits)
-            log_total = jax.nn.logsumexp(logits - best[:, None], axis=-1)
-            return list_likeliest(logits, best, jnp.ones_like(best), log_total, self.top_logprobs)
+            best = self._ways.survey(logits, ready.wants).best
+            heap = Heap(logits, best, jnp.ones_like(best), ready.wants)
+            return list_likeliest(self._ways, heap, self.top_logprobs)
 
         return list_if(ready.wants, likeliest, self.top_logprobs)
 

@@ -5,8 +5,9 @@ Called by the sampler bank, inside the decode program, for rows in which no filt
 
 from typing import NamedTuple
 
-from jaxllama.engine.logprobs import Listed, list_if, list_likeliest
-from jaxllama.kernels import choice
+from jaxllama.engine.logprobs import Heap, Listed, list_if, list_likeliest
+from jaxllama.kernels import Choosing
+from jaxllama.kernels.choice import at
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 
@@ -19,15 +20,15 @@ class Draws(NamedTuple):
 
 
 def draw_from_all(
-    logits: Float[Array, "S V"],
-    best: Float[Array, " S"],
-    heat: Float[Array, " S"],
+    ways: Choosing,
+    heap: Heap,
     chances: Float[Array, " S"],
     wants_list: Bool[Array, " S"],
     size: int,
 ) -> Draws:
-    """One token per row at temperature `heat`; lists of `size` for the rows that want them."""
-    token, log_total = choice.draw(logits, best, heat, chances)
-    logprob = (choice.at(logits, token) - best) / heat - log_total
-    listed = list_if(wants_list, lambda: list_likeliest(logits, best, heat, log_total, size), size)
+    """One token per row at the heap's temperature; lists of `size` for the rows that want them."""
+    token, log_total = ways.draw(heap.logits, heap.best, heap.heat, chances, heap.wanted)
+    logprob = (at(heap.logits, token) - heap.best) / heap.heat - log_total
+    of_those = heap._replace(wanted=wants_list)
+    listed = list_if(wants_list, lambda: list_likeliest(ways, of_those, size), size)
     return Draws(token, logprob, listed)

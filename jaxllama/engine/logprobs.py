@@ -9,9 +9,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels import choice
+from jaxllama.kernels import Choosing
 from jaxllama.sampling import NO_TOKEN
 from jaxllama.shapes import Array, Bool, Float, Int32
+
+
+class Heap(NamedTuple):
+    """Rows of logits to choose from; the letters are those of `kernels/choice.py`."""
+
+    logits: Float[Array, "S V"]
+    best: Float[Array, " S"]
+    heat: Float[Array, " S"]
+    wanted: Bool[Array, " S"]
 
 
 class Listed(NamedTuple):
@@ -32,16 +41,10 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
     )
 
 
-def list_likeliest(
-    logits: Float[Array, "S V"],
-    best: Float[Array, " S"],
-    heat: Float[Array, " S"],
-    log_total: Float[Array, " S"],
-    size: int,
-) -> Listed:
-    """The likeliest of the whole vocabulary, by (logit - best) / heat - log_total."""
-    ids, values = choice.largest(logits, min(size, logits.shape[-1]))
-    relative = (values - best[:, None]) / heat[:, None]
+def list_likeliest(ways: Choosing, heap: Heap, size: int) -> Listed:
+    """The likeliest of the whole vocabulary, and their log-probabilities."""
+    count = max(1, min(size, heap.logits.shape[-1]))
+    ids, relative, log_total = ways.best_candidates(*heap, count)
     return list_padded(ids, relative - log_total[:, None], size)
 
 
@@ -63,12 +66,14 @@ def list_if(wanted: Bool[Array, " S"], make: Callable[[], Listed], size: int) ->
 
 
 def logprob_if(
-    wanted: Bool[Array, " S"], logits: Float[Array, "S V"], token: Int32[Array, " S"]
+    ways: Choosing,
+    wanted: Bool[Array, " S"],
+    logits: Float[Array, "S V"],
+    token: Int32[Array, " S"],
 ) -> Float[Array, " S"]:
     """The log-probability of each row's token, 0 in rows that do not want it."""
 
     def logprob() -> Array:
-        found = choice.at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
-        return jnp.where(wanted, found, 0.0)
+        return jnp.where(wanted, ways.logprob(logits, token, wanted), 0.0)
 
     return jax.lax.cond(jnp.any(wanted), logprob, lambda: jnp.zeros(wanted.shape, jnp.float32))

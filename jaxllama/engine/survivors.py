@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxllama.engine.draws import Draws
 from jaxllama.engine.logprobs import list_padded
 from jaxllama.engine.rows import Rows, context, switched_on, where_rows
-from jaxllama.kernels import choice
+from jaxllama.kernels import Choosing, choice
 from jaxllama.sampling import Candidates, Filter, Sampler
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -43,14 +43,14 @@ class Ask(NamedTuple):
 
 
 def draw_survivors(
-    kinds: Mapping[str, type[Filter]], ask: Ask, *, width: int, listed: int
+    ways: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, *, width: int, listed: int
 ) -> Draws:
     """Draw one token per row from the `width` best candidates that all filters leave.
 
     A row whose last candidate was kept by a filter might have kept more: it alone is done again
     over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
     """
-    best, is_open = narrow(kinds, ask, width)
+    best, is_open = narrow(ways, kinds, ask, width)
     draws = pick(best, ask, listed)
     vocab = ask.logits.shape[-1]
     if width == vocab:
@@ -63,7 +63,8 @@ def draw_survivors(
         return jax.lax.cond(
             again,
             lambda: jax.tree.map(
-                lambda leaf: leaf[0], draw_survivors(kinds, alone, width=wider, listed=listed)
+                lambda leaf: leaf[0],
+                draw_survivors(ways, kinds, alone, width=wider, listed=listed),
             ),
             lambda: drawn,
         )
@@ -74,10 +75,12 @@ def draw_survivors(
 
 
 def narrow(
-    kinds: Mapping[str, type[Filter]], ask: Ask, width: int
+    ways: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, width: int
 ) -> tuple[Best, Bool[Array, " S"]]:
     """What the filters leave of the best, and which rows might have kept more than `width`."""
-    ids, logits, log_total = choice.best_candidates(ask.logits, ask.best, ask.early, width)
+    ids, logits, log_total = ways.best_candidates(
+        ask.logits, ask.best, ask.early, ask.wanted, width
+    )
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
     last = ids[:, -1:]
     is_open = jnp.zeros_like(ask.wanted)

@@ -1,8 +1,8 @@
 """The operations worth a hand-written kernel: one signature each, several bodies.
 
-`reference.py` is the meaning of each in plain JAX; `cpu_matmul.py` and `cpu_attention.py` call the
-C++ library. Which body runs is chosen once, when a program is traced: by the kind of a weight, and
-by `attention` here.
+`reference.py` and `choice.py` are the meaning of each in plain JAX; `cpu_matmul.py`,
+`cpu_attention.py` and `cpu_choice.py` call the C++ library. Which body runs is chosen once, when a
+program is traced: by the kind of a weight, and by `attention` and `choosing` here.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxllama.kernels import cpu_attention, reference
+from jaxllama.kernels import choice, cpu_attention, cpu_choice, reference
 from jaxllama.kernels.reference import (
     ROW_TILE,
     Parts,
@@ -25,9 +25,11 @@ from jaxllama.shapes import Array
 
 __all__ = [
     "ROW_TILE",
+    "Choosing",
     "Place",
     "Ways",
     "attention",
+    "choosing",
     "matmul",
     "matmul_by_output",
     "norm",
@@ -49,6 +51,24 @@ def attention(body: str, head_dim: int) -> Ways:
     if body == "cpu" and head_dim in cpu_attention.SIZES:
         return Ways(cpu_step, cpu_prompt)
     return Ways(reference.attend_step, reference.attend_prompt)
+
+
+class Choosing(NamedTuple):
+    """How tokens are chosen; see the functions of these names in `choice.py`."""
+
+    survey: Callable[..., choice.Survey]
+    best_candidates: Callable[..., tuple[Array, Array, Array]]
+    draw: Callable[..., tuple[Array, Array]]
+    logprob: Callable[..., Array]
+
+
+def choosing(body: str) -> Choosing:
+    """The body of everything that goes through a whole vocabulary to choose of it."""
+    if body == "cpu":
+        return Choosing(
+            cpu_choice.survey, cpu_choice.best_candidates, cpu_choice.draw, cpu_choice.logprob
+        )
+    return Choosing(choice.survey, choice.best_candidates, choice.draw, choice.logprob)
 
 
 def cpu_step(

@@ -1,11 +1,15 @@
 """How a token is chosen from rows of logits, in plain JAX: the meaning of every choosing kernel.
 
-Called by the sampler bank inside the decode program. Knows float32 logits and nothing else: no
-sampler, no request, no key. Each function stands alone, so a platform may replace its body.
+Called by the sampler bank inside the decode program, through `kernels.choosing`: `survey`,
+`best_candidates`, `draw` and `logprob` have other bodies. Knows float32 logits and nothing else: no
+sampler, no request, no key.
 
-    best  [S] the largest logit of a row: subtracted first, so no temperature can overflow
-    heat  [S] what the differences are divided by: the temperature, or 1
+    best    [S] the largest logit of a row: subtracted first, so no temperature can overflow
+    heat    [S] what the differences are divided by: the temperature, or 1
+    wanted  [S] rows whose answer is used; what the others get means nothing
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,21 @@ import jax.numpy as jnp
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabulary is slow
+
+
+class Survey(NamedTuple):
+    """What one look at every logit tells."""
+
+    token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
+    best: Float[Array, " S"]  # that logit
+    sound: Bool[Array, " S"]  # free of NaN and +inf
+
+
+def survey(logits: Float[Array, "S V"], wanted: Bool[Array, " S"]) -> Survey:
+    """The likeliest token of every row, and whether its logits are sound."""
+    del wanted
+    token, best = likeliest(logits)
+    return Survey(token, best, is_sound(logits))
 
 
 def is_sound(logits: Float[Array, "S V"]) -> Bool[Array, " S"]:
@@ -39,12 +58,14 @@ def best_candidates(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
+    wanted: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
     """The `count` largest logits: ids (lower first among equals), (logit - best) / heat, total.
 
     The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
     """
+    del wanted
     ids, values = largest(logits, count)
     total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
     return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
@@ -66,11 +87,13 @@ def draw(
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
     chance: Float[Array, " S"],
+    wanted: Bool[Array, " S"],
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
 
     Walks the ids upwards until their share exceeds `chance`; blocks first, then inside one block.
     """
+    del wanted
     rows, vocab = logits.shape
     blocks = -(-vocab // BLOCK)
     spare = blocks * BLOCK - vocab
@@ -85,6 +108,14 @@ def draw(
     weights = jnp.exp((tile - best[:, None]) / heat[:, None])
     place = first_past(weights, jnp.cumsum(weights, axis=-1), target - below)
     return block * BLOCK + place, jnp.log(reached[:, -1])
+
+
+def logprob(
+    logits: Float[Array, "S V"], token: Int32[Array, " S"], wanted: Bool[Array, " S"]
+) -> Float[Array, " S"]:
+    """The log-probability of one token of every row."""
+    del wanted
+    return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def first_past(

@@ -11,7 +11,11 @@ import pytest
 
 SOURCES = Path(__file__).parents[2] / "jaxllama/kernels/cpu"
 SHARED = ("pool.cc", "isa.cc", "scratch.cc")
-FAMILIES = {"matmul": ("matmul.cc", "tile.cc", "take_rows.cc"), "attend": ("attend.cc",)}
+FAMILIES = {
+    "matmul": ("matmul.cc", "tile.cc", "take_rows.cc"),
+    "attend": ("attend.cc",),
+    "choose": ("choose.cc",),
+}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni", "bf16"))]
 X86 = platform.machine() in ("x86_64", "AMD64")

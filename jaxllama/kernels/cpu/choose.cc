@@ -1,0 +1,305 @@
+// Shares the choice of tokens out over the threads, and does what no instruction set makes faster.
+#include "choose.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "half.h"
+#include "isa.h"
+#include "pool.h"
+#include "scratch.h"
+
+namespace jaxllama {
+namespace {
+
+constexpr float kNothing = -INFINITY;
+constexpr float kLog2e = 1.44269504f;
+
+std::int64_t blocks_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+const ChooseBody& body() { return JAXLLAMA_PICK(choose_body); }
+
+const float* row_of(const ChooseRows& rows, std::int64_t row) {
+  return rows.logits + row * rows.vocab;
+}
+
+// Lists the wanted rows and says how many there are.
+int list_wanted(const ChooseRows& rows) {
+  int count = 0;
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    if (rows.wanted[row]) rows.places[count++] = static_cast<std::int32_t>(row);
+  }
+  return count;
+}
+
+// Runs f(row, block) for every block of every wanted row. The first blocks of all rows go first: a
+// thread then gets the part of the vocabulary whose logits it made itself.
+template <class F>
+void for_blocks(const ChooseRows& rows, int wanted, const F& f) {
+  const std::int64_t blocks = blocks_of(rows.vocab, CHOOSE_BLOCK);
+  parallel_for(static_cast<int>(wanted * blocks), [&](int part) {
+    f(static_cast<std::int64_t>(rows.places[part % wanted]), std::int64_t{part / wanted});
+  });
+}
+
+// Runs f(row) for every wanted row.
+template <class F>
+void for_rows(const ChooseRows& rows, int wanted, const F& f) {
+  parallel_for(wanted, [&](int part) { f(static_cast<std::int64_t>(rows.places[part])); });
+}
+
+// A block as it lies in its row.
+struct Block {
+  const float* x;
+  std::int64_t count;
+
+  Block(const ChooseRows& rows, std::int64_t row, std::int64_t block)
+      : x(row_of(rows, row) + block * CHOOSE_BLOCK),
+        count(std::min<std::int64_t>(rows.vocab - block * CHOOSE_BLOCK, CHOOSE_BLOCK)) {}
+};
+
+// ---- weights
+
+float scale_of(float heat) { return kLog2e / heat; }
+float log_of(double total) { return static_cast<float>(std::log(total)); }
+
+// The sums of all wanted rows, and with `maxima` their groups' largest.
+void add_weights(const ChooseWeights& call, int wanted, float* maxima) {
+  const std::int64_t spans = blocks_of(call.rows.vocab, CHOOSE_SPAN);
+  const std::int64_t groups = blocks_of(call.rows.vocab, CHOOSE_GROUP);
+  for_blocks(call.rows, wanted, [&](std::int64_t row, std::int64_t index) {
+    const Block block(call.rows, row, index);
+    float* sums = call.sums + row * spans + index * (CHOOSE_BLOCK / CHOOSE_SPAN);
+    const std::int64_t group = row * groups + index * (CHOOSE_BLOCK / CHOOSE_GROUP);
+    body().add(block.x, block.count, call.best[row], scale_of(call.heat[row]), sums,
+               maxima == nullptr ? nullptr : maxima + group);
+  });
+}
+
+// In double precision: beside the likeliest token's weight of 1 thousands of small ones would be lost.
+double total_of(const float* weights, std::int64_t count) {
+  double total = 0.0;
+  for (std::int64_t each = 0; each < count; ++each) total += weights[each];
+  return total;
+}
+
+// The first place at which the sum of the weights exceeds the target, never one without weight;
+// rounding may leave the target past the end, then the last place with weight is meant. `below` is
+// the sum of what comes before the place.
+std::int64_t first_past(const float* weights, std::int64_t count, double target, double* below) {
+  std::int64_t last = 0;
+  double reached = 0.0;
+  *below = 0.0;
+  for (std::int64_t each = 0; each < count; ++each) {
+    if (!(weights[each] > 0.0f)) continue;
+    last = each;
+    *below = reached;
+    reached += weights[each];
+    if (reached > target) break;
+  }
+  return last;
+}
+
+std::int64_t draw_row(const ChooseDraw& call, std::int64_t row) {
+  const ChooseWeights& weights = call.weights;
+  const std::int64_t vocab = weights.rows.vocab, spans = blocks_of(vocab, CHOOSE_SPAN);
+  const float* sums = weights.sums + row * spans;
+  const double total = total_of(sums, spans), target = call.chance[row] * total;
+  weights.log_total[row] = log_of(total);
+  double below = 0.0, rest = 0.0;
+  const std::int64_t first = first_past(sums, spans, target, &below) * CHOOSE_SPAN;
+  const std::int64_t count = std::min<std::int64_t>(vocab - first, CHOOSE_SPAN);
+  float each[CHOOSE_SPAN];
+  body().weigh(row_of(weights.rows, row) + first, count, weights.best[row],
+               scale_of(weights.heat[row]), each);
+  return first + first_past(each, count, target - below, &rest);
+}
+
+// ---- candidates
+
+struct Ranked {
+  std::uint32_t key;  // smaller for larger logits
+  std::int32_t id;
+};
+
+std::uint32_t key_of(float x) {
+  const std::uint32_t bits = bits_of(x + 0.0f);  // -0 is 0
+  return (bits & 0x80000000u) != 0 ? bits : ~bits & 0x7fffffffu;
+}
+
+float logit_of(std::uint32_t key) {
+  return float_of((key & 0x80000000u) != 0 ? key : ~key & 0x7fffffffu);
+}
+
+// Sorts by key, leaving equals in their order; `other` is as long. Returns the one that holds the
+// result.
+Ranked* sort(Ranked* ranked, Ranked* other, std::int64_t count) {
+  constexpr int digits = 4, values = 256;
+  std::uint32_t begins[digits][values] = {};
+  for (std::int64_t each = 0; each < count; ++each) {
+    for (int digit = 0; digit < digits; ++digit) {
+      ++begins[digit][ranked[each].key >> 8 * digit & 0xff];
+    }
+  }
+  for (int digit = 0; digit < digits; ++digit) {
+    std::uint32_t* begin = begins[digit];
+    if (begin[ranked[0].key >> 8 * digit & 0xff] == count) continue;  // all have the same
+    std::uint32_t total = 0;
+    for (int value = 0; value < values; ++value) {
+      const std::uint32_t here = begin[value];
+      begin[value] = total;
+      total += here;
+    }
+    for (std::int64_t each = 0; each < count; ++each) {
+      other[begin[ranked[each].key >> 8 * digit & 0xff]++] = ranked[each];
+    }
+    std::swap(ranked, other);
+  }
+  return ranked;
+}
+
+// Room of the calling thread for ranking one row.
+struct Room {
+  Ranked *list, *other;  // as long as the row
+  std::int32_t* ids;     // a little longer
+  std::int32_t* open;    // as long as there are groups
+
+  Room(std::int64_t vocab, std::int64_t groups) {
+    const std::int64_t numbers = 5 * vocab + CHOOSE_SPARE + groups;
+    unsigned char* bytes = scratch(static_cast<std::size_t>(numbers) * sizeof(std::int32_t));
+    if (bytes == nullptr) std::abort();  // out of memory inside a worker: there is nobody to tell
+    list = reinterpret_cast<Ranked*>(bytes);
+    other = list + vocab;
+    ids = reinterpret_cast<std::int32_t*>(other + vocab);
+    open = ids + vocab + CHOOSE_SPARE;
+  }
+};
+
+// What `count` logits of a row reach: the count-th largest of its groups' largest. -inf where there
+// are not as many groups.
+float reached_by(const float* maxima, std::int64_t groups, std::int64_t count, const Room& room) {
+  if (groups < count) return kNothing;
+  for (std::int64_t group = 0; group < groups; ++group) room.list[group].key = key_of(maxima[group]);
+  return logit_of(sort(room.list, room.other, groups)[count - 1].key);
+}
+
+// The groups that reach so far.
+ChooseOpen open_groups(const float* maxima, std::int64_t groups, float least, std::int32_t* open) {
+  std::int64_t count = 0;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    open[count] = static_cast<std::int32_t>(group);
+    count += maxima[group] >= least;  // no branch: nothing foretells it
+  }
+  return {open, count};
+}
+
+void rank_row(const ChooseCandidates& call, std::int64_t row) {
+  const ChooseWeights& weights = call.weights;
+  const std::int64_t vocab = weights.rows.vocab, groups = blocks_of(vocab, CHOOSE_GROUP);
+  const std::int64_t spans = blocks_of(vocab, CHOOSE_SPAN);
+  weights.log_total[row] = log_of(total_of(weights.sums + row * spans, spans));
+  const float* x = row_of(weights.rows, row);
+  const float* maxima = call.maxima + row * groups;
+  const Room room(vocab, groups);
+  const float least = reached_by(maxima, groups, call.count, room);
+  const ChooseOpen open = open_groups(maxima, groups, least, room.open);
+  std::int64_t found = body().collect(x, vocab, open, least, call.count, room.ids);
+  // A row that holds NaN may have fewer that compare: its answer is not used, but it has one.
+  for (; found < call.count; ++found) room.ids[found] = 0;
+  for (std::int64_t each = 0; each < found; ++each) {
+    room.list[each] = {key_of(x[room.ids[each]]), room.ids[each]};
+  }
+  const Ranked* ranked = sort(room.list, room.other, found);
+  const float best = weights.best[row], heat = weights.heat[row];
+  for (std::int64_t each = 0; each < call.count; ++each) {
+    call.ids[row * call.count + each] = ranked[each].id;
+    call.relative[row * call.count + each] = (x[ranked[each].id] - best) / heat;
+  }
+}
+
+}  // namespace
+
+void choose_survey(const ChooseSurvey& call) {
+  const ChooseRows& rows = call.rows;
+  const std::int64_t blocks = blocks_of(rows.vocab, CHOOSE_BLOCK);
+  std::fill_n(call.token, rows.rows, 0);
+  std::fill_n(call.best, rows.rows, 0.0f);
+  std::fill_n(call.sound, rows.rows, true);
+  const int wanted = list_wanted(rows);
+  for_blocks(rows, wanted, [&](std::int64_t row, std::int64_t index) {
+    const Block block(rows, row, index);
+    const ChooseExtent extent = body().survey(block.x, block.count);
+    float* partial = call.partials + (row * blocks + index) * 2;
+    partial[0] = extent.most;
+    partial[1] = extent.sound ? 1.0f : 0.0f;
+  });
+  for (int each = 0; each < wanted; ++each) {
+    const std::int64_t row = rows.places[each];
+    const float* partials = call.partials + row * blocks * 2;
+    std::int64_t where = 0;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      if (partials[block * 2] > partials[where * 2]) where = block;
+      if (partials[block * 2 + 1] == 0.0f) call.sound[row] = false;
+    }
+    call.best[row] = partials[where * 2];
+    const Block block(rows, row, where);
+    const std::int64_t place = body().find(block.x, block.count, call.best[row]);
+    // Where nothing compares there is no place.
+    if (place < block.count) {
+      call.token[row] = static_cast<std::int32_t>(where * CHOOSE_BLOCK + place);
+    }
+  }
+}
+
+void choose_candidates(const ChooseCandidates& call) {
+  const ChooseRows& rows = call.weights.rows;
+  std::fill_n(call.ids, rows.rows * call.count, 0);
+  std::fill_n(call.relative, rows.rows * call.count, 0.0f);
+  std::fill_n(call.weights.log_total, rows.rows, 0.0f);
+  const int wanted = list_wanted(rows);
+  add_weights(call.weights, wanted, call.maxima);
+  for_rows(rows, wanted, [&](std::int64_t row) { rank_row(call, row); });
+}
+
+void choose_draw(const ChooseDraw& call) {
+  const ChooseRows& rows = call.weights.rows;
+  std::fill_n(call.token, rows.rows, 0);
+  std::fill_n(call.weights.log_total, rows.rows, 0.0f);
+  const int wanted = list_wanted(rows);
+  add_weights(call.weights, wanted, nullptr);
+  for_rows(rows, wanted, [&](std::int64_t row) {
+    call.token[row] = static_cast<std::int32_t>(draw_row(call, row));
+  });
+}
+
+void choose_logprob(const ChooseLogprob& call) {
+  const ChooseRows& rows = call.rows;
+  const std::int64_t blocks = blocks_of(rows.vocab, CHOOSE_BLOCK);
+  std::fill_n(call.logprob, rows.rows, 0.0f);
+  const int wanted = list_wanted(rows);
+  for_blocks(rows, wanted, [&](std::int64_t row, std::int64_t index) {
+    const Block block(rows, row, index);
+    float sums[CHOOSE_BLOCK / CHOOSE_SPAN];
+    const float most = body().survey(block.x, block.count).most;
+    body().add(block.x, block.count, most, kLog2e, sums, nullptr);
+    float* partial = call.partials + (row * blocks + index) * 2;
+    partial[0] = most;
+    partial[1] = static_cast<float>(total_of(sums, blocks_of(block.count, CHOOSE_SPAN)));
+  });
+  for (int each = 0; each < wanted; ++each) {
+    const std::int64_t row = rows.places[each];
+    const float* partials = call.partials + row * blocks * 2;
+    float best = kNothing;
+    double total = 0.0;
+    for (std::int64_t block = 0; block < blocks; ++block) best = std::max(best, partials[block * 2]);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const float most = partials[block * 2];
+      // A block of banned tokens has no weight.
+      if (most > kNothing) total += static_cast<double>(partials[block * 2 + 1]) * std::exp(most - best);
+    }
+    call.logprob[row] = row_of(rows, row)[call.token[row]] - best - log_of(total);
+  }
+}
+
+}  // namespace jaxllama

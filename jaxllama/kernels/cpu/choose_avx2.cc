@@ -1,0 +1,69 @@
+// Choosing with AVX2 and FMA: vectors of eight.
+#include <immintrin.h>
+
+#include "choose.h"
+
+namespace jaxllama {
+namespace avx2 {
+namespace {
+
+constexpr int WIDTH = 8;
+
+using Vec = __m256;
+using Flags = __m256;  // all bits of a lane, or none
+
+inline Vec load(const float* from) { return _mm256_loadu_ps(from); }
+inline void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
+inline Vec set(float x) { return _mm256_set1_ps(x); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+// Where one is NaN: the second.
+inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec at_least(Vec x, float low) { return _mm256_max_ps(set(low), x); }
+inline Vec whole(Vec x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec times_power(Vec x, Vec power) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
+  const Vec scaled = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  // Not less than, rather than at least: NaN stays.
+  return _mm256_and_ps(scaled, _mm256_cmp_ps(power, set(-126.0f), _CMP_NLT_UQ));
+}
+inline float highest(Vec x) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+inline float sum(Vec x) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+inline Flags no_flags() { return _mm256_setzero_ps(); }
+inline Flags note_unsound(Flags so_far, Vec x) {
+  return _mm256_or_ps(so_far, _mm256_cmp_ps(x, set(__builtin_inff()), _CMP_NLT_UQ));
+}
+inline bool is_any(Flags flags) { return _mm256_movemask_ps(flags) != 0; }
+inline unsigned bits_at_least(Vec x, Vec least) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_GE_OQ)));
+}
+inline unsigned bits_above(Vec x, Vec least) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_GT_OQ)));
+}
+inline void put_places(std::int32_t* to, std::int64_t first, unsigned bits) {
+  for (; bits != 0; bits &= bits - 1) {
+    *to++ = static_cast<std::int32_t>(first) + __builtin_ctz(bits);
+  }
+}
+
+#include "choose_body.h"
+
+}  // namespace
+
+const ChooseBody choose_body{survey, find, weigh, add_weights, collect};
+
+}  // namespace avx2
+}  // namespace jaxllama

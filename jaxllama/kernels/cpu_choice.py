@@ -1,0 +1,122 @@
+"""Choosing a token on CPU by the C++ library: what `choice.py` means, on every thread.
+
+Called at trace time through `kernels.choosing`. Rows that are not wanted cost nothing and give
+zeros.
+
+Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.kernels import cpu
+from jaxllama.kernels.choice import Survey
+from jaxllama.shapes import Array, Bool, Float, Int32
+
+GROUP, SPAN, BLOCK = 64, 256, 4096  # of cpu/choose.h: they decide how much room is needed
+
+
+def survey(logits: Float[Array, "S V"], wanted: Bool[Array, " S"]) -> Survey:
+    """`choice.survey`: one pass."""
+    rows, vocab = check(logits, wanted=wanted)
+    found = run(
+        "survey",
+        (logits, wanted),
+        [shape(jnp.int32, rows), shape(jnp.float32, rows), shape(jnp.bool_, rows)],
+        [shape(jnp.float32, rows, pieces(vocab, BLOCK), 2)],
+    )
+    return Survey(*found)
+
+
+def best_candidates(
+    logits: Float[Array, "S V"],
+    best: Float[Array, " S"],
+    heat: Float[Array, " S"],
+    wanted: Bool[Array, " S"],
+    count: int,
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
+    """`choice.best_candidates`: one pass, and a second over where the best can be."""
+    rows, vocab = check(logits, wanted=wanted, best=best, heat=heat)
+    if not 1 <= count <= vocab:
+        raise ValueError(f"{count} candidates of {vocab} are asked for; expected 1 to {vocab}")
+    ids, relative, total = run(
+        "candidates",
+        (logits, best, heat, wanted),
+        [shape(jnp.int32, rows, count), shape(jnp.float32, rows, count), shape(jnp.float32, rows)],
+        [
+            shape(jnp.float32, rows, pieces(vocab, SPAN)),
+            shape(jnp.float32, rows, pieces(vocab, GROUP)),
+        ],
+    )
+    return ids, relative, total
+
+
+def draw(
+    logits: Float[Array, "S V"],
+    best: Float[Array, " S"],
+    heat: Float[Array, " S"],
+    chance: Float[Array, " S"],
+    wanted: Bool[Array, " S"],
+) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
+    """`choice.draw`: one pass, and a second over the span in which the answer lies."""
+    rows, vocab = check(logits, wanted=wanted, best=best, heat=heat, chance=chance)
+    token, total = run(
+        "draw",
+        (logits, best, heat, chance, wanted),
+        [shape(jnp.int32, rows), shape(jnp.float32, rows)],
+        [shape(jnp.float32, rows, pieces(vocab, SPAN))],
+    )
+    return token, total
+
+
+def logprob(
+    logits: Float[Array, "S V"], token: Int32[Array, " S"], wanted: Bool[Array, " S"]
+) -> Float[Array, " S"]:
+    """`choice.logprob`: one pass."""
+    rows, vocab = check(logits, wanted=wanted, token=token)
+    (found,) = run(
+        "logprob",
+        (logits, token, wanted),
+        [shape(jnp.float32, rows)],
+        [shape(jnp.float32, rows, pieces(vocab, BLOCK), 2)],
+    )
+    return found
+
+
+def run(
+    name: str,
+    given: tuple[Array, ...],
+    results: list[jax.ShapeDtypeStruct],
+    room: list[jax.ShapeDtypeStruct],
+) -> list[Array]:
+    """The FFI call; behind its results come the places of the wanted rows, and more room."""
+    cpu.library()
+    places = shape(jnp.int32, given[0].shape[0])
+    call = jax.ffi.ffi_call(f"jaxllama_choose_{name}", [*results, places, *room])
+    return list(call(*given)[: len(results)])
+
+
+def check(logits: Array, **per_row: Array) -> tuple[int, int]:
+    """Rows and vocabulary; raises ValueError for what the kernels would refuse at run time."""
+    is_matrix = len(logits.shape) == len("SV")
+    if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:
+        raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}; float32 [S, V] expected")
+    rows, vocab = logits.shape
+    dtypes = {"wanted": jnp.bool_, "token": jnp.int32}
+    for name, array in per_row.items():
+        dtype = jnp.dtype(dtypes.get(name, jnp.float32))
+        if array.shape != (rows,) or array.dtype != dtype:
+            raise ValueError(
+                f"{name} is {array.dtype} {list(array.shape)}; {dtype} [{rows}] expected"
+            )
+    return rows, vocab
+
+
+def pieces(count: int, size: int) -> int:
+    """How many pieces of this size it takes."""
+    return -(-count // size)
+
+
+def shape(dtype: jnp.dtype | type, *sizes: int) -> jax.ShapeDtypeStruct:
+    """An array to be made."""
+    return jax.ShapeDtypeStruct(sizes, dtype)

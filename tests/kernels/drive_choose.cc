@@ -1,0 +1,157 @@
+// Runs the choosing kernels over random shapes and holds them against sums in double precision.
+//
+// Built with sanitizers by test_build.py: every array is exactly as long as promised, so a kernel
+// that reads or writes one element too many is caught. With an argument it plants such an error.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "choose.h"
+#include "pool.h"
+
+extern "C" int jaxllama_set_isa(const char* name);
+
+using namespace jaxllama;
+
+namespace {
+
+std::mt19937 noise(11);
+
+int64_t within(int64_t least, int64_t most) {
+  return std::uniform_int_distribution<int64_t>(least, most)(noise);
+}
+float normal() { return std::normal_distribution<float>()(noise); }
+float uniform() { return std::uniform_real_distribution<float>(0.0f, 1.0f)(noise); }
+
+size_t pieces(int64_t count, int64_t size) { return static_cast<size_t>((count + size - 1) / size); }
+
+// Rows of logits, what is asked of them, and room for every answer.
+struct Case {
+  int64_t rows, vocab, count;
+  std::vector<float> logits, heat, chance, partials, sums, maxima;
+  std::vector<float> best, log_total, relative, logprob;
+  std::vector<int32_t> places, token, ids;
+  std::unique_ptr<bool[]> wanted, sound;
+
+  Case(int64_t rows, int64_t vocab, int64_t count)
+      : rows(rows), vocab(vocab), count(count), wanted(new bool[rows]), sound(new bool[rows]) {
+    const auto size = static_cast<size_t>(rows);
+    const float grain = within(0, 1) == 0 ? 1e6f : 2.0f;  // coarse: many are equal
+    for (int64_t each = 0; each < rows * vocab; ++each) {
+      const float x = std::round(normal() * grain) / grain;
+      logits.push_back(within(0, 9) == 0 ? -INFINITY : x);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      logits[row * vocab + within(0, vocab - 1)] = 1.0f;
+      heat.push_back(0.3f + uniform());
+      chance.push_back(uniform());
+      wanted[row] = within(0, 3) != 0;
+    }
+    for (auto* each : {&logits, &heat, &chance}) each->shrink_to_fit();
+    partials.resize(size * pieces(vocab, CHOOSE_BLOCK) * 2);
+    sums.resize(size * pieces(vocab, CHOOSE_SPAN));
+    maxima.resize(size * pieces(vocab, CHOOSE_GROUP));
+    for (auto* each : {&best, &log_total, &logprob}) each->resize(size);
+    places.resize(size);
+    token.resize(size);
+    ids.resize(size * static_cast<size_t>(count));
+    relative.resize(ids.size());
+  }
+
+  ChooseRows asked() { return {logits.data(), wanted.get(), rows, vocab, places.data()}; }
+  ChooseWeights weights() {
+    return {asked(), best.data(), heat.data(), sums.data(), log_total.data()};
+  }
+
+  // The share of ids up to and including this one.
+  double share(int64_t row, int64_t last) const {
+    double part = 0, total = 0;
+    for (int64_t id = 0; id < vocab; ++id) {
+      const double weight = std::exp((logits[row * vocab + id] - 1.0 * best[row]) / heat[row]);
+      total += weight;
+      if (id <= last) part += weight;
+    }
+    return part / total;
+  }
+
+  bool surveyed(int64_t row) const {
+    const float* x = &logits[row * vocab];
+    const float* most = std::max_element(x, x + vocab);
+    return sound[row] && best[row] == *most && token[row] == most - x;
+  }
+
+  bool ranked(int64_t row) const {
+    const float* x = &logits[row * vocab];
+    std::vector<int32_t> order(static_cast<size_t>(vocab));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return x[a] > x[b]; });
+    return std::equal(order.begin(), order.begin() + count, ids.begin() + row * count);
+  }
+
+  bool drawn(int64_t row) const {
+    const double above = share(row, token[row]), below = share(row, token[row] - 1);
+    return below - 1e-5 <= chance[row] && chance[row] <= above + 1e-5 && above > below;
+  }
+
+  bool weighed(int64_t row) const {
+    double total = 0;
+    for (int64_t id = 0; id < vocab; ++id) {
+      total += std::exp(logits[row * vocab + id] - 1.0 * best[row]);
+    }
+    const double right = logits[row * vocab + token[row]] - best[row] - std::log(total);
+    return right == logprob[row] || std::abs(right - logprob[row]) < 1e-4;
+  }
+};
+
+bool sound(int64_t rows, int64_t vocab, int64_t count) {
+  Case one(rows, vocab, count);
+  choose_survey({one.asked(), one.partials.data(), one.token.data(), one.best.data(),
+                 one.sound.get()});
+  bool all = true;
+  const auto check = [&](bool (Case::*is_right)(int64_t) const) {
+    for (int64_t row = 0; row < rows; ++row) all &= !one.wanted[row] || (one.*is_right)(row);
+  };
+  check(&Case::surveyed);
+  choose_candidates({one.weights(), one.maxima.data(), count, one.ids.data(),
+                     one.relative.data()});
+  check(&Case::ranked);
+  choose_draw({one.weights(), one.chance.data(), one.token.data()});
+  check(&Case::drawn);
+  choose_logprob({one.asked(), one.token.data(), one.partials.data(), one.logprob.data()});
+  check(&Case::weighed);
+  return all;
+}
+
+void plant() {
+  Case one(1, 100, 1);
+  one.wanted[0] = true;
+  ChooseRows rows = one.asked();
+  rows.vocab = 101;
+  choose_survey({rows, one.partials.data(), one.token.data(), one.best.data(), one.sound.get()});
+}
+
+}  // namespace
+
+int main(int count, char**) {
+  if (count > 1) plant();
+  for (const char* isa : {"portable", "avx2", "avx512"}) {
+    if (!jaxllama_set_isa(isa)) continue;
+    for (int round = 0; round < 40; ++round) {
+      set_threads(static_cast<int>(within(1, 3)));
+      const int64_t rows = within(1, 4), vocab = within(1, round % 4 == 0 ? 9000 : 400);
+      const int64_t most = within(1, round % 3 == 0 ? vocab : std::min<int64_t>(vocab, 20));
+      if (!sound(rows, vocab, most)) {
+        std::printf("%s: wrong for %d rows of %d, best %d\n", isa, static_cast<int>(rows),
+                    static_cast<int>(vocab), static_cast<int>(most));
+        return 1;
+      }
+    }
+    std::printf("%s is sound\n", isa);
+  }
+  return 0;
+}
