@@ -15,7 +15,7 @@ constexpr int64_t kFewRows = 4;         // prepared by the caller alone
 constexpr int64_t kManyRows = 128;      // shared out among the threads; below, the outputs are
 constexpr int64_t kPartsPerThread = 8;  // so that all end at about the same time
 
-// Rows in bands of at most `most`, as even as they come: sixteen in bands of six are 5, 5 and 6.
+// Rows in bands of at most `most`, as even as they come: twenty in bands of eight are 6, 7 and 7.
 struct Bands {
   int64_t rows;
   int64_t count;
@@ -29,27 +29,29 @@ struct Bands {
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct RowBytes {
-  size_t inputs, scales, sums;
+  size_t inputs, scales, starts, sums;
 
   explicit RowBytes(const Weights& weights)
       : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
-        scales(is_packed(weights.kind) ? weights.blocks * sizeof(float) : 0),
+        scales(is_packed(weights.kind) ? weights.blocks * sizeof(Scale) : 0),
+        starts(is_packed(weights.kind) ? weights.blocks * sizeof(int32_t) : 0),
         sums(is_packed(weights.kind)
                  ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
                  : 0) {}
 
-  size_t total() const { return inputs + 2 * scales + sums; }
+  size_t total() const { return inputs + scales + starts + sums; }
 };
 
 bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
   const RowBytes bytes(weights);
   const size_t inputs = aligned(rows * bytes.inputs), scales = aligned(rows * bytes.scales);
-  unsigned char* room = scratch(inputs + 2 * scales + aligned(rows * bytes.sums));
+  const size_t starts = aligned(rows * bytes.starts);
+  unsigned char* room = scratch(inputs + scales + starts + aligned(rows * bytes.sums));
   if (room == nullptr) return false;
   prepared->inputs = room;
-  prepared->scales = reinterpret_cast<float*>(room + inputs);
-  prepared->zeros = reinterpret_cast<int32_t*>(room + inputs + scales);
-  prepared->sums = reinterpret_cast<float*>(room + inputs + 2 * scales);
+  prepared->scales = reinterpret_cast<Scale*>(room + inputs);
+  prepared->starts = reinterpret_cast<int32_t*>(room + inputs + scales);
+  prepared->sums = reinterpret_cast<float*>(room + inputs + scales + starts);
   return true;
 }
 

@@ -31,12 +31,20 @@ struct Finish {
   bool swiglu;  // outputs are gates and values by turns of sixteen: y = silu(gate) * value
 };
 
+// What makes a number of a sum of codes. An instruction set may let its sums start from the bits of
+// a large float, so that they are floats without being converted; `lift` then takes that off again.
+struct Scale {
+  float by;
+  float lift;  // -by * that float
+};
+
 // Rows ready to be multiplied, in bands of a few: [band][block][row of the band][32 inputs]. The
 // arrays of a band start where its first row's would if every row had the same room.
 struct Prepared {
   uint8_t* inputs;  // int8 for packed weights, bfloat16 for bf16, else float32
-  float* scales;    // [band][block][row]: packed only
-  int32_t* zeros;   // [band][block][row]: what a sum of codes starts from: -zero * sum of inputs
+  Scale* scales;    // [band][block][row]: packed only
+  int32_t* starts;  // [band][block][row]: what a sum of codes starts from: -zero * sum of inputs,
+                    // and the lift of the instruction set
   float* sums;      // [band][group][row]: scale * sum of inputs, if there are minima
 };
 
@@ -49,7 +57,7 @@ struct Band {
 // How inputs meet packed weights: in bytes, 127 being the largest of a block.
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
-constexpr float kLargest = 3.0e38f;
+constexpr float kLargest = 1e33f;    // above, a lift might
 constexpr int kAtOnce = 4;  // blocks that are quantised together
 
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {

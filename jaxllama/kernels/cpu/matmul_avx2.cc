@@ -24,6 +24,8 @@ struct Pairs {
 
 constexpr int kMostRows = 4;
 constexpr int kZeroOfEight = 0;  // codes are made signed again
+constexpr float kLift = 0.0f;
+constexpr int32_t kLiftBits = 0;
 
 inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -39,6 +41,7 @@ inline F divide(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, 
 inline F fma(F x, F y, F z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+inline F scaled(F sum, Scale scale) { return mul(sum, set(scale.by)); }
 
 inline float sum(F x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
@@ -121,7 +124,7 @@ inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
 inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   for (int b = 0; b < kAtOnce; ++b) {
     const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
-    scales[b] = largest / kLargestCode;
+    scales[b] = largest <= kLargest ? largest / kLargestCode : __builtin_nanf("");
     const bool sound = largest >= kSmallest && largest <= kLargest;
     if (sound) {
       sums[b] = round_block(blocks[b], kLargestCode / largest, bytes + b * kBlock);
@@ -220,10 +223,10 @@ INLINE void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)
 }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
     __m256i acc[N];
-    UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(zeros[r]);
+    UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(starts[r]);
     if constexpr (bits == 4) {
       nibble_dots<N>(codes + eighth * 32, inputs, acc);
     } else {

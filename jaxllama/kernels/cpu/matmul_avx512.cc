@@ -17,8 +17,11 @@ namespace {
 using F = __m512;
 using Pairs = __m512bh;
 
-constexpr int kMostRows = 6;
+constexpr int kMostRows = 8;
 constexpr int kZeroOfEight = 128;  // codes are unsigned here: VNNI wants it so
+// 1.5 * 2^23: to add a whole number below 2^22 to its bits is to add it to the float.
+constexpr float kLift = 12582912.0f;
+constexpr int32_t kLiftBits = 0x4b400000;
 
 inline F zero() { return _mm512_setzero_ps(); }
 inline F set(float x) { return _mm512_set1_ps(x); }
@@ -30,6 +33,8 @@ inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline float sum(F x) { return _mm512_reduce_add_ps(x); }
+// Exactly the sum times the scale, rounded once: a scale has few enough bits for its lift to be exact.
+inline F scaled(F sum, Scale scale) { return fma(sum, set(scale.by), set(scale.lift)); }
 // Keeps a NaN of x.
 inline F at_least(float low, F x) { return _mm512_max_ps(set(low), x); }
 inline F round_even(F x) { return _mm512_roundscale_ps(x, 0); }
@@ -71,6 +76,13 @@ inline __m512i pack_pair(const F (&first)[2], __m512 by_first, const F (&second)
   return _mm512_packs_epi16(a, b);
 }
 
+// Scales of 22 bits; those of blocks that are too large, or not numbers, are NaN.
+inline __m128 short_or_nan(__m128 scales, __m128 largest) {
+  const __m128 few_bits = _mm_castsi128_ps(_mm_set1_epi32(-4));
+  const __mmask8 sound = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLargest), _CMP_LE_OQ);
+  return _mm_mask_and_ps(_mm_set1_ps(__builtin_nanf("")), sound, scales, few_bits);
+}
+
 inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   const __m512i bits = largest_lanes(largest_of(blocks[0]), largest_of(blocks[1]),
                                      largest_of(blocks[2]), largest_of(blocks[3]));
@@ -78,7 +90,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
   const __mmask16 sound = _mm512_cmp_ps_mask(largest, set(kSmallest), _CMP_GE_OQ) &
                           _mm512_cmp_ps_mask(largest, set(kLargest), _CMP_LE_OQ);
   const __m128 four = _mm512_castps512_ps128(largest);
-  _mm_storeu_ps(scales, _mm_div_ps(four, _mm_set1_ps(kLargestCode)));
+  _mm_storeu_ps(scales, short_or_nan(_mm_div_ps(four, _mm_set1_ps(kLargestCode)), four));
   const __m512 by = _mm512_broadcast_f32x4(_mm_div_ps(_mm_set1_ps(kLargestCode), four));
 
   __m512i ab = pack_pair(blocks[0], _mm512_permute_ps(by, 0x00), blocks[1],
@@ -126,9 +138,9 @@ inline Pairs set_pair(const uint16_t* from) { return (Pairs)broadcast_four(from)
 inline F dot_pairs(Pairs w, Pairs x, F sum) { return _mm512_dpbf16_ps(sum, w, x); }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   __m512i acc[N][2];
-  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(zeros[r]);
+  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(starts[r]);
   if constexpr (bits == 4) {
     const __m512i low = _mm512_set1_epi8(15);
     UNROLL for (int j = 0; j < 4; ++j) {
@@ -158,8 +170,8 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zero
     }
   }
   UNROLL for (int r = 0; r < N; ++r) {
-    out[r][0] = _mm512_cvtepi32_ps(acc[r][0]);
-    out[r][1] = _mm512_cvtepi32_ps(acc[r][1]);
+    out[r][0] = _mm512_castsi512_ps(acc[r][0]);
+    out[r][1] = _mm512_castsi512_ps(acc[r][1]);
   }
 }
 

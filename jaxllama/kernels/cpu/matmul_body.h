@@ -2,7 +2,8 @@
 //
 // Included by matmul_<isa>.cc inside its namespace, after the vector type `F` and its operations are
 // defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
-// rows, exactly, in integers; kMostRows is what registers allow. Everything else is here.
+// rows, exactly, in integers that start from kLiftBits; `scaled` makes numbers of them. kMostRows is
+// what registers allow. Everything else is here.
 
 // ---- rows
 
@@ -74,8 +75,8 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
   const int64_t groups = (blocks + weights.group - 1) / weights.group;
   const int32_t zero_code = weights.kind == Kind::q4 ? weights.zero : kZeroOfEight;
   int8_t* inputs = reinterpret_cast<int8_t*>(to.inputs) + local * blocks * kBlock;
-  float* scales = to.scales + local * blocks;
-  int32_t* zeros = to.zeros + local * blocks;
+  Scale* scales = to.scales + local * blocks;
+  int32_t* starts = to.starts + local * blocks;
   float* sums = to.sums + local * groups;
   for (int row = 0; row < band.count; ++row) {
     const float* x = rows.x + (band.first + row) * rows.width;
@@ -91,8 +92,8 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
       for (int b = 0; b < kAtOnce && start + b < blocks; ++b) {
         const int64_t block = start + b, at = block * band.count + row;
         __builtin_memcpy(inputs + at * kBlock, bytes + b * kBlock, kBlock);
-        scales[at] = scale[b];
-        zeros[at] = -codes[b] * zero_code;
+        scales[at] = {scale[b], scale[b] * -kLift};
+        starts[at] = kLiftBits - codes[b] * zero_code;
         const float share = scale[b] * static_cast<float>(codes[b]);
         total = weights.group == 1 || block % weights.group == 0 ? share : total + share;
         sums[(weights.group == 1 ? block : block / weights.group) * band.count + row] = total;
@@ -182,8 +183,8 @@ INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared
   const int64_t groups = (blocks + group - 1) / group;
   const uint8_t* codes = weights.codes + tile * blocks * bytes;
   const int8_t* inputs = reinterpret_cast<const int8_t*>(from.inputs) + local * blocks * kBlock;
-  const float* scales = from.scales + local * blocks;
-  const int32_t* zeros = from.zeros + local * blocks;
+  const Scale* scales = from.scales + local * blocks;
+  const int32_t* starts = from.starts + local * blocks;
   const float* totals = from.sums + local * groups;
   const Scaler<scaling, minima> scaler(weights, tile, groups);
 
@@ -198,17 +199,17 @@ INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared
       UNROLL for (size_t line = 0; line < bytes; line += 64) {
         __builtin_prefetch(codes + kAhead + line);
       }
-      dots<bits, N>(codes, inputs, zeros, dot);
+      dots<bits, N>(codes, inputs, starts, dot);
       UNROLL for (int r = 0; r < N; ++r) {
-        const F scale = set(scales[r]);
         UNROLL for (int h = 0; h < 2; ++h) {
-          part[r][h] = single ? mul(dot[r][h], scale) : fma(dot[r][h], scale, part[r][h]);
+          const F found = scaled(dot[r][h], scales[r]);
+          part[r][h] = single ? found : add(part[r][h], found);
         }
       }
       codes += bytes;
       inputs += N * kBlock;
       scales += N;
-      zeros += N;
+      starts += N;
     }
     F scale[2], minimum[2];
     scaler.read(g, scale, minimum);
@@ -403,7 +404,7 @@ void multiply(const Weights& weights, int64_t tile, const Prepared& from, int64_
   case N:                                                                                 \
     if constexpr (N <= kMostRows) multiply_band<N>(weights, tile, from, local, band, finish); \
     break;
-    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
 #undef ROWS
   }
 }

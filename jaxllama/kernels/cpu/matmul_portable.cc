@@ -19,6 +19,8 @@ struct Pairs {
 
 constexpr int kMostRows = 1;
 constexpr int kZeroOfEight = 128;
+constexpr float kLift = 0.0f;
+constexpr int32_t kLiftBits = 0;
 
 #define LANES for (int i = 0; i < kHalf; ++i)
 
@@ -54,6 +56,7 @@ inline F fma(F x, const F& y, const F& z) {
   LANES x.v[i] = x.v[i] * y.v[i] + z.v[i];
   return x;
 }
+inline F scaled(const F& sum, Scale scale) { return mul(sum, set(scale.by)); }
 inline float sum(const F& x) {
   float total = 0.0f;
   LANES total += x.v[i];
@@ -120,7 +123,7 @@ inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
 inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   for (int b = 0; b < kAtOnce; ++b) {
     const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
-    scales[b] = largest / kLargestCode;
+    scales[b] = largest <= kLargest ? largest / kLargestCode : __builtin_nanf("");
     const bool sound = largest >= kSmallest && largest <= kLargest;
     if (sound) {
       sums[b] = round_block(blocks[b], kLargestCode / largest, bytes + b * kBlock);
@@ -171,12 +174,12 @@ inline int32_t dot_nibbles(const uint8_t* w, const int8_t* x) {
 }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* zeros, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   for (int r = 0; r < N; ++r) {
     const int8_t* x = inputs + r * kBlock;
     for (int h = 0; h < 2; ++h) {
       int32_t acc[kHalf];
-      LANES acc[i] = zeros[r];
+      LANES acc[i] = starts[r];
       for (int j = 0; j < (bits == 4 ? 4 : 8); ++j) {
         const uint8_t* w = codes + (2 * j + h) * 64;
         LANES acc[i] += bits == 4 ? dot_nibbles(w + 4 * i, x + 4 * j)
