@@ -4,7 +4,7 @@ Built by whoever asks (Python API, dialects), consumed by the engine. Knows no a
 beyond finished strings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -29,6 +29,30 @@ class FinishReason(StrEnum):
     FAILED = "failed"
 
 
+class Follower(Protocol):
+    """Follows one answer through a constraint; whatever it raises fails that answer alone."""
+
+    @property
+    def done(self) -> bool:
+        """The answer is whole, and no token can follow."""
+
+    def allowed(self) -> bytes:
+        """A bit per token, the lowest first: what may come next, end tokens included."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next whatever the model thinks; they are not taken yet."""
+
+    def advance(self, token: int) -> None:
+        """A token was added to the answer."""
+
+
+class Constraint(Protocol):
+    """What an answer has to look like: compiled once, followed by any number of answers."""
+
+    def start(self) -> Follower:
+        """A follower at the beginning of an answer."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt in token ids, and how to continue it; already validated."""
@@ -41,6 +65,7 @@ class GenerationRequest:
     stop_ids: tuple[int, ...] = ()  # the model's own end tokens included unless ignored
     top_logprobs: int | None = None  # None: no log-probabilities; n: the chosen and n others
     knobs: Mapping[str, object] = field(default_factory=dict)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ import numpy as np
 
 from jaxllama.engine.bank import Choice
 from jaxllama.engine.generation import Generation, Phase
+from jaxllama.engine.guide import Guide
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
+from jaxllama.engine.rows import every_token
 from jaxllama.engine.slots import SlotTable
 from jaxllama.engine.state import row_start
 from jaxllama.engine.steps import StepOutput
@@ -47,7 +49,9 @@ NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
 
 Look = TypeVar("Look")
-Sent = tuple[StepOutput, int, list[Generation | None]]  # output, steps asked for, owner of each row
+Owners = list[Generation | None]  # of each row
+Sent = tuple[StepOutput, int, Owners]  # output, steps asked for
+Told = tuple[np.ndarray, np.ndarray, Any, int, Owners]  # tokens, finite, choice, steps
 
 
 class Engine:
@@ -124,10 +128,13 @@ class Engine:
         try:
             self._admit_waiting()
             self._fill()
-            sent = self._decode()
-            # Read the call before while the new one runs; with none new, read all there is.
-            while len(self._sent) > (1 if sent else 0):
-                self._read(self._sent.popleft())
+            if self._guided:
+                self._decode_guided()
+            else:
+                sent = self._decode()
+                # Read the call before while the new one runs; with none new, read all there is.
+                while len(self._sent) > (1 if sent else 0):
+                    self._tell_all(self._read(self._sent.popleft()))
         except Exception as error:
             logger.exception("a program failed; replaying live requests")
             self._recover(error)
@@ -150,7 +157,9 @@ class Engine:
                 return
             if queue is self.recovery.suspects:
                 self.recovery.alone = queue[0]
-            self._state = self._prompts.take(self._state, queue.popleft(), claim)
+            generation = queue.popleft()
+            self._state = self._prompts.take(self._state, generation, claim)
+            self._begin_guide(generation)
 
     def _fill(self) -> None:
         """Move one prompt on; rows whose prompt is in the cache decode."""
@@ -164,12 +173,12 @@ class Engine:
 
     # Decoding.
 
-    def _decode(self) -> bool:
+    def _decode(self, steps: int = 0, allowed: np.ndarray | None = None) -> bool:
         """Send one decode call for all running rows; False if there is none."""
         if not any(self._running):
             return False
-        steps = self._steps()
-        self._state, output = self.programs.decode(self._state, np.int32(steps))
+        steps = steps or self._steps()
+        self._state, output = self.programs.decode(self._state, np.int32(steps), allowed)
         self._sent.append((output, steps, list(self._running)))
         return True
 
@@ -180,19 +189,25 @@ class Engine:
         fitting = int(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
         return min(max(fitting, 1), self.config.steps_per_sync)
 
-    def _read(self, sent: Sent) -> None:
-        """Wait for a decode call and tell what its rows drew."""
+    def _read(self, sent: Sent) -> Told:
+        """Wait for a decode call."""
         output, steps, owners = sent
         tokens = np.asarray(output.token)
-        finite = np.asarray(output.choice.finite)
         self._measure(tokens)
         asked = [owner for owner in owners if owner and owner.request.top_logprobs is not None]
         choice: Any = output.choice
         if asked:
             choice = Choice(*map(np.asarray, choice))  # type: ignore[arg-type]
+        return tokens, np.asarray(output.choice.finite), choice, steps, owners
+
+    def _tell_all(self, told: Told, *, guided: bool | None = None) -> None:
+        """Tell what the rows of a decode call drew, or only those with or without a guide."""
+        tokens, finite, choice, steps, owners = told
         for step in range(steps):
             for row, owner in enumerate(owners):
                 if owner is None or owner.phase is Phase.DONE or tokens[step, row] < 0:
+                    continue
+                if guided is not None and guided is not (owner.guide is not None):
                     continue
                 if not finite[step, row]:
                     self._fail_row(owner)
@@ -214,7 +229,15 @@ class Engine:
         if generation.replayed:  # told before the fault already
             generation.replayed -= 1
             generation.emitted.append(token)
-            return
+        else:
+            self._tell(generation, token, logprobs)
+        if generation.guide is not None:
+            self._follow(generation, generation.guide, token)
+
+    def _tell(
+        self, generation: Generation, token: int, logprobs: TokenLogprobs | None = None
+    ) -> None:
+        """The answer has one more token, or this one ends it."""
         generation.sampled += 1
         if generation.first is None:
             generation.first = self._clock()
@@ -234,18 +257,97 @@ class Engine:
         elif len(generation.emitted) >= generation.request.max_tokens:
             self._end(generation, FinishReason.LENGTH)
 
+    # Constraints.
+
+    @property
+    def _guided(self) -> bool:
+        """Whether some running row needs to be told what it may draw."""
+        return any(one is not None and one.guide is not None for one in self._running)
+
+    def _begin_guide(self, generation: Generation) -> None:
+        """Start to follow a constraint; what it forces at once belongs to the prompt."""
+        constraint = generation.request.constraint
+        if constraint is None or generation.guide is not None:
+            return
+        try:
+            generation.guide = Guide(constraint)
+        except Exception as error:
+            self._fail(generation, constraint_failed(error))
+            return
+        if generation.guide.is_done:
+            self._end(generation, FinishReason.END_TOKEN)
+        else:
+            self._skip(generation, generation.guide, shortest=1)
+
+    def _decode_guided(self) -> None:
+        """One step for all rows; those with a guide first, so that the others' news delay nobody.
+
+        A guided row's next mask depends on its last token, so calls do not overlap here; all that
+        the device waits for is the guides.
+        """
+        told = [self._read(self._sent.popleft()) for _ in range(len(self._sent))]
+        for each in told:
+            self._tell_all(each, guided=True)
+        allowed = every_token(self.config.slots, self.bank.vocab)
+        for row, owner in enumerate(self._running):
+            if owner is not None and owner.guide is not None:
+                try:
+                    owner.guide.allow(allowed[row])
+                except Exception as error:
+                    self._fail(owner, constraint_failed(error))
+        self._decode(1, allowed)
+        for each in told:
+            self._tell_all(each, guided=False)
+
+    def _follow(self, generation: Generation, guide: Guide, token: int) -> None:
+        """The answer has one more token: it may be whole, and something may have to come next."""
+        self._advance(generation, guide, token)
+        if generation.is_over:
+            return
+        if self._skip(generation, guide, shortest=max(2, self.programs.tile // 8)):
+            self._running[generation.slot] = None
+            self._release(generation.slot)
+            self._prompts.resume(generation)
+
+    def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
+        """Take forced tokens without a step for each; True if the prompt has grown by some.
+
+        Only where no step could have told or remembered anything, and where it is worth a tile.
+        """
+        request = generation.request
+        told = request.top_logprobs is not None or self.bank.remembers(request.knobs)
+        if told or generation.replayed or len(guide.due) < shortest:
+            return False
+        while guide.due and not generation.is_over:
+            token = guide.due[0]
+            self._tell(generation, token)
+            self._advance(generation, guide, token)
+        return not generation.is_over
+
+    def _advance(self, generation: Generation, guide: Guide, token: int) -> None:
+        """Let the guide know of a token; the answer may be whole with it."""
+        if generation.is_over:
+            return
+        try:
+            guide.advance(token)
+        except Exception as error:
+            self._fail(generation, constraint_failed(error))
+            return
+        if guide.is_done:
+            self._end(generation, FinishReason.END_TOKEN)
+
     # Endings.
 
     def _fail_row(self, generation: Generation) -> None:
         """The model's numbers for this row are not numbers: nobody may use its cache again."""
         slot = generation.slot
-        self._fail(
-            generation,
-            GenerationFailed(
-                "the model produced NaN or infinity for this request; its neighbours are not "
-                "affected (float16 overflows: try --dtype bfloat16 or float32)"
-            ),
+        why = (
+            "the model produced NaN or infinity for this request; its neighbours are not "
+            "affected (float16 overflows: try --dtype bfloat16 or float32)"
         )
+        if generation.guide is not None:
+            why = f"the request's samplers ban every token that its constraint allows, or {why}"
+        self._fail(generation, GenerationFailed(why))
         self.slots.release(slot, keep=False)
         self._state = self.programs.scrub(self._state, np.int32(slot))
 
@@ -281,10 +383,16 @@ class Engine:
         if not any(self._running):
             self._sent.clear()  # nobody is left to be told
         self.slots.release(generation.slot)
-        if reason not in (FinishReason.LENGTH, FinishReason.END_TOKEN):  # the device knows of those
-            mask = np.zeros(self.config.slots, np.bool_)
-            mask[generation.slot] = True
-            self._state = self.programs.release(self._state, mask)
+        # The device knows when an unguided row has used up its budget or drawn an end token.
+        known = reason in (FinishReason.LENGTH, FinishReason.END_TOKEN) and generation.guide is None
+        if not known:
+            self._release(generation.slot)
+
+    def _release(self, slot: int) -> None:
+        """Make a row of the device inert."""
+        mask = np.zeros(self.config.slots, np.bool_)
+        mask[slot] = True
+        self._state = self.programs.release(self._state, mask)
 
     # Looking without drawing.
 
@@ -380,6 +488,14 @@ class Engine:
         if self.bank.remembers(generation.request.knobs):
             generation.replayed += len(generation.emitted)
             generation.emitted.clear()
+            generation.guide = None
+
+
+def constraint_failed(error: Exception) -> GenerationFailed:
+    """What is told when a constraint cannot be followed any further."""
+    failure = GenerationFailed(f"the constraint of this request cannot be followed: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def finish_text(generation: Generation) -> tuple[str | None, str]:

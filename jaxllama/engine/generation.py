@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from jaxllama.engine.guide import Guide
 from jaxllama.request import GenerationRequest, TextTail, Usage
 
 
@@ -35,10 +36,16 @@ class Generation:
     reused: int = 0
     emitted: list[int] = field(default_factory=list)
     sampled: int = 0  # tokens drawn, the end token included
+    guide: Guide | None = None  # where the answer is in its request's constraint
     replayed: int = 0  # tokens still to be drawn again after a fault, not to be told twice
     faults: int = 0
     first: float | None = None  # when the first token arrived
     ended: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will be told of it."""
+        return self.phase is Phase.DONE
 
     @property
     def known(self) -> Sequence[int]:

@@ -39,6 +39,12 @@ class Prompts:
         generation.follows = self._slots[claim.source].owner
         return self._copy_beginning(state, generation)
 
+    def resume(self, generation: Generation) -> None:
+        """Tokens were added to one that decoded; its slot keeps what is cached."""
+        generation.phase = Phase.FILLING
+        generation.filled = len(self._slots[generation.slot].cached)
+        self._filling.append(generation)
+
     def drop(self, generation: Generation) -> None:
         """It is not wanted any more."""
         if generation in self._filling:
