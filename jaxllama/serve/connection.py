@@ -15,7 +15,7 @@ from aiohttp import web
 
 from jaxllama.serve.settings import Settings
 
-SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
+SEND_BUFFER = 64 << 10  # bytes the kernel holds for a client that does not read
 PROBES = 3  # unanswered ones until a silent peer counts as gone
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"

@@ -176,12 +176,15 @@ async def running(
     server = Server(service, Settings(**settings), dialects or [TinyDialect()])
     await server.start()
     try:
-        async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as http:
+        many = aiohttp.TCPConnector(limit=0)
+        async with asyncio.timeout(SECONDS), aiohttp.ClientSession(connector=many) as http:
             live = Running(server, engine, http, server.url)
             if wait:
                 await live.until(lambda: service.state != "loading")
             yield live
     finally:
+        if isinstance(engine.step, Held):
+            engine.step.gate.open()
         assert await server.stop()
 
 
@@ -198,7 +201,7 @@ class Gate:
         self._allowed = threading.Semaphore(0)
         self._is_open = threading.Event()
         self._step = engine.step
-        engine.step = self._gated  # type: ignore[method-assign]
+        engine.step = Held(self)  # type: ignore[method-assign]
 
     def let(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -217,9 +220,19 @@ class Gate:
         self._is_open.set()
         self._allowed.release()
 
-    def _gated(self) -> list[Event]:
+    def step(self) -> list[Event]:
         if not self._is_open.is_set():
             self._allowed.acquire()
         events = self._step()
         self.steps += 1
         return events
+
+
+@dataclass
+class Held:
+    """The step of an engine behind a gate."""
+
+    gate: Gate
+
+    def __call__(self) -> list[Event]:
+        return self.gate.step()

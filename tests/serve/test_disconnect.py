@@ -1,11 +1,11 @@
 """Clients that leave: whatever their request was doing, its slot is free within two steps."""
 
 import asyncio
-import os
 import random
 import socket
 import struct
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +179,10 @@ def test_nobody_cancels_the_request_of_another():
     scenario(body)
 
 
+def files_open():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def spoken(prompt):
     """What a prompt is answered: as long as its first byte says."""
     return bytes((prompt[0] + i) % 256 for i in range(1 + prompt[0] % 60))
@@ -207,6 +211,7 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
         elif cut == len(raw) and random_.random() < 0.3:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             id_ = head.partition("X-Request-Id: ")[2].partition("\r\n")[0]
+            assert id_
             live.service.cancel(id_, "at 127.0.0.1")
             await reader.read(random_.randrange(1, 900))
         leave(writer, random_.choice(["fin", "rst"]))
@@ -216,7 +221,7 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
         async with running(engine) as live:
             await live.say()
             await live.until(lambda: not live.service._open)
-            tasks, files = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+            tasks, files = len(asyncio.all_tasks()), files_open()
             for _ in range(250):
                 async with asyncio.TaskGroup() as group:
                     for client in range(9):
@@ -224,7 +229,7 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
             await live.settled()
             await live.until(lambda: len(live.server.crowd) <= 1)
             await live.until(lambda: len(asyncio.all_tasks()) <= tasks)
-            assert len(os.listdir("/proc/self/fd")) <= files + 1
+            assert files_open() <= files + 1
             assert not live.service._open
             assert live.service._in_engine == 0
             assert live.service.queue._given == {}
