@@ -24,7 +24,9 @@ import { readEvents } from "./events.js";
  * @property {number | null} low
  * @property {number | null} high
  * @property {number | null} width null: one number; n: a list of at most n
- * @property {boolean} by_token
+ * @property {boolean} by_token an object of token ids and numbers
+ * @property {boolean} [tokens] a list of token ids
+ * @property {boolean} [phrases] a list of texts
  * @property {string} help
  */
 

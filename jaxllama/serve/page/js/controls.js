@@ -109,17 +109,26 @@ export function labelOf(name) {
  * @param {Knob} knob
  * @returns {HTMLInputElement | HTMLTextAreaElement}
  */
-function makeField({ name, type, off, low, high, width, by_token }) {
+function makeField(knob) {
+  const { name, type, off, low, high, width } = knob;
   if (type === "bool") return h("input", { type: "checkbox", role: "switch", name });
-  if (by_token) return h("textarea", { name, rows: 2, placeholder: "token id = number, one a line" });
   if (width !== null) {
-    const one = type === "str" ? "text" : "number";
-    return h("textarea", { name, rows: 2, placeholder: `one ${one} a line` });
+    return h("textarea", { name, class: "grows", rows: 2, placeholder: `${lineOf(knob)}, one a line` });
   }
   if (type === "str") return h("input", { type: "text", name });
   const step = type === "int" ? 1 : stepOf(low, high);
   const placeholder = off ?? "auto";
   return h("input", { type: "number", name, min: low, max: high, step, placeholder });
+}
+
+/**
+ * What a line of a list is.
+ * @param {Knob} knob
+ */
+function lineOf({ type, by_token, tokens, phrases }) {
+  if (by_token) return "token id = number";
+  if (tokens) return "token id";
+  return type === "str" || phrases ? "text" : "number";
 }
 
 /**
@@ -145,9 +154,9 @@ function stepOf(low, high) {
 }
 
 /** @param {Knob} knob */
-function helpOf({ help, low, high, type }) {
+function helpOf({ help, low, high, width, type, phrases }) {
   const sentence = help.charAt(0).toUpperCase() + help.slice(1);
-  if (type === "bool" || type === "str") return sentence;
+  if (width !== null && (type === "str" || phrases)) return `${sentence}; \\n is a line break`;
   if (low !== null && high !== null && high < 1e6) return `${sentence} (${low} to ${high})`;
   return sentence;
 }

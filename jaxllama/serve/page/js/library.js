@@ -70,6 +70,7 @@ export class Library extends EventTarget {
   async save(conversation) {
     conversation.updated = Date.now();
     this.conversations.set(conversation.id, conversation);
+    if (conversation === this.current) keepChoices({ open: conversation.id });
     this.waiting.delete(conversation);
     this.changed();
     try {

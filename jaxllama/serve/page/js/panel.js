@@ -17,7 +17,7 @@ const STAGES = [
   { kind: "filter", title: "After temperature" },
 ];
 /** Of the core, what the page asks for itself. */
-const OWN = new Set(["logprobs"]);
+const OWN = new Set(["logprobs", "preset"]);
 const ALTERNATIVES = 5;
 
 /** The settings panel. */

@@ -53,10 +53,11 @@ export function writeEntry(knob, field, value) {
  * @param {string} text
  * @returns {Entry}
  */
-function readOne({ type, low, high }, text) {
-  if (type === "str") return right(unescaped(text));
+function readOne({ type, low, high, tokens, phrases }, text) {
+  if (type === "str" || phrases) return right(unescaped(text));
   const value = Number(text.trim() || "x");
   if (!Number.isFinite(value)) return wrong(`${text.trim() || "nothing"} is no number`);
+  if (tokens && value < 0) return wrong(`${text} is no token id`);
   if (type === "int" && !Number.isSafeInteger(value)) {
     return wrong(`${text} is no whole number that a page can hold`);
   }
