@@ -15,6 +15,7 @@ from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve import operations, page
 from jaxllama.serve.decode import check_head
 from jaxllama.serve.dialects import Dialect, openai
+from jaxllama.serve.docs import Docs
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
 from jaxllama.serve.settings import Settings
@@ -30,7 +31,7 @@ def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
 ) -> web.Application:
     """The application of one service; the first dialect words what belongs to no route."""
-    everyone = (*dialects, operations, page)
+    everyone = (*dialects, operations, page, Docs(dialects))
     front = Front(service, Guard(settings), everyone[0])
     app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings

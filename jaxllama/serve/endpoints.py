@@ -5,18 +5,21 @@ what it says is what the handlers use. Knows no particular endpoint.
 """
 
 import functools
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.limits import FRONT, check, check_count
+from jaxllama.limits import FRONT, Limit, check, check_count
 from jaxllama.serve.decode import read_json
 from jaxllama.serve.guard import Handler
 from jaxllama.service import GenerationService
+
+PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
 
 
 class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -52,9 +55,21 @@ class Endpoint:
     summary: str
     answer: Any  # what its JSON is
     body: type[Body] | None = None
-    event: Any = None  # what it streams instead, asked with `stream`
+    events: tuple[type[msgspec.Struct], ...] = ()  # what it streams instead, where asked
     takes_knobs: bool = False  # core knobs and those of every installed sampler
+    bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)  # other than usual
     fails_with: tuple[int, ...] = ()  # beyond what every route may answer
+
+    @property
+    def plain_path(self) -> str:
+        """The path without what only the router understands."""
+        return PATTERN.sub(r"{\1}", self.path)
+
+    @property
+    def name(self) -> str | None:
+        """The variable part of the path, if there is one."""
+        found = PATTERN.search(self.path)
+        return found[1] if found else None
 
     async def read(
         self, request: web.Request, service: GenerationService, shape: type[B]

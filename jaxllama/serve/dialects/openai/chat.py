@@ -6,11 +6,11 @@ an answer to a shape comes from `constraints.py`.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
@@ -18,19 +18,22 @@ from jaxllama.formats import CallStyle
 from jaxllama.messages import Ending as PromptEnding
 from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import (
-    ResponseFormat,
-    ToolChoice,
-    ToolDefinition,
-    knobs_for,
+from jaxllama.serve.dialects.openai.chat_shapes import (
+    ChatBody,
+    ChatChunk,
+    ChatCompletion,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Message,
+    Turn,
 )
+from jaxllama.serve.dialects.openai.constraints import as_tool, knobs_for
 from jaxllama.serve.dialects.openai.logprobs import new_style
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
-    Common,
     Logprobs,
-    StreamOptions,
     TokenLogprob,
     TokenUsage,
     check_model,
@@ -40,151 +43,13 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.text.tools import CallDelta, Piece, ToolParser
 
-TEXT_ONLY = "this model reads and writes text only"
-
-
-class TextPart(msgspec.Struct):
-    """A part of a message; only text is read."""
-
-    type: str
-    text: str | None = None
-
-
-class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """Which function was called with what: JSON text."""
-
-    name: str
-    arguments: str
-
-
-class PastCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of an earlier turn."""
-
-    function: PastFunction
-    id: str | None = None
-    type: Literal["function"] = "function"
-    index: int | None = None  # clients send back what a stream told them
-
-
-class Turn(msgspec.Struct, forbid_unknown_fields=True):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[PastCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None  # this and the next two: as clients send our answers back
-    annotations: list[Any] | None = None
-    audio: None = None
-
-
-class ChatBody(Common, kw_only=True):
-    """A conversation, and how to go on."""
-
-    messages: list[Turn]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[ToolDefinition] | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    modalities: list[Literal["text"]] | None = None
-    store: bool | None = None
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
-    moderation: Any = None
-    prediction: Any = None
-    prompt_cache_options: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-
-    unsupported: ClassVar[Mapping[str, str]] = {
-        "store": "nothing is kept here",
-        "audio": TEXT_ONLY,
-        "function_call": "send tool_choice instead",
-        "functions": "send tools instead",
-        "moderation": "there is no moderation here",
-        "prediction": "answers are not predicted here",
-        "prompt_cache_options": "prompts that share a beginning share their work unasked",
-        "reasoning_effort": "this model has no setting for it",
-        "verbosity": "this model has no setting for it",
-        "web_search_options": "this server reaches no other one",
-    }
-
-
-class Message(msgspec.Struct):
-    """What the assistant says."""
-
-    content: str | None
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-    tool_calls: list[Call] | UnsetType = UNSET
-
-
-class Choice(msgspec.Struct):
-    """One answer."""
-
-    index: int
-    message: Message
-    finish_reason: shapes.Ending
-    logprobs: Logprobs | None = None
-
-
-class ChatCompletion(msgspec.Struct):
-    """All answers."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: TokenUsage
-    object: Literal["chat.completion"] = "chat.completion"
-
-
-class Delta(msgspec.Struct, omit_defaults=True):
-    """What is new of an answer."""
-
-    role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-    tool_calls: list[Call] | UnsetType = UNSET
-
-
-class ChunkChoice(msgspec.Struct):
-    """What is new of one answer."""
-
-    index: int
-    delta: Delta
-    finish_reason: shapes.Ending | None = None
-    logprobs: Logprobs | None = None
-
-
-class ChatChunk(msgspec.Struct):
-    """One event of a stream."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: TokenUsage | UnsetType | None = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-
-
 CHAT = Endpoint(
     "POST",
     "/v1/chat/completions",
     "Answer a conversation",
     body=ChatBody,
     answer=ChatCompletion,
-    event=ChatChunk,
+    events=(ChatChunk,),
     takes_knobs=True,
 )
 
@@ -202,10 +67,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         messages=[as_turn(each) for each in body.messages],
         knobs=knobs | with_own_names(body, knobs) | constraint,
         n=1 if body.n is None else body.n,
-        tools=[msgspec.to_builtins(tool) for tool in tools],
+        tools=[as_tool(tool) for tool in tools],
         ending=ending_of(body),
+        format=body.format,
     )
-    style = model.intake.format.calls if tools else None
+    style = model.intake.with_format(body.format).format.calls if tools else None
 
     def form(answers: Answers) -> ChatForm:
         return ChatForm(body, model, answers, style)

@@ -6,6 +6,7 @@ before the answer's; with `max_tokens` 0 nothing is generated, which is how text
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
-from jaxllama.limits import check_count
+from jaxllama.limits import LIMITS, check_count
 from jaxllama.request import Event, Finished, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.constraints import ResponseFormat, knobs_for
@@ -90,8 +91,9 @@ COMPLETIONS = Endpoint(
     "Continue texts",
     body=CompletionBody,
     answer=Completion,
-    event=CompletionChunk,
+    events=(CompletionChunk,),
     takes_knobs=True,
+    bounds={"max_tokens": replace(LIMITS["max_tokens"], low=0)},
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from jaxllama.errors import InvalidParameter
+from jaxllama.formats import Tool
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,3 +80,15 @@ def knobs_for(
             name = f"tools[{index}].function.strict"
             raise InvalidParameter(f"{name} is not supported yet; leave it out", name)
     return {}
+
+
+def as_tool(tool: ToolDefinition) -> Tool:
+    """A tool as prompt formats show it: as it was written, without what is left out."""
+    function = tool.function
+    fields = {
+        "name": function.name,
+        "description": function.description,
+        "parameters": function.parameters,
+    }
+    given = {key: value for key, value in fields.items() if value is not None}
+    return {"type": "function", "function": given}

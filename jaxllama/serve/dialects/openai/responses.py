@@ -5,7 +5,7 @@ One file of the OpenAI dialect. Nothing is kept between requests, so what builds
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -13,225 +13,29 @@ from aiohttp import web
 from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
-from jaxllama.serve.dialects.openai.chat import TextPart
 from jaxllama.serve.dialects.openai.constraints import JsonSchema, ResponseFormat, knobs_for
-from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions, check_model
+from jaxllama.serve.dialects.openai.response_shapes import (
+    EVENTS,
+    DeltaEvent,
+    Incomplete,
+    InputMessage,
+    ItemEvent,
+    OutputDetails,
+    OutputMessage,
+    OutputText,
+    PartEvent,
+    Response,
+    ResponseBody,
+    ResponseUsage,
+    Status,
+    StreamEvent,
+    TextEvent,
+    WholeEvent,
+)
+from jaxllama.serve.dialects.openai.shapes import Details, check_model
 from jaxllama.serve.dialects.openai.telling import tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
-
-NOTHING_KEPT = "nothing is kept here between requests; send the whole conversation as input"
-NO_TOOLS = "ask /v1/chat/completions for tools"
-
-
-class InputMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    type: Literal["message"] = "message"
-    id: str | None = None  # this and the next: as clients send our answers back
-    status: str | None = None
-    phase: str | None = None
-
-
-class TextFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What the text has to look like."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What the text has to look like."""
-
-    format: TextFormat | None = None
-
-
-class ResponseBody(Common, kw_only=True):
-    """What was said, and how to go on."""
-
-    input: str | list[InputMessage]
-    instructions: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_output_tokens: int | None = None
-    text: TextOptions | None = None
-    truncation: Literal["disabled"] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
-    tools: list[Any] | None = None
-    store: bool | None = None
-    background: bool | None = None
-    top_logprobs: int | None = None
-    include: Any = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    prompt: Any = None
-    reasoning: Any = None
-    max_tool_calls: Any = None
-    context_management: Any = None
-    moderation: Any = None
-    prompt_cache_options: Any = None
-    access_programs: Any = None
-    image: Any = None
-
-    unsupported: ClassVar[Mapping[str, str]] = {
-        "tools": NO_TOOLS,
-        "store": NOTHING_KEPT,
-        "background": "a response is made while its client waits",
-        "top_logprobs": "ask /v1/chat/completions for log-probabilities",
-        "include": "there is nothing more to tell",
-        "previous_response_id": NOTHING_KEPT,
-        "conversation": NOTHING_KEPT,
-        "prompt": "no prompts are kept here",
-        "reasoning": "this model has no setting for it",
-        "max_tool_calls": NO_TOOLS,
-        "context_management": "a conversation is read as it is sent",
-        "moderation": "there is no moderation here",
-        "prompt_cache_options": "prompts that share a beginning share their work unasked",
-        "access_programs": "there are none here",
-        "image": "this model reads and writes text only",
-    }
-
-
-class OutputText(msgspec.Struct):
-    """What is said."""
-
-    text: str
-    type: Literal["output_text"] = "output_text"
-    annotations: list[None] = msgspec.field(default_factory=list)
-    logprobs: list[None] = msgspec.field(default_factory=list)
-
-
-Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class OutputMessage(msgspec.Struct):
-    """The assistant's message."""
-
-    id: str
-    status: Status
-    content: list[OutputText]
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-
-
-class OutputDetails(msgspec.Struct):
-    """How much of an answer was not shown."""
-
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(msgspec.Struct):
-    """What it cost, in tokens."""
-
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: Details
-    output_tokens_details: OutputDetails
-
-
-class Incomplete(msgspec.Struct):
-    """Why a response is not whole."""
-
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
-
-
-class TextSettings(msgspec.Struct):
-    """What the text looks like."""
-
-    format: dict[str, str] = msgspec.field(default_factory=lambda: {"type": "text"})
-
-
-class Response(msgspec.Struct, kw_only=True):
-    """A response, as far as it has come."""
-
-    id: str
-    created_at: int
-    model: str
-    status: Status
-    output: list[OutputMessage]
-    instructions: str | None
-    max_output_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    metadata: dict[str, str]
-    user: str | None
-    usage: ResponseUsage | None = None
-    incomplete_details: Incomplete | None = None
-    error: None = None
-    object: Literal["response"] = "response"
-    parallel_tool_calls: bool = True
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[None] = msgspec.field(default_factory=list)
-    text: TextSettings = msgspec.field(default_factory=TextSettings)
-    truncation: Literal["disabled"] = "disabled"
-    previous_response_id: None = None
-    reasoning: None = None
-    background: bool = False
-    store: bool = False
-
-
-class WholeEvent(msgspec.Struct):
-    """The response begins or ends."""
-
-    type: Literal[
-        "response.created", "response.in_progress", "response.completed", "response.incomplete"
-    ]
-    sequence_number: int
-    response: Response
-
-
-class ItemEvent(msgspec.Struct):
-    """The message begins or ends."""
-
-    type: Literal["response.output_item.added", "response.output_item.done"]
-    sequence_number: int
-    item: OutputMessage
-    output_index: int = 0
-
-
-class PartEvent(msgspec.Struct):
-    """The text begins or ends."""
-
-    type: Literal["response.content_part.added", "response.content_part.done"]
-    sequence_number: int
-    item_id: str
-    part: OutputText
-    output_index: int = 0
-    content_index: int = 0
-
-
-class DeltaEvent(msgspec.Struct):
-    """What is new of the text."""
-
-    type: Literal["response.output_text.delta"]
-    sequence_number: int
-    item_id: str
-    delta: str
-    output_index: int = 0
-    content_index: int = 0
-    logprobs: list[None] = msgspec.field(default_factory=list)
-
-
-class TextEvent(msgspec.Struct):
-    """All of the text."""
-
-    type: Literal["response.output_text.done"]
-    sequence_number: int
-    item_id: str
-    text: str
-    output_index: int = 0
-    content_index: int = 0
-    logprobs: list[None] = msgspec.field(default_factory=list)
-
-
-StreamEvent = WholeEvent | ItemEvent | PartEvent | DeltaEvent | TextEvent
 
 RESPONSES = Endpoint(
     "POST",
@@ -239,7 +43,7 @@ RESPONSES = Endpoint(
     "Answer a conversation, in the newer shapes",
     body=ResponseBody,
     answer=Response,
-    event=StreamEvent,
+    events=EVENTS,
     takes_knobs=True,
 )
 

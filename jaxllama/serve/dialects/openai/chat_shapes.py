@@ -1,0 +1,149 @@
+"""Shapes of `/v1/chat/completions`: a conversation in, messages out, whole or in chunks."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from jaxllama.serve.dialects.openai import shapes
+from jaxllama.serve.dialects.openai.constraints import ResponseFormat, ToolChoice, ToolDefinition
+from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
+
+TEXT_ONLY = "this model reads and writes text only"
+
+
+class TextPart(msgspec.Struct):
+    """A part of a message; only text is read."""
+
+    type: str
+    text: str | None = None
+
+
+class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """Which function was called with what: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class PastCall(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of an earlier turn."""
+
+    function: PastFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None  # clients send back what a stream told them
+
+
+class Turn(msgspec.Struct, forbid_unknown_fields=True):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[PastCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None  # this and the next two: as clients send our answers back
+    annotations: list[Any] | None = None
+    audio: None = None
+
+
+class ChatBody(Common, kw_only=True):
+    """A conversation, and how to go on."""
+
+    messages: list[Turn]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    format: str | None = None  # name of an installed prompt format
+    modalities: list[Literal["text"]] | None = None
+    store: bool | None = None
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    moderation: Any = None
+    prediction: Any = None
+    prompt_cache_options: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "store": "nothing is kept here",
+        "audio": TEXT_ONLY,
+        "function_call": "send tool_choice instead",
+        "functions": "send tools instead",
+        "moderation": "there is no moderation here",
+        "prediction": "answers are not predicted here",
+        "prompt_cache_options": "prompts that share a beginning share their work unasked",
+        "reasoning_effort": "this model has no setting for it",
+        "verbosity": "this model has no setting for it",
+        "web_search_options": "this server reaches no other one",
+    }
+
+
+class Message(msgspec.Struct):
+    """What the assistant says."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    tool_calls: list[Call] | UnsetType = UNSET
+
+
+class Choice(msgspec.Struct):
+    """One answer."""
+
+    index: int
+    message: Message
+    finish_reason: shapes.Ending
+    logprobs: Logprobs | None = None
+
+
+class ChatCompletion(msgspec.Struct):
+    """All answers."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: TokenUsage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    """What is new of an answer."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    tool_calls: list[Call] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct):
+    """What is new of one answer."""
+
+    index: int
+    delta: Delta
+    finish_reason: shapes.Ending | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    """One event of a stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: TokenUsage | UnsetType | None = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -1,0 +1,194 @@
+"""`/openapi.json`: what can be asked and what is answered, for programs.
+
+Made from what the handlers themselves use: the endpoints' shapes, the limits table, the knobs of
+the installed samplers. Knows no dialect; each brings its table of endpoints.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from jaxllama.limits import FRONT, LIMITS, Limit
+from jaxllama.sampling import KnobSpec
+from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.service import Model
+
+Json = dict[str, Any]
+
+PREFIX = "#/components/schemas/"
+REFUSALS = {
+    400: "the request is wrong; the message says what is",
+    401: "a key is needed",
+    403: "this host is not the server's",
+    404: "there is no such thing",
+    408: "the request came too slowly",
+    409: "the request was cancelled",
+    413: "the body is too large",
+    415: "the body is not plain JSON",
+    429: "too many requests wait; try again after the time in Retry-After",
+    500: "the server failed",
+    503: "no request is taken now; try again after the time in Retry-After",
+    504: "the request took too long",
+}
+NOT_YET = {501: "this is not implemented yet"}
+NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
+    "boolean": {"enum": [False, None]},
+    "integer": {"enum": [0, None]},
+    "string": {"enum": ["", None]},
+    "array": {"enum": [[], None]},
+}
+
+
+def describe(
+    model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool
+) -> Json:
+    """The whole document; `endpoints` have a name each, `error` is the shape of a refusal."""
+    shapes = [error, *filter(None, shapes_of(endpoints))]
+    schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
+    found = dict(zip(map(id, shapes), schemas, strict=True))
+    for endpoint in endpoints:
+        if endpoint.body is not None:
+            finish(components[endpoint.body.__name__], endpoint, model)
+    paths: Json = {}
+    for endpoint, name in endpoints.items():
+        described = operation(endpoint, name, found)
+        if endpoint.name:
+            described["parameters"] = [path_parameter(endpoint.name)]
+        paths.setdefault(endpoint.plain_path, {})[endpoint.method.lower()] = described
+    document: Json = {
+        "openapi": "3.1.0",
+        "info": {"title": "jaxllama", "version": version("jaxllama")},
+        "paths": paths,
+        "components": {"schemas": components, "responses": refusals(found[id(error)])},
+    }
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
+
+
+def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
+    """Every shape that goes in or out."""
+    for endpoint in endpoints:
+        yield from (endpoint.body, endpoint.answer, *endpoint.events)
+
+
+def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
+    """One route."""
+    content: Json = {}
+    if endpoint.answer is not None:
+        content["application/json"] = {"schema": found[id(endpoint.answer)]}
+    if endpoint.events:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    answers: Json = {}
+    if content:
+        answers["200"] = {"description": "the answer", "content": content}
+    for status in (*REFUSALS, *endpoint.fails_with):
+        answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
+    described: Json = {"operationId": name, "summary": endpoint.summary, "responses": answers}
+    if endpoint.events:  # what the data of each is
+        described["x-events"] = [found[id(event)] for event in endpoint.events]
+    if endpoint.body is not None:
+        schema = {"application/json": {"schema": found[id(endpoint.body)]}}
+        described["requestBody"] = {"required": True, "content": schema}
+    return described
+
+
+def refusals(error: Json) -> Json:
+    """What any route may answer instead."""
+    content = {"application/json": {"schema": error}}
+    return {
+        str(status): {"description": why, "content": content}
+        for status, why in (REFUSALS | NOT_YET).items()
+    }
+
+
+def path_parameter(name: str) -> Json:
+    """The variable part of a path."""
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def finish(schema: Json, endpoint: Endpoint, model: Model) -> None:
+    """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
+    fields = schema["properties"]
+    assert endpoint.body is not None
+    for name, field in fields.items():
+        if name in endpoint.body.unsupported:
+            fields[name] = refused(field, endpoint.body, name)
+        elif name in FRONT:
+            bound(field, FRONT[name])
+    if not endpoint.takes_knobs:
+        return
+    for name, limit in (LIMITS | dict(endpoint.bounds)).items():
+        fields.setdefault(name, or_null(of_limit(limit), limit.help))
+    for name, spec in model.intake.bank.knobs.items():
+        fields.setdefault(name, or_null(of_knob(spec), spec.help))
+
+
+def refused(field: Json, body: type[Body], name: str) -> Json:
+    """The schema of a field that is there only to be refused with a reason."""
+    types = {each.get("type") for each in field.get("anyOf", [field])}
+    kind = next((kind for kind in NO if kind in types), None)
+    no = NO[kind] if kind else {"enum": [None, False, 0, "", [], {}]}
+    return {**no, "description": f"not supported: {body.unsupported[name]}", "default": None}
+
+
+def bound(field: Json, limit: Limit) -> None:
+    """Write the bounds of the limits table into a field's schema."""
+    field["description"] = limit.help
+    for each in field.get("anyOf", [field]):
+        match each.get("type"):
+            case "integer" | "number":
+                each |= {"minimum": limit.low, "maximum": limit.high}
+            case "array":
+                each["maxItems"] = limit.most
+            case "object":
+                each["maxProperties"] = limit.most
+            case "string" if not limit.many:
+                each["maxLength"] = limit.longest
+
+
+def of_limit(limit: Limit) -> Json:
+    """The schema of a core field."""
+    one = of_scalar(limit.kind, limit.low, limit.high)
+    if limit.kind is str:
+        one |= {"minLength": 1, "maxLength": limit.longest}
+    if not limit.many:
+        return one
+    return {"anyOf": [one, {"type": "array", "items": one, "maxItems": limit.most}]}
+
+
+def of_knob(spec: KnobSpec) -> Json:
+    """The schema of a sampler's knob."""
+    one = of_scalar(spec.kind, spec.low, spec.high)
+    if spec.by_token:
+        keys = {"pattern": "^[0-9]{1,10}$"}
+        return {
+            "type": "object",
+            "propertyNames": keys,
+            "additionalProperties": one,
+            "maxProperties": spec.width,
+        }
+    if spec.phrases:
+        one = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}
+    if spec.width is None:
+        return one
+    return {"type": "array", "items": one, "maxItems": spec.width}
+
+
+def of_scalar(kind: type, low: float | None, high: float | None) -> Json:
+    """The schema of one value."""
+    name = {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]
+    schema: Json = {"type": name}
+    if kind in (int, float):
+        bounds = {"minimum": low, "maximum": high}
+        schema |= {key: value for key, value in bounds.items() if value is not None}
+    return schema
+
+
+def or_null(schema: Json, help_: str) -> Json:
+    """The same, or null, which means the default."""
+    branches = schema.get("anyOf", [schema])
+    return {"anyOf": [*branches, {"type": "null"}], "description": help_, "default": None}
