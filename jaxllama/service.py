@@ -30,6 +30,7 @@ from jaxllama.errors import (
     InvalidParameter,
     JaxLlamaError,
     NotReady,
+    QueueFull,
     TimedOut,
 )
 from jaxllama.fair_queue import FairQueue
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
 GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
+PACE_WEIGHT = 0.1  # of the newest answer in the pace
+MOST_PATIENCE = 60.0  # seconds after which to try again, at most
 
 
 class State(StrEnum):
@@ -66,6 +69,7 @@ class GenerationService:
         bounds: Bounds,
         *,
         observer: Observer | None = None,
+        log_prompts: bool = False,
     ) -> None:
         """`open_model` is called in a thread by `start`."""
         self.bounds = bounds
@@ -75,12 +79,15 @@ class GenerationService:
         self.is_draining = False
         self.thread: EngineThread | None = None
         self.observer = observer
+        self.log_prompts = log_prompts
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._weight_bytes = self._traced = 0
+        self._pace = 0.0  # seconds between the ends of answers, lately
+        self._last_end = 0.0
         self._in_engine = 0
         self._preparing = 0
         self._opening: asyncio.Future[Model] | None = None
@@ -233,7 +240,7 @@ class GenerationService:
         """Checked requests; refused before any work if the queue is full."""
         self._check_state()
         count = count_choices(ask)
-        self.queue.check(answers.caller.client, self._preparing + count)
+        self._check_queue(answers, self._preparing + count)
         self._preparing += count
         try:
             thread = asyncio.ensure_future(asyncio.to_thread(ready_all, self.model.intake, ask))
@@ -253,13 +260,20 @@ class GenerationService:
                 f"this server allows {most} for one request (lower max_tokens or n)",
                 "max_tokens",
             )
-        client = answers.caller.client
         sizes = [len(choice.request.prompt) for choice in choices]
-        self.queue.check(client, len(choices), sum(sizes))
+        self._check_queue(answers, len(choices), sum(sizes))
         answers.begin(choices)
         for choice, size in zip(choices, sizes, strict=True):
-            self.queue.push(client, choice, cost=choice.cost, size=size)
+            self.queue.push(answers.caller.client, choice, cost=choice.cost, size=size)
         self._dispatch()
+
+    def _check_queue(self, answers: Answers, items: int, tokens: int = 0) -> None:
+        """Refuse what does not fit, with a guess at when it might."""
+        try:
+            self.queue.check(answers.caller.client, items, tokens)
+        except QueueFull as error:
+            error.retry_after = min(max(1.0, self._pace * len(self.queue)), MOST_PATIENCE)
+            raise
 
     # Between the queue and the engine.
 
@@ -281,6 +295,9 @@ class GenerationService:
         choice.answers.tell(choice, event)
         if choice.is_over:
             self._in_engine -= 1
+            now = asyncio.get_running_loop().time()
+            self._pace += PACE_WEIGHT * (now - self._last_end - self._pace)
+            self._last_end = now
             usage = choice.usage
             spent = usage.prompt + usage.generated if usage else 0
             self.queue.ended(choice.answers.caller.client, choice.cost - spent)
@@ -299,7 +316,11 @@ class GenerationService:
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)
-        logger.info("request", extra={"facts": outcome.as_facts()})
+        facts = outcome.as_facts()
+        if self.log_prompts and self._model is not None:
+            decode = self._model.intake.tokenizer.decode
+            facts["text"] = [decode(request.prompt, special=True) for request in answers.requests]
+        logger.info("request", extra={"facts": facts})
         if self.observer is not None:
             self.observer.ended(outcome)
 
@@ -323,8 +344,11 @@ class GenerationService:
             self._traced = sum(model.engine.programs.traces.values())
             self._model = replace(model, intake=intake)
         except Exception as error:
-            self.failure = error
-            self.failed.set()
+            self._fail(error)
+
+    def _fail(self, failure: BaseException) -> None:
+        self.failure = failure
+        self.failed.set()
 
     async def _watch(self) -> None:
         """Tell everybody when the engine has died or does not move."""
@@ -333,8 +357,7 @@ class GenerationService:
             if self.thread is None:
                 continue
             if self.thread.failure is not None:
-                self.failure = self.thread.failure
-                self.failed.set()
+                self._fail(self.thread.failure)
             stalled = self.thread.stalled()
             if stalled is not None:
                 error = EngineStopped(f"the engine has made no step for {stalled:.0f} s")

@@ -78,7 +78,8 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         llm = jaxllama.LLM.load(**loading)
         return Model(name, llm.engine, llm.intake)
 
-    code, ended = await Server(GenerationService(open_model, settings.bounds), settings).run()
+    service = GenerationService(open_model, settings.bounds, log_prompts=settings.log_prompts)
+    code, ended = await Server(service, settings).run()
     if not ended:  # a thread still loads, or is stuck in the device: nobody can wait for it
         logging.shutdown()
         os._exit(code)
