@@ -11,9 +11,10 @@ from jaxllama.config import EngineConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
-from jaxllama.limits import LIMITS, MAX_SEED, check
+from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render
 from jaxllama.request import GenerationRequest
+from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
 
@@ -30,11 +31,13 @@ class Intake:
         prompt_format: PromptFormat,
         bank: SamplerBank,
         engine: EngineConfig,
+        presets: Mapping[str, type[Preset]] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.bank = bank
         self.engine = engine
+        self.presets = dict(presets or {})
 
     def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
         """A request that continues a prompt."""
@@ -91,10 +94,9 @@ class Intake:
         *,
         start: bool,
     ) -> Ready:
-        core = {name: check(name, knobs.get(name)) for name in LIMITS}
-        others = {name: value for name, value in knobs.items() if name not in LIMITS}
-        set_ = {name: value for name, value in others.items() if value is not None}
-        self.bank.check(set_)
+        given = with_preset(knobs, self.presets)
+        core = {name: check(name, given.get(name)) for name in LIMITS}
+        set_ = self._knobs({name: value for name, value in given.items() if name not in LIMITS})
         asked: int | None = core["max_tokens"]  # type: ignore[assignment]
         self.engine.check_length(len(ids), asked or 0)
         stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
@@ -112,3 +114,34 @@ class Intake:
         )
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
+
+    def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
+        """The samplers' knobs, checked, with texts as token ids."""
+        self.bank.check(knobs)
+        encoded = dict(knobs)
+        for name, value in knobs.items():
+            if self.bank.knobs[name].phrases and isinstance(value, list | tuple):
+                encoded[name] = [each for item in value for each in self._phrases(item)]
+        if encoded != knobs:
+            self.bank.check(encoded)
+        return encoded
+
+    def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
+        """A phrase as token ids: a text as it is written by itself, and after a space."""
+        if not isinstance(item, str):
+            return [list(item)]
+        written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
+        return written if written[0] != written[1] else written[:1]
+
+
+def with_preset(
+    knobs: Mapping[str, object], presets: Mapping[str, type[Preset]]
+) -> dict[str, object]:
+    """What was given, and what its preset says of the rest; None is not given."""
+    given = {name: value for name, value in knobs.items() if value is not None}
+    name = check("preset", given.get("preset"))
+    if name is None:
+        return given
+    if name not in presets:
+        raise unknown_preset(str(name), presets)
+    return {**presets[str(name)].knobs, **given}

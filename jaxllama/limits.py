@@ -29,6 +29,7 @@ class Limit:
 MAX_SEED = 2**63 - 1
 
 LIMITS: dict[str, Limit] = {
+    "preset": Limit(str, None, help="named set of knobs; those given beside it win", longest=64),
     "max_tokens": Limit(int, None, 1, 10**9, "most tokens to generate (default: what fits)"),
     "temperature": Limit(float, 1.0, 0.0, 100.0, "randomness; 0 always takes the likeliest token"),
     "temperature_last": Limit(bool, False, help="apply temperature after the filters, not before"),
@@ -37,6 +38,11 @@ LIMITS: dict[str, Limit] = {
     "stop_ids": Limit(int, (), 0, 2**31 - 1, "token ids that end the answer", many=True, most=16),
     "ignore_eos": Limit(bool, False, help="go on after the model's own end tokens"),
     "logprobs": Limit(int, None, 0, 20, "log-probabilities: of the chosen token and N others"),
+    "json_schema": Limit(str, None, help="JSON schema the answer keeps to", longest=64 << 10),
+    "json_object": Limit(bool, False, help="the answer is a JSON object"),
+    "regex": Limit(str, None, help="regular expression the whole answer matches", longest=4096),
+    "choices": Limit(str, (), help="the answer is one of these", many=True, most=256, longest=1024),
+    "grammar": Limit(str, None, help="Lark or GBNF grammar of the answer", longest=64 << 10),
 }
 
 # Fields that only front ends have, which serve many: how many of what one request may bring.
@@ -44,7 +50,7 @@ FRONT: dict[str, Limit] = {
     "n": Limit(int, 1, 1, 16, "answers to each prompt"),
     "best_of": Limit(int, None, 1, 16, "answers to choose the best from"),
     "prompts": Limit(str, (), help="prompts of one request", many=True, most=16),
-    "choices": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
+    "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
     "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
     "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
     "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),
@@ -125,3 +131,11 @@ def unknown_field(name: str, known: Iterable[str]) -> InvalidParameter:
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InvalidParameter(f"unknown parameter {name!r}{hint}", name)
+
+
+def unknown_preset(name: str, known: Iterable[str]) -> InvalidParameter:
+    """The error for a preset that is not installed, naming the nearest one or all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(known) or 'none'}"
+    return InvalidParameter(f"unknown preset {name!r}; {hint}", "preset")

@@ -35,9 +35,9 @@ from jaxllama.kernels import cpu
 from jaxllama.messages import Turns
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
-from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
+from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import Event, Finished, FinishReason, Token, TokenLogprobs
-from jaxllama.sampling import Sampler
+from jaxllama.sampling import Preset, Sampler
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
@@ -118,22 +118,25 @@ class LLM:
                 packed=packed,
             )
             samplers = load_plugins(SAMPLERS, Sampler)
+            tokenizer = checkpoint.tokenizer()
             bank = SamplerBank(
                 samplers.loaded,
                 vocab=config.vocab_size,
                 candidates=engine.candidates,
                 top_logprobs=engine.max_top_logprobs,
+                texts=tokenizer.texts(),
                 body=engine.kernels,
             )
-            tokenizer = checkpoint.tokenizer()
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
-        key = program_key((config, engine, stored_as(params), describe(samplers.loaded)))
+        plugins = (describe(samplers.loaded), bank.learned)
+        key = program_key((config, engine, stored_as(params), plugins))
         executables = Executables(cache_folder() / "programs", key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         programs.warm_up(progress)
-        intake = Intake(tokenizer, chosen, bank, engine)
+        presets = load_plugins(PRESETS, Preset).loaded
+        intake = Intake(tokenizer, chosen, bank, engine, presets)
         return cls(Engine(programs), intake, config=config, path=path)
 
     # What it is made of.

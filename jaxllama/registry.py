@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 SAMPLERS = "jaxllama.samplers"
 FORMATS = "jaxllama.formats"
 WEIGHTS = "jaxllama.weights"
+PRESETS = "jaxllama.presets"
 
 T = TypeVar("T")
 

@@ -30,6 +30,7 @@ of the group `jaxllama.samplers`, under the name that seeds its `context.chance`
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeAlias, dataclass_transform
 
 import jax
@@ -39,10 +40,12 @@ from jaxllama.errors import BrokenPlugin
 from jaxllama.shapes import Array, Bool, Float, Int, UInt32
 
 Knob: TypeAlias = Any  # a number on the host, an array inside the compiled step
+TokenSet: TypeAlias = Any  # Bool[V] inside the compiled step
 
 NO_TOKEN = 2**31 - 1  # pads lists of token ids: out of every vocabulary, dropped by scatters
 _SPEC = "jaxllama.knob"
 _STATE = "jaxllama.state"
+_SET = "jaxllama.token_set"
 
 
 class Pairs(NamedTuple):
@@ -62,6 +65,8 @@ class KnobSpec:
     help: str = ""
     width: int | None = None  # None: one number; n: a list of at most n numbers
     by_token: bool = False  # a mapping {token id: number} of at most `width` entries
+    tokens: bool = False  # a list of token ids; unused places hold NO_TOKEN
+    phrases: bool = False  # a list of texts or of lists of token ids; see `knob`
     switch: bool = True  # False: tunes the sampler, but does not turn it on
 
     @property
@@ -78,16 +83,31 @@ def knob(  # noqa: PLR0913 - one declaration says all there is to say about a pa
     help: str = "",
     width: int | None = None,
     by_token: bool = False,
+    tokens: bool = False,
+    phrases: bool = False,
     switch: bool = True,
 ) -> Any:
-    """Declare a request parameter; `off` is the value that leaves the row untouched."""
-    spec = KnobSpec(off, low, high, help, width, by_token, switch)
+    """Declare a request parameter; `off` is the value that leaves the row untouched.
+
+    Lists of tokens and of phrases have `off=NO_TOKEN`. Phrases come as ids, each followed by one
+    NO_TOKEN, `width` places in all; a text becomes two, written as it is and after a space.
+    """
+    spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, switch)
     return dataclasses.field(default=off, metadata={_SPEC: spec})
 
 
 def state(*, start: float | int) -> Any:
     """Declare a number the sampler carries from token to token; see `Sampler.observe`."""
     return dataclasses.field(default=start, metadata={_STATE: True})
+
+
+def token_set(test: Callable[[str], bool]) -> Any:
+    """Declare the tokens whose text passes a test: a `TokenSet` that an adjuster finds filled in.
+
+    Asked once per token when a model is loaded; the same for all rows. Control tokens have no
+    text. A token that is a part of a character is tested with U+FFFD in its place.
+    """
+    return dataclasses.field(default=None, metadata={_SET: test})
 
 
 @jax.tree_util.register_dataclass
@@ -164,7 +184,7 @@ class Chosen:
     p: Float[Array, ""]  # the probability it was drawn with; 1 at temperature 0
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(knob, state))
+@dataclass_transform(frozen_default=True, field_specifiers=(knob, state, token_set))
 class Sampler:
     """What adjusters and filters share; subclass one of those two."""
 
@@ -208,13 +228,29 @@ class Filter(Sampler):
         raise NotImplementedError
 
 
+class Preset:
+    """A named set of knobs, for people to choose by what it is good for.
+
+    A subclass says what in its docstring and which in `knobs`: any field of a request and any knob
+    of any sampler. Register it as an entry point of the group `jaxllama.presets`.
+    """
+
+    knobs: ClassVar[Mapping[str, object]] = {}
+
+
 def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
     """The knobs a sampler declares, in order."""
     fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
     for field in fields:
-        if _SPEC not in field.metadata and _STATE not in field.metadata:
+        if not field.metadata.keys() & {_SPEC, _STATE, _SET}:
             raise BrokenPlugin(
                 f"{sampler.__module__}.{sampler.__qualname__}.{field.name} is a bare field; "
-                f"declare it with knob(...) or state(...)"
+                f"declare it with knob(...), state(...) or token_set(...)"
             )
     return {field.name: field.metadata[_SPEC] for field in fields if _SPEC in field.metadata}
+
+
+def token_sets_of(sampler: type[Sampler]) -> dict[str, Callable[[str], bool]]:
+    """The token sets a sampler declares, each with its test."""
+    fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
+    return {field.name: field.metadata[_SET] for field in fields if _SET in field.metadata}

@@ -7,17 +7,17 @@ from types import ModuleType
 
 import pytest
 
-from jaxllama.cli.plugins import as_markdown
-from jaxllama.registry import SAMPLERS, load_plugins
-from jaxllama.sampling import Sampler
+from jaxllama.cli.plugins import as_markdown, presets_as_markdown
+from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
+from jaxllama.sampling import Preset, Sampler
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "plugins/README.md").read_text()
 TUTORIAL = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def first_party() -> dict[str, type[Sampler]]:
-    installed = load_plugins(SAMPLERS, Sampler).loaded
+def first_party(group: str = SAMPLERS, base: type = Sampler) -> dict[str, type]:
+    installed = load_plugins(group, base).loaded
     return {
         name: kind
         for name, kind in installed.items()
@@ -41,6 +41,11 @@ def test_the_table_is_what_the_code_declares():
     start, end = "<!-- jaxllama plugins --markdown -->\n", "\n<!-- end -->"
     table = README.partition(start)[2].partition(end)[0]
     assert table == as_markdown(first_party()), "write the table anew: jaxllama plugins --markdown"
+
+
+def test_the_presets_are_what_the_code_declares():
+    table = README.partition("<!-- presets -->\n")[2].partition("\n<!-- end of presets -->")[0]
+    assert table == presets_as_markdown(first_party(PRESETS, Preset))
 
 
 def test_every_sampler_of_the_package_has_an_entry_point():

@@ -14,17 +14,17 @@ from typing import Any
 
 import click
 
-from jaxllama.cli.options import GenerationCommand, check_knobs
+from jaxllama.cli.options import GenerationCommand
 from jaxllama.cli.results import Results
 from jaxllama.cli.terminal import completion_fields, note, open_llm, progress_bars
 from jaxllama.completion import Completion
 from jaxllama.errors import InvalidParameter, JaxLlamaError
 from jaxllama.messages import as_message
-from jaxllama.sampling import KnobSpec
 
 SHOWN = 5
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PROMPT, MESSAGES = "prompt", "messages"
+Check = Callable[[Mapping[str, Any]], None]  # of the knobs of a line
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def command(
     (and id); those already in the output are not asked again.
     """
     assert isinstance(context.command, GenerationCommand)
-    specs = context.command.specs
+    check = context.command.check
     if output.exists() and output.samefile(prompts):
         raise click.UsageError("PROMPTS and --output are the same file.")
 
     def items() -> Iterator[Item]:
-        return read_items(prompts, knobs, specs)
+        return read_items(prompts, knobs, check)
 
     ids, problems = survey(items())
     if problems and not keep_going:
@@ -161,22 +161,18 @@ def survey(items: Iterator[Item]) -> tuple[list[object], list[str]]:
     return ids, problems
 
 
-def read_items(
-    path: Path, defaults: Mapping[str, Any], specs: Mapping[str, KnobSpec]
-) -> Iterator[Item]:
+def read_items(path: Path, defaults: Mapping[str, Any], check: Check) -> Iterator[Item]:
     """The lines of the input, one at a time; a wrong one comes with its error."""
     index = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(BYTE_ORDER_MARK).strip()
             if line:
-                yield read_item(Item(index, number), line, defaults, specs)
+                yield read_item(Item(index, number), line, defaults, check)
                 index += 1
 
 
-def read_item(
-    item: Item, line: bytes, defaults: Mapping[str, Any], specs: Mapping[str, KnobSpec]
-) -> Item:
+def read_item(item: Item, line: bytes, defaults: Mapping[str, Any], check: Check) -> Item:
     """What one line asks."""
     id_ = None
     try:
@@ -189,7 +185,7 @@ def read_item(
         kind = asked[0]
         content = fields.pop(kind)
         check_content(kind, content)
-        check_knobs(fields, specs)
+        check(fields)
     except InvalidParameter as error:
         return Item(item.index, item.line, id_, error=str(error))
     return Item(item.index, item.line, id_, kind, content, {**defaults, **fields})

@@ -13,9 +13,9 @@ import click
 from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
-from jaxllama.limits import LIMITS, Limit, check, unknown_field
-from jaxllama.registry import SAMPLERS, load_plugins
-from jaxllama.sampling import KnobSpec, Sampler
+from jaxllama.limits import LIMITS, Limit, check, unknown_field, unknown_preset
+from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
+from jaxllama.sampling import KnobSpec, Preset, Sampler
 
 ANY_VOCABULARY = MAX_INT + 1  # token ids are held against the model's own once it is loaded
 SHORT = {"max_tokens": ["-n"]}
@@ -59,6 +59,11 @@ class GenerationCommand(ModelCommand):
         return catalogue(load_plugins(SAMPLERS, Sampler).loaded)
 
     @cached_property
+    def presets(self) -> dict[str, type[Preset]]:
+        """Every installed preset."""
+        return load_plugins(PRESETS, Preset).loaded
+
+    @cached_property
     def knob_options(self) -> list[click.Option]:
         """An option for every field of a request and every knob."""
         taken = {"--help", *(name for each in self.params for name in each.opts)}
@@ -73,8 +78,15 @@ class GenerationCommand(ModelCommand):
         """Gather the knobs, and refuse bad ones before a model is loaded."""
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
         ctx.params["knobs"] = knobs
-        check_knobs(knobs, self.specs)
+        self.check(knobs)
         return super().invoke(ctx)
+
+    def check(self, knobs: Mapping[str, object]) -> None:
+        """Raise InvalidParameter for a knob or preset nobody knows, or a value out of bounds."""
+        check_knobs(knobs, self.specs)
+        preset = knobs.get("preset")
+        if preset is not None and preset not in self.presets:
+            raise unknown_preset(str(preset), self.presets)
 
 
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
@@ -244,6 +256,10 @@ def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
     """An option for a knob of a sampler."""
     many = spec.width is not None
     words = help_text(spec.help, spec.low, spec.high, None if many else spec.off)
+    if spec.phrases:
+        names = [option_name(name, taken), KNOB + name]
+        again = f"{words} May be given again."
+        return click.Option(names, multiple=True, metavar="TEXT", help=again)
     kind = Text(name, spec.kind, many=many, by_token=spec.by_token)
     return click.Option([option_name(name, taken), KNOB + name], type=kind, help=words)
 

@@ -13,26 +13,28 @@ from jaxllama.cli.options import bounds
 from jaxllama.cli.terminal import as_json
 from jaxllama.engine.knobs import catalogue
 from jaxllama.formats import PromptFormat
-from jaxllama.registry import FORMATS, SAMPLERS, WEIGHTS, load_plugins
-from jaxllama.sampling import Adjuster, Sampler, knobs_of
+from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, WEIGHTS, load_plugins
+from jaxllama.sampling import Adjuster, Preset, Sampler, knobs_of
 from jaxllama.weights.base import Checkpoint
 
 
 @click.command("plugins")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
-@click.option("--markdown", is_flag=True, help="Print the samplers as a table for a document.")
+@click.option("--markdown", is_flag=True, help="Print samplers and presets as tables.")
 def command(*, wants_json: bool, markdown: bool) -> None:
-    """List every sampler with its knobs, every prompt format and every weight reader."""
+    """List every sampler with its knobs, every preset, prompt format and weight reader."""
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
+    presets = load_plugins(PRESETS, Preset)
     broken = {
         f"{each.group} {name}": str(error)
-        for each in (samplers, formats, weights)
+        for each in (samplers, presets, formats, weights)
         for name, error in each.broken.items()
     }
     found = {
         "samplers": {name: describe_sampler(kind) for name, kind in samplers.loaded.items()},
+        "presets": {name: describe_preset(kind) for name, kind in presets.loaded.items()},
         "formats": {name: summary(kind) for name, kind in formats.loaded.items()},
         "weights": {name: summary(kind) for name, kind in weights.loaded.items()},
         "broken": broken,
@@ -40,7 +42,7 @@ def command(*, wants_json: bool, markdown: bool) -> None:
     if wants_json:
         click.echo(as_json(found))
     elif markdown:
-        click.echo(as_markdown(samplers.loaded))
+        click.echo(f"{as_markdown(samplers.loaded)}\n\n{presets_as_markdown(presets.loaded)}")
     else:
         draw(found)
     catalogue(samplers.loaded)  # a clash is shown as what it is: an error
@@ -56,6 +58,11 @@ def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
     return {"kind": moves, "order": kind.order, "help": summary(kind), "knobs": knobs}
 
 
+def describe_preset(kind: type[Preset]) -> dict[str, Any]:
+    """A preset as a JSON object."""
+    return {"help": summary(kind), "knobs": dict(kind.knobs)}
+
+
 def summary(kind: type) -> str:
     """The first line of a class's documentation."""
     return (kind.__doc__ or "").strip().partition("\n")[0]
@@ -63,12 +70,21 @@ def summary(kind: type) -> str:
 
 def accepts(knob: Mapping[str, Any]) -> str:
     """The values a knob takes, in words."""
+    if knob["phrases"]:
+        return f"texts or lists of token ids; at most {knob['width']} tokens"
+    if knob["tokens"]:
+        return f"token ids; at most {knob['width']}"
     word = {"int": "whole number", "bool": "true or false"}.get(knob["type"], "number")
     if knob["low"] is not None or knob["high"] is not None:
         word = f"{word}, {bounds(knob['low'], knob['high'])}"
     if knob["width"] is None:
         return word
     return f"{word}; {'a mapping of tokens, ' if knob['by_token'] else ''}at most {knob['width']}"
+
+
+def sets(knobs: Mapping[str, object]) -> str:
+    """What a preset sets, in words."""
+    return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
 def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
@@ -80,6 +96,14 @@ def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
             cells = (first, f"`{knob}`", accepts(spec), not_given(spec), spec["help"])
             lines.append(f"| {' | '.join(cells)} |")
             first = ""
+    return "\n".join(lines)
+
+
+def presets_as_markdown(presets: Mapping[str, type[Preset]]) -> str:
+    """Every preset as a table in Markdown."""
+    lines = ["| preset | | sets |", "|---|---|---|"]
+    for name, kind in presets.items():
+        lines.append(f"| `{name}` | {summary(kind)} | {sets(kind.knobs)} |")
     return "\n".join(lines)
 
 
@@ -102,10 +126,15 @@ def draw(found: dict[str, Any]) -> None:
     for name, sampler in found["samplers"].items():
         first = name
         for knob, spec in sampler["knobs"].items():
-            table.add_row(*map(Text, (first, knob, accepts(spec), str(spec["off"]), spec["help"])))
+            cells = (first, knob, accepts(spec), not_given(spec), spec["help"])
+            table.add_row(*map(Text, cells))
             first = ""
         table.add_section()
     console.print(table)
+    listing = Table("preset", "", "sets")
+    for name, preset in found["presets"].items():
+        listing.add_row(*map(Text, (name, preset["help"], sets(preset["knobs"]))))
+    console.print(listing)
     for title in ("formats", "weights", "broken"):
         if found[title]:
             listing = Table(title, "")

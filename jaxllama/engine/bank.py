@@ -6,7 +6,7 @@ structure, so changing a number never recompiles.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -34,6 +34,7 @@ from jaxllama.engine.rows import (
     where_rows,
 )
 from jaxllama.engine.survivors import Ask, draw_survivors
+from jaxllama.engine.token_sets import digest, informed, learn
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.limits import LIMITS, unknown_field
@@ -72,7 +73,10 @@ class Ready(NamedTuple):
 
 
 class SamplerBank:
-    """The installed samplers: their knobs on the host, their work inside the decode program."""
+    """The installed samplers: their knobs on the host, their work inside the decode program.
+
+    `texts` are the texts of the tokens, for samplers with token sets.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class SamplerBank:
         candidates: int,
         top_logprobs: int,
         body: str = "xla",
+        texts: Sequence[str] = (),
     ) -> None:
         self.knobs = catalogue(samplers)
         self.vocab = vocab
@@ -102,9 +107,16 @@ class SamplerBank:
             for name, kind in self.samplers.items()
             if kind.observe is not Sampler.observe
         }
+        self._sets = {name: learn(name, kind, texts, vocab) for name, kind in self.samplers.items()}
         self._off = self.row({})
         for name, row in self._off.items():
-            try_sampler(name, row, vocab=vocab, candidates=self.candidates)
+            known = informed(row, self._sets[name])
+            try_sampler(name, known, vocab=vocab, candidates=self.candidates)
+
+    @property
+    def learned(self) -> str:
+        """What the programs depend on beside the samplers' code: the vocabulary's texts."""
+        return digest(self._sets)
 
     def check(self, knobs: Mapping[str, object]) -> None:
         """Raise InvalidParameter for an unknown knob or a value it does not accept."""
@@ -192,7 +204,7 @@ class SamplerBank:
 
         def one(sampler: Sampler, logits: Float[Array, " V"], row: Rows) -> Float[Array, " V"]:
             assert isinstance(sampler, Adjuster)
-            return sampler(logits, context(row, name))
+            return informed(sampler, self._sets[name])(logits, context(row, name))
 
         return jax.vmap(one)(bank[name], logits, rows)
 

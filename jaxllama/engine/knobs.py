@@ -5,19 +5,20 @@ only for its trees).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.limits import LIMITS, check_number
-from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knobs_of
+from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knobs_of, token_sets_of
 
 DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
 MAX_INT = 2**31 - 1
 MAX_FLOAT = float(np.finfo(np.float32).max)
 MAX_DIGITS = 10  # of a token id written as text: a JSON object has no other keys
+MAX_TEXT = 256  # characters of one phrase
 
 
 def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
@@ -51,8 +52,11 @@ def check_spec(where: str, spec: KnobSpec) -> None:
     """Refuse a declaration that no value could satisfy."""
     if spec.kind not in DTYPES:
         raise BrokenPlugin(f"{where} has off={spec.off!r}; expected a number")
-    if spec.by_token and spec.width is None:
-        raise BrokenPlugin(f"{where} maps tokens but has no width; say how many entries fit")
+    listed = spec.by_token or spec.tokens or spec.phrases
+    if listed and spec.width is None:
+        raise BrokenPlugin(f"{where} holds tokens but has no width; say how many entries fit")
+    if (spec.tokens or spec.phrases) and spec.off != NO_TOKEN:
+        raise BrokenPlugin(f"{where} lists tokens and has off={spec.off!r}; expected NO_TOKEN")
     if spec.width is not None and spec.width < 1:
         raise BrokenPlugin(f"{where} has width {spec.width}; it must be at least 1")
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
@@ -68,11 +72,47 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     elif spec.width is None:
         check_item(name, value, spec)
     else:
-        if not isinstance(value, list | tuple):
-            raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
-        check_width(name, len(value), spec)
-        for item in value:
+        check_list(name, value, spec, vocab)
+
+
+def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
+    """Check a list of numbers, of token ids or of phrases."""
+    if not isinstance(value, list | tuple):
+        raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
+    check_width(name, len(value), spec)
+    for item in value:
+        if spec.phrases:
+            check_phrase(name, item, vocab)
+        elif spec.tokens:
+            check_token(name, item, vocab)
+        else:
             check_item(name, item, spec)
+    if spec.phrases:
+        check_width(name, len(flat(value)), spec, "tokens, ends of phrases included")
+
+
+def check_phrase(name: str, phrase: object, vocab: int) -> None:
+    """Check a text, or a list of token ids."""
+    if not isinstance(phrase, str | list | tuple) or not phrase:
+        raise InvalidParameter(
+            f"{name} holds {phrase!r}; expected texts, or lists of token ids, none of them empty",
+            name,
+        )
+    if not isinstance(phrase, str):
+        for token in phrase:
+            check_token(name, token, vocab)
+    elif len(phrase) > MAX_TEXT:
+        raise InvalidParameter(
+            f"{name} holds a text of {len(phrase)} characters; at most {MAX_TEXT} are allowed", name
+        )
+
+
+def check_token(name: str, token: object, vocab: int) -> None:
+    """Refuse what is no token id of this model."""
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+        raise InvalidParameter(
+            f"{name} holds {token!r}; expected token ids from 0 to {vocab - 1}", name
+        )
 
 
 def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
@@ -95,12 +135,10 @@ def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
         check_item(name, item, spec)
 
 
-def check_width(name: str, entries: int, spec: KnobSpec) -> None:
+def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") -> None:
     """Refuse more entries than the row of the compiled program holds."""
     if spec.width is not None and entries > spec.width:
-        raise InvalidParameter(
-            f"{name} has {entries} entries; at most {spec.width} are allowed", name
-        )
+        raise InvalidParameter(f"{name} has {entries} {what}; at most {spec.width} fit", name)
 
 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
@@ -139,8 +177,18 @@ def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
         return np.asarray(spec.off if value is None else value, dtype)
     padded = np.full(spec.width, spec.off, dtype)
     items = value if isinstance(value, list | tuple) else ()
+    if spec.phrases:
+        items = flat(items)
     padded[: len(items)] = items
     return padded
+
+
+def flat(phrases: Sequence[object]) -> list[int]:
+    """Phrases one after the other, each followed by NO_TOKEN; of a text only the end is known."""
+    ids: list[int] = []
+    for phrase in phrases:
+        ids += [*(phrase if isinstance(phrase, list | tuple) else ()), NO_TOKEN]
+    return ids
 
 
 def encode_state(start: object) -> np.ndarray:
@@ -152,12 +200,13 @@ def encode_state(start: object) -> np.ndarray:
 
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
     """One sampler as a row begins a request: knobs encoded, state derived from them."""
-    specs = knobs_of(kind)
+    specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {
         field.name: encode_knob(knobs.get(field.name), specs[field.name])
         if field.name in specs
         else encode_state(field.default)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.name not in sets
     }
     sampler = kind(**leaves)
     begun = sampler.start()

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxllama.engine.bank import Choice, Rows, SamplerBank
 from jaxllama.engine.knobs import catalogue, switches_on
 from jaxllama.engine.rows import context
+from jaxllama.engine.token_sets import informed, learn
 from jaxllama.errors import PluginError
 from jaxllama.sampling import (
     NO_TOKEN,
@@ -33,6 +34,7 @@ TOKENS = 16
 STOP_IDS = (3, 5)
 CERTAIN = 7
 LISTED = 2
+TEXTS = tuple(map(chr, [*range(16), *range(48, 48 + VOCAB - 16)]))  # some of every kind
 QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
 HOST_PRIMITIVES = ("callback", "debug_print", "infeed", "outfeed")
 
@@ -64,7 +66,8 @@ def check_sampler(kind: type[Sampler]) -> None:
     cases = list(cases_of(check_declared(kind)))
     bank = check_compiled(kind)
     name = next(iter(bank.samplers))
-    check_host(kind, bank.row({})[name], cases[0].row)
+    known = learn(name, kind, TEXTS, VOCAB)
+    check_host(kind, informed(bank.row({})[name], known), cases[0].row)
     begun = check_numbers(kind, bank, cases)
     eager = [np.asarray(call(begun[i], c.logits, c.row)) for i, c in enumerate(cases)]
     asked = [i for i, case in enumerate(cases) if switches_on(kind, case.setting)]
@@ -114,10 +117,11 @@ def check_host(kind: type[Sampler], row: Sampler, about: Rows) -> None:
 def check_numbers(kind: type[Sampler], bank: SamplerBank, cases: list[Case]) -> list[Sampler]:
     """Rule `numbers`, first half: every setting is accepted and gives rows of one shape."""
     begun = []
+    known = learn(kind.__name__, kind, TEXTS, VOCAB)
     for case in cases:
         try:
             bank.check(case.setting)
-            begun.append(next(iter(bank.row(case.setting).values())))
+            begun.append(informed(next(iter(bank.row(case.setting).values())), known))
         except Exception as error:  # start() is the author's code
             raise broken(kind, "numbers", f"with {case.setting}: {error}") from error
     return begun
@@ -229,6 +233,8 @@ def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
     """A low, a middle and a high number that the knob accepts."""
     if spec.kind is bool:
         return (False, True, True)
+    if spec.tokens or spec.phrases:
+        return (0, CERTAIN, VOCAB - 1)
     low = spec.off - 10 if spec.low is None else spec.low
     high = max(spec.off, low) + 10 if spec.high is None else spec.high
     if spec.kind is int:
@@ -240,6 +246,8 @@ def value_of(spec: KnobSpec, number: float | int | bool) -> object:
     """One number as the knob wants it: plain, as a list or by token."""
     if spec.by_token:
         return {0: number, "7": number, VOCAB - 1: spec.off}
+    if spec.phrases:
+        return [[number], [CERTAIN, number]]
     return number if spec.width is None else [number] * min(spec.width, 3)
 
 
@@ -276,7 +284,7 @@ def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
 def bank_of(kind: type[Sampler] | None) -> SamplerBank:
     """A bank with this sampler alone, or with none."""
     samplers = {} if kind is None else {kind.__name__: kind}
-    return SamplerBank(samplers, vocab=VOCAB, candidates=VOCAB, top_logprobs=LISTED)
+    return SamplerBank(samplers, vocab=VOCAB, candidates=VOCAB, top_logprobs=LISTED, texts=TEXTS)
 
 
 @functools.cache

@@ -29,9 +29,14 @@ class Tryout:
         slots: int,
         candidates: int | None = None,
         context: int = 16,
+        texts: Sequence[str] = (),
     ) -> None:
         self.bank = SamplerBank(
-            samplers, vocab=vocab, candidates=candidates or vocab, top_logprobs=vocab
+            samplers,
+            vocab=vocab,
+            candidates=candidates or vocab,
+            top_logprobs=vocab,
+            texts=texts,
         )
         self.slots, self.context = slots, context
         self.traces = 0

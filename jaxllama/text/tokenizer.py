@@ -80,8 +80,10 @@ class Tokenizer:
         """Whether a space at the start of a decoded text is an artefact of its encoding."""
         return self._rules.drops_space
 
-    def encode(self, text: str, *, special: bool = False, begin: bool | None = None) -> list[int]:
-        """Token ids of `text`.
+    def encode(
+        self, text: str, *, special: bool = False, begin: bool | None = None, start: bool = True
+    ) -> list[int]:
+        """Token ids of `text`; without `start` it goes on after other text.
 
         With `special`, control-token text such as `<|im_end|>` is read as the token, except where
         `guard` marked it; without, it is ordinary text. `begin` adds the begin-of-text token,
@@ -93,7 +95,7 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += run(self._encoders[bool(ids)], part)
+                ids += run(self._encoders[bool(ids) or not start], part)
         if not (self._rules.adds_begin if begin is None else begin):
             return ids
         if self.begin_id is None:
@@ -121,6 +123,11 @@ class Tokenizer:
         if token >= len(self._vocabulary):
             return b""
         return self._vocabulary.piece(token, special=special)
+
+    def texts(self) -> tuple[str, ...]:
+        """The text of every token by itself; bytes that are no UTF-8 become U+FFFD."""
+        pieces = map(self.piece, range(self.vocab_size))
+        return tuple(piece.decode("utf-8", "replace") for piece in pieces)
 
     def decode(self, ids: Iterable[int], *, special: bool = False, start: bool = True) -> str:
         """The text of `ids`, without control tokens unless `special`.

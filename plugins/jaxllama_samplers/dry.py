@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 
-from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, TokenSet, knob, token_set
 from jaxllama.shapes import Array, Float
 from jaxllama_samplers.echoes import echoes
 
+BREAKERS = frozenset('\n:"*')
 STEEPEST = 80.0  # of the exponent in base e: beyond it a penalty would leave float32
 
 
@@ -14,7 +15,8 @@ class Dry(Adjuster):
 
     Where the newest n tokens occurred before and n >= dry_allowed_length, the token that followed
     there loses dry_multiplier * dry_base^(n - dry_allowed_length); the longest such n counts.
-    A sequence never reaches across one of `dry_breakers`.
+    A sequence never reaches across a token that breaks sequences: one of `dry_breakers`, or, if
+    none are given, any with a line break, a colon, a quote or an asterisk in it, as in llama.cpp.
     """
 
     order = 25
@@ -45,10 +47,22 @@ class Dry(Adjuster):
         help="how many of the newest tokens DRY looks at; 0 = all",
     )
 
+    dry_breakers: Knob = knob(
+        off=NO_TOKEN,
+        width=1024,
+        tokens=True,
+        switch=False,
+        help='token ids that DRY sees no repetition across; by default those with \\n : " or *',
+    )
+    breakers: TokenSet = token_set(lambda text: not BREAKERS.isdisjoint(text))
+
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
         """The logits, lower where a token would prolong a repetition."""
         most = jnp.where(self.dry_multiplier > 0, context.tokens.shape[0], 0)
-        lengths, following = echoes(context, most, self.dry_range)
+        own = jnp.zeros(logits.shape, jnp.bool_).at[self.dry_breakers].set(True, mode="drop")
+        breakers = jnp.where(jnp.all(self.dry_breakers == NO_TOKEN), self.breakers, own)
+        breaks = breakers.at[context.tokens].get(mode="fill", fill_value=False)
+        lengths, following = echoes(context, most, self.dry_range, breaks)
         beyond = (lengths - self.dry_allowed_length).astype(jnp.float32)
         growth = jnp.exp(jnp.minimum(beyond * jnp.log(self.dry_base), STEEPEST))
         ids = jnp.where(beyond >= 0, following, NO_TOKEN)

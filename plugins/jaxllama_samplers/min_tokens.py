@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxllama.sampling import Adjuster, Context, Knob, knob
+from jaxllama.sampling import Adjuster, Context, Knob, TokenSet, knob, token_set
 from jaxllama.shapes import Array, Float
 
 
@@ -10,6 +10,7 @@ class MinTokens(Adjuster):
     """Ban the tokens that end the answer until `min_tokens` tokens are generated.
 
     logit = -inf for stop ids while generated < min_tokens. Stop strings are not held back.
+    `min_length` bans tokens with a line break as well, as basilisk does: there a line is an answer.
     """
 
     order = 40  # after every bias: a ban is final
@@ -17,8 +18,17 @@ class MinTokens(Adjuster):
     min_tokens: Knob = knob(
         off=0, low=0, help="an end token is not drawn before this many tokens are generated"
     )
+    min_length: Knob = knob(
+        off=0,
+        low=0,
+        help="nor an end token nor a line break is drawn before this many tokens are generated",
+    )
+    newlines: TokenSet = token_set(lambda text: "\n" in text)
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with end tokens banned while the answer is too short."""
-        banned = logits.at[context.stop_ids].set(-jnp.inf, mode="drop")
-        return jnp.where(context.generated < self.min_tokens, banned, logits)
+        """The logits, with ends banned while the answer is too short."""
+        generated = context.generated
+        lines = self.newlines & (generated < self.min_length)
+        is_short = generated < jnp.maximum(self.min_tokens, self.min_length)
+        ends = lines.at[context.stop_ids].set(is_short, mode="drop")
+        return jnp.where(ends, -jnp.inf, logits)

@@ -10,8 +10,8 @@ from jaxllama.cli.options import GenerationCommand
 from jaxllama.engine.knobs import catalogue
 from jaxllama.errors import BrokenPlugin
 from jaxllama.limits import LIMITS
-from jaxllama.registry import SAMPLERS, Plugins, load_plugins
-from jaxllama.sampling import Filter, Knob, Sampler, knob
+from jaxllama.registry import PRESETS, SAMPLERS, Plugins, load_plugins
+from jaxllama.sampling import NO_TOKEN, Filter, Knob, Preset, Sampler, knob
 
 INSTALLED = catalogue(load_plugins(SAMPLERS, Sampler).loaded)
 
@@ -24,11 +24,13 @@ class Novel(Filter):
     steps: Knob = knob(off=0, width=3, low=0, help="numbers")
     by_id: Knob = knob(off=0.0, width=2, by_token=True, low=-9.0, high=9.0, help="numbers by token")
     fresh: Knob = knob(off=False, help="whether")
+    ids: Knob = knob(off=NO_TOKEN, width=3, tokens=True, help="tokens")
+    sayings: Knob = knob(off=NO_TOKEN, width=9, phrases=True, help="texts")
 
 
 def install(monkeypatch, **samplers):
-    plugins = Plugins(SAMPLERS, samplers)
-    monkeypatch.setattr(options, "load_plugins", lambda *_: plugins)
+    plugins = {SAMPLERS: Plugins(SAMPLERS, samplers), PRESETS: load_plugins(PRESETS, Preset)}
+    monkeypatch.setattr(options, "load_plugins", lambda group, _: plugins[group])
 
 
 def try_out(*arguments: str):
@@ -57,6 +59,7 @@ def test_a_new_sampler_is_an_option_with_its_help_bounds_and_default(monkeypatch
     assert "--steps INTEGER,..." in text
     assert "--by-id TOKEN=NUMBER,..." in text
     assert "--fresh true|false" in text
+    assert "--sayings TEXT Texts. May be given again." in text
 
 
 def test_knobs_arrive_as_numbers_lists_and_mappings(monkeypatch):
@@ -125,6 +128,11 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         (["--by-id", "5=1,5=2"], "by_id names token 5 twice"),
         (["--by-id", "a=1"], "by_id names token 'a'"),
         (["--by-id", "5=10"], "by_id is 10.0"),
+        (["--ids", "1,-1"], "ids holds -1; expected token ids"),
+        (["--ids", "1,2,3,4"], "ids has 4 entries; at most 3"),
+        (["--sayings", ""], "sayings holds ''; expected texts"),
+        (["--sayings", "a" * 257], "sayings holds a text of 257 characters"),
+        (["--preset", "spinx"], "unknown preset 'spinx'; did you mean 'sphinx'"),
         (["--fresh", "maybe"], "fresh is 'maybe'; expected true or false"),
         (["--temperature", "-1"], "temperature is -1.0; it must lie in"),
         (["-n", "0"], "max_tokens is 0; it must lie in"),
@@ -176,7 +184,7 @@ def test_plugins_lists_samplers_formats_readers_and_what_is_broken(run, monkeypa
     monkeypatch.setattr("jaxllama.cli.plugins.load_plugins", broken_too)
     result = run("plugins")
     assert result.exit_code == 0
-    for name in [*INSTALLED, "chatml", "gguf", "huggingface", "bad", "no module"]:
+    for name in [*INSTALLED, "sphinx", "chatml", "gguf", "huggingface", "bad", "no module"]:
         assert name in result.stdout
 
 
@@ -184,4 +192,5 @@ def test_plugins_as_json_carries_bounds_and_defaults(run):
     found = json.loads(run("plugins", "--json").stdout)
     top_p = found["samplers"]["top_p"]["knobs"]["top_p"]
     assert (top_p["low"], top_p["high"], top_p["off"], top_p["type"]) == (0.0, 1.0, 1.0, "float")
+    assert found["presets"]["sphinx"]["knobs"]["top_k"] == 30
     assert found["broken"] == {}

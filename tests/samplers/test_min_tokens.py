@@ -34,3 +34,13 @@ def test_banning_every_token_fails_the_row_and_no_other(four: Tryout):
     assert choice.finite.tolist() == [False, True]
     assert choice.token[0] == 0
     assert choice.token[1] in (1, 2, 3)
+
+
+def test_min_length_holds_line_breaks_back_too(four: Tryout):
+    # Token 1 is "No\n".
+    choice = four.choose([[1.0, 9.0, 8.0, 2.0]] * 3, LENGTHS, prompt=1, **ROWS)
+    assert choice.token.tolist() == [3, 2, 1]
+
+
+LENGTHS = [{"min_length": 3}, {"min_length": 3, "min_tokens": 1}, {"min_length": 3}]
+ROWS = {"length": [2, 2, 4], "stop_ids": [[2], [0], [0]], "temperature": 0.0}

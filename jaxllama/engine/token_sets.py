@@ -1,0 +1,51 @@
+"""Token sets: which tokens pass the tests that samplers declare, learned once per model.
+
+Used by the bank when it is built. Knows texts of tokens, no tokenizer.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from jaxllama.errors import BrokenPlugin
+from jaxllama.sampling import Adjuster, Sampler, token_sets_of
+
+Sets = Mapping[str, np.ndarray]  # Bool[V] by the name of the field
+
+S = TypeVar("S", bound=Sampler)
+
+
+def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> Sets:
+    """The token sets of one sampler; tokens past the end of `texts` are in none."""
+    tests = token_sets_of(kind)
+    if tests and not issubclass(kind, Adjuster):
+        raise BrokenPlugin(f"sampler {name!r} declares a token set; only adjusters can have one")
+    found: dict[str, np.ndarray] = {}
+    for field, test in tests.items():
+        found[field] = np.zeros(vocab, np.bool_)
+        try:
+            passed = [bool(test(text)) for text in texts[:vocab]]
+        except Exception as error:  # the test is the author's code
+            raise BrokenPlugin(
+                f"sampler {name!r}: the test of token set {field!r} fails: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        found[field][: len(passed)] = passed
+    return found
+
+
+def informed(sampler: S, sets: Sets) -> S:
+    """The sampler with its token sets filled in."""
+    return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]
+
+
+def digest(sets: Mapping[str, Sets]) -> str:
+    """What a compiled program depends on of all token sets."""
+    found = hashlib.sha256()
+    for name, fields in sorted(sets.items()):
+        for field, tokens in sorted(fields.items()):
+            found.update(f"{name}.{field}\n".encode() + np.packbits(tokens).tobytes())
+    return found.hexdigest()

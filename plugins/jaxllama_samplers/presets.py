@@ -1,0 +1,106 @@
+"""Presets: sets of knobs that belong together, each by the name people choose it by."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from jaxllama.sampling import Preset
+
+Knobs = Mapping[str, object]
+
+
+class Deterministic(Preset):
+    """The likeliest token, always."""
+
+    knobs: ClassVar[Knobs] = {"temperature": 0.0}
+
+
+class Balanced(Preset):
+    """Some variety and few surprises: a good start for most things."""
+
+    knobs: ClassVar[Knobs] = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}
+
+
+class Precise(Preset):
+    """Close to the likeliest, and little repetition: ExLlama's /infer_precise."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.7,
+        "top_k": 40,
+        "top_p": 0.1,
+        "top_p_strict": True,
+        "repetition_penalty": 1.176,
+    }
+
+
+class Creative(Preset):
+    """More variety: ExLlama's /infer_creative."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.72,
+        "top_p": 0.73,
+        "top_p_strict": True,
+        "repetition_penalty": 1.1,
+    }
+
+
+class Sphinx(Preset):
+    """Hot, among very few tokens: ExLlama's /infer_sphinx."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 1.99,
+        "top_k": 30,
+        "top_p": 0.18,
+        "top_p_strict": True,
+        "repetition_penalty": 1.15,
+    }
+
+
+class ExLlama(Preset):
+    """ExLlama's generator as it is by default; its top-p drops the crossing token."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.95,
+        "top_k": 40,
+        "top_p": 0.65,
+        "top_p_strict": True,
+        "repetition_penalty": 1.15,
+        "repetition_window": 256,
+        "repetition_decay": 128,
+    }
+
+
+class Basilisk(Preset):
+    """basilisk's generator by default: fewer tokens, and a penalty blind to the sign."""
+
+    knobs: ClassVar[Knobs] = {**ExLlama.knobs, "top_k": 20, "repetition_sign_blind": True}
+
+
+class LlamaCpp(Preset):
+    """LLaMbA's llama.cpp chain: filters first, temperature last, no refusal to begin with."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 1.0,
+        "temperature_last": True,
+        "top_k": 100,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "ban_refusals": 10,
+    }
+
+
+class LlambaStandard(Preset):
+    """LLaMbA's Standard sampler: a random factor on every logit, no refusal to begin with."""
+
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.0,
+        "temperature_noise": 1.0,
+        "ban_refusals": 10,
+        "repetition_window": 2048,
+        "repetition_sign_blind": True,
+    }
+
+
+class LlambaQuick(Preset):
+    """LLaMbA's Quick sampler: a random factor on every logit."""
+
+    knobs: ClassVar[Knobs] = {"temperature": 0.0, "temperature_noise": 1.0}

@@ -1,0 +1,50 @@
+"""Text bans: LLaMbA's bans of line breaks, of capitals, and of words that begin a refusal."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Adjuster, Context, Knob, TokenSet, knob, token_set
+from jaxllama.shapes import Array, Float
+
+BAN = -100.0  # added, so that something is left to draw whatever else is banned
+CAPITALS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+REFUSALS = frozenset(
+    [
+        *("I", "As", "cannot", "can't", "can", "'t", "refuse", "refuses", "Note", "However"),
+        *("shut", "clears", "ahem", "["),
+    ]
+)
+
+
+def is_refusal(text: str) -> bool:
+    """A word that begins a refusal, with or without a space before it, or a line break."""
+    return text.strip() in REFUSALS or "\n" in text
+
+
+class TextBans(Adjuster):
+    """Lower by 100 the logits of tokens by what is written in them.
+
+    `ban_newlines` and `ban_capitals`: tokens that hold a line break, or a letter from A to Z.
+    `ban_refusals`: for so many tokens, words such as "I", "As", "cannot", "However", line breaks
+    and tokens that end the answer. LLaMbA bans every token of the tokenization of its words; here
+    a token is banned if it is one of the words, which does not depend on the tokenizer.
+    """
+
+    order = 32
+
+    ban_newlines: Knob = knob(off=False, help="keep the answer on one line")
+    ban_capitals: Knob = knob(off=False, help="keep capital letters out of the answer")
+    ban_refusals: Knob = knob(
+        off=0, low=0, help="for this many tokens, keep out words that begin a refusal, and ends"
+    )
+    newlines: TokenSet = token_set(lambda text: "\n" in text)
+    capitals: TokenSet = token_set(lambda text: not CAPITALS.isdisjoint(text))
+    refusals: TokenSet = token_set(is_refusal)
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, lower where a token is banned."""
+        early = context.generated < self.ban_refusals
+        banned = self.newlines & self.ban_newlines
+        banned = banned | (self.capitals & self.ban_capitals)
+        banned = banned | (self.refusals & early)
+        ends = banned.at[context.stop_ids].set(True, mode="drop")
+        return jnp.where(jnp.where(early, ends, banned), logits + BAN, logits)

@@ -1,0 +1,31 @@
+"""Token lists: tokens that may not come, and tokens besides which none may."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import NO_TOKEN, Adjuster, Context, Knob, knob
+from jaxllama.shapes import Array, Float
+
+
+class TokenLists(Adjuster):
+    """Ban the tokens of `banned_tokens`, and all but those of `allowed_tokens` if there are any.
+
+    logit = -inf for what is banned. Where that leaves nothing, the row is as if neither was given.
+    """
+
+    order = 42
+
+    banned_tokens: Knob = knob(
+        off=NO_TOKEN, width=1024, tokens=True, help="token ids that are never drawn"
+    )
+    allowed_tokens: Knob = knob(
+        off=NO_TOKEN, width=1024, tokens=True, help="the only token ids that may be drawn"
+    )
+
+    def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
+        """The logits, with everything banned at -inf."""
+        del context
+        listed = jnp.zeros(logits.shape, jnp.bool_).at[self.allowed_tokens].set(True, mode="drop")
+        anything = jnp.all(self.allowed_tokens == NO_TOKEN)
+        left = jnp.where(listed | anything, logits, -jnp.inf)
+        left = left.at[self.banned_tokens].set(-jnp.inf, mode="drop")
+        return jnp.where(jnp.any(left > -jnp.inf), left, logits)
