@@ -25,6 +25,7 @@ class Ask:
     n: int = 1
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
+    format: str | None = None  # of the prompt; None: the model's own
 
 
 def count_choices(ask: Ask) -> int:
@@ -36,14 +37,15 @@ def count_choices(ask: Ask) -> int:
     check_count("messages", len(ask.messages or ()))
     check_count("tools", len(ask.tools))
     count = ask.n * max(1, len(ask.prompts))
-    check("choices", count)
+    check("answers", count)
     return count
 
 
 def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
     """The checked request of every choice; stream i of a prompt has the seed of its number."""
     if ask.messages is not None:
-        firsts = [intake.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
+        speaking = intake.with_format(ask.format)
+        firsts = [speaking.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
     else:
         firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
     return [

@@ -4,8 +4,10 @@ Used by the Python API and the server, so that both refuse the same things in th
 text and limits; starts nothing.
 """
 
+import copy
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 from jaxllama.config import EngineConfig
 from jaxllama.engine.bank import SamplerBank

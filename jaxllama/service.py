@@ -120,8 +120,9 @@ class GenerationService:
         if self.thread is not None:
             stopped &= await self.thread.stop(seconds)
         if self._model is not None:
-            if isinstance(self._model.intake.format, Confined):
-                await asyncio.to_thread(self._model.intake.format.close)
+            for each in self._model.intake.formats.values():
+                if isinstance(each, Confined):
+                    await asyncio.to_thread(each.close)
             if stopped:
                 self._model.engine.close()
         return stopped
