@@ -136,7 +136,8 @@ class LLM:
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         programs.warm_up(progress)
         presets = load_plugins(PRESETS, Preset).loaded
-        intake = Intake(tokenizer, chosen, bank, engine, presets)
+        others = other_formats(chosen, tokenizer.text)
+        intake = Intake(tokenizer, chosen, bank, engine, presets, other_formats=others)
         return cls(Engine(programs), intake, config=config, path=path)
 
     # What it is made of.
@@ -519,6 +520,19 @@ def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
     if name is not None:
         return formats.one(name).for_model(text)
     return choose_format(formats.loaded, text)
+
+
+def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
+    """Every other installed format that can be built for the model, for requests that name it."""
+    others = []
+    for name, kind in load_plugins(FORMATS, PromptFormat).loaded.items():  # type: ignore[type-abstract]
+        if name == chosen.name:
+            continue
+        try:
+            others.append(kind.for_model(text))
+        except JaxLlamaError as error:
+            logger.info("prompt format %s is not for this model: %s", name, error)
+    return others
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
