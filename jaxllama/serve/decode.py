@@ -69,7 +69,8 @@ def check_head(request: web.BaseRequest, most: int | None = None) -> None:
         most = request.app[SETTINGS].body_bytes
     if (request.content_length or 0) > most:
         raise too_large(most)
-    if request.content_type != "application/json" or request.charset not in (None, "utf-8"):
+    charset = (request.charset or "utf-8").lower()
+    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
         kind = request.headers.get("Content-Type", "missing")
         raise HttpError(
             f"content type is {kind[:100]!r}; expected application/json in UTF-8",
