@@ -148,8 +148,6 @@ class EngineConfig:
         for name, allowed in (("dtype", (*DTYPES, *stored)), ("cache_dtype", CACHE_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
-        if self.kernels == "cpu" and self.data_parallel * self.model_parallel > 1:
-            raise ConfigError("the CPU kernels run on one device; use --kernels xla with a mesh")
         if self.slots % self.data_parallel:
             raise ConfigError(
                 f"{self.slots} slots do not divide over data={self.data_parallel}; "

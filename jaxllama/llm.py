@@ -38,7 +38,7 @@ from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import Event, Finished, FinishReason, Token, TokenLogprobs
 from jaxllama.sampling import Preset, Sampler
-from jaxllama.sharding import make_mesh, parse_mesh
+from jaxllama.sharding import make_mesh, parse_mesh, why_no_kernels
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
@@ -109,7 +109,7 @@ class LLM:
                 cpu.set_threads(threads)
             engine = engine_config(
                 config,
-                choose_kernels(kernels, mesh),
+                choose_kernels(kernels, mesh, config),
                 slots=slots,
                 context=context,
                 dtype=dtype,
@@ -443,16 +443,17 @@ def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
 
 
-def choose_kernels(asked: str, mesh: str | None) -> str:
-    """Which body runs: the C++ library on one CPU device where it loads, else plain JAX."""
+def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
+    """Which body runs: the C++ library on CPU, where it loads and the mesh suits, or plain JAX."""
     if asked == "cpu" and not cpu.available():
         raise ConfigError(f"kernels is 'cpu', but {cpu.why_not()}")
     if asked != "auto":
         return asked
-    if jax.default_backend() != "cpu" or parse_mesh(mesh) != (1, 1):
+    if jax.default_backend() != "cpu":
         return "xla"
-    if not cpu.available():
-        logger.warning("no C++ kernels, so plain XLA, several times slower: %s", cpu.why_not())
+    complaint = cpu.why_not() or why_no_kernels(model, parse_mesh(mesh)[1])
+    if complaint:
+        logger.warning("no C++ kernels, so plain XLA, several times slower: %s", complaint)
         return "xla"
     return "cpu"
 

@@ -39,9 +39,7 @@ def confine(intake: Intake, seconds: float) -> Intake:
     if text.template is None:
         return intake
     confined = copy.copy(intake)
-    locked = {
-        name: Confined(each, text, seconds=seconds) for name, each in intake.formats.items()
-    }
+    locked = {name: Confined(each, text, seconds=seconds) for name, each in intake.formats.items()}
     locked[intake.format.name].start()  # the others have a process once they are asked for
     confined.formats = dict(locked)
     confined.format = locked[intake.format.name]

@@ -1,7 +1,8 @@
 """How arrays lie on the mesh: logical axes to mesh axes, once.
 
 Used by the model (`constrain`), by loading and by the engine's state. Two mesh axes: `data` holds
-slots, `model` holds heads, feed-forward columns and vocabulary. One device is a 1x1 mesh.
+slots, `model` holds heads, feed-forward columns and vocabulary. One device is a 1x1 mesh. Plain JAX
+is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`).
 """
 
 import re
@@ -13,6 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.shapes import Array
+
+BLOCK = 32  # inputs or outputs of a matrix that the C++ kernels take together
 
 RULES: dict[str | None, str | None] = {
     "slots": "data",
@@ -51,9 +54,28 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
             raise ConfigError(
                 f"{name} ({size}) do not divide over model={parts}; choose a divisor of {size}"
             )
+    if engine.kernels == "cpu" and (complaint := why_no_kernels(model, parts)):
+        raise ConfigError(f"{complaint}; choose another mesh or --kernels xla")
     return jax.make_mesh(
         (data, parts), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * parts]
     )
+
+
+def why_no_kernels(model: ModelConfig, parts: int) -> str:
+    """Why the C++ kernels cannot run this model over so many devices; empty if they can."""
+    heads = model.heads * model.head_dim
+    sizes = {
+        "attention": heads,
+        "queries, keys and values": heads + 2 * model.kv_heads * model.head_dim,
+        "feed-forward": model.ffn_width,
+    }
+    for name, size in sizes.items():
+        if parts > 1 and size % (parts * BLOCK):
+            return (
+                f"{name} {size} wide do not divide over model={parts} into blocks of {BLOCK}, as "
+                f"the C++ kernels need"
+            )
+    return ""
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
@@ -72,12 +94,27 @@ def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
 
 def slots_are_split() -> bool:
     """Whether the program being traced has its slots on more than one device."""
-    return jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape.get("data", 1) > 1 and not mesh.manual_axes
+
+
+def own_parts(axis: str) -> int:
+    """Into how many parts along a mesh axis the arrays are cut, of which this code sees its own.
+
+    1 where XLA does the splitting: code sees whole arrays there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
+
+
+def add_up(x: Array, axis: str) -> Array:
+    """The sum over every device's own part."""
+    return lax.psum(x, axis) if own_parts(axis) > 1 else x
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
     """Say where an intermediate lies; without a mesh (plain tests) it says nothing."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return x
     return lax.with_sharding_constraint(x, PartitionSpec(*(RULES[axis] for axis in axes)))

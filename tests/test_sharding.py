@@ -5,21 +5,32 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
+from jaxllama.kernels import cpu
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
-from tests.support import ENGINE, new_engine, programs, request, run
+from tests.support import ENGINE, KERNELS, new_engine, programs, request, run
 
 MODEL = dataclasses.replace(FAMILIES["llama3"], kv_heads=4, max_context=512)
 BASE = dataclasses.replace(ENGINE, slots=8)
 MESHES = [(1, 2), (2, 4)]
+# Biases everywhere; whole blocks of 32 on two devices.
+WIDE = dataclasses.replace(
+    FAMILIES["biased"], heads=4, head_dim=32, ffn_width=128, vocab_size=320, max_context=512
+)
+built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
 
 
-def sharded(data: int, model: int) -> EngineConfig:
-    return dataclasses.replace(BASE, data_parallel=data, model_parallel=model)
+def sharded(data: int, model: int, base: EngineConfig = BASE) -> EngineConfig:
+    return dataclasses.replace(base, data_parallel=data, model_parallel=model)
 
 
 def some_requests():
@@ -36,21 +47,65 @@ def test_mesh_gives_the_tokens_of_one_device(data, model):
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
 
 
+@built
+def test_kernels_on_a_mesh_give_the_tokens_of_one_device():
+    expected = run(new_engine(WIDE, KERNELS), some_requests())
+    answers = run(new_engine(WIDE, sharded(2, 2, KERNELS)), some_requests())
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+
+
+@built
+def test_kernels_with_split_slots_give_the_bits_of_one_device():
+    expected = run(new_engine(WIDE, KERNELS), some_requests())
+    answers = run(new_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+    assert [one.logprobs for one in answers] == [one.logprobs for one in expected]
+
+
+@pytest.mark.parametrize("size", [16, pytest.param(32, marks=built)])
+@pytest.mark.parametrize("slot", [0, 3])
+def test_prompt_is_attended_where_its_slot_lies(size, slot):
+    """With a kernel for the head size, and without one."""
+    prompt = kernels.attention("cpu", size).prompt
+    rng = np.random.default_rng(0)
+    parts = tuple(jnp.asarray(rng.random((8, heads, size), np.float32)) for heads in (4, 2, 2))
+    turn = tuple(jnp.asarray(rng.random((8, size // 2), np.float32)) for _ in range(2))
+    layer = tuple(jnp.asarray(rng.random((4, 2, 136, size), np.float32)) for _ in range(2))
+    place = kernels.Place(*map(jnp.int32, (slot, 20, 6)))
+
+    def attend(layer):
+        return prompt(parts, turn, layer, place, None)
+
+    out, after = jax.jit(attend)(layer)
+    mesh = make_mesh(sharded(2, 1), MODEL)
+    over = {"in_specs": P("data"), "out_specs": (P(), P("data")), "check_vma": False}
+    spread, changed = jax.jit(jax.shard_map(attend, mesh=mesh, **over))(layer)
+    assert np.allclose(out[:6], spread[:6], rtol=1e-6)
+    for one, other in zip(after, changed, strict=True):
+        assert np.array_equal(one[:, :, :128], other[:, :, :128])
+
+
 def moved(text: str) -> set[tuple[int, ...]]:
     """Shapes of everything that travels between devices whole."""
     found = re.findall(r"= \w+\[([\d,]+)\]\S* (?:all-gather|all-to-all|collective-permute)", text)
     return {tuple(int(size) for size in shape.split(",")) for shape in found}
 
 
-@pytest.mark.parametrize(("data", "model"), MESHES)
+@pytest.mark.parametrize(
+    ("shape", "engine"),
+    [
+        *((MODEL, sharded(*mesh)) for mesh in MESHES),
+        pytest.param(WIDE, sharded(2, 2, KERNELS), marks=built),
+    ],
+)
 @pytest.mark.parametrize("name", ["decode", "prefill", "copy"])
-def test_neither_cache_nor_weights_travel(data, model, name):
-    ready = programs(MODEL, sharded(data, model))
-    large = {leaf.shape for leaf in jax.tree.leaves(ready.params) if leaf.ndim > 1}
-    cache = ready._state.cache[0].keys.shape
-    for shape in moved(ready.compiled(name).as_text()):
-        assert shape not in large
-        assert math.prod(shape) < math.prod(cache) // (2 * data * model), shape
+def test_neither_cache_nor_weights_travel(shape, engine, name):
+    ready = programs(shape, engine)
+    large = {leaf.shape for leaf in jax.tree.leaves(ready.params) if leaf.size > 1024}
+    cache = math.prod(ready._state.cache[0].keys.shape)
+    for each in moved(ready.compiled(name).as_text()):
+        assert each not in large
+        assert math.prod(each) < cache // (2 * engine.data_parallel * engine.model_parallel), each
 
 
 def test_gathered_shapes_are_noticed():
@@ -63,6 +118,14 @@ def test_weights_and_cache_lie_in_parts():
     assert q.addressable_shards[0].data.shape == (MODEL.width, MODEL.width // 4)
     keys = ready.empty().cache[0].keys
     assert keys.addressable_shards[0].data.shape[:2] == (4, 1)
+
+
+def test_scales_of_the_cache_lie_with_their_numbers():
+    small = dataclasses.replace(sharded(2, 4), cache_dtype="int8")
+    bank = programs(MODEL, BASE).bank
+    state = jax.eval_shape(lambda: empty_state(MODEL, small, bank, 8))
+    for where in jax.tree.leaves(state_shardings(make_mesh(small, MODEL), state).cache):
+        assert where.spec[:2] == ("data", "model")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +147,11 @@ def test_bad_mesh_text_is_refused(text):
 def test_mesh_that_does_not_fit_is_refused(data, model, word):
     with pytest.raises(ConfigError, match=word):
         make_mesh(sharded(data, model), MODEL)
+
+
+def test_kernels_without_whole_blocks_are_refused():
+    with pytest.raises(ConfigError, match=r"attention 64 wide .* blocks of 32.*--kernels xla"):
+        make_mesh(sharded(1, 4, KERNELS), MODEL)
 
 
 def test_slots_must_divide_over_the_mesh():

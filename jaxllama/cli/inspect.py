@@ -37,10 +37,10 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
     """
     names = ("slots", "context", "dtype", "cache_dtype", "packed")
     sizes = {name: loading[name] for name in names if loading.get(name) is not None}
-    body = choose_kernels(loading.get("kernels", "auto"), None)
     with progress_bars() as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
+        body = choose_kernels(loading.get("kernels", "auto"), None, checkpoint.config)
         engine = engine_config(checkpoint.config, body, **sizes)
         found = {
             "path": str(path),

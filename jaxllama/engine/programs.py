@@ -57,7 +57,7 @@ class Programs:
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.params = params
         self.executables = executables
-        self.steps = Steps(model, engine, bank)
+        self.steps = Steps(model, engine, bank, split_of(params, engine, mesh))
         self.traces: Counter[str] = Counter()
         self._compiled: dict[str, Any] = {}
         abstract = jax.eval_shape(self.steps.empty)
@@ -210,6 +210,14 @@ class Programs:
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
             return jitted.lower(*arguments).compile()
+
+
+def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:
+    """How every weight is split, where the kernels must know it: on several devices."""
+    if engine.kernels == "xla" or mesh.size == 1:
+        return None
+    where: Tree = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    return where
 
 
 def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:

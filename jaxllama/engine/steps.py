@@ -18,6 +18,7 @@ from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.model.cache import LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
+from jaxllama.model.spread import SpreadLlama
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 KERNEL_TILE = 64  # rows of a prompt that go through the kernels together
@@ -47,15 +48,24 @@ class Pooled(NamedTuple):
 class Steps:
     """The programs of one model and one engine size, as functions."""
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, bank: SamplerBank) -> None:
-        self.model, self.engine, self.bank = model, engine, bank
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        bank: SamplerBank,
+        where: Tree | None = None,
+    ) -> None:
+        """`where`: how every weight is split, if kernels run on several devices."""
+        self.model, self.engine, self.bank, self.where = model, engine, bank, where
         # One tile of the plain path has the rows of a decode step: see the seed contract in
         # kernels/reference.py. The C++ kernels give a row the same bits whatever shares its call.
         plain = max(engine.slots, kernels.ROW_TILE)
         self.tile = KERNEL_TILE if engine.kernels == "cpu" else plain
         self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
 
-    def _model(self, params: Tree) -> Llama:
+    def _model(self, params: Tree) -> Llama | SpreadLlama:
+        if self.where is not None:
+            return SpreadLlama(self.model, self.engine, params, self.where)
         return model_of(self.model, params, self.engine.kernels)
 
     def empty(self) -> DecodeState:

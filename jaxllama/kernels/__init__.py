@@ -20,6 +20,7 @@ from jaxllama.kernels.reference import (
     matmul_by_output,
     norm,
 )
+from jaxllama.kernels.spread import by_rows, where_it_lies
 from jaxllama.kernels.storage import Layer, read_columns, stored_dtype, write_columns
 from jaxllama.shapes import Array
 
@@ -49,8 +50,8 @@ class Ways(NamedTuple):
 def attention(body: str, head_dim: int) -> Ways:
     """The body of attention; head sizes that have no kernel get the plain one."""
     if body == "cpu" and head_dim in cpu_attention.SIZES:
-        return Ways(cpu_step, cpu_prompt)
-    return Ways(reference.attend_step, reference.attend_prompt)
+        return Ways(cpu_step, where_it_lies(cpu_prompt))
+    return Ways(reference.attend_step, where_it_lies(reference.attend_prompt))
 
 
 class Choosing(NamedTuple):
@@ -65,9 +66,13 @@ class Choosing(NamedTuple):
 def choosing(body: str) -> Choosing:
     """The body of everything that goes through a whole vocabulary to choose of it."""
     if body == "cpu":
-        return Choosing(
-            cpu_choice.survey, cpu_choice.best_candidates, cpu_choice.draw, cpu_choice.logprob
+        bodies = (
+            cpu_choice.survey,
+            cpu_choice.best_candidates,
+            cpu_choice.draw,
+            cpu_choice.logprob,
         )
+        return Choosing(*map(by_rows, bodies))
     return Choosing(choice.survey, choice.best_candidates, choice.draw, choice.logprob)
 
 

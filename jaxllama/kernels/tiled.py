@@ -84,6 +84,11 @@ class Tiled:
         return HALF if self.paired else TILE
 
     @property
+    def shared(self) -> int:
+        """Inputs that cannot be told apart by slicing: they share a scale, or a unit of scales."""
+        return EIGHT * BLOCK if self.steps is not None else self.group
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))

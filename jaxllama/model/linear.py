@@ -2,17 +2,21 @@
 
 Used by every block of `llama.py`; knows how a weight is stored, not what it is for. A Tiled weight
 goes to the C++ kernels, which norm, multiply and add in one call; the plain path does the same in
-steps.
+steps. Where a Tiled weight is one device's part, the parts are added up here.
 """
+
+import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jaxllama import kernels
 from jaxllama.kernels import cpu_matmul
 from jaxllama.kernels.tiled import Tiled
 from jaxllama.model.quantized import Packed, take_rows, unpack
 from jaxllama.shapes import Array, Float, Int
+from jaxllama.sharding import RULES, add_up, own_parts
 
 
 class Norm(nnx.Module):
@@ -33,6 +37,7 @@ class Linear(nnx.Module):
     def __init__(self, inward: int, outward: int, axes: tuple[str, str], *, bias: bool) -> None:
         self.weight = nnx.Param(jnp.zeros((inward, outward)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(outward), axes=axes[1:]) if bias else None
+        self.splits_inputs = RULES[axes[0]] is not None
 
     def __call__(
         self, x: Float[Array, "L I"], *, norm: Norm | None = None, add: Array | None = None
@@ -40,6 +45,8 @@ class Linear(nnx.Module):
         """Apply to every row, normed first and added to `add` if given."""
         weight = self.weight.get_value()
         if isinstance(weight, Tiled):
+            if self.splits_inputs and norm is None and own_parts("model") > 1:
+                return summed_matmul(x, weight, add)
             return tiled_matmul(x, weight, norm, add)
         x = x if norm is None else norm(x)
         if isinstance(weight, Packed):
@@ -68,12 +75,13 @@ class Embedding(nnx.Module):
 
     def __init__(self, vocab: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((vocab, width)), axes=("vocab", "width"))
+        self.vocab = vocab
 
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Look every token up, float32."""
         weight = self.weight.get_value()
         if isinstance(weight, Tiled):
-            return cpu_matmul.take_rows(weight, tokens)
+            return look_up(weight, tokens, self.vocab)
         if isinstance(weight, Packed):
             return take_rows(weight, tokens)
         return weight[tokens].astype(jnp.float32)
@@ -96,3 +104,22 @@ def tiled_matmul(
     if norm is None:
         return cpu_matmul.normed_matmul(x, None, 0.0, weight)
     return cpu_matmul.normed_matmul(x, norm.weight.get_value(), norm.eps, weight)
+
+
+def summed_matmul(x: Float[Array, "L I"], weight: Tiled, add: Array | None) -> Float[Array, "L O"]:
+    """Every device has its own inputs; the bias and `add` are the same everywhere, added once."""
+    part = cpu_matmul.normed_matmul(x, None, 0.0, dataclasses.replace(weight, bias=None))
+    y = add_up(part, "model")
+    y = y if weight.bias is None else y + weight.bias.reshape(-1)[: y.shape[1]]
+    return y if add is None else add + y
+
+
+def look_up(weight: Tiled, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L D"]:
+    """Rows of an embedding; where the vocabulary is split, each device looks up its own tokens."""
+    own = weight.shape[1]
+    if own == vocab:
+        return cpu_matmul.take_rows(weight, tokens)
+    place = tokens - lax.axis_index("model") * own
+    mine = (place >= 0) & (place < own)
+    rows = cpu_matmul.take_rows(weight, jnp.clip(place, 0, own - 1))
+    return add_up(jnp.where(mine[:, None], rows, 0.0), "model")

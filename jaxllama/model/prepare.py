@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig
+from jaxllama.errors import ConfigError
 from jaxllama.kernels.tiled import Tiled, tile, tile_pair
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.model.quantized import Packed
 from jaxllama.shapes import Array
-from jaxllama.sharding import shard_shape
+from jaxllama.sharding import RULES, shard_shape
 
 Given = np.ndarray | Packed
 # Matrices that read the same rows are laid side by side, for one call of a kernel.
@@ -73,16 +74,22 @@ class Preparation:
             if f"{whole}.{kind}" in self.abstract
         ]
         if len(parts) == len(wanted):
-            self._ready[f"{fused}.weight"] = self._tiled(names, self._partial.pop(fused))
+            self._ready[f"{fused}.weight"] = self._tiled(module, names, self._partial.pop(fused))
 
-    def _tiled(self, names: tuple[str, ...], parts: dict[str, Given]) -> Tiled:
-        matrices = alike([self._kept(parts[f"{name}.weight"]) for name in names])
-        biases: list[Any] = [parts.get(f"{name}.bias") for name in names]
+    def _tiled(self, module: str, names: tuple[str, ...], given: dict[str, Given]) -> Tiled:
+        matrices = alike([self._kept(given[f"{name}.weight"]) for name in names])
+        biases: list[Any] = [given.get(f"{name}.bias") for name in names]
         if names == ("embed",) and isinstance(matrices[0], np.ndarray):
             matrices = [matrices[0].T]
+        parts = self.engine.model_parallel
+        if (
+            names == PARTS["qkv"] and parts > 1
+        ):  # each device has queries, keys and values of its own
+            matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
+            biases = [own_outputs(each, i, parts) for i in range(parts) for each in biases]
         lay_out = tile_pair if names == PARTS["gate_up"] else tile
         made = lay_out(*matrices, biases=biases if any(b is not None for b in biases) else ())
-        return jax.tree.map(jax.device_put, made)
+        return place_tiled(made, self.abstract[f"{module}.weight"], self.mesh)
 
     def _kept(self, value: Given) -> Given:
         """Dense weights in the dtype asked for; packed ones as they are."""
@@ -120,6 +127,41 @@ def place_packed(leaf: Leaf, value: Packed, mesh: Mesh) -> Packed:
     return dataclasses.replace(
         value, codes=put(value.codes), scales=put(value.scales), minima=minima
     )
+
+
+def own_outputs(value: Any, index: int, parts: int) -> Any:
+    """One of equal parts of a matrix, along its outputs, or of a bias."""
+    if value is None:
+        return None
+
+    def cut(array: np.ndarray, axis: int) -> np.ndarray:
+        return np.split(array, parts, axis)[index]
+
+    if isinstance(value, Packed):
+        minima = None if value.minima is None else cut(value.minima, 0)
+        return dataclasses.replace(
+            value, codes=cut(value.codes, 0), scales=cut(value.scales, 0), minima=minima
+        )
+    return cut(value, value.ndim - 1)
+
+
+def place_tiled(tiled: Tiled, leaf: Leaf, mesh: Mesh) -> Tiled:
+    """A matrix of the kernels on its devices: tiles are split by output, blocks by input."""
+    inward, outward = leaf.axes[::-1] if leaf.axes[0] == "vocab" else leaf.axes
+    by_output, by_input = RULES[outward], RULES[inward]
+    if outward == "vocab" and tiled.shape[1] % (tiled.tile * mesh.shape["model"]):
+        by_output = None  # stays whole
+    if by_input is not None and tiled.shape[0] % (tiled.shared * mesh.shape[by_input]):
+        raise ConfigError(
+            f"a matrix of {tiled.shape[0]} inputs, of which {tiled.shared} share scales, does not "
+            f"divide over {by_input}={mesh.shape[by_input]}; choose another mesh or --kernels xla"
+        )
+
+    def put(part: Any) -> Array:
+        split = (by_output, None if part is tiled.bias else by_input)
+        return jax.device_put(part, NamedSharding(mesh, PartitionSpec(*split)))
+
+    return jax.tree.map(put, tiled)
 
 
 def unpacked(leaf: Leaf, value: Packed) -> np.ndarray:

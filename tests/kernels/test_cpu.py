@@ -3,9 +3,13 @@
 import ctypes
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu_matmul import normed_matmul
+from jaxllama.kernels.tiled import tile
 
 built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
 load = cpu.load.__wrapped__  # afresh, not what this process has loaded
@@ -77,3 +81,24 @@ def test_without_the_library_its_functions_say_why(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "load", load)
     with pytest.raises(RuntimeError, match=r"none\.so does not exist"):
         cpu.isa()
+
+
+@built
+def test_devices_in_kernels_at_once_get_the_bits_each_gets_alone():
+    """Who finds the workers busy does its parts alone; nobody waits in a circle."""
+    weight = tile(np.random.default_rng(0).standard_normal((256, 512), dtype=np.float32))
+    matmul = jax.jit(lambda x, weight: normed_matmul(x, None, 0.0, weight))
+    inputs = [
+        jax.device_put((np.full((8, 256), 1 + i, np.float32), weight), device)
+        for i, device in enumerate(jax.devices())
+    ]
+    alone = [np.asarray(matmul(*given)) for given in inputs]
+    before = cpu.threads()
+    try:
+        cpu.set_threads(3)
+        for _ in range(30):
+            together = [matmul(*given) for given in inputs]  # nothing is waited for in between
+            for one, other in zip(together, alone, strict=True):
+                assert np.array_equal(one, other)
+    finally:
+        cpu.set_threads(before)

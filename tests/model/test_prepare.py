@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from jaxllama.errors import ConfigError
 from jaxllama.kernels import cpu
 from jaxllama.kernels.tiled import untile
 from jaxllama.model.params import abstract_params
@@ -13,6 +15,7 @@ from jaxllama.model.quantized import Packed
 from jaxllama.sharding import make_mesh
 from tests.support import KERNELS, MODEL
 
+SPLIT = dataclasses.replace(KERNELS, model_parallel=2)
 WIDE = dataclasses.replace(MODEL, width=64)
 
 
@@ -45,3 +48,65 @@ def test_parts_of_different_kinds_are_fused_exactly(mixed):
     expected = [dense(part) if isinstance(part, Packed) else part for part in parts.values()]
     assert np.array_equal(untile(fused), np.concatenate(expected, axis=1))
     assert fused.kind == ("q4" if mixed == "nothing" else "f32")
+
+
+def split_model(**changes):
+    return dataclasses.replace(WIDE, **{"heads": 4, "kv_heads": 2, "ffn_width": 512, **changes})
+
+
+def prepared(config, **values):
+    """The tree of some weights of the first block, on two devices."""
+    leaves = abstract_params(config)
+    preparation = Preparation(leaves, SPLIT, make_mesh(SPLIT, config))
+    for name, value in values.items():
+        path = "blocks.0." + name.replace("_weight", ".weight").replace("__", ".")
+        preparation.add(path, leaves[path], value)
+    return preparation.tree()["blocks"][0]
+
+
+def part(tiled, index):
+    """What one device holds."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[index].data), tiled)
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_each_device_has_its_own_queries_keys_and_values(bits):
+    config, rng = split_model(), np.random.default_rng(1)
+    sizes = {"q": 4, "k": 2, "v": 2}
+    shapes = {name: (config.width, heads * config.head_dim) for name, heads in sizes.items()}
+    values = {
+        name: some_packed(bits, *shape) if bits else rng.random(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+    fused = prepared(config, **{f"attention__{n}_weight": v for n, v in values.items()})
+    plain = {name: dense(each) if bits else each for name, each in values.items()}
+    for index in range(2):
+        own = [np.split(each, 2, axis=1)[index] for each in plain.values()]
+        found = untile(part(fused["attention"]["qkv"]["weight"], index))
+        assert np.array_equal(found, np.concatenate(own, axis=1))
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_each_device_has_its_own_columns_of_the_feed_forward():
+    config = split_model()
+    gate, up = (some_packed(4, config.width, config.ffn_width) for _ in range(2))
+    down = some_packed(8, config.ffn_width, config.width)
+    made = prepared(config, ffn__gate_weight=gate, ffn__up_weight=up, ffn__down_weight=down)["ffn"]
+    for index in range(2):
+        own = [np.split(dense(each), 2, axis=1)[index] for each in (gate, up)]
+        found = untile(part(made["gate_up"]["weight"], index))
+        assert np.array_equal(found, np.concatenate(own, axis=1))
+        assert np.array_equal(
+            untile(part(made["down"]["weight"], index)), np.split(dense(down), 2, axis=0)[index]
+        )
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_scales_that_two_devices_would_share_are_refused():
+    config = split_model(ffn_width=192)
+    shape = (config.width, config.ffn_width)
+    scales = np.ones((shape[0], 2), np.float16)  # groups of 128: one and a half for each device
+    rows = Packed(np.zeros((shape[0], 96), np.uint8), scales, None, 4, 128)
+    with pytest.raises(ConfigError, match=r"128 share scales, does not divide over model=2"):
+        prepared(config, ffn__down_weight=rows)

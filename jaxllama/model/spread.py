@@ -1,0 +1,101 @@
+"""Llama over several devices with the C++ kernels: every device runs them on its own part.
+
+Made by `steps.py` in place of `Llama`, with the same calls. XLA cannot split a foreign call, so
+the split is written out: a device holds whole slots and whole heads, its columns of the
+feed-forward and its part of the vocabulary; what must be added up, `linear.py` and the attention
+operation add up. Knows no kernel.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.model.cache import KVCache
+from jaxllama.model.linear import Norm
+from jaxllama.model.llama import Llama
+from jaxllama.model.params import Tree, model_of
+from jaxllama.shapes import Array, Bool, Float, Int
+
+WHOLE, SLOTS = PartitionSpec(), PartitionSpec("data")
+CACHE = PartitionSpec("data", "model")  # of every leaf: slots and key heads
+
+
+class SpreadLlama:
+    """The same calls as `Llama`; arrays go in and come out whole, XLA sees them split."""
+
+    def __init__(
+        self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Tree
+    ) -> None:
+        """`where` holds the partition of every leaf of `params`."""
+        self.config, self.engine, self.params, self.where = config, engine, params, where
+        self.own = part_of(config, engine.model_parallel)
+
+    def step(
+        self,
+        tokens: Int[Array, " S"],
+        cache: KVCache,
+        position: Int[Array, " S"],
+        active: Bool[Array, " S"],
+    ) -> tuple[Float[Array, "S D"], KVCache]:
+        """One token for every slot; every device for its own."""
+        given = (SLOTS, CACHE, SLOTS, SLOTS)
+        found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
+            tokens, cache, position, active
+        )
+        return found
+
+    def prompt(
+        self,
+        tokens: Int[Array, " L"],
+        cache: KVCache,
+        slot: Int[Array, ""],
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[Float[Array, "L D"], KVCache]:
+        """A run of tokens of one slot; every device all of them, its owner alone keeps the keys."""
+        given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE)
+        found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
+            tokens, cache, slot, start, count
+        )
+        return found
+
+    def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
+        """Logits; every device those of its rows and its part of the vocabulary."""
+        rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
+        matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
+        vocab = "model" if "model" in matrix.codes else None
+        run = self._everywhere(Llama.head, (PartitionSpec(rows),), PartitionSpec(rows, vocab))
+        logits: Array = run(hidden)
+        return logits
+
+    @property
+    def final_norm(self) -> Norm:
+        """The norm of whole vectors, as `Llama` has it."""
+        return model_of(self.own, self.params, self.engine.kernels).final_norm
+
+    def _everywhere(
+        self, method: Callable[..., Any], given: tuple[PartitionSpec, ...], result: Any
+    ) -> Callable[..., Any]:
+        """A method of the model, run by every device on its own part of everything."""
+
+        def run(params: Tree, *arguments: Any) -> Any:
+            return method(model_of(self.own, params, self.engine.kernels), *arguments)
+
+        spread = jax.shard_map(
+            run, in_specs=(self.where, *given), out_specs=result, check_vma=False
+        )
+        return lambda *arguments: spread(self.params, *arguments)
+
+
+def part_of(config: ModelConfig, parts: int) -> ModelConfig:
+    """The model as one device of `parts` sees it."""
+    return dataclasses.replace(
+        config,
+        heads=config.heads // parts,
+        kv_heads=config.kv_heads // parts,
+        ffn_width=config.ffn_width // parts,
+    )
