@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from jaxllama.config import EngineConfig
+from jaxllama.constraints.compiler import Compiler
+from jaxllama.constraints.wanted import schema_text, wanted
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render
-from jaxllama.request import GenerationRequest
+from jaxllama.request import Constraint, GenerationRequest
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
@@ -43,6 +45,7 @@ class Intake:
         self.bank = bank
         self.engine = engine
         self.presets = dict(presets or {})
+        self.constraints = Compiler(tokenizer, bank.vocab)
 
     def with_format(self, name: str | None) -> Self:
         """The same with another prompt format; None is the model's own."""
@@ -113,12 +116,15 @@ class Intake:
         start: bool,
     ) -> Ready:
         given = with_preset(knobs, self.presets)
+        if "json_schema" in given:
+            given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}
+        ends = () if core["ignore_eos"] else self.tokenizer.end_ids
+        constraint = self._constraint(core, ends)
         set_ = self._knobs({name: value for name, value in given.items() if name not in LIMITS})
         asked: int | None = core["max_tokens"]  # type: ignore[assignment]
         self.engine.check_length(len(ids), asked or 0)
         stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
-        ends = () if core["ignore_eos"] else self.tokenizer.end_ids
         seed = core["seed"]
         request = GenerationRequest(
             prompt=tuple(ids),
@@ -129,9 +135,24 @@ class Intake:
             stop_ids=tuple(dict.fromkeys((*stop_ids, *ends))),
             top_logprobs=core["logprobs"],  # type: ignore[arg-type]
             knobs=set_,
+            constraint=constraint,
         )
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
+
+    def _constraint(self, core: Mapping[str, object], ends: Sequence[int]) -> Constraint | None:
+        """What holds the answer to a form, if one is asked for."""
+        form = wanted(core)
+        if form is None:
+            return None
+        if not any(kind.constrains for kind in self.bank.adjusters.values()):
+            raise InvalidParameter(
+                f"{form.field} needs a sampler that obeys constraints, and none is installed; "
+                f"install jaxllama's own samplers",
+                form.field,
+            )
+        compiled = self.constraints.compile(form)
+        return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
 
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
         """The samplers' knobs, checked, with texts as token ids."""

@@ -272,6 +272,7 @@ class LLM:
         """Cancel what runs and let go of the device memory."""
         for inbox in list(self._inboxes):
             self._inboxes.pop(inbox)
+        self.intake.constraints.close()
         self.engine.close()
 
     def __enter__(self) -> Self:

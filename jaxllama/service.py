@@ -123,6 +123,7 @@ class GenerationService:
             for each in self._model.intake.formats.values():
                 if isinstance(each, Confined):
                     await asyncio.to_thread(each.close)
+            await asyncio.to_thread(self._model.intake.constraints.close)
             if stopped:
                 self._model.engine.close()
         return stopped

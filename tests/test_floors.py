@@ -21,7 +21,7 @@ PACKAGES = {
 WORDS = "errors config shapes limits request registry"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
-WHOLE = f"{ENGINE} formats text weights bridge messages intake completion"
+WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion"
 SERVED = f"{WORDS} engine formats bounds bridge messages intake confined"
 SERVICE = f"{SERVED} fair_queue answers asking served"
 FLOORS: dict[str, tuple[str, str]] = {
@@ -48,7 +48,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
     "messages": (f"{WORDS} formats", ""),
-    "intake": (f"{ENGINE} formats messages text", ""),
+    "constraints": (f"{WORDS} text", "llguidance threading"),
+    "intake": (f"{ENGINE} formats messages text constraints", ""),
     "fair_queue": (WORDS, ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
     "bounds": ("", ""),

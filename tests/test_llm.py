@@ -47,7 +47,9 @@ TOKENIZER = {
 @pytest.fixture(scope="module")
 def llm():
     engine = new_engine(MODEL, ENGINE)
-    return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
+    llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
+    yield llm
+    llm.intake.constraints.close()
 
 
 def test_one_prompt_gives_one_completion_and_a_list_a_list(llm):
@@ -317,3 +319,34 @@ def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
     # Kernels round inputs to 8 bits, and random weights make large logits.
     assert np.abs(np.subtract(one, plain)).max() < 0.3
     assert one != plain
+
+
+def test_an_answer_keeps_to_its_form_whoever_else_is_served(llm):
+    one_of = {"choices": ["yes", "no"], "seed": 4, "max_tokens": 20}
+    alone = llm.generate("good?", **one_of)
+    assert alone.text in ("yes", "no")
+    assert alone.finish_reason is FinishReason.END_TOKEN
+    free = llm.generate("hello", max_tokens=20, seed=1)
+    asked = [("hello", {"max_tokens": 20, "seed": 1}), ("good?", one_of)]
+    both = dict(llm.generate_each(asked))
+    assert both[0].tokens == free.tokens
+    assert both[1].tokens == alone.tokens
+
+
+def test_a_schema_may_be_given_as_values_and_streamed(llm):
+    schema = {"type": "object", "properties": {"a": {"const": 7}}, "required": ["a"]}
+    knobs = {"json_schema": {**schema, "additionalProperties": False}, "max_tokens": 30}
+    text = "".join(delta.text for delta in llm.stream("json:", **knobs))
+    assert text == '{"a": 7}'
+
+
+def test_a_form_that_cannot_be_followed_never_reaches_the_engine(llm):
+    accepted = llm.engine.ledger["accepted"]
+    with pytest.raises(InvalidParameter, match="regex"):
+        llm.generate("x", regex="[")
+    assert llm.engine.ledger["accepted"] == accepted
+
+
+def test_an_answer_cut_short_says_so(llm):
+    told = llm.generate("x", regex="[a-z]{30}", max_tokens=5)
+    assert told.finish_reason is FinishReason.LENGTH

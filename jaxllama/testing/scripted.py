@@ -8,7 +8,8 @@ cancelled exactly as always, because only the compiled programs are replaced. St
     while not engine.idle:
         events = engine.step()
 
-Temperature and samplers change nothing. Wherever the script says token t, the model's
+Temperature and samplers change nothing; where a constraint forbids a token, the lowest that it
+allows is said instead. Wherever the script says token t, the model's
 log-probabilities are -ln 2 for t, -2 ln 2 for t + 1, -3 ln 2 for t + 2, and so on around the
 vocabulary.
 """
@@ -116,8 +117,7 @@ class ScriptedPrograms(Programs):
         return state
 
     def decode(self, state: Any, steps: Any, allowed: Any = None) -> tuple[Any, StepOutput]:
-        """Say the next word of every answer, up to `steps` times, allowed or not."""
-        del allowed
+        """Say the next word of every answer, up to `steps` times."""
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in list(state.rows.items()):
@@ -126,6 +126,8 @@ class ScriptedPrograms(Programs):
                 said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
                 if isinstance(said, Exception):
                     raise said
+                if allowed is not None and said is not None:
+                    said = nearest_allowed(allowed[slot], said)
                 self.note(output, (step, slot), row, said)
                 row.drawn += 1
                 row.budget -= 1
@@ -168,7 +170,7 @@ class ScriptedPrograms(Programs):
         rows = np.zeros((int(last) + 1, TINY.width), np.float32)
         places = np.arange(int(last) + 1)
         rows[places, ids[: last + 1] % TINY.width] = start + places + 1
-        return state, Pooled(rows.sum(0), rows[-1])  # type: ignore[arg-type]
+        return state, Pooled(rows.sum(0), rows[-1])
 
     def blank_output(self) -> StepOutput:
         """What a call returns when no row decodes."""
@@ -201,6 +203,12 @@ class ScriptedPrograms(Programs):
             choice.logprob[place] = -math.log(2)
             choice.top_ids[place] = choice.sampled_ids[place] = (token + ranks) % TINY.vocab_size
             choice.top_logprobs[place] = choice.sampled_logprobs[place] = -(ranks + 1) * math.log(2)
+
+
+def nearest_allowed(words: np.ndarray, said: int) -> int:
+    """The scripted token where a constraint allows it, else the lowest that it does allow."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return said if bits[said] else int(np.flatnonzero(bits)[0])
 
 
 def logprobs_around(answer: Sequence[Said]) -> np.ndarray:

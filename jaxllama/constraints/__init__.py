@@ -1,0 +1,1 @@
+"""Constraints: schemas, regular expressions, grammars and choices that hold an answer to a form."""

@@ -1,0 +1,89 @@
+"""Words: a model's vocabulary as llguidance wants it, here and in the worker's process.
+
+Built from a tokenizer by the compiler. Knows bytes and ids; no grammar, no request.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llguidance import LLParserLimits, LLTokenizer
+
+Encode = Callable[[str], list[int]]
+
+LONGEST = 64  # bytes of a word that `cut` looks for
+
+
+@dataclass(frozen=True)
+class Words:
+    """The bytes of every token, and which of them are no text."""
+
+    tokens: Sequence[bytes]
+    specials: Sequence[int]
+    ends: Sequence[int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a pipe."""
+        tokens = [token.hex() for token in self.tokens]
+        return {"tokens": tokens, "specials": list(self.specials), "ends": list(self.ends)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The other end of the pipe."""
+        tokens = [bytes.fromhex(token) for token in fields["tokens"]]
+        return cls(tokens, fields["specials"], fields["ends"])
+
+    def tokenizer(self, encode: Encode | None = None) -> LLTokenizer:
+        """For llguidance; `encode` says how the model's own tokenizer cuts a text."""
+        return LLTokenizer(
+            Wrapped(self, encode),  # type: ignore[arg-type]
+            n_vocab=len(self.tokens),
+            eos_token=list(self.ends),
+        )
+
+
+class Wrapped:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, words: Words, encode: Encode | None) -> None:
+        self.eos_token_id = words.ends[0]
+        self.bos_token_id = None
+        self.tokens = words.tokens
+        self.special_token_ids = words.specials
+        self.is_tokenizer_wrapper = True
+        self._encode = encode
+        special = frozenset(words.specials)
+        self._ids = {
+            token: id_ for id_, token in enumerate(words.tokens) if token and id_ not in special
+        }
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids whose bytes are exactly the text."""
+        raw = text.encode()
+        ids = self._encode(text) if self._encode is not None else []
+        if b"".join(self.tokens[id_] for id_ in ids) == raw:
+            return ids
+        return cut(raw, self._ids)
+
+
+def cut(raw: bytes, ids: Mapping[bytes, int]) -> list[int]:
+    """The longest word first, again and again; bytes without a word are left out."""
+    found, at = [], 0
+    while at < len(raw):
+        lengths = range(min(LONGEST, len(raw) - at), 0, -1)
+        length = next((n for n in lengths if raw[at : at + n] in ids), 0)
+        if length:
+            found.append(ids[raw[at : at + length]])
+        at += max(length, 1)
+    return found
+
+
+def limits() -> LLParserLimits:
+    """What one grammar and one step may cost."""
+    return LLParserLimits(
+        step_lexer_fuel=100_000,  # some 7 ms
+        step_max_items=50_000,  # some 3 ms
+        max_lexer_states=10_000,  # some 20 MB
+        max_grammar_size=50_000,
+        verbose_errors=False,
+    )

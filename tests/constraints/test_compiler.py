@@ -1,0 +1,204 @@
+"""The compiler: what compiles, what is refused, and what it may cost."""
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+
+import jsonschema
+import numpy as np
+import pytest
+
+from jaxllama.constraints import compiler as compilers
+from jaxllama.constraints.compiler import Compiler
+from jaxllama.constraints.follower import Compiled, Following
+from jaxllama.constraints.wanted import Wanted, schema_text, wanted
+from jaxllama.constraints.worker import Gone, Worker
+from jaxllama.errors import GenerationFailed, InvalidParameter
+from jaxllama.testing.byte_tokenizer import END_ID, TURN_END_ID, ByteTokenizer
+from jaxllama.testing.models import TINY
+from tests.constraints.schemas import random_schema
+
+VOCAB = TINY.vocab_size
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Compiler]:
+    made = Compiler(ByteTokenizer(), VOCAB)
+    yield made
+    made.close()
+
+
+def compiled(compiler: Compiler, **fields: object) -> Compiled:
+    form = wanted(fields)
+    assert form is not None
+    return compiler.compile(form)
+
+
+def allowed(follower: Following) -> list[int]:
+    bits = np.unpackbits(np.frombuffer(follower.allowed(), np.uint8), bitorder="little")
+    return np.flatnonzero(bits[:VOCAB]).tolist()
+
+
+def speak(constraint: Compiled, rng: random.Random, most: int = 400) -> tuple[str, bool]:
+    """A random answer, and whether it ended by itself."""
+    follower, said = constraint.start(), []
+    while len(said) < most:
+        if follower.done:
+            return bytes(said).decode(), True
+        for token in follower.forced() or [rng.choice(allowed(follower))]:
+            if token in (END_ID, TURN_END_ID):
+                return bytes(said).decode(), True
+            said.append(token)
+            follower.advance(token)
+    return bytes(said).decode(errors="replace"), False
+
+
+def test_choices_leave_one_of_them(compiler: Compiler):
+    constraint = compiled(compiler, choices=("yes", "no", "né"))
+    said = {speak(constraint, random.Random(seed)) for seed in range(30)}
+    assert said == {("yes", True), ("no", True), ("né", True)}
+
+
+def test_special_tokens_are_never_text(compiler: Compiler):
+    follower = compiled(compiler, regex=".*").start()
+    assert all(token < 256 or token in (END_ID, TURN_END_ID) for token in allowed(follower))
+
+
+def test_end_tokens_are_allowed_where_the_answer_may_end(compiler: Compiler):
+    follower = compiled(compiler, regex="ab*").start()
+    assert END_ID not in allowed(follower)
+    follower.advance(ord("a"))
+    assert END_ID in allowed(follower)
+
+
+def test_hidden_end_tokens_are_never_allowed(compiler: Compiler):
+    follower = compiled(compiler, regex="ab*").hiding((END_ID, TURN_END_ID)).start()
+    follower.advance(ord("a"))
+    assert allowed(follower) == [ord("b")]
+
+
+def test_a_token_that_is_not_allowed_is_an_error(compiler: Compiler):
+    with pytest.raises(GenerationFailed):
+        compiled(compiler, regex="a").start().advance(ord("b"))
+
+
+def test_two_answers_follow_one_constraint_apart(compiler: Compiler):
+    constraint = compiled(compiler, regex="ab|ba")
+    one, other = constraint.start(), constraint.start()
+    one.advance(ord("a"))
+    other.advance(ord("b"))
+    assert (allowed(one), allowed(other)) == ([ord("b")], [ord("a")])
+
+
+def test_json_has_no_white_space_to_get_lost_in(compiler: Compiler):
+    schema = {"properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a", "b"]}
+    only = {"type": "object", "additionalProperties": False, **schema}
+    constraint = compiled(compiler, json_schema=schema_text(only))
+    assert speak(constraint, random.Random(0)) == ('{"a": 1, "b": 2}', True)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_an_answer_that_ends_is_valid_by_its_schema(compiler: Compiler, seed: int):
+    rng = random.Random(seed)
+    schema = random_schema(rng)
+    constraint = compiled(compiler, json_schema=schema_text(schema))
+    for _ in range(3):
+        text, ended = speak(constraint, rng)
+        if ended:
+            jsonschema.validate(json.loads(text), schema)
+
+
+def test_a_random_answer_can_be_wrong_without_its_constraint():
+    """The validation above can fail."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads('{"a": "b"}'), {"properties": {"a": {"type": "integer"}}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"regex": "["}, "unclosed"),
+        ({"regex": "(?=a)b"}, "look-around"),
+        ({"regex": r"(a)\1"}, "backreferences"),
+        ({"grammar": "start: foo"}, "foo"),
+        ({"grammar": "start: " + "(" * 30_000 + '"a"' + ")" * 30_000}, "nested"),
+        ({"json_schema": '{"type": "strin"}'}, "strin"),
+        ({"json_schema": '{"type": "string", "pattern": "("}'}, "unclosed"),
+        ({"json_schema": '{"not": {}}'}, "not"),
+        ({"json_schema": '{"$ref": "#"}'}, "json_schema"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_clearly(compiler: Compiler, fields, word):
+    with pytest.raises(InvalidParameter, match=word) as caught:
+        compiled(compiler, **fields)
+    assert caught.value.field == next(iter(fields))
+
+
+@pytest.mark.parametrize("regex", ["(a+)+b", "(a|a)*", "a{1,100000}", "(.*)*x", "(.*a.{30}|b)*c"])
+def test_regexes_that_blow_up_elsewhere_compile_or_are_refused(compiler: Compiler, regex: str):
+    with contextlib.suppress(InvalidParameter, GenerationFailed):
+        compiled(compiler, regex=regex).start().allowed()
+
+
+@pytest.mark.parametrize(
+    "grammar", ['start: start "a" | "b"', 'start: a\na: b "x" | "z"\nb: a "y"']
+)
+def test_left_recursion_is_followed(compiler: Compiler, grammar: str):
+    text, ended = speak(compiled(compiler, grammar=grammar), random.Random(1))
+    assert text
+    assert ended or len(text) == 400
+
+
+def test_every_beginning_of_a_grammar_compiles_or_is_refused(compiler: Compiler):
+    whole = 'start: item ("," item)*\nitem: /[a-z]+/ | "<" /[0-9]{1,3}/ ">"\n'
+    for length in range(1, len(whole)):
+        try:
+            compiled(compiler, grammar=whole[:length])
+        except InvalidParameter:
+            continue
+
+
+def test_characters_of_several_bytes_stay_whole(compiler: Compiler):
+    constraint = compiled(compiler, regex="[é🙂漢]{3}")
+    text, ended = speak(constraint, random.Random(2))
+    assert ended
+    assert set(text) <= set("é🙂漢")
+
+
+def test_a_known_grammar_is_compiled_once(compiler: Compiler, monkeypatch):
+    first = compiled(compiler, regex="once")
+    monkeypatch.setattr(compiler, "_try", None)
+    assert compiled(compiler, regex="once") is first
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(compilers, "CACHED", 10 * compilers.cost("x" * 40))
+    monkeypatch.setattr(Compiler, "_try", lambda _self, _form: None)
+    compiler = Compiler(ByteTokenizer(), VOCAB)
+    for number in range(40):
+        compiled(compiler, regex=f"a{number}")
+    assert 0 < compiler.held <= compilers.CACHED
+
+
+def test_a_grammar_that_takes_too_much_is_refused_and_the_next_one_compiles(monkeypatch):
+    class Slow(Worker):
+        def complaint(self, grammar: str) -> str:
+            if "slow" in grammar:
+                self.kill()
+                raise Gone("as if it had taken too long")
+            return super().complaint(grammar)
+
+    monkeypatch.setattr(compilers, "Worker", Slow)
+    compiler = Compiler(ByteTokenizer(), VOCAB)
+    with pytest.raises(InvalidParameter, match="simpler"):
+        compiled(compiler, regex="slow")
+    assert speak(compiled(compiler, regex="fast"), random.Random(0)) == ("fast", True)
+    compiler.close()
+
+
+def test_the_process_is_killed_when_it_takes_too_much(compiler: Compiler):
+    alternatives = "|".join(f'"x{i}"' for i in range(60_000))
+    with pytest.raises(InvalidParameter, match="grammar"):
+        compiler.compile(Wanted("grammar", f"start: {alternatives}"))
+    assert speak(compiled(compiler, regex="still"), random.Random(0)) == ("still", True)
