@@ -27,7 +27,9 @@ export class Composer {
     });
     this.field.addEventListener("input", () => this.show());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !event.defaultPrevented && this.isAnswering) stop();
+      if (event.key !== "Escape" || event.defaultPrevented || !this.isAnswering) return;
+      // The first Escape closes what lies open above the page.
+      if (document.querySelector(":popover-open") === null) stop();
     });
   }
 

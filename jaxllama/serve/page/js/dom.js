@@ -67,6 +67,19 @@ export function byId(id) {
 }
 
 /**
+ * Make `elements` the children, in order. Those that are in place stay untouched, so that what has
+ * the focus keeps it.
+ * @param {Element} parent
+ * @param {Element[]} elements
+ */
+export function arrange(parent, elements) {
+  for (const each of [...parent.children]) if (!elements.includes(each)) each.remove();
+  elements.forEach((each, place) => {
+    if (parent.children[place] !== each) parent.insertBefore(each, parent.children[place] ?? null);
+  });
+}
+
+/**
  * Offer text as a file to keep.
  * @param {string} name
  * @param {string} text

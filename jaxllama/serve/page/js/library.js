@@ -3,7 +3,7 @@
  * "change" when the list or the open one changes. Knows storage, not elements.
  */
 
-import { newConversation } from "./conversation.js";
+import { newConversation, readConversation } from "./conversation.js";
 import { keepChoices, readChoices } from "./store.js";
 import { fromFile } from "./transfer.js";
 
@@ -24,7 +24,7 @@ export class Library extends EventTarget {
     this.onFull = onFull;
     /** @type {Map<string, Conversation>} */
     this.conversations = new Map();
-    this.current = newConversation();
+    this.current = newConversation(settingsKept());
     /** @type {Set<Conversation>} */
     this.waiting = new Set();
     /** Conversations that change here right now: what other tabs say of them is not heard. */
@@ -56,6 +56,15 @@ export class Library extends EventTarget {
     this.current = conversation;
     keepChoices({ open: conversation.id });
     this.changed();
+  }
+
+  /**
+   * Keep the settings of the open conversation, before anything is said in it as well.
+   */
+  saveSettings() {
+    const { system, format, knobs } = this.current;
+    keepChoices({ settings: { system, format, knobs } });
+    if (this.has(this.current)) this.saveSoon(this.current);
   }
 
   /** Open an empty conversation; it is kept once something is said in it. */
@@ -134,5 +143,15 @@ export class Library extends EventTarget {
 
   changed() {
     this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** The settings used last, if what is kept of them can be read. */
+function settingsKept() {
+  try {
+    const settings = /** @type {object} */ (readChoices().settings ?? {});
+    return readConversation({ ...newConversation(), ...settings });
+  } catch {
+    return undefined;
   }
 }

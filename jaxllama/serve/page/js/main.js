@@ -15,6 +15,9 @@ import { Panel } from "./panel.js";
 import { Sidebar } from "./sidebar.js";
 import { keepChoices, readChoices, Store } from "./store.js";
 
+const LOADING = 503;
+const MILLISECONDS_BETWEEN_LOOKS = 700;
+
 const notices = new Notices(byId("notices"));
 const server = new Server();
 const store = await Store.open();
@@ -28,15 +31,15 @@ const library = new Library(store, () => {
 const settings = new Drawer("settings", {
   opener: "open-settings",
   wide: "(min-width: 70rem)",
-  isOpen: readChoices().settings === true,
-  onToggle: (open) => keepChoices({ settings: open }),
+  isOpen: readChoices().settingsOpen === true,
+  onToggle: (open) => keepChoices({ settingsOpen: open }),
 });
 const conversations = new Drawer("sidebar", {
   opener: "open-sidebar",
   wide: "(min-width: 52rem)",
 });
 
-const panel = new Panel(() => library.has(library.current) && library.saveSoon(library.current));
+const panel = new Panel(() => library.saveSettings());
 const chat = new Chat({
   server,
   library,
@@ -82,7 +85,7 @@ library.addEventListener("change", () => {
   chat.show();
 });
 
-/** Ask the server for its model and its plugins. */
+/** Ask the server for its model and its plugins; while it loads, again and again. */
 async function ask() {
   const place = byId("problem");
   try {
@@ -93,7 +96,12 @@ async function ask() {
     place.replaceChildren();
   } catch (thrown) {
     const error = asServerError(thrown);
-    chat.fail(library.current, error, ask);
+    if (error.status === LOADING) {
+      byId("model").textContent = "The model is loading…";
+      setTimeout(ask, MILLISECONDS_BETWEEN_LOOKS);
+    } else {
+      chat.fail(library.current, error, ask);
+    }
   }
 }
 

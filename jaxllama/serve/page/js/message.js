@@ -76,7 +76,7 @@ export class MessageView {
     }
     this.continueButton.hidden = !last;
     this.element.toggleAttribute("data-writing", writing);
-    this.stats.textContent = statsText(this.message, writing);
+    this.stats.textContent = statsText(this.message, writing, asTokens);
     if (!this.isEdited) this.showBody(asTokens, writing);
   }
 
@@ -152,10 +152,13 @@ export class MessageView {
 /**
  * @param {Message} message
  * @param {boolean} writing
+ * @param {boolean} asTokens
  */
-function statsText({ role, stats, finish }, writing) {
-  if (role === "user" || !stats) return "";
+function statsText({ role, stats, finish, tokens }, writing, asTokens) {
+  if (role === "user") return "";
   const parts = [];
+  if (asTokens && !writing && !tokens) parts.push("no probabilities were recorded");
+  if (!stats) return parts.join("");
   if (finish && !writing && ENDINGS.has(finish)) parts.push(ENDINGS.get(finish));
   if (stats.rate > 0) parts.push(`${stats.rate.toFixed(1)} tokens/s`);
   if (stats.generated > 0) parts.push(`${stats.generated} tokens`);

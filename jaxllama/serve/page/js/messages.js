@@ -3,7 +3,7 @@
  * an answer as it grows, until the reader scrolls up. Used by chat.js.
  */
 
-import { h } from "./dom.js";
+import { arrange, h } from "./dom.js";
 import { MessageView } from "./message.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
@@ -42,15 +42,10 @@ export class MessageList {
       return known?.message === message ? known : new MessageView(message, this.actions);
     });
     this.views = new Map(views.map((view) => [view.message.id, view]));
-    const elements = views.map((view) => view.element);
-    const shown = [...this.list.children];
-    if (elements.length !== shown.length || elements.some((each, place) => each !== shown[place])) {
-      for (const each of shown) if (!elements.includes(/** @type {any} */ (each))) each.remove();
-      elements.forEach((each, place) => {
-        const there = this.list.children[place] ?? null;
-        if (there !== each) this.list.insertBefore(each, there);
-      });
-    }
+    arrange(
+      this.list,
+      views.map((view) => view.element),
+    );
     for (const view of views) this.showOne(view, messages, writing);
     this.follow();
   }
@@ -121,7 +116,7 @@ export function problemElement(error, { again, settings }) {
   return h(
     "div",
     { class: "problem" },
-    h("p", {}, h("strong", {}, "No answer: "), error.message),
+    h("p", {}, h("strong", {}, sentence(error.message))),
     error.remedy && h("p", {}, error.remedy),
     h(
       "div",
@@ -130,4 +125,9 @@ export function problemElement(error, { again, settings }) {
       settings && button("Show the setting", settings),
     ),
   );
+}
+
+/** @param {string} words of the server, which begins them small and ends them without a stop */
+function sentence(words) {
+  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }

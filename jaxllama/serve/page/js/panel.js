@@ -63,13 +63,14 @@ export class Panel {
     );
     byId("stages").replaceChildren(
       this.group("More", "", core.filter(rare)),
-      ...STAGES.flatMap(({ kind, title }) => {
+      ...stagesOf(plugins).flatMap(({ kind, title }) => {
         const samplers = plugins.samplers.filter((sampler) => sampler.kind === kind);
         samplers.sort((one, other) => one.order - other.order || (one.name < other.name ? -1 : 1));
-        if (samplers.length === 0) return [];
+        const groups = samplers.filter(({ knobs }) => knobs.length > 0);
+        if (groups.length === 0) return [];
         return [
           h("h3", {}, title),
-          ...samplers.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
+          ...groups.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
         ];
       }),
     );
@@ -210,6 +211,16 @@ export class Panel {
     byId("access").open = true;
     byId("key").focus();
   }
+}
+
+/**
+ * The stages there are; a kind that this page does not know yet is one of its own.
+ * @param {Plugins} plugins
+ */
+function stagesOf({ samplers }) {
+  const known = new Set(STAGES.map(({ kind }) => kind));
+  const others = new Set(samplers.map(({ kind }) => kind).filter((kind) => !known.has(kind)));
+  return [...STAGES, ...[...others].map((kind) => ({ kind, title: labelOf(kind) }))];
 }
 
 /**

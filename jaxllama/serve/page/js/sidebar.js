@@ -4,7 +4,7 @@
  */
 
 import { titleOf } from "./conversation.js";
-import { byId, download, h } from "./dom.js";
+import { arrange, byId, download, h } from "./dom.js";
 import { fileName, toFile } from "./transfer.js";
 
 /** @typedef {import("./library.js").Library} Library */
@@ -22,6 +22,8 @@ export class Sidebar {
     this.notices = notices;
     this.onOpen = onOpen;
     this.list = byId("conversations");
+    /** @type {Map<string, HTMLElement>} */
+    this.rows = new Map();
     this.title = byId("title");
     this.menu = byId("menu");
     library.addEventListener("change", () => this.show());
@@ -44,7 +46,10 @@ export class Sidebar {
 
   show() {
     const { current, list } = this.library;
-    this.list.replaceChildren(...list.map((each) => this.row(each)));
+    arrange(
+      this.list,
+      list.map((each) => this.row(each)),
+    );
     const title = titleOf(current);
     if (!this.title.querySelector("input")) this.title.textContent = title;
     document.title = `${title} – jaxllama`;
@@ -55,13 +60,21 @@ export class Sidebar {
 
   /** @param {Conversation} conversation */
   row(conversation) {
-    const open = () => {
-      this.library.open(conversation);
-      this.onOpen();
-    };
-    const isCurrent = conversation === this.library.current;
-    const attributes = { type: "button", onclick: open, "aria-current": isCurrent ? "true" : null };
-    return h("li", {}, h("button", attributes, titleOf(conversation)));
+    const { id } = conversation;
+    const row = this.rows.get(id) ?? h("li", {}, h("button", { type: "button", onclick: () => this.open(id) }));
+    this.rows.set(id, row);
+    const button = /** @type {HTMLElement} */ (row.firstChild);
+    button.textContent = titleOf(conversation);
+    if (id === this.library.current.id) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
+    return row;
+  }
+
+  /** @param {string} id */
+  open(id) {
+    const conversation = this.library.conversations.get(id);
+    if (conversation) this.library.open(conversation);
+    this.onOpen();
   }
 
   create() {

@@ -38,10 +38,9 @@ export async function fromFile(file) {
   if (file.size > MOST_BYTES) {
     throw new Error(`it has ${file.size} bytes; at most ${MOST_BYTES} are read`);
   }
-  const text = await file.text();
   let data;
   try {
-    data = JSON.parse(text);
+    data = JSON.parse(await file.text());
   } catch {
     throw new Error("it is not JSON; expected a file that was exported here");
   }
