@@ -27,6 +27,7 @@ import { readEvents } from "./events.js";
  * @property {boolean} by_token an object of token ids and numbers
  * @property {boolean} [tokens] a list of token ids
  * @property {boolean} [phrases] a list of texts
+ * @property {number} [longest] characters of a text
  * @property {string} help
  */
 

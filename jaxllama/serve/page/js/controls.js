@@ -9,6 +9,7 @@ import { readEntry, writeEntry } from "./values.js";
 
 /** @typedef {import("./api.js").Knob} Knob */
 
+const LONGEST_LINE = 256; // characters; a knob that takes more gets room for them
 const WIDEST_SLIDER = 10;
 const USUAL_SPAN = 2; // of a slider for a knob whose bounds are far apart
 
@@ -110,10 +111,13 @@ export function labelOf(name) {
  * @returns {HTMLInputElement | HTMLTextAreaElement}
  */
 function makeField(knob) {
-  const { name, type, off, low, high, width } = knob;
+  const { name, type, off, low, high, width, longest = 0 } = knob;
   if (type === "bool") return h("input", { type: "checkbox", role: "switch", name });
   if (width !== null) {
     return h("textarea", { name, class: "grows", rows: 2, placeholder: `${lineOf(knob)}, one a line` });
+  }
+  if (type === "str" && longest > LONGEST_LINE) {
+    return h("textarea", { name, class: "grows", rows: 2, spellcheck: "false" });
   }
   if (type === "str") return h("input", { type: "text", name });
   const step = type === "int" ? 1 : stepOf(low, high);

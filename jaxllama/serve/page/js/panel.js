@@ -18,6 +18,8 @@ const STAGES = [
 ];
 /** Of the core, what the page asks for itself. */
 const OWN = new Set(["logprobs", "preset"]);
+/** Of the core, what holds an answer to a form. */
+const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar"]);
 const ALTERNATIVES = 5;
 
 /** The settings panel. */
@@ -55,14 +57,17 @@ export class Panel {
     this.plugins = plugins;
     this.controls.clear();
     this.summaries.clear();
-    const core = plugins.core.filter(({ name }) => !OWN.has(name)).map(coreKnob);
+    const all = plugins.core.filter(({ name }) => !OWN.has(name)).map(coreKnob);
+    const core = all.filter(({ name }) => !FORM.has(name));
     const rare = (/** @type {Knob} */ { type, width }) =>
       type === "bool" || (type === "int" && width !== null);
     byId("core").replaceChildren(
       ...core.filter((knob) => !rare(knob)).map((knob) => this.control(knob).element),
     );
+    const form = all.filter(({ name }) => FORM.has(name));
     byId("stages").replaceChildren(
       this.group("More", "", core.filter(rare)),
+      form.length > 0 ? this.group("Form of the answer", "What it must look like.", form) : "",
       ...stagesOf(plugins).flatMap(({ kind, title }) => {
         const samplers = plugins.samplers.filter((sampler) => sampler.kind === kind);
         samplers.sort((one, other) => one.order - other.order || (one.name < other.name ? -1 : 1));
@@ -112,7 +117,7 @@ export class Panel {
       "details",
       { class: "group" },
       h("summary", {}, h("span", {}, title), summary),
-      h("p", { class: "doc" }, doc.split("\n\n")[0]),
+      doc && h("p", { class: "doc" }, doc.split("\n\n")[0]),
       ...knobs.map((knob) => this.control(knob).element),
     );
   }
@@ -229,9 +234,10 @@ function stagesOf({ samplers }) {
  * @returns {Knob}
  */
 function coreKnob(row) {
-  const { name, type, low = null, high = null, help = "", many = false, most = null } = row;
+  const { name, type, low = null, high = null, help = "", many = false, most = null, longest } = row;
   const off = many ? null : (row.default ?? null);
-  return { name, type, off, low, high, width: many ? most : null, by_token: false, help };
+  const width = many ? most : null;
+  return { name, type, off, low, high, width, by_token: false, longest, help };
 }
 
 /**

@@ -53,8 +53,8 @@ export function writeEntry(knob, field, value) {
  * @param {string} text
  * @returns {Entry}
  */
-function readOne({ type, low, high, tokens, phrases }, text) {
-  if (type === "str" || phrases) return right(unescaped(text));
+function readOne({ type, low, high, width, tokens, phrases }, text) {
+  if (type === "str" || phrases) return right(width === null ? text : unescaped(text));
   const value = Number(text.trim() || "x");
   if (!Number.isFinite(value)) return wrong(`${text.trim() || "nothing"} is no number`);
   if (tokens && value < 0) return wrong(`${text} is no token id`);
