@@ -143,7 +143,8 @@ class GenerationService:
     def model(self) -> Model:
         """What is served; NotReady while nothing is."""
         if self._model is None:
-            raise NotReady("the model is still loading; try again in a few seconds")
+            self._check_state()
+        assert self._model is not None
         return self._model
 
     def figures(self) -> dict[str, float]:

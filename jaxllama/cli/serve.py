@@ -6,6 +6,7 @@ them. Knows no route.
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -76,6 +77,8 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
 
     def open_model() -> Model:
         llm = jaxllama.LLM.load(**loading)
+        gc.collect()
+        gc.freeze()  # or every full collection would hold up all streams for 100 ms
         return Model(name, llm.engine, llm.intake)
 
     service = GenerationService(open_model, settings.bounds, log_prompts=settings.log_prompts)

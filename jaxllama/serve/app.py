@@ -14,7 +14,7 @@ from jaxllama.answers import Caller
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve import operations, page
 from jaxllama.serve.decode import check_head
-from jaxllama.serve.dialects import Dialect, openai
+from jaxllama.serve.dialects import Dialect, native, openai
 from jaxllama.serve.docs import Docs
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
@@ -24,7 +24,7 @@ from jaxllama.service import GenerationService, State
 
 logger = logging.getLogger(__name__)
 
-DIALECTS: tuple[Dialect, ...] = (openai,)
+DIALECTS: tuple[Dialect, ...] = (openai, native)
 
 
 def create_app(
@@ -106,9 +106,8 @@ class Front:
             response.force_close()
         caller = request[CALLER]
         if not caller.was_opened:
-            logger.info(
-                "refused", extra={"caller": caller, "status": error.status, "reason": error.code}
-            )
+            facts = {"status": error.status, "reason": error.code}
+            logger.info("refused", extra={"facts": caller.as_facts() | facts})
         return response
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import inspect
 
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
@@ -21,6 +22,7 @@ from jaxllama.serve.keys import SETTINGS
 T = TypeVar("T", bound=msgspec.Struct)
 
 ON_THE_LOOP = 32 << 10  # bytes of a body that is parsed at once; larger ones in a thread
+MOST_UNKNOWN = 64  # fields inside others that are left out at most
 MOST_DIGITS = 400  # of a number: more is no float
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
@@ -38,13 +40,14 @@ async def read_json(
     """
     settings = request.app[SETTINGS]
     body = await read_body(request)
-    if len(body) < ON_THE_LOOP:
+
+    def decode() -> tuple[T, dict[str, Any]]:
         fields = parse_json(body, settings.json_depth)
-    else:
-        fields = await asyncio.to_thread(parse_json, body, settings.json_depth)
-    if not isinstance(fields, dict):
-        raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
-    return convert(fields, shape, knobs, lenient=settings.lenient)
+        if not isinstance(fields, dict):
+            raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+        return convert(fields, shape, knobs, lenient=settings.lenient)
+
+    return decode() if len(body) < ON_THE_LOOP else await asyncio.to_thread(decode)
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -186,15 +189,54 @@ def convert(
         if not lenient:
             raise unknown_field(key[:100], [*own, *knobs])
         del rest[key]
-    try:
-        return msgspec.convert(rest, shape), given
-    except msgspec.ValidationError as error:
-        raise invalid(str(error)) from error
+    for left in reversed(range(MOST_UNKNOWN)):  # each round, when lenient, leaves out one field
+        try:
+            return msgspec.convert(rest, shape), given
+        except msgspec.ValidationError as error:
+            where, what = place_of(str(error))
+            unknown = UNKNOWN.fullmatch(what)
+            if unknown is None:
+                raise InvalidParameter(f"{where}: {what}" if where else what, where) from error
+            holder = find(rest, where)
+            if not (lenient and left and isinstance(holder, dict)):
+                refusal = unknown_field(unknown[1][:100], names_in(shape))
+                refusal.field = f"{where}.{unknown[1][:100]}"
+                raise refusal from error
+            del holder[unknown[1]]
+    raise AssertionError("the last round returns or raises")
 
 
-def invalid(message: str) -> InvalidParameter:
-    """A ValidationError in our words, with the field that is wrong."""
+def place_of(message: str) -> tuple[str | None, str]:
+    """Where in the body something is wrong, and what, out of msgspec's words."""
     found = PATH.search(message)
-    where = found[1] if found else None
-    what = message[: found.start()] if found else message
-    return InvalidParameter(f"{where}: {what}" if where else what, where)
+    return (found[1], message[: found.start()]) if found else (None, message)
+
+
+def find(value: Any, path: str | None) -> Any:
+    """The part of a body at a path such as messages[0].content; None where it does not lead."""
+    for key in re.findall(r"[^.\[\]]+", path or ""):
+        if isinstance(value, list) and key.isdigit():
+            value = value[int(key)]
+        elif isinstance(value, dict):
+            value = value.get(key)
+    return value
+
+
+def names_in(shape: type[msgspec.Struct]) -> set[str]:
+    """Every field name in a shape, however deep."""
+    names: set[str] = set()
+    seen: set[Any] = set()
+    rest: list[Any] = [inspect.type_info(shape)]
+    while rest:
+        kind = rest.pop()
+        if isinstance(kind, inspect.StructType) and kind.cls not in seen:
+            seen.add(kind.cls)
+            names |= {field.encode_name for field in kind.fields}
+            rest += [field.type for field in kind.fields]
+        elif isinstance(kind, inspect.UnionType):
+            rest += kind.types
+        elif isinstance(kind, inspect.CollectionType):
+            rest.append(kind.item_type)
+        elif isinstance(kind, inspect.DictType):
+            rest.append(kind.value_type)
+    return names

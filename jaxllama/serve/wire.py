@@ -74,7 +74,6 @@ class Sse:
             self._pinging.cancel()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
-        self.response.force_close()
         if isinstance(error, ConnectionError | SlowReader):
             self._abort()
             return False

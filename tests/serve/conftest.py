@@ -171,8 +171,9 @@ async def running(
     """A server on a free port; at the end it must have let go of everything."""
     engine = engine or scripted()
     model = Model("scripted", engine, intake or intake_for(engine))
-    service = GenerationService(lambda: model, bounds or Bounds())
     settings = {"port": 0, "drain_timeout": 0.0} | settings
+    log_prompts = settings.get("log_prompts", False)
+    service = GenerationService(lambda: model, bounds or Bounds(), log_prompts=log_prompts)
     server = Server(service, Settings(**settings), dialects or [TinyDialect()])
     await server.start()
     try:
