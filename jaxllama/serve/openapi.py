@@ -114,6 +114,8 @@ def finish(schema: Json, endpoint: Endpoint, model: Model) -> None:
     """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
     fields = schema["properties"]
     assert endpoint.body is not None
+    if "model" in fields:
+        fields["model"] = {"enum": [model.name, None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
             fields[name] = refused(field, endpoint.body, name)

@@ -1,0 +1,37 @@
+"""Our own additions: tokens, templates, scores, labels, and what is installed.
+
+A dialect whose refusals have OpenAI's form, because it is spoken beside that one.
+"""
+
+from aiohttp import web
+
+from jaxllama.serve.dialects.native.plugins import EXPLAIN, PLUGINS, explain, plugins
+from jaxllama.serve.dialects.native.scores import CLASSIFY, SCORE, classify, score
+from jaxllama.serve.dialects.native.tokens import (
+    DETOKENIZE,
+    TEMPLATE,
+    TOKENIZE,
+    apply_template,
+    detokenize,
+    tokenize,
+)
+from jaxllama.serve.dialects.openai.shapes import error_body
+from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
+from jaxllama.service import GenerationService
+
+__all__ = ["ENDPOINTS", "error_body", "routes"]
+
+ENDPOINTS: dict[Endpoint, Serves] = {
+    TOKENIZE: tokenize,
+    DETOKENIZE: detokenize,
+    TEMPLATE: apply_template,
+    SCORE: score,
+    CLASSIFY: classify,
+    EXPLAIN: explain,
+    PLUGINS: plugins,
+}
+
+
+def routes(service: GenerationService) -> list[web.RouteDef]:
+    """All of them."""
+    return routes_of(ENDPOINTS, service)

@@ -1,0 +1,243 @@
+"""The description of the API is true, and what is asked by it is answered by it."""
+
+import asyncio
+import contextlib
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from jaxllama.limits import FRONT, LIMITS
+from jaxllama.serve.dialects import native, openai
+from jaxllama.serve.endpoints import Body
+from jaxllama.testing import ScriptedEngine
+from tests.serve.clients import DIALECTS, HI, asked, post
+from tests.serve.conftest import config, running, scenario
+from tests.support import installed_samplers
+
+EXAMPLES = 15  # per route and mode
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+ENDPOINTS = openai.ENDPOINTS | native.ENDPOINTS
+ASKED = [endpoint for endpoint in ENDPOINTS if endpoint.body is not None]
+
+# What bounds a field that has no row of its own, and no number or length to bound.
+OTHERWISE = {
+    "prompt": "the context",
+    "input": "the context, and rows `prompts` and `inputs`",
+    "tokens": "the bytes of a body",
+    "text": "the bytes of a body",
+    "instructions": "the context",
+    "modalities": "the bytes of a body",
+    "format": "the names of what is installed",
+    "model": "the one name that is served",
+}
+LITERAL = re.compile(r"typing.Literal\[[^]]*\]")
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The address of a server in another thread, for clients that block."""
+    ready, urls, ends = threading.Event(), [], []
+
+    async def main() -> None:
+        samplers = installed_samplers()
+        size = config(candidates=32, context=2048)
+        engine = ScriptedEngine(lambda _: b"ok", config=size, samplers=samplers)
+        async with running(engine, dialects=DIALECTS) as live:
+            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            urls.append(live.url)
+            ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+            ready.set()
+            await stop.wait()
+
+    def serve() -> None:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run(main())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(20)
+    try:
+        yield urls[0]
+    finally:
+        ends[0]()
+        thread.join()
+
+
+def test_no_request_by_the_schema_or_against_it_is_answered_otherwise():
+    statuses: Counter[int] = Counter()
+    with served() as url:
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        operations = [found.ok() for found in schema.get_all_operations()]
+        for operation in operations:
+            if operation.body and operation.path != "/explain":
+                for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                    examine(operation, mode, url, statuses)
+    assert statuses[200] > 20
+    assert statuses[400] > 100
+
+
+def examine(operation: Any, mode: GenerationMode, url: str, statuses: Counter[int]) -> None:
+    with requests.Session() as session:
+
+        @hypothesis.seed(1)
+        @hypothesis.settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(operation.as_strategy(generation_mode=mode))
+        def answers(case: Any) -> None:
+            response = case.call(base_url=url, session=session)
+            statuses[response.status_code] += 1
+            case.validate_response(response, checks=CHECKS)
+
+        answers()
+
+
+def described() -> dict[str, Any]:
+    """The description a server gives."""
+    found: dict[str, Any] = {}
+
+    async def body():
+        samplers = installed_samplers()
+        size = config(candidates=32)
+        engine = ScriptedEngine(lambda _: b"ok", config=size, samplers=samplers)
+        async with asked(engine) as (live, _), live.http.get(f"{live.url}/openapi.json") as got:
+            found.update(await got.json())
+
+    scenario(body)
+    return found
+
+
+def test_every_route_is_described_and_every_reference_leads_somewhere():
+    document = described()
+    told = {(path, method.upper()) for path, each in document["paths"].items() for method in each}
+    assert told == {(endpoint.plain_path, endpoint.method) for endpoint in ENDPOINTS}
+    for reference in set(re.findall(r"'#/components/(\w+)/(\w+)'", str(document))):
+        assert reference[1] in document["components"][reference[0]]
+
+
+def test_knobs_are_described_with_their_bounds():
+    fields = described()["components"]["schemas"]["ChatBody"]["properties"]
+    assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0.0, "maximum": 100.0}
+    assert fields["top_p"]["anyOf"][0] == {"type": "number", "minimum": 0.0, "maximum": 1.0}
+    assert fields["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 16}
+    assert fields["store"]["enum"] == [False, None]
+
+
+def unbounded(body: type[Body]) -> list[str]:
+    """Fields that could be arbitrarily large or long."""
+    rows = FRONT.keys() | OTHERWISE.keys() | body.unsupported.keys()
+    numbers_and_texts = re.compile(r"^(?!typing.ClassVar).*\b(int|float|str|list|dict)\b")
+    return [
+        name
+        for name, kind in body.__annotations__.items()
+        if numbers_and_texts.search(LITERAL.sub("", str(kind))) and name not in rows
+    ]
+
+
+@pytest.mark.parametrize("endpoint", ASKED, ids=lambda endpoint: endpoint.path)
+def test_every_field_has_a_bound(endpoint):
+    for shape in endpoint.body.__mro__:
+        if issubclass(shape, Body):
+            assert unbounded(shape) == []
+
+
+def test_a_field_without_a_bound_is_noticed():
+    class Careless(Body):
+        how_many: int | None = None
+
+    assert unbounded(Careless) == ["how_many"]
+
+
+def too_much(name: str) -> Any:
+    """A value just over the limit of a row; None if it has none."""
+    row = (LIMITS | FRONT)[name]
+    if row.many:
+        return ["x"] * (row.most + 1) if row.kind is str else [1] * (row.most + 1)
+    if row.longest:
+        return "x" * (row.longest + 1)
+    return None if row.high is None else row.high + 1
+
+
+SENT: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": HI, "logprobs": True},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/embeddings": {"input": "a"},
+    "/tokenize": {"text": "a"},
+    "/detokenize": {"tokens": [1]},
+    "/apply-template": {"messages": HI},
+    "/score": {"prompt": "a", "continuations": ["b"]},
+    "/classify": {"prompt": "a", "labels": ["b"]},
+}
+SHAPED = {  # rows whose entries are not texts
+    "messages": HI * 2049,
+    "tools": [{"type": "function", "function": {"name": "f"}}] * 129,
+    "metadata": {str(number): "" for number in range(17)},
+}
+
+
+def test_every_limit_holds_on_every_route():
+    async def body():
+        async with asked() as (live, _):
+            tried: Counter[str] = Counter()
+            for endpoint in ASKED:
+                fields = set(endpoint.body.__struct_fields__)
+                names = fields & FRONT.keys() | (LIMITS.keys() if endpoint.takes_knobs else set())
+                for name in sorted(names - endpoint.body.unsupported.keys()):
+                    value = SHAPED.get(name, too_much(name))
+                    if value is None:
+                        continue
+                    sent = {**SENT[endpoint.path], name: value}
+                    error = (await post(live, endpoint.path, sent, 400))["error"]
+                    assert error["param"] == name, (endpoint.path, error)
+                    tried[name] += 1
+            assert {"n", "messages", "temperature", "stop", "labels", "user"} <= tried.keys()
+            assert live.engine.ledger["accepted"] == 1
+
+    scenario(body)
+
+
+def test_the_docs_are_one_page_that_loads_nothing():
+    async def body():
+        async with asked() as (live, _), live.http.get(f"{live.url}/docs") as response:
+            text = await response.text()
+            policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert "<script" not in text
+            assert not re.search(r"(src|href)=\S*//", text)
+            for endpoint in ENDPOINTS:
+                assert endpoint.plain_path in text
+
+    scenario(body)
+
+
+def test_a_key_is_asked_for_in_the_description_where_there_is_one():
+    async def body():
+        for keys, security in (((), None), (("secret",), [{"key": []}])):
+            async with (
+                asked(api_keys=keys) as (live, _),
+                live.http.get(f"{live.url}/openapi.json") as response,
+            ):
+                assert (await response.json()).get("security") == security
+
+    scenario(body)
