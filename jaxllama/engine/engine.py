@@ -23,14 +23,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxllama.engine.bank import Choice
+from jaxllama.engine.branches import Way, shared_beginning
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guide import Guide
+from jaxllama.engine.looks import Looks
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.rows import every_token
 from jaxllama.engine.slots import SlotTable
-from jaxllama.engine.state import row_start
+from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.engine.steps import StepOutput
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
@@ -67,6 +69,7 @@ class Engine:
         self.recovery = Recovery()
         self.slots = SlotTable(self.config.slots)
         self._prompts = Prompts(programs, self.slots)
+        self._looks = Looks(programs, self.slots, self._prompts)
         self._clock = clock
         self._ids = itertools.count()
         self._live: dict[int, Generation] = {}  # all that have not ended, oldest first
@@ -394,68 +397,44 @@ class Engine:
         mask[slot] = True
         self._state = self.programs.release(self._state, mask)
 
-    # Looking without drawing.
+    # Looking without drawing: at once, in a free slot; the caller steps until there is one.
 
     def peek(self, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of ids[start:], each given all before, and the logits after the last.
+        """Log-probabilities of ids[start:], each given all before, and the logits behind them."""
+        self.config.check_length(len(ids), 0)
+        return self._look(ids[:start], lambda slot: self._looks.peek(self._state, slot, ids, start))
 
-        Runs at once, in a free slot; the caller steps until there is one.
+    def weigh(self, ways: Sequence[Way]) -> list[np.ndarray]:
+        """Log-probabilities of many ways to go on, each token given all before it.
+
+        A way is token ids and the place, at least 1, from which on they are weighed. What several
+        ways begin with is computed once: this is for many short ones behind one long beginning.
         """
-        return self._look(ids, start, lambda slot: self._peek(ids, start, slot))
+        for ids, _ in ways:
+            self.config.check_length(len(ids), 0)
+        shared = shared_beginning(ways)
+        known = ways[0][0][:shared]
+        return self._look(known, lambda slot: self._looks.weigh(self._state, slot, ways, shared))
 
     def embed(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """What the model makes of `ids`, behind its final norm: the mean, and of the last one.
-
-        Runs at once, likewise.
-        """
-        return self._look(ids, 0, lambda slot: self._embed(ids, slot))
-
-    def _look(self, ids: Sequence[int], start: int, look: Callable[[int], Look]) -> Look:
-        """What `look` sees in a free slot, from row start - 1 on."""
+        """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
         self.config.check_length(len(ids), 0)
-        claim = self.slots.claim(-1, (*ids[:start], NO_ID))  # row start - 1 has to be computed
+        return self._look((), lambda slot: self._looks.embed(self._state, slot, ids))
+
+    def _look(self, known: Sequence[int], look: Callable[[int], tuple[DecodeState, Look]]) -> Look:
+        """What `look` sees in a free slot, best one that has `known` cached."""
+        claim = self.slots.claim(-1, (*known, NO_ID))
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
-            return look(claim.slot)
+            self._state, found = look(claim.slot)
         except Exception as error:
             self._recover(error)
             raise
         finally:
             if self.slots.slots[claim.slot].owner == -1:
                 self.slots.release(claim.slot)
-
-    def _peek(self, ids: Sequence[int], start: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        cached = self.slots.slots[slot].cached
-        while len(cached) < start - 1:
-            self._state, _ = self._prompts.send(self._state, slot, ids, len(cached), start - 1)
-        tile, found = self.programs.tile, []
-        for at in range(start - 1, len(ids), tile):
-            rows = min(tile, len(ids) - at)
-            following = ids[at + 1 : at + 1 + rows]
-            pairs = np.zeros((2, tile), np.int32)
-            pairs[0, :rows] = ids[at : at + rows]
-            pairs[1, : len(following)] = following
-            numbers = (np.int32(slot), pairs, np.int32(at), np.int32(rows - 1))
-            self._state, seen = self.programs.peek(self._state, *numbers)
-            del cached[at:]
-            cached.extend(ids[at : at + rows])
-            found.append((seen, len(following)))
-        logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
-        return np.concatenate(logprobs), np.asarray(found[-1][0].logits)
-
-    def _embed(self, ids: Sequence[int], slot: int) -> tuple[np.ndarray, np.ndarray]:
-        tile, found = self.programs.tile, []
-        for at in range(0, len(ids), tile):
-            rows = min(tile, len(ids) - at)
-            padded = np.zeros(tile, np.int32)
-            padded[:rows] = ids[at : at + rows]
-            numbers = (np.int32(slot), padded, np.int32(at), np.int32(rows - 1))
-            self._state, seen = self.programs.embed(self._state, *numbers)
-            self.slots.slots[slot].cached.extend(ids[at : at + rows])
-            found.append(seen)
-        total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
-        return total / len(ids), np.asarray(found[-1].last)
+        return found
 
     # Faults.
 
@@ -476,6 +455,7 @@ class Engine:
         self._last_read = 0.0
         self.slots = SlotTable(self.config.slots)
         self._prompts = Prompts(self.programs, self.slots)
+        self._looks = Looks(self.programs, self.slots, self._prompts)
         self._state = self.programs.empty()
         for generation in live:
             self._rewind(generation)

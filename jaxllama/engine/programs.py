@@ -12,6 +12,7 @@ recompiling.
     scrub    (state, slot)                                     a row's cache is zeroed
     copy     (state, source, target, count)                    the beginning of a cache row
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
+    weigh    (params, state, slot, Runs) -> state, log-probabilities [B]
     embed    (params, state, slot, ids [R], start, last) -> state, Pooled
 """
 
@@ -28,17 +29,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.branches import ASKED, PAIRS, RUN
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.rows import every_token
 from jaxllama.engine.state import DecodeState, RowStart, state_shardings
-from jaxllama.engine.steps import Peek, Pooled, StepOutput, Steps
+from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.model.params import Tree
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
-NAMES = ("empty", "admit", "release", "scrub", "copy", "prefill", "decode", "peek", "embed")
+NAMES = (
+    *("empty", "admit", "release", "scrub", "copy"),
+    *("prefill", "decode", "peek", "weigh", "embed"),
+)
 
 
 class Programs:
@@ -141,6 +146,10 @@ class Programs:
         """Log-probabilities of targets after ids, and the logits after row `last`."""
         return self.compiled("peek")(self.params, state, slot, pairs, start, last)
 
+    def weigh(self, state: DecodeState, slot: Any, runs: Runs) -> Any:
+        """Log-probabilities of tokens after some rows of short runs."""
+        return self.compiled("weigh")(self.params, state, slot, runs)
+
     def embed(self, state: DecodeState, slot: Any, ids: Any, start: Any, last: Any) -> Any:
         """What the model makes of ids up to row `last`, pooled."""
         return self.compiled("embed")(self.params, state, slot, ids, start, last)
@@ -164,6 +173,7 @@ class Programs:
             "scrub": (state, number),
             "copy": (state, number, number, number),
             "peek": (params, state, number, pairs, number, number),
+            "weigh": (params, state, number, self._runs()),
             "embed": (params, state, number, self._small((self.tile,)), number, number),
         }[name]
 
@@ -172,9 +182,17 @@ class Programs:
         extra = {
             "decode": StepOutput(leaf, Choice(*(leaf,) * len(Choice._fields))),
             "peek": Peek(leaf, leaf),
+            "weigh": leaf,
             "embed": Pooled(leaf, leaf),
         }
         return (self._shardings, extra[name]) if name in extra else self._shardings
+
+    def _runs(self) -> Runs:
+        """Short runs of one slot, as many as fill a tile."""
+        runs = self.tile // RUN
+        shapes = ((runs * RUN,), (2, runs), (ASKED,), (2, PAIRS))
+        ids, places, asked, pairs = map(self._small, shapes)
+        return Runs(ids, places, asked, pairs)  # type: ignore[arg-type]
 
     def _row(self) -> RowStart:
         """One row's beginning: the state without its slot dimension."""

@@ -45,6 +45,15 @@ class Pooled(NamedTuple):
     last: Float[Array, " D"]  # of the last one
 
 
+class Runs(NamedTuple):
+    """Short runs of tokens of one slot, and what is asked of them."""
+
+    ids: Int32[Array, " R"]
+    places: Int32[Array, "2 G"]  # first column and real length of each run
+    asked: Int32[Array, " A"]  # rows whose following tokens are asked for
+    pairs: Int32[Array, "2 B"]  # which asked row, which token
+
+
 class Steps:
     """The programs of one model and one engine size, as functions."""
 
@@ -185,6 +194,17 @@ class Steps:
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         state = dataclasses.replace(state, cache=cache)
         return state, Peek(chosen - total, logits[last])
+
+    def weigh(
+        self, params: Tree, state: DecodeState, slot: Array, runs: Runs
+    ) -> tuple[DecodeState, Float[Array, " B"]]:
+        """Say how likely tokens are after some rows of short runs."""
+        model = self._model(params)
+        hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places)
+        logits = model.head(hidden[runs.asked])
+        row, token = runs.pairs
+        logprob = logits[row, token] - jax.nn.logsumexp(logits, axis=-1)[row]
+        return dataclasses.replace(state, cache=cache), logprob
 
     def embed(
         self,

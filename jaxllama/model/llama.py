@@ -1,9 +1,10 @@
 """The Llama family, top-down: Llama - Block - Attention, FeedForward.
 
-Recipes for `params.py`: weights arrive from outside, the cache goes through. Two ways in: `step`
-(one token for every slot) and `prompt` (a run of tokens of one slot); both are the same blocks
-with another way to attend. The residual stream is float32. With the C++ kernels, matrices that read
-the same rows are one weight (`fused`). Knows no sampler, no slot bookkeeping. Letters: `shapes.py`.
+Recipes for `params.py`: weights arrive from outside, the cache goes through. Three ways in: `step`
+(one token for every slot), `prompt` (a run of tokens of one slot) and `branches` (several short
+runs of one slot); all are the same blocks with another way to attend. The residual stream is
+float32. With the C++ kernels, matrices that read the same rows are one weight (`fused`). Knows no
+sampler, no slot bookkeeping. Letters: `shapes.py`.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,37 @@ class Llama(nnx.Module):
             place = kernels.Place(slot, start, real)
             out, new = self.ways.prompt(parts, turn, layer.arrays, place, self.config.window)
             return out, LayerCache(*new)
+
+        return self.through(tokens, cache, position, attend, "rows")
+
+    def branches(
+        self,
+        tokens: Int[Array, " L"],
+        cache: KVCache,
+        slot: Int[Array, ""],
+        places: Int[Array, "2 G"],
+    ) -> tuple[Float[Array, "L D"], KVCache]:
+        """Runs of equal size in one slot, in turn: each has a first column and a real length.
+
+        A run sees what lies before its first column by the time it comes: of the runs before it,
+        too, so one may go on from another, or take the columns of one that is done with.
+        """
+        starts, counts = places
+        runs = starts.shape[0]
+        size = tokens.shape[0] // runs
+        position = (starts[:, None] + jnp.arange(size, dtype=jnp.int32)).reshape(-1)
+
+        def attend(parts: Parts, turn: Turn, layer: LayerCache) -> tuple[Array, LayerCache]:
+            mixed = []
+            for run in range(runs):
+                of_run = slice(run * size, (run + 1) * size)
+                its_parts, its_turn = jax.tree.map(lambda x, at=of_run: x[at], (parts, turn))
+                place = kernels.Place(slot, starts[run], counts[run])
+                window = self.config.window
+                out, new = self.ways.prompt(its_parts, its_turn, layer.arrays, place, window)
+                layer = LayerCache(*new)
+                mixed.append(out)
+            return jnp.concatenate(mixed), layer
 
         return self.through(tokens, cache, position, attend, "rows")
 

@@ -63,6 +63,20 @@ class SpreadLlama:
         )
         return found
 
+    def branches(
+        self,
+        tokens: Int[Array, " L"],
+        cache: KVCache,
+        slot: Int[Array, ""],
+        places: Int[Array, "2 G"],
+    ) -> tuple[Float[Array, "L D"], KVCache]:
+        """Short runs of one slot, likewise."""
+        given = (WHOLE, CACHE, WHOLE, WHOLE)
+        found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
+            tokens, cache, slot, places
+        )
+        return found
+
     def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
         """Logits; every device those of its rows and its part of the vocabulary."""
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None

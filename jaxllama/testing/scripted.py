@@ -26,7 +26,7 @@ from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart
-from jaxllama.engine.steps import Peek, Pooled, StepOutput
+from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.testing.byte_tokenizer import END_ID
@@ -163,6 +163,20 @@ class ScriptedPrograms(Programs):
             logits = logprobs_around(self.script(context))
             logprob[row] = logits[targets[row]]
         return state, Peek(logprob, logits)  # type: ignore[arg-type]
+
+    def weigh(self, state: Any, slot: Any, runs: Runs) -> tuple[Any, Any]:
+        """Log-probabilities of tokens, each after all that is cached before it at its turn."""
+        starts, counts = np.asarray(runs.places)
+        size = len(runs.ids) // len(starts)
+        after = {}
+        for run, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            state.cached[slot, start : start + count] = runs.ids[run * size : run * size + count]
+            for row in range(count):
+                context = tuple(state.cached[slot, : start + row + 1].tolist())
+                after[run * size + row] = context
+        rows = [logprobs_around(self.script(after[row])) for row in np.asarray(runs.asked).tolist()]
+        place, token = runs.pairs
+        return state, np.stack(rows)[place, token].astype(np.float32)
 
     def embed(self, state: Any, slot: Any, ids: Any, start: Any, last: Any) -> tuple[Any, Pooled]:
         """Each token's vector points along the axis of its number, as long as its place."""

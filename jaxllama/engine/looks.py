@@ -1,0 +1,103 @@
+"""Looks: what the model thinks of given tokens, without drawing any.
+
+Used by the engine, which finds the slot. Each method takes the device state and returns the next
+one. What the slot has cached is noted as it is computed, so that the next look starts behind it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxllama.engine.branches import ASKED, PAIRS, RUN, Piece, Way, calls, pieces, tree_of
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.prompts import Prompts
+from jaxllama.engine.slots import SlotTable
+from jaxllama.engine.state import DecodeState
+from jaxllama.engine.steps import Runs
+
+
+class Looks:
+    """Reading in a slot."""
+
+    def __init__(self, programs: Programs, slots: SlotTable, prompts: Prompts) -> None:
+        self._programs = programs
+        self._slots = slots.slots
+        self._prompts = prompts
+
+    def peek(
+        self, state: DecodeState, slot: int, ids: Sequence[int], start: int
+    ) -> tuple[DecodeState, tuple[np.ndarray, np.ndarray]]:
+        """Log-probabilities of ids[start:], and the logits after the last."""
+        state = self._fill(state, slot, ids, start - 1)
+        cached = self._slots[slot].cached
+        tile, found = self._programs.tile, []
+        for at in range(start - 1, len(ids), tile):
+            rows = min(tile, len(ids) - at)
+            following = ids[at + 1 : at + 1 + rows]
+            pairs = np.zeros((2, tile), np.int32)
+            pairs[0, :rows] = ids[at : at + rows]
+            pairs[1, : len(following)] = following
+            numbers = (np.int32(slot), pairs, np.int32(at), np.int32(rows - 1))
+            state, seen = self._programs.peek(state, *numbers)
+            del cached[at:]
+            cached.extend(ids[at : at + rows])
+            found.append((seen, len(following)))
+        logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
+        return state, (np.concatenate(logprobs), np.asarray(found[-1][0].logits))
+
+    def weigh(
+        self, state: DecodeState, slot: int, ways: Sequence[Way], shared: int
+    ) -> tuple[DecodeState, list[np.ndarray]]:
+        """Log-probabilities of every way from its place on; all begin with `shared` tokens."""
+        state = self._fill(state, slot, ways[0][0], shared)
+        found = [np.zeros(len(ids) - start, np.float32) for ids, start in ways]
+        sent = []
+        for call in calls(pieces(tree_of(ways, shared), shared), self._programs.tile // RUN):
+            state, logprobs = self._programs.weigh(state, np.int32(slot), self._laid_out(call))
+            sent.append((call, logprobs))
+        for call, logprobs in sent:
+            told = [keys for piece in call for _, _, keys in piece.asks]
+            for keys, logprob in zip(told, np.asarray(logprobs).tolist(), strict=False):
+                for way, place in keys:
+                    found[way][place] = logprob
+        return state, found
+
+    def embed(
+        self, state: DecodeState, slot: int, ids: Sequence[int]
+    ) -> tuple[DecodeState, tuple[np.ndarray, np.ndarray]]:
+        """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
+        tile, found = self._programs.tile, []
+        for at in range(0, len(ids), tile):
+            rows = min(tile, len(ids) - at)
+            padded = np.zeros(tile, np.int32)
+            padded[:rows] = ids[at : at + rows]
+            numbers = (np.int32(slot), padded, np.int32(at), np.int32(rows - 1))
+            state, seen = self._programs.embed(state, *numbers)
+            self._slots[slot].cached.extend(ids[at : at + rows])
+            found.append(seen)
+        total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
+        return state, (total / len(ids), np.asarray(found[-1].last))
+
+    def _fill(self, state: DecodeState, slot: int, ids: Sequence[int], end: int) -> DecodeState:
+        """Compute ids[:end] behind what the slot has of them."""
+        cached = self._slots[slot].cached
+        while len(cached) < end:
+            state, _ = self._prompts.send(state, slot, ids, len(cached), end)
+        return state
+
+    def _laid_out(self, call: Sequence[Piece]) -> Runs:
+        """The arguments of one call."""
+        count = self._programs.tile // RUN
+        ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
+        pairs = np.zeros((2, PAIRS), np.int32)
+        asked: dict[int, int] = {}
+        filled = 0
+        for index, piece in enumerate(call):
+            ids[index, : len(piece.tokens)] = piece.tokens
+            places[:, index] = piece.start, len(piece.tokens)
+            for row, token, _ in piece.asks:
+                pairs[:, filled] = asked.setdefault(index * RUN + row, len(asked)), token
+                filled += 1
+        rows = np.zeros(ASKED, np.int32)
+        rows[: len(asked)] = list(asked)
+        return Runs(ids.reshape(-1), places, rows, pairs)  # type: ignore[arg-type]

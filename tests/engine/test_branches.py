@@ -1,0 +1,112 @@
+"""Ways to go on after one beginning: the plan, and that it gives what separate looks give."""
+
+import numpy as np
+import pytest
+
+from jaxllama.engine.branches import (
+    ASKED,
+    PAIRS,
+    RUN,
+    calls,
+    pieces,
+    shared_beginning,
+    tree_of,
+)
+from jaxllama.engine.engine import Engine
+from tests.support import BODIES, MODEL, closed, new_engine, programs, request, run
+
+STEM = list(range(40))
+
+
+def ways_of(rng: np.random.Generator, count: int) -> list[tuple[list[int], int]]:
+    """Ways of random lengths that share some of their beginnings, asked for from random places."""
+    ways = []
+    for _ in range(count):
+        tail = rng.integers(0, 3, rng.integers(1, 30)).tolist()
+        ids = [*STEM, *tail]
+        ways.append((ids, int(rng.integers(len(STEM), len(ids)))))
+    return ways
+
+
+def test_every_weighed_token_is_asked_for_once_and_behind_all_before_it():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        ways = ways_of(rng, int(rng.integers(1, 12)))
+        shared = shared_beginning(ways)
+        cached: list[int] = STEM[:shared] if shared <= len(STEM) else ways[0][0][:shared]
+        found = set()
+        for piece in pieces(tree_of(ways, shared), shared):
+            cached = [*cached[: piece.start], *piece.tokens]
+            for row, token, keys in piece.asks:
+                for way, place in keys:
+                    ids, start = ways[way]
+                    assert (way, place) not in found
+                    found.add((way, place))
+                    assert ids[: start + place] == cached[: piece.start + row + 1]
+                    assert ids[start + place] == token
+        assert found == {(i, at) for i, (ids, s) in enumerate(ways) for at in range(len(ids) - s)}
+
+
+def test_no_call_is_asked_for_more_than_it_takes():
+    rng = np.random.default_rng(1)
+    fan = [([*STEM, 7, token], len(STEM) + 1) for token in range(2 * PAIRS + 3)]
+    for ways in (ways_of(rng, 40), fan):
+        shared = shared_beginning(ways)
+        for call in calls(pieces(tree_of(ways, shared), shared), 4):
+            assert 0 < len(call) <= 4
+            assert all(len(piece.tokens) <= RUN for piece in call)
+            assert sum(len({row for row, _, _ in piece.asks}) for piece in call) <= ASKED
+            assert sum(len(piece.asks) for piece in call) <= PAIRS
+
+
+@pytest.mark.parametrize("engine", BODIES)
+def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
+    ways = ways_of(np.random.default_rng(2), 24)
+    together = new_engine(MODEL, engine).weigh(ways)
+    for (ids, start), found in zip(ways, together, strict=True):
+        alone, _ = new_engine(MODEL, engine).peek(ids, start)
+        assert np.allclose(found, alone, rtol=0, atol=1e-5)
+
+
+def test_what_all_ways_share_is_computed_once():
+    engine = Engine(Counted(programs()))
+    ways = [([*range(150), 200 + i, 3], 150) for i in range(8)]
+    engine.weigh(ways)
+    before = dict(engine.programs.calls)
+    engine.weigh(ways)
+    assert engine.programs.calls["prefill"] == before["prefill"] > 0
+    assert before["weigh"] <= 16
+
+
+class Counted:
+    """Programs that count calls."""
+
+    def __init__(self, programs):
+        self._programs, self.calls = programs, {"prefill": 0, "weigh": 0}
+
+    def __getattr__(self, name):
+        if name in self.calls:
+            self.calls[name] += 1
+        return getattr(self._programs, name)
+
+
+def test_weighing_leaves_other_answers_alone():
+    engine = new_engine()
+    alone = run(new_engine(), [request(STEM, 12)])[0]
+    generation = engine.submit(request(STEM, 12))
+    told = []
+    while not engine.idle:
+        told += engine.step()
+        if engine.counts["running"]:
+            engine.weigh([([*STEM, 5, 6], len(STEM)), ([*STEM, 7], len(STEM))])
+    assert [event.token for event in told if hasattr(event, "token")] == alone.tokens
+    assert generation.is_over
+    assert closed(engine)
+
+
+def test_a_way_without_a_common_beginning_is_weighed_too():
+    engine = new_engine()
+    ways = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
+    found = engine.weigh(ways)
+    for (ids, start), values in zip(ways, found, strict=True):
+        assert np.allclose(values, new_engine().peek(ids, start)[0], rtol=0, atol=1e-5)
