@@ -195,6 +195,17 @@ def jitted(source: Module) -> list[str]:
     ]
 
 
+def guarding(source: Module) -> list[str]:
+    """Asserts that do more than tell a type: `python -O` would leave them out."""
+    found = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Assert):
+            words = ast.unparse(node.test)
+            if not (words.endswith(" is not None") or words.startswith("isinstance(")):
+                found.append(f"{source.name} line {node.lineno}: assert {words}")
+    return found
+
+
 ALL = {each.name or "jaxllama": each for each in modules()}
 
 
@@ -279,6 +290,16 @@ def test_constants_and_local_names_are_no_memory():
 def test_a_planted_jit_is_caught(source):
     assert jitted(module("model.llama", source)) != []
     assert jitted(module("engine.programs", source)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("testing")])
+def test_nothing_depends_on_asserts(name):
+    assert guarding(ALL[name]) == []
+
+
+@pytest.mark.parametrize("source", ["assert n > 0", "def f(x):\n    assert x in allowed, 'no'"])
+def test_a_planted_assert_is_caught(source):
+    assert guarding(module("serve.guard", source)) != []
 
 
 LIGHT = [
