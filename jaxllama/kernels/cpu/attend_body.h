@@ -226,22 +226,34 @@ struct Side {
   const float* key_scales;
   const float* value_scales;
   std::int64_t size;
+  const T* next;  // keys this thread probably reads after all these, or null
 
-  // What is read two chunks after columns at.. of a block: its keys, then its values, then the keys
-  // of the next; null from column `end` on.
+  // What is read two chunks after columns at.. of a block, all columns ending at `end`: its keys,
+  // then its values, then the keys of the next, then `next`.
   Ahead after_keys(std::int64_t block, std::int64_t at, std::int64_t end) const {
-    const std::int64_t later = at + 2 * CHUNK;
-    return ahead(later < BLOCK ? keys : values, block * BLOCK + later % BLOCK, end);
+    const std::int64_t later = at + 2 * CHUNK, held = chunks_of(block, end);
+    if (later < held) return ahead(keys, block * BLOCK + later);
+    return later - held < held ? ahead(values, block * BLOCK + later - held)
+                               : after_block(block, later - 2 * held, end);
   }
   Ahead after_values(std::int64_t block, std::int64_t at, std::int64_t end) const {
-    const std::int64_t later = at + 2 * CHUNK;
-    return ahead(later < BLOCK ? values : keys, block * BLOCK + later, end);
+    const std::int64_t later = at + 2 * CHUNK, held = chunks_of(block, end);
+    return later < held ? ahead(values, block * BLOCK + later)
+                        : after_block(block, later - held, end);
   }
 
  private:
-  Ahead ahead(const T* from, std::int64_t column, std::int64_t end) const {
+  // Columns of a block that are there, in whole chunks.
+  static std::int64_t chunks_of(std::int64_t block, std::int64_t end) {
+    return (smaller_of(BLOCK, end - block * BLOCK) + CHUNK - 1) / CHUNK * CHUNK;
+  }
+  Ahead after_block(std::int64_t block, std::int64_t at, std::int64_t end) const {
+    const std::int64_t column = (block + 1) * BLOCK + at;
+    return column < end ? ahead(keys, column) : ahead(next, at);
+  }
+  Ahead ahead(const T* from, std::int64_t column) const {
     const std::int64_t row = size * static_cast<std::int64_t>(sizeof(T));
-    if (column >= end) return {nullptr, row};
+    if (from == nullptr) return {nullptr, row};
     return {reinterpret_cast<const char*>(from) + column * row, row};
   }
 };
@@ -253,7 +265,7 @@ Side<T> side_of(const AttendCache& cache, std::int64_t slot, std::int64_t head) 
   return {static_cast<const T*>(cache.keys) + row * cache.size,
           static_cast<const T*>(cache.values) + row * cache.size,
           scaled ? cache.key_scales + row : nullptr, scaled ? cache.value_scales + row : nullptr,
-          cache.size};
+          cache.size, nullptr};
 }
 
 // The running softmax of one query vector, or the softmax of one block.
@@ -572,7 +584,10 @@ void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, s
   const AttendInput& input = call.input;
   const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
   const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;
-  const Side<T> side = side_of<T>(call.cache, slot, head);
+  Side<T> side = side_of<T>(call.cache, slot, head);
+  if (slot * call.cache.heads + head + 1 < call.cache.slots * call.cache.heads) {
+    side.next = side.keys + call.cache.columns * size;
+  }
   for (std::int64_t start = 0; start < group; start += ATTEND_QUERIES) {
     Tile tile(scratch, 1, smaller_of(ATTEND_QUERIES, group - start), size);
     tile.high[0] = call.position[slot] + 1;
