@@ -148,7 +148,8 @@ export class Panel {
       const value = typeof knobs[name] === "object" ? "set" : String(knobs[name]);
       summary.textContent = [summary.textContent, value].filter(Boolean).join(", ");
     }
-    const same = this.plugins.presets.find((preset) => sameKnobs(preset.knobs, knobs));
+    const set = this.withoutOthers(knobs);
+    const same = this.plugins.presets.find((preset) => sameKnobs(preset.knobs, set));
     this.preset.value = same?.name ?? "";
     byId("preset-doc").textContent = same?.doc ?? "";
     byId("reset-knobs").hidden = Object.keys(knobs).length === 0;
@@ -163,9 +164,23 @@ export class Panel {
     return Object.keys(this.conversation?.knobs ?? {}).filter((name) => !this.controls.has(name));
   }
 
+  /** Take a preset's knobs in the place of those that presets are about. */
   usePreset() {
     const preset = this.plugins.presets.find(({ name }) => name === this.preset.value);
-    this.change({ knobs: structuredClone(preset?.knobs ?? {}) }, true);
+    const knobs = { ...this.conversation?.knobs };
+    for (const name of Object.keys(this.withoutOthers(knobs))) delete knobs[name];
+    this.change({ knobs: { ...knobs, ...structuredClone(preset?.knobs ?? {}) } }, true);
+  }
+
+  /**
+   * Knobs that presets are about: those of samplers, and of the core what any preset sets.
+   * @param {Record<string, unknown>} knobs
+   */
+  withoutOthers(knobs) {
+    const { core, presets } = this.plugins;
+    const others = new Set(core.map(({ name }) => name));
+    for (const preset of presets) for (const name of Object.keys(preset.knobs)) others.delete(name);
+    return Object.fromEntries(Object.entries(knobs).filter(([name]) => !others.has(name)));
   }
 
   /**

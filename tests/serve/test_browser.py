@@ -1,0 +1,745 @@
+"""The page in a real browser: Debian's chromium, driven by Playwright, on the scripted engine."""
+
+import asyncio
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxllama.bounds import Bounds
+from jaxllama.config import EngineConfig
+from jaxllama.intake import Intake
+from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
+from jaxllama.sampling import Preset, Sampler, knobs_of
+from jaxllama.serve.server import Server
+from jaxllama.serve.settings import Settings
+from jaxllama.service import GenerationService, Model
+from jaxllama.testing import ByteTokenizer, ScriptedEngine
+from jaxllama_formats.chatml import ChatMl
+from jaxllama_formats.plain import Plain
+
+pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium")
+
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = (
+    "<script>hacked = 1</script> <img src=x onerror='hacked = 1'> "
+    "<svg onload='hacked = 1'></svg> [click](javascript:hacked=1) "
+    "![remote](https://evil.test/x.png) <a href='javascript:hacked=1'>x</a> "
+    "`<b>` **<iframe src=javascript:hacked=1>** \n\n```\n</code><script>hacked = 1</script>\n```\n"
+)
+ANSWERS = {
+    "hostile": HOSTILE,
+    "markdown": "**bold** and *soft*\n\n- one\n- two `code`\n\n```py\nx = 1\n```\n2 * 3 * 4",
+    "long": "word " * 150,
+    "nothing": "",
+}
+
+
+class Held(Sequence[int]):
+    """An answer that goes no further than its first part until it is let go."""
+
+    def __init__(self, first: bytes, rest: bytes) -> None:
+        self.text, self.first = first + rest, len(first)
+        self.gate = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self.first:
+            self.gate.wait(30)
+        return self.text[index]
+
+
+@dataclass
+class Script:
+    """Answers by the last thing that was said; whatever else is said is answered in turn."""
+
+    count: int = 0
+    held: Held | None = None
+    prompt: str = ""  # the last one
+
+    def __call__(self, prompt: tuple[int, ...]) -> Sequence[int]:
+        self.prompt = bytes(token for token in prompt if token < 256).decode()
+        said = self.prompt.split("user\n")[-1].split("\n")[0]
+        if said == "hold":
+            assert self.held is not None
+            return self.held
+        if said in ANSWERS:
+            return ANSWERS[said].encode()
+        self.count += 1
+        return f"Answer {self.count} to {said}.".encode()
+
+
+@dataclass
+class Site:
+    """A server in a thread of its own."""
+
+    url: str
+    script: Script
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def holding(self, first: str, rest: str) -> Iterator[Callable[[], None]]:
+        """An answer to "hold" that waits in the middle until the function given is called."""
+        held = self.script.held = Held(first.encode(), rest.encode())
+        try:
+            yield held.gate.set
+        finally:
+            held.gate.set()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """The server with every installed sampler and format, on a scripted engine."""
+    script = Script()
+    config = EngineConfig(slots=4, context=4096, steps_per_sync=1)
+    samplers = load_plugins(SAMPLERS, Sampler).loaded
+    engine = ScriptedEngine(script, config=config, samplers=samplers)
+    presets = load_plugins(PRESETS, Preset).loaded
+    tokenizer = ByteTokenizer()
+    intake = Intake(
+        tokenizer, ChatMl(), engine.bank, config, presets=presets, other_formats=[Plain()]
+    )
+    ready: Future[tuple[str, Callable[[], object]]] = Future()
+
+    async def serve() -> None:
+        service = GenerationService(lambda: Model("scripted", engine, intake), Bounds())
+        server = Server(service, Settings(port=0, drain_timeout=0.0))
+        await server.start()
+        while service.state == "loading":
+            await asyncio.sleep(0.01)
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        ready.set_result((server.url, lambda: loop.call_soon_threadsafe(stop.set)))
+        await stop.wait()
+        await server.stop()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            ready.set_exception(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    url, stop = ready.result(30)
+    yield Site(url, script)
+    stop()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests of this file."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(site: Site, browser: Browser) -> Iterator[Page]:
+    """The page, freshly opened in a browser that knows nothing yet.
+
+    Whatever a test does: the page asks nobody but its own server, and nothing goes wrong in it. A
+    refusal of the server, which the browser notes too, is not something that goes wrong.
+    """
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(5_000)
+    wrong: list[str] = []
+    site.requests.clear()
+
+    def note(message: ConsoleMessage) -> None:
+        refused = message.text.startswith("Failed to load resource: the server responded with")
+        if message.type in ("error", "warning") and not refused:
+            wrong.append(message.text)
+
+    def see(request: Any) -> None:
+        if not request.url.startswith((site.url, "blob:")):
+            wrong.append(f"asked {request.url}")
+        if request.method == "POST":
+            site.requests.append(json.loads(request.post_data))
+
+    context.on("console", note)
+    context.on("weberror", lambda error: wrong.append(str(error.error)))
+    context.on("request", see)
+    page = context.new_page()
+    visit(page, site.url)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def visit(page: Page, url: str) -> None:
+    page.goto(url)
+    page.wait_for_selector("html[data-ready]", state="attached")
+
+
+def say(page: Page, text: str) -> None:
+    """Send a message; comes back when the answer is there."""
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    done(page)
+
+
+def done(page: Page) -> None:
+    """Wait until no answer is on its way."""
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def texts(page: Page) -> list[str]:
+    return page.locator(".message .body").all_inner_texts()
+
+
+def act(page: Page, index: int, name: str) -> None:
+    """Press one of a message's buttons."""
+    page.locator(".message").nth(index).get_by_role("button", name=name, exact=True).click()
+
+
+def open_settings(page: Page) -> None:
+    page.get_by_role("button", name="Settings", exact=True).click()
+
+
+def test_an_answer_appears_as_it_is_written(page: Page, site: Site):
+    with site.holding("Once upon a", " time.") as release:
+        page.get_by_label("Message", exact=True).fill("hold")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message .body").nth(1)).to_contain_text("Once upon")
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        release()
+        done(page)
+    assert texts(page) == ["hold", "Once upon a time."]
+    assert "tokens" in page.locator(".stats").last.inner_text()
+
+
+@pytest.mark.parametrize("how", ["button", "Escape"])
+def test_stopping_keeps_what_came_and_frees_the_slot(page: Page, site: Site, how: str):
+    with site.holding("Once upon a", " time." * 50) as release:
+        page.get_by_label("Message", exact=True).fill("hold")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message .body").nth(1)).to_contain_text("Once upon")
+        if how == "button":
+            page.get_by_role("button", name="Stop").click()
+        else:
+            page.keyboard.press("Escape")
+        done(page)
+        release()
+    assert texts(page)[1].startswith("Once upon")
+    assert "time. time." not in texts(page)[1]
+    assert "stopped" in page.locator(".stats").last.inner_text()
+    say(page, "again")
+    assert texts(page)[3].startswith("Answer")
+
+
+def test_an_edited_question_is_answered_anew_in_place(page: Page, site: Site):
+    say(page, "first")
+    say(page, "second")
+    act(page, 0, "Edit")
+    page.get_by_label("Text of this message").fill("changed")
+    page.get_by_role("button", name="Save and answer").click()
+    done(page)
+    assert site.requests[-1]["messages"] == [{"role": "user", "content": "changed"}]
+    shown = texts(page)
+    assert shown[0] == "changed"
+    assert shown[1].endswith("to changed.")
+    assert shown[2] == "second"
+
+
+def test_an_edit_can_be_kept_or_dropped_without_an_answer(page: Page, site: Site):
+    say(page, "first")
+    act(page, 1, "Edit")
+    page.get_by_label("Text of this message").fill("Something else")
+    page.keyboard.press("Escape")
+    assert texts(page)[1].startswith("Answer")
+    act(page, 1, "Edit")
+    page.get_by_label("Text of this message").fill("Something else")
+    page.keyboard.press("Control+Enter")
+    assert texts(page) == ["first", "Something else"]
+    assert len(site.requests) == 1
+
+
+def test_an_answer_is_regenerated_and_the_old_one_can_come_back(page: Page):
+    say(page, "first")
+    old = texts(page)[1]
+    act(page, 1, "Regenerate")
+    page.wait_for_function(
+        "old => document.querySelectorAll('.body')[1].innerText !== old", arg=old
+    )
+    done(page)
+    new = texts(page)[1]
+    assert new != old
+    assert new.endswith("to first.")
+    page.get_by_role("button", name="Bring back the old answer").click()
+    assert texts(page) == ["first", old]
+
+
+def test_any_message_can_be_deleted_and_brought_back(page: Page, site: Site):
+    say(page, "first")
+    say(page, "second")
+    before = texts(page)
+    act(page, 1, "Delete")
+    assert texts(page) == [before[0], *before[2:]]
+    page.get_by_role("button", name="Undo").click()
+    assert texts(page) == before
+    act(page, 2, "Delete")
+    say(page, "third")
+    roles = [turn["role"] for turn in site.requests[-1]["messages"]]
+    assert roles == ["user", "assistant", "assistant", "user"]
+
+
+def test_the_last_answer_is_continued(page: Page, site: Site):
+    say(page, "first")
+    old = texts(page)[1]
+    act(page, 1, "Continue")
+    page.wait_for_function(
+        "n => document.querySelectorAll('.body')[1].innerText.length > n", arg=len(old)
+    )
+    done(page)
+    request = site.requests[-1]
+    assert request["continue_final_message"] is True
+    assert request["add_generation_prompt"] is False
+    assert request["messages"][-1] == {"role": "assistant", "content": old}
+    assert texts(page)[1].startswith(old)
+
+
+def test_a_changed_knob_is_in_the_request_and_no_other(page: Page, site: Site):
+    open_settings(page)
+    page.get_by_label("Temperature", exact=True).fill("0.5")
+    page.locator("summary", has_text=re.compile(r"^Top k")).click()
+    page.get_by_label("Top k", exact=True).fill("7")
+    page.locator("summary", has_text=re.compile(r"^Logit bias")).click()
+    page.get_by_label("Logit bias", exact=True).fill("65 = -3\n66: 2.5")
+    page.get_by_label("Stop", exact=True).fill("END\\n\nstop\\\\n")
+    page.locator("summary", has_text="Form of the answer").click()
+    page.get_by_label("Regex", exact=True).fill("A\\n?.*")
+    page.get_by_label("System prompt").fill("Be brief.")
+    say(page, "first")
+    request = site.requests[-1]
+    own = {"model", "messages", "stream", "stream_options", "logprobs", "top_logprobs"}
+    changed = {name: value for name, value in request.items() if name not in own}
+    assert changed == {
+        "temperature": 0.5,
+        "top_k": 7,
+        "logit_bias": {"65": -3, "66": 2.5},
+        "stop": ["END\n", "stop\\n"],
+        "regex": "A\\n?.*",
+    }
+    assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+
+    page.get_by_label("Top k", exact=True).fill("0")
+    page.get_by_role("button", name="Reset Temperature").click()
+    page.get_by_label("Logit bias", exact=True).fill("")
+    page.get_by_label("Stop", exact=True).fill("")
+    page.get_by_label("Regex", exact=True).fill("")
+    say(page, "second")
+    assert set(site.requests[-1]) == own
+
+
+def test_every_knob_of_every_installed_sampler_has_a_control(page: Page):
+    open_settings(page)
+    for sampler in load_plugins(SAMPLERS, Sampler).loaded.values():
+        for name, spec in knobs_of(sampler).items():
+            control = page.locator(f'#knobs [name="{name}"]')
+            assert control.count() == 1, name
+            described = control.get_attribute("aria-describedby").split()[0]
+            assert spec.help.lower() in page.locator(f"#{described}").text_content().lower()
+    offered = page.locator("#format option").evaluate_all("all => all.map(each => each.value)")
+    assert set(offered) == {"", "chatml", "plain"}
+
+
+def test_a_preset_sets_its_knobs_and_names_itself_while_they_are_so(page: Page, site: Site):
+    name, preset = next(iter(load_plugins(PRESETS, Preset).loaded.items()))
+    open_settings(page)
+    choice = page.get_by_label("Preset")
+    page.get_by_label("Max tokens", exact=True).fill("20")
+    choice.select_option(name)
+    say(page, "first")
+    sent = site.requests[-1]
+    assert {knob: sent[knob] for knob in preset.knobs} == dict(preset.knobs)
+    assert sent["max_tokens"] == 20
+    assert choice.input_value() == name
+    page.get_by_label("Temperature", exact=True).fill("1.23")
+    assert choice.input_value() == ""
+    page.get_by_role("button", name="Reset all").click()
+    say(page, "second")
+    assert not set(site.requests[-1]) & set(preset.knobs)
+
+
+def test_a_value_out_of_bounds_is_explained_and_not_sent(page: Page, site: Site):
+    open_settings(page)
+    page.locator("summary", has_text=re.compile(r"^Top p")).click()
+    page.get_by_label("Top p", exact=True).fill("1.5")
+    expect(page.locator("#knob-top_p-problem")).to_have_text("1.5 is too high: at most 1")
+    page.get_by_label("Message", exact=True).fill("first")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Top p", exact=True)).to_be_focused()
+    assert site.requests == []
+    assert page.get_by_label("Message", exact=True).input_value() == "first"
+
+
+def test_another_prompt_format_is_asked_for(page: Page, site: Site):
+    open_settings(page)
+    page.get_by_label("System prompt").fill("Be brief. ")
+    say(page, "hello")
+    assert site.script.prompt == "system\nBe brief. \nuser\nhello\nassistant\n"
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_label("Prompt format").select_option("plain")
+    say(page, "hello")
+    assert site.script.prompt == "Be brief. hello"
+
+
+def test_a_reload_keeps_conversation_and_settings(page: Page):
+    open_settings(page)
+    page.get_by_label("System prompt").fill("Be brief.")
+    page.get_by_label("Temperature", exact=True).fill("0.5")
+    say(page, "first")
+    before = texts(page)
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert texts(page) == before
+    assert page.get_by_label("System prompt").input_value() == "Be brief."
+    assert page.get_by_label("Temperature", exact=True).input_value() == "0.5"
+
+
+def test_a_reload_keeps_settings_before_anything_is_said(page: Page):
+    open_settings(page)
+    page.get_by_label("Temperature", exact=True).fill("0.5")
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.get_by_label("Temperature", exact=True).input_value() == "0.5"
+    assert page.locator("#conversations button").count() == 0
+
+
+def test_a_page_opened_while_the_model_loads_waits_for_it(page: Page, site: Site):
+    loading = {"error": {"message": "the model is still loading"}}
+    page.route("**/v1/models", lambda route: route.fulfill(status=503, json=loading), times=1)
+    visit(page, site.url)
+    expect(page.locator("#model")).to_have_text("The model is loading…")
+    expect(page.locator("#model")).to_have_text("scripted")
+    say(page, "first")
+    assert len(texts(page)) == 2
+
+
+def test_hostile_answers_stay_text(page: Page):
+    say(page, "hostile")
+    for _ in range(2):
+        body = page.locator(".message .body").nth(1)
+        assert "<script>hacked = 1</script>" in body.text_content()
+        assert "<img src=x onerror='hacked = 1'>" in body.text_content()
+        assert body.locator("script, img, svg, a, iframe").count() == 0
+        assert page.evaluate("window.hacked") is None
+        page.get_by_role("button", name="Show tokens").click()
+    say(page, "<img src=x onerror='hacked = 1'>")
+    assert page.locator("#messages img").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_little_markdown_is_shown(page: Page):
+    say(page, "markdown")
+    body = page.locator(".message .body").nth(1)
+    assert body.locator("strong").inner_text() == "bold"
+    assert body.locator("em").inner_text() == "soft"
+    assert body.locator("li").all_inner_texts() == ["one", "two code"]
+    assert body.locator("pre").inner_text() == "x = 1"
+    assert body.locator("p").last.inner_text() == "2 * 3 * 4"
+
+
+def test_a_token_shows_its_probability_and_the_alternatives(page: Page):
+    say(page, "first")
+    page.get_by_role("button", name="Show tokens").click()
+    tokens = page.locator(".tokens").get_by_role("option")
+    assert tokens.first.inner_text() == "A"
+    card = page.locator("#token-card")
+    tokens.first.hover()
+    expect(card).to_contain_text("50.0 %")
+    rows = card.locator("tbody tr")
+    assert rows.first.inner_text().split("\t")[:2] == ["A", "50.0 %"]
+    assert rows.nth(1).inner_text().split("\t")[:2] == ["B", "25.0 %"]
+    expect(card).to_contain_text("As sampled")
+    page.mouse.move(0, 0)
+    expect(card).to_be_hidden()
+
+
+def test_the_keyboard_is_enough(page: Page, site: Site):
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    page.keyboard.type("first")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("line")
+    page.keyboard.press("Enter")
+    done(page)
+    assert site.requests[-1]["messages"][-1]["content"] == "first\nline"
+    tab_to(page, "Regenerate", back=True)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.notice')")
+    done(page)
+    expect(page.locator(".message").nth(1)).to_contain_text("Answer")
+    tab_to(page, "Show tokens", back=True)
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    while page.evaluate("document.activeElement.getAttribute('role')") != "option":
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#token-card")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#token-card")).to_be_hidden()
+    tab_to(page, "Settings", back=True)
+    page.keyboard.press("Enter")
+    tab_to(page, "System prompt")
+    page.keyboard.type("Be brief.")
+    tab_to(page, "Conversations", back=True, until="New chat")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    assert texts(page) == []
+
+
+def tab_to(page: Page, name: str, *, back: bool = False, until: str | None = None) -> None:
+    """Press Tab until the control of this name has the focus."""
+    wanted = until or name
+    label = (
+        "document.activeElement.getAttribute('aria-label') || "
+        "document.activeElement.labels?.[0]?.innerText || document.activeElement.innerText"
+    )
+    for _ in range(100):
+        if page.evaluate(label) == wanted:
+            return
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    raise AssertionError(f"no Tab leads to {wanted!r}")
+
+
+def test_conversations_are_listed_renamed_and_deleted(page: Page):
+    say(page, "first")
+    page.get_by_role("button", name="New chat").click()
+    say(page, "second")
+    rows = page.locator("#conversations button")
+    assert rows.all_inner_texts() == ["second", "first"]
+    page.get_by_role("button", name="More").click()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("Title").fill("<b>Mine</b>")
+    page.keyboard.press("Enter")
+    assert rows.all_inner_texts() == ["<b>Mine</b>", "first"]
+    rows.nth(1).click()
+    assert texts(page)[0] == "first"
+    page.get_by_role("button", name="More").click()
+    page.locator("#menu").get_by_role("button", name="Delete").click()
+    assert rows.all_inner_texts() == ["<b>Mine</b>"]
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".message .body").first).to_have_text("first")
+
+
+def test_an_answer_goes_on_in_its_conversation_while_another_is_open(page: Page, site: Site):
+    with site.holding("Once upon a", " time.") as release:
+        page.get_by_label("Message", exact=True).fill("hold")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message .body").nth(1)).to_contain_text("Once upon")
+        page.get_by_role("button", name="New chat").click()
+        assert texts(page) == []
+        release()
+        say(page, "other")
+    page.locator("#conversations button", has_text="hold").click()
+    done(page)
+    expect(page.locator(".message .body").nth(1)).to_have_text("Once upon a time.")
+
+
+def test_conversations_go_through_a_file_and_back(page: Page, tmp_path: Path):
+    say(page, "first")
+    before = texts(page)
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Export all").click()
+    path = tmp_path / "kept.json"
+    kept.value.save_as(path)
+    page.get_by_role("button", name="More").click()
+    page.locator("#menu").get_by_role("button", name="Delete").click()
+    assert texts(page) == []
+    page.set_input_files("#file", path)
+    expect(page.locator(".notice").last).to_contain_text("Imported 1 conversation")
+    assert texts(page) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "holds no conversations"),
+        ('{"format": "jaxllama conversations", "version": 9, "conversations": []}', "version 9"),
+        (
+            '{"format": "jaxllama conversations", "version": 1, "conversations": [{"id": "a", '
+            '"updated": 1, "messages": [{"id": "m", "role": "root", "content": "x"}]}]}',
+            "message 0 has an unknown role",
+        ),
+    ],
+)
+def test_a_file_that_is_none_is_refused_whole(page: Page, tmp_path: Path, content: str, said: str):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    page.set_input_files("#file", path)
+    expect(page.locator(".notice")).to_contain_text(said)
+    assert page.locator("#conversations button").count() == 0
+
+
+def test_full_storage_is_told_and_the_conversation_goes_on(page: Page):
+    page.evaluate(
+        """() => {
+          IDBObjectStore.prototype.put = () => { throw new DOMException("", "QuotaExceededError") };
+        }"""
+    )
+    say(page, "first")
+    say(page, "second")
+    assert len(texts(page)) == 4
+    expect(page.locator(".notice")).to_contain_text("storage is full")
+    assert page.locator(".notice").count() == 1
+
+
+def test_damaged_storage_costs_only_what_is_damaged(page: Page):
+    say(page, "first")
+    page.evaluate(
+        """() => new Promise((resolve) => {
+          localStorage.setItem("jaxllama.choices", "{");
+          indexedDB.open("jaxllama").onsuccess = ({ target }) => {
+            const put = target.result.transaction("conversations", "readwrite");
+            put.objectStore("conversations").put({ id: "x", messages: 7 });
+            put.oncomplete = resolve;
+          };
+        })"""
+    )
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    expect(page.locator(".notice")).to_contain_text(
+        "1 of the conversations kept here cannot be read"
+    )
+    assert page.locator("#conversations button").all_inner_texts() == ["first"]
+
+
+def test_a_browser_without_storage_still_chats(page: Page, site: Site):
+    page.add_init_script("delete window.indexedDB; delete window.localStorage")
+    page.add_init_script(
+        "for (const name of ['indexedDB', 'localStorage', 'sessionStorage']) "
+        "Object.defineProperty(window, name, { get() { throw new DOMException('no') } })"
+    )
+    visit(page, site.url)
+    expect(page.locator(".notice")).to_contain_text("keeps no data")
+    say(page, "first")
+    assert len(texts(page)) == 2
+
+
+def test_what_another_tab_says_appears_here(page: Page, site: Site):
+    say(page, "first")
+    other = page.context.new_page()
+    visit(other, site.url)
+    assert texts(other) == texts(page)
+    say(other, "second")
+    expect(page.locator(".message")).to_have_count(4)
+    assert texts(page) == texts(other)
+
+
+def test_a_refusal_is_shown_in_words_with_a_way_on(page: Page, site: Site):
+    open_settings(page)
+    page.locator("summary", has_text=re.compile(r"^Logit bias")).click()
+    bias = page.get_by_label("Logit bias", exact=True)
+    bias.fill("999999 = 1")
+    say(page, "first")
+    problem = page.get_by_role("alert").filter(has=page.get_by_role("button", name="Try again"))
+    expect(problem).to_contain_text("999999")
+    assert texts(page) == ["first"]
+    problem.get_by_role("button", name="Show the setting").click()
+    expect(bias).to_be_focused()
+    bias.fill("65 = 1")
+    problem.get_by_role("button", name="Try again").click()
+    expect(page.locator(".message")).to_have_count(2)
+    done(page)
+    expect(problem).to_have_count(0)
+    assert site.requests[-1]["logit_bias"] == {"65": 1}
+
+
+def test_an_answer_without_a_word_is_told(page: Page):
+    say(page, "nothing")
+    expect(page.locator(".notice")).to_contain_text("ended its answer at once")
+    assert texts(page) == ["nothing"]
+
+
+def test_no_link_of_the_page_is_dead(page: Page, site: Site):
+    links = page.locator("a").evaluate_all("all => all.map(each => each.href)")
+    for link in links:
+        assert link.startswith(site.url)
+        assert page.request.get(link).status == 200, link
+
+
+def test_the_address_submits_nothing(page: Page, site: Site):
+    visit(page, f"{site.url}/?q=first&prompt=first&send=1#first")
+    page.wait_for_load_state("networkidle")
+    assert site.requests == []
+    assert page.get_by_label("Message", exact=True).input_value() == ""
+
+
+def test_light_and_dark_follow_the_system_and_the_switch(page: Page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="light")
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(ground)
+    assert light != dark
+    page.get_by_label("Appearance").select_option("light")
+    assert page.evaluate(ground) == light
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.evaluate(ground) == light
+
+
+def test_a_phone_shows_everything_within_its_width(page: Page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    say(page, "long")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    menu = page.get_by_role("button", name="Conversations", exact=True)
+    menu.click()
+    expect(page.get_by_role("button", name="New chat")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#sidebar")).to_be_hidden()
+    expect(menu).to_be_focused()
+    open_settings(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.get_by_label("Temperature", exact=True).fill("0.5")
+    page.get_by_role("button", name="Close settings").click()
+    expect(page.get_by_role("button", name="Settings", exact=True)).to_be_focused()
+
+
+def test_reading_back_is_not_disturbed_by_an_answer(page: Page, site: Site):
+    say(page, "long")
+    say(page, "long")
+    with site.holding("line\n\n" * 20, "line\n\n" * 20) as release:
+        page.get_by_label("Message", exact=True).fill("hold")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message .body").last).to_contain_text("line")
+        page.evaluate("document.getElementById('scroller').scrollTop = 0")
+        expect(page.get_by_role("button", name="Latest")).to_be_visible()
+        release()
+        done(page)
+    assert page.evaluate("document.getElementById('scroller').scrollTop") == 0
+    page.get_by_role("button", name="Latest").click()
+    expect(page.get_by_role("button", name="Latest")).to_be_hidden()
+
+
+def test_an_answer_is_read_out_by_sentences(page: Page):
+    say(page, "first")
+    assert re.fullmatch(r"Answer \d+ to first\.", page.locator("#spoken").inner_text())
