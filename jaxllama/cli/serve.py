@@ -98,7 +98,7 @@ def model_name(model: str | None) -> str:
 
 def keys_from(file: Path | None) -> Iterator[str]:
     """API keys that are not on the command line, where everybody on the machine can read them."""
-    yield from re.split(r"[\s,]+", os.environ.get(KEYS_VARIABLE, "").strip(" ,\n")) or ()
+    yield from filter(None, re.split(r"[\s,]+", os.environ.get(KEYS_VARIABLE, "")))
     if file is not None:
         lines = [line.strip() for line in file.read_text().splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]
