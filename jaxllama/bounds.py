@@ -3,8 +3,10 @@
 Read by the service and what belongs to it; the command line makes an option of each.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from jaxllama.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -12,6 +14,16 @@ T = TypeVar("T")
 def setting(default: T, help_: str) -> T:
     """A setting with its explanation, as a field of a dataclass."""
     return field(default=default, metadata={"help": help_})
+
+
+def check_positive(settings: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Refuse settings whose numbers make no sense."""
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value < 0 or (value == 0 and each.name not in may_be_zero):
+            raise ConfigError(f"{each.name} is {value}; expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -28,3 +40,6 @@ class Bounds:
     patience_seconds: float = setting(
         10.0, "a busy engine that makes no step for so long, or 5 times its longest, is stalled"
     )
+
+    def __post_init__(self) -> None:
+        check_positive(self)

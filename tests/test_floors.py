@@ -21,7 +21,7 @@ PACKAGES = {
 WORDS = "errors config shapes limits request registry"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
-WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion"
+WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
 SERVED = f"{WORDS} engine formats bounds bridge messages intake confined"
 SERVICE = f"{SERVED} fair_queue answers asking served"
 FLOORS: dict[str, tuple[str, str]] = {
@@ -52,14 +52,14 @@ FLOORS: dict[str, tuple[str, str]] = {
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "fair_queue": (WORDS, ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "bounds": ("", ""),
+    "bounds": (WORDS, ""),
     "answers": (f"{WORDS} bounds bridge", "asyncio"),
     "asking": (f"{WORDS} formats messages intake", ""),
     "served": (SERVED, "asyncio"),
     "service": (SERVICE, "asyncio"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
-    "scoring": (f"{WORDS} intake completion", "numpy"),
+    "scoring": (f"{WORDS} engine intake completion", "numpy"),
     "llm": (WHOLE, "jax"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (

@@ -5,7 +5,7 @@ Options of the command line are generated from it; read everywhere under `serve/
 
 from dataclasses import dataclass, field
 
-from jaxllama.bounds import Bounds, setting
+from jaxllama.bounds import Bounds, check_positive, setting
 from jaxllama.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -39,9 +39,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("TLS needs both a certificate and its key; give both or neither")
-        for name in ("ping_seconds", "stall_seconds", "header_seconds", "body_seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        check_positive(self, may_be_zero=("port", "drain_timeout"))
 
     @property
     def is_loopback(self) -> bool:

@@ -6,6 +6,7 @@ dialect but the shape of its errors.
 """
 
 import asyncio
+import contextlib
 import logging
 from types import TracebackType
 from typing import Any, Self
@@ -71,7 +72,8 @@ class Sse:
         trace: TracebackType | None,
     ) -> bool:
         if self._pinging is not None:
-            self._pinging.cancel()
+            async with self._writing:  # a ping that is half written has to be finished first
+                self._pinging.cancel()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
         if isinstance(error, ConnectionError | SlowReader):
@@ -104,7 +106,8 @@ class Sse:
         while True:
             await asyncio.sleep(max(0.0, self._wrote + pause - loop.time()))
             if loop.time() - self._wrote >= pause:
-                await self._write(PING)
+                with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
+                    await self._write(PING)
 
     def _abort(self) -> None:
         """Drop the connection and what it still owes."""

@@ -28,6 +28,18 @@ def test_an_answer_streamed_is_the_answer_whole():
     scenario(body)
 
 
+def test_streams_of_several_choices_are_each_whole_and_in_order():
+    async def body():
+        async with running(scripted(b"0123456789", slots=2)) as live:
+            events = await live.stream(n=5)
+            for index in range(5):
+                own = [event for event in events[:-1] if event["index"] == index]
+                assert "".join(event["text"] for event in own) == "0123456789"
+                assert [event["kind"] for event in own].index("Finished") == len(own) - 1
+
+    scenario(body)
+
+
 def test_choices_have_their_own_declared_seeds():
     async def body():
         async with running() as live:
@@ -145,6 +157,8 @@ def test_it_speaks_tls():
     [
         ({"tls_certificate": "missing.pem", "tls_key": "missing.pem"}, "cannot be used"),
         ({"tls_certificate": "missing.pem"}, "give both or neither"),
+        ({"ping_seconds": 0}, "ping_seconds is 0; expected more than 0"),
+        ({"connections": -1}, "connections is -1"),
         ({"host": "203.0.113.7"}, "cannot listen on 203.0.113.7"),
     ],
 )

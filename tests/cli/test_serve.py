@@ -1,0 +1,73 @@
+"""`jaxllama serve`: options into settings."""
+
+import pytest
+
+from jaxllama.bounds import Bounds
+from jaxllama.cli import serve
+from jaxllama.serve.settings import Settings
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What would be served, instead of serving it."""
+    seen = {}
+
+    async def pretend(settings, loading):
+        seen.update(settings=settings, loading=loading)
+        return 0
+
+    monkeypatch.setattr(serve, "serve", pretend)
+    monkeypatch.setattr(serve.log, "set_up", lambda **_: None)
+    return seen
+
+
+def test_without_options_everything_is_as_declared(run, served):
+    assert run("serve").exit_code == 0
+    assert served == {"settings": Settings(), "loading": {}}
+
+
+def test_every_setting_is_an_option(run, served):
+    arguments = ["--port", "9", "--allowed-host", "a", "--allowed-host", "b", "--log-json"]
+    arguments += ["--drain-timeout", "1.5", "--queue-requests", "7", "--request-seconds", "3"]
+    assert run("serve", *arguments, "--slots", "2").exit_code == 0
+    bounds = Bounds(queue_requests=7, request_seconds=3.0)
+    assert served["settings"] == Settings(
+        port=9, allowed_hosts=("a", "b"), log_json=True, drain_timeout=1.5, bounds=bounds
+    )
+    assert served["loading"] == {"slots": 2}
+
+
+def test_keys_come_from_options_the_environment_and_a_file(run, served, tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nthree\n\n  four\n")
+    monkeypatch.setenv("JAXLLAMA_API_KEYS", "one, two")
+    result = run("serve", "--api-key", "zero", "--api-key-file", str(file))
+    assert result.exit_code == 0
+    assert served["settings"].api_keys == ("zero", "one", "two", "three", "four")
+
+
+def test_an_empty_key_file_is_no_open_door(run, served, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n")
+    result = run("serve", "--api-key-file", str(file))
+    assert result.exit_code == 2
+    assert not served
+
+
+@pytest.mark.usefixtures("served")
+def test_an_open_door_to_the_network_is_warned_of(run, caplog):
+    assert run("serve", "--host", "0.0.0.0").exit_code == 0
+    assert "everybody who can reach 0.0.0.0" in caplog.text
+    caplog.clear()
+    assert run("serve", "--host", "0.0.0.0", "--api-key", "k").exit_code == 0
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--queue-requests", "0"], ["--tls-certificate", "c.pem"], ["--ping-seconds", "-1"]],
+)
+def test_settings_that_cannot_work_end_it_with_2(run, served, arguments):
+    result = run("serve", *arguments)
+    assert result.exit_code == 2
+    assert not served
