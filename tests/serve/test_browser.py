@@ -236,15 +236,16 @@ def test_an_answer_appears_as_it_is_written(page: Page, site: Site):
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stopping_keeps_what_came_and_frees_the_slot(page: Page, site: Site, how: str):
+def test_stopping_keeps_what_came_and_ends_the_request(page: Page, site: Site, how: str):
     with site.holding("Once upon a", " time." * 50) as release:
         page.get_by_label("Message", exact=True).fill("hold")
         page.keyboard.press("Enter")
         expect(page.locator(".message .body").nth(1)).to_contain_text("Once upon")
-        if how == "button":
-            page.get_by_role("button", name="Stop").click()
-        else:
-            page.keyboard.press("Escape")
+        with page.expect_event("requestfailed"):
+            if how == "button":
+                page.get_by_role("button", name="Stop").click()
+            else:
+                page.keyboard.press("Escape")
         done(page)
         release()
     assert texts(page)[1].startswith("Once upon")

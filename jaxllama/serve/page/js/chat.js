@@ -7,7 +7,7 @@ import { Answer } from "./answer.js";
 import { asServerError } from "./api.js";
 import { newMessage, turnsBefore } from "./conversation.js";
 import { byId } from "./dom.js";
-import { problemElement } from "./messages.js";
+import { Problem } from "./problem.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").Message} Message */
@@ -38,7 +38,7 @@ export class Chat {
     this.frame = undefined;
     /** @type {Map<string, Answer>} answers on their way, by conversation */
     this.answers = new Map();
-    this.problem = byId("problem");
+    this.problem = new Problem();
     /** @type {import("./messages.js").MessageList | null} */
     this.view = null;
     /** @type {import("./composer.js").Composer | null} */
@@ -55,7 +55,7 @@ export class Chat {
     const { conversation, view } = this;
     if (conversation.id !== this.shown) {
       this.shown = conversation.id;
-      this.problem.replaceChildren();
+      this.problem.clear();
       this.announcer.clear();
       view?.toEnd();
     }
@@ -132,16 +132,6 @@ export class Chat {
     this.notices.tell("Message deleted.", { label: "Undo", act });
   }
 
-  /** @param {Message} message */
-  async copy(message) {
-    try {
-      await navigator.clipboard.writeText(message.content);
-      this.notices.tell("Copied.");
-    } catch {
-      this.notices.warn("The browser does not let this page copy: select the text instead.");
-    }
-  }
-
   /** Whether an answer can be asked for now; shows the setting that is in the way. */
   mayAnswer() {
     if (this.answers.has(this.conversation.id)) return false;
@@ -177,7 +167,7 @@ export class Chat {
     const place = conversation.messages.indexOf(message);
     const answer = new Answer(conversation, message);
     this.answers.set(conversation.id, answer);
-    this.problem.replaceChildren();
+    this.problem.clear();
     this.announcer.clear();
     library.save(conversation);
     try {
@@ -249,8 +239,8 @@ export class Chat {
       if (param === null) this.panel.revealKey();
       else this.panel.reveal(param);
     };
-    const offers = { again, settings: param !== null || error.status === 401 ? settings : null };
-    this.problem.replaceChildren(problemElement(error, offers));
+    const known = param !== null || error.status === 401;
+    this.problem.show(error, { again, settings: known ? settings : null });
   }
 
   /**

@@ -55,7 +55,7 @@ const list = new MessageList(
     regenerate: (message) => chat.regenerate(message),
     continue: (message) => chat.continue(message),
     delete: (message) => chat.delete(message),
-    copy: (message) => chat.copy(message),
+    copy: ({ content }) => copy(content),
     edit: (message, text, answer) => chat.edit(message, text, answer),
   },
 );
@@ -85,15 +85,24 @@ library.addEventListener("change", () => {
   chat.show();
 });
 
+/** @param {string} text for the clipboard */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    notices.tell("Copied.");
+  } catch {
+    notices.warn("The browser does not let this page copy: select the text instead.");
+  }
+}
+
 /** Ask the server for its model and its plugins; while it loads, again and again. */
 async function ask() {
-  const place = byId("problem");
   try {
     const [model, plugins] = await Promise.all([server.model(), server.plugins()]);
     chat.model = model;
     byId("model").textContent = model;
     panel.build(plugins);
-    place.replaceChildren();
+    chat.problem.clear();
   } catch (thrown) {
     const error = asServerError(thrown);
     if (error.status === LOADING) {

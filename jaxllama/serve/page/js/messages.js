@@ -3,7 +3,7 @@
  * an answer as it grows, until the reader scrolls up. Used by chat.js.
  */
 
-import { arrange, h } from "./dom.js";
+import { arrange } from "./dom.js";
 import { MessageView } from "./message.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
@@ -103,31 +103,4 @@ export class MessageList {
     this.follow();
     this.latest.hidden = true;
   }
-}
-
-/**
- * What went wrong with an answer, as text, and a way to try again.
- * @param {import("./api.js").ServerError} error
- * @param {{again: () => void, settings: (() => void) | null}} offers
- */
-export function problemElement(error, { again, settings }) {
-  const button = (/** @type {string} */ label, /** @type {() => void} */ act) =>
-    h("button", { type: "button", class: "plain", onclick: act }, label);
-  return h(
-    "div",
-    { class: "problem" },
-    h("p", {}, h("strong", {}, sentence(error.message))),
-    error.remedy && h("p", {}, error.remedy),
-    h(
-      "div",
-      { class: "row" },
-      button("Try again", again),
-      settings && button("Show the setting", settings),
-    ),
-  );
-}
-
-/** @param {string} words of the server, which begins them small and ends them without a stop */
-function sentence(words) {
-  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }

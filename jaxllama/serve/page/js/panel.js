@@ -3,6 +3,7 @@
  * knob of every sampler that the server has. Used by chat.js; knows controls, not requests.
  */
 
+import { coreGroups, presetKnobs, presetOf, stagesOf } from "./catalogue.js";
 import { Control, labelOf } from "./controls.js";
 import { byId, h } from "./dom.js";
 import { readChoices, keepChoices } from "./store.js";
@@ -11,15 +12,6 @@ import { readChoices, keepChoices } from "./store.js";
 /** @typedef {import("./api.js").Knob} Knob */
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 
-/** Kinds of samplers, in the order in which they work. */
-const STAGES = [
-  { kind: "adjuster", title: "Before temperature" },
-  { kind: "filter", title: "After temperature" },
-];
-/** Of the core, what the page asks for itself. */
-const OWN = new Set(["logprobs", "preset"]);
-/** Of the core, what holds an answer to a form. */
-const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar"]);
 const ALTERNATIVES = 5;
 
 /** The settings panel. */
@@ -57,27 +49,15 @@ export class Panel {
     this.plugins = plugins;
     this.controls.clear();
     this.summaries.clear();
-    const all = plugins.core.filter(({ name }) => !OWN.has(name)).map(coreKnob);
-    const core = all.filter(({ name }) => !FORM.has(name));
-    const rare = (/** @type {Knob} */ { type, width }) =>
-      type === "bool" || (type === "int" && width !== null);
-    byId("core").replaceChildren(
-      ...core.filter((knob) => !rare(knob)).map((knob) => this.control(knob).element),
-    );
-    const form = all.filter(({ name }) => FORM.has(name));
+    const { usual, rare, form } = coreGroups(plugins.core);
+    byId("core").replaceChildren(...usual.map((knob) => this.control(knob).element));
     byId("stages").replaceChildren(
-      this.group("More", "", core.filter(rare)),
+      this.group("More", "", rare),
       form.length > 0 ? this.group("Form of the answer", "What it must look like.", form) : "",
-      ...stagesOf(plugins).flatMap(({ kind, title }) => {
-        const samplers = plugins.samplers.filter((sampler) => sampler.kind === kind);
-        samplers.sort((one, other) => one.order - other.order || (one.name < other.name ? -1 : 1));
-        const groups = samplers.filter(({ knobs }) => knobs.length > 0);
-        if (groups.length === 0) return [];
-        return [
-          h("h3", {}, title),
-          ...groups.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
-        ];
-      }),
+      ...stagesOf(plugins.samplers).flatMap(({ title, samplers }) => [
+        h("h3", {}, title),
+        ...samplers.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
+      ]),
     );
     const own = plugins.formats.find((format) => format.chosen)?.name;
     this.format.replaceChildren(
@@ -148,8 +128,7 @@ export class Panel {
       const value = typeof knobs[name] === "object" ? "set" : String(knobs[name]);
       summary.textContent = [summary.textContent, value].filter(Boolean).join(", ");
     }
-    const set = this.withoutOthers(knobs);
-    const same = this.plugins.presets.find((preset) => sameKnobs(preset.knobs, set));
+    const same = presetOf(this.plugins, knobs);
     this.preset.value = same?.name ?? "";
     byId("preset-doc").textContent = same?.doc ?? "";
     byId("reset-knobs").hidden = Object.keys(knobs).length === 0;
@@ -168,19 +147,8 @@ export class Panel {
   usePreset() {
     const preset = this.plugins.presets.find(({ name }) => name === this.preset.value);
     const knobs = { ...this.conversation?.knobs };
-    for (const name of Object.keys(this.withoutOthers(knobs))) delete knobs[name];
+    for (const name of Object.keys(presetKnobs(this.plugins, knobs))) delete knobs[name];
     this.change({ knobs: { ...knobs, ...structuredClone(preset?.knobs ?? {}) } }, true);
-  }
-
-  /**
-   * Knobs that presets are about: those of samplers, and of the core what any preset sets.
-   * @param {Record<string, unknown>} knobs
-   */
-  withoutOthers(knobs) {
-    const { core, presets } = this.plugins;
-    const others = new Set(core.map(({ name }) => name));
-    for (const preset of presets) for (const name of Object.keys(preset.knobs)) others.delete(name);
-    return Object.fromEntries(Object.entries(knobs).filter(([name]) => !others.has(name)));
   }
 
   /**
@@ -231,35 +199,4 @@ export class Panel {
     byId("access").open = true;
     byId("key").focus();
   }
-}
-
-/**
- * The stages there are; a kind that this page does not know yet is one of its own.
- * @param {Plugins} plugins
- */
-function stagesOf({ samplers }) {
-  const known = new Set(STAGES.map(({ kind }) => kind));
-  const others = new Set(samplers.map(({ kind }) => kind).filter((kind) => !known.has(kind)));
-  return [...STAGES, ...[...others].map((kind) => ({ kind, title: labelOf(kind) }))];
-}
-
-/**
- * A row of the server's core limits as a knob.
- * @param {any} row
- * @returns {Knob}
- */
-function coreKnob(row) {
-  const { name, type, low = null, high = null, help = "", many = false, most = null, longest } = row;
-  const off = many ? null : (row.default ?? null);
-  const width = many ? most : null;
-  return { name, type, off, low, high, width, by_token: false, longest, help };
-}
-
-/**
- * @param {Record<string, unknown>} one
- * @param {Record<string, unknown>} other
- */
-function sameKnobs(one, other) {
-  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
-  return [...names].every((name) => JSON.stringify(one[name]) === JSON.stringify(other[name]));
 }
