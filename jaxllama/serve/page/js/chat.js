@@ -196,7 +196,7 @@ export class Chat {
    */
   request(conversation, place, resume) {
     return {
-      model: this.model,
+      ...(this.model && { model: this.model }),
       messages: turnsBefore(conversation, place, resume),
       ...(resume && { continue_final_message: true, add_generation_prompt: false }),
       ...this.panel.request(conversation),
