@@ -56,10 +56,9 @@ def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
         numbers = given[len(arrays) :]
         split = arrays[0].shape[0] % mesh.shape["data"] == 0
         where = PartitionSpec("data" if split else None)
-        spread = jax.shard_map(
+        spread: Callable[..., Found] = jax.shard_map(
             lambda *own: choose(*own, *numbers), in_specs=where, out_specs=where, check_vma=False
         )
-        found: Found = spread(*arrays)
-        return found
+        return spread(*arrays)
 
     return run

@@ -14,7 +14,7 @@ from jax import lax
 from jaxllama import kernels
 from jaxllama.kernels import cpu_matmul
 from jaxllama.kernels.tiled import Tiled
-from jaxllama.model.quantized import Packed, take_rows, unpack
+from jaxllama.model.quantized import Packed, in_order, take_rows, unpack
 from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import RULES, add_up, own_parts
 
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
             return tiled_matmul(x, weight, norm, add)
         x = x if norm is None else norm(x)
         if isinstance(weight, Packed):
-            y = kernels.matmul_by_output(x, unpack(weight))
+            y = kernels.matmul_by_output(in_order(weight, x), unpack(weight))
         else:
             y = kernels.matmul(x, weight)
         y = y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)

@@ -88,7 +88,11 @@ class Preparation:
             matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
             biases = [own_outputs(each, i, parts) for i in range(parts) for each in biases]
         lay_out = tile_pair if names == PARTS["gate_up"] else tile
-        made = lay_out(*matrices, biases=biases if any(b is not None for b in biases) else ())
+        made = lay_out(
+            *matrices,
+            biases=biases if any(b is not None for b in biases) else (),
+            order=order_of(matrices[0]),
+        )
         return place_tiled(made, self.abstract[f"{module}.weight"], self.mesh)
 
     def _kept(self, value: Given) -> Given:
@@ -100,8 +104,14 @@ class Preparation:
 
 def alike(matrices: list[Given]) -> list[Given]:
     """Matrices that go side by side, of one kind: those of a mixed file all become float32."""
-    kinds = {(m.bits, m.group) if isinstance(m, Packed) else m.dtype for m in matrices}
-    if len(kinds) == 1:
+
+    def kind(matrix: Given) -> object:
+        if not isinstance(matrix, Packed):
+            return matrix.dtype
+        order = order_of(matrix)
+        return matrix.bits, matrix.group, None if order is None else order.tobytes()
+
+    if len({kind(each) for each in matrices}) == 1:
         return matrices
     return [dense(m) if isinstance(m, Packed) else m.astype(np.float32) for m in matrices]
 
@@ -124,9 +134,19 @@ def place_packed(leaf: Leaf, value: Packed, mesh: Mesh) -> Packed:
         return jax.device_put(part, shard_shape(mesh, part.shape, axes))
 
     minima = None if value.minima is None else put(value.minima)
+    order = None
+    if value.order is not None:
+        order = jax.device_put(value.order, shard_shape(mesh, value.order.shape, (None,)))
     return dataclasses.replace(
-        value, codes=put(value.codes), scales=put(value.scales), minima=minima
+        value, codes=put(value.codes), scales=put(value.scales), minima=minima, order=order
     )
+
+
+def order_of(matrix: Given) -> np.ndarray | None:
+    """Which input each stored one is, if they are not in their own order."""
+    if not isinstance(matrix, Packed) or matrix.order is None:
+        return None
+    return np.asarray(matrix.order)
 
 
 def own_outputs(value: Any, index: int, parts: int) -> Any:
@@ -157,9 +177,16 @@ def place_tiled(tiled: Tiled, leaf: Leaf, mesh: Mesh) -> Tiled:
             f"divide over {by_input}={mesh.shape[by_input]}; choose another mesh or --kernels xla"
         )
 
+    if by_input is not None and tiled.order is not None and mesh.shape[by_input] > 1:
+        raise ConfigError(
+            f"a matrix whose {tiled.shape[0]} inputs are sorted does not divide over "
+            f"{by_input}={mesh.shape[by_input]}; choose another mesh or --kernels xla"
+        )
+
     def put(part: Any) -> Array:
-        split = (by_output, None if part is tiled.bias else by_input)
-        return jax.device_put(part, NamedSharding(mesh, PartitionSpec(*split)))
+        split = PartitionSpec(by_output, None if part is tiled.bias else by_input)
+        whole = part is tiled.order
+        return jax.device_put(part, NamedSharding(mesh, PartitionSpec() if whole else split))
 
     return jax.tree.map(put, tiled)
 
@@ -185,4 +212,6 @@ def dense(value: Packed) -> np.ndarray:
         np.multiply(part.reshape(groups, -1, out), scales, out=view)
         if minima is not None:
             view += minima
+    if value.order is not None:
+        matrix[np.asarray(value.order)] = matrix.copy()
     return matrix

@@ -23,6 +23,7 @@ class Packed:
     codes    bits 4: UInt8 [out, in/2], low nibble the even input; bits 8: Int8 [out, in]
     scales   [out, in/group], float16 where that is exact, else float32
     minima   like scales, or None where the format has none
+    order    Int32 [in], or None: which input the k-th stored one is (act-order GPTQ sorts them)
     """
 
     codes: Part
@@ -30,6 +31,7 @@ class Packed:
     minima: Part | None
     bits: Bits = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
+    order: Part | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,8 +45,13 @@ class Packed:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
+def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
+    """Rows with their inputs as the matrix stores them."""
+    return x if packed.order is None else x[:, packed.order]
+
+
 def unpack(packed: Packed) -> Float[Array, "O I"]:
-    """The matrix by output, float32, each value exactly what the file means."""
+    """The matrix by output, float32, each value exactly what the file means, as stored."""
     out = packed.codes.shape[0]
     codes = packed.codes
     if packed.bits == 4:  # noqa: PLR2004
@@ -58,6 +65,8 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
     """Some outputs of the matrix, unpacked: an embedding lookup."""
+    if packed.order is not None:
+        raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
     minima = None if packed.minima is None else packed.minima[rows]
     return unpack(
         dataclasses.replace(

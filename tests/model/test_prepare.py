@@ -3,17 +3,19 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import cpu
 from jaxllama.kernels.tiled import untile
+from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation, dense
 from jaxllama.model.quantized import Packed
 from jaxllama.sharding import make_mesh
-from tests.support import KERNELS, MODEL
+from tests.support import BODIES, KERNELS, MODEL
 
 SPLIT = dataclasses.replace(KERNELS, model_parallel=2)
 WIDE = dataclasses.replace(MODEL, width=64)
@@ -110,3 +112,53 @@ def test_scales_that_two_devices_would_share_are_refused():
     rows = Packed(np.zeros((shape[0], 96), np.uint8), scales, None, 4, 128)
     with pytest.raises(ConfigError, match=r"128 share scales, does not divide over model=2"):
         prepared(config, ffn__down_weight=rows)
+
+
+def sorted_by_activity(inward, outward, group):
+    """A matrix as act-order GPTQ leaves it: its inputs sorted, groups of the sorted ones."""
+    packed = some_packed(4, inward, outward)
+    scales = np.random.default_rng(2).random((outward, inward // group)).astype(np.float16)
+    order = np.random.default_rng(3).permutation(inward).astype(np.int32)
+    return dataclasses.replace(packed, scales=scales, group=group, order=order)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("group", [32, 128])
+def test_sorted_inputs_meet_their_weights(body, group):
+    """q, k and v in one order are one matrix of kernels; the plain path sorts the inputs."""
+    config = split_model(width=256)
+    engine = dataclasses.replace(body, packed=body.kernels == "xla")
+    leaves, given = abstract_params(config), {}
+    preparation = Preparation(leaves, engine, make_mesh(engine, config))
+    for name in "qkv":
+        path = f"blocks.0.attention.{name}.weight"
+        given[name] = sorted_by_activity(*leaves[path].shape, group)
+        preparation.add(path, leaves[path], given[name])
+    made = preparation.tree()["blocks"][0]["attention"]
+    x = np.random.default_rng(5).standard_normal((3, config.width), dtype=np.float32)
+    expected = np.concatenate([x @ dense(each) for each in given.values()], axis=1)
+    if body.kernels == "xla":
+        found = np.concatenate([times(made[name]["weight"], x) for name in "qkv"], axis=1)
+    else:
+        assert made["qkv"]["weight"].kind == "q4"
+        found = times(made["qkv"]["weight"], x)
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def times(weight, x):
+    """What a module with this weight makes of rows."""
+    module = Linear(x.shape[1], 1, ("width", "heads"), bias=False)
+    module.weight.set_value(weight)
+    return np.asarray(module(jnp.asarray(x)))
+
+
+def test_the_order_of_inputs_matters_to_the_test_above():
+    packed = sorted_by_activity(64, 8, 32)
+    assert not np.allclose(dense(packed), dense(dataclasses.replace(packed, order=None)))
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_sorted_inputs_are_not_split_over_devices():
+    config = split_model()
+    with pytest.raises(ConfigError, match="inputs are sorted"):
+        prepared(config, ffn__down_weight=sorted_by_activity(config.ffn_width, config.width, 32))
