@@ -33,7 +33,7 @@ from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.intake import Intake, Prompt, Ready
 from jaxllama.kernels import cpu
 from jaxllama.messages import Turns
-from jaxllama.model.params import Tree, abstract_params
+from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import Event, Finished, FinishReason, Token, TokenLogprobs
@@ -505,7 +505,7 @@ def read_weights(
     started = time.perf_counter()
     abstract = abstract_params(checkpoint.config)
     preparation = Preparation(abstract, engine, mesh)
-    fill(abstract, checkpoint, preparation.add, report)
+    fill(loading_order(abstract), checkpoint, preparation.add, report)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
     return preparation.tree()
 

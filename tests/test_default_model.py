@@ -1,6 +1,9 @@
 """The default model itself, where it has been fetched: `make test` does, if it can."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -47,6 +50,25 @@ def test_perplexity_with_kernels_is_that_of_exact_weights_but_for_8_bit_inputs(q
 def test_weights_with_kernels_are_as_small_as_their_file(quick):
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(quick.engine.programs.params))
     assert held < 1.1 * quick.path.stat().st_size
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak")
+def test_loading_takes_little_more_memory_than_the_weights(quick):
+    """In a process of its own, whose memory nothing else has stretched before."""
+    code = (
+        "import memory, pathlib, subject, sys\n"
+        "peak, held = memory.loading(subject.Subject(pathlib.Path(sys.argv[1])))\n"
+        "print(peak / held)"
+    )
+    bench = str(Path(__file__).parents[1] / "bench")
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(quick.path)],
+        env=os.environ | {"PYTHONPATH": bench},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0.9 < float(told.stdout) < 1.3
 
 
 def test_crowd_changes_no_bit_with_kernels(quick):

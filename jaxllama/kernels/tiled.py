@@ -6,6 +6,7 @@ no model and no file format.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ KINDS: tuple[Kind, ...] = ("q4", "q8", "bf16", "f16", "f32")
 TILE = 32  # outputs
 HALF = 16
 BLOCK = 32  # inputs
+ALIGNED = 64  # bytes
 EIGHT = 8  # blocks that share a unit of K-quant scales
 MIDDLE = 8  # what symmetric four-bit codes lie around
 NUMBERS = {"q4": 512, "q8": 1024, "bf16": 1024, "f16": 1024, "f32": 1024}  # stored, per block
@@ -273,7 +275,7 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
     first = sources[0]
     blocks = first.codes.shape[1] * 8 // first.bits // BLOCK
     kind: Kind = "q4" if first.bits == 4 else "q8"  # noqa: PLR2004
-    codes = np.zeros((count, blocks, NUMBERS[kind]), np.uint8)
+    codes = empty_codes((count, blocks, NUMBERS[kind]), np.uint8)
     for source, place in zip(sources, places, strict=True):
         cpu.library().jaxllama_tile_packed(
             source.bits, pointer(source.codes), *longs(len(source.codes), blocks, place.offset),
@@ -291,6 +293,14 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
         codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
         group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
     )  # fmt: skip
+
+
+def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that begin where JAX takes a NumPy array as it is, without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def factors_in(source: Source) -> list[np.ndarray]:
@@ -341,7 +351,7 @@ def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) 
         raise ValueError("matrices of different types or widths cannot share tiles")
     width, size = len(first), first.dtype.itemsize
     blocks = -(-width // BLOCK)
-    codes = np.zeros((count, blocks, NUMBERS[kind]), TYPES.get(kind, np.uint16))
+    codes = empty_codes((count, blocks, NUMBERS[kind]), TYPES.get(kind, np.uint16))
     for matrix, place in zip(matrices, places, strict=True):
         per_input, per_output = matrix.strides
         cpu.library().jaxllama_tile_dense(

@@ -52,6 +52,14 @@ def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
     return leaves
 
 
+def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
+    """The same with what lies outside the blocks first.
+
+    It is the largest: the room that reading it takes is later taken by the rest.
+    """
+    return dict(sorted(leaves.items(), key=lambda item: item[0].startswith("blocks.")))
+
+
 def nest(flat: dict[str, Any]) -> Tree:
     """The nested tree of a dotted one; list positions become integers, as nnx keeps them."""
     tree: dict[str | int, Any] = {}

@@ -1,0 +1,85 @@
+"""Memory: what loading a model takes at most, and whether decoding lets it grow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import jax
+from crowd import prompts_of, submit, taken
+from harness import Board, script
+from subject import Subject, modelled
+
+from jaxllama import LLM
+from jaxllama.llm import choose_kernels, engine_config, read_weights
+from jaxllama.sharding import make_mesh
+from jaxllama.weights import open_checkpoint
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STEPS, SHORT_STEPS = 10_000, 500
+SLOTS, PROMPT, ANSWER = 4, 16, 500
+MIB = 1 << 20
+
+
+@click.command()
+@script("memory")
+@click.option("--steps", type=click.IntRange(min=1), help="Decode steps [default: 10000].")
+@modelled
+def main(*, board: Board, subject: Subject, steps: int | None) -> None:
+    """Measure the peak of loading and the growth over many decode steps, on Linux."""
+    if not RESET.exists():
+        raise click.ClickException("the kernel's account of memory is needed: /proc/self")
+    with board.doing("loading"):
+        peak, held = loading(subject)
+    board.add(f"{subject.name}, weights", "MiB", [held / MIB])
+    board.add(f"{subject.name}, peak while loading, over the weights", "x", [peak / held])
+    wanted = steps or (SHORT_STEPS if board.short else STEPS)
+    with board.doing("decoding"), subject.load(slots=SLOTS, length=PROMPT + ANSWER) as llm:
+        for _ in decode(llm, ANSWER):  # warm-up
+            pass
+        before = resident("VmRSS")
+        sizes = [resident("VmRSS") for _ in decode(llm, wanted)]
+    growth = max(0, max(sizes) - before)
+    board.add(f"{subject.name}, {SLOTS} slots, growth over {wanted} steps", "MiB", [growth / MIB])
+
+
+def loading(subject: Subject) -> tuple[int, int]:
+    """Bytes by which memory rose at most while weights were read, and bytes they take."""
+    with open_checkpoint(subject.path) as checkpoint:
+        body = choose_kernels(subject.kernels or "auto", None, checkpoint.config)
+        engine = engine_config(checkpoint.config, body)
+        mesh = make_mesh(engine, checkpoint.config)
+        jax.device_put(0).block_until_ready()
+        RESET.write_text("5")  # the peak is counted from here
+        before = resident("VmRSS")
+        params = read_weights(checkpoint, engine, mesh, None)
+        jax.block_until_ready(params)
+        leaves = jax.tree.leaves(params)
+        peak, held = resident("VmHWM") - before, sum(leaf.nbytes for leaf in leaves)
+    for leaf in leaves:
+        leaf.delete()
+    return peak, held
+
+
+def decode(llm: LLM, steps: int) -> Iterator[None]:
+    """At least so many decode steps with all slots at work; yields when an answer has ended."""
+    prompts = prompts_of(llm.config.vocab_size, SLOTS, PROMPT)
+    done = 0
+    while done < steps:
+        count = min(ANSWER, steps - done)
+        for prompt in prompts:
+            submit(llm.engine, prompt, count, {})
+        while not llm.engine.idle:
+            taken(llm.engine.step())
+        done += count
+        yield
+
+
+def resident(name: str) -> int:
+    """Bytes of one line of the process's own account."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
