@@ -1,0 +1,101 @@
+/**
+ * What the server has installed, put in the order in which people look for it. Used by panel.js;
+ * knows neither controls nor the page.
+ */
+
+import { labelOf } from "./controls.js";
+
+/** @typedef {import("./api.js").Knob} Knob */
+/** @typedef {import("./api.js").Plugins} Plugins */
+/** @typedef {import("./api.js").Preset} Preset */
+/** @typedef {import("./api.js").Sampler} Sampler */
+/** @typedef {Record<string, unknown>} Knobs */
+
+/** Kinds of samplers, in the order in which they work. */
+const STAGES = [
+  { kind: "adjuster", title: "Before temperature" },
+  { kind: "filter", title: "After temperature" },
+];
+/** Of the core, what the page asks for itself. */
+const OWN = new Set(["logprobs", "preset"]);
+/** Of the core, what holds an answer to a form. */
+const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar"]);
+
+/**
+ * The core's fields, by how often they are wanted.
+ * @param {any[]} rows of the server's limits
+ */
+export function coreGroups(rows) {
+  const knobs = rows.filter(({ name }) => !OWN.has(name)).map(coreKnob);
+  const isForm = (/** @type {Knob} */ { name }) => FORM.has(name);
+  const isRare = (/** @type {Knob} */ { type, width }) =>
+    type === "bool" || (type === "int" && width !== null);
+  return {
+    usual: knobs.filter((knob) => !isForm(knob) && !isRare(knob)),
+    rare: knobs.filter((knob) => !isForm(knob) && isRare(knob)),
+    form: knobs.filter(isForm),
+  };
+}
+
+/**
+ * Samplers that have knobs, in the order in which they work; a kind that this page does not know
+ * yet is a stage of its own.
+ * @param {Sampler[]} samplers
+ */
+export function stagesOf(samplers) {
+  const known = new Set(STAGES.map(({ kind }) => kind));
+  const others = new Set(samplers.map(({ kind }) => kind).filter((kind) => !known.has(kind)));
+  const stages = [...STAGES, ...[...others].map((kind) => ({ kind, title: labelOf(kind) }))];
+  return stages
+    .map(({ kind, title }) => ({
+      title,
+      samplers: samplers
+        .filter((sampler) => sampler.kind === kind && sampler.knobs.length > 0)
+        .sort((one, other) => one.order - other.order || (one.name < other.name ? -1 : 1)),
+    }))
+    .filter((stage) => stage.samplers.length > 0);
+}
+
+/**
+ * The preset that a conversation's knobs amount to, if they are one.
+ * @param {Plugins} plugins
+ * @param {Knobs} knobs
+ * @returns {Preset | undefined}
+ */
+export function presetOf(plugins, knobs) {
+  const set = presetKnobs(plugins, knobs);
+  return plugins.presets.find((preset) => sameKnobs(preset.knobs, set));
+}
+
+/**
+ * Of some knobs those that presets are about: samplers', and of the core what any preset sets.
+ * @param {Plugins} plugins
+ * @param {Knobs} knobs
+ * @returns {Knobs}
+ */
+export function presetKnobs({ core, presets }, knobs) {
+  const others = new Set(core.map(({ name }) => name));
+  for (const preset of presets) for (const name of Object.keys(preset.knobs)) others.delete(name);
+  return Object.fromEntries(Object.entries(knobs).filter(([name]) => !others.has(name)));
+}
+
+/**
+ * A row of the server's core limits as a knob.
+ * @param {any} row
+ * @returns {Knob}
+ */
+function coreKnob(row) {
+  const { name, type, low = null, high = null, help = "", many = false, most = null, longest } = row;
+  const off = many ? null : (row.default ?? null);
+  const width = many ? most : null;
+  return { name, type, off, low, high, width, by_token: false, longest, help };
+}
+
+/**
+ * @param {Knobs} one
+ * @param {Knobs} other
+ */
+function sameKnobs(one, other) {
+  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
+  return [...names].every((name) => JSON.stringify(one[name]) === JSON.stringify(other[name]));
+}
