@@ -26,6 +26,7 @@ export class MessageList {
     /** @type {Map<string, MessageView>} */
     this.views = new Map();
     this.following = true;
+    this.placed = 0; // where the page itself has scrolled to
     scroller.addEventListener("scroll", () => this.noticeScroll());
     latest.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this.follow()).observe(scroller);
@@ -94,12 +95,17 @@ export class MessageList {
   }
 
   follow() {
-    if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
-    else this.noticeScroll();
+    const { scroller } = this;
+    // The reader may have scrolled up, and the page not been told yet.
+    if (!this.following || scroller.scrollTop < this.placed) this.noticeScroll();
+    if (!this.following) return;
+    scroller.scrollTop = scroller.scrollHeight;
+    this.placed = scroller.scrollTop;
   }
 
   toEnd() {
     this.following = true;
+    this.placed = 0;
     this.follow();
     this.latest.hidden = true;
   }
