@@ -13,7 +13,7 @@ The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table
 
 from typing import TYPE_CHECKING
 
-from jaxllama.completion import Completion, Delta, Perplexity, Score
+from jaxllama.completion import Classification, Completion, Delta, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig, Rope
 from jaxllama.errors import JaxLlamaError
 from jaxllama.formats import Message, PromptFormat
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Classification",
     "Completion",
     "Delta",
     "EngineConfig",

@@ -5,14 +5,13 @@ Knows prompts and limits; starts nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Tool
-from jaxllama.intake import Intake, Prompt, Ready
+from jaxllama.intake import Intake, Prompt, Ready, stream_of
 from jaxllama.limits import check, check_count
 from jaxllama.messages import Ending, Turns
-from jaxllama.request import choice_seed
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,4 @@ def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
         firsts = [speaking.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
     else:
         firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
-    return [
-        (replace(request, seed=choice_seed(request.seed, i)), tail.again())
-        for request, tail in firsts
-        for i in range(ask.n)
-    ]
+    return [stream_of(first, i) for first in firsts for i in range(ask.n)]

@@ -3,6 +3,7 @@
 Built by `llm.py`, printed by the CLI. Plain data.
 """
 
+import math
 from dataclasses import dataclass
 
 from jaxllama.request import FinishReason, TokenLogprobs, Usage
@@ -19,6 +20,12 @@ class Completion:
     seed: int
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token, if asked for
     stop: str | None = None  # the stop string that ended it
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model found its tokens, on average; needs `logprobs`."""
+        values = [each.logprob for each in self.logprobs or ()]
+        return math.fsum(values) / len(values) if values else -math.inf
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,20 @@ class Score:
     logprob: float  # of the whole continuation
     token_logprobs: tuple[float, ...]
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How likely each choice is, if it must be one of them."""
+
+    choices: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    scores: tuple[Score, ...]
+
+    @property
+    def choice(self) -> str:
+        """The likeliest; of equals, the first."""
+        return self.choices[max(range(len(self.choices)), key=self.probabilities.__getitem__)]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ text and limits; starts nothing.
 import copy
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 from jaxllama.config import EngineConfig
@@ -17,7 +18,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render
-from jaxllama.request import Constraint, GenerationRequest
+from jaxllama.request import Constraint, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
@@ -171,6 +172,12 @@ class Intake:
             return [list(item)]
         written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
         return written if written[0] != written[1] else written[:1]
+
+
+def stream_of(ready: Ready, index: int) -> Ready:
+    """The same request again as stream `index` of its prompt, which has a seed of its own."""
+    request, tail = ready
+    return replace(request, seed=choice_seed(request.seed, index)), tail.again()
 
 
 def with_preset(

@@ -13,7 +13,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -21,7 +24,8 @@ from typing import Any, Self, cast
 import jax
 from jax.sharding import Mesh
 
-from jaxllama.completion import Completion, Delta, Perplexity, Score
+from jaxllama import scoring
+from jaxllama.completion import Classification, Completion, Delta, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.engine import Engine
@@ -30,8 +34,9 @@ from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import ConfigError, GenerationFailed, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
-from jaxllama.intake import Intake, Prompt, Ready
+from jaxllama.intake import Intake, Prompt, Ready, stream_of
 from jaxllama.kernels import cpu
+from jaxllama.limits import check
 from jaxllama.messages import Turns
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
@@ -168,14 +173,26 @@ class LLM:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
+        n: int | None = None,
+        best_of: int | None = None,
         on_done: OnDone | None = None,
         **knobs: object,
-    ) -> Completion | list[Completion]:
+    ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt (text or token ids), or each of a list; a list gives a list.
 
+        With `n` each prompt gives a list of n answers, which share its computation; answer i has
+        the seed `choice_seed(seed, i)`. With `best_of` that many are made, and the n likeliest by
+        mean log-probability are returned, best first.
+
         Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
-        temperature_last and every knob of every installed sampler.
+        temperature_last, what holds an answer to a form (json_schema, json_object, regex, choices,
+        grammar) and every knob of every installed sampler.
         """
+        if n is not None or best_of is not None:
+            prompts = [cast(Prompt, prompt)] if is_one(prompt) else cast(Sequence[Prompt], prompt)
+            asked = (partial(self.intake.completion, one, knobs) for one in prompts)
+            answered = list(self._several(asked, 1 if n is None else n, best_of))
+            return answered[0] if is_one(prompt) else answered
         if is_one(prompt):
             return self._one(self.intake.completion(cast(Prompt, prompt), knobs))
         many = [(one, knobs) for one in cast(Sequence[Prompt], prompt)]
@@ -233,21 +250,49 @@ class LLM:
     def score(self, prompt: Prompt, continuations: Sequence[str | Sequence[int]]) -> list[Score]:
         """Log-probability of each continuation after the prompt; the prompt is computed once."""
         ids = self.intake.ids(prompt)
-        if not ids:
-            raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
-        scores = []
-        for continuation in continuations:
-            tail = (
-                self.tokenizer.encode(continuation, begin=False)
-                if isinstance(continuation, str)
-                else self.intake.ids(continuation)
-            )
-            if not tail:
-                raise InvalidParameter("a continuation is empty; expected text", "continuations")
-            logprobs, _ = self._peek([*ids, *tail], len(ids))
-            values = tuple(float(value) for value in logprobs)
-            scores.append(Score(math.fsum(values), values, tuple(tail)))
-        return scores
+        tails = scoring.continuations(self.intake, ids, continuations)
+        return self._scores([ids] * len(tails), tails)
+
+    def classify(
+        self,
+        prompt: Prompt,
+        question: str | Sequence[str],
+        choices: Sequence[str],
+        *,
+        length_normalize: bool = False,
+    ) -> Classification | list[Classification]:
+        """How likely each choice follows the prompt and the question; several questions, a list.
+
+        The prompt is computed once for all questions, a question once for all choices. Whole
+        choices count, a space before them included; with `length_normalize` the mean over their
+        tokens does.
+        """
+        many = [question] if isinstance(question, str) else list(question)
+        found = self.classify_each(
+            ((prompt, each, choices) for each in many), length_normalize=length_normalize
+        )
+        return next(found) if isinstance(question, str) else list(found)
+
+    def classify_each(
+        self,
+        items: Iterable[tuple[Prompt, str, Sequence[str]]],
+        *,
+        length_normalize: bool = False,
+    ) -> Iterator[Classification]:
+        """Classify each (prompt, question, choices), in order; best grouped by prompt."""
+        for prompt, group in groupby(items, key=itemgetter(0)):
+            ids = self.intake.ids(prompt)
+            questions = [(question, choices) for _, question, choices in group]
+            prompts, tails = [], []
+            for question, choices in questions:
+                scoring.check_choices(choices)
+                whole = [*ids, *scoring.following(self.intake, question)]
+                tails += scoring.continuations(self.intake, whole, choices, "choices")
+                prompts += [whole] * len(choices)
+            scores = iter(self._scores(prompts, tails))
+            for _, choices in questions:
+                own = list(islice(scores, len(choices)))
+                yield scoring.classified(choices, own, length_normalize=length_normalize)
 
     def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
         """How surprised the model is by a text, in windows of the context, each from its start."""
@@ -293,6 +338,34 @@ class LLM:
         for _ in stream:
             pass
         return stream.completion
+
+    def _several(
+        self, firsts: Iterable[Callable[[], Ready]], n: int, best_of: int | None
+    ) -> Iterator[list[Completion]]:
+        """The n answers to each prompt, in order."""
+        check("n", n)
+        check("best_of", best_of)
+        if best_of is not None and best_of < n:
+            raise InvalidParameter(f"best_of is {best_of}; it must be at least n, {n}", "best_of")
+        count = best_of or n
+        hides: list[bool] = []  # of each prompt: log-probabilities are for the ranking alone
+
+        def streams() -> Iterator[Callable[[], Ready]]:
+            for first in firsts:
+                request, tail = first()
+                hides.append(count > n and request.top_logprobs is None)
+                if hides[-1]:
+                    request = replace(request, top_logprobs=0)
+                yield from (partial(stream_of, (request, tail), i) for i in range(count))
+
+        found: dict[int, Completion] = {}
+        for index, completion in self._each(streams(), None):
+            found[index] = completion
+        for prompt, hidden in enumerate(hides):
+            answers = [found[prompt * count + i] for i in range(count)]
+            if count > n:
+                answers = sorted(answers, key=lambda each: -each.mean_logprob)[:n]
+            yield [replace(each, logprobs=None) for each in answers] if hidden else answers
 
     def _each(
         self, requests: Iterable[Callable[[], Ready]], on_error: OnError | None
@@ -345,6 +418,17 @@ class LLM:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:
                 inbox.append(event)
+
+    def _scores(self, prompts: Sequence[list[int]], tails: Sequence[list[int]]) -> list[Score]:
+        """The score of each tail behind its prompt."""
+        found: dict[int, Score] = {}
+        for turn in scoring.rounds(tails):
+            while self.engine.slots.full:
+                self._pump()
+            asked = [prompts[index] for index in turn], [tails[index] for index in turn]
+            for index, logprobs in zip(turn, scoring.weigh(self.engine, *asked), strict=True):
+                found[index] = scoring.as_score(logprobs, tails[index])
+        return [found[index] for index in range(len(tails))]
 
     def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
         while self.engine.slots.full:

@@ -10,9 +10,13 @@ from enum import StrEnum
 
 import numpy as np
 
-from jaxllama.completion import Score
+from jaxllama.completion import Classification, Score
+from jaxllama.engine.engine import Engine
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
+
+LONGEST_SHORT = 32  # tokens of a continuation that is weighed with others; longer ones fill tiles
+AT_A_TIME = 64  # of those
 
 
 class Pooling(StrEnum):
@@ -30,16 +34,40 @@ def continuations(
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
     tails = []
     for text in texts:
-        tail = (
-            intake.tokenizer.encode(text, begin=False)
-            if isinstance(text, str)
-            else intake.ids(text)
-        )
+        tail = following(intake, text)
         if not tail:
             raise InvalidParameter(f"{name} holds an empty one; expected text", name)
         intake.engine.check_length(len(prompt) + len(tail), 0)
         tails.append(tail)
     return tails
+
+
+def following(intake: Intake, text: Prompt) -> list[int]:
+    """The token ids of what goes on after other text."""
+    if isinstance(text, str):
+        return intake.tokenizer.encode(text, begin=False, start=False)
+    return intake.ids(text)
+
+
+def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which continuations to ask the engine for at a time, so that nobody waits long for it."""
+    short = [index for index, tail in enumerate(tails) if len(tail) <= LONGEST_SHORT]
+    together = [short[at : at + AT_A_TIME] for at in range(0, len(short), AT_A_TIME)]
+    alone = [[index] for index, tail in enumerate(tails) if len(tail) > LONGEST_SHORT]
+    return together + alone
+
+
+def weigh(
+    engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Log-probabilities of each tail's tokens behind its prompt, for one of `rounds`.
+
+    Raises QueueFull while no slot is free, as `Engine.peek` does.
+    """
+    if len(tails) == 1:
+        return [engine.peek([*prompts[0], *tails[0]], len(prompts[0]))[0]]
+    pairs = zip(prompts, tails, strict=True)
+    return engine.weigh([([*prompt, *tail], len(prompt)) for prompt, tail in pairs])
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
@@ -62,6 +90,22 @@ def probabilities(scores: Sequence[Score], *, length_normalize: bool) -> list[fl
     shares = [math.exp(worth - best) for worth in worths]
     total = math.fsum(shares)
     return [share / total for share in shares]
+
+
+def classified(
+    choices: Sequence[str], scores: Sequence[Score], *, length_normalize: bool
+) -> Classification:
+    """What the scores of the choices say."""
+    shares = probabilities(scores, length_normalize=length_normalize)
+    return Classification(tuple(choices), tuple(shares), tuple(scores))
+
+
+def check_choices(choices: Sequence[str], name: str = "choices") -> None:
+    """Refuse fewer than one choice, and the same one twice."""
+    if not choices or len(set(choices)) < len(choices):
+        raise InvalidParameter(
+            f"{name} is {list(choices)!r:.200}; expected at least one, and each once", name
+        )
 
 
 def as_embedding(found: tuple[np.ndarray, np.ndarray], pooling: Pooling) -> np.ndarray:

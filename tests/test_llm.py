@@ -22,7 +22,7 @@ from jaxllama.llm import LLM, choose_kernels
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
 from jaxllama.model.quantized import Packed, unpack
-from jaxllama.request import FinishReason
+from jaxllama.request import FinishReason, choice_seed
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
 from tests.support import MODEL, new_engine
@@ -350,3 +350,73 @@ def test_a_form_that_cannot_be_followed_never_reaches_the_engine(llm):
 def test_an_answer_cut_short_says_so(llm):
     told = llm.generate("x", regex="[a-z]{30}", max_tokens=5)
     assert told.finish_reason is FinishReason.LENGTH
+
+
+def test_streams_of_one_prompt_have_declared_seeds_and_share_its_computation(llm):
+    prompt = "abcdefgh" * 12
+    answers = llm.generate(prompt, n=4, seed=7, max_tokens=6)
+    assert [one.seed for one in answers] == [choice_seed(7, i) for i in range(4)]
+    assert sum(one.usage.reused == 0 for one in answers) <= 1
+    for one in answers:
+        assert llm.generate(prompt, seed=one.seed, max_tokens=6).tokens == one.tokens
+    again = llm.generate([prompt], n=4, seed=7, max_tokens=6)
+    assert [one.tokens for one in again[0]] == [one.tokens for one in answers]
+
+
+def test_best_of_returns_the_likeliest_first(llm):
+    every = llm.generate("hello", n=5, seed=3, max_tokens=6, logprobs=0)
+    best = llm.generate("hello", n=2, best_of=5, seed=3, max_tokens=6)
+    ranked = sorted(every, key=lambda one: -one.mean_logprob)
+    assert [one.tokens for one in best] == [one.tokens for one in ranked[:2]]
+    assert best[0].logprobs is None
+
+
+@pytest.mark.parametrize("counts", [{"n": 0}, {"n": 17}, {"n": 3, "best_of": 2}, {"best_of": 99}])
+def test_counts_of_answers_are_bounded(llm, counts):
+    with pytest.raises(InvalidParameter, match="it must"):
+        llm.generate("x", **counts)
+
+
+def test_streams_keep_to_a_form_each_by_itself(llm):
+    answers = llm.generate("x", n=4, choices=["yes", "no", "so"], max_tokens=9, seed=1)
+    assert {one.text for one in answers} <= {"yes", "no", "so"}
+
+
+def test_a_classification_is_what_the_scores_of_the_choices_say(llm):
+    found = llm.classify("The soup was cold.", " Was it good?", [" yes", " no", " not at all"])
+    scores = llm.score("The soup was cold. Was it good?", [" yes", " no", " not at all"])
+    logprobs = [one.logprob for one in scores]
+    assert [one.logprob for one in found.scores] == pytest.approx(logprobs, abs=1e-4)
+    shares = np.exp(np.array(logprobs) - np.logaddexp.reduce(logprobs))
+    assert found.probabilities == pytest.approx(shares, abs=1e-4)
+    assert found.choice == found.choices[int(np.argmax(shares))]
+
+
+def test_length_does_not_count_where_it_is_normalised(llm):
+    asked = ("x", " y", [" a", " abc"])
+    found = llm.classify(*asked, length_normalize=True)
+    means = [one.logprob / len(one.tokens) for one in found.scores]
+    assert found.probabilities == pytest.approx(
+        np.exp(np.array(means) - np.logaddexp.reduce(means)), abs=1e-5
+    )
+
+
+def test_many_questions_about_one_text_give_what_each_gives(llm):
+    questions = [f" Question {i}?" for i in range(30)]
+    many = llm.classify("Some text. " * 4, questions, [" yes", " no"])
+    for question, one in list(zip(questions, many, strict=True))[::7]:
+        alone = llm.classify("Some text. " * 4, question, [" yes", " no"])
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
+
+
+def test_long_and_short_continuations_are_scored_together(llm):
+    texts = [" a", " b" * 40, " c", " d" * 50]
+    scores = llm.score("start", texts)
+    assert [one.tokens for one in scores] == [tuple(llm.tokenize(text)) for text in texts]
+    assert scores[1].logprob == pytest.approx(llm.score("start", texts[1:2])[0].logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("choices", [[], ["a", "a"], [""]])
+def test_choices_that_are_none_are_refused(llm, choices):
+    with pytest.raises(InvalidParameter, match="choices"):
+        llm.classify("text", "?", choices)

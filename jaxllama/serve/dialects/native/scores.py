@@ -4,7 +4,7 @@ Both ask how likely texts are after a prompt; a classification makes probabiliti
 """
 
 from collections.abc import Sequence
-from operator import methodcaller
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -12,7 +12,7 @@ from aiohttp import web
 from jaxllama.completion import Score
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
-from jaxllama.scoring import as_score, continuations, probabilities
+from jaxllama.scoring import as_score, continuations, probabilities, rounds, weigh
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.endpoints import Body, Endpoint
@@ -122,8 +122,10 @@ async def scores_of(
             f"{service.bounds.request_tokens} for one request",
             name,
         )
-    found = []
-    for tail in tails:
-        logprobs, _ = await service.ask_engine(methodcaller("peek", [*ids, *tail], len(ids)))
-        found.append(as_score(logprobs, tail))
-    return found
+    found: dict[int, Score] = {}
+    for turn in rounds(tails):
+        now = [tails[index] for index in turn]
+        ask = partial(weigh, prompts=[ids] * len(now), tails=now)
+        for index, logprobs in zip(turn, await service.ask_engine(ask), strict=True):
+            found[index] = as_score(logprobs, tails[index])
+    return [found[index] for index in range(len(tails))]
