@@ -1,6 +1,7 @@
 """The sampler socket: the one file a sampler author reads.
 
-Subclass `Adjuster` to move logits, or `Filter` to say which of the best candidates may be drawn.
+Subclass `Adjuster` to move logits, `Filter` to say which of the best candidates may be drawn, or
+`Shaper` to weigh tokens anew where temperature does.
 Write for ONE row; the engine maps it over the batch, skips it when no row uses it, and compiles it
 into the decode step. Fields made with `knob` are the request's parameters; each row has its own
 values and changing them never recompiles.
@@ -13,9 +14,10 @@ values and changing them never recompiles.
         def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
             return best.p >= self.min_p * best.p[0]
 
-Order, always: adjusters (by `order`, then name) - temperature - sort once - filters (by `order`,
-then name; each sees what the one before left, renormalised) - draw. With the core knob
-`temperature_last`, temperature comes after the filters. Something always survives a filter: the
+Order, always: adjusters (by `order`, then name) - temperature, with the shapers around it - sort
+once - filters (by `order`, then name; each sees what the one before left, renormalised) - shapers
+that come `last` - draw. With the core knob `temperature_last`, temperature and all shapers come
+after the filters. Something always survives a filter: the
 likeliest candidate, or, where the filter says `keeps_greedy = False` and keeps others, those; a
 filter that would drop everything drops nothing. At temperature 0 filters are not asked: the
 likeliest adjusted token is taken.
@@ -120,6 +122,7 @@ class Context:
     prompt: Int[Array, ""]  # tokens of the prompt
     stop_ids: Int[Array, " E"]  # ids that end this row, padded with NO_TOKEN
     chance: Float[Array, ""]  # one uniform number in [0, 1), this sampler's own at this step
+    temperature: Float[Array, ""]
     allowed: UInt32[Array, " W"] | None = None  # packed; see `lets_through`
 
     @property
@@ -167,6 +170,8 @@ class Candidates:
     logits: Float[Array, " C"]
     p: Float[Array, " C"]  # normalised over the survivors (at first: the whole vocabulary)
     log_total: Float[Array, ""]  # log-sum-exp of the survivors (at first: the whole vocabulary)
+    entropy: Float[Array, ""]  # of the survivors (likewise), in natural units
+    size: Int[Array, ""]  # how many survivors there are (likewise): perhaps more than are here
 
     @property
     def rank(self) -> Int[Array, " C"]:
@@ -182,11 +187,12 @@ class Chosen:
     token: Int[Array, ""]
     logprob: Float[Array, ""]  # under the model: temperature 1, nothing adjusted or removed
     p: Float[Array, ""]  # the probability it was drawn with; 1 at temperature 0
+    shown: Float[Array, ""]  # what a shaper that comes last was shown as its probability; else p
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(knob, state, token_set))
 class Sampler:
-    """What adjusters and filters share; subclass one of those two."""
+    """What adjusters, filters and shapers share; subclass one of those."""
 
     order: ClassVar[int] = 0  # lower runs earlier among its own kind
     keeps_greedy: ClassVar[bool] = False  # claims that the likeliest token stays the likeliest
@@ -225,6 +231,20 @@ class Filter(Sampler):
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
         """True where a candidate may be drawn."""
+        raise NotImplementedError
+
+
+class Shaper(Sampler):
+    """Weighs tokens anew where temperature does; temperature itself is at order 0.
+
+    Called on the whole vocabulary, before the filters, or on what the filters leave: the answer for
+    a token may depend on the others' logits, but not on its place. A row is never left empty.
+    """
+
+    last: ClassVar[bool] = False  # comes after the filters in any case
+
+    def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
+        """The logits of one row anew; -inf where a token is dropped, and where it is given."""
         raise NotImplementedError
 
 

@@ -50,6 +50,6 @@ def test_the_presets_are_what_the_code_declares():
 
 def test_every_sampler_of_the_package_has_an_entry_point():
     folder = ROOT / "plugins/jaxllama_samplers"
-    declares = re.compile(r"^class \w+\((Adjuster|Filter)\):$", re.MULTILINE)
+    declares = re.compile(r"^class \w+\((Adjuster|Filter|Shaper)\):$", re.MULTILINE)
     files = {path.stem for path in folder.glob("*.py") if declares.search(path.read_text())}
     assert files == {kind.__module__.rpartition(".")[2] for kind in first_party().values()}

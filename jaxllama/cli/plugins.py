@@ -14,7 +14,7 @@ from jaxllama.cli.terminal import as_json
 from jaxllama.engine.knobs import catalogue
 from jaxllama.formats import PromptFormat
 from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, WEIGHTS, load_plugins
-from jaxllama.sampling import Adjuster, Preset, Sampler, knobs_of
+from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of
 from jaxllama.weights.base import Checkpoint
 
 
@@ -54,8 +54,7 @@ def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
         name: {**dataclasses.asdict(spec), "type": spec.kind.__name__}
         for name, spec in knobs_of(kind).items()
     }
-    moves = "adjuster" if issubclass(kind, Adjuster) else "filter"
-    return {"kind": moves, "order": kind.order, "help": summary(kind), "knobs": knobs}
+    return {"kind": kind_of(kind), "order": kind.order, "help": summary(kind), "knobs": knobs}
 
 
 def describe_preset(kind: type[Preset]) -> dict[str, Any]:
@@ -107,9 +106,17 @@ def presets_as_markdown(presets: Mapping[str, type[Preset]]) -> str:
     return "\n".join(lines)
 
 
-def running_order(name: str, kind: type[Sampler]) -> tuple[bool, int, str]:
-    """Adjusters before filters; then by order; then by name."""
-    return (not issubclass(kind, Adjuster), kind.order, name)
+def kind_of(sampler: type[Sampler]) -> str:
+    """What it subclasses, in a word."""
+    kinds = {"adjuster": Adjuster, "shaper": Shaper, "filter": Filter}
+    return next(word for word, kind in kinds.items() if issubclass(sampler, kind))
+
+
+def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
+    """Adjusters, shapers, filters, shapers that come last; then by order; then by name."""
+    if issubclass(kind, Shaper):
+        return (3 if kind.last else 1, kind.order, name)
+    return (0 if issubclass(kind, Adjuster) else 2, kind.order, name)
 
 
 def not_given(knob: Mapping[str, Any]) -> str:

@@ -33,12 +33,13 @@ from jaxllama.engine.rows import (
     switched_on,
     where_rows,
 )
-from jaxllama.engine.survivors import Ask, draw_survivors
+from jaxllama.engine.shaping import plan, remembers, shape_all, shape_early, shown_at, some
+from jaxllama.engine.survivors import Ask, Kinds, draw_survivors
 from jaxllama.engine.token_sets import digest, informed, learn
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.limits import LIMITS, unknown_field
-from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler
+from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 __all__ = ["Bank", "Choice", "Rows", "SamplerBank"]
@@ -96,11 +97,16 @@ class SamplerBank:
         ordered = sorted(samplers.items(), key=lambda item: (item[1].order, item[0]))
         self.adjusters = {name: kind for name, kind in ordered if issubclass(kind, Adjuster)}
         self.filters = {name: kind for name, kind in ordered if issubclass(kind, Filter)}
-        self.samplers: dict[str, type[Sampler]] = {**self.adjusters, **self.filters}
+        self.shapers = {name: kind for name, kind in ordered if issubclass(kind, Shaper)}
+        self.samplers: dict[str, type[Sampler]] = {
+            **self.adjusters,
+            **self.filters,
+            **self.shapers,
+        }
         for name in samplers:
             if name not in self.samplers:
                 raise BrokenPlugin(
-                    f"sampler {name!r} is neither an Adjuster nor a Filter; subclass one of them"
+                    f"sampler {name!r} is no Adjuster, Filter or Shaper; subclass one of them"
                 )
         self._observers = {
             name: kind
@@ -159,7 +165,7 @@ class SamplerBank:
         logprob = logprob_if(self._ways, told, logits, token)
         under_model = self._list_under_model(logits, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
-        watched = self._observe(bank, watching, (token, logprob, jnp.exp(drawn.logprob)))
+        watched = self._observe(bank, watching, logprob, drawn)
         return watched, Choice(
             token=token,
             finite=finite | ~rows.active,
@@ -212,7 +218,7 @@ class SamplerBank:
         """A token for every row; rows at temperature 0 cost nothing beyond their maximum."""
         certainty = jnp.zeros_like(ready.best)
         alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
-        certain = Draws(ready.likeliest, certainty, alone)
+        certain = self._shown(Draws(ready.likeliest, certainty, alone, {}))
         sampled = ready.live & is_warm(ready.rows)
         return jax.lax.cond(
             jnp.any(sampled),
@@ -229,31 +235,50 @@ class SamplerBank:
         chances = jax.vmap(chance)(ready.rows)
         filters = {name: bank[name] for name in self.filters}
         filtered = sampled & any_of(nobody, *map(switched_on, filters.values()))
-        free = sampled & ~filtered
+        shapers = {name: bank[name] for name in self.shapers}
+        shaping = plan(self.shapers, shapers, ready.rows, sampled)
+        acted = some(shaping.early, ready.rows) | some(shaping.late, ready.rows)
+        shaped, free = (sampled & ~filtered & each for each in (acted, ~acted))
+        size, last = self.top_logprobs, ready.rows.temperature_last
 
         def draw_free() -> Draws:
             heap = Heap(ready.logits, ready.best, heat, free)
-            return draw_from_all(self._ways, heap, chances, free & ready.wants, self.top_logprobs)
+            drawn = draw_from_all(self._ways, heap, chances, free & ready.wants, size)
+            return self._shown(drawn)
+
+        def draw_shaped(others: Draws) -> Draws:
+            heap = Heap(ready.logits, ready.best, heat, shaped)
+            heap, shown = shape_all(self._ways, self.shapers, shaping, heap)
+            drawn = draw_from_all(self._ways, heap, chances, shaped & ready.wants, size)
+            drawn = drawn._replace(shown=shown_at(shown, drawn.token))
+            return where_rows(shaped, drawn, others)
+
+        def draw_filtered(others: Draws) -> Draws:
+            heap = Heap(ready.logits, ready.best, jnp.where(last, 1.0, heat), filtered)
+            heap = shape_early(self._ways, self.shapers, shaping, heap)
+            ask = Ask(
+                filters,
+                shaping,
+                ready.rows,
+                heap.logits,
+                heap.best,
+                early=heap.heat,
+                late=jnp.where(last, heat, 1.0),
+                chances=chances,
+                wanted=filtered,
+            )
+            kinds = Kinds(self.filters, self.shapers)
+            found = draw_survivors(self._ways, kinds, ask, width=self.candidates, listed=size)
+            return where_rows(filtered, found, others)
 
         draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
-        last = ready.rows.temperature_last
-        ask = Ask(
-            filters,
-            ready.rows,
-            ready.logits,
-            ready.best,
-            early=jnp.where(last, 1.0, heat),
-            late=jnp.where(last, heat, 1.0),
-            chances=chances,
-            wanted=filtered,
-        )
+        draws = jax.lax.cond(jnp.any(shaped), draw_shaped, lambda others: others, draws)
+        return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
-        def draw_filtered() -> Draws:
-            width, size = self.candidates, self.top_logprobs
-            found = draw_survivors(self._ways, self.filters, ask, width=width, listed=size)
-            return where_rows(filtered, found, draws)
-
-        return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda: draws)
+    def _shown(self, draws: Draws) -> Draws:
+        """Draws of rows without shapers: what would be shown is what was drawn from."""
+        memories = [name for name, kind in self.shapers.items() if remembers(kind)]
+        return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
 
     def _list_under_model(self, logits: Float[Array, "S V"], ready: Ready) -> Listed:
         """The likeliest tokens at temperature 1, nothing adjusted or removed."""
@@ -266,21 +291,27 @@ class SamplerBank:
         return list_if(ready.wants, likeliest, self.top_logprobs)
 
     def _observe(
-        self, bank: Bank, watching: dict[str, Bool[Array, " S"]], chosen: tuple[Array, ...]
+        self,
+        bank: Bank,
+        watching: dict[str, Bool[Array, " S"]],
+        logprob: Float[Array, " S"],
+        drawn: Draws,
     ) -> Bank:
         """The bank after its adaptive samplers saw what their rows got."""
 
         def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
             return sampler.observe(Chosen(*chosen))
 
-        def seen(on: Array, old: Sampler) -> Sampler:
+        def seen(name: str, on: Array, old: Sampler) -> Sampler:
+            shown = drawn.shown.get(name, drawn.logprob)
+            chosen = (drawn.token, logprob, jnp.exp(drawn.logprob), jnp.exp(shown))
             return jax.lax.cond(
                 jnp.any(on),
                 lambda: where_rows(on, jax.vmap(one)(old, chosen), old),
                 lambda: old,
             )
 
-        return bank | {name: seen(on, bank[name]) for name, on in watching.items()}
+        return bank | {name: seen(name, on, bank[name]) for name, on in watching.items()}
 
 
 def any_of(first: Bool[Array, " S"], *others: Bool[Array, " S"]) -> Bool[Array, " S"]:

@@ -17,6 +17,7 @@ class Draws(NamedTuple):
     token: Int32[Array, " S"]
     logprob: Float[Array, " S"]
     listed: Listed
+    shown: dict[str, Float[Array, " S"]]  # log-probability, as shapers that observe were shown it
 
 
 def draw_from_all(
@@ -31,4 +32,4 @@ def draw_from_all(
     logprob = (at(heap.logits, token) - heap.best) / heap.heat - log_total
     of_those = heap._replace(wanted=wants_list)
     listed = list_if(wants_list, lambda: list_likeliest(ways, of_those, size), size)
-    return Draws(token, logprob, listed)
+    return Draws(token, logprob, listed, {})

@@ -40,8 +40,15 @@ def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
 
 def context(row: Rows, name: str) -> Context:
     """What the sampler called `name` may know of one row (leaves without S)."""
-    draw = chance(row, name)
-    return Context(row.tokens, row.length, row.prompt, row.stop_ids, draw, row.allowed)
+    return Context(
+        row.tokens,
+        row.length,
+        row.prompt,
+        row.stop_ids,
+        chance(row, name),
+        row.temperature,
+        row.allowed,
+    )
 
 
 def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:

@@ -1,7 +1,7 @@
 """Drawing among the best candidates: filters in order, then one number decides.
 
-Called by the sampler bank, inside the decode program, for rows that have a filter switched on.
-Knows nothing of adjusters, log-probability requests or the whole vocabulary's distribution.
+Called by the sampler bank, inside the decode program, for rows that have a filter switched on; runs
+the shapers that come last, too. Knows nothing of adjusters or log-probability requests.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,23 @@ import jax.numpy as jnp
 from jaxllama.engine.draws import Draws
 from jaxllama.engine.logprobs import list_padded
 from jaxllama.engine.rows import Rows, context, switched_on, where_rows
+from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at, some
 from jaxllama.kernels import Choosing, choice
-from jaxllama.sampling import Candidates, Filter, Sampler
+from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
 
 
+class Kinds(NamedTuple):
+    """The installed samplers that act among candidates, in order."""
+
+    filters: Mapping[str, type[Filter]]
+    shapers: Mapping[str, type[Shaper]]
+
+
 class Best(NamedTuple):
-    """`Candidates` of every row; see there."""
+    """Most of the `Candidates` of every row; see there."""
 
     ids: Int32[Array, "S C"]
     logits: Float[Array, "S C"]
@@ -33,6 +41,7 @@ class Ask(NamedTuple):
     """Everything one draw among candidates depends on, row by row."""
 
     filters: dict[str, Sampler]  # leaves [S]
+    shaping: Shaping
     rows: Rows
     logits: Float[Array, "S V"]
     best: Float[Array, " S"]
@@ -42,16 +51,14 @@ class Ask(NamedTuple):
     wanted: Bool[Array, " S"]  # rows whose answer is used
 
 
-def draw_survivors(
-    ways: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, *, width: int, listed: int
-) -> Draws:
+def draw_survivors(ways: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed: int) -> Draws:
     """Draw one token per row from the `width` best candidates that all filters leave.
 
     A row whose last candidate was kept by a filter might have kept more: it alone is done again
     over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
     """
-    best, is_open = narrow(ways, kinds, ask, width)
-    draws = pick(best, ask, listed)
+    best, is_open = narrow(ways, kinds.filters, ask, width)
+    draws = pick(kinds.shapers, best, ask, listed)
     vocab = ask.logits.shape[-1]
     if width == vocab:
         return draws
@@ -84,29 +91,45 @@ def narrow(
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
     last = ids[:, -1:]
     is_open = jnp.zeros_like(ask.wanted)
+    fresh = jnp.full_like(ask.wanted, width < ask.logits.shape[-1])
     for name, kind in kinds.items():
         on = ask.wanted & switched_on(ask.filters[name])
 
-        def asked(old: Best, name: str = name, kind: type[Filter] = kind, on: Array = on) -> Best:
-            return where_rows(on, ask_filter(name, kind, ask, old), old)
+        def asked(
+            old: Best,
+            is_open: Array,
+            name: str = name,
+            kind: type[Filter] = kind,
+            on: Array = on,
+            fresh: Array = fresh,
+        ) -> tuple[Best, Array]:
+            left = where_rows(on, ask_filter(name, kind, ask, (old, fresh)), old)
+            # Every filter counts, not only the final outcome: a later one was shown shares of the
+            # candidates at hand, and those are right only if no kept token is missing among them.
+            kept_last = jnp.any((left.ids == last) & (left.logits > -jnp.inf), axis=-1)
+            return left, is_open | (on & kept_last)
 
-        best = jax.lax.cond(jnp.any(on), asked, lambda old: old, best)
-        # Every filter counts, not only the final outcome: a later one was shown shares of the
-        # candidates at hand, and those are right only if no kept token is missing among them.
-        kept_last = jnp.any((best.ids == last) & (best.logits > -jnp.inf), axis=-1)
-        is_open = is_open | (on & kept_last)
+        best, is_open = jax.lax.cond(jnp.any(on), asked, lambda *unasked: unasked, best, is_open)
+        fresh = fresh & ~on
     return best, is_open
 
 
-def ask_filter(name: str, kind: type[Filter], ask: Ask, best: Best) -> Best:
-    """The survivors of one filter, renormalised, in every row."""
+def ask_filter(
+    name: str, kind: type[Filter], ask: Ask, left: tuple[Best, Bool[Array, " S"]]
+) -> Best:
+    """The survivors of one filter, renormalised, in every row.
 
-    def one(sampler: Sampler, best: Best, row: Rows) -> Bool[Array, " C"]:
+    `left` is what is left so far, and in which rows no filter has looked at that yet.
+    """
+
+    def one(sampler: Sampler, best: Candidates, row: Rows) -> Bool[Array, " C"]:
         assert isinstance(sampler, Filter)
-        return sampler(Candidates(*best), context(row, name))
+        return sampler(best, context(row, name))
 
+    best, fresh = left
     alive = best.logits > -jnp.inf
-    keep = jax.vmap(one)(ask.filters[name], best, ask.rows) & alive
+    given = Candidates(*best, *spread(best, ask, fresh))
+    keep = jax.vmap(one)(ask.filters[name], given, ask.rows) & alive
     if kind.keeps_greedy:
         keep = keep.at[:, 0].set(alive[:, 0])
     keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
@@ -120,6 +143,26 @@ def ask_filter(name: str, kind: type[Filter], ask: Ask, best: Best) -> Best:
     return Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
 
 
+def spread(
+    best: Best, ask: Ask, fresh: Bool[Array, " S"]
+) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
+    """Entropy and number of the survivors; where rows are fresh, of the whole vocabulary.
+
+    Costs nothing for a filter that looks at neither: the compiler drops it.
+    """
+    every = (ask.logits - ask.best[:, None]) / ask.early[:, None]
+    of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))
+    of_best = entropy(best.logits, best.log_total)
+    left, all_ = (jnp.sum(each > -jnp.inf, axis=-1) for each in (best.logits, every))
+    return jnp.where(fresh, of_all, of_best), jnp.where(fresh, all_, left)
+
+
+def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float[Array, " S"]:
+    """Of every row, in natural units."""
+    surprise = jnp.where(logits > -jnp.inf, log_total[:, None] - logits, 0.0)
+    return jnp.sum(jnp.exp(-surprise) * surprise, axis=-1)
+
+
 def close_gaps(
     ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
@@ -128,13 +171,27 @@ def close_gaps(
     return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
 
 
-def pick(best: Best, ask: Ask, listed: int) -> Draws:
-    """Apply the late temperature and draw; list the first survivors as sampled."""
+def pick(kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int) -> Draws:
+    """Apply the late temperature and shapers and draw; list the first survivors as sampled."""
     # Relative to the best survivor again: a filter may have dropped the likeliest.
-    logits = (best.logits - best.logits[:, :1]) / ask.late[:, None]
+    relative = best.logits - best.logits[:, :1]
+    mine = ask.shaping.within(ask.wanted)
+
+    def plain() -> tuple[Array, Array, dict[str, Array]]:
+        logits = relative / ask.late[:, None]
+        return best.ids, logits, {name: logits for name in kinds if remembers(kinds[name])}
+
+    def shaped() -> tuple[Array, Array, dict[str, Array]]:
+        logits, shown = shape(kinds, mine, mine.late, relative, ask.late)
+        order = jnp.argsort(-logits, axis=-1, stable=True)
+        every = (best.ids, logits, shown)
+        return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=-1), every)
+
+    ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late, ask.rows)), shaped, plain)
     logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits)
     reached = jnp.cumsum(weights, axis=-1)
     place = choice.first_past(weights, reached, ask.chances * reached[:, -1])
-    likeliest = list_padded(best.ids, logits, listed)
-    return Draws(choice.at(best.ids, place), choice.at(logits, place), likeliest)
+    likeliest = list_padded(ids, logits, listed)
+    drawn = choice.at(logits, place)
+    return Draws(choice.at(ids, place), drawn, likeliest, shown_at(shown, place))

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllama.engine.rows import Rows, context
 from jaxllama.errors import BrokenPlugin
-from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler
+from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler, Shaper
 from jaxllama.shapes import Array
 
 
@@ -19,17 +19,17 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
     """Raise BrokenPlugin unless the sampler traces and returns what its socket says."""
 
     def call(sampler: Sampler) -> Array:
-        if isinstance(sampler, Adjuster):
+        if isinstance(sampler, Adjuster | Shaper):
             return sampler(jnp.zeros(vocab, jnp.float32), context(blank_row(), name))
         assert isinstance(sampler, Filter)
         return sampler(blank_candidates(candidates), context(blank_row(), name))
 
     def observe(sampler: Sampler) -> Sampler:
-        return sampler.observe(Chosen(jnp.int32(0), logprob=jnp.float32(0.0), p=jnp.float32(1.0)))
+        certain = jnp.float32(1.0)
+        return sampler.observe(Chosen(jnp.int32(0), jnp.float32(0.0), certain, certain))
 
-    expected = (
-        np.zeros(vocab, np.float32) if isinstance(row, Adjuster) else np.zeros(candidates, np.bool_)
-    )
+    is_filter = isinstance(row, Filter)
+    expected = np.zeros(candidates, np.bool_) if is_filter else np.zeros(vocab, np.float32)
     expect(f"sampler {name!r}", traced(name, call, row), expected)
     expect(f"observe() of sampler {name!r}", traced(name, observe, row), row)
 
@@ -76,4 +76,5 @@ def blank_row() -> Rows:
 def blank_candidates(count: int) -> Candidates:
     """As many equal candidates."""
     logits = jnp.zeros(count, jnp.float32)
-    return Candidates(jnp.arange(count, dtype=jnp.int32), logits, logits, jnp.float32(0.0))
+    ids, nothing, size = jnp.arange(count, dtype=jnp.int32), jnp.float32(0.0), jnp.int32(count)
+    return Candidates(ids, logits, logits, nothing, nothing, size)

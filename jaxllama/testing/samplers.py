@@ -27,6 +27,7 @@ from jaxllama.sampling import (
     Filter,
     KnobSpec,
     Sampler,
+    Shaper,
 )
 
 VOCAB = 64
@@ -102,7 +103,7 @@ def check_compiled(kind: type[Sampler]) -> SamplerBank:
 def check_host(kind: type[Sampler], row: Sampler, about: Rows) -> None:
     """Rule `host`: nothing in the traced program leaves it."""
     logits = jnp.zeros(VOCAB, jnp.float32)
-    chosen = (jnp.int32(0), jnp.float32(-1.0), jnp.float32(0.5))
+    chosen = (jnp.int32(0), jnp.float32(-1.0), jnp.float32(0.5), jnp.float32(0.5))
     # Fresh functions: JAX 0.10 holds two dataclasses with like fields for one when it looks up
     # what it traced before.
     for traced in (
@@ -128,8 +129,8 @@ def check_numbers(kind: type[Sampler], bank: SamplerBank, cases: list[Case]) -> 
 
 
 def check_values(kind: type[Sampler], made: list[tuple[Case, np.ndarray]]) -> None:
-    """Rules `finite` and `nonempty`, for adjusters: the bank sees to both after a filter."""
-    if not issubclass(kind, Adjuster):
+    """Rules `finite` and `nonempty`; the bank sees to both after a filter."""
+    if issubclass(kind, Filter):
         return
     for case, moved in made:
         if np.isnan(moved).any() or np.isposinf(moved).any():
@@ -143,7 +144,8 @@ def check_state(kind: type[Sampler], begun: list[Sampler]) -> None:
     for row in begun:
         after = row
         for p in (0.5, 1.0, 1e-6):
-            after = after.observe(Chosen(jnp.int32(1), jnp.log(jnp.float32(p)), jnp.float32(p)))
+            share = jnp.float32(p)
+            after = after.observe(Chosen(jnp.int32(1), jnp.log(share), share, share))
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             leaves = jax.tree.leaves(getattr(after, field.name))
             if not all(np.isfinite(leaf).all() for leaf in leaves):
@@ -165,7 +167,7 @@ def check_jit(
 def check_greedy(kind: type[Sampler], made: list[tuple[Case, np.ndarray]]) -> None:
     """Rule `greedy`: the likeliest token stays the likeliest."""
     for case, answer in made:
-        if issubclass(kind, Adjuster):
+        if not issubclass(kind, Filter):
             kept = answer[case.logits.argmax()] == answer.max()
         else:
             kept = answer[0] or not answer.any()
@@ -272,13 +274,15 @@ def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
     """What the sampler says to one row; a filter is shown the whole vocabulary, sorted."""
     sampler, logits, row = jax.tree.map(jnp.asarray, (sampler, logits, row))
     about = context(row, "checked")
-    if isinstance(sampler, Adjuster):
+    if isinstance(sampler, Adjuster | Shaper):
         return sampler(logits, about)
     assert isinstance(sampler, Filter)
     best, ids = jax.lax.top_k(logits, VOCAB)
     best = best - best[0]
     total = jax.nn.logsumexp(best)
-    return sampler(Candidates(ids, best, jnp.exp(best - total), total), about)
+    p = jnp.exp(best - total)
+    entropy, size = jnp.sum(jax.scipy.special.entr(p)), jnp.sum(best > -jnp.inf)
+    return sampler(Candidates(ids, best, p, total, entropy, size), about)
 
 
 def bank_of(kind: type[Sampler] | None) -> SamplerBank:

@@ -1,0 +1,46 @@
+"""Dynamic temperature: hotter where the model hesitates, colder where it is sure."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.sampling import Context, Knob, Shaper, knob
+from jaxllama.shapes import Array, Float
+
+COLDEST = 1e-3
+
+
+class DynamicTemperature(Shaper):
+    """Replace the temperature by one that follows the entropy.
+
+    low + (high - low) * (entropy / largest entropy)^dynatemp_exponent, where low and high are the
+    temperature -+ dynatemp_range, and low is at least 0. The entropy is that at temperature 1 of
+    the tokens that are left; the largest is that of as many equal ones.
+    """
+
+    order = -10  # before the temperature, which it makes up for
+
+    dynatemp_range: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=100.0,
+        help="how far the temperature may move with the entropy, up and down; 0 = not",
+    )
+    dynatemp_exponent: Knob = knob(
+        off=1.0,
+        low=0.01,
+        high=100.0,
+        switch=False,
+        help="how the entropy moves the temperature: above 1 late, below 1 early",
+    )
+
+    def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
+        """The logits for which the temperature, once applied, is the dynamic one."""
+        p = jax.nn.softmax(logits)
+        entropy = jnp.sum(jax.scipy.special.entr(p))
+        largest = jnp.log(jnp.maximum(jnp.sum(logits > -jnp.inf), 2))
+        share = jnp.clip(entropy / largest, 0.0, 1.0) ** self.dynatemp_exponent
+        low = jnp.maximum(context.temperature - self.dynatemp_range, 0.0)
+        high = context.temperature + self.dynatemp_range
+        heat = jnp.maximum(low + (high - low) * share, COLDEST)
+        below = (logits - jnp.max(logits)) * (context.temperature / heat)
+        return jnp.where(logits > -jnp.inf, below, -jnp.inf)

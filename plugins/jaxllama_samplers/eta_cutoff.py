@@ -1,0 +1,29 @@
+"""Eta cutoff: a floor under every probability that sinks where the model hesitates."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
+from jaxllama.shapes import Array, Bool
+
+
+class EtaCutoff(Filter):
+    """Keep tokens with p >= min(eta, sqrt(eta) * exp(-entropy)).
+
+    eta is a probability, as in Hugging Face, not ten-thousandths of one. The likeliest token is
+    kept even below the floor.
+    """
+
+    order = 60
+
+    eta_cutoff: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=1.0,
+        help="drop tokens less likely than this, or than less where the entropy is high; 0 = none",
+    )
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True where a token reaches the floor."""
+        del context
+        sinking = jnp.sqrt(self.eta_cutoff) * jnp.exp(-best.entropy)
+        return best.p >= jnp.minimum(self.eta_cutoff, sinking)

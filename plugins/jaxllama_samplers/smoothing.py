@@ -1,0 +1,39 @@
+"""Smoothing, or quadratic sampling: near the top gaps shrink, far from it they grow."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Context, Knob, Shaper, knob
+from jaxllama.shapes import Array, Float
+
+
+class Smoothing(Shaper):
+    """Square every logit's distance from the best: top - factor * distance^2.
+
+    With smoothing_curve c: factor * ((3 - c) / 2 * distance^2 + (c - 1) / 2 * distance^3), so 1 is
+    quadratic and 3 is cubic. The distances are those after temperature.
+    """
+
+    order = 10
+
+    smoothing_factor: Knob = knob(
+        off=0.0,
+        low=0.0,
+        high=100.0,
+        help="how much the square of a logit's distance from the best counts; 0 = as is",
+    )
+    smoothing_curve: Knob = knob(
+        off=1.0,
+        low=1.0,
+        high=3.0,
+        switch=False,
+        help="from quadratic (1) to cubic (3): higher drops unlikely tokens faster",
+    )
+
+    def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
+        """The logits, by a power of their distance from the best."""
+        del context
+        alive = logits > -jnp.inf
+        distance = jnp.where(alive, jnp.max(logits) - logits, 0.0)
+        square, cube = (3 - self.smoothing_curve) / 2, (self.smoothing_curve - 1) / 2
+        far = (square + cube * distance) * distance**2
+        return jnp.where(alive, -self.smoothing_factor * far, -jnp.inf)

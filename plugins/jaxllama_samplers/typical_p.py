@@ -1,0 +1,41 @@
+"""Typical-p, locally typical sampling: tokens about as surprising as the model expects."""
+
+import jax.numpy as jnp
+
+from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
+from jaxllama.shapes import Array, Bool
+
+
+class TypicalP(Filter):
+    """Keep the most typical tokens that together hold `typical_p`.
+
+    A token is the more typical the closer its surprise, -log p, is to the entropy. The token that
+    crosses the line is kept; with `typical_p_strict` it is dropped, as ExLlama does. The likeliest
+    token may well be dropped.
+    """
+
+    order = 40
+    keeps_greedy = False
+
+    typical_p: Knob = knob(
+        off=1.0,
+        low=0.0,
+        high=1.0,
+        help="draw among the most typical tokens that together hold this probability; 1 = all",
+    )
+    typical_p_strict: Knob = knob(
+        off=False,
+        switch=False,
+        help="drop the token that crosses the typical_p line instead of keeping it",
+    )
+
+    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
+        """True for the most typical, up to the line."""
+        del context
+        surprise = best.log_total - best.logits
+        order = jnp.argsort(jnp.abs(surprise - best.entropy), stable=True)
+        through = jnp.cumsum(best.p[order])
+        above = jnp.pad(through[:-1], (1, 0))
+        strict = (through <= self.typical_p).at[0].set(True)
+        keep = jnp.where(self.typical_p_strict, strict, above < self.typical_p)
+        return keep[jnp.argsort(order)]

@@ -1,0 +1,41 @@
+"""XTC, exclude top choices: now and then likely tokens are passed over for a less likely one."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.sampling import Context, Knob, Shaper, knob
+from jaxllama.shapes import Array, Float
+
+
+class Xtc(Shaper):
+    """Drop all but the least likely of the tokens that have at least `xtc_threshold`.
+
+    Happens with a chance of `xtc_probability` at each token, and only where at least two tokens
+    reach the threshold: one of them is always left. Runs after the filters. Above one half no two
+    tokens can reach a threshold, so nothing happens.
+    """
+
+    order = -20  # before a late temperature: the threshold means the model's own probabilities
+    last = True
+
+    xtc_probability: Knob = knob(
+        off=0.0, low=0.0, high=1.0, help="how often the likeliest tokens are dropped; 0 = never"
+    )
+    xtc_threshold: Knob = knob(
+        off=0.1,
+        low=0.0,
+        high=1.0,
+        switch=False,
+        help="probability from which a token counts as one of the likeliest; 0.1 is usual",
+    )
+
+    def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
+        """The logits, without the top choices or as they were."""
+        p = jax.nn.softmax(logits)
+        reaches = (p >= self.xtc_threshold) & (p > 0)
+        # Of equally likely ones the last counts as the least likely, as a sorted list has it.
+        least = jnp.min(jnp.where(reaches, p, jnp.inf))
+        place = jnp.arange(p.shape[0])
+        spared = jnp.max(jnp.where(reaches & (p == least), place, -1))
+        happens = context.chance < self.xtc_probability
+        return jnp.where(happens & reaches & (place != spared), -jnp.inf, logits)
