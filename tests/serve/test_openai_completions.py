@@ -179,7 +179,6 @@ REFUSED = [
     ({"max_tokens": 0, "echo": True, "stream": True}, "max_tokens", "nothing is generated"),
     ({"max_tokens": 255}, None, "together 256|255, together"),
     ({"seed": -1}, "seed", "seed is -1"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"tools": []}, "tools", "unknown parameter"),
 ]
 

@@ -85,7 +85,7 @@ REFUSED_RESPONSES = [
     ({"background": True}, "background", "while its client waits"),
     ({"reasoning": {"effort": "low"}}, "reasoning", "no setting"),
     ({"truncation": "auto"}, "truncation", "'auto'"),
-    ({"text": {"format": {"type": "json_object"}}}, "response_format", "not supported"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type", "'xml'"),
     ({"max_tokens": 3, "max_output_tokens": 4}, "max_tokens", "called max_output_tokens"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0"),
     ({"logprobs": 1}, "logprobs", "/v1/chat/completions"),

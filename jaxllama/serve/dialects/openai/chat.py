@@ -62,7 +62,8 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     tools = [] if body.tool_choice == "none" else body.tools or []
-    constraint = knobs_for(body.response_format, tools, body.tool_choice)
+    style = model.intake.with_format(body.format).format.calls if tools else None
+    constraint = knobs_for(body.response_format, tools, body.tool_choice, style)
     ask = Ask(
         messages=[as_turn(each) for each in body.messages],
         knobs=knobs | with_own_names(body, knobs) | constraint,
@@ -71,7 +72,6 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         ending=ending_of(body),
         format=body.format,
     )
-    style = model.intake.with_format(body.format).format.calls if tools else None
 
     def form(answers: Answers) -> ChatForm:
         return ChatForm(body, model, answers, style)

@@ -103,7 +103,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     model = service.model
     check_model(body.model, model.name)
     check_options(body, knobs)
-    knobs |= knobs_for(body.response_format, (), None)
+    knobs |= knobs_for(body.response_format)
     prompts = as_prompts(body.prompt)
     echoes = await echoes_of(prompts, knobs, service) if body.echo else []
     style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)

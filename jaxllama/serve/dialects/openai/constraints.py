@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import Tool
+from jaxllama.formats import CallStyle, Tool
+from jaxllama.text.calls import call_grammar
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,24 +63,58 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 def knobs_for(
     response_format: ResponseFormat | None,
-    tools: Sequence[ToolDefinition],
-    tool_choice: ToolChoice | None,
+    tools: Sequence[ToolDefinition] = (),
+    tool_choice: ToolChoice | None = None,
+    style: CallStyle | None = None,
 ) -> dict[str, object]:
     """The knobs that hold an answer to what was asked."""
-    if response_format is not None and response_format.type != "text":
-        raise InvalidParameter(
-            f"response_format {response_format.type!r} is not supported yet; expected 'text'",
-            "response_format",
-        )
+    found = of_format(response_format) if response_format is not None else {}
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
-        raise InvalidParameter(
-            "tool_choice cannot force a call yet; expected 'auto' or 'none'", "tool_choice"
-        )
+        return found | of_choice(tools, tool_choice, style)
     for index, tool in enumerate(tools):
         if tool.function.strict:
             name = f"tools[{index}].function.strict"
-            raise InvalidParameter(f"{name} is not supported yet; leave it out", name)
-    return {}
+            raise InvalidParameter(
+                f"{name} needs tool_choice to be 'required' or to name the tool: calls that a "
+                f"model may make or not are not held to their schema",
+                name,
+            )
+    return found
+
+
+def of_format(wanted: ResponseFormat) -> dict[str, object]:
+    """The knobs that hold an answer to a format."""
+    match wanted.type:
+        case "text":
+            return {}
+        case "json_object":
+            return {"json_object": True}
+        case _:
+            schema = wanted.json_schema.schema if wanted.json_schema is not None else None
+            if schema is None:
+                name = "response_format.json_schema"
+                raise InvalidParameter(f"{name} has no schema; send one", name)
+            return {"json_schema": schema}
+
+
+def of_choice(
+    tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
+) -> dict[str, object]:
+    """The knobs that make an answer a call."""
+    name = choice.function.name if isinstance(choice, NamedTool) else None
+    allowed = [as_tool(tool) for tool in tools if name in (None, tool.function.name)]
+    if not allowed:
+        raise InvalidParameter(
+            f"tool_choice is {name or choice!r:.100}, but tools has none such; send it there",
+            "tool_choice",
+        )
+    if style is None:
+        raise InvalidParameter(
+            "tool_choice asks for a call, but this model's prompt format knows no tools; choose "
+            "another model or format, such as chatml",
+            "tool_choice",
+        )
+    return {"grammar": call_grammar(style, allowed)}
 
 
 def as_tool(tool: ToolDefinition) -> Tool:

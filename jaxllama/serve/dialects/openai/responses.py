@@ -63,7 +63,7 @@ async def respond(request: web.Request, service: GenerationService) -> web.Strea
         raise InvalidParameter(
             "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
         )
-    constraint = knobs_for(format_of(body), (), None)
+    constraint = knobs_for(format_of(body))
     ask = Ask(messages=messages_of(body), knobs=knobs | constraint)
 
     def form(answers: Answers) -> ResponseForm:
