@@ -33,6 +33,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium")
 
+PATIENCE = 20_000  # milliseconds before a test gives up, on a machine that does much else
 QUIET = [
     "--headless",
     "--no-sandbox",
@@ -153,6 +154,7 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all tests of this file."""
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
@@ -167,7 +169,7 @@ def page(site: Site, browser: Browser) -> Iterator[Page]:
     refusal of the server, which the browser notes too, is not something that goes wrong.
     """
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(5_000)
+    context.set_default_timeout(PATIENCE)
     wrong: list[str] = []
     site.requests.clear()
 
