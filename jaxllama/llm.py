@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama import scoring
@@ -294,6 +295,19 @@ class LLM:
                 own = list(islice(scores, len(choices)))
                 yield scoring.classified(choices, own, length_normalize=length_normalize)
 
+    def embed(
+        self, text: Prompt | Sequence[Prompt], *, pooling: str = "mean"
+    ) -> np.ndarray | list[np.ndarray]:
+        """A vector of length 1 for a text (or token ids), or one for each of a list.
+
+        `pooling` makes it of all tokens ("mean") or of the last one, which has seen all ("last").
+        """
+        if pooling not in tuple(scoring.Pooling):
+            raise InvalidParameter(f"pooling is {pooling!r}; expected mean or last", "pooling")
+        if not is_one(text):
+            return [self._embed(one, pooling) for one in cast(Sequence[Prompt], text)]
+        return self._embed(cast(Prompt, text), pooling)
+
     def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
         """How surprised the model is by a text, in windows of the context, each from its start."""
         ids = self.intake.ids(text)
@@ -418,6 +432,12 @@ class LLM:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:
                 inbox.append(event)
+
+    def _embed(self, text: Prompt, pooling: str) -> np.ndarray:
+        while self.engine.slots.full:
+            self._pump()
+        found = self.engine.embed(self.intake.ids(text))
+        return scoring.as_embedding(found, scoring.Pooling(pooling))
 
     def _scores(self, prompts: Sequence[list[int]], tails: Sequence[list[int]]) -> list[Score]:
         """The score of each tail behind its prompt."""

@@ -60,7 +60,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
-    "llm": (WHOLE, "jax"),
+    "llm": (WHOLE, "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion answers bounds service",

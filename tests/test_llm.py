@@ -163,6 +163,22 @@ def test_score_agrees_with_generated_logprobs(llm):
     assert score.tokens == answer.tokens
 
 
+def test_texts_become_vectors_of_length_one(llm):
+    one = llm.embed("some text")
+    assert np.linalg.norm(one) == pytest.approx(1)
+    many = llm.embed(["some text", llm.tokenize("some text"), "other"], pooling="last")
+    assert np.array_equal(many[0], many[1])
+    assert not np.allclose(many[0], one)
+    assert not np.allclose(many[0], many[2])
+
+
+@pytest.mark.parametrize(("text", "pooling"), [("", "mean"), ("abc", "max"), ("x" * 300, "mean")])
+def test_what_cannot_be_embedded_is_refused(llm, text, pooling):
+    with pytest.raises(RequestError):
+        llm.embed(text, pooling=pooling)
+    assert llm.engine.slots.claimed == 0
+
+
 def test_perplexity_is_exp_of_the_mean_surprise(llm):
     text = "some text to be surprised by"
     ids = llm.tokenize(text)
