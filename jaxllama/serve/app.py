@@ -64,7 +64,10 @@ class Front:
         except JaxLlamaError as error:
             return self._refuse(request, error)
         except web.HTTPException as error:
-            return self._refuse(request, worded(request, error))
+            response = self._refuse(request, worded(request, error))
+            if hdrs.ALLOW in error.headers:
+                response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+            return response
         except ConnectionError:
             raise
         except Exception:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+from random import Random
 
 import openai
 import pytest
@@ -435,6 +436,56 @@ def test_a_hundred_streams_at_once_each_get_their_own():
             found = await asyncio.gather(*map(one, range(100)))
             assert found == [f"You are number {number}." for number in range(100)]
             await live.settled()
+
+    scenario(body)
+
+
+def test_random_answers_stream_as_they_are_whole():
+    """Broken characters, stop texts and things that look like calls, in any mixture."""
+
+    async def body():
+        random = Random(5)
+        pieces = [
+            b"<tool_call>",
+            b"</tool_call>",
+            b'{"name": "f", ',
+            b'"arguments": {',
+            b"}}",
+            b" ",
+        ]
+        pieces += ["🙂".encode()[:2], "é".encode(), b"\xff", b"STO", b"STOP", b"\n", b'"', b"x"]
+        answers = [b"".join(random.choices(pieces, k=12)) for _ in range(60)]
+
+        def script(prompt):
+            number = (
+                bytes(id_ for id_ in prompt if id_ < 256).rpartition(b"#")[2].partition(b"\n")[0]
+            )
+            return answers[int(number)] if number.isdigit() else b""
+
+        engine = ScriptedEngine(script, config=config(context=1024, slots=8))
+        async with asked(engine) as (_, client):
+
+            async def compare(number: int) -> bool:
+                more = {
+                    "messages": [{"role": "user", "content": f"#{number}"}],
+                    "stop": ["STOP"],
+                    "tools": [LOOK],
+                }
+                message = (await ask(client, **more)).choices[0]
+                texts, calls, ends, _ = await joined(await ask(client, stream=True, **more))
+                assert texts == {0: message.message.content or ""}
+                assert ends == {0: message.finish_reason}
+                found = [
+                    (one.function.name, one.function.arguments)
+                    for one in message.message.tool_calls or ()
+                ]
+                assert [(name, text) for _, name, text in calls.values()] == found
+                assert "STOP" not in texts[0]
+                return bool(found)
+
+            called = await asyncio.gather(*map(compare, range(len(answers))))
+            assert any(called)
+            assert not all(called)
 
     scenario(body)
 

@@ -187,3 +187,16 @@ def test_the_model_is_listed_and_described():
                 assert await live.status(f"/v1/models/{name}") in (400, 404)
 
     scenario(body)
+
+
+def test_a_wrong_method_is_told_the_right_one():
+    async def body():
+        async with (
+            asked() as (live, _),
+            live.http.get(f"{live.url}/v1/chat/completions") as response,
+        ):
+            assert response.status == 405
+            assert response.headers["Allow"] == "POST"
+            assert (await response.json())["error"]["code"] == "method_not_allowed"
+
+    scenario(body)
