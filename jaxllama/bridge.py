@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -67,6 +67,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[tuple[Job, Job] | None] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}  # the thread's, by generation
         self._questions: deque[tuple[Callable[[Engine], Any], asyncio.Future[Any]]] = deque()
+        self._looks: deque[tuple[Generator[None, None, Any], asyncio.Future[Any]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -96,10 +97,12 @@ class EngineThread:
 
         self._send(cancel, lambda: None)
 
-    async def ask(self, question: Callable[[Engine], T]) -> T:
+    async def ask(self, question: Callable[[Engine], T | Generator[None, None, T]]) -> T:
         """What a function of the engine returns, called between two steps.
 
-        One that raises QueueFull, as `Engine.peek` does, is called again once a slot is free.
+        If it returns a generator, as `Engine.peek_by_and_by` does, that is advanced once between
+        any two steps, and the answer is what it returns. One that raises QueueFull to begin with
+        is called again once a slot is free.
         """
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._send(
@@ -136,8 +139,9 @@ class EngineThread:
         """Take what has come in, step, tell what happened."""
         try:
             while self._take_in():
-                self._answer_questions()
                 began = time.monotonic()
+                self._look_on()
+                self._take_questions()
                 events = self.engine.step()
                 now = time.monotonic()
                 self.pulse = self.pulse.after_step(now - began, now)
@@ -153,7 +157,7 @@ class EngineThread:
     def _take_in(self) -> bool:
         """Do what the inbox asks; wait there while the engine has nothing to do."""
         while True:
-            waits = self.engine.idle and not self._questions
+            waits = self.engine.idle and not self._questions and not self._looks
             if waits:
                 self.pulse = replace(self.pulse, busy_since=None)
             try:
@@ -180,22 +184,46 @@ class EngineThread:
             return self._tickets.pop(event.id)
         return self._tickets[event.id]
 
-    def _answer_questions(self) -> None:
+    def _take_questions(self) -> None:
+        """Answer what can be answered at once, begin what takes longer."""
         for _ in range(len(self._questions)):
             question, answer = self._questions.popleft()
             if answer.cancelled():
                 continue
             try:
                 found = question(self.engine)
+                if isinstance(found, Generator):
+                    next(found)
+                    self._looks.append((found, answer))
+                    continue
             except QueueFull as error:
-                if not self.engine.idle:
+                if not self.engine.idle or self._looks:
                     self._questions.appendleft((question, answer))
                     return
                 self._call(settle, answer, None, error)
+            except StopIteration as end:
+                self._call(settle, answer, end.value, None)
             except Exception as error:  # belongs to the one who asked
                 self._call(settle, answer, None, error)
             else:
                 self._call(settle, answer, found, None)
+
+    def _look_on(self) -> None:
+        """One piece of one look, in turn."""
+        if not self._looks:
+            return
+        look, answer = self._looks.popleft()
+        try:
+            if answer.cancelled():
+                look.close()
+                return
+            next(look)
+        except StopIteration as end:
+            self._call(settle, answer, end.value, None)
+        except Exception as error:  # belongs to the one who asked
+            self._call(settle, answer, None, error)
+        else:
+            self._looks.append((look, answer))
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         loop = self._loop
@@ -204,16 +232,18 @@ class EngineThread:
 
     def _tell_end(self) -> None:
         """On the loop, once the thread has ended: everybody learns that there will be no more."""
-        tickets, questions = list(self._tickets.values()), list(self._questions)
+        tickets = list(self._tickets.values())
+        waiting = [answer for _, answer in (*self._questions, *self._looks)]
         self._tickets.clear()
         self._questions.clear()
+        self._looks.clear()
         while not self._inbox.empty():  # came in while the thread ended
             job = self._inbox.get()
             if job is not None:
                 job[1]()
         for ticket in tickets:
             ticket.tell(self._stopped())
-        for _, answer in questions:
+        for answer in waiting:
             settle(answer, None, self._stopped())
 
 

@@ -11,7 +11,7 @@ has slots, and knows how all of it fares. Lives on one event loop. Must not know
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -216,10 +216,11 @@ class GenerationService:
         self._check_state()
         return await asyncio.to_thread(work, self.model)
 
-    async def ask_engine(self, question: Callable[[Engine], T]) -> T:
+    async def ask_engine(self, question: Callable[[Engine], T | Generator[None, None, T]]) -> T:
         """What a function of the engine returns, called between two steps.
 
-        One that raises QueueFull, as `Engine.peek` does, is called again once a slot is free.
+        Long work comes as a generator (`Engine.peek_by_and_by`), which is advanced once between
+        any two steps, so that streams go on. One that finds no free slot is called again.
         """
         self._check_state()
         assert self.thread is not None

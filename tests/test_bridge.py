@@ -1,12 +1,13 @@
 """The crossing between engine thread and event loop."""
 
 import asyncio
+import itertools
 import threading
 
 import pytest
 
 from jaxllama.bridge import EngineThread, Ticket
-from jaxllama.errors import EngineStopped, JaxLlamaError, PromptTooLong
+from jaxllama.errors import EngineStopped, GenerationFailed, JaxLlamaError, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.testing import ScriptedEngine
 from tests.support import closed
@@ -189,3 +190,87 @@ def test_what_a_question_raises_belongs_to_the_one_who_asks():
         assert await tokens_of(thread, asked(5)) == list(range(5, 15))
 
     with_thread(scenario)
+
+
+LONG = tuple(range(100)) * 2
+
+
+def test_a_long_look_and_streams_take_turns():
+    engine, calls = scripted(), []
+    peek, decode = engine.programs.peek, engine.programs.decode
+    engine.programs.peek = lambda *args: calls.append("peek") or peek(*args)
+    engine.programs.decode = lambda *args: calls.append("decode") or decode(*args)
+
+    async def main():
+        thread = EngineThread(engine)
+        stream = Told(thread, asked(3, 40))
+        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        await asyncio.sleep(0)
+        thread.start()  # both have come in by now
+        seen, _ = await looking
+        await stream.all()
+        await thread.stop()
+        assert (seen == scripted().peek(LONG, 1)[0]).all()
+
+    asyncio.run(main())
+    while_streaming = calls[: len(calls) - calls[::-1].index("decode")]
+    assert while_streaming.count("peek") > 10
+    assert ("peek", "peek") not in itertools.pairwise(while_streaming)
+
+
+def test_a_look_that_nobody_waits_for_frees_its_slot():
+    engine, began = scripted(), threading.Event()
+    peek = engine.programs.peek
+
+    def noted(*args):
+        began.set()
+        return peek(*args)
+
+    engine.programs.peek = noted
+
+    async def scenario(thread):
+        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        await asyncio.to_thread(began.wait, 30)
+        looking.cancel()
+        while thread.engine.slots.claimed or thread._looks:
+            await asyncio.sleep(0)
+        assert await tokens_of(thread, asked(5)) == list(range(5, 15))
+
+    with_thread(scenario, engine)
+
+
+def test_more_looks_than_slots_are_all_answered():
+    async def scenario(thread):
+        looks = [thread.ask(lambda engine: engine.embed_by_and_by(LONG)) for _ in range(9)]
+        found = await asyncio.gather(*looks)
+        assert all((last == found[0][1]).all() for _, last in found)
+        await settled(thread)
+
+    with_thread(scenario)
+
+
+def test_a_look_during_a_fault_is_told_so():
+    engine = scripted()
+    decode, calls = engine.programs.decode, []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("the device is gone")
+        return decode(*args)
+
+    engine.programs.decode = fails_once
+
+    async def main():
+        thread = EngineThread(engine)
+        stream = Told(thread, asked(3, 40))
+        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        await asyncio.sleep(0)
+        thread.start()
+        with pytest.raises(GenerationFailed, match="start over"):
+            await looking
+        assert (await stream.all())[-1].reason is FinishReason.LENGTH
+        await thread.stop()
+        assert closed(engine)
+
+    asyncio.run(main())

@@ -14,26 +14,22 @@ what was live, prompt and emitted tokens. See `prompts.py` for how a prompt gets
 
 import itertools
 import logging
-import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from jaxllama.engine.bank import Choice
 from jaxllama.engine.branches import Way, shared_beginning
 from jaxllama.engine.generation import Generation, Phase
-from jaxllama.engine.guide import Guide
-from jaxllama.engine.looks import Looks
+from jaxllama.engine.guides import Guides
+from jaxllama.engine.looks import Look, Looks, Seen
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
+from jaxllama.engine.reading import Reading, Sent
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.rows import every_token
 from jaxllama.engine.slots import SlotTable
-from jaxllama.engine.state import DecodeState, row_start
-from jaxllama.engine.steps import StepOutput
+from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
     Event,
@@ -50,10 +46,7 @@ logger = logging.getLogger(__name__)
 NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
 
-Look = TypeVar("Look")
-Owners = list[Generation | None]  # of each row
-Sent = tuple[StepOutput, int, Owners]  # output, steps asked for
-Told = tuple[np.ndarray, np.ndarray, Any, int, Owners]  # tokens, finite, choice, steps
+ByAndBy = Generator[None, None, Seen]
 
 
 class Engine:
@@ -70,6 +63,7 @@ class Engine:
         self.slots = SlotTable(self.config.slots)
         self._prompts = Prompts(programs, self.slots)
         self._looks = Looks(programs, self.slots, self._prompts)
+        self._guides = Guides(self._tell, self._end, programs)
         self._clock = clock
         self._ids = itertools.count()
         self._live: dict[int, Generation] = {}  # all that have not ended, oldest first
@@ -131,7 +125,7 @@ class Engine:
         try:
             self._admit_waiting()
             self._fill()
-            if self._guided:
+            if any(each is not None and each.guide is not None for each in self._running):
                 self._decode_guided()
             else:
                 sent = self._decode()
@@ -162,7 +156,7 @@ class Engine:
                 self.recovery.alone = queue[0]
             generation = queue.popleft()
             self._state = self._prompts.take(self._state, generation, claim)
-            self._begin_guide(generation)
+            self._guides.begin(generation)
 
     def _fill(self) -> None:
         """Move one prompt on; rows whose prompt is in the cache decode."""
@@ -182,7 +176,7 @@ class Engine:
             return False
         steps = steps or self._steps()
         self._state, output = self.programs.decode(self._state, np.int32(steps), allowed)
-        self._sent.append((output, steps, list(self._running)))
+        self._sent.append(Sent(output, steps, list(self._running)))
         return True
 
     def _steps(self) -> int:
@@ -192,35 +186,23 @@ class Engine:
         fitting = int(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
         return min(max(fitting, 1), self.config.steps_per_sync)
 
-    def _read(self, sent: Sent) -> Told:
+    def _read(self, sent: Sent) -> Reading:
         """Wait for a decode call."""
-        output, steps, owners = sent
-        tokens = np.asarray(output.token)
-        self._measure(tokens)
-        asked = [owner for owner in owners if owner and owner.request.top_logprobs is not None]
-        choice: Any = output.choice
-        if asked:
-            choice = Choice(*map(np.asarray, choice))  # type: ignore[arg-type]
-        return tokens, np.asarray(output.choice.finite), choice, steps, owners
+        reading = Reading(sent)
+        self._measure(reading.steps_taken)
+        return reading
 
-    def _tell_all(self, told: Told, *, guided: bool | None = None) -> None:
+    def _tell_all(self, reading: Reading, *, guided: bool | None = None) -> None:
         """Tell what the rows of a decode call drew, or only those with or without a guide."""
-        tokens, finite, choice, steps, owners = told
-        for step in range(steps):
-            for row, owner in enumerate(owners):
-                if owner is None or owner.phase is Phase.DONE or tokens[step, row] < 0:
-                    continue
-                if guided is not None and guided is not (owner.guide is not None):
-                    continue
-                if not finite[step, row]:
-                    self._fail_row(owner)
-                    continue
-                self._drew(owner, int(tokens[step, row]), logprobs_at(choice, step, row, owner))
+        for owner, token, logprobs in reading.drawn(guided=guided):
+            if token is None:
+                self._fail_row(owner)
+            else:
+                self._drew(owner, token, logprobs)
 
-    def _measure(self, tokens: np.ndarray) -> None:
+    def _measure(self, taken: int) -> None:
         """Note how long one decode step takes."""
         now = self._clock()
-        taken = int((tokens >= 0).any(axis=1).sum())
         if taken and self._last_read:
             self.step_seconds = (now - self._last_read) / taken
         self._last_read = now if self._sent else 0.0
@@ -235,7 +217,7 @@ class Engine:
         else:
             self._tell(generation, token, logprobs)
         if generation.guide is not None:
-            self._follow(generation, generation.guide, token)
+            self._follow(generation, token)
 
     def _tell(
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None = None
@@ -262,26 +244,6 @@ class Engine:
 
     # Constraints.
 
-    @property
-    def _guided(self) -> bool:
-        """Whether some running row needs to be told what it may draw."""
-        return any(one is not None and one.guide is not None for one in self._running)
-
-    def _begin_guide(self, generation: Generation) -> None:
-        """Start to follow a constraint; what it forces at once belongs to the prompt."""
-        constraint = generation.request.constraint
-        if constraint is None or generation.guide is not None:
-            return
-        try:
-            generation.guide = Guide(constraint)
-        except Exception as error:
-            self._fail(generation, constraint_failed(error))
-            return
-        if generation.guide.is_done:
-            self._end(generation, FinishReason.END_TOKEN)
-        else:
-            self._skip(generation, generation.guide, shortest=1)
-
     def _decode_guided(self) -> None:
         """One step for all rows; those with a guide first, so that the others' news delay nobody.
 
@@ -291,53 +253,16 @@ class Engine:
         told = [self._read(self._sent.popleft()) for _ in range(len(self._sent))]
         for each in told:
             self._tell_all(each, guided=True)
-        allowed = every_token(self.config.slots, self.bank.vocab)
-        for row, owner in enumerate(self._running):
-            if owner is not None and owner.guide is not None:
-                try:
-                    owner.guide.allow(allowed[row])
-                except Exception as error:
-                    self._fail(owner, constraint_failed(error))
-        self._decode(1, allowed)
+        self._decode(1, self._guides.masks(self._running))
         for each in told:
             self._tell_all(each, guided=False)
 
-    def _follow(self, generation: Generation, guide: Guide, token: int) -> None:
-        """The answer has one more token: it may be whole, and something may have to come next."""
-        self._advance(generation, guide, token)
-        if generation.is_over:
-            return
-        if self._skip(generation, guide, shortest=max(2, self.programs.tile // 8)):
+    def _follow(self, generation: Generation, token: int) -> None:
+        """A guided answer has one more token; what it forces goes the way of a prompt."""
+        if self._guides.follow(generation, token):
             self._running[generation.slot] = None
             self._release(generation.slot)
             self._prompts.resume(generation)
-
-    def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
-        """Take forced tokens without a step for each; True if the prompt has grown by some.
-
-        Only where no step could have told or remembered anything, and where it is worth a tile.
-        """
-        request = generation.request
-        told = request.top_logprobs is not None or self.bank.remembers(request.knobs)
-        if told or generation.replayed or len(guide.due) < shortest:
-            return False
-        while guide.due and not generation.is_over:
-            token = guide.due[0]
-            self._tell(generation, token)
-            self._advance(generation, guide, token)
-        return not generation.is_over
-
-    def _advance(self, generation: Generation, guide: Guide, token: int) -> None:
-        """Let the guide know of a token; the answer may be whole with it."""
-        if generation.is_over:
-            return
-        try:
-            guide.advance(token)
-        except Exception as error:
-            self._fail(generation, constraint_failed(error))
-            return
-        if guide.is_done:
-            self._end(generation, FinishReason.END_TOKEN)
 
     # Endings.
 
@@ -397,10 +322,18 @@ class Engine:
         mask[slot] = True
         self._state = self.programs.release(self._state, mask)
 
-    # Looking without drawing: at once, in a free slot; the caller steps until there is one.
+    # Looking without drawing, in a free slot; the caller steps until there is one. Each look comes
+    # twice: at once, and as a generator that calls one program at a time, between which others
+    # may step, and returns the same.
 
     def peek(self, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of ids[start:], each given all before, and the logits behind them."""
+        return finish(self.peek_by_and_by(ids, start))
+
+    def peek_by_and_by(
+        self, ids: Sequence[int], start: int
+    ) -> ByAndBy[tuple[np.ndarray, np.ndarray]]:
+        """Likewise."""
         self.config.check_length(len(ids), 0)
         return self._look(ids[:start], lambda slot: self._looks.peek(self._state, slot, ids, start))
 
@@ -410,6 +343,10 @@ class Engine:
         A way is token ids and the place, at least 1, from which on they are weighed. What several
         ways begin with is computed once: this is for many short ones behind one long beginning.
         """
+        return finish(self.weigh_by_and_by(ways))
+
+    def weigh_by_and_by(self, ways: Sequence[Way]) -> ByAndBy[list[np.ndarray]]:
+        """Likewise."""
         for ids, _ in ways:
             self.config.check_length(len(ids), 0)
         shared = shared_beginning(ways)
@@ -418,23 +355,36 @@ class Engine:
 
     def embed(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
+        return finish(self.embed_by_and_by(ids))
+
+    def embed_by_and_by(self, ids: Sequence[int]) -> ByAndBy[tuple[np.ndarray, np.ndarray]]:
+        """Likewise."""
         self.config.check_length(len(ids), 0)
         return self._look((), lambda slot: self._looks.embed(self._state, slot, ids))
 
-    def _look(self, known: Sequence[int], look: Callable[[int], tuple[DecodeState, Look]]) -> Look:
-        """What `look` sees in a free slot, best one that has `known` cached."""
-        claim = self.slots.claim(-1, (*known, NO_ID))
+    def _look(self, known: Sequence[int], begin: Callable[[int], Look[Seen]]) -> ByAndBy[Seen]:
+        """What is seen in a free slot, best one that has `known` cached; may be closed early."""
+        claim, table = self.slots.claim(-1, (*known, NO_ID)), self.slots
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
-            self._state, found = look(claim.slot)
+            look = begin(claim.slot)
+            self._state = next(look)
+            while True:
+                yield
+                if self.slots is not table:
+                    raise GenerationFailed("the engine had to start over; ask again")
+                self._state = look.send(self._state)
+        except StopIteration as end:
+            return end.value
+        except GenerationFailed:
+            raise
         except Exception as error:
             self._recover(error)
             raise
         finally:
-            if self.slots.slots[claim.slot].owner == -1:
-                self.slots.release(claim.slot)
-        return found
+            if table.slots[claim.slot].owner == -1:
+                table.release(claim.slot)
 
     # Faults.
 
@@ -471,11 +421,13 @@ class Engine:
             generation.guide = None
 
 
-def constraint_failed(error: Exception) -> GenerationFailed:
-    """What is told when a constraint cannot be followed any further."""
-    failure = GenerationFailed(f"the constraint of this request cannot be followed: {error}")
-    failure.__cause__ = error
-    return failure
+def finish(look: ByAndBy[Seen]) -> Seen:
+    """What a look returns, at once."""
+    while True:
+        try:
+            next(look)
+        except StopIteration as end:
+            return end.value
 
 
 def finish_text(generation: Generation) -> tuple[str | None, str]:
@@ -487,23 +439,3 @@ def finish_text(generation: Generation) -> tuple[str | None, str]:
     except Exception:
         logger.exception("flushing the text of generation %s failed", generation.id)
         return None, ""
-
-
-def logprobs_at(choice: Any, step: int, row: int, owner: Generation) -> TokenLogprobs | None:
-    """What one row's token was worth, if its request asked."""
-    count = owner.request.top_logprobs
-    if count is None:
-        return None
-
-    def listed(ids: np.ndarray, values: np.ndarray) -> tuple[tuple[int, float], ...]:
-        pairs = zip(
-            ids[step, row, :count].tolist(), values[step, row, :count].tolist(), strict=True
-        )
-        return tuple(pair for pair in pairs if pair[1] > -math.inf)  # the rest is padding
-
-    return TokenLogprobs(
-        logprob=float(choice.logprob[step, row]),
-        sampled=float(choice.sampled[step, row]),
-        top=listed(choice.top_ids, choice.top_logprobs),
-        top_sampled=listed(choice.sampled_ids, choice.sampled_logprobs),
-    )

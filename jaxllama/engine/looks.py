@@ -1,10 +1,13 @@
 """Looks: what the model thinks of given tokens, without drawing any.
 
-Used by the engine, which finds the slot. Each method takes the device state and returns the next
-one. What the slot has cached is noted as it is computed, so that the next look starts behind it.
+Used by the engine, which finds the slot. Each method is a generator: it takes the device state,
+gives the next one away after each call of a program, is sent the state as it is then, and returns
+what was seen. What the slot has cached is noted as it is computed, so that the next look starts
+behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.slots import SlotTable
 from jaxllama.engine.state import DecodeState
 from jaxllama.engine.steps import Runs
+
+Seen = TypeVar("Seen")
+Look = Generator[DecodeState, DecodeState, Seen]
 
 
 class Looks:
@@ -26,9 +32,9 @@ class Looks:
 
     def peek(
         self, state: DecodeState, slot: int, ids: Sequence[int], start: int
-    ) -> tuple[DecodeState, tuple[np.ndarray, np.ndarray]]:
+    ) -> Look[tuple[np.ndarray, np.ndarray]]:
         """Log-probabilities of ids[start:], and the logits after the last."""
-        state = self._fill(state, slot, ids, start - 1)
+        state = yield from self._fill(state, slot, ids, start - 1)
         cached = self._slots[slot].cached
         tile, found = self._programs.tile, []
         for at in range(start - 1, len(ids), tile):
@@ -42,29 +48,31 @@ class Looks:
             del cached[at:]
             cached.extend(ids[at : at + rows])
             found.append((seen, len(following)))
+            state = yield state
         logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
-        return state, (np.concatenate(logprobs), np.asarray(found[-1][0].logits))
+        return np.concatenate(logprobs), np.asarray(found[-1][0].logits)
 
     def weigh(
         self, state: DecodeState, slot: int, ways: Sequence[Way], shared: int
-    ) -> tuple[DecodeState, list[np.ndarray]]:
+    ) -> Look[list[np.ndarray]]:
         """Log-probabilities of every way from its place on; all begin with `shared` tokens."""
-        state = self._fill(state, slot, ways[0][0], shared)
+        state = yield from self._fill(state, slot, ways[0][0], shared)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in ways]
         sent = []
         for call in calls(pieces(tree_of(ways, shared), shared), self._programs.tile // RUN):
             state, logprobs = self._programs.weigh(state, np.int32(slot), self._laid_out(call))
             sent.append((call, logprobs))
+            state = yield state
         for call, logprobs in sent:
             told = [keys for piece in call for _, _, keys in piece.asks]
             for keys, logprob in zip(told, np.asarray(logprobs).tolist(), strict=False):
                 for way, place in keys:
                     found[way][place] = logprob
-        return state, found
+        return found
 
     def embed(
         self, state: DecodeState, slot: int, ids: Sequence[int]
-    ) -> tuple[DecodeState, tuple[np.ndarray, np.ndarray]]:
+    ) -> Look[tuple[np.ndarray, np.ndarray]]:
         """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
         tile, found = self._programs.tile, []
         for at in range(0, len(ids), tile):
@@ -75,14 +83,18 @@ class Looks:
             state, seen = self._programs.embed(state, *numbers)
             self._slots[slot].cached.extend(ids[at : at + rows])
             found.append(seen)
+            state = yield state
         total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
-        return state, (total / len(ids), np.asarray(found[-1].last))
+        return total / len(ids), np.asarray(found[-1].last)
 
-    def _fill(self, state: DecodeState, slot: int, ids: Sequence[int], end: int) -> DecodeState:
+    def _fill(
+        self, state: DecodeState, slot: int, ids: Sequence[int], end: int
+    ) -> Look[DecodeState]:
         """Compute ids[:end] behind what the slot has of them."""
         cached = self._slots[slot].cached
         while len(cached) < end:
             state, _ = self._prompts.send(state, slot, ids, len(cached), end)
+            state = yield state
         return state
 
     def _laid_out(self, call: Sequence[Piece]) -> Runs:

@@ -50,7 +50,7 @@ async def echo_of(prompt: Prompt, service: GenerationService, *, tells: bool) ->
     ids, text = await service.off_loop(read)
     if not tells:
         return Echo(text, ids, None)
-    values, _ = await service.ask_engine(methodcaller("peek", ids, 1))
+    values, _ = await service.ask_engine(methodcaller("peek_by_and_by", ids, 1))
     logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
     writer.add(logprobs, ids[0], None)
     for token, value in zip(ids[1:], values.tolist(), strict=True):

@@ -80,7 +80,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
     pooling = Pooling(body.pooling or Pooling.MEAN)
     found = []
     for index, ids in enumerate(all_ids):
-        pooled = await service.ask_engine(methodcaller("embed", ids))
+        pooled = await service.ask_engine(methodcaller("embed_by_and_by", ids))
         found.append(Embedding(index, written(as_embedding(pooled, pooling), body)))
     usage = EmbeddingUsage(total, total)
     return one_json(EmbeddingList(service.model.name, found, usage))
