@@ -445,14 +445,7 @@ def test_random_answers_stream_as_they_are_whole():
 
     async def body():
         random = Random(5)
-        pieces = [
-            b"<tool_call>",
-            b"</tool_call>",
-            b'{"name": "f", ',
-            b'"arguments": {',
-            b"}}",
-            b" ",
-        ]
+        pieces = [b'<tool_call>{"name": "f", "arguments": {', b"}}</tool_call>", b"<tool_call>"]
         pieces += ["🙂".encode()[:2], "é".encode(), b"\xff", b"STO", b"STOP", b"\n", b'"', b"x"]
         answers = [b"".join(random.choices(pieces, k=12)) for _ in range(60)]
 
