@@ -60,6 +60,7 @@ DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
 PLAIN_CHUNK = 32  # prompt tokens between two decode steps
 KERNEL_CHUNK = 128
+TEMPLATE_FILE = ".jinja"
 CANDIDATES = 256  # tokens a filter sees before the bank widens
 QUEUED_PER_SLOT = 4  # how far ahead of the slots a long list of prompts is tokenized
 
@@ -104,7 +105,8 @@ class LLM:
         kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
         threads        of the C++ library (default: the processors this process may use)
         packed         without kernels: keep 4- and 8-bit weights packed, slower but smaller
-        prompt_format  name of a prompt format (default: the one that suits the model)
+        prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
+                       format that suits the model)
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
         """
@@ -125,6 +127,9 @@ class LLM:
             )
             samplers = load_plugins(SAMPLERS, Sampler)
             tokenizer = checkpoint.tokenizer()
+            if prompt_format is not None and prompt_format.endswith(TEMPLATE_FILE):
+                tokenizer.text = with_template(tokenizer.text, Path(prompt_format))
+                prompt_format = None
             bank = SamplerBank(
                 samplers.loaded,
                 vocab=config.vocab_size,
@@ -618,6 +623,17 @@ def stored_as(params: Tree) -> list[str]:
     """What a program depends on of the weights: how each is stored."""
     leaves, tree = jax.tree.flatten(params)
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
+
+
+def with_template(text: ModelText, path: Path) -> ModelText:
+    """What the model says of its text, with the user's template in place of its own."""
+    try:
+        return replace(text, template=path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(
+            f"the chat template {path} cannot be read: {error}; expected a Jinja file in UTF-8",
+            "prompt_format",
+        ) from error
 
 
 def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:

@@ -15,10 +15,10 @@ from jaxllama.errors import (
     RequestError,
     UnknownFormat,
 )
-from jaxllama.formats import Message
+from jaxllama.formats import Message, ModelText
 from jaxllama.intake import Intake
 from jaxllama.kernels import cpu
-from jaxllama.llm import LLM, choose_kernels
+from jaxllama.llm import LLM, choose_kernels, named_or_suiting, with_template
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
 from jaxllama.model.quantized import Packed, unpack
@@ -436,3 +436,16 @@ def test_long_and_short_continuations_are_scored_together(llm):
 def test_choices_that_are_none_are_refused(llm, choices):
     with pytest.raises(InvalidParameter, match="choices"):
         llm.classify("text", "?", choices)
+
+
+def test_a_template_file_stands_in_for_the_models_own(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    text = with_template(ModelText(template="theirs", begin="<s>"), path)
+    assert named_or_suiting(None, text).render([Message("user", "Hi")]) == "[Hi]"
+    assert text.begin == "<s>"
+
+
+def test_a_template_file_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(InvalidParameter, match=r"none\.jinja cannot be read: .*No such file"):
+        with_template(ModelText(), tmp_path / "none.jinja")

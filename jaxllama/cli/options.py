@@ -177,7 +177,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--format", "load_prompt_format"),
             metavar="NAME",
-            help="Prompt format of conversations [default: the one that suits the model].",
+            help="Prompt format of conversations, or a .jinja file with a chat template [default: "
+            "the one that suits the model].",
         ),
         option(
             *("--no-compile-cache", "load_compile_cache"),

@@ -1,0 +1,16 @@
+"""DeepSeek's chat format, as of its second and third models."""
+
+from typing import ClassVar
+
+from jaxllama_formats.turns import END, Turns
+
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"  # noqa: RUF001 - the bars are wide ones
+
+
+class DeepSeek(Turns):
+    """`<｜User｜>` and `<｜Assistant｜>` before the texts; the system's has no mark."""  # noqa: RUF002
+
+    name = "deepseek"
+    stop = (USER,)
+    around: ClassVar = {"system": ("", ""), "user": (USER, ""), "assistant": (ASSISTANT, END)}
+    tokens = frozenset({USER, ASSISTANT})
