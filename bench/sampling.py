@@ -120,6 +120,10 @@ def example(spec: KnobSpec) -> object:
     value = spec.kind(number if spec.off != number else spec.off + 1)
     if spec.by_token:
         return dict.fromkeys(range(8), value)
+    if spec.phrases:
+        return [[1, 2], [3]]
+    if spec.tokens:
+        return [1]
     return value if spec.width is None else [value]
 
 
