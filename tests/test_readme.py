@@ -132,15 +132,6 @@ def test_the_map_is_the_tree():
         }
 
 
-def test_every_first_party_format_is_in_the_map():
-    (line,) = [line for line in README.splitlines() if "  jaxllama_formats/" in line]
-    points = re.findall(
-        r'"jaxllama\.formats"\]\n((?:\w+ = .*\n)+)', (ROOT / "pyproject.toml").read_text()
-    )
-    for name in re.findall(r"^(\w+) =", points[0], re.MULTILINE):
-        assert re.search(rf"\b{name}\b", line), name
-
-
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

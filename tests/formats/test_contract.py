@@ -1,5 +1,7 @@
 """What every prompt format must do, and the check that says so."""
 
+from pathlib import Path
+
 import pytest
 
 from jaxllama.errors import BrokenPlugin, TemplateError
@@ -23,6 +25,12 @@ def test_every_installed_format_keeps_the_contract(name):
 def test_no_installed_format_is_broken():
     assert INSTALLED.broken == {}
     assert {"chatml", "plain", "template"} <= INSTALLED.loaded.keys()
+
+
+def test_every_installed_format_is_described():
+    readme = (Path(__file__).parents[2] / "plugins/README.md").read_text()
+    described = readme.partition("## The formats")[2]
+    assert [name for name in INSTALLED.loaded if f"`{name}`" not in described] == []
 
 
 class Good(PromptFormat):
