@@ -1,0 +1,94 @@
+"""Guides: constraints at work - which rows may draw what, and which answers are whole.
+
+Used by the engine, which says how a token is told and an answer ended. Whatever a constraint raises
+fails its own request. Knows no device and no slots; one answer's guide is in `guide.py`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxllama.engine.generation import Generation
+from jaxllama.engine.guide import Guide
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.rows import every_token
+from jaxllama.errors import GenerationFailed, JaxLlamaError
+from jaxllama.request import FinishReason
+
+Tell = Callable[[Generation, int], None]  # the answer has one more token, or ends with it
+End = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
+
+
+class Guides:
+    """The guided answers of one engine."""
+
+    def __init__(self, tell: Tell, end: End, programs: Programs) -> None:
+        self._tell, self._end = tell, end
+        self._slots, self._bank = programs.engine.slots, programs.bank
+        self._worth_a_tile = max(2, programs.tile // 8)  # tokens
+
+    def begin(self, generation: Generation) -> None:
+        """Start to follow a constraint; what it forces at once belongs to the prompt."""
+        constraint = generation.request.constraint
+        if constraint is None or generation.guide is not None:
+            return
+        try:
+            generation.guide = Guide(constraint)
+        except Exception as error:
+            self._fail(generation, error)
+            return
+        if generation.guide.is_done:
+            self._end(generation, FinishReason.END_TOKEN, None)
+        else:
+            self._skip(generation, generation.guide, shortest=1)
+
+    def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
+        """`Rows.allowed` of the next step; whose guide fails has ended."""
+        allowed = every_token(self._slots, self._bank.vocab)
+        for row, owner in enumerate(running):
+            if owner is not None and owner.guide is not None:
+                try:
+                    owner.guide.allow(allowed[row])
+                except Exception as error:
+                    self._fail(owner, error)
+        return allowed
+
+    def follow(self, generation: Generation, token: int) -> bool:
+        """The answer has one more token; True if forced ones were added behind it."""
+        guide = generation.guide
+        if guide is None:
+            return False
+        self._advance(generation, guide, token)
+        return self._skip(generation, guide, shortest=self._worth_a_tile)
+
+    def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
+        """Take forced tokens without a step for each.
+
+        Only where no step could have told or remembered anything, and where there are enough.
+        """
+        request = generation.request
+        told = request.top_logprobs is not None or self._bank.remembers(request.knobs)
+        if told or generation.is_over or generation.replayed or len(guide.due) < shortest:
+            return False
+        while guide.due and not generation.is_over:
+            token = guide.due[0]
+            self._tell(generation, token)
+            self._advance(generation, guide, token)
+        return not generation.is_over
+
+    def _advance(self, generation: Generation, guide: Guide, token: int) -> None:
+        """Let the guide know of a token; the answer may be whole with it."""
+        if generation.is_over:
+            return
+        try:
+            guide.advance(token)
+        except Exception as error:
+            self._fail(generation, error)
+            return
+        if guide.is_done:
+            self._end(generation, FinishReason.END_TOKEN, None)
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        failure = GenerationFailed(f"the constraint of this request cannot be followed: {error}")
+        failure.__cause__ = error
+        self._end(generation, FinishReason.FAILED, failure)
