@@ -458,3 +458,11 @@ def test_a_record_survives_being_printed_and_read() -> None:
     record = harness.Record("decode", "case", 1.25, "tokens/s", "peer", 0.5, 2.5)
     (again,) = report.read([json.dumps(record.fields())])
     assert dataclasses.asdict(again) == dataclasses.asdict(record)
+
+
+def test_classifying_measures_questions_together_and_apart() -> None:
+    asked = ("-m", TINY, "--tokens", "20", "--questions", "6", "--repetitions", "1")
+    (found,) = records("classify", *asked).values()
+    assert found["peer"] == "separate prompts"
+    assert found["value"] > 0
+    assert found["ratio"] > 0
