@@ -16,21 +16,20 @@ import itertools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
 from jaxllama.engine.branches import Way, shared_beginning
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
-from jaxllama.engine.looks import Looks
+from jaxllama.engine.looks import Look, Looks, Seen
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading, Sent
 from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.slots import SlotTable
-from jaxllama.engine.state import DecodeState, row_start
+from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
     Event,
@@ -47,7 +46,7 @@ logger = logging.getLogger(__name__)
 NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
 
-Look = TypeVar("Look")
+ByAndBy = Generator[None, None, Seen]
 
 
 class Engine:
@@ -323,10 +322,18 @@ class Engine:
         mask[slot] = True
         self._state = self.programs.release(self._state, mask)
 
-    # Looking without drawing: at once, in a free slot; the caller steps until there is one.
+    # Looking without drawing, in a free slot; the caller steps until there is one. Each look comes
+    # twice: at once, and as a generator that calls one program at a time, between which others
+    # may step, and returns the same.
 
     def peek(self, ids: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of ids[start:], each given all before, and the logits behind them."""
+        return finish(self.peek_by_and_by(ids, start))
+
+    def peek_by_and_by(
+        self, ids: Sequence[int], start: int
+    ) -> ByAndBy[tuple[np.ndarray, np.ndarray]]:
+        """Likewise."""
         self.config.check_length(len(ids), 0)
         return self._look(ids[:start], lambda slot: self._looks.peek(self._state, slot, ids, start))
 
@@ -336,6 +343,10 @@ class Engine:
         A way is token ids and the place, at least 1, from which on they are weighed. What several
         ways begin with is computed once: this is for many short ones behind one long beginning.
         """
+        return finish(self.weigh_by_and_by(ways))
+
+    def weigh_by_and_by(self, ways: Sequence[Way]) -> ByAndBy[list[np.ndarray]]:
+        """Likewise."""
         for ids, _ in ways:
             self.config.check_length(len(ids), 0)
         shared = shared_beginning(ways)
@@ -344,23 +355,36 @@ class Engine:
 
     def embed(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
+        return finish(self.embed_by_and_by(ids))
+
+    def embed_by_and_by(self, ids: Sequence[int]) -> ByAndBy[tuple[np.ndarray, np.ndarray]]:
+        """Likewise."""
         self.config.check_length(len(ids), 0)
         return self._look((), lambda slot: self._looks.embed(self._state, slot, ids))
 
-    def _look(self, known: Sequence[int], look: Callable[[int], tuple[DecodeState, Look]]) -> Look:
-        """What `look` sees in a free slot, best one that has `known` cached."""
-        claim = self.slots.claim(-1, (*known, NO_ID))
+    def _look(self, known: Sequence[int], begin: Callable[[int], Look[Seen]]) -> ByAndBy[Seen]:
+        """What is seen in a free slot, best one that has `known` cached; may be closed early."""
+        claim, table = self.slots.claim(-1, (*known, NO_ID)), self.slots
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
-            self._state, found = look(claim.slot)
+            look = begin(claim.slot)
+            self._state = next(look)
+            while True:
+                yield
+                if self.slots is not table:
+                    raise GenerationFailed("the engine had to start over; ask again")
+                self._state = look.send(self._state)
+        except StopIteration as end:
+            return end.value
+        except GenerationFailed:
+            raise
         except Exception as error:
             self._recover(error)
             raise
         finally:
-            if self.slots.slots[claim.slot].owner == -1:
-                self.slots.release(claim.slot)
-        return found
+            if table.slots[claim.slot].owner == -1:
+                table.release(claim.slot)
 
     # Faults.
 
@@ -395,6 +419,15 @@ class Engine:
             generation.replayed += len(generation.emitted)
             generation.emitted.clear()
             generation.guide = None
+
+
+def finish(look: ByAndBy[Seen]) -> Seen:
+    """What a look returns, at once."""
+    while True:
+        try:
+            next(look)
+        except StopIteration as end:
+            return end.value
 
 
 def finish_text(generation: Generation) -> tuple[str | None, str]:
