@@ -166,6 +166,7 @@ async def running(
     intake: Intake | None = None,
     dialects: Sequence[Dialect] = (),
     wait: bool = True,
+    seconds: float = SECONDS,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A server on a free port; at the end it must have let go of everything."""
@@ -178,7 +179,7 @@ async def running(
     await server.start()
     try:
         many = aiohttp.TCPConnector(limit=0)
-        async with asyncio.timeout(SECONDS), aiohttp.ClientSession(connector=many) as http:
+        async with asyncio.timeout(seconds), aiohttp.ClientSession(connector=many) as http:
             live = Running(server, engine, http, server.url)
             if wait:
                 await live.until(lambda: service.state != "loading")

@@ -24,7 +24,7 @@ from tests.serve.clients import DIALECTS, HI, asked, post
 from tests.serve.conftest import config, running, scenario
 from tests.support import installed_samplers
 
-EXAMPLES = 15  # per route and mode
+EXAMPLES = 10  # per route and mode
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,
@@ -58,7 +58,7 @@ def served() -> Iterator[str]:
         samplers = installed_samplers()
         size = config(candidates=32, context=2048)
         engine = ScriptedEngine(lambda _: b"ok", config=size, samplers=samplers)
-        async with running(engine, dialects=DIALECTS) as live:
+        async with running(engine, dialects=DIALECTS, seconds=300) as live:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
             urls.append(live.url)
             ends.append(lambda: loop.call_soon_threadsafe(stop.set))

@@ -7,11 +7,11 @@ from jaxllama.serve.dialects.openai.completions import COMPLETIONS, complete
 from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
 from jaxllama.serve.dialects.openai.responses import RESPONSES, respond
-from jaxllama.serve.dialects.openai.shapes import ErrorBody, error_body
+from jaxllama.serve.dialects.openai.shapes import error_body
 from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
 from jaxllama.service import GenerationService
 
-__all__ = ["ENDPOINTS", "ErrorBody", "error_body", "routes"]
+__all__ = ["ENDPOINTS", "error_body", "routes"]
 
 ENDPOINTS: dict[Endpoint, Serves] = {
     CHAT: chat,
