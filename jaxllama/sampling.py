@@ -17,10 +17,10 @@ values and changing them never recompiles.
 Order, always: adjusters (by `order`, then name) - temperature, with the shapers around it - sort
 once - filters (by `order`, then name; each sees what the one before left, renormalised) - shapers
 that come `last` - draw. With the core knob `temperature_last`, temperature and all shapers come
-after the filters. Something always survives a filter: the
-likeliest candidate, or, where the filter says `keeps_greedy = False` and keeps others, those; a
-filter that would drop everything drops nothing. At temperature 0 filters are not asked: the
-likeliest adjusted token is taken.
+after the filters. Something always survives a filter: the likeliest candidate, or, where the filter
+says `keeps_greedy = False` and keeps others, those; a filter that would drop everything drops
+nothing. At temperature 0 neither shapers nor filters are asked: the likeliest adjusted token is
+taken.
 A row whose knobs are all `off` is untouched by construction. Must not: call back to the host,
 draw its own random numbers (use `context.chance`), or look at other rows.
 
