@@ -21,6 +21,7 @@ COMMANDS = {
     "pull": "Fetch a model and print its path.",
     "inspect": "Show what a model is and the memory it needs.",
     "plugins": "List samplers, prompt formats and weight readers.",
+    "new": "Write a package with a sampler or prompt format to go on from.",
     "version": "Print the versions of jaxllama and what it runs on.",
 }
 INTERRUPTED = 130  # what shells expect after Ctrl-C
