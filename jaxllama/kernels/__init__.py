@@ -66,13 +66,12 @@ class Choosing(NamedTuple):
 def choosing(body: str) -> Choosing:
     """The body of everything that goes through a whole vocabulary to choose of it."""
     if body == "cpu":
-        bodies = (
-            cpu_choice.survey,
-            cpu_choice.best_candidates,
-            cpu_choice.draw,
-            cpu_choice.logprob,
+        return Choosing(
+            by_rows(cpu_choice.survey),
+            by_rows(cpu_choice.best_candidates),
+            by_rows(cpu_choice.draw),
+            by_rows(cpu_choice.logprob),
         )
-        return Choosing(*map(by_rows, bodies))
     return Choosing(choice.survey, choice.best_candidates, choice.draw, choice.logprob)
 
 
