@@ -84,6 +84,18 @@ def test_python_examples_run(monkeypatch, capsys):
     assert len(values["many"]) == 20 and values["best"].tokens
 
 
+def test_a_document_is_filled_in_field_by_field(monkeypatch):
+    scripted = Scripted(shout)
+    monkeypatch.setattr(
+        jaxllama.LLM, "load", lambda **settings: scripted.load(None, progress=None, **settings)
+    )
+    values = {}
+    exec(compile(blocks("python")[2], "README.md", "exec"), values)
+    assert set(values["person"]) == set(values["fields"])
+    assert values["person"]["mood"] in ("cheerful", "grumpy")
+    assert 18 <= values["person"]["age"] <= 99
+
+
 def sampler(source: str, monkeypatch: pytest.MonkeyPatch) -> type[Sampler]:
     """The class a plugin author would have written to my_package.py."""
     module = ModuleType("my_package")
