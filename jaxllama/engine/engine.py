@@ -259,7 +259,8 @@ class Engine:
 
     def _follow(self, generation: Generation, token: int) -> None:
         """A guided answer has one more token; what it forces goes the way of a prompt."""
-        if self._guides.follow(generation, token):
+        rows = sum(each is not None for each in self._running)
+        if self._guides.follow(generation, token, rows=rows):
             self._running[generation.slot] = None
             self._release(generation.slot)
             self._prompts.resume(generation)

@@ -19,13 +19,16 @@ Tell = Callable[[Generation, int], None]  # the answer has one more token, or en
 End = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
 
 
+ROWS_A_TOKEN = 32  # of a prompt cost what a step with one row costs, about
+
+
 class Guides:
     """The guided answers of one engine."""
 
     def __init__(self, tell: Tell, end: End, programs: Programs) -> None:
         self._tell, self._end = tell, end
         self._slots, self._bank = programs.engine.slots, programs.bank
-        self._worth_a_tile = max(2, programs.tile // 8)  # tokens
+        self._tile = programs.tile
 
     def begin(self, generation: Generation) -> None:
         """Start to follow a constraint; what it forces at once belongs to the prompt."""
@@ -53,13 +56,16 @@ class Guides:
                     self._fail(owner, error)
         return allowed
 
-    def follow(self, generation: Generation, token: int) -> bool:
-        """The answer has one more token; True if forced ones were added behind it."""
+    def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
+        """The answer has one more token; True if forced ones were added behind it.
+
+        With more `rows` in a step each token costs less there, and a tile of its own never less.
+        """
         guide = generation.guide
         if guide is None:
             return False
         self._advance(generation, guide, token)
-        return self._skip(generation, guide, shortest=self._worth_a_tile)
+        return self._skip(generation, guide, shortest=max(2, rows * self._tile // ROWS_A_TOKEN))
 
     def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
         """Take forced tokens without a step for each.
