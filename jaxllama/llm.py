@@ -29,7 +29,7 @@ from jaxllama import scoring
 from jaxllama.completion import Classification, Completion, Delta, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import SamplerBank
-from jaxllama.engine.engine import Engine
+from jaxllama.engine.engine import Engine, finish
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
@@ -451,7 +451,8 @@ class LLM:
             while self.engine.slots.full:
                 self._pump()
             asked = [prompts[index] for index in turn], [tails[index] for index in turn]
-            for index, logprobs in zip(turn, scoring.weigh(self.engine, *asked), strict=True):
+            weighed = finish(scoring.weigh(self.engine, *asked))
+            for index, logprobs in zip(turn, weighed, strict=True):
                 found[index] = scoring.as_score(logprobs, tails[index])
         return [found[index] for index in range(len(tails))]
 

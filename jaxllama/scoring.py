@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 
 from jaxllama.completion import Classification, Score
-from jaxllama.engine.engine import Engine
+from jaxllama.engine.engine import ByAndBy, Engine
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
 
@@ -59,15 +59,17 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def weigh(
     engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
-) -> list[np.ndarray]:
+) -> ByAndBy[list[np.ndarray]]:
     """Log-probabilities of each tail's tokens behind its prompt, for one of `rounds`.
 
-    Raises QueueFull while no slot is free, as `Engine.peek` does.
+    A generator, as the engine's long looks are; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
-        return [engine.peek([*prompts[0], *tails[0]], len(prompts[0]))[0]]
+        look = engine.peek_by_and_by([*prompts[0], *tails[0]], len(prompts[0]))
+        return [(yield from look)[0]]
     pairs = zip(prompts, tails, strict=True)
-    return engine.weigh([([*prompt, *tail], len(prompt)) for prompt, tail in pairs])
+    ways = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
+    return (yield from engine.weigh_by_and_by(ways))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
