@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Show what a model is and the memory it needs.",
     "plugins": "List samplers, prompt formats and weight readers.",
     "new": "Write a package with a sampler or prompt format to go on from.",
+    "check": "Hold a sampler or prompt format to its contract.",
     "version": "Print the versions of jaxllama and what it runs on.",
 }
 INTERRUPTED = 130  # what shells expect after Ctrl-C

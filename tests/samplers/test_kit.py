@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001, ARG002 - broken samplers need not look at anything
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from jaxllama.sampling import Adjuster, Filter, Knob, Sampler, knob, state
 from jaxllama.testing import check_sampler
+from jaxllama.testing.samplers import CHECKS
 
 
 class Bare(Adjuster):
@@ -183,6 +185,35 @@ class LooksAtNeighbours(Filter):
         return dataclasses.replace(self, memory=peek(chosen.p))
 
 
+class CountsInPython(Adjuster):
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+    seen: Knob = state(start=0.0)
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, logits, context):
+        return logits
+
+    def observe(self, chosen):
+        self.calls.append(1)
+        return dataclasses.replace(self, seen=self.seen + jnp.float32(len(self.calls)))
+
+
+class ReadsWhatWasTakenBack(Adjuster):
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+
+    def __call__(self, logits, context):
+        return logits.at[context.tokens[-1]].add(20 * self.strength)
+
+
+class KeepsHalfOfWhatItSees(Filter):
+    """The fewer candidates it is shown the fewer it keeps, so asking with more changes nothing."""
+
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+
+    def __call__(self, best, context):
+        return best.rank < best.ids.shape[0] // 2
+
+
 BROKEN = {
     "declared": [Bare, Helpless, NeverOn, CoreField],
     "compiled": [Neither, Shorter, HalfPrecision, NotAMask, Branches, ForgetsItself],
@@ -194,6 +225,9 @@ BROKEN = {
     "greedy": [ClaimsGreedy, DropsTheBest],
     "off": [AlwaysOn],
     "alone": [LooksAtNeighbours],
+    "scan": [CountsInPython],
+    "history": [ReadsWhatWasTakenBack],
+    "distribution": [KeepsHalfOfWhatItSees],
 }
 
 
@@ -203,6 +237,10 @@ BROKEN = {
 def test_broken_sampler_is_refused_by_the_rule_it_breaks(rule: str, kind: type[Sampler]):
     with pytest.raises(AssertionError, match=f"{kind.__name__} breaks rule '{rule}'"):
         check_sampler(kind)
+
+
+def test_every_rule_has_a_sampler_that_breaks_it():
+    assert set(BROKEN) == set(CHECKS)
 
 
 class Surprise(Filter):

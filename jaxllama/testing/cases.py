@@ -1,0 +1,109 @@
+"""Rows to try samplers on: of every kind, under every setting that their knobs declare.
+
+Used by the conformance kit. Knows no sampler; what it tries comes from the knobs' own declarations.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxllama.engine.bank import Rows
+from jaxllama.sampling import NO_TOKEN, KnobSpec
+
+VOCAB = 64
+TOKENS = 16
+STOP_IDS = (3, 5)
+CERTAIN = 7
+LISTED = 2
+
+Setting = dict[str, object]
+
+
+class Case(NamedTuple):
+    """One row to try: what it holds and what its knobs are."""
+
+    setting: Setting
+    logits: np.ndarray
+    row: Rows
+
+
+def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
+    """Rows of every kind under settings of every kind; the rows are the same for all samplers."""
+    rng = np.random.default_rng(0)
+    wild = rng.normal(size=VOCAB) * 4
+    banned = np.where(np.arange(VOCAB) % 2, wild, -np.inf)
+    certain = np.where(np.arange(VOCAB) == CERTAIN, 1e4, wild)
+    single = np.where(np.arange(VOCAB) == CERTAIN, 1.0, -np.inf)
+    for setting in [{}, *settings_of(specs)]:
+        for logits in (wild, np.zeros(VOCAB), certain, banned, single):
+            yield Case(setting, logits.astype(np.float32), row_of(rng))
+
+
+def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
+    """Every knob at its lowest, middle and highest, and mixtures of these."""
+    rng = np.random.default_rng(0)
+    choices = {name: numbers_of(spec) for name, spec in specs.items()}
+    for place in range(3):
+        yield {name: value_of(specs[name], numbers[place]) for name, numbers in choices.items()}
+    for _ in range(3):
+        yield {
+            name: value_of(specs[name], numbers[rng.integers(3)])
+            for name, numbers in choices.items()
+        }
+
+
+def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
+    """A low, a middle and a high number that the knob accepts."""
+    if spec.kind is bool:
+        return (False, True, True)
+    if spec.tokens or spec.phrases:
+        return (0, CERTAIN, VOCAB - 1)
+    low = spec.off - 10 if spec.low is None else spec.low
+    high = max(spec.off, low) + 10 if spec.high is None else spec.high
+    if spec.kind is int:
+        return (int(low), int((low + high) // 2), int(high))
+    return (float(low), float((low + high) / 2), float(high))
+
+
+def value_of(spec: KnobSpec, number: float | int | bool) -> object:
+    """One number as the knob wants it: plain, as a list or by token."""
+    if spec.by_token:
+        return {0: number, "7": number, VOCAB - 1: spec.off}
+    if spec.phrases:
+        return [[number], [CERTAIN, number]]
+    return number if spec.width is None else [number] * min(spec.width, 3)
+
+
+def row_of(rng: np.random.Generator) -> Rows:
+    """A row somewhere in its answer: from the first token to a full context."""
+    length = rng.choice([1, TOKENS // 2, TOKENS])
+    leaves: dict[str, Any] = {
+        "tokens": rng.integers(0, VOCAB, TOKENS, np.int32),
+        "length": np.int32(length),
+        "prompt": rng.integers(1, length, dtype=np.int32, endpoint=True),
+        "stop_ids": np.array([*STOP_IDS, NO_TOKEN], np.int32),
+        "temperature": rng.choice(np.array([0.0, 0.7, 1.0], np.float32)),
+        "temperature_last": rng.choice([False, True]),
+        "seed": rng.integers(0, 2**32, 2, np.uint32),
+        "active": np.bool_(True),
+        "top_logprobs": rng.integers(-1, LISTED, dtype=np.int32, endpoint=True),
+    }
+    return Rows(**leaves)
+
+
+def stacked(trees: list[Any]) -> Any:
+    """Rows side by side: a new first axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def at(tree: Any, place: int) -> Any:
+    """One row of everything."""
+    return jax.tree.map(lambda leaf: leaf[place], tree)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are equal bit by bit."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

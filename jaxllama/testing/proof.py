@@ -1,0 +1,162 @@
+"""A sampler under proof, and what several checks of it need.
+
+Used by the checks in `samplers.py` and nobody else. Knows no rule but those without which there is
+nothing to check.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.engine.bank import Choice, Rows, SamplerBank
+from jaxllama.engine.knobs import catalogue, switches_on
+from jaxllama.engine.rows import context
+from jaxllama.engine.token_sets import informed, learn
+from jaxllama.errors import PluginError
+from jaxllama.sampling import Adjuster, Candidates, Chosen, Filter, KnobSpec, Sampler, Shaper
+from jaxllama.testing.cases import LISTED, VOCAB, Case, cases_of, stacked
+
+FEW = 8  # candidates a filter sees before the bank widens
+TEXTS = tuple(map(chr, [*range(16), *range(48, 48 + VOCAB - 16)]))  # some of every kind
+QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
+
+
+class Broken(AssertionError):
+    """A sampler breaks a rule."""
+
+    def __init__(self, kind: type[Sampler], rule: str, why: str) -> None:
+        super().__init__(f"{kind.__module__}.{kind.__qualname__} breaks rule {rule!r}: {why}")
+        self.rule, self.why = rule, why
+
+
+class Proof:
+    """One sampler, and what several checks need of it: made when first asked for."""
+
+    def __init__(self, kind: type[Sampler]) -> None:
+        self.kind = kind
+        self.traces = 0
+        self._step = jax.jit(self._choose, compiler_options=QUICKLY)
+        self.mapped = jax.jit(jax.vmap(functools.partial(call)))
+
+    @functools.cached_property
+    def specs(self) -> dict[str, KnobSpec]:
+        """The knobs, or the rule `declared` is broken."""
+        try:
+            return catalogue({self.kind.__name__: self.kind})
+        except PluginError as error:
+            raise Broken(self.kind, "declared", str(error)) from error
+
+    @functools.cached_property
+    def bank(self) -> SamplerBank:
+        """A bank with this sampler alone, or the rule `compiled` is broken."""
+        try:
+            return bank_of(self.kind)
+        except PluginError as error:
+            raise Broken(self.kind, "compiled", str(error)) from error
+
+    @functools.cached_property
+    def cases(self) -> list[Case]:
+        """Rows of every kind under settings of every kind."""
+        return list(cases_of(self.specs))
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The cases' rows, side by side."""
+        return stacked([case.row for case in self.cases])
+
+    @functools.cached_property
+    def logits(self) -> np.ndarray:
+        """The cases' logits, side by side."""
+        return stacked([case.logits for case in self.cases])
+
+    @functools.cached_property
+    def begun(self) -> list[Sampler]:
+        """The sampler as each case begins, or the rule `numbers` is broken."""
+        return [self.begin(case.setting) for case in self.cases]
+
+    @functools.cached_property
+    def eager(self) -> list[np.ndarray]:
+        """What it says to each case when nothing is compiled."""
+        return [
+            np.asarray(call(row, case.logits, case.row))
+            for row, case in zip(self.begun, self.cases, strict=True)
+        ]
+
+    @functools.cached_property
+    def asked(self) -> list[int]:
+        """The cases in which it is switched on."""
+        return [i for i, case in enumerate(self.cases) if switches_on(self.kind, case.setting)]
+
+    @functools.cached_property
+    def filled(self) -> Any:
+        """The leaves of the bank for all cases."""
+        return stacked([self.bank.row(case.setting) for case in self.cases])
+
+    @functools.cached_property
+    def off(self) -> Any:
+        """The leaves of the bank where no row asks for anything."""
+        return stacked([self.bank.row({})] * len(self.cases))
+
+    @functools.cached_property
+    def crowd(self) -> tuple[Any, Choice]:
+        """The bank after one step of all cases together, and what they got."""
+        return self.step(self.filled, self.rows)
+
+    def begin(self, setting: Mapping[str, object]) -> Sampler:
+        """The sampler as a row with these knobs begins."""
+        known = learn(self.kind.__name__, self.kind, TEXTS, VOCAB)
+        try:
+            self.bank.check(setting)
+            return informed(next(iter(self.bank.row(setting).values())), known)
+        except Exception as error:  # start() is the author's code
+            raise Broken(self.kind, "numbers", f"with {setting}: {error}") from error
+
+    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, Choice]:
+        """One step of the compiled bank, as many rows as there are cases."""
+        logits = self.logits if logits is None else logits
+        return jax.device_get(self._step(filled, logits, rows))
+
+    def _choose(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, Choice]:
+        self.traces += 1
+        return self.bank.choose(filled, logits, rows)
+
+
+def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
+    """What the sampler says to one row; a filter is shown the whole vocabulary, sorted."""
+    sampler, logits, row = jax.tree.map(jnp.asarray, (sampler, logits, row))
+    about = context(row, type(sampler).__name__)
+    if isinstance(sampler, Adjuster | Shaper):
+        return sampler(logits, about)
+    assert isinstance(sampler, Filter)
+    best, ids = jax.lax.top_k(logits, VOCAB)
+    best = best - best[0]
+    total = jax.nn.logsumexp(best)
+    p = jnp.exp(best - total)
+    entropy, size = jnp.sum(jax.scipy.special.entr(p)), jnp.sum(best > -jnp.inf)
+    return sampler(Candidates(ids, best, p, total, entropy, size), about)
+
+
+def chosen_with(share: Any) -> Chosen:
+    """A token that was drawn with this probability, under the model and as sampled."""
+    share = jnp.float32(share)
+    return Chosen(jnp.int32(1), jnp.log(share), share, share)
+
+
+def bank_of(kind: type[Sampler] | None) -> SamplerBank:
+    """A bank with this sampler alone, or with none."""
+    samplers = {} if kind is None else {kind.__name__: kind}
+    return SamplerBank(samplers, vocab=VOCAB, candidates=FEW, top_logprobs=LISTED, texts=TEXTS)
+
+
+@functools.cache
+def plain_choice() -> Choice:
+    """What is chosen for the rows of every check when no sampler is installed."""
+    cases = list(cases_of({}))
+    logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])
+    return jax.device_get(
+        jax.jit(bank_of(None).choose, compiler_options=QUICKLY)({}, logits, rows)[1]
+    )
