@@ -259,8 +259,7 @@ class Engine:
 
     def _follow(self, generation: Generation, token: int) -> None:
         """A guided answer has one more token; what it forces goes the way of a prompt."""
-        rows = sum(each is not None for each in self._running)
-        if self._guides.follow(generation, token, rows=rows):
+        if self._guides.follow(generation, token, rows=self.slots.claimed):
             self._running[generation.slot] = None
             self._release(generation.slot)
             self._prompts.resume(generation)

@@ -59,7 +59,7 @@ class Guides:
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
         """The answer has one more token; True if forced ones were added behind it.
 
-        With more `rows` in a step each token costs less there, and a tile of its own never less.
+        With more `rows` to share steps each token costs less there, but a tile costs what it does.
         """
         guide = generation.guide
         if guide is None:
