@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Generation
@@ -97,14 +97,20 @@ class EngineThread:
 
         self._send(cancel, lambda: None)
 
-    async def ask(self, question: Callable[[Engine], T | Generator[None, None, T]]) -> T:
+    @overload
+    async def ask(self, question: Callable[[Engine], Generator[None, None, T]]) -> T: ...
+
+    @overload
+    async def ask(self, question: Callable[[Engine], T]) -> T: ...
+
+    async def ask(self, question: Callable[[Engine], Any]) -> Any:
         """What a function of the engine returns, called between two steps.
 
         If it returns a generator, as `Engine.peek_by_and_by` does, that is advanced once between
         any two steps, and the answer is what it returns. One that raises QueueFull to begin with
         is called again once a slot is free.
         """
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._send(
             lambda: self._questions.append((question, answer)),
             lambda: settle(answer, None, self._stopped()),

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from jaxllama.answers import Answers, Caller, Choice, Observer, outcome_of
 from jaxllama.asking import Ask, count_choices, ready_all
@@ -216,7 +216,13 @@ class GenerationService:
         self._check_state()
         return await asyncio.to_thread(work, self.model)
 
-    async def ask_engine(self, question: Callable[[Engine], T | Generator[None, None, T]]) -> T:
+    @overload
+    async def ask_engine(self, question: Callable[[Engine], Generator[None, None, T]]) -> T: ...
+
+    @overload
+    async def ask_engine(self, question: Callable[[Engine], T]) -> T: ...
+
+    async def ask_engine(self, question: Callable[[Engine], Any]) -> Any:
         """What a function of the engine returns, called between two steps.
 
         Long work comes as a generator (`Engine.peek_by_and_by`), which is advanced once between
