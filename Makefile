@@ -5,7 +5,7 @@ READY := .venv/.ready
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
-BENCHES := machine kernels decode prefill sampling memory compile
+BENCHES := machine kernels decode prefill classify sampling memory compile serve
 COMPARED := decode prefill sampling
 
 .PHONY: help install serve test check format bench clean

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -21,6 +21,7 @@ REPETITIONS = 5
 SHORT_REPETITIONS = 2
 
 Measure = Callable[[], float]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def how_often(board: Board, repetitions: int | None) -> int:
     return repetitions or (SHORT_REPETITIONS if board.short else REPETITIONS)
 
 
-def in_turn(times: int, *measures: Measure | None) -> list[list[float]]:
+def in_turn(times: int, *measures: Callable[[], T] | None) -> list[list[T]]:
     """Measure A B A B, so that what disturbs the machine disturbs all; an absent one gives none.
 
     A round that is not counted goes first: it touches memory, fills caches and wakes threads.

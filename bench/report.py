@@ -10,12 +10,13 @@ from typing import Any
 import click
 from harness import Record, number
 
-SLOTS = re.compile(r"(?P<rest>.*?)\b(?P<slots>\d+) slots?\b(?P<tail>.*)")
+MANY = re.compile(r"(?P<rest>.*?)\b(?P<count>\d+) (?P<what>slot|stream)s?\b(?P<tail>.*)")
 COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio")
 OURS, PEER = "#2a6f97", "#c9a227"
 PARITY = 1.0  # as fast as the peer
 
-Curve = dict[int, tuple[float, float | None]]  # slots: ours, the peer's
+Name = tuple[str, str, str]  # of a curve: its title, what grows, the unit
+Curve = dict[int, tuple[float, float | None]]  # how many: ours, the peer's
 
 
 @click.command()
@@ -88,7 +89,7 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
     if compared:
         plots.append(draw_ratios(compared, out / "ratios.svg"))
     for index, (name, curve) in enumerate(curves(records).items()):
-        plots.append(draw_curve(name, curve, out / f"slots-{index}.svg"))
+        plots.append(draw_curve(name, curve, out / f"{name[1]}-{index}.svg"))
     return plots
 
 
@@ -107,32 +108,35 @@ def draw_ratios(records: Sequence[Record], path: Path) -> Path:
     return save(figure, path)
 
 
-def curves(records: Iterable[Record]) -> dict[str, Curve]:
-    """Cases in tokens/s that differ in their number of slots only, where there are several."""
-    found: dict[str, Curve] = {}
+def curves(records: Iterable[Record]) -> dict[Name, Curve]:
+    """Cases that differ in their number of slots or streams only, where there are several."""
+    found: dict[Name, Curve] = {}
     for record in records:
-        match = SLOTS.fullmatch(record.case)
-        if match and record.unit == "tokens/s":
-            name = f"{record.bench}: {match['rest']}by slots{match['tail']}"
-            name += f", {record.peer}" if record.peer else ""
-            found.setdefault(name, {})[int(match["slots"])] = (record.value, record.peer_value)
+        match = MANY.fullmatch(record.case)
+        if match:
+            growing = f"{match['what']}s"
+            title = f"{record.bench}: {match['rest']}by {growing}{match['tail']}"
+            title += f", {record.peer}" if record.peer else ""
+            curve = found.setdefault((title, growing, record.unit), {})
+            curve[int(match["count"])] = (record.value, record.peer_value)
     return {name: curve for name, curve in found.items() if len(curve) > 1}
 
 
-def draw_curve(name: str, curve: Curve, path: Path) -> Path:
-    """Tokens per second by the number of slots."""
+def draw_curve(name: Name, curve: Curve, path: Path) -> Path:
+    """A figure by the number of slots or streams."""
+    title, growing, unit = name
     figure, axes = new_figure(height=4.0)
-    slots = sorted(curve)
-    axes.plot(slots, [curve[count][0] for count in slots], "o-", color=OURS, label="jaxllama")
-    theirs = [(count, curve[count][1]) for count in slots if curve[count][1] is not None]
+    counts = sorted(curve)
+    axes.plot(counts, [curve[count][0] for count in counts], "o-", color=OURS, label="jaxllama")
+    theirs = [(count, curve[count][1]) for count in counts if curve[count][1] is not None]
     if theirs:
         axes.plot(*zip(*theirs, strict=True), "s--", color=PEER, label="peer")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(slots, [str(count) for count in slots])
+    axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_ylim(bottom=0)
-    axes.set_title(name, fontsize=9)
-    axes.set_xlabel("slots")
-    axes.set_ylabel("tokens/s")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(growing)
+    axes.set_ylabel(unit)
     axes.legend()
     return save(figure, path)
 

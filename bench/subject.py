@@ -20,6 +20,8 @@ from jaxllama.config import KERNELS
 
 PEERS = ("llama.cpp",)
 
+Loading = tuple[str | None, str | None, int | None]  # model, kernels, threads; as given
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -59,8 +61,8 @@ class Subject:
         return LlamaCpp(path, sequences=sequences, length=length, threads=threads)
 
 
-def modelled(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of loading a model; the function is called with a `subject`."""
+def loaded(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of loading a model; the function is called with them, as `loading`."""
     model = f"Name, file, or one of {', '.join(FILES)} [default: smollm2-135m]."
     kernels = "As of `jaxllama generate` [default: as it chooses]."
 
@@ -69,9 +71,26 @@ def modelled(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
     @functools.wraps(function)
     def run(*, model: str | None, kernels: str | None, threads: int | None, **given: Any) -> None:
-        function(subject=Subject(model_file(model), kernels, threads), **given)
+        function(loading=(model, kernels, threads), **given)
 
     return run
+
+
+def modelled(function: Callable[..., None]) -> Callable[..., None]:
+    """Add those; the function is called with a `subject`."""
+
+    @loaded
+    @functools.wraps(function)
+    def run(*, loading: Loading, **given: Any) -> None:
+        function(subject=subject_of(loading), **given)
+
+    return run
+
+
+def subject_of(loading: Loading) -> Subject:
+    """The subject that the options of loading a model ask for."""
+    model, kernels, threads = loading
+    return Subject(model_file(model), kernels, threads)
 
 
 def compared(function: Callable[..., None]) -> Callable[..., None]:

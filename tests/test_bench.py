@@ -172,6 +172,14 @@ def few() -> tuple[str, ...]:
     return ("--repetitions", "1", "--tokens", "8", "--depth", "8")
 
 
+def test_serving_is_held_against_the_engine_alone() -> None:
+    asked = ("-m", TINY, "--repetitions", "1", "--slots", "2", "--tokens", "4", "--prompt", "4")
+    found = records("serve", *asked, "--overhead")
+    (whole, added) = found.values()
+    assert (whole["peer"], whole["unit"]) == ("the engine alone", "s")
+    assert added["unit"] == "%"
+
+
 def test_prefill_never_finds_its_prompt_in_the_cache() -> None:
     found = records("prefill", "-m", TINY, "--tokens", "15", "--repetitions", "2")
     assert list(found) == ["tiny-q4_0, 15 tokens"]
@@ -432,6 +440,19 @@ def test_the_report_joins_cases_by_their_slots() -> None:
     report = module("report")
     curves = report.curves(report.read(lines(RECORDS).splitlines()))
     assert list(curves.values()) == [{1: (20.0, 10.0), 4: (60.0, 15.0)}]
+
+
+def test_the_report_joins_every_figure_of_a_server_by_its_streams() -> None:
+    report = module("report")
+    found = [
+        {"bench": "serve", "case": f"m, {count}, 8+8 tokens{tail}", "value": 1.0, "unit": unit}
+        for count in ("1 stream", "16 streams")
+        for tail, unit in (("", "tokens/s"), (", first token, p99", "ms"))
+    ]
+    assert list(report.curves(report.read(lines(found).splitlines()))) == [
+        ("serve: m, by streams, 8+8 tokens", "streams", "tokens/s"),
+        ("serve: m, by streams, 8+8 tokens, first token, p99", "streams", "ms"),
+    ]
 
 
 def test_the_report_draws_ratios_and_curves(tmp_path: Path) -> None:

@@ -1,0 +1,253 @@
+"""Serving: what the clients of an OpenAI-compatible server get, many at a time."""
+
+import gc
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+
+import click
+from crowd import taken
+from harness import Board, how_often, in_turn, repeated, script, seconds
+from load import Answer, Clients, Load, Shape, shaped
+from served import Served, model_of, reached
+
+from jaxllama import LLM
+from jaxllama.intake import Ready
+
+STREAMS = (1, 16, 64)
+SHORT_STREAMS = (1, 16)
+OVERHEAD_STREAMS = 16
+MANY_CORES = 0.5  # of the clients: beyond, they may be what is measured
+
+Asked = Callable[[Clients], Load]
+
+
+@click.command()
+@script("serve")
+@repeated
+@reached
+@shaped
+@click.option("--concurrency", multiple=True, type=click.IntRange(min=1), help="Several times.")
+@click.option("--rate", multiple=True, type=click.FloatRange(min=0.01), help="Several times.")
+@click.option("--overhead", is_flag=True, help="Measure what HTTP adds to the engine's own time.")
+def main(  # noqa: PLR0913 - an option for each kind of load
+    *,
+    board: Board,
+    repetitions: int | None,
+    served: Served,
+    shape: Shape,
+    concurrency: tuple[int, ...],
+    rate: tuple[float, ...],
+    overhead: bool,
+) -> None:
+    """Measure greedy answers streamed over HTTP.
+
+    A closed load has --concurrency clients that ask again once they have their answer; an open
+    load has --rate requests a second that come by chance. With none of these nor --overhead,
+    closed loads of several sizes and, if the server is ours, the overhead at 16 streams.
+    """
+    if overhead and served.subject is None:
+        raise click.UsageError("--overhead needs a server of our own; leave out --url.")
+    times = how_often(board, repetitions)
+    if not (concurrency or rate or overhead):
+        concurrency = SHORT_STREAMS if board.short else STREAMS
+        overhead = served.subject is not None
+    context = 2 * shape.prompt + shape.tokens + 64  # a word may be more than a token
+    with ExitStack() as opened:
+        with board.doing("starting"):
+            url = opened.enter_context(served.running(context))
+        clients = [Clients(each, model_of(each), shape) for each in (url, served.peer) if each]
+        loads: list[tuple[str, Asked]] = [
+            *((many(count, "stream"), closed(count)) for count in concurrency),
+            *((f"{each:g} requests/s come", open_(each)) for each in rate),
+        ]
+        for name, asked in loads:
+            case = f"{clients[0].model}, {name}, {shape}"
+            with board.doing(case):
+                rounds = in_turn(times, *(of(asked, each) for each in clients))
+            tell(board, case, rounds, served.peer_name)
+        if overhead and served.subject is not None:
+            with board.doing("the engine alone"):
+                llm = served.subject.load(slots=served.slots, length=context)
+                compare_with_engine(board, clients[0], opened.enter_context(llm), times)
+
+
+def closed(streams: int) -> Asked:
+    """A load of clients that wait for their answers."""
+    return lambda clients: clients.closed(streams)
+
+
+def open_(rate: float) -> Asked:
+    """A load of clients that come by chance."""
+    return lambda clients: clients.open(rate)
+
+
+def of(asked: Asked, clients: Clients) -> Callable[[], Load]:
+    """That load by these clients."""
+    return lambda: asked(clients)
+
+
+def tell(board: Board, case: str, rounds: Sequence[Sequence[Load]], peer: str | None) -> None:
+    """Record what all clients saw, ours and the peer's."""
+    for loads in rounds:
+        if not any(load.whole for load in loads):
+            kinds = ", ".join(errors(loads)) or "no request"
+            raise click.ClickException(f"{case}: no answer came to its end ({kinds})")
+    for name, (unit, figure) in FIGURES.items():
+        found = [[figure(load) for load in loads if load.whole] for loads in rounds]
+        known = [[value for value in values if not math.isnan(value)] for values in found]
+        if known[0]:
+            board.add(f"{case}{name}", unit, known[0], *known[1:], peer=peer)
+    for loads, owner in zip(rounds, ("", f", {peer}"), strict=False):
+        lost = errors(loads)
+        board.add(f"{case}{owner}, lost", "requests", [lost.total()])
+        for kind, count in sorted(lost.items()):
+            board.add(f"{case}{owner}, lost: {kind}", "requests", [count])
+    warn_of_clients(case, [load for loads in rounds for load in loads])
+
+
+def errors(loads: Iterable[Load]) -> Counter[str]:
+    """The requests of all rounds that were not answered, by kind."""
+    return Counter(answer.error for load in loads for answer in load.answers if answer.error)
+
+
+def warn_of_clients(case: str, loads: Iterable[Load]) -> None:
+    """Say so if the clients worked so hard that they may have been in the way."""
+    cores = max(load.cores for load in loads)
+    if cores > MANY_CORES:
+        click.echo(
+            f"{case}: the clients took {cores:.2f} of a core; they may be what is measured",
+            err=True,
+        )
+
+
+# Figures.
+
+
+def tokens_per_second(load: Load) -> float:
+    """Of all streams together."""
+    return sum(answer.tokens for answer in load.whole) / load.seconds
+
+
+def requests_per_second(load: Load) -> float:
+    """Of all streams together."""
+    return len(load.whole) / load.seconds
+
+
+def firsts(load: Load) -> list[float]:
+    """Until each first piece of text."""
+    return [answer.moments[0] - answer.due for answer in load.whole if answer.moments]
+
+
+def gaps(load: Load) -> list[float]:
+    """Between any two pieces of one text."""
+    return [late - early for answer in load.whole for early, late in pairwise(answer.moments)]
+
+
+def wholes(load: Load) -> list[float]:
+    """Until each answer was complete."""
+    return [answer.ended - answer.due for answer in load.whole]
+
+
+def percentile(percent: float, values: Callable[[Load], list[float]]) -> Callable[[Load], float]:
+    """Milliseconds that so many percent do not exceed; NaN of nothing."""
+
+    def figure(load: Load) -> float:
+        ordered = sorted(values(load))
+        if not ordered:
+            return math.nan
+        return 1000 * ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Load], float]]] = {
+    "": ("tokens/s", tokens_per_second),
+    ", answers": ("requests/s", requests_per_second),
+    ", first token, p50": ("ms", percentile(50, firsts)),
+    ", first token, p99": ("ms", percentile(99, firsts)),
+    ", between tokens, p50": ("ms", percentile(50, gaps)),
+    ", between tokens, p99": ("ms", percentile(99, gaps)),
+    ", whole answer, p50": ("ms", percentile(50, wholes)),
+    ", whole answer, p99": ("ms", percentile(99, wholes)),
+}
+
+
+# What HTTP adds.
+
+
+def compare_with_engine(board: Board, clients: Clients, llm: LLM, times: int) -> None:
+    """The same answers streamed over HTTP and made by an engine in this process, in turn."""
+    case = f"{clients.model}, {many(OVERHEAD_STREAMS, 'stream')}, {clients.shape}, HTTP"
+    numbers = range(-OVERHEAD_STREAMS, 0)  # prompts that no other load has sent
+    loads: list[Load] = []
+
+    def over_http() -> float:
+        loads.append(clients.once(numbers))
+        return loads[-1].seconds
+
+    alone = Alone(llm, [clients.shape.text(number) for number in numbers], clients.shape)
+    gc.collect()
+    gc.freeze()  # what is loaded here must not hold up the clients
+    ours, theirs = in_turn(times, over_http, alone.run)
+    if errors(loads) or text_of(loads[-1].answers) != alone.texts:
+        raise click.ClickException(f"{case}: the answers are not those of the engine alone")
+    board.add(case, "s", ours, theirs, "the engine alone")
+    added = [100 * (one / other - 1) for one, other in zip(ours, theirs, strict=True)]
+    board.add(f"{case} adds", "%", [max(0.0, statistics.median(added))])
+    warn_of_clients(case, loads)
+
+
+class Alone:
+    """The engine in this process, asked the same again and again."""
+
+    def __init__(self, llm: LLM, prompts: Sequence[str], shape: Shape) -> None:
+        self.llm, self.prompts, self.is_chat = llm, prompts, shape.chat
+        self.knobs = {
+            "max_tokens": shape.tokens,
+            "temperature": 0.0,
+            "ignore_eos": not shape.eos,
+        }
+        self.texts: list[str] = []  # of the last run
+
+    def run(self) -> float:
+        """Seconds of all answers, from handing them in to the last one's end."""
+        ready = [self.ready(prompt) for prompt in self.prompts]
+        texts: dict[int, list[str]] = {}
+
+        def work() -> None:
+            engine = self.llm.engine
+            for request, tail in ready:
+                texts[engine.submit(request, tail).id] = []
+            while not engine.idle:
+                events = engine.step()
+                taken(events)
+                for event in events:
+                    texts[event.id].append(event.text)
+
+        spent = seconds(work)
+        self.texts = ["".join(parts) for parts in texts.values()]
+        return spent
+
+    def ready(self, prompt: str) -> Ready:
+        """What the engine takes, as the server makes it."""
+        if self.is_chat:
+            return self.llm.intake.chat([{"role": "user", "content": prompt}], self.knobs)
+        return self.llm.intake.completion(prompt, self.knobs)
+
+
+def text_of(answers: Iterable[Answer]) -> list[str]:
+    """The whole texts."""
+    return ["".join(answer.texts) for answer in answers]
+
+
+def many(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count} {what}{'s' * (count > 1)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The clients of bench/serve.py, on servers of which it is known what they say."""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from aiohttp import web
+from click.testing import CliRunner, Result
+
+from tests.serve.clients import DIALECTS, saying
+from tests.serve.conftest import running
+
+BENCH = Path(__file__).parents[1] / "bench"
+PIECE = b'data: {"choices": [{"text": "a"}]}\r\n\r\n'
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\n'
+END = b"data: [DONE]\n\n"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(module("serve").main, ["--json", *arguments])
+
+
+def records(*arguments: str) -> dict[str, dict[str, Any]]:
+    """What it prints, by case."""
+    result = run("--eos", "--repetitions", "1", "--requests", "2", *arguments)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    return {record["case"]: record for record in found}
+
+
+@contextlib.contextmanager
+def in_thread(server: Callable[[], contextlib.AbstractAsyncContextManager[str]]) -> Iterator[str]:
+    """The address of a server in a thread of its own."""
+    said: queue.Queue[str] = queue.Queue()
+    loop, over = asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with server() as url:
+            said.put(url)
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield said.get(timeout=30)
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+        loop.close()
+
+
+@contextlib.asynccontextmanager
+async def ours() -> AsyncIterator[str]:
+    """Our server on the scripted engine."""
+    async with running(saying(b"Hello!", context=1024), dialects=DIALECTS) as live:
+        yield live.url
+
+
+def saying_raw(*parts: bytes, status: int = 200) -> Any:
+    """A server that sends these bytes, then closes."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part)
+        return response
+
+    @contextlib.asynccontextmanager
+    async def server() -> AsyncIterator[str]:
+        app = web.Application()
+        app.router.add_post("/v1/completions", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    return server
+
+
+def seen(*parts: bytes, status: int = 200) -> Any:
+    """The answer that one client saw of these bytes."""
+    load = module("load")
+    with in_thread(saying_raw(*parts, status=status)) as url:
+        clients = load.Clients(url, "m", load.Shape(requests=1))
+        (answer,) = clients.closed(1).answers
+    return answer
+
+
+FIGURES = [
+    *("", ", answers", ", first token, p50", ", first token, p99", ", between tokens, p50"),
+    *(", between tokens, p99", ", whole answer, p50", ", whole answer, p99"),
+]
+
+
+@pytest.mark.parametrize("chat", [(), ("--chat",)])
+def test_two_servers_are_measured_in_turn(chat: tuple[str, ...]) -> None:
+    with in_thread(ours) as url, in_thread(ours) as peer:
+        found = records("--url", f"{url}/v1/", "--peer", peer, "--concurrency", "3", *chat)
+    case, name = "scripted, 3 streams, 64+64 tokens", peer.removeprefix("http://")
+    assert list(found) == [
+        *(f"{case}{figure}" for figure in FIGURES),
+        f"{case}, lost",
+        f"{case}, {name}, lost",
+    ]
+    assert all(found[f"{case}{figure}"]["peer"] == name for figure in FIGURES)
+    assert found[f"{case}, lost"]["value"] == 0
+
+
+def test_an_open_load_is_measured() -> None:
+    with in_thread(ours) as url:
+        found = records("--url", url, "--rate", "40", "--duration", "0.5")
+    case = "scripted, 40 requests/s come, 64+64 tokens"
+    assert list(found) == [*(f"{case}{figure}" for figure in FIGURES), f"{case}, lost"]
+
+
+def test_clients_that_come_by_chance_keep_to_their_rate_and_seed() -> None:
+    arrivals = module("load").arrivals
+    found = list(arrivals(50.0, 100.0, 1))
+    assert found == sorted(found) == list(arrivals(50.0, 100.0, 1))
+    assert found != list(arrivals(50.0, 100.0, 2))
+    assert len(found) == pytest.approx(5000, rel=0.05)
+    assert found[-1] < 100.0
+
+
+def test_an_answer_is_read_however_its_bytes_come() -> None:
+    told = PIECE * 3 + USAGE + END
+    answer = seen(*(told[at : at + 5] for at in range(0, len(told), 5)))
+    assert (answer.error, answer.texts, answer.tokens) == (None, ["a"] * 3, 7)
+    assert len(answer.moments) == 3
+
+
+def test_pieces_are_counted_where_the_server_counts_no_tokens() -> None:
+    assert seen(PIECE, PIECE, END).tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "status"),
+    [
+        ("cut off", (PIECE,), 200),
+        ("error event", (PIECE, b'data: {"error": {"message": "no"}}\n\n'), 200),
+        ("not an event", (b"data: {oh\n\n",), 200),
+        ("HTTP 503", (b"later",), 503),
+    ],
+)
+def test_what_goes_wrong_has_a_kind(kind: str, parts: tuple[bytes, ...], status: int) -> None:
+    assert seen(*parts, status=status).error == kind
+
+
+def test_a_server_that_is_not_there_is_a_kind_of_error() -> None:
+    load = module("load")
+    (answer,) = load.Clients("http://127.0.0.1:1", "m", load.Shape(requests=1)).closed(1).answers
+    assert answer.error == "ClientConnectorError"
+
+
+def test_requests_that_were_lost_are_told_by_kind() -> None:
+    harness, load, serve = module("harness"), module("load"), module("serve")
+    whole = load.Answer(0.0, ["a", "b"], [1.0, 2.0], 2, 2.0)
+    lost = [load.Answer(0.0, error=kind) for kind in ("cut off", "HTTP 429", "cut off")]
+    board = harness.Board("serve", as_json=False, short=False)
+    serve.tell(board, "c", [[load.Load([whole, *lost], 4.0, 0.1)]], None)
+    found = {record.case: record.value for record in board.records}
+    assert found["c"] == 0.5
+    assert (found["c, first token, p50"], found["c, between tokens, p99"]) == (1000.0, 1000.0)
+    assert (found["c, lost"], found["c, lost: cut off"], found["c, lost: HTTP 429"]) == (3, 2, 1)
+
+
+def test_a_load_without_one_whole_answer_fails() -> None:
+    with in_thread(ours) as url:
+        result = run("--url", url, "--concurrency", "2", "--tokens", "100000")
+    assert result.exit_code == 1
+    assert "HTTP 400" in result.stderr
+
+
+def test_clients_that_work_hard_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    load, serve = module("load"), module("serve")
+    serve.warn_of_clients("c", [load.Load([], 1.0, 0.4)])
+    assert capsys.readouterr().err == ""
+    serve.warn_of_clients("c", [load.Load([], 1.0, 0.4), load.Load([], 1.0, 0.6)])
+    assert "0.60 of a core" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("-m", "tiny-q4_0"), ("--slots", "2"), ("--overhead",)])
+def test_what_is_for_a_server_of_our_own_is_refused_with_a_url(option: tuple[str, ...]) -> None:
+    result = run("--url", "http://127.0.0.1:1", *option)
+    assert result.exit_code == 2
+    assert "server of our own" in result.stderr
+
+
+def test_an_address_without_models_is_refused() -> None:
+    result = run("--url", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "OpenAI-compatible" in result.stderr
