@@ -61,13 +61,14 @@ FLOORS: dict[str, tuple[str, str]] = {
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
     "llm": (WHOLE, "jax numpy"),
+    "explain": (f"{ENGINE} llm", "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion answers bounds service",
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything
-    "cli": (f"{WHOLE} llm bounds service serve", "jax click rich asyncio"),
+    "cli": (f"{WHOLE} llm explain bounds service serve", "jax click rich asyncio"),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.

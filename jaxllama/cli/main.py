@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP.",
     "chat": "Talk with a model.",
     "generate": "Continue a prompt.",
+    "explain": "Show what each sampler did to each token.",
     "batch": "Answer a file of prompts; resumes where it stopped.",
     "perplexity": "Measure how surprised a model is by a text.",
     "pull": "Fetch a model and print its path.",

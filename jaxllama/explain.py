@@ -1,0 +1,288 @@
+"""Explaining: what each sampler did to each token of an answer, and what other numbers would do.
+
+`record` generates and keeps the logits of every position; `replay` puts them through the sampler
+bank once for every sampler that is on, with those before it, and compares: nothing of what samplers
+mean is written here. A replay needs no model. Called by `jaxllama explain`.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllama.engine.bank import Bank, Choice, Rows, SamplerBank
+from jaxllama.engine.knobs import switches_on
+from jaxllama.engine.rows import chance
+from jaxllama.errors import ConfigError, InvalidParameter
+from jaxllama.kernels import cpu
+from jaxllama.limits import LIMITS, check, unknown_field
+from jaxllama.llm import LLM
+from jaxllama.request import GenerationRequest
+from jaxllama.sampling import NO_TOKEN, Sampler, Shaper, knobs_of
+
+CORE = ("temperature", "temperature_last", "seed")  # what a replay can change beside the knobs
+MODEL, HEAT = "model", "temperature"  # stages that are no samplers
+FORMAT = 1  # of saved recordings
+CORE_AT = 0  # the place of the temperature among shapers
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An answer and the logits that it was drawn from: all that a replay needs."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: np.ndarray  # [tokens V]
+    temperature: float
+    temperature_last: bool
+    seed: int
+    stop_ids: tuple[int, ...]
+    knobs: Mapping[str, object]
+    texts: tuple[str, ...]  # of every token of the vocabulary
+    columns: int  # tokens a row can hold
+    candidates: int
+    body: str  # of the kernels
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        about = {**asdict(replace(self, logits=np.zeros(0))), "format": FORMAT}
+        del about["logits"]
+        try:
+            with path.open("wb") as file:
+                np.savez(file, logits=self.logits, about=np.array(json.dumps(about)))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Recording":
+        """Read it again."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about, logits = json.loads(str(file["about"])), file["logits"]
+            if about.pop("format") != FORMAT:
+                raise ValueError("it is of another version")
+            lists = ("prompt", "tokens", "stop_ids", "texts")
+            about |= {name: tuple(about[name]) for name in lists}
+            return cls(logits=logits, **about)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"{path} is no recording of `jaxllama explain --save`: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one sampler, or the temperature, did to one position."""
+
+    name: str
+    kept: int  # tokens that can be drawn after it
+    removed: float  # probability, before it, of the tokens it dropped
+    rank: int | None  # of the drawn token after it, from 0; None: dropped
+    p: float  # of the drawn token after it
+
+
+@dataclass(frozen=True)
+class Position:
+    """One token of an answer."""
+
+    token: int
+    text: str
+    recorded: int  # what the engine drew: other than `token` where other numbers draw otherwise
+    chance: float  # the uniform number that decides the draw
+    stages: tuple[Stage, ...]  # the first is the model itself
+
+
+def record(llm: LLM, prompt: str | Sequence[int], **knobs: object) -> Recording:
+    """Continue a prompt and keep the logits of every position."""
+    request, _ = llm.intake.completion(prompt, knobs)
+    if request.constraint is not None:
+        raise InvalidParameter(
+            "an answer held to a form cannot be explained; leave json_schema, json_object, regex, "
+            "choices and grammar away"
+        )
+    stream = llm.stream(prompt, **{**knobs, "seed": request.seed})
+    tokens = tuple(delta.token for delta in stream if delta.token is not None)
+    known = [*request.prompt, *tokens]
+    start = len(request.prompt)
+    logits = [llm.engine.peek(known[:end], end)[1] for end in range(start, len(known))]
+    return recording_of(llm, request, tokens, np.stack(logits))
+
+
+def recording_of(
+    llm: LLM, request: GenerationRequest, tokens: tuple[int, ...], logits: np.ndarray
+) -> Recording:
+    """What is kept of a request and its answer."""
+    config = llm.engine_config
+    return Recording(
+        prompt=request.prompt,
+        tokens=tokens,
+        logits=logits,
+        temperature=request.temperature,
+        temperature_last=request.temperature_last,
+        seed=request.seed,
+        stop_ids=request.stop_ids,
+        knobs=dict(request.knobs),
+        texts=tuple(llm.tokenizer.texts()),
+        columns=config.columns,
+        candidates=config.candidates,
+        body=config.kernels,
+    )
+
+
+def replay(
+    recording: Recording,
+    samplers: Mapping[str, type[Sampler]],
+    changes: Mapping[str, object] | None = None,
+) -> list[Position]:
+    """What the samplers do to every recorded position, perhaps with other numbers.
+
+    Every position follows the recorded tokens, also where other numbers would have drawn another
+    before it: what the model says after that one is not recorded.
+    """
+    changed = with_changes(recording, changes or {})
+    return list(Replay(changed, samplers, changes or {}).positions())
+
+
+def with_changes(recording: Recording, changes: Mapping[str, object]) -> Recording:
+    """The recording under other numbers."""
+    core = {name: changes[name] for name in CORE if name in changes}
+    for name in changes:
+        if name in LIMITS and name not in CORE:
+            raise InvalidParameter(f"{name} cannot be changed in a replay", name)
+    checked: dict[str, Any] = {name: check(name, value) for name, value in core.items()}
+    knobs = {name: value for name, value in changes.items() if name not in CORE}
+    return replace(recording, knobs={**recording.knobs, **knobs}, **checked)
+
+
+class Replay:
+    """One recording on its way through a bank of the samplers that it uses."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        samplers: Mapping[str, type[Sampler]],
+        changes: Mapping[str, object],
+    ) -> None:
+        self.recording = recording
+        used = {name: kind for name, kind in samplers.items() if switches_on(kind, recording.knobs)}
+        vocab = recording.logits.shape[-1]
+        body = recording.body if recording.body != "cpu" or cpu.available() else "xla"
+        self.bank = SamplerBank(
+            used,
+            vocab=vocab,
+            candidates=recording.candidates,
+            top_logprobs=vocab,
+            body=body,
+            texts=recording.texts,
+        )
+        known = {knob for kind in samplers.values() for knob in knobs_of(kind)}
+        for name in changes:
+            if name not in known and name not in LIMITS:
+                raise unknown_field(name, [*known, *CORE])
+        mine = {name: value for name, value in recording.knobs.items() if name in self.bank.knobs}
+        self.bank.check(mine)
+        self.leaves, self.off = self.bank.row(mine), self.bank.row({})
+        self.names = [MODEL, *running(self.bank, recording)]
+
+    def positions(self) -> Iterator[Position]:
+        """Every position in turn; what samplers carry goes along."""
+        leaves = self.leaves
+        for index, recorded in enumerate(self.recording.tokens):
+            rows = self.rows(index)
+            logits = jax.numpy.stack([self.recording.logits[index]] * len(self.names))
+            # Run call by call: only the branches that are taken, nothing compiled.
+            with jax.disable_jit():
+                after, choice = self.bank.choose(self.stacked(leaves), logits, rows)
+                uniform = float(jax.vmap(chance)(rows)[-1])
+            token = int(choice.token[-1])
+            shares = [self.shares(choice, place) for place in range(len(self.names))]
+            before = [shares[0], *shares[:-1]]
+            stages = map(stage, self.names, before, shares, [token] * len(shares))
+            text = self.recording.texts[token] if token < len(self.recording.texts) else ""
+            yield Position(token, text, recorded, uniform, tuple(stages))
+            leaves = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), after)
+
+    def stacked(self, leaves: Bank) -> Bank:
+        """A row for each stage, in which it and those before it are on; in the last one, all."""
+        each, on = [], dict(self.off)
+        for name in self.names:
+            if name in leaves:
+                on = {**on, name: leaves[name]}
+            each.append(on)
+        each[-1] = leaves
+        return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
+
+    def shares(self, choice: Choice, place: int) -> np.ndarray:
+        """The probability of every token at one stage."""
+        ids = np.asarray(choice.sampled_ids[place])
+        logprobs = np.asarray(choice.sampled_logprobs[place])
+        shares = np.zeros(self.bank.vocab)
+        alive = logprobs > -np.inf
+        shares[ids[alive]] = np.exp(logprobs[alive])
+        return shares
+
+    def rows(self, index: int) -> Rows:
+        """The row as the engine had it, once for each stage; before the temperature it is 1."""
+        mine = self.recording
+        known = [*mine.prompt, *mine.tokens[:index]]
+        tokens = np.zeros(mine.columns, np.int32)
+        tokens[: len(known)] = known
+        leaves: dict[str, Any] = {
+            "tokens": tokens,
+            "length": np.int32(len(known)),
+            "prompt": np.int32(len(mine.prompt)),
+            "stop_ids": np.array([*mine.stop_ids, NO_TOKEN], np.int32),
+            "temperature": np.float32(mine.temperature),
+            "temperature_last": np.bool_(mine.temperature_last),
+            "seed": np.array([mine.seed >> 32, mine.seed & 0xFFFFFFFF], np.uint32),
+            "active": np.bool_(True),
+            "top_logprobs": np.int32(self.bank.vocab),
+        }
+        many = {
+            name: np.repeat(leaf[None], len(self.names), axis=0) for name, leaf in leaves.items()
+        }
+        many["temperature"][: self.names.index(HEAT)] = 1.0
+        return Rows(**{name: jax.numpy.asarray(leaf) for name, leaf in many.items()})
+
+
+def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
+    """The samplers that have something to do, and the temperature, in order."""
+    yield from bank.adjusters
+    if recording.temperature == 0:  # the likeliest is taken: neither filters nor shapers are asked
+        yield HEAT
+        return
+    early = {} if recording.temperature_last else without_last(bank.shapers)
+    late = {name: kind for name, kind in bank.shapers.items() if name not in early}
+    if not recording.temperature_last:
+        yield from around(early)
+    yield from bank.filters
+    yield from around(late) if recording.temperature_last else late
+
+
+def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
+    """Those that do not insist on coming last."""
+    return {name: kind for name, kind in shapers.items() if not kind.last}
+
+
+def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
+    """The shapers with the temperature among them."""
+    yield from (name for name, kind in shapers.items() if kind.order < CORE_AT)
+    yield HEAT
+    yield from (name for name, kind in shapers.items() if kind.order >= CORE_AT)
+
+
+def stage(name: str, before: np.ndarray, after: np.ndarray, token: int) -> Stage:
+    """What happened between two distributions."""
+    p = float(after[token])
+    return Stage(
+        name=name,
+        kept=int((after > 0).sum()),
+        removed=float(before[after == 0].sum()),
+        rank=int((after > p).sum()) if p > 0 else None,
+        p=p,
+    )
