@@ -42,9 +42,9 @@ def quick():
 
 
 def test_perplexity_with_kernels_is_that_of_exact_weights_but_for_8_bit_inputs(quick):
-    """Rounding inputs to 8 bits costs llama.cpp 0.42 % here; how the noise falls moves ours."""
+    """Rounding inputs to 8 bits costs llama.cpp 0.42 % here; ours keeps those that tower."""
     found = quick.perplexity((GOLDEN / "english.txt").read_text())
-    assert found.value == pytest.approx(RECORD["perplexity"]["exact"], rel=0.0075)
+    assert found.value == pytest.approx(RECORD["perplexity"]["exact"], rel=0.003)
 
 
 def test_weights_with_kernels_are_as_small_as_their_file(quick):

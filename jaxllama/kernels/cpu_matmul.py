@@ -1,8 +1,9 @@
 """Matmul on CPU by hand-written kernels, fused with what surrounds it in a Llama block.
 
 Called at trace time by the model when the kernels are available. Rows are float32. Packed weights
-meet inputs quantised to eight bits (one scale per row and 32 inputs), bf16 weights meet inputs
-rounded to bf16, f16 and f32 weights meet them as they are; sums are float32.
+meet inputs quantised to eight bits (one scale per row and 32 inputs, but for an input that towers
+above its row: that one stays float32), bf16 weights meet inputs rounded to bf16, f16 and f32
+weights meet them as they are; sums are float32.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """

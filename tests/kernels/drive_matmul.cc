@@ -115,7 +115,9 @@ Case random_case() {
   Case c;
   c.matrix = random_matrix(static_cast<Kind>(upto(4)));
   c.rows = 1 + upto(20);
-  for (int64_t each = 0; each < c.rows * c.matrix.width; ++each) c.x.push_back(normal());
+  for (int64_t each = 0; each < c.rows * c.matrix.width; ++each) {
+    c.x.push_back(upto(49) == 0 ? 100.0f * normal() : normal());  // some tower above their row
+  }
   if (upto(1) == 1) {
     for (int64_t each = 0; each < c.rows * c.matrix.outward; ++each) c.residual.push_back(normal());
   }

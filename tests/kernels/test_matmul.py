@@ -172,6 +172,21 @@ def test_rounding_rows_costs_little(matrix, noise):
     assert error.std() <= 0.012 * (x @ values(matrix)).std()
 
 
+@pytest.mark.parametrize("matrix", sorted(FORMS.keys() - {"bf16"}), indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_inputs_that_tower_above_their_row_cost_the_others_nothing(matrix, noise):
+    weight = tile(matrix)
+    x = noise.uniform(-1, 1, (9, weight.shape[0])).astype(np.float32)
+    towers = {1: (3, 1e4), 2: (31, -1e4), 7: (weight.shape[0] - 13, 1e4)}
+    for row, (place, size) in towers.items():
+        x[row, place] = size
+    rest = np.where(np.abs(x) > 1, 0, x)
+    error = np.asarray(apply_normed(x, None, 0.0, weight)) - x.astype(np.float64) @ values(matrix)
+    # Float32 keeps seven digits of the towers.
+    bound = 0.012 * (rest @ values(matrix)).std() + 1e-2 * np.abs(values(matrix)).max()
+    assert error.std(axis=1).max() <= bound
+
+
 @pytest.mark.usefixtures("isa")
 def test_rows_are_normed_first(matrix, noise):
     weight = tile(matrix)
@@ -253,6 +268,7 @@ def test_matrices_side_by_side_are_one(noise):
 def test_a_row_is_the_same_alone_and_in_company(matrix, noise):
     weight = tile(matrix)
     x, norm = rows_of(noise, 40, weight.shape[0]), noise.random(weight.shape[0], np.float32)
+    x[::3, 7], x[5:8, 20] = 100, -50  # these tower above their rows
     whole = np.asarray(apply_normed(x, norm, EPS, weight))
     for start, count in ((0, 1), (39, 1), (3, 2), (5, 7), (1, 16), (8, 32)):
         part = np.asarray(apply_normed(x[start : start + count], norm, EPS, weight))

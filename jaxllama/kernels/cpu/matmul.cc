@@ -29,7 +29,7 @@ struct Bands {
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct RowBytes {
-  size_t inputs, scales, starts, sums;
+  size_t inputs, scales, starts, sums, apart, aparts;
 
   explicit RowBytes(const Weights& weights)
       : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
@@ -37,21 +37,32 @@ struct RowBytes {
         starts(is_packed(weights.kind) ? weights.blocks * sizeof(int32_t) : 0),
         sums(is_packed(weights.kind)
                  ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
-                 : 0) {}
+                 : 0),
+        apart(is_packed(weights.kind) ? weights.blocks * sizeof(Apart) : 0),
+        aparts(is_packed(weights.kind) ? sizeof(int32_t) : 0) {}
 
-  size_t total() const { return inputs + scales + starts + sums; }
+  size_t total() const { return inputs + scales + starts + sums + apart + aparts; }
 };
 
 bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
   const RowBytes bytes(weights);
-  const size_t inputs = aligned(rows * bytes.inputs), scales = aligned(rows * bytes.scales);
-  const size_t starts = aligned(rows * bytes.starts);
-  unsigned char* room = scratch(inputs + scales + starts + aligned(rows * bytes.sums));
+  const size_t sizes[] = {bytes.inputs, bytes.scales, bytes.starts,
+                          bytes.sums,   bytes.apart,  bytes.aparts};
+  size_t needed = 0;
+  for (const size_t size : sizes) needed += aligned(rows * size);
+  unsigned char* room = scratch(needed);
   if (room == nullptr) return false;
-  prepared->inputs = room;
-  prepared->scales = reinterpret_cast<Scale*>(room + inputs);
-  prepared->starts = reinterpret_cast<int32_t*>(room + inputs + scales);
-  prepared->sums = reinterpret_cast<float*>(room + inputs + scales + starts);
+  const auto take = [&](size_t size) {
+    unsigned char* const taken = room;
+    room += aligned(rows * size);
+    return taken;
+  };
+  prepared->inputs = take(bytes.inputs);
+  prepared->scales = reinterpret_cast<Scale*>(take(bytes.scales));
+  prepared->starts = reinterpret_cast<int32_t*>(take(bytes.starts));
+  prepared->sums = reinterpret_cast<float*>(take(bytes.sums));
+  prepared->apart = reinterpret_cast<Apart*>(take(bytes.apart));
+  prepared->aparts = reinterpret_cast<int32_t*>(take(bytes.aparts));
   return true;
 }
 

@@ -38,6 +38,13 @@ struct Scale {
   float lift;  // -by * that float
 };
 
+// An input that towers above its row. Rounded with the others of its block it would leave them no
+// digits, so it meets its weights by itself, as float32.
+struct Apart {
+  int32_t row, block, place;  // row of the band
+  float x;
+};
+
 // Rows ready to be multiplied, in bands of a few: [band][block][row of the band][32 inputs]. The
 // arrays of a band start where its first row's would if every row had the same room.
 struct Prepared {
@@ -46,6 +53,8 @@ struct Prepared {
   int32_t* starts;  // [band][block][row]: what a sum of codes starts from: -zero * sum of inputs,
                     // and the lift of the instruction set
   float* sums;      // [band][group][row]: scale * sum of inputs, if there are minima
+  Apart* apart;     // [band][at most one for each row and block], a row's by block: packed only
+  int32_t* aparts;  // [band]: how many, where its first row's would be
 };
 
 // Some neighbouring rows that are multiplied together.
@@ -58,6 +67,7 @@ struct Band {
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
 constexpr float kLargest = 1e33f;    // above, a lift might
+constexpr float kTowers = 6.0f;      // times the root of a row's mean square
 constexpr int kAtOnce = 4;  // blocks that are quantised together
 
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {

@@ -86,6 +86,16 @@ inline F load_bytes(const uint8_t* from) {
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
+// Some bits of each of sixteen words, less their zero.
+inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
+  const auto eight = [&](const uint8_t* at) {
+    const __m256i words = _mm256_srl_epi32(load_bits(at), _mm_cvtsi32_si128(shift));
+    const __m256i kept = _mm256_and_si256(words, _mm256_set1_epi32(mask));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(kept, _mm256_set1_epi32(zero)));
+  };
+  return {eight(from), eight(from + 32)};
+}
+
 inline __m256i magnitude(__m256 x) {
   return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
 }

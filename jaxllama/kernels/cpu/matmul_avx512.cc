@@ -49,6 +49,13 @@ inline F load_bytes(const uint8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
 
+// Some bits of each of sixteen words, less their zero.
+inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
+  const __m512i words = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(shift));
+  const __m512i kept = _mm512_and_si512(words, _mm512_set1_epi32(mask));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(kept, _mm512_set1_epi32(zero)));
+}
+
 // Sixteen lanes of magnitudes, as integers: compared so, a NaN is larger than everything.
 inline __m512i largest_of(const F (&block)[2]) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);

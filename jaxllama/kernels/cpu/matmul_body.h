@@ -67,8 +67,38 @@ inline void read_blocks(const Rows& rows, const float* x, float root, int64_t st
   }
 }
 
-// Four blocks at a time go to int8, each with one scale; vectors are used best so. A block with NaN
-// or infinity comes out as zeros and a scale that is not finite.
+// The root of the mean square of a row's inputs.
+inline float usual_size(const Rows& rows, const float* x, float root) {
+  F squares[2] = {zero(), zero()};
+  for (int64_t start = 0; start < rows.width; start += kBlock) {
+    UNROLL for (int h = 0; h < 2; ++h) {
+      const int64_t at = start + h * kHalf, left = rows.width - at;
+      F part = load_part(x + at, left);
+      if (rows.norm != nullptr) part = mul(part, load_part(rows.norm + at, left));
+      squares[h] = fma(part, part, squares[h]);
+    }
+  }
+  const float total = sum(add(squares[0], squares[1]));
+  return root * __builtin_sqrtf(total / static_cast<float>(rows.width));
+}
+
+// Sets the largest input of a block to zero; returns its place and what it was.
+inline Apart take_apart(F (&block)[2]) {
+  float inputs[kBlock];
+  for (int h = 0; h < 2; ++h) store(inputs + h * kHalf, block[h]);
+  int place = 0;
+  for (int k = 1; k < kBlock; ++k) {
+    if (__builtin_fabsf(inputs[k]) > __builtin_fabsf(inputs[place])) place = k;
+  }
+  const Apart found{0, 0, place, inputs[place]};
+  inputs[place] = 0.0f;
+  for (int h = 0; h < 2; ++h) block[h] = load(inputs + h * kHalf);
+  return found;
+}
+
+// Four blocks at a time go to int8, each with one scale; vectors are used best so. What towers above
+// the row is taken out first. A block with NaN or infinity comes out as zeros and a scale that is not
+// finite.
 inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
                            int64_t local) {
   const int64_t blocks = weights.blocks;
@@ -78,9 +108,11 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
   Scale* scales = to.scales + local * blocks;
   int32_t* starts = to.starts + local * blocks;
   float* sums = to.sums + local * groups;
+  Apart* apart = to.apart + local * blocks;
   for (int row = 0; row < band.count; ++row) {
     const float* x = rows.x + (band.first + row) * rows.width;
     const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
+    const float most = kTowers / kLargestCode * usual_size(rows, x, root);  // of a scale
     float total = 0.0f;
     for (int64_t start = 0; start < blocks; start += kAtOnce) {
       F part[kAtOnce][2];
@@ -88,18 +120,30 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
       float scale[kAtOnce];
       int32_t codes[kAtOnce];
       alignas(64) int8_t bytes[kAtOnce * kBlock];
+      float taken[kAtOnce] = {};
       quantise(part, bytes, scale, codes);
+      if (scale[0] > most || scale[1] > most || scale[2] > most || scale[3] > most) {
+        for (int b = 0; b < kAtOnce; ++b) {
+          if (!(scale[b] > most)) continue;
+          *apart = take_apart(part[b]);
+          apart->row = row;
+          apart->block = static_cast<int32_t>(start + b);
+          taken[b] = apart++->x;
+        }
+        quantise(part, bytes, scale, codes);
+      }
       for (int b = 0; b < kAtOnce && start + b < blocks; ++b) {
         const int64_t block = start + b, at = block * band.count + row;
         __builtin_memcpy(inputs + at * kBlock, bytes + b * kBlock, kBlock);
         scales[at] = {scale[b], scale[b] * -kLift};
         starts[at] = kLiftBits - codes[b] * zero_code;
-        const float share = scale[b] * static_cast<float>(codes[b]);
+        const float share = scale[b] * static_cast<float>(codes[b]) + taken[b];
         total = weights.group == 1 || block % weights.group == 0 ? share : total + share;
         sums[(weights.group == 1 ? block : block / weights.group) * band.count + row] = total;
       }
     }
   }
+  to.aparts[local] = static_cast<int32_t>(apart - (to.apart + local * blocks));
 }
 
 inline void prepare_dense(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
@@ -174,6 +218,25 @@ struct Scaler {
 // Weights are read once and in order: ask for them this far ahead.
 constexpr int kAhead = 4096;
 
+// What the inputs taken apart add to the sums of a tile.
+template <int bits, Scales scaling, bool minima, int N>
+INLINE void add_apart(const Weights& weights, const Scaler<scaling, minima>& scaler,
+                      const uint8_t* codes, const Apart* apart, int32_t count, Sums<N>& sums) {
+  for (; count > 0; --count, ++apart) {
+    const bool high = bits == 4 && apart->place >= kBlock / 2;
+    const int place = high ? apart->place - kBlock / 2 : apart->place;
+    const uint8_t* from = codes + apart->block * block_bytes(bits == 4 ? Kind::q4 : Kind::q8);
+    F scale[2], minimum[2];
+    scaler.read(apart->block / weights.group, scale, minimum);
+    for (int h = 0; h < 2; ++h) {
+      const F code = some_bits(from + place / 4 * 128 + h * 64, place % 4 * 8 + (high ? 4 : 0),
+                               bits == 4 ? weights.zero : 128, bits == 4 ? 15 : 255);
+      F& sum = sums[apart->row][h];
+      sum = fma(mul(scale[h], set(apart->x)), code, sum);
+    }
+  }
+}
+
 template <int bits, Scales scaling, bool minima, bool single, int N>
 INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                      Sums<N>& sums) {
@@ -224,6 +287,8 @@ INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared
     sums[r][0] = acc[r][0];
     sums[r][1] = acc[r][1];
   }
+  add_apart<bits, scaling, minima, N>(weights, scaler, weights.codes + tile * blocks * bytes,
+                                      from.apart + local * blocks, from.aparts[local], sums);
 }
 
 template <Kind kind, int N>

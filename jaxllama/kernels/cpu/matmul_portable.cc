@@ -97,6 +97,13 @@ inline F load_bytes(const uint8_t* from) {
   return y;
 }
 
+// Some bits of each of sixteen words, less their zero.
+inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
+  F y;
+  LANES y.v[i] = static_cast<float>(((from[4 * i + shift / 8] >> shift % 8) & mask) - zero);
+  return y;
+}
+
 // Compared as integers, so that a NaN is larger than everything.
 inline float largest_magnitude(const F& x, const F& y) {
   uint32_t largest = 0;
