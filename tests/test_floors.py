@@ -22,8 +22,6 @@ WORDS = "errors config shapes limits request registry"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
-SERVED = f"{WORDS} engine formats bounds bridge messages intake confined"
-SERVICE = f"{SERVED} fair_queue answers asking served"
 FLOORS: dict[str, tuple[str, str]] = {
     # 0: the words everybody shares
     "errors": ("", ""),
@@ -50,13 +48,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "messages": (f"{WORDS} formats", ""),
     "constraints": (f"{WORDS} text", "llguidance threading"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
-    "fair_queue": (WORDS, ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "bounds": (WORDS, ""),
-    "answers": (f"{WORDS} bounds bridge", "asyncio"),
-    "asking": (f"{WORDS} formats messages intake", ""),
-    "served": (SERVED, "asyncio"),
-    "service": (SERVICE, "asyncio"),
+    "service": (f"{WORDS} engine formats bridge messages intake confined", "asyncio"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
@@ -64,7 +57,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "explain": (f"{ENGINE} llm", "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
-        f"{WORDS} formats messages intake text sampling scoring completion answers bounds service",
+        f"{WORDS} formats messages intake text sampling scoring completion service",
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything

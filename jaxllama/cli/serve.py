@@ -21,13 +21,13 @@ from typing import Any
 import click
 
 import jaxllama
-from jaxllama.bounds import Bounds
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError
 from jaxllama.serve import log
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.bounds import Bounds
 from jaxllama.weights import store
 
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"

@@ -10,7 +10,6 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from jaxllama.answers import Caller
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve import operations, page
 from jaxllama.serve.decode import check_head
@@ -21,6 +20,7 @@ from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, State
+from jaxllama.service.answers import Caller
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from aiohttp import web
 
-from jaxllama.answers import Caller
 from jaxllama.serve.dialects import Dialect
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService
+from jaxllama.service.answers import Caller
 
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)

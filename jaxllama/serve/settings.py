@@ -5,8 +5,8 @@ Options of the command line are generated from it; read everywhere under `serve/
 
 from dataclasses import dataclass, field
 
-from jaxllama.bounds import Bounds, check_positive, setting
 from jaxllama.errors import ConfigError
+from jaxllama.service.bounds import Bounds, check_positive, setting
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

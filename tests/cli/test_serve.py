@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxllama.bounds import Bounds
 from jaxllama.cli import serve
 from jaxllama.serve.settings import Settings
+from jaxllama.service.bounds import Bounds
 
 
 @pytest.fixture

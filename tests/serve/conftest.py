@@ -12,7 +12,6 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from jaxllama.bounds import Bounds
 from jaxllama.config import EngineConfig
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import JaxLlamaError
@@ -25,6 +24,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.wire import Sse, one_json
 from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.support import closed

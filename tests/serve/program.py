@@ -9,11 +9,11 @@ import json
 import sys
 import time
 
-from jaxllama.bounds import Bounds
 from jaxllama.serve import log
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.bounds import Bounds
 from tests.serve.conftest import TinyDialect, intake_for, scripted
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from jaxllama.bounds import Bounds
 from jaxllama.config import EngineConfig
 from jaxllama.intake import Intake
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
@@ -22,6 +21,7 @@ from jaxllama.sampling import Preset, Sampler, knobs_of
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from jaxllama_formats.plain import Plain

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from jaxllama.bounds import Bounds
 from jaxllama.bridge import EngineThread, Pulse
+from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import Gate, config, events_of, running, scenario, scripted
 

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from jaxllama.bounds import Bounds
 from jaxllama.config import EngineConfig
 from jaxllama.errors import QueueFull
-from jaxllama.fair_queue import FairQueue
+from jaxllama.service.bounds import Bounds
+from jaxllama.service.fair_queue import FairQueue
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import Gate, config, connect, post, running, scenario, scripted
 

@@ -6,7 +6,7 @@ from jaxllama.config import EngineConfig
 from jaxllama.confined import Confined
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Intake
-from jaxllama.served import confine
+from jaxllama.service.model import confine
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from jaxllama_formats.plain import Plain

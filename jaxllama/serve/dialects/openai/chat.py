@@ -12,7 +12,6 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle
 from jaxllama.messages import Ending as PromptEnding
@@ -41,6 +40,7 @@ from jaxllama.serve.dialects.openai.shapes import (
 from jaxllama.serve.dialects.openai.telling import tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service.answers import Answers
 from jaxllama.text.tools import CallDelta, Piece, ToolParser
 
 CHAT = Endpoint(

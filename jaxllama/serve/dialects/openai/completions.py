@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
@@ -35,6 +34,7 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service.answers import Answers
 
 
 class CompletionBody(Common, kw_only=True):

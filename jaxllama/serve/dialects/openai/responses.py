@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from jaxllama.answers import Answers
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.dialects.openai.constraints import JsonSchema, ResponseFormat, knobs_for
@@ -36,6 +35,7 @@ from jaxllama.serve.dialects.openai.shapes import Details, check_model
 from jaxllama.serve.dialects.openai.telling import tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
+from jaxllama.service.answers import Answers
 
 RESPONSES = Endpoint(
     "POST",

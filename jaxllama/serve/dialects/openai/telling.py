@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from jaxllama.answers import Answers
 from jaxllama.request import Event
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import Sse, one_json
 from jaxllama.service import Ask, GenerationService
+from jaxllama.service.answers import Answers
 
 
 class Form(Protocol):

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, Self, TypeVar
 
-from jaxllama.bounds import Bounds
 from jaxllama.bridge import Ticket
 from jaxllama.errors import Cancelled, JaxLlamaError, SlowReader
 from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, TextTail, Usage
+from jaxllama.service.bounds import Bounds
 
 T = TypeVar("T")
 

@@ -18,9 +18,6 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar, overload
 
-from jaxllama.answers import Answers, Caller, Choice, Observer, outcome_of
-from jaxllama.asking import Ask, count_choices, ready_all
-from jaxllama.bounds import Bounds
 from jaxllama.bridge import EngineThread
 from jaxllama.confined import Confined
 from jaxllama.engine.engine import Engine
@@ -33,10 +30,13 @@ from jaxllama.errors import (
     QueueFull,
     TimedOut,
 )
-from jaxllama.fair_queue import FairQueue
 from jaxllama.intake import Ready
 from jaxllama.request import Event
-from jaxllama.served import Model, confine, make_one_token
+from jaxllama.service.answers import Answers, Caller, Choice, Observer, outcome_of
+from jaxllama.service.asking import Ask, count_choices, ready_all
+from jaxllama.service.bounds import Bounds
+from jaxllama.service.fair_queue import FairQueue
+from jaxllama.service.model import Model, confine, make_one_token
 
 __all__ = ["Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "State"]
 
