@@ -101,7 +101,7 @@ def sampler(source: str, monkeypatch: pytest.MonkeyPatch) -> type[Sampler]:
     module = ModuleType("my_package")
     monkeypatch.setitem(sys.modules, "my_package", module)
     exec(compile(source, "README.md", "exec"), vars(module))
-    return module.TopA
+    return module.TopSquare
 
 
 def test_the_sampler_is_ten_lines_and_sound(monkeypatch):
@@ -111,7 +111,7 @@ def test_the_sampler_is_ten_lines_and_sound(monkeypatch):
 
 
 def test_an_unsound_sampler_would_be_noticed(monkeypatch):
-    source = blocks("python")[1].replace(">= self.top_a", "* self.top_a")
+    source = blocks("python")[1].replace(">= self.top_square", "* self.top_square")
     with pytest.raises((AssertionError, JaxLlamaError)):
         check_sampler(sampler(source, monkeypatch))
 

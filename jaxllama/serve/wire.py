@@ -8,6 +8,7 @@ dialect but the shape of its errors.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +33,12 @@ def encode(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def frame(value: Any, event: str | None = None) -> bytes:
+    """One event as it is sent."""
+    name = f"event: {event}\n".encode() if event else b""
+    return b"%sdata: %s\n\n" % (name, encode(value))
+
+
 def one_json(value: Any, status: int = 200) -> web.Response:
     """A whole answer as one JSON body."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
@@ -52,10 +59,15 @@ class Sse:
         self._wrote = asyncio.get_running_loop().time()
         self._pinging: asyncio.Task[None] | None = None
 
-    async def send(self, value: Any, event: str | None = None) -> None:
+    async def send(self, value: Any) -> None:
         """One event; waits while the client is behind."""
-        name = f"event: {event}\n".encode() if event else b""
-        await self._write(b"%sdata: %s\n\n" % (name, encode(value)))
+        await self._write(frame(value))
+
+    async def send_all(self, values: Iterable[Any]) -> None:
+        """Several events in one write, each under its own name if its `type` is one."""
+        frames = b"".join(frame(value, getattr(value, "type", None)) for value in values)
+        if frames:
+            await self._write(frames)
 
     async def done(self) -> None:
         """The end that OpenAI's clients wait for."""

@@ -105,6 +105,13 @@ class Answers(AsyncIterator[tuple[int, Event]]):
             self._awake.clear()
             await self._awake.wait()
 
+    def arrived(self) -> list[tuple[int, Event]]:
+        """What can be handed out at once: an engine's call brings several tokens of a choice."""
+        events = [(index, event) for _, index, event in self._inbox]
+        self._owed -= sum(isinstance(event, Finished) for _, event in events)
+        self._inbox.clear()
+        return events
+
     # For the service.
 
     def begin(self, choices: list[Choice]) -> None:

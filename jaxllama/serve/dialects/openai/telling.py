@@ -53,16 +53,11 @@ async def tell(
                     pass
             return one_json(made.whole())
         async with Sse(request) as sse:
-            await send_all(sse, made.begin())
-            async for index, event in answers:
-                await send_all(sse, made.take(index, event))
-            await send_all(sse, made.end())
+            await sse.send_all(made.begin())
+            async for first in answers:
+                events = [first, *answers.arrived()]
+                await sse.send_all(chunk for each in events for chunk in made.take(*each))
+            await sse.send_all(made.end())
             if made.says_done:
                 await sse.done()
     return sse.response
-
-
-async def send_all(sse: Sse, chunks: Iterable[Any]) -> None:
-    """Send each chunk, under its own name if it has one."""
-    for chunk in chunks:
-        await sse.send(chunk, getattr(chunk, "type", None))
