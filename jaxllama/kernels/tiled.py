@@ -96,6 +96,14 @@ class Tiled:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Matrices of different kinds that read the same rows: as one, with their outputs in a row."""
+
+    parts: tuple[Tiled, ...]
+
+
 def tile(
     *matrices: PackedMatrix | np.ndarray,
     biases: Sequence[np.ndarray | None] = (),

@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxllama import kernels
 from jaxllama.kernels import cpu_matmul
-from jaxllama.kernels.tiled import Tiled
+from jaxllama.kernels.tiled import Several, Tiled
 from jaxllama.model.quantized import Packed, in_order, take_rows, unpack
 from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import RULES, add_up, own_parts
@@ -48,6 +48,9 @@ class Linear(nnx.Module):
             if self.splits_inputs and norm is None and own_parts("model") > 1:
                 return summed_matmul(x, weight, add)
             return tiled_matmul(x, weight, norm, add)
+        if isinstance(weight, Several):
+            y = jnp.concatenate([tiled_matmul(x, each, norm, None) for each in weight.parts], axis=1)
+            return y if add is None else add + y
         x = x if norm is None else norm(x)
         if isinstance(weight, Packed):
             y = kernels.matmul_by_output(in_order(weight, x), unpack(weight))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.tiled import Tiled, tile, tile_pair
+from jaxllama.kernels.tiled import Several, Tiled, tile, tile_pair
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.model.quantized import Packed
 from jaxllama.shapes import Array
@@ -76,9 +76,20 @@ class Preparation:
         if len(parts) == len(wanted):
             self._ready[f"{fused}.weight"] = self._tiled(module, names, self._partial.pop(fused))
 
-    def _tiled(self, module: str, names: tuple[str, ...], given: dict[str, Given]) -> Tiled:
-        matrices = alike([self._kept(given[f"{name}.weight"]) for name in names])
+    def _tiled(
+        self, module: str, names: tuple[str, ...], given: dict[str, Given]
+    ) -> Tiled | Several:
+        matrices = [self._kept(given[f"{name}.weight"]) for name in names]
         biases: list[Any] = [given.get(f"{name}.bias") for name in names]
+        leaf = self.abstract[f"{module}.weight"]
+        if not are_alike(matrices):
+            if names == PARTS["qkv"] and self.engine.model_parallel == 1:
+                made = [
+                    tile(matrix, biases=() if bias is None else (bias,), order=order_of(matrix))
+                    for matrix, bias in zip(matrices, biases, strict=True)
+                ]
+                return Several(tuple(place_tiled(each, leaf, self.mesh) for each in made))
+            matrices = [widened(each) for each in matrices]
         if names == ("embed",) and isinstance(matrices[0], np.ndarray):
             matrices = [matrices[0].T]
         parts = self.engine.model_parallel
@@ -93,7 +104,7 @@ class Preparation:
             biases=biases if any(b is not None for b in biases) else (),
             order=order_of(matrices[0]),
         )
-        return place_tiled(made, self.abstract[f"{module}.weight"], self.mesh)
+        return place_tiled(made, leaf, self.mesh)
 
     def _kept(self, value: Given) -> Given:
         """Dense weights in the dtype asked for; packed ones as they are."""
@@ -102,8 +113,8 @@ class Preparation:
         return value.astype(jnp.dtype(self.engine.dtype))
 
 
-def alike(matrices: list[Given]) -> list[Given]:
-    """Matrices that go side by side, of one kind: those of a mixed file all become float32."""
+def are_alike(matrices: list[Given]) -> bool:
+    """Whether matrices can share tiles."""
 
     def kind(matrix: Given) -> object:
         if not isinstance(matrix, Packed):
@@ -111,9 +122,12 @@ def alike(matrices: list[Given]) -> list[Given]:
         order = order_of(matrix)
         return matrix.bits, matrix.group, None if order is None else order.tobytes()
 
-    if len({kind(each) for each in matrices}) == 1:
-        return matrices
-    return [dense(m) if isinstance(m, Packed) else m.astype(np.float32) for m in matrices]
+    return len({kind(each) for each in matrices}) == 1
+
+
+def widened(matrix: Given) -> np.ndarray:
+    """A matrix as float32, in which all kinds are alike."""
+    return dense(matrix) if isinstance(matrix, Packed) else matrix.astype(np.float32)
 
 
 def place(leaf: Leaf, value: Given, mesh: Mesh, dtype: str) -> Array | Packed:
