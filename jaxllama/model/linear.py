@@ -49,7 +49,9 @@ class Linear(nnx.Module):
                 return summed_matmul(x, weight, add)
             return tiled_matmul(x, weight, norm, add)
         if isinstance(weight, Several):
-            y = jnp.concatenate([tiled_matmul(x, each, norm, None) for each in weight.parts], axis=1)
+            y = jnp.concatenate(
+                [tiled_matmul(x, each, norm, None) for each in weight.parts], axis=1
+            )
             return y if add is None else add + y
         x = x if norm is None else norm(x)
         if isinstance(weight, Packed):

@@ -5,6 +5,8 @@ names its weights and how the chosen operations want them.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -82,13 +84,11 @@ class Preparation:
         matrices = [self._kept(given[f"{name}.weight"]) for name in names]
         biases: list[Any] = [given.get(f"{name}.bias") for name in names]
         leaf = self.abstract[f"{module}.weight"]
-        if not are_alike(matrices):
-            if names == PARTS["qkv"] and self.engine.model_parallel == 1:
-                made = [
-                    tile(matrix, biases=() if bias is None else (bias,), order=order_of(matrix))
-                    for matrix, bias in zip(matrices, biases, strict=True)
-                ]
-                return Several(tuple(place_tiled(each, leaf, self.mesh) for each in made))
+        runs = [list(run) for _, run in groupby(range(len(matrices)), lambda i: kind(matrices[i]))]
+        if len(runs) > 1 and names == PARTS["qkv"] and self.engine.model_parallel == 1:
+            tiles = [side_by_side(tile, matrices, biases, run) for run in runs]
+            return Several(tuple(place_tiled(each, leaf, self.mesh) for each in tiles))
+        if len(runs) > 1:
             matrices = [widened(each) for each in matrices]
         if names == ("embed",) and isinstance(matrices[0], np.ndarray):
             matrices = [matrices[0].T]
@@ -99,11 +99,7 @@ class Preparation:
             matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
             biases = [own_outputs(each, i, parts) for i in range(parts) for each in biases]
         lay_out = tile_pair if names == PARTS["gate_up"] else tile
-        made = lay_out(
-            *matrices,
-            biases=biases if any(b is not None for b in biases) else (),
-            order=order_of(matrices[0]),
-        )
+        made = side_by_side(lay_out, matrices, biases, range(len(matrices)))
         return place_tiled(made, leaf, self.mesh)
 
     def _kept(self, value: Given) -> Given:
@@ -113,16 +109,24 @@ class Preparation:
         return value.astype(jnp.dtype(self.engine.dtype))
 
 
-def are_alike(matrices: list[Given]) -> bool:
-    """Whether matrices can share tiles."""
+def kind(matrix: Given) -> object:
+    """The same for matrices that can share tiles."""
+    if not isinstance(matrix, Packed):
+        return matrix.dtype
+    order = order_of(matrix)
+    return matrix.bits, matrix.group, None if order is None else order.tobytes()
 
-    def kind(matrix: Given) -> object:
-        if not isinstance(matrix, Packed):
-            return matrix.dtype
-        order = order_of(matrix)
-        return matrix.bits, matrix.group, None if order is None else order.tobytes()
 
-    return len({kind(each) for each in matrices}) == 1
+def side_by_side(
+    lay_out: Callable[..., Tiled], matrices: list[Given], biases: list[Any], which: Sequence[int]
+) -> Tiled:
+    """Some matrices of one kind, and what biases they have, in one."""
+    added = [biases[i] for i in which]
+    return lay_out(
+        *(matrices[i] for i in which),
+        biases=added if any(bias is not None for bias in added) else (),
+        order=order_of(matrices[which[0]]),
+    )
 
 
 def widened(matrix: Given) -> np.ndarray:

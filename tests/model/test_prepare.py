@@ -9,7 +9,7 @@ import pytest
 
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import cpu
-from jaxllama.kernels.tiled import untile
+from jaxllama.kernels.tiled import Several, tile, untile
 from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation, dense
@@ -31,7 +31,7 @@ def some_packed(bits: int, inward: int, outward: int) -> Packed:
 
 @pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
 @pytest.mark.parametrize("mixed", ["dense", "eight bits", "nothing"])
-def test_parts_of_different_kinds_are_fused_exactly(mixed):
+def test_parts_of_different_kinds_stay_exactly_what_they_are(mixed):
     """Files often keep v in more bits than q and k."""
     leaves = abstract_params(WIDE)
     preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, WIDE))
@@ -47,9 +47,12 @@ def test_parts_of_different_kinds_are_fused_exactly(mixed):
         parts[name] = value
         preparation.add(path, leaves[path], value)
     fused = preparation.tree()["blocks"][0]["attention"]["qkv"]["weight"]
+    tiles = fused.parts if isinstance(fused, Several) else (fused,)
     expected = [dense(part) if isinstance(part, Packed) else part for part in parts.values()]
-    assert np.array_equal(untile(fused), np.concatenate(expected, axis=1))
-    assert fused.kind == ("q4" if mixed == "nothing" else "f32")
+    found = np.concatenate([untile(each) for each in tiles], axis=1)
+    assert np.array_equal(found, np.concatenate(expected, axis=1))
+    kept = {"nothing": ["q4"], "dense": ["q4", "f32"], "eight bits": ["q4", "q8"]}
+    assert [each.kind for each in tiles] == kept[mixed]
 
 
 def split_model(**changes):
@@ -150,6 +153,19 @@ def times(weight, x):
     module = Linear(x.shape[1], 1, ("width", "heads"), bias=False)
     module.weight.set_value(weight)
     return np.asarray(module(jnp.asarray(x)))
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_several_matrices_multiply_as_one():
+    parts = [put(tile(some_packed(bits, 64, outward))) for bits, outward in ((4, 40), (8, 24))]
+    x = np.random.default_rng(0).random((3, 64), np.float32)
+    expected = np.concatenate([times(part, x) for part in parts], axis=1)
+    np.testing.assert_array_equal(times(Several(tuple(parts)), x), expected)
+
+
+def put(weight):
+    """On the device."""
+    return jax.tree.map(jnp.asarray, weight)
 
 
 def test_the_order_of_inputs_matters_to_the_test_above():

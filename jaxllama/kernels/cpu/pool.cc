@@ -23,7 +23,7 @@ namespace {
 
 // Long enough to bridge the gap between two kernels of one decode step, short enough that an idle
 // engine does not burn a core.
-constexpr std::chrono::microseconds kSpin(50);
+constexpr std::chrono::microseconds kSpin(1000);
 constexpr int kPausesPerLook = 16;  // between looks at the clock
 constexpr int kLooksPerYield = 256;
 constexpr int kMostThreads = 256;
