@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxllama.errors import ConfigError, PromptTooLong, UnsupportedModel
+from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -158,6 +158,15 @@ class EngineConfig:
     def columns(self) -> int:
         """Cache columns that may be attended: the context, rounded up to whole key blocks."""
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
+
+    def check_slots(self, needed: int) -> None:
+        """Refuse a request that needs more slots than there are."""
+        if needed > self.slots:
+            raise InvalidParameter(
+                f"the request needs {needed} slots at a time, one of them for its "
+                f"negative_prompt; this engine has {self.slots} (start it with more --slots)",
+                "negative_prompt",
+            )
 
     def check_length(self, prompt: int, new: int) -> None:
         """Refuse what does not fit a slot."""

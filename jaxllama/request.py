@@ -54,6 +54,18 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A second prompt that an answer is moved away from: classifier-free guidance.
+
+    Each token is drawn from the logits `other + scale * (own - other)`, where `other` are those
+    behind this prompt and the same answer.
+    """
+
+    prompt: tuple[int, ...]
+    scale: float  # 1: not moved; above, away from the other; below, towards it
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt in token ids, and how to continue it; already validated."""
 
@@ -66,6 +78,12 @@ class GenerationRequest:
     top_logprobs: int | None = None  # None: no log-probabilities; n: the chosen and n others
     knobs: Mapping[str, object] = field(default_factory=dict)
     constraint: Constraint | None = None
+    contrast: Contrast | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many it takes: its own, and one for the prompt that it is moved away from."""
+        return 1 if self.contrast is None else 2
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ class Engine:
                 f"{len(self._waiting)} requests wait already; the limit is "
                 f"{self.config.queue_limit}; try again later"
             )
+        self.config.check_slots(request.slots)
         self.config.check_length(len(request.prompt), request.max_tokens)
+        if request.contrast is not None:
+            self.config.check_length(len(request.contrast.prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock())
         self._live[generation.id] = generation
         self._waiting.append(generation)
@@ -144,29 +147,44 @@ class Engine:
     # Admission.
 
     def _admit_waiting(self) -> None:
-        """Give waiting requests the free slots, oldest first; a suspect runs alone."""
+        """Give waiting requests the free slots, oldest first; a suspect runs alone.
+
+        One that needs two waits until both are free, and nobody passes it by.
+        """
         while self.recovery.alone is None:
             queue = self.recovery.suspects or self._waiting
             if not queue:
                 return
-            claim = self.slots.claim(queue[0].id, queue[0].known)
-            if claim is None:
+            if self.slots.free < queue[0].request.slots:
                 return
             if queue is self.recovery.suspects:
                 self.recovery.alone = queue[0]
             generation = queue.popleft()
-            self._state = self._prompts.take(self._state, generation, claim)
+            generation.cast_shadow(next(self._ids))
+            for part in generation.parts:
+                claim = self.slots.claim(part.id, part.known)
+                assert claim is not None
+                self._state = self._prompts.take(self._state, part, claim)
             self._guides.begin(generation)
 
     def _fill(self) -> None:
-        """Move one prompt on; rows whose prompt is in the cache decode."""
+        """Move one prompt on; who has all its prompts in the cache decodes."""
         self._state, ready = self._prompts.advance(self._state)
-        for generation in ready:
-            known = tuple(generation.known)
-            row = row_start(generation.request, known, self.config, self.bank)
-            self._state = self.programs.admit(self._state, np.int32(generation.slot), row)
-            generation.phase = Phase.RUNNING
-            self._running[generation.slot] = generation
+        for part in ready:
+            generation = part.leader or part
+            waits = generation.phase is Phase.FILLING
+            if waits and all(each.in_cache for each in generation.parts):
+                self._start(generation)
+
+    def _start(self, generation: Generation) -> None:
+        """Let the rows of one request decode."""
+        for part in generation.parts:
+            leader = -1 if part is generation else generation.slot
+            known = tuple(part.known)
+            row = row_start(part.request, known, self.config, self.bank, leader=leader)
+            self._state = self.programs.admit(self._state, np.int32(part.slot), row)
+            part.phase = Phase.RUNNING
+        self._running[generation.slot] = generation
 
     # Decoding.
 
@@ -209,7 +227,8 @@ class Engine:
 
     def _drew(self, generation: Generation, token: int, logprobs: TokenLogprobs | None) -> None:
         """One token of one generation has arrived."""
-        self.slots.slots[generation.slot].cached.append(generation.newest)  # it was fed just now
+        for part in generation.parts:
+            self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
         self.recovery.progressed(generation)
         if generation.replayed:  # told before the fault already
             generation.replayed -= 1
@@ -261,14 +280,13 @@ class Engine:
         """A guided answer has one more token; what it forces goes the way of a prompt."""
         if self._guides.follow(generation, token, rows=self.slots.claimed):
             self._running[generation.slot] = None
-            self._release(generation.slot)
+            self._release(generation)
             self._prompts.resume(generation)
 
     # Endings.
 
     def _fail_row(self, generation: Generation) -> None:
         """The model's numbers for this row are not numbers: nobody may use its cache again."""
-        slot = generation.slot
         why = (
             "the model produced NaN or infinity for this request; its neighbours are not "
             "affected (float16 overflows: try --dtype bfloat16 or float32)"
@@ -276,8 +294,9 @@ class Engine:
         if generation.guide is not None:
             why = f"the request's samplers ban every token that its constraint allows, or {why}"
         self._fail(generation, GenerationFailed(why))
-        self.slots.release(slot, keep=False)
-        self._state = self.programs.scrub(self._state, np.int32(slot))
+        for part in generation.parts:
+            self.slots.release(part.slot, keep=False)
+            self._state = self.programs.scrub(self._state, np.int32(part.slot))
 
     def _fail(self, generation: Generation, error: JaxLlamaError) -> None:
         self._end(generation, FinishReason.FAILED, error)
@@ -300,8 +319,9 @@ class Engine:
                 if generation in self._waiting:
                     self._waiting.remove(generation)
             case Phase.FILLING:
-                self._prompts.drop(generation)
-                self.slots.release(generation.slot)
+                for part in generation.parts:
+                    self._prompts.drop(part)
+                    self.slots.release(part.slot)
             case Phase.RUNNING:
                 self._stop_row(generation, reason)
 
@@ -310,16 +330,17 @@ class Engine:
         self._running[generation.slot] = None
         if not any(self._running):
             self._sent.clear()  # nobody is left to be told
-        self.slots.release(generation.slot)
+        for part in generation.parts:
+            self.slots.release(part.slot)
         # The device knows when an unguided row has used up its budget or drawn an end token.
         known = reason in (FinishReason.LENGTH, FinishReason.END_TOKEN) and generation.guide is None
         if not known:
-            self._release(generation.slot)
+            self._release(generation)
 
-    def _release(self, slot: int) -> None:
-        """Make a row of the device inert."""
+    def _release(self, generation: Generation) -> None:
+        """Make its rows on the device inert."""
         mask = np.zeros(self.config.slots, np.bool_)
-        mask[slot] = True
+        mask[[part.slot for part in generation.parts]] = True
         self._state = self.programs.release(self._state, mask)
 
     # Looking without drawing, in a free slot; the caller steps until there is one. Each look comes
@@ -414,7 +435,7 @@ class Engine:
     def _rewind(self, generation: Generation) -> None:
         """Back to the queue; rows whose samplers remember draw again what they drew before."""
         generation.phase, generation.slot = Phase.WAITING, -1
-        generation.source = generation.follows = None
+        generation.source = generation.follows = generation.shadow = None
         if self.bank.remembers(generation.request.knobs):
             generation.replayed += len(generation.emitted)
             generation.emitted.clear()

@@ -1,6 +1,8 @@
 """Generation: one live request - where it is, what it has produced, when.
 
-Created by `Engine.submit`, changed by the engine alone. Knows token ids; its `tail` makes text.
+Created by `Engine.submit`, changed by the engine alone. Knows token ids; its `tail` makes text. One
+with a contrast has a shadow while it holds slots: a second generation behind the other prompt, of
+which nobody is told and whose answer is its leader's.
 """
 
 from collections.abc import Sequence
@@ -33,7 +35,10 @@ class Generation:
     filled: int = 0  # prompt tokens in the cache
     source: int | None = None  # slot the beginning will be copied from ...
     follows: int | None = None  # ... once this generation has computed it
+    in_cache: bool = False  # all known tokens but the last are
     reused: int = 0
+    leader: "Generation | None" = None  # of a shadow
+    shadow: "Generation | None" = None
     emitted: list[int] = field(default_factory=list)
     sampled: int = 0  # tokens drawn, the end token included
     guide: Guide | None = None  # where the answer is in its request's constraint
@@ -51,6 +56,26 @@ class Generation:
     def known(self) -> Sequence[int]:
         """What has to be in the cache (all but the last) for the next token to be drawn."""
         return (*self.request.prompt, *self.emitted) if self.emitted else self.request.prompt
+
+    @property
+    def parts(self) -> "tuple[Generation, ...]":
+        """Itself, and its shadow: whatever holds a slot for it."""
+        return (self,) if self.shadow is None else (self, self.shadow)
+
+    def cast_shadow(self, id_: int) -> None:
+        """Begin the second row of a contrast: greedy, plain, and always saying what this one says.
+
+        The answers are one list, so what is known of the one is known of the other.
+        """
+        request, contrast = self.request, self.request.contrast
+        if contrast is None:
+            return
+        plain = GenerationRequest(
+            contrast.prompt, request.max_tokens, temperature=0.0, stop_ids=request.stop_ids
+        )
+        self.shadow = Generation(
+            id_, plain, None, self.submitted, leader=self, emitted=self.emitted
+        )
 
     @property
     def newest(self) -> int:

@@ -74,6 +74,7 @@ class Guides:
         """
         request = generation.request
         told = request.top_logprobs is not None or self._bank.remembers(request.knobs)
+        told |= request.contrast is not None  # its shadow would need a tile, too
         if told or generation.is_over or generation.replayed or len(guide.due) < shortest:
             return False
         while guide.due and not generation.is_over:

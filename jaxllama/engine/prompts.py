@@ -31,6 +31,7 @@ class Prompts:
         """Let a claim be filled; a beginning that is in another slot already is copied at once."""
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
+        generation.in_cache = False
         self._filling.append(generation)
         if claim.source is None:
             return state
@@ -41,7 +42,7 @@ class Prompts:
 
     def resume(self, generation: Generation) -> None:
         """Tokens were added to one that decoded; its slot keeps what is cached."""
-        generation.phase = Phase.FILLING
+        generation.phase, generation.in_cache = Phase.FILLING, False
         generation.filled = len(self._slots[generation.slot].cached)
         self._filling.append(generation)
 
@@ -66,6 +67,7 @@ class Prompts:
                 state, count = self.send(state, slot, known, start, end)
                 generation.filled += count
             if generation.filled == end:
+                generation.in_cache = True
                 ready.append(generation)
             else:
                 self._filling.append(generation)

@@ -41,9 +41,14 @@ class SlotTable:
         return sum(slot.owner is not None for slot in self.slots)
 
     @property
+    def free(self) -> int:
+        """How many slots nobody holds."""
+        return len(self.slots) - self.claimed
+
+    @property
     def full(self) -> bool:
         """No slot is free."""
-        return self.claimed == len(self.slots)
+        return self.free == 0
 
     def claim(self, owner: int, ids: Sequence[int]) -> Claim | None:
         """A slot for a prompt, or None while all are held; the last token is always computed."""

@@ -37,12 +37,19 @@ class DecodeState:
     temperature_last: Bool[Array, " S"]
     seed: UInt32[Array, "S 2"]
     top_logprobs: Int32[Array, " S"]  # -1: none wanted
+    leader: Int32[Array, " S"]  # of a shadow: the row whose tokens it takes; -1: draws its own
+    contrast: Float[Array, " S"]  # how far a leader is moved away from its shadow
     bank: Bank
 
     @property
+    def speaker(self) -> Int32[Array, " S"]:
+        """The row whose token each row takes."""
+        return jnp.where(self.leader < 0, jnp.arange(self.leader.shape[0]), self.leader)
+
+    @property
     def active(self) -> Bool[Array, " S"]:
-        """Rows that decode."""
-        return self.budget > 0
+        """Rows that decode; a shadow as long as its leader does."""
+        return (self.budget > 0) & (self.budget[self.speaker] > 0)
 
     def rows(self) -> Rows:
         """What the bank may see."""
@@ -54,7 +61,7 @@ class DecodeState:
             temperature=self.temperature,
             temperature_last=self.temperature_last,
             seed=self.seed,
-            active=self.active,
+            active=self.active & (self.leader < 0),
             top_logprobs=self.top_logprobs,
         )
 
@@ -74,13 +81,23 @@ class RowStart:
     temperature_last: Any
     seed: Any
     top_logprobs: Any
+    leader: Any
+    contrast: Any
     bank: Bank
 
 
 def row_start(
-    request: GenerationRequest, known: tuple[int, ...], engine: EngineConfig, bank: SamplerBank
+    request: GenerationRequest,
+    known: tuple[int, ...],
+    engine: EngineConfig,
+    bank: SamplerBank,
+    *,
+    leader: int = -1,
 ) -> RowStart:
-    """The row of a request whose `known` tokens, all but the last, are in the cache."""
+    """The row of a request whose `known` tokens, all but the last, are in the cache.
+
+    With a `leader` it is the shadow of that row.
+    """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known
     stop_ids = np.full(engine.max_stop_ids, NO_TOKEN, np.int32)
@@ -97,6 +114,8 @@ def row_start(
         temperature_last=np.bool_(request.temperature_last),
         seed=np.array([request.seed >> 32, request.seed & 0xFFFFFFFF], np.uint32),
         top_logprobs=np.int32(-1 if request.top_logprobs is None else request.top_logprobs),
+        leader=np.int32(leader),
+        contrast=np.float32(1.0 if request.contrast is None else request.contrast.scale),
         bank=bank.row(request.knobs),
     )
 
@@ -119,6 +138,8 @@ def empty_state(
         temperature_last=jnp.zeros(slots, jnp.bool_),
         seed=jnp.zeros((slots, 2), jnp.uint32),
         top_logprobs=none - 1,
+        leader=none - 1,
+        contrast=jnp.ones(slots, jnp.float32),
         bank=bank.empty(slots),
     )
 

@@ -131,12 +131,13 @@ class Steps:
         active = state.active
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
         rows = state.rows()._replace(allowed=allowed)
-        bank, choice = self.bank.choose(state.bank, model.head(hidden), rows)
+        logits = contrasted(model.head(hidden), state)
+        bank, choice = self.bank.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
-        token = choice.token
+        token, finite = choice.token[state.speaker], choice.finite[state.speaker]
         place = jnp.where(active, length, state.tokens.shape[1])  # inert rows: out of bounds
         tokens = state.tokens.at[jnp.arange(token.shape[0]), place].set(token, mode="drop")
-        ended = jnp.any(token[:, None] == state.stop_ids, axis=1) | ~choice.finite
+        ended = jnp.any(token[:, None] == state.stop_ids, axis=1) | ~finite
         after = dataclasses.replace(
             state,
             cache=cache,
@@ -222,3 +223,21 @@ class Steps:
         real = jnp.arange(ids.shape[0]) <= last
         total = jnp.sum(jnp.where(real[:, None], normed, 0.0), axis=0)
         return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])
+
+
+def contrasted(logits: Float[Array, "S V"], state: DecodeState) -> Float[Array, "S V"]:
+    """The logits, those of rows with a shadow moved away from what that expects.
+
+    One row at a time, in place: the others keep their bits, and without shadows nothing is done.
+    """
+    shadows = state.active & (state.leader >= 0)
+    first = jnp.argsort(~shadows, stable=True)
+
+    def move(index: Array, logits: Array) -> Array:
+        shadow = first[index]
+        leader = state.leader[shadow]
+        other = logits[shadow]
+        moved = other + state.contrast[leader] * (logits[leader] - other)
+        return logits.at[leader].set(moved)
+
+    return lax.fori_loop(0, jnp.sum(shadows), move, logits)

@@ -8,10 +8,9 @@ cancelled exactly as always, because only the compiled programs are replaced. St
     while not engine.idle:
         events = engine.step()
 
-Temperature and samplers change nothing; where a constraint forbids a token, the lowest that it
-allows is said instead. Wherever the script says token t, the model's
-log-probabilities are -ln 2 for t, -2 ln 2 for t + 1, -3 ln 2 for t + 2, and so on around the
-vocabulary.
+Temperature, samplers and contrasts change nothing; where a constraint forbids a token, the lowest
+that it allows is said instead. Wherever the script says token t, the model's log-probabilities are
+-ln 2 for t, -2 ln 2 for t + 1, -3 ln 2 for t + 2, and so on around the vocabulary.
 """
 
 import math
@@ -71,6 +70,7 @@ class ScriptedRow:
     stop_ids: frozenset[int]
     temperature: float
     wants: bool
+    leader: int  # of a shadow: whose words it says, too; -1: its own
 
 
 @dataclass
@@ -113,6 +113,7 @@ class ScriptedPrograms(Programs):
             stop_ids=frozenset(row.stop_ids.tolist()),
             temperature=float(row.temperature),
             wants=bool(row.top_logprobs >= 0),
+            leader=int(row.leader),
         )
         return state
 
@@ -120,14 +121,12 @@ class ScriptedPrograms(Programs):
         """Say the next word of every answer, up to `steps` times."""
         output = self.blank_output()
         for step in range(int(steps)):
-            for slot, row in list(state.rows.items()):
+            for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):
                 place = len(row.prompt) + row.drawn - 1
                 state.cached[slot, place] = row.pending
-                said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
-                if isinstance(said, Exception):
-                    raise said
-                if allowed is not None and said is not None:
-                    said = nearest_allowed(allowed[slot], said)
+                said: int | None = int(output.token[step, row.leader])
+                if row.leader < 0:
+                    said = self.said(row, None if allowed is None else allowed[slot])
                 self.note(output, (step, slot), row, said)
                 row.drawn += 1
                 row.budget -= 1
@@ -136,6 +135,15 @@ class ScriptedPrograms(Programs):
                 else:
                     row.pending = said
         return state, output
+
+    def said(self, row: ScriptedRow, allowed: np.ndarray | None) -> int | None:
+        """What a row draws next."""
+        said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
+        if isinstance(said, Exception):
+            raise said
+        if allowed is not None and said is not None:
+            said = nearest_allowed(allowed, said)
+        return said
 
     def release(self, state: Any, mask: Any) -> Any:
         """Drop rows."""

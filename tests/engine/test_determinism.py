@@ -7,6 +7,7 @@ import pytest
 
 from jaxllama.config import EngineConfig
 from jaxllama.kernels import cpu
+from jaxllama.request import Contrast
 from tests.support import (
     BODIES,
     ENGINE,
@@ -21,12 +22,14 @@ from tests.support import (
 )
 
 SCHEDULES = 500
+CONTRASTED = 0.2  # of the requests have a shadow
 
 
 def random_request(rng: np.random.Generator, stems: list[list[int]]):
-    """Often a prompt that shares a beginning with others; greedy, sampled and filtered."""
+    """Often a prompt that shares a beginning with others; greedy, sampled, filtered, contrasted."""
     stem = stems[rng.integers(len(stems))]
     prompt = [*stem[: rng.integers(1, len(stem))], *rng.integers(0, 256, rng.integers(1, 6))]
+    contrast = Contrast(tuple(rng.integers(0, 256, 9).tolist()), 2.0)
     knobs = [{}, {"top_k": 5}, {"top_p": 0.8}, {"repetition_penalty": 1.3}, {"min_p": 0.1}]
     return request(
         prompt,
@@ -34,6 +37,7 @@ def random_request(rng: np.random.Generator, stems: list[list[int]]):
         temperature=float(rng.choice([0.0, 0.8, 1.5])),
         seed=int(rng.integers(2**40)),
         knobs=knobs[rng.integers(len(knobs))],
+        contrast=contrast if rng.random() < CONTRASTED else None,
     )
 
 
