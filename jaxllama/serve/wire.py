@@ -21,6 +21,7 @@ from jaxllama.serve.keys import CALLER, DIALECT, SETTINGS
 logger = logging.getLogger(__name__)
 
 PING = b": ping\n\n"
+NEVER_WAITS = 32 << 10  # bytes that a connection which owes nothing takes without waiting
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -99,18 +100,34 @@ class Sse:
 
     async def _write(self, raw: bytes) -> None:
         async with self._writing:
-            try:
-                async with asyncio.timeout(self._settings.stall_seconds):
-                    if not self.response.prepared:
-                        await self.response.prepare(self._request)
-                    await self.response.write(raw)
-                    await self._request.writer.drain()
-            except TimeoutError as error:
-                self._abort()
-                raise SlowReader(
-                    f"the client took nothing in for {self._settings.stall_seconds} s"
-                ) from error
+            if not self.response.prepared:
+                await self.response.prepare(self._request)
+            if self._takes_at_once(raw):
+                await self.response.write(raw)
+            else:
+                await self._write_in_time(raw)
             self._wrote = asyncio.get_running_loop().time()
+
+    def _takes_at_once(self, raw: bytes) -> bool:
+        """The client is not behind, so this write will not wait: no timer is needed for it."""
+        transport = self._request.transport
+        return (
+            transport is not None
+            and transport.get_write_buffer_size() == 0
+            and len(raw) < NEVER_WAITS
+        )
+
+    async def _write_in_time(self, raw: bytes) -> None:
+        """Write once the client has taken in what it is owed; drop it if it does not."""
+        seconds = self._settings.stall_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._request.writer.drain()
+                await self.response.write(raw)
+                await self._request.writer.drain()
+        except TimeoutError as error:
+            self._abort()
+            raise SlowReader(f"the client took nothing in for {seconds} s") from error
 
     async def _ping(self) -> None:
         """Say that we are still there, so that nobody in between closes the connection."""
