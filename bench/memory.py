@@ -10,7 +10,7 @@ from harness import Board, script
 from subject import Subject, modelled
 
 from jaxllama import LLM
-from jaxllama.llm import choose_kernels, engine_config, read_weights
+from jaxllama.loading import choose_kernels, engine_config, read_weights
 from jaxllama.sharding import make_mesh
 from jaxllama.weights import open_checkpoint
 

@@ -53,7 +53,9 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
-    "llm": (WHOLE, "jax numpy"),
+    "streams": (f"{WORDS} engine intake completion", ""),
+    "loading": (f"{MATHS} formats text weights", "jax"),
+    "llm": (f"{WHOLE} streams loading", "jax numpy"),
     "explain": (f"{ENGINE} llm", "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
@@ -61,7 +63,7 @@ FLOORS: dict[str, tuple[str, str]] = {
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything
-    "cli": (f"{WHOLE} llm explain bounds service serve", "jax click rich asyncio"),
+    "cli": (f"{WHOLE} llm loading streams explain bounds service serve", "jax click rich asyncio"),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.

@@ -18,7 +18,8 @@ from jaxllama.errors import (
 from jaxllama.formats import Message, ModelText
 from jaxllama.intake import Intake
 from jaxllama.kernels import cpu
-from jaxllama.llm import LLM, choose_kernels, named_or_suiting, with_template
+from jaxllama.llm import LLM
+from jaxllama.loading import choose_kernels, named_or_suiting, with_template
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
 from jaxllama.model.quantized import Packed, unpack

@@ -14,7 +14,8 @@ from jaxllama.formats import Message
 from jaxllama.messages import as_message
 
 if TYPE_CHECKING:
-    from jaxllama.llm import LLM, Stream
+    from jaxllama.llm import LLM
+    from jaxllama.streams import Stream
 
 ROLES = ("system", "user", "assistant")
 

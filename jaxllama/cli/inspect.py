@@ -13,7 +13,7 @@ from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig
 from jaxllama.formats import PromptFormat, choose_format
-from jaxllama.llm import choose_kernels, engine_config
+from jaxllama.loading import choose_kernels, engine_config
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.model.quantized import Packed

@@ -1,0 +1,242 @@
+"""Streams: the answers of one engine that are on their way, for callers that share a thread.
+
+Whoever iterates one answer drives the engine for all of them; the others' events wait in their
+streams. Used by LLM; the server follows generations from its own thread through the bridge.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from jaxllama.completion import Completion, Delta
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.generation import Generation, Phase
+from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
+from jaxllama.intake import Ready, stream_of
+from jaxllama.limits import check
+from jaxllama.request import (
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Token,
+    TokenLogprobs,
+)
+
+OnError = Callable[[int, JaxLlamaError], None]
+
+QUEUED_PER_SLOT = 4  # how far ahead of the slots a long list of prompts is tokenized
+
+
+class Streams:
+    """Every answer that is on its way."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open: dict[int, Stream] = {}
+
+    def open(self, ready: Ready) -> "Stream":
+        """Queue a checked request."""
+        request, tail = ready
+        stream = Stream(self, request, self._engine.submit(request, tail))
+        self._open[stream.id] = stream
+        return stream
+
+    def pump(self) -> None:
+        """One engine step; its events go to whoever follows the generation."""
+        for event in self._engine.step():
+            stream = self._open.get(event.id)
+            if stream is not None:
+                stream.arrived.append(event)
+
+    def pump_until_free(self) -> None:
+        """Steps until a slot is free, for what borrows one."""
+        while self._engine.slots.full:
+            self.pump()
+
+    def whole(self, ready: Ready) -> Completion:
+        """The answer to one request."""
+        stream = self.open(ready)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    def each(
+        self, requests: Iterable[Callable[[], Ready]], on_error: OnError | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Keep the queue a little ahead of the slots; yield whatever finishes.
+
+        One that fails is raised, or given to `on_error` while the others go on.
+        """
+
+        def failed(index: int, error: JaxLlamaError) -> None:
+            if on_error is None:
+                raise error
+            on_error(index, error)
+
+        source = enumerate(requests)
+        live: dict[int, Stream] = {}
+        more = True
+        try:
+            while live or more:
+                more = more and self._top_up(live, source, failed)
+                if live:
+                    self.pump()
+                for index, outcome in take_ended(live):
+                    if isinstance(outcome, JaxLlamaError):
+                        failed(index, outcome)
+                    else:
+                        yield index, outcome
+        finally:
+            for stream in live.values():
+                stream.close()
+
+    def several(
+        self, firsts: Iterable[Callable[[], Ready]], n: int | None, best_of: int | None
+    ) -> Iterator[list[Completion]]:
+        """The n answers to each request, in order; of `best_of` that many, the likeliest n."""
+        n = 1 if n is None else n
+        check("n", n)
+        check("best_of", best_of)
+        if best_of is not None and best_of < n:
+            raise InvalidParameter(f"best_of is {best_of}; it must be at least n, {n}", "best_of")
+        count = best_of or n
+        hides: list[bool] = []  # of each prompt: log-probabilities are for the ranking alone
+
+        def asked() -> Iterator[Callable[[], Ready]]:
+            for first in firsts:
+                request, tail = first()
+                hides.append(count > n and request.top_logprobs is None)
+                if hides[-1]:
+                    request = replace(request, top_logprobs=0)
+                yield from (partial(stream_of, (request, tail), i) for i in range(count))
+
+        found = dict(self.each(asked()))
+        for prompt, hidden in enumerate(hides):
+            answers = [found[prompt * count + i] for i in range(count)]
+            if count > n:
+                answers = sorted(answers, key=lambda each: -each.mean_logprob)[:n]
+            yield [replace(each, logprobs=None) for each in answers] if hidden else answers
+
+    def forget(self, stream: "Stream") -> None:
+        """Follow an answer no longer."""
+        self._open.pop(stream.id, None)
+
+    def cancel(self, stream: "Stream") -> None:
+        """End an answer early; what the engine still says of it arrives."""
+        self._engine.cancel(stream.generation)
+        while stream.generation.phase is Phase.DONE and not stream.drain():
+            self.pump()
+
+    def close(self) -> None:
+        """Follow nothing any longer."""
+        self._open.clear()
+
+    def _top_up(
+        self,
+        live: "dict[int, Stream]",
+        source: Iterator[tuple[int, Callable[[], Ready]]],
+        failed: OnError,
+    ) -> bool:
+        """Begin as many as may wait; False once there are no more."""
+        while len(live) < QUEUED_PER_SLOT * self._engine.config.slots:
+            item = next(source, None)
+            if item is None:
+                return False
+            index, ready = item
+            try:
+                live[index] = self.open(ready())
+            except JaxLlamaError as error:
+                failed(index, error)
+        return True
+
+
+class Stream:
+    """One answer on its way: iterate for Deltas, then read `completion`; `close` cancels."""
+
+    def __init__(
+        self, streams: Streams, request: GenerationRequest, generation: Generation
+    ) -> None:
+        self.generation = generation
+        self.arrived: deque[Event] = deque()
+        self._streams = streams
+        self._request = request
+        self._parts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._finished: Finished | None = None
+
+    @property
+    def id(self) -> int:
+        """The generation's."""
+        return self.generation.id
+
+    def __iter__(self) -> Iterator[Delta]:
+        try:
+            while self._finished is None:
+                self._streams.pump()
+                yield from self._take()
+        finally:
+            self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer; available once the stream has ended."""
+        end = self._finished
+        if end is None:
+            raise InvalidParameter("the stream has not ended; iterate it to its end first")
+        if end.error is not None:
+            raise end.error
+        wanted = self._request.top_logprobs is not None
+        return Completion(
+            text="".join(self._parts),
+            tokens=tuple(self._tokens),
+            finish_reason=end.reason,
+            usage=end.usage,
+            seed=self._request.seed,
+            logprobs=tuple(self._logprobs) if wanted else None,
+            stop=end.stop,
+        )
+
+    def close(self) -> None:
+        """Cancel the answer if it has not ended; what it produced so far stays readable."""
+        if self._finished is None:
+            self._streams.cancel(self)
+        self._streams.forget(self)
+
+    def drain(self) -> bool:
+        """Take in what has arrived; True once the answer is whole."""
+        for _ in self._take():
+            pass
+        return self._finished is not None
+
+    def _take(self) -> Iterator[Delta]:
+        """The events that have arrived, as deltas."""
+        while self.arrived:  # one at a time: whoever stops iterating leaves the rest here
+            event = self.arrived.popleft()
+            self._parts.append(event.text)
+            if isinstance(event, Token):
+                self._tokens.append(event.token)
+                if event.logprobs is not None:
+                    self._logprobs.append(event.logprobs)
+                yield Delta(event.text, event.token, event.logprobs)
+                continue
+            self._finished = event
+            self._streams.forget(self)
+            if event.text:
+                yield Delta(event.text)
+            if event.reason is FinishReason.FAILED:
+                raise event.error or GenerationFailed("the generation failed")
+
+
+def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
+    """Take out the answers that are whole, or have failed."""
+    for index, stream in list(live.items()):
+        try:
+            if stream.drain():
+                del live[index]
+                yield index, stream.completion
+        except JaxLlamaError as error:
+            live.pop(index, None)
+            yield index, error
