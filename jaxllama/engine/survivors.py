@@ -5,12 +5,14 @@ the shapers that come last, too. Knows nothing of adjusters or log-probability r
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxllama.engine.draws import Draws
+from jaxllama.engine.in_turn import in_turn, one_of
 from jaxllama.engine.logprobs import list_padded
 from jaxllama.engine.rows import Rows, context, switched_on, where_rows
 from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at, some
@@ -90,49 +92,52 @@ def narrow(
     )
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
     last = ids[:, -1:]
+    on = {name: ask.wanted & switched_on(ask.filters[name]) for name in kinds}
+
+    def asked(
+        name: Array, rows_on: Array, left: tuple[Best, Array, Array]
+    ) -> tuple[Best, Array, Array]:
+        best, is_open, fresh = left
+        keep = one_of(
+            name,
+            {each: partial(kept_by, each, kind, ask) for each, kind in kinds.items()},
+            best,
+            fresh,
+        )
+        best = where_rows(rows_on, only(best, keep), best)
+        # Every filter counts, not only the final outcome: a later one was shown shares of the
+        # candidates at hand, and those are right only if no kept token is missing among them.
+        kept_last = jnp.any((best.ids == last) & (best.logits > -jnp.inf), axis=-1)
+        return best, is_open | (rows_on & kept_last), fresh & ~rows_on
+
     is_open = jnp.zeros_like(ask.wanted)
     fresh = jnp.full_like(ask.wanted, width < ask.logits.shape[-1])
-    for name, kind in kinds.items():
-        on = ask.wanted & switched_on(ask.filters[name])
-
-        def asked(
-            old: Best,
-            is_open: Array,
-            name: str = name,
-            kind: type[Filter] = kind,
-            on: Array = on,
-            fresh: Array = fresh,
-        ) -> tuple[Best, Array]:
-            left = where_rows(on, ask_filter(name, kind, ask, (old, fresh)), old)
-            # Every filter counts, not only the final outcome: a later one was shown shares of the
-            # candidates at hand, and those are right only if no kept token is missing among them.
-            kept_last = jnp.any((left.ids == last) & (left.logits > -jnp.inf), axis=-1)
-            return left, is_open | (on & kept_last)
-
-        best, is_open = jax.lax.cond(jnp.any(on), asked, lambda *unasked: unasked, best, is_open)
-        fresh = fresh & ~on
+    best, is_open, _ = in_turn(on, asked, (best, is_open, fresh))
     return best, is_open
 
 
-def ask_filter(
-    name: str, kind: type[Filter], ask: Ask, left: tuple[Best, Bool[Array, " S"]]
-) -> Best:
-    """The survivors of one filter, renormalised, in every row.
+def kept_by(
+    name: str, kind: type[Filter], ask: Ask, best: Best, fresh: Bool[Array, " S"]
+) -> Bool[Array, "S C"]:
+    """What one filter keeps of the survivors so far, in every row; never nothing.
 
-    `left` is what is left so far, and in which rows no filter has looked at that yet.
+    `fresh`: rows in which no filter has looked at them yet.
     """
 
     def one(sampler: Sampler, best: Candidates, row: Rows) -> Bool[Array, " C"]:
         assert isinstance(sampler, Filter)
         return sampler(best, context(row, name))
 
-    best, fresh = left
     alive = best.logits > -jnp.inf
     given = Candidates(*best, *spread(best, ask, fresh))
     keep = jax.vmap(one)(ask.filters[name], given, ask.rows) & alive
     if kind.keeps_greedy:
         keep = keep.at[:, 0].set(alive[:, 0])
-    keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+    return jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+
+
+def only(best: Best, keep: Bool[Array, "S C"]) -> Best:
+    """The candidates to keep, renormalised."""
     has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
     ids, logits = jax.lax.cond(
         has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
