@@ -1,15 +1,12 @@
 """Explaining: what each sampler did to each token of an answer, and what other numbers would do.
 
-`record` generates and keeps the logits of every position; `replay` puts them through the sampler
-bank once for every sampler that is on, with those before it, and compares: nothing of what samplers
-mean is written here. A replay needs no model. Called by `jaxllama explain`.
+A replay puts recorded logits (`recording.py`) through the sampler bank once for every sampler that
+is on, with those before it, and compares: nothing of what samplers mean is written here. It needs
+no model. Called by `jaxllama explain` and the server's `/explain`.
 """
 
-import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,61 +15,15 @@ import numpy as np
 from jaxllama.engine.bank import Bank, Choice, Rows, SamplerBank
 from jaxllama.engine.knobs import switches_on
 from jaxllama.engine.rows import chance
-from jaxllama.errors import ConfigError, InvalidParameter
+from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import cpu
 from jaxllama.limits import LIMITS, check, unknown_field
-from jaxllama.llm import LLM
-from jaxllama.request import GenerationRequest
+from jaxllama.recording import Recording
 from jaxllama.sampling import NO_TOKEN, Sampler, Shaper, knobs_of
 
 CORE = ("temperature", "temperature_last", "seed")  # what a replay can change beside the knobs
 MODEL, HEAT = "model", "temperature"  # stages that are no samplers
-FORMAT = 1  # of saved recordings
 CORE_AT = 0  # the place of the temperature among shapers
-
-
-@dataclass(frozen=True)
-class Recording:
-    """An answer and the logits that it was drawn from: all that a replay needs."""
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    logits: np.ndarray  # [tokens V]
-    temperature: float
-    temperature_last: bool
-    seed: int
-    stop_ids: tuple[int, ...]
-    knobs: Mapping[str, object]
-    texts: tuple[str, ...]  # of every token of the vocabulary
-    columns: int  # tokens a row can hold
-    candidates: int
-    body: str  # of the kernels
-
-    def save(self, path: Path) -> None:
-        """Write it to a file."""
-        about = {**asdict(replace(self, logits=np.zeros(0))), "format": FORMAT}
-        del about["logits"]
-        try:
-            with path.open("wb") as file:
-                np.savez(file, logits=self.logits, about=np.array(json.dumps(about)))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-
-    @classmethod
-    def load(cls, path: Path) -> "Recording":
-        """Read it again."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                about, logits = json.loads(str(file["about"])), file["logits"]
-            if about.pop("format") != FORMAT:
-                raise ValueError("it is of another version")
-            lists = ("prompt", "tokens", "stop_ids", "texts")
-            about |= {name: tuple(about[name]) for name in lists}
-            return cls(logits=logits, **about)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ConfigError(
-                f"{path} is no recording of `jaxllama explain --save`: {error}"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -97,43 +48,6 @@ class Position:
     stages: tuple[Stage, ...]  # the first is the model itself
 
 
-def record(llm: LLM, prompt: str | Sequence[int], **knobs: object) -> Recording:
-    """Continue a prompt and keep the logits of every position."""
-    request, _ = llm.intake.completion(prompt, knobs)
-    if request.constraint is not None:
-        raise InvalidParameter(
-            "an answer held to a form cannot be explained; leave json_schema, json_object, regex, "
-            "choices and grammar away"
-        )
-    stream = llm.stream(prompt, **{**knobs, "seed": request.seed})
-    tokens = tuple(delta.token for delta in stream if delta.token is not None)
-    known = [*request.prompt, *tokens]
-    start = len(request.prompt)
-    logits = [llm.engine.peek(known[:end], end)[1] for end in range(start, len(known))]
-    return recording_of(llm, request, tokens, np.stack(logits))
-
-
-def recording_of(
-    llm: LLM, request: GenerationRequest, tokens: tuple[int, ...], logits: np.ndarray
-) -> Recording:
-    """What is kept of a request and its answer."""
-    config = llm.engine_config
-    return Recording(
-        prompt=request.prompt,
-        tokens=tokens,
-        logits=logits,
-        temperature=request.temperature,
-        temperature_last=request.temperature_last,
-        seed=request.seed,
-        stop_ids=request.stop_ids,
-        knobs=dict(request.knobs),
-        texts=tuple(llm.tokenizer.texts()),
-        columns=config.columns,
-        candidates=config.candidates,
-        body=config.kernels,
-    )
-
-
 def replay(
     recording: Recording,
     samplers: Mapping[str, type[Sampler]],
@@ -144,17 +58,36 @@ def replay(
     Every position follows the recorded tokens, also where other numbers would have drawn another
     before it: what the model says after that one is not recorded.
     """
+    return list(replay_by_and_by(recording, samplers, changes))
+
+
+def replay_by_and_by(
+    recording: Recording,
+    samplers: Mapping[str, type[Sampler]],
+    changes: Mapping[str, object] | None = None,
+) -> Iterator[Position]:
+    """Likewise, each position when it is asked for; wrong numbers are refused at once."""
     changed = with_changes(recording, changes or {})
-    return list(Replay(changed, samplers, changes or {}).positions())
+    return Replay(changed, samplers, changes or {}).positions()
+
+
+def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
+    """Refuse numbers that no replay could be made with."""
+    check_core(changes)
+    bank.check({name: value for name, value in changes.items() if name not in CORE})
+
+
+def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
+    """The changes of what every request has, as their own types."""
+    for name in changes:
+        if name in LIMITS and name not in CORE:
+            raise InvalidParameter(f"{name} cannot be changed in a replay", name)
+    return {name: check(name, changes[name]) for name in CORE if name in changes}
 
 
 def with_changes(recording: Recording, changes: Mapping[str, object]) -> Recording:
     """The recording under other numbers."""
-    core = {name: changes[name] for name in CORE if name in changes}
-    for name in changes:
-        if name in LIMITS and name not in CORE:
-            raise InvalidParameter(f"{name} cannot be changed in a replay", name)
-    checked: dict[str, Any] = {name: check(name, value) for name, value in core.items()}
+    checked = check_core(changes)
     knobs = {name: value for name, value in changes.items() if name not in CORE}
     return replace(recording, knobs={**recording.knobs, **knobs}, **checked)
 

@@ -56,6 +56,7 @@ FRONT: dict[str, Limit] = {
     "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),
     "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
+    "what_if": Limit(float, (), help="numbers to draw with instead", many=True, most=64),
     "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to tell at each place"),
     "max_completion_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
     "max_output_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),

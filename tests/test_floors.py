@@ -56,14 +56,19 @@ FLOORS: dict[str, tuple[str, str]] = {
     "streams": (f"{WORDS} engine intake completion", ""),
     "loading": (f"{MATHS} formats text weights", "jax"),
     "llm": (f"{WHOLE} streams loading", "jax numpy"),
-    "explain": (f"{ENGINE} llm", "jax numpy"),
+    "recording": (f"{WORDS} engine intake", "numpy"),
+    "explain": (f"{ENGINE} recording", "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
-        f"{WORDS} formats messages intake text sampling scoring completion service",
+        f"{WORDS} formats messages intake text sampling scoring completion recording explain "
+        "service",
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything
-    "cli": (f"{WHOLE} llm loading streams explain bounds service serve", "jax click rich asyncio"),
+    "cli": (
+        f"{WHOLE} llm loading streams recording explain bounds service serve",
+        "jax click rich asyncio",
+    ),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.

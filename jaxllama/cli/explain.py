@@ -12,9 +12,12 @@ from rich.text import Text
 
 from jaxllama.cli.options import GenerationCommand, check_knobs
 from jaxllama.cli.terminal import CONTROLS, as_json, note, open_llm
+from jaxllama.engine.engine import finish
 from jaxllama.engine.knobs import catalogue
 from jaxllama.errors import InvalidParameter
-from jaxllama.explain import Position, Recording, record, replay
+from jaxllama.explain import Position, replay
+from jaxllama.llm import LLM
+from jaxllama.recording import Recording, check_recordable, logits_behind, recording_of
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 
@@ -67,6 +70,16 @@ def command(  # noqa: PLR0913 - an argument per option
     differ = sum(each.token != each.recorded for each in positions)
     if differ and not changes:
         note(f"{differ} tokens differ from the engine's by rounding")
+
+
+def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
+    """Continue a prompt and keep the logits of every position."""
+    request, tail = llm.intake.completion(prompt, knobs)
+    check_recordable(request)
+    stream = llm.streams.open((request, tail))
+    tokens = [delta.token for delta in stream if delta.token is not None]
+    logits = finish(logits_behind(llm.engine, request, tokens))
+    return recording_of(llm.intake, request, tokens, logits)
 
 
 def parse(text: str) -> dict[str, object]:

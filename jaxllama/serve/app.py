@@ -31,7 +31,7 @@ def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
 ) -> web.Application:
     """The application of one service; the first dialect words what belongs to no route."""
-    everyone = (*dialects, operations, page, Docs(dialects))
+    everyone = (*dialects, operations, page, Docs([*dialects, operations]))
     front = Front(service, Guard(settings), everyone[0])
     app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings

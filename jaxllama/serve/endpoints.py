@@ -16,7 +16,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT, Limit, check, check_count
 from jaxllama.serve.decode import read_json
-from jaxllama.serve.guard import Handler
+from jaxllama.serve.guard import Handler, open_to_all
 from jaxllama.service import GenerationService
 
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
@@ -53,12 +53,13 @@ class Endpoint:
     method: str
     path: str
     summary: str
-    answer: Any  # what its JSON is
+    answer: Any  # what its JSON is; str: it is plain text
     body: type[Body] | None = None
     events: tuple[type[msgspec.Struct], ...] = ()  # what it streams instead, where asked
     takes_knobs: bool = False  # core knobs and those of every installed sampler
     bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)  # other than usual
-    fails_with: tuple[int, ...] = ()  # beyond what every route may answer
+    otherwise: Mapping[int, Any] = field(default_factory=dict, hash=False)  # instead of errors
+    is_open: bool = False  # needs no key
 
     @property
     def plain_path(self) -> str:
@@ -89,16 +90,16 @@ def routes_of(
 ) -> list[web.RouteDef]:
     """The routes of a dialect, each with its handler."""
     return [
-        web.route(endpoint.method, endpoint.path, bound(serve, service))
+        web.route(endpoint.method, endpoint.path, bound(endpoint, serve, service))
         for endpoint, serve in endpoints.items()
     ]
 
 
-def bound(serve: Serves, service: GenerationService) -> Handler:
+def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
     """A handler of one service."""
 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:
         return await serve(request, service)
 
-    return handler
+    return open_to_all(handler) if endpoint.is_open else handler

@@ -32,7 +32,6 @@ REFUSALS = {
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
 }
-NOT_YET = {501: "this is not implemented yet"}
 NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
     "boolean": {"enum": [False, None]},
     "integer": {"enum": [0, None]},
@@ -72,22 +71,30 @@ def describe(
 def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
     """Every shape that goes in or out."""
     for endpoint in endpoints:
-        yield from (endpoint.body, endpoint.answer, *endpoint.events)
+        answer = None if endpoint.answer is str else endpoint.answer
+        yield from (endpoint.body, answer, *endpoint.events, *endpoint.otherwise.values())
 
 
 def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     """One route."""
     content: Json = {}
-    if endpoint.answer is not None:
+    if endpoint.answer is str:
+        content["text/plain"] = {"schema": {"type": "string"}}
+    else:
         content["application/json"] = {"schema": found[id(endpoint.answer)]}
     if endpoint.events:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    answers: Json = {}
-    if content:
-        answers["200"] = {"description": "the answer", "content": content}
-    for status in (*REFUSALS, *endpoint.fails_with):
+    answers: Json = {"200": {"description": "the answer", "content": content}}
+    for status in REFUSALS:
         answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
+    for status, shape in endpoint.otherwise.items():
+        answers[str(status)] = {
+            "description": "the answer, which is no",
+            "content": {"application/json": {"schema": found[id(shape)]}},
+        }
     described: Json = {"operationId": name, "summary": endpoint.summary, "responses": answers}
+    if endpoint.is_open:
+        described["security"] = []
     if endpoint.events:  # what the data of each is
         described["x-events"] = [found[id(event)] for event in endpoint.events]
     if endpoint.body is not None:
@@ -100,8 +107,7 @@ def refusals(error: Json) -> Json:
     """What any route may answer instead."""
     content = {"application/json": {"schema": error}}
     return {
-        str(status): {"description": why, "content": content}
-        for status, why in (REFUSALS | NOT_YET).items()
+        str(status): {"description": why, "content": content} for status, why in REFUSALS.items()
     }
 
 

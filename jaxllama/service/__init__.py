@@ -80,6 +80,7 @@ class GenerationService:
         self.thread: EngineThread | None = None
         self.observer = observer
         self.log_prompts = log_prompts
+        self.one_at_a_time = asyncio.Lock()  # for what keeps a core busy for long
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet

@@ -77,6 +77,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         self._waited = waited
         self._inbox: deque[tuple[float, int, Event]] = deque()
         self._awake = asyncio.Event()
+        self._failed = asyncio.Event()
         self._owed = 0  # ends that were not handed out yet
 
     @property
@@ -120,7 +121,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
 
     async def unless_over(self, work: asyncio.Future[T]) -> T:
         """The result of `work`, given up as soon as the request is."""
-        failed = asyncio.ensure_future(self._awake.wait())
+        failed = asyncio.ensure_future(self._failed.wait())
         try:
             await asyncio.wait((work, failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -167,6 +168,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         if self.error is None:
             self.error = error
             self._awake.set()
+            self._failed.set()
         self.stop()
 
     def stop(self) -> None:

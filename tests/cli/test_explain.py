@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from jaxllama.cli.explain import record
 from jaxllama.errors import ConfigError, InvalidParameter
-from jaxllama.explain import Recording, record, replay
+from jaxllama.explain import replay
 from jaxllama.intake import Intake
 from jaxllama.llm import LLM
+from jaxllama.recording import Recording
 from jaxllama.testing import ByteTokenizer
 from jaxllama_formats.chatml import ChatMl
 from tests.support import ENGINE, MODEL, installed_samplers, new_engine

@@ -135,15 +135,6 @@ def test_what_is_wrong_is_named():
     scenario(body)
 
 
-def test_explaining_is_refused_until_it_can_be_done():
-    async def body():
-        async with asked() as (live, _):
-            error = (await post(live, "/explain", {}, 501))["error"]
-            assert error["code"] == "not_implemented"
-
-    scenario(body)
-
-
 def test_everything_installed_is_listed_with_its_bounds():
     async def body():
         samplers = installed_samplers()

@@ -1,11 +1,12 @@
-"""Our own additions: tokens, templates, scores, labels, and what is installed.
+"""Our own additions: tokens, templates, scores, labels, explanations, and what is installed.
 
 A dialect whose refusals have OpenAI's form, because it is spoken beside that one.
 """
 
 from aiohttp import web
 
-from jaxllama.serve.dialects.native.plugins import EXPLAIN, PLUGINS, explain, plugins
+from jaxllama.serve.dialects.native.explain import EXPLAIN, explain
+from jaxllama.serve.dialects.native.plugins import PLUGINS, plugins
 from jaxllama.serve.dialects.native.scores import CLASSIFY, SCORE, classify, score
 from jaxllama.serve.dialects.native.tokens import (
     DETOKENIZE,

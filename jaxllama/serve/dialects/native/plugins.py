@@ -1,4 +1,4 @@
-"""What is installed: `/v1/plugins`, out of which the page makes its controls, and `/explain`."""
+"""What is installed: `/v1/plugins`, out of which the page makes its controls."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from jaxllama.errors import HttpError
 from jaxllama.formats import PromptFormat
 from jaxllama.limits import LIMITS, Limit
 from jaxllama.registry import FORMATS, load_plugins
@@ -82,25 +81,7 @@ class PluginCards(msgspec.Struct):
     core: list[CoreCard]
 
 
-EXPLAIN = Endpoint(
-    "POST",
-    "/explain",
-    "What the samplers did (not implemented yet)",
-    answer=None,
-    fails_with=(501,),
-)
 PLUGINS = Endpoint("GET", "/v1/plugins", "What is installed, with bounds", answer=PluginCards)
-
-
-async def explain(request: web.Request, service: GenerationService) -> web.Response:
-    """Which sampler did what to a token."""
-    del request, service
-    raise HttpError(
-        "this server cannot explain yet what its samplers do; ask a chat for logprobs: they say "
-        "what the model found likely and what could be drawn",
-        501,
-        "not_implemented",
-    )
 
 
 async def plugins(request: web.Request, service: GenerationService) -> web.Response:

@@ -1,0 +1,122 @@
+"""Recording: an answer and the logits that it was drawn from - all that a replay needs.
+
+Made of what an engine answered, by the command line and the server, and replayed by `explain.py`.
+Knows token ids and files; draws nothing.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.errors import ConfigError, InvalidParameter, QueueFull
+from jaxllama.intake import Intake
+from jaxllama.request import GenerationRequest
+
+FORMAT = 1  # of saved recordings
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An answer and the logits that it was drawn from: all that a replay needs."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: np.ndarray  # [tokens V]
+    temperature: float
+    temperature_last: bool
+    seed: int
+    stop_ids: tuple[int, ...]
+    knobs: Mapping[str, object]
+    texts: tuple[str, ...]  # of every token of the vocabulary
+    columns: int  # tokens a row can hold
+    candidates: int
+    body: str  # of the kernels
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        about = {**asdict(replace(self, logits=np.zeros(0))), "format": FORMAT}
+        del about["logits"]
+        try:
+            with path.open("wb") as file:
+                np.savez(file, logits=self.logits, about=np.array(json.dumps(about)))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Recording":
+        """Read it again."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about, logits = json.loads(str(file["about"])), file["logits"]
+            if about.pop("format") != FORMAT:
+                raise ValueError("it is of another version")
+            lists = ("prompt", "tokens", "stop_ids", "texts")
+            about |= {name: tuple(about[name]) for name in lists}
+            return cls(logits=logits, **about)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"{path} is no recording of `jaxllama explain --save`: {error}"
+            ) from error
+
+
+def check_recordable(request: GenerationRequest) -> None:
+    """Refuse what draws its tokens from more than its own logits."""
+    if request.constraint is not None:
+        raise InvalidParameter(
+            "an answer held to a form cannot be explained; leave json_schema, json_object, regex, "
+            "choices and grammar away"
+        )
+    if request.contrast is not None:
+        raise InvalidParameter(
+            "an answer that is moved away from another cannot be explained; leave negative_prompt "
+            "and guidance_scale away",
+            "negative_prompt",
+        )
+
+
+def logits_behind(
+    engine: Engine, request: GenerationRequest, tokens: Sequence[int]
+) -> ByAndBy[np.ndarray]:
+    """The logits [tokens V] that each token of an answer was drawn from.
+
+    A generator, as the engine's long looks are; raises QueueFull at once if no slot is free.
+    """
+    known, start = [*request.prompt, *tokens], len(request.prompt)
+    found = np.zeros((len(tokens), engine.bank.vocab), np.float32)
+    for index in range(len(tokens)):
+        end = start + index
+        while True:
+            try:
+                _, found[index] = yield from engine.peek_by_and_by(known[:end], end)
+                break
+            except QueueFull:
+                if not index:
+                    raise
+                yield  # others took the slots meanwhile
+    return found
+
+
+def recording_of(
+    intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
+) -> Recording:
+    """What is kept of a request and its answer."""
+    config = intake.engine
+    return Recording(
+        prompt=request.prompt,
+        tokens=tuple(tokens),
+        logits=logits,
+        temperature=request.temperature,
+        temperature_last=request.temperature_last,
+        seed=request.seed,
+        stop_ids=request.stop_ids,
+        knobs=dict(request.knobs),
+        texts=intake.tokenizer.texts(),
+        columns=config.columns,
+        candidates=config.candidates,
+        body=config.kernels,
+    )

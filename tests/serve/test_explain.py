@@ -1,0 +1,94 @@
+"""`/explain`: what samplers did to each token, under the numbers asked for and under others."""
+
+import asyncio
+
+import pytest
+
+from jaxllama.testing import ScriptedEngine
+from tests.serve.clients import HI, asked, post
+from tests.serve.conftest import config, scenario
+from tests.support import installed_samplers
+
+USED = ("constraint", "top_k")
+ASK = {"prompt": "a", "max_tokens": 2, "temperature": 1.0, "top_k": 1}
+
+
+def engine():
+    samplers = {name: installed_samplers()[name] for name in USED}
+    size = config(candidates=32)
+    return ScriptedEngine(lambda _: [98] * 20, config=size, samplers=samplers)
+
+
+def test_each_token_is_explained_stage_by_stage():
+    async def body():
+        async with asked(engine()) as (live, _):
+            found = await post(live, "/explain", ASK)
+            assert (found["model"], found["text"], found["what_if"]) == ("scripted", "bb", None)
+            assert [each["recorded"] for each in found["positions"]] == [98, 98]
+            for each in found["positions"]:
+                assert (each["token"], each["text"]) == (98, "b") and 0 <= each["chance"] < 1
+                stages = {stage["name"]: stage for stage in each["stages"]}
+                assert list(stages) == ["model", "temperature", "top_k"]
+                assert stages["model"]["p"] == pytest.approx(1 / 2, rel=1e-4)
+                last = {"name": "top_k", "kept": 1, "rank": 0, "p": 1.0}
+                assert stages["top_k"].items() >= last.items()
+                assert stages["top_k"]["removed"] == pytest.approx(1 / 2, rel=1e-4)
+
+    scenario(body)
+
+
+def test_other_numbers_are_tried_on_the_same_logits():
+    async def body():
+        async with asked(engine()) as (live, _):
+            sent = {"messages": HI, "max_tokens": 1, "top_k": 1, "what_if": {"top_k": 2}}
+            found = await post(live, "/explain", sent)
+            before, after = (found[name][0] for name in ("positions", "what_if"))
+            assert before["stages"][-1]["kept"] == 1
+            assert after["stages"][-1]["kept"] == 2
+            share = {98: 2 / 3, 99: 1 / 3}[after["token"]]
+            assert after["stages"][-1]["p"] == pytest.approx(share, rel=1e-4)
+            assert (before["recorded"], after["chance"]) == (98, before["chance"])
+            assert live.engine.ledger["accepted"] == 2  # the warm-up, and one answer
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"what_if": {"top_kk": 1}}, "what_if.top_kk"),
+        ({"what_if": {"top_k": -1}}, "what_if.top_k"),
+        ({"what_if": {"max_tokens": 1}}, "what_if.max_tokens"),
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"regex": "b"}, None),
+        ({"messages": HI}, "messages"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(fields, param):
+    async def body():
+        async with asked(engine()) as (live, _):
+            error = (await post(live, "/explain", ASK | fields, 400))["error"]
+            assert error["param"] == param
+            await live.settled()
+
+    scenario(body)
+
+
+def test_an_explanation_can_be_cancelled_and_left():
+    async def body():
+        async with asked(engine()) as (live, _):
+            async with live.service.one_at_a_time:  # another replay
+                asking = asyncio.create_task(post(live, "/explain", ASK, 409))
+                leaving = asyncio.create_task(post(live, "/explain", ASK))
+                await live.until(lambda: len(live.service._open) == 2)
+                await live.until(lambda: live.engine.ledger["finished"] == 3)
+                leaving.cancel()
+                await live.until(lambda: len(live.service._open) == 1)
+                (id_,) = live.service._open
+                assert await live.status(f"/v1/requests/{id_}", "DELETE") == 200
+                assert (await asking)["error"]["code"] == "cancelled"
+            assert (await post(live, "/explain", ASK))["text"] == "bb"
+            await live.settled()
+
+    scenario(body)
