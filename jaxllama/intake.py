@@ -138,6 +138,7 @@ class Intake:
             knobs=set_,
             constraint=constraint,
         )
+        self._check_counts(request)
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 
@@ -165,6 +166,16 @@ class Intake:
         if encoded != knobs:
             self.bank.check(encoded)
         return encoded
+
+    def _check_counts(self, request: GenerationRequest) -> None:
+        """Refuse knobs that wait for more tokens than the answer may have."""
+        for name, value in request.knobs.items():
+            if self.bank.knobs[name].counts and value > request.max_tokens:  # type: ignore[operator]
+                raise InvalidParameter(
+                    f"{name} is {value}, but the answer ends after {request.max_tokens} tokens: "
+                    f"max_tokens, or what is left of the context; lower {name}",
+                    name,
+                )
 
     def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
         """A phrase as token ids: a text as it is written by itself, and after a space."""

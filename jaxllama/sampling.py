@@ -70,6 +70,7 @@ class KnobSpec:
     tokens: bool = False  # a list of token ids; unused places hold NO_TOKEN
     phrases: bool = False  # a list of texts or of lists of token ids; see `knob`
     switch: bool = True  # False: tunes the sampler, but does not turn it on
+    counts: bool = False  # tokens of the answer: more than `max_tokens` is refused
 
     @property
     def kind(self) -> type:
@@ -88,13 +89,14 @@ def knob(  # noqa: PLR0913 - one declaration says all there is to say about a pa
     tokens: bool = False,
     phrases: bool = False,
     switch: bool = True,
+    counts: bool = False,
 ) -> Any:
     """Declare a request parameter; `off` is the value that leaves the row untouched.
 
     Lists of tokens and of phrases have `off=NO_TOKEN`. Phrases come as ids, each followed by one
     NO_TOKEN, `width` places in all; a text becomes two, written as it is and after a space.
     """
-    spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, switch)
+    spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, switch, counts)
     return dataclasses.field(default=off, metadata={_SPEC: spec})
 
 

@@ -64,3 +64,12 @@ def test_text_becomes_token_ids_by_itself_and_after_a_space(ask):
 def test_what_cannot_be_is_refused_by_name(ask, knobs, words):
     with pytest.raises(InvalidParameter, match=words):
         ask(**knobs)
+
+
+@pytest.mark.parametrize("knob", ["min_tokens", "min_length"])
+def test_an_answer_cannot_be_longer_than_it_may(ask, knob):
+    assert ask(**{knob: 5}, max_tokens=5).knobs[knob] == 5
+    for knobs in ({knob: 6, "max_tokens": 5}, {knob: 63}):  # of a context of 64, 2 are taken
+        with pytest.raises(InvalidParameter, match=f"{knob} is .* ends after") as refused:
+            ask(**knobs)
+        assert refused.value.field == knob

@@ -16,12 +16,16 @@ class MinTokens(Adjuster):
     order = 40  # after every bias: a ban is final
 
     min_tokens: Knob = knob(
-        off=0, low=0, help="an end token is not drawn before this many tokens are generated"
+        off=0,
+        low=0,
+        help="an end token is not drawn before this many tokens are generated",
+        counts=True,
     )
     min_length: Knob = knob(
         off=0,
         low=0,
         help="nor an end token nor a line break is drawn before this many tokens are generated",
+        counts=True,
     )
     newlines: TokenSet = token_set(lambda text: "\n" in text)
 
