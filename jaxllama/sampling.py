@@ -220,6 +220,11 @@ class Adjuster(Sampler):
     """Moves logits: penalties, biases, constraints."""
 
     constrains: ClassVar[bool] = False  # on in the rows that have a constraint; needs no knob
+    # Moves no token but those the row holds, each by its own logit and the places it is at. So it
+    # is shown these alone, under other numbers: logits of N of them, and a `context` that speaks of
+    # the same. Fast; not for adjusters that know tokens by their ids: from knobs, `stop_ids`,
+    # `allowed` or token sets.
+    held_only: ClassVar[bool] = False
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
         """The moved logits of one row; -inf bans a token."""

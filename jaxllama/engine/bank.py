@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import kernels
+from jaxllama.engine.adjusting import adjust
 from jaxllama.engine.draws import Draws, draw_from_all
 from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
 from jaxllama.engine.logprobs import (
@@ -27,8 +28,6 @@ from jaxllama.engine.logprobs import (
 from jaxllama.engine.rows import (
     Rows,
     chance,
-    context,
-    is_asked,
     is_warm,
     switched_on,
     where_rows,
@@ -152,7 +151,7 @@ class SamplerBank:
 
         Whether a branch runs depends on the whole batch; what it does to a row does not.
         """
-        adjusted, sound = self._adjust(bank, logits, rows)
+        adjusted, sound = adjust(self._ways, self.adjusters, self._sets, bank, rows, logits)
         found = self._ways.survey(adjusted, rows.active)
         finite = sound & found.sound & (found.best > -jnp.inf)
         live = rows.active & finite
@@ -176,43 +175,6 @@ class SamplerBank:
             sampled_ids=as_sampled.ids,
             sampled_logprobs=as_sampled.logprobs,
         )
-
-    def _adjust(
-        self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
-    ) -> tuple[Float[Array, "S V"], Bool[Array, " S"]]:
-        """The logits after every adjuster, and whether those before were sound."""
-        on = {
-            # A greedy row does not pay for what cannot change its token.
-            name: is_asked(bank[name], rows) & live
-            for name, kind in self.adjusters.items()
-            for live in [rows.active & (is_warm(rows) | (not kind.keeps_greedy))]
-        }
-
-        def adjust() -> tuple[Array, Array]:
-            moved = logits
-            for name, rows_on in on.items():
-
-                def move(old: Array, name: str = name, rows_on: Array = rows_on) -> Array:
-                    return where_rows(rows_on, self._moved(name, bank, old, rows), old)
-
-                moved = jax.lax.cond(jnp.any(rows_on), move, lambda old: old, moved)
-            return moved, self._ways.survey(logits, rows.active).sound
-
-        untouched = (logits, jnp.ones_like(rows.active))
-        return jax.lax.cond(
-            jnp.any(any_of(jnp.zeros_like(rows.active), *on.values())), adjust, lambda: untouched
-        )
-
-    def _moved(
-        self, name: str, bank: Bank, logits: Float[Array, "S V"], rows: Rows
-    ) -> Float[Array, "S V"]:
-        """The logits after one adjuster, in every row."""
-
-        def one(sampler: Sampler, logits: Float[Array, " V"], row: Rows) -> Float[Array, " V"]:
-            assert isinstance(sampler, Adjuster)
-            return informed(sampler, self._sets[name])(logits, context(row, name))
-
-        return jax.vmap(one)(bank[name], logits, rows)
 
     def _draw(self, bank: Bank, ready: Ready) -> Draws:
         """A token for every row; rows at temperature 0 cost nothing beyond their maximum."""

@@ -31,6 +31,11 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
     is_filter = isinstance(row, Filter)
     expected = np.zeros(candidates, np.bool_) if is_filter else np.zeros(vocab, np.float32)
     expect(f"sampler {name!r}", traced(name, call, row), expected)
+    if isinstance(row, Adjuster) and row.held_only:
+        # As many logits as its row has tokens: one that knows the vocabulary does not fit.
+        few = jnp.zeros(blank_row().tokens.shape, jnp.float32)
+        made = traced(name, lambda one: one(few, context(blank_row(), name)), row)
+        expect(f"sampler {name!r}, shown {len(few)} tokens,", made, few)
     expect(f"observe() of sampler {name!r}", traced(name, observe, row), row)
 
 

@@ -61,6 +61,7 @@ class Choosing(NamedTuple):
     best_candidates: Callable[..., tuple[Array, Array, Array]]
     draw: Callable[..., tuple[Array, Array]]
     logprob: Callable[..., Array]
+    first_places: Callable[..., Array]
 
 
 def choosing(body: str) -> Choosing:
@@ -71,8 +72,11 @@ def choosing(body: str) -> Choosing:
             by_rows(cpu_choice.best_candidates),
             by_rows(cpu_choice.draw),
             by_rows(cpu_choice.logprob),
+            by_rows(cpu_choice.first_places),
         )
-    return Choosing(choice.survey, choice.best_candidates, choice.draw, choice.logprob)
+    return Choosing(
+        choice.survey, choice.best_candidates, choice.draw, choice.logprob, choice.first_places
+    )
 
 
 def cpu_step(

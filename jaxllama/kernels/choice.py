@@ -1,8 +1,8 @@
 """How a token is chosen from rows of logits, in plain JAX: the meaning of every choosing kernel.
 
 Called by the sampler bank inside the decode program, through `kernels.choosing`: `survey`,
-`best_candidates`, `draw` and `logprob` have other bodies. Knows float32 logits and nothing else: no
-sampler, no request, no key.
+`best_candidates`, `draw`, `logprob` and `first_places` have other bodies. Knows float32 logits and
+rows of tokens, nothing else: no sampler, no request, no key.
 
     best    [S] the largest logit of a row: subtracted first, so no temperature can overflow
     heat    [S] what the differences are divided by: the temperature, or 1
@@ -116,6 +116,28 @@ def logprob(
     """The log-probability of one token of every row."""
     del wanted
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def first_places(
+    tokens: Int32[Array, "S T"], count: Int32[Array, " S"], vocab: int
+) -> Int32[Array, "S T"]:
+    """The place at which a row's token of every place comes first.
+
+    T behind the first `count` places, and where there is no token of the vocabulary.
+    """
+    width = tokens.shape[1]
+    place = jnp.arange(width, dtype=jnp.int32)
+
+    def one(tokens: Int32[Array, " T"], count: Int32[Array, ""]) -> Int32[Array, " T"]:
+        is_token = (place < count) & (tokens >= 0) & (tokens < vocab)
+        ids = jnp.where(is_token, tokens, vocab)
+        return (
+            jnp.full(vocab + 1, width, jnp.int32)
+            .at[ids]
+            .min(jnp.where(is_token, place, width))[ids]
+        )
+
+    return jax.vmap(one)(tokens, count)
 
 
 def first_past(

@@ -8,6 +8,7 @@ Bit rule: a row's result depends on nothing but that row, whatever the number of
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllama.kernels import cpu
 from jaxllama.kernels.choice import Survey
@@ -80,6 +81,16 @@ def logprob(
         [shape(jnp.float32, rows)],
         [shape(jnp.float32, rows, pieces(vocab, BLOCK), 2)],
     )
+    return found
+
+
+def first_places(
+    tokens: Int32[Array, "S T"], count: Int32[Array, " S"], vocab: int
+) -> Int32[Array, "S T"]:
+    """`choice.first_places`: two passes over the row, none over the vocabulary."""
+    cpu.library()
+    call = jax.ffi.ffi_call("jaxllama_first_places", shape(jnp.int32, *tokens.shape))
+    found: Array = call(tokens, count, vocab=np.int64(vocab))
     return found
 
 

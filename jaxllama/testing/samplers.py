@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from jaxllama import kernels
+from jaxllama.engine.adjusting import adjust
 from jaxllama.engine.knobs import switches_on
-from jaxllama.sampling import Filter, Sampler, Shaper
+from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
 from jaxllama.testing.cases import VOCAB, Case, Setting, at, row_of, same, settings_of, stacked
-from jaxllama.testing.proof import Broken, Proof, call, chosen_with, plain_choice
+from jaxllama.testing.proof import QUICKLY, Broken, Proof, call, chosen_with, plain_choice
 
 HOST_PRIMITIVES = ("callback", "debug_print", "infeed", "outfeed")
 STEPS = 3  # in a row, for what is carried along
@@ -114,6 +116,23 @@ def check_scan(proof: Proof) -> None:
             raise Broken(proof.kind, "scan", "observe() differs in a compiled loop")
 
 
+def check_held(proof: Proof) -> None:
+    """A claim of `held_only` holds: shown those tokens alone it says what it says of all."""
+    if not (issubclass(proof.kind, Adjuster) and proof.kind.held_only):
+        return
+    bank, name = proof.bank, proof.kind.__name__
+    moved = jax.jit(
+        lambda filled, logits, rows: (
+            adjust(kernels.choosing("xla"), bank.adjusters, {name: {}}, filled, rows, logits).logits
+        ),
+        compiler_options=QUICKLY,
+    )(proof.filled, proof.logits, proof.rows)
+    for i in proof.asked:
+        if proof.cases[i].row.temperature > 0 and not close(proof.eager[i], np.asarray(moved[i])):
+            why = f"shown only what its row holds, it differs with {proof.cases[i].setting}"
+            raise Broken(proof.kind, "held", why)
+
+
 def check_greedy(proof: Proof) -> None:
     """A claim of `keeps_greedy` holds."""
     if not proof.kind.keeps_greedy:
@@ -177,6 +196,7 @@ CHECKS: Mapping[str, Callable[[Proof], None]] = MappingProxyType(
         "nonempty": check_nonempty,
         "jit": check_jit,
         "scan": check_scan,
+        "held": check_held,
         "greedy": check_greedy,
         "off": check_off,
         "alone": check_alone,

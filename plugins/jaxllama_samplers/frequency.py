@@ -11,6 +11,7 @@ class Frequency(Adjuster):
     """
 
     order = 20
+    held_only = True
 
     presence_penalty: Knob = knob(
         off=0.0,

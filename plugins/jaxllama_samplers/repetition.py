@@ -18,6 +18,7 @@ class Repetition(Adjuster):
     """
 
     order = 10
+    held_only = True
 
     repetition_penalty: Knob = knob(
         off=1.0,

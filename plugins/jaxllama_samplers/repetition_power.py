@@ -15,6 +15,7 @@ class RepetitionPower(Adjuster):
     """
 
     order = 11
+    held_only = True
 
     repetition_power: Knob = knob(
         off=1.0,

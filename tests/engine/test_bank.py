@@ -71,6 +71,17 @@ class Lottery(Adjuster):
         return jnp.where(context.chance < self.lottery, logits.at[1].set(-jnp.inf), logits)
 
 
+class Mute(Adjuster):
+    """Bans what the row holds; shown nothing else."""
+
+    held_only = True
+    order = 7
+    mute: Knob = knob(off=0, high=1, help="ban every token of the row")
+
+    def __call__(self, logits, context):
+        return jnp.where(context.counts(len(logits)) > 0, -jnp.inf, logits)
+
+
 class Tally(Adjuster):
     """Raises token 2 by the summed surprise so far."""
 
@@ -95,6 +106,7 @@ ALL = {
     "odd": Odd,
     "nothing": Nothing,
     "lottery": Lottery,
+    "mute": Mute,
     "tally": Tally,
 }
 
@@ -374,6 +386,25 @@ def test_adjuster_cannot_hide_a_nan_of_the_model(wide: Tryout):
     logits = np.zeros((2, VOCAB))
     logits[:, 1] = np.nan
     choice = wide.choose(logits, {"lottery": 1.0}, temperature=0.0)
+    assert not choice.finite.any()
+
+
+def test_adjuster_shown_only_held_tokens_moves_those_among_the_others(wide: Tryout):
+    """Between adjusters of the whole vocabulary, and in the rows that ask for it alone."""
+    logits = np.zeros((2, VOCAB))
+    tokens = {"tokens": [4, 9, 4, 7], "length": 3}
+    knobs = {"first": 2.0, "twice": 1}
+    choice = wide.choose(logits + 1.0, [knobs | {"mute": 1}, knobs], temperature=1.0, **tokens)
+    assert sorted(set(range(VOCAB)) - set(survivors(choice, row=0))) == [4, 9]
+    assert len(survivors(choice, row=1)) == VOCAB
+    heat = np.exp(choice.sampled_logprobs[0][:2])
+    assert heat[0] / heat[1] == pytest.approx(np.exp(2.0), rel=1e-4)
+
+
+def test_adjuster_shown_only_held_tokens_cannot_hide_a_nan_among_them(wide: Tryout):
+    logits = np.zeros((2, VOCAB))
+    logits[:, 9] = np.nan
+    choice = wide.choose(logits, [{"mute": 1}, {}], tokens=[4, 9], length=2)
     assert not choice.finite.any()
 
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "choose.h"
+#include "places.h"
 #include "pool.h"
 
 extern "C" int jaxllama_set_isa(const char* name);
@@ -127,6 +128,26 @@ bool sound(int64_t rows, int64_t vocab, int64_t count) {
   return all;
 }
 
+// Whether every place is told where its token comes first.
+bool placed(int64_t rows, int64_t columns, int64_t vocab) {
+  std::vector<int32_t> tokens, counts, first(static_cast<size_t>(rows * columns));
+  for (int64_t each = 0; each < rows * columns; ++each) {
+    tokens.push_back(static_cast<int32_t>(within(-1, vocab)));
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    counts.push_back(static_cast<int32_t>(within(-1, columns + 1)));
+  }
+  for (auto* each : {&tokens, &counts}) each->shrink_to_fit();
+  first_places({tokens.data(), counts.data(), rows, columns, vocab, first.data()});
+  for (int64_t each = 0; each < rows * columns; ++each) {
+    const auto begin = tokens.begin() + each / columns * columns, here = tokens.begin() + each;
+    const bool counts_here = each % columns < counts[each / columns] && *here >= 0 && *here < vocab;
+    const int64_t right = counts_here ? std::find(begin, here, *here) - begin : columns;
+    if (first[static_cast<size_t>(each)] != right) return false;
+  }
+  return true;
+}
+
 void plant() {
   Case one(1, 100, 1);
   one.wanted[0] = true;
@@ -145,7 +166,7 @@ int main(int count, char**) {
       set_threads(static_cast<int>(within(1, 3)));
       const int64_t rows = within(1, 4), vocab = within(1, round % 4 == 0 ? 9000 : 400);
       const int64_t most = within(1, round % 3 == 0 ? vocab : std::min<int64_t>(vocab, 20));
-      if (!sound(rows, vocab, most)) {
+      if (!sound(rows, vocab, most) || !placed(rows, within(1, 300), vocab)) {
         std::printf("%s: wrong for %d rows of %d, best %d\n", isa, static_cast<int>(rows),
                     static_cast<int>(vocab), static_cast<int>(most));
         return 1;

@@ -197,6 +197,21 @@ def test_logprob_is_that_of_the_softmax(ways, vocab):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("width", [1, 40, 700])
+def test_first_places_are_those_where_each_token_is_new(ways, width):
+    rng = np.random.default_rng(width)
+    tokens = rng.integers(-2, 50, (6, width), np.int32)  # some are none of the vocabulary
+    count = np.array([0, 1, width // 2, width, width + 7, -3], np.int32)
+    found = jax.jit(ways.first_places, static_argnums=2)(tokens, count, 48)
+    for row, known in enumerate(np.clip(count, 0, width)):
+        places: dict[int, int] = {}
+        expected = [
+            places.setdefault(int(token), place) if place < known and 0 <= token < 48 else width
+            for place, token in enumerate(tokens[row])
+        ]
+        assert found[row].tolist() == expected
+
+
 def everything(rows: int, wanted: np.ndarray, seed: int = 3) -> list[np.ndarray]:
     """What the kernels say of some rows, all results as one list."""
     rng = np.random.default_rng(seed)
@@ -283,4 +298,5 @@ def test_plain_functions_are_what_xla_runs():
         choice.best_candidates,
         choice.draw,
         choice.logprob,
+        choice.first_places,
     )

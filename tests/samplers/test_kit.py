@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllama.sampling import Adjuster, Filter, Knob, Sampler, knob, state
+from jaxllama.sampling import Adjuster, Filter, Knob, Sampler, TokenSet, knob, state, token_set
 from jaxllama.testing import check_sampler
 from jaxllama.testing.samplers import CHECKS
 
@@ -205,6 +205,23 @@ class ReadsWhatWasTakenBack(Adjuster):
         return logits.at[context.tokens[-1]].add(20 * self.strength)
 
 
+class ClaimsTheRowIsAllItMoves(Adjuster):
+    held_only = True
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+
+    def __call__(self, logits, context):
+        return logits * (1 + self.strength)
+
+
+class KnowsTokensByTheirIds(Adjuster):
+    held_only = True
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+    vowels: TokenSet = token_set(lambda text: text in "aeiou")
+
+    def __call__(self, logits, context):
+        return logits - self.strength * self.vowels
+
+
 class KeepsHalfOfWhatItSees(Filter):
     """The fewer candidates it is shown the fewer it keeps, so asking with more changes nothing."""
 
@@ -216,12 +233,21 @@ class KeepsHalfOfWhatItSees(Filter):
 
 BROKEN = {
     "declared": [Bare, Helpless, NeverOn, CoreField],
-    "compiled": [Neither, Shorter, HalfPrecision, NotAMask, Branches, ForgetsItself],
+    "compiled": [
+        Neither,
+        Shorter,
+        HalfPrecision,
+        NotAMask,
+        Branches,
+        ForgetsItself,
+        KnowsTokensByTheirIds,
+    ],
     "host": [CallsHome, Prints],
     "numbers": [GrowsWithItsKnob],
     "finite": [MakesNan, LosesItsWay],
     "nonempty": [BansAll],
     "jit": [KnowsItIsCompiled],
+    "held": [ClaimsTheRowIsAllItMoves],
     "greedy": [ClaimsGreedy, DropsTheBest],
     "off": [AlwaysOn],
     "alone": [LooksAtNeighbours],

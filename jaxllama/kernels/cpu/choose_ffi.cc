@@ -5,6 +5,7 @@
 
 #include "choose.h"
 #include "library.h"
+#include "places.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxllama {
@@ -164,7 +165,24 @@ ffi::Error logprob(F32 logits, S32 token, Pred wanted, F32Out found, S32Out plac
   return ffi::Error::Success();
 }
 
+ffi::Error first(S32 tokens, S32 counts, S32Out found, std::int64_t vocab) {
+  const auto shape = tokens.dimensions();
+  if (shape.size() != 2 || shape[0] > INT32_MAX || shape[1] > INT32_MAX) {
+    return wrong("the tokens must be [rows, columns]");
+  }
+  if (!has_shape(counts, {shape[0]}) || !has_shape(*found, {shape[0], shape[1]})) {
+    return wrong("counts must be [rows], and places as many as tokens");
+  }
+  if (vocab < 1 || vocab > INT32_MAX) return wrong("the vocabulary has a wrong size");
+  first_places({tokens.typed_data(), counts.typed_data(), shape[0], shape[1], vocab,
+                found->typed_data()});
+  return ffi::Error::Success();
+}
+
 }  // namespace
+
+JAXLLAMA_TARGET(first_places, first,
+                ffi::Ffi::Bind().Arg<S32>().Arg<S32>().Ret<S32>().Attr<std::int64_t>("vocab"));
 
 JAXLLAMA_TARGET(choose_survey, survey,
                 ffi::Ffi::Bind()

@@ -1,0 +1,141 @@
+"""Adjusting: every adjuster in order, over whole rows of logits or over what a row holds.
+
+Called by the bank inside the decode program, before anything is chosen. Knows no filters, shapers
+or temperature.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.engine.rows import Rows, context, is_asked, is_warm, where_rows
+from jaxllama.engine.token_sets import Sets, informed
+from jaxllama.kernels import Choosing
+from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
+from jaxllama.shapes import Array, Bool, Float, Int32
+
+Names = Sequence[str]
+
+
+class Adjusting(NamedTuple):
+    """The adjusters of every row, and where they act."""
+
+    kinds: Mapping[str, type[Adjuster]]  # in order
+    sets: Mapping[str, Sets]  # what each knows of the vocabulary
+    bank: Mapping[str, Sampler]  # leaves [S]
+    rows: Rows
+    on: dict[str, Bool[Array, " S"]]  # rows in which each acts
+
+    def some(self, names: Names) -> Bool[Array, " S"]:
+        """Rows in which at least one of these acts."""
+        nobody = jnp.zeros_like(self.rows.active)
+        return jnp.any(jnp.stack([nobody, *(self.on[name] for name in names)]), axis=0)
+
+
+class Moved(NamedTuple):
+    """Rows of logits on their way, and whether what was moved so far was sound."""
+
+    logits: Float[Array, "S V"]
+    sound: Bool[Array, " S"]
+
+
+def adjust(
+    ways: Choosing,
+    kinds: Mapping[str, type[Adjuster]],
+    sets: Mapping[str, Sets],
+    bank: Mapping[str, Sampler],
+    rows: Rows,
+    logits: Float[Array, "S V"],
+) -> Moved:
+    """The logits after every adjuster, and whether those it might hide were sound before."""
+    on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
+    adjusting = Adjusting(kinds, sets, bank, rows, on)
+    whole = [name for name, kind in kinds.items() if not kind.held_only]
+    all_sound = jnp.ones_like(rows.active)
+
+    def moved() -> Moved:
+        sound = jax.lax.cond(
+            jnp.any(adjusting.some(whole)),
+            lambda: ways.survey(logits, rows.active).sound,
+            lambda: all_sound,
+        )
+        now = Moved(logits, sound)
+        for names in runs(kinds):
+
+            def move(old: Moved, names: Names = names) -> Moved:
+                if kinds[names[0]].held_only:
+                    return move_held(ways, adjusting, names, old)
+                return move_whole(adjusting, names[0], old)
+
+            now = jax.lax.cond(jnp.any(adjusting.some(names)), move, lambda old: old, now)
+        return now
+
+    return jax.lax.cond(
+        jnp.any(adjusting.some(list(kinds))), moved, lambda: Moved(logits, all_sound)
+    )
+
+
+def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
+    """Where it is asked; a greedy row does not pay for what cannot change its token."""
+    return is_asked(sampler, rows) & (is_warm(rows) | (not kind.keeps_greedy))
+
+
+def runs(kinds: Mapping[str, type[Adjuster]]) -> list[Names]:
+    """Who moves logits together: neighbours that need no more than the tokens of a row."""
+    found: list[Names] = []
+    for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):
+        names = list(run)
+        found += [names] if held_only else [[name] for name in names]
+    return found
+
+
+def move_whole(adjusting: Adjusting, name: str, old: Moved) -> Moved:
+    """The logits after one adjuster that is shown the whole vocabulary."""
+    moved = ask(adjusting, name, old.logits, adjusting.rows)
+    return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
+
+
+def move_held(ways: Choosing, adjusting: Adjusting, names: Names, old: Moved) -> Moved:
+    """The logits after adjusters that are shown nothing but the tokens their row holds.
+
+    There a token goes by the number of the place at which the row has it first.
+    """
+    rows = adjusting.rows
+    width = rows.tokens.shape[1]
+    count = jnp.where(adjusting.some(names), rows.length, 0)
+    first = ways.first_places(rows.tokens, count, old.logits.shape[1])
+    is_held = first < width
+    tokens = jnp.where(is_held, rows.tokens, 0)
+    logits = jnp.where(is_held, jnp.take_along_axis(old.logits, tokens, axis=1), 0.0)
+    sound = old.sound & jnp.all(logits < jnp.inf, axis=-1)
+    own = rows._replace(tokens=first, stop_ids=jnp.full_like(rows.stop_ids, NO_TOKEN), allowed=None)
+    for name in names:
+
+        def move(old: Array, name: str = name) -> Array:
+            return where_rows(adjusting.on[name], ask(adjusting, name, old, own), old)
+
+        logits = jax.lax.cond(jnp.any(adjusting.on[name]), move, lambda old: old, logits)
+    new = jnp.where(first == jnp.arange(width), tokens, NO_TOKEN)
+    return Moved(jax.vmap(written)(old.logits, new, logits), sound)
+
+
+def ask(
+    adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
+) -> Float[Array, "S N"]:
+    """What one adjuster makes of logits, in every row."""
+
+    def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:
+        assert isinstance(sampler, Adjuster)
+        return informed(sampler, adjusting.sets[name])(logits, context(row, name))
+
+    return jax.vmap(one)(adjusting.bank[name], logits, rows)
+
+
+def written(
+    logits: Float[Array, " V"], ids: Int32[Array, " T"], values: Float[Array, " T"]
+) -> Float[Array, " V"]:
+    """The logits with some values written over; NO_TOKEN is dropped."""
+    return logits.at[ids].set(values, mode="drop")
