@@ -6,7 +6,7 @@ text and limits; starts nothing.
 
 import copy
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -17,8 +17,8 @@ from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
-from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render
-from jaxllama.request import Constraint, GenerationRequest, choice_seed
+from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render, with_system
+from jaxllama.request import Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class Intake:
     def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
         """A request that continues a prompt."""
         # The answer goes on in the middle of a text: its leading space is part of it.
-        return self._ready(self.ids(prompt), knobs, (), start=False)
+        return self._ready(self.ids(prompt), knobs, (), start=False, other=self.ids)
 
     def chat(
         self,
@@ -77,7 +77,11 @@ class Intake:
         """A request that answers a conversation, or goes on with its last message."""
         ids = self.chat_ids(messages, tools=tools, ending=ending)
         start = ending is not Ending.LAST
-        return self._ready(ids, knobs, self.format.stop, start=start)
+
+        def other(system: str) -> list[int]:
+            return self.chat_ids(with_system(messages, system), tools=tools, ending=ending)
+
+        return self._ready(ids, knobs, self.format.stop, start=start, other=other)
 
     def ids(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, each within the vocabulary."""
@@ -115,7 +119,9 @@ class Intake:
         stop: tuple[str, ...],
         *,
         start: bool,
+        other: Callable[[str], list[int]],
     ) -> Ready:
+        """`other` makes the prompt of a negative_prompt."""
         given = with_preset(knobs, self.presets)
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
@@ -124,12 +130,14 @@ class Intake:
         constraint = self._constraint(core, ends)
         set_ = self._knobs({name: value for name, value in given.items() if name not in LIMITS})
         asked: int | None = core["max_tokens"]  # type: ignore[assignment]
-        self.engine.check_length(len(ids), asked or 0)
+        contrast = self._contrast(given, core, other)
+        longest = max(len(ids), 0 if contrast is None else len(contrast.prompt))
+        self.engine.check_length(longest, asked or 0)
         stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
         seed = core["seed"]
         request = GenerationRequest(
             prompt=tuple(ids),
-            max_tokens=self.engine.context - len(ids) if asked is None else asked,
+            max_tokens=self.engine.context - longest if asked is None else asked,
             temperature=core["temperature"],  # type: ignore[arg-type]
             temperature_last=core["temperature_last"],  # type: ignore[arg-type]
             seed=secrets.randbelow(MAX_SEED) if seed is None else seed,  # type: ignore[arg-type]
@@ -137,10 +145,35 @@ class Intake:
             top_logprobs=core["logprobs"],  # type: ignore[arg-type]
             knobs=set_,
             constraint=constraint,
+            contrast=contrast,
         )
         self._check_counts(request)
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
+
+    def _contrast(
+        self,
+        given: Mapping[str, object],
+        core: Mapping[str, object],
+        other: Callable[[str], list[int]],
+    ) -> Contrast | None:
+        """What the answer is moved away from, if anything."""
+        scale, text = core["guidance_scale"], core["negative_prompt"]
+        if text is None and scale != 1:
+            raise InvalidParameter(
+                f"guidance_scale is {scale}, but there is no negative_prompt to move away from; "
+                f"give both",
+                "guidance_scale",
+            )
+        if text is not None and "guidance_scale" not in given:
+            raise InvalidParameter(
+                "negative_prompt has no effect without guidance_scale; give both, 1.5 is usual",
+                "negative_prompt",
+            )
+        if text is None or scale == 1:
+            return None
+        self.engine.check_slots(2)
+        return Contrast(tuple(other(str(text))), float(scale))  # type: ignore[arg-type]
 
     def _constraint(self, core: Mapping[str, object], ends: Sequence[int]) -> Constraint | None:
         """What holds the answer to a form, if one is asked for."""

@@ -38,6 +38,15 @@ LIMITS: dict[str, Limit] = {
     "stop_ids": Limit(int, (), 0, 2**31 - 1, "token ids that end the answer", many=True, most=16),
     "ignore_eos": Limit(bool, False, help="go on after the model's own end tokens"),
     "logprobs": Limit(int, None, 0, 20, "log-probabilities: of the chosen token and N others"),
+    "guidance_scale": Limit(
+        float, 1.0, -100.0, 100.0, "how far to move away from what negative_prompt gets; 1 = not"
+    ),
+    "negative_prompt": Limit(
+        str,
+        None,
+        help="another prompt, or in a conversation another system message, to move away from",
+        longest=64 << 10,
+    ),
     "json_schema": Limit(str, None, help="JSON schema the answer keeps to", longest=64 << 10),
     "json_object": Limit(bool, False, help="the answer is a JSON object"),
     "regex": Limit(str, None, help="regular expression the whole answer matches", longest=4096),

@@ -184,8 +184,9 @@ class LLM:
         mean log-probability are returned, best first.
 
         Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
-        temperature_last, what holds an answer to a form (json_schema, json_object, regex, choices,
-        grammar) and every knob of every installed sampler.
+        temperature_last, guidance_scale and negative_prompt, what holds an answer to a form
+        (json_schema, json_object, regex, choices, grammar) and every knob of every installed
+        sampler.
         """
         if n is not None or best_of is not None:
             prompts = [cast(Prompt, prompt)] if is_one(prompt) else cast(Sequence[Prompt], prompt)

@@ -97,6 +97,13 @@ def as_messages(messages: Turns) -> list[Message]:
     return [as_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
+def with_system(messages: Turns, text: str) -> list[Message]:
+    """A conversation with another system message, in place of its own if it begins with one."""
+    turns = as_messages(messages)
+    begins = bool(turns) and turns[0].role == "system"
+    return [Message("system", text), *turns[begins:]]
+
+
 def as_message(message: Message | Mapping[str, Any], where: str = "messages") -> Message:
     """A message from its JSON form; content may be a list of text parts."""
     if isinstance(message, Message):

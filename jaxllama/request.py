@@ -81,9 +81,14 @@ class GenerationRequest:
     contrast: Contrast | None = None
 
     @property
-    def slots(self) -> int:
-        """How many it takes: its own, and one for the prompt that it is moved away from."""
-        return 1 if self.contrast is None else 2
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """What takes a slot each: the prompt, and the one that the answer is moved away from."""
+        return (self.prompt,) if self.contrast is None else (self.prompt, self.contrast.prompt)
+
+    @property
+    def cost(self) -> int:
+        """Tokens it may come to in all its slots."""
+        return sum(len(prompt) + self.max_tokens for prompt in self.prompts)
 
 
 @dataclass(frozen=True)

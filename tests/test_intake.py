@@ -46,6 +46,10 @@ def test_text_becomes_token_ids_by_itself_and_after_a_space(ask):
     assert request.knobs["banned_strings"] == [[A], [SPACE, A], [3, 4]]
 
 
+def test_guidance_of_scale_1_is_none(ask):
+    assert ask(guidance_scale=1, negative_prompt="b").contrast is None
+
+
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
@@ -58,6 +62,9 @@ def test_text_becomes_token_ids_by_itself_and_after_a_space(ask):
         ({"banned_strings": ["a" * 256]}, "banned_strings has 515 tokens, ends of phrases"),
         ({"banned_strings": [[1]] * 300}, "banned_strings has 600 tokens, ends of phrases"),
         ({"banned_tokens": [True]}, "banned_tokens holds True; expected token ids from 0"),
+        ({"guidance_scale": 2}, "guidance_scale is 2.0, but there is no negative_prompt"),
+        ({"negative_prompt": "b"}, "negative_prompt has no effect without guidance_scale"),
+        ({"negative_prompt": "b", "guidance_scale": 2}, "needs 2 slots .* this engine has 1"),
         ({"banned_tokens": [1] * 1025}, "banned_tokens has 1025 entries; at most 1024 fit"),
     ],
 )

@@ -44,6 +44,8 @@ TOKENIZER = {
     "tokenizer.ggml.add_space_prefix": False,
 }
 
+pytestmark = pytest.mark.usefixtures("few_samplers")
+
 
 @pytest.fixture(scope="module")
 def llm():
@@ -451,3 +453,30 @@ def test_a_template_file_stands_in_for_the_models_own(tmp_path):
 def test_a_template_file_that_cannot_be_read_is_said(tmp_path):
     with pytest.raises(InvalidParameter, match=r"none\.jinja cannot be read: .*No such file"):
         with_template(ModelText(), tmp_path / "none.jinja")
+
+
+def test_guidance_takes_another_prompt_of_which_only_the_answer_is_shared(llm):
+    plain, moved, same = (
+        llm.generate("hello", max_tokens=12, temperature=0, negative_prompt="other", **more)
+        for more in ({"guidance_scale": 1}, {"guidance_scale": 5}, {"guidance_scale": 1.0})
+    )
+    assert plain.tokens == same.tokens == llm.generate("hello", max_tokens=12, temperature=0).tokens
+    assert moved.tokens != plain.tokens
+    assert moved.usage.prompt == plain.usage.prompt
+
+
+def test_negative_prompt_of_a_conversation_is_another_system_message(llm):
+    turns = [{"role": "system", "content": "good"}, {"role": "user", "content": "hi"}]
+    other = [{"role": "system", "content": "bad"}, *turns[1:]]
+    for given in (turns, turns[1:]):
+        request, _ = llm.intake.chat(given, {"negative_prompt": "bad", "guidance_scale": 2})
+        assert list(request.contrast.prompt) == llm.intake.chat_ids(other)
+        assert list(request.prompt) == llm.intake.chat_ids(given)
+
+
+def test_a_negative_prompt_counts_against_the_context(llm):
+    knobs = {"guidance_scale": 2.0, "negative_prompt": "b" * 150}
+    request, _ = llm.intake.completion("a", knobs)
+    assert request.max_tokens == 50
+    with pytest.raises(PromptTooLong, match="prompt has 150 tokens and max_tokens is 60"):
+        llm.intake.completion("a", {**knobs, "max_tokens": 60})

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
@@ -79,6 +80,8 @@ class GenerationCommand(ModelCommand):
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
         ctx.params["knobs"] = knobs
         self.check(knobs)
+        if "negative_prompt" in knobs:
+            need_slots(ctx, 2)
         return super().invoke(ctx)
 
     def check(self, knobs: Mapping[str, object]) -> None:
@@ -87,6 +90,13 @@ class GenerationCommand(ModelCommand):
         preset = knobs.get("preset")
         if preset is not None and preset not in self.presets:
             raise unknown_preset(str(preset), self.presets)
+
+
+def need_slots(ctx: click.Context, count: int) -> None:
+    """Load the model with so many slots at least, unless the user has said how many."""
+    given, name = ctx.params.get("load_slots"), "load_slots"
+    if given is not None and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+        ctx.params[name] = max(given, count)
 
 
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:

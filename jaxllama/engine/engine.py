@@ -84,10 +84,9 @@ class Engine:
                 f"{len(self._waiting)} requests wait already; the limit is "
                 f"{self.config.queue_limit}; try again later"
             )
-        self.config.check_slots(request.slots)
-        self.config.check_length(len(request.prompt), request.max_tokens)
-        if request.contrast is not None:
-            self.config.check_length(len(request.contrast.prompt), request.max_tokens)
+        self.config.check_slots(len(request.prompts))
+        for prompt in request.prompts:
+            self.config.check_length(len(prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock())
         self._live[generation.id] = generation
         self._waiting.append(generation)
@@ -155,7 +154,7 @@ class Engine:
             queue = self.recovery.suspects or self._waiting
             if not queue:
                 return
-            if self.slots.free < queue[0].request.slots:
+            if self.slots.free < len(queue[0].request.prompts):
                 return
             if queue is self.recovery.suspects:
                 self.recovery.alone = queue[0]

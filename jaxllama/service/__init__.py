@@ -264,18 +264,18 @@ class GenerationService:
         choices = [
             Choice(answers, index, request, tail) for index, (request, tail) in enumerate(ready)
         ]
-        total, most = sum(choice.cost for choice in choices), self.bounds.request_tokens
+        total, most = sum(choice.request.cost for choice in choices), self.bounds.request_tokens
         if total > most:
             raise InvalidParameter(
                 f"prompts and max_tokens of all {len(choices)} answers come to {total} tokens; "
                 f"this server allows {most} for one request (lower max_tokens or n)",
                 "max_tokens",
             )
-        sizes = [len(choice.request.prompt) for choice in choices]
-        self._check_queue(answers, len(choices), sum(sizes))
+        self._check_queue(answers, len(choices), sum(choice.size for choice in choices))
         answers.begin(choices)
-        for choice, size in zip(choices, sizes, strict=True):
-            self.queue.push(answers.caller.client, choice, cost=choice.cost, size=size)
+        for choice in choices:
+            cost = choice.request.cost
+            self.queue.push(answers.caller.client, choice, cost=cost, size=choice.size)
         self._dispatch()
 
     def _check_queue(self, answers: Answers, items: int, tokens: int = 0) -> None:
@@ -309,9 +309,7 @@ class GenerationService:
             now = asyncio.get_running_loop().time()
             self._pace += PACE_WEIGHT * (now - self._last_end - self._pace)
             self._last_end = now
-            usage = choice.usage
-            spent = usage.prompt + usage.generated if usage else 0
-            self.queue.ended(choice.answers.caller.client, choice.cost - spent)
+            self.queue.ended(choice.answers.caller.client, choice.unused)
             self._dispatch()
             self._settle(choice.answers)
 

@@ -48,9 +48,16 @@ class Choice:
     newest: float | None = None  # when its last token came
 
     @property
-    def cost(self) -> int:
-        """Tokens it may come to."""
-        return len(self.request.prompt) + self.request.max_tokens
+    def size(self) -> int:
+        """Tokens of its prompts."""
+        return sum(map(len, self.request.prompts))
+
+    @property
+    def unused(self) -> int:
+        """Tokens it might have come to and has not, once it is over."""
+        if self.usage is None:
+            return self.request.cost
+        return len(self.request.prompts) * (self.request.max_tokens - self.usage.generated)
 
 
 class Answers(AsyncIterator[tuple[int, Event]]):

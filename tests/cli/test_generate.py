@@ -125,3 +125,11 @@ def test_perplexity_of_nothing_is_refused(run, tmp_path):
     (tmp_path / "text.txt").write_text("")
     result = run("perplexity", "text.txt")
     assert result.exit_code == 2 and "fewer than 2 tokens" in result.stderr
+
+
+def test_a_negative_prompt_takes_a_second_slot(run, model):
+    guided = ("generate", "-p", "a", "--negative-prompt", "b", "--guidance-scale", "2")
+    assert run(*guided).stdout == "A\n"
+    assert model.loaded[-1]["slots"] == 2
+    assert model.prompts == ["a", "b"]
+    assert "needs 2 slots" in run(*guided, "--slots", "1").stderr

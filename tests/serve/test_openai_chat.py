@@ -26,6 +26,8 @@ LOOK = {
     },
 }
 
+NO_SCALE = {"guidance_scale": None}
+
 
 def ask(client, **more):
     return client.chat.completions.create(**{"model": MODEL, "messages": HI} | more)
@@ -160,6 +162,27 @@ def test_every_knob_of_every_sampler_is_a_field():
             assert caught.value.param == "top_k"
             with pytest.raises(openai.BadRequestError, match="did you mean 'top_k'"):
                 await ask(client, extra_body={"topk": 1})
+
+    scenario(body)
+
+
+def test_a_negative_prompt_is_another_system_message_in_a_second_slot():
+    shown = []
+
+    def script(prompt):
+        shown.append(bytes(token for token in prompt if token < 256).decode())
+        return b"ok"
+
+    async def body():
+        async with asked(ScriptedEngine(script, config=config())) as (live, client):
+            more = {"guidance_scale": 1.5, "negative_prompt": "be dull"}
+            answer = await ask(client, n=3, extra_body=more)
+            assert [one.message.content for one in answer.choices] == ["ok"] * 3
+            assert sum("be dull" in prompt for prompt in shown) == 3
+            error = await post(
+                live, "/v1/chat/completions", {"messages": HI, **more} | NO_SCALE, 400
+            )
+            assert error["error"]["param"] == "negative_prompt"
 
     scenario(body)
 

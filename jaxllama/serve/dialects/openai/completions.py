@@ -133,6 +133,12 @@ def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
         raise InvalidParameter(
             "best_of cannot stream: which answer is best is known at the end", "best_of"
         )
+    if knobs.get("max_tokens") == 0 and knobs.get("negative_prompt") is not None:
+        raise InvalidParameter(
+            "negative_prompt moves answers, and max_tokens is 0: nothing is generated; texts are "
+            "scored without it",
+            "negative_prompt",
+        )
     if knobs.get("max_tokens") == 0 and (not body.echo or body.stream or wanted > 1):
         raise InvalidParameter(
             "max_tokens is 0; that needs echo, and neither stream nor n: nothing is generated",

@@ -21,6 +21,9 @@ const OWN = new Set(["logprobs", "preset"]);
 /** Of the core, what holds an answer to a form. */
 const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar"]);
 
+/** Of the core, what few ask for. */
+const RARE = new Set(["guidance_scale", "negative_prompt"]);
+
 /**
  * The core's fields, by how often they are wanted.
  * @param {any[]} rows of the server's limits
@@ -28,8 +31,8 @@ const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar
 export function coreGroups(rows) {
   const knobs = rows.filter(({ name }) => !OWN.has(name)).map(coreKnob);
   const isForm = (/** @type {Knob} */ { name }) => FORM.has(name);
-  const isRare = (/** @type {Knob} */ { type, width }) =>
-    type === "bool" || (type === "int" && width !== null);
+  const isRare = (/** @type {Knob} */ { name, type, width }) =>
+    RARE.has(name) || type === "bool" || (type === "int" && width !== null);
   return {
     usual: knobs.filter((knob) => !isForm(knob) && !isRare(knob)),
     rare: knobs.filter((knob) => !isForm(knob) && isRare(knob)),
