@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllama.engine import dice
 from jaxllama.sampling import NO_TOKEN, Adjuster, Context, KnobSpec, Pairs, Sampler, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
@@ -57,10 +58,10 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
     Depends on the row's seed and length alone, so neither a neighbour nor another installed
     sampler can change it.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(row.seed, impl="threefry2x32"), row.length)
+    key = dice.fold_in((row.seed[0], row.seed[1]), row.length)
     if name is not None:
-        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return jax.random.uniform(key, dtype=jnp.float32)
+        key = dice.fold_in(key, jnp.uint32(zlib.crc32(name.encode())))
+    return dice.uniform(key)
 
 
 def is_warm(rows: Rows) -> Bool[Array, " S"]:

@@ -1,0 +1,42 @@
+"""Dice: the one uniform number of a row at a step, bit for bit that of `jax.random`.
+
+Used by whatever draws, inside the decode program. On CPU JAX walks the rounds of its generator in a
+loop, whose hundred little steps take as long as a pass over the logits; written out they are one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.shapes import Array, Float, Int32, UInt32
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+ROUNDS = 5  # of four rotations each
+PARITY = 0x1BD11BDA
+FRACTION, ONE = 9, 0x3F800000  # 23 random bits behind the exponent of 1.0
+
+Words = tuple[UInt32[Array, ""], UInt32[Array, ""]]
+
+
+def fold_in(key: Words, number: Int32[Array, ""] | int) -> Words:
+    """`jax.random.fold_in` for a threefry key of two words."""
+    return threefry(key, (jnp.uint32(0), jnp.asarray(number).astype(jnp.uint32)))
+
+
+def uniform(key: Words) -> Float[Array, ""]:
+    """`jax.random.uniform` of no dimensions: in [0, 1), float32."""
+    high, low = threefry(key, (jnp.uint32(0), jnp.uint32(0)))
+    bits = ((high ^ low) >> FRACTION) | jnp.uint32(ONE)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
+
+
+def threefry(key: Words, block: Words) -> Words:
+    """Threefry-2x32 with twenty rounds, of Random123."""
+    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))
+    first, second = block[0] + schedule[0], block[1] + schedule[1]
+    for turn in range(ROUNDS):
+        for distance in ROTATIONS[turn % 2]:
+            first = first + second
+            second = first ^ ((second << distance) | (second >> (32 - distance)))
+        first = first + schedule[(turn + 1) % 3]
+        second = second + schedule[(turn + 2) % 3] + jnp.uint32(turn + 1)
+    return first, second
