@@ -4,6 +4,7 @@ An `Ask` is made by a dialect and taken by the service, which makes requests of 
 Knows prompts and limits; starts nothing.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Ask:
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
     format: str | None = None  # of the prompt; None: the model's own
+    names: Mapping[str, str] = field(default_factory=dict)  # of knobs that the client calls so
 
 
 def count_choices(ask: Ask) -> int:
@@ -42,9 +44,21 @@ def count_choices(ask: Ask) -> int:
 
 def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
     """The checked request of every choice; stream i of a prompt has the seed of its number."""
-    if ask.messages is not None:
-        speaking = intake.with_format(ask.format)
-        firsts = [speaking.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
-    else:
-        firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
+    try:
+        if ask.messages is not None:
+            speaking = intake.with_format(ask.format)
+            firsts = [speaking.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
+        else:
+            firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
+    except InvalidParameter as error:
+        raise renamed(error, ask.names) from error
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]
+
+
+def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParameter:
+    """The same error, in the client's own words for what it speaks of."""
+    field = error.field or ""
+    words = str(error)
+    for name, called in names.items():
+        words = re.sub(rf"\b{name}\b", called, words, count=1)
+    return InvalidParameter(words, names.get(field, error.field))

@@ -320,8 +320,8 @@ REFUSED = [
     ({"reasoning_effort": "low"}, "reasoning_effort", "no setting"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-        "response_format.json_schema",
-        "has no schema",
+        "response_format.json_schema.schema",
+        "is missing",
     ),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "'yaml'"),
     ({"tool_choice": "required"}, "tool_choice", "tools has none such"),
@@ -329,11 +329,6 @@ REFUSED = [
         {"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "f"}}},
         "tool_choice",
         "tool_choice is 'f'",
-    ),
-    (
-        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-        "tools[0].function.strict",
-        "needs tool_choice",
     ),
     ({"tools": [LOOK] * 129}, "tools", "129 entries"),
     ({"tools": [{"type": "web"}]}, "tools[0].type", "'web'"),

@@ -27,7 +27,7 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
     Message,
     Turn,
 )
-from jaxllama.serve.dialects.openai.constraints import as_tool, knobs_for
+from jaxllama.serve.dialects.openai.constraints import as_tool, held_to
 from jaxllama.serve.dialects.openai.logprobs import new_style
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
@@ -63,14 +63,15 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     tools = [] if body.tool_choice == "none" else body.tools or []
     style = model.intake.with_format(body.format).format.calls if tools else None
-    constraint = knobs_for(body.response_format, tools, body.tool_choice, style)
+    held = held_to(body.response_format, tools, body.tool_choice, style)
     ask = Ask(
         messages=[as_turn(each) for each in body.messages],
-        knobs=knobs | with_own_names(body, knobs) | constraint,
+        knobs=held.beside(knobs | with_own_names(body, knobs)),
         n=1 if body.n is None else body.n,
         tools=[as_tool(tool) for tool in tools],
         ending=ending_of(body),
         format=body.format,
+        names=held.names,
     )
 
     def form(answers: Answers) -> ChatForm:

@@ -18,7 +18,7 @@ from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
 from jaxllama.request import Event, Finished, Usage
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import ResponseFormat, knobs_for
+from jaxllama.serve.dialects.openai.constraints import ResponseFormat, held_to
 from jaxllama.serve.dialects.openai.echo import Echo, echoes_of
 from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
 from jaxllama.serve.dialects.openai.shapes import (
@@ -103,7 +103,8 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     model = service.model
     check_model(body.model, model.name)
     check_options(body, knobs)
-    knobs |= knobs_for(body.response_format)
+    held = held_to(body.response_format)
+    knobs = held.beside(knobs)
     prompts = as_prompts(body.prompt)
     echoes = await echoes_of(prompts, knobs, service) if body.echo else []
     style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)
@@ -116,7 +117,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     def make(answers: Answers) -> CompletionForm:
         return CompletionForm(style, answers.id, len(answers.requests))
 
-    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked)
+    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
     return await tell(request, service, ask, make, stream=body.stream)
 
 

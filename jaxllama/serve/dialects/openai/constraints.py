@@ -3,14 +3,15 @@
 Asked by every endpoint that takes either; the one place where this dialect meets structured output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
-from jaxllama.text.calls import call_grammar
+from jaxllama.text.calls import call_grammar, open_grammar
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,48 +62,77 @@ class ToolDefinition(msgspec.Struct, forbid_unknown_fields=True):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-def knobs_for(
+@dataclass(frozen=True)
+class Held:
+    """What an answer is held to: knobs, and what the client called what they were made of."""
+
+    knobs: Mapping[str, object] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def beside(self, knobs: Mapping[str, object]) -> dict[str, object]:
+        """These knobs and those that were sent; the same one twice is refused."""
+        for name in self.knobs:
+            if knobs.get(name) is not None:
+                raise InvalidParameter(
+                    f"{self.names[name]} and {name} are given together; an answer can have one "
+                    f"form: give one",
+                    name,
+                )
+        return {**knobs, **self.knobs}
+
+
+def held_to(
     response_format: ResponseFormat | None,
     tools: Sequence[ToolDefinition] = (),
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
-) -> dict[str, object]:
-    """The knobs that hold an answer to what was asked."""
-    found = of_format(response_format) if response_format is not None else {}
+) -> Held:
+    """What an answer is held to by what was asked."""
+    form = of_format(response_format) if response_format is not None else Held()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
-        return found | of_choice(tools, tool_choice, style)
-    for index, tool in enumerate(tools):
-        if tool.function.strict:
-            name = f"tools[{index}].function.strict"
-            raise InvalidParameter(
-                f"{name} needs tool_choice to be 'required' or to name the tool: calls that a "
-                f"model may make or not are not held to their schema",
-                name,
-            )
-    return found
+        calls = of_choice(tools, tool_choice, style)
+    elif any(tool.function.strict for tool in tools) and style is not None:
+        calls = of_strict(tools, style)
+    else:
+        return form
+    if form.knobs:
+        name = "tool_choice" if tool_choice not in (None, "auto") else "tools"
+        raise InvalidParameter(
+            f"response_format and {name} both say what the answer looks like; send one of them "
+            f"(tools without strict leave it free)",
+            "response_format",
+        )
+    return calls
 
 
-def of_format(wanted: ResponseFormat) -> dict[str, object]:
-    """The knobs that hold an answer to a format."""
-    match wanted.type:
+def of_format(wanted: ResponseFormat) -> Held:
+    """What holds an answer to a format."""
+    schema = wanted.json_schema.schema if wanted.json_schema is not None else None
+    return of_form(wanted.type, schema, "response_format", "response_format.json_schema.schema")
+
+
+def of_form(
+    kind: Literal["text", "json_object", "json_schema"],
+    schema: Mapping[str, Any] | None,
+    name: str,
+    schema_name: str,
+) -> Held:
+    """What holds an answer to one kind of form; the names are what the client calls them."""
+    match kind:
         case "text":
-            return {}
+            return Held()
         case "json_object":
-            return {"json_object": True}
-        case _:
-            schema = wanted.json_schema.schema if wanted.json_schema is not None else None
+            return Held({"json_object": True}, {"json_object": name})
+        case "json_schema":
             if schema is None:
-                name = "response_format.json_schema"
-                raise InvalidParameter(f"{name} has no schema; send one", name)
-            return {"json_schema": schema}
+                raise InvalidParameter(f"{schema_name} is missing; send a schema", schema_name)
+            return Held({"json_schema": schema}, {"json_schema": schema_name})
 
 
-def of_choice(
-    tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
-) -> dict[str, object]:
-    """The knobs that make an answer a call."""
+def of_choice(tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None) -> Held:
+    """What makes an answer a call."""
     name = choice.function.name if isinstance(choice, NamedTool) else None
-    allowed = [as_tool(tool) for tool in tools if name in (None, tool.function.name)]
+    allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
     if not allowed:
         raise InvalidParameter(
             f"tool_choice is {name or choice!r:.100}, but tools has none such; send it there",
@@ -114,7 +144,22 @@ def of_choice(
             "another model or format, such as chatml",
             "tool_choice",
         )
-    return {"grammar": call_grammar(style, allowed)}
+    grammar = call_grammar(style, [as_tool(tools[index]) for index in allowed])
+    return Held({"grammar": grammar}, {"grammar": named(allowed)})
+
+
+def of_strict(tools: Sequence[ToolDefinition], style: CallStyle) -> Held:
+    """What holds the calls an answer may make: those of strict tools to their schema."""
+    strict = [index for index, tool in enumerate(tools) if tool.function.strict]
+    shown = [as_tool(tool) for tool in tools]
+    for index in set(range(len(tools))) - set(strict):
+        shown[index]["function"].pop("parameters", None)
+    return Held({"grammar": open_grammar(style, shown)}, {"grammar": named(strict)})
+
+
+def named(tools: Sequence[int]) -> str:
+    """Where a client finds the schemas of these tools."""
+    return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 
 
 def as_tool(tool: ToolDefinition) -> Tool:

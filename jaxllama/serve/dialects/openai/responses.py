@@ -12,7 +12,7 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
-from jaxllama.serve.dialects.openai.constraints import JsonSchema, ResponseFormat, knobs_for
+from jaxllama.serve.dialects.openai.constraints import Held, of_form
 from jaxllama.serve.dialects.openai.response_shapes import (
     EVENTS,
     DeltaEvent,
@@ -63,8 +63,8 @@ async def respond(request: web.Request, service: GenerationService) -> web.Strea
         raise InvalidParameter(
             "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
         )
-    constraint = knobs_for(format_of(body))
-    ask = Ask(messages=messages_of(body), knobs=knobs | constraint)
+    held = held_by(body)
+    ask = Ask(messages=messages_of(body), knobs=held.beside(knobs), names=held.names)
 
     def form(answers: Answers) -> ResponseForm:
         return ResponseForm(body, name, knobs, answers.id)
@@ -85,13 +85,12 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
     ]
 
 
-def format_of(body: ResponseBody) -> ResponseFormat | None:
-    """What the text has to look like, in the words of chats."""
+def held_by(body: ResponseBody) -> Held:
+    """What the text has to look like."""
     wanted = body.text.format if body.text is not None else None
     if wanted is None:
-        return None
-    schema = JsonSchema(wanted.name or "", wanted.description, wanted.schema, wanted.strict)
-    return ResponseFormat(wanted.type, schema)
+        return Held()
+    return of_form(wanted.type, wanted.schema, "text.format", "text.format.schema")
 
 
 class ResponseForm:
