@@ -1,9 +1,31 @@
 """One CPU with eight virtual devices, shapes checked, for every test."""
 
+import dataclasses
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
     "XLA_FLAGS", ""
 )
 os.environ.pop("JAXLLAMA_MODEL", None)
+
+
+@pytest.fixture(scope="module")
+def few_samplers() -> Iterator[None]:
+    """LLM.load finds only the samplers that most tests need: each more is compiled every time."""
+    from jaxllama import llm  # noqa: PLC0415 - after the environment is set
+    from jaxllama.registry import SAMPLERS, Plugins, load_plugins  # noqa: PLC0415
+    from tests.support import FEW  # noqa: PLC0415
+
+    def load(group: str, base: type) -> Plugins:
+        found = load_plugins(group, base)
+        if group != SAMPLERS:
+            return found
+        return dataclasses.replace(found, loaded={name: found.loaded[name] for name in FEW})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm, "load_plugins", load)
+        yield

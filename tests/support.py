@@ -37,6 +37,13 @@ BODIES = [
 ]
 
 
+# What most tests need; each sampler more is paid for by everything that compiles a decode step.
+FEW = (
+    *("constraint", "logit_bias", "min_p", "min_tokens"),
+    *("mirostat", "repetition", "top_k", "top_p"),
+)
+
+
 @dataclasses.dataclass
 class Told:
     """What one generation told: its tokens, their log-probabilities and its end."""
@@ -49,6 +56,10 @@ class Told:
 @cache
 def installed_samplers() -> dict[str, type[Sampler]]:
     return load_plugins(SAMPLERS, Sampler).loaded
+
+
+def few_samplers() -> dict[str, type[Sampler]]:
+    return {name: installed_samplers()[name] for name in FEW}
 
 
 def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
@@ -67,10 +78,12 @@ def at(tree: Tree, path: str) -> np.ndarray:
 
 
 @cache
-def programs(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Programs:
+def programs(
+    model: ModelConfig = MODEL, engine: EngineConfig = ENGINE, *, every_sampler: bool = False
+) -> Programs:
     """Compiled programs; kept on disk for the other test processes of this run."""
     bank = SamplerBank(
-        installed_samplers(),
+        installed_samplers() if every_sampler else few_samplers(),
         vocab=model.vocab_size,
         candidates=engine.candidates,
         top_logprobs=engine.max_top_logprobs,
@@ -82,8 +95,10 @@ def programs(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Progr
     return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
 
 
-def new_engine(model: ModelConfig = MODEL, engine: EngineConfig = ENGINE) -> Engine:
-    return Engine(programs(model, engine))
+def new_engine(
+    model: ModelConfig = MODEL, engine: EngineConfig = ENGINE, *, every_sampler: bool = False
+) -> Engine:
+    return Engine(programs(model, engine, every_sampler=every_sampler))
 
 
 def request(prompt: Iterable[int], max_tokens: int = 8, **more: object) -> GenerationRequest:

@@ -32,6 +32,8 @@ TINY = "tiny-q4_0"
 SCRIPTS = sorted(
     path.stem for path in BENCH.glob("*.py") if '__name__ == "__main__"' in path.read_text()
 )
+pytestmark = pytest.mark.usefixtures("few_samplers")
+
 PEER_KEYS = {"peer", "peer_value", "ratio"}
 KEYS = {"bench", "case", "value", "unit"}
 RECORDS = [
