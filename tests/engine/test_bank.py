@@ -13,7 +13,17 @@ from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import NO_TOKEN, Adjuster, Filter, Knob, Sampler, knob, state
 from jaxllama.testing.tryout import QUICKLY, Tryout, survivors
 
-INSTALLED = load_plugins(SAMPLERS, Sampler).loaded
+NEEDED = (
+    "frequency",
+    "logit_bias",
+    "min_p",
+    "min_tokens",
+    "mirostat",
+    "repetition",
+    "top_k",
+    "top_p",
+)
+INSTALLED = {name: load_plugins(SAMPLERS, Sampler).loaded[name] for name in NEEDED}
 VOCAB, SLOTS = 200, 64
 
 
