@@ -13,7 +13,7 @@ The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table
 
 from typing import TYPE_CHECKING
 
-from jaxllama.completion import Classification, Completion, Delta, Perplexity, Score
+from jaxllama.completion import Classification, Completion, Delta, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig, Rope
 from jaxllama.errors import JaxLlamaError
 from jaxllama.formats import Message, PromptFormat
@@ -29,6 +29,7 @@ __all__ = [
     "Delta",
     "EngineConfig",
     "FinishReason",
+    "Hypothesis",
     "JaxLlamaError",
     "Message",
     "ModelConfig",

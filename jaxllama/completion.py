@@ -29,6 +29,17 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Hypothesis:
+    """One of the answers that a beam search found; the end token is not among its tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    logprob: float  # of the whole, the end token included
+    score: float  # by which they are ranked
+
+
+@dataclass(frozen=True)
 class Delta:
     """One step of a streamed answer; `text` may be empty while a character is incomplete."""
 

@@ -16,12 +16,12 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, overload
 
 import numpy as np
 
-from jaxllama import scoring
-from jaxllama.completion import Classification, Completion, Perplexity, Score
+from jaxllama import beams, scoring
+from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.engine import Engine, finish
@@ -44,6 +44,7 @@ from jaxllama.loading import (
 )
 from jaxllama.messages import Turns
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
+from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.streams import OnError, Stream, Streams
@@ -220,8 +221,28 @@ class LLM:
         """Continue a prompt, token by token."""
         return self.streams.open(self.intake.completion(prompt, knobs))
 
-    def chat(self, messages: Turns, **knobs: object) -> Completion:
-        """Answer a conversation of {role, content} messages."""
+    @overload
+    def chat(
+        self, messages: Turns, *, n: None = None, best_of: None = None, **knobs: object
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Turns, *, n: int | None = None, best_of: int | None = None, **knobs: object
+    ) -> Completion | list[Completion]: ...
+
+    def chat(
+        self, messages: Turns, *, n: int | None = None, best_of: int | None = None, **knobs: object
+    ) -> Completion | list[Completion]:
+        """Answer a conversation of {role, content} messages.
+
+        With `n` or `best_of` the answers are a list, as of `generate`.
+        """
+        if n is not None or best_of is not None:
+            (answers,) = self.streams.several(
+                [partial(self.intake.chat, messages, knobs)], n, best_of
+            )
+            return answers
         return self.streams.whole(self.intake.chat(messages, knobs))
 
     def chat_each(
@@ -236,6 +257,39 @@ class LLM:
     def chat_stream(self, messages: Turns, **knobs: object) -> Stream:
         """Answer a conversation, token by token."""
         return self.streams.open(self.intake.chat(messages, knobs))
+
+    def beam_search(  # noqa: PLR0913 - the search has as many knobs
+        self,
+        prompt: Prompt,
+        *,
+        width: int = 4,
+        length_penalty: float = 1.0,
+        early_stopping: beams.EarlyStopping = False,
+        max_tokens: int | None = None,
+        stop_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+    ) -> list[Hypothesis]:
+        """The likeliest answers found by following `width` at a time, best first.
+
+        Nothing is drawn and no sampler is asked: tokens are as likely as the model finds them.
+        A score is the log-probability over `length ** length_penalty`. Early stopping may be True,
+        False or "never"; see `beams.Rules`. Fastest with at least `width` slots.
+        """
+        knobs = {"max_tokens": max_tokens, "stop_ids": stop_ids, "ignore_eos": ignore_eos}
+        request, _ = self.intake.completion(prompt, knobs)
+        rules = beams.rules_of(
+            request,
+            width=width,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            listed=self.engine_config.max_top_logprobs,
+        )
+
+        def expand(beginnings: Sequence[beams.Tokens]) -> Sequence[beams.Likeliest]:
+            prompts = [(*request.prompt, *each) for each in beginnings]
+            return self.streams.likeliest(prompts, rules.candidates)
+
+        return [self._hypothesis(found, rules) for found in beams.search(expand, rules)]
 
     # Reading without writing.
 
@@ -344,6 +398,17 @@ class LLM:
         self.close()
 
     # How it works.
+
+    def _hypothesis(self, found: beams.Found, rules: beams.Rules) -> Hypothesis:
+        ended = found.tokens[-1] in rules.end_ids
+        tokens = found.tokens[:-1] if ended else found.tokens
+        return Hypothesis(
+            text=self.tokenizer.decode(tokens, start=False),
+            tokens=tokens,
+            finish_reason=FinishReason.END_TOKEN if ended else FinishReason.LENGTH,
+            logprob=found.logprob,
+            score=found.score,
+        )
 
     def _embed(self, text: Prompt, pooling: str) -> np.ndarray:
         self.streams.pump_until_free()

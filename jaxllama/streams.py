@@ -5,7 +5,7 @@ streams. Used by LLM; the server follows generations from its own thread through
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from jaxllama.request import (
     Finished,
     FinishReason,
     GenerationRequest,
+    TextTail,
     Token,
     TokenLogprobs,
 )
@@ -38,10 +39,7 @@ class Streams:
 
     def open(self, ready: Ready) -> "Stream":
         """Queue a checked request."""
-        request, tail = ready
-        stream = Stream(self, request, self._engine.submit(request, tail))
-        self._open[stream.id] = stream
-        return stream
+        return self._follow(*ready)
 
     def pump(self) -> None:
         """One engine step; its events go to whoever follows the generation."""
@@ -119,6 +117,28 @@ class Streams:
                 answers = sorted(answers, key=lambda each: -each.mean_logprob)[:n]
             yield [replace(each, logprobs=None) for each in answers] if hidden else answers
 
+    def likeliest(
+        self, prompts: Sequence[tuple[int, ...]], count: int
+    ) -> list[tuple[tuple[int, float], ...]]:
+        """The tokens most likely to follow each prompt, with their log-probabilities.
+
+        A prompt one token longer than one asked for before is computed in that one's slot, or in
+        a copy of it. The copies come last, so that none is made over a slot that is still wanted.
+        """
+        asked: dict[int, Stream] = {}
+        try:
+            for index in first_of_each_stem(prompts):
+                one = GenerationRequest(prompts[index], 1, temperature=0.0, top_logprobs=count)
+                asked[index] = self._follow(one, None)
+            for stream in asked.values():
+                for _ in stream:
+                    pass
+        finally:
+            for stream in asked.values():
+                stream.close()
+        told = [asked[index].completion.logprobs or () for index in range(len(prompts))]
+        return [logprobs[0].top for logprobs in told]
+
     def forget(self, stream: "Stream") -> None:
         """Follow an answer no longer."""
         self._open.pop(stream.id, None)
@@ -132,6 +152,11 @@ class Streams:
     def close(self) -> None:
         """Follow nothing any longer."""
         self._open.clear()
+
+    def _follow(self, request: GenerationRequest, tail: TextTail | None) -> "Stream":
+        stream = Stream(self, request, self._engine.submit(request, tail))
+        self._open[stream.id] = stream
+        return stream
 
     def _top_up(
         self,
@@ -228,6 +253,16 @@ class Stream:
                 yield Delta(event.text)
             if event.reason is FinishReason.FAILED:
                 raise event.error or GenerationFailed("the generation failed")
+
+
+def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
+    """The places of prompts: first one for each text without the last token, then the others."""
+    firsts: dict[tuple[int, ...], int] = {}
+    others = []
+    for index, prompt in enumerate(prompts):
+        if firsts.setdefault(prompt[:-1], index) != index:
+            others.append(index)
+    return [*firsts.values(), *others]
 
 
 def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:

@@ -54,8 +54,9 @@ FLOORS: dict[str, tuple[str, str]] = {
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
     "streams": (f"{WORDS} engine intake completion", ""),
+    "beams": (WORDS, ""),
     "loading": (f"{MATHS} formats text weights", "jax"),
-    "llm": (f"{WHOLE} streams loading", "jax numpy"),
+    "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy"),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py

@@ -147,6 +147,10 @@ def test_chat_is_the_rendered_prompt(llm):
     assert llm.chat(messages, max_tokens=5, temperature=0).tokens == (
         llm.generate(ids, max_tokens=5, temperature=0).tokens
     )
+    several = {"n": 2, "best_of": 3, "seed": 4, "max_tokens": 5}
+    assert [one.tokens for one in llm.chat(messages, **several)] == [
+        one.tokens for one in llm.generate(ids, **several)
+    ]
     stream = llm.chat_stream(messages, max_tokens=5, temperature=0)
     assert "".join(delta.text for delta in stream) == stream.completion.text
 

@@ -1,18 +1,38 @@
-"""`jaxllama generate`: one prompt continued, printed as it comes."""
+"""`jaxllama generate`: one prompt continued, printed as it comes, or its likeliest answers."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jaxllama.cli.options import GenerationCommand
+from jaxllama.cli.options import GenerationCommand, need_slots
 from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show, summary
+from jaxllama.completion import Hypothesis
 from jaxllama.errors import InvalidParameter
+from jaxllama.limits import FRONT
+
+if TYPE_CHECKING:
+    from jaxllama.llm import LLM
+
+BEAM_KNOBS = ("max_tokens", "stop_ids", "ignore_eos")  # those that a search takes
+EARLY: dict[str | None, Any] = {None: False, "true": True, "false": False, "never": "never"}
+
+Search = dict[str, Any]  # arguments of LLM.beam_search
 
 
-@click.command("generate", cls=GenerationCommand, slots=1)
+class GenerateCommand(GenerationCommand):
+    """With beams there is a slot for each of them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Make room for the beams."""
+        need_slots(ctx, ctx.params["beams"] or 1)
+        return super().invoke(ctx)
+
+
+@click.command("generate", cls=GenerateCommand, slots=1)
 @click.option("-p", "--prompt", help="The text to continue; - reads standard input.")
 @click.option(
     "--prompt-file",
@@ -20,24 +40,51 @@ from jaxllama.errors import InvalidParameter
     help="Read the prompt from a file.",
 )
 @click.option("--chat", is_flag=True, help="The prompt is a question: answer it.")
+@click.option(
+    "--beams",
+    type=click.IntRange(1, int(FRONT["width"].high or 1)),
+    metavar="N",
+    help="Draw nothing: find the likeliest answers, following N beginnings at a time.",
+)
+@click.option(
+    "--length-penalty",
+    type=float,
+    help="Of beams: above 0 favours long answers, below 0 short ones [default: 1.0].",
+)
+@click.option(
+    "--early-stopping",
+    type=click.Choice([str(each) for each in EARLY if each]),
+    is_flag=False,
+    flag_value="true",
+    help="Of beams: stop at once when N answers are whole, when no better one is likely (false), "
+    "or when none is possible (never) [default: false].",
+)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object, at the end.")
-def command(
+def command(  # noqa: PLR0913 - an argument for each option
     *,
     prompt: str | None,
     prompt_file: Path | None,
     chat: bool,
+    beams: int | None,
+    length_penalty: float | None,
+    early_stopping: str | None,
     wants_json: bool,
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> None:
     """Continue a prompt: print the text as it comes, then how fast it came.
 
-    Of a prompt from a file or from standard input, one final line break is dropped.
+    Of a prompt from a file or from standard input, one final line break is dropped. With --beams
+    the best answer is printed, and the others with their scores on standard error.
     """
     if "prompt_format" in loading and not chat:
         raise click.UsageError("--format is for conversations; it needs --chat.")
+    search = search_of(beams, length_penalty, early_stopping, knobs)
     text = read_prompt(prompt, prompt_file)
     with open_llm(loading) as llm:
+        if search is not None:
+            tell(llm.beam_search(ids_of(llm, text, chat=chat), **search), wants_json=wants_json)
+            return
         if chat:
             stream = llm.chat_stream([{"role": "user", "content": text}], **knobs)
         else:
@@ -51,6 +98,50 @@ def command(
         return
     show("\n")
     note(summary(completion.usage))
+
+
+def search_of(
+    beams: int | None,
+    length_penalty: float | None,
+    early_stopping: str | None,
+    knobs: Mapping[str, Any],
+) -> Search | None:
+    """The search that is asked for, if one is."""
+    if beams is None:
+        if length_penalty is not None or early_stopping is not None:
+            raise click.UsageError("--length-penalty and --early-stopping need --beams.")
+        return None
+    for name in knobs:
+        if name not in BEAM_KNOBS:
+            raise click.UsageError(
+                f"--beams draws nothing and asks no sampler; it goes with --max-tokens, "
+                f"--stop-ids and --ignore-eos, and not with --{name.replace('_', '-')}."
+            )
+    penalty = {} if length_penalty is None else {"length_penalty": length_penalty}
+    return {"width": beams, "early_stopping": EARLY[early_stopping], **penalty, **knobs}
+
+
+def ids_of(llm: "LLM", text: str, *, chat: bool) -> list[int]:
+    """The prompt of a search."""
+    if not chat:
+        return llm.intake.ids(text)
+    if llm.prompt_format.stop:
+        raise InvalidParameter(
+            f"prompt format {llm.prompt_format.name!r} ends answers at a text, and beams end at "
+            f"tokens alone; choose another --format or write the prompt without --chat",
+            "beams",
+        )
+    return llm.intake.chat_ids([{"role": "user", "content": text}])
+
+
+def tell(found: list[Hypothesis], *, wants_json: bool) -> None:
+    """Show what a search found."""
+    if wants_json:
+        click.echo(as_json({"hypotheses": [dataclasses.asdict(each) for each in found]}))
+        return
+    show(f"{found[0].text}\n")
+    for each in found:
+        note(f"{each.score:.4f} {each.text!r}")
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:

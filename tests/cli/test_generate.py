@@ -133,3 +133,35 @@ def test_a_negative_prompt_takes_a_second_slot(run, model):
     assert model.loaded[-1]["slots"] == 2
     assert model.prompts == ["a", "b"]
     assert "needs 2 slots" in run(*guided, "--slots", "1").stderr
+
+
+def test_beams_are_told_best_first_with_their_scores(run, model):
+    result = run("generate", "-p", "a", "--beams", "3", "-n", "1")
+    assert result.stdout == "A\n"
+    scores = [float(line.split()[0]) for line in result.stderr.splitlines()]
+    assert scores == [-0.6931, -1.3863, -2.0794]
+    assert model.loaded[-1]["slots"] == 3
+    told = json.loads(run("generate", "-p", "a", "--beams", "3", "-n", "1", "--json").stdout)
+    assert [each["tokens"] for each in told["hypotheses"]] == [[65], [66], [67]]
+
+
+def test_early_stopping_may_be_named(run):
+    for more in ([], ["--early-stopping"], ["--early-stopping", "never"]):
+        found = run("generate", "-p", "a", "--beams", "2", "-n", "2", "--json", *more)
+        assert len(json.loads(found.stdout)["hypotheses"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--length-penalty", "2"], "need --beams"),
+        (["--beams", "2", "--top-k", "4"], "not with --top-k"),
+        (["--beams", "2", "--temperature", "1"], "not with --temperature"),
+        (["--beams", "2", "--chat"], "ends answers at a text"),
+        (["--beams", "99"], "not in the range 1<=x<=16"),
+        (["--beams", "2", "--length-penalty", "nan"], "length_penalty is nan"),
+    ],
+)
+def test_what_beams_do_not_go_with_is_refused(run, arguments, words):
+    result = run("generate", "-p", "a", *arguments)
+    assert result.exit_code == 2 and words in " ".join(result.stderr.split())

@@ -48,9 +48,11 @@ class CompletionBody(Common, kw_only=True):
     echo: bool | None = None
     response_format: ResponseFormat | None = None
     suffix: str | None = None
+    use_beam_search: bool | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "suffix": "this model was not trained to fill gaps",
+        "use_beam_search": "ask for best_of; beams are for Python and the command line",
     }
 
 
