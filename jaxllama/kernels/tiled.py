@@ -16,16 +16,20 @@ import numpy as np
 from jaxllama.kernels import cpu
 from jaxllama.shapes import Float
 
-Kind = Literal["q4", "q8", "bf16", "f16", "f32"]
-KINDS: tuple[Kind, ...] = ("q4", "q8", "bf16", "f16", "f32")
+Kind = Literal["q4", "q5", "q6", "q8", "bf16", "f16", "f32"]
+KINDS: tuple[Kind, ...] = ("q4", "q5", "q6", "q8", "bf16", "f16", "f32")
 TILE = 32  # outputs
 HALF = 16
 BLOCK = 32  # inputs
 ALIGNED = 64  # bytes
 EIGHT = 8  # blocks that share a unit of K-quant scales
+SIXTEEN = 16  # inputs that share a scale in a q6
 MIDDLE = 8  # what symmetric four-bit codes lie around
-NUMBERS = {"q4": 512, "q8": 1024, "bf16": 1024, "f16": 1024, "f32": 1024}  # stored, per block
-TYPES: dict[str, Any] = {"q4": np.uint8, "q8": np.uint8, "f32": np.float32}
+BELOW = {5: 16, 6: 32}  # how far below 0 codes begin where there are no minima
+PACKED: dict[int, Kind] = {4: "q4", 5: "q5", 6: "q6", 8: "q8"}
+NIBBLES = 512  # bytes of a block's low four bits
+NUMBERS: dict[Kind, int] = {"q4": 512, "q5": 640, "q6": 768}  # stored, per block; else 1,024
+TYPES: dict[str, Any] = {"bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
 DENSE: dict[str, Kind] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
 Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is built
@@ -42,7 +46,7 @@ class PackedMatrix(Protocol):
     @property
     def minima(self) -> Any | None: ...  # noqa: D102
     @property
-    def bits(self) -> Literal[4, 8]: ...  # noqa: D102
+    def bits(self) -> Literal[4, 5, 6, 8]: ...  # noqa: D102
     @property
     def group(self) -> int: ...  # noqa: D102
 
@@ -57,7 +61,8 @@ class Tiled:
 
     codes   [tiles, blocks, ...] codes, or the numbers themselves (16-bit ones as UInt16 bits)
     scales  [tiles, groups, 1 or 2, 32] float16 bits or float32: scales, then minima; None if dense
-    steps   [tiles, blocks, 2, 32] UInt8, or None: then scales are units, one for eight blocks
+    steps   [tiles, blocks, 2, 32] UInt8, or None: then scales are units, one for eight blocks; of
+            scales and minima, or in q6 of the scales of each half of a block, Int8 bits
     bias    [tiles, 32] float32, or None
     order   [in] Int32, or None: which input of x the k-th row of the matrix belongs to
     """
@@ -69,7 +74,7 @@ class Tiled:
     order: Part | None
     kind: Kind = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})  # inputs that share a scale
-    zero: int = dataclasses.field(metadata={"static": True})  # what q4 codes lie around
+    zero: int = dataclasses.field(metadata={"static": True})  # what codes below q8 lie around
     spare_in: int = dataclasses.field(metadata={"static": True})  # rows that only fill a block
     spare_out: int = dataclasses.field(metadata={"static": True})  # columns that only fill a tile
     paired: bool = dataclasses.field(metadata={"static": True})  # two matrices by turns of 16
@@ -131,6 +136,11 @@ def tile_pair(
     return lay_out((gate, up), [Place(0, 0), Place(0, 1)], outputs_of(gate), biases, order)
 
 
+def takes(matrix: PackedMatrix) -> bool:
+    """Whether the kernels have tiles for a packed matrix; only of six bits it depends."""
+    return matrix.bits != 6 or in_signed_steps(source_of(matrix)) is not None  # noqa: PLR2004
+
+
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
     """The matrix again, float32, each value exactly what the tiles mean; a pair side by side."""
     codes = np.asarray(tiled.codes)
@@ -176,6 +186,7 @@ class Source:
     bits: int
     group: int
     zero: int
+    shift: int  # what makes codes of five and six bits begin at 0
 
 
 def outputs_of(matrix: PackedMatrix | np.ndarray) -> int:
@@ -215,17 +226,18 @@ def source_of(matrix: Any) -> Source:
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)
     width = codes.shape[1] * (2 if matrix.bits == 4 else 1)  # noqa: PLR2004 - two per byte
-    if matrix.group % BLOCK or width % BLOCK:
+    least = SIXTEEN if matrix.bits == 6 else BLOCK  # noqa: PLR2004
+    if matrix.group % least or width % BLOCK:
         raise ValueError(
             f"groups of {matrix.group} in {width} inputs; the kernels take whole blocks of {BLOCK}"
         )
     expected = (codes.shape[0], -(-width // matrix.group))
     if scales.shape != expected or (minima is not None and minima.shape != expected):
         raise ValueError(f"scales have shape {scales.shape}; expected {expected}")
-    zero = 0
+    shift = zero = BELOW.get(matrix.bits, 0) if minima is None else 0
     if matrix.bits == 4 and minima is not None and is_symmetric(scales, minima):  # noqa: PLR2004
         minima, zero = None, MIDDLE
-    return Source(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero)
+    return Source(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero, shift)
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
@@ -281,14 +293,16 @@ def with_minima(source: Source) -> Source:
 def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> Tiled:
     """Codes by C++, scales by NumPy."""
     first = sources[0]
-    blocks = first.codes.shape[1] * 8 // first.bits // BLOCK
-    kind: Kind = "q4" if first.bits == 4 else "q8"  # noqa: PLR2004
-    codes = empty_codes((count, blocks, NUMBERS[kind]), np.uint8)
+    blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
+    kind = PACKED[first.bits]
+    codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), np.uint8)
     for source, place in zip(sources, places, strict=True):
         cpu.library().jaxllama_tile_packed(
-            source.bits, pointer(source.codes), *longs(len(source.codes), blocks, place.offset),
-            place.turn, pointer(codes),
+            source.bits, source.shift, pointer(source.codes),
+            *longs(len(source.codes), blocks, place.offset), place.turn, pointer(codes),
         )  # fmt: skip
+    if kind == "q6":
+        return tile_halves(sources, places, codes)
     stepped = [in_steps(each) for each in sources]
     steps = None
     if all(each is not None for each in stepped):
@@ -300,6 +314,21 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
     return Tiled(
         codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
         group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
+    )  # fmt: skip
+
+
+def tile_halves(sources: list[Source], places: Sequence[Place], codes: np.ndarray) -> Tiled:
+    """A q6: two steps for each block, which are signed, and one unit for eight."""
+    count, blocks = codes.shape[:2]
+    found = [in_signed_steps(each) for each in sources]
+    factors = [each for each in found if each is not None]
+    if len(factors) < len(found):
+        raise ValueError("scales of six-bit codes must be signed bytes times a float16")
+    steps = tile_factors([[steps] for _, steps in factors], places, count)
+    return Tiled(
+        codes=codes, scales=bits_of(tile_factors([[units] for units, _ in factors], places, count)),
+        steps=steps.reshape(count, blocks, 2, TILE), bias=None, order=None, kind="q6",
+        group=BLOCK, zero=sources[0].zero, spare_in=0, spare_out=0, paired=False,
     )  # fmt: skip
 
 
@@ -320,20 +349,39 @@ def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None
     """Units [out, groups/8] and steps [out, groups] of scales and minima, if exact: K-quants."""
     minima = source.minima
     rows, groups = source.scales.shape
-    wanted = source.bits == 4 and source.group == BLOCK and groups % EIGHT == 0  # noqa: PLR2004
+    wanted = source.bits in (4, 5) and source.group == BLOCK and groups % EIGHT == 0
     if not wanted or minima is None or source.scales.dtype != np.float32:
         return None
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for part in (source.scales, minima):
         units = np.empty((rows, groups // EIGHT), np.float16)
         steps = np.empty((rows, groups), np.uint8)
-        exact = cpu.library().jaxllama_find_steps(
-            pointer(part), *longs(rows, groups // EIGHT), pointer(units), pointer(steps)
-        )
-        if not exact:
+        if not find_steps(part, units, steps, is_signed=False):
             return None
         found.append((units, steps))
     return [units for units, _ in found], [steps for _, steps in found]
+
+
+def in_signed_steps(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+    """Units [out, groups/16] and steps [out, groups] of scales of sixteen inputs, if exact."""
+    rows, groups = source.scales.shape
+    if source.group != SIXTEEN or source.minima is not None or groups % (2 * EIGHT):
+        return None
+    units = np.empty((rows, groups // (2 * EIGHT)), np.float16)
+    steps = np.empty((rows, groups), np.uint8)
+    exact = find_steps(source.scales.astype(np.float32), units, steps, is_signed=True)
+    return (units, steps) if exact else None
+
+
+def find_steps(
+    numbers: np.ndarray, units: np.ndarray, steps: np.ndarray, *, is_signed: bool
+) -> bool:
+    """Fill units and steps whose products are the numbers; False if there are none."""
+    return bool(
+        cpu.library().jaxllama_find_steps(
+            int(is_signed), pointer(numbers), *longs(*units.shape), pointer(units), pointer(steps)
+        )
+    )
 
 
 def tile_factors(
@@ -359,7 +407,7 @@ def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) 
         raise ValueError("matrices of different types or widths cannot share tiles")
     width, size = len(first), first.dtype.itemsize
     blocks = -(-width // BLOCK)
-    codes = empty_codes((count, blocks, NUMBERS[kind]), TYPES.get(kind, np.uint16))
+    codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), TYPES[kind])
     for matrix, place in zip(matrices, places, strict=True):
         per_input, per_output = matrix.strides
         cpu.library().jaxllama_tile_dense(
@@ -405,9 +453,8 @@ def checked_order(order: np.ndarray, width: int) -> np.ndarray:
 def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
     """Codes, or the numbers themselves, of one tile: [blocks, 32 inputs, 32 outputs]."""
     blocks = len(tiled)
-    if kind == "q4":
-        bytes_ = tiled.reshape(blocks, 4, 2, HALF, 4)
-        both = np.stack([bytes_ & 15, bytes_ >> 4], axis=1)  # [blocks, 2, 4, halves, 16, 4]
+    if kind in ("q4", "q5", "q6"):
+        both = low_bits(tiled[:, :NIBBLES]) | high_bits(kind, tiled[:, NIBBLES:])
         return both.transpose(0, 1, 2, 5, 3, 4).reshape(blocks, BLOCK, TILE).astype(np.float32)
     if kind == "q8":
         bytes_ = tiled.reshape(blocks, 8, 2, HALF, 4).transpose(0, 1, 4, 2, 3)
@@ -420,10 +467,32 @@ def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
     return narrow.reshape(blocks, BLOCK, TILE).astype(np.float32)
 
 
+def low_bits(tiled: np.ndarray) -> np.ndarray:
+    """Four bits of every code, [blocks, halves of inputs, 4, halves of outputs, 16, 4]."""
+    bytes_ = tiled.reshape(len(tiled), 4, 2, HALF, 4)
+    return np.stack([bytes_ & 15, bytes_ >> 4], axis=1)
+
+
+def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
+    """What codes have beyond four bits, at its place in them; shaped likewise."""
+    if kind == "q4":
+        return np.zeros(1, np.uint8)
+    j = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    if kind == "q6":
+        bytes_ = tiled.reshape(len(tiled), 2, 1, 2, HALF, 4)
+        return (bytes_ >> 2 * j & 3) << 4
+    half = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1, 1)
+    return (tiled.reshape(len(tiled), 1, 1, 2, HALF, 4) >> (4 * half + j) & 1) << 4
+
+
 def factors_of(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and minima, each [tiles, blocks, 1, 32] float32."""
+    """Scales and minima, each [tiles, blocks, 1 or 32, 32] float32."""
     scales = np.asarray(tiled.scales)
     scales = (scales.view(np.float16) if scales.dtype == np.uint16 else scales).astype(np.float32)
+    if tiled.kind == "q6":
+        steps = np.asarray(tiled.steps).view(np.int8)
+        halves = np.repeat(scales, EIGHT, axis=1) * steps
+        return np.repeat(halves, SIXTEEN, axis=2), np.zeros(1, np.float32)
     blocks = tiled.codes.shape[1]
     per_scale = EIGHT if tiled.steps is not None else tiled.group // BLOCK
     scales = np.repeat(scales, per_scale, axis=1)[:, :blocks]

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.tiled import Several, Tiled, tile, tile_pair
+from jaxllama.kernels.tiled import Several, Tiled, takes, tile, tile_pair
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.model.quantized import Packed
 from jaxllama.shapes import Array
@@ -81,9 +81,9 @@ class Preparation:
     def _tiled(
         self, module: str, names: tuple[str, ...], given: dict[str, Given]
     ) -> Tiled | Several:
-        matrices = [self._kept(given[f"{name}.weight"]) for name in names]
-        biases: list[Any] = [given.get(f"{name}.bias") for name in names]
         leaf = self.abstract[f"{module}.weight"]
+        matrices = [self._kept(leaf, given[f"{name}.weight"]) for name in names]
+        biases: list[Any] = [given.get(f"{name}.bias") for name in names]
         runs = [list(run) for _, run in groupby(range(len(matrices)), lambda i: kind(matrices[i]))]
         if len(runs) > 1 and names == PARTS["qkv"] and self.engine.model_parallel == 1:
             tiles = [side_by_side(tile, matrices, biases, run) for run in runs]
@@ -102,9 +102,11 @@ class Preparation:
         made = side_by_side(lay_out, matrices, biases, range(len(matrices)))
         return place_tiled(made, leaf, self.mesh)
 
-    def _kept(self, value: Given) -> Given:
-        """Dense weights in the dtype asked for; packed ones as they are."""
-        if isinstance(value, Packed) or self.engine.dtype == "stored":
+    def _kept(self, leaf: Leaf, value: Given) -> Given:
+        """Dense weights in the dtype asked for; packed ones as they are, if kernels take them."""
+        if isinstance(value, Packed):
+            return value if takes(value) else unpacked(leaf, value)
+        if self.engine.dtype == "stored":
             return value
         return value.astype(jnp.dtype(self.engine.dtype))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxllama.shapes import Array, Float
 
-Bits = Literal[4, 8]
+Bits = Literal[4, 5, 6, 8]
 Part = Any  # an Array in programs; NumPy from readers, a shape or sharding while a tree is built
 
 
@@ -20,7 +20,8 @@ Part = Any  # an Array in programs; NumPy from readers, a shape or sharding whil
 class Packed:
     """A logical [in, out] matrix stored by output: weight = scale * code + minimum.
 
-    codes    bits 4: UInt8 [out, in/2], low nibble the even input; bits 8: Int8 [out, in]
+    codes    bits 4: UInt8 [out, in/2], low nibble the even input; else Int8 [out, in], of which
+             the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0
     scales   [out, in/group], float16 where that is exact, else float32
     minima   like scales, or None where the format has none
     order    Int32 [in], or None: which input the k-th stored one is (act-order GPTQ sorts them)

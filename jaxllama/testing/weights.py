@@ -66,7 +66,7 @@ def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
     shape = value.shape[::-1] if weight == EMBEDDING else value.shape
     expect(shape == leaf.shape, f"{weight} has shape {shape}; expected {leaf.shape}")
     width, out = value.shape
-    kind = {4: "uint8", 8: "int8"}[value.bits]
+    kind = "uint8" if value.bits == 4 else "int8"  # noqa: PLR2004
     expect(value.codes.dtype.name == kind, f"{weight} has {value.codes.dtype} codes; not {kind}")
     expect(width % value.group == 0, f"{weight}: groups of {value.group} do not divide {width}")
     for name, part in (("scales", value.scales), ("minima", value.minima)):

@@ -1,8 +1,8 @@
 """GGUF tensor types: their block sizes, and blocks to arrays.
 
-Called by the GGUF reader with the raw bytes of one tensor. Four- and eight-bit kinds become Packed
-with the very values of the file, plain floats stay as they are, the rest is dequantised by the
-`gguf` library. Knows nothing of names and headers.
+Called by the GGUF reader with the raw bytes of one tensor. Kinds of four to eight bits become
+Packed with the very values of the file, plain floats stay as they are, the rest is dequantised by
+the `gguf` library. Knows nothing of names and headers.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int8, UInt8
 
 from jaxllama.model.quantized import Bits, Packed
 
-GROUP = 32  # weights that share a scale in every packed kind
+GROUP = 32  # weights that share a scale in nearly every packed kind
+HALF_GROUP = 16  # in Q6_K
 LARGEST_EIGHTH = 8188.0  # times eight it is still a finite float16
 
 
@@ -98,15 +99,67 @@ def pack_q4_k(blocks: UInt8[np.ndarray, "O B 144"]) -> Packed:
     return packed(4, codes, scales, minima)
 
 
+def pack_q5_0(blocks: UInt8[np.ndarray, "O B 22"]) -> Packed:
+    """One float16 scale, the fifth bits of 32 codes around 16, and their nibbles."""
+    return packed(5, five_bits(blocks[..., 2:]) - 16, halves(blocks, 0), None)
+
+
+def pack_q5_1(blocks: UInt8[np.ndarray, "O B 24"]) -> Packed:
+    """A float16 scale, a float16 minimum, the fifth bits of 32 codes, and their nibbles."""
+    return packed(5, five_bits(blocks[..., 4:]), halves(blocks, 0), halves(blocks, 2))
+
+
+def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
+    """As Q4_K, and fifth bits: bit g of byte l belongs to weight l of group g."""
+    with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
+        scales, minima = six_bits(blocks[..., 4:16])
+        scales *= halves(blocks, 0).astype(np.float32)[..., None]
+        minima *= -halves(blocks, 2).astype(np.float32)[..., None]
+    groups = np.arange(8, dtype=np.uint8)[:, None]
+    high = (blocks[..., None, 16:48] >> groups & 1) << 4
+    pairs = blocks[..., 48:].reshape(*blocks.shape[:2], 4, 1, 32)
+    low = np.concatenate([pairs & 15, pairs >> 4], axis=-2).reshape(high.shape)
+    return packed(5, (low | high).view(np.int8), scales, minima)
+
+
+def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
+    """Sixteen groups of 16 codes around 32, with signed eight-bit scales of one float16 factor.
+
+    Of each 128 weights, quarter q takes its nibbles from the low (q = 0, 1) or high (2, 3) half of
+    bytes 32 * (q % 2) and on, and its high bits from bits 2q and 2q + 1 of the 32 bytes they share.
+    """
+    outer = blocks.shape[:2]
+    with np.errstate(all="ignore"):
+        factor = halves(blocks, 208).astype(np.float32)
+        scales = blocks[..., 192:208].view(np.int8) * factor[..., None]
+    nibbles = blocks[..., :128].reshape(*outer, 2, 1, 2, 32)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=-3).reshape(*outer, 2, 4, 32)
+    quarters = np.arange(4, dtype=np.uint8)[:, None]
+    high = blocks[..., 128:192].reshape(*outer, 2, 1, 32) >> 2 * quarters & 3
+    codes = (low | high << 4).view(np.int8) - np.int8(32)
+    return packed(6, codes, scales, None, group=HALF_GROUP)
+
+
 PACKERS: dict[str, Callable[[UInt8[np.ndarray, "O B Z"]], Packed]] = {
     "Q8_0": pack_q8_0,
     "Q4_0": pack_q4_0,
     "Q4_1": pack_q4_1,
+    "Q5_0": pack_q5_0,
+    "Q5_1": pack_q5_1,
     "Q4_K": pack_q4_k,
+    "Q5_K": pack_q5_k,
+    "Q6_K": pack_q6_k,
 }
 
 
-def packed(bits: Bits, codes: np.ndarray, scales: np.ndarray, minima: np.ndarray | None) -> Packed:
+def packed(
+    bits: Bits,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray | None,
+    *,
+    group: int = GROUP,
+) -> Packed:
     """A Packed matrix from parts whose first axis is the output; inner axes are joined."""
     out = len(codes)
     parts = {"codes": codes, "scales": scales, "minima": minima}
@@ -114,12 +167,20 @@ def packed(bits: Bits, codes: np.ndarray, scales: np.ndarray, minima: np.ndarray
         name: None if part is None else np.ascontiguousarray(part.reshape(out, -1))
         for name, part in parts.items()
     }
-    return Packed(**flat, bits=bits, group=GROUP)
+    return Packed(**flat, bits=bits, group=group)
 
 
 def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O B"]:
     """The float16 at byte `at` of every block."""
     return blocks[..., at : at + 2].view("<f2")[..., 0]
+
+
+def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]:
+    """Codes whose fifth bits are in four bytes; sixteen hold a nibble of code j and of j + 16."""
+    shifts = np.arange(8, dtype=np.uint8)
+    high = (stored[..., :4, None] >> shifts & 1).reshape(*stored.shape[:2], 32) << 4
+    low = np.concatenate([stored[..., 4:] & 15, stored[..., 4:] >> 4], axis=-1)
+    return (low | high).view(np.int8)
 
 
 def pair_neighbours(stored: UInt8[np.ndarray, "O B C Z"]) -> UInt8[np.ndarray, "O B C 2 Z/2"]:

@@ -18,10 +18,10 @@
 extern "C" {
 const char* jaxllama_isa();
 int jaxllama_set_isa(const char* name);
-void jaxllama_tile_packed(int, const uint8_t*, int64_t, int64_t, int64_t, int, uint8_t*);
+void jaxllama_tile_packed(int, int, const uint8_t*, int64_t, int64_t, int64_t, int, uint8_t*);
 void jaxllama_tile_dense(int, int, const uint8_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int,
                          uint8_t*);
-int jaxllama_find_steps(const float*, int64_t, int64_t, uint16_t*, uint8_t*);
+int jaxllama_find_steps(int, const float*, int64_t, int64_t, uint16_t*, uint8_t*);
 }
 
 using namespace jaxllama;
@@ -45,11 +45,13 @@ struct Matrix {
 
 void fill_scales(Matrix& m) {
   Weights& w = m.weights;
-  w.scaling = static_cast<Scales>(1 + upto(w.kind == Kind::q4 ? 2 : 1));
-  w.has_minima = w.scaling == Scales::steps || upto(1) == 1;
-  w.group = w.scaling == Scales::steps || upto(1) == 0 ? 1 : 4;
-  w.zero = w.kind == Kind::q4 && upto(1) == 1 ? 8 : 0;
-  const int64_t per_scale = w.scaling == Scales::steps ? kBlocksPerUnit : w.group;
+  const bool in_halves = w.kind == Kind::q6;
+  w.scaling = in_halves ? Scales::halves : static_cast<Scales>(1 + upto(w.kind != Kind::q8 ? 2 : 1));
+  const bool steps = w.scaling == Scales::steps || in_halves;
+  w.has_minima = !in_halves && (w.scaling == Scales::steps || upto(1) == 1);
+  w.group = steps || upto(1) == 0 ? 1 : 4;
+  w.zero = in_halves ? 32 : w.kind == Kind::q5 ? 16 : w.kind == Kind::q4 && upto(1) == 1 ? 8 : 0;
+  const int64_t per_scale = steps ? kBlocksPerUnit : w.group;
   const int64_t groups = (w.blocks + per_scale - 1) / per_scale;
   const auto count = static_cast<size_t>(w.tiles * groups * (w.has_minima ? 2 : 1) * kTile);
   if (w.scaling == Scales::full) {
@@ -59,9 +61,9 @@ void fill_scales(Matrix& m) {
     for (size_t each = 0; each < count; ++each) m.halves.push_back(0x1c00 + upto(0x400));
     w.scales = m.halves.data();
   }
-  if (w.scaling == Scales::steps) {
+  if (steps) {
     for (int64_t each = 0; each < w.tiles * w.blocks * 2 * kTile; ++each) {
-      m.steps.push_back(static_cast<uint8_t>(upto(63)));
+      m.steps.push_back(static_cast<uint8_t>(upto(in_halves ? 255 : 63)));
     }
     w.steps = m.steps.data();
   }
@@ -80,11 +82,12 @@ Matrix random_matrix(Kind kind) {
   w.codes = m.codes.data();
   if (is_packed(kind)) {
     fill_scales(m);
-    if (w.scaling == Scales::steps && w.blocks % kBlocksPerUnit != 0) return random_matrix(kind);
-    const int bits = kind == Kind::q4 ? 4 : 8;
-    std::vector<uint8_t> stored(static_cast<size_t>(m.outward * m.width * bits / 8));
-    for (uint8_t& each : stored) each = static_cast<uint8_t>(upto(255));
-    jaxllama_tile_packed(bits, stored.data(), m.outward, w.blocks, 0, -1, m.codes.data());
+    if (w.scaling >= Scales::steps && w.blocks % kBlocksPerUnit != 0) return random_matrix(kind);
+    const int bits = kind == Kind::q4 ? 4 : kind == Kind::q5 ? 5 : kind == Kind::q6 ? 6 : 8;
+    std::vector<uint8_t> stored(static_cast<size_t>(m.outward * m.width / (bits == 4 ? 2 : 1)));
+    const int most = bits == 5 || bits == 6 ? (1 << bits) - 1 : 255;
+    for (uint8_t& each : stored) each = static_cast<uint8_t>(upto(most) - w.zero * (most != 255));
+    jaxllama_tile_packed(bits, w.zero, stored.data(), m.outward, w.blocks, 0, -1, m.codes.data());
   } else {
     const int size = kind == Kind::f32 ? 4 : 2;
     std::vector<uint8_t> stored(static_cast<size_t>(m.outward * m.width * size));
@@ -113,7 +116,7 @@ struct Case {
 
 Case random_case() {
   Case c;
-  c.matrix = random_matrix(static_cast<Kind>(upto(4)));
+  c.matrix = random_matrix(static_cast<Kind>(upto(6)));
   c.rows = 1 + upto(20);
   for (int64_t each = 0; each < c.rows * c.matrix.width; ++each) {
     c.x.push_back(upto(49) == 0 ? 100.0f * normal() : normal());  // some tower above their row
@@ -175,12 +178,21 @@ int check_steps() {
   }
   std::vector<uint16_t> units(16);
   std::vector<uint8_t> steps(numbers.size());
-  if (!jaxllama_find_steps(numbers.data(), 4, 4, units.data(), steps.data())) return 1;
+  if (!jaxllama_find_steps(0, numbers.data(), 4, 4, units.data(), steps.data())) return 1;
   for (size_t each = 0; each < numbers.size(); ++each) {
     if (widen_half(units[each / kBlocksPerUnit]) * steps[each] != numbers[each]) return 1;
   }
   numbers[3] = 0.1f;
-  return jaxllama_find_steps(numbers.data(), 4, 4, units.data(), steps.data());
+  if (jaxllama_find_steps(0, numbers.data(), 4, 4, units.data(), steps.data())) return 1;
+  for (size_t each = 0; each < numbers.size(); ++each) {
+    numbers[each] = 0.0625f * static_cast<float>(upto(255) - 128);
+  }
+  if (!jaxllama_find_steps(1, numbers.data(), 4, 2, units.data(), steps.data())) return 1;
+  for (size_t each = 0; each < numbers.size(); ++each) {
+    const auto step = static_cast<float>(static_cast<int8_t>(steps[each]));
+    if (widen_half(units[each / 16]) * step != numbers[each]) return 1;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -193,7 +205,7 @@ int main(int argc, char**) {
   }
   for (const char* isa : {"portable", "avx2", "avx512"}) {
     if (!jaxllama_set_isa(isa)) continue;
-    for (int each = 0; each < 60; ++each) {
+    for (int each = 0; each < 80; ++each) {
       Case c = random_case();
       if (argc > 1) c.x.pop_back(), c.x.shrink_to_fit();
       if (!run(c)) return 1;

@@ -53,7 +53,8 @@ def packed(noise, inward, outward, *, bits=4, group=32, minima="any", wide=False
     if bits == 4:
         codes = noise.integers(0, 256, (outward, inward // 2), dtype=np.uint8)
     else:
-        codes = noise.integers(-128, 128, (outward, inward), dtype=np.int8)
+        least = -(2 ** (bits - 1)) if bits == 8 or minima == "none" else 0
+        codes = noise.integers(least, least + 2**bits, (outward, inward)).astype(np.int8)
     scales = (0.001 + 0.01 * noise.random((outward, -(-inward // group)))).astype(np.float16)
     offset = -8.0 if minima == "symmetric" else noise.uniform(-9, -6)
     low = None if minima == "none" else (scales.astype(np.float32) * offset).astype(np.float16)
@@ -62,7 +63,7 @@ def packed(noise, inward, outward, *, bits=4, group=32, minima="any", wide=False
     return Packed(codes, scales.astype(kept), low, bits, group)
 
 
-def k_quant(noise, inward, outward):
+def k_quant(noise, inward, outward, *, bits=4):
     """Scales and minima that are six-bit steps of float16 units, in float32, as Q4_K has them."""
 
     def factors(sign):
@@ -70,8 +71,16 @@ def k_quant(noise, inward, outward):
         steps = noise.integers(0, 64, (outward, inward // 256, 8))
         return (sign * units.astype(np.float32) * steps).reshape(outward, -1).astype(np.float32)
 
-    codes = noise.integers(0, 256, (outward, inward // 2), dtype=np.uint8)
-    return Packed(codes, factors(1), factors(-1), 4, 32)
+    codes = packed(noise, inward, outward, bits=bits).codes
+    return Packed(codes, factors(1), factors(-1), bits, 32)
+
+
+def q6_k(noise, inward, outward):
+    """Scales of sixteen inputs that are signed bytes of float16 units, in float32."""
+    units = (0.001 * noise.random((outward, inward // 256, 1))).astype(np.float16)
+    steps = noise.integers(-128, 128, (outward, inward // 256, 16))
+    scales = (units.astype(np.float32) * steps).reshape(outward, -1).astype(np.float32)
+    return Packed(packed(noise, inward, outward, bits=6, minima="none").codes, scales, None, 6, 16)
 
 
 def dense(noise, dtype, inward, outward):
@@ -88,6 +97,11 @@ FORMS = {
     "q4 of 128, wide": partial(packed, inward=256, outward=48, group=128, wide=True),
     "q4 of 128, symmetric": partial(packed, inward=384, outward=64, group=128, minima="symmetric"),
     "q4_k": partial(k_quant, inward=512, outward=70),
+    "q5_0": partial(packed, inward=96, outward=70, bits=5, minima="none"),
+    "q5_1": partial(packed, inward=160, outward=64, bits=5),
+    "q5 wide": partial(packed, inward=64, outward=40, bits=5, wide=True),
+    "q5_k": partial(k_quant, inward=256, outward=70, bits=5),
+    "q6_k": partial(q6_k, inward=512, outward=70),
     "q8_0": partial(packed, inward=160, outward=50, bits=8, minima="none"),
     "q8 with minima": partial(packed, inward=64, outward=64, bits=8),
     "q8 of 128, wide": partial(packed, inward=256, outward=31, bits=8, group=128, wide=True),
@@ -379,12 +393,21 @@ def test_a_transposed_view_is_tiled_as_it_is(noise):
 
 
 @pytest.mark.parametrize(
-    ("form", "bits"), [("q4_0", 4.5), ("q4_1", 5.0), ("q4_k", 4.625), ("q8_0", 8.5)]
+    ("form", "bits"),
+    [
+        ("q4_0", 4.5),
+        ("q4_1", 5.0),
+        ("q5_0", 5.5),
+        ("q5_1", 6.0),
+        ("q4_k", 4.625),
+        ("q5_k", 5.625),
+        ("q6_k", 6.5625),
+        ("q8_0", 8.5),
+    ],
 )
 def test_tiles_take_no_more_memory_than_the_file(noise, form, bits):
-    inward = {"q4_k": 512}.get(form, 160 if form != "q4_0" else 96)
     weight = tile(FORMS[form](noise, outward=64))
-    assert weight.nbytes == inward * 64 * bits / 8
+    assert weight.nbytes == weight.shape[0] * 64 * bits / 8
 
 
 def test_scales_that_are_no_steps_stay_float32(noise):
@@ -393,6 +416,21 @@ def test_scales_that_are_no_steps_stay_float32(noise):
     weight = tile(matrix)
     assert weight.steps is None
     np.testing.assert_array_equal(untile(weight), values(matrix))
+
+
+def test_six_bits_whose_scales_are_no_steps_have_no_tiles(noise):
+    matrix = q6_k(noise, 256, 32)
+    assert tiled.takes(matrix)
+    matrix.scales[0, 0] = 0.1
+    assert not tiled.takes(matrix)
+    with pytest.raises(ValueError, match="signed bytes"):
+        tile(matrix)
+
+
+def test_five_bits_with_and_without_minima_share_tiles(noise):
+    parts = [packed(noise, 64, 32, bits=5, minima=kind) for kind in ("none", "any")]
+    whole = np.concatenate([values(part) for part in parts], axis=1)
+    np.testing.assert_allclose(untile(tile(*parts)), whole, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("isa")
@@ -469,7 +507,7 @@ def test_the_handler_checks_every_size_itself(noise):
     codes, scales = jnp.asarray(weight.codes), jnp.asarray(weight.scales)
     wrong = [
         {"kind": 9}, {"kind": -1}, {"kind": 1}, {"kind": 4}, {"group": 0}, {"group": 4},
-        {"zero": 16}, {"swiglu": 1}, {"codes": codes[:, :1]}, {"codes": codes[:1]},
+        {"zero": 33}, {"swiglu": 1}, {"codes": codes[:, :1]}, {"codes": codes[:1]},
         {"codes": codes[..., :100]}, {"codes": codes.astype(jnp.float32)},
         {"scales": scales[:, :1]}, {"scales": scales[..., :16]}, {"scales": scales[0]},
         {"scales": codes}, {"steps": jnp.ones((2, 2, 2, 32), jnp.uint8)},

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,11 @@ from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation, dense
 from jaxllama.model.quantized import Packed
 from jaxllama.sharding import make_mesh
+from jaxllama.testing import random_params, tiny
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import fill
 from tests.support import BODIES, KERNELS, MODEL
+from tests.weights.writers import flatten, write_gguf
 
 SPLIT = dataclasses.replace(KERNELS, model_parallel=2)
 WIDE = dataclasses.replace(MODEL, width=64)
@@ -53,6 +58,54 @@ def test_parts_of_different_kinds_stay_exactly_what_they_are(mixed):
     assert np.array_equal(found, np.concatenate(expected, axis=1))
     kept = {"nothing": ["q4"], "dense": ["q4", "f32"], "eight bits": ["q4", "q8"]}
     assert [each.kind for each in tiles] == kept[mixed]
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.parametrize("most", ["Q4_K", "Q5_K"])
+def test_a_mix_of_k_quants_stays_as_small_as_its_file_and_as_exact(tmp_path, most):
+    """As files called Q4_K_M and Q5_K_M are: v, down and the embedding in six bits."""
+    config = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=1)
+    params = flatten(random_params(config))
+    kinds = {"": most, "v": "Q6_K", "down": "Q6_K", "embed": "Q6_K"}
+    expected = write_gguf(tmp_path / "m.gguf", config, params, kind=kinds)
+    leaves = abstract_params(config)
+    preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        fill(leaves, checkpoint, preparation.add)
+    tree = preparation.tree()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert held <= 1.03 * sum(size_in_file(path, expected[path], kinds) for path in expected)
+    block = tree["blocks"][0]
+    np.testing.assert_array_equal(
+        untile(block["ffn"]["down"]["weight"]), expected["blocks.0.ffn.down.weight"]
+    )
+    for each, name in zip(block["attention"]["qkv"]["weight"].parts, ("qk", "v"), strict=True):
+        whole = [expected[f"blocks.0.attention.{letter}.weight"] for letter in name]
+        np.testing.assert_array_equal(untile(each), np.concatenate(whole, axis=1))
+    np.testing.assert_array_equal(untile(tree["embed"]["weight"]), expected["embed.weight"].T)
+
+
+def size_in_file(path, value, kinds):
+    """Bytes of one tensor."""
+    if value.ndim == 1:
+        return value.size * 4
+    kind = gguf.GGMLQuantizationType[kinds.get(path.split(".")[-2], kinds[""])]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return value.size // block * size
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_six_bits_with_damaged_scales_are_still_told():
+    """No unit is found for what is not a number, so it is kept as it is."""
+    packed = Packed(np.zeros((64, 256), np.int8), np.ones((64, 16), np.float32), None, 6, 16)
+    packed.scales[3, 0] = np.nan
+    config = dataclasses.replace(MODEL, width=256, vocab_size=64)
+    leaves = abstract_params(config)
+    preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
+    preparation.add("embed.weight", leaves["embed.weight"], packed)
+    held = preparation.tree()["embed"]["weight"]
+    assert held.kind == "f32" and held.shape == (256, 64)
+    assert np.isnan(untile(held)[:, 3]).any() and np.isfinite(untile(held)[:, 4]).all()
 
 
 def split_model(**changes):

@@ -21,7 +21,7 @@ from jaxllama.weights.gguf_blocks import KINDS as KINDS_BY_NUMBER
 
 WIDE = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=1)
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-PACKED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K")
+PACKED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 # What a config.json or GGUF says about rope is tested by itself; here the tree matters.
 TREES = ("llama2", "tinyllama", "smollm2", "mistral", "qwen2", "qwen3", "biased", "factors")
 

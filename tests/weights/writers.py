@@ -5,7 +5,7 @@ gguf library's own map, Hugging Face names are spelled here.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -113,11 +113,15 @@ def write_gguf(
     config: ModelConfig,
     params: dict[str, np.ndarray],
     *,
-    kind: str = "F32",
+    kind: str | Mapping[str, str] = "F32",
     metadata: dict[str, object] | None = None,
     factors: Sequence[float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """A GGUF file; returns our path -> what gguf's own dequantiser makes of it, canonical."""
+    """A GGUF file; returns our path -> what gguf's own dequantiser makes of it, canonical.
+
+    `kind` of all matrices, or of each by the name before ".weight"; "" is that of the rest.
+    """
+    kinds = {"": kind} if isinstance(kind, str) else kind
     architecture = "llama"
     if config.qk_norm:
         architecture = "qwen3"
@@ -138,7 +142,8 @@ def write_gguf(
         stem, _, suffix = theirs.rpartition(".")
         heads = heads_to_pair(ours, config) if architecture == "llama" else None
         rows = pair_rope(tensor, heads) if heads else tensor
-        number = Type[kind] if value.ndim == 2 else Type.F32
+        named = kinds.get(ours.split(".")[-2], kinds[""])
+        number = Type[named] if value.ndim == 2 else Type.F32
         raw = encode(rows, number)
         raw_type = None if number in (Type.F32, Type.F16) else number
         writer.add_tensor(f"{names.get_name(stem)}.{suffix}", raw, raw_dtype=raw_type)

@@ -52,18 +52,22 @@ ffi::Error read_scales(const ffi::AnyBuffer& scales, const ffi::AnyBuffer& steps
   if (dims.size() != 4 || dims[0] != w->tiles || dims[3] != kTile || dims[2] < 1 || dims[2] > 2) {
     return bad("scales must be [tiles, groups, 1 or 2, 32]");
   }
-  const bool has_steps = !is_empty(steps);
+  const bool has_steps = !is_empty(steps), in_halves = w->kind == Kind::q6;
   const int64_t per_scale = has_steps ? kBlocksPerUnit : w->group;
   if (dims[1] != (w->blocks + per_scale - 1) / per_scale) return bad("wrong number of groups");
   const ffi::DataType type = scales.element_type();
   if (type != ffi::U16 && (has_steps || type != ffi::F32)) return bad("wrong type of scales");
   if (has_steps) {
-    const bool fits = w->kind == Kind::q4 && w->group == 1 && w->blocks % kBlocksPerUnit == 0 &&
-                      dims[2] == 2 && steps.element_type() == ffi::U8 &&
+    const bool fits = w->kind != Kind::q8 && w->group == 1 && w->blocks % kBlocksPerUnit == 0 &&
+                      dims[2] == (in_halves ? 1 : 2) && steps.element_type() == ffi::U8 &&
                       has_shape(steps, {w->tiles, w->blocks, 2, kTile});
-    if (!fits) return bad("steps must be [tiles, blocks, 2, 32] bytes of a q4 matrix");
+    if (!fits) return bad("steps must be [tiles, blocks, 2, 32] bytes of a q4, q5 or q6 matrix");
   }
-  w->scaling = has_steps ? Scales::steps : type == ffi::U16 ? Scales::half : Scales::full;
+  if (in_halves && !has_steps) return bad("a q6 matrix has steps");
+  w->scaling = in_halves          ? Scales::halves
+               : has_steps        ? Scales::steps
+               : type == ffi::U16 ? Scales::half
+                                  : Scales::full;
   w->has_minima = dims[2] == 2;
   w->scales = scales.untyped_data();
   w->steps = data<uint8_t>(steps);
@@ -82,7 +86,7 @@ ffi::Error read_weights(Form form, const ffi::AnyBuffer& codes, const ffi::AnyBu
   w->codes = static_cast<const uint8_t*>(codes.untyped_data());
   w->tiles = dims[0];
   w->blocks = dims[1];
-  if (form.group < 1 || form.zero < 0 || form.zero > 15) return bad("wrong group or zero");
+  if (form.group < 1 || form.zero < 0 || form.zero > 32) return bad("wrong group or zero");
   w->group = form.group;
   w->zero = static_cast<int>(form.zero);
   w->scaling = Scales::none;

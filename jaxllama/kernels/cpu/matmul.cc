@@ -34,7 +34,7 @@ struct RowBytes {
   explicit RowBytes(const Weights& weights)
       : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
         scales(is_packed(weights.kind) ? weights.blocks * sizeof(Scale) : 0),
-        starts(is_packed(weights.kind) ? weights.blocks * sizeof(int32_t) : 0),
+        starts(is_packed(weights.kind) ? weights.blocks * sums_of(weights.kind) * sizeof(int32_t) : 0),
         sums(is_packed(weights.kind)
                  ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
                  : 0),

@@ -50,8 +50,8 @@ struct Apart {
 struct Prepared {
   uint8_t* inputs;  // int8 for packed weights, bfloat16 for bf16, else float32
   Scale* scales;    // [band][block][row]: packed only
-  int32_t* starts;  // [band][block][row]: what a sum of codes starts from: -zero * sum of inputs,
-                    // and the lift of the instruction set
+  int32_t* starts;  // [band][block][row], of q6 [band][block][half][row]: what a sum of codes starts
+                    // from: -zero * sum of inputs, and the lift of the instruction set
   float* sums;      // [band][group][row]: scale * sum of inputs, if there are minima
   Apart* apart;     // [band][at most one for each row and block], a row's by block: packed only
   int32_t* aparts;  // [band]: how many, where its first row's would be
@@ -73,6 +73,9 @@ constexpr int kAtOnce = 4;  // blocks that are quantised together
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {
   return is_packed(kind) ? 1 : kind == Kind::bf16 ? 2 : 4;
 }
+
+// How many sums of codes a block has: the halves of a q6 have scales of their own.
+[[maybe_unused]] static constexpr int sums_of(Kind kind) { return kind == Kind::q6 ? 2 : 1; }
 
 struct MatmulOps {
   int most_rows;  // of a band

@@ -86,6 +86,12 @@ inline F load_bytes(const uint8_t* from) {
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
+inline F load_signed(const uint8_t* from) {
+  const __m128i bytes = load_sixteen(from);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
 // Some bits of each of sixteen words, less their zero.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const auto eight = [&](const uint8_t* at) {
@@ -232,6 +238,58 @@ INLINE void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)
   }
 }
 
+// Bytes moved by some bits, to higher ones if `by` is above zero; what crosses a byte is for the
+// caller to mask.
+template <int by>
+INLINE __m256i moved(__m256i x) {
+  if constexpr (by > 0) return _mm256_slli_epi16(x, by);
+  if constexpr (by < 0) return _mm256_srli_epi16(x, -by);
+  return x;
+}
+
+// The inputs 4j..4j+3 of a half of a block, whose codes have five or six bits, with eight outputs.
+template <int bits, int half, int j>
+INLINE __m256i four_codes(const uint8_t* codes) {
+  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // of the high bits
+  const __m256i top = load_bits(codes + kNibbles + (bits == 5 ? 0 : half * 128));
+  const __m256i nibbles = moved<-4 * half>(load_bits(codes + j * 128));
+  return _mm256_or_si256(
+      _mm256_and_si256(nibbles, _mm256_set1_epi8(15)),
+      _mm256_and_si256(moved<4 - place>(top), _mm256_set1_epi8(bits == 5 ? 0x10 : 0x30)));
+}
+
+// Two pairs of products are at most 2 * 2 * 63 * 127: they fit sixteen bits, and more do not.
+template <int bits, int half, int j, int N>
+INLINE void add_eight(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
+  const __m256i v = four_codes<bits, half, j>(codes), w = four_codes<bits, half, j + 1>(codes);
+  UNROLL for (int r = 0; r < N; ++r) {
+    const int8_t* row = inputs + r * kBlock + half * 16 + 4 * j;
+    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(v, broadcast_four(row)),
+                                           _mm256_maddubs_epi16(w, broadcast_four(row + 4)));
+    acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+
+template <int bits, int half, int N>
+INLINE void add_half(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
+  add_eight<bits, half, 0>(codes, inputs, acc);
+  add_eight<bits, half, 2>(codes, inputs, acc);
+}
+
+template <int bits, int half, int N>
+INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
+                      F (&out)[N][2]) {
+  UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
+    __m256i acc[N];
+    UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(starts[r]);
+    add_half<bits, half>(codes + eighth * 32, inputs, acc);
+    UNROLL for (int r = 0; r < N; ++r) {
+      F& lanes = out[r][eighth / 2];
+      (eighth % 2 == 0 ? lanes.a : lanes.b) = _mm256_cvtepi32_ps(acc[r]);
+    }
+  }
+}
+
 template <int bits, int N>
 INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
@@ -239,6 +297,9 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
     UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(starts[r]);
     if constexpr (bits == 4) {
       nibble_dots<N>(codes + eighth * 32, inputs, acc);
+    } else if constexpr (bits == 5) {
+      add_half<5, 0>(codes + eighth * 32, inputs, acc);
+      add_half<5, 1>(codes + eighth * 32, inputs, acc);
     } else {
       byte_dots<N>(codes + eighth * 32, inputs, acc);
     }

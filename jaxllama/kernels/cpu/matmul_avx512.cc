@@ -49,6 +49,11 @@ inline F load_bytes(const uint8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
 
+inline F load_signed(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
 // Some bits of each of sixteen words, less their zero.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const __m512i words = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(shift));
@@ -144,6 +149,55 @@ inline __m512i broadcast_four(const void* from) {
 inline Pairs set_pair(const uint16_t* from) { return (Pairs)broadcast_four(from); }
 inline F dot_pairs(Pairs w, Pairs x, F sum) { return _mm512_dpbf16_ps(sum, w, x); }
 
+// Bytes moved by some bits, to higher ones if `by` is above zero; what crosses a byte is for the
+// caller to mask.
+template <int by>
+INLINE __m512i moved(__m512i x) {
+  if constexpr (by > 0) return _mm512_slli_epi16(x, by);
+  if constexpr (by < 0) return _mm512_srli_epi16(x, -by);
+  return x;
+}
+
+// The inputs 4j..4j+3 of a half of a block, whose codes have five or six bits.
+template <int bits, int half, int j, int N>
+INLINE void add_four(const uint8_t* codes, const int8_t* inputs, __m512i (&acc)[N][2]) {
+  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // of the high bits
+  const __m512i low = _mm512_set1_epi8(15), mask = _mm512_set1_epi8(bits == 5 ? 0x10 : 0x30);
+  __m512i w[2];
+  UNROLL for (int h = 0; h < 2; ++h) {
+    const __m512i nibbles = moved<-4 * half>(_mm512_loadu_si512(codes + j * 128 + h * 64));
+    const __m512i top =
+        _mm512_loadu_si512(codes + kNibbles + (bits == 5 ? 0 : half * 128) + h * 64);
+    w[h] = _mm512_or_si512(_mm512_and_si512(nibbles, low),
+                           _mm512_and_si512(moved<4 - place>(top), mask));
+  }
+  UNROLL for (int r = 0; r < N; ++r) {
+    const __m512i x = broadcast_four(inputs + r * kBlock + half * 16 + 4 * j);
+    acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w[0], x);
+    acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w[1], x);
+  }
+}
+
+template <int bits, int half, int N>
+INLINE void add_half(const uint8_t* codes, const int8_t* inputs, __m512i (&acc)[N][2]) {
+  add_four<bits, half, 0>(codes, inputs, acc);
+  add_four<bits, half, 1>(codes, inputs, acc);
+  add_four<bits, half, 2>(codes, inputs, acc);
+  add_four<bits, half, 3>(codes, inputs, acc);
+}
+
+template <int bits, int half, int N>
+INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
+                      F (&out)[N][2]) {
+  __m512i acc[N][2];
+  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(starts[r]);
+  add_half<bits, half>(codes, inputs, acc);
+  UNROLL for (int r = 0; r < N; ++r) {
+    out[r][0] = _mm512_castsi512_ps(acc[r][0]);
+    out[r][1] = _mm512_castsi512_ps(acc[r][1]);
+  }
+}
+
 template <int bits, int N>
 INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   __m512i acc[N][2];
@@ -165,6 +219,9 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
         acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], h1, y);
       }
     }
+  } else if constexpr (bits == 5) {
+    add_half<5, 0>(codes, inputs, acc);
+    add_half<5, 1>(codes, inputs, acc);
   } else {
     UNROLL for (int j = 0; j < 8; ++j) {
       const __m512i w0 = _mm512_loadu_si512(codes + j * 128);

@@ -2,8 +2,8 @@
 //
 // Included by matmul_<isa>.cc inside its namespace, after the vector type `F` and its operations are
 // defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
-// rows, exactly, in integers that start from kLiftBits; `scaled` makes numbers of them. kMostRows is
-// what registers allow. Everything else is here.
+// rows, exactly, in integers that start from kLiftBits, and `half_dots<bits, half, N>` sixteen inputs
+// of one; `scaled` makes numbers of them. kMostRows is what registers allow. Everything else is here.
 
 // ---- rows
 
@@ -96,6 +96,12 @@ inline Apart take_apart(F (&block)[2]) {
   return found;
 }
 
+inline int32_t sum_of_sixteen(const int8_t* bytes) {
+  int32_t total = 0;
+  for (int k = 0; k < kBlock / 2; ++k) total += bytes[k];
+  return total;
+}
+
 // Four blocks at a time go to int8, each with one scale; vectors are used best so. What towers above
 // the row is taken out first. A block with NaN or infinity comes out as zeros and a scale that is not
 // finite.
@@ -103,10 +109,11 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
                            int64_t local) {
   const int64_t blocks = weights.blocks;
   const int64_t groups = (blocks + weights.group - 1) / weights.group;
-  const int32_t zero_code = weights.kind == Kind::q4 ? weights.zero : kZeroOfEight;
+  const int32_t zero_code = weights.kind == Kind::q8 ? kZeroOfEight : weights.zero;
+  const bool in_halves = weights.kind == Kind::q6;
   int8_t* inputs = reinterpret_cast<int8_t*>(to.inputs) + local * blocks * kBlock;
   Scale* scales = to.scales + local * blocks;
-  int32_t* starts = to.starts + local * blocks;
+  int32_t* starts = to.starts + local * blocks * sums_of(weights.kind);
   float* sums = to.sums + local * groups;
   Apart* apart = to.apart + local * blocks;
   for (int row = 0; row < band.count; ++row) {
@@ -136,7 +143,13 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
         const int64_t block = start + b, at = block * band.count + row;
         __builtin_memcpy(inputs + at * kBlock, bytes + b * kBlock, kBlock);
         scales[at] = {scale[b], scale[b] * -kLift};
-        starts[at] = kLiftBits - codes[b] * zero_code;
+        if (in_halves) {
+          const int32_t first = sum_of_sixteen(bytes + b * kBlock);
+          starts[at + block * band.count] = kLiftBits - first * zero_code;
+          starts[at + (block + 1) * band.count] = kLiftBits - (codes[b] - first) * zero_code;
+        } else {
+          starts[at] = kLiftBits - codes[b] * zero_code;
+        }
         const float share = scale[b] * static_cast<float>(codes[b]) + taken[b];
         total = weights.group == 1 || block % weights.group == 0 ? share : total + share;
         sums[(weights.group == 1 ? block : block / weights.group) * band.count + row] = total;
@@ -186,7 +199,7 @@ using Sums = F[N][2];
 template <Scales scaling, bool minima>
 struct Scaler {
   const Weights& weights;
-  int64_t first;  // group of this tile
+  int64_t first;  // group of this tile; halves of blocks are groups of their own
 
   Scaler(const Weights& weights, int64_t tile, int64_t groups)
       : weights(weights), first(tile * groups) {}
@@ -199,6 +212,10 @@ struct Scaler {
         const auto* from = static_cast<const uint16_t*>(weights.scales) + at;
         scale[h] = load_half(from);
         if constexpr (minima) minimum[h] = load_half(from + kTile);
+      } else if constexpr (scaling == Scales::halves) {
+        const int64_t unit = (first + group) / (2 * kBlocksPerUnit) * kTile + h * kHalf;
+        const auto* units = static_cast<const uint16_t*>(weights.scales) + unit;
+        scale[h] = mul(load_signed(weights.steps + at), load_half(units));
       } else if constexpr (scaling == Scales::full) {
         const auto* from = static_cast<const float*>(weights.scales) + at;
         scale[h] = load(from);
@@ -223,14 +240,22 @@ template <int bits, Scales scaling, bool minima, int N>
 INLINE void add_apart(const Weights& weights, const Scaler<scaling, minima>& scaler,
                       const uint8_t* codes, const Apart* apart, int32_t count, Sums<N>& sums) {
   for (; count > 0; --count, ++apart) {
-    const bool high = bits == 4 && apart->place >= kBlock / 2;
-    const int place = high ? apart->place - kBlock / 2 : apart->place;
-    const uint8_t* from = codes + apart->block * block_bytes(bits == 4 ? Kind::q4 : Kind::q8);
+    const int half = bits != 8 && apart->place >= kBlock / 2 ? 1 : 0;
+    const int place = apart->place - half * kBlock / 2;
+    const uint8_t* from = codes + apart->block * block_bytes(kind_of(bits));
     F scale[2], minimum[2];
-    scaler.read(apart->block / weights.group, scale, minimum);
+    scaler.read(bits == 6 ? apart->block * 2 + half : apart->block / weights.group, scale, minimum);
     for (int h = 0; h < 2; ++h) {
-      const F code = some_bits(from + place / 4 * 128 + h * 64, place % 4 * 8 + (high ? 4 : 0),
-                               bits == 4 ? weights.zero : 128, bits == 4 ? 15 : 255);
+      F code = some_bits(from + place / 4 * 128 + h * 64, place % 4 * 8 + half * 4,
+                         bits == 8 ? 128 : weights.zero, bits == 8 ? 255 : 15);
+      if constexpr (bits == 5) {
+        const int at = place % 4 * 8 + half * 4 + place / 4;
+        code = fma(some_bits(from + kNibbles + h * 64, at, 0, 1), set(16.0f), code);
+      }
+      if constexpr (bits == 6) {
+        const int at = place % 4 * 8 + place / 4 * 2;
+        code = fma(some_bits(from + kNibbles + half * 128 + h * 64, at, 0, 3), set(16.0f), code);
+      }
       F& sum = sums[apart->row][h];
       sum = fma(mul(scale[h], set(apart->x)), code, sum);
     }
@@ -240,7 +265,7 @@ INLINE void add_apart(const Weights& weights, const Scaler<scaling, minima>& sca
 template <int bits, Scales scaling, bool minima, bool single, int N>
 INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared& from, int64_t local,
                      Sums<N>& sums) {
-  constexpr size_t bytes = block_bytes(bits == 4 ? Kind::q4 : Kind::q8);
+  constexpr size_t bytes = block_bytes(kind_of(bits));
   const int64_t blocks = weights.blocks;
   const int64_t group = single ? 1 : weights.group;
   const int64_t groups = (blocks + group - 1) / group;
@@ -289,6 +314,51 @@ INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared
   }
   add_apart<bits, scaling, minima, N>(weights, scaler, weights.codes + tile * blocks * bytes,
                                       from.apart + local * blocks, from.aparts[local], sums);
+}
+
+// Of q6, whose blocks have a scale for each half.
+template <int N>
+INLINE void multiply_halves(const Weights& weights, int64_t tile, const Prepared& from,
+                            int64_t local, Sums<N>& sums) {
+  constexpr size_t bytes = block_bytes(Kind::q6);
+  const int64_t blocks = weights.blocks;
+  const uint8_t* codes = weights.codes + tile * blocks * bytes;
+  const int8_t* inputs = reinterpret_cast<const int8_t*>(from.inputs) + local * blocks * kBlock;
+  const Scale* scales = from.scales + local * blocks;
+  const int32_t* starts = from.starts + local * blocks * 2;
+  const Scaler<Scales::halves, false> scaler(weights, tile, blocks * 2);
+
+  F acc[N][2];
+  UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
+  const auto add_half = [&](int64_t half, F (&dot)[N][2]) {
+    F scale[2], minimum[2];
+    scaler.read(half, scale, minimum);
+    UNROLL for (int r = 0; r < N; ++r) {
+      UNROLL for (int h = 0; h < 2; ++h) {
+        acc[r][h] = fma(scale[h], scaled(dot[r][h], scales[r]), acc[r][h]);
+      }
+    }
+  };
+  for (int64_t block = 0; block < blocks; ++block) {
+    F dot[N][2];
+    UNROLL for (size_t line = 0; line < bytes; line += 64) {
+      __builtin_prefetch(codes + kAhead + line);
+    }
+    half_dots<6, 0, N>(codes, inputs, starts, dot);
+    add_half(block * 2, dot);
+    half_dots<6, 1, N>(codes, inputs, starts + N, dot);
+    add_half(block * 2 + 1, dot);
+    codes += bytes;
+    inputs += N * kBlock;
+    scales += N;
+    starts += 2 * N;
+  }
+  UNROLL for (int r = 0; r < N; ++r) {
+    sums[r][0] = acc[r][0];
+    sums[r][1] = acc[r][1];
+  }
+  add_apart<6, Scales::halves, false, N>(weights, scaler, weights.codes + tile * blocks * bytes,
+                                         from.apart + local * blocks, from.aparts[local], sums);
 }
 
 template <Kind kind, int N>
@@ -442,6 +512,14 @@ void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, i
       if (weights.scaling == Scales::half) SCALED(4, half);
       if (weights.scaling == Scales::full) SCALED(4, full);
       if (weights.scaling == Scales::steps) PACKED(4, steps, true, true);
+      break;
+    case Kind::q5:
+      if (weights.scaling == Scales::half) SCALED(5, half);
+      if (weights.scaling == Scales::full) SCALED(5, full);
+      if (weights.scaling == Scales::steps) PACKED(5, steps, true, true);
+      break;
+    case Kind::q6:
+      multiply_halves<N>(weights, tile, from, local, sums);
       break;
     case Kind::q8:
       if (weights.scaling == Scales::half) SCALED(8, half);

@@ -97,6 +97,12 @@ inline F load_bytes(const uint8_t* from) {
   return y;
 }
 
+inline F load_signed(const uint8_t* from) {
+  F y;
+  LANES y.v[i] = static_cast<float>(static_cast<int8_t>(from[i]));
+  return y;
+}
+
 // Some bits of each of sixteen words, less their zero.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   F y;
@@ -180,6 +186,33 @@ inline int32_t dot_nibbles(const uint8_t* w, const int8_t* x) {
   return total;
 }
 
+// One half of a block whose codes have five or six bits, with the outputs of half h.
+template <int bits, int half>
+INLINE void add_half(const uint8_t* codes, const int8_t* x, int h, int32_t (&acc)[kHalf]) {
+  const uint8_t* top = codes + kNibbles + (bits == 5 ? 0 : half * 128) + h * 64;
+  for (int j = 0; j < 4; ++j) {
+    const uint8_t* nibbles = codes + (2 * j + h) * 64;
+    const int place = bits == 5 ? half * 4 + j : 2 * j;
+    LANES for (int b = 0; b < 4; ++b) {
+      const int high = top[4 * i + b] >> place & (bits == 5 ? 1 : 3);
+      acc[i] += ((nibbles[4 * i + b] >> 4 * half & 15) | high << 4) * x[half * 16 + 4 * j + b];
+    }
+  }
+}
+
+template <int bits, int half, int N>
+INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
+                      F (&out)[N][2]) {
+  for (int r = 0; r < N; ++r) {
+    for (int h = 0; h < 2; ++h) {
+      int32_t acc[kHalf];
+      LANES acc[i] = starts[r];
+      add_half<bits, half>(codes, inputs + r * kBlock, h, acc);
+      LANES out[r][h].v[i] = static_cast<float>(acc[i]);
+    }
+  }
+}
+
 template <int bits, int N>
 INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
   for (int r = 0; r < N; ++r) {
@@ -187,7 +220,11 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
     for (int h = 0; h < 2; ++h) {
       int32_t acc[kHalf];
       LANES acc[i] = starts[r];
-      for (int j = 0; j < (bits == 4 ? 4 : 8); ++j) {
+      if constexpr (bits == 5) {
+        add_half<5, 0>(codes, x, h, acc);
+        add_half<5, 1>(codes, x, h, acc);
+      }
+      for (int j = 0; j < (bits == 4 ? 4 : bits == 5 ? 0 : 8); ++j) {
         const uint8_t* w = codes + (2 * j + h) * 64;
         LANES acc[i] += bits == 4 ? dot_nibbles(w + 4 * i, x + 4 * j)
                                   : dot_four(w + 4 * i, x + 4 * j);

@@ -12,6 +12,14 @@ float scale_at(const Weights& weights, int64_t index) {
   return widen_half(static_cast<const uint16_t*>(weights.scales)[index]);
 }
 
+// Scale of the half `half` of a block of one output.
+float scale_of_half(const Weights& weights, int64_t tile, int64_t block, int half, int lane) {
+  const int64_t at = tile * weights.blocks + block;
+  const uint8_t step = weights.steps[(at * 2 + half) * kTile + lane];
+  return scale_at(weights, at / kBlocksPerUnit * kTile + lane) *
+         static_cast<float>(static_cast<int8_t>(step));
+}
+
 // Scale (part 0) or minimum (part 1) of a block of one output.
 float factor(const Weights& weights, int64_t tile, int64_t block, int part, int lane) {
   const int kinds = weights.has_minima ? 2 : 1;
@@ -28,9 +36,13 @@ float factor(const Weights& weights, int64_t tile, int64_t block, int part, int 
 int code_at(const Weights& weights, const uint8_t* block, int k, int lane) {
   const int half = lane / kHalf, place = lane % kHalf;
   if (weights.kind == Kind::q8) return block[((k / 4 * 2 + half) * kHalf + place) * 4 + k % 4] - 128;
-  const int low = k % 16;
+  const int low = k % 16, part = k / 16;
   const uint8_t two = block[((low / 4 * 2 + half) * kHalf + place) * 4 + low % 4];
-  return (k < 16 ? two & 15 : two >> 4) - weights.zero;
+  int code = two >> 4 * part & 15;
+  const uint8_t* top = block + kNibbles + (half * kHalf + place) * 4 + low % 4;
+  if (weights.kind == Kind::q5) code |= (*top >> (part * 4 + low / 4) & 1) << 4;
+  if (weights.kind == Kind::q6) code |= (top[part * 128] >> low / 4 * 2 & 3) << 4;
+  return code - weights.zero;
 }
 
 float number_at(Kind kind, const uint8_t* block, int k, int lane) {
@@ -51,6 +63,13 @@ void take_row(const Weights& weights, int64_t output, int64_t width, float* y) {
     float* to = y + block * kBlock;
     if (!is_packed(weights.kind)) {
       for (int k = 0; k < count; ++k) to[k] = number_at(weights.kind, at, k, lane);
+      continue;
+    }
+    if (weights.kind == Kind::q6) {
+      for (int k = 0; k < count; ++k) {
+        to[k] = scale_of_half(weights, tile, block, k / 16, lane) *
+                static_cast<float>(code_at(weights, at, k, lane));
+      }
       continue;
     }
     const float scale = factor(weights, tile, block, 0, lane);

@@ -48,6 +48,16 @@ void tile_nibbles(const uint8_t* from, uint8_t* lane) {
   }
 }
 
+// Codes of five or six bits, of which each has a byte; `zero` makes them start from 0.
+void tile_narrow(const uint8_t* from, int bits, int zero, uint8_t* lane) {
+  for (int k = 0; k < kBlock; ++k) {
+    const int code = (from[k] + zero) & 63, half = k / 16, j = k % 16 / 4, b = k % 4;
+    lane[j * 128 + b] |= static_cast<uint8_t>((code & 15) << 4 * half);
+    uint8_t* top = lane + kNibbles + (bits == 5 ? 0 : half * 128) + b;
+    *top |= static_cast<uint8_t>(code >> 4 << (bits == 5 ? half * 4 + j : 2 * j));
+  }
+}
+
 void tile_bytes(const uint8_t* from, uint8_t* lane) {
   for (int j = 0; j < 8; ++j) {
     uint32_t four;
@@ -76,36 +86,46 @@ bool as_half(float value, uint16_t* half) {
   return true;
 }
 
-// Eight numbers as steps of one float16 unit, if they are exactly that.
-bool in_steps(const float* eight, int most, float unit, uint8_t* steps) {
-  for (int each = 0; each < kBlocksPerUnit; ++each) {
-    const float step = eight[each] / unit;
-    if (!(step >= 0.0f && step <= static_cast<float>(most))) return false;
-    steps[each] = static_cast<uint8_t>(step);
-    if (unit * steps[each] != eight[each]) return false;
+// What steps may be, and how many share a unit.
+struct Steps {
+  int count, least, most;
+  int usual;  // of the largest number: most units of a file use up the bits they have
+};
+
+constexpr Steps kUnsigned{kBlocksPerUnit, 0, 255, 63}, kSigned{2 * kBlocksPerUnit, -128, 127, -128};
+
+// Some numbers as steps of one float16 unit, if they are exactly that.
+bool in_steps(const float* numbers, const Steps& form, float unit, uint8_t* steps) {
+  for (int each = 0; each < form.count; ++each) {
+    const float step = numbers[each] / unit;
+    if (!(step >= static_cast<float>(form.least) && step <= static_cast<float>(form.most))) {
+      return false;
+    }
+    const int whole = static_cast<int>(step);
+    steps[each] = static_cast<uint8_t>(whole);
+    if (unit * static_cast<float>(whole) != numbers[each]) return false;
   }
   return true;
 }
 
-bool find_unit(const float* eight, uint16_t* unit, uint8_t* steps) {
-  constexpr int kMost = 255;
+bool find_unit(const float* numbers, const Steps& form, uint16_t* unit, uint8_t* steps) {
   float largest = 0.0f;
-  for (int each = 0; each < kBlocksPerUnit; ++each) {
-    if (__builtin_fabsf(eight[each]) > __builtin_fabsf(largest)) largest = eight[each];
+  for (int each = 0; each < form.count; ++each) {
+    if (__builtin_fabsf(numbers[each]) > __builtin_fabsf(largest)) largest = numbers[each];
   }
   if (largest == 0.0f) {
     *unit = 0;
-    for (int each = 0; each < kBlocksPerUnit; ++each) {
-      if (eight[each] != 0.0f) return false;  // NaN
+    for (int each = 0; each < form.count; ++each) {
+      if (numbers[each] != 0.0f) return false;  // NaN
       steps[each] = 0;
     }
     return true;
   }
-  // Files have six bits and most groups use them up, so the first try usually fits.
-  for (int tried = 0; tried <= kMost; ++tried) {
-    const int step = tried == 0 ? 63 : tried;
+  for (int tried = form.least - 1; tried <= form.most; ++tried) {
+    const int step = tried < form.least ? form.usual : tried;
+    if (step == 0) continue;
     const float value = largest / static_cast<float>(step);
-    if (as_half(value, unit) && in_steps(eight, kMost, value, steps)) return true;
+    if (as_half(value, unit) && in_steps(numbers, form, value, steps)) return true;
   }
   return false;
 }
@@ -115,12 +135,13 @@ bool find_unit(const float* eight, uint16_t* unit, uint8_t* steps) {
 
 using namespace jaxllama;
 
-// Codes [outputs, width] of 4 or 8 bits into `to` [tiles, blocks, ...]. Width is whole blocks.
-JAXLLAMA_EXPORT void jaxllama_tile_packed(int bits, const uint8_t* codes, int64_t outputs,
+// Codes [outputs, width] of 4 bits, or of 5, 6 or 8 in a byte each, into `to` [tiles, blocks, ...].
+// Width is whole blocks; those of 5 and 6 bits begin at -zero.
+JAXLLAMA_EXPORT void jaxllama_tile_packed(int bits, int zero, const uint8_t* codes, int64_t outputs,
                                           int64_t blocks, int64_t offset, int turn, uint8_t* to) {
   const Place place{offset, turn};
   const int64_t from_bytes = bits == 4 ? kBlock / 2 : kBlock;
-  const auto to_bytes = static_cast<int64_t>(block_bytes(bits == 4 ? Kind::q4 : Kind::q8));
+  const auto to_bytes = static_cast<int64_t>(block_bytes(kind_of(bits)));
   for_outputs(outputs, [&](int64_t each) {
     const int64_t output = place.of(each);
     const int lane = static_cast<int>(output % kTile);
@@ -130,6 +151,8 @@ JAXLLAMA_EXPORT void jaxllama_tile_packed(int bits, const uint8_t* codes, int64_
     for (int64_t block = 0; block < blocks; ++block) {
       if (bits == 4) {
         tile_nibbles(from + block * from_bytes, tile + block * to_bytes);
+      } else if (bits < 8) {
+        tile_narrow(from + block * from_bytes, bits, zero, tile + block * to_bytes);
       } else {
         tile_bytes(from + block * from_bytes, tile + block * to_bytes);
       }
@@ -156,14 +179,16 @@ JAXLLAMA_EXPORT void jaxllama_tile_dense(int size, int in_pairs, const uint8_t* 
   });
 }
 
-// Rows of `count` eights as units [rows, count] and steps [rows, 8 * count]; 0 if not exact.
-JAXLLAMA_EXPORT int jaxllama_find_steps(const float* numbers, int64_t rows, int64_t count,
-                                        uint16_t* units, uint8_t* steps) {
+// Rows of `count` eights as units [rows, count] and steps [rows, 8 * count]; 0 if not exact. With
+// `is_signed` sixteens, whose steps may be negative.
+JAXLLAMA_EXPORT int jaxllama_find_steps(int is_signed, const float* numbers, int64_t rows,
+                                        int64_t count, uint16_t* units, uint8_t* steps) {
+  const Steps& form = is_signed != 0 ? kSigned : kUnsigned;
   bool exact = true;  // written by several threads, but only ever to false
   for_outputs(rows, [&](int64_t row) {
     bool fits = true;
     for (int64_t each = row * count; fits && each < (row + 1) * count; ++each) {
-      fits = find_unit(numbers + each * kBlocksPerUnit, units + each, steps + each * kBlocksPerUnit);
+      fits = find_unit(numbers + each * form.count, form, units + each, steps + each * form.count);
     }
     if (!fits) __atomic_store_n(&exact, false, __ATOMIC_RELAXED);
   });
