@@ -31,6 +31,7 @@ from jaxllama.engine.rows import (
     is_warm,
     switched_on,
     where_rows,
+    with_chances,
 )
 from jaxllama.engine.shaping import plan, remembers, shape_all, shape_early, shown_at, some
 from jaxllama.engine.survivors import Ask, Kinds, draw_survivors
@@ -151,6 +152,7 @@ class SamplerBank:
 
         Whether a branch runs depends on the whole batch; what it does to a row does not.
         """
+        rows = with_chances(rows, list(self.samplers))
         adjusted, sound = adjust(self._ways, self.adjusters, self._sets, bank, rows, logits)
         found = self._ways.survey(adjusted, rows.active)
         finite = sound & found.sound & (found.best > -jnp.inf)

@@ -4,6 +4,7 @@ Used by the bank and its survivors, inside the decode program. Knows no logits a
 """
 
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
     active: Bool[Array, " S"]
     top_logprobs: Int32[Array, " S"]  # -1: this row wants no log-probabilities
     allowed: UInt32[Array, "S W"] | None = None  # a bit per token; all set: no constraint
+    chances: Mapping[str, Float[Array, " S"]] | None = None  # of samplers; see `with_chances`
 
 
 def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
@@ -46,7 +48,7 @@ def context(row: Rows, name: str) -> Context:
         row.length,
         row.prompt,
         row.stop_ids,
-        chance(row, name),
+        chance(row, name) if row.chances is None else row.chances[name],
         row.temperature,
         row.allowed,
     )
@@ -62,6 +64,20 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
     if name is not None:
         key = dice.fold_in(key, jnp.uint32(zlib.crc32(name.encode())))
     return dice.uniform(key)
+
+
+def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
+    """The rows with the `chance` of every sampler, made at once: each by itself is long code."""
+    if not names:
+        return rows
+
+    def of_row(row: Rows) -> dict[str, Float[Array, ""]]:
+        key = dice.fold_in((row.seed[0], row.seed[1]), row.length)
+        codes = jnp.asarray([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        each = jax.vmap(lambda code: dice.uniform(dice.fold_in(key, code)))(codes)
+        return dict(zip(names, each, strict=True))
+
+    return rows._replace(chances=jax.vmap(of_row)(rows))
 
 
 def is_warm(rows: Rows) -> Bool[Array, " S"]:
