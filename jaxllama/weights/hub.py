@@ -1,0 +1,121 @@
+"""HubModel: a model of the Hugging Face hub: its weights, configuration and tokenizer; never code.
+
+Made by `store.py` of a name `hf:owner/name`. Needs the optional package huggingface_hub, and says
+so.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxllama.errors import CheckpointError, DownloadFailed
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.download import PLAIN, Progress, shortened
+
+SHOWN = 8
+NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)
+KEPT = re.compile(r"[\w.-]+[.](safetensors|json)|tokenizer[.]model", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository of the Hugging Face hub, or one GGUF file in it."""
+
+    repo: str
+    gguf: str | None = None
+
+    @property
+    def file(self) -> str:
+        """Folder name in the store."""
+        return "--".join([*self.repo.split("/"), *([self.gguf] if self.gguf else [])])
+
+    def is_there(self, target: Path) -> bool:
+        """Whether it has its final name."""
+        return target.is_dir()
+
+    def check(self, target: Path) -> None:
+        """Read every header."""
+        open_checkpoint(self.model(target)).close()
+
+    def fetch(self, target: Path, progress: Progress | None) -> None:
+        """Download the weights, the configuration and the tokenizer; never code."""
+        del progress  # the hub draws its own bars
+        part = target.with_name(f"{target.name}.part")
+        with hub_errors(self.repo):
+            import huggingface_hub  # noqa: PLC0415 - an optional extra
+
+            siblings = huggingface_hub.HfApi().model_info(self.repo).siblings or ()
+            wanted = self.choose([each.rfilename for each in siblings])
+            huggingface_hub.snapshot_download(self.repo, local_dir=part, allow_patterns=wanted)
+        shutil.rmtree(part / ".cache", ignore_errors=True)
+        try:
+            self.check(part)
+        except CheckpointError as error:
+            shutil.rmtree(part)
+            raise DownloadFailed(f"hf:{self.repo} holds no model we can use: {error}") from error
+        part.rename(target)
+
+    def model(self, target: Path) -> Path:
+        """The folder, or the GGUF file in it."""
+        files = list(target.glob("*.gguf"))
+        return files[0] if len(files) == 1 else target
+
+    def choose(self, files: Sequence[str]) -> list[str]:
+        """The files we need of those there are."""
+        if self.gguf is not None:
+            if self.gguf not in files:
+                raise DownloadFailed(f"hf:{self.repo} has no file {self.gguf}; {listed(files)}")
+            return [self.gguf]
+        kept = [name for name in files if KEPT.fullmatch(name)]
+        weights = [name for name in kept if name.endswith(".safetensors")]
+        if weights:
+            # Some repositories hold everything twice, as model-*.safetensors and consolidated.*
+            named = [name for name in weights if name.startswith("model")]
+            return [name for name in kept if name not in weights] + (named or weights)
+        whole = [name for name in files if name.endswith(".gguf") and "/" not in name]
+        if len(whole) != 1:
+            hint = f"; choose one: hf:{self.repo}/{whole[0]}" if whole else ""
+            raise DownloadFailed(
+                f"hf:{self.repo} has no safetensors and {len(whole)} GGUF files{hint}; "
+                f"{listed(whole or files)}"
+            )
+        return whole
+
+
+def hub_model(model: str) -> HubModel:
+    """hf:owner/name or hf:owner/name/file.gguf."""
+    found = NAME.fullmatch(model)
+    if found is None or ".." in model:
+        raise DownloadFailed(
+            f"{shortened(model)} is no model of the hub; expected hf:owner/name or "
+            f"hf:owner/name/file.gguf"
+        )
+    return HubModel(found["repo"], found["file"])
+
+
+@contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """Whatever the hub's library raises, as DownloadFailed."""
+    try:
+        yield
+    except DownloadFailed:
+        raise
+    except ImportError as error:
+        raise DownloadFailed(
+            f"hf:{repo} needs the huggingface_hub package; install it with "
+            f"pip install 'jaxllama[hub]'"
+        ) from error
+    except Exception as error:  # its exception classes differ between versions
+        words = str(error).strip().splitlines()
+        raise DownloadFailed(
+            f"hf:{repo} could not be fetched: {type(error).__name__}: {words[0] if words else ''}"
+        ) from error
+
+
+def listed(files: Sequence[str]) -> str:
+    """The files there are, in a few words."""
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return f"it has {', '.join(files[:SHOWN]) or 'none'}{more}"
