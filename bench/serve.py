@@ -4,7 +4,7 @@ import gc
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -180,32 +180,60 @@ FIGURES: dict[str, tuple[str, Callable[[Load], float]]] = {
 
 
 def compare_with_engine(board: Board, clients: Clients, llm: LLM, times: int) -> None:
-    """The same answers streamed over HTTP and made by an engine in this process, in turn."""
+    """The same answers streamed over HTTP and made by an engine in this process, in turn.
+
+    Every round has prompts of its own, so that both compute them: what a cache still knows depends
+    on the order in which requests come.
+    """
     case = f"{clients.model}, {many(OVERHEAD_STREAMS, 'stream')}, {clients.shape}, HTTP"
-    numbers = range(-OVERHEAD_STREAMS, 0)  # prompts that no other load has sent
+    rounds = prompts_that_no_other_load_sends()
     loads: list[Load] = []
+    alone = Alone(llm, clients.shape)
 
     def over_http() -> float:
+        numbers = next(rounds)
         loads.append(clients.once(numbers))
+        lost = errors(loads[-1:])
+        if lost:
+            raise click.ClickException(f"{case}: requests were lost ({', '.join(lost)})")
+        alone.prompts = [clients.shape.text(number) for number in numbers]
         return loads[-1].seconds
 
-    alone = Alone(llm, [clients.shape.text(number) for number in numbers], clients.shape)
+    def by_the_engine() -> float:
+        spent = alone.run()
+        if text_of(loads[-1].answers) != alone.texts:
+            raise click.ClickException(f"{case}: the answers are not those of the engine alone")
+        return spent
+
     gc.collect()
     gc.freeze()  # what is loaded here must not hold up the clients
-    ours, theirs = in_turn(times, over_http, alone.run)
-    if errors(loads) or text_of(loads[-1].answers) != alone.texts:
-        raise click.ClickException(f"{case}: the answers are not those of the engine alone")
+    ours, theirs = in_turn(times, over_http, by_the_engine)
     board.add(case, "s", ours, theirs, "the engine alone")
-    added = [100 * (one / other - 1) for one, other in zip(ours, theirs, strict=True)]
-    board.add(f"{case} adds", "%", [max(0.0, statistics.median(added))])
+    board.add(f"{case} adds", "%", [max(0.0, share(ours, theirs) - 100)])
+    works = [load.cores * load.seconds for load in loads[1:]]
+    board.add(f"{case} adds, clients' own work", "%", [share(works, theirs)])
     warn_of_clients(case, loads)
+
+
+def prompts_that_no_other_load_sends() -> Iterator[range]:
+    """Numbers of prompts, other ones each time."""
+    end = 0
+    while True:
+        end -= OVERHEAD_STREAMS
+        yield range(end, end + OVERHEAD_STREAMS)
+
+
+def share(ones: Sequence[float], others: Sequence[float]) -> float:
+    """The usual percentage of one in the other."""
+    return statistics.median(100 * one / two for one, two in zip(ones, others, strict=True))
 
 
 class Alone:
     """The engine in this process, asked the same again and again."""
 
-    def __init__(self, llm: LLM, prompts: Sequence[str], shape: Shape) -> None:
-        self.llm, self.prompts, self.is_chat = llm, prompts, shape.chat
+    def __init__(self, llm: LLM, shape: Shape) -> None:
+        self.llm, self.is_chat = llm, shape.chat
+        self.prompts: Sequence[str] = ()
         self.knobs = {
             "max_tokens": shape.tokens,
             "temperature": 0.0,
