@@ -15,28 +15,24 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from typing import Any, TypeVar, overload
 
 from jaxllama.bridge import EngineThread
-from jaxllama.confined import Confined
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import (
     Cancelled,
     EngineStopped,
-    InvalidParameter,
     JaxLlamaError,
     NotReady,
-    QueueFull,
     TimedOut,
 )
 from jaxllama.intake import Ready
-from jaxllama.request import Event
 from jaxllama.service.answers import Answers, Caller, Choice, Observer, outcome_of
-from jaxllama.service.asking import Ask, count_choices, ready_all
+from jaxllama.service.asking import Ask, check_cost, count_choices, ready_all
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
-from jaxllama.service.model import Model, confine, make_one_token
+from jaxllama.service.model import Model, confine, make_one_token, release
 
 __all__ = ["Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "State"]
 
@@ -46,8 +42,6 @@ T = TypeVar("T")
 
 SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
 GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
-PACE_WEIGHT = 0.1  # of the newest answer in the pace
-MOST_PATIENCE = 60.0  # seconds after which to try again, at most
 
 
 class State(StrEnum):
@@ -73,7 +67,7 @@ class GenerationService:
     ) -> None:
         """`open_model` is called in a thread by `start`."""
         self.bounds = bounds
-        self.queue: FairQueue[Choice] = FairQueue(bounds.queue_requests, bounds.queue_tokens)
+        self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
         self.is_draining = False
@@ -87,9 +81,6 @@ class GenerationService:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._weight_bytes = self._traced = 0
-        self._pace = 0.0  # seconds between the ends of answers, lately
-        self._last_end = 0.0
-        self._in_engine = 0
         self._preparing = 0
         self._opening: asyncio.Future[Model] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,10 +112,7 @@ class GenerationService:
         if self.thread is not None:
             stopped &= await self.thread.stop(seconds)
         if self._model is not None:
-            for each in self._model.intake.formats.values():
-                if isinstance(each, Confined):
-                    await asyncio.to_thread(each.close)
-            await asyncio.to_thread(self._model.intake.constraints.close)
+            await asyncio.to_thread(release, self._model.intake)
             if stopped:
                 self._model.engine.close()
         return stopped
@@ -139,6 +127,11 @@ class GenerationService:
         if self.is_draining:
             return State.DRAINING
         return State.LOADING if self._model is None else State.READY
+
+    @property
+    def queue(self) -> FairQueue[Choice]:
+        """Who waits."""
+        return self._dispatch.queue
 
     @property
     def model(self) -> Model:
@@ -178,7 +171,7 @@ class GenerationService:
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
         """Answers to what a client asks, as they come; leaving cancels what has not ended."""
-        answers = Answers(caller, self.bounds, self._drop, self._waited)
+        answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
             seconds, lambda: answers.fail(TimedOut(f"the request took more than {seconds} s"))
@@ -251,7 +244,7 @@ class GenerationService:
         """Checked requests; refused before any work if the queue is full."""
         self._check_state()
         count = count_choices(ask)
-        self._check_queue(answers, self._preparing + count)
+        self._dispatch.check(answers.caller.client, self._preparing + count)
         self._preparing += count
         try:
             thread = asyncio.ensure_future(asyncio.to_thread(ready_all, self.model.intake, ask))
@@ -261,64 +254,14 @@ class GenerationService:
 
     def _admit(self, answers: Answers, ready: list[Ready]) -> None:
         """Into the queue, all or none."""
+        check_cost(ready, self.bounds.request_tokens)
         choices = [
             Choice(answers, index, request, tail) for index, (request, tail) in enumerate(ready)
         ]
-        total, most = sum(choice.request.cost for choice in choices), self.bounds.request_tokens
-        if total > most:
-            raise InvalidParameter(
-                f"prompts and max_tokens of all {len(choices)} answers come to {total} tokens; "
-                f"this server allows {most} for one request (lower max_tokens or n)",
-                "max_tokens",
-            )
-        self._check_queue(answers, len(choices), sum(choice.size for choice in choices))
+        client = answers.caller.client
+        self._dispatch.check(client, len(choices), sum(choice.size for choice in choices))
         answers.begin(choices)
-        for choice in choices:
-            cost = choice.request.cost
-            self.queue.push(answers.caller.client, choice, cost=cost, size=choice.size)
-        self._dispatch()
-
-    def _check_queue(self, answers: Answers, items: int, tokens: int = 0) -> None:
-        """Refuse what does not fit, with a guess at when it might."""
-        try:
-            self.queue.check(answers.caller.client, items, tokens)
-        except QueueFull as error:
-            error.retry_after = min(max(1.0, self._pace * len(self.queue)), MOST_PATIENCE)
-            raise
-
-    # Between the queue and the engine.
-
-    def _dispatch(self) -> None:
-        """Let the engine have what it can use, and a few so that no slot waits for the loop."""
-        if self.thread is None:
-            return
-        slots = self.thread.engine.config.slots
-        while self._in_engine < slots + max(1, slots // 4):
-            choice = self.queue.pop()
-            if choice is None:
-                return
-            self._in_engine += 1
-            tell = partial(self._told, choice)
-            choice.ticket = self.thread.submit(choice.request, choice.tail, tell)
-
-    def _told(self, choice: Choice, event: Event | JaxLlamaError) -> None:
-        """The engine has something to say about a choice."""
-        choice.answers.tell(choice, event)
-        if choice.is_over:
-            self._in_engine -= 1
-            now = asyncio.get_running_loop().time()
-            self._pace += PACE_WEIGHT * (now - self._last_end - self._pace)
-            self._last_end = now
-            self.queue.ended(choice.answers.caller.client, choice.unused)
-            self._dispatch()
-            self._settle(choice.answers)
-
-    def _drop(self, choice: Choice) -> None:
-        """A choice is not wanted any more."""
-        if choice.ticket is not None and self.thread is not None:
-            self.thread.cancel(choice.ticket)
-        elif self.queue.remove(choice.answers.caller.client, choice):
-            choice.is_over = True
+        self._dispatch.push(client, choices)
 
     def _settle(self, answers: Answers) -> None:
         """Once its dialect has left and nothing of it is in the engine, a request is over."""
@@ -348,6 +291,7 @@ class GenerationService:
             thread = EngineThread(model.engine, patience=self.bounds.patience_seconds)
             thread.start()
             self.thread = thread
+            self._dispatch.start(thread)
             await make_one_token(thread)
             self._weight_bytes = model.engine.programs.weight_bytes
             self._traced = sum(model.engine.programs.traces.values())

@@ -55,6 +55,17 @@ def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]
 
 
+def check_cost(ready: Sequence[Ready], most: int) -> None:
+    """Refuse answers that may come to more tokens than one request is allowed."""
+    total = sum(request.cost for request, _ in ready)
+    if total > most:
+        raise InvalidParameter(
+            f"prompts and max_tokens of all {len(ready)} answers come to {total} tokens; "
+            f"this server allows {most} for one request (lower max_tokens or n)",
+            "max_tokens",
+        )
+
+
 def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParameter:
     """The same error, in the client's own words for what it speaks of."""
     field = error.field or ""

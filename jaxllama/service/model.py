@@ -46,6 +46,14 @@ def confine(intake: Intake, seconds: float) -> Intake:
     return confined
 
 
+def release(intake: Intake) -> None:
+    """End the processes of an intake's formats and constraints; blocks."""
+    for each in intake.formats.values():
+        if isinstance(each, Confined):
+            each.close()
+    intake.constraints.close()
+
+
 async def make_one_token(thread: EngineThread) -> None:
     """Prove that the engine works, before anybody is told so."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()

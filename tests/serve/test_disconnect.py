@@ -231,7 +231,7 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
             await live.until(lambda: len(asyncio.all_tasks()) <= tasks)
             assert files_open() <= files + 1
             assert not live.service._open
-            assert live.service._in_engine == 0
+            assert live.service._dispatch.in_engine == 0
             assert live.service.queue._given == {}
 
     scenario(body)
