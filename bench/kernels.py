@@ -19,7 +19,8 @@ from machine import BYTES, SHORT_BYTES, bandwidth, stream
 
 from jaxllama.kernels import cpu
 from jaxllama.kernels.cpu_matmul import matmul_add, normed_matmul, normed_swiglu
-from jaxllama.kernels.tiled import Tiled, tile, tile_pair
+from jaxllama.kernels.tiled import Tiled
+from jaxllama.kernels.tiling import tile, tile_pair
 from jaxllama.model.quantized import Bits, Packed
 
 WIDTH, FFN, QKV, VOCAB = 576, 1536, 960, 49152  # of the default model

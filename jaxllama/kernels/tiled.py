@@ -1,19 +1,15 @@
 """Tiled: a matrix laid out for the CPU kernels, in the few bits its file holds.
 
-Made once per weight, at load, by `tile` and `tile_pair` from the canonical forms: dense [in, out]
-or packed by output. Read by `cpu_matmul.py`. The layout itself is drawn in `cpu/weights.h`. Knows
+Made by `tiling.py`, read by `cpu_matmul.py`. The layout itself is drawn in `cpu/weights.h`. Knows
 no model and no file format.
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxllama.kernels import cpu
 from jaxllama.shapes import Float
 
 Kind = Literal["q4", "q5", "q6", "q8", "bf16", "f16", "f32"]
@@ -21,34 +17,11 @@ KINDS: tuple[Kind, ...] = ("q4", "q5", "q6", "q8", "bf16", "f16", "f32")
 TILE = 32  # outputs
 HALF = 16
 BLOCK = 32  # inputs
-ALIGNED = 64  # bytes
 EIGHT = 8  # blocks that share a unit of K-quant scales
 SIXTEEN = 16  # inputs that share a scale in a q6
-MIDDLE = 8  # what symmetric four-bit codes lie around
-BELOW = {5: 16, 6: 32}  # how far below 0 codes begin where there are no minima
-PACKED: dict[int, Kind] = {4: "q4", 5: "q5", 6: "q6", 8: "q8"}
 NIBBLES = 512  # bytes of a block's low four bits
-NUMBERS: dict[Kind, int] = {"q4": 512, "q5": 640, "q6": 768}  # stored, per block; else 1,024
-TYPES: dict[str, Any] = {"bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
-DENSE: dict[str, Kind] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
 Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is built
-
-
-@runtime_checkable
-class PackedMatrix(Protocol):
-    """What a packed matrix looks like: weight = scale * code + minimum, stored by output."""
-
-    @property
-    def codes(self) -> Any: ...  # noqa: D102
-    @property
-    def scales(self) -> Any: ...  # noqa: D102
-    @property
-    def minima(self) -> Any | None: ...  # noqa: D102
-    @property
-    def bits(self) -> Literal[4, 5, 6, 8]: ...  # noqa: D102
-    @property
-    def group(self) -> int: ...  # noqa: D102
 
 
 @jax.tree_util.register_dataclass
@@ -109,38 +82,6 @@ class Several:
     parts: tuple[Tiled, ...]
 
 
-def tile(
-    *matrices: PackedMatrix | np.ndarray,
-    biases: Sequence[np.ndarray | None] = (),
-    order: np.ndarray | None = None,
-) -> Tiled:
-    """One matrix, or several side by side, for one call of a kernel; all parts NumPy.
-
-    Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
-    """
-    offsets = np.cumsum([0, *(outputs_of(each) for each in matrices)])
-    places = [Place(int(offset), -1) for offset in offsets[:-1]]
-    return lay_out(matrices, places, int(offsets[-1]), biases, order)
-
-
-def tile_pair(
-    gate: PackedMatrix | np.ndarray,
-    up: PackedMatrix | np.ndarray,
-    *,
-    biases: Sequence[np.ndarray | None] = (),
-    order: np.ndarray | None = None,
-) -> Tiled:
-    """Gate and up of a feed-forward block, by turns of sixteen outputs, for `normed_swiglu`."""
-    if outputs_of(gate) != outputs_of(up):
-        raise ValueError(f"gate has {outputs_of(gate)} outputs and up has {outputs_of(up)}")
-    return lay_out((gate, up), [Place(0, 0), Place(0, 1)], outputs_of(gate), biases, order)
-
-
-def takes(matrix: PackedMatrix) -> bool:
-    """Whether the kernels have tiles for a packed matrix; only of six bits it depends."""
-    return matrix.bits != 6 or in_signed_steps(source_of(matrix)) is not None  # noqa: PLR2004
-
-
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
     """The matrix again, float32, each value exactly what the tiles mean; a pair side by side."""
     codes = np.asarray(tiled.codes)
@@ -156,298 +97,6 @@ def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
     halves = flat.reshape(len(flat), count, 2, HALF)
     sides = [halves[:, :, side].reshape(len(flat), -1)[:, : tiled.shape[1]] for side in (0, 1)]
     return np.concatenate(sides, axis=1)
-
-
-# ---- from matrices to tiles
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the outputs of one matrix go: after others, or to its turn of every tile."""
-
-    offset: int
-    turn: int  # -1: none
-
-    def of(self, outputs: int) -> np.ndarray:
-        """The place of each output."""
-        each = np.arange(outputs)
-        if self.turn < 0:
-            return self.offset + each
-        return each // HALF * TILE + self.turn * HALF + each % HALF
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A packed matrix whose scales and minima are brought to the form of its company."""
-
-    codes: np.ndarray
-    scales: np.ndarray
-    minima: np.ndarray | None
-    bits: int
-    group: int
-    zero: int
-    shift: int  # what makes codes of five and six bits begin at 0
-
-
-def outputs_of(matrix: PackedMatrix | np.ndarray) -> int:
-    """How many outputs a matrix has."""
-    return matrix.shape[1] if isinstance(matrix, np.ndarray) else matrix.codes.shape[0]
-
-
-def lay_out(
-    matrices: Sequence[PackedMatrix | np.ndarray],
-    places: Sequence[Place],
-    outward: int,
-    biases: Sequence[np.ndarray | None],
-    order: np.ndarray | None,
-) -> Tiled:
-    """Tiles of matrices of one kind."""
-    paired = places[0].turn >= 0
-    count = -(-outward // (HALF if paired else TILE))
-    dense = [each for each in matrices if isinstance(each, np.ndarray)]
-    if not dense:
-        sources = in_one_form([source_of(each) for each in matrices])
-        tiled = tile_packed(sources, places, count)
-    elif len(dense) == len(matrices):
-        tiled = tile_dense(dense, places, count)
-    else:
-        raise ValueError("packed and dense matrices cannot share tiles; tile them apart")
-    return dataclasses.replace(
-        tiled,
-        bias=tile_biases(biases, matrices, places, count),
-        order=None if order is None else checked_order(order, tiled.shape[0]),
-        spare_out=count * (HALF if paired else TILE) - outward,
-        paired=paired,
-    )
-
-
-def source_of(matrix: Any) -> Source:
-    """A packed matrix with what its minima say about its zero."""
-    codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
-    minima = None if matrix.minima is None else np.asarray(matrix.minima)
-    width = codes.shape[1] * (2 if matrix.bits == 4 else 1)  # noqa: PLR2004 - two per byte
-    least = SIXTEEN if matrix.bits == 6 else BLOCK  # noqa: PLR2004
-    if matrix.group % least or width % BLOCK:
-        raise ValueError(
-            f"groups of {matrix.group} in {width} inputs; the kernels take whole blocks of {BLOCK}"
-        )
-    expected = (codes.shape[0], -(-width // matrix.group))
-    if scales.shape != expected or (minima is not None and minima.shape != expected):
-        raise ValueError(f"scales have shape {scales.shape}; expected {expected}")
-    shift = zero = BELOW.get(matrix.bits, 0) if minima is None else 0
-    if matrix.bits == 4 and minima is not None and is_symmetric(scales, minima):  # noqa: PLR2004
-        minima, zero = None, MIDDLE
-    return Source(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero, shift)
-
-
-def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
-    """Whether every minimum is -8 scales; the first output usually says no."""
-    return all(
-        bool(np.all(minima[part].astype(np.float32) == scales[part].astype(np.float32) * -MIDDLE))
-        for part in (slice(0, 1), slice(1, None))
-    )
-
-
-def in_one_form(sources: list[Source]) -> list[Source]:
-    """The same bits, group and zero for all; minima for all or none; one type of scales."""
-    first = sources[0]
-    for each in sources:
-        if (each.bits, each.group, each.codes.shape[1]) != (
-            first.bits,
-            first.group,
-            first.codes.shape[1],
-        ):
-            raise ValueError(
-                f"matrices of {first.bits} and {each.bits} bits, groups of {first.group} and "
-                f"{each.group} and rows of {first.codes.shape[1]} and {each.codes.shape[1]} bytes "
-                f"cannot share tiles; tile them apart"
-            )
-    if any(
-        each.zero != first.zero or (each.minima is None) != (first.minima is None)
-        for each in sources
-    ):
-        sources = [with_minima(each) for each in sources]
-    parts = [part for each in sources for part in (each.scales, each.minima) if part is not None]
-    narrow = all(part.dtype == np.float16 for part in parts)
-    kept = np.float16 if narrow else np.float32
-    return [
-        dataclasses.replace(
-            each,
-            scales=np.ascontiguousarray(each.scales, kept),
-            minima=None if each.minima is None else np.ascontiguousarray(each.minima, kept),
-        )
-        for each in sources
-    ]
-
-
-def with_minima(source: Source) -> Source:
-    """The same matrix around zero 0."""
-    if source.minima is not None:
-        return source
-    minima = source.scales.astype(np.float32) * -source.zero
-    narrow = minima.astype(np.float16)
-    exact = source.scales.dtype == np.float16 and bool(np.all(narrow == minima))
-    return dataclasses.replace(source, minima=narrow if exact else minima, zero=0)
-
-
-def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> Tiled:
-    """Codes by C++, scales by NumPy."""
-    first = sources[0]
-    blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
-    kind = PACKED[first.bits]
-    codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), np.uint8)
-    for source, place in zip(sources, places, strict=True):
-        cpu.library().jaxllama_tile_packed(
-            source.bits, source.shift, pointer(source.codes),
-            *longs(len(source.codes), blocks, place.offset), place.turn, pointer(codes),
-        )  # fmt: skip
-    if kind == "q6":
-        return tile_halves(sources, places, codes)
-    stepped = [in_steps(each) for each in sources]
-    steps = None
-    if all(each is not None for each in stepped):
-        units = [each for each in stepped if each is not None]
-        scales = tile_factors([each[0] for each in units], places, count)
-        steps = tile_factors([each[1] for each in units], places, count)
-    else:
-        scales = tile_factors([factors_in(each) for each in sources], places, count)
-    return Tiled(
-        codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
-        group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
-    )  # fmt: skip
-
-
-def tile_halves(sources: list[Source], places: Sequence[Place], codes: np.ndarray) -> Tiled:
-    """A q6: two steps for each block, which are signed, and one unit for eight."""
-    count, blocks = codes.shape[:2]
-    found = [in_signed_steps(each) for each in sources]
-    factors = [each for each in found if each is not None]
-    if len(factors) < len(found):
-        raise ValueError("scales of six-bit codes must be signed bytes times a float16")
-    steps = tile_factors([[steps] for _, steps in factors], places, count)
-    return Tiled(
-        codes=codes, scales=bits_of(tile_factors([[units] for units, _ in factors], places, count)),
-        steps=steps.reshape(count, blocks, 2, TILE), bias=None, order=None, kind="q6",
-        group=BLOCK, zero=sources[0].zero, spare_in=0, spare_out=0, paired=False,
-    )  # fmt: skip
-
-
-def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Zeros that begin where JAX takes a NumPy array as it is, without a copy."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
-    return room[start : start + size].view(dtype).reshape(shape)
-
-
-def factors_in(source: Source) -> list[np.ndarray]:
-    """Scales, and minima if there are any."""
-    return [source.scales] if source.minima is None else [source.scales, source.minima]
-
-
-def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """Units [out, groups/8] and steps [out, groups] of scales and minima, if exact: K-quants."""
-    minima = source.minima
-    rows, groups = source.scales.shape
-    wanted = source.bits in (4, 5) and source.group == BLOCK and groups % EIGHT == 0
-    if not wanted or minima is None or source.scales.dtype != np.float32:
-        return None
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in (source.scales, minima):
-        units = np.empty((rows, groups // EIGHT), np.float16)
-        steps = np.empty((rows, groups), np.uint8)
-        if not find_steps(part, units, steps, is_signed=False):
-            return None
-        found.append((units, steps))
-    return [units for units, _ in found], [steps for _, steps in found]
-
-
-def in_signed_steps(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Units [out, groups/16] and steps [out, groups] of scales of sixteen inputs, if exact."""
-    rows, groups = source.scales.shape
-    if source.group != SIXTEEN or source.minima is not None or groups % (2 * EIGHT):
-        return None
-    units = np.empty((rows, groups // (2 * EIGHT)), np.float16)
-    steps = np.empty((rows, groups), np.uint8)
-    exact = find_steps(source.scales.astype(np.float32), units, steps, is_signed=True)
-    return (units, steps) if exact else None
-
-
-def find_steps(
-    numbers: np.ndarray, units: np.ndarray, steps: np.ndarray, *, is_signed: bool
-) -> bool:
-    """Fill units and steps whose products are the numbers; False if there are none."""
-    return bool(
-        cpu.library().jaxllama_find_steps(
-            int(is_signed), pointer(numbers), *longs(*units.shape), pointer(units), pointer(steps)
-        )
-    )
-
-
-def tile_factors(
-    parts: Sequence[Sequence[np.ndarray]], places: Sequence[Place], count: int
-) -> np.ndarray:
-    """Numbers [out, groups] of each matrix, as [tiles, groups, how many, 32]."""
-    sample = parts[0][0]
-    tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
-    for matrix, place in zip(parts, places, strict=True):
-        for which, part in enumerate(matrix):
-            tiled[place.of(len(part)), which] = part
-    shaped = tiled.reshape(count, TILE, len(parts[0]), sample.shape[1])
-    return np.ascontiguousarray(shaped.transpose(0, 3, 2, 1))
-
-
-def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) -> Tiled:
-    """Numbers by C++, in the type they have."""
-    first = matrices[0]
-    kind = DENSE.get(first.dtype.name)
-    if kind is None:
-        raise ValueError(f"dense weights are {first.dtype}; the kernels take {', '.join(DENSE)}")
-    if any(each.dtype != first.dtype or len(each) != len(first) for each in matrices):
-        raise ValueError("matrices of different types or widths cannot share tiles")
-    width, size = len(first), first.dtype.itemsize
-    blocks = -(-width // BLOCK)
-    codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), TYPES[kind])
-    for matrix, place in zip(matrices, places, strict=True):
-        per_input, per_output = matrix.strides
-        cpu.library().jaxllama_tile_dense(
-            size, int(kind == "bf16"), pointer(matrix),
-            *longs(matrix.shape[1], width, per_output, per_input, place.offset), place.turn,
-            pointer(codes),
-        )  # fmt: skip
-    return Tiled(
-        codes=codes, scales=None, steps=None, bias=None, order=None, kind=kind, group=BLOCK,
-        zero=0, spare_in=blocks * BLOCK - width, spare_out=0, paired=False,
-    )  # fmt: skip
-
-
-def tile_biases(
-    biases: Sequence[np.ndarray | None],
-    matrices: Sequence[PackedMatrix | np.ndarray],
-    places: Sequence[Place],
-    count: int,
-) -> np.ndarray | None:
-    """One row of 32 per tile, zero where a matrix has no bias; None if none has."""
-    if all(each is None for each in biases):
-        return None
-    tiled = np.zeros(count * TILE, np.float32)
-    for bias, matrix, place in zip(biases, matrices, places, strict=True):
-        outputs = outputs_of(matrix)
-        if bias is not None:
-            if bias.shape != (outputs,):
-                raise ValueError(f"the bias has shape {bias.shape}; expected {(outputs,)}")
-            tiled[place.of(outputs)] = bias
-    return tiled.reshape(count, TILE)
-
-
-def checked_order(order: np.ndarray, width: int) -> np.ndarray:
-    """An order of inputs that names every one once."""
-    if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
-        raise ValueError(f"the order must name each of {width} inputs once")
-    return np.ascontiguousarray(order, np.int32)
-
-
-# ---- and back
 
 
 def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
@@ -500,21 +149,3 @@ def factors_of(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
         scales = scales * np.asarray(tiled.steps)
     minima = scales[:, :, 1:] if scales.shape[2] == 2 else np.zeros_like(scales)  # noqa: PLR2004
     return scales[:, :, :1], minima
-
-
-# ---- ctypes
-
-
-def pointer(array: np.ndarray) -> Any:
-    """The address of the first element."""
-    return array.ctypes.data_as(cpu.POINTER)
-
-
-def longs(*numbers: int) -> list[Any]:
-    """C's int64, which ctypes does not guess."""
-    return [cpu.LONG(number) for number in numbers]
-
-
-def bits_of(array: np.ndarray) -> np.ndarray:
-    """Half floats as bits: XLA:CPU would widen them."""
-    return array.view(np.uint16) if array.dtype == np.float16 else array

@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.tiled import Several, Tiled, takes, tile, tile_pair
+from jaxllama.kernels.tiled import Several, Tiled
+from jaxllama.kernels.tiling import takes, tile, tile_pair
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.model.quantized import Packed
 from jaxllama.shapes import Array

@@ -9,7 +9,7 @@ import pytest
 
 from jaxllama.kernels import cpu
 from jaxllama.kernels.cpu_matmul import normed_matmul
-from jaxllama.kernels.tiled import tile
+from jaxllama.kernels.tiling import tile
 
 built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
 load = cpu.load.__wrapped__  # afresh, not what this process has loaded

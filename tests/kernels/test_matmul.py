@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxllama.kernels import cpu, tiled
+from jaxllama.kernels import cpu, tiling
 from jaxllama.kernels.cpu_matmul import (
     attributes,
     check,
@@ -154,11 +154,11 @@ def rows_of(noise, count, width):
 
 
 def tile(*matrices, **options):
-    return jax.tree.map(jnp.asarray, tiled.tile(*matrices, **options))
+    return jax.tree.map(jnp.asarray, tiling.tile(*matrices, **options))
 
 
 def tile_pair(*matrices, **options):
-    return jax.tree.map(jnp.asarray, tiled.tile_pair(*matrices, **options))
+    return jax.tree.map(jnp.asarray, tiling.tile_pair(*matrices, **options))
 
 
 @partial(jax.jit, static_argnums=2)
@@ -420,9 +420,9 @@ def test_scales_that_are_no_steps_stay_float32(noise):
 
 def test_six_bits_whose_scales_are_no_steps_have_no_tiles(noise):
     matrix = q6_k(noise, 256, 32)
-    assert tiled.takes(matrix)
+    assert tiling.takes(matrix)
     matrix.scales[0, 0] = 0.1
-    assert not tiled.takes(matrix)
+    assert not tiling.takes(matrix)
     with pytest.raises(ValueError, match="signed bytes"):
         tile(matrix)
 
@@ -546,7 +546,7 @@ def test_a_loop_inside_a_program_gives_the_same(noise):
 
 
 def test_tiles_are_a_pytree_of_their_arrays(noise):
-    weight = tiled.tile(packed(noise, 64, 40), biases=[np.zeros(40, np.float32)])
+    weight = tiling.tile(packed(noise, 64, 40), biases=[np.zeros(40, np.float32)])
     moved = jax.tree.map(jnp.asarray, weight)
     assert isinstance(moved, Tiled)
     assert moved.shape == (64, 40)

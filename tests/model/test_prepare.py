@@ -10,7 +10,8 @@ import pytest
 
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import cpu
-from jaxllama.kernels.tiled import Several, tile, untile
+from jaxllama.kernels.tiled import Several, untile
+from jaxllama.kernels.tiling import tile
 from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation, dense

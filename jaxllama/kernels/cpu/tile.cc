@@ -1,6 +1,6 @@
 // From matrices as files hold them to tiles (see weights.h): done once per weight, while it is loaded.
 //
-// Called by tiled.py through ctypes, which has checked every size and made the arrays, zeroed.
+// Called by tiling.py through ctypes, which has checked every size and made the arrays, zeroed.
 #include <cstdint>
 #include <cstring>
 
