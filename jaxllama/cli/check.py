@@ -170,7 +170,11 @@ def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
         table.add_row(each["check"], Text(each["outcome"], style=colour), Text(each["words"]))
     console.print(table)
     for cost in costs:
+        alone, company = (
+            f"{cost[key]:.1f}" if cost[key] >= cost["unseen"] else f"less than {cost['unseen']:.1f}"
+            for key in ("alone", "company")
+        )
         console.print(
-            f"{cost['vocabulary']:,} tokens: {cost['alone']:.1f} microseconds per row and step "
-            f"alone, {cost['company']:.1f} in company"
+            f"{cost['vocabulary']:,} tokens: {alone} microseconds per row and step alone, "
+            f"{company} in company"
         )

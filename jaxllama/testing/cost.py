@@ -1,36 +1,55 @@
 """What a sampler costs: microseconds that it adds to each row of a step.
 
-Used by `jaxllama check`. Times the compiled bank alone, on logits as peaked as after words;
-knows no sampler.
+Used by `jaxllama check`. Times the compiled bank alone, many steps within one call as the decode
+program does, on logits as peaked as after words. What counts is time of processors, on one thread:
+others who use the machine hardly change that. They add to it and never take any away, so of each
+kind of step the quickest counts, and the kinds take turns; how far the quickest of some turns is
+from the quickest of all says what cannot be seen. Knows no sampler.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxllama.engine.bank import Rows, SamplerBank
 from jaxllama.engine.knobs import catalogue
 from jaxllama.kernels import cpu
-from jaxllama.sampling import Filter, Sampler
-from jaxllama.testing.cases import Setting, row_of, settings_of, stacked
+from jaxllama.sampling import NO_TOKEN, Filter, Sampler
+from jaxllama.testing.cases import Setting, settings_of, stacked
+
+Call = Callable[[int], Any]  # takes so many steps
 
 VOCABULARIES = (32_768, 131_072)
 ROWS = 8
+CONTEXT = 1024  # tokens a row can hold; it holds half as many to begin with
 CANDIDATES = 256
-ROUNDS = 12  # of which the quickest counts
+TURNS = 120
+SPLIT = 4  # groups of turns whose quickest are compared
+SECONDS_PER_TURN = 0.003
 STEEPNESS = 3.0  # the share of a token falls with this power of its rank
 
 
 class Cost(NamedTuple):
-    """Microseconds per row and step at one size of vocabulary."""
+    """Microseconds of one processor per row and step, at one size of vocabulary."""
 
     vocabulary: int
     alone: float
     company: float  # with every filter of the company switched on, too
+    unseen: float  # what is less than this cannot be told from nothing
+
+
+class Added(NamedTuple):
+    """Seconds that one kind of step takes beyond another."""
+
+    best: float
+    doubt: float  # how far the quickest of some turns are from the quickest of all
 
 
 def cost_of(
@@ -50,17 +69,16 @@ def cost_of(
     rng = np.random.default_rng(0)
     peaked = -STEEPNESS * np.log1p(np.arange(vocab, dtype=np.float32))
     logits = jax.device_put(stacked([rng.permutation(peaked) for _ in range(ROWS)]))
-    plain: Any = row_of(rng)
-    row = plain._replace(temperature=np.float32(1.0), top_logprobs=np.int32(-1))
-    rows: Rows = jax.device_put(stacked([row] * ROWS))
-    step = jax.jit(bank.choose)
+    steps = jax.jit(partial(choose_again, bank))
+    rows = full_rows(rng, vocab)
     calls = [
-        partial(step, jax.device_put(stacked([bank.row(knobs)] * ROWS)), logits, rows)
+        partial(steps, jax.device_put(stacked([bank.row(knobs)] * ROWS)), logits, rows)
         for knobs in ({}, own, theirs, {**theirs, **own})
     ]
-    none, alone, company_only, both = quickest(calls)
+    with one_thread():
+        alone, beside = added(calls[0], calls[1]), added(calls[2], calls[3])
     each = 1e6 / ROWS
-    return Cost(vocab, (alone - none) * each, (both - company_only) * each)
+    return Cost(vocab, alone.best * each, beside.best * each, max(alone.doubt, beside.doubt) * each)
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
@@ -68,12 +86,65 @@ def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
     return list(settings_of(catalogue(samplers)))[1]
 
 
-def quickest(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """Seconds of each call at its quickest, taken in turn."""
-    best = [float("inf")] * len(calls)
-    for _ in range(ROUNDS):
-        for place, call in enumerate(calls):
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            best[place] = min(best[place], time.perf_counter() - started)
-    return best
+def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
+    """Rows in the middle of an answer, at temperature 1."""
+    leaves: dict[str, Any] = {
+        "tokens": rng.integers(0, vocab, (ROWS, CONTEXT), np.int32),
+        "length": np.full(ROWS, CONTEXT // 2, np.int32),
+        "prompt": np.full(ROWS, CONTEXT // 4, np.int32),
+        "stop_ids": np.full((ROWS, 1), NO_TOKEN, np.int32),
+        "temperature": np.ones(ROWS, np.float32),
+        "temperature_last": np.zeros(ROWS, np.bool_),
+        "seed": rng.integers(0, 2**32, (ROWS, 2), np.uint32),
+        "active": np.ones(ROWS, np.bool_),
+        "top_logprobs": np.full(ROWS, -1, np.int32),
+    }
+    return jax.device_put(Rows(**leaves))
+
+
+def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
+    """Choose for every row `count` times, each time one token further on."""
+
+    def one(index: Any, carry: Any) -> Any:
+        # Behind the barrier the logits are new each time: nothing is computed once for all.
+        now, _ = lax.optimization_barrier((logits, index))
+        length = rows.length + index % (CONTEXT // 2)
+        return bank.choose(carry[0], now, rows._replace(length=length))
+
+    shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
+    return lax.fori_loop(0, count, one, (leaves, blank))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The C++ kernels on one thread: others of theirs would wait awake, which takes time, too."""
+    before = cpu.threads() if cpu.available() else 0
+    if before:
+        cpu.set_threads(1)
+    try:
+        yield
+    finally:
+        if before:
+            cpu.set_threads(before)
+
+
+def added(without: Call, with_it: Call) -> Added:
+    """How much longer one kind of step takes than the other."""
+    pair = (without, with_it)
+    for call in pair:
+        call(1)  # compiles
+    # As many steps in both, so that what a call takes beside them is the same.
+    steps = max(1, int(SECONDS_PER_TURN / max(seconds(call, 1) for call in pair)))
+    turns = np.array([[seconds(call, steps) for call in pair] for _ in range(TURNS)])
+    quickest = np.array([turns[group::SPLIT].min(axis=0) for group in range(SPLIT)])
+    best = quickest.min(axis=0)
+    doubt = np.median(quickest, axis=0) - best
+    return Added(float(best[1] - best[0]), float(doubt.sum()))
+
+
+def seconds(call: Call, steps: int) -> float:
+    """Seconds of processor time of one step."""
+    started = time.process_time()
+    jax.block_until_ready(call(steps))
+    return (time.process_time() - started) / steps

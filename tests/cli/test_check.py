@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxllama.cli.check import draw
 from jaxllama.registry import Plugins
+from jaxllama.testing.cost import added
 from jaxllama.testing.samplers import CHECKS
 from jaxllama_samplers.min_p import MinP
 
@@ -81,7 +83,27 @@ def test_costs_are_told_for_both_sizes_of_vocabulary(run, monkeypatch):
     Path("sound.py").write_text(SOUND)
     (costs,) = json.loads(run("check", "sound.py", "--json").stdout)["microseconds"].values()
     assert [each["vocabulary"] for each in costs] == [64, 128]
-    assert all(isinstance(each[key], float) for each in costs for key in ("alone", "company"))
+    keys = ("alone", "company", "unseen")
+    assert all(isinstance(each[key], float) for each in costs for key in keys)
+
+
+def test_a_cost_that_cannot_be_seen_is_not_told_as_one(capsys):
+    cost = {"vocabulary": 32768, "alone": 12.25, "company": -0.5, "unseen": 0.75}
+    draw("sound", [], [cost])
+    (line,) = capsys.readouterr().out.split("32,768 tokens: ")[1:]
+    words = "12.2 microseconds per row and step alone, less than 0.8 in company"
+    assert " ".join(line.split()) == words
+
+
+def test_the_quickest_turn_counts_and_the_others_say_how_sure_it_is(monkeypatch):
+    without, with_it = (0.5, 0.5, 0.5, 0.5), (1.0, 1.5, 1.25, 1.25)
+    turns = [each for pair in zip(without, with_it, strict=True) for each in pair]
+    taken = iter([0.01, 0.01, *turns])
+    monkeypatch.setattr("jaxllama.testing.cost.seconds", lambda _call, _steps: next(taken))
+    monkeypatch.setattr("jaxllama.testing.cost.TURNS", 4)
+    found = added(lambda _steps: None, lambda _steps: None)
+    assert found.best == pytest.approx(0.5)
+    assert found.doubt == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
