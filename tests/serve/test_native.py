@@ -144,7 +144,9 @@ def test_everything_installed_is_listed_with_its_bounds():
                 found = await response.json()
             assert {one["name"] for one in found["samplers"]} == set(samplers)
             (top_p,) = [one for one in found["samplers"] if one["name"] == "top_p"]
+            kinds = {one["name"]: one["kind"] for one in found["samplers"]}
             assert top_p["kind"] == "filter"
+            assert (kinds["repetition"], kinds["xtc"]) == ("adjuster", "shaper")
             assert top_p["doc"]
             knob = top_p["knobs"][0]
             assert (knob["name"], knob["type"], knob["off"]) == ("top_p", "float", 1.0)

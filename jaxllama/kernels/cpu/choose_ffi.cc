@@ -184,48 +184,9 @@ ffi::Error first(S32 tokens, S32 counts, S32Out found, std::int64_t vocab) {
 JAXLLAMA_TARGET(first_places, first,
                 ffi::Ffi::Bind().Arg<S32>().Arg<S32>().Ret<S32>().Attr<std::int64_t>("vocab"));
 
-JAXLLAMA_TARGET(choose_survey, survey,
-                ffi::Ffi::Bind()
-                    .Arg<F32>()
-                    .Arg<Pred>()
-                    .Ret<S32>()
-                    .Ret<F32>()
-                    .Ret<Pred>()
-                    .Ret<S32>()
-                    .Ret<F32>());
-
-JAXLLAMA_TARGET(choose_candidates, candidates,
-                ffi::Ffi::Bind()
-                    .Arg<F32>()
-                    .Arg<F32>()
-                    .Arg<F32>()
-                    .Arg<Pred>()
-                    .Ret<S32>()
-                    .Ret<F32>()
-                    .Ret<F32>()
-                    .Ret<S32>()
-                    .Ret<F32>()
-                    .Ret<F32>());
-
-JAXLLAMA_TARGET(choose_draw, draw,
-                ffi::Ffi::Bind()
-                    .Arg<F32>()
-                    .Arg<F32>()
-                    .Arg<F32>()
-                    .Arg<F32>()
-                    .Arg<Pred>()
-                    .Ret<S32>()
-                    .Ret<F32>()
-                    .Ret<S32>()
-                    .Ret<F32>());
-
-JAXLLAMA_TARGET(choose_logprob, logprob,
-                ffi::Ffi::Bind()
-                    .Arg<F32>()
-                    .Arg<S32>()
-                    .Arg<Pred>()
-                    .Ret<F32>()
-                    .Ret<S32>()
-                    .Ret<F32>());
+JAXLLAMA_TARGET(choose_survey, survey);
+JAXLLAMA_TARGET(choose_candidates, candidates);
+JAXLLAMA_TARGET(choose_draw, draw);
+JAXLLAMA_TARGET(choose_logprob, logprob);
 
 }  // namespace jaxllama

@@ -18,8 +18,9 @@ struct Target {
 
 }  // namespace jaxllama
 
-// Makes `implementation` callable from JAX as "jaxllama_<name>".
-#define JAXLLAMA_TARGET(name, implementation, binding)                                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxllama_##name, implementation, binding);                      \
+// Makes `implementation` callable from JAX as "jaxllama_<name>". The binding may be left out where
+// its arguments are buffers alone: their types say it all.
+#define JAXLLAMA_TARGET(name, ...)                                                              \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxllama_##name, __VA_ARGS__);                                  \
   static ::jaxllama::Target target_##name("jaxllama_" #name,                                    \
                                           reinterpret_cast<void*>(&jaxllama_##name))

@@ -10,10 +10,13 @@ from aiohttp import web
 from jaxllama.formats import PromptFormat
 from jaxllama.limits import LIMITS, Limit
 from jaxllama.registry import FORMATS, load_plugins
-from jaxllama.sampling import Filter, KnobSpec, Sampler, knobs_of
+from jaxllama.sampling import Adjuster, Filter, KnobSpec, Sampler, Shaper, knobs_of
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
+
+Socket = Literal["adjuster", "filter", "shaper"]
+SOCKETS: dict[Socket, type[Sampler]] = {"adjuster": Adjuster, "filter": Filter, "shaper": Shaper}
 
 
 class KnobCard(msgspec.Struct):
@@ -37,7 +40,7 @@ class SamplerCard(msgspec.Struct):
 
     name: str
     doc: str
-    kind: Literal["adjuster", "filter"]
+    kind: Socket
     order: int
     knobs: list[KnobCard]
 
@@ -113,7 +116,7 @@ def sampler_card(name: str, kind: type[Sampler]) -> SamplerCard:
     return SamplerCard(
         name=name,
         doc=doc_of(kind),
-        kind="filter" if issubclass(kind, Filter) else "adjuster",
+        kind=next(word for word, socket in SOCKETS.items() if issubclass(kind, socket)),
         order=kind.order,
         knobs=[knob_card(*item) for item in specs.items()],
     )

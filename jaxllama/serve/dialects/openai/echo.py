@@ -3,11 +3,13 @@
 Used by the completions endpoint. Evaluation harnesses score texts this way.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 
-from jaxllama.errors import InvalidParameter
+import numpy as np
+
 from jaxllama.intake import Prompt
 from jaxllama.limits import check
 from jaxllama.request import TokenLogprobs
@@ -29,17 +31,12 @@ async def echoes_of(
 ) -> list[Echo]:
     """What is told of each prompt before its answers."""
     asked = check("logprobs", knobs.get("logprobs"))
-    if isinstance(asked, int) and asked > 0:
-        raise InvalidParameter(
-            f"logprobs is {asked}; with echo it must be 0: of a prompt, only its own tokens' "
-            f"log-probabilities are known",
-            "logprobs",
-        )
-    return [await echo_of(prompt, service, tells=asked is not None) for prompt in prompts]
+    count = asked if isinstance(asked, int) else None
+    return [await echo_of(prompt, service, count) for prompt in prompts]
 
 
-async def echo_of(prompt: Prompt, service: GenerationService, *, tells: bool) -> Echo:
-    """One prompt told back."""
+async def echo_of(prompt: Prompt, service: GenerationService, count: int | None) -> Echo:
+    """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
     tokenizer = service.model.intake.tokenizer
 
     def read(model: Model) -> tuple[list[int], str]:
@@ -48,11 +45,27 @@ async def echo_of(prompt: Prompt, service: GenerationService, *, tells: bool) ->
         return ids, prompt if isinstance(prompt, str) else tokenizer.decode(ids)
 
     ids, text = await service.off_loop(read)
-    if not tells:
+    if count is None:
         return Echo(text, ids, None)
-    values, _ = await service.ask_engine(methodcaller("peek_by_and_by", ids, 1))
+    tops: list[tuple[tuple[int, float], ...]] = []
+
+    def see(logits: np.ndarray) -> None:
+        tops.extend(likeliest(row, count) for row in logits)
+
+    look = methodcaller("peek_by_and_by", ids, 1, see if count else None)
+    values, _ = await service.ask_engine(look)
     logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
     writer.add(logprobs, ids[0], None)
-    for token, value in zip(ids[1:], values.tolist(), strict=True):
-        writer.add(logprobs, token, TokenLogprobs(value, value))
+    for index, (token, value) in enumerate(zip(ids[1:], values.tolist(), strict=True)):
+        writer.add(logprobs, token, TokenLogprobs(value, value, tops[index] if count else ()))
     return Echo(text, ids, logprobs)
+
+
+def likeliest(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    """The best tokens at one place, with their log-probabilities."""
+    count = min(count, len(logits))
+    best = np.argpartition(-logits, count - 1)[:count]
+    best = best[np.argsort(-logits[best], kind="stable")]
+    top = float(logits[best[0]])
+    total = top + math.log(np.exp(logits - top).sum(dtype=np.float64))
+    return tuple((int(id_), float(logits[id_]) - total) for id_ in best)

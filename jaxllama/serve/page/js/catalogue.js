@@ -15,6 +15,7 @@ import { labelOf } from "./controls.js";
 const STAGES = [
   { kind: "adjuster", title: "Before temperature" },
   { kind: "filter", title: "After temperature" },
+  { kind: "shaper", title: "With temperature, or last of all" },
 ];
 /** Of the core, what the page asks for itself. */
 const OWN = new Set(["logprobs", "preset"]);
