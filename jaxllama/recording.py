@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxllama.engine.engine import ByAndBy, Engine
-from jaxllama.errors import ConfigError, InvalidParameter, QueueFull
+from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.request import GenerationRequest
 
@@ -86,19 +86,11 @@ def logits_behind(
 
     A generator, as the engine's long looks are; raises QueueFull at once if no slot is free.
     """
-    known, start = [*request.prompt, *tokens], len(request.prompt)
-    found = np.zeros((len(tokens), engine.bank.vocab), np.float32)
-    for index in range(len(tokens)):
-        end = start + index
-        while True:
-            try:
-                _, found[index] = yield from engine.peek_by_and_by(known[:end], end)
-                break
-            except QueueFull:
-                if not index:
-                    raise
-                yield  # others took the slots meanwhile
-    return found
+    found = [np.zeros((0, engine.bank.vocab), np.float32)]
+    if tokens:
+        known = [*request.prompt, *tokens[:-1]]
+        yield from engine.peek_by_and_by(known, len(request.prompt), found.append)
+    return np.concatenate(found)
 
 
 def recording_of(

@@ -23,7 +23,7 @@ import numpy as np
 from jaxllama.engine.branches import Way, shared_beginning
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
-from jaxllama.engine.looks import Look, Looks, Seen
+from jaxllama.engine.looks import Look, Looks, See, Seen
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading, Sent
@@ -351,11 +351,15 @@ class Engine:
         return finish(self.peek_by_and_by(ids, start))
 
     def peek_by_and_by(
-        self, ids: Sequence[int], start: int
+        self, ids: Sequence[int], start: int, see: See | None = None
     ) -> ByAndBy[tuple[np.ndarray, np.ndarray]]:
-        """Likewise."""
+        """Likewise; `see` is shown all logits before ids[start:] and behind, as they come."""
         self.config.check_length(len(ids), 0)
-        return self._look(ids[:start], lambda slot: self._looks.peek(self._state, slot, ids, start))
+
+        def peek(slot: int) -> Look[tuple[np.ndarray, np.ndarray]]:
+            return self._looks.peek(self._state, slot, ids, start, see)
+
+        return self._look(ids[:start], peek)
 
     def weigh(self, ways: Sequence[Way]) -> list[np.ndarray]:
         """Log-probabilities of many ways to go on, each token given all before it.

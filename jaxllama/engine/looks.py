@@ -6,7 +6,7 @@ what was seen. What the slot has cached is noted as it is computed, so that the 
 behind it.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from jaxllama.engine.steps import Runs
 
 Seen = TypeVar("Seen")
 Look = Generator[DecodeState, DecodeState, Seen]
+See = Callable[[np.ndarray], object]  # logits [R V] of some places in a row
 
 
 class Looks:
@@ -31,7 +32,7 @@ class Looks:
         self._prompts = prompts
 
     def peek(
-        self, state: DecodeState, slot: int, ids: Sequence[int], start: int
+        self, state: DecodeState, slot: int, ids: Sequence[int], start: int, see: See | None
     ) -> Look[tuple[np.ndarray, np.ndarray]]:
         """Log-probabilities of ids[start:], and the logits after the last."""
         state = yield from self._fill(state, slot, ids, start - 1)
@@ -47,10 +48,13 @@ class Looks:
             state, seen = self._programs.peek(state, *numbers)
             del cached[at:]
             cached.extend(ids[at : at + rows])
-            found.append((seen, len(following)))
+            found.append((seen.logprob, len(following)))
+            logits = seen.logits  # of one tile at a time: they are large
+            if see is not None:
+                see(np.asarray(logits)[:rows])
             state = yield state
-        logprobs = [np.asarray(seen.logprob)[:count] for seen, count in found]
-        return np.concatenate(logprobs), np.asarray(found[-1][0].logits)
+        logprobs = [np.asarray(logprob)[:count] for logprob, count in found]
+        return np.concatenate(logprobs), np.asarray(logits)[rows - 1]
 
     def weigh(
         self, state: DecodeState, slot: int, ways: Sequence[Way], shared: int

@@ -35,7 +35,7 @@ class Peek(NamedTuple):
     """What the model thinks of given tokens."""
 
     logprob: Float[Array, " R"]  # of each target
-    logits: Float[Array, " V"]  # after the row `last`
+    logits: Float[Array, "R V"]  # after each row
 
 
 class Pooled(NamedTuple):
@@ -186,7 +186,7 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Peek]:
-        """Say how likely each target is after its id, and what follows row `last`."""
+        """Say how likely each target is after its id, and what follows; rows end with `last`."""
         ids, targets = pairs
         model = self._model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
@@ -194,7 +194,7 @@ class Steps:
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         state = dataclasses.replace(state, cache=cache)
-        return state, Peek(chosen - total, logits[last])
+        return state, Peek(chosen - total, logits)
 
     def weigh(
         self, params: Tree, state: DecodeState, slot: Array, runs: Runs

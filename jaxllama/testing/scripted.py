@@ -165,12 +165,11 @@ class ScriptedPrograms(Programs):
         """Log-probabilities of targets, each after all that is cached before it."""
         ids, targets = pairs
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
-        logprob = np.zeros(len(ids), np.float32)
+        logits = np.zeros((len(ids), TINY.vocab_size), np.float32)
         for row in range(int(last) + 1):
             context = tuple(state.cached[slot, : start + row + 1].tolist())
-            logits = logprobs_around(self.script(context))
-            logprob[row] = logits[targets[row]]
-        return state, Peek(logprob, logits)  # type: ignore[arg-type]
+            logits[row] = logprobs_around(self.script(context))
+        return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
     def weigh(self, state: Any, slot: Any, runs: Runs) -> tuple[Any, Any]:
         """Log-probabilities of tokens, each after all that is cached before it at its turn."""

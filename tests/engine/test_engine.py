@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxllama.engine.engine import finish
 from jaxllama.engine.generation import Phase
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
@@ -177,6 +178,16 @@ def test_peek_in_a_warm_slot_gives_the_same():
     first, _ = engine.peek(ids, 1)
     second, _ = engine.peek(ids, 20)
     assert np.allclose(first[19:], second, atol=1e-6)
+
+
+def test_a_look_sees_the_logits_of_every_place():
+    engine = new_engine()
+    ids, seen = list(range(100)), []  # more than one tile
+    logprobs, last = finish(engine.peek_by_and_by(ids, 30, seen.append))
+    logits = np.concatenate(seen)
+    assert (logits[-1] == last).all()
+    totals = np.logaddexp.reduce(logits[:-1], axis=1)
+    assert np.allclose(logits[np.arange(70), ids[30:]] - totals, logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", BODIES)

@@ -108,6 +108,21 @@ def test_echo_tells_the_prompt_and_how_likely_it_is():
     scenario(body)
 
 
+def test_echo_tells_what_else_could_have_been_in_the_prompt():
+    async def body():
+        long = [98] * 70  # more than one tile
+        async with asked(ScriptedEngine(lambda _: [98], config=config())) as (_, client):
+            answer = await ask(client, [97, 99, *long], echo=True, logprobs=2, max_tokens=1)
+            found = answer.choices[0].logprobs
+            assert len(found.tokens) == len(found.top_logprobs) == 73
+            assert found.top_logprobs[0] is None
+            for top in found.top_logprobs[1:]:
+                assert top == pytest.approx({"b": -LN2, "c": -2 * LN2})
+            assert found.token_logprobs[1] == pytest.approx(-2 * LN2)
+
+    scenario(body)
+
+
 def test_a_prompt_is_scored_without_generating():
     async def body():
         async with asked() as (live, client):
@@ -174,7 +189,6 @@ REFUSED = [
     ({"best_of": 2, "stream": True}, "best_of", "cannot stream"),
     ({"logprobs": 21}, "logprobs", "logprobs is 21"),
     ({"logprobs": -1}, "logprobs", "logprobs is -1"),
-    ({"logprobs": 2, "echo": True}, "logprobs", "must be 0"),
     ({"max_tokens": 0}, "max_tokens", "needs echo"),
     ({"max_tokens": 0, "echo": True, "stream": True}, "max_tokens", "nothing is generated"),
     ({"max_tokens": 255}, None, "together 256|255, together"),
