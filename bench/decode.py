@@ -5,10 +5,11 @@ from contextlib import ExitStack
 
 import click
 import jax
+from ceiling import read_rate
 from crowd import decode_rate, prompts_of, random_prompt
 from harness import Board, Measure, cores, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
-from machine import bandwidth, stream
+from machine import stream
 from subject import Subject, compared_by_file
 
 from jaxllama import LLM
@@ -48,7 +49,8 @@ def main(
     """Measure greedy decoding behind a prompt of --depth tokens.
 
     With one slot also the share of the memory's read bandwidth that its weights take. The peer
-    is counted as llama-batched-bench does: all sequences together, without sampling.
+    is counted as llama-batched-bench does: all sequences together, without sampling, and without
+    flash attention, with which it decodes slower.
     """
     times, length = how_often(board, repetitions), depth + tokens
     for count in slots or (SHORT_SLOTS if board.short else SLOTS):
@@ -57,7 +59,9 @@ def main(
             llm = opened.enter_context(subject.load(slots=count, length=length))
             peer = None
             if subject.peer:
-                crowd = opened.enter_context(subject.load_peer(sequences=count, length=length))
+                crowd = opened.enter_context(
+                    subject.load_peer(sequences=count, length=length, flash=False)
+                )
                 peer = rate_of_peer(crowd, depth, tokens)
             prompts = prompts_of(llm.config.vocab_size, count, depth)
             ours, theirs = in_turn(times, rate_of_engine(llm, prompts, tokens), peer)
@@ -80,7 +84,7 @@ def rate_of_peer(crowd: LlamaCpp, depth: int, tokens: int) -> Measure:
 def shares_read(llm: LLM, rates: Sequence[float]) -> list[float]:
     """The share of the bandwidth that one slot's steps take: every step reads every weight."""
     words = stream()
-    best = max(bandwidth(words, cores()) for _ in rates)
+    best = max(read_rate(words, cores()) for _ in rates)
     return [100 * rate * weight_bytes(llm) / 1e9 / best for rate in rates]
 
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from ceiling import ceilings
+from ceiling import ceilings, read_rate
 from harness import Board, how_often, repeated, script, seconds
-from machine import BYTES, SHORT_BYTES, bandwidth, stream
+from machine import SHORT_BYTES, stream
 
 from jaxllama.kernels import cpu
 from jaxllama.kernels.cpu_matmul import matmul_add, normed_matmul, normed_swiglu
@@ -103,8 +103,8 @@ def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     times = how_often(board, repetitions)
     with board.doing("the machine's ceilings"):
         limits = ceilings(cpu.threads())
-        words = stream(SHORT_BYTES if board.short else BYTES)
-        limits["memory"] = max(bandwidth(words, cpu.threads()) for _ in range(3))
+        words = stream(SHORT_BYTES) if board.short else stream()
+        limits["memory"] = max(read_rate(words, cpu.threads()) for _ in range(3))
     for unit, rate in limits.items():
         board.add(f"ceiling, {unit}", "GB/s" if unit == "memory" else "GOP/s", [rate])
     for form in given["forms"] or (SHORT_FORMS if board.short else FORMS):

@@ -49,9 +49,15 @@ SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
 
 
 class LlamaCpp:
-    """One model, and a cache for a number of sequences of a given length."""
+    """One model, and a cache for a number of sequences of a given length.
 
-    def __init__(self, path: Path, *, sequences: int, length: int, threads: int) -> None:
+    `flash` lets it choose flash attention. That is the faster for prompts; deep in a context it
+    decodes 2.6 times as fast without (16 sequences at 4,000 tokens: 390 against 1,030 ms a step).
+    """
+
+    def __init__(
+        self, path: Path, *, sequences: int, length: int, threads: int, flash: bool = True
+    ) -> None:
         self.lib = library()
         self.sequences = sequences
         self.model = self.lib.llama_model_load_from_file(
@@ -65,6 +71,8 @@ class LlamaCpp:
         settings.n_batch, settings.n_ubatch = BATCH, PHYSICAL_BATCH
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = False
+        if not flash:
+            settings.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = self.lib.llama_init_from_model(self.model, settings)
         if not self.context:
             raise click.ClickException(f"llama.cpp makes no context of {settings.n_ctx} tokens")

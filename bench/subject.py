@@ -55,10 +55,10 @@ class Subject:
         """The model, with room for `length` tokens in each slot."""
         return LLM.load(self.path, slots=slots, context=length, **self.loading)
 
-    def load_peer(self, *, sequences: int, length: int) -> LlamaCpp:
+    def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCpp:
         """The peer, with room for as much."""
         path, threads = self.peer_path or self.path, self.threads or cores()
-        return LlamaCpp(path, sequences=sequences, length=length, threads=threads)
+        return LlamaCpp(path, sequences=sequences, length=length, threads=threads, flash=flash)
 
 
 def loaded(function: Callable[..., None]) -> Callable[..., None]:
