@@ -214,7 +214,7 @@ class SamplerBank:
             heap = Heap(ready.logits, ready.best, heat, shaped)
             heap, shown = shape_all(self._ways, self.shapers, shaping, heap)
             drawn = draw_from_all(self._ways, heap, chances, shaped & ready.wants, size)
-            drawn = drawn._replace(shown=shown_at(shown, drawn.token))
+            drawn = drawn._replace(shown=shown_at(shown, shaping.within(shaped).late, drawn.token))
             return where_rows(shaped, drawn, others)
 
         def draw_filtered(others: Draws) -> Draws:

@@ -81,7 +81,8 @@ def shape_one(
     def one(logits: Float[Array, " C"], sampler: Sampler, row: Rows) -> Float[Array, " C"]:
         assert isinstance(sampler, Shaper)
         shaped = sampler(logits, context(row, name))
-        return jnp.where(jnp.any(shaped > -jnp.inf), shaped, logits)
+        # A maximum, because XLA takes eight times as long on CPU for whether any is above.
+        return jnp.where(jnp.max(shaped) > -jnp.inf, shaped, logits)
 
     def changed(old: Array) -> Array:
         return where_rows(on, jax.vmap(one)(old, shaping.shapers[name], shaping.rows), old)
@@ -111,7 +112,12 @@ def shape_all(
     mine, even = shaping.within(heap.wanted), jnp.ones_like(heap.heat)
     last = shaping.rows.temperature_last
     relative = heap.logits - heap.best[:, None]
-    logits, _ = shape(kinds, mine, mine.early, relative, jnp.where(last, even, heap.heat))
+    heat = jnp.where(last, even, heap.heat)
+    logits = jax.lax.cond(
+        jnp.any(some(mine.early, mine.rows)),
+        lambda: shape(kinds, mine, mine.early, relative, heat)[0],
+        lambda: relative / heat[:, None],
+    )
     logits, shown = shape(kinds, mine, mine.late, logits, jnp.where(last, heap.heat, even))
     return Heap(logits, ways.survey(logits, heap.wanted).best, even, heap.wanted), shown
 
@@ -122,12 +128,17 @@ def remembers(kind: type[Shaper]) -> bool:
 
 
 def shown_at(
-    shown: Mapping[str, Float[Array, "S C"]], place: Int32[Array, " S"]
+    shown: Mapping[str, Float[Array, "S C"]], on: On, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
-    """The log-probability that the entry at `place` of every row had when it was shown."""
+    """The log-probability that the entry at `place` had when it was shown, in rows that are on."""
 
     def at(logits: Float[Array, "S C"]) -> Float[Array, " S"]:
         total = jax.nn.logsumexp(logits, axis=-1)
         return jnp.take_along_axis(logits, place[:, None], axis=-1)[:, 0] - total
 
-    return {name: at(logits) for name, logits in shown.items()}
+    def nothing(logits: Float[Array, "S C"]) -> Float[Array, " S"]:
+        return jnp.zeros(logits.shape[0], logits.dtype)
+
+    return {
+        name: jax.lax.cond(jnp.any(on[name]), at, nothing, logits) for name, logits in shown.items()
+    }

@@ -199,4 +199,4 @@ def pick(kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int) -
     place = choice.first_past(weights, reached, ask.chances * reached[:, -1])
     likeliest = list_padded(ids, logits, listed)
     drawn = choice.at(logits, place)
-    return Draws(choice.at(ids, place), drawn, likeliest, shown_at(shown, place))
+    return Draws(choice.at(ids, place), drawn, likeliest, shown_at(shown, mine.late, place))

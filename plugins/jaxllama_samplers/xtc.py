@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jaxllama.sampling import Context, Knob, Shaper, knob
 from jaxllama.shapes import Array, Float
 
+LOWEST = -3e38  # about the least number of float32
+
 
 class Xtc(Shaper):
     """Drop all but the least likely of the tokens that have at least `xtc_threshold`.
@@ -31,11 +33,12 @@ class Xtc(Shaper):
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
         """The logits, without the top choices or as they were."""
-        p = jax.nn.softmax(logits)
-        reaches = (p >= self.xtc_threshold) & (p > 0)
+        # In logits, because dividing out every token's share would be two passes more.
+        line = jax.nn.logsumexp(logits) + jnp.log(self.xtc_threshold)
+        line = jnp.maximum(line, LOWEST)  # what is banned reaches no line
         # Of equally likely ones the last counts as the least likely, as a sorted list has it.
-        least = jnp.min(jnp.where(reaches, p, jnp.inf))
-        place = jnp.arange(p.shape[0])
-        spared = jnp.max(jnp.where(reaches & (p == least), place, -1))
+        least = jnp.min(jnp.where(logits >= line, logits, jnp.inf))
+        place = jnp.arange(logits.shape[0])
+        spared = jnp.max(jnp.where(logits == least, place, -1))
         happens = context.chance < self.xtc_probability
-        return jnp.where(happens & reaches & (place != spared), -jnp.inf, logits)
+        return jnp.where(happens & (logits >= line) & (place != spared), -jnp.inf, logits)
