@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from jaxllama.engine.generation import Phase
+from jaxllama.kernels import cpu
+from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import (
     Gate,
@@ -22,6 +24,7 @@ from tests.serve.conftest import (
     scenario,
     scripted,
 )
+from tests.support import KERNELS, new_engine
 
 ENDLESS = b"x" * 200
 LONG = "p" * 130  # takes several chunks
@@ -188,20 +191,11 @@ def spoken(prompt):
     return bytes((prompt[0] + i) % 256 for i in range(1 + prompt[0] % 60))
 
 
-def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
-    """Eight clients with a life of their own each; one that stays to the end compares."""
-    random_ = random.Random(4)
+async def storm(live, random_, comings, body_of, stays):
+    """Clients that come in nines, of which eight leave or are cancelled; the ninth stays."""
 
-    async def one(live, stays):
-        first = random_.randrange(1, 128)
-        body = {"prompt": chr(first) * random_.randrange(1, 60), "stream": random_.random() < 0.7}
-        if stays:
-            events = await live.stream(prompt=body["prompt"])
-            assert events[-1] == "[DONE]", events
-            text = "".join(event["text"] for event in events[:-1])
-            assert text == spoken((first,)).decode("utf-8", "replace")
-            return
-        raw = post(body | {"n": random_.randrange(1, 4)})
+    async def leaves_early():
+        raw = post(body_of() | {"n": random_.randrange(1, 4)})
         cut = len(raw) if random_.random() < 0.9 else random_.randrange(len(raw))
         reader, writer = await connect(live.url, raw[:cut])
         for _ in range(random_.randrange(4)):
@@ -216,22 +210,76 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
             await reader.read(random_.randrange(1, 900))
         leave(writer, random_.choice(["fin", "rst"]))
 
+    await live.say()
+    await live.until(lambda: not live.service._open)
+    tasks, files = len(asyncio.all_tasks()), files_open()
+    for _ in range(comings // 8):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stays())
+            for _ in range(8):
+                group.create_task(leaves_early())
+    await live.settled()
+    await live.until(lambda: len(live.server.crowd) <= 1)
+    await live.until(lambda: len(asyncio.all_tasks()) <= tasks)
+    assert files_open() <= files + 1
+    assert not live.service._open
+    assert live.service._dispatch.in_engine == 0
+    assert live.service.queue._given == {}
+
+
+async def text_of(live, body):
+    """The whole streamed answer."""
+    events = await live.stream(**body)
+    assert events[-1] == "[DONE]", events
+    return "".join(event["text"] for event in events[:-1])
+
+
+def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
+    random_ = random.Random(4)
+
+    def any_body():
+        first = random_.randrange(1, 128)
+        prompt = chr(first) * random_.randrange(1, 60)
+        return {"prompt": prompt, "stream": random_.random() < 0.7}
+
     async def body():
         engine = ScriptedEngine(spoken, config=config(slots=8))
         async with running(engine) as live:
-            await live.say()
-            await live.until(lambda: not live.service._open)
-            tasks, files = len(asyncio.all_tasks()), files_open()
-            for _ in range(250):
-                async with asyncio.TaskGroup() as group:
-                    for client in range(9):
-                        group.create_task(one(live, stays=client == 0))
-            await live.settled()
-            await live.until(lambda: len(live.server.crowd) <= 1)
-            await live.until(lambda: len(asyncio.all_tasks()) <= tasks)
-            assert files_open() <= files + 1
-            assert not live.service._open
-            assert live.service._dispatch.in_engine == 0
-            assert live.service.queue._given == {}
+
+            async def stays():
+                prompt = any_body()["prompt"]
+                said = await text_of(live, {"prompt": prompt})
+                assert said == spoken((ord(prompt[0]),)).decode("utf-8", "replace")
+
+            await storm(live, random_, 2000, any_body, stays)
+
+    scenario(body)
+
+
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+def test_a_real_model_answers_those_who_stay_as_if_they_were_alone():
+    """Its rows share cache, steps and beginnings with all who leave."""
+    random_ = random.Random(5)
+    prompts = ["".join(random_.choices("ab", k=random_.randrange(1, 90))) for _ in range(12)]
+
+    def any_body():
+        prompt = random_.choice(prompts)[: random_.randrange(1, 90)]
+        return {"prompt": prompt, "stream": random_.random() < 0.7, "max_tokens": 30}
+
+    async def body():
+        engine = new_engine(engine=KERNELS)
+        patient = Bounds(patience_seconds=300)  # programs may still have to be compiled
+        async with running(engine, bounds=patient, seconds=300) as live:
+            asks = [
+                {"prompt": prompt, "max_tokens": 12, "seed": 1, "temperature": i % 2}
+                for i, prompt in enumerate(prompts)
+            ]
+            alone = [await text_of(live, ask) for ask in asks]
+
+            async def stays():
+                chosen = random_.randrange(len(asks))
+                assert await text_of(live, asks[chosen]) == alone[chosen]
+
+            await storm(live, random_, 400, any_body, stays)
 
     scenario(body)
