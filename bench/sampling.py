@@ -1,7 +1,7 @@
 """Sampling: what choosing tokens costs - greedy, by temperature, through every installed sampler.
 
 Times the bank of samplers alone, on the model's own logits, and says what share of a whole decode
-step that is.
+step that is, and by what share one more sampler that nobody uses makes a step longer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from subject import Subject, compared
 
 from jaxllama import LLM
 from jaxllama.engine.bank import SamplerBank
-from jaxllama.engine.state import row_start
+from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.sampling import KnobSpec, knobs_of
 
 Knobs = dict[str, Any]
@@ -53,7 +53,11 @@ TYPICAL: Knobs = {
 }
 COMMON = ("top_k", "top_p", "min_p", "repetition_penalty")
 COMMON_CASE = "top_k + top_p + min_p + repetition"
+WHOLE = (*COMMON, "presence_penalty", "frequency_penalty")
+WHOLE_CASE = "the whole chain, penalties included"
+FEW = 24  # samplers, beside which one more is measured
 CALLS = 10  # of the bank, for one figure
+QUICKEST_OF = 10  # figures, where two of almost the same size are compared
 STEPS = 32  # of the engine, for one figure
 
 
@@ -91,6 +95,15 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
             board.add(case, "us/row", ours, theirs, subject.peer)
             pairs = zip(ours, rates, strict=True)
             board.add(f"{case}, share of a step", "%", [us * rate / 1e4 for us, rate in pairs])
+        if not board.short:
+            case = f"{subject.name}, {rows} rows, sampler {FEW + 1}, which nobody uses"
+            with board.doing(case):
+                few, more = (unused(llm, (logits, prompts), FEW + i) for i in (0, 1))
+                step = partial(decode_rate, llm.engine, prompts, STEPS, {"temperature": HEAT})
+                less, ours, rates = in_turn(times, few, more, step)
+            each = zip(ours, less, rates, strict=True)
+            shares = [max(us - before, 0.0) * rate / 1e4 for us, before, rate in each]
+            board.add(f"{case}, share of a step", "%", shares)
 
 
 def beginnings(ids: Sequence[int], rows: int) -> list[list[int]]:
@@ -104,6 +117,7 @@ def cases(llm: LLM, *, short: bool) -> Iterator[tuple[str, Knobs]]:
     yield "greedy", {}
     yield "temperature", {"temperature": HEAT}
     yield COMMON_CASE, {"temperature": HEAT} | {name: TYPICAL[name] for name in COMMON}
+    yield WHOLE_CASE, {"temperature": HEAT} | {name: TYPICAL[name] for name in WHOLE}
     if not short:
         for name, kind in llm.bank.samplers.items():
             values = {
@@ -132,14 +146,39 @@ def choosing(
 ) -> Measure:
     """Microseconds per row of the bank, on rows that the engine's programs have admitted."""
     logits, prompts, knobs = given
+    state = admitted(llm, prompts, knobs)
+    arguments = (state.bank, jax.device_put(logits), state.rows())
+    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
+    return lambda: whole() / CALLS
+
+
+def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> Measure:
+    """Microseconds per row of a bank of `count` samplers, all of them off: the quickest of some."""
+    logits, prompts = given
+    size = llm.engine_config
+    bank = SamplerBank(
+        dict(sorted(llm.bank.samplers.items())[:count]),
+        vocab=llm.bank.vocab,
+        candidates=size.candidates,
+        top_logprobs=size.max_top_logprobs,
+        body=size.kernels,
+        texts=llm.tokenizer.texts(),
+    )
+    choose = jax.jit(partial(choose_again, bank))
+    rows = admitted(llm, prompts, {"temperature": HEAT}).rows()
+    arguments = (bank.empty(size.slots), jax.device_put(logits), rows)
+    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
+    return lambda: min(whole() for _ in range(QUICKEST_OF)) / CALLS
+
+
+def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> DecodeState:
+    """The state in which every prompt has a row."""
     programs, config = llm.engine.programs, llm.engine_config
     state = programs.empty()
     for slot, prompt in enumerate(prompts):
         row = row_start(request(prompt, STEPS, knobs), tuple(prompt), config, llm.bank)
         state = programs.admit(state, np.int32(slot), row)
-    arguments = (state.bank, jax.device_put(logits), state.rows())
-    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
-    return lambda: whole() / CALLS
+    return state
 
 
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Any) -> Any:

@@ -191,9 +191,11 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
     found = records("sampling", "-m", TINY, "--rows", "2", "--repetitions", "1")
     names = [case.removeprefix("tiny-q4_0, 2 rows, ") for case in found if "share" not in case]
     assert names[:3] == ["greedy", "temperature", "top_k + top_p + min_p + repetition"]
+    assert names[3] == "the whole chain, penalties included"
     assert {"min_p alone", "repetition alone", "logit_bias alone"} <= set(names)
     assert {case for case in found if case.endswith(", share of a step")} == {
-        f"tiny-q4_0, 2 rows, {name}, share of a step" for name in names
+        f"tiny-q4_0, 2 rows, {name}, share of a step"
+        for name in (*names, "sampler 25, which nobody uses")
     }
 
 
