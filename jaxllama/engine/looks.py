@@ -48,13 +48,11 @@ class Looks:
             state, seen = self._programs.peek(state, *numbers)
             del cached[at:]
             cached.extend(ids[at : at + rows])
-            found.append((seen.logprob, len(following)))
-            logits = seen.logits  # of one tile at a time: they are large
-            if see is not None:
-                see(np.asarray(logits)[:rows])
             state = yield state
-        logprobs = [np.asarray(logprob)[:count] for logprob, count in found]
-        return np.concatenate(logprobs), np.asarray(logits)[rows - 1]
+            found.append(np.asarray(seen.logprob)[: len(following)])  # waits: logits are large
+            if see is not None:
+                see(np.asarray(seen.logits)[:rows])
+        return np.concatenate(found), np.asarray(seen.logits)[rows - 1]
 
     def weigh(
         self, state: DecodeState, slot: int, ways: Sequence[Way], shared: int
