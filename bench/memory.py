@@ -39,7 +39,7 @@ def main(*, board: Board, subject: Subject, steps: int | None) -> None:
         before = resident("VmRSS")
         sizes = [resident("VmRSS") for _ in decode(llm, wanted)]
     case = f"{subject.name}, {SLOTS} slots, growth over {wanted} steps"
-    # What is never let go would grow in both halves; what the allocator keeps for next time, in one.
+    # What is never let go grows in both halves; what the allocator keeps for next time in one.
     first, most = (max(before, *sizes[:end]) for end in (-(-len(sizes) // 2), len(sizes)))
     board.add(case, "MiB", [(most - before) / MIB])
     board.add(f"{case}, in their second half", "MiB", [(most - first) / MIB])

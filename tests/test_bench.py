@@ -201,8 +201,9 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
 
 def test_memory_tells_the_peak_of_loading_and_the_growth_of_decoding() -> None:
     found = records("memory", "-m", TINY, "--steps", "20")
-    assert [record["unit"] for record in found.values()] == ["MiB", "x", "MiB"]
+    assert [record["unit"] for record in found.values()] == ["MiB", "x", "MiB", "MiB"]
     assert "tiny-q4_0, 4 slots, growth over 20 steps" in found
+    assert "tiny-q4_0, 4 slots, growth over 20 steps, in their second half" in found
 
 
 def test_a_cold_start_compiles_every_program_and_a_warm_one_none(
