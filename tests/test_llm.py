@@ -1,6 +1,7 @@
 """The Python API on a tiny random model, from file to text."""
 
 import dataclasses
+import re
 import threading
 
 import jax.numpy as jnp
@@ -484,3 +485,9 @@ def test_a_negative_prompt_counts_against_the_context(llm):
     assert request.max_tokens == 50
     with pytest.raises(PromptTooLong, match="prompt has 150 tokens and max_tokens is 60"):
         llm.intake.completion("a", {**knobs, "max_tokens": 60})
+
+
+def test_guidance_and_a_constraint_hold_together(llm):
+    knobs = {"guidance_scale": 3, "negative_prompt": "other", "seed": 2, "max_tokens": 30}
+    told = llm.generate("x", regex="[a-c]{4}(forced text){2}", n=3, **knobs)
+    assert all(re.fullmatch("[a-c]{4}(forced text){2}", one.text) for one in told)

@@ -15,6 +15,7 @@ from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import cpu
+from jaxllama.request import Contrast
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
 from tests.support import ENGINE, KERNELS, new_engine, programs, request, run
@@ -35,7 +36,14 @@ def sharded(data: int, model: int, base: EngineConfig = BASE) -> EngineConfig:
 
 def some_requests():
     return [
-        request(range(i, i + 20 + i * 7), 8, temperature=float(i % 2), seed=i, knobs={"top_p": 0.9})
+        request(
+            range(i, i + 20 + i * 7),
+            8,
+            temperature=float(i % 2),
+            seed=i,
+            knobs={"top_p": 0.9},
+            contrast=Contrast((7, i), 1.5) if i % 3 == 0 else None,
+        )
         for i in range(10)
     ]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxllama.request import Contrast
 from jaxllama.sampling import KnobSpec, knobs_of
 from tests.engine.test_determinism import same
 from tests.support import BODIES, MODEL, closed, installed_samplers, new_engine, request, run
@@ -61,6 +62,7 @@ def test_no_company_and_no_neighbours_sampler_changes_a_token(body):
             temperature_last=bool(rng.random() < 0.3),
             seed=index,
             knobs=knobs,
+            contrast=Contrast((5, index), 1.5) if index % 4 == 0 else None,
         )
         for heat in (0.0, 1.2)
         for index, knobs in enumerate(switched_on().values())
