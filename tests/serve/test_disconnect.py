@@ -280,6 +280,6 @@ def test_a_real_model_answers_those_who_stay_as_if_they_were_alone():
                 chosen = random_.randrange(len(asks))
                 assert await text_of(live, asks[chosen]) == alone[chosen]
 
-            await storm(live, random_, 400, any_body, stays)
+            await storm(live, random_, 200, any_body, stays)
 
     scenario(body)
