@@ -10,6 +10,7 @@ from harness import Board, script
 from subject import Subject, modelled
 
 from jaxllama import LLM
+from jaxllama.cli.heap import keep_large_blocks_apart
 from jaxllama.loading import choose_kernels, engine_config, read_weights
 from jaxllama.sharding import make_mesh
 from jaxllama.weights import open_checkpoint
@@ -25,9 +26,13 @@ MIB = 1 << 20
 @click.option("--steps", type=click.IntRange(min=1), help="Decode steps [default: 10000].")
 @modelled
 def main(*, board: Board, subject: Subject, steps: int | None) -> None:
-    """Measure the peak of loading and the growth over many decode steps, on Linux."""
+    """Measure the peak of loading and the growth over many decode steps, on Linux.
+
+    With the allocator tuned as `jaxllama serve` does.
+    """
     if not RESET.exists():
         raise click.ClickException("the kernel's account of memory is needed: /proc/self")
+    keep_large_blocks_apart()
     with board.doing("loading"):
         peak, held = loading(subject)
     board.add(f"{subject.name}, weights", "MiB", [held / MIB])

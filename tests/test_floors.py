@@ -70,6 +70,7 @@ FLOORS: dict[str, tuple[str, str]] = {
         f"{WHOLE} llm loading streams recording explain bounds service serve",
         "jax click rich asyncio",
     ),
+    "cli.heap": ("", "ctypes"),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.

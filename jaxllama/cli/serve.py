@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 import jaxllama
+from jaxllama.cli import heap
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError
 from jaxllama.serve import log
@@ -76,8 +77,10 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     name = model_name(loading.get("model"))
 
     def open_model() -> Model:
+        heap.keep_large_blocks_apart()
         llm = jaxllama.LLM.load(**loading)
         gc.collect()
+        heap.give_back()
         gc.freeze()  # or every full collection would hold up all streams for 100 ms
         return Model(name, llm.engine, llm.intake)
 
