@@ -131,7 +131,7 @@ class Steps:
         active = state.active
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
         rows = state.rows()._replace(allowed=allowed)
-        logits = contrasted(model.head(hidden), state)
+        logits = contrasted(model.head(hidden, active), state)
         bank, choice = self.bank.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
         token, finite = choice.token[state.speaker], choice.finite[state.speaker]

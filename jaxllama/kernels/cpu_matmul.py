@@ -5,6 +5,8 @@ meet inputs quantised to eight bits (one scale per row and 32 inputs, but for an
 above its row: that one stays float32), bf16 weights meet inputs rounded to bf16, f16 and f32
 weights meet them as they are; sums are float32.
 
+`wanted` says which rows anybody will look at: the others cost nothing and become 0.
+
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
 
@@ -14,30 +16,40 @@ import numpy as np
 
 from jaxllama.kernels import cpu
 from jaxllama.kernels.tiled import BLOCK, KINDS, Tiled
-from jaxllama.shapes import Array, Float, Int
+from jaxllama.shapes import Array, Bool, Float, Int
+
+Wanted = Bool[Array, " L"] | None  # None: all rows
 
 
 def normed_matmul(
-    x: Float[Array, "L I"], norm: Float[Array, " I"] | None, eps: float, weight: Tiled
+    x: Float[Array, "L I"],
+    norm: Float[Array, " I"] | None,
+    eps: float,
+    weight: Tiled,
+    wanted: Wanted = None,
 ) -> Float[Array, "L O"]:
     """norm(x) · weight + bias; no norm if None."""
-    return multiply(x, norm, eps, weight, None)
+    return multiply(x, norm, eps, weight, None, wanted)
 
 
 def normed_swiglu(
-    x: Float[Array, "L I"], norm: Float[Array, " I"] | None, eps: float, gate_up: Tiled
+    x: Float[Array, "L I"],
+    norm: Float[Array, " I"] | None,
+    eps: float,
+    gate_up: Tiled,
+    wanted: Wanted = None,
 ) -> Float[Array, "L F"]:
     """silu(norm(x) · gate) * (norm(x) · up), from one matrix made by `tile_pair`."""
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
-    return multiply(x, norm, eps, gate_up, None)
+    return multiply(x, norm, eps, gate_up, None, wanted)
 
 
 def matmul_add(
-    x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"]
+    x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], wanted: Wanted = None
 ) -> Float[Array, "L O"]:
     """Residual + x · weight + bias."""
-    return multiply(x, None, 0.0, weight, residual)
+    return multiply(x, None, 0.0, weight, residual, wanted)
 
 
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
@@ -60,6 +72,7 @@ def multiply(
     eps: float,
     weight: Tiled,
     residual: Float[Array, "L O"] | None,
+    wanted: Wanted,
 ) -> Float[Array, "L O"]:
     """The one call behind all of them."""
     check(x, norm, weight, residual)
@@ -71,6 +84,7 @@ def multiply(
     )
     return call(
         x,
+        or_empty(wanted, jnp.bool_),
         or_empty(norm),
         or_empty(weight.order, jnp.int32),
         *stored(weight),

@@ -1,8 +1,9 @@
 """Linear, Embedding and Norm: one call whatever a weight is stored in.
 
 Used by every block of `llama.py`; knows how a weight is stored, not what it is for. A Tiled weight
-goes to the C++ kernels, which norm, multiply and add in one call; the plain path does the same in
-steps. Where a Tiled weight is one device's part, the parts are added up here.
+goes to the C++ kernels, which norm, multiply and add in one call, for the rows that are `wanted`;
+the plain path does the same in steps, for all. Where a Tiled weight is one device's part, the parts
+are added up here.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from jax import lax
 
 from jaxllama import kernels
 from jaxllama.kernels import cpu_matmul
+from jaxllama.kernels.cpu_matmul import Wanted
 from jaxllama.kernels.tiled import Several, Tiled
 from jaxllama.model.quantized import Packed, in_order, take_rows, unpack
 from jaxllama.shapes import Array, Float, Int
@@ -40,17 +42,22 @@ class Linear(nnx.Module):
         self.splits_inputs = RULES[axes[0]] is not None
 
     def __call__(
-        self, x: Float[Array, "L I"], *, norm: Norm | None = None, add: Array | None = None
+        self,
+        x: Float[Array, "L I"],
+        *,
+        norm: Norm | None = None,
+        add: Array | None = None,
+        wanted: Wanted = None,
     ) -> Float[Array, "L O"]:
         """Apply to every row, normed first and added to `add` if given."""
         weight = self.weight.get_value()
         if isinstance(weight, Tiled):
             if self.splits_inputs and norm is None and own_parts("model") > 1:
-                return summed_matmul(x, weight, add)
-            return tiled_matmul(x, weight, norm, add)
+                return summed_matmul(x, weight, add, wanted)
+            return tiled_matmul(x, weight, norm, add, wanted)
         if isinstance(weight, Several):
             y = jnp.concatenate(
-                [tiled_matmul(x, each, norm, None) for each in weight.parts], axis=1
+                [tiled_matmul(x, each, norm, None, wanted) for each in weight.parts], axis=1
             )
             return y if add is None else add + y
         x = x if norm is None else norm(x)
@@ -68,10 +75,12 @@ class GateUp(nnx.Module):
     def __init__(self, inward: int, outward: int) -> None:
         self.weight = nnx.Param(jnp.zeros((inward, 2 * outward)), axes=("width", "ffn"))
 
-    def __call__(self, x: Float[Array, "L I"], *, norm: Norm) -> Float[Array, "L O"]:
+    def __call__(
+        self, x: Float[Array, "L I"], *, norm: Norm, wanted: Wanted = None
+    ) -> Float[Array, "L O"]:
         """Apply to every row, normed first."""
         return cpu_matmul.normed_swiglu(
-            x, norm.weight.get_value(), norm.eps, self.weight.get_value()
+            x, norm.weight.get_value(), norm.eps, self.weight.get_value(), wanted
         )
 
 
@@ -91,29 +100,33 @@ class Embedding(nnx.Module):
             return take_rows(weight, tokens)
         return weight[tokens].astype(jnp.float32)
 
-    def scores(self, x: Float[Array, "L D"], *, norm: Norm) -> Float[Array, "L V"]:
+    def scores(
+        self, x: Float[Array, "L D"], *, norm: Norm, wanted: Wanted = None
+    ) -> Float[Array, "L V"]:
         """How well every token of the vocabulary matches each row, normed first."""
         weight = self.weight.get_value()
         if isinstance(weight, Tiled):
-            return tiled_matmul(x, weight, norm, None)
+            return tiled_matmul(x, weight, norm, None, wanted)
         dense = unpack(weight) if isinstance(weight, Packed) else weight
         return kernels.matmul_by_output(norm(x), dense)
 
 
 def tiled_matmul(
-    x: Float[Array, "L I"], weight: Tiled, norm: Norm | None, add: Array | None
+    x: Float[Array, "L I"], weight: Tiled, norm: Norm | None, add: Array | None, wanted: Wanted
 ) -> Float[Array, "L O"]:
     """The fused kernel that does what was asked."""
     if add is not None:
-        return cpu_matmul.matmul_add(x, weight, add)
+        return cpu_matmul.matmul_add(x, weight, add, wanted)
     if norm is None:
-        return cpu_matmul.normed_matmul(x, None, 0.0, weight)
-    return cpu_matmul.normed_matmul(x, norm.weight.get_value(), norm.eps, weight)
+        return cpu_matmul.normed_matmul(x, None, 0.0, weight, wanted)
+    return cpu_matmul.normed_matmul(x, norm.weight.get_value(), norm.eps, weight, wanted)
 
 
-def summed_matmul(x: Float[Array, "L I"], weight: Tiled, add: Array | None) -> Float[Array, "L O"]:
+def summed_matmul(
+    x: Float[Array, "L I"], weight: Tiled, add: Array | None, wanted: Wanted
+) -> Float[Array, "L O"]:
     """Every device has its own inputs; the bias and `add` are the same everywhere, added once."""
-    part = cpu_matmul.normed_matmul(x, None, 0.0, dataclasses.replace(weight, bias=None))
+    part = cpu_matmul.normed_matmul(x, None, 0.0, dataclasses.replace(weight, bias=None), wanted)
     y = add_up(part, "model")
     y = y if weight.bias is None else y + weight.bias.reshape(-1)[: y.shape[1]]
     return y if add is None else add + y

@@ -16,6 +16,7 @@ from flax import nnx
 
 from jaxllama import kernels
 from jaxllama.config import ModelConfig
+from jaxllama.kernels.cpu_matmul import Wanted
 from jaxllama.kernels.reference import Parts, Turn
 from jaxllama.model import rope
 from jaxllama.model.cache import KVCache, LayerCache
@@ -52,7 +53,7 @@ class Llama(nnx.Module):
             out, new = self.ways.step(parts, turn, layer.arrays, position, active, window)
             return out, LayerCache(*new)
 
-        return self.through(tokens, cache, position, attend, "slots")
+        return self.through(tokens, cache, position, attend, "slots", active)
 
     def prompt(
         self,
@@ -71,7 +72,8 @@ class Llama(nnx.Module):
             out, new = self.ways.prompt(parts, turn, layer.arrays, place, self.config.window)
             return out, LayerCache(*new)
 
-        return self.through(tokens, cache, position, attend, "rows")
+        wanted = jnp.arange(tokens.shape[0]) < real
+        return self.through(tokens, cache, position, attend, "rows", wanted)
 
     def branches(
         self,
@@ -111,23 +113,24 @@ class Llama(nnx.Module):
         position: Int[Array, " L"],
         attend: Attend,
         rows: str,
+        wanted: Wanted = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Embedding and all blocks; `rows` is the logical axis the tokens lie on."""
         x = constrain(self.embed(tokens), rows, "width")
         turn = rope.tables(self.config.rope, self.config.head_dim, position)
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            x, updated = block.attention(x, block.attention_norm, turn, layer, attend)
-            x = block.ffn(constrain(x, rows, "width"), block.ffn_norm)
+            x, updated = block.attention(x, block.attention_norm, turn, layer, attend, wanted)
+            x = block.ffn(constrain(x, rows, "width"), block.ffn_norm, wanted)
             x = constrain(x, rows, "width")
             layers.append(updated)
         return x, tuple(layers)
 
-    def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
+    def head(self, hidden: Float[Array, "L D"], wanted: Wanted = None) -> Float[Array, "L V"]:
         """Logits of the next token, float32."""
         if self.unembed is None:
-            return self.embed.scores(hidden, norm=self.final_norm)
-        return self.unembed(hidden, norm=self.final_norm)
+            return self.embed.scores(hidden, norm=self.final_norm, wanted=wanted)
+        return self.unembed(hidden, norm=self.final_norm, wanted=wanted)
 
 
 class Block(nnx.Module):
@@ -160,21 +163,27 @@ class Attention(nnx.Module):
         self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def __call__(
-        self, x: Array, norm: Norm, turn: Turn, layer: LayerCache, attend: Attend
+        self,
+        x: Array,
+        norm: Norm,
+        turn: Turn,
+        layer: LayerCache,
+        attend: Attend,
+        wanted: Wanted,
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """Norm, project, attend (which rotates and appends to the cache), project back, add."""
-        q, k, v = self.project(x, norm)
+        q, k, v = self.project(x, norm, wanted)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, layer = attend((q, k, v), turn, layer)
-        return self.o(mixed, add=x), layer
+        return self.o(mixed, add=x, wanted=wanted), layer
 
-    def project(self, x: Array, norm: Norm) -> Parts:
+    def project(self, x: Array, norm: Norm, wanted: Wanted) -> Parts:
         """Queries, keys and values by heads."""
         heads, kv_heads, size = self.sizes
         if self.fused:
             cuts = [heads * size, (heads + kv_heads) * size]
-            flat = jnp.split(self.qkv(x, norm=norm), cuts, axis=1)
+            flat = jnp.split(self.qkv(x, norm=norm, wanted=wanted), cuts, axis=1)
         else:
             normed = norm(x)
             flat = [part(normed) for part in (self.q, self.k, self.v)]
@@ -195,9 +204,9 @@ class FeedForward(nnx.Module):
             self.up = Linear(width, inner, ("width", "ffn"), bias=bias)
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
-    def __call__(self, x: Float[Array, "L D"], norm: Norm) -> Float[Array, "L D"]:
+    def __call__(self, x: Float[Array, "L D"], norm: Norm, wanted: Wanted) -> Float[Array, "L D"]:
         """Apply to every row and add to it."""
         if self.fused:
-            return self.down(self.gate_up(x, norm=norm), add=x)
+            return self.down(self.gate_up(x, norm=norm, wanted=wanted), add=x, wanted=wanted)
         normed = norm(x)
         return self.down(jax.nn.silu(self.gate(normed)) * self.up(normed), add=x)

@@ -77,13 +77,16 @@ class SpreadLlama:
         )
         return found
 
-    def head(self, hidden: Float[Array, "L D"]) -> Float[Array, "L V"]:
+    def head(
+        self, hidden: Float[Array, "L D"], wanted: Bool[Array, " L"] | None = None
+    ) -> Float[Array, "L V"]:
         """Logits; every device those of its rows and its part of the vocabulary."""
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
         vocab = "model" if "model" in matrix.codes else None
-        run = self._everywhere(Llama.head, (PartitionSpec(rows),), PartitionSpec(rows, vocab))
-        logits: Array = run(hidden)
+        given = (hidden,) if wanted is None else (hidden, wanted)
+        specs = (PartitionSpec(rows),) * len(given)
+        logits: Array = self._everywhere(Llama.head, specs, PartitionSpec(rows, vocab))(*given)
         return logits
 
     @property

@@ -290,6 +290,20 @@ def test_a_row_is_the_same_alone_and_in_company(matrix, noise):
 
 
 @pytest.mark.usefixtures("isa")
+def test_rows_that_nobody_wants_are_0_and_the_others_the_same(matrix, noise):
+    weight = tile(matrix)
+    x, residual = rows_of(noise, 20, weight.shape[0]), rows_of(noise, 20, weight.shape[1])
+    whole = np.asarray(jax.jit(matmul_add)(x, weight, residual))
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        wanted = noise.random(20) < share
+        found = np.asarray(jax.jit(matmul_add)(x, weight, residual, wanted))
+        np.testing.assert_array_equal(found, np.where(wanted[:, None], whole, 0))
+    first = np.arange(20) < 6
+    found = np.asarray(jax.jit(matmul_add)(x, weight, residual, first))
+    np.testing.assert_array_equal(found, np.where(first[:, None], whole, 0))
+
+
+@pytest.mark.usefixtures("isa")
 def test_rows_beyond_what_is_prepared_at_once_are_the_same(noise):
     # 4 MB of rows are prepared at a time: about 250 of these.
     weight = tile(dense(noise, np.float32, 4096, 32))
@@ -485,11 +499,10 @@ def test_what_does_not_fit_is_refused_at_trace_time(noise, which):
 
 def call_matmul(weight, x, outward, **changed):
     """The handler itself, some of its arrays and attributes changed."""
-    names = ("norm", "order", "codes", "scales", "steps", "bias", "residual")
+    names = ("wanted", "norm", "order", "codes", "scales", "steps", "bias", "residual")
     empty = or_empty(None)
-    arrays = dict(
-        zip(names, (empty, or_empty(None, jnp.int32), *stored(weight), empty, empty), strict=True)
-    )
+    absent = (or_empty(None, jnp.bool_), empty, or_empty(None, jnp.int32))
+    arrays = dict(zip(names, (*absent, *stored(weight), empty, empty), strict=True))
     given = attributes(weight) | {"swiglu": np.int64(0), "eps": np.float32(0)}
     for name, value in changed.items():
         if name in arrays:
@@ -511,6 +524,7 @@ def test_the_handler_checks_every_size_itself(noise):
         {"codes": codes[..., :100]}, {"codes": codes.astype(jnp.float32)},
         {"scales": scales[:, :1]}, {"scales": scales[..., :16]}, {"scales": scales[0]},
         {"scales": codes}, {"steps": jnp.ones((2, 2, 2, 32), jnp.uint8)},
+        {"wanted": jnp.ones(2, jnp.bool_)}, {"wanted": jnp.ones(3)},
         {"norm": jnp.ones(63)}, {"bias": jnp.ones(40)}, {"residual": jnp.ones((3, 39))},
         {"order": jnp.arange(63)}, {"order": jnp.arange(64) + 1}, {"order": jnp.ones(64)},
     ]  # fmt: skip

@@ -97,10 +97,11 @@ ffi::Error read_weights(Form form, const ffi::AnyBuffer& codes, const ffi::AnyBu
   return read_scales(scales, steps, w);
 }
 
-ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer norm, ffi::AnyBuffer order,
-                    ffi::AnyBuffer codes, ffi::AnyBuffer scales, ffi::AnyBuffer steps,
-                    ffi::AnyBuffer bias, ffi::AnyBuffer residual, ffi::ResultBuffer<ffi::F32> y,
-                    int64_t kind, int64_t group, int64_t zero, int64_t swiglu, float eps) {
+ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer norm,
+                    ffi::AnyBuffer order, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
+                    ffi::AnyBuffer steps, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
+                    ffi::ResultBuffer<ffi::F32> y, int64_t kind, int64_t group, int64_t zero,
+                    int64_t swiglu, float eps) {
   Weights weights;
   if (ffi::Error error = read_weights({kind, group, zero}, codes, scales, steps, &weights);
       error.failure()) {
@@ -115,6 +116,10 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer norm, ffi::AnyBuffer
   const int64_t tile = swiglu ? kHalf : kTile;
   if (outward <= (weights.tiles - 1) * tile || outward > weights.tiles * tile) {
     return bad("y does not have the width of the weights");
+  }
+  if (!is_empty(wanted) &&
+      (wanted.element_type() != ffi::PRED || !has_shape(wanted, {in[0]}))) {
+    return bad("the wanted rows must be bool [rows]");
   }
   if (!is_empty(norm) && (norm.element_type() != ffi::F32 || !has_shape(norm, {width}))) {
     return bad("the norm must be float32 [width]");
@@ -137,7 +142,9 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer norm, ffi::AnyBuffer
   const Rows rows{x.typed_data(), data<float>(norm), places, eps, in[0], width};
   const Finish finish{data<float>(bias), data<float>(residual), y->typed_data(), outward,
                       swiglu != 0};
-  if (!matmul(weights, rows, finish)) {
+  const auto* some = data<bool>(wanted);
+  if (!(some == nullptr ? matmul(weights, rows, finish)
+                        : matmul_of(some, weights, rows, finish))) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "matmul: out of memory");
   }
   return ffi::Error::Success();
@@ -170,6 +177,7 @@ using Float = ffi::Buffer<ffi::F32>;
 JAXLLAMA_TARGET(matmul, multiply,
                 ffi::Ffi::Bind()
                     .Arg<Float>()  // x [rows, width]
+                    .Arg<Any>()    // wanted [rows], or empty: all
                     .Arg<Any>()    // norm [width], or empty
                     .Arg<Any>()    // order [width], or empty
                     .Arg<Any>()    // codes

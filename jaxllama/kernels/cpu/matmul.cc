@@ -1,6 +1,8 @@
 #include "matmul.h"
 
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "isa.h"
 #include "pool.h"
@@ -115,6 +117,44 @@ bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
     Prepared prepared;
     if (!lay_out(weights, bands.rows, &prepared)) return false;
     multiply_pass(weights, rows, finish, first, bands, prepared);
+  }
+  return true;
+}
+
+bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish) {
+  thread_local std::vector<int64_t> places;  // both keep their room: a warm engine allocates nothing
+  thread_local std::vector<float> together;
+  places.clear();
+  for (int64_t row = 0; row < rows.count; ++row) {
+    if (wanted[row]) places.push_back(row);
+  }
+  const auto count = static_cast<int64_t>(places.size());
+  const int64_t width = rows.width, outward = finish.outward;
+  Rows some = rows;
+  Finish there = finish;
+  some.count = count;
+  if (count > 0 && places.back() >= count) {  // not the first ones: moved together, and back
+    together.resize(static_cast<size_t>(count * (width + outward)));
+    float* const x = together.data();
+    float* const residual = x + count * width;
+    for (int64_t each = 0; each < count; ++each) {
+      std::memcpy(x + each * width, rows.x + places[each] * width, width * sizeof(float));
+      if (finish.residual == nullptr) continue;
+      std::memcpy(residual + each * outward, finish.residual + places[each] * outward,
+                  outward * sizeof(float));
+    }
+    some.x = x;
+    if (finish.residual != nullptr) there.residual = residual;
+  }
+  if (!matmul(weights, some, there)) return false;
+  int64_t left = count;
+  for (int64_t row = rows.count - 1; row >= 0; --row) {  // backwards: nothing is overwritten
+    float* const to = finish.y + row * outward;
+    if (!wanted[row]) {
+      std::memset(to, 0, outward * sizeof(float));
+    } else if (--left != row) {
+      std::memcpy(to, finish.y + left * outward, outward * sizeof(float));
+    }
   }
   return true;
 }

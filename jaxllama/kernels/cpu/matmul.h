@@ -98,4 +98,7 @@ extern const MatmulOps matmul_ops;
 // False if there is no memory for the prepared rows.
 bool matmul(const Weights& weights, const Rows& rows, const Finish& finish);
 
+// The same for some of the rows; what nobody wants costs nothing and becomes 0.
+bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish);
+
 }  // namespace jaxllama
