@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.rows import Rows, context, is_asked, is_warm, where_rows
+from jaxllama.engine.rows import Rows, context, is_asked, is_warm, some, where_rows
 from jaxllama.engine.token_sets import Sets, informed
 from jaxllama.kernels import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
@@ -31,8 +31,7 @@ class Adjusting(NamedTuple):
 
     def some(self, names: Names) -> Bool[Array, " S"]:
         """Rows in which at least one of these acts."""
-        nobody = jnp.zeros_like(self.rows.active)
-        return jnp.any(jnp.stack([nobody, *(self.on[name] for name in names)]), axis=0)
+        return some((self.on[name] for name in names), self.rows)
 
 
 class Moved(NamedTuple):

@@ -5,7 +5,6 @@ the decode program. Knows rows, not requests; numbers of a sampler are leaves [S
 structure, so changing a number never recompiles.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -29,11 +28,12 @@ from jaxllama.engine.rows import (
     Rows,
     chance,
     is_warm,
+    some,
     switched_on,
     where_rows,
     with_chances,
 )
-from jaxllama.engine.shaping import plan, remembers, shape_all, shape_early, shown_at, some
+from jaxllama.engine.shaping import plan, remembers, shape_all, shape_early, shown_at
 from jaxllama.engine.survivors import Ask, Kinds, draw_survivors
 from jaxllama.engine.token_sets import digest, informed, learn
 from jaxllama.engine.trial import try_sampler
@@ -162,7 +162,7 @@ class SamplerBank:
         drawn = self._draw(bank, ready)
         token = jnp.where(live, drawn.token, 0)
         watching = {name: live & switched_on(bank[name]) for name in self._observers}
-        told = any_of(ready.wants, *watching.values())
+        told = some((wants, *watching.values()), rows)
         logprob = logprob_if(self._ways, told, logits, token)
         under_model = self._list_under_model(logits, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
@@ -194,14 +194,13 @@ class SamplerBank:
         self, bank: Bank, ready: Ready, sampled: Bool[Array, " S"], certain: Draws
     ) -> Draws:
         """Draws of the sampled rows: among survivors where a filter is on, else among all."""
-        nobody = jnp.zeros_like(sampled)
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
         chances = jax.vmap(chance)(ready.rows)
         filters = {name: bank[name] for name in self.filters}
-        filtered = sampled & any_of(nobody, *map(switched_on, filters.values()))
+        filtered = sampled & some(map(switched_on, filters.values()), ready.rows)
         shapers = {name: bank[name] for name in self.shapers}
         shaping = plan(self.shapers, shapers, ready.rows, sampled)
-        acted = some(shaping.early, ready.rows) | some(shaping.late, ready.rows)
+        acted = some((*shaping.early.values(), *shaping.late.values()), ready.rows)
         shaped, free = (sampled & ~filtered & each for each in (acted, ~acted))
         size, last = self.top_logprobs, ready.rows.temperature_last
 
@@ -276,8 +275,3 @@ class SamplerBank:
             )
 
         return bank | {name: seen(name, on, bank[name]) for name, on in watching.items()}
-
-
-def any_of(first: Bool[Array, " S"], *others: Bool[Array, " S"]) -> Bool[Array, " S"]:
-    """Rows in which at least one is true."""
-    return functools.reduce(jnp.logical_or, others, first)

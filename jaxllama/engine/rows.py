@@ -3,8 +3,9 @@
 Used by the bank and its survivors, inside the decode program. Knows no logits and no order.
 """
 
+import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -60,10 +61,8 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
     Depends on the row's seed and length alone, so neither a neighbour nor another installed
     sampler can change it.
     """
-    key = dice.fold_in((row.seed[0], row.seed[1]), row.length)
-    if name is not None:
-        key = dice.fold_in(key, jnp.uint32(zlib.crc32(name.encode())))
-    return dice.uniform(key)
+    key = key_of(row)
+    return dice.uniform(key if name is None else dice.fold_in(key, code_of(name)))
 
 
 def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
@@ -72,12 +71,27 @@ def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
         return rows
 
     def of_row(row: Rows) -> dict[str, Float[Array, ""]]:
-        key = dice.fold_in((row.seed[0], row.seed[1]), row.length)
-        codes = jnp.asarray([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        key = key_of(row)
+        codes = jnp.stack([code_of(name) for name in names])
         each = jax.vmap(lambda code: dice.uniform(dice.fold_in(key, code)))(codes)
         return dict(zip(names, each, strict=True))
 
     return rows._replace(chances=jax.vmap(of_row)(rows))
+
+
+def key_of(row: Rows) -> dice.Words:
+    """What the numbers of one row at this step are made of."""
+    return dice.fold_in((row.seed[0], row.seed[1]), row.length)
+
+
+def code_of(name: str) -> UInt32[Array, ""]:
+    """What makes the numbers of the sampler called `name` its own."""
+    return jnp.uint32(zlib.crc32(name.encode()))
+
+
+def some(on: Iterable[Bool[Array, " S"]], rows: Rows) -> Bool[Array, " S"]:
+    """Rows in which at least one is true."""
+    return functools.reduce(jnp.logical_or, on, jnp.zeros_like(rows.active))
 
 
 def is_warm(rows: Rows) -> Bool[Array, " S"]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.engine.logprobs import Heap
-from jaxllama.engine.rows import Rows, context, switched_on, where_rows
+from jaxllama.engine.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels import Choosing
 from jaxllama.sampling import Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -47,12 +47,6 @@ def plan(
     }
     early = {name: on[name] & ~late[name] for name in kinds}
     return Shaping(dict(shapers), rows, early, late)
-
-
-def some(on: On, rows: Rows) -> Bool[Array, " S"]:
-    """Rows in which at least one acts."""
-    nobody = jnp.zeros_like(rows.active)
-    return jnp.any(jnp.stack([nobody, *on.values()]), axis=0)
 
 
 def shape(
@@ -92,7 +86,7 @@ def shape_one(
 
 def shape_early(ways: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap) -> Heap:
     """The heap after what acts before the filters; its temperature is used up in those rows."""
-    on = heap.wanted & some(shaping.early, shaping.rows)
+    on = heap.wanted & some(shaping.early.values(), shaping.rows)
 
     def shaped() -> Heap:
         mine, even = shaping.within(on), jnp.ones_like(heap.heat)
@@ -114,7 +108,7 @@ def shape_all(
     relative = heap.logits - heap.best[:, None]
     heat = jnp.where(last, even, heap.heat)
     logits = jax.lax.cond(
-        jnp.any(some(mine.early, mine.rows)),
+        jnp.any(some(mine.early.values(), mine.rows)),
         lambda: shape(kinds, mine, mine.early, relative, heat)[0],
         lambda: relative / heat[:, None],
     )

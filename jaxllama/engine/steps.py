@@ -190,7 +190,7 @@ class Steps:
         ids, targets = pairs
         model = self._model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
-        logits = model.head(hidden)
+        logits = model.head(hidden, jnp.arange(ids.shape[0]) <= last)
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         state = dataclasses.replace(state, cache=cache)

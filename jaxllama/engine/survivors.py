@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxllama.engine.draws import Draws
 from jaxllama.engine.in_turn import in_turn, one_of
 from jaxllama.engine.logprobs import list_padded
-from jaxllama.engine.rows import Rows, context, switched_on, where_rows
-from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at, some
+from jaxllama.engine.rows import Rows, context, some, switched_on, where_rows
+from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels import Choosing, choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -192,7 +192,7 @@ def pick(kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int) -
         every = (best.ids, logits, shown)
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=-1), every)
 
-    ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late, ask.rows)), shaped, plain)
+    ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), ask.rows)), shaped, plain)
     logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits)
     reached = jnp.cumsum(weights, axis=-1)

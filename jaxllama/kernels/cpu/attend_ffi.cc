@@ -4,6 +4,7 @@
 
 #include "attend.h"
 #include "library.h"
+#include "shapes.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxllama {
@@ -19,17 +20,6 @@ using AnyOut = ffi::Result<ffi::AnyBuffer>;
 
 ffi::Error wrong(const std::string& what) {
   return ffi::Error::InvalidArgument("attention: " + what);
-}
-
-template <class Buffer>
-bool has_shape(const Buffer& buffer, std::initializer_list<std::int64_t> shape) {
-  const auto dimensions = buffer.dimensions();
-  if (dimensions.size() != shape.size()) return false;
-  std::size_t i = 0;
-  for (const std::int64_t size : shape) {
-    if (dimensions[i++] != size) return false;
-  }
-  return true;
 }
 
 bool kind_of(ffi::DataType type, CacheKind* kind) {

@@ -6,6 +6,7 @@
 #include "choose.h"
 #include "library.h"
 #include "places.h"
+#include "shapes.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxllama {
@@ -22,17 +23,6 @@ using PredOut = ffi::ResultBuffer<ffi::PRED>;
 
 ffi::Error wrong(const std::string& what) {
   return ffi::Error::InvalidArgument("choosing: " + what);
-}
-
-template <class Buffer>
-bool has_shape(const Buffer& buffer, std::initializer_list<std::int64_t> shape) {
-  const auto dimensions = buffer.dimensions();
-  if (dimensions.size() != shape.size()) return false;
-  std::size_t axis = 0;
-  for (const std::int64_t size : shape) {
-    if (dimensions[axis++] != size) return false;
-  }
-  return true;
 }
 
 std::int64_t pieces(const ChooseRows& rows, std::int64_t size) {

@@ -5,6 +5,7 @@
 #include "library.h"
 #include "matmul.h"
 #include "pool.h"
+#include "shapes.h"
 #include "take_rows.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,16 +15,6 @@ namespace {
 namespace ffi = xla::ffi;
 
 ffi::Error bad(const std::string& what) { return ffi::Error::InvalidArgument("matmul: " + what); }
-
-bool has_shape(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape) {
-  const auto dims = buffer.dimensions();
-  if (dims.size() != shape.size()) return false;
-  size_t axis = 0;
-  for (int64_t each : shape) {
-    if (dims[axis++] != each) return false;
-  }
-  return true;
-}
 
 bool is_empty(const ffi::AnyBuffer& buffer) { return buffer.element_count() == 0; }
 
