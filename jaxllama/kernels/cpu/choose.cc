@@ -162,26 +162,38 @@ Ranked* sort(Ranked* ranked, Ranked* other, std::int64_t count) {
 // Room of the calling thread for ranking one row.
 struct Room {
   Ranked *list, *other;  // as long as the row
+  float* values;         // likewise
   std::int32_t* ids;     // a little longer
   std::int32_t* open;    // as long as there are groups
 
   Room(std::int64_t vocab, std::int64_t groups) {
-    const std::int64_t numbers = 5 * vocab + CHOOSE_SPARE + groups;
+    const std::int64_t numbers = 6 * vocab + CHOOSE_SPARE + groups;
     unsigned char* bytes = scratch(static_cast<std::size_t>(numbers) * sizeof(std::int32_t));
     if (bytes == nullptr) std::abort();  // out of memory inside a worker: there is nobody to tell
     list = reinterpret_cast<Ranked*>(bytes);
     other = list + vocab;
-    ids = reinterpret_cast<std::int32_t*>(other + vocab);
+    values = reinterpret_cast<float*>(other + vocab);
+    ids = reinterpret_cast<std::int32_t*>(values + vocab);
     open = ids + vocab + CHOOSE_SPARE;
   }
 };
 
-// What `count` logits of a row reach: the count-th largest of its groups' largest. -inf where there
-// are not as many groups.
-float reached_by(const float* maxima, std::int64_t groups, std::int64_t count, const Room& room) {
-  if (groups < count) return kNothing;
-  for (std::int64_t group = 0; group < groups; ++group) room.list[group].key = key_of(maxima[group]);
-  return logit_of(sort(room.list, room.other, groups)[count - 1].key);
+// The largest value that `count` of the numbers reach, or a smaller one that at most `spare` more
+// reach; none is above `most`. Halves the space of all floats: no order of the numbers is bad.
+float reached_by(const float* x, std::int64_t numbers, std::int64_t count, std::int64_t spare,
+                 float most) {
+  std::uint32_t above = key_of(most), least = key_of(kNothing);
+  while (above < least) {
+    const std::uint32_t middle = above + (least - above) / 2;
+    const std::int64_t reaching = body().reaching(x, numbers, logit_of(middle));
+    if (reaching < count) {
+      above = middle + 1;
+    } else {
+      least = middle;
+      if (reaching <= count + spare) break;
+    }
+  }
+  return logit_of(least);
 }
 
 // The groups that reach so far.
@@ -194,23 +206,37 @@ ChooseOpen open_groups(const float* maxima, std::int64_t groups, float least, st
   return {open, count};
 }
 
+// Lists what may be among the best `count` of a row, by id, and says how many there are.
+std::int64_t list_best(const ChooseCandidates& call, std::int64_t row, const Room& room) {
+  const ChooseRows& rows = call.weights.rows;
+  const std::int64_t groups = blocks_of(rows.vocab, CHOOSE_GROUP), count = call.count;
+  const float* x = row_of(rows, row);
+  const float* maxima = call.maxima + row * groups;
+  const float best = call.weights.best[row];
+  // As many groups reach so far, hence at least as many logits.
+  const float low = groups < count ? kNothing : reached_by(maxima, groups, count, count / 8, best);
+  const ChooseOpen open = open_groups(maxima, groups, low, room.open);
+  std::int64_t found = body().collect(x, rows.vocab, open, low, count, room.ids);
+  // A row that holds NaN may have fewer that compare: its answer is not used, but it has one.
+  for (; found < count; ++found) room.ids[found] = 0;
+  for (std::int64_t each = 0; each < found; ++each) room.values[each] = x[room.ids[each]];
+  const float least = reached_by(room.values, found, count, 0, best);
+  const std::uint32_t first = key_of(best);
+  std::int64_t left = 0;
+  for (std::int64_t each = 0; each < found; ++each) {
+    room.list[left] = {key_of(room.values[each]) - first, room.ids[each]};
+    left += !(room.values[each] < least);
+  }
+  return left;
+}
+
 void rank_row(const ChooseCandidates& call, std::int64_t row) {
   const ChooseWeights& weights = call.weights;
-  const std::int64_t vocab = weights.rows.vocab, groups = blocks_of(vocab, CHOOSE_GROUP);
-  const std::int64_t spans = blocks_of(vocab, CHOOSE_SPAN);
+  const std::int64_t vocab = weights.rows.vocab, spans = blocks_of(vocab, CHOOSE_SPAN);
   weights.log_total[row] = log_of(total_of(weights.sums + row * spans, spans));
+  const Room room(vocab, blocks_of(vocab, CHOOSE_GROUP));
+  const Ranked* ranked = sort(room.list, room.other, list_best(call, row, room));
   const float* x = row_of(weights.rows, row);
-  const float* maxima = call.maxima + row * groups;
-  const Room room(vocab, groups);
-  const float least = reached_by(maxima, groups, call.count, room);
-  const ChooseOpen open = open_groups(maxima, groups, least, room.open);
-  std::int64_t found = body().collect(x, vocab, open, least, call.count, room.ids);
-  // A row that holds NaN may have fewer that compare: its answer is not used, but it has one.
-  for (; found < call.count; ++found) room.ids[found] = 0;
-  for (std::int64_t each = 0; each < found; ++each) {
-    room.list[each] = {key_of(x[room.ids[each]]), room.ids[each]};
-  }
-  const Ranked* ranked = sort(room.list, room.other, found);
   const float best = weights.best[row], heat = weights.heat[row];
   for (std::int64_t each = 0; each < call.count; ++each) {
     call.ids[row * call.count + each] = ranked[each].id;

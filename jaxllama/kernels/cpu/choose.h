@@ -87,6 +87,8 @@ struct ChooseBody {
   // Their sums by spans, and with `maxima` the largest x by groups.
   void (*add)(const float* x, std::int64_t count, float best, float scale, float* sums,
               float* maxima);
+  // How many are at least as large.
+  std::int64_t (*reaching)(const float* x, std::int64_t count, float least);
   // Ids, upwards, of what is above `least` in the open groups, and of at least the first `ties` of
   // what equals it; there is room for CHOOSE_SPARE more.
   std::int64_t (*collect)(const float* x, std::int64_t count, const ChooseOpen& open, float least,

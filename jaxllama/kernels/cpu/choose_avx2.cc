@@ -63,7 +63,7 @@ inline void put_places(std::int32_t* to, std::int64_t first, unsigned bits) {
 
 }  // namespace
 
-const ChooseBody choose_body{survey, find, weigh, add_weights, collect};
+const ChooseBody choose_body{survey, find, weigh, add_weights, reaching, collect};
 
 }  // namespace avx2
 }  // namespace jaxllama

@@ -8,6 +8,8 @@
 
 constexpr std::int64_t GROUP = CHOOSE_GROUP, SPAN = CHOOSE_SPAN;
 constexpr int SUMS = 4;  // that grow side by side: one would wait for its own last addition
+constexpr int LINE = 16;   // numbers that memory gives at once
+constexpr int AHEAD = 16;   // groups fetched before they are looked at
 constexpr float NOTHING = -__builtin_inff();
 
 // The vector at a place; behind the last of `count` there is nothing.
@@ -99,16 +101,33 @@ void add_weights(const float* x, std::int64_t count, float best, float scale, fl
   }
 }
 
+std::int64_t reaching(const float* x, std::int64_t count, float least) {
+  std::int64_t found = 0;
+  for (std::int64_t at = 0; at < count; at += WIDTH) {
+    unsigned hits = bits_at_least(load_some(x, at, count), set(least));
+    // Behind the last there is nothing, which may be what is looked for.
+    if (count - at < WIDTH) hits &= (1u << (count - at)) - 1;
+    found += __builtin_popcount(hits);
+  }
+  return found;
+}
+
 std::int64_t collect(const float* x, std::int64_t count, const ChooseOpen& open, float least,
                      std::int64_t ties, std::int32_t* ids) {
   std::int64_t found = 0;
   for (std::int64_t each = 0; each < open.count; ++each) {
+    // Open groups lie far apart: the processor does not foresee which comes next.
+    const std::int64_t later = each + AHEAD < open.count ? each + AHEAD : each;
+    for (std::int64_t at = 0; at < GROUP; at += LINE) {
+      __builtin_prefetch(x + open.groups[later] * GROUP + at);
+    }
     const std::int64_t first = open.groups[each] * GROUP;
     const std::int64_t end = first + GROUP < count ? first + GROUP : count;
+    const bool has_ties = ties > 0;
     for (std::int64_t at = first; at < end; at += WIDTH) {
       const Vec here = load_some(x, at, count);
       const unsigned above = bits_above(here, set(least));
-      unsigned hits = ties > 0 ? bits_at_least(here, set(least)) : above;
+      unsigned hits = has_ties ? bits_at_least(here, set(least)) : above;
       if (end - at < WIDTH) hits &= (1u << (end - at)) - 1;
       ties -= __builtin_popcount(hits & ~above);
       put_places(ids + found, at, hits);
