@@ -20,9 +20,9 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
 
     def call(sampler: Sampler) -> Array:
         if isinstance(sampler, Adjuster | Shaper):
-            return sampler(jnp.zeros(vocab, jnp.float32), context(blank_row(), name))
+            return sampler(jnp.zeros(vocab, jnp.float32), context(blank_row(name), name))
         assert isinstance(sampler, Filter)
-        return sampler(blank_candidates(candidates), context(blank_row(), name))
+        return sampler(blank_candidates(candidates), context(blank_row(name), name))
 
     def observe(sampler: Sampler) -> Sampler:
         certain = jnp.float32(1.0)
@@ -33,8 +33,8 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
     expect(f"sampler {name!r}", traced(name, call, row), expected)
     if isinstance(row, Adjuster) and row.held_only:
         # As many logits as its row has tokens: one that knows the vocabulary does not fit.
-        few = jnp.zeros(blank_row().tokens.shape, jnp.float32)
-        made = traced(name, lambda one: one(few, context(blank_row(), name)), row)
+        few = jnp.zeros(blank_row(name).tokens.shape, jnp.float32)
+        made = traced(name, lambda one: one(few, context(blank_row(name), name)), row)
         expect(f"sampler {name!r}, shown {len(few)} tokens,", made, few)
     expect(f"observe() of sampler {name!r}", traced(name, observe, row), row)
 
@@ -63,8 +63,8 @@ def expect(what: str, made: Any, expected: Any) -> None:
             )
 
 
-def blank_row() -> Rows:
-    """One row of a batch, as small as a row can be."""
+def blank_row(name: str) -> Rows:
+    """One row of a batch, as small as a row can be; its chance is made: tracing that takes long."""
     return Rows(
         tokens=jnp.zeros(8, jnp.int32),
         length=jnp.int32(1),
@@ -75,6 +75,7 @@ def blank_row() -> Rows:
         seed=jnp.zeros(2, jnp.uint32),
         active=jnp.bool_(True),
         top_logprobs=jnp.int32(-1),
+        chances={name: jnp.float32(0.5)},
     )
 
 
