@@ -18,6 +18,7 @@ from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.programs import Programs
 from jaxllama.kernels import cpu
+from jaxllama.loading import describe
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import SAMPLERS, load_plugins
@@ -29,6 +30,8 @@ from jaxllama.testing import FAMILIES, random_params
 MODEL = dataclasses.replace(FAMILIES["smollm2"], head_dim=32, max_context=512)
 ENGINE = EngineConfig(slots=4, context=200, candidates=32, cache_dtype="float32")
 KERNELS = dataclasses.replace(ENGINE, kernels="cpu", dtype="stored", prefill_chunk=64)
+OTHER = {"slots": 7, "steps_per_sync": 1, "prefill_chunk": 8}  # settings that change no text
+SEVEN = dataclasses.replace(ENGINE, **OTHER)
 BODIES = [
     pytest.param(ENGINE, id="xla"),
     pytest.param(
@@ -58,10 +61,6 @@ def installed_samplers() -> dict[str, type[Sampler]]:
     return load_plugins(SAMPLERS, Sampler).loaded
 
 
-def few_samplers() -> dict[str, type[Sampler]]:
-    return {name: installed_samplers()[name] for name in FEW}
-
-
 def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
     """Random weights as the engine wants them."""
     tree, leaves = random_params(model, seed), abstract_params(model)
@@ -79,26 +78,36 @@ def at(tree: Tree, path: str) -> np.ndarray:
 
 @cache
 def programs(
-    model: ModelConfig = MODEL, engine: EngineConfig = ENGINE, *, every_sampler: bool = False
+    model: ModelConfig = MODEL,
+    engine: EngineConfig = ENGINE,
+    *,
+    samplers: tuple[str, ...] | None = FEW,
 ) -> Programs:
-    """Compiled programs; kept on disk for the other test processes of this run."""
+    """Compiled programs; kept on disk for other test processes. `samplers`: None is all of them."""
+    installed = installed_samplers()
+    chosen = {name: installed[name] for name in (installed if samplers is None else samplers)}
     bank = SamplerBank(
-        installed_samplers() if every_sampler else few_samplers(),
+        chosen,
         vocab=model.vocab_size,
         candidates=engine.candidates,
         top_logprobs=engine.max_top_logprobs,
         body=engine.kernels,
     )
     mesh = make_mesh(engine, model)
-    root = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
-    kept = Executables(root, program_key((model, engine, sorted(bank.knobs))))
+    # A folder for each model and body: in one folder only so many programs are kept.
+    own = f"jaxllama-tests-{os.getuid()}/{model.name}-{engine.kernels}"
+    root = Path(tempfile.gettempdir()) / own
+    kept = Executables(root, program_key((model, engine, describe(chosen))))
     return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
 
 
 def new_engine(
-    model: ModelConfig = MODEL, engine: EngineConfig = ENGINE, *, every_sampler: bool = False
+    model: ModelConfig = MODEL,
+    engine: EngineConfig = ENGINE,
+    *,
+    samplers: tuple[str, ...] | None = FEW,
 ) -> Engine:
-    return Engine(programs(model, engine, every_sampler=every_sampler))
+    return Engine(programs(model, engine, samplers=samplers))
 
 
 def request(prompt: Iterable[int], max_tokens: int = 8, **more: object) -> GenerationRequest:

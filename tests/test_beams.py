@@ -1,6 +1,5 @@
 """Beam search: against every sequence there is, against arrays, and on a tiny model."""
 
-import dataclasses
 import itertools
 from functools import cache
 
@@ -15,9 +14,8 @@ from jaxllama.llm import LLM
 from jaxllama.request import FinishReason
 from jaxllama.testing import ByteTokenizer, numpy_llama, random_params
 from jaxllama_formats.chatml import ChatMl
-from tests.support import BODIES, ENGINE, MODEL, closed, new_engine, request, run
+from tests.support import BODIES, MODEL, SEVEN, closed, new_engine, request, run
 
-ENGINE_7 = dataclasses.replace(ENGINE, slots=7)
 NONE = -1e9  # what a place that holds no answer is worth
 
 
@@ -173,7 +171,7 @@ def test_beginnings_are_copied_not_computed_again():
 
 def test_more_beginnings_than_slots_find_the_same():
     asked = {"width": 7, "max_tokens": 5, "ignore_eos": True}
-    few, many = new_engine(), new_engine(MODEL, ENGINE_7)
+    few, many = new_engine(), new_engine(MODEL, SEVEN)
     assert [each.tokens for each in llm_of(few).beam_search([1, 2, 3], **asked)] == [
         each.tokens for each in llm_of(many).beam_search([1, 2, 3], **asked)
     ]

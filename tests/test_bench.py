@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -43,13 +42,6 @@ RECORDS = [
     | {"peer": "llama.cpp", "peer_value": 15.0, "ratio": 4.0},
     {"bench": "machine", "case": "read, 1 thread", "value": 22.5, "unit": "GB/s"},
 ]
-
-
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one run: its processes share what they compile."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bench-caches"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -45,7 +45,15 @@ TOKENIZER = {
     "tokenizer.ggml.add_space_prefix": False,
 }
 
-pytestmark = pytest.mark.usefixtures("few_samplers")
+pytestmark = pytest.mark.usefixtures("no_samplers", "kept")
+
+
+@pytest.fixture(scope="module")
+def kept(caches):
+    """What LLM.load compiles is there for the next that loads the like."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(caches))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +257,7 @@ def test_packed_weights_say_what_unpacked_ones_say(tmp_path, kind):
     write_gguf(path, model, flatten(random_params(model)), kind=kind, metadata=TOKENIZER)
     answers = []
     for packed in (True, False):
-        with LLM.load(path, slots=2, context=64, packed=packed, compile_cache=False) as llm:
+        with LLM.load(path, slots=2, context=64, packed=packed) as llm:
             answer = llm.generate("abc", max_tokens=6, temperature=0, logprobs=0)
             answers.append(answer)
     assert answers[0].tokens == answers[1].tokens
@@ -262,9 +270,7 @@ def test_dtypes_change_little(tmp_path):
     write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
     scores = []
     for dtype in ("float32", "bfloat16", "float16"):
-        with LLM.load(
-            path, slots=1, context=64, dtype=dtype, cache_dtype=dtype, compile_cache=False
-        ) as llm:
+        with LLM.load(path, slots=2, context=64, dtype=dtype, cache_dtype=dtype) as llm:
             scores.append(llm.score("abc", ["def"])[0].logprob)
     assert scores[1] == pytest.approx(scores[0], rel=0.05)
     assert scores[2] == pytest.approx(scores[0], rel=0.02)
@@ -302,7 +308,7 @@ def test_loading_leaves_no_thread_behind(tmp_path):
     write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
     seen = []
     with LLM.load(
-        path, slots=1, context=64, progress=lambda *what: seen.append(what), compile_cache=False
+        path, slots=2, context=64, progress=lambda *what: seen.append(what), compile_cache=False
     ) as llm:
         assert llm.generate("abc", max_tokens=2).tokens
     assert {what for what, _, _ in seen} >= {"weights", "programs"}
@@ -335,7 +341,7 @@ def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
     write_gguf(path, model, flatten(random_params(model)), kind="Q4_1", metadata=TOKENIZER)
     scores = []
     for body, mesh in (("cpu", None), ("cpu", "model=2"), ("xla", None)):
-        settings = {"slots": 2, "context": 64, "kernels": body, "compile_cache": False}
+        settings = {"slots": 2, "context": 64, "kernels": body}
         with LLM.load(path, cache_dtype="float32", mesh=mesh, **settings) as llm:
             scores.append(llm.score("abc", ["some continuation"])[0].token_logprobs)
     one, split, plain = scores

@@ -13,6 +13,7 @@ from tests.support import (
     BODIES,
     ENGINE,
     MODEL,
+    SEVEN,
     Told,
     closed,
     drive,
@@ -267,8 +268,7 @@ def test_a_cancelled_constrained_answer_frees_its_slot():
 
 def test_an_answer_follows_its_constraint_in_any_schedule():
     rng = np.random.default_rng(0)
-    wide = dataclasses.replace(ENGINE, slots=7)
-    for engine in (ENGINE, wide):
+    for engine in (ENGINE, SEVEN):
         expected = run(new_engine(MODEL, engine), [constrained(FREE_THEN_FORCED)])[0].tokens
         for _ in range(4):
             mates = [request(range(1, int(rng.integers(2, 60))), 9) for _ in range(6)]

@@ -13,6 +13,7 @@ from tests.support import (
     BODIES,
     ENGINE,
     MODEL,
+    SEVEN,
     Told,
     closed,
     drive,
@@ -91,7 +92,7 @@ def test_everybody_says_in_a_crowd_what_they_say_alone(body):
 
 
 def test_more_pairs_than_slots_all_finish():
-    engine = new_engine(MODEL, dataclasses.replace(ENGINE, slots=7))
+    engine = new_engine(MODEL, SEVEN)
     answers = run(engine, [contrasted(2.0, 4, own=range(i, i + 9)) for i in range(9)])
     assert all(answer.finished.reason is FinishReason.LENGTH for answer in answers)
     assert closed(engine)

@@ -13,6 +13,7 @@ from tests.support import (
     ENGINE,
     KERNELS,
     MODEL,
+    OTHER,
     Told,
     closed,
     drive,
@@ -77,13 +78,13 @@ def test_500_random_schedules_change_nothing(body):
     assert closed(engine)
 
 
-@pytest.mark.parametrize("change", [{"prefill_chunk": 8}, {"steps_per_sync": 1}, {"slots": 7}])
 @pytest.mark.parametrize("body", BODIES)
-def test_engine_settings_change_no_text(body, change):
+def test_engine_settings_change_no_text(body):
+    """Slots, steps per call and the size of chunks; all at once, as each costs its own programs."""
     rng = np.random.default_rng(2)
     pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
     first = run(new_engine(MODEL, body), pool)
-    second = run(new_engine(MODEL, dataclasses.replace(body, **change)), pool)
+    second = run(new_engine(MODEL, dataclasses.replace(body, **OTHER)), pool)
     assert all(same(one, other, body) for one, other in zip(first, second, strict=True))
 
 

@@ -67,7 +67,7 @@ def test_no_company_and_no_neighbours_sampler_changes_a_token(body):
         for heat in (0.0, 1.2)
         for index, knobs in enumerate(switched_on().values())
     ]
-    engine = new_engine(MODEL, body, every_sampler=True)
+    engine = new_engine(MODEL, body, samplers=None)
     alone = [run(engine, [one])[0] for one in pool]
     order = rng.permutation(len(pool))
     crowd = run(engine, [pool[index] for index in order])
