@@ -27,7 +27,7 @@ from jax import lax
 from llamacpp import UNDERSTOOD, Chain
 from subject import Subject, compared
 
-from jaxllama import LLM
+from jaxllama import LLM, kernels
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.sampling import KnobSpec, knobs_of
@@ -81,7 +81,7 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
     with subject.load(slots=rows, length=len(TEXT) + STEPS) as llm:
         prompts = beginnings(llm.tokenize(TEXT), rows)
         logits = np.stack([llm.engine.peek(prompt, len(prompt))[1] for prompt in prompts])
-        choose = jax.jit(partial(choose_again, llm.bank))
+        choose = jax.jit(partial(choose_again, llm.bank, llm.engine_config.kernels))
         for name, knobs in cases(llm, short=board.short):
             case = f"{subject.name}, {rows} rows, {name}"
             with board.doing(case), ExitStack() as opened:
@@ -148,8 +148,7 @@ def choosing(
     logits, prompts, knobs = given
     state = admitted(llm, prompts, knobs)
     arguments = (state.bank, jax.device_put(logits), state.rows())
-    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
-    return lambda: whole() / CALLS
+    return alone(choose, arguments, llm.engine_config.kernels)
 
 
 def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> Measure:
@@ -164,11 +163,20 @@ def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> M
         body=size.kernels,
         texts=llm.tokenizer.texts(),
     )
-    choose = jax.jit(partial(choose_again, bank))
+    choose = jax.jit(partial(choose_again, bank, size.kernels))
     rows = admitted(llm, prompts, {"temperature": HEAT}).rows()
     arguments = (bank.empty(size.slots), jax.device_put(logits), rows)
-    whole = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(prompts))
-    return lambda: min(whole() for _ in range(QUICKEST_OF)) / CALLS
+    whole = alone(choose, arguments, size.kernels)
+    return lambda: min(whole() for _ in range(QUICKEST_OF))
+
+
+def alone(choose: Callable[..., Any], arguments: tuple[Any, ...], body: str) -> Measure:
+    """Microseconds per row of one choice, without what makes the logits for it."""
+    _, logits, _ = arguments
+    make = jax.jit(partial(make_again, body))
+    both = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(logits))
+    making = per_row(lambda: jax.block_until_ready(make(logits)), len(logits))
+    return lambda: (both() - making()) / CALLS
 
 
 def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> DecodeState:
@@ -181,17 +189,35 @@ def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> Decode
     return state
 
 
-def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Any) -> Any:
+def choose_again(bank: SamplerBank, body: str, leaves: Any, logits: Any, rows: Any) -> Any:
     """Choose for every row, CALLS times within one program, as the decode program does."""
 
     def one(index: Any, carry: Any) -> Any:
-        # Behind the barrier the logits are new each time: nothing is computed once for all.
-        now, _ = lax.optimization_barrier((logits, index))
-        return bank.choose(carry[0], now, rows._replace(length=rows.length + index))
+        given, leaves, _ = carry
+        given, now = made_anew(body, given, index)
+        return given, *bank.choose(leaves, now, rows._replace(length=rows.length + index))
 
     shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
-    return lax.fori_loop(0, CALLS, one, (leaves, blank))
+    return lax.fori_loop(0, CALLS, one, (logits, leaves, blank))[1:]
+
+
+def make_again(body: str, logits: Any) -> Any:
+    """What choosing again does beside the choice."""
+
+    def one(index: Any, carry: Any) -> Any:
+        given, ends = carry
+        given, now = made_anew(body, given, index)
+        return given, ends + now[:, -1]
+
+    return lax.fori_loop(0, CALLS, one, (logits, logits[:, -1]))[1]
+
+
+def made_anew(body: str, logits: Any, index: Any) -> tuple[Any, Any]:
+    """The logits, and those of one step: the bank may move them, as nobody needs them again."""
+    # Behind the barrier they are new each time: nothing is computed once for all.
+    logits, _ = lax.optimization_barrier((logits, index))
+    return kernels.choosing(body).set_aside(logits, jnp.ones(len(logits), jnp.bool_))
 
 
 def per_row(action: Callable[[], object], rows: int) -> Measure:

@@ -15,7 +15,7 @@ from jaxllama.engine.rows import Rows, context, is_asked, is_warm, some, where_r
 from jaxllama.engine.token_sets import Sets, informed
 from jaxllama.kernels import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
-from jaxllama.shapes import Array, Bool, Float, Int32
+from jaxllama.shapes import Array, Bool, Float
 
 Names = Sequence[str]
 
@@ -103,22 +103,19 @@ def move_held(ways: Choosing, adjusting: Adjusting, names: Names, old: Moved) ->
     There a token goes by the number of the place at which the row has it first.
     """
     rows = adjusting.rows
-    width = rows.tokens.shape[1]
     count = jnp.where(adjusting.some(names), rows.length, 0)
-    first = ways.first_places(rows.tokens, count, old.logits.shape[1])
-    is_held = first < width
-    tokens = jnp.where(is_held, rows.tokens, 0)
-    logits = jnp.where(is_held, jnp.take_along_axis(old.logits, tokens, axis=1), 0.0)
-    sound = old.sound & jnp.all(logits < jnp.inf, axis=-1)
-    own = rows._replace(tokens=first, stop_ids=jnp.full_like(rows.stop_ids, NO_TOKEN), allowed=None)
+    held = ways.take_held(old.logits, rows.tokens, count)
+    nothing = jnp.full_like(rows.stop_ids, NO_TOKEN)
+    own = rows._replace(tokens=held.first, stop_ids=nothing, allowed=None)
+    logits = held.logits
     for name in names:
 
         def move(old: Array, name: str = name) -> Array:
             return where_rows(adjusting.on[name], ask(adjusting, name, old, own), old)
 
         logits = jax.lax.cond(jnp.any(adjusting.on[name]), move, lambda old: old, logits)
-    new = jnp.where(first == jnp.arange(width), tokens, NO_TOKEN)
-    return Moved(jax.vmap(written)(old.logits, new, logits), sound)
+    moved = ways.put_held(old.logits, rows.tokens, held.first, logits)
+    return Moved(moved, old.sound & held.sound)
 
 
 def ask(
@@ -131,10 +128,3 @@ def ask(
         return informed(sampler, adjusting.sets[name])(logits, context(row, name))
 
     return jax.vmap(one)(adjusting.bank[name], logits, rows)
-
-
-def written(
-    logits: Float[Array, " V"], ids: Int32[Array, " T"], values: Float[Array, " T"]
-) -> Float[Array, " V"]:
-    """The logits with some values written over; NO_TOKEN is dropped."""
-    return logits.at[ids].set(values, mode="drop")

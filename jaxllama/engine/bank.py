@@ -153,18 +153,22 @@ class SamplerBank:
         Whether a branch runs depends on the whole batch; what it does to a row does not.
         """
         rows = with_chances(rows, list(self.samplers))
+        asks = rows.active & (rows.top_logprobs >= 0)
+        watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
+        # Whoever asks what the model said finds it there: the adjusters move logits in place.
+        logits, model = self._ways.set_aside(logits, some((asks, *watching.values()), rows))
         adjusted, sound = adjust(self._ways, self.adjusters, self._sets, bank, rows, logits)
         found = self._ways.survey(adjusted, rows.active)
         finite = sound & found.sound & (found.best > -jnp.inf)
         live = rows.active & finite
-        wants = live & (rows.top_logprobs >= 0)
+        wants = live & asks
         ready = Ready(rows, adjusted, found.token, found.best, live, wants)
         drawn = self._draw(bank, ready)
         token = jnp.where(live, drawn.token, 0)
-        watching = {name: live & switched_on(bank[name]) for name in self._observers}
+        watching = {name: live & on for name, on in watching.items()}
         told = some((wants, *watching.values()), rows)
-        logprob = logprob_if(self._ways, told, logits, token)
-        under_model = self._list_under_model(logits, ready)
+        logprob = logprob_if(self._ways, told, model, token)
+        under_model = self._list_under_model(model, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, logprob, drawn)
         return watched, Choice(

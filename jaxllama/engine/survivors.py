@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxllama.engine.draws import Draws
 from jaxllama.engine.in_turn import in_turn, one_of
 from jaxllama.engine.logprobs import list_padded
-from jaxllama.engine.rows import Rows, context, some, switched_on, where_rows
+from jaxllama.engine.rows import Rows, context, some, switched_on
 from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels import Choosing, choice
+from jaxllama.kernels.choice import Best
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -28,15 +29,6 @@ class Kinds(NamedTuple):
 
     filters: Mapping[str, type[Filter]]
     shapers: Mapping[str, type[Shaper]]
-
-
-class Best(NamedTuple):
-    """Most of the `Candidates` of every row; see there."""
-
-    ids: Int32[Array, "S C"]
-    logits: Float[Array, "S C"]
-    p: Float[Array, "S C"]
-    log_total: Float[Array, " S"]
 
 
 class Ask(NamedTuple):
@@ -60,7 +52,7 @@ def draw_survivors(ways: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed
     over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
     """
     best, is_open = narrow(ways, kinds.filters, ask, width)
-    draws = pick(kinds.shapers, best, ask, listed)
+    draws = pick(ways, kinds.shapers, best, ask, listed)
     vocab = ask.logits.shape[-1]
     if width == vocab:
         return draws
@@ -91,7 +83,7 @@ def narrow(
         ask.logits, ask.best, ask.early, ask.wanted, width
     )
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
-    last = ids[:, -1:]
+    last = ids[:, -1]
     on = {name: ask.wanted & switched_on(ask.filters[name]) for name in kinds}
 
     def asked(
@@ -104,11 +96,10 @@ def narrow(
             best,
             fresh,
         )
-        best = where_rows(rows_on, only(best, keep), best)
+        best, last_left = ways.close_ranks(keep, rows_on, best)
         # Every filter counts, not only the final outcome: a later one was shown shares of the
         # candidates at hand, and those are right only if no kept token is missing among them.
-        kept_last = jnp.any((best.ids == last) & (best.logits > -jnp.inf), axis=-1)
-        return best, is_open | (rows_on & kept_last), fresh & ~rows_on
+        return best, is_open | (rows_on & (last_left == last)), fresh & ~rows_on
 
     is_open = jnp.zeros_like(ask.wanted)
     fresh = jnp.full_like(ask.wanted, width < ask.logits.shape[-1])
@@ -119,7 +110,7 @@ def narrow(
 def kept_by(
     name: str, kind: type[Filter], ask: Ask, best: Best, fresh: Bool[Array, " S"]
 ) -> Bool[Array, "S C"]:
-    """What one filter keeps of the survivors so far, in every row; never nothing.
+    """What one filter keeps of the survivors so far, in every row.
 
     `fresh`: rows in which no filter has looked at them yet.
     """
@@ -128,24 +119,9 @@ def kept_by(
         assert isinstance(sampler, Filter)
         return sampler(best, context(row, name))
 
-    alive = best.logits > -jnp.inf
     given = Candidates(*best, *spread(best, ask, fresh))
-    keep = jax.vmap(one)(ask.filters[name], given, ask.rows) & alive
-    if kind.keeps_greedy:
-        keep = keep.at[:, 0].set(alive[:, 0])
-    return jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
-
-
-def only(best: Best, keep: Bool[Array, "S C"]) -> Best:
-    """The candidates to keep, renormalised."""
-    has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
-    ids, logits = jax.lax.cond(
-        has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
-    )
-    survivors = jnp.sum(keep, axis=-1, keepdims=True)
-    logits = jnp.where(jnp.arange(keep.shape[-1]) < survivors, logits, -jnp.inf)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    return Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
+    keep = jax.vmap(one)(ask.filters[name], given, ask.rows)
+    return keep.at[:, 0].set(True) if kind.keeps_greedy else keep
 
 
 def spread(
@@ -168,15 +144,9 @@ def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float
     return jnp.sum(jnp.exp(-surprise) * surprise, axis=-1)
 
 
-def close_gaps(
-    ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
-) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """Move survivors to the front without changing their order."""
-    order = jnp.argsort(~keep, axis=-1, stable=True)
-    return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
-
-
-def pick(kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int) -> Draws:
+def pick(
+    ways: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int
+) -> Draws:
     """Apply the late temperature and shapers and draw; list the first survivors as sampled."""
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
@@ -193,10 +163,12 @@ def pick(kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int) -
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=-1), every)
 
     ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), ask.rows)), shaped, plain)
-    logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits)
-    reached = jnp.cumsum(weights, axis=-1)
-    place = choice.first_past(weights, reached, ask.chances * reached[:, -1])
-    likeliest = list_padded(ids, logits, listed)
-    drawn = choice.at(logits, place)
-    return Draws(choice.at(ids, place), drawn, likeliest, shown_at(shown, mine.late, place))
+    likeliest, even = logits[:, 0], jnp.ones_like(ask.late)
+    place, log_total = ways.draw(logits, likeliest, even, ask.chances, ask.wanted)
+    logprobs = logits - likeliest[:, None] - log_total[:, None]
+    return Draws(
+        choice.at(ids, place),
+        choice.at(logprobs, place),
+        list_padded(ids, logprobs, listed),
+        shown_at(shown, mine.late, place),
+    )

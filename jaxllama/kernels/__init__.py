@@ -57,26 +57,21 @@ def attention(body: str, head_dim: int) -> Ways:
 class Choosing(NamedTuple):
     """How tokens are chosen; see the functions of these names in `choice.py`."""
 
+    set_aside: Callable[..., tuple[Array, Array]]
     survey: Callable[..., choice.Survey]
     best_candidates: Callable[..., tuple[Array, Array, Array]]
+    close_ranks: Callable[..., tuple[choice.Best, Array]]
     draw: Callable[..., tuple[Array, Array]]
     logprob: Callable[..., Array]
-    first_places: Callable[..., Array]
+    take_held: Callable[..., choice.Held]
+    put_held: Callable[..., Array]
 
 
 def choosing(body: str) -> Choosing:
     """The body of everything that goes through a whole vocabulary to choose of it."""
     if body == "cpu":
-        return Choosing(
-            by_rows(cpu_choice.survey),
-            by_rows(cpu_choice.best_candidates),
-            by_rows(cpu_choice.draw),
-            by_rows(cpu_choice.logprob),
-            by_rows(cpu_choice.first_places),
-        )
-    return Choosing(
-        choice.survey, choice.best_candidates, choice.draw, choice.logprob, choice.first_places
-    )
+        return Choosing(*(by_rows(getattr(cpu_choice, name)) for name in Choosing._fields))
+    return Choosing(*(getattr(choice, name) for name in Choosing._fields))
 
 
 def cpu_step(

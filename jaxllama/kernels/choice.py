@@ -1,8 +1,8 @@
 """How a token is chosen from rows of logits, in plain JAX: the meaning of every choosing kernel.
 
-Called by the sampler bank inside the decode program, through `kernels.choosing`: `survey`,
-`best_candidates`, `draw`, `logprob` and `first_places` have other bodies. Knows float32 logits and
-rows of tokens, nothing else: no sampler, no request, no key.
+Called by the sampler bank inside the decode program, through `kernels.choosing`: `set_aside`,
+`survey`, `best_candidates`, `close_ranks`, `draw`, `logprob`, `take_held` and `put_held` have other
+bodies. Knows float32 logits and rows of tokens, nothing else: no sampler, no request, no key.
 
     best    [S] the largest logit of a row: subtracted first, so no temperature can overflow
     heat    [S] what the differences are divided by: the temperature, or 1
@@ -25,6 +25,31 @@ class Survey(NamedTuple):
     token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
     best: Float[Array, " S"]  # that logit
     sound: Bool[Array, " S"]  # free of NaN and +inf
+
+
+class Held(NamedTuple):
+    """The tokens of rows, each under the number of the place at which its row has it first."""
+
+    first: Int32[Array, "S T"]  # that place; T where there is no token
+    logits: Float[Array, "S T"]  # the token's; 0 where there is none
+    sound: Bool[Array, " S"]  # free of NaN and +inf
+
+
+class Best(NamedTuple):
+    """Candidates of every row: survivors first, best first."""
+
+    ids: Int32[Array, "S C"]
+    logits: Float[Array, "S C"]  # -inf: not among the survivors
+    p: Float[Array, "S C"]  # share of the survivors' weight
+    log_total: Float[Array, " S"]  # log-sum-exp of the survivors
+
+
+def set_aside(
+    logits: Float[Array, "S V"], wanted: Bool[Array, " S"]
+) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
+    """The logits, to be moved in place, and a copy of the wanted rows."""
+    del wanted
+    return logits, logits
 
 
 def survey(logits: Float[Array, "S V"], wanted: Bool[Array, " S"]) -> Survey:
@@ -118,17 +143,14 @@ def logprob(
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def first_places(
-    tokens: Int32[Array, "S T"], count: Int32[Array, " S"], vocab: int
-) -> Int32[Array, "S T"]:
-    """The place at which a row's token of every place comes first.
-
-    T behind the first `count` places, and where there is no token of the vocabulary.
-    """
-    width = tokens.shape[1]
+def take_held(
+    logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
+) -> Held:
+    """The logits of the tokens at the first `count` places of every row."""
+    vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
 
-    def one(tokens: Int32[Array, " T"], count: Int32[Array, ""]) -> Int32[Array, " T"]:
+    def places(tokens: Int32[Array, " T"], count: Int32[Array, ""]) -> Int32[Array, " T"]:
         is_token = (place < count) & (tokens >= 0) & (tokens < vocab)
         ids = jnp.where(is_token, tokens, vocab)
         return (
@@ -137,7 +159,45 @@ def first_places(
             .min(jnp.where(is_token, place, width))[ids]
         )
 
-    return jax.vmap(one)(tokens, count)
+    first = jax.vmap(places)(tokens, count)
+    is_held = first < width
+    held = jnp.take_along_axis(logits, jnp.where(is_held, tokens, 0), axis=1)
+    held = jnp.where(is_held, held, 0.0)
+    return Held(first, held, is_sound(held))
+
+
+def put_held(
+    logits: Float[Array, "S V"],
+    tokens: Int32[Array, "S T"],
+    first: Int32[Array, "S T"],
+    held: Float[Array, "S T"],
+) -> Float[Array, "S V"]:
+    """The logits with those of `take_held` written over, each from its first place."""
+    vocab, width = logits.shape[1], tokens.shape[1]
+    ids = jnp.where(first == jnp.arange(width), tokens, vocab)
+    return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(logits, ids, held)
+
+
+def close_ranks(
+    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
+) -> tuple[Best, Int32[Array, " S"]]:
+    """The survivors that are kept, weighed anew, and the id of the last one; all, if none is kept.
+
+    In the rows that are on; the others stay, and what they get as the last means nothing.
+    """
+    alive = best.logits > -jnp.inf
+    keep = keep & alive
+    keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+    order = jnp.argsort(~keep, axis=-1, stable=True)
+    ids, logits = (jnp.take_along_axis(each, order, -1) for each in (best.ids, best.logits))
+    count = jnp.sum(keep, axis=-1)
+    logits = jnp.where(jnp.arange(keep.shape[-1]) < count[:, None], logits, -jnp.inf)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    left = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
+    left = jax.tree.map(
+        lambda new, old: jnp.where(on.reshape(-1, *[1] * (old.ndim - 1)), new, old), left, best
+    )
+    return left, at(left.ids, jnp.maximum(count - 1, 0))
 
 
 def first_past(

@@ -8,10 +8,9 @@ Bit rule: a row's result depends on nothing but that row, whatever the number of
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxllama.kernels import cpu
-from jaxllama.kernels.choice import Survey
+from jaxllama.kernels.choice import Best, Held, Survey
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 GROUP, SPAN, BLOCK = 64, 256, 4096  # of cpu/choose.h: they decide how much room is needed
@@ -84,14 +83,55 @@ def logprob(
     return found
 
 
-def first_places(
-    tokens: Int32[Array, "S T"], count: Int32[Array, " S"], vocab: int
-) -> Int32[Array, "S T"]:
-    """`choice.first_places`: two passes over the row, none over the vocabulary."""
+def set_aside(
+    logits: Float[Array, "S V"], wanted: Bool[Array, " S"]
+) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
+    """`choice.set_aside`: the logits stay where they are, and only wanted rows are copied."""
+    check(logits, wanted=wanted)
+    whole = shape(jnp.float32, *logits.shape)
+    same, copy = run("set_aside", (logits, wanted), [whole, whole], [], {0: 0})
+    return same, copy
+
+
+def take_held(
+    logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
+) -> Held:
+    """`choice.take_held`: two passes over the tokens, none over the vocabulary."""
+    rows, _ = check(logits, count=count)
     cpu.library()
-    call = jax.ffi.ffi_call("jaxllama_first_places", shape(jnp.int32, *tokens.shape))
-    found: Array = call(tokens, count, vocab=np.int64(vocab))
+    results = [shape(each, *tokens.shape) for each in (jnp.int32, jnp.float32)]
+    call = jax.ffi.ffi_call("jaxllama_take_held", [*results, shape(jnp.bool_, rows)])
+    return Held(*call(logits, tokens, count))
+
+
+def put_held(
+    logits: Float[Array, "S V"],
+    tokens: Int32[Array, "S T"],
+    first: Int32[Array, "S T"],
+    held: Float[Array, "S T"],
+) -> Float[Array, "S V"]:
+    """`choice.put_held`, in place."""
+    check(logits)
+    cpu.library()
+    moved = shape(jnp.float32, *logits.shape)
+    call = jax.ffi.ffi_call("jaxllama_put_held", moved, input_output_aliases={0: 0})
+    found: Array = call(logits, tokens, first, held)
     return found
+
+
+def close_ranks(
+    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
+) -> tuple[Best, Int32[Array, " S"]]:
+    """`choice.close_ranks`, in place."""
+    cpu.library()
+    results = [shape(each.dtype, *each.shape) for each in best]
+    call = jax.ffi.ffi_call(
+        "jaxllama_close_ranks",
+        [*results, shape(jnp.int32, len(on))],
+        input_output_aliases={2 + each: each for each in range(len(best))},
+    )
+    *left, last = call(keep, on, *best)
+    return Best(*left), last
 
 
 def run(
@@ -99,11 +139,14 @@ def run(
     given: tuple[Array, ...],
     results: list[jax.ShapeDtypeStruct],
     room: list[jax.ShapeDtypeStruct],
+    in_place: dict[int, int] | None = None,
 ) -> list[Array]:
     """The FFI call; behind its results come the places of the wanted rows, and more room."""
     cpu.library()
     places = shape(jnp.int32, given[0].shape[0])
-    call = jax.ffi.ffi_call(f"jaxllama_choose_{name}", [*results, places, *room])
+    call = jax.ffi.ffi_call(
+        f"jaxllama_choose_{name}", [*results, places, *room], input_output_aliases=in_place
+    )
     return list(call(*given)[: len(results)])
 
 
@@ -113,7 +156,7 @@ def check(logits: Array, **per_row: Array) -> tuple[int, int]:
     if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}; float32 [S, V] expected")
     rows, vocab = logits.shape
-    dtypes = {"wanted": jnp.bool_, "token": jnp.int32}
+    dtypes = {"wanted": jnp.bool_, "token": jnp.int32, "count": jnp.int32}
     for name, array in per_row.items():
         dtype = jnp.dtype(dtypes.get(name, jnp.float32))
         if array.shape != (rows,) or array.dtype != dtype:

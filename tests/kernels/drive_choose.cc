@@ -14,6 +14,7 @@
 #include "choose.h"
 #include "places.h"
 #include "pool.h"
+#include "ranks.h"
 
 extern "C" int jaxllama_set_isa(const char* name);
 
@@ -128,9 +129,26 @@ bool sound(int64_t rows, int64_t vocab, int64_t count) {
   return all;
 }
 
-// Whether every place is told where its token comes first.
+// Whether the wanted rows are copied.
+bool copied(int64_t rows, int64_t vocab) {
+  Case one(rows, vocab, 1);
+  std::vector<float> copy(one.logits.size());
+  choose_copy({one.asked(), copy.data()});
+  bool all = true;
+  for (int64_t each = 0; each < rows * vocab; ++each) {
+    all &= !one.wanted[each / vocab] || copy[each] == one.logits[each];
+  }
+  return all;
+}
+
+// Whether every place is told where its token comes first and what its logit is, and whether what is
+// put there arrives.
 bool placed(int64_t rows, int64_t columns, int64_t vocab) {
-  std::vector<int32_t> tokens, counts, first(static_cast<size_t>(rows * columns));
+  const auto size = static_cast<size_t>(rows * columns);
+  std::vector<int32_t> tokens, counts, first(size);
+  std::vector<float> logits(static_cast<size_t>(rows * vocab)), held(size);
+  std::unique_ptr<bool[]> sound(new bool[rows]);
+  for (float& each : logits) each = normal();
   for (int64_t each = 0; each < rows * columns; ++each) {
     tokens.push_back(static_cast<int32_t>(within(-1, vocab)));
   }
@@ -138,12 +156,59 @@ bool placed(int64_t rows, int64_t columns, int64_t vocab) {
     counts.push_back(static_cast<int32_t>(within(-1, columns + 1)));
   }
   for (auto* each : {&tokens, &counts}) each->shrink_to_fit();
-  first_places({tokens.data(), counts.data(), rows, columns, vocab, first.data()});
+  take_held({logits.data(), tokens.data(), counts.data(), rows, columns, vocab, first.data(),
+             held.data(), sound.get()});
   for (int64_t each = 0; each < rows * columns; ++each) {
-    const auto begin = tokens.begin() + each / columns * columns, here = tokens.begin() + each;
-    const bool counts_here = each % columns < counts[each / columns] && *here >= 0 && *here < vocab;
+    const int64_t row = each / columns;
+    const auto begin = tokens.begin() + row * columns, here = tokens.begin() + each;
+    const bool counts_here = each % columns < counts[row] && *here >= 0 && *here < vocab;
     const int64_t right = counts_here ? std::find(begin, here, *here) - begin : columns;
-    if (first[static_cast<size_t>(each)] != right) return false;
+    const auto place = static_cast<size_t>(each);
+    if (first[place] != right || !sound[row]) return false;
+    if (held[place] != (counts_here ? logits[row * vocab + *here] : 0.0f)) return false;
+    held[place] = static_cast<float>(each);
+  }
+  put_held({tokens.data(), first.data(), held.data(), rows, columns, vocab, logits.data()});
+  for (int64_t each = 0; each < rows * columns; ++each) {
+    const int64_t row = each / columns, place = first[static_cast<size_t>(each)];
+    if (place == columns) continue;
+    if (logits[row * vocab + tokens[each]] != static_cast<float>(row * columns + place)) return false;
+  }
+  return true;
+}
+
+// Whether survivors move to the front, and their shares are all there is.
+bool closed(int64_t rows, int64_t width) {
+  const auto size = static_cast<size_t>(rows * width);
+  std::vector<int32_t> ids(size), last(static_cast<size_t>(rows));
+  std::vector<float> logits(size), shares(size), log_total(static_cast<size_t>(rows));
+  std::unique_ptr<bool[]> keep(new bool[size]), on(new bool[rows]);
+  std::vector<int64_t> survivors(static_cast<size_t>(rows));
+  for (int64_t row = 0; row < rows; ++row) {
+    on[row] = within(0, 3) != 0;
+    const int64_t alive = within(0, width);
+    float logit = 0.0f;
+    for (int64_t place = 0; place < width; ++place) {
+      const int64_t each = row * width + place;
+      ids[each] = static_cast<int32_t>(place);
+      logits[each] = place < alive ? logit -= uniform() : -INFINITY;
+      keep[each] = within(0, 2) == 0;
+      survivors[row] += keep[each] && place < alive;
+    }
+    if (survivors[row] == 0) survivors[row] = alive;
+  }
+  close_ranks({keep.get(), on.get(), rows, width, ids.data(), logits.data(), shares.data(),
+               log_total.data(), last.data()});
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!on[row] || survivors[row] == 0) continue;
+    double total = 0;
+    for (int64_t place = 0; place < width; ++place) {
+      const int64_t each = row * width + place;
+      const bool is_left = place < survivors[row];
+      if ((logits[each] > -INFINITY) != is_left || (shares[each] > 0) != is_left) return false;
+      total += shares[each];
+    }
+    if (std::abs(total - 1) > 1e-4 || last[row] != ids[row * width + survivors[row] - 1]) return false;
   }
   return true;
 }
@@ -166,7 +231,8 @@ int main(int count, char**) {
       set_threads(static_cast<int>(within(1, 3)));
       const int64_t rows = within(1, 4), vocab = within(1, round % 4 == 0 ? 9000 : 400);
       const int64_t most = within(1, round % 3 == 0 ? vocab : std::min<int64_t>(vocab, 20));
-      if (!sound(rows, vocab, most) || !placed(rows, within(1, 300), vocab)) {
+      if (!sound(rows, vocab, most) || !copied(rows, vocab) ||
+          !placed(rows, within(1, 300), vocab) || !closed(rows, within(1, 50))) {
         std::printf("%s: wrong for %d rows of %d, best %d\n", isa, static_cast<int>(rows),
                     static_cast<int>(vocab), static_cast<int>(most));
         return 1;

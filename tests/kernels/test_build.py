@@ -14,7 +14,7 @@ SHARED = ("pool.cc", "isa.cc", "scratch.cc")
 FAMILIES = {
     "matmul": ("matmul.cc", "tile.cc", "take_rows.cc"),
     "attend": ("attend.cc",),
-    "choose": ("choose.cc", "places.cc"),
+    "choose": ("choose.cc", "places.cc", "ranks.cc"),
 }
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni", "bf16"))]

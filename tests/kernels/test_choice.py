@@ -8,6 +8,7 @@ import pytest
 
 from jaxllama import kernels
 from jaxllama.kernels import choice, cpu, cpu_choice
+from jaxllama.kernels.choice import Best
 
 BELOW_ONE = np.float32(1 - 2**-24)
 CPU_BODIES = ("portable", "avx2", "avx512")
@@ -197,19 +198,97 @@ def test_logprob_is_that_of_the_softmax(ways, vocab):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("width", [1, 40, 700])
-def test_first_places_are_those_where_each_token_is_new(ways, width):
-    rng = np.random.default_rng(width)
-    tokens = rng.integers(-2, 50, (6, width), np.int32)  # some are none of the vocabulary
+def tokens_of(rng: np.random.Generator, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens below 48 and some that are none of the vocabulary; and how many count."""
     count = np.array([0, 1, width // 2, width, width + 7, -3], np.int32)
-    found = jax.jit(ways.first_places, static_argnums=2)(tokens, count, 48)
+    return rng.integers(-2, 50, (6, width), np.int32), count
+
+
+@pytest.mark.parametrize("width", [1, 40, 700])
+def test_held_tokens_are_found_where_each_is_new(ways, width):
+    rng = np.random.default_rng(width)
+    (tokens, count), logits = tokens_of(rng, width), rng.normal(size=(6, 48)).astype(np.float32)
+    found = jax.jit(ways.take_held)(logits, tokens, count)
     for row, known in enumerate(np.clip(count, 0, width)):
         places: dict[int, int] = {}
-        expected = [
+        first = [
             places.setdefault(int(token), place) if place < known and 0 <= token < 48 else width
             for place, token in enumerate(tokens[row])
         ]
-        assert found[row].tolist() == expected
+        assert found.first[row].tolist() == first
+        held = [logits[row, tokens[row, each]] if each < width else 0.0 for each in first]
+        assert found.logits[row].tolist() == held
+    assert found.sound.all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_unsound_value_among_held_tokens_is_found(ways, value):
+    logits = np.zeros((3, 9), np.float32)
+    logits[0, 4] = logits[1, 5] = value
+    logits[2, 4] = -np.inf
+    tokens = np.array([[1, 4, 5]] * 3, np.int32)
+    found = jax.jit(ways.take_held)(logits, tokens, np.array([2, 2, 3], np.int32))
+    assert found.sound.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [1, 40, 700])
+def test_held_logits_are_put_back_from_their_first_places_alone(ways, width):
+    rng = np.random.default_rng(width)
+    (tokens, count), logits = tokens_of(rng, width), rng.normal(size=(6, 48)).astype(np.float32)
+    first = np.asarray(jax.jit(ways.take_held)(logits, tokens, count).first)
+    new = rng.normal(size=(6, width)).astype(np.float32)
+    expected = logits.copy()
+    for row, place in np.argwhere(first == np.arange(width)):
+        expected[row, tokens[row, place]] = new[row, place]
+    moved = jax.jit(ways.put_held)(logits, tokens, first, new)
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_logits_set_aside_are_those_of_the_wanted_rows(ways):
+    logits = np.random.default_rng(0).normal(size=(3, 9001)).astype(np.float32)
+    wanted = np.array([True, False, True])
+    same, copy = jax.jit(ways.set_aside)(logits, wanted)
+    np.testing.assert_array_equal(same, logits)
+    np.testing.assert_array_equal(np.asarray(copy)[wanted], logits[wanted])
+
+
+def candidates(rng: np.random.Generator, rows: int, width: int) -> Best:
+    """Sorted, the last ones of some rows not among the survivors."""
+    logits = -np.sort(rng.exponential(2.0, (rows, width)), -1).astype(np.float32)
+    logits[np.arange(width) >= rng.integers(1, width + 1, (rows, 1))] = -np.inf
+    ids = rng.permuted(np.tile(np.arange(width, dtype=np.int32), (rows, 1)), axis=1)
+    total = log_sum_exp(logits).astype(np.float32)
+    return Best(ids, logits, np.exp(logits - total[:, None]), total)
+
+
+@pytest.mark.parametrize("width", [1, 5, 256, 700])
+def test_survivors_close_ranks_and_are_weighed_anew(ways, width):
+    rng = np.random.default_rng(width)
+    best, keep = candidates(rng, 40, width), rng.random((40, width)) < 0.4
+    keep[0] = False  # nobody: everybody
+    left, last = jax.jit(ways.close_ranks)(keep, np.ones(40, bool), best)
+    for row in range(40):
+        alive = best.logits[row] > -np.inf
+        kept = keep[row] & alive if (keep[row] & alive).any() else alive
+        count = kept.sum()
+        assert left.ids[row, :count].tolist() == best.ids[row, kept].tolist()
+        assert last[row] == best.ids[row, kept][-1]
+        assert left.logits[row, :count].tolist() == best.logits[row, kept].tolist()
+        assert (left.logits[row, count:] == -np.inf).all()
+        total = log_sum_exp(best.logits[row, kept])
+        assert left.log_total[row] == pytest.approx(total, abs=1e-5)
+        np.testing.assert_allclose(
+            left.p[row, :count], np.exp(best.logits[row, kept] - total), rtol=1e-5
+        )
+        assert (left.p[row, count:] == 0).all()
+
+
+def test_candidates_of_rows_that_are_not_on_stay(ways):
+    rng = np.random.default_rng(0)
+    best, on = candidates(rng, 20, 30), rng.random(20) < 0.5
+    left, _ = jax.jit(ways.close_ranks)(rng.random((20, 30)) < 0.4, on, best)
+    for new, old in zip(left, best, strict=True):
+        np.testing.assert_array_equal(np.asarray(new)[~on], old[~on])
 
 
 def everything(rows: int, wanted: np.ndarray, seed: int = 3) -> list[np.ndarray]:
@@ -293,10 +372,5 @@ def test_a_token_outside_the_vocabulary_is_refused():
 
 def test_plain_functions_are_what_xla_runs():
     """One set of functions is the meaning; the dispatch does not lose it."""
-    assert kernels.choosing("xla") == (
-        choice.survey,
-        choice.best_candidates,
-        choice.draw,
-        choice.logprob,
-        choice.first_places,
-    )
+    for name, way in kernels.choosing("xla")._asdict().items():
+        assert way is getattr(choice, name)

@@ -246,6 +246,14 @@ void rank_row(const ChooseCandidates& call, std::int64_t row) {
 
 }  // namespace
 
+void choose_copy(const ChooseCopy& call) {
+  const ChooseRows& rows = call.rows;
+  for_blocks(rows, list_wanted(rows), [&](std::int64_t row, std::int64_t index) {
+    const Block block(rows, row, index);
+    std::copy_n(block.x, block.count, call.copy + (block.x - rows.logits));
+  });
+}
+
 void choose_survey(const ChooseSurvey& call) {
   const ChooseRows& rows = call.rows;
   const std::int64_t blocks = blocks_of(rows.vocab, CHOOSE_BLOCK);

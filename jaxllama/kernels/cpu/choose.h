@@ -65,6 +65,12 @@ struct ChooseLogprob {
   float* logprob;             // [rows]
 };
 
+// Copies the wanted rows; what the others get means nothing.
+struct ChooseCopy {
+  ChooseRows rows;
+  float* copy;  // [rows, vocab]
+};
+
 // How large the logits of a block are.
 struct ChooseExtent {
   float most;
@@ -105,6 +111,7 @@ namespace avx512 {
 extern const ChooseBody choose_body;
 }
 
+void choose_copy(const ChooseCopy& call);
 void choose_survey(const ChooseSurvey& call);
 void choose_candidates(const ChooseCandidates& call);
 void choose_draw(const ChooseDraw& call);

@@ -6,6 +6,7 @@
 #include "choose.h"
 #include "library.h"
 #include "places.h"
+#include "ranks.h"
 #include "shapes.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -155,28 +156,94 @@ ffi::Error logprob(F32 logits, S32 token, Pred wanted, F32Out found, S32Out plac
   return ffi::Error::Success();
 }
 
-ffi::Error first(S32 tokens, S32 counts, S32Out found, std::int64_t vocab) {
-  const auto shape = tokens.dimensions();
-  if (shape.size() != 2 || shape[0] > INT32_MAX || shape[1] > INT32_MAX) {
+// The logits come back as they are, in their own place, and a copy with them: whoever moves them
+// after this call needs no other.
+ffi::Error set_aside(F32 logits, Pred wanted, F32Out same, F32Out copy, S32Out places) {
+  ChooseCopy call{};
+  if (ffi::Error error = fill_rows(logits, wanted, places, &call.rows); error.failure()) {
+    return error;
+  }
+  if (same->typed_data() != call.rows.logits) return wrong("the logits were moved");
+  if (!has_shape(*copy, {call.rows.rows, call.rows.vocab})) return wrong("the copy has another shape");
+  call.copy = copy->typed_data();
+  choose_copy(call);
+  return ffi::Error::Success();
+}
+
+// Checks what taking and putting have in common: [rows, vocabulary] and three times [rows, columns].
+template <class Tokens, class First, class Held>
+ffi::Error check_held(F32 logits, const Tokens& tokens, const First& first, const Held& held) {
+  const auto shape = logits.dimensions();
+  if (shape.size() != 2 || shape[1] < 1 || shape[1] > INT32_MAX) {
+    return wrong("the logits must be [rows, vocabulary]");
+  }
+  const auto wide = tokens.dimensions();
+  if (wide.size() != 2 || wide[0] != shape[0] || wide[0] > INT32_MAX || wide[1] > INT32_MAX) {
     return wrong("the tokens must be [rows, columns]");
   }
-  if (!has_shape(counts, {shape[0]}) || !has_shape(*found, {shape[0], shape[1]})) {
-    return wrong("counts must be [rows], and places as many as tokens");
+  if (!has_shape(first, {wide[0], wide[1]}) || !has_shape(held, {wide[0], wide[1]})) {
+    return wrong("there must be as many places and held logits as tokens");
   }
-  if (vocab < 1 || vocab > INT32_MAX) return wrong("the vocabulary has a wrong size");
-  first_places({tokens.typed_data(), counts.typed_data(), shape[0], shape[1], vocab,
-                found->typed_data()});
+  return ffi::Error::Success();
+}
+
+ffi::Error take(F32 logits, S32 tokens, S32 counts, S32Out first, F32Out held, PredOut sound) {
+  if (ffi::Error error = check_held(logits, tokens, *first, *held); error.failure()) return error;
+  const auto shape = tokens.dimensions();
+  if (!has_shape(counts, {shape[0]}) || !has_shape(*sound, {shape[0]})) {
+    return wrong("counts and what is sound must be [rows]");
+  }
+  take_held({logits.typed_data(), tokens.typed_data(), counts.typed_data(), shape[0], shape[1],
+             logits.dimensions()[1], first->typed_data(), held->typed_data(),
+             sound->typed_data()});
+  return ffi::Error::Success();
+}
+
+ffi::Error put(F32 logits, S32 tokens, S32 first, F32 held, F32Out moved) {
+  if (ffi::Error error = check_held(logits, tokens, first, held); error.failure()) return error;
+  if (moved->typed_data() != logits.typed_data()) return wrong("the logits were moved");
+  const auto shape = tokens.dimensions();
+  put_held({tokens.typed_data(), first.typed_data(), held.typed_data(), shape[0], shape[1],
+            logits.dimensions()[1], moved->typed_data()});
+  return ffi::Error::Success();
+}
+
+ffi::Error ranks(Pred keep, Pred on, S32 ids, F32 logits, F32 shares, F32 log_total,
+                 S32Out ids_left, F32Out logits_left, F32Out shares_left, F32Out log_total_left,
+                 S32Out last) {
+  const auto shape = ids.dimensions();
+  if (shape.size() != 2 || shape[0] > INT32_MAX || shape[1] < 1 || shape[1] > INT32_MAX) {
+    return wrong("the candidates must be [rows, width]");
+  }
+  const std::int64_t rows = shape[0], width = shape[1];
+  if (!has_shape(logits, {rows, width}) || !has_shape(shares, {rows, width}) ||
+      !has_shape(keep, {rows, width})) {
+    return wrong("logits, shares and who is kept must be as many as the candidates");
+  }
+  if (!has_shape(log_total, {rows}) || !has_shape(on, {rows}) || !has_shape(*last, {rows})) {
+    return wrong("totals, rows that are on and last survivors must be [rows]");
+  }
+  if (ids_left->typed_data() != ids.typed_data() ||
+      logits_left->typed_data() != logits.typed_data() ||
+      shares_left->typed_data() != shares.typed_data() ||
+      log_total_left->typed_data() != log_total.typed_data()) {
+    return wrong("the candidates were moved");
+  }
+  close_ranks({keep.typed_data(), on.typed_data(), rows, width, ids_left->typed_data(),
+               logits_left->typed_data(), shares_left->typed_data(),
+               log_total_left->typed_data(), last->typed_data()});
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-JAXLLAMA_TARGET(first_places, first,
-                ffi::Ffi::Bind().Arg<S32>().Arg<S32>().Ret<S32>().Attr<std::int64_t>("vocab"));
-
 JAXLLAMA_TARGET(choose_survey, survey);
 JAXLLAMA_TARGET(choose_candidates, candidates);
 JAXLLAMA_TARGET(choose_draw, draw);
 JAXLLAMA_TARGET(choose_logprob, logprob);
+JAXLLAMA_TARGET(choose_set_aside, set_aside);
+JAXLLAMA_TARGET(take_held, take);
+JAXLLAMA_TARGET(put_held, put);
+JAXLLAMA_TARGET(close_ranks, ranks);
 
 }  // namespace jaxllama
