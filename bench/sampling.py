@@ -186,7 +186,7 @@ def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> Decode
     for slot, prompt in enumerate(prompts):
         row = row_start(request(prompt, STEPS, knobs), tuple(prompt), config, llm.bank)
         state = programs.admit(state, np.int32(slot), row)
-    return state
+    return programs.tree_of(state)
 
 
 def choose_again(bank: SamplerBank, body: str, leaves: Any, logits: Any, rows: Any) -> Any:

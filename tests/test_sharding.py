@@ -124,7 +124,7 @@ def test_weights_and_cache_lie_in_parts():
     ready = programs(MODEL, sharded(2, 4))
     q = ready.params["blocks"][0]["attention"]["q"]["weight"]
     assert q.addressable_shards[0].data.shape == (MODEL.width, MODEL.width // 4)
-    keys = ready.empty().cache[0].keys
+    keys = ready.tree_of(ready.empty()).cache[0].keys
     assert keys.addressable_shards[0].data.shape[:2] == (4, 1)
 
 

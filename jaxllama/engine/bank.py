@@ -39,7 +39,7 @@ from jaxllama.engine.token_sets import digest, informed, learn
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.limits import LIMITS, unknown_field
-from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper
+from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 __all__ = ["Bank", "Choice", "Rows", "SamplerBank"]
@@ -114,7 +114,7 @@ class SamplerBank:
             if kind.observe is not Sampler.observe
         }
         self._sets = {name: learn(name, kind, texts, vocab) for name, kind in self.samplers.items()}
-        self._off = self.row({})
+        self._off = {name: begin_row(name, kind, {}) for name, kind in self.samplers.items()}
         for name, row in self._off.items():
             known = informed(row, self._sets[name])
             try_sampler(name, known, vocab=vocab, candidates=self.candidates)
@@ -137,7 +137,12 @@ class SamplerBank:
 
     def row(self, knobs: Mapping[str, object]) -> Bank:
         """The leaves of one row (NumPy, no slot axis) for knobs that `check` let pass."""
-        return {name: begin_row(name, kind, knobs) for name, kind in self.samplers.items()}
+        return {
+            name: self._off[name]
+            if knobs_of(kind).keys().isdisjoint(knobs)
+            else begin_row(name, kind, knobs)
+            for name, kind in self.samplers.items()
+        }
 
     def empty(self, slots: int) -> Bank:
         """The leaves of `slots` rows (NumPy) with every sampler off."""

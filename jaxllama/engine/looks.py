@@ -15,11 +15,11 @@ from jaxllama.engine.branches import ASKED, PAIRS, RUN, Piece, Way, calls, piece
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.slots import SlotTable
-from jaxllama.engine.state import DecodeState
+from jaxllama.engine.state import StateLeaves
 from jaxllama.engine.steps import Runs
 
 Seen = TypeVar("Seen")
-Look = Generator[DecodeState, DecodeState, Seen]
+Look = Generator[StateLeaves, StateLeaves, Seen]
 See = Callable[[np.ndarray], object]  # logits [R V] of some places in a row
 
 
@@ -32,7 +32,7 @@ class Looks:
         self._prompts = prompts
 
     def peek(
-        self, state: DecodeState, slot: int, ids: Sequence[int], start: int, see: See | None
+        self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, see: See | None
     ) -> Look[tuple[np.ndarray, np.ndarray]]:
         """Log-probabilities of ids[start:], and the logits after the last."""
         state = yield from self._fill(state, slot, ids, start - 1)
@@ -55,7 +55,7 @@ class Looks:
         return np.concatenate(found), np.asarray(seen.logits)[rows - 1]
 
     def weigh(
-        self, state: DecodeState, slot: int, ways: Sequence[Way], shared: int
+        self, state: StateLeaves, slot: int, ways: Sequence[Way], shared: int
     ) -> Look[list[np.ndarray]]:
         """Log-probabilities of every way from its place on; all begin with `shared` tokens."""
         state = yield from self._fill(state, slot, ways[0][0], shared)
@@ -73,7 +73,7 @@ class Looks:
         return found
 
     def embed(
-        self, state: DecodeState, slot: int, ids: Sequence[int]
+        self, state: StateLeaves, slot: int, ids: Sequence[int]
     ) -> Look[tuple[np.ndarray, np.ndarray]]:
         """What the model makes of `ids`, behind its final norm: the mean, and of the last one."""
         tile, found = self._programs.tile, []
@@ -90,8 +90,8 @@ class Looks:
         return total / len(ids), np.asarray(found[-1].last)
 
     def _fill(
-        self, state: DecodeState, slot: int, ids: Sequence[int], end: int
-    ) -> Look[DecodeState]:
+        self, state: StateLeaves, slot: int, ids: Sequence[int], end: int
+    ) -> Look[StateLeaves]:
         """Compute ids[:end] behind what the slot has of them."""
         cached = self._slots[slot].cached
         while len(cached) < end:

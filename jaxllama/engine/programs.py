@@ -2,11 +2,12 @@
 
 Built by `llm.py`, run by `engine.py`; what they mean is in `steps.py`. All take the state donated
 and return the next one; they are called as compiled objects, so a wrong shape raises instead of
-recompiling.
+recompiling. What goes in and out at every call are plain tuples of arrays, for JAX would look into
+every branch of a tree again and again: the engine holds a state as the leaves of a `DecodeState`.
 
     empty    () -> state                                       every row inert
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
-    admit    (state, slot, row)                                a row begins to decode
+    admit    (state, slot, parcel of a RowStart)               a row begins to decode
     decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
@@ -31,8 +32,9 @@ from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.branches import ASKED, PAIRS, RUN
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.parcel import pack, size_of, unpack
 from jaxllama.engine.rows import every_token
-from jaxllama.engine.state import DecodeState, RowStart, state_shardings
+from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.model.params import Tree
 
@@ -65,9 +67,11 @@ class Programs:
         self.steps = Steps(model, engine, bank, split_of(params, engine, mesh))
         self.traces: Counter[str] = Counter()
         self._compiled: dict[str, Any] = {}
+        self._weights = leaves_of(params)
         abstract = jax.eval_shape(self.steps.empty)
-        self._shardings = state_shardings(mesh, abstract)
-        self._state = jax.tree.map(with_sharding, abstract, self._shardings)
+        shardings = state_shardings(mesh, abstract)
+        self._shardings = leaves_of(shardings)
+        self._state = jax.tree.map(with_sharding, abstract, shardings)
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._every_token = jax.device_put(every_token(engine.slots, bank.vocab), self._whole)
 
@@ -84,7 +88,7 @@ class Programs:
     @property
     def weight_bytes(self) -> int:
         """Bytes that a decode step reads of the weights, about."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        return sum(leaf.nbytes for leaf in self._weights)
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load everything; afterwards `traces` does not move."""
@@ -103,61 +107,66 @@ class Programs:
             logger.info("%s %s in %.2f s", name, origin, time.perf_counter() - started)
         return self._compiled[name]
 
-    def delete(self, state: DecodeState) -> None:
+    def delete(self, state: StateLeaves) -> None:
         """Free the device memory of the state and the weights."""
-        for leaf in jax.tree.leaves((state, self.params)):
+        for leaf in (*state, *self._weights):
             leaf.delete()
+
+    def tree_of(self, state: StateLeaves) -> DecodeState:
+        """The state as the programs see it; for looking, not for calling."""
+        tree: DecodeState = jax.tree.unflatten(jax.tree.structure(self._state), state)
+        return tree
 
     # As called: host numbers in, the next state out. Each consumes `state`.
 
-    def empty(self) -> DecodeState:
+    def empty(self) -> StateLeaves:
         """Make a fresh state."""
         return self.compiled("empty")()
 
-    def prefill(self, state: DecodeState, slot: Any, ids: Any, start: Any, count: Any) -> Any:
+    def prefill(self, state: StateLeaves, slot: Any, ids: Any, start: Any, count: Any) -> Any:
         """Compute `count` of `ids` into a slot, from column `start` on."""
-        return self.compiled("prefill")(self.params, state, slot, ids, start, count)
+        return self.compiled("prefill")(self._weights, state, slot, ids, start, count)
 
     def decode(
-        self, state: DecodeState, steps: Any, allowed: Any = None
-    ) -> tuple[DecodeState, StepOutput]:
+        self, state: StateLeaves, steps: Any, allowed: Any = None
+    ) -> tuple[StateLeaves, StepOutput]:
         """Draw up to `steps` tokens for every active row; without `allowed`, among all tokens."""
         if allowed is None:
             allowed = self._every_token
-        return self.compiled("decode")(self.params, state, steps, allowed)
+        return self.compiled("decode")(self._weights, state, steps, allowed)
 
-    def admit(self, state: DecodeState, slot: Any, row: RowStart) -> DecodeState:
+    def admit(self, state: StateLeaves, slot: Any, row: RowStart) -> StateLeaves:
         """Let a row begin."""
-        return self.compiled("admit")(state, slot, row)
+        return self.compiled("admit")(state, slot, pack(row))
 
-    def release(self, state: DecodeState, mask: Any) -> DecodeState:
+    def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
         """Make rows inert."""
         return self.compiled("release")(state, mask)
 
-    def scrub(self, state: DecodeState, slot: Any) -> DecodeState:
+    def scrub(self, state: StateLeaves, slot: Any) -> StateLeaves:
         """Zero a slot's cache."""
         return self.compiled("scrub")(state, slot)
 
-    def copy(self, state: DecodeState, source: Any, target: Any, count: Any) -> DecodeState:
+    def copy(self, state: StateLeaves, source: Any, target: Any, count: Any) -> StateLeaves:
         """Copy the first `count` cache columns, rounded up to whole blocks."""
         return self.compiled("copy")(state, source, target, count)
 
-    def peek(self, state: DecodeState, slot: Any, pairs: Any, start: Any, last: Any) -> Any:
+    def peek(self, state: StateLeaves, slot: Any, pairs: Any, start: Any, last: Any) -> Any:
         """Log-probabilities of targets after ids, and the logits after row `last`."""
-        return self.compiled("peek")(self.params, state, slot, pairs, start, last)
+        return self.compiled("peek")(self._weights, state, slot, pairs, start, last)
 
-    def weigh(self, state: DecodeState, slot: Any, runs: Runs) -> Any:
+    def weigh(self, state: StateLeaves, slot: Any, runs: Runs) -> Any:
         """Log-probabilities of tokens after some rows of short runs."""
-        return self.compiled("weigh")(self.params, state, slot, runs)
+        return self.compiled("weigh")(self._weights, state, slot, runs)
 
-    def embed(self, state: DecodeState, slot: Any, ids: Any, start: Any, last: Any) -> Any:
+    def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
         """What the model makes of ids up to row `last`, pooled."""
-        return self.compiled("embed")(self.params, state, slot, ids, start, last)
+        return self.compiled("embed")(self._weights, state, slot, ids, start, last)
 
     # Compiling.
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Abstract arguments of a program."""
+        """Abstract arguments of a program, as `Steps` takes them."""
         state, number = self._state, self._small(())
         params = jax.tree.map(lambda x: with_sharding(x, x.sharding), self.params)
         ids = self._small((self.chunk,))
@@ -178,7 +187,7 @@ class Programs:
         }[name]
 
     def _outputs(self, name: str, leaf: Any) -> Any:
-        """A tree like a program's result, `leaf` in every place behind the state."""
+        """A tree like a program's result as called, `leaf` in every place behind the state."""
         extra = {
             "decode": StepOutput(leaf, Choice(*(leaf,) * len(Choice._fields))),
             "peek": Peek(leaf, leaf),
@@ -206,28 +215,57 @@ class Programs:
 
     def _load_or_compile(self, name: str) -> tuple[Any, str]:
         arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
+        called = tuple(map(self._as_called, arguments))
         if self.executables is not None:
-            trees = (jax.tree.structure((arguments, {})), jax.tree.structure(outputs))
+            trees = (jax.tree.structure((called, {})), jax.tree.structure(outputs))
             loaded = self.executables.load(name, trees, list(self.mesh.devices.flat))
             if loaded is not None:
                 return loaded, "loaded"
-        compiled = self._compile(name, arguments, outputs)
+        compiled = self._compile(name, arguments, called, outputs)
         if self.executables is not None:
             self.executables.save(name, compiled)
         return compiled, "compiled"
 
-    def _compile(self, name: str, arguments: tuple[Any, ...], outputs: Any) -> Any:
+    def _as_called(self, argument: Any) -> Any:
+        """An abstract argument in the form in which it is handed over."""
+        if isinstance(argument, RowStart):
+            return self._small((size_of(argument),), jnp.uint8)
+        if isinstance(argument, dict | DecodeState):
+            return leaves_of(argument)
+        return argument
+
+    def _compile(
+        self, name: str, arguments: tuple[Any, ...], called: tuple[Any, ...], outputs: Any
+    ) -> Any:
         function: Callable[..., Any] = getattr(self.steps, name)
 
         def traced(*args: Any) -> Any:
             self.traces[name] += 1
-            return function(*args)
+            found = function(*map(as_meant, arguments, args))
+            if isinstance(found, DecodeState):
+                return leaves_of(found)
+            state, told = found
+            return leaves_of(state), told
 
         traced.__name__ = name
         donated = tuple(i for i, part in enumerate(arguments) if isinstance(part, DecodeState))
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
-            return jitted.lower(*arguments).compile()
+            return jitted.lower(*called).compile()
+
+
+def as_meant(like: Any, argument: Any) -> Any:
+    """What was handed over, as a tree again."""
+    if isinstance(like, RowStart):
+        return unpack(argument, like)
+    if isinstance(like, dict | DecodeState):
+        return jax.tree.unflatten(jax.tree.structure(like), argument)
+    return argument
+
+
+def leaves_of(tree: Any) -> StateLeaves:
+    """The arrays of a tree."""
+    return tuple(jax.tree.leaves(tree))
 
 
 def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:

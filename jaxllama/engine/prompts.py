@@ -13,7 +13,7 @@ import numpy as np
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.slots import Claim, SlotTable, common_prefix
-from jaxllama.engine.state import DecodeState
+from jaxllama.engine.state import StateLeaves
 
 
 class Prompts:
@@ -27,7 +27,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._filling)
 
-    def take(self, state: DecodeState, generation: Generation, claim: Claim) -> DecodeState:
+    def take(self, state: StateLeaves, generation: Generation, claim: Claim) -> StateLeaves:
         """Let a claim be filled; a beginning that is in another slot already is copied at once."""
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
@@ -51,7 +51,7 @@ class Prompts:
         if generation in self._filling:
             self._filling.remove(generation)
 
-    def advance(self, state: DecodeState) -> tuple[DecodeState, list[Generation]]:
+    def advance(self, state: StateLeaves) -> tuple[StateLeaves, list[Generation]]:
         """One chunk of one prompt, in turn; also returns those whose prompt is in the cache."""
         ready: list[Generation] = []
         for _ in range(len(self._filling)):
@@ -76,8 +76,8 @@ class Prompts:
         return state, ready
 
     def send(
-        self, state: DecodeState, slot: int, ids: Sequence[int], start: int, end: int
-    ) -> tuple[DecodeState, int]:
+        self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, end: int
+    ) -> tuple[StateLeaves, int]:
         """Compute one chunk of ids[start:end] into a slot; also returns its length."""
         count = min(end - start, self._programs.chunk)
         chunk = np.zeros(self._programs.chunk, np.int32)
@@ -87,7 +87,7 @@ class Prompts:
         self._slots[slot].cached.extend(ids[start : start + count])
         return state, count
 
-    def _copy_beginning(self, state: DecodeState, generation: Generation) -> DecodeState:
+    def _copy_beginning(self, state: StateLeaves, generation: Generation) -> StateLeaves:
         """Copy a shared beginning from another slot, unless that is still being computed."""
         if generation.source is None:
             return state

@@ -5,7 +5,7 @@ Owned by the engine; every program takes it (donated: the old one is dead) and r
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jaxllama.request import GenerationRequest
 from jaxllama.sampling import NO_TOKEN
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 from jaxllama.sharding import shard_shape
+
+StateLeaves: TypeAlias = tuple[Any, ...]  # the arrays of a `DecodeState`, in the order of its tree
 
 
 @jax.tree_util.register_dataclass

@@ -140,12 +140,13 @@ def test_interrupt_in_the_middle_of_a_step_loses_nothing():
 
 def poison(engine: Engine, slot: int) -> None:
     """Write NaN into one slot's keys and values."""
-    state = engine._state
+    state = engine.programs.tree_of(engine._state)
 
     def spoiled(part):
         return part if part.dtype == jnp.int8 else part.at[slot, :, :4].set(jnp.nan)
 
-    engine._state = dataclasses.replace(state, cache=jax.tree.map(spoiled, state.cache))
+    state = dataclasses.replace(state, cache=jax.tree.map(spoiled, state.cache))
+    engine._state = tuple(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -206,12 +207,12 @@ class WithParams:
     """The same programs over other weights."""
 
     def __init__(self, programs, params):
-        self._programs, self._params = programs, params
+        self._programs, self._weights = programs, tuple(jax.tree.leaves(params))
 
     def __getattr__(self, name):
         if name in ("prefill", "decode"):
             compiled = self._programs.compiled(name)
-            return lambda state, *args: compiled(self._params, state, *args)
+            return lambda state, *args: compiled(self._weights, state, *args)
         return getattr(self._programs, name)
 
 
