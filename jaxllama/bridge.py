@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Job = Callable[[], None]
-Tell = Callable[[Event | JaxLlamaError], None]  # called on the loop; an error is the last thing
+# Called on the loop with all that one step brought; Finished comes last, or else an error.
+Told = Sequence[Event] | JaxLlamaError
+Tell = Callable[[Told], None]
 
 LONGEST_STEPS = 5  # a busy engine that takes so many times its longest step is stalled
 
@@ -83,7 +85,7 @@ class EngineThread:
         return not self._thread.is_alive()
 
     def submit(self, request: GenerationRequest, tail: TextTail | None, tell: Tell) -> Ticket:
-        """Hand a request over; `tell` gets its events, the last of them Finished or an error."""
+        """Hand a request over; `tell` gets its events, step by step."""
         ticket = Ticket(request, tail, tell)
         self._send(lambda: self._submit(ticket), lambda: tell(self._stopped()))
         return ticket
@@ -152,7 +154,7 @@ class EngineThread:
                 now = time.monotonic()
                 self.pulse = self.pulse.after_step(now - began, now)
                 if events:
-                    self._call(tell_all, [(self._ticket(event), event) for event in events])
+                    self._call(tell_all, self._by_ticket(events))
         except BaseException as error:
             logger.exception("the engine has stopped")
             self.failure = error
@@ -184,11 +186,16 @@ class EngineThread:
         else:
             self._tickets[ticket.generation.id] = ticket
 
-    def _ticket(self, event: Event) -> Ticket:
-        """Whose event this is; its last one takes it off the list."""
-        if isinstance(event, Finished):
-            return self._tickets.pop(event.id)
-        return self._tickets[event.id]
+    def _by_ticket(self, events: Sequence[Event]) -> list[tuple[Ticket, list[Event]]]:
+        """Whose events these are; the last one of a ticket takes it off the list."""
+        found: dict[int, tuple[Ticket, list[Event]]] = {}
+        for event in events:
+            if event.id not in found:
+                found[event.id] = self._tickets[event.id], []
+            found[event.id][1].append(event)
+            if isinstance(event, Finished):
+                del self._tickets[event.id]
+        return list(found.values())
 
     def _take_questions(self) -> None:
         """Answer what can be answered at once, begin what takes longer."""
@@ -253,10 +260,10 @@ class EngineThread:
             settle(answer, None, self._stopped())
 
 
-def tell_all(events: list[tuple[Ticket, Event]]) -> None:
-    """On the loop: each event to its ticket."""
-    for ticket, event in events:
-        ticket.tell(event)
+def tell_all(told: list[tuple[Ticket, list[Event]]]) -> None:
+    """On the loop: to each ticket its events."""
+    for ticket, events in told:
+        ticket.tell(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:

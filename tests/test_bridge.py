@@ -27,7 +27,11 @@ class Told:
 
     def __init__(self, thread: EngineThread, request: GenerationRequest) -> None:
         self.queue: asyncio.Queue = asyncio.Queue()
-        self.ticket: Ticket = thread.submit(request, None, self.queue.put_nowait)
+        self.ticket: Ticket = thread.submit(request, None, self.tell)
+
+    def tell(self, told):
+        for each in [told] if isinstance(told, JaxLlamaError) else told:
+            self.queue.put_nowait(each)
 
     async def next(self):
         event = await self.queue.get()

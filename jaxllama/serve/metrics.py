@@ -6,10 +6,11 @@ Has a registry of its own, so that two servers in one process do not mix.
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jaxllama.serve.histogram import Histogram
 from jaxllama.service import GenerationService
 from jaxllama.service.answers import Outcome
 
@@ -44,7 +45,6 @@ class Metrics(Collector):
     def __init__(self, service: GenerationService) -> None:
         self._service = service
         self._registry = registry = CollectorRegistry()
-        registry.register(self)
         self._requests = Counter(
             "jaxllama_requests", "Requests that are over", ["route", "reason"], registry=registry
         )
@@ -54,13 +54,18 @@ class Metrics(Collector):
         self._hits = Counter(
             "jaxllama_prefix_hits", "Requests that began with cached tokens", registry=registry
         )
-        self._first = histogram("time_to_first_token", FIRST, registry)
-        self._between = histogram("inter_token", BETWEEN, registry)
-        self._whole = histogram("request", WHOLE, registry)
+        self._first = Histogram("time_to_first_token", FIRST)
+        self._between = Histogram("inter_token", BETWEEN)
+        self._whole = Histogram("request", WHOLE)
+        registry.register(self)
 
-    def waited(self, seconds: float, is_first: bool) -> None:
-        """A token came."""
-        (self._first if is_first else self._between).observe(seconds)
+    def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
+        """Tokens came; those that came together share the time."""
+        if is_first:
+            self._first.observe(seconds)
+            self._between.observe(0.0, tokens - 1)
+        else:
+            self._between.observe(seconds / tokens, tokens)
 
     def ended(self, outcome: Outcome) -> None:
         """A request is over."""
@@ -85,9 +90,5 @@ class Metrics(Collector):
         for name, words in COUNTERS.items():
             if name in figures:
                 yield CounterMetricFamily(f"jaxllama_{name}", words, figures[name])
-
-
-def histogram(name: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
-    """Durations by name."""
-    words = f"Seconds of {name.replace('_', ' ')}"
-    return Histogram(f"jaxllama_{name}_seconds", words, buckets=buckets, registry=registry)
+        for histogram in (self._first, self._between, self._whole):
+            yield histogram.family()

@@ -57,7 +57,8 @@ class Sse:
         self._request = request
         self._settings = request.app[SETTINGS]
         self._writing = asyncio.Lock()  # one writer at a time: pings come in between
-        self._wrote = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._wrote = self._clock()
         self._pinging: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
@@ -106,7 +107,7 @@ class Sse:
                 await self.response.write(raw)
             else:
                 await self._write_in_time(raw)
-            self._wrote = asyncio.get_running_loop().time()
+            self._wrote = self._clock()
 
     def _takes_at_once(self, raw: bytes) -> bool:
         """The client is not behind, so this write will not wait: no timer is needed for it."""
@@ -131,10 +132,10 @@ class Sse:
 
     async def _ping(self) -> None:
         """Say that we are still there, so that nobody in between closes the connection."""
-        loop, pause = asyncio.get_running_loop(), self._settings.ping_seconds
+        pause = self._settings.ping_seconds
         while True:
-            await asyncio.sleep(max(0.0, self._wrote + pause - loop.time()))
-            if loop.time() - self._wrote >= pause:
+            await asyncio.sleep(max(0.0, self._wrote + pause - self._clock()))
+            if self._clock() - self._wrote >= pause:
                 with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
                     await self._write(PING)
 

@@ -276,9 +276,9 @@ class GenerationService:
         if self.observer is not None:
             self.observer.ended(outcome)
 
-    def _waited(self, seconds: float, is_first: bool) -> None:
+    def _waited(self, seconds: float, tokens: int, is_first: bool) -> None:
         if self.observer is not None:
-            self.observer.waited(seconds, is_first)
+            self.observer.waited(seconds, tokens, is_first)
 
     # In the background.
 

@@ -7,12 +7,11 @@ once, and stops all choices. Lives on the event loop; must not know HTTP.
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
-from jaxllama.bridge import Ticket
+from jaxllama.bridge import Ticket, Told
 from jaxllama.errors import Cancelled, JaxLlamaError, SlowReader
 from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, TextTail, Usage
 from jaxllama.service.bounds import Bounds
@@ -60,7 +59,7 @@ class Choice:
         return len(self.request.prompts) * (self.request.max_tokens - self.usage.generated)
 
 
-class Answers(AsyncIterator[tuple[int, Event]]):
+class Answers:
     """(index, event) of every choice; answer i to prompt p has the index p * n + i.
 
     Tokens, and for each choice one Finished at its end; the stream ends when all have ended.
@@ -71,21 +70,23 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         caller: Caller,
         bounds: Bounds,
         stop: Callable[[Choice], None],
-        waited: Callable[[float, bool], None],
+        waited: Callable[[float, int, bool], None],
     ) -> None:
         self.caller = caller
         self.choices: list[Choice] = []
         self.error: JaxLlamaError | None = None
-        self.began = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self.began = self._clock()
         self.reason: str | None = None  # why its dialect has left, once it has
         self.first: float | None = None  # when the first token of all came
         self._bounds = bounds
         self._stop = stop
         self._waited = waited
-        self._inbox: deque[tuple[float, int, Event]] = deque()
+        self._inbox: list[tuple[int, Event]] = []
+        self._oldest = 0.0  # when the first of these came
         self._awake = asyncio.Event()
         self._failed = asyncio.Event()
-        self._owed = 0  # ends that were not handed out yet
+        self._owed = 0  # choices whose end was not handed out yet
 
     @property
     def id(self) -> str:
@@ -97,28 +98,26 @@ class Answers(AsyncIterator[tuple[int, Event]]):
         """What was asked of the engine, by index: prompts in tokens, seeds, budgets."""
         return [choice.request for choice in self.choices]
 
-    def __aiter__(self) -> Self:
-        return self
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        while news := await self.news():
+            for each in news:
+                yield each
 
-    async def __anext__(self) -> tuple[int, Event]:
-        while True:
-            if self._inbox:
-                _, index, event = self._inbox.popleft()
-                self._owed -= isinstance(event, Finished)
-                return index, event
+    async def news(self) -> list[tuple[int, Event]]:
+        """What has come by now, at least one event; nothing once all have ended.
+
+        An engine's call brings several tokens of a choice, which can be handed on together.
+        """
+        while not self._inbox:
             if self.error is not None:
                 raise self.error
             if not self._owed:
-                raise StopAsyncIteration
+                return []
             self._awake.clear()
             await self._awake.wait()
-
-    def arrived(self) -> list[tuple[int, Event]]:
-        """What can be handed out at once: an engine's call brings several tokens of a choice."""
-        events = [(index, event) for _, index, event in self._inbox]
-        self._owed -= sum(isinstance(event, Finished) for _, event in events)
-        self._inbox.clear()
-        return events
+        news, self._inbox = self._inbox, []
+        self._owed -= sum(isinstance(event, Finished) for _, event in news)
+        return news
 
     # For the service.
 
@@ -138,34 +137,44 @@ class Answers(AsyncIterator[tuple[int, Event]]):
             raise self.error
         return work.result()
 
-    def tell(self, choice: Choice, event: Event | JaxLlamaError) -> None:
+    def tell(self, choice: Choice, told: Told) -> None:
         """Something happened to a choice."""
-        if isinstance(event, JaxLlamaError):
+        if isinstance(told, JaxLlamaError):
             choice.is_over = True
-            self.fail(event)
+            self.fail(told)
             return
-        if isinstance(event, Finished):
-            choice.is_over, choice.usage = True, event.usage
-            if event.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
-                self.fail(event.error or Cancelled("the request was cancelled"))
-        if self.error is None:
-            self._put(choice, event)
+        end = told[-1]
+        if not isinstance(end, Finished):
+            self._put(choice, told)
+            return
+        choice.is_over, choice.usage = True, end.usage
+        if end.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
+            self._put(choice, told[:-1])
+            self.fail(end.error or Cancelled("the request was cancelled"))
+        else:
+            self._put(choice, told)
 
-    def _put(self, choice: Choice, event: Event) -> None:
-        now = asyncio.get_running_loop().time()
-        if not isinstance(event, Finished):
+    def _put(self, choice: Choice, events: Sequence[Event]) -> None:
+        """Keep what is new, unless nobody will be told."""
+        if self.error is not None or not events:
+            return
+        now = self._clock()
+        tokens = len(events) - isinstance(events[-1], Finished)
+        if tokens:
             is_first = choice.newest is None
-            self._waited(now - (choice.newest or self.began), is_first)
+            self._waited(now - (choice.newest or self.began), tokens, is_first)
             choice.newest = now
             self.first = self.first or now
-        self._inbox.append((now, choice.index, event))
+        if not self._inbox:
+            self._oldest = now
+        self._inbox += [(choice.index, event) for event in events]
         self._awake.set()
-        events, seconds = self._bounds.behind_events, self._bounds.behind_seconds
-        if len(self._inbox) > events and now - self._inbox[0][0] > seconds:
+        most, seconds = self._bounds.behind_events, self._bounds.behind_seconds
+        if len(self._inbox) > most and now - self._oldest > seconds:
             self._inbox.clear()
             self.fail(
                 SlowReader(
-                    f"the client is more than {events} tokens and {seconds} s behind; read "
+                    f"the client is more than {most} tokens and {seconds} s behind; read "
                     f"faster, or ask without streaming"
                 )
             )
@@ -215,8 +224,8 @@ class Outcome:
 class Observer(Protocol):
     """Whoever counts and measures; called on the event loop."""
 
-    def waited(self, seconds: float, is_first: bool, /) -> None:
-        """A token came, so long after the request or the token before it."""
+    def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
+        """So many tokens of one answer came, so long after the request or the ones before."""
 
     def ended(self, outcome: Outcome, /) -> None:
         """A request is over and all it held is free."""

@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from jaxllama.bridge import EngineThread
-from jaxllama.errors import JaxLlamaError, QueueFull
-from jaxllama.request import Event
+from jaxllama.bridge import EngineThread, Told
+from jaxllama.errors import QueueFull
 from jaxllama.service.answers import Choice
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.fair_queue import FairQueue
@@ -69,9 +68,9 @@ class Dispatch:
             tell = partial(self._told, choice)
             choice.ticket = self._thread.submit(choice.request, choice.tail, tell)
 
-    def _told(self, choice: Choice, event: Event | JaxLlamaError) -> None:
+    def _told(self, choice: Choice, told: Told) -> None:
         """The engine has something to say about a choice."""
-        choice.answers.tell(choice, event)
+        choice.answers.tell(choice, told)
         if choice.is_over:
             self.in_engine -= 1
             now = asyncio.get_running_loop().time()

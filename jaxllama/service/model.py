@@ -9,13 +9,13 @@ import copy
 import time
 from dataclasses import dataclass, field
 
-from jaxllama.bridge import EngineThread
+from jaxllama.bridge import EngineThread, Told
 from jaxllama.confined import Confined
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import EngineStopped, JaxLlamaError
 from jaxllama.intake import Intake
 from jaxllama.limits import LIMITS
-from jaxllama.request import Event, Finished, FinishReason, GenerationRequest
+from jaxllama.request import Finished, FinishReason, GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ async def make_one_token(thread: EngineThread) -> None:
     """Prove that the engine works, before anybody is told so."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
-    def tell(event: Event | JaxLlamaError) -> None:
-        if isinstance(event, Finished | JaxLlamaError) and not done.done():
-            done.set_result(event)
+    def tell(told: Told) -> None:
+        last = told if isinstance(told, JaxLlamaError) else told[-1]
+        if isinstance(last, Finished | JaxLlamaError) and not done.done():
+            done.set_result(last)
 
     thread.submit(GenerationRequest(prompt=(0,), max_tokens=1, temperature=0.0), None, tell)
     end = await done

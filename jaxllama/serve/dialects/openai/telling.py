@@ -54,9 +54,8 @@ async def tell(
             return one_json(made.whole())
         async with Sse(request) as sse:
             await sse.send_all(made.begin())
-            async for first in answers:
-                events = [first, *answers.arrived()]
-                await sse.send_all(chunk for each in events for chunk in made.take(*each))
+            while news := await answers.news():
+                await sse.send_all(chunk for each in news for chunk in made.take(*each))
             await sse.send_all(made.end())
             if made.says_done:
                 await sse.done()

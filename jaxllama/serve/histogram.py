@@ -1,0 +1,35 @@
+"""A histogram: durations counted by how long they were.
+
+Used by the metrics for what happens at every token, where a lock and a label would cost more than
+the counting. Lives on the event loop.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
+
+
+class Histogram:
+    """Durations of one kind, in seconds."""
+
+    def __init__(self, name: str, bounds: Sequence[float]) -> None:
+        self.name = name
+        self._bounds = (*bounds, float("inf"))
+        self._counts = [0] * len(self._bounds)
+        self._seconds = 0.0
+
+    def observe(self, seconds: float, times: int = 1) -> None:
+        """Something took so long, or each of several things did."""
+        self._counts[bisect_left(self._bounds, seconds)] += times
+        self._seconds += seconds * times
+
+    def family(self) -> HistogramMetricFamily:
+        """As a monitor reads it."""
+        labels = map(floatToGoString, self._bounds)
+        buckets = list(zip(labels, accumulate(self._counts), strict=True))
+        words = f"Seconds of {self.name.replace('_', ' ')}"
+        name = f"jaxllama_{self.name}_seconds"
+        return HistogramMetricFamily(name, words, buckets=buckets, sum_value=self._seconds)
