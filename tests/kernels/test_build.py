@@ -1,5 +1,6 @@
 """The kernels under the sanitizers: no element too many is read, no arithmetic is undefined."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "jaxllama/kernels/cpu"
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "jaxllama/kernels/cpu"
 SHARED = ("pool.cc", "isa.cc", "scratch.cc")
 FAMILIES = {
     "matmul": ("matmul.cc", "tile.cc", "take_rows.cc"),
@@ -21,6 +23,7 @@ AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni",
 X86 = platform.machine() in ("x86_64", "AMD64")
 BODIES = {"portable": [], **({"avx2": AVX2, "avx512": [*AVX512, "-w"]} if X86 else {})}
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+QUICKLY = ["-O0", "-g1", "-Dalways_inline=unused"]  # copies of what is inlined are checked, too
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
@@ -28,16 +31,33 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def driver(request, tmp_path_factory):
-    """The kernels of a family and their driver, built with sanitizers; -O0 builds quickest."""
+    """The kernels of a family and their driver, built with sanitizers; kept for later runs."""
     family, folder = request.param, tmp_path_factory.mktemp("sanitized")
-    jobs = {f"{family}_{body}": flags for body, flags in BODIES.items()}
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda job: compiled(folder, *job), jobs.items()))
-    shared = [str(SOURCES / name) for name in (*SHARED, *FAMILIES[family])]
-    main = Path(__file__).with_name(f"drive_{family}.cc")
-    program = folder / "driver"
-    build(*shared, str(main), *objects, "-o", str(program), "-pthread")
-    return program
+    kept = request.config.cache.mkdir("sanitized") / family
+    built = kept / key_of_sources() / "driver"
+    if not built.exists():
+        jobs = {f"{family}_{body}": flags for body, flags in BODIES.items()}
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(lambda job: compiled(folder, *job), jobs.items()))
+        shared = [str(SOURCES / name) for name in (*SHARED, *FAMILIES[family])]
+        main = HERE / f"drive_{family}.cc"
+        for old in kept.glob("*"):
+            if old != built.parent:
+                shutil.rmtree(old, ignore_errors=True)
+        built.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = built.with_name(f"{os.getpid()}")  # another process may build it now
+        build(*shared, str(main), *objects, "-o", str(unfinished), "-pthread")
+        unfinished.replace(built)
+    return built
+
+
+def key_of_sources():
+    """A name for everything that a driver is built of: another compiler or a byte is another."""
+    digest = hashlib.sha256(Path(COMPILER).resolve().read_bytes())
+    for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h"), *HERE.glob("*.cc")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    digest.update(repr((BODIES, SANITIZED, QUICKLY)).encode())
+    return digest.hexdigest()[:32]
 
 
 def compiled(folder, name, flags):
@@ -47,7 +67,7 @@ def compiled(folder, name, flags):
 
 
 def build(*arguments):
-    options = ["-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", "-Werror", *SANITIZED]
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", *SANITIZED, *QUICKLY]
     defined = [f"-DJAXLLAMA_X86={int(X86)}", f"-I{SOURCES}"]
     run = subprocess.run(
         [COMPILER, *options, *defined, *arguments], capture_output=True, text=True, check=False
