@@ -8,7 +8,7 @@ once, and stops all choices. Lives on the event loop; must not know HTTP.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from jaxllama.bridge import Ticket, Told
@@ -214,7 +214,7 @@ class Outcome:
         first = self.seconds_to_first
         later = self.seconds - first if first is not None else 0.0
         return {
-            **asdict(self),
+            **vars(self),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
             "tokens_per_second": round(self.generated / later, 1) if later > 0 else None,
