@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from jaxllama.serve.dialects.openai.telling import ready_to_explain
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario
@@ -92,3 +93,45 @@ def test_an_explanation_can_be_cancelled_and_left():
             await live.settled()
 
     scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": HI})],
+)
+def test_a_completion_or_a_chat_is_explained_if_it_asks(path, prompt):
+    async def body():
+        async with asked(engine()) as (live, _):
+            sent = {**prompt, "max_tokens": 2, "temperature": 1.0, "top_k": 1}
+            found = await post(live, path, sent | {"explain": True})
+            assert [each["recorded"] for each in found["explanation"]] == [98, 98]
+            assert found["explanation"][0]["stages"][-1]["kept"] == 1
+            assert "explanation" not in await post(live, path, sent)
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream": True}, "explain"),
+        ({"n": 2}, "explain"),
+        ({"prompt": ["a", "b"]}, "explain"),
+        ({"max_tokens": 0, "echo": True}, "explain"),
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"regex": "b"}, None),
+    ],
+)
+def test_a_completion_that_cannot_be_explained_is_refused(fields, param):
+    async def body():
+        async with asked(engine()) as (live, _):
+            sent = ASK | {"explain": True} | fields
+            error = (await post(live, "/v1/completions", sent, 400))["error"]
+            assert error["param"] == param
+            await live.settled()
+
+    scenario(body)
+
+
+def test_an_explained_answer_is_short_where_nobody_says_how_short():
+    assert ready_to_explain({"top_k": 1}, stream=None, answers=1) == {"top_k": 1, "max_tokens": 64}

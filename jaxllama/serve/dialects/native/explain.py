@@ -1,32 +1,29 @@
 """`/explain`: a short answer, and what each sampler did to each of its tokens.
 
-Generates like a completion or a chat, looks at the logits again, and replays them; with `what_if`
-once more under other numbers. A replay keeps a core busy, so there is one at a time.
+Generates like a completion or a chat, and replays the logits (`serve/explaining.py`); with
+`what_if` once more under other numbers.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.explain import Position, check_changes, replay_by_and_by
+from jaxllama.explain import Position, check_changes
 from jaxllama.limits import LIMITS
-from jaxllama.recording import Recording, check_recordable, logits_behind, recording_of
-from jaxllama.request import Token
+from jaxllama.recording import check_recordable
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService, Model
-from jaxllama.service.answers import Answers
 
-USUAL, MOST = 16, 64  # tokens that are explained
+USUAL = 16  # tokens that are explained where nobody says how many
 
 
 class ExplainBody(Body):
@@ -77,19 +74,18 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
     knobs["max_tokens"] = knobs.get("max_tokens") or USUAL
     ask = Ask(prompts=prompts, messages=messages, knobs=knobs, format=body.format)
     async with service.open(ask, request[CALLER]) as answers:
-        text, recording = await recorded(answers, service)
+        check_recordable(answers.requests[0])
+        events = [event async for _, event in answers]
+        recording = await recorded(answers, events, service)
         positions = await replayed(recording, {}, answers, service)
         others = await replayed(recording, changes, answers, service) if changes else None
+    text = "".join(event.text for event in events)
     return one_json(Explanation(service.model.name, text, recording.seed, positions, others))
 
 
 def check(knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model) -> None:
     """Refuse what cannot be explained before anything is computed."""
-    tokens = knobs.get("max_tokens")
-    if isinstance(tokens, int) and tokens > MOST:
-        raise InvalidParameter(
-            f"max_tokens is {tokens}; at most {MOST} tokens are explained", "max_tokens"
-        )
+    check_length(knobs)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
             "logprobs is for completions and chats; an explanation says more: leave it away",
@@ -100,39 +96,3 @@ def check(knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model)
     except InvalidParameter as error:
         error.field = f"what_if.{error.field}"
         raise
-
-
-async def recorded(answers: Answers, service: GenerationService) -> tuple[str, Recording]:
-    """The whole text, and the logits of each of its tokens."""
-    (request,) = answers.requests
-    check_recordable(request)
-    events = [event async for _, event in answers]
-    tokens = [event.token for event in events if isinstance(event, Token)]
-    question = partial(logits_behind, request=request, tokens=tokens)
-    logits = await answers.unless_over(asyncio.ensure_future(service.ask_engine(question)))
-
-    def keep(model: Model) -> Recording:
-        return recording_of(model.intake, request, tokens, logits)
-
-    return "".join(event.text for event in events), await service.off_loop(keep)
-
-
-async def replayed(
-    recording: Recording,
-    changes: Mapping[str, object],
-    answers: Answers,
-    service: GenerationService,
-) -> list[Position]:
-    """Every position, one by one, so that whoever leaves is not worked for any longer."""
-
-    async def replay() -> list[Position]:
-        async with service.one_at_a_time:
-            positions = await service.off_loop(
-                lambda model: replay_by_and_by(recording, model.intake.bank.samplers, changes)
-            )
-            found: list[Position] = []
-            while one := await service.off_loop(lambda _: next(positions, None)):
-                found.append(one)
-            return found
-
-    return await answers.unless_over(asyncio.ensure_future(replay()))

@@ -37,7 +37,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import tell
+from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
@@ -64,10 +64,14 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     tools = [] if body.tool_choice == "none" else body.tools or []
     style = model.intake.with_format(body.format).format.calls if tools else None
     held = held_to(body.response_format, tools, body.tool_choice, style)
+    n = 1 if body.n is None else body.n
+    knobs = held.beside(knobs | with_own_names(body, knobs))
+    if body.explain:
+        knobs = ready_to_explain(knobs, stream=body.stream, answers=n)
     ask = Ask(
         messages=[as_turn(each) for each in body.messages],
-        knobs=held.beside(knobs | with_own_names(body, knobs)),
-        n=1 if body.n is None else body.n,
+        knobs=knobs,
+        n=n,
         tools=[as_tool(tool) for tool in tools],
         ending=ending_of(body),
         format=body.format,
@@ -77,7 +81,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     def form(answers: Answers) -> ChatForm:
         return ChatForm(body, model, answers, style)
 
-    return await tell(request, service, ask, form, stream=body.stream)
+    return await tell(request, service, ask, form, stream=body.stream, explain=body.explain)
 
 
 def as_turn(turn: Turn) -> dict[str, Any]:

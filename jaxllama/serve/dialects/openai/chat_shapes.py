@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from jaxllama.explain import Position
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.constraints import ResponseFormat, ToolChoice, ToolDefinition
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
@@ -66,6 +67,7 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
+    explain: bool | None = None  # say what each sampler did to each token
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     audio: Any = None
@@ -119,6 +121,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[Choice]
     usage: TokenUsage
     object: Literal["chat.completion"] = "chat.completion"
+    explanation: list[Position] | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, omit_defaults=True):

@@ -14,6 +14,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
+from jaxllama.explain import Position
 from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
 from jaxllama.request import Event, Finished, Usage
@@ -29,7 +30,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import tell
+from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -46,6 +47,7 @@ class CompletionBody(Common, kw_only=True):
     n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
+    explain: bool | None = None  # say what each sampler did to each token
     response_format: ResponseFormat | None = None
     suffix: str | None = None
     use_beam_search: bool | None = None
@@ -74,6 +76,7 @@ class Completion(msgspec.Struct):
     choices: list[Choice]
     usage: TokenUsage
     object: Literal["text_completion"] = "text_completion"
+    explanation: list[Position] | UnsetType = UNSET
 
 
 class CompletionChunk(msgspec.Struct):
@@ -108,6 +111,9 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     held = held_to(body.response_format)
     knobs = held.beside(knobs)
     prompts = as_prompts(body.prompt)
+    if body.explain:
+        count = (body.best_of or body.n or 1) * len(prompts)
+        knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
     echoes = await echoes_of(prompts, knobs, service) if body.echo else []
     style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)
     if knobs.get("max_tokens") == 0:
@@ -120,7 +126,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
         return CompletionForm(style, answers.id, len(answers.requests))
 
     ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
-    return await tell(request, service, ask, make, stream=body.stream)
+    return await tell(request, service, ask, make, stream=body.stream, explain=body.explain)
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:

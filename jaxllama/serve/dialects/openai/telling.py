@@ -4,12 +4,15 @@ Used by the endpoints that generate. A `Form` turns events into the chunks of it
 keeps what the whole answer is made of, so that both say the same.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
 
+from jaxllama.errors import InvalidParameter
+from jaxllama.recording import check_recordable
 from jaxllama.request import Event
+from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import Sse, one_json
 from jaxllama.service import Ask, GenerationService
@@ -41,17 +44,27 @@ async def tell(
     form: Callable[[Answers], Form],
     *,
     stream: bool | None,
+    explain: bool | None = None,
 ) -> web.StreamResponse:
-    """Ask, and answer in the given form."""
+    """Ask, and answer in the given form; if asked, with what each sampler did."""
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)
         if not stream:
+            if explain:
+                check_recordable(answers.requests[0])
+            told: list[Event] = []
             for _ in made.begin():
                 pass
             async for index, event in answers:
                 for _ in made.take(index, event):
                     pass
-            return one_json(made.whole())
+                if explain:
+                    told.append(event)
+            whole = made.whole()
+            if explain:
+                recording = await recorded(answers, told, service)
+                whole.explanation = await replayed(recording, {}, answers, service)
+            return one_json(whole)
         async with Sse(request) as sse:
             await sse.send_all(made.begin())
             while news := await answers.news():
@@ -60,3 +73,18 @@ async def tell(
             if made.says_done:
                 await sse.done()
     return sse.response
+
+
+def ready_to_explain(
+    knobs: Mapping[str, Any], *, stream: bool | None, answers: int
+) -> dict[str, Any]:
+    """Knobs of an answer that is short enough to be explained; refuses what cannot be."""
+    if stream or answers != 1:
+        raise InvalidParameter(
+            "explain is for one whole answer to one prompt; leave stream, n and best_of away",
+            "explain",
+        )
+    if knobs.get("max_tokens") == 0:
+        raise InvalidParameter("max_tokens is 0: there is nothing to explain", "explain")
+    check_length(knobs)
+    return {"max_tokens": MOST} | {name: each for name, each in knobs.items() if each is not None}

@@ -1,0 +1,64 @@
+"""Explaining: what each sampler did to each token of one answer that is whole.
+
+Used by the dialects where a client asks for it. Looks at the logits again and replays them; a
+replay keeps a core busy, so there is one at a time. Knows no form of any dialect.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.explain import Position, replay_by_and_by
+from jaxllama.recording import Recording, logits_behind, recording_of
+from jaxllama.request import Event, Token
+from jaxllama.service import GenerationService, Model
+from jaxllama.service.answers import Answers
+
+MOST = 64  # tokens that are explained
+
+
+def check_length(knobs: Mapping[str, Any]) -> None:
+    """Refuse more tokens than are explained."""
+    tokens = knobs.get("max_tokens")
+    if isinstance(tokens, int) and tokens > MOST:
+        raise InvalidParameter(
+            f"max_tokens is {tokens}; at most {MOST} tokens are explained", "max_tokens"
+        )
+
+
+async def recorded(
+    answers: Answers, events: Sequence[Event], service: GenerationService
+) -> Recording:
+    """The logits of each token of the only answer, which is over."""
+    (request,) = answers.requests
+    tokens = [event.token for event in events if isinstance(event, Token)]
+    question = partial(logits_behind, request=request, tokens=tokens)
+    logits = await answers.unless_over(asyncio.ensure_future(service.ask_engine(question)))
+
+    def keep(model: Model) -> Recording:
+        return recording_of(model.intake, request, tokens, logits)
+
+    return await service.off_loop(keep)
+
+
+async def replayed(
+    recording: Recording,
+    changes: Mapping[str, object],
+    answers: Answers,
+    service: GenerationService,
+) -> list[Position]:
+    """Every position, one by one, so that whoever leaves is not worked for any longer."""
+
+    async def replay() -> list[Position]:
+        async with service.one_at_a_time:
+            positions = await service.off_loop(
+                lambda model: replay_by_and_by(recording, model.intake.bank.samplers, changes)
+            )
+            found: list[Position] = []
+            while one := await service.off_loop(lambda _: next(positions, None)):
+                found.append(one)
+            return found
+
+    return await answers.unless_over(asyncio.ensure_future(replay()))
