@@ -4,6 +4,8 @@ Used by whatever draws, inside the decode program. On CPU JAX walks the rounds o
 loop, whose hundred little steps take as long as a pass over the logits; written out they are one.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +31,7 @@ def uniform(key: Words) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
 
 
+@functools.partial(jax.jit, inline=True)  # the same program; out of one, a call and not a hundred
 def threefry(key: Words, block: Words) -> Words:
     """Threefry-2x32 with twenty rounds, of Random123."""
     schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))
