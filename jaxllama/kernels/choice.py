@@ -188,8 +188,10 @@ def close_ranks(
     alive = best.logits > -jnp.inf
     keep = keep & alive
     keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
-    order = jnp.argsort(~keep, axis=-1, stable=True)
-    ids, logits = (jnp.take_along_axis(each, order, -1) for each in (best.ids, best.logits))
+    has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
+    ids, logits = jax.lax.cond(
+        has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
+    )
     count = jnp.sum(keep, axis=-1)
     logits = jnp.where(jnp.arange(keep.shape[-1]) < count[:, None], logits, -jnp.inf)
     log_total = jax.nn.logsumexp(logits, axis=-1)
@@ -210,6 +212,14 @@ def first_past(
     last = weights.shape[-1] - 1 - jnp.argmax(has_weight[:, ::-1], axis=-1)
     place = jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), last)
     return place.astype(jnp.int32)
+
+
+def close_gaps(
+    ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
+    """Move survivors to the front without changing their order."""
+    order = jnp.argsort(~keep, axis=-1, stable=True)
+    return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
 
 
 def at(values: Array, place: Int32[Array, " S"]) -> Array:

@@ -1,6 +1,7 @@
 """The bank: order of work, exactness for any width, rows that cannot disturb each other."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
+from jaxllama.kernels import cpu, cpu_choice
 from jaxllama.registry import SAMPLERS, load_plugins
-from jaxllama.sampling import NO_TOKEN, Adjuster, Filter, Knob, Sampler, knob, state
+from jaxllama.sampling import NO_TOKEN, Adjuster, Filter, Knob, Sampler, knob, knobs_of, state
 from jaxllama.testing.tryout import QUICKLY, Tryout, survivors
 
 NEEDED = (
@@ -24,6 +26,7 @@ NEEDED = (
     "top_p",
 )
 INSTALLED = {name: load_plugins(SAMPLERS, Sampler).loaded[name] for name in NEEDED}
+CHAIN = {name: INSTALLED[name] for name in ("frequency", "min_p", "repetition", "top_k", "top_p")}
 VOCAB, SLOTS = 200, 64
 
 
@@ -511,6 +514,49 @@ def test_changing_numbers_never_recompiles(narrow: Tryout, wide: Tryout):
             knobs = [random_knobs(rng) for _ in range(SLOTS)]
             tryout.choose(random_logits(rng), knobs, **random_rows(rng))
         assert tryout.traces == 1
+
+
+@pytest.fixture(scope="module")
+def by_kernels(narrow: Tryout):
+    """The usual chain by the C++ library, as compiled: it may move the logits it is given."""
+    if not cpu.available():
+        pytest.skip(cpu.why_not())
+    bank = SamplerBank(CHAIN, vocab=VOCAB, candidates=8, top_logprobs=20, body="cpu")
+
+    def choose(filled, given, rows):
+        given, logits = cpu_choice.set_aside(given, rows.active)
+        return given, bank.choose(filled, logits, rows)[1]
+
+    logits = np.zeros((SLOTS, VOCAB), np.float32)
+    traced = jax.jit(choose, donate_argnums=1).lower(bank.empty(SLOTS), logits, narrow.rows(SLOTS))
+    return traced.compile()
+
+
+def test_kernels_and_plain_functions_choose_the_same(by_kernels, narrow: Tryout):
+    rng = np.random.default_rng(8)
+    ours = {name for kind in CHAIN.values() for name in knobs_of(kind)}
+    for _ in range(6):
+        knobs = [
+            {name: value for name, value in random_knobs(rng).items() if name in ours}
+            for _ in range(SLOTS)
+        ]
+        fields, logits = random_rows(rng), random_logits(rng).astype(np.float32)
+        filled = narrow.fill(knobs)
+        chain = {name: filled[name] for name in CHAIN}
+        _, found = by_kernels(chain, logits, narrow.rows(SLOTS, **fields))
+        expected = narrow.choose(logits, knobs, **fields)
+        for value, same in zip(found, expected, strict=True):
+            known = same[:, :20] if same.ndim > 1 else same
+            if value.dtype == np.float32:
+                np.testing.assert_allclose(value, known, atol=2e-5)
+            else:
+                np.testing.assert_array_equal(value, known)
+
+
+def test_usual_chain_copies_no_logits(by_kernels):
+    text = by_kernels.as_text()
+    assert f"f32[{SLOTS},{VOCAB}]" in text
+    assert not re.findall(rf"f32\[{SLOTS},{VOCAB}\]\S* copy\(", text)
 
 
 def test_candidates_are_found_without_sorting_the_vocabulary():
