@@ -1,10 +1,7 @@
 """One CPU with eight virtual devices, shapes checked, for every test."""
 
-import contextlib
-import dataclasses
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,17 +12,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.envir
 os.environ.pop("JAXLLAMA_MODEL", None)
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one run: its processes share what they compile."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
-
-
 @pytest.fixture(scope="module")
 def few_samplers() -> Iterator[None]:
     """LLM.load finds only the samplers that most tests need: each more is compiled every time."""
-    from tests.support import FEW  # noqa: PLC0415 - after the environment is set
+    from tests.support import FEW, only  # noqa: PLC0415 - after the environment is set
 
     with only(FEW):
         yield
@@ -34,22 +24,18 @@ def few_samplers() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def no_samplers() -> Iterator[None]:
     """LLM.load finds no samplers at all."""
+    from tests.support import only  # noqa: PLC0415
+
     with only(()):
         yield
 
 
-@contextlib.contextmanager
-def only(names: Iterable[str]) -> Iterator[None]:
-    """LLM.load finds these samplers."""
-    from jaxllama import llm  # noqa: PLC0415
-    from jaxllama.registry import SAMPLERS, Plugins, load_plugins  # noqa: PLC0415
-
-    def load(group: str, base: type) -> Plugins:
-        found = load_plugins(group, base)
-        if group != SAMPLERS:
-            return found
-        return dataclasses.replace(found, loaded={name: found.loaded[name] for name in names})
+@pytest.fixture(scope="session", autouse=True)
+def quick_fusions() -> Iterator[None]:
+    """What samplers are tried in is not optimised anyway: leave XLA's slowest part out, too."""
+    from jaxllama.testing import proof, tryout  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm, "load_plugins", load)
+        for each in (proof, tryout):
+            patch.setitem(each.QUICKLY, "xla_cpu_use_fusion_emitters", False)
         yield

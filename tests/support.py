@@ -1,9 +1,10 @@
 """What many tests build: engines on tiny random models, compiled once per run and size."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from jaxllama import llm
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.engine import Engine
@@ -21,7 +23,7 @@ from jaxllama.kernels import cpu
 from jaxllama.loading import describe
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
-from jaxllama.registry import SAMPLERS, load_plugins
+from jaxllama.registry import SAMPLERS, Plugins, load_plugins
 from jaxllama.request import Event, Finished, GenerationRequest, Token
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
@@ -40,6 +42,8 @@ BODIES = [
 ]
 
 
+# Where programs are kept for the other test processes, of this run and of later ones.
+KEPT = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
 # What most tests need; each sampler more is paid for by everything that compiles a decode step.
 FEW = (
     *("constraint", "logit_bias", "min_p", "min_tokens"),
@@ -59,6 +63,23 @@ class Told:
 @cache
 def installed_samplers() -> dict[str, type[Sampler]]:
     return load_plugins(SAMPLERS, Sampler).loaded
+
+
+@contextlib.contextmanager
+def only(names: Iterable[str]) -> Iterator[None]:
+    """LLM.load finds these samplers, and programs where tests keep them."""
+    chosen = tuple(names)
+
+    def load(group: str, base: type) -> Plugins:
+        found = load_plugins(group, base)
+        if group != SAMPLERS:
+            return found
+        return dataclasses.replace(found, loaded={name: found.loaded[name] for name in chosen})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm, "load_plugins", load)
+        patch.setattr(llm, "cache_folder", lambda: KEPT)
+        yield
 
 
 def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
@@ -94,9 +115,7 @@ def programs(
         body=engine.kernels,
     )
     mesh = make_mesh(engine, model)
-    # A folder for each model and body: in one folder only so many programs are kept.
-    own = f"jaxllama-tests-{os.getuid()}/{model.name}-{engine.kernels}"
-    root = Path(tempfile.gettempdir()) / own
+    root = KEPT / f"{model.name}-{engine.kernels}"  # in one folder only so many are kept
     kept = Executables(root, program_key((model, engine, describe(chosen))))
     return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
 

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from gguf.quants import dequantize
 from jaxllama.kernels import cpu
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
+from tests.support import only
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
@@ -31,8 +33,9 @@ TINY = "tiny-q4_0"
 SCRIPTS = sorted(
     path.stem for path in BENCH.glob("*.py") if '__name__ == "__main__"' in path.read_text()
 )
-pytestmark = pytest.mark.usefixtures("few_samplers")
+pytestmark = pytest.mark.usefixtures("no_samplers")
 
+MEASURED = ("logit_bias", "min_p", "repetition", "top_k", "top_p")  # samplers
 PEER_KEYS = {"peer", "peer_value", "ratio"}
 KEYS = {"bench", "case", "value", "unit"}
 RECORDS = [
@@ -42,6 +45,13 @@ RECORDS = [
     | {"peer": "llama.cpp", "peer_value": 15.0, "ratio": 4.0},
     {"bench": "machine", "case": "read, 1 thread", "value": 22.5, "unit": "GB/s"},
 ]
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one run: its processes share what they compile."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bench-caches"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +65,7 @@ def quick_programs() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def on_path(monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in other processes, too
     monkeypatch.syspath_prepend(BENCH)
 
 
@@ -180,7 +191,8 @@ def test_prefill_never_finds_its_prompt_in_the_cache() -> None:
 
 
 def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
-    found = records("sampling", "-m", TINY, "--rows", "2", "--repetitions", "1")
+    with only(MEASURED):
+        found = records("sampling", "-m", TINY, "--rows", "2", "--repetitions", "1")
     names = [case.removeprefix("tiny-q4_0, 2 rows, ") for case in found if "share" not in case]
     assert names[:3] == ["greedy", "temperature", "top_k + top_p + min_p + repetition"]
     assert names[3] == "the whole chain, penalties included"
@@ -201,7 +213,6 @@ def test_memory_tells_the_peak_of_loading_and_the_growth_of_decoding() -> None:
 def test_a_cold_start_compiles_every_program_and_a_warm_one_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.delenv("XLA_FLAGS")  # one device is enough
     found = records("compile", "-m", TINY, "--repetitions", "1")
     assert found["tiny-q4_0, cold start, compiled"]["value"] > 0
@@ -247,7 +258,8 @@ def test_a_model_for_the_peer_needs_a_peer() -> None:
 )
 def test_the_peer_is_measured_on_the_same_file(name: str, arguments: tuple[str, ...]) -> None:
     pytest.importorskip("llama_cpp")
-    found = records(name, "-m", TINY, "--repetitions", "1", "--peer", "llama.cpp", *arguments)
+    with only(MEASURED):
+        found = records(name, "-m", TINY, "--repetitions", "1", "--peer", "llama.cpp", *arguments)
     compared = [record for record in found.values() if "peer" in record]
     assert compared
     assert all(record["peer"] == "llama.cpp" for record in compared)

@@ -40,7 +40,7 @@ class Proof:
         self.kind = kind
         self.traces = 0
         self._step = jax.jit(self._choose, compiler_options=QUICKLY)
-        self.mapped = jax.jit(jax.vmap(functools.partial(call)))
+        self.mapped = jax.jit(jax.vmap(functools.partial(call)), compiler_options=QUICKLY)
 
     @functools.cached_property
     def specs(self) -> dict[str, KnobSpec]:

@@ -22,7 +22,7 @@ KNOBS = {
     "mirostat": 2,
     "temperature": 0.9,
     "seed": 3,
-    "max_tokens": 4,
+    "max_tokens": 2,  # the second is drawn with what the first has left behind
     "ignore_eos": True,
 }
 
@@ -40,7 +40,7 @@ def positions(recording):
 
 
 def test_stages_end_in_the_tokens_that_the_engine_drew(recording, positions):
-    assert len(positions) == 4
+    assert len(positions) == 2
     assert [each.token for each in positions] == list(recording.tokens)
     names = [stage.name for stage in positions[0].stages]
     filters = ["top_k", "top_p", "min_p", "mirostat"]
