@@ -14,6 +14,7 @@ from jaxllama.kernels import cpu
 from jaxllama.llm import LLM
 from jaxllama.weights.store import find, store_folder
 
+pytestmark = pytest.mark.usefixtures("few_samplers")
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "perplexity.json").read_text())
 
