@@ -200,7 +200,7 @@ class Engine:
         """Decode steps of the next call: one while somebody waits for the device."""
         if self._waiting or self._prompts or self.recovery.suspects:
             return 1
-        fitting = int(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
+        fitting = round(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
         return min(max(fitting, 1), self.config.steps_per_sync)
 
     def _read(self, sent: Sent) -> Reading:

@@ -8,7 +8,7 @@ dialect but the shape of its errors.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from jaxllama.serve.keys import CALLER, DIALECT, SETTINGS
 logger = logging.getLogger(__name__)
 
 PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
 NEVER_WAITS = 32 << 10  # bytes that a connection which owes nothing takes without waiting
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -40,6 +41,11 @@ def frame(value: Any, event: str | None = None) -> bytes:
     return b"%sdata: %s\n\n" % (name, encode(value))
 
 
+def joined(values: Iterable[Any]) -> bytes:
+    """Several events, each under its own name if its `type` is one."""
+    return b"".join(frame(value, getattr(value, "type", None)) for value in values)
+
+
 def one_json(value: Any, status: int = 200) -> web.Response:
     """A whole answer as one JSON body."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
@@ -57,26 +63,28 @@ class Sse:
         self._request = request
         self._settings = request.app[SETTINGS]
         self._writing = asyncio.Lock()  # one writer at a time: pings come in between
-        self._clock = asyncio.get_running_loop().time
-        self._wrote = self._clock()
-        self._pinging: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._wrote = self._loop.time()
+        self._is_finished = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
         """One event; waits while the client is behind."""
         await self._write(frame(value))
 
     async def send_all(self, values: Iterable[Any]) -> None:
-        """Several events in one write, each under its own name if its `type` is one."""
-        frames = b"".join(frame(value, getattr(value, "type", None)) for value in values)
+        """Several events in one write."""
+        frames = joined(values)
         if frames:
             await self._write(frames)
 
-    async def done(self) -> None:
-        """The end that OpenAI's clients wait for."""
-        await self._write(b"data: [DONE]\n\n")
+    async def finish(self, values: Iterable[Any] = (), *, says_done: bool = True) -> None:
+        """The last events, and the end that OpenAI's clients wait for."""
+        await self._write(joined(values) + (DONE if says_done else b""), is_last=True)
 
     async def __aenter__(self) -> Self:
-        self._pinging = asyncio.create_task(self._ping())
+        self._timer = self._loop.call_later(self._settings.ping_seconds, self._look)
         return self
 
     async def __aexit__(
@@ -85,9 +93,11 @@ class Sse:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if self._pinging is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ping is not None:
             async with self._writing:  # a ping that is half written has to be finished first
-                self._pinging.cancel()
+                self._ping.cancel()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
         if isinstance(error, ConnectionError | SlowReader):
@@ -99,15 +109,19 @@ class Sse:
         await self.send(self._request[DIALECT].error_body(error))
         return True
 
-    async def _write(self, raw: bytes) -> None:
+    async def _write(self, raw: bytes, *, is_last: bool = False) -> None:
         async with self._writing:
+            if self._is_finished:
+                return
+            self._is_finished = is_last
             if not self.response.prepared:
                 await self.response.prepare(self._request)
+            write = self.response.write_eof if is_last else self.response.write
             if self._takes_at_once(raw):
-                await self.response.write(raw)
+                await write(raw)
             else:
-                await self._write_in_time(raw)
-            self._wrote = self._clock()
+                await self._in_time(write, raw)
+            self._wrote = self._loop.time()
 
     def _takes_at_once(self, raw: bytes) -> bool:
         """The client is not behind, so this write will not wait: no timer is needed for it."""
@@ -118,26 +132,29 @@ class Sse:
             and len(raw) < NEVER_WAITS
         )
 
-    async def _write_in_time(self, raw: bytes) -> None:
+    async def _in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
         """Write once the client has taken in what it is owed; drop it if it does not."""
         seconds = self._settings.stall_seconds
         try:
             async with asyncio.timeout(seconds):
                 await self._request.writer.drain()
-                await self.response.write(raw)
+                await write(raw)
                 await self._request.writer.drain()
         except TimeoutError as error:
             self._abort()
             raise SlowReader(f"the client took nothing in for {seconds} s") from error
 
-    async def _ping(self) -> None:
+    def _look(self) -> None:
         """Say that we are still there, so that nobody in between closes the connection."""
         pause = self._settings.ping_seconds
-        while True:
-            await asyncio.sleep(max(0.0, self._wrote + pause - self._clock()))
-            if self._clock() - self._wrote >= pause:
-                with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
-                    await self._write(PING)
+        silent = self._loop.time() - self._wrote
+        if silent >= pause:
+            self._ping, silent = self._loop.create_task(self._write_ping()), 0.0
+        self._timer = self._loop.call_later(pause - silent, self._look)
+
+    async def _write_ping(self) -> None:
+        with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
+            await self._write(PING)
 
     def _abort(self) -> None:
         """Drop the connection and what it still owes."""

@@ -247,8 +247,9 @@ class GenerationService:
         self._dispatch.check(answers.caller.client, self._preparing + count)
         self._preparing += count
         try:
-            thread = asyncio.ensure_future(asyncio.to_thread(ready_all, self.model.intake, ask))
-            return await answers.unless_over(thread)
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(None, ready_all, self.model.intake, ask)
+            return await answers.unless_over(work)
         finally:
             self._preparing -= count
 

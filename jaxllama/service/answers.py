@@ -85,7 +85,7 @@ class Answers:
         self._inbox: list[tuple[int, Event]] = []
         self._oldest = 0.0  # when the first of these came
         self._awake = asyncio.Event()
-        self._failed = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owed = 0  # choices whose end was not handed out yet
 
     @property
@@ -127,11 +127,9 @@ class Answers:
 
     async def unless_over(self, work: asyncio.Future[T]) -> T:
         """The result of `work`, given up as soon as the request is."""
-        failed = asyncio.ensure_future(self._failed.wait())
         try:
-            await asyncio.wait((work, failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            failed.cancel()
             work.cancel()
         if self.error is not None:
             raise self.error
@@ -184,7 +182,7 @@ class Answers:
         if self.error is None:
             self.error = error
             self._awake.set()
-            self._failed.set()
+            self._failed.set_result(None)
         self.stop()
 
     def stop(self) -> None:

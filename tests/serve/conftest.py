@@ -29,7 +29,7 @@ from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.support import closed
 
-SECONDS = 30.0  # no test takes as long
+SECONDS = 60.0  # no test takes as long
 
 
 class Say(msgspec.Struct):
@@ -59,7 +59,7 @@ class TinyDialect:
                 async with Sse(request) as sse:
                     async for index, event in answers:
                         await sse.send(chunk(index, event))
-                    await sse.done()
+                    await sse.finish()
             return sse.response
 
         return [web.post("/say", say)]

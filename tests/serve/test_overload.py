@@ -45,11 +45,12 @@ def test_prompts_that_wait_are_bounded_in_tokens():
         async with running(engine, bounds=bounds, api_keys=("one", "two")) as live:
             gate = Gate(engine)
             one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
-            tasks = [
-                asyncio.create_task(live.status("/say", "POST", json=body, headers=one))
-                for body in ({}, {}, {"prompt": "p" * 60})
-            ]
-            await live.until(lambda: live.service.queue.tokens == 60)
+            tasks, dispatch = [], live.service._dispatch
+            for body in ({}, {}, {"prompt": "p" * 60}):  # one behind the other
+                asking = live.status("/say", "POST", json=body, headers=one)
+                tasks.append(asyncio.create_task(asking))
+                await live.until(lambda: dispatch.in_engine + dispatch.queue.items == len(tasks))
+            assert dispatch.queue.tokens == 60
             # Of the 40 left, one may not take more than it leaves; two has taken nothing.
             assert await live.status("/say", "POST", json={}, headers=one) == 429
             tasks.append(asyncio.create_task(live.status("/say", "POST", json={}, headers=two)))

@@ -14,7 +14,7 @@ Every handler has the same five steps:
                 async with Sse(request) as sse:                                            # writer
                     async for index, event in answers:                                     # events
                         await sse.send(chunk(answers.id, index, event))
-                    await sse.done()                                                       # finish
+                    await sse.finish()                                                     # finish
             return sse.response
         return [web.post("/v1/completions", complete)]
 

@@ -69,9 +69,7 @@ async def tell(
             await sse.send_all(made.begin())
             while news := await answers.news():
                 await sse.send_all(chunk for each in news for chunk in made.take(*each))
-            await sse.send_all(made.end())
-            if made.says_done:
-                await sse.done()
+            await sse.finish(made.end(), says_done=made.says_done)
     return sse.response
 
 
