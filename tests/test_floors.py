@@ -78,7 +78,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "jaxllama_formats": ("formats errors", "jinja2"),
 }
 GUARDED = {"threading", "asyncio", "multiprocessing", "concurrent", "pickle", "marshal", "ctypes"}
-JITTED_IN = ("engine.programs", "testing")
+# The dice, too: traced in place, and one call where nothing is compiled.
+JITTED_IN = ("engine.programs", "engine.dice", "testing")
 CHANGING = {
     *("append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove"),
     *("discard", "clear", "sort", "reverse"),
