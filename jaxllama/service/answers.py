@@ -210,12 +210,12 @@ class Outcome:
     def as_facts(self) -> dict[str, object]:
         """For the log."""
         first = self.seconds_to_first
-        later = self.seconds - first if first is not None else 0.0
         return {
             **vars(self),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
-            "tokens_per_second": round(self.generated / later, 1) if later > 0 else None,
+            # Of all its time: a short answer may come in one piece, with none behind the first.
+            "tokens_per_second": round(self.generated / self.seconds, 1) if self.seconds else None,
         }
 
 
