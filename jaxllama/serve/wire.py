@@ -66,8 +66,7 @@ class Sse:
         self._loop = asyncio.get_running_loop()
         self._wrote = self._loop.time()
         self._is_finished = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._ping: asyncio.Task[None] | None = None
+        self._pinging: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
         """One event; waits while the client is behind."""
@@ -84,7 +83,7 @@ class Sse:
         await self._write(joined(values) + (DONE if says_done else b""), is_last=True)
 
     async def __aenter__(self) -> Self:
-        self._timer = self._loop.call_later(self._settings.ping_seconds, self._look)
+        self._pinging = asyncio.create_task(self._ping())
         return self
 
     async def __aexit__(
@@ -93,11 +92,9 @@ class Sse:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._ping is not None:
+        if self._pinging is not None:
             async with self._writing:  # a ping that is half written has to be finished first
-                self._ping.cancel()
+                self._pinging.cancel()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
         if isinstance(error, ConnectionError | SlowReader):
@@ -144,17 +141,14 @@ class Sse:
             self._abort()
             raise SlowReader(f"the client took nothing in for {seconds} s") from error
 
-    def _look(self) -> None:
+    async def _ping(self) -> None:
         """Say that we are still there, so that nobody in between closes the connection."""
         pause = self._settings.ping_seconds
-        silent = self._loop.time() - self._wrote
-        if silent >= pause:
-            self._ping, silent = self._loop.create_task(self._write_ping()), 0.0
-        self._timer = self._loop.call_later(pause - silent, self._look)
-
-    async def _write_ping(self) -> None:
-        with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
-            await self._write(PING)
+        while True:
+            await asyncio.sleep(max(0.0, self._wrote + pause - self._loop.time()))
+            if self._loop.time() - self._wrote >= pause:
+                with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
+                    await self._write(PING)
 
     def _abort(self) -> None:
         """Drop the connection and what it still owes."""
