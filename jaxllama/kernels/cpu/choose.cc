@@ -14,7 +14,6 @@ namespace jaxllama {
 namespace {
 
 constexpr float kNothing = -INFINITY;
-constexpr float kLog2e = 1.44269504f;
 
 std::int64_t blocks_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
@@ -61,7 +60,7 @@ struct Block {
 
 // ---- weights
 
-float scale_of(float heat) { return kLog2e / heat; }
+float scale_of(float heat) { return CHOOSE_LOG2E / heat; }
 float log_of(double total) { return static_cast<float>(std::log(total)); }
 
 // The sums of all wanted rows, and with `maxima` their groups' largest.
@@ -75,13 +74,6 @@ void add_weights(const ChooseWeights& call, int wanted, float* maxima) {
     body().add(block.x, block.count, call.best[row], scale_of(call.heat[row]), sums,
                maxima == nullptr ? nullptr : maxima + group);
   });
-}
-
-// In double precision: beside the likeliest token's weight of 1 thousands of small ones would be lost.
-double total_of(const float* weights, std::int64_t count) {
-  double total = 0.0;
-  for (std::int64_t each = 0; each < count; ++each) total += weights[each];
-  return total;
 }
 
 // The first place at which the sum of the weights exceeds the target, never one without weight;
@@ -105,7 +97,7 @@ std::int64_t draw_row(const ChooseDraw& call, std::int64_t row) {
   const ChooseWeights& weights = call.weights;
   const std::int64_t vocab = weights.rows.vocab, spans = blocks_of(vocab, CHOOSE_SPAN);
   const float* sums = weights.sums + row * spans;
-  const double total = total_of(sums, spans), target = call.chance[row] * total;
+  const double total = choose_total(sums, spans), target = call.chance[row] * total;
   weights.log_total[row] = log_of(total);
   double below = 0.0, rest = 0.0;
   const std::int64_t first = first_past(sums, spans, target, &below) * CHOOSE_SPAN;
@@ -233,7 +225,7 @@ std::int64_t list_best(const ChooseCandidates& call, std::int64_t row, const Roo
 void rank_row(const ChooseCandidates& call, std::int64_t row) {
   const ChooseWeights& weights = call.weights;
   const std::int64_t vocab = weights.rows.vocab, spans = blocks_of(vocab, CHOOSE_SPAN);
-  weights.log_total[row] = log_of(total_of(weights.sums + row * spans, spans));
+  weights.log_total[row] = log_of(choose_total(weights.sums + row * spans, spans));
   const Room room(vocab, blocks_of(vocab, CHOOSE_GROUP));
   const Ranked* ranked = sort(room.list, room.other, list_best(call, row, room));
   const float* x = row_of(weights.rows, row);
@@ -245,6 +237,12 @@ void rank_row(const ChooseCandidates& call, std::int64_t row) {
 }
 
 }  // namespace
+
+double choose_total(const float* weights, std::int64_t count) {
+  double total = 0.0;
+  for (std::int64_t each = 0; each < count; ++each) total += weights[each];
+  return total;
+}
 
 void choose_copy(const ChooseCopy& call) {
   const ChooseRows& rows = call.rows;
@@ -316,10 +314,10 @@ void choose_logprob(const ChooseLogprob& call) {
     const Block block(rows, row, index);
     float sums[CHOOSE_BLOCK / CHOOSE_SPAN];
     const float most = body().survey(block.x, block.count).most;
-    body().add(block.x, block.count, most, kLog2e, sums, nullptr);
+    body().add(block.x, block.count, most, CHOOSE_LOG2E, sums, nullptr);
     float* partial = call.partials + (row * blocks + index) * 2;
     partial[0] = most;
-    partial[1] = static_cast<float>(total_of(sums, blocks_of(block.count, CHOOSE_SPAN)));
+    partial[1] = static_cast<float>(choose_total(sums, blocks_of(block.count, CHOOSE_SPAN)));
   });
   for (int each = 0; each < wanted; ++each) {
     const std::int64_t row = rows.places[each];

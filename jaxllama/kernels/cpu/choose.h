@@ -17,6 +17,7 @@ constexpr int CHOOSE_GROUP = 64;   // logits with one maximum: where the best ca
 constexpr int CHOOSE_SPAN = 256;   // logits with one sum: a draw finds its span first
 constexpr int CHOOSE_BLOCK = 4096;  // logits of one part
 constexpr int CHOOSE_SPARE = 16;    // ids that are written at once, most of them for nothing
+constexpr float CHOOSE_LOG2E = 1.44269504f;  // weights are powers of two
 
 struct ChooseRows {
   const float* logits;  // [rows, vocab]
@@ -110,6 +111,9 @@ extern const ChooseBody choose_body;
 namespace avx512 {
 extern const ChooseBody choose_body;
 }
+
+// In double precision: beside the likeliest token's weight of 1 thousands of small ones would be lost.
+double choose_total(const float* weights, std::int64_t count);
 
 void choose_copy(const ChooseCopy& call);
 void choose_survey(const ChooseSurvey& call);

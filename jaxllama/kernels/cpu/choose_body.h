@@ -8,8 +8,8 @@
 
 constexpr std::int64_t GROUP = CHOOSE_GROUP, SPAN = CHOOSE_SPAN;
 constexpr int SUMS = 4;  // that grow side by side: one would wait for its own last addition
-constexpr int LINE = 16;   // numbers that memory gives at once
-constexpr int AHEAD = 16;   // groups fetched before they are looked at
+constexpr int LINE = 16;  // numbers that memory gives at once
+constexpr int AHEAD = 16;  // groups fetched before they are looked at
 constexpr float NOTHING = -__builtin_inff();
 
 // The vector at a place; behind the last of `count` there is nothing.

@@ -10,12 +10,9 @@
 namespace jaxllama {
 namespace {
 
-constexpr float kNothing = -INFINITY;
-constexpr float kLog2e = 1.44269504f;
-
 std::int64_t alive_in(const float* logits, std::int64_t width) {
   std::int64_t count = 0;
-  while (count < width && logits[count] > kNothing) ++count;
+  while (count < width && logits[count] > -INFINITY) ++count;
   return count;
 }
 
@@ -39,14 +36,13 @@ void close_row(const CloseRanks& call, std::int64_t row) {
   std::int64_t count = gather(call.keep + row * width, alive, ids, logits);
   if (count == 0) count = alive;
   call.last[row] = ids[std::max<std::int64_t>(count, 1) - 1];
-  std::fill(logits + count, logits + width, kNothing);
+  std::fill(logits + count, logits + width, -INFINITY);
   std::fill(shares + count, shares + width, 0.0f);
   const ChooseBody& body = JAXLLAMA_PICK(choose_body);
-  body.weigh(logits, count, logits[0], kLog2e, shares);
-  double total = 0.0;
-  for (std::int64_t each = 0; each < count; ++each) total += shares[each];
+  body.weigh(logits, count, logits[0], CHOOSE_LOG2E, shares);
+  const double total = choose_total(shares, count);
   call.log_total[row] = logits[0] + static_cast<float>(std::log(total));
-  body.weigh(logits, count, call.log_total[row], kLog2e, shares);
+  body.weigh(logits, count, call.log_total[row], CHOOSE_LOG2E, shares);
 }
 
 }  // namespace
