@@ -14,6 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.kernels.cpu_matmul import Wanted
 from jaxllama.model.cache import KVCache
 from jaxllama.model.linear import Norm
 from jaxllama.model.llama import Llama
@@ -77,9 +78,7 @@ class SpreadLlama:
         )
         return found
 
-    def head(
-        self, hidden: Float[Array, "L D"], wanted: Bool[Array, " L"] | None = None
-    ) -> Float[Array, "L V"]:
+    def head(self, hidden: Float[Array, "L D"], wanted: Wanted = None) -> Float[Array, "L V"]:
         """Logits; every device those of its rows and its part of the vocabulary."""
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
