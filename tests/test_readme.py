@@ -1,4 +1,4 @@
-"""The README is true: its commands exist, its Python runs, its map is the tree."""
+"""The README is true: its commands exist, its Python runs. ARCHITECTURE maps the whole tree."""
 
 import re
 import shlex
@@ -19,11 +19,12 @@ from tests.cli.conftest import Scripted, shout
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, document: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
     return [text for name, text in fenced if name == language]
 
 
@@ -117,8 +118,9 @@ def test_an_unsound_sampler_would_be_noticed(monkeypatch):
 
 
 def tree() -> list[str]:
-    """The paths of the README's map."""
-    (block,) = [block for block in blocks("") if block.startswith("jaxllama/")]
+    """List the paths in the map of ARCHITECTURE."""
+    maps = blocks("", ARCHITECTURE)
+    (block,) = [block for block in maps if block.startswith("jaxllama/")]
     found, folder = [], ""
     for line in block.splitlines():
         name = line.split()[0]
@@ -144,8 +146,9 @@ def test_the_map_is_the_tree():
         }
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+@pytest.mark.parametrize("document", [README, ARCHITECTURE], ids=["README", "ARCHITECTURE"])
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document):
         assert (ROOT / target).exists(), target
 
 
