@@ -17,11 +17,11 @@ from ceiling import ceilings, read_rate
 from harness import Board, how_often, repeated, script, seconds
 from machine import SHORT_BYTES, stream
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.cpu_matmul import matmul_add, normed_matmul, normed_swiglu
-from jaxllama.kernels.tiled import Tiled
-from jaxllama.kernels.tiling import tile, tile_pair
-from jaxllama.model.quantized import Bits, Packed
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.matmul import matmul_add, normed_matmul, normed_swiglu
+from jaxllama.kernels.cpu.tiled import Tiled
+from jaxllama.kernels.cpu.tiling import tile, tile_pair
+from jaxllama.kernels.packed import Bits, Packed
 
 WIDTH, FFN, QKV, VOCAB = 576, 1536, 960, 49152  # of the default model
 EPS = 1e-5
@@ -95,16 +95,16 @@ OPERATIONS = (
 @click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Body to measure.")
 def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     """Measure every matrix of the default model's shapes, in every form and for every row count."""
-    if not cpu.available():
-        raise click.ClickException(cpu.why_not())
-    if given["isa"] and not cpu.force_isa(given["isa"]):
+    if not library.available():
+        raise click.ClickException(library.why_not())
+    if given["isa"] and not library.force_isa(given["isa"]):
         raise click.ClickException(f"this processor has no {given['isa']}")
-    cpu.set_threads(given["threads"] or cpu.threads())
+    library.set_threads(given["threads"] or library.threads())
     times = how_often(board, repetitions)
     with board.doing("the machine's ceilings"):
-        limits = ceilings(cpu.threads())
+        limits = ceilings(library.threads())
         words = stream(SHORT_BYTES) if board.short else stream()
-        limits["memory"] = max(read_rate(words, cpu.threads()) for _ in range(3))
+        limits["memory"] = max(read_rate(words, library.threads()) for _ in range(3))
     for unit, rate in limits.items():
         board.add(f"ceiling, {unit}", "GB/s" if unit == "memory" else "GOP/s", [rate])
     for form in given["forms"] or (SHORT_FORMS if board.short else FORMS):
@@ -118,7 +118,7 @@ def report(
 ) -> None:
     """Measure one case and record its rates."""
     form, operation, rows = case
-    name = f"{cpu.isa()}, {form}, {operation.name}, {rows} row{'s' * (rows > 1)}"
+    name = f"{library.isa()}, {form}, {operation.name}, {rows} row{'s' * (rows > 1)}"
     with board.doing(name):
         cold = 0 if rows > FEW else SHORT_COLD if board.short else COLD
         taken, nbytes = measured(operation, form, (rows, cold), times)

@@ -27,9 +27,10 @@ from jax import lax
 from llamacpp import UNDERSTOOD, Chain
 from subject import Subject, compared
 
-from jaxllama import LLM, kernels
+from jaxllama import LLM
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.state import DecodeState, row_start
+from jaxllama.kernels import body_named
 from jaxllama.sampling import KnobSpec, knobs_of
 
 Knobs = dict[str, Any]
@@ -217,7 +218,7 @@ def made_anew(body: str, logits: Any, index: Any) -> tuple[Any, Any]:
     """The logits, and those of one step: the bank may move them, as nobody needs them again."""
     # Behind the barrier they are new each time: nothing is computed once for all.
     logits, _ = lax.optimization_barrier((logits, index))
-    return kernels.choosing(body).set_aside(logits, jnp.ones(len(logits), jnp.bool_))
+    return body_named(body).choosing.set_aside(logits, jnp.ones(len(logits), jnp.bool_))
 
 
 def per_row(action: Callable[[], object], rows: int) -> Measure:

@@ -12,7 +12,6 @@ from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, Unsupp
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
-KERNELS = ("xla", "cpu")
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 
@@ -129,8 +128,8 @@ class EngineConfig:
     max_stop_ids: int = 32  # the model's end tokens and the request's
     max_top_logprobs: int = 20
     queue_limit: int = 100_000
-    kernels: str = "xla"  # body of the operations: xla (plain JAX) or cpu (the C++ library)
-    dtype: str = "float32"  # of unpacked weights; with kernels, "stored" keeps each file's own
+    kernels: str = "xla"  # name of a body in kernels/
+    dtype: str = "float32"  # of dense weights, one of the body's dtypes
     packed: bool = False  # plain JAX only: keep 4- and 8-bit weights packed
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
@@ -142,12 +141,10 @@ class EngineConfig:
         for name in (*positive, *more):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.kernels not in KERNELS:
-            raise ConfigError(f"kernels is {self.kernels!r}; expected one of {KERNELS}")
-        stored = ("stored",) if self.kernels == "cpu" else ()
-        for name, allowed in (("dtype", (*DTYPES, *stored)), ("cache_dtype", CACHE_DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise ConfigError(
+                f"cache_dtype is {self.cache_dtype!r}; expected one of {CACHE_DTYPES}"
+            )
         if self.slots % self.data_parallel:
             raise ConfigError(
                 f"{self.slots} slots do not divide over data={self.data_parallel}; "

@@ -16,7 +16,7 @@ from jaxllama.engine.bank import Bank, Choice, Rows, SamplerBank
 from jaxllama.engine.knobs import switches_on
 from jaxllama.engine.rows import chance
 from jaxllama.errors import InvalidParameter
-from jaxllama.kernels import cpu
+from jaxllama.kernels import body_named, fastest_body
 from jaxllama.limits import LIMITS, check, unknown_field
 from jaxllama.recording import Recording
 from jaxllama.sampling import NO_TOKEN, Sampler, Shaper, knobs_of
@@ -104,7 +104,9 @@ class Replay:
         self.recording = recording
         used = {name: kind for name, kind in samplers.items() if switches_on(kind, recording.knobs)}
         vocab = recording.logits.shape[-1]
-        body = recording.body if recording.body != "cpu" or cpu.available() else "xla"
+        body = recording.body
+        if body_named(body).missing():
+            body = fastest_body().name
         self.bank = SamplerBank(
             used,
             vocab=vocab,

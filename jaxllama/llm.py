@@ -30,7 +30,7 @@ from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.intake import Intake, Prompt
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     Progress,
     choose_kernels,
@@ -108,7 +108,7 @@ class LLM:
         with open_checkpoint(path) as checkpoint:
             config = checkpoint.config
             if threads is not None:
-                cpu.set_threads(threads)
+                library.set_threads(threads)
             engine = engine_config(
                 config,
                 choose_kernels(kernels, mesh, config),

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
-from jaxllama.kernels import cpu
+from jaxllama.kernels import body_named, choose_body
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.sampling import Sampler
-from jaxllama.sharding import parse_mesh, why_no_kernels
+from jaxllama.sharding import parse_mesh
 from jaxllama.weights.base import Checkpoint, fill
 
 logger = logging.getLogger(__name__)
@@ -31,24 +31,18 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
-PLAIN_CHUNK = 32  # prompt tokens between two decode steps
-KERNEL_CHUNK = 128
 CANDIDATES = 256  # tokens a filter sees before the bank widens
 
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
-    """Which body runs: the C++ library on CPU, where it loads and the mesh suits, or plain JAX."""
-    if asked == "cpu" and not cpu.available():
-        raise ConfigError(f"kernels is 'cpu', but {cpu.why_not()}")
-    if asked != "auto":
-        return asked
-    if jax.default_backend() != "cpu":
-        return "xla"
-    complaint = cpu.why_not() or why_no_kernels(model, parse_mesh(mesh)[1])
-    if complaint:
-        logger.warning("no C++ kernels, so plain XLA, several times slower: %s", complaint)
-        return "xla"
-    return "cpu"
+    """Return the name of the body that runs: the one asked for, or with "auto" the fastest."""
+    parts = parse_mesh(mesh)[1]
+    body, passed_over = choose_body(asked, model, parts)
+    if complaint := body.refuses(model, parts):
+        raise ConfigError(f"{complaint}; choose another mesh or --kernels xla")
+    if passed_over and jax.default_backend() == "cpu":
+        logger.warning("no C++ kernels, so plain XLA, several times slower: %s", passed_over)
+    return body.name
 
 
 def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engine
@@ -70,14 +64,18 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
             "context",
         )
     on_cpu = jax.default_backend() == "cpu"
-    own = "stored" if body == "cpu" else "float32" if on_cpu else "bfloat16"
+    chosen = body_named(body)
+    if dtype is not None and dtype not in chosen.dtypes:
+        raise ConfigError(
+            f"dtype is {dtype!r}; kernels {body!r} take one of {', '.join(chosen.dtypes)}"
+        )
     return EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
-        prefill_chunk=KERNEL_CHUNK if body == "cpu" else PLAIN_CHUNK,
+        prefill_chunk=chosen.prefill_chunk,
         candidates=min(CANDIDATES, model.vocab_size),
-        kernels=body,
-        dtype=dtype or own,
+        kernels=chosen.name,
+        dtype=dtype or chosen.default_dtype(),
         packed=packed,
         cache_dtype=cache_dtype or ("float16" if on_cpu else "bfloat16"),
         data_parallel=data,

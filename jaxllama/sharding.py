@@ -15,8 +15,6 @@ from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.shapes import Array
 
-BLOCK = 32  # inputs or outputs of a matrix that the C++ kernels take together
-
 RULES: dict[str | None, str | None] = {
     "slots": "data",
     "heads": "model",
@@ -54,28 +52,9 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
             raise ConfigError(
                 f"{name} ({size}) do not divide over model={parts}; choose a divisor of {size}"
             )
-    if engine.kernels == "cpu" and (complaint := why_no_kernels(model, parts)):
-        raise ConfigError(f"{complaint}; choose another mesh or --kernels xla")
     return jax.make_mesh(
         (data, parts), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * parts]
     )
-
-
-def why_no_kernels(model: ModelConfig, parts: int) -> str:
-    """Why the C++ kernels cannot run this model over so many devices; empty if they can."""
-    heads = model.heads * model.head_dim
-    sizes = {
-        "attention": heads,
-        "queries, keys and values": heads + 2 * model.kv_heads * model.head_dim,
-        "feed-forward": model.ffn_width,
-    }
-    for name, size in sizes.items():
-        if parts > 1 and size % (parts * BLOCK):
-            return (
-                f"{name} {size} wide do not divide over model={parts} into blocks of {BLOCK}, as "
-                f"the C++ kernels need"
-            )
-    return ""
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

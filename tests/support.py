@@ -19,7 +19,7 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.programs import Programs
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.loading import describe
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
@@ -37,7 +37,9 @@ SEVEN = dataclasses.replace(ENGINE, **OTHER)
 BODIES = [
     pytest.param(ENGINE, id="xla"),
     pytest.param(
-        KERNELS, id="cpu", marks=pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+        KERNELS,
+        id="cpu",
+        marks=pytest.mark.skipif(not library.available(), reason=library.why_not()),
     ),
 ]
 
@@ -82,9 +84,12 @@ def only(names: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def place_all(model: ModelConfig, engine: EngineConfig, mesh: Mesh, seed: int = 0) -> Tree:
-    """Random weights as the engine wants them."""
-    tree, leaves = random_params(model, seed), abstract_params(model)
+def place_all(
+    model: ModelConfig, engine: EngineConfig, mesh: Mesh | None = None, tree: Tree | None = None
+) -> Tree:
+    """Lay out and place weights for an engine: a canonical tree, or random ones."""
+    tree, leaves = tree or random_params(model), abstract_params(model)
+    mesh = mesh or make_mesh(engine, model)
     preparation = Preparation(leaves, engine, mesh)
     for path, leaf in leaves.items():
         preparation.add(path, leaf, at(tree, path))

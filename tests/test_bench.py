@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 from gguf.quants import dequantize
 
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
 from tests.support import only
@@ -147,14 +147,14 @@ def test_machine_tells_cores_and_bandwidth() -> None:
     assert {record["unit"] for record in found.values()} == {"cores", "GB/s"}
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
+@pytest.mark.skipif(not library.available(), reason=library.why_not() or "the kernels are there")
 def test_kernels_are_held_against_the_machine() -> None:
     chosen = ("--form", "q8_0", "--rows", "1", "--rows", "9")
     found = records("kernels", "--short", "--repetitions", "1", *chosen)
     units = {record["unit"] for record in found.values()}
     assert units == {"us", "GB/s", "GOP/s", "%"}
     assert found["ceiling, memory"]["unit"] == "GB/s"
-    assert f"{cpu.isa()}, q8_0, down, 1 row, weights, share of the ceiling" in found
+    assert f"{library.isa()}, q8_0, down, 1 row, weights, share of the ceiling" in found
 
 
 def test_decode_measures_every_number_of_slots_asked_for() -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.llm import LLM
 from jaxllama.weights.store import find, store_folder
 
@@ -36,8 +36,8 @@ def llm():
 @pytest.fixture(scope="module")
 def quick():
     """The C++ kernels."""
-    if not cpu.available():
-        pytest.skip(cpu.why_not())
+    if not library.available():
+        pytest.skip(library.why_not())
     with load(kernels="cpu") as loaded:
         yield loaded
 
@@ -85,8 +85,8 @@ def test_crowd_changes_no_bit_with_kernels(quick):
 
 def test_int8_cache_still_knows_what_the_text_is_about():
     """Measured once, the test text has perplexity 25.52 with it and 25.55 with float16."""
-    if not cpu.available():
-        pytest.skip(cpu.why_not())
+    if not library.available():
+        pytest.skip(library.why_not())
     with load(kernels="cpu", cache_dtype="int8") as small:
         answer = small.generate("The capital of France is", temperature=0, max_tokens=4)
     assert answer.text.startswith(" Paris")

@@ -18,12 +18,12 @@ from jaxllama.errors import (
 )
 from jaxllama.formats import Message, ModelText
 from jaxllama.intake import Intake
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.packed import Packed, unpack
 from jaxllama.llm import LLM
 from jaxllama.loading import choose_kernels, named_or_suiting, with_template
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import unpacked
-from jaxllama.model.quantized import Packed, unpack
 from jaxllama.request import FinishReason, choice_seed
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
@@ -316,7 +316,7 @@ def test_without_a_library_plain_jax_runs_and_says_so(monkeypatch, caplog):
         choose_kernels("cpu", None, MODEL)
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_a_mesh_runs_on_kernels_where_it_leaves_them_whole_blocks(caplog):
     wide = dataclasses.replace(MODEL, heads=4, kv_heads=2, head_dim=32, ffn_width=128)
     assert choose_kernels("auto", "data=2,model=2", wide) == "cpu"
@@ -324,7 +324,7 @@ def test_a_mesh_runs_on_kernels_where_it_leaves_them_whole_blocks(caplog):
     assert "feed-forward 96 wide do not divide over model=2" in caplog.text
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
     """The same packed file under both bodies; every kind has its contract in tests/kernels."""
     path = tmp_path / "tiny.gguf"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
-from jaxllama.kernels import cpu
+from jaxllama.kernels.body import PromptSpan
+from jaxllama.kernels.cpu import CPU, library
 from jaxllama.request import Contrast
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
@@ -27,7 +27,7 @@ MESHES = [(1, 2), (2, 4)]
 WIDE = dataclasses.replace(
     FAMILIES["biased"], heads=4, head_dim=32, ffn_width=128, vocab_size=320, max_context=512
 )
-built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+built = pytest.mark.skipif(not library.available(), reason=library.why_not())
 
 
 def sharded(data: int, model: int, base: EngineConfig = BASE) -> EngineConfig:
@@ -74,12 +74,12 @@ def test_kernels_with_split_slots_give_the_bits_of_one_device():
 @pytest.mark.parametrize("slot", [0, 3])
 def test_prompt_is_attended_where_its_slot_lies(size, slot):
     """With a kernel for the head size, and without one."""
-    prompt = kernels.attention("cpu", size).prompt
+    prompt = CPU.attention(size).prompt
     rng = np.random.default_rng(0)
     parts = tuple(jnp.asarray(rng.random((8, heads, size), np.float32)) for heads in (4, 2, 2))
     turn = tuple(jnp.asarray(rng.random((8, size // 2), np.float32)) for _ in range(2))
     layer = tuple(jnp.asarray(rng.random((4, 2, 136, size), np.float32)) for _ in range(2))
-    place = kernels.Place(*map(jnp.int32, (slot, 20, 6)))
+    place = PromptSpan(*map(jnp.int32, (slot, 20, 6)))
 
     def attend(layer):
         return prompt(parts, turn, layer, place, None)

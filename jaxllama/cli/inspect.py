@@ -13,10 +13,11 @@ from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig
 from jaxllama.formats import PromptFormat, choose_format
+from jaxllama.kernels import body_named
+from jaxllama.kernels.packed import Packed
 from jaxllama.loading import choose_kernels, engine_config
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
-from jaxllama.model.quantized import Packed
 from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
@@ -101,7 +102,7 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
     """What the weights take once they are loaded."""
-    stays = engine.packed or engine.kernels == "cpu"
+    stays = engine.packed or body_named(engine.kernels).keeps_packed
     small: dict[str, float] = dict(STORED_BYTES) if engine.dtype == "stored" else {}
     small |= packed_bytes(checkpoint) if stays else {}
     dense = 4 if engine.dtype == "stored" else jnp.dtype(engine.dtype).itemsize

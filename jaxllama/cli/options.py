@@ -11,9 +11,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS
+from jaxllama.config import CACHE_DTYPES, DTYPES
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
+from jaxllama.kernels import AUTO, BODIES
 from jaxllama.limits import LIMITS, Limit, check, unknown_field, unknown_preset
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import KnobSpec, Preset, Sampler
@@ -167,7 +168,7 @@ def loading_options(slots: int | None) -> list[click.Option]:
         ),
         option(
             *("--kernels", "load_kernels"),
-            type=click.Choice(("auto", *KERNELS)),
+            type=click.Choice((AUTO, *BODIES)),
             help="What multiplies: cpu (the C++ library) or xla (plain JAX) "
             "[default: auto, cpu where it can run].",
         ),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxllama.engine.rows import Rows, context, is_asked, is_warm, some, where_rows
 from jaxllama.engine.token_sets import Sets, informed
-from jaxllama.kernels import Choosing
+from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
 from jaxllama.shapes import Array, Bool, Float
 
@@ -42,7 +42,7 @@ class Moved(NamedTuple):
 
 
 def adjust(
-    ways: Choosing,
+    ops: Choosing,
     kinds: Mapping[str, type[Adjuster]],
     sets: Mapping[str, Sets],
     bank: Mapping[str, Sampler],
@@ -58,7 +58,7 @@ def adjust(
     def moved() -> Moved:
         sound = jax.lax.cond(
             jnp.any(adjusting.some(whole)),
-            lambda: ways.survey(logits, rows.active).sound,
+            lambda: ops.survey(logits, rows.active).sound,
             lambda: all_sound,
         )
         now = Moved(logits, sound)
@@ -66,7 +66,7 @@ def adjust(
 
             def move(old: Moved, names: Names = names) -> Moved:
                 if kinds[names[0]].held_only:
-                    return move_held(ways, adjusting, names, old)
+                    return move_held(ops, adjusting, names, old)
                 return move_whole(adjusting, names[0], old)
 
             now = jax.lax.cond(jnp.any(adjusting.some(names)), move, lambda old: old, now)
@@ -97,14 +97,14 @@ def move_whole(adjusting: Adjusting, name: str, old: Moved) -> Moved:
     return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
 
 
-def move_held(ways: Choosing, adjusting: Adjusting, names: Names, old: Moved) -> Moved:
+def move_held(ops: Choosing, adjusting: Adjusting, names: Names, old: Moved) -> Moved:
     """The logits after adjusters that are shown nothing but the tokens their row holds.
 
     There a token goes by the number of the place at which the row has it first.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)
-    held = ways.take_held(old.logits, rows.tokens, count)
+    held = ops.take_held(old.logits, rows.tokens, count)
     nothing = jnp.full_like(rows.stop_ids, NO_TOKEN)
     own = rows._replace(tokens=held.first, stop_ids=nothing, allowed=None)
     logits = held.logits
@@ -114,7 +114,7 @@ def move_held(ways: Choosing, adjusting: Adjusting, names: Names, old: Moved) ->
             return where_rows(adjusting.on[name], ask(adjusting, name, old, own), old)
 
         logits = jax.lax.cond(jnp.any(adjusting.on[name]), move, lambda old: old, logits)
-    moved = ways.put_held(old.logits, rows.tokens, held.first, logits)
+    moved = ops.put_held(old.logits, rows.tokens, held.first, logits)
     return Moved(moved, old.sound & held.sound)
 
 

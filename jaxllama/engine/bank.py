@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama import kernels
 from jaxllama.engine.adjusting import adjust
 from jaxllama.engine.draws import Draws, draw_from_all
 from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
@@ -38,6 +37,7 @@ from jaxllama.engine.survivors import Ask, Kinds, draw_survivors
 from jaxllama.engine.token_sets import digest, informed, learn
 from jaxllama.engine.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
+from jaxllama.kernels import body_named
 from jaxllama.limits import LIMITS, unknown_field
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -93,7 +93,7 @@ class SamplerBank:
         self.vocab = vocab
         self.candidates = min(candidates, vocab)
         self.top_logprobs = top_logprobs
-        self._ways = kernels.choosing(body)
+        self._ops = body_named(body).choosing
         ordered = sorted(samplers.items(), key=lambda item: (item[1].order, item[0]))
         self.adjusters = {name: kind for name, kind in ordered if issubclass(kind, Adjuster)}
         self.filters = {name: kind for name, kind in ordered if issubclass(kind, Filter)}
@@ -161,9 +161,9 @@ class SamplerBank:
         asks = rows.active & (rows.top_logprobs >= 0)
         watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
         # Whoever asks what the model said finds it there: the adjusters move logits in place.
-        logits, model = self._ways.set_aside(logits, some((asks, *watching.values()), rows))
-        adjusted, sound = adjust(self._ways, self.adjusters, self._sets, bank, rows, logits)
-        found = self._ways.survey(adjusted, rows.active)
+        logits, model = self._ops.set_aside(logits, some((asks, *watching.values()), rows))
+        adjusted, sound = adjust(self._ops, self.adjusters, self._sets, bank, rows, logits)
+        found = self._ops.survey(adjusted, rows.active)
         finite = sound & found.sound & (found.best > -jnp.inf)
         live = rows.active & finite
         wants = live & asks
@@ -172,7 +172,7 @@ class SamplerBank:
         token = jnp.where(live, drawn.token, 0)
         watching = {name: live & on for name, on in watching.items()}
         told = some((wants, *watching.values()), rows)
-        logprob = logprob_if(self._ways, told, model, token)
+        logprob = logprob_if(self._ops, told, model, token)
         under_model = self._list_under_model(model, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, logprob, drawn)
@@ -215,19 +215,19 @@ class SamplerBank:
 
         def draw_free() -> Draws:
             heap = Heap(ready.logits, ready.best, heat, free)
-            drawn = draw_from_all(self._ways, heap, chances, free & ready.wants, size)
+            drawn = draw_from_all(self._ops, heap, chances, free & ready.wants, size)
             return self._shown(drawn)
 
         def draw_shaped(others: Draws) -> Draws:
             heap = Heap(ready.logits, ready.best, heat, shaped)
-            heap, shown = shape_all(self._ways, self.shapers, shaping, heap)
-            drawn = draw_from_all(self._ways, heap, chances, shaped & ready.wants, size)
+            heap, shown = shape_all(self._ops, self.shapers, shaping, heap)
+            drawn = draw_from_all(self._ops, heap, chances, shaped & ready.wants, size)
             drawn = drawn._replace(shown=shown_at(shown, shaping.within(shaped).late, drawn.token))
             return where_rows(shaped, drawn, others)
 
         def draw_filtered(others: Draws) -> Draws:
             heap = Heap(ready.logits, ready.best, jnp.where(last, 1.0, heat), filtered)
-            heap = shape_early(self._ways, self.shapers, shaping, heap)
+            heap = shape_early(self._ops, self.shapers, shaping, heap)
             ask = Ask(
                 filters,
                 shaping,
@@ -240,7 +240,7 @@ class SamplerBank:
                 wanted=filtered,
             )
             kinds = Kinds(self.filters, self.shapers)
-            found = draw_survivors(self._ways, kinds, ask, width=self.candidates, listed=size)
+            found = draw_survivors(self._ops, kinds, ask, width=self.candidates, listed=size)
             return where_rows(filtered, found, others)
 
         draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
@@ -256,9 +256,9 @@ class SamplerBank:
         """The likeliest tokens at temperature 1, nothing adjusted or removed."""
 
         def likeliest() -> Listed:
-            best = self._ways.survey(logits, ready.wants).best
+            best = self._ops.survey(logits, ready.wants).best
             heap = Heap(logits, best, jnp.ones_like(best), ready.wants)
-            return list_likeliest(self._ways, heap, self.top_logprobs)
+            return list_likeliest(self._ops, heap, self.top_logprobs)
 
         return list_if(ready.wants, likeliest, self.top_logprobs)
 

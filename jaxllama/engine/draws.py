@@ -6,8 +6,8 @@ Called by the sampler bank, inside the decode program, for rows in which no filt
 from typing import NamedTuple
 
 from jaxllama.engine.logprobs import Heap, Listed, list_if, list_likeliest
-from jaxllama.kernels import Choosing
-from jaxllama.kernels.choice import at
+from jaxllama.kernels.body import Choosing
+from jaxllama.kernels.plain.choice import at
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 
@@ -21,15 +21,15 @@ class Draws(NamedTuple):
 
 
 def draw_from_all(
-    ways: Choosing,
+    ops: Choosing,
     heap: Heap,
     chances: Float[Array, " S"],
     wants_list: Bool[Array, " S"],
     size: int,
 ) -> Draws:
     """One token per row at the heap's temperature; lists of `size` for the rows that want them."""
-    token, log_total = ways.draw(heap.logits, heap.best, heap.heat, chances, heap.wanted)
+    token, log_total = ops.draw(heap.logits, heap.best, heap.heat, chances, heap.wanted)
     logprob = (at(heap.logits, token) - heap.best) / heap.heat - log_total
     of_those = heap._replace(wanted=wants_list)
-    listed = list_if(wants_list, lambda: list_likeliest(ways, of_those, size), size)
+    listed = list_if(wants_list, lambda: list_likeliest(ops, of_those, size), size)
     return Draws(token, logprob, listed, {})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels import Choosing
+from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -41,10 +41,10 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
     )
 
 
-def list_likeliest(ways: Choosing, heap: Heap, size: int) -> Listed:
+def list_likeliest(ops: Choosing, heap: Heap, size: int) -> Listed:
     """The likeliest of the whole vocabulary, and their log-probabilities."""
     count = max(1, min(size, heap.logits.shape[-1]))
-    ids, relative, log_total = ways.best_candidates(*heap, count)
+    ids, relative, log_total = ops.best_candidates(*heap, count)
     return list_padded(ids, relative - log_total[:, None], size)
 
 
@@ -66,7 +66,7 @@ def list_if(wanted: Bool[Array, " S"], make: Callable[[], Listed], size: int) ->
 
 
 def logprob_if(
-    ways: Choosing,
+    ops: Choosing,
     wanted: Bool[Array, " S"],
     logits: Float[Array, "S V"],
     token: Int32[Array, " S"],
@@ -74,6 +74,6 @@ def logprob_if(
     """The log-probability of each row's token, 0 in rows that do not want it."""
 
     def logprob() -> Array:
-        return jnp.where(wanted, ways.logprob(logits, token, wanted), 0.0)
+        return jnp.where(wanted, ops.logprob(logits, token, wanted), 0.0)
 
     return jax.lax.cond(jnp.any(wanted), logprob, lambda: jnp.zeros(wanted.shape, jnp.float32))

@@ -36,6 +36,7 @@ from jaxllama.engine.parcel import pack, size_of, unpack
 from jaxllama.engine.rows import every_token
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
+from jaxllama.kernels import body_named
 from jaxllama.model.params import Tree
 
 logger = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def leaves_of(tree: Any) -> StateLeaves:
 
 def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:
     """How every weight is split, where the kernels must know it: on several devices."""
-    if engine.kernels == "xla" or mesh.size == 1:
+    if not body_named(engine.kernels).splits_itself or mesh.size == 1:
         return None
     where: Tree = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     return where

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxllama.engine.logprobs import Heap
 from jaxllama.engine.rows import Rows, context, some, switched_on, where_rows
-from jaxllama.kernels import Choosing
+from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -84,7 +84,7 @@ def shape_one(
     return jax.lax.cond(jnp.any(on), changed, lambda old: old, logits)
 
 
-def shape_early(ways: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap) -> Heap:
+def shape_early(ops: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap) -> Heap:
     """The heap after what acts before the filters; its temperature is used up in those rows."""
     on = heap.wanted & some(shaping.early.values(), shaping.rows)
 
@@ -93,14 +93,14 @@ def shape_early(ways: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap) -> H
         relative = heap.logits - heap.best[:, None]
         logits, _ = shape(kinds, mine, mine.early, relative, jnp.where(on, heap.heat, even))
         logits = where_rows(on, logits, heap.logits)
-        best = where_rows(on, ways.survey(logits, on).best, heap.best)
+        best = where_rows(on, ops.survey(logits, on).best, heap.best)
         return Heap(logits, best, jnp.where(on, even, heap.heat), heap.wanted)
 
     return jax.lax.cond(jnp.any(on), shaped, lambda: heap)
 
 
 def shape_all(
-    ways: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap
+    ops: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap
 ) -> tuple[Heap, dict[str, Float[Array, "S V"]]]:
     """The heap after every shaper, where no filter comes between; and what was shown."""
     mine, even = shaping.within(heap.wanted), jnp.ones_like(heap.heat)
@@ -113,7 +113,7 @@ def shape_all(
         lambda: relative / heat[:, None],
     )
     logits, shown = shape(kinds, mine, mine.late, logits, jnp.where(last, heap.heat, even))
-    return Heap(logits, ways.survey(logits, heap.wanted).best, even, heap.wanted), shown
+    return Heap(logits, ops.survey(logits, heap.wanted).best, even, heap.wanted), shown
 
 
 def remembers(kind: type[Shaper]) -> bool:

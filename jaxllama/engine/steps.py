@@ -11,17 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxllama import kernels
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.engine.bank import Choice, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
+from jaxllama.kernels import body_named
+from jaxllama.kernels.storage import read_columns, write_columns
 from jaxllama.model.cache import LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.spread import SpreadLlama
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
-
-KERNEL_TILE = 64  # rows of a prompt that go through the kernels together
 
 
 class StepOutput(NamedTuple):
@@ -66,10 +65,7 @@ class Steps:
     ) -> None:
         """`where`: how every weight is split, if kernels run on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
-        # One tile of the plain path has the rows of a decode step: see the seed contract in
-        # kernels/reference.py. The C++ kernels give a row the same bits whatever shares its call.
-        plain = max(engine.slots, kernels.ROW_TILE)
-        self.tile = KERNEL_TILE if engine.kernels == "cpu" else plain
+        self.tile = body_named(engine.kernels).prompt_tile(engine.slots)
         self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
 
     def _model(self, params: Tree) -> Llama | SpreadLlama:
@@ -169,8 +165,8 @@ class Steps:
             at = index * KEY_BLOCK
 
             def move(side: Array) -> Array:
-                part = kernels.read_columns(side, source, at, KEY_BLOCK)
-                return kernels.write_columns(side, part, target, at)
+                part = read_columns(side, source, at, KEY_BLOCK)
+                return write_columns(side, part, target, at)
 
             return jax.tree.map(move, cache)
 

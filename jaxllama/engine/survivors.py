@@ -16,8 +16,8 @@ from jaxllama.engine.in_turn import in_turn, one_of
 from jaxllama.engine.logprobs import list_padded
 from jaxllama.engine.rows import Rows, context, some, switched_on
 from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at
-from jaxllama.kernels import Choosing, choice
-from jaxllama.kernels.choice import Best
+from jaxllama.kernels.body import Best, Choosing
+from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -45,14 +45,14 @@ class Ask(NamedTuple):
     wanted: Bool[Array, " S"]  # rows whose answer is used
 
 
-def draw_survivors(ways: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed: int) -> Draws:
+def draw_survivors(ops: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed: int) -> Draws:
     """Draw one token per row from the `width` best candidates that all filters leave.
 
     A row whose last candidate was kept by a filter might have kept more: it alone is done again
     over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
     """
-    best, is_open = narrow(ways, kinds.filters, ask, width)
-    draws = pick(ways, kinds.shapers, best, ask, listed)
+    best, is_open = narrow(ops, kinds.filters, ask, width)
+    draws = pick(ops, kinds.shapers, best, ask, listed)
     vocab = ask.logits.shape[-1]
     if width == vocab:
         return draws
@@ -65,7 +65,7 @@ def draw_survivors(ways: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed
             again,
             lambda: jax.tree.map(
                 lambda leaf: leaf[0],
-                draw_survivors(ways, kinds, alone, width=wider, listed=listed),
+                draw_survivors(ops, kinds, alone, width=wider, listed=listed),
             ),
             lambda: drawn,
         )
@@ -76,12 +76,10 @@ def draw_survivors(ways: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed
 
 
 def narrow(
-    ways: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, width: int
+    ops: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, width: int
 ) -> tuple[Best, Bool[Array, " S"]]:
     """What the filters leave of the best, and which rows might have kept more than `width`."""
-    ids, logits, log_total = ways.best_candidates(
-        ask.logits, ask.best, ask.early, ask.wanted, width
-    )
+    ids, logits, log_total = ops.best_candidates(ask.logits, ask.best, ask.early, ask.wanted, width)
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
     last = ids[:, -1]
     on = {name: ask.wanted & switched_on(ask.filters[name]) for name in kinds}
@@ -96,7 +94,7 @@ def narrow(
             best,
             fresh,
         )
-        best, last_left = ways.close_ranks(keep, rows_on, best)
+        best, last_left = ops.close_ranks(keep, rows_on, best)
         # Every filter counts, not only the final outcome: a later one was shown shares of the
         # candidates at hand, and those are right only if no kept token is missing among them.
         return best, is_open | (rows_on & (last_left == last)), fresh & ~rows_on
@@ -145,7 +143,7 @@ def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float
 
 
 def pick(
-    ways: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int
+    ops: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int
 ) -> Draws:
     """Apply the late temperature and shapers and draw; list the first survivors as sampled."""
     # Relative to the best survivor again: a filter may have dropped the likeliest.
@@ -164,7 +162,7 @@ def pick(
 
     ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), ask.rows)), shaped, plain)
     likeliest, even = logits[:, 0], jnp.ones_like(ask.late)
-    place, log_total = ways.draw(logits, likeliest, even, ask.chances, ask.wanted)
+    place, log_total = ops.draw(logits, likeliest, even, ask.chances, ask.wanted)
     logprobs = logits - likeliest[:, None] - log_total[:, None]
     return Draws(
         choice.at(ids, place),

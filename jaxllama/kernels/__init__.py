@@ -1,93 +1,46 @@
-"""The operations worth a hand-written kernel: one signature each, several bodies.
+"""The operations that are worth a hand-written kernel, and the bodies that implement them.
 
-`reference.py` and `choice.py` are the meaning of each in plain JAX; `cpu_matmul.py`,
-`cpu_attention.py` and `cpu_choice.py` call the C++ library. Which body runs is chosen once, when a
-program is traced: by the kind of a weight, and by `attention` and `choosing` here.
+`plain/` defines every operation in JAX and runs everywhere; `cpu/` calls the C++ library. The name
+in `EngineConfig.kernels` picks a body once, when programs are built. Code outside this folder asks
+the `Body` for what it needs and never compares names.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from jaxllama.config import ModelConfig
+from jaxllama.errors import ConfigError
+from jaxllama.kernels.body import Body
+from jaxllama.kernels.cpu import CPU
+from jaxllama.kernels.plain import PLAIN
 
-import jax.numpy as jnp
-
-from jaxllama.kernels import choice, cpu_attention, cpu_choice, reference
-from jaxllama.kernels.reference import (
-    ROW_TILE,
-    Parts,
-    Place,
-    Turn,
-    matmul,
-    matmul_by_output,
-    norm,
-)
-from jaxllama.kernels.spread import by_rows, where_it_lies
-from jaxllama.kernels.storage import Layer, read_columns, stored_dtype, write_columns
-from jaxllama.shapes import Array
-
-__all__ = [
-    "ROW_TILE",
-    "Choosing",
-    "Place",
-    "Ways",
-    "attention",
-    "choosing",
-    "matmul",
-    "matmul_by_output",
-    "norm",
-    "read_columns",
-    "stored_dtype",
-    "write_columns",
-]
+BODIES = {body.name: body for body in (CPU, PLAIN)}  # the fastest first; the last runs everywhere
+AUTO = "auto"
 
 
-class Ways(NamedTuple):
-    """How attention is done: for one token of every slot, and for a run of one slot."""
-
-    step: Callable[..., tuple[Array, Any]]
-    prompt: Callable[..., tuple[Array, Any]]
-
-
-def attention(body: str, head_dim: int) -> Ways:
-    """The body of attention; head sizes that have no kernel get the plain one."""
-    if body == "cpu" and head_dim in cpu_attention.SIZES:
-        return Ways(cpu_step, where_it_lies(cpu_prompt))
-    return Ways(reference.attend_step, where_it_lies(reference.attend_prompt))
+def body_named(name: str) -> Body:
+    """Return the body of this name; ConfigError if there is none."""
+    if name not in BODIES:
+        raise ConfigError(f"kernels is {name!r}; expected one of {', '.join(BODIES)}")
+    return BODIES[name]
 
 
-class Choosing(NamedTuple):
-    """How tokens are chosen; see the functions of these names in `choice.py`."""
-
-    set_aside: Callable[..., tuple[Array, Array]]
-    survey: Callable[..., choice.Survey]
-    best_candidates: Callable[..., tuple[Array, Array, Array]]
-    close_ranks: Callable[..., tuple[choice.Best, Array]]
-    draw: Callable[..., tuple[Array, Array]]
-    logprob: Callable[..., Array]
-    take_held: Callable[..., choice.Held]
-    put_held: Callable[..., Array]
+def fastest_body() -> Body:
+    """Return the fastest body that can run on this machine."""
+    return next(body for body in BODIES.values() if not body.missing())
 
 
-def choosing(body: str) -> Choosing:
-    """The body of everything that goes through a whole vocabulary to choose of it."""
-    if body == "cpu":
-        return Choosing(*(by_rows(getattr(cpu_choice, name)) for name in Choosing._fields))
-    return Choosing(*(getattr(choice, name) for name in Choosing._fields))
+def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
+    """Return the body asked for, or for "auto" the fastest one that can run the model.
 
-
-def cpu_step(
-    parts: Parts, turn: Turn, layer: Layer, position: Array, active: Array, window: int | None
-) -> tuple[Array, Any]:
-    """`reference.attend_step` by the C++ library."""
-    return cpu_attention.attend_step(flat(parts), turn, layer, position, active, window)
-
-
-def cpu_prompt(
-    parts: Parts, turn: Turn, layer: Layer, place: Place, window: int | None
-) -> tuple[Array, Any]:
-    """`reference.attend_prompt` by the C++ library."""
-    return cpu_attention.attend_prompt(flat(parts), turn, layer, place, window)
-
-
-def flat(parts: Parts) -> Array:
-    """Queries, keys and values side by side; XLA undoes the split this came from."""
-    return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+    The text says why a faster body was passed over; it is empty if none was.
+    """
+    if asked != AUTO:
+        body = body_named(asked)
+        if complaint := body.missing():
+            raise ConfigError(f"kernels is {asked!r}, but {complaint}")
+        return body, ""
+    complaints = []
+    for body in BODIES.values():
+        complaint = body.missing() or body.refuses(model, parts)
+        if not complaint:
+            break
+        complaints.append(complaint)
+    return body, "; ".join(complaints)

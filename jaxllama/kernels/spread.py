@@ -1,7 +1,7 @@
-"""Kernels on several devices: XLA cannot split a foreign call, so who does what is said here.
+"""Operations on several devices: XLA cannot split a foreign call, so the split is written here.
 
-Called by `kernels/__init__.py`, which wraps the bodies of operations in these; on one device they
-change nothing. Knows the mesh axes, not what an operation does with its rows.
+Decorators for the operations of bodies; on one device they change nothing. Knows the mesh axes, not
+what an operation does with its rows.
 """
 
 from collections.abc import Callable
@@ -12,41 +12,47 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxllama.kernels.reference import Parts, Place, Turn
+from jaxllama.kernels.body import AttendPrompt, Projections, PromptSpan, Rotation
 from jaxllama.kernels.storage import Layer
 from jaxllama.shapes import Array
 from jaxllama.sharding import add_up, own_parts
 
 Found = TypeVar("Found")
-Prompt = Callable[[Parts, Turn, Layer, Place, int | None], tuple[Array, Any]]
 
 
-def where_it_lies(prompt: Prompt) -> Prompt:
+def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
     """Attention of a prompt inside `shard_map`: the device with its slot attends, all get it."""
 
     def attend(
-        parts: Parts, turn: Turn, layer: Layer, place: Place, window: int | None
-    ) -> tuple[Array, Any]:
+        projections: Projections,
+        rotation: Rotation,
+        layer: Layer,
+        span: PromptSpan,
+        window: int | None,
+    ) -> tuple[Array, Layer]:
         if own_parts("data") == 1:
-            return prompt(parts, turn, layer, place, window)
+            return prompt(projections, rotation, layer, span, window)
         slots, _, columns, _ = layer[0].shape
-        slot = place.slot - lax.axis_index("data") * slots
+        slot = span.slot - lax.axis_index("data") * slots
         mine = (slot >= 0) & (slot < slots)
         # Elsewhere nothing is real: it goes to scratch, behind the last column.
-        scratch = columns - parts[0].shape[0]
-        there = Place(
+        scratch = columns - projections[0].shape[0]
+        there = PromptSpan(
             jnp.clip(slot, 0, slots - 1),
-            jnp.where(mine, place.start, scratch),
-            jnp.where(mine, place.rows, 0),
+            jnp.where(mine, span.start, scratch),
+            jnp.where(mine, span.rows, 0),
         )
-        out, layer = prompt(parts, turn, layer, there, window)
+        out, layer = prompt(projections, rotation, layer, there, window)
         return add_up(jnp.where(mine, out, 0.0), "data"), layer
 
     return attend
 
 
 def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
-    """An operation on rows [S ...], outside `shard_map`: every device does its own slots."""
+    """Let every device compute its own slots of an operation on rows [S ...].
+
+    For calls outside `shard_map`, by position: arrays first, then whole numbers.
+    """
 
     def run(*given: Any) -> Found:
         mesh = jax.sharding.get_abstract_mesh()

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxllama import kernels
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.kernels.storage import stored_dtype
 from jaxllama.shapes import Array, Float, Shaped
 
 SCALE_BYTES = 4
@@ -48,7 +48,7 @@ def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
     """Zeros."""
-    shape, dtype = cache_shape(model, engine, chunk), kernels.stored_dtype(engine.cache_dtype)
+    shape, dtype = cache_shape(model, engine, chunk), stored_dtype(engine.cache_dtype)
     scaled = engine.cache_dtype == "int8"
 
     def layer() -> LayerCache:

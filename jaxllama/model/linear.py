@@ -1,24 +1,18 @@
-"""Linear, Embedding and Norm: one call whatever a weight is stored in.
+"""Linear, Embedding and Norm: the layers that hold weights.
 
-Used by every block of `llama.py`; knows how a weight is stored, not what it is for. A Tiled weight
-goes to the C++ kernels, which norm, multiply and add in one call, for the rows that are `wanted`;
-the plain path does the same in steps, for all. Where a Tiled weight is one device's part, the parts
-are added up here.
+Used by every block of `llama.py`. A weight knows by itself how it is stored and multiplied
+(`kernels/body.py`); the layers only say which weight, norm and bias belong together.
 """
 
-import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
-from jaxllama import kernels
-from jaxllama.kernels import cpu_matmul
-from jaxllama.kernels.cpu_matmul import Wanted
-from jaxllama.kernels.tiled import Several, Tiled
-from jaxllama.model.quantized import Packed, in_order, take_rows, unpack
+from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight, Weight
+from jaxllama.kernels.plain.matmul import norm
 from jaxllama.shapes import Array, Float, Int
-from jaxllama.sharding import RULES, add_up, own_parts
 
 
 class Norm(nnx.Module):
@@ -30,16 +24,21 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
         """Scale every vector to unit mean square, then by the weight."""
-        return kernels.norm(x, self.weight.get_value(), self.eps)
+        return norm(x, *self.parameters)
+
+    @property
+    def parameters(self) -> NormWeight:
+        """The norm as an argument of a matmul."""
+        return NormWeight(self.weight.get_value(), self.eps)
 
 
 class Linear(nnx.Module):
-    """x · weight + bias; the sum is float32 whatever the weight is stored in."""
+    """x · weight + bias; the sum is float32 in every storage format."""
 
     def __init__(self, inward: int, outward: int, axes: tuple[str, str], *, bias: bool) -> None:
         self.weight = nnx.Param(jnp.zeros((inward, outward)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(outward), axes=axes[1:]) if bias else None
-        self.splits_inputs = RULES[axes[0]] is not None
+        self.outward = outward
 
     def __call__(
         self,
@@ -47,41 +46,35 @@ class Linear(nnx.Module):
         *,
         norm: Norm | None = None,
         add: Array | None = None,
-        wanted: Wanted = None,
+        active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Apply to every row, normed first and added to `add` if given."""
-        weight = self.weight.get_value()
-        if isinstance(weight, Tiled):
-            if self.splits_inputs and norm is None and own_parts("model") > 1:
-                return summed_matmul(x, weight, add, wanted)
-            return tiled_matmul(x, weight, norm, add, wanted)
-        if isinstance(weight, Several):
-            y = jnp.concatenate(
-                [tiled_matmul(x, each, norm, None, wanted) for each in weight.parts], axis=1
-            )
-            return y if add is None else add + y
-        x = x if norm is None else norm(x)
-        if isinstance(weight, Packed):
-            y = kernels.matmul_by_output(in_order(weight, x), unpack(weight))
-        else:
-            y = kernels.matmul(x, weight)
-        y = y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
-        return y if add is None else add + y
+        """Apply to every row: normed first, and added to `add`, if given."""
+        weight, bias, _ = self.member
+        scale = None if norm is None else norm.parameters
+        return weight.matmul(x, bias=bias, norm=scale, add=add, active=active)
+
+    @property
+    def member(self) -> GroupMember:
+        """The layer as one matrix of a group that reads the same rows."""
+        weight: Weight = self.weight.get_value()
+        bias: Any = None if self.bias is None else self.bias.get_value()
+        return GroupMember(weight, bias, self.outward)
 
 
-class GateUp(nnx.Module):
-    """silu(x · gate) * (x · up) from one Tiled weight that holds both."""
+def project(
+    layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm, active: ActiveRows
+) -> list[Array]:
+    """Apply several layers to the same normed rows."""
+    group = [layer.member for layer in layers]
+    return group[0].weight.project(x, group, norm=norm.parameters, active=active)
 
-    def __init__(self, inward: int, outward: int) -> None:
-        self.weight = nnx.Param(jnp.zeros((inward, 2 * outward)), axes=("width", "ffn"))
 
-    def __call__(
-        self, x: Float[Array, "L I"], *, norm: Norm, wanted: Wanted = None
-    ) -> Float[Array, "L O"]:
-        """Apply to every row, normed first."""
-        return cpu_matmul.normed_swiglu(
-            x, norm.weight.get_value(), norm.eps, self.weight.get_value(), wanted
-        )
+def gated(
+    gate: Linear, up: Linear, x: Float[Array, "L I"], norm: Norm, active: ActiveRows
+) -> Float[Array, "L O"]:
+    """Return silu(gate(norm(x))) * up(norm(x))."""
+    group = [gate.member, up.member]
+    return group[0].weight.gated(x, group, norm=norm.parameters, active=active)
 
 
 class Embedding(nnx.Module):
@@ -93,51 +86,12 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Look every token up, float32."""
-        weight = self.weight.get_value()
-        if isinstance(weight, Tiled):
-            return look_up(weight, tokens, self.vocab)
-        if isinstance(weight, Packed):
-            return take_rows(weight, tokens)
-        return weight[tokens].astype(jnp.float32)
+        weight: Weight = self.weight.get_value()
+        return weight.take(tokens, self.vocab)
 
     def scores(
-        self, x: Float[Array, "L D"], *, norm: Norm, wanted: Wanted = None
+        self, x: Float[Array, "L D"], *, norm: Norm, active: ActiveRows = None
     ) -> Float[Array, "L V"]:
-        """How well every token of the vocabulary matches each row, normed first."""
-        weight = self.weight.get_value()
-        if isinstance(weight, Tiled):
-            return tiled_matmul(x, weight, norm, None, wanted)
-        dense = unpack(weight) if isinstance(weight, Packed) else weight
-        return kernels.matmul_by_output(norm(x), dense)
-
-
-def tiled_matmul(
-    x: Float[Array, "L I"], weight: Tiled, norm: Norm | None, add: Array | None, wanted: Wanted
-) -> Float[Array, "L O"]:
-    """The fused kernel that does what was asked."""
-    if add is not None:
-        return cpu_matmul.matmul_add(x, weight, add, wanted)
-    if norm is None:
-        return cpu_matmul.normed_matmul(x, None, 0.0, weight, wanted)
-    return cpu_matmul.normed_matmul(x, norm.weight.get_value(), norm.eps, weight, wanted)
-
-
-def summed_matmul(
-    x: Float[Array, "L I"], weight: Tiled, add: Array | None, wanted: Wanted
-) -> Float[Array, "L O"]:
-    """Every device has its own inputs; the bias and `add` are the same everywhere, added once."""
-    part = cpu_matmul.normed_matmul(x, None, 0.0, dataclasses.replace(weight, bias=None), wanted)
-    y = add_up(part, "model")
-    y = y if weight.bias is None else y + weight.bias.reshape(-1)[: y.shape[1]]
-    return y if add is None else add + y
-
-
-def look_up(weight: Tiled, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L D"]:
-    """Rows of an embedding; where the vocabulary is split, each device looks up its own tokens."""
-    own = weight.shape[1]
-    if own == vocab:
-        return cpu_matmul.take_rows(weight, tokens)
-    place = tokens - lax.axis_index("model") * own
-    mine = (place >= 0) & (place < own)
-    rows = cpu_matmul.take_rows(weight, jnp.clip(place, 0, own - 1))
-    return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+        """Return how well every token of the vocabulary matches each normed row."""
+        weight: Weight = self.weight.get_value()
+        return weight.matmul(x, norm=norm.parameters, active=active)

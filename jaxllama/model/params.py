@@ -11,9 +11,10 @@ from typing import Any
 from flax import nnx
 
 from jaxllama.config import ModelConfig
+from jaxllama.kernels import body_named, plain
 from jaxllama.model.llama import Llama
 
-Tree = dict[Any, Any]  # nested; leaves are arrays or Packed
+Tree = dict[Any, Any]  # nested; leaves are arrays (norms) and weights (kernels/body.py)
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Leaf:
 
 
 @cache
-def recipe(config: ModelConfig, body: str = "xla") -> tuple[Any, Any]:
+def recipe(config: ModelConfig, body: str = plain.PLAIN.name) -> tuple[Any, Any]:
     """(graphdef, abstract state): what `nnx.merge` needs to make the model from arrays."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, body)))
+    attention = body_named(body).attention(config.head_dim)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, attention)))
     return graphdef, state
 
 
-def model_of(config: ModelConfig, params: Tree, body: str = "xla") -> Llama:
+def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) -> Llama:
     """The model around its weights, inside a program."""
     model: Llama = nnx.merge(recipe(config, body)[0], params)
     return model

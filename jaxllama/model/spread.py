@@ -14,7 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.kernels.cpu_matmul import Wanted
+from jaxllama.kernels.body import ActiveRows
 from jaxllama.model.cache import KVCache
 from jaxllama.model.linear import Norm
 from jaxllama.model.llama import Llama
@@ -78,12 +78,13 @@ class SpreadLlama:
         )
         return found
 
-    def head(self, hidden: Float[Array, "L D"], wanted: Wanted = None) -> Float[Array, "L V"]:
+    def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
         """Logits; every device those of its rows and its part of the vocabulary."""
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
-        vocab = "model" if "model" in matrix.codes else None
-        given = (hidden,) if wanted is None else (hidden, wanted)
+        partitions = jax.tree.leaves(matrix, is_leaf=lambda each: isinstance(each, PartitionSpec))
+        vocab = "model" if "model" in partitions[0] else None
+        given = (hidden,) if active is None else (hidden, active)
         specs = (PartitionSpec(rows),) * len(given)
         logits: Array = self._everywhere(Llama.head, specs, PartitionSpec(rows, vocab))(*given)
         return logits

@@ -20,7 +20,8 @@ from jax import lax
 
 from jaxllama.engine.bank import Rows, SamplerBank
 from jaxllama.engine.knobs import catalogue
-from jaxllama.kernels import cpu
+from jaxllama.kernels import fastest_body
+from jaxllama.kernels.cpu import library
 from jaxllama.sampling import NO_TOKEN, Filter, Sampler
 from jaxllama.testing.cases import Setting, settings_of, stacked
 
@@ -63,7 +64,7 @@ def cost_of(
         vocab=vocab,
         candidates=CANDIDATES,
         top_logprobs=1,
-        body="cpu" if cpu.available() else "xla",
+        body=fastest_body().name,
     )
     own, theirs = middle({name: kind}), middle(others)
     rng = np.random.default_rng(0)
@@ -119,14 +120,14 @@ def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """The C++ kernels on one thread: others of theirs would wait awake, which takes time, too."""
-    before = cpu.threads() if cpu.available() else 0
+    before = library.threads() if library.available() else 0
     if before:
-        cpu.set_threads(1)
+        library.set_threads(1)
     try:
         yield
     finally:
         if before:
-            cpu.set_threads(before)
+            library.set_threads(before)
 
 
 def added(without: Call, with_it: Call) -> Added:

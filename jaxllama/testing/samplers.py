@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxllama import kernels
 from jaxllama.engine.adjusting import adjust
 from jaxllama.engine.knobs import switches_on
+from jaxllama.kernels.plain import PLAIN
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
 from jaxllama.testing.cases import VOCAB, Case, Setting, at, row_of, same, settings_of, stacked
 from jaxllama.testing.proof import QUICKLY, Broken, Proof, call, chosen_with, plain_choice
@@ -123,7 +123,7 @@ def check_held(proof: Proof) -> None:
     bank, name = proof.bank, proof.kind.__name__
     moved = jax.jit(
         lambda filled, logits, rows: (
-            adjust(kernels.choosing("xla"), bank.adjusters, {name: {}}, filled, rows, logits).logits
+            adjust(PLAIN.choosing, bank.adjusters, {name: {}}, filled, rows, logits).logits
         ),
         compiler_options=QUICKLY,
     )(proof.filled, proof.logits, proof.rows)

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import CheckpointError
+from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import Leaf, abstract_params
-from jaxllama.model.quantized import Packed
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, check_tensors
 from jaxllama.weights.layout import Stored

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
-from jaxllama.model.quantized import Bits, Packed
+from jaxllama.kernels.packed import Bits, Packed
 
 GROUP = 32  # weights that share a scale in nearly every packed kind
 HALF_GROUP = 16  # in Q6_K

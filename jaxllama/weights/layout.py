@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from jaxllama.config import ModelConfig
-from jaxllama.model.quantized import Packed
+from jaxllama.kernels.packed import Packed
 
 Stored = np.ndarray | Packed
 Shape = tuple[int, ...]

@@ -10,7 +10,8 @@ import pytest
 
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
-from jaxllama.kernels import cpu, cpu_choice
+from jaxllama.kernels.cpu import choice as cpu_choice
+from jaxllama.kernels.cpu import library
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import NO_TOKEN, Adjuster, Filter, Knob, Sampler, knob, knobs_of, state
 from jaxllama.testing.tryout import QUICKLY, Tryout, survivors
@@ -519,8 +520,8 @@ def test_changing_numbers_never_recompiles(narrow: Tryout, wide: Tryout):
 @pytest.fixture(scope="module")
 def by_kernels(narrow: Tryout):
     """The usual chain by the C++ library, as compiled: it may move the logits it is given."""
-    if not cpu.available():
-        pytest.skip(cpu.why_not())
+    if not library.available():
+        pytest.skip(library.why_not())
     bank = SamplerBank(CHAIN, vocab=VOCAB, candidates=8, top_logprobs=20, body="cpu")
 
     def choose(filled, given, rows):

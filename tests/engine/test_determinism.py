@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.request import Contrast
 from tests.support import (
     BODIES,
@@ -102,22 +102,22 @@ def test_int8_cache_keeps_the_contract(body):
     assert 0 < np.median(gaps) < 0.03
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_number_of_threads_changes_no_bit():
     rng = np.random.default_rng(3)
     pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
-    before, answers = cpu.threads(), []
+    before, answers = library.threads(), []
     try:
         for threads in (1, 2, 3):
-            cpu.set_threads(threads)
+            library.set_threads(threads)
             answers.append(run(new_engine(MODEL, KERNELS), pool))
     finally:
-        cpu.set_threads(before)
+        library.set_threads(before)
     for other in answers[1:]:
         assert all(same(*pair, KERNELS) for pair in zip(answers[0], other, strict=True))
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_kernels_say_what_plain_jax_says():
     """Dense float32 weights: both bodies mean the same, to rounding."""
     requests = [request(range(i, i + 20 + 9 * i), 8) for i in range(5)]

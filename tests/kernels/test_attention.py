@@ -11,10 +11,15 @@ import pytest
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.kernels import cpu, reference, storage
-from jaxllama.kernels.cpu_attention import Place, attend_prompt, attend_step
+from jaxllama.kernels import storage
+from jaxllama.kernels.body import PromptSpan
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.attention import attend_prompt, attend_step
+from jaxllama.kernels.plain import attention as reference
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "kernels are there")
+pytestmark = pytest.mark.skipif(
+    not library.available(), reason=library.why_not() or "kernels are there"
+)
 
 BODIES = ("portable", "avx2", "avx512")
 DTYPES = ("uint16", "float16", "float32", "int8")
@@ -53,19 +58,19 @@ CASES = [(SHAPES[0], dtype) for dtype in DTYPES] + [
 @pytest.fixture(params=BODIES)
 def body(request):
     """Every body this processor can run, in turn."""
-    before = cpu.isa()
-    if not cpu.force_isa(request.param):
+    before = library.isa()
+    if not library.force_isa(request.param):
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    cpu.force_isa(before)
+    library.force_isa(before)
 
 
 @pytest.fixture
 def threads():
     """Sets the number of threads, for this test only."""
-    before = cpu.threads()
-    yield cpu.set_threads
-    cpu.set_threads(before)
+    before = library.threads()
+    yield library.set_threads
+    library.set_threads(before)
 
 
 def distance(one, other):
@@ -162,7 +167,7 @@ def step(shape, cache, position, active=None, seed=0, qkv=None):
 def prompt(shape, cache, qkv, slot, start, rows=None):
     turn = turn_of(shape, start + np.arange(len(qkv)))
     rows = len(qkv) if rows is None else rows
-    place = Place(*(jnp.int32(number) for number in (slot, start, rows)))
+    place = PromptSpan(*(jnp.int32(number) for number in (slot, start, rows)))
     return run_prompt(qkv, turn, cache, place, shape.window)
 
 

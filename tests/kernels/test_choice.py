@@ -6,46 +6,49 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllama import kernels
-from jaxllama.kernels import choice, cpu, cpu_choice
-from jaxllama.kernels.choice import Best
+from jaxllama.kernels.body import Best
+from jaxllama.kernels.cpu import CPU, library
+from jaxllama.kernels.cpu import choice as cpu_choice
+from jaxllama.kernels.plain import PLAIN
 
 BELOW_ONE = np.float32(1 - 2**-24)
 CPU_BODIES = ("portable", "avx2", "avx512")
 VOCABS = [1, 7, 64, 257, 1000, 4099, 9000]  # around the kernels' groups, spans and blocks
 
-built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
+built = pytest.mark.skipif(
+    not library.available(), reason=library.why_not() or "the kernels are there"
+)
 
 
 @pytest.fixture(params=["xla", *(pytest.param(name, marks=built) for name in CPU_BODIES)])
-def ways(request):
+def ops(request):
     """Every way this processor can choose, in turn."""
     if request.param == "xla":
-        yield kernels.choosing("xla")
+        yield PLAIN.choosing
         return
-    before = cpu.isa()
-    if not cpu.force_isa(request.param):
+    before = library.isa()
+    if not library.force_isa(request.param):
         pytest.skip(f"this processor has no {request.param}")
-    yield kernels.choosing("cpu")
-    cpu.force_isa(before)
+    yield CPU.choosing
+    library.force_isa(before)
 
 
 @pytest.fixture(params=CPU_BODIES)
 def body(request):
     """Every body of the library, in turn."""
-    before = cpu.isa()
-    if not cpu.available() or not cpu.force_isa(request.param):
+    before = library.isa()
+    if not library.available() or not library.force_isa(request.param):
         pytest.skip(f"there is no {request.param} here")
     yield request.param
-    cpu.force_isa(before)
+    library.force_isa(before)
 
 
 @pytest.fixture
 def threads():
     """Sets the number of threads, for this test only."""
-    before = cpu.threads()
-    yield cpu.set_threads
-    cpu.set_threads(before)
+    before = library.threads()
+    yield library.set_threads
+    library.set_threads(before)
 
 
 def run(way, *given, count=()):
@@ -58,14 +61,14 @@ def run(way, *given, count=()):
     return jax.device_get(jax.jit(way, static_argnums=static)(*named, wanted, *count))
 
 
-def draw(ways, logits, heat, chance):
+def draw(ops, logits, heat, chance):
     rows = len(logits)
     heat, chance = (np.broadcast_to(np.float32(x), rows) for x in (heat, chance))
-    return run(ways.draw, logits, logits.max(-1), heat, chance)
+    return run(ops.draw, logits, logits.max(-1), heat, chance)
 
 
-def best_of(ways, logits, heat, count):
-    return run(ways.best_candidates, logits, logits.max(-1), heat, count=(count,))
+def best_of(ops, logits, heat, count):
+    return run(ops.best_candidates, logits, logits.max(-1), heat, count=(count,))
 
 
 def random_logits(rng: np.random.Generator, rows: int, vocab: int) -> np.ndarray:
@@ -88,11 +91,11 @@ def log_sum_exp(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_draw_agrees_with_the_inverse_distribution(ways, vocab):
+def test_draw_agrees_with_the_inverse_distribution(ops, vocab):
     rng = np.random.default_rng(vocab)
     logits, heat = random_logits(rng, 500, vocab), rng.uniform(0.3, 3, 500)
     chance = rng.random(500).astype(np.float32)
-    token, log_total = draw(ways, logits, heat, chance)
+    token, log_total = draw(ops, logits, heat, chance)
     assert np.isfinite(logits[np.arange(500), token]).all()
     # Rounding may move a border between two tokens, but hardly ever past the chance.
     assert (token == inverse_cdf(logits, heat, chance)).mean() > 0.99
@@ -101,59 +104,59 @@ def test_draw_agrees_with_the_inverse_distribution(ways, vocab):
 
 
 @pytest.mark.parametrize("place", [0, 1, 255, 256, 511, 512, 598, 599])
-def test_draw_finds_the_only_token_whatever_the_chance(ways, place):
+def test_draw_finds_the_only_token_whatever_the_chance(ops, place):
     logits = np.full((4, 600), -np.inf)
     logits[:, place] = -3.0
-    token, _ = draw(ways, logits, 1.0, [0.0, 0.3, 0.99, BELOW_ONE])
+    token, _ = draw(ops, logits, 1.0, [0.0, 0.3, 0.99, BELOW_ONE])
     assert token.tolist() == [place] * 4
 
 
-def test_draw_reaches_the_first_and_the_last_token_with_weight(ways):
+def test_draw_reaches_the_first_and_the_last_token_with_weight(ops):
     logits = np.zeros((2, 1000))
     logits[:, :3] = logits[:, 990:] = -np.inf
-    token, _ = draw(ways, logits, 1.0, [0.0, BELOW_ONE])
+    token, _ = draw(ops, logits, 1.0, [0.0, BELOW_ONE])
     assert token.tolist() == [3, 989]
 
 
-def test_no_temperature_overflows(ways):
+def test_no_temperature_overflows(ops):
     logits = np.random.default_rng(0).normal(size=(3, 300)) * 1e37
-    token, log_total = draw(ways, logits, [1e-30, 1.0, 100.0], 0.5)
+    token, log_total = draw(ops, logits, [1e-30, 1.0, 100.0], 0.5)
     assert token.tolist() == logits.argmax(-1).tolist()
     assert np.allclose(log_total, 0)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_likeliest_is_the_lowest_id_among_equals(ways, vocab):
+def test_likeliest_is_the_lowest_id_among_equals(ops, vocab):
     logits = np.random.default_rng(vocab).integers(-5, 3, (50, vocab)).astype(np.float32)
-    found = run(ways.survey, logits)
+    found = run(ops.survey, logits)
     np.testing.assert_array_equal(found.token, logits.argmax(-1))
     np.testing.assert_array_equal(found.best, logits.max(-1))
     assert found.sound.all()
 
 
-def test_rows_without_a_number_have_a_token(ways):
+def test_rows_without_a_number_have_a_token(ops):
     logits = np.stack([np.full(300, np.nan), np.full(300, -np.inf)])
-    found = run(ways.survey, logits)
+    found = run(ops.survey, logits)
     assert found.token.tolist() == [0, 0]
     assert found.sound.tolist() == [False, True]
     assert found.best[1] == -np.inf
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
-def test_unsound_value_is_found_at_every_place(ways, value):
+def test_unsound_value_is_found_at_every_place(ops, value):
     logits = np.random.default_rng(0).normal(size=(601, 600)).astype(np.float32)
     logits[:, 5] = -np.inf
     logits[np.arange(600), np.arange(600)] = value
-    assert run(ways.survey, logits).sound.tolist() == [False] * 600 + [True]
+    assert run(ops.survey, logits).sound.tolist() == [False] * 600 + [True]
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
-def test_candidates_come_best_first_and_lower_ids_first_among_equals(ways, vocab, share):
+def test_candidates_come_best_first_and_lower_ids_first_among_equals(ops, vocab, share):
     count = max(1, int(share * vocab))
     logits = np.random.default_rng(0).integers(1, 20, (20, vocab)).astype(np.float32)
     heat = np.full(20, 2.0, np.float32)
-    ids, relative, total = best_of(ways, logits, heat, count)
+    ids, relative, total = best_of(ops, logits, heat, count)
     expected = np.argsort(-logits, -1, kind="stable")[:, :count]
     np.testing.assert_array_equal(ids, expected)
     best = logits.max(-1, keepdims=True)
@@ -162,37 +165,37 @@ def test_candidates_come_best_first_and_lower_ids_first_among_equals(ways, vocab
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_candidates_of_a_sorted_vocabulary_are_found(ways, vocab):
+def test_candidates_of_a_sorted_vocabulary_are_found(ops, vocab):
     """All of them in a few groups, and then in the last ones."""
     rising = np.sort(np.random.default_rng(0).normal(size=vocab)).astype(np.float32)
     logits = np.stack([rising, rising[::-1]])
     count = min(40, vocab)
-    ids, _, _ = best_of(ways, logits, np.ones(2), count)
+    ids, _, _ = best_of(ops, logits, np.ones(2), count)
     np.testing.assert_array_equal(ids, np.argsort(-logits, -1, kind="stable")[:, :count])
 
 
-def test_banned_tokens_come_last(ways):
+def test_banned_tokens_come_last(ops):
     """Where a constraint leaves a handful, the rest is filled up in order."""
     logits = np.full((1, 5000), -np.inf)
     logits[0, [4999, 17, 4000]] = [1.0, -50.0, 0.5]
-    ids, relative, _ = best_of(ways, logits, np.ones(1), 100)
+    ids, relative, _ = best_of(ops, logits, np.ones(1), 100)
     assert ids[0, :5].tolist() == [4999, 4000, 17, 0, 1]
     assert sorted(set(ids[0].tolist())) == sorted(ids[0].tolist())
     assert (relative[0, 3:] == -np.inf).all()
 
 
-def test_equals_are_zero_and_minus_zero(ways):
+def test_equals_are_zero_and_minus_zero(ops):
     logits = np.array([[-0.0, 0.0, -1.0, 0.0]])
-    assert run(ways.survey, logits).token.tolist() == [0]
+    assert run(ops.survey, logits).token.tolist() == [0]
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_logprob_is_that_of_the_softmax(ways, vocab):
+def test_logprob_is_that_of_the_softmax(ops, vocab):
     rng = np.random.default_rng(vocab)
     logits = random_logits(rng, 30, vocab) * 3
     logits[:, : vocab // 2] -= 300  # whole blocks without weight
     token = rng.integers(0, vocab, 30).astype(np.int32)
-    found = run(ways.logprob, logits, token)
+    found = run(ops.logprob, logits, token)
     best = logits.max(-1)
     expected = logits[np.arange(30), token] - best - log_sum_exp(logits - best[:, None])
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -205,10 +208,10 @@ def tokens_of(rng: np.random.Generator, width: int) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("width", [1, 40, 700])
-def test_held_tokens_are_found_where_each_is_new(ways, width):
+def test_held_tokens_are_found_where_each_is_new(ops, width):
     rng = np.random.default_rng(width)
     (tokens, count), logits = tokens_of(rng, width), rng.normal(size=(6, 48)).astype(np.float32)
-    found = jax.jit(ways.take_held)(logits, tokens, count)
+    found = jax.jit(ops.take_held)(logits, tokens, count)
     for row, known in enumerate(np.clip(count, 0, width)):
         places: dict[int, int] = {}
         first = [
@@ -222,32 +225,32 @@ def test_held_tokens_are_found_where_each_is_new(ways, width):
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
-def test_unsound_value_among_held_tokens_is_found(ways, value):
+def test_unsound_value_among_held_tokens_is_found(ops, value):
     logits = np.zeros((3, 9), np.float32)
     logits[0, 4] = logits[1, 5] = value
     logits[2, 4] = -np.inf
     tokens = np.array([[1, 4, 5]] * 3, np.int32)
-    found = jax.jit(ways.take_held)(logits, tokens, np.array([2, 2, 3], np.int32))
+    found = jax.jit(ops.take_held)(logits, tokens, np.array([2, 2, 3], np.int32))
     assert found.sound.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("width", [1, 40, 700])
-def test_held_logits_are_put_back_from_their_first_places_alone(ways, width):
+def test_held_logits_are_put_back_from_their_first_places_alone(ops, width):
     rng = np.random.default_rng(width)
     (tokens, count), logits = tokens_of(rng, width), rng.normal(size=(6, 48)).astype(np.float32)
-    first = np.asarray(jax.jit(ways.take_held)(logits, tokens, count).first)
+    first = np.asarray(jax.jit(ops.take_held)(logits, tokens, count).first)
     new = rng.normal(size=(6, width)).astype(np.float32)
     expected = logits.copy()
     for row, place in np.argwhere(first == np.arange(width)):
         expected[row, tokens[row, place]] = new[row, place]
-    moved = jax.jit(ways.put_held)(logits, tokens, first, new)
+    moved = jax.jit(ops.put_held)(logits, tokens, first, new)
     np.testing.assert_array_equal(moved, expected)
 
 
-def test_logits_set_aside_are_those_of_the_wanted_rows(ways):
+def test_logits_set_aside_are_those_of_the_wanted_rows(ops):
     logits = np.random.default_rng(0).normal(size=(3, 9001)).astype(np.float32)
     wanted = np.array([True, False, True])
-    same, copy = jax.jit(ways.set_aside)(logits, wanted)
+    same, copy = jax.jit(ops.set_aside)(logits, wanted)
     np.testing.assert_array_equal(same, logits)
     np.testing.assert_array_equal(np.asarray(copy)[wanted], logits[wanted])
 
@@ -262,11 +265,11 @@ def candidates(rng: np.random.Generator, rows: int, width: int) -> Best:
 
 
 @pytest.mark.parametrize("width", [1, 5, 256, 700])
-def test_survivors_close_ranks_and_are_weighed_anew(ways, width):
+def test_survivors_close_ranks_and_are_weighed_anew(ops, width):
     rng = np.random.default_rng(width)
     best, keep = candidates(rng, 40, width), rng.random((40, width)) < 0.4
     keep[0] = False  # nobody: everybody
-    left, last = jax.jit(ways.close_ranks)(keep, np.ones(40, bool), best)
+    left, last = jax.jit(ops.close_ranks)(keep, np.ones(40, bool), best)
     for row in range(40):
         alive = best.logits[row] > -np.inf
         kept = keep[row] & alive if (keep[row] & alive).any() else alive
@@ -283,10 +286,10 @@ def test_survivors_close_ranks_and_are_weighed_anew(ways, width):
         assert (left.p[row, count:] == 0).all()
 
 
-def test_candidates_of_rows_that_are_not_on_stay(ways):
+def test_candidates_of_rows_that_are_not_on_stay(ops):
     rng = np.random.default_rng(0)
     best, on = candidates(rng, 20, 30), rng.random(20) < 0.5
-    left, _ = jax.jit(ways.close_ranks)(rng.random((20, 30)) < 0.4, on, best)
+    left, _ = jax.jit(ops.close_ranks)(rng.random((20, 30)) < 0.4, on, best)
     for new, old in zip(left, best, strict=True):
         np.testing.assert_array_equal(np.asarray(new)[~on], old[~on])
 
@@ -336,7 +339,7 @@ def test_rows_of_nonsense_come_to_an_end():
     token, _ = run(cpu_choice.draw, logits, best, ones, ones / 2)
     assert ((ids >= 0) & (ids < 9001)).all()
     assert ((token >= 0) & (token < 9001)).all()
-    expected = best_of(kernels.choosing("xla"), sound, ones, 200)[0][4]
+    expected = best_of(PLAIN.choosing, sound, ones, 200)[0][4]
     np.testing.assert_array_equal(ids[4], expected)
 
 
@@ -344,7 +347,7 @@ def test_rows_of_nonsense_come_to_an_end():
 @pytest.mark.parametrize("count", [0, 11])
 def test_more_candidates_than_tokens_are_refused(count):
     with pytest.raises(ValueError, match=f"{count} candidates of 10 .* expected 1 to 10"):
-        best_of(kernels.choosing("cpu"), np.zeros((2, 10)), np.ones(2), count)
+        best_of(CPU.choosing, np.zeros((2, 10)), np.ones(2), count)
 
 
 @built
@@ -368,9 +371,3 @@ def test_what_does_not_fit_is_refused_while_tracing(logits, wanted, complaint):
 def test_a_token_outside_the_vocabulary_is_refused():
     with pytest.raises(jax.errors.JaxRuntimeError, match="token 10 lies outside the vocabulary"):
         run(cpu_choice.logprob, np.zeros((1, 10)), np.array([10], np.int32))
-
-
-def test_plain_functions_are_what_xla_runs():
-    """One set of functions is the meaning; the dispatch does not lose it."""
-    for name, way in kernels.choosing("xla")._asdict().items():
-        assert way is getattr(choice, name)

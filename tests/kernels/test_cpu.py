@@ -7,26 +7,28 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.cpu_matmul import normed_matmul
-from jaxllama.kernels.tiling import tile
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.matmul import normed_matmul
+from jaxllama.kernels.cpu.tiling import tile
 
-built = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not() or "the kernels are there")
-load = cpu.load.__wrapped__  # afresh, not what this process has loaded
+built = pytest.mark.skipif(
+    not library.available(), reason=library.why_not() or "the kernels are there"
+)
+load = library.load.__wrapped__  # afresh, not what this process has loaded
 
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the library, which chooses for itself; the path to it."""
     path = tmp_path / "copy.so"
-    shutil.copy(cpu.library()._name, path)
+    shutil.copy(library.loaded()._name, path)
     monkeypatch.setenv("JAXLLAMA_LIBRARY", str(path))
     return path
 
 
 def isa_of(path):
     library = ctypes.CDLL(str(path))
-    cpu.declare(library)
+    library.declare(library)
     return library.jaxllama_isa().decode()
 
 
@@ -46,9 +48,9 @@ def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
 
 @built
 def test_a_library_that_loads_has_no_complaint():
-    assert cpu.why_not() == ""
-    assert cpu.isa() in ("portable", "avx2", "avx512")
-    assert cpu.threads() >= 1
+    assert library.why_not() == ""
+    assert library.isa() in ("portable", "avx2", "avx512")
+    assert library.threads() >= 1
 
 
 @built
@@ -60,9 +62,9 @@ def test_an_instruction_set_can_be_forced(copy, monkeypatch):
 @built
 def test_the_best_instruction_set_is_chosen(copy, monkeypatch):
     monkeypatch.delenv("JAXLLAMA_ISA", raising=False)
-    before = cpu.isa()
-    best = [name for name in ("portable", "avx2", "avx512") if cpu.force_isa(name)][-1]
-    cpu.force_isa(before)
+    before = library.isa()
+    best = [name for name in ("portable", "avx2", "avx512") if library.force_isa(name)][-1]
+    library.force_isa(before)
     assert isa_of(copy) == best
 
 
@@ -80,7 +82,7 @@ def test_without_the_library_its_functions_say_why(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLLAMA_LIBRARY", str(tmp_path / "none.so"))
     monkeypatch.setattr(cpu, "load", load)
     with pytest.raises(RuntimeError, match=r"none\.so does not exist"):
-        cpu.isa()
+        library.isa()
 
 
 @built
@@ -93,12 +95,12 @@ def test_devices_in_kernels_at_once_get_the_bits_each_gets_alone():
         for i, device in enumerate(jax.devices())
     ]
     alone = [np.asarray(matmul(*given)) for given in inputs]
-    before = cpu.threads()
+    before = library.threads()
     try:
-        cpu.set_threads(3)
+        library.set_threads(3)
         for _ in range(30):
             together = [matmul(*given) for given in inputs]  # nothing is waited for in between
             for one, other in zip(together, alone, strict=True):
                 assert np.array_equal(one, other)
     finally:
-        cpu.set_threads(before)
+        library.set_threads(before)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxllama.kernels import cpu, tiling
-from jaxllama.kernels.cpu_matmul import (
+from jaxllama.kernels.cpu import library, tiling
+from jaxllama.kernels.cpu.matmul import (
     attributes,
     check,
     matmul_add,
@@ -21,10 +21,10 @@ from jaxllama.kernels.cpu_matmul import (
     stored,
     take_rows,
 )
-from jaxllama.kernels.tiled import Tiled, untile
-from jaxllama.model.quantized import Packed, unpack
+from jaxllama.kernels.cpu.tiled import Tiled, untile
+from jaxllama.kernels.packed import Packed, unpack
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 
 EPS = 1e-5
 ROWS = (1, 2, 3, 4, 5, 6, 7, 16, 33)
@@ -33,11 +33,11 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 16, 33)
 @pytest.fixture(params=("portable", "avx2", "avx512"))
 def isa(request):
     """One instruction set after the other; back to the best afterwards."""
-    before = cpu.isa()
-    if not cpu.force_isa(request.param):
+    before = library.isa()
+    if not library.force_isa(request.param):
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    cpu.force_isa(before)
+    library.force_isa(before)
 
 
 @pytest.fixture
@@ -315,13 +315,13 @@ def test_rows_beyond_what_is_prepared_at_once_are_the_same(noise):
 @pytest.mark.usefixtures("isa")
 def test_results_do_not_depend_on_threads(matrix, noise):
     weight = tile(matrix)
-    x, before = rows_of(noise, 19, weight.shape[0]), cpu.threads()
+    x, before = rows_of(noise, 19, weight.shape[0]), library.threads()
     found = []
     for count in (1, 2, 5):
-        cpu.set_threads(count)
-        assert cpu.threads() == count
+        library.set_threads(count)
+        assert library.threads() == count
         found.append(np.asarray(apply_normed(x, None, 0.0, weight)))
-    cpu.set_threads(before)
+    library.set_threads(before)
     np.testing.assert_array_equal(found[1], found[0])
     np.testing.assert_array_equal(found[2], found[0])
 
@@ -487,7 +487,7 @@ def refusals(noise):
     yield "the bias", lambda: tile(packed(noise, 64, 8), biases=[np.zeros(9, np.float32)])
     yield "the order", lambda: tile(packed(noise, 64, 8), order=np.zeros(64, np.int32))
     yield "gate has", lambda: tile_pair(packed(noise, 64, 8), packed(noise, 64, 9))
-    yield "threads is", lambda: cpu.set_threads(0)
+    yield "threads is", lambda: library.set_threads(0)
 
 
 @pytest.mark.parametrize("which", range(17))

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllama.kernels import cpu, cpu_attention, read_columns, reference, storage, write_columns
+from jaxllama.kernels import storage
+from jaxllama.kernels.body import PromptSpan
+from jaxllama.kernels.cpu import attention as cpu_attention
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.plain import attention as reference
+from jaxllama.kernels.storage import read_columns, write_columns
 
 SLOTS, HEADS, COLUMNS, SIZE = 3, 2, 128, 32
 QUERIES = 2 * HEADS
@@ -72,7 +77,7 @@ def test_columns_are_read_and_written_with_their_scales(dtype):
         assert np.array_equal(moved, expected)
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 @pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("way", ["step", "prompt"])
 def test_both_bodies_store_the_same_and_read_it_alike(dtype, way):
@@ -85,7 +90,7 @@ def test_both_bodies_store_the_same_and_read_it_alike(dtype, way):
         rest = (jnp.asarray(position), jnp.array([True, False, True]), None)
         bodies = (reference.attend_step, cpu_attention.attend_step)
     else:
-        rest = (reference.Place(*map(jnp.int32, (1, 5, rows))), None)
+        rest = (PromptSpan(*map(jnp.int32, (1, 5, rows))), None)
         bodies = (reference.attend_prompt, cpu_attention.attend_prompt)
     plain, stored = jax.jit(lambda: bodies[0](parts, turn, layer, *rest))()
     fast, kept = jax.jit(lambda: bodies[1](flat(parts), turn, layer, *rest))()

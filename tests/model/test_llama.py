@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from jaxllama.model.cache import empty_cache
 from jaxllama.model.params import abstract_params, model_of
 from jaxllama.testing import numpy_llama
 from jaxllama.testing.models import FAMILIES, random_params, shapes, tiny
+from tests.support import place_all
 
 SLOTS, SLOT = 3, 1  # the sequence lies in the middle slot
 PIECE = 60  # tokens of one prompt call
@@ -25,7 +25,7 @@ TOKENS = np.random.RandomState(7).randint(0, 256, LENGTH)
 
 def run(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     """Logits after every token: two prompt calls, then steps with busy neighbours."""
-    weights = jax.tree.map(jnp.asarray, params)
+    weights = place_all(config, EngineConfig(), tree=params)
 
     @QUICK
     def prompt(weights, tokens, cache, slot, start):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from jaxllama.errors import ConfigError
-from jaxllama.kernels import cpu
-from jaxllama.kernels.tiled import Several, untile
-from jaxllama.kernels.tiling import tile
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.tiled import untile
+from jaxllama.kernels.cpu.tiling import tile
+from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
+from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params
-from jaxllama.model.prepare import Preparation, dense
-from jaxllama.model.quantized import Packed
+from jaxllama.model.prepare import Preparation
 from jaxllama.sharding import make_mesh
 from jaxllama.testing import random_params, tiny
 from jaxllama.weights import open_checkpoint
@@ -35,7 +36,7 @@ def some_packed(bits: int, inward: int, outward: int) -> Packed:
     return Packed(rng.integers(low, high, shape, kind), scales, None, bits, 32)
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 @pytest.mark.parametrize("mixed", ["dense", "eight bits", "nothing"])
 def test_parts_of_different_kinds_stay_exactly_what_they_are(mixed):
     """Files often keep v in more bits than q and k."""
@@ -52,16 +53,17 @@ def test_parts_of_different_kinds_stay_exactly_what_they_are(mixed):
             value = some_packed(8, inward, outward)
         parts[name] = value
         preparation.add(path, leaves[path], value)
-    fused = preparation.tree()["blocks"][0]["attention"]["qkv"]["weight"]
-    tiles = fused.parts if isinstance(fused, Several) else (fused,)
-    expected = [dense(part) if isinstance(part, Packed) else part for part in parts.values()]
+    attention = preparation.tree()["blocks"][0]["attention"]
+    tiles = attention["q"]["weight"].parts
+    assert attention["k"]["weight"] == attention["v"]["weight"] == InGroup()
+    expected = [dense_of(part) if isinstance(part, Packed) else part for part in parts.values()]
     found = np.concatenate([untile(each) for each in tiles], axis=1)
     assert np.array_equal(found, np.concatenate(expected, axis=1))
     kept = {"nothing": ["q4"], "dense": ["q4", "f32"], "eight bits": ["q4", "q8"]}
     assert [each.kind for each in tiles] == kept[mixed]
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 @pytest.mark.parametrize("most", ["Q4_K", "Q5_K"])
 def test_a_mix_of_k_quants_stays_as_small_as_its_file_and_as_exact(tmp_path, most):
     """As files called Q4_K_M and Q5_K_M are: v, down and the embedding in six bits."""
@@ -78,12 +80,12 @@ def test_a_mix_of_k_quants_stays_as_small_as_its_file_and_as_exact(tmp_path, mos
     assert held <= 1.03 * sum(size_in_file(path, expected[path], kinds) for path in expected)
     block = tree["blocks"][0]
     np.testing.assert_array_equal(
-        untile(block["ffn"]["down"]["weight"]), expected["blocks.0.ffn.down.weight"]
+        untile(block["ffn"]["down"]["weight"].tiled), expected["blocks.0.ffn.down.weight"]
     )
-    for each, name in zip(block["attention"]["qkv"]["weight"].parts, ("qk", "v"), strict=True):
+    for each, name in zip(block["attention"]["q"]["weight"].parts, ("qk", "v"), strict=True):
         whole = [expected[f"blocks.0.attention.{letter}.weight"] for letter in name]
         np.testing.assert_array_equal(untile(each), np.concatenate(whole, axis=1))
-    np.testing.assert_array_equal(untile(tree["embed"]["weight"]), expected["embed.weight"].T)
+    np.testing.assert_array_equal(untile(tree["embed"]["weight"].tiled), expected["embed.weight"].T)
 
 
 def size_in_file(path, value, kinds):
@@ -95,7 +97,7 @@ def size_in_file(path, value, kinds):
     return value.size // block * size
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_six_bits_with_damaged_scales_are_still_told():
     """No unit is found for what is not a number, so it is kept as it is."""
     packed = Packed(np.zeros((64, 256), np.int8), np.ones((64, 16), np.float32), None, 6, 16)
@@ -104,7 +106,7 @@ def test_six_bits_with_damaged_scales_are_still_told():
     leaves = abstract_params(config)
     preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
     preparation.add("embed.weight", leaves["embed.weight"], packed)
-    held = preparation.tree()["embed"]["weight"]
+    held = preparation.tree()["embed"]["weight"].tiled
     assert held.kind == "f32" and held.shape == (256, 64)
     assert np.isnan(untile(held)[:, 3]).any() and np.isfinite(untile(held)[:, 4]).all()
 
@@ -128,7 +130,7 @@ def part(tiled, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[index].data), tiled)
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 @pytest.mark.parametrize("bits", [0, 4, 8])
 def test_each_device_has_its_own_queries_keys_and_values(bits):
     config, rng = split_model(), np.random.default_rng(1)
@@ -139,29 +141,30 @@ def test_each_device_has_its_own_queries_keys_and_values(bits):
         for name, shape in shapes.items()
     }
     fused = prepared(config, **{f"attention__{n}_weight": v for n, v in values.items()})
-    plain = {name: dense(each) if bits else each for name, each in values.items()}
+    plain = {name: dense_of(each) if bits else each for name, each in values.items()}
     for index in range(2):
         own = [np.split(each, 2, axis=1)[index] for each in plain.values()]
-        found = untile(part(fused["attention"]["qkv"]["weight"], index))
+        found = untile(part(fused["attention"]["q"]["weight"].parts[0], index))
         assert np.array_equal(found, np.concatenate(own, axis=1))
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_each_device_has_its_own_columns_of_the_feed_forward():
     config = split_model()
     gate, up = (some_packed(4, config.width, config.ffn_width) for _ in range(2))
     down = some_packed(8, config.ffn_width, config.width)
     made = prepared(config, ffn__gate_weight=gate, ffn__up_weight=up, ffn__down_weight=down)["ffn"]
     for index in range(2):
-        own = [np.split(dense(each), 2, axis=1)[index] for each in (gate, up)]
-        found = untile(part(made["gate_up"]["weight"], index))
+        own = [np.split(dense_of(each), 2, axis=1)[index] for each in (gate, up)]
+        found = untile(part(made["gate"]["weight"].tiled, index))
         assert np.array_equal(found, np.concatenate(own, axis=1))
         assert np.array_equal(
-            untile(part(made["down"]["weight"], index)), np.split(dense(down), 2, axis=0)[index]
+            untile(part(made["down"]["weight"].tiled, index)),
+            np.split(dense_of(down), 2, axis=0)[index],
         )
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_scales_that_two_devices_would_share_are_refused():
     config = split_model(ffn_width=192)
     shape = (config.width, config.ffn_width)
@@ -193,12 +196,12 @@ def test_sorted_inputs_meet_their_weights(body, group):
         preparation.add(path, leaves[path], given[name])
     made = preparation.tree()["blocks"][0]["attention"]
     x = np.random.default_rng(5).standard_normal((3, config.width), dtype=np.float32)
-    expected = np.concatenate([x @ dense(each) for each in given.values()], axis=1)
+    expected = np.concatenate([x @ dense_of(each) for each in given.values()], axis=1)
     if body.kernels == "xla":
         found = np.concatenate([times(made[name]["weight"], x) for name in "qkv"], axis=1)
     else:
-        assert made["qkv"]["weight"].kind == "q4"
-        found = times(made["qkv"]["weight"], x)
+        assert [each.kind for each in made["q"]["weight"].parts] == ["q4"]
+        found = times(made["q"]["weight"], x)
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
@@ -209,12 +212,12 @@ def times(weight, x):
     return np.asarray(module(jnp.asarray(x)))
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_several_matrices_multiply_as_one():
     parts = [put(tile(some_packed(bits, 64, outward))) for bits, outward in ((4, 40), (8, 24))]
     x = np.random.default_rng(0).random((3, 64), np.float32)
-    expected = np.concatenate([times(part, x) for part in parts], axis=1)
-    np.testing.assert_array_equal(times(Several(tuple(parts)), x), expected)
+    expected = np.concatenate([times(TiledWeight(part), x) for part in parts], axis=1)
+    np.testing.assert_array_equal(times(JoinedWeight(tuple(parts)), x), expected)
 
 
 def put(weight):
@@ -224,10 +227,10 @@ def put(weight):
 
 def test_the_order_of_inputs_matters_to_the_test_above():
     packed = sorted_by_activity(64, 8, 32)
-    assert not np.allclose(dense(packed), dense(dataclasses.replace(packed, order=None)))
+    assert not np.allclose(dense_of(packed), dense_of(dataclasses.replace(packed, order=None)))
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_sorted_inputs_are_not_split_over_devices():
     config = split_model()
     with pytest.raises(ConfigError, match="inputs are sorted"):

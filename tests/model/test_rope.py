@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxllama.config import Rope
-from jaxllama.kernels import reference
+from jaxllama.kernels.plain import attention as reference
 from jaxllama.model import rope
 from jaxllama.testing import numpy_llama
 

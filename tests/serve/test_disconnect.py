@@ -11,7 +11,7 @@ import pytest
 
 from jaxllama.engine.generation import Phase
 from jaxllama.engine.programs import Programs
-from jaxllama.kernels import cpu
+from jaxllama.kernels.cpu import library
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import (
@@ -257,7 +257,7 @@ def test_2000_random_disconnects_and_cancels_leak_nothing_and_disturb_nobody():
     scenario(body)
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
 def test_a_real_model_answers_those_who_stay_as_if_they_were_alone(monkeypatch):
     """Its rows share cache, steps and beginnings with all who leave."""
     random_ = random.Random(5)

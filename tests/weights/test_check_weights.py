@@ -9,8 +9,8 @@ import pytest
 from writers import flatten, write_gguf, write_hf
 
 from jaxllama.errors import BadTensors
+from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import Leaf
-from jaxllama.model.quantized import Packed
 from jaxllama.testing import check_weights, random_params, tiny
 from jaxllama.testing.weights import check_packed, check_value
 from jaxllama.weights.gguf import GgufCheckpoint

@@ -12,8 +12,8 @@ from writers import flatten, write_gguf, write_hf
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import BadTensors
+from jaxllama.kernels.packed import Packed, unpack
 from jaxllama.model.params import abstract_params
-from jaxllama.model.quantized import Packed, unpack
 from jaxllama.testing import FAMILIES, random_params, tiny
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill

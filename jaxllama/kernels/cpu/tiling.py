@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.tiled import BLOCK, EIGHT, HALF, SIXTEEN, TILE, Kind, Tiled
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.tiled import BLOCK, EIGHT, HALF, SIXTEEN, TILE, Kind, Tiled
 
 ALIGNED = 64  # bytes
 MIDDLE = 8  # what symmetric four-bit codes lie around
@@ -208,7 +208,7 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
     kind = PACKED[first.bits]
     codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), np.uint8)
     for source, place in zip(sources, places, strict=True):
-        cpu.library().jaxllama_tile_packed(
+        library.loaded().jaxllama_tile_packed(
             source.bits, source.shift, pointer(source.codes),
             *longs(len(source.codes), blocks, place.offset), place.turn, pointer(codes),
         )  # fmt: skip
@@ -289,7 +289,7 @@ def find_steps(
 ) -> bool:
     """Fill units and steps whose products are the numbers; False if there are none."""
     return bool(
-        cpu.library().jaxllama_find_steps(
+        library.loaded().jaxllama_find_steps(
             int(is_signed), pointer(numbers), *longs(*units.shape), pointer(units), pointer(steps)
         )
     )
@@ -321,7 +321,7 @@ def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) 
     codes = empty_codes((count, blocks, NUMBERS.get(kind, 1024)), TYPES[kind])
     for matrix, place in zip(matrices, places, strict=True):
         per_input, per_output = matrix.strides
-        cpu.library().jaxllama_tile_dense(
+        library.loaded().jaxllama_tile_dense(
             size, int(kind == "bf16"), pointer(matrix),
             *longs(matrix.shape[1], width, per_output, per_input, place.offset), place.turn,
             pointer(codes),
@@ -360,12 +360,12 @@ def checked_order(order: np.ndarray, width: int) -> np.ndarray:
 
 def pointer(array: np.ndarray) -> Any:
     """The address of the first element."""
-    return array.ctypes.data_as(cpu.POINTER)
+    return array.ctypes.data_as(library.POINTER)
 
 
 def longs(*numbers: int) -> list[Any]:
     """C's int64, which ctypes does not guess."""
-    return [cpu.LONG(number) for number in numbers]
+    return [library.LONG(number) for number in numbers]
 
 
 def bits_of(array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Choosing a token on CPU by the C++ library: what `choice.py` means, on every thread.
+"""How a token is chosen from rows of logits, by the C++ library on all threads.
 
-Called at trace time through `kernels.choosing`. Rows that are not wanted cost nothing and give
-zeros.
+The module is the `Choosing` of the C++ body: `plain/choice.py` defines each operation. Rows that
+are not active cost nothing and give zeros.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
@@ -9,39 +9,42 @@ Bit rule: a row's result depends on nothing but that row, whatever the number of
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.choice import Best, Held, Survey
+from jaxllama.kernels.body import Best, Held, Survey
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.spread import by_rows
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 GROUP, SPAN, BLOCK = 64, 256, 4096  # of cpu/choose.h: they decide how much room is needed
 
 
-def survey(logits: Float[Array, "S V"], wanted: Bool[Array, " S"]) -> Survey:
+@by_rows
+def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
     """`choice.survey`: one pass."""
-    rows, vocab = check(logits, wanted=wanted)
+    rows, vocab = check(logits, active=active)
     found = run(
         "survey",
-        (logits, wanted),
+        (logits, active),
         [shape(jnp.int32, rows), shape(jnp.float32, rows), shape(jnp.bool_, rows)],
         [shape(jnp.float32, rows, pieces(vocab, BLOCK), 2)],
     )
     return Survey(*found)
 
 
+@by_rows
 def best_candidates(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
-    wanted: Bool[Array, " S"],
+    active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
     """`choice.best_candidates`: one pass, and a second over where the best can be."""
-    rows, vocab = check(logits, wanted=wanted, best=best, heat=heat)
+    rows, vocab = check(logits, active=active, best=best, heat=heat)
     if not 1 <= count <= vocab:
         raise ValueError(f"{count} candidates of {vocab} are asked for; expected 1 to {vocab}")
     ids, relative, total = run(
         "candidates",
-        (logits, best, heat, wanted),
+        (logits, best, heat, active),
         [shape(jnp.int32, rows, count), shape(jnp.float32, rows, count), shape(jnp.float32, rows)],
         [
             shape(jnp.float32, rows, pieces(vocab, SPAN)),
@@ -51,59 +54,64 @@ def best_candidates(
     return ids, relative, total
 
 
+@by_rows
 def draw(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
     chance: Float[Array, " S"],
-    wanted: Bool[Array, " S"],
+    active: Bool[Array, " S"],
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """`choice.draw`: one pass, and a second over the span in which the answer lies."""
-    rows, vocab = check(logits, wanted=wanted, best=best, heat=heat, chance=chance)
+    rows, vocab = check(logits, active=active, best=best, heat=heat, chance=chance)
     token, total = run(
         "draw",
-        (logits, best, heat, chance, wanted),
+        (logits, best, heat, chance, active),
         [shape(jnp.int32, rows), shape(jnp.float32, rows)],
         [shape(jnp.float32, rows, pieces(vocab, SPAN))],
     )
     return token, total
 
 
+@by_rows
 def logprob(
-    logits: Float[Array, "S V"], token: Int32[Array, " S"], wanted: Bool[Array, " S"]
+    logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
     """`choice.logprob`: one pass."""
-    rows, vocab = check(logits, wanted=wanted, token=token)
+    rows, vocab = check(logits, active=active, token=token)
     (found,) = run(
         "logprob",
-        (logits, token, wanted),
+        (logits, token, active),
         [shape(jnp.float32, rows)],
         [shape(jnp.float32, rows, pieces(vocab, BLOCK), 2)],
     )
     return found
 
 
+@by_rows
 def set_aside(
-    logits: Float[Array, "S V"], wanted: Bool[Array, " S"]
+    logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """`choice.set_aside`: the logits stay where they are, and only wanted rows are copied."""
-    check(logits, wanted=wanted)
+    """`choice.set_aside`: the logits stay where they are, and only active rows are copied."""
+    check(logits, active=active)
     whole = shape(jnp.float32, *logits.shape)
-    same, copy = run("set_aside", (logits, wanted), [whole, whole], [], {0: 0})
+    same, copy = run("set_aside", (logits, active), [whole, whole], [], {0: 0})
     return same, copy
 
 
+@by_rows
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> Held:
     """`choice.take_held`: two passes over the tokens, none over the vocabulary."""
     rows, _ = check(logits, count=count)
-    cpu.library()
+    library.loaded()
     results = [shape(each, *tokens.shape) for each in (jnp.int32, jnp.float32)]
     call = jax.ffi.ffi_call("jaxllama_take_held", [*results, shape(jnp.bool_, rows)])
     return Held(*call(logits, tokens, count))
 
 
+@by_rows
 def put_held(
     logits: Float[Array, "S V"],
     tokens: Int32[Array, "S T"],
@@ -112,18 +120,19 @@ def put_held(
 ) -> Float[Array, "S V"]:
     """`choice.put_held`, in place."""
     check(logits)
-    cpu.library()
+    library.loaded()
     moved = shape(jnp.float32, *logits.shape)
     call = jax.ffi.ffi_call("jaxllama_put_held", moved, input_output_aliases={0: 0})
     found: Array = call(logits, tokens, first, held)
     return found
 
 
+@by_rows
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:
     """`choice.close_ranks`, in place."""
-    cpu.library()
+    library.loaded()
     results = [shape(each.dtype, *each.shape) for each in best]
     call = jax.ffi.ffi_call(
         "jaxllama_close_ranks",
@@ -141,8 +150,8 @@ def run(
     room: list[jax.ShapeDtypeStruct],
     in_place: dict[int, int] | None = None,
 ) -> list[Array]:
-    """The FFI call; behind its results come the places of the wanted rows, and more room."""
-    cpu.library()
+    """The FFI call; behind its results come the places of the active rows, and more room."""
+    library.loaded()
     places = shape(jnp.int32, given[0].shape[0])
     call = jax.ffi.ffi_call(
         f"jaxllama_choose_{name}", [*results, places, *room], input_output_aliases=in_place
@@ -156,7 +165,7 @@ def check(logits: Array, **per_row: Array) -> tuple[int, int]:
     if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}; float32 [S, V] expected")
     rows, vocab = logits.shape
-    dtypes = {"wanted": jnp.bool_, "token": jnp.int32, "count": jnp.int32}
+    dtypes = {"active": jnp.bool_, "token": jnp.int32, "count": jnp.int32}
     for name, array in per_row.items():
         dtype = jnp.dtype(dtypes.get(name, jnp.float32))
         if array.shape != (rows,) or array.dtype != dtype:

@@ -1,19 +1,18 @@
-"""Plain JAX: what every operation means, and the path that runs where no kernel does.
+"""Attention in plain JAX: what every attention kernel computes.
 
-Seed contract: a row's result must not depend on how many rows share the call. XLA orders the sums
-of a matmul by its shape, so every matmul of a program has the same number of rows, never fewer than
-ROW_TILE (short ones are padded), and prompts go through in tiles of exactly the decode step's
-rows. Attention walks each row's own keys in fixed blocks; blocks a row may not see change nothing.
+Each row walks its own keys in fixed blocks with a running softmax; a block that a row may not see
+changes none of its bits. This is half of the seed contract; `matmul.py` is the other half.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK
+from jaxllama.kernels.body import Projections, PromptSpan, Rotation
+from jaxllama.kernels.spread import where_slot_lies
 from jaxllama.kernels.storage import (
     Layer,
     append_prompt,
@@ -25,58 +24,14 @@ from jaxllama.kernels.storage import (
 )
 from jaxllama.shapes import Array, Bool, Float, Int
 
-ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
 
 ReadBlock = Callable[[Array], tuple[Array, Array]]
 
 
-class Place(NamedTuple):
-    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
-
-    slot: Int[Array, ""]
-    start: Int[Array, ""]
-    rows: Int[Array, ""]
-
-
-Parts = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
-Turn = tuple[Array, Array]  # cosines and sines [L U]
-
-
-def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, "L O"]:
-    """x · weight, float32 sums."""
-    return padded_dot(x, weight, 0)
-
-
-def matmul_by_output(x: Float[Array, "L I"], weight: Float[Array, "O I"]) -> Float[Array, "L O"]:
-    """x · weightᵀ, float32 sums, for matrices stored by output: embeddings, packed weights."""
-    return padded_dot(x, weight, 1)
-
-
-def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
-    """A dot of at least ROW_TILE rows."""
-    rows = x.shape[0]
-    if rows < ROW_TILE:
-        x = jnp.pad(x, ((0, ROW_TILE - rows), (0, 0)))
-    y = lax.dot_general(
-        x.astype(weight.dtype),
-        weight,
-        (((1,), (contracted,)), ((), ())),
-        precision=lax.Precision.HIGHEST,  # float32 stays float32 where there are faster ways
-        preferred_element_type=jnp.float32,
-    )
-    return y[:rows]
-
-
-def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
-    """Root-mean-square norm in float32."""
-    mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)
-
-
 def attend_step(
-    parts: Parts,
-    turn: Turn,
+    projections: Projections,
+    rotation: Rotation,
     layer: Layer,
     position: Int[Array, " S"],
     active: Bool[Array, " S"],
@@ -86,7 +41,7 @@ def attend_step(
 
     Rows that are not active write to scratch.
     """
-    q, k, v = rotated(parts, turn)
+    q, k, v = rotated(projections, rotation)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
     new = zip(sides(layer), (k, v), strict=True)
     keys, values = (append_step(*pair, column) for pair in new)
@@ -102,19 +57,20 @@ def attend_step(
     return out, layer_of(keys, values)
 
 
+@where_slot_lies
 def attend_prompt(
-    parts: Parts,
-    turn: Turn,
+    projections: Projections,
+    rotation: Rotation,
     layer: Layer,
-    place: Place,
+    span: PromptSpan,
     window: int | None,
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`.
 
-    Rows past `place.rows` go to columns that are written again before they are read.
+    Rows past `span.rows` go to columns that are written again before they are read.
     """
-    q, k, v = rotated(parts, turn)
-    slot, start, _ = place
+    q, k, v = rotated(projections, rotation)
+    slot, start, _ = span
     new = zip(sides(layer), (k, v), strict=True)
     keys, values = (append_prompt(*pair, slot, start) for pair in new)
     rows = q.shape[0]
@@ -131,10 +87,10 @@ def attend_prompt(
     return attend_blocks(q, read, position, window), layer_of(keys, values)
 
 
-def rotated(parts: Parts, turn: Turn) -> Parts:
+def rotated(projections: Projections, rotation: Rotation) -> Projections:
     """Queries and keys turned by their positions, values as they are."""
-    q, k, v = parts
-    return rotate(q, *turn), rotate(k, *turn), v
+    q, k, v = projections
+    return rotate(q, *rotation), rotate(k, *rotation), v
 
 
 def rotate(

@@ -1,6 +1,6 @@
 """Packed: a matrix kept in the few bits its file holds, exactly.
 
-Made by weight readers (as NumPy arrays), used by `linear.py` and the kernels. Knows no file format.
+Made by weight readers (as NumPy arrays), laid out by the bodies. Knows no file format.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllama.shapes import Array, Float
 
@@ -74,3 +75,24 @@ def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
             packed, codes=packed.codes[rows], scales=packed.scales[rows], minima=minima
         )
     )
+
+
+def dense_of(value: Packed) -> np.ndarray:
+    """Return the packed matrix as dense [in, out] float32, on the host."""
+    width, out = value.shape
+    groups = width // value.group
+    matrix = np.empty((width, out), np.float32)
+    codes = np.ascontiguousarray(value.codes.T)
+    scales = value.scales.T.astype(np.float32)[:, None, :]
+    minima = None if value.minima is None else value.minima.T.astype(np.float32)[:, None, :]
+    halves = 2 if value.bits == 4 else 1  # noqa: PLR2004
+    target = matrix.reshape(groups, value.group // halves, halves, out)
+    for half in range(halves):
+        part = codes if halves == 1 else (codes >> 4 if half else codes & 15)
+        view = target[:, :, half, :]
+        np.multiply(part.reshape(groups, -1, out), scales, out=view)
+        if minima is not None:
+            view += minima
+    if value.order is not None:
+        matrix[np.asarray(value.order)] = matrix.copy()
+    return matrix

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-LIBRARY = Path(__file__).parent / "_cpu.so"
+LIBRARY = Path(__file__).parents[1] / "_cpu.so"
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # for those who call C functions
 
 
@@ -35,28 +35,28 @@ def why_not() -> str:
 
 def isa() -> str:
     """The instruction set in use: portable, avx2 or avx512."""
-    name: bytes = library().jaxllama_isa()
+    name: bytes = loaded().jaxllama_isa()
     return name.decode()
 
 
 def threads() -> int:
     """How many threads work on a kernel."""
-    return int(library().jaxllama_threads())
+    return int(loaded().jaxllama_threads())
 
 
 def set_threads(count: int) -> None:
     """Use this many threads; results do not depend on it. No kernel may be running."""
     if count < 1:
         raise ValueError(f"threads is {count}; it must be at least 1")
-    library().jaxllama_set_threads(count)
+    loaded().jaxllama_set_threads(count)
 
 
 def force_isa(name: str) -> bool:
     """Use another body from now on, for tests; False if this processor cannot."""
-    return bool(library().jaxllama_set_isa(name.encode()))
+    return bool(loaded().jaxllama_set_isa(name.encode()))
 
 
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The loaded library, every target registered with XLA."""
     loaded = load()
     if loaded.library is None:

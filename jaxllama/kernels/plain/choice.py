@@ -1,60 +1,30 @@
-"""How a token is chosen from rows of logits, in plain JAX: the meaning of every choosing kernel.
+"""How a token is chosen from rows of logits, in plain JAX: what every choosing kernel computes.
 
-Called by the sampler bank inside the decode program, through `kernels.choosing`: `set_aside`,
-`survey`, `best_candidates`, `close_ranks`, `draw`, `logprob`, `take_held` and `put_held` have other
-bodies. Knows float32 logits and rows of tokens, nothing else: no sampler, no request, no key.
-
-    best    [S] the largest logit of a row: subtracted first, so no temperature can overflow
-    heat    [S] what the differences are divided by: the temperature, or 1
-    wanted  [S] rows whose answer is used; what the others get means nothing
+The module is the `Choosing` of the plain body (`kernels/body.py` says what each operation means);
+the sampler bank calls it inside the decode program. Knows float32 logits and rows of tokens: no
+sampler, no request, no key. It computes inactive rows like all others.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxllama.kernels.body import Best, Held, Survey
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabulary is slow
 
 
-class Survey(NamedTuple):
-    """What one look at every logit tells."""
-
-    token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
-    best: Float[Array, " S"]  # that logit
-    sound: Bool[Array, " S"]  # free of NaN and +inf
-
-
-class Held(NamedTuple):
-    """The tokens of rows, each under the number of the place at which its row has it first."""
-
-    first: Int32[Array, "S T"]  # that place; T where there is no token
-    logits: Float[Array, "S T"]  # the token's; 0 where there is none
-    sound: Bool[Array, " S"]  # free of NaN and +inf
-
-
-class Best(NamedTuple):
-    """Candidates of every row: survivors first, best first."""
-
-    ids: Int32[Array, "S C"]
-    logits: Float[Array, "S C"]  # -inf: not among the survivors
-    p: Float[Array, "S C"]  # share of the survivors' weight
-    log_total: Float[Array, " S"]  # log-sum-exp of the survivors
-
-
 def set_aside(
-    logits: Float[Array, "S V"], wanted: Bool[Array, " S"]
+    logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """The logits, to be moved in place, and a copy of the wanted rows."""
-    del wanted
+    """The logits, to be moved in place, and a copy of the active rows."""
+    del active
     return logits, logits
 
 
-def survey(logits: Float[Array, "S V"], wanted: Bool[Array, " S"]) -> Survey:
+def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
     """The likeliest token of every row, and whether its logits are sound."""
-    del wanted
+    del active
     token, best = likeliest(logits)
     return Survey(token, best, is_sound(logits))
 
@@ -83,14 +53,14 @@ def best_candidates(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
-    wanted: Bool[Array, " S"],
+    active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
     """The `count` largest logits: ids (lower first among equals), (logit - best) / heat, total.
 
     The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
     """
-    del wanted
+    del active
     ids, values = largest(logits, count)
     total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
     return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
@@ -112,13 +82,13 @@ def draw(
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
     chance: Float[Array, " S"],
-    wanted: Bool[Array, " S"],
+    active: Bool[Array, " S"],
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
 
     Walks the ids upwards until their share exceeds `chance`; blocks first, then inside one block.
     """
-    del wanted
+    del active
     rows, vocab = logits.shape
     blocks = -(-vocab // BLOCK)
     spare = blocks * BLOCK - vocab
@@ -136,10 +106,10 @@ def draw(
 
 
 def logprob(
-    logits: Float[Array, "S V"], token: Int32[Array, " S"], wanted: Bool[Array, " S"]
+    logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
     """The log-probability of one token of every row."""
-    del wanted
+    del active
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 

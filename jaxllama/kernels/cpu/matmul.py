@@ -5,7 +5,7 @@ meet inputs quantised to eight bits (one scale per row and 32 inputs, but for an
 above its row: that one stays float32), bf16 weights meet inputs rounded to bf16, f16 and f32
 weights meet them as they are; sums are float32.
 
-`wanted` says which rows anybody will look at: the others cost nothing and become 0.
+`active` says which rows are used: the others cost nothing and become 0.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.tiled import BLOCK, KINDS, Tiled
-from jaxllama.shapes import Array, Bool, Float, Int
-
-Wanted = Bool[Array, " L"] | None  # None: all rows
+from jaxllama.kernels.body import ActiveRows
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.tiled import BLOCK, KINDS, Tiled
+from jaxllama.shapes import Array, Float, Int
 
 
 def normed_matmul(
@@ -26,10 +25,10 @@ def normed_matmul(
     norm: Float[Array, " I"] | None,
     eps: float,
     weight: Tiled,
-    wanted: Wanted = None,
+    active: ActiveRows = None,
 ) -> Float[Array, "L O"]:
     """norm(x) · weight + bias; no norm if None."""
-    return multiply(x, norm, eps, weight, None, wanted)
+    return multiply(x, norm, eps, weight, None, active)
 
 
 def normed_swiglu(
@@ -37,19 +36,19 @@ def normed_swiglu(
     norm: Float[Array, " I"] | None,
     eps: float,
     gate_up: Tiled,
-    wanted: Wanted = None,
+    active: ActiveRows = None,
 ) -> Float[Array, "L F"]:
     """silu(norm(x) · gate) * (norm(x) · up), from one matrix made by `tile_pair`."""
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
-    return multiply(x, norm, eps, gate_up, None, wanted)
+    return multiply(x, norm, eps, gate_up, None, active)
 
 
 def matmul_add(
-    x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], wanted: Wanted = None
+    x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], active: ActiveRows = None
 ) -> Float[Array, "L O"]:
     """Residual + x · weight + bias."""
-    return multiply(x, None, 0.0, weight, residual, wanted)
+    return multiply(x, None, 0.0, weight, residual, active)
 
 
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
@@ -57,7 +56,7 @@ def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
     if weight.paired or weight.order is not None:
         raise ValueError("rows can be taken of a plain matrix only: not paired, not reordered")
     inward, outward = weight.shape
-    cpu.library()
+    library.loaded()
     call = jax.ffi.ffi_call(
         "jaxllama_take_rows", jax.ShapeDtypeStruct((tokens.shape[0], inward), jnp.float32)
     )
@@ -72,19 +71,19 @@ def multiply(
     eps: float,
     weight: Tiled,
     residual: Float[Array, "L O"] | None,
-    wanted: Wanted,
+    active: ActiveRows,
 ) -> Float[Array, "L O"]:
     """The one call behind all of them."""
     check(x, norm, weight, residual)
     if x.shape[0] == 0:
         return jnp.zeros((0, weight.shape[1]), jnp.float32)
-    cpu.library()
+    library.loaded()
     call = jax.ffi.ffi_call(
         "jaxllama_matmul", jax.ShapeDtypeStruct((x.shape[0], weight.shape[1]), jnp.float32)
     )
     return call(
         x,
-        or_empty(wanted, jnp.bool_),
+        or_empty(active, jnp.bool_),
         or_empty(norm),
         or_empty(weight.order, jnp.int32),
         *stored(weight),

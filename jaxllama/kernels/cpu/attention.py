@@ -2,7 +2,7 @@
 
 Called at trace time by whoever chose the library for a model. Knows arrays, not rows' meaning:
 which slot holds what is the engine's. Both ways in give a row the same bits, whatever else shares
-the call. What it cannot take it refuses here, while tracing; `reference.py` takes everything.
+the call. What it cannot take it refuses here, while tracing; `plain/attention.py` takes everything.
 What a cache is made of, `storage.py` says.
 """
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.kernels import cpu
-from jaxllama.kernels.reference import Place, Turn
+from jaxllama.kernels.body import PromptSpan, Rotation
+from jaxllama.kernels.cpu import library
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # ATTEND_BLOCK of cpu/attend.h: columns of one partial result
@@ -23,7 +23,7 @@ Cache = tuple[Array, ...]
 
 def attend_step(
     qkv: Float[Array, "S W"],
-    turn: Turn,
+    rotation: Rotation,
     cache: Cache,
     position: Int32[Array, " S"],
     active: Bool[Array, " S"],
@@ -34,7 +34,7 @@ def attend_step(
     Projections are [query heads, key heads, value heads] side by side, not yet rotated. A row that
     is not active touches nothing and gives zeros.
     """
-    heads = query_heads(qkv, turn, cache, window)
+    heads = query_heads(qkv, rotation, cache, window)
     slots, kv_heads, columns, size = cache[0].shape
     if qkv.shape[0] != slots:
         raise ValueError(f"there are {qkv.shape[0]} rows; one for each of {slots} slots expected")
@@ -44,26 +44,26 @@ def attend_step(
         jax.ShapeDtypeStruct((slots, heads, -(-columns // BLOCK), size + 2), jnp.float32),
         jax.ShapeDtypeStruct((slots * (kv_heads + 1) + 1,), jnp.int32),
     ]
-    given = (qkv, *turn, position, active)
+    given = (qkv, *rotation, position, active)
     out, *_, cache = call("attend_step", given, cache, heads * size, room, window)
     return out, cache
 
 
 def attend_prompt(
     qkv: Float[Array, "L W"],
-    turn: Turn,
+    rotation: Rotation,
     cache: Cache,
-    place: Place,
+    span: PromptSpan,
     window: int | None = None,
 ) -> tuple[Float[Array, "L O"], Cache]:
     """A run of tokens of one slot, each attending up to itself; consumes `cache`.
 
-    Rows past `place.rows` write nothing and give zeros.
+    Rows past `span.rows` write nothing and give zeros.
     """
-    heads = query_heads(qkv, turn, cache, window)
-    for name, number in zip(Place._fields, place, strict=True):
+    heads = query_heads(qkv, rotation, cache, window)
+    for name, number in zip(PromptSpan._fields, span, strict=True):
         require(number, (), "int32", name)
-    given = (qkv, *turn, jnp.stack(place))
+    given = (qkv, *rotation, jnp.stack(span))
     return call("attend_prompt", given, cache, heads * cache[0].shape[3], [], window)
 
 
@@ -76,7 +76,7 @@ def call(
     window: int | None,
 ) -> tuple[Array, Cache]:
     """The FFI call; the cache is its last arguments and its last results, in the same memory."""
-    cpu.library()
+    library.loaded()
     results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
     fresh = len(results)
     results += [jax.ShapeDtypeStruct(side.shape, side.dtype) for side in cache]
@@ -90,7 +90,9 @@ def call(
     return out[0], tuple(out[fresh:])
 
 
-def query_heads(qkv: Float[Array, "L W"], turn: Turn, cache: Cache, window: int | None) -> int:
+def query_heads(
+    qkv: Float[Array, "L W"], rotation: Rotation, cache: Cache, window: int | None
+) -> int:
     """How many query heads the projections hold; raises ValueError for what has no kernel."""
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
@@ -103,7 +105,7 @@ def query_heads(qkv: Float[Array, "L W"], turn: Turn, cache: Cache, window: int 
             f"projections {width} wide do not hold a whole group of query heads of size {size} for "
             f"each of {kv_heads} key heads"
         )
-    for name, table in zip(("cos", "sin"), turn, strict=True):
+    for name, table in zip(("cos", "sin"), rotation, strict=True):
         require(table, (rows, size // 2), "float32", name)
     if window is not None and window < 1:
         raise ValueError(f"window is {window}; it must be at least 1, or None")

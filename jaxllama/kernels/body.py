@@ -1,0 +1,287 @@
+"""Body: one implementation of the operations of a model, as a value.
+
+`plain/` and `cpu/` each define one; `kernels.BODIES` lists them. The types of what operations take
+and return live here too, so a body is written against this file alone. Knows no request, no
+sampler and no name of a weight.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllama.config import ModelConfig
+from jaxllama.kernels.packed import Packed
+from jaxllama.kernels.storage import Layer
+from jaxllama.shapes import Array, Bool, Float, Int, Int32
+
+Projections = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
+Rotation = tuple[Array, Array]  # cosines and sines [L U]
+ActiveRows = Bool[Array, " L"] | None  # rows whose result is used; None: all rows
+
+
+class PromptSpan(NamedTuple):
+    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
+
+    slot: Int[Array, ""]
+    start: Int[Array, ""]
+    rows: Int[Array, ""]
+
+
+# Weights.
+
+
+class NormWeight(NamedTuple):
+    """A root-mean-square norm to apply to the input of a matmul."""
+
+    weight: Array
+    eps: float
+
+
+class Weight(Protocol):
+    """A matrix that multiplies rows. It is a pytree; its arrays are the leaves."""
+
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) · weight + bias + add in float32."""
+
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: "Sequence[GroupMember]",
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by every matrix of a group whose first member is this weight."""
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: "Sequence[GroupMember]",
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return silu(norm(x) · gate) * (norm(x) · up) for a group of these two matrices."""
+
+    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
+        """Look up the embedding of every token, float32."""
+
+
+class GroupMember(NamedTuple):
+    """One of several matrices that read the same rows."""
+
+    weight: Weight
+    bias: Any
+    width: int  # outputs
+
+
+# How weights are laid out at load.
+
+HostMatrix = np.ndarray | Packed  # as a reader returns it: [in, out], or [vocab, width]
+
+
+class GroupKind(Enum):
+    """What the matrices of a group are to the model."""
+
+    SINGLE = "single"
+    EMBEDDING = "embedding"
+    QKV = "qkv"
+    GATE_UP = "gate_up"
+
+
+class MatrixGroup(NamedTuple):
+    """Matrices that read the same rows, with their biases, as they come from a file."""
+
+    kind: GroupKind
+    matrices: list[HostMatrix]
+    biases: list[np.ndarray | None]
+    axes: tuple[str | None, str | None]  # logical axes of the first matrix
+
+
+class Placement(NamedTuple):
+    """Where weights go, and in which form."""
+
+    mesh: Mesh
+    dtype: str
+    packed: bool  # keep 4- and 8-bit matrices packed, where the body leaves a choice
+
+
+class Placed(NamedTuple):
+    """One matrix of a group on its devices."""
+
+    weight: Any
+    bias: Any  # None where the model has none
+
+
+# Attention.
+
+
+class AttendStep(Protocol):
+    """Attention of one token of every slot."""
+
+    def __call__(
+        self,
+        projections: Projections,
+        rotation: Rotation,
+        layer: Layer,
+        position: Int[Array, " S"],
+        active: Bool[Array, " S"],
+        window: int | None,
+    ) -> tuple[Float[Array, "S W"], Layer]:
+        """Rotate, append row s at its position, attend to columns 0..position[s].
+
+        Consumes `layer`. Rows that are not active leave no trace in it.
+        """
+
+
+class AttendPrompt(Protocol):
+    """Attention of a run of tokens of one slot."""
+
+    def __call__(
+        self,
+        projections: Projections,
+        rotation: Rotation,
+        layer: Layer,
+        span: PromptSpan,
+        window: int | None,
+    ) -> tuple[Float[Array, "L W"], Layer]:
+        """Rotate, append the rows to the slot, let each attend up to itself; consumes `layer`.
+
+        Rows past `span.rows` change no column that is read later.
+        """
+
+
+class AttentionOps(NamedTuple):
+    """Both forms of attention."""
+
+    step: AttendStep
+    prompt: AttendPrompt
+
+
+# Choosing a token.
+
+
+class Survey(NamedTuple):
+    """What one pass over every logit of a row finds."""
+
+    token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
+    best: Float[Array, " S"]  # that logit
+    sound: Bool[Array, " S"]  # free of NaN and +inf
+
+
+class Held(NamedTuple):
+    """The tokens of rows, each under the number of the place at which its row has it first."""
+
+    first: Int32[Array, "S T"]  # that place; T where there is no token
+    logits: Float[Array, "S T"]  # the token's; 0 where there is none
+    sound: Bool[Array, " S"]  # free of NaN and +inf
+
+
+class Best(NamedTuple):
+    """Candidates of every row: survivors first, best first."""
+
+    ids: Int32[Array, "S C"]
+    logits: Float[Array, "S C"]  # -inf: not among the survivors
+    p: Float[Array, "S C"]  # share of the survivors' weight
+    log_total: Float[Array, " S"]  # log-sum-exp of the survivors
+
+
+class Choosing(Protocol):
+    """The operations that read a whole vocabulary to choose a token.
+
+    best    [S] the largest logit of a row: subtracted first, so no temperature can overflow
+    heat    [S] what the differences are divided by: the temperature, or 1
+    active  [S] rows whose result is used
+    """
+
+    def set_aside(
+        self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /
+    ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
+        """Return the logits, to be changed in place, and a copy of the active rows."""
+
+    def survey(self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /) -> Survey:
+        """Find the likeliest token of every row, and whether its logits are sound."""
+
+    def best_candidates(
+        self,
+        logits: Float[Array, "S V"],
+        best: Float[Array, " S"],
+        heat: Float[Array, " S"],
+        active: Bool[Array, " S"],
+        count: int,
+        /,
+    ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
+        """Return the ids of the `count` largest logits, (logit - best) / heat, and the total.
+
+        The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
+        """
+
+    def close_ranks(
+        self, keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, /
+    ) -> tuple[Best, Int32[Array, " S"]]:
+        """Keep the chosen survivors, weigh them anew; also return the id of the last one."""
+
+    def draw(
+        self,
+        logits: Float[Array, "S V"],
+        best: Float[Array, " S"],
+        heat: Float[Array, " S"],
+        chance: Float[Array, " S"],
+        active: Bool[Array, " S"],
+        /,
+    ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
+        """Draw from the whole vocabulary with one number in [0, 1) per row: ids, log-sum-exp."""
+
+    def logprob(
+        self, logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"], /
+    ) -> Float[Array, " S"]:
+        """Return the log-probability of one token of every row."""
+
+    def take_held(
+        self, logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"], /
+    ) -> Held:
+        """Return the logits of the tokens at the first `count` places of every row."""
+
+    def put_held(
+        self,
+        logits: Float[Array, "S V"],
+        tokens: Int32[Array, "S T"],
+        first: Int32[Array, "S T"],
+        held: Float[Array, "S T"],
+        /,
+    ) -> Float[Array, "S V"]:
+        """Return the logits with those of `take_held` written over."""
+
+
+# The body.
+
+
+@dataclass(frozen=True)
+class Body:
+    """One implementation of every operation, and what it needs from the rest of the engine."""
+
+    name: str  # as in EngineConfig.kernels and --kernels
+    missing: Callable[[], str]  # why it cannot run on this machine; empty if it can
+    refuses: Callable[[ModelConfig, int], str]  # why not this model in so many parts; empty if fine
+    attention: Callable[[int], AttentionOps]  # by head size
+    choosing: Choosing
+    lay_out: Callable[[MatrixGroup, Placement], list[Placed]]  # one result per matrix
+    joins: bool  # whether matrices that read the same rows arrive as one group
+    dtypes: tuple[str, ...]  # of dense weights
+    default_dtype: Callable[[], str]
+    keeps_packed: bool  # packed weights stay packed without being asked to
+    prompt_tile: Callable[[int], int]  # rows of a prompt per iteration, by the number of slots
+    prefill_chunk: int  # default of EngineConfig.prefill_chunk
+    splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map

@@ -1,0 +1,106 @@
+"""The C++ body: the operations of `plain/`, written by hand for x86 CPUs, and their Python side.
+
+`library.py` loads the shared library; `matmul.py`, `attention.py` and `choice.py` call it from
+inside XLA programs. The order of every sum depends on neither rows, threads nor chunks, so a row
+has the same bits in any company, and prompts go through in tiles of any size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.config import DTYPES, ModelConfig
+from jaxllama.kernels import plain
+from jaxllama.kernels.body import (
+    AttentionOps,
+    Body,
+    Projections,
+    PromptSpan,
+    Rotation,
+)
+from jaxllama.kernels.cpu import choice, library
+from jaxllama.kernels.cpu.attention import SIZES, attend_prompt, attend_step
+from jaxllama.kernels.cpu.layout import STORED, lay_out
+from jaxllama.kernels.cpu.tiled import BLOCK
+from jaxllama.kernels.spread import where_slot_lies
+from jaxllama.kernels.storage import Layer
+from jaxllama.shapes import Array
+
+__all__ = ["CPU", "attention"]
+
+PROMPT_TILE = 64  # rows of a prompt that go through the kernels together
+
+
+def attention(head_dim: int) -> AttentionOps:
+    """Return attention by the library; head sizes it has no kernel for get the plain one."""
+    if head_dim in SIZES:
+        return AttentionOps(step, where_slot_lies(prompt))
+    return plain.attention(head_dim)
+
+
+def step(
+    projections: Projections,
+    rotation: Rotation,
+    layer: Layer,
+    position: Array,
+    active: Array,
+    window: int | None,
+) -> tuple[Array, Layer]:
+    """Attend one token of every slot."""
+    return attend_step(side_by_side(projections), rotation, layer, position, active, window)
+
+
+def prompt(
+    projections: Projections,
+    rotation: Rotation,
+    layer: Layer,
+    span: PromptSpan,
+    window: int | None,
+) -> tuple[Array, Layer]:
+    """Attend a run of tokens of one slot."""
+    return attend_prompt(side_by_side(projections), rotation, layer, span, window)
+
+
+def side_by_side(projections: Projections) -> Array:
+    """Join queries, keys and values; XLA undoes the split that they came from."""
+    return jnp.concatenate([part.reshape(part.shape[0], -1) for part in projections], axis=1)
+
+
+def missing() -> str:
+    """Say why the library cannot run on this machine; empty if it can."""
+    if jax.default_backend() != "cpu":
+        return f"JAX runs on {jax.default_backend()} here, and the C++ library on CPUs only"
+    return library.why_not()
+
+
+def refuses(model: ModelConfig, parts: int) -> str:
+    """Say why the library cannot run this model over so many devices; empty if it can."""
+    heads = model.heads * model.head_dim
+    sizes = {
+        "attention": heads,
+        "queries, keys and values": heads + 2 * model.kv_heads * model.head_dim,
+        "feed-forward": model.ffn_width,
+    }
+    for name, size in sizes.items():
+        if parts > 1 and size % (parts * BLOCK):
+            return (
+                f"{name} {size} wide do not divide over model={parts} into blocks of {BLOCK}, as "
+                f"the C++ kernels need"
+            )
+    return ""
+
+
+CPU = Body(
+    name="cpu",
+    missing=missing,
+    refuses=refuses,
+    attention=attention,
+    choosing=choice,
+    lay_out=lay_out,
+    joins=True,
+    dtypes=(*DTYPES, STORED),
+    default_dtype=lambda: STORED,
+    keeps_packed=True,
+    prompt_tile=lambda _slots: PROMPT_TILE,
+    prefill_chunk=128,
+    splits_itself=True,
+)

@@ -1,0 +1,149 @@
+"""How the C++ body stores weights: in tiles, matrices that read the same rows side by side."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllama.errors import ConfigError
+from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placed, Placement
+from jaxllama.kernels.cpu.tiled import Tiled
+from jaxllama.kernels.cpu.tiling import takes, tile, tile_pair
+from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
+from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.shapes import Array
+from jaxllama.sharding import RULES
+
+STORED = "stored"  # dtype of dense weights: each file's own
+
+Axes = tuple[str | None, str | None]  # of inputs and outputs
+
+
+def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
+    """Tile a group; the first weight holds all of it, biases included."""
+    axes = group.axes[::-1] if group.kind is GroupKind.EMBEDDING else group.axes
+    weight: TiledWeight | JoinedWeight
+    if group.kind is GroupKind.QKV:
+        weight = JoinedWeight(
+            tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
+        )
+    else:
+        (tiled,) = tiles_of(group, to)
+        splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
+        weight = TiledWeight(place_tiled(tiled, axes, to.mesh), splits_inputs)
+    inside = InGroup()
+    return [
+        Placed(inside if index else weight, None if bias is None else inside)
+        for index, bias in enumerate(group.biases)
+    ]
+
+
+def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
+    """Tile the matrices: those of one kind together, all of them where the group allows no other.
+
+    Where kinds differ and must share tiles, they become float32. On a mesh, each device has
+    queries, keys and values of its own.
+    """
+    parts = to.mesh.shape["model"]
+    embedding = group.kind is GroupKind.EMBEDDING
+    matrices = [kept(each, to.dtype, by_output=embedding) for each in group.matrices]
+    biases: list[Any] = group.biases
+    runs = [list(run) for _, run in groupby(range(len(matrices)), lambda i: kind_of(matrices[i]))]
+    if len(runs) > 1 and group.kind is GroupKind.QKV and parts == 1:
+        return [side_by_side(tile, matrices, biases, run) for run in runs]
+    if len(runs) > 1:
+        matrices = [widened(each) for each in matrices]
+    if embedding and isinstance(matrices[0], np.ndarray):
+        matrices = [matrices[0].T]
+    if group.kind is GroupKind.QKV and parts > 1:
+        matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
+        biases = [own_outputs(each, i, parts) for i in range(parts) for each in biases]
+    how = tile_pair if group.kind is GroupKind.GATE_UP else tile
+    return [side_by_side(how, matrices, biases, range(len(matrices)))]
+
+
+def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
+    """Return a dense matrix in the dtype asked for, a packed one as it is if kernels take it."""
+    if isinstance(value, Packed):
+        if takes(value):
+            return value
+        return dense_of(value).T if by_output else dense_of(value)
+    return value if dtype == STORED else value.astype(jnp.dtype(dtype))
+
+
+def kind_of(matrix: HostMatrix) -> object:
+    """Return a key that is equal for matrices that can share tiles."""
+    if not isinstance(matrix, Packed):
+        return matrix.dtype
+    order = order_of(matrix)
+    return matrix.bits, matrix.group, None if order is None else order.tobytes()
+
+
+def side_by_side(
+    how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
+) -> Tiled:
+    """Tile some matrices of one kind, with their biases, as one."""
+    added = [biases[i] for i in which]
+    return how(
+        *(matrices[i] for i in which),
+        biases=added if any(bias is not None for bias in added) else (),
+        order=order_of(matrices[which[0]]),
+    )
+
+
+def widened(matrix: HostMatrix) -> np.ndarray:
+    """Return the matrix as float32."""
+    return dense_of(matrix) if isinstance(matrix, Packed) else matrix.astype(np.float32)
+
+
+def order_of(matrix: HostMatrix) -> np.ndarray | None:
+    """Return which input each stored one is, if they are not in their own order."""
+    if not isinstance(matrix, Packed) or matrix.order is None:
+        return None
+    return np.asarray(matrix.order)
+
+
+def own_outputs(value: Any, index: int, parts: int) -> Any:
+    """Return one of equal parts of a matrix along its outputs, or of a bias."""
+    if value is None:
+        return None
+
+    def cut(array: np.ndarray, axis: int) -> np.ndarray:
+        return np.split(array, parts, axis)[index]
+
+    if isinstance(value, Packed):
+        minima = None if value.minima is None else cut(value.minima, 0)
+        return dataclasses.replace(
+            value, codes=cut(value.codes, 0), scales=cut(value.scales, 0), minima=minima
+        )
+    return cut(value, value.ndim - 1)
+
+
+def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:
+    """Place a matrix on its devices: tiles are split by output, blocks by input."""
+    inward, outward = axes
+    by_output, by_input = RULES[outward], RULES[inward]
+    if outward == "vocab" and tiled.shape[1] % (tiled.tile * mesh.shape["model"]):
+        by_output = None  # stays whole
+    if by_input is not None and tiled.shape[0] % (tiled.shared * mesh.shape[by_input]):
+        raise ConfigError(
+            f"a matrix of {tiled.shape[0]} inputs, of which {tiled.shared} share scales, does not "
+            f"divide over {by_input}={mesh.shape[by_input]}; choose another mesh or --kernels xla"
+        )
+    if by_input is not None and tiled.order is not None and mesh.shape[by_input] > 1:
+        raise ConfigError(
+            f"a matrix whose {tiled.shape[0]} inputs are sorted does not divide over "
+            f"{by_input}={mesh.shape[by_input]}; choose another mesh or --kernels xla"
+        )
+
+    def put(part: Any) -> Array:
+        split = PartitionSpec(by_output, None if part is tiled.bias else by_input)
+        whole = part is tiled.order
+        return jax.device_put(part, NamedSharding(mesh, PartitionSpec() if whole else split))
+
+    return jax.tree.map(put, tiled)

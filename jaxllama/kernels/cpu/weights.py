@@ -1,0 +1,143 @@
+"""Weights of the C++ body: tiles that the library multiplies, fused with norm, bias and residual.
+
+On a mesh each device runs the library on its own part under `shard_map`; sums over split inputs
+are added up here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
+from jaxllama.kernels.cpu import matmul
+from jaxllama.kernels.cpu.tiled import Tiled
+from jaxllama.shapes import Array, Float, Int
+from jaxllama.sharding import add_up, own_parts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TiledWeight:
+    """One matrix, or gate and up in one; its bias is part of it."""
+
+    tiled: Tiled
+    splits_inputs: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) · weight + its bias + add; inactive rows become 0."""
+        del bias  # in the tiles
+        if self.splits_inputs and norm is None and own_parts("model") > 1:
+            return summed(x, self.tiled, add, active)
+        return fused(x, self.tiled, norm, add, active)
+
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by the matrix of a group of one."""
+        return [self.matmul(x, norm=norm, active=active) for _ in group]
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return silu(norm(x) · gate) * (norm(x) · up) from the tiles that hold both."""
+        del group
+        return matmul.normed_swiglu(x, norm.weight, norm.eps, self.tiled, active)
+
+    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
+        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        own = self.tiled.shape[1]
+        if own == vocab:
+            return matmul.take_rows(self.tiled, tokens)
+        place = tokens - lax.axis_index("model") * own
+        mine = (place >= 0) & (place < own)
+        rows = matmul.take_rows(self.tiled, jnp.clip(place, 0, own - 1))
+        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JoinedWeight:
+    """The matrices of a group side by side: one set of tiles for each kind of storage."""
+
+    parts: tuple[Tiled, ...]
+
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) times all matrices, outputs one after the other."""
+        del bias
+        outputs = [fused(x, part, norm, None, active) for part in self.parts]
+        y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+        return y if add is None else add + y
+
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by every matrix of the group."""
+        cuts = list(accumulate(member.width for member in group))[:-1]
+        return jnp.split(self.matmul(x, norm=norm, active=active), cuts, axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InGroup:
+    """In the place of a weight or bias that the first weight of its group contains."""
+
+
+def fused(
+    x: Float[Array, "L I"],
+    tiled: Tiled,
+    norm: NormWeight | None,
+    add: Array | None,
+    active: ActiveRows,
+) -> Float[Array, "L O"]:
+    """Call the kernel that norms, multiplies and adds in one pass."""
+    if add is not None:
+        return matmul.matmul_add(x, tiled, add, active)
+    if norm is None:
+        return matmul.normed_matmul(x, None, 0.0, tiled, active)
+    return matmul.normed_matmul(x, norm.weight, norm.eps, tiled, active)
+
+
+def summed(
+    x: Float[Array, "L I"], tiled: Tiled, add: Array | None, active: ActiveRows
+) -> Float[Array, "L O"]:
+    """Add up the parts of all devices; bias and `add` are the same everywhere, added once."""
+    part = matmul.normed_matmul(x, None, 0.0, dataclasses.replace(tiled, bias=None), active)
+    y = add_up(part, "model")
+    y = y if tiled.bias is None else y + tiled.bias.reshape(-1)[: y.shape[1]]
+    return y if add is None else add + y

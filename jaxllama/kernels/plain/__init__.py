@@ -1,0 +1,50 @@
+"""The plain body: every operation in JAX, the definition of what other bodies compute.
+
+Runs on every platform. XLA orders the sums of a matmul by its shape, so this body keeps the seed
+contract by fixed shapes: see `matmul.py`.
+"""
+
+import jax
+
+from jaxllama.config import DTYPES, ModelConfig
+from jaxllama.kernels.body import AttentionOps, Body
+from jaxllama.kernels.plain import choice
+from jaxllama.kernels.plain.attention import attend_prompt, attend_step
+from jaxllama.kernels.plain.layout import lay_out
+from jaxllama.kernels.plain.matmul import ROW_TILE
+
+__all__ = ["PLAIN", "attention"]
+
+
+def attention(head_dim: int) -> AttentionOps:
+    """Return attention for any head size."""
+    del head_dim
+    return AttentionOps(attend_step, attend_prompt)
+
+
+def refuses(model: ModelConfig, parts: int) -> str:
+    """Refuse nothing."""
+    del model, parts
+    return ""
+
+
+def prompt_tile(slots: int) -> int:
+    """Return the rows of a decode step: only equal shapes give equal sums."""
+    return max(slots, ROW_TILE)
+
+
+PLAIN = Body(
+    name="xla",
+    missing=lambda: "",
+    refuses=refuses,
+    attention=attention,
+    choosing=choice,
+    lay_out=lay_out,
+    joins=False,
+    dtypes=DTYPES,
+    default_dtype=lambda: "float32" if jax.default_backend() == "cpu" else "bfloat16",
+    keeps_packed=False,
+    prompt_tile=prompt_tile,
+    prefill_chunk=32,
+    splits_itself=False,
+)
