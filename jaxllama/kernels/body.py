@@ -8,7 +8,7 @@ sampler and no name of a weight.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -41,6 +41,7 @@ class NormWeight(NamedTuple):
     eps: float
 
 
+@runtime_checkable
 class Weight(Protocol):
     """A matrix that multiplies rows. It is a pytree; its arrays are the leaves."""
 
@@ -82,7 +83,7 @@ class Weight(Protocol):
 class GroupMember(NamedTuple):
     """One of several matrices that read the same rows."""
 
-    weight: Weight
+    weight: Any  # a Weight, or a mark that the first member contains this one
     bias: Any
     width: int  # outputs
 
@@ -128,6 +129,7 @@ class Placed(NamedTuple):
 # Attention.
 
 
+@runtime_checkable
 class AttendStep(Protocol):
     """Attention of one token of every slot."""
 
@@ -146,6 +148,7 @@ class AttendStep(Protocol):
         """
 
 
+@runtime_checkable
 class AttendPrompt(Protocol):
     """Attention of a run of tokens of one slot."""
 
@@ -198,6 +201,7 @@ class Best(NamedTuple):
     log_total: Float[Array, " S"]  # log-sum-exp of the survivors
 
 
+@runtime_checkable
 class Choosing(Protocol):
     """The operations that read a whole vocabulary to choose a token.
 

@@ -5,6 +5,7 @@ what an operation does with its rows.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
 import jax
@@ -54,6 +55,7 @@ def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
     For calls outside `shard_map`, by position: arrays first, then whole numbers.
     """
 
+    @wraps(choose)
     def run(*given: Any) -> Found:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:

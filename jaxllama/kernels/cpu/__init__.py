@@ -25,16 +25,16 @@ from jaxllama.kernels.spread import where_slot_lies
 from jaxllama.kernels.storage import Layer
 from jaxllama.shapes import Array
 
-__all__ = ["CPU", "attention"]
+__all__ = ["CPU"]
 
 PROMPT_TILE = 64  # rows of a prompt that go through the kernels together
 
 
-def attention(head_dim: int) -> AttentionOps:
+def attention_for(head_dim: int) -> AttentionOps:
     """Return attention by the library; head sizes it has no kernel for get the plain one."""
     if head_dim in SIZES:
         return AttentionOps(step, where_slot_lies(prompt))
-    return plain.attention(head_dim)
+    return plain.attention_for(head_dim)
 
 
 def step(
@@ -93,7 +93,7 @@ CPU = Body(
     name="cpu",
     missing=missing,
     refuses=refuses,
-    attention=attention,
+    attention=attention_for,
     choosing=choice,
     lay_out=lay_out,
     joins=True,

@@ -13,10 +13,10 @@ from jaxllama.kernels.plain.attention import attend_prompt, attend_step
 from jaxllama.kernels.plain.layout import lay_out
 from jaxllama.kernels.plain.matmul import ROW_TILE
 
-__all__ = ["PLAIN", "attention"]
+__all__ = ["PLAIN", "attention_for"]
 
 
-def attention(head_dim: int) -> AttentionOps:
+def attention_for(head_dim: int) -> AttentionOps:
     """Return attention for any head size."""
     del head_dim
     return AttentionOps(attend_step, attend_prompt)
@@ -37,7 +37,7 @@ PLAIN = Body(
     name="xla",
     missing=lambda: "",
     refuses=refuses,
-    attention=attention,
+    attention=attention_for,
     choosing=choice,
     lay_out=lay_out,
     joins=False,
