@@ -2,6 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
@@ -22,7 +23,7 @@ help:
 install: $(READY)
 
 # Again only when the dependencies or the C++ kernels have changed.
-$(READY): pyproject.toml $(wildcard jaxllama/kernels/cpu/*)
+$(READY): pyproject.toml $(wildcard $(KERNELS:%=jaxllama/kernels/cpu/%))
 	@"$(PYTHON)" -c '$(ENOUGH)' 2>/dev/null || { \
 		echo "jaxllama needs Python 3.11 or newer with the venv module; install one," >&2; \
 		echo "or name it: make install PYTHON=/path/to/python" >&2; \

@@ -357,8 +357,8 @@ def test_more_candidates_than_tokens_are_refused(count):
         (np.zeros(10, np.float32), np.ones(1, bool), r"logits are float32 \[10\]"),
         (np.zeros((2, 0), np.float32), np.ones(2, bool), r"logits are float32 \[2, 0\]"),
         (np.zeros((2, 10), np.int32), np.ones(2, bool), r"logits are int32 \[2, 10\]"),
-        (np.zeros((2, 10), np.float32), np.ones(3, bool), r"wanted is bool \[3\]; bool \[2\]"),
-        (np.zeros((2, 10), np.float32), np.ones(2, np.int8), r"wanted is int8 \[2\]; bool"),
+        (np.zeros((2, 10), np.float32), np.ones(3, bool), r"active is bool \[3\]; bool \[2\]"),
+        (np.zeros((2, 10), np.float32), np.ones(2, np.int8), r"active is int8 \[2\]; bool"),
     ],
 )
 def test_what_does_not_fit_is_refused_while_tracing(logits, wanted, complaint):

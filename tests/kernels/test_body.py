@@ -1,0 +1,216 @@
+"""Every body keeps the contract of `kernels/body.py`, and nothing else asks for its name."""
+
+import ast
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxllama
+from jaxllama.config import EngineConfig
+from jaxllama.errors import ConfigError
+from jaxllama.kernels import BODIES, body_named, choose_body, fastest_body
+from jaxllama.kernels.body import (
+    Choosing,
+    GroupKind,
+    GroupMember,
+    MatrixGroup,
+    NormWeight,
+    Placement,
+    PromptSpan,
+)
+from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.plain import PLAIN
+from jaxllama.sharding import make_mesh
+from tests.support import MODEL
+
+PACKAGE = Path(jaxllama.__file__).parent
+WIDTH, ROWS = 64, 5
+RUNNABLE = [
+    pytest.param(body, id=name, marks=pytest.mark.skipif(bool(body.missing()), reason="not here"))
+    for name, body in BODIES.items()
+]
+# Inputs of packed matrices are rounded to 8 bits by the C++ body; float32 weights are exact.
+TOLERANCE = {"dense": 1e-5, "packed": 0.03}
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((ROWS, WIDTH), np.float32)
+norm = NormWeight(jnp.asarray(rng.random(WIDTH, np.float32)), 1e-5)
+
+
+def normed(rows):
+    scale = np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + norm.eps)
+    return rows / scale * np.asarray(norm.weight)
+
+
+def matrix(form, outward):
+    """A matrix as a reader gives it, and its float32 values [in, out]."""
+    if form == "dense":
+        dense = rng.standard_normal((WIDTH, outward), np.float32)
+        return dense, dense
+    codes = rng.integers(0, 256, (outward, WIDTH // 2), np.uint8)
+    scales = rng.random((outward, WIDTH // 32)).astype(np.float16)
+    packed = Packed(codes, scales, None, 4, 32)
+    return packed, dense_of(packed)
+
+
+def laid_out(body, kind, matrices, biases, axes=("width", "heads")):
+    engine = EngineConfig(kernels=body.name)
+    to = Placement(make_mesh(engine, MODEL), "float32", packed=True)
+    return body.lay_out(MatrixGroup(kind, matrices, biases, axes), to)
+
+
+def close(found, expected, form):
+    assert np.abs(np.asarray(found) - expected).max() <= TOLERANCE[form] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("form", TOLERANCE)
+def test_matmul_norms_multiplies_and_adds(body, form):
+    given, dense = matrix(form, 96)
+    bias, add = rng.random(96, np.float32), rng.random((ROWS, 96), np.float32)
+    (placed,) = laid_out(body, GroupKind.SINGLE, [given], [bias])
+    found = placed.weight.matmul(jnp.asarray(x), bias=placed.bias, norm=norm)
+    close(found, normed(x) @ dense + bias, form)
+    found = placed.weight.matmul(jnp.asarray(x), bias=placed.bias, add=jnp.asarray(add))
+    close(found, x @ dense + bias + add, form)
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("form", TOLERANCE)
+def test_a_group_reads_the_same_rows(body, form):
+    widths = (64, 32, 32)
+    matrices = [matrix(form, width) for width in widths]
+    biases = [rng.random(width, np.float32) for width in widths]
+    given = [each for each, _ in matrices]
+    if body.joins:
+        placed = laid_out(body, GroupKind.QKV, given, biases)
+    else:
+        pairs = zip(given, biases, strict=True)
+        placed = [laid_out(body, GroupKind.SINGLE, [m], [b])[0] for m, b in pairs]
+    group = [GroupMember(*each, width) for each, width in zip(placed, widths, strict=True)]
+    found = group[0].weight.project(jnp.asarray(x), group, norm=norm, active=None)
+    for each, (_, dense), bias in zip(found, matrices, biases, strict=True):
+        close(each, normed(x) @ dense + bias, form)
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("form", TOLERANCE)
+def test_gate_and_up_are_gated(body, form):
+    (gate, dense_gate), (up, dense_up) = matrix(form, 96), matrix(form, 96)
+    axes = ("width", "ffn")
+    if body.joins:
+        placed = laid_out(body, GroupKind.GATE_UP, [gate, up], [None, None], axes)
+    else:
+        placed = [laid_out(body, GroupKind.SINGLE, [m], [None], axes)[0] for m in (gate, up)]
+    group = [GroupMember(*each, 96) for each in placed]
+    found = group[0].weight.gated(jnp.asarray(x), group, norm=norm, active=None)
+    left, right = normed(x) @ dense_gate, normed(x) @ dense_up
+    close(found, left / (1 + np.exp(-left)) * right, form)
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("form", TOLERANCE)
+def test_an_embedding_looks_up_and_scores(body, form):
+    given, dense = matrix(form, 96)  # [width, vocab]
+    given = given.T if form == "dense" else given
+    axes = ("vocab", "width")
+    (placed,) = laid_out(body, GroupKind.EMBEDDING, [given], [None], axes)
+    tokens = np.array([0, 95, 7], np.int32)
+    found = placed.weight.take(jnp.asarray(tokens), 96)
+    np.testing.assert_allclose(np.asarray(found), dense.T[tokens], rtol=1e-5, atol=1e-6)
+    close(placed.weight.matmul(jnp.asarray(x), norm=norm), normed(x) @ dense, form)
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_attention_agrees_with_the_plain_one(body, head_dim):
+    heads, kv_heads, columns, slots = 4, 2, 256, 3
+    keys, values = (
+        jnp.asarray(rng.standard_normal((slots, kv_heads, columns, head_dim), np.float32))
+        for _ in range(2)
+    )
+
+    def projections(rows):
+        sizes = (heads, kv_heads, kv_heads)
+        return tuple(
+            jnp.asarray(rng.standard_normal((rows, count, head_dim), np.float32)) for count in sizes
+        )
+
+    def rotation(rows):
+        angles = rng.random((rows, head_dim // 2)).astype(np.float32)
+        return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
+
+    mine, plain = body.attention(head_dim), PLAIN.attention(head_dim)
+    position, active = jnp.array([3, 140, 9]), jnp.array([True, True, False])
+    given = (projections(slots), rotation(slots))
+    for window in (None, 16):
+        found, layer = jax.jit(mine.step, static_argnums=5)(
+            *given, (keys, values), position, active, window
+        )
+        expected, wanted = plain.step(*given, (keys, values), position, active, window)
+        close(found[:2], np.asarray(expected[:2]), "dense")
+        np.testing.assert_allclose(layer[0][0, :, :4], wanted[0][0, :, :4], rtol=1e-5, atol=1e-6)
+    span = PromptSpan(*map(jnp.int32, (1, 20, 6)))
+    given = (projections(8), rotation(8))
+    found, layer = jax.jit(mine.prompt, static_argnums=4)(*given, (keys, values), span, None)
+    expected, wanted = plain.prompt(*given, (keys, values), span, None)
+    close(found[:6], np.asarray(expected[:6]), "dense")
+    np.testing.assert_allclose(layer[1][1, :, :26], wanted[1][1, :, :26], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_body_has_all_operations(body):
+    assert isinstance(body.choosing, Choosing)
+    assert body_named(body.name) is body and body.prompt_tile(16) >= 1
+
+
+def test_an_unknown_body_is_refused():
+    with pytest.raises(ConfigError, match="kernels is 'tpu'; expected one of cpu, xla"):
+        body_named("tpu")
+
+
+def test_auto_takes_the_fastest_that_runs():
+    body, passed_over = choose_body("auto", MODEL, 1)
+    assert body is fastest_body()
+    assert (not passed_over) == (body is next(iter(BODIES.values())))
+
+
+# Nothing outside kernels/ compares the name of a body.
+
+
+def comparisons(source):
+    """Lines that compare something with the name of a body."""
+    names = set(BODIES)
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        values = []
+        if isinstance(node, ast.Compare):
+            values = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            values = [node.value]
+        constants = {each.value for each in values if isinstance(each, ast.Constant)}
+        asks_kernels = any("kernels" in ast.unparse(each) for each in values)
+        asks_body = any("body" in ast.unparse(each).lower() for each in values)
+        if constants & names and (asks_kernels or asks_body):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_module_outside_the_kernels_compares_the_name_of_a_body():
+    found = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] != "kernels"
+        and (lines := comparisons(path.read_text()))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "source", ['if engine.kernels == "cpu": pass', 'x = 1 if body != "xla" else 2']
+)
+def test_a_comparison_would_be_found(source):
+    assert comparisons(source) == [1]
