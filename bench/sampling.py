@@ -28,7 +28,7 @@ from llamacpp import UNDERSTOOD, Chain
 from subject import Subject, compared
 
 from jaxllama import LLM
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.kernels import body_named
 from jaxllama.sampling import KnobSpec, knobs_of

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.bank import Bank, Choice, Rows, SamplerBank
-from jaxllama.engine.knobs import switches_on
-from jaxllama.engine.rows import chance
+from jaxllama.engine.choosing.bank import Bank, Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.knobs import switches_on
+from jaxllama.engine.choosing.rows import chance
 from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import body_named, fastest_body
 from jaxllama.limits import LIMITS, check, unknown_field

@@ -13,7 +13,7 @@ from typing import Self
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
 from jaxllama.constraints.wanted import schema_text, wanted
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset

@@ -23,7 +23,7 @@ import numpy as np
 from jaxllama import beams, scoring
 from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine, finish
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.programs import Programs
@@ -165,7 +165,7 @@ class LLM:
     @property
     def bank(self) -> SamplerBank:
         """The installed samplers and their knobs."""
-        return self.engine.bank
+        return self.engine.choosing.bank
 
     # Generation.
 

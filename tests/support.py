@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxllama import llm
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.generation import Generation

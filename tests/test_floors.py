@@ -79,7 +79,7 @@ FLOORS: dict[str, tuple[str, str]] = {
 }
 GUARDED = {"threading", "asyncio", "multiprocessing", "concurrent", "pickle", "marshal", "ctypes"}
 # The dice, too: traced in place, and one call where nothing is compiled.
-JITTED_IN = ("engine.programs", "engine.dice", "testing")
+JITTED_IN = ("engine.programs", "engine.choosing.dice", "testing")
 CHANGING = {
     *("append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove"),
     *("discard", "clear", "sort", "reverse"),
@@ -256,7 +256,7 @@ def test_only_programs_are_jitted(name):
         ("llm", "import asyncio"),
         ("weights.store", "import torch"),
         ("weights.store", "import pickle"),
-        ("jaxllama_samplers.top_p", "from jaxllama.engine.bank import Rows"),
+        ("jaxllama_samplers.top_p", "from jaxllama.engine.choosing.bank import Rows"),
         ("jaxllama_formats.chatml", "import jax"),
         ("engine.engine", "import jaxllama"),
     ],

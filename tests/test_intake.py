@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from jaxllama.config import EngineConfig
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.registry import PRESETS, load_plugins

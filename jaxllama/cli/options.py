@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from jaxllama.config import CACHE_DTYPES, DTYPES
-from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
+from jaxllama.engine.choosing.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import AUTO, BODIES
 from jaxllama.limits import LIMITS, Limit, check, unknown_field, unknown_preset

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jaxllama.cli.options import bounds
 from jaxllama.cli.terminal import as_json
-from jaxllama.engine.knobs import catalogue
+from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.formats import PromptFormat
 from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of

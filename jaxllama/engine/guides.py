@@ -11,7 +11,7 @@ import numpy as np
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.guide import Guide
 from jaxllama.engine.programs import Programs
-from jaxllama.engine.rows import every_token
+from jaxllama.engine.choosing.rows import every_token
 from jaxllama.errors import GenerationFailed, JaxLlamaError
 from jaxllama.request import FinishReason
 

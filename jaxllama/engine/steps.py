@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
-from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.choosing.bank import Choice, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.storage import read_columns, write_columns

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxllama.engine.bank import Rows, SamplerBank
-from jaxllama.engine.knobs import catalogue
+from jaxllama.engine.choosing.bank import Rows, SamplerBank
+from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.kernels import fastest_body
 from jaxllama.kernels.cpu import library
 from jaxllama.sampling import NO_TOKEN, Filter, Sampler

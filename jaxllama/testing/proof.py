@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.bank import Choice, Rows, SamplerBank
-from jaxllama.engine.knobs import catalogue, switches_on
-from jaxllama.engine.rows import context
-from jaxllama.engine.token_sets import informed, learn
+from jaxllama.engine.choosing.bank import Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.knobs import catalogue, switches_on
+from jaxllama.engine.choosing.rows import context
+from jaxllama.engine.choosing.token_sets import informed, learn
 from jaxllama.errors import PluginError
 from jaxllama.sampling import Adjuster, Candidates, Chosen, Filter, KnobSpec, Sampler, Shaper
 from jaxllama.testing.cases import LISTED, VOCAB, Case, cases_of, stacked

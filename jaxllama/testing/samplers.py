@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxllama.engine.adjusting import adjust
-from jaxllama.engine.knobs import switches_on
+from jaxllama.engine.choosing.adjusting import adjust
+from jaxllama.engine.choosing.knobs import switches_on
 from jaxllama.kernels.plain import PLAIN
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
 from jaxllama.testing.cases import VOCAB, Case, Setting, at, row_of, same, settings_of, stacked

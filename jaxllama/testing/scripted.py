@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxllama.config import EngineConfig
-from jaxllama.engine.bank import Choice, SamplerBank
+from jaxllama.engine.choosing.bank import Choice, SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart

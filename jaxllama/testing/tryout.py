@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.bank import Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import Choice, Rows, SamplerBank
 from jaxllama.sampling import NO_TOKEN, Sampler
 
 STOP_IDS = 4  # places for them in a row

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from jaxllama.cli import options
 from jaxllama.cli.main import Program
 from jaxllama.cli.options import GenerationCommand
-from jaxllama.engine.knobs import catalogue
+from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.errors import BrokenPlugin
 from jaxllama.limits import LIMITS
 from jaxllama.registry import PRESETS, SAMPLERS, Plugins, load_plugins

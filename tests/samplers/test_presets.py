@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllama.engine.knobs import check_knob
+from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import with_preset
 from jaxllama.limits import LIMITS, check

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.draws import Draws
-from jaxllama.engine.in_turn import in_turn, one_of
-from jaxllama.engine.logprobs import list_padded
-from jaxllama.engine.rows import Rows, context, some, switched_on
-from jaxllama.engine.shaping import Shaping, remembers, shape, shown_at
+from jaxllama.engine.choosing.draws import Draws
+from jaxllama.engine.choosing.in_turn import in_turn, one_of
+from jaxllama.engine.choosing.logprobs import list_padded
+from jaxllama.engine.choosing.rows import Rows, context, some, switched_on
+from jaxllama.engine.choosing.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
 from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine import dice
+from jaxllama.engine.choosing import dice
 from jaxllama.sampling import NO_TOKEN, Adjuster, Context, KnobSpec, Pairs, Sampler, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 

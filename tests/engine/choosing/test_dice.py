@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine import dice
+from jaxllama.engine.choosing import dice
 
 
 def test_numbers_are_those_of_jax():

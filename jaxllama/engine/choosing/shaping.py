@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.logprobs import Heap
-from jaxllama.engine.rows import Rows, context, some, switched_on, where_rows
+from jaxllama.engine.choosing.logprobs import Heap
+from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32

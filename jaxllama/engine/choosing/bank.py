@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.adjusting import adjust
-from jaxllama.engine.draws import Draws, draw_from_all
-from jaxllama.engine.knobs import begin_row, catalogue, check_knob, switches_on
-from jaxllama.engine.logprobs import (
+from jaxllama.engine.choosing.adjusting import adjust
+from jaxllama.engine.choosing.draws import Draws, draw_from_all
+from jaxllama.engine.choosing.knobs import begin_row, catalogue, check_knob, switches_on
+from jaxllama.engine.choosing.logprobs import (
     Heap,
     Listed,
     list_if,
@@ -23,7 +23,7 @@ from jaxllama.engine.logprobs import (
     list_padded,
     logprob_if,
 )
-from jaxllama.engine.rows import (
+from jaxllama.engine.choosing.rows import (
     Rows,
     chance,
     is_warm,
@@ -32,10 +32,10 @@ from jaxllama.engine.rows import (
     where_rows,
     with_chances,
 )
-from jaxllama.engine.shaping import plan, remembers, shape_all, shape_early, shown_at
-from jaxllama.engine.survivors import Ask, Kinds, draw_survivors
-from jaxllama.engine.token_sets import digest, informed, learn
-from jaxllama.engine.trial import try_sampler
+from jaxllama.engine.choosing.shaping import plan, remembers, shape_all, shape_early, shown_at
+from jaxllama.engine.choosing.survivors import Ask, Kinds, draw_survivors
+from jaxllama.engine.choosing.token_sets import digest, informed, learn
+from jaxllama.engine.choosing.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.kernels import body_named
 from jaxllama.limits import LIMITS, unknown_field

@@ -5,7 +5,7 @@ Called by the sampler bank, inside the decode program, for rows in which no filt
 
 from typing import NamedTuple
 
-from jaxllama.engine.logprobs import Heap, Listed, list_if, list_likeliest
+from jaxllama.engine.choosing.logprobs import Heap, Listed, list_if, list_likeliest
 from jaxllama.kernels.body import Choosing
 from jaxllama.kernels.plain.choice import at
 from jaxllama.shapes import Array, Bool, Float, Int32

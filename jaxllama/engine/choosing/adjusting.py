@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.rows import Rows, context, is_asked, is_warm, some, where_rows
-from jaxllama.engine.token_sets import Sets, informed
+from jaxllama.engine.choosing.rows import Rows, context, is_asked, is_warm, some, where_rows
+from jaxllama.engine.choosing.token_sets import Sets, informed
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
 from jaxllama.shapes import Array, Bool, Float

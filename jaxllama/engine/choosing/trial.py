@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.rows import Rows, context
+from jaxllama.engine.choosing.rows import Rows, context
 from jaxllama.errors import BrokenPlugin
 from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler, Shaper
 from jaxllama.shapes import Array

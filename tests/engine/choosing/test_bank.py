@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.kernels.cpu import choice as cpu_choice
 from jaxllama.kernels.cpu import library
