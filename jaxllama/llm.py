@@ -165,7 +165,7 @@ class LLM:
     @property
     def bank(self) -> SamplerBank:
         """The installed samplers and their knobs."""
-        return self.engine.choosing.bank
+        return self.engine.bank
 
     # Generation.
 

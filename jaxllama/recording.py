@@ -86,7 +86,7 @@ def logits_behind(
 
     A generator, as the engine's long looks are; raises QueueFull at once if no slot is free.
     """
-    found = [np.zeros((0, engine.choosing.bank.vocab), np.float32)]
+    found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
         known = [*request.prompt, *tokens[:-1]]
         yield from engine.peek_by_and_by(known, len(request.prompt), found.append)

@@ -119,7 +119,7 @@ def test_a_width_of_one_is_greedy():
 
 
 def llm_of(engine: Engine) -> LLM:
-    return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.choosing.bank, engine.config), config=MODEL)
+    return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, engine.config), config=MODEL)
 
 
 @cache

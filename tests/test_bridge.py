@@ -176,7 +176,7 @@ def test_a_question_that_needs_a_slot_waits_for_one():
     async def scenario(thread):
         streams = [Told(thread, asked(n, 40)) for n in range(8)]  # twice the slots
         _, logits = await thread.ask(lambda engine: engine.peek((1, 2, 3), 1))
-        assert len(logits) == thread.engine.choosing.bank.vocab
+        assert len(logits) == thread.engine.bank.vocab
         for told in streams:
             await told.all()
         await settled(thread)

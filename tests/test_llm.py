@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("no_samplers")
 @pytest.fixture(scope="module")
 def llm():
     engine = new_engine(MODEL, ENGINE)
-    llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.choosing.bank, ENGINE), config=MODEL)
+    llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
     yield llm
     llm.intake.constraints.close()
 

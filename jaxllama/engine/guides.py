@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.guide import Guide
 from jaxllama.engine.programs import Programs
-from jaxllama.engine.choosing.rows import every_token
 from jaxllama.errors import GenerationFailed, JaxLlamaError
 from jaxllama.request import FinishReason
 

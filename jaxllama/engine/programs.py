@@ -29,11 +29,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.choosing.bank import Choice, SamplerBank
 from jaxllama.engine.branches import ASKED, PAIRS, RUN
+from jaxllama.engine.choosing.bank import Choice, SamplerBank
+from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack, size_of, unpack
-from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.kernels import body_named

@@ -51,7 +51,7 @@ class Scripted:
         config = replace(SMALL, slots=settings.get("slots") or SMALL.slots)
         samplers = load_plugins(SAMPLERS, Sampler).loaded
         engine = ScriptedEngine(self.script, config=config, samplers=samplers)
-        return LLM(engine, Intake(ByteTokenizer(), Brackets(), engine.choosing.bank, config), config=TINY)
+        return LLM(engine, Intake(ByteTokenizer(), Brackets(), engine.bank, config), config=TINY)
 
 
 def shout(prompt: str) -> bytes:

@@ -30,7 +30,7 @@ KNOBS = {
 @pytest.fixture(scope="module")
 def recording() -> Recording:
     engine = new_engine()
-    llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.choosing.bank, ENGINE), config=MODEL)
+    llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
     return record(llm, "hello", **KNOBS)  # nothing of the model goes further than this
 
 

@@ -39,7 +39,7 @@ def random_llm(monkeypatch):
 
     def load(_model: str | None = None, **_settings: object) -> LLM:
         engine = new_engine()
-        return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.choosing.bank, ENGINE), config=MODEL)
+        return LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
 
     monkeypatch.setattr(LLM, "load", load)
     monkeypatch.setattr(LLM, "close", lambda _: None)  # other tests use its weights

@@ -79,7 +79,7 @@ def tiny_llm() -> LLM:
     """A model that finds every byte about as likely as any other."""
     config = replace(ENGINE, slots=16, context=CONTEXT)
     engine = new_engine(MODEL, config)
-    return LLM(engine, Intake(ByteTokenizer(), Plain(), engine.choosing.bank, config), config=MODEL)
+    return LLM(engine, Intake(ByteTokenizer(), Plain(), engine.bank, config), config=MODEL)
 
 
 def judged(answer: Completion, schema: dict[str, Any]) -> str:

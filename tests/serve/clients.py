@@ -53,4 +53,4 @@ async def post(live: Running, path: str, body: Any, status: int = 200) -> Any:
 
 
 def plain_intake(engine: Engine) -> Intake:
-    return Intake(ByteTokenizer(), ChatMl(), engine.choosing.bank, engine.config)
+    return Intake(ByteTokenizer(), ChatMl(), engine.bank, engine.config)

@@ -155,7 +155,7 @@ def config(**sizes: Any) -> EngineConfig:
 
 
 def intake_for(engine: Engine, **tokenizer: Any) -> Intake:
-    return Intake(ByteTokenizer(**tokenizer), ChatMl(), engine.choosing.bank, engine.config)
+    return Intake(ByteTokenizer(**tokenizer), ChatMl(), engine.bank, engine.config)
 
 
 @contextlib.asynccontextmanager

@@ -65,7 +65,7 @@ def with_template(engine, template):
     """An intake for a model that brings a template of its own."""
     tokenizer = ByteTokenizer(template=template)
     chosen = Template.for_model(tokenizer.text)
-    return Intake(tokenizer, chosen, engine.choosing.bank, engine.config)
+    return Intake(tokenizer, chosen, engine.bank, engine.config)
 
 
 def test_a_conversation_goes_through_the_models_own_template_in_another_process():

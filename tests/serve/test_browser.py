@@ -122,7 +122,7 @@ def site() -> Iterator[Site]:
     presets = load_plugins(PRESETS, Preset).loaded
     tokenizer = ByteTokenizer()
     intake = Intake(
-        tokenizer, ChatMl(), engine.choosing.bank, config, presets=presets, other_formats=[Plain()]
+        tokenizer, ChatMl(), engine.bank, config, presets=presets, other_formats=[Plain()]
     )
     ready: Future[tuple[str, Callable[[], object]]] = Future()
 

@@ -253,7 +253,7 @@ def test_one_call_only_where_that_is_asked():
 def test_a_format_without_tools_refuses_them():
     async def body():
         engine = saying(b"x")
-        intake = Intake(ByteTokenizer(), Plain(), engine.choosing.bank, engine.config)
+        intake = Intake(ByteTokenizer(), Plain(), engine.bank, engine.config)
         async with asked(engine, intake=intake) as (_, client):
             with pytest.raises(openai.BadRequestError, match="'plain' of this model knows none"):
                 await ask(client, tools=[LOOK])

@@ -18,7 +18,7 @@ def intake_with_both(**tokenizer: str) -> Intake:
     config = EngineConfig(slots=1, context=64, steps_per_sync=1)
     engine = ScriptedEngine(lambda _: b"", config=config)
     return Intake(
-        ByteTokenizer(**tokenizer), ChatMl(), engine.choosing.bank, config, other_formats=[Plain()]
+        ByteTokenizer(**tokenizer), ChatMl(), engine.bank, config, other_formats=[Plain()]
     )
 
 

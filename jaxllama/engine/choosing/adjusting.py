@@ -1,7 +1,7 @@
-"""Adjusting: every adjuster in order, over whole rows of logits or over what a row holds.
+"""Adjusters, in order, over whole rows of logits or over the tokens that a row contains.
 
-Called by the bank inside the decode program, before anything is chosen. Knows no filters, shapers
-or temperature.
+Called by the bank inside the decode program, before a token is chosen. Knows no filters, shapers or
+temperature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
 from jaxllama.shapes import Array, Bool, Float
 
-Names = Sequence[str]
+SamplerNames = Sequence[str]
 
 
 class Adjusting(NamedTuple):
-    """The adjusters of every row, and where they act."""
+    """The adjusters of every row, and the rows in which they act."""
 
     kinds: Mapping[str, type[Adjuster]]  # in order
     sets: Mapping[str, Sets]  # what each knows of the vocabulary
@@ -29,13 +29,13 @@ class Adjusting(NamedTuple):
     rows: Rows
     on: dict[str, Bool[Array, " S"]]  # rows in which each acts
 
-    def some(self, names: Names) -> Bool[Array, " S"]:
-        """Rows in which at least one of these acts."""
+    def some(self, names: SamplerNames) -> Bool[Array, " S"]:
+        """Return the rows in which at least one of these adjusters acts."""
         return some((self.on[name] for name in names), self.rows)
 
 
-class Moved(NamedTuple):
-    """Rows of logits on their way, and whether what was moved so far was sound."""
+class AdjustedLogits(NamedTuple):
+    """Rows of logits, and whether they were free of NaN and +inf before adjusters changed them."""
 
     logits: Float[Array, "S V"]
     sound: Bool[Array, " S"]
@@ -48,23 +48,23 @@ def adjust(
     bank: Mapping[str, Sampler],
     rows: Rows,
     logits: Float[Array, "S V"],
-) -> Moved:
-    """The logits after every adjuster, and whether those it might hide were sound before."""
+) -> AdjustedLogits:
+    """Apply every adjuster; also return whether the logits were sound before."""
     on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
     adjusting = Adjusting(kinds, sets, bank, rows, on)
     whole = [name for name, kind in kinds.items() if not kind.held_only]
     all_sound = jnp.ones_like(rows.active)
 
-    def moved() -> Moved:
+    def moved() -> AdjustedLogits:
         sound = jax.lax.cond(
             jnp.any(adjusting.some(whole)),
             lambda: ops.survey(logits, rows.active).sound,
             lambda: all_sound,
         )
-        now = Moved(logits, sound)
+        now = AdjustedLogits(logits, sound)
         for names in runs(kinds):
 
-            def move(old: Moved, names: Names = names) -> Moved:
+            def move(old: AdjustedLogits, names: SamplerNames = names) -> AdjustedLogits:
                 if kinds[names[0]].held_only:
                     return move_held(ops, adjusting, names, old)
                 return move_whole(adjusting, names[0], old)
@@ -73,34 +73,36 @@ def adjust(
         return now
 
     return jax.lax.cond(
-        jnp.any(adjusting.some(list(kinds))), moved, lambda: Moved(logits, all_sound)
+        jnp.any(adjusting.some(list(kinds))), moved, lambda: AdjustedLogits(logits, all_sound)
     )
 
 
 def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Where it is asked; a greedy row does not pay for what cannot change its token."""
+    """Return the rows in which an adjuster acts: greedy ones only if it can change their token."""
     return is_asked(sampler, rows) & (is_warm(rows) | (not kind.keeps_greedy))
 
 
-def runs(kinds: Mapping[str, type[Adjuster]]) -> list[Names]:
-    """Who moves logits together: neighbours that need no more than the tokens of a row."""
-    found: list[Names] = []
+def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
+    """Group neighbouring adjusters that read only the tokens of a row; the others stand alone."""
+    found: list[SamplerNames] = []
     for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):
         names = list(run)
         found += [names] if held_only else [[name] for name in names]
     return found
 
 
-def move_whole(adjusting: Adjusting, name: str, old: Moved) -> Moved:
-    """The logits after one adjuster that is shown the whole vocabulary."""
+def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> AdjustedLogits:
+    """Apply one adjuster that reads the whole vocabulary."""
     moved = ask(adjusting, name, old.logits, adjusting.rows)
     return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
 
 
-def move_held(ops: Choosing, adjusting: Adjusting, names: Names, old: Moved) -> Moved:
-    """The logits after adjusters that are shown nothing but the tokens their row holds.
+def move_held(
+    ops: Choosing, adjusting: Adjusting, names: SamplerNames, old: AdjustedLogits
+) -> AdjustedLogits:
+    """Apply adjusters that read only the logits of the tokens in their row.
 
-    There a token goes by the number of the place at which the row has it first.
+    For them, a token's id is the place at which the row has it first.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)
@@ -115,13 +117,13 @@ def move_held(ops: Choosing, adjusting: Adjusting, names: Names, old: Moved) -> 
 
         logits = jax.lax.cond(jnp.any(adjusting.on[name]), move, lambda old: old, logits)
     moved = ops.put_held(old.logits, rows.tokens, held.first, logits)
-    return Moved(moved, old.sound & held.sound)
+    return AdjustedLogits(moved, old.sound & held.sound)
 
 
 def ask(
     adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
 ) -> Float[Array, "S N"]:
-    """What one adjuster makes of logits, in every row."""
+    """Call one adjuster for every row."""
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:
         assert isinstance(sampler, Adjuster)

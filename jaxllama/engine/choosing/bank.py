@@ -1,8 +1,8 @@
 """How a token is chosen: every installed sampler, in order, over the whole batch.
 
-Built by `llm.py` from the sampler plugins, validated and encoded by it on the host, called inside
-the decode program. Knows rows, not requests; numbers of a sampler are leaves [S], samplers are
-structure, so changing a number never recompiles.
+Built by `llm.py` from the sampler plugins. Validates and encodes knobs on the host; `choose` runs
+inside the decode program. Knows rows, not requests. Knob values are leaves [S] and the list of
+samplers is structure, so a new value never recompiles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama.engine.choosing.adjusting import adjust
-from jaxllama.engine.choosing.draws import Draws, draw_from_all
 from jaxllama.engine.choosing.knobs import begin_row, catalogue, check_knob, switches_on
 from jaxllama.engine.choosing.logprobs import (
-    Heap,
     Listed,
+    WeightedLogits,
     list_if,
     list_likeliest,
     list_padded,
@@ -33,11 +32,18 @@ from jaxllama.engine.choosing.rows import (
     with_chances,
 )
 from jaxllama.engine.choosing.shaping import plan, remembers, shape_all, shape_early, shown_at
-from jaxllama.engine.choosing.survivors import Ask, Kinds, draw_survivors
+from jaxllama.engine.choosing.survivors import (
+    CandidateRows,
+    CandidateSamplers,
+    Draws,
+    draw_survivors,
+)
 from jaxllama.engine.choosing.token_sets import digest, informed, learn
 from jaxllama.engine.choosing.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
 from jaxllama.kernels import body_named
+from jaxllama.kernels.body import Choosing
+from jaxllama.kernels.plain.choice import at
 from jaxllama.limits import LIMITS, unknown_field
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
@@ -50,27 +56,27 @@ COLDEST = 1e-30  # a positive temperature is at least this: float32 flushes smal
 
 
 class Choice(NamedTuple):
-    """What was chosen for every row, and how likely it was."""
+    """The chosen token of every row, and its log-probabilities."""
 
     token: Int32[Array, " S"]  # 0 where inactive or not finite
     finite: Bool[Array, " S"]  # False: the logits held NaN or +inf, or nothing was left
-    logprob: Float[Array, " S"]  # chosen token under the model; 0 where not wanted
+    logprob: Float[Array, " S"]  # of the token under the model; 0 where not requested
     sampled: Float[Array, " S"]  # log-probability it was drawn with; 0 at temperature 0
-    top_ids: Int32[Array, "S M"]  # likeliest under the model; NO_TOKEN where not wanted
+    top_ids: Int32[Array, "S M"]  # likeliest under the model; NO_TOKEN where not requested
     top_logprobs: Float[Array, "S M"]
-    sampled_ids: Int32[Array, "S M"]  # likeliest as sampled; NO_TOKEN where dropped or not wanted
+    sampled_ids: Int32[Array, "S M"]  # likeliest as sampled, else NO_TOKEN
     sampled_logprobs: Float[Array, "S M"]
 
 
-class Ready(NamedTuple):
-    """The rows once their logits are adjusted."""
+class AdjustedRows(NamedTuple):
+    """The rows after the adjusters."""
 
     rows: Rows
     logits: Float[Array, "S V"]
     likeliest: Int32[Array, " S"]
     best: Float[Array, " S"]  # its logit
-    live: Bool[Array, " S"]  # active, and there is something sound to choose from
-    wants: Bool[Array, " S"]  # live, and log-probabilities are asked for
+    live: Bool[Array, " S"]  # active, with finite logits to choose from
+    wants: Bool[Array, " S"]  # live, and log-probabilities are requested
 
 
 class SamplerBank:
@@ -121,7 +127,7 @@ class SamplerBank:
 
     @property
     def learned(self) -> str:
-        """What the programs depend on beside the samplers' code: the vocabulary's texts."""
+        """A digest of the token sets, which are constants of the compiled programs."""
         return digest(self._sets)
 
     def check(self, knobs: Mapping[str, object]) -> None:
@@ -132,11 +138,11 @@ class SamplerBank:
             check_knob(name, value, self.knobs[name], self.vocab)
 
     def remembers(self, knobs: Mapping[str, object]) -> bool:
-        """Whether a row with these knobs carries something from token to token."""
+        """Say whether a sampler keeps state from token to token in a row with these knobs."""
         return any(switches_on(kind, knobs) for kind in self._observers.values())
 
     def row(self, knobs: Mapping[str, object]) -> Bank:
-        """The leaves of one row (NumPy, no slot axis) for knobs that `check` let pass."""
+        """Encode knobs that `check` accepted as the leaves of one row (NumPy, no slot axis)."""
         return {
             name: self._off[name]
             if knobs_of(kind).keys().isdisjoint(knobs)
@@ -145,34 +151,34 @@ class SamplerBank:
         }
 
     def empty(self, slots: int) -> Bank:
-        """The leaves of `slots` rows (NumPy) with every sampler off."""
+        """Return the leaves of `slots` rows (NumPy) with every sampler off."""
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
 
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
-        """The bank with one row replaced; pure, for the admit program. Consumes `bank`."""
+        """Replace one row; pure, for the admit program. Consumes `bank`."""
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)
 
     def choose(self, bank: Bank, logits: Float[Array, "S V"], rows: Rows) -> tuple[Bank, Choice]:
-        """One token for every row, and the bank after it; pure, for the decode program.
+        """Choose one token for every row and update the bank; pure, for the decode program.
 
-        Whether a branch runs depends on the whole batch; what it does to a row does not.
+        Whether a branch runs depends on the whole batch; its result for a row does not.
         """
         rows = with_chances(rows, list(self.samplers))
         asks = rows.active & (rows.top_logprobs >= 0)
         watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
-        # Whoever asks what the model said finds it there: the adjusters move logits in place.
+        # The model's own logits are kept for rows that need them: adjusters change logits in place.
         logits, model = self._ops.set_aside(logits, some((asks, *watching.values()), rows))
         adjusted, sound = adjust(self._ops, self.adjusters, self._sets, bank, rows, logits)
         found = self._ops.survey(adjusted, rows.active)
         finite = sound & found.sound & (found.best > -jnp.inf)
         live = rows.active & finite
         wants = live & asks
-        ready = Ready(rows, adjusted, found.token, found.best, live, wants)
+        ready = AdjustedRows(rows, adjusted, found.token, found.best, live, wants)
         drawn = self._draw(bank, ready)
         token = jnp.where(live, drawn.token, 0)
         watching = {name: live & on for name, on in watching.items()}
-        told = some((wants, *watching.values()), rows)
-        logprob = logprob_if(self._ops, told, model, token)
+        needed = some((wants, *watching.values()), rows)
+        logprob = logprob_if(self._ops, needed, model, token)
         under_model = self._list_under_model(model, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, logprob, drawn)
@@ -187,8 +193,8 @@ class SamplerBank:
             sampled_logprobs=as_sampled.logprobs,
         )
 
-    def _draw(self, bank: Bank, ready: Ready) -> Draws:
-        """A token for every row; rows at temperature 0 cost nothing beyond their maximum."""
+    def _draw(self, bank: Bank, ready: AdjustedRows) -> Draws:
+        """Choose a token for every row; rows at temperature 0 cost only their maximum."""
         certainty = jnp.zeros_like(ready.best)
         alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
         certain = self._shown(Draws(ready.likeliest, certainty, alone, {}))
@@ -200,9 +206,9 @@ class SamplerBank:
         )
 
     def _sample(
-        self, bank: Bank, ready: Ready, sampled: Bool[Array, " S"], certain: Draws
+        self, bank: Bank, ready: AdjustedRows, sampled: Bool[Array, " S"], certain: Draws
     ) -> Draws:
-        """Draws of the sampled rows: among survivors where a filter is on, else among all."""
+        """Draw for the sampled rows: among survivors where a filter is on, else among all."""
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
         chances = jax.vmap(chance)(ready.rows)
         filters = {name: bank[name] for name in self.filters}
@@ -214,33 +220,35 @@ class SamplerBank:
         size, last = self.top_logprobs, ready.rows.temperature_last
 
         def draw_free() -> Draws:
-            heap = Heap(ready.logits, ready.best, heat, free)
-            drawn = draw_from_all(self._ops, heap, chances, free & ready.wants, size)
+            weighted = WeightedLogits(ready.logits, ready.best, heat, free)
+            drawn = draw_from_all(self._ops, weighted, chances, free & ready.wants, size)
             return self._shown(drawn)
 
         def draw_shaped(others: Draws) -> Draws:
-            heap = Heap(ready.logits, ready.best, heat, shaped)
-            heap, shown = shape_all(self._ops, self.shapers, shaping, heap)
-            drawn = draw_from_all(self._ops, heap, chances, shaped & ready.wants, size)
+            weighted = WeightedLogits(ready.logits, ready.best, heat, shaped)
+            weighted, shown = shape_all(self._ops, self.shapers, shaping, weighted)
+            drawn = draw_from_all(self._ops, weighted, chances, shaped & ready.wants, size)
             drawn = drawn._replace(shown=shown_at(shown, shaping.within(shaped).late, drawn.token))
             return where_rows(shaped, drawn, others)
 
         def draw_filtered(others: Draws) -> Draws:
-            heap = Heap(ready.logits, ready.best, jnp.where(last, 1.0, heat), filtered)
-            heap = shape_early(self._ops, self.shapers, shaping, heap)
-            ask = Ask(
+            weighted = WeightedLogits(
+                ready.logits, ready.best, jnp.where(last, 1.0, heat), filtered
+            )
+            weighted = shape_early(self._ops, self.shapers, shaping, weighted)
+            given = CandidateRows(
                 filters,
                 shaping,
                 ready.rows,
-                heap.logits,
-                heap.best,
-                early=heap.heat,
+                weighted.logits,
+                weighted.best,
+                early=weighted.heat,
                 late=jnp.where(last, heat, 1.0),
                 chances=chances,
-                wanted=filtered,
+                active=filtered,
             )
-            kinds = Kinds(self.filters, self.shapers)
-            found = draw_survivors(self._ops, kinds, ask, width=self.candidates, listed=size)
+            kinds = CandidateSamplers(self.filters, self.shapers)
+            found = draw_survivors(self._ops, kinds, given, width=self.candidates, listed=size)
             return where_rows(filtered, found, others)
 
         draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
@@ -248,17 +256,17 @@ class SamplerBank:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Draws of rows without shapers: what would be shown is what was drawn from."""
+        """Fill `shown` for rows without shapers: their input would be the final logits."""
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
 
-    def _list_under_model(self, logits: Float[Array, "S V"], ready: Ready) -> Listed:
-        """The likeliest tokens at temperature 1, nothing adjusted or removed."""
+    def _list_under_model(self, logits: Float[Array, "S V"], ready: AdjustedRows) -> Listed:
+        """List the likeliest tokens at temperature 1, without any sampler."""
 
         def likeliest() -> Listed:
             best = self._ops.survey(logits, ready.wants).best
-            heap = Heap(logits, best, jnp.ones_like(best), ready.wants)
-            return list_likeliest(self._ops, heap, self.top_logprobs)
+            weighted = WeightedLogits(logits, best, jnp.ones_like(best), ready.wants)
+            return list_likeliest(self._ops, weighted, self.top_logprobs)
 
         return list_if(ready.wants, likeliest, self.top_logprobs)
 
@@ -269,12 +277,12 @@ class SamplerBank:
         logprob: Float[Array, " S"],
         drawn: Draws,
     ) -> Bank:
-        """The bank after its adaptive samplers saw what their rows got."""
+        """Let samplers with state observe the tokens of their rows."""
 
         def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
             return sampler.observe(Chosen(*chosen))
 
-        def seen(name: str, on: Array, old: Sampler) -> Sampler:
+        def observed(name: str, on: Array, old: Sampler) -> Sampler:
             shown = drawn.shown.get(name, drawn.logprob)
             chosen = (drawn.token, logprob, jnp.exp(drawn.logprob), jnp.exp(shown))
             return jax.lax.cond(
@@ -283,4 +291,21 @@ class SamplerBank:
                 lambda: old,
             )
 
-        return bank | {name: seen(name, on, bank[name]) for name, on in watching.items()}
+        return bank | {name: observed(name, on, bank[name]) for name, on in watching.items()}
+
+
+def draw_from_all(
+    ops: Choosing,
+    weighted: WeightedLogits,
+    chances: Float[Array, " S"],
+    listing: Bool[Array, " S"],
+    size: int,
+) -> Draws:
+    """Draw from the whole vocabulary; list the `size` likeliest tokens of rows in `listing`."""
+    token, log_total = ops.draw(
+        weighted.logits, weighted.best, weighted.heat, chances, weighted.active
+    )
+    logprob = (at(weighted.logits, token) - weighted.best) / weighted.heat - log_total
+    listed_rows = weighted._replace(active=listing)
+    listed = list_if(listing, lambda: list_likeliest(ops, listed_rows, size), size)
+    return Draws(token, logprob, listed, {})

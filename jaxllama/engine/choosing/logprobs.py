@@ -1,6 +1,6 @@
 """Log-probabilities of a step: of one token, and of the likeliest few.
 
-Used by the bank and its survivors, inside the decode program; computed only when some row asks.
+Called by the bank inside the decode program; computed only when some row requests them.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from jaxllama.sampling import NO_TOKEN
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 
-class Heap(NamedTuple):
-    """Rows of logits to choose from; the letters are those of `kernels/choice.py`."""
+class WeightedLogits(NamedTuple):
+    """Rows of logits with their weights in a draw; see `Choosing` in `kernels/body.py`."""
 
     logits: Float[Array, "S V"]
     best: Float[Array, " S"]
     heat: Float[Array, " S"]
-    wanted: Bool[Array, " S"]
+    active: Bool[Array, " S"]
 
 
 class Listed(NamedTuple):
@@ -31,7 +31,7 @@ class Listed(NamedTuple):
 
 
 def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: int) -> Listed:
-    """The first `size` entries of longer or shorter lists."""
+    """Cut or pad lists to `size` entries."""
     ids, logprobs = ids[:, :size], logprobs[:, :size]
     ids = jnp.where(logprobs > -jnp.inf, ids, NO_TOKEN)
     spare = ((0, 0), (0, size - ids.shape[-1]))
@@ -41,15 +41,15 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
     )
 
 
-def list_likeliest(ops: Choosing, heap: Heap, size: int) -> Listed:
-    """The likeliest of the whole vocabulary, and their log-probabilities."""
-    count = max(1, min(size, heap.logits.shape[-1]))
-    ids, relative, log_total = ops.best_candidates(*heap, count)
+def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed:
+    """List the `size` likeliest tokens of the vocabulary with their log-probabilities."""
+    count = max(1, min(size, weighted.logits.shape[-1]))
+    ids, relative, log_total = ops.best_candidates(*weighted, count)
     return list_padded(ids, relative - log_total[:, None], size)
 
 
 def list_if(wanted: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
-    """What `make` lists if some row wants it, kept from the rows that do not."""
+    """Call `make` if some row is wanted; blank the lists of all other rows."""
     rows = wanted.shape[0]
     nothing = Listed(
         jnp.full((rows, size), NO_TOKEN, jnp.int32), jnp.full((rows, size), -jnp.inf, jnp.float32)
@@ -71,7 +71,7 @@ def logprob_if(
     logits: Float[Array, "S V"],
     token: Int32[Array, " S"],
 ) -> Float[Array, " S"]:
-    """The log-probability of each row's token, 0 in rows that do not want it."""
+    """Return the log-probability of each row's token; 0 in rows that are not wanted."""
 
     def logprob() -> Array:
         return jnp.where(wanted, ops.logprob(logits, token, wanted), 0.0)

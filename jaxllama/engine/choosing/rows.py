@@ -1,6 +1,6 @@
-"""Rows: what is known of every row of the batch, and what a sampler gets to see of its own.
+"""The rows of the batch as samplers see them: tokens, seed, temperature, knobs that are on.
 
-Used by the bank and its survivors, inside the decode program. Knows no logits and no order.
+Used by the files of this folder inside the decode program. Knows no logits and no sampler order.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.choosing import dice
+from jaxllama.engine.choosing import random_numbers
 from jaxllama.sampling import NO_TOKEN, Adjuster, Context, KnobSpec, Pairs, Sampler, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
@@ -22,7 +22,7 @@ ALL_OF_WORD = 2**32 - 1  # 32 tokens, all allowed
 
 
 class Rows(NamedTuple):
-    """What the bank may know about every row of the batch at this step."""
+    """Every row of the batch at this step."""
 
     tokens: Int32[Array, "S T"]  # prompt and generated tokens
     length: Int32[Array, " S"]  # how many of `tokens` count
@@ -38,12 +38,12 @@ class Rows(NamedTuple):
 
 
 def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
-    """`Rows.allowed` where no row has a constraint."""
+    """Return `Rows.allowed` for rows without a constraint."""
     return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 
 def context(row: Rows, name: str) -> Context:
-    """What the sampler called `name` may know of one row (leaves without S)."""
+    """Return the context of one row for the sampler called `name` (leaves without S)."""
     return Context(
         row.tokens,
         row.length,
@@ -56,51 +56,55 @@ def context(row: Rows, name: str) -> Context:
 
 
 def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
-    """One uniform number for one row: of the draw itself, or of the sampler called `name`.
+    """Return one uniform number for one row: of the draw, or of the sampler called `name`.
 
-    Depends on the row's seed and length alone, so neither a neighbour nor another installed
-    sampler can change it.
+    It depends on the row's seed and length alone, so no other row and no other installed sampler
+    can change it.
     """
     key = key_of(row)
-    return dice.uniform(key if name is None else dice.fold_in(key, code_of(name)))
+    return random_numbers.uniform(
+        key if name is None else random_numbers.fold_in(key, code_of(name))
+    )
 
 
 def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
-    """The rows with the `chance` of every sampler, made at once: each by itself is long code."""
+    """Compute the `chance` of every sampler at once: separate code for each compiles slowly."""
     if not names:
         return rows
 
     def of_row(row: Rows) -> dict[str, Float[Array, ""]]:
         key = key_of(row)
         codes = jnp.stack([code_of(name) for name in names])
-        each = jax.vmap(lambda code: dice.uniform(dice.fold_in(key, code)))(codes)
+        each = jax.vmap(lambda code: random_numbers.uniform(random_numbers.fold_in(key, code)))(
+            codes
+        )
         return dict(zip(names, each, strict=True))
 
     return rows._replace(chances=jax.vmap(of_row)(rows))
 
 
-def key_of(row: Rows) -> dice.Words:
-    """What the numbers of one row at this step are made of."""
-    return dice.fold_in((row.seed[0], row.seed[1]), row.length)
+def key_of(row: Rows) -> random_numbers.Words:
+    """Return the random key of one row at this step."""
+    return random_numbers.fold_in((row.seed[0], row.seed[1]), row.length)
 
 
 def code_of(name: str) -> UInt32[Array, ""]:
-    """What makes the numbers of the sampler called `name` its own."""
+    """Return the number that separates the random numbers of the sampler called `name`."""
     return jnp.uint32(zlib.crc32(name.encode()))
 
 
 def some(on: Iterable[Bool[Array, " S"]], rows: Rows) -> Bool[Array, " S"]:
-    """Rows in which at least one is true."""
+    """Return the rows in which at least one is true."""
     return functools.reduce(jnp.logical_or, on, jnp.zeros_like(rows.active))
 
 
 def is_warm(rows: Rows) -> Bool[Array, " S"]:
-    """Rows whose token is drawn; the others take the likeliest."""
+    """Return the rows whose token is drawn; the others take the likeliest."""
     return rows.temperature > 0
 
 
 def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Rows in which this sampler has something to do: by its knobs, or for their constraint."""
+    """Return the rows in which a sampler acts: by its knobs, or for the row's constraint."""
     if not (isinstance(sampler, Adjuster) and sampler.constrains):
         return switched_on(sampler)
     if rows.allowed is None:
@@ -109,7 +113,7 @@ def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
 
 
 def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
-    """Rows in which some switch knob of this sampler differs from its `off`."""
+    """Return the rows in which a switch knob of this sampler differs from its `off`."""
     knobs = knobs_of(type(sampler)).items()
     return jnp.any(
         jnp.stack([is_set(getattr(sampler, name), spec) for name, spec in knobs if spec.switch]),
@@ -118,7 +122,7 @@ def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
 
 
 def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
-    """Rows in which this knob differs from its `off`."""
+    """Return the rows in which this knob differs from its `off`."""
     if isinstance(leaf, Pairs):
         return jnp.any(leaf.ids != NO_TOKEN, axis=-1)
     differs = leaf != jnp.asarray(spec.off, leaf.dtype)
@@ -126,7 +130,7 @@ def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
 
 
 def where_rows(on: Bool[Array, " S"], new: T, old: T) -> T:
-    """`new` in the rows that are on, `old` bit by bit in the others; any tree of leaves [S ...]."""
+    """Take `new` in the rows that are on, `old` bit for bit in the others; for leaves [S ...]."""
     return jax.tree.map(
         lambda a, b: jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a.astype(b.dtype), b), new, old
     )

@@ -1,7 +1,7 @@
-"""Shaping: shapers and the temperature, in order, over rows of logits of any width.
+"""Shapers and the temperature, in order, over rows of logits of any width.
 
-Called by the bank over the whole vocabulary and by the survivors over what the filters leave,
-inside the decode program. Knows no filters and draws nothing.
+Called inside the decode program: by the bank over the whole vocabulary, by `survivors.py` over the
+candidates that the filters keep. Knows no filters and draws nothing.
 """
 
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.choosing.logprobs import Heap
+from jaxllama.engine.choosing.logprobs import WeightedLogits
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-Kinds = Mapping[str, type[Shaper]]  # in order
-On = dict[str, Bool[Array, " S"]]  # rows in which each shaper acts
+ShaperKinds = Mapping[str, type[Shaper]]  # in order
+RowsOn = dict[str, Bool[Array, " S"]]  # rows in which each shaper acts
 
 
 class Shaping(NamedTuple):
-    """The shapers of every row, and where they act."""
+    """The shapers of every row, and the rows in which they act before or after the filters."""
 
     shapers: dict[str, Sampler]  # leaves [S]
     rows: Rows
-    early: On  # before the filters
-    late: On  # after the filters
+    early: RowsOn  # before the filters
+    late: RowsOn  # after the filters
 
     def within(self, wanted: Bool[Array, " S"]) -> "Shaping":
-        """The same, in some of the rows."""
+        """Limit the shapers to some rows."""
         early = {name: on & wanted for name, on in self.early.items()}
         return self._replace(
             early=early, late={name: on & wanted for name, on in self.late.items()}
@@ -37,9 +37,9 @@ class Shaping(NamedTuple):
 
 
 def plan(
-    kinds: Kinds, shapers: Mapping[str, Sampler], rows: Rows, wanted: Bool[Array, " S"]
+    kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, wanted: Bool[Array, " S"]
 ) -> Shaping:
-    """Where each acts: with the temperature, or after the filters in any case."""
+    """Decide where each shaper acts: where the temperature does, or always after the filters."""
     on = {name: wanted & switched_on(shapers[name]) for name in kinds}
     late = {
         name: on[name] if kind.last else on[name] & rows.temperature_last
@@ -50,11 +50,15 @@ def plan(
 
 
 def shape(
-    kinds: Kinds, shaping: Shaping, on: On, logits: Float[Array, "S C"], heat: Float[Array, " S"]
+    kinds: ShaperKinds,
+    shaping: Shaping,
+    on: RowsOn,
+    logits: Float[Array, "S C"],
+    heat: Float[Array, " S"],
 ) -> tuple[Float[Array, "S C"], dict[str, Float[Array, "S C"]]]:
-    """The logits after the shapers that are on, with the temperature `heat` among them.
+    """Apply the shapers that are on, and the temperature `heat` at its place among them.
 
-    Also what each shaper that comes last and observes was shown.
+    Also return the input of each late shaper that observes.
     """
     shown: dict[str, Float[Array, "S C"]] = {}
     is_heated = False
@@ -70,7 +74,7 @@ def shape(
 def shape_one(
     name: str, shaping: Shaping, on: Bool[Array, " S"], logits: Float[Array, "S C"]
 ) -> Float[Array, "S C"]:
-    """The logits after one shaper, in the rows that are on; it never empties a row."""
+    """Apply one shaper in the rows that are on; a row it would empty stays as it was."""
 
     def one(logits: Float[Array, " C"], sampler: Sampler, row: Rows) -> Float[Array, " C"]:
         assert isinstance(sampler, Shaper)
@@ -84,47 +88,51 @@ def shape_one(
     return jax.lax.cond(jnp.any(on), changed, lambda old: old, logits)
 
 
-def shape_early(ops: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap) -> Heap:
-    """The heap after what acts before the filters; its temperature is used up in those rows."""
-    on = heap.wanted & some(shaping.early.values(), shaping.rows)
+def shape_early(
+    ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
+) -> WeightedLogits:
+    """Apply the shapers that act before the filters; `heat` becomes 1 in their rows."""
+    on = weighted.active & some(shaping.early.values(), shaping.rows)
 
-    def shaped() -> Heap:
-        mine, even = shaping.within(on), jnp.ones_like(heap.heat)
-        relative = heap.logits - heap.best[:, None]
-        logits, _ = shape(kinds, mine, mine.early, relative, jnp.where(on, heap.heat, even))
-        logits = where_rows(on, logits, heap.logits)
-        best = where_rows(on, ops.survey(logits, on).best, heap.best)
-        return Heap(logits, best, jnp.where(on, even, heap.heat), heap.wanted)
+    def shaped() -> WeightedLogits:
+        mine, even = shaping.within(on), jnp.ones_like(weighted.heat)
+        relative = weighted.logits - weighted.best[:, None]
+        logits, _ = shape(kinds, mine, mine.early, relative, jnp.where(on, weighted.heat, even))
+        logits = where_rows(on, logits, weighted.logits)
+        best = where_rows(on, ops.survey(logits, on).best, weighted.best)
+        return WeightedLogits(logits, best, jnp.where(on, even, weighted.heat), weighted.active)
 
-    return jax.lax.cond(jnp.any(on), shaped, lambda: heap)
+    return jax.lax.cond(jnp.any(on), shaped, lambda: weighted)
 
 
 def shape_all(
-    ops: Choosing, kinds: Kinds, shaping: Shaping, heap: Heap
-) -> tuple[Heap, dict[str, Float[Array, "S V"]]]:
-    """The heap after every shaper, where no filter comes between; and what was shown."""
-    mine, even = shaping.within(heap.wanted), jnp.ones_like(heap.heat)
+    ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
+) -> tuple[WeightedLogits, dict[str, Float[Array, "S V"]]]:
+    """Apply all shapers to rows without filters; also return the inputs of observing shapers."""
+    mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
-    relative = heap.logits - heap.best[:, None]
-    heat = jnp.where(last, even, heap.heat)
+    relative = weighted.logits - weighted.best[:, None]
+    heat = jnp.where(last, even, weighted.heat)
     logits = jax.lax.cond(
         jnp.any(some(mine.early.values(), mine.rows)),
         lambda: shape(kinds, mine, mine.early, relative, heat)[0],
         lambda: relative / heat[:, None],
     )
-    logits, shown = shape(kinds, mine, mine.late, logits, jnp.where(last, heap.heat, even))
-    return Heap(logits, ops.survey(logits, heap.wanted).best, even, heap.wanted), shown
+    logits, shown = shape(kinds, mine, mine.late, logits, jnp.where(last, weighted.heat, even))
+    return WeightedLogits(
+        logits, ops.survey(logits, weighted.active).best, even, weighted.active
+    ), shown
 
 
 def remembers(kind: type[Shaper]) -> bool:
-    """Whether it is told what it was shown of the token that was drawn."""
+    """Say whether a shaper observes draws and so needs the log-probability of its input."""
     return kind.last and kind.observe is not Sampler.observe
 
 
 def shown_at(
-    shown: Mapping[str, Float[Array, "S C"]], on: On, place: Int32[Array, " S"]
+    shown: Mapping[str, Float[Array, "S C"]], on: RowsOn, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
-    """The log-probability that the entry at `place` had when it was shown, in rows that are on."""
+    """Return the log-probability of the entry at `place` in each shaper's input."""
 
     def at(logits: Float[Array, "S C"]) -> Float[Array, " S"]:
         total = jax.nn.logsumexp(logits, axis=-1)

@@ -1,19 +1,17 @@
-"""Drawing among the best candidates: filters in order, then one number decides.
+"""Draws among the best candidates: filters in order, late shapers, then one random number decides.
 
-Called by the sampler bank, inside the decode program, for rows that have a filter switched on; runs
-the shapers that come last, too. Knows nothing of adjusters or log-probability requests.
+Called by the sampler bank inside the decode program, for rows with a filter switched on. Knows
+nothing of adjusters and log-probability requests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.choosing.draws import Draws
-from jaxllama.engine.choosing.in_turn import in_turn, one_of
-from jaxllama.engine.choosing.logprobs import list_padded
+from jaxllama.engine.choosing.logprobs import Listed, list_padded
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on
 from jaxllama.engine.choosing.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
@@ -21,18 +19,30 @@ from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
+T = TypeVar("T")
+Act = Callable[[Int32[Array, ""], Bool[Array, " S"], T], T]  # index of the filter, its rows, state
+
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
 
 
-class Kinds(NamedTuple):
+class Draws(NamedTuple):
+    """The drawn token of every row, its log-probability, and the likeliest tokens as sampled."""
+
+    token: Int32[Array, " S"]
+    logprob: Float[Array, " S"]
+    listed: Listed
+    shown: dict[str, Float[Array, " S"]]  # log-probability in the input of observing shapers
+
+
+class CandidateSamplers(NamedTuple):
     """The installed samplers that act among candidates, in order."""
 
     filters: Mapping[str, type[Filter]]
     shapers: Mapping[str, type[Shaper]]
 
 
-class Ask(NamedTuple):
-    """Everything one draw among candidates depends on, row by row."""
+class CandidateRows(NamedTuple):
+    """The input of one draw among candidates, row by row."""
 
     filters: dict[str, Sampler]  # leaves [S]
     shaping: Shaping
@@ -42,23 +52,25 @@ class Ask(NamedTuple):
     early: Float[Array, " S"]  # temperature before the filters
     late: Float[Array, " S"]  # temperature after the filters
     chances: Float[Array, " S"]  # decides the draw
-    wanted: Bool[Array, " S"]  # rows whose answer is used
+    active: Bool[Array, " S"]  # rows whose result is used
 
 
-def draw_survivors(ops: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed: int) -> Draws:
-    """Draw one token per row from the `width` best candidates that all filters leave.
+def draw_survivors(
+    ops: Choosing, kinds: CandidateSamplers, given: CandidateRows, *, width: int, listed: int
+) -> Draws:
+    """Draw one token per row from those of the `width` best candidates that all filters keep.
 
-    A row whose last candidate was kept by a filter might have kept more: it alone is done again
-    over more candidates, up to the whole vocabulary, so that the answer never depends on `width`.
+    A row whose last candidate was kept by a filter might have kept more. Such a row is drawn again
+    from more candidates, up to the whole vocabulary, so the result never depends on `width`.
     """
-    best, is_open = narrow(ops, kinds.filters, ask, width)
-    draws = pick(ops, kinds.shapers, best, ask, listed)
-    vocab = ask.logits.shape[-1]
+    best, is_open = narrow(ops, kinds.filters, given, width)
+    draws = pick(ops, kinds.shapers, best, given, listed)
+    vocab = given.logits.shape[-1]
     if width == vocab:
         return draws
     wider = min(width * WIDEN, vocab)
 
-    def settle(row: tuple[Ask, Draws, Array]) -> Draws:
+    def settle(row: tuple[CandidateRows, Draws, Array]) -> Draws:
         mine, drawn, again = row
         alone = jax.tree.map(lambda leaf: leaf[None], mine)
         return jax.lax.cond(
@@ -71,65 +83,63 @@ def draw_survivors(ops: Choosing, kinds: Kinds, ask: Ask, *, width: int, listed:
         )
 
     return jax.lax.cond(
-        jnp.any(is_open), lambda: jax.lax.map(settle, (ask, draws, is_open)), lambda: draws
+        jnp.any(is_open), lambda: jax.lax.map(settle, (given, draws, is_open)), lambda: draws
     )
 
 
 def narrow(
-    ops: Choosing, kinds: Mapping[str, type[Filter]], ask: Ask, width: int
+    ops: Choosing, kinds: Mapping[str, type[Filter]], given: CandidateRows, width: int
 ) -> tuple[Best, Bool[Array, " S"]]:
-    """What the filters leave of the best, and which rows might have kept more than `width`."""
-    ids, logits, log_total = ops.best_candidates(ask.logits, ask.best, ask.early, ask.wanted, width)
+    """Apply the filters to the best candidates; also return which rows might have kept more."""
+    ids, logits, log_total = ops.best_candidates(
+        given.logits, given.best, given.early, given.active, width
+    )
     best = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
     last = ids[:, -1]
-    on = {name: ask.wanted & switched_on(ask.filters[name]) for name in kinds}
+    on = {name: given.active & switched_on(given.filters[name]) for name in kinds}
 
-    def asked(
-        name: Array, rows_on: Array, left: tuple[Best, Array, Array]
+    def apply(
+        which: Array, rows_on: Array, left: tuple[Best, Array, Array]
     ) -> tuple[Best, Array, Array]:
         best, is_open, fresh = left
-        keep = one_of(
-            name,
-            {each: partial(kept_by, each, kind, ask) for each, kind in kinds.items()},
-            best,
-            fresh,
-        )
+        filters = [partial(kept_by, each, kind, given) for each, kind in kinds.items()]
+        keep = jax.lax.switch(which, filters, best, fresh)
         best, last_left = ops.close_ranks(keep, rows_on, best)
         # Every filter counts, not only the final outcome: a later one was shown shares of the
         # candidates at hand, and those are right only if no kept token is missing among them.
         return best, is_open | (rows_on & (last_left == last)), fresh & ~rows_on
 
-    is_open = jnp.zeros_like(ask.wanted)
-    fresh = jnp.full_like(ask.wanted, width < ask.logits.shape[-1])
-    best, is_open, _ = in_turn(on, asked, (best, is_open, fresh))
+    is_open = jnp.zeros_like(given.active)
+    fresh = jnp.full_like(given.active, width < given.logits.shape[-1])
+    best, is_open, _ = apply_in_order(on, apply, (best, is_open, fresh))
     return best, is_open
 
 
 def kept_by(
-    name: str, kind: type[Filter], ask: Ask, best: Best, fresh: Bool[Array, " S"]
+    name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
 ) -> Bool[Array, "S C"]:
-    """What one filter keeps of the survivors so far, in every row.
+    """Return which survivors one filter keeps, in every row.
 
-    `fresh`: rows in which no filter has looked at them yet.
+    `fresh` marks the rows in which no other filter has been applied yet.
     """
 
     def one(sampler: Sampler, best: Candidates, row: Rows) -> Bool[Array, " C"]:
         assert isinstance(sampler, Filter)
         return sampler(best, context(row, name))
 
-    given = Candidates(*best, *spread(best, ask, fresh))
-    keep = jax.vmap(one)(ask.filters[name], given, ask.rows)
+    candidates = Candidates(*best, *spread(best, given, fresh))
+    keep = jax.vmap(one)(given.filters[name], candidates, given.rows)
     return keep.at[:, 0].set(True) if kind.keeps_greedy else keep
 
 
 def spread(
-    best: Best, ask: Ask, fresh: Bool[Array, " S"]
+    best: Best, given: CandidateRows, fresh: Bool[Array, " S"]
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
-    """Entropy and number of the survivors; where rows are fresh, of the whole vocabulary.
+    """Return entropy and number of the survivors; in fresh rows, of the whole vocabulary.
 
-    Costs nothing for a filter that looks at neither: the compiler drops it.
+    Costs nothing for a filter that reads neither: the compiler drops it.
     """
-    every = (ask.logits - ask.best[:, None]) / ask.early[:, None]
+    every = (given.logits - given.best[:, None]) / given.early[:, None]
     of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))
     of_best = entropy(best.logits, best.log_total)
     left, all_ = (jnp.sum(each > -jnp.inf, axis=-1) for each in (best.logits, every))
@@ -137,32 +147,32 @@ def spread(
 
 
 def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float[Array, " S"]:
-    """Of every row, in natural units."""
+    """Return the entropy of every row in nats."""
     surprise = jnp.where(logits > -jnp.inf, log_total[:, None] - logits, 0.0)
     return jnp.sum(jnp.exp(-surprise) * surprise, axis=-1)
 
 
 def pick(
-    ops: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, ask: Ask, listed: int
+    ops: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, given: CandidateRows, listed: int
 ) -> Draws:
-    """Apply the late temperature and shapers and draw; list the first survivors as sampled."""
+    """Apply the late temperature and shapers, draw, and list the first survivors as sampled."""
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
-    mine = ask.shaping.within(ask.wanted)
+    mine = given.shaping.within(given.active)
 
     def plain() -> tuple[Array, Array, dict[str, Array]]:
-        logits = relative / ask.late[:, None]
+        logits = relative / given.late[:, None]
         return best.ids, logits, {name: logits for name in kinds if remembers(kinds[name])}
 
     def shaped() -> tuple[Array, Array, dict[str, Array]]:
-        logits, shown = shape(kinds, mine, mine.late, relative, ask.late)
+        logits, shown = shape(kinds, mine, mine.late, relative, given.late)
         order = jnp.argsort(-logits, axis=-1, stable=True)
         every = (best.ids, logits, shown)
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=-1), every)
 
-    ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), ask.rows)), shaped, plain)
-    likeliest, even = logits[:, 0], jnp.ones_like(ask.late)
-    place, log_total = ops.draw(logits, likeliest, even, ask.chances, ask.wanted)
+    ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), given.rows)), shaped, plain)
+    likeliest, even = logits[:, 0], jnp.ones_like(given.late)
+    place, log_total = ops.draw(logits, likeliest, even, given.chances, given.active)
     logprobs = logits - likeliest[:, None] - log_total[:, None]
     return Draws(
         choice.at(ids, place),
@@ -170,3 +180,21 @@ def pick(
         list_padded(ids, logprobs, listed),
         shown_at(shown, mine.late, place),
     )
+
+
+def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act[T], begin: T) -> T:
+    """Apply `act` once for each filter that is on in some row, in order, starting from `begin`.
+
+    The code around the filters is compiled once, not once per filter; a filter that no row
+    switched on costs nothing.
+    """
+    if not on:
+        return begin
+    rows = jnp.stack(list(on.values()))
+    used = jnp.any(rows, axis=1)
+    order = jnp.argsort(~used, stable=True).astype(jnp.int32)
+
+    def turn(index: Array, so_far: T) -> T:
+        return act(order[index], rows[order[index]], so_far)
+
+    return jax.lax.fori_loop(0, jnp.sum(used), turn, begin)

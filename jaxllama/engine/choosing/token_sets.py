@@ -1,4 +1,4 @@
-"""Token sets: which tokens pass the tests that samplers declare, learned once per model.
+"""Token sets: the tokens that pass a test declared by a sampler, evaluated once per model.
 
 Used by the bank when it is built. Knows texts of tokens, no tokenizer.
 """
@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Sampler)
 
 
 def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> Sets:
-    """The token sets of one sampler; tokens past the end of `texts` are in none."""
+    """Evaluate the token sets of one sampler; tokens past the end of `texts` are in none."""
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):
         raise BrokenPlugin(f"sampler {name!r} declares a token set; only adjusters can have one")
@@ -38,12 +38,12 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
 
 def informed(sampler: S, sets: Sets) -> S:
-    """The sampler with its token sets filled in."""
+    """Fill in the token sets of a sampler."""
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]
 
 
 def digest(sets: Mapping[str, Sets]) -> str:
-    """What a compiled program depends on of all token sets."""
+    """Return a digest of all token sets, for the key of compiled programs."""
     found = hashlib.sha256()
     for name, fields in sorted(sets.items()):
         for field, tokens in sorted(fields.items()):

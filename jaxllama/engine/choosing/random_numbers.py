@@ -1,7 +1,7 @@
-"""Dice: the one uniform number of a row at a step, bit for bit that of `jax.random`.
+"""The uniform random number of a row at a step, bit for bit that of `jax.random`.
 
-Used by whatever draws, inside the decode program. On CPU JAX walks the rounds of its generator in a
-loop, whose hundred little steps take as long as a pass over the logits; written out they are one.
+Used inside the decode program. On CPU, JAX runs the rounds of its generator as a loop of a hundred
+small steps, which takes as long as a pass over the logits; unrolled, they are one step.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""The dice give the numbers of `jax.random`."""
+"""The random_numbers give the numbers of `jax.random`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.choosing import dice
+from jaxllama.engine.choosing import random_numbers
 
 
 def test_numbers_are_those_of_jax():
@@ -14,8 +14,10 @@ def test_numbers_are_those_of_jax():
     names = rng.integers(0, 2**32, 500, np.uint32)
 
     def ours(seed, length, name):
-        key = dice.fold_in((seed[0], seed[1]), length)
-        return dice.uniform(key), dice.uniform(dice.fold_in(key, name))
+        key = random_numbers.fold_in((seed[0], seed[1]), length)
+        return random_numbers.uniform(key), random_numbers.uniform(
+            random_numbers.fold_in(key, name)
+        )
 
     def theirs(seed, length, name):
         key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), length)
