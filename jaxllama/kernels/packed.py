@@ -1,4 +1,4 @@
-"""Packed: a matrix kept in the few bits its file holds, exactly.
+"""Packed: a matrix in the few bits that its file stores, without loss.
 
 Made by weight readers (as NumPy arrays), laid out by the bodies. Knows no file format.
 """
@@ -25,7 +25,7 @@ class Packed:
              the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0
     scales   [out, in/group], float16 where that is exact, else float32
     minima   like scales, or None where the format has none
-    order    Int32 [in], or None: which input the k-th stored one is (act-order GPTQ sorts them)
+    order    Int32 [in], or None: the input that the k-th stored one is (act-order GPTQ sorts them)
     """
 
     codes: Part
@@ -43,17 +43,17 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
 def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
-    """Rows with their inputs as the matrix stores them."""
+    """Reorder the inputs of rows to the order in which the matrix stores them."""
     return x if packed.order is None else x[:, packed.order]
 
 
 def unpack(packed: Packed) -> Float[Array, "O I"]:
-    """The matrix by output, float32, each value exactly what the file means, as stored."""
+    """Unpack the matrix by output, float32, exactly, with inputs in stored order."""
     out = packed.codes.shape[0]
     codes = packed.codes
     if packed.bits == 4:  # noqa: PLR2004
@@ -66,7 +66,7 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
 
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
-    """Some outputs of the matrix, unpacked: an embedding lookup."""
+    """Unpack some outputs of the matrix: an embedding lookup."""
     if packed.order is not None:
         raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
     minima = None if packed.minima is None else packed.minima[rows]

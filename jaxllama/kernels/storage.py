@@ -1,8 +1,8 @@
-"""How numbers lie in the cache: narrow when stored, float32 when used; and whose columns are whose.
+"""How the KV cache stores numbers: narrow in memory, float32 when used.
 
-Used by the plain attention to store and read, by the engine to copy a row's beginning. A layer is
-(keys, values), or for int8 (keys, values, key scales, value scales): a column of a head is then its
-whole numbers -127..127 times its one scale, the largest size of the column over 127.
+Used by the plain attention to read and write, by the engine to copy the prefix of a row. A layer is
+(keys, values), or for int8 (keys, values, key scales, value scales). An int8 column of a head holds
+whole numbers from -127 to 127 and one scale: the largest absolute value of the column over 127.
 """
 
 import jax
@@ -21,7 +21,7 @@ SMALLEST = 1e-37  # a scale below this has no inverse that is a number
 
 
 def stored_dtype(name: str) -> jnp.dtype:
-    """What a cache of this dtype is made of on this platform."""
+    """Return the array dtype that stores a cache of this dtype on this platform."""
     if name == "bfloat16" and jax.default_backend() == "cpu":
         # XLA:CPU widens whole bf16 buffers around every update; plain bits it leaves alone.
         return jnp.dtype("uint16")
@@ -29,17 +29,17 @@ def stored_dtype(name: str) -> jnp.dtype:
 
 
 def sides(layer: Layer) -> tuple[Side, Side]:
-    """What belongs to keys, and what to values."""
+    """Split a layer into the arrays of keys and those of values."""
     return layer[0::2], layer[1::2]
 
 
 def layer_of(keys: Side, values: Side) -> Layer:
-    """The layer again."""
+    """Join the arrays of keys and values to a layer."""
     return tuple(part for pair in zip(keys, values, strict=True) for part in pair)
 
 
 def stored(x: Float[Array, "*L H"], side: Side) -> Side:
-    """Numbers as this side holds them."""
+    """Convert float32 numbers to the form of this side."""
     if len(side) == 1:
         return (narrow(x, side[0].dtype),)
     scale = jnp.max(jnp.abs(x), axis=-1) / LARGEST
@@ -48,27 +48,27 @@ def stored(x: Float[Array, "*L H"], side: Side) -> Side:
 
 
 def meant(side: Side) -> Float[Array, "*L H"]:
-    """Stored numbers as float32."""
+    """Convert stored numbers to float32."""
     numbers, *scales = side
     return widen(numbers) * scales[0][..., None] if scales else widen(numbers)
 
 
 def narrow(x: Float[Array, "*L"], dtype: jnp.dtype) -> Array:
-    """Numbers as they are stored where they need no scale."""
+    """Convert numbers to a stored dtype that needs no scale."""
     if dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     return x.astype(dtype)
 
 
 def widen(x: Array) -> Float[Array, "*L"]:
-    """Stored numbers as float32, before any scale."""
+    """Convert stored numbers to float32 without applying a scale."""
     if x.dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x.astype(jnp.float32)
 
 
 def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]) -> Side:
-    """One new column per row, each at its own place."""
+    """Write one new column per row, each at its own position."""
     row = jnp.arange(new.shape[0])
     # Indexed dimensions first: slots stay where they are when they are split.
     return tuple(
@@ -78,7 +78,7 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 
 
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
-    """A run of columns of one row; what lies past the prompt is overwritten before it is read."""
+    """Write a run of columns of one row; columns past the prompt are overwritten before any read."""
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
         for part, each in zip(side, stored(new, side), strict=True)
@@ -88,7 +88,7 @@ def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Ar
 def read_columns(
     part: Shaped[Array, "S K T *H"], slot: Array, start: Array, count: int
 ) -> Shaped[Array, "1 K L *H"]:
-    """A run of columns of one row."""
+    """Read a run of columns of one row."""
     if slots_are_split():
         # A slice along a split axis would gather the whole cache; a gather moves one row's part.
         return jnp.swapaxes(part[slot, :, start + jnp.arange(count)], 0, 1)[None]
@@ -99,7 +99,7 @@ def read_columns(
 def write_columns(
     part: Shaped[Array, "S K T *H"], new: Shaped[Array, "1 K L *H"], slot: Array, start: Array
 ) -> Shaped[Array, "S K T *H"]:
-    """The cache with a run of columns of one row replaced."""
+    """Replace a run of columns of one row."""
     if slots_are_split():
         columns = start + jnp.arange(new.shape[2])
         return part.at[slot, :, columns].set(
@@ -109,5 +109,5 @@ def write_columns(
 
 
 def place(part: Array, slot: Array, start: Array) -> tuple[Array | int, ...]:
-    """Where a run of columns begins, one number per axis."""
+    """Return where a run of columns begins, one index per axis."""
     return (slot, 0, start, 0)[: part.ndim]

@@ -26,7 +26,7 @@ class LayerCache(NamedTuple):
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        """What there is of it, as the attention operation takes it."""
+        """The arrays that exist, as the attention operations take them."""
         return tuple(part for part in self if part is not None)
 
 
@@ -34,12 +34,12 @@ KVCache = tuple[LayerCache, ...]
 
 
 def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> tuple[int, int, int, int]:
-    """[slots, heads, columns + scratch, head size]; a whole chunk fits behind the last column."""
+    """Return [slots, heads, columns + scratch, head size]; the scratch holds a whole chunk."""
     return (engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
 
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
-    """Memory of the whole cache."""
+    """Return the memory of the whole cache."""
     shape = cache_shape(model, engine, chunk)
     scales = SCALE_BYTES if engine.cache_dtype == "int8" else 0
     column = model.head_dim * jnp.dtype(engine.cache_dtype).itemsize + scales
@@ -47,7 +47,7 @@ def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int
 
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
-    """Zeros."""
+    """Return a cache of zeros."""
     shape, dtype = cache_shape(model, engine, chunk), stored_dtype(engine.cache_dtype)
     scaled = engine.cache_dtype == "int8"
 

@@ -54,7 +54,7 @@ class Llama(nnx.Module):
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """One token for every slot; rows that are not active leave no trace."""
+        """Compute one token for every slot; inactive rows leave no trace in the cache."""
 
         def attend(qkv: Projections, rotation: Rotation, layer: LayerCache) -> Attended:
             window = self.config.window
@@ -71,7 +71,7 @@ class Llama(nnx.Module):
         start: Int[Array, ""],
         count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """A run of tokens of one slot, from cache column `start` on; only `count` are real."""
+        """Compute a run of tokens of one slot from cache column `start` on; only `count` are real."""
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 

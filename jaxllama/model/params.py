@@ -19,7 +19,7 @@ Tree = dict[Any, Any]  # nested; leaves are arrays (norms) and weights (kernels/
 
 @dataclass(frozen=True)
 class Leaf:
-    """Shape of one weight and the logical axis of each dimension."""
+    """The shape of one weight and the logical axis of each dimension."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -32,21 +32,21 @@ class Leaf:
 
 @cache
 def recipe(config: ModelConfig, body: str = plain.PLAIN.name) -> tuple[Any, Any]:
-    """(graphdef, abstract state): what `nnx.merge` needs to make the model from arrays."""
+    """Return (graphdef, abstract state), from which `nnx.merge` makes the model."""
     attention = body_named(body).attention(config.head_dim)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, attention)))
     return graphdef, state
 
 
 def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) -> Llama:
-    """The model around its weights, inside a program."""
+    """Build the model around its weights, inside a program."""
     model: Llama = nnx.merge(recipe(config, body)[0], params)
     return model
 
 
 @cache
 def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
-    """Every weight of the model by dotted path, in the order the model uses them."""
+    """Return every weight of the model by dotted path, in the order the model uses them."""
     leaves: dict[str, Leaf] = {}
     for path, variable in nnx.to_flat_state(recipe(config)[1]):
         value = variable.get_value()
@@ -55,15 +55,15 @@ def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
 
 
 def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-    """The same with what lies outside the blocks first.
+    """Reorder the leaves so that embedding and head come first.
 
-    It is the largest: the room that reading it takes is later taken by the rest.
+    They are the largest: the memory that reading them takes is reused for the rest.
     """
     return dict(sorted(leaves.items(), key=lambda item: item[0].startswith("blocks.")))
 
 
 def nest(flat: dict[str, Any]) -> Tree:
-    """The nested tree of a dotted one; list positions become integers, as nnx keeps them."""
+    """Turn dotted paths into a nested tree; list positions become integers, as in nnx."""
     tree: dict[str | int, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split(".")

@@ -1,4 +1,4 @@
-"""Llama over several devices with the C++ kernels: every device runs them on its own part.
+"""Llama over several devices with a body that splits itself: every device runs its own part.
 
 Made by `steps.py` in place of `Llama`, with the same calls. XLA cannot split a foreign call, so
 the split is written out: a device holds whole slots and whole heads, its columns of the
@@ -26,12 +26,12 @@ CACHE = PartitionSpec("data", "model")  # of every leaf: slots and key heads
 
 
 class SpreadLlama:
-    """The same calls as `Llama`; arrays go in and come out whole, XLA sees them split."""
+    """The same calls as `Llama`, under `shard_map`; arguments and results are whole arrays."""
 
     def __init__(
         self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Tree
     ) -> None:
-        """`where` holds the partition of every leaf of `params`."""
+        """Keep the weights; `where` holds the partition of every leaf of `params`."""
         self.config, self.engine, self.params, self.where = config, engine, params, where
         self.own = part_of(config, engine.model_parallel)
 
@@ -42,7 +42,7 @@ class SpreadLlama:
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """One token for every slot; every device for its own."""
+        """Compute one token for every slot; every device computes its own slots."""
         given = (SLOTS, CACHE, SLOTS, SLOTS)
         found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
             tokens, cache, position, active
@@ -57,7 +57,7 @@ class SpreadLlama:
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """A run of tokens of one slot; every device all of them, its owner alone keeps the keys."""
+        """Compute a run of tokens of one slot on every device; only the slot's owner stores keys."""
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE)
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
             tokens, cache, slot, start, count
@@ -71,7 +71,7 @@ class SpreadLlama:
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Short runs of one slot, likewise."""
+        """Compute short runs of one slot on every device; only the slot's owner stores keys."""
         given = (WHOLE, CACHE, WHOLE, WHOLE)
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
             tokens, cache, slot, places
@@ -79,7 +79,7 @@ class SpreadLlama:
         return found
 
     def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
-        """Logits; every device those of its rows and its part of the vocabulary."""
+        """Return the logits; every device computes its rows and its part of the vocabulary."""
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
         partitions = jax.tree.leaves(matrix, is_leaf=lambda each: isinstance(each, PartitionSpec))
@@ -91,13 +91,13 @@ class SpreadLlama:
 
     @property
     def final_norm(self) -> Norm:
-        """The norm of whole vectors, as `Llama` has it."""
+        """The final norm, for whole vectors."""
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _everywhere(
         self, method: Callable[..., Any], given: tuple[PartitionSpec, ...], result: Any
     ) -> Callable[..., Any]:
-        """A method of the model, run by every device on its own part of everything."""
+        """Wrap a method of the model so that every device runs it on its own part."""
 
         def run(params: Tree, *arguments: Any) -> Any:
             return method(model_of(self.own, params, self.engine.kernels), *arguments)
@@ -109,7 +109,7 @@ class SpreadLlama:
 
 
 def part_of(config: ModelConfig, parts: int) -> ModelConfig:
-    """The model as one device of `parts` sees it."""
+    """Return the shape of the model on one of `parts` devices."""
     return dataclasses.replace(
         config,
         heads=config.heads // parts,

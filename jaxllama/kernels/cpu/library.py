@@ -1,7 +1,7 @@
-"""The C++ kernels: finds and loads their library, hands it to XLA, says why when it cannot.
+"""The shared library of C++ kernels: loads it, registers it with XLA, says why it cannot.
 
-Called by the modules of each kernel family and by whoever chooses a body. Knows no operation.
-Nothing happens at import: the first question loads the library, once per process.
+Used by the modules of this folder. Knows no operation. Import does nothing: the first call loads the
+library, once per process.
 """
 
 import ctypes
@@ -13,51 +13,51 @@ from typing import NamedTuple
 import jax
 
 LIBRARY = Path(__file__).parents[1] / "_cpu.so"
-POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # for those who call C functions
+POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # argument types of C functions
 
 
 class Loaded(NamedTuple):
-    """What loading gave: the library, or the reason why there is none."""
+    """The library, or the reason why there is none."""
 
     library: ctypes.CDLL | None
     complaint: str
 
 
 def available() -> bool:
-    """Whether the kernels can run in this process; loads them."""
+    """Say whether the kernels can run in this process; loads them."""
     return load().library is not None
 
 
 def why_not() -> str:
-    """One line saying why the kernels cannot run, empty if they can."""
+    """Return one line why the kernels cannot run, empty if they can."""
     return load().complaint
 
 
 def isa() -> str:
-    """The instruction set in use: portable, avx2 or avx512."""
+    """Return the instruction set in use: portable, avx2 or avx512."""
     name: bytes = loaded().jaxllama_isa()
     return name.decode()
 
 
 def threads() -> int:
-    """How many threads work on a kernel."""
+    """Return how many threads run a kernel."""
     return int(loaded().jaxllama_threads())
 
 
 def set_threads(count: int) -> None:
-    """Use this many threads; results do not depend on it. No kernel may be running."""
+    """Set the number of threads; results do not depend on it. No kernel may be running."""
     if count < 1:
         raise ValueError(f"threads is {count}; it must be at least 1")
     loaded().jaxllama_set_threads(count)
 
 
 def force_isa(name: str) -> bool:
-    """Use another body from now on, for tests; False if this processor cannot."""
+    """Use another instruction set from now on, for tests; False if this processor lacks it."""
     return bool(loaded().jaxllama_set_isa(name.encode()))
 
 
 def loaded() -> ctypes.CDLL:
-    """The loaded library, every target registered with XLA."""
+    """Return the loaded library, every target registered with XLA."""
     loaded = load()
     if loaded.library is None:
         raise RuntimeError(f"the CPU kernels are not available: {loaded.complaint}")
@@ -66,7 +66,7 @@ def loaded() -> ctypes.CDLL:
 
 @functools.cache
 def load() -> Loaded:
-    """Load and register, or say why not."""
+    """Load and register the library, or say why not."""
     # Another build of the same library, as one with sanitizers.
     path = Path(os.environ.get("JAXLLAMA_LIBRARY") or LIBRARY)
     if not path.exists():
@@ -86,7 +86,7 @@ def load() -> Loaded:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Types of the C functions of this module."""
+    """Declare the types of the C functions of this module."""
     found.jaxllama_isa.restype = ctypes.c_char_p
     found.jaxllama_complaint.restype = ctypes.c_char_p
     found.jaxllama_set_isa.argtypes = [ctypes.c_char_p]
@@ -100,7 +100,7 @@ def declare(found: ctypes.CDLL) -> None:
 
 
 def register(found: ctypes.CDLL) -> None:
-    """Make every target of the library known to XLA under its own name."""
+    """Register every target of the library with XLA under its own name."""
     name, handler = ctypes.c_char_p(), ctypes.c_void_p()
     place = found.jaxllama_next_target(None, ctypes.byref(name), ctypes.byref(handler))
     while place is not None:

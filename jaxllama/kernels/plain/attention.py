@@ -88,7 +88,7 @@ def attend_prompt(
 
 
 def rotated(projections: Projections, rotation: Rotation) -> Projections:
-    """Queries and keys turned by their positions, values as they are."""
+    """Rotate queries and keys by their positions; return values unchanged."""
     q, k, v = projections
     return rotate(q, *rotation), rotate(k, *rotation), v
 
@@ -96,7 +96,7 @@ def rotated(projections: Projections, rotation: Rotation) -> Projections:
 def rotate(
     x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
 ) -> Float[Array, "L N H"]:
-    """Turn every head of every token by its position's angles; a pair lies half a head apart."""
+    """Rotate every head of every token; the two numbers of a pair lie half a head apart."""
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -105,7 +105,7 @@ def rotate(
 def attend_blocks(
     q: Float[Array, "L N H"], read: ReadBlock, position: Int[Array, " L"], window: int | None
 ) -> Float[Array, "L W"]:
-    """Softmax attention over blocks of keys, with running maximum and sum, float32."""
+    """Compute softmax attention over blocks of keys with a running maximum and sum, float32."""
     rows, heads, size = q.shape
     last = jnp.max(position) // KEY_BLOCK
     first = jnp.zeros_like(last)
@@ -131,7 +131,7 @@ def attend_blocks(
 
 
 def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Bool[Array, "L B"]:
-    """Which columns of a block each row may see."""
+    """Return which columns of a block each row may attend to."""
     column = block * KEY_BLOCK + jnp.arange(KEY_BLOCK)
     seen = column[None, :] <= position[:, None]
     if window is not None:
@@ -146,7 +146,7 @@ def fold_block(
     seen: Bool[Array, "L 1 1 B"],
     carry: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
-    """One block into the running softmax; a block no row sees leaves it bit for bit."""
+    """Add one block to the running softmax; a block that no row may see changes no bit."""
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
     scores = jnp.einsum("lkgh,lkbh->lkgb", q, k, **contract)
