@@ -78,7 +78,7 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 
 
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
-    """Write a run of columns of one row; columns past the prompt are overwritten before any read."""
+    """Write a run of columns of one row; columns past the prompt are rewritten before any read."""
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
         for part, each in zip(side, stored(new, side), strict=True)

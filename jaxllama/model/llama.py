@@ -71,7 +71,7 @@ class Llama(nnx.Module):
         start: Int[Array, ""],
         count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute a run of tokens of one slot from cache column `start` on; only `count` are real."""
+        """Compute a run of tokens of one slot from column `start` on; only `count` are real."""
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 

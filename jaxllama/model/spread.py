@@ -57,7 +57,7 @@ class SpreadLlama:
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute a run of tokens of one slot on every device; only the slot's owner stores keys."""
+        """Compute a run of tokens of one slot on every device; only its owner stores keys."""
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE)
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
             tokens, cache, slot, start, count

@@ -1,7 +1,7 @@
 """The shared library of C++ kernels: loads it, registers it with XLA, says why it cannot.
 
-Used by the modules of this folder. Knows no operation. Import does nothing: the first call loads the
-library, once per process.
+Used by the modules of this folder. Knows no operation. The first call loads the library, once per
+process; importing this file does nothing.
 """
 
 import ctypes
