@@ -32,7 +32,12 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.weights import store
 
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
-MANY = {"api_keys": "--api-key", "allowed_hosts": "--allowed-host", "cors_origins": "--cors-origin"}
+MANY = {
+    "api_keys": "--api-key",
+    "allowed_hosts": "--allowed-host",
+    "cors_origins": "--cors-origin",
+    "trusted_addresses": "--trusted-address",
+}
 
 
 class ServeCommand(ModelCommand):
@@ -101,7 +106,15 @@ def model_name(model: str | None) -> str:
 
 def keys_from(file: Path | None) -> Iterator[str]:
     """API keys that are not on the command line, where everybody on the machine can read them."""
-    yield from filter(None, re.split(r"[\s,]+", os.environ.get(KEYS_VARIABLE, "")))
+    given = os.environ.get(KEYS_VARIABLE)
+    if given is not None:
+        keys = [key for key in re.split(r"[\s,]+", given) if key]
+        if not keys:
+            raise ConfigError(
+                f"{KEYS_VARIABLE} is set but holds no API key; expected one or more with commas "
+                f"between them (unset it to serve without keys)"
+            )
+        yield from keys
     if file is not None:
         lines = [line.strip() for line in file.read_text().splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]

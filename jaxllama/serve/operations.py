@@ -42,6 +42,7 @@ HEALTH = Endpoint(
     answer=Status,
     otherwise={503: Status},
     is_open=True,
+    is_vital=True,
 )
 READY = Endpoint(
     "GET",
@@ -50,8 +51,15 @@ READY = Endpoint(
     answer=Status,
     otherwise={503: Status},
     is_open=True,
+    is_vital=True,
 )
-METRICS = Endpoint("GET", "/metrics", "Figures for a monitor, as Prometheus reads them", answer=str)
+METRICS = Endpoint(
+    "GET",
+    "/metrics",
+    "Figures for a monitor, as Prometheus reads them",
+    answer=str,
+    is_vital=True,
+)
 CANCEL = Endpoint(
     "DELETE",
     "/v1/requests/{id}",

@@ -16,7 +16,9 @@ from aiohttp import web
 from jaxllama.errors import ConfigError
 from jaxllama.serve.app import DIALECTS, create_app
 from jaxllama.serve.connection import Connection
+from jaxllama.serve.crowd import Crowd
 from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.expect import without_expectation
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService
 
@@ -36,7 +38,9 @@ class Server:
         dialects: Sequence[Dialect] = DIALECTS,
     ) -> None:
         self.service, self.settings = service, settings
-        self.crowd: set[Connection] = set()
+        self.crowd = Crowd(
+            settings.connections, settings.connections_per_address, settings.trusted_addresses
+        )
         app = create_app(service, settings, dialects)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         self._listening: asyncio.Server | None = None
@@ -48,6 +52,7 @@ class Server:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
+        server.request_factory = without_expectation(server.request_factory)
         loop = asyncio.get_running_loop()
 
         def connect() -> Connection:
@@ -64,7 +69,12 @@ class Server:
 
         try:
             self._listening = await loop.create_server(
-                connect, settings.host, settings.port, ssl=tls, backlog=settings.connections
+                connect,
+                settings.host,
+                settings.port,
+                ssl=tls,
+                ssl_handshake_timeout=settings.header_seconds if tls else None,
+                backlog=settings.connections,
             )
         except OSError as error:
             await self._runner.cleanup()

@@ -185,7 +185,7 @@ class GenerationService:
             yield answers
             reason = "done"
         except JaxLlamaError as error:
-            reason = error.code
+            reason, answers.refusal = error.code, error
             raise
         finally:
             if timer:

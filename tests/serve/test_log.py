@@ -49,17 +49,22 @@ def test_prompts_are_logged_where_the_operator_asks(caplog):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "reason"),
+    ("path", "body", "reason", "field", "why"),
     [
-        ("/say", {"n": 0}, "invalid_parameter"),
-        ("/say", {"prompt": "x" * 999}, "context_length_exceeded"),
-        ("/say", {"nn": 1}, "invalid_parameter"),
-        ("/nothing\n2026 info forged", {}, "not_found"),
+        ("/say", {"n": 0}, "invalid_parameter", "n", "n is 0"),
+        ("/say", {"temperature": -1}, "invalid_parameter", "temperature", "temperature is -1"),
+        ("/say", {"prompt": "x" * 999}, "context_length_exceeded", None, "999 tokens"),
+        ("/say", {"prompt": 5}, "invalid_parameter", "prompt", "prompt: Expected `str`"),
+        ("/nothing\n2026 info forged", {}, "not_found", None, "there is no"),
     ],
 )
-def test_what_is_refused_is_one_line_too(caplog, path, body, reason):
+def test_a_refusal_is_one_line_with_the_field_and_the_reason(
+    caplog, path, body, reason, field, why
+):
     (line,) = logged(caplog, (path, body))
     assert line["reason"] == reason
+    assert line["field"] == field
+    assert why in line["why"]
     (text,) = lines_of(caplog, Lines())
     assert "\n" not in text
 
