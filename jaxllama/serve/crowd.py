@@ -90,10 +90,13 @@ class Crowd:
 
     def is_spare(self, member: CrowdMember) -> bool:
         """Whether a connection is in reserve; it leaves the reserve once there is room."""
-        if member in self._spares and not self._is_full():
-            if not self._is_full_of(member, self._counts[self._members[member]] - 1):
-                self._spares.discard(member)
-        return member in self._spares
+        if member not in self._spares:
+            return False
+        others = self._counts[self._members[member]] - 1
+        if self._is_full() or self._is_full_of(member, others):
+            return True
+        self._spares.discard(member)
+        return False
 
     def is_trusted(self, address: str) -> bool:
         """Whether an address has no bound: this machine's own, or one the operator trusts."""

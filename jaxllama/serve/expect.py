@@ -9,7 +9,6 @@ from typing import Any
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_parser import RawRequestMessage
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from jaxllama.errors import HttpError
 
@@ -25,9 +24,9 @@ def without_expectation(make: RequestFactory) -> RequestFactory:
     def make_request(message: RawRequestMessage, *more: Any) -> web.BaseRequest:
         if hdrs.EXPECT not in message.headers:
             return make(message, *more)
-        headers = CIMultiDict(message.headers)
+        headers = message.headers.copy()
         expected = ", ".join(headers.popall(hdrs.EXPECT))
-        request = make(message._replace(headers=CIMultiDictProxy(headers)), *more)
+        request = make(message._replace(headers=type(message.headers)(headers)), *more)
         if message.version >= HttpVersion11:  # an older client would not understand the answer
             request[EXPECTATION] = expected
         return request

@@ -92,6 +92,14 @@ class Server:
         scheme = "https" if self.settings.tls_certificate else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
+    @property
+    def open_url(self) -> str:
+        """A URL that a browser on this machine can open."""
+        url = self.url
+        for everywhere in ("//0.0.0.0:", "//[::]:"):
+            url = url.replace(everywhere, "//localhost:")
+        return url
+
     async def run(self) -> tuple[int, bool]:
         """Serve until a signal or a failure; the exit code, and whether all threads ended."""
         stop = asyncio.Event()
@@ -100,10 +108,11 @@ class Server:
             loop.add_signal_handler(number, self._signalled, stop, number)
         try:
             await self.start()
-            logger.info("listening on %s", self.url)
+            logger.info("listening on %s, loading the model", self.url)
+            announcing = asyncio.create_task(self._announce())
             waits = [asyncio.ensure_future(each.wait()) for each in (stop, self.service.failed)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for each in waits:
+            for each in (*waits, announcing):
                 each.cancel()
         finally:
             ended = await self.stop()
@@ -122,6 +131,11 @@ class Server:
         ended = await self.service.close(LAST_SECONDS)
         await self._runner.cleanup()
         return ended
+
+    async def _announce(self) -> None:
+        """Tell the person who waits where to go, once requests are served."""
+        await self.service.ready.wait()
+        logger.info("ready: open %s", self.open_url)
 
     def _signalled(self, stop: asyncio.Event, number: signal.Signals) -> None:
         if stop.is_set():

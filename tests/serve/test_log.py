@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +86,21 @@ def test_a_failure_brings_its_trace():
     record = logging.makeLogRecord({"msg": "bad", "levelname": "ERROR", "exc_info": info})
     assert "ZeroDivisionError" in json.loads(JsonLines().format(record))["trace"]
     assert "ZeroDivisionError" in Lines().format(record)
+
+
+def test_devices_that_are_not_there_are_no_line_but_warnings_of_jax_are():
+    program = (
+        "import logging\n"
+        "from jaxllama.serve import log\n"
+        "log.set_up(as_json=False)\n"
+        "jax = logging.getLogger('jax._src.xla_bridge')\n"
+        "jax.info('Unable to initialize backend tpu')\n"
+        "jax.warning('An NVIDIA GPU may be present')\n"
+        "logging.getLogger('jaxllama').info('listening')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    lines = done.stderr.decode().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "warning An NVIDIA GPU may be present",
+        "info listening",
+    ]
