@@ -117,7 +117,7 @@ class Connection(web.RequestHandler):
             self._body, self._framing = self._messages[-1][1], 0
         elif body is not None and not body.is_eof():
             self._framing += len(data) - (body.total_bytes - before)
-            if self._framing > FRAMING and not self._reading_paused:
+            if self._framing > FRAMING:
                 self._refuse_chunks(body)
 
     def _refuse_chunks(self, body: StreamReader) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxllama.cli import serve
+from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.settings import Settings
 from jaxllama.service.bounds import Bounds
 
@@ -17,6 +18,7 @@ def served(monkeypatch):
         return 0
 
     monkeypatch.setattr(serve, "serve", pretend)
+    monkeypatch.setattr(serve.open_files, "allow", lambda _: None)
     monkeypatch.setattr(serve.log, "set_up", lambda **_: None)
     return seen
 
@@ -96,3 +98,11 @@ def test_connections_of_an_address_are_bounded_as_the_operator_says(run, served)
     assert served["settings"] == Settings(
         connections_per_address=0, trusted_addresses=("10.0.0.0/8", "::1")
     )
+
+
+@pytest.mark.usefixtures("served")
+def test_as_many_files_may_be_open_as_there_may_be_connections(run, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(serve.open_files, "allow", allowed.append)
+    assert run("serve", "--connections", "3000").exit_code == 0
+    assert allowed == [3000 + RESERVE]
