@@ -60,9 +60,19 @@ class Pulse:
 class EngineThread:
     """Runs an engine until `stop`; safe to use from one event loop."""
 
-    def __init__(self, engine: Engine, *, patience: float = 10.0) -> None:
-        """`patience` is how many seconds a busy engine may take for a step at least."""
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        patience: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`patience` is how many seconds a busy engine may take for a step at least.
+
+        `clock` gives seconds, and need not count those in which the process was stopped.
+        """
         self.engine = engine
+        self._clock = clock
         self.patience = patience
         self.failure: BaseException | None = None
         self.pulse = Pulse()
@@ -124,7 +134,7 @@ class EngineThread:
         pulse = self.pulse
         if pulse.busy_since is None:
             return None
-        seconds = time.monotonic() - pulse.busy_since
+        seconds = self._clock() - pulse.busy_since
         return seconds if seconds > max(self.patience, LONGEST_STEPS * pulse.longest_step) else None
 
     # On the loop.
@@ -147,11 +157,11 @@ class EngineThread:
         """Take what has come in, step, tell what happened."""
         try:
             while self._take_in():
-                began = time.monotonic()
+                began = self._clock()
                 self._look_on()
                 self._take_questions()
                 events = self.engine.step()
-                now = time.monotonic()
+                now = self._clock()
                 self.pulse = self.pulse.after_step(now - began, now)
                 if events:
                     self._call(tell_all, self._by_ticket(events))
@@ -173,7 +183,7 @@ class EngineThread:
             except queue.Empty:
                 return True
             if self.pulse.busy_since is None:
-                self.pulse = replace(self.pulse, busy_since=time.monotonic())
+                self.pulse = replace(self.pulse, busy_since=self._clock())
             if job is None:
                 return False
             job[0]()

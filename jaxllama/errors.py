@@ -29,6 +29,8 @@ Wording: what was wrong (with the value) - what was expected - what to do.
     └── GenerationFailed            this request failed inside the engine (NaN, repeated fault)
 """
 
+MOST_LOGGED = 300  # characters of a message in the log
+
 
 class JaxLlamaError(Exception):
     """Base of every error raised on purpose."""
@@ -37,6 +39,11 @@ class JaxLlamaError(Exception):
     code = "internal_error"
     exit_code = 1
     retry_after: float | None = None  # seconds after which trying again may help
+
+    def as_facts(self) -> dict[str, str | None]:
+        """For the log: the code, the field of the request that is wrong, and the message."""
+        field = getattr(self, "field", None)
+        return {"reason": self.code, "field": field, "why": str(self)[:MOST_LOGGED]}
 
 
 class CheckpointError(JaxLlamaError):

@@ -92,6 +92,21 @@ def test_second_start_compiles_nothing(tmp_path, monkeypatch):
     assert names == []
 
 
+def test_progress_names_each_program_that_is_not_on_disk(tmp_path):
+    heard = []
+    fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
+    total = len(NAMES)
+    each = [
+        told
+        for done, name in enumerate(NAMES)
+        for told in [("programs", done, total), (f"compiling {name}", done, total)]
+    ]
+    assert heard == [*each, ("programs", total, total)]
+    heard.clear()
+    fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
+    assert heard == [("programs", done, total) for done in range(total + 1)]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
 def test_damaged_program_file_is_compiled_anew(tmp_path, damage, caplog):
     first = fresh_programs(tmp_path)

@@ -30,6 +30,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "limits": (WORDS, ""),
     "request": (WORDS, ""),
     "registry": (WORDS, ""),
+    "startup": ("", "threading"),  # of whoever loads a model
     # 1: the sockets; maths, text and files
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),
@@ -49,7 +50,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "constraints": (f"{WORDS} text", "llguidance threading"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "service": (f"{WORDS} engine formats bridge messages intake confined", "asyncio"),
+    "service": (f"{WORDS} engine formats bridge messages intake confined startup", "asyncio"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
@@ -67,7 +68,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     ),
     # 5: on top of everything
     "cli": (
-        f"{WHOLE} llm loading streams recording explain bounds service serve",
+        f"{WHOLE} llm loading streams recording explain bounds service serve startup",
         "jax click rich asyncio",
     ),
     "cli.heap": ("", "ctypes"),

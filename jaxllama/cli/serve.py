@@ -21,18 +21,28 @@ from typing import Any
 import click
 
 import jaxllama
-from jaxllama.cli import heap
+from jaxllama.cli import heap, open_files
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError
 from jaxllama.serve import log
+from jaxllama.serve.awake import AwakeLoop
+from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.startup import Startup
 from jaxllama.weights import store
 
+logger = logging.getLogger(__name__)
+
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
-MANY = {"api_keys": "--api-key", "allowed_hosts": "--allowed-host", "cors_origins": "--cors-origin"}
+MANY = {
+    "api_keys": "--api-key",
+    "allowed_hosts": "--allowed-host",
+    "cors_origins": "--cors-origin",
+    "trusted_addresses": "--trusted-address",
+}
 
 
 class ServeCommand(ModelCommand):
@@ -57,34 +67,46 @@ class ServeCommand(ModelCommand):
 def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
     """Serve a model over HTTP until told to stop.
 
-    It listens at once; /ready says when the model is loaded. SIGTERM or Ctrl-C lets it finish what
-    runs, a second one ends it now.
+    It listens at once, and logs "ready: open http://..." once the model has made a token; until
+    then /ready says what is being loaded or compiled. SIGTERM or Ctrl-C lets running requests
+    finish, a second one ends it now.
     """
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
     settings = Settings(bounds=bounds, **options)
     log.set_up(as_json=settings.log_json)
+    open_files.allow(settings.connections + RESERVE)
     if not (settings.is_loopback or settings.api_keys):
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "everybody who can reach %s may use this server; --api-key keeps others out",
             settings.host,
         )
-    sys.exit(asyncio.run(serve(settings, loading)))
+    sys.exit(run(settings, loading))
+
+
+def run(settings: Settings, loading: Mapping[str, Any]) -> int:
+    """Serve on an event loop of its own; returns the exit code."""
+    with asyncio.Runner(loop_factory=AwakeLoop) as runner:
+        return runner.run(serve(settings, loading))
 
 
 async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     """Run; returns the exit code."""
     name = model_name(loading.get("model"))
 
+    startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
+
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
-        llm = jaxllama.LLM.load(**loading)
+        llm = jaxllama.LLM.load(progress=startup.report, **loading)
         gc.collect()
         heap.give_back()
         gc.freeze()  # or every full collection would hold up all streams for 100 ms
         return Model(name, llm.engine, llm.intake)
 
-    service = GenerationService(open_model, settings.bounds, log_prompts=settings.log_prompts)
+    service = GenerationService(
+        open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
+    )
     code, ended = await Server(service, settings).run()
     if not ended:  # a thread still loads, or is stuck in the device: nobody can wait for it
         logging.shutdown()
@@ -101,7 +123,15 @@ def model_name(model: str | None) -> str:
 
 def keys_from(file: Path | None) -> Iterator[str]:
     """API keys that are not on the command line, where everybody on the machine can read them."""
-    yield from filter(None, re.split(r"[\s,]+", os.environ.get(KEYS_VARIABLE, "")))
+    given = os.environ.get(KEYS_VARIABLE)
+    if given is not None:
+        keys = [key for key in re.split(r"[\s,]+", given) if key]
+        if not keys:
+            raise ConfigError(
+                f"{KEYS_VARIABLE} is set but holds no API key; expected one or more with commas "
+                f"between them (unset it to serve without keys)"
+            )
+        yield from keys
     if file is not None:
         lines = [line.strip() for line in file.read_text().splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]

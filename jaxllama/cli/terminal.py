@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import jaxllama
+from jaxllama import startup
 from jaxllama.completion import Completion
 from jaxllama.request import Usage
 
@@ -28,8 +29,11 @@ CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @contextmanager
-def progress_bars() -> Iterator[Report | None]:
-    """A bar for each thing that is reported, on a terminal; nothing anywhere else."""
+def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
+    """A bar for each thing that is reported, on a terminal; nothing anywhere else.
+
+    Without `keeps_programs` the next start compiles again, and the bar says so.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -43,17 +47,30 @@ def progress_bars() -> Iterator[Report | None]:
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total or None)
+            words = startup.describe(what, done, total, keeps_programs=keeps_programs)
+            bar = "programs" if what.startswith(startup.COMPILING) else what
+            if bar not in tasks:
+                tasks[bar] = bars.add_task(words)
+            bars.update(tasks[bar], description=words, completed=done, total=total or None)
 
         yield report
 
 
 @contextmanager
+def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
+    """Bars on a terminal; anywhere else a line for each program that has to be compiled."""
+    with progress_bars(keeps_programs=keeps_programs) as bars:
+        if bars is not None:
+            yield bars
+            return
+        with startup.Startup(note, keeps_programs=keeps_programs) as lines:
+            yield lines.report
+
+
+@contextmanager
 def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
-    """The model, loaded with bars and closed at the end."""
-    with progress_bars() as report:
+    """Load a model, showing progress, and close it at the end."""
+    with startup_shown(keeps_programs=loading.get("compile_cache", True)) as report:
         llm = jaxllama.LLM.load(progress=report, **loading)
     with llm:
         yield llm

@@ -22,6 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,19 +93,25 @@ class Programs:
         return sum(leaf.nbytes for leaf in self._weights)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile or load everything; afterwards `traces` does not move."""
-        for done, name in enumerate(NAMES):
-            if progress is not None:
-                progress("programs", done, len(NAMES))
-            self.compiled(name)
-        if progress is not None:
-            progress("programs", len(NAMES), len(NAMES))
+        """Compile or load everything; afterwards `traces` does not move.
 
-    def compiled(self, name: str) -> Any:
-        """The executable of one program: from memory, from disk, or compiled now."""
+        `progress` is called with "programs" before each, and with "compiling NAME" as well where it
+        is not on disk.
+        """
+        report = progress or (lambda *_: None)
+        for done, name in enumerate(NAMES):
+            report("programs", done, len(NAMES))
+            self.compiled(name, partial(report, f"compiling {name}", done, len(NAMES)))
+        report("programs", len(NAMES), len(NAMES))
+
+    def compiled(self, name: str, on_compile: Callable[[], None] = lambda: None) -> Any:
+        """The executable of one program: from memory, from disk, or compiled now.
+
+        `on_compile` is called before it is compiled.
+        """
         if name not in self._compiled:
             started = time.perf_counter()
-            self._compiled[name], origin = self._load_or_compile(name)
+            self._compiled[name], origin = self._load_or_compile(name, on_compile)
             logger.info("%s %s in %.2f s", name, origin, time.perf_counter() - started)
         return self._compiled[name]
 
@@ -214,7 +221,7 @@ class Programs:
         """A small argument that every device sees whole."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
 
-    def _load_or_compile(self, name: str) -> tuple[Any, str]:
+    def _load_or_compile(self, name: str, on_compile: Callable[[], None]) -> tuple[Any, str]:
         arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
         called = tuple(map(self._as_called, arguments))
         if self.executables is not None:
@@ -222,6 +229,7 @@ class Programs:
             loaded = self.executables.load(name, trees, list(self.mesh.devices.flat))
             if loaded is not None:
                 return loaded, "loaded"
+        on_compile()
         compiled = self._compile(name, arguments, called, outputs)
         if self.executables is not None:
             self.executables.save(name, compiled)

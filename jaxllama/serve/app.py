@@ -12,9 +12,10 @@ from aiohttp import hdrs, web
 
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve import operations, page
-from jaxllama.serve.decode import check_head
+from jaxllama.serve.connection import Connection
 from jaxllama.serve.dialects import Dialect, native, openai
 from jaxllama.serve.docs import Docs
+from jaxllama.serve.expect import check_expectation
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
 from jaxllama.serve.settings import Settings
@@ -38,8 +39,7 @@ def create_app(
     for dialect in everyone:
         for route in dialect.routes(service):
             front.owners[route.handler] = dialect
-            options = {"expect_handler": front.expect, **route.kwargs}
-            web.RouteDef(route.method, route.path, route.handler, options).register(app.router)
+            route.register(app.router)
     app.on_response_prepare.append(front.add_headers)
     return app
 
@@ -59,6 +59,8 @@ class Front:
             preflight = self._guard.preflight(request)
             if preflight is not None:
                 return preflight
+            check_expectation(request)
+            check_place(request)
             self._guard.check(request, request.match_info.handler)
             return await handler(request)
         except JaxLlamaError as error:
@@ -73,20 +75,6 @@ class Front:
         except Exception:
             logger.exception("request %s failed", request[CALLER].id)
             return self._refuse(request, JaxLlamaError("internal error"))
-
-    async def expect(self, request: web.Request) -> web.StreamResponse | None:
-        """Before `100 Continue`: a body that would be refused need not be sent."""
-        self._introduce(request)
-        try:
-            self._guard.check(request, request.match_info.handler)
-            check_head(request)
-            if request.headers[hdrs.EXPECT].lower() != "100-continue":
-                raise HttpError("expected 100-continue", 417, "expectation_failed")
-        except JaxLlamaError as error:
-            return self._refuse(request, error)
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-        return None
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """What every response carries."""
@@ -109,9 +97,25 @@ class Front:
             response.force_close()
         caller = request[CALLER]
         if not caller.was_opened:
-            facts = {"status": error.status, "reason": error.code}
+            facts = {"status": error.status, **error.as_facts()}
             logger.info("refused", extra={"facts": caller.as_facts() | facts})
         return response
+
+
+def check_place(request: web.Request) -> None:
+    """Refuse on a connection in reserve what is not for operators."""
+    connection, handler = request.protocol, request.match_info.handler
+    if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
+        return
+    if connection.is_spare:
+        error = HttpError(
+            "too many connections are open, from this address or altogether; close some, or try "
+            "again later",
+            503,
+            "too_many_connections",
+        )
+        error.retry_after = 1.0
+        raise error
 
 
 def worded(request: web.Request, error: web.HTTPException) -> JaxLlamaError:

@@ -17,6 +17,7 @@ from msgspec import inspect
 
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
+from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import SETTINGS
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -56,6 +57,7 @@ async def read_body(request: web.Request) -> bytes:
     check_head(request)
     try:
         async with asyncio.timeout(settings.body_seconds):
+            await send_continue(request)
             return await request.read()
     except TimeoutError as error:
         raise HttpError(

@@ -16,7 +16,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT, Limit, check, check_count
 from jaxllama.serve.decode import read_json
-from jaxllama.serve.guard import Handler, open_to_all
+from jaxllama.serve.guard import Handler, open_to_all, serve_always
 from jaxllama.service import GenerationService
 
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
@@ -60,6 +60,7 @@ class Endpoint:
     bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)  # other than usual
     otherwise: Mapping[int, Any] = field(default_factory=dict, hash=False)  # instead of errors
     is_open: bool = False  # needs no key
+    is_vital: bool = False  # served on connections in reserve, too
 
     @property
     def plain_path(self) -> str:
@@ -102,4 +103,6 @@ def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Hand
     async def handler(request: web.Request) -> web.StreamResponse:
         return await serve(request, service)
 
+    if endpoint.is_vital:
+        serve_always(handler)
     return open_to_all(handler) if endpoint.is_open else handler

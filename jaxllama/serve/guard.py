@@ -13,12 +13,16 @@ from typing import TypeVar
 from aiohttp import web
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.settings import LOOPBACK, Settings
+from jaxllama.serve.settings import LONGEST_KEY, LOOPBACK, Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
 
-LONGEST_KEY = 4096
+
+def serve_always(handler: H) -> H:
+    """Mark a handler that is served on connections in reserve, too."""
+    handler.is_vital = True  # type: ignore[attr-defined]
+    return handler
 
 
 def open_to_all(handler: H) -> H:

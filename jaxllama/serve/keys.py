@@ -9,5 +9,5 @@ from jaxllama.service.answers import Caller
 
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)
-CALLER = web.RequestKey("caller", Caller)  # who asks, and the request's id
+CALLER = web.RequestKey("caller", Caller)  # the client, and the request's id
 DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]

@@ -66,3 +66,5 @@ def set_up(*, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # JAX logs every kind of device that is not there; of one that was asked for it raises.
+    logging.getLogger("jax").setLevel(logging.WARNING)

@@ -3,6 +3,7 @@
 Spoken to by load balancers, monitors and clients that change their mind. A dialect like any other.
 """
 
+import time
 from typing import Literal
 
 import msgspec
@@ -22,10 +23,20 @@ __all__ = ["ENDPOINTS", "error_body", "routes"]
 LIVE = (State.LOADING, State.READY, State.DRAINING)
 
 
-class Status(msgspec.Struct):
+class LoadingProgress(msgspec.Struct):
+    """What a server that starts is doing, and how much of it remains."""
+
+    what: str
+    done: int
+    remaining: int
+    seconds: float
+
+
+class Status(msgspec.Struct, omit_defaults=True):
     """What the server is doing."""
 
     status: State
+    loading: LoadingProgress | None = None
 
 
 class CancelledRequest(msgspec.Struct):
@@ -42,6 +53,7 @@ HEALTH = Endpoint(
     answer=Status,
     otherwise={503: Status},
     is_open=True,
+    is_vital=True,
 )
 READY = Endpoint(
     "GET",
@@ -50,8 +62,15 @@ READY = Endpoint(
     answer=Status,
     otherwise={503: Status},
     is_open=True,
+    is_vital=True,
 )
-METRICS = Endpoint("GET", "/metrics", "Figures for a monitor, as Prometheus reads them", answer=str)
+METRICS = Endpoint(
+    "GET",
+    "/metrics",
+    "Figures for a monitor, as Prometheus reads them",
+    answer=str,
+    is_vital=True,
+)
 CANCEL = Endpoint(
     "DELETE",
     "/v1/requests/{id}",
@@ -71,7 +90,16 @@ async def ready(request: web.Request, service: GenerationService) -> web.Respons
     """Whether requests should be sent here."""
     del request
     state = service.state
-    return one_json(Status(state), 200 if state is State.READY else 503)
+    return one_json(Status(state, loading_progress(service)), 200 if state is State.READY else 503)
+
+
+def loading_progress(service: GenerationService) -> LoadingProgress | None:
+    """How far the model's loading has come, while it goes on."""
+    stage = service.startup.stage
+    if stage is None:
+        return None
+    seconds = round(time.monotonic() - stage.began, 1)
+    return LoadingProgress(stage.what, stage.done, stage.total - stage.done, seconds)
 
 
 async def measure(request: web.Request, service: GenerationService) -> web.Response:

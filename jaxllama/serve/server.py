@@ -16,7 +16,9 @@ from aiohttp import web
 from jaxllama.errors import ConfigError
 from jaxllama.serve.app import DIALECTS, create_app
 from jaxllama.serve.connection import Connection
+from jaxllama.serve.crowd import Crowd
 from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.expect import without_expectation
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService
 
@@ -36,7 +38,9 @@ class Server:
         dialects: Sequence[Dialect] = DIALECTS,
     ) -> None:
         self.service, self.settings = service, settings
-        self.crowd: set[Connection] = set()
+        self.crowd = Crowd(
+            settings.connections, settings.connections_per_address, settings.trusted_addresses
+        )
         app = create_app(service, settings, dialects)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         self._listening: asyncio.Server | None = None
@@ -48,6 +52,7 @@ class Server:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
+        server.request_factory = without_expectation(server.request_factory)
         loop = asyncio.get_running_loop()
 
         def connect() -> Connection:
@@ -64,7 +69,12 @@ class Server:
 
         try:
             self._listening = await loop.create_server(
-                connect, settings.host, settings.port, ssl=tls, backlog=settings.connections
+                connect,
+                settings.host,
+                settings.port,
+                ssl=tls,
+                ssl_handshake_timeout=settings.header_seconds if tls else None,
+                backlog=settings.connections,
             )
         except OSError as error:
             await self._runner.cleanup()
@@ -82,6 +92,14 @@ class Server:
         scheme = "https" if self.settings.tls_certificate else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
+    @property
+    def open_url(self) -> str:
+        """A URL that a browser on this machine can open."""
+        url = self.url
+        for everywhere in ("//0.0.0.0:", "//[::]:"):
+            url = url.replace(everywhere, "//localhost:")
+        return url
+
     async def run(self) -> tuple[int, bool]:
         """Serve until a signal or a failure; the exit code, and whether all threads ended."""
         stop = asyncio.Event()
@@ -90,10 +108,11 @@ class Server:
             loop.add_signal_handler(number, self._signalled, stop, number)
         try:
             await self.start()
-            logger.info("listening on %s", self.url)
+            logger.info("listening on %s, loading the model", self.url)
+            announcing = asyncio.create_task(self._announce())
             waits = [asyncio.ensure_future(each.wait()) for each in (stop, self.service.failed)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for each in waits:
+            for each in (*waits, announcing):
                 each.cancel()
         finally:
             ended = await self.stop()
@@ -112,6 +131,11 @@ class Server:
         ended = await self.service.close(LAST_SECONDS)
         await self._runner.cleanup()
         return ended
+
+    async def _announce(self) -> None:
+        """Tell the person who waits where to go, once requests are served."""
+        await self.service.ready.wait()
+        logger.info("ready: open %s", self.open_url)
 
     def _signalled(self, stop: asyncio.Event, number: signal.Signals) -> None:
         if stop.is_set():

@@ -3,11 +3,13 @@
 Options of the command line are generated from it; read everywhere under `serve/`, changed nowhere.
 """
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from jaxllama.errors import ConfigError
 from jaxllama.service.bounds import Bounds, check_positive, setting
 
+LONGEST_KEY = 4096  # characters
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -23,7 +25,17 @@ class Settings:
     tls_certificate: str | None = setting(None, "certificate chain, PEM; makes it https")
     tls_key: str | None = setting(None, "private key of the certificate, PEM")
     lenient: bool = setting(False, "ignore fields of requests that nobody knows")
-    connections: int = setting(1024, "most connections at a time")
+    connections: int = setting(
+        1024, "most connections at a time; a new one beyond them ends the longest idle one"
+    )
+    connections_per_address: int = setting(
+        512, "most connections of one address, or of one IPv6 network of 64 bits; 0: no bound"
+    )
+    trusted_addresses: tuple[str, ...] = setting(
+        (),
+        "address or network without that bound, such as a reverse proxy's, may be given again; "
+        "this machine's own has none",
+    )
     body_bytes: int = setting(2 << 20, "most bytes in the body of a request")
     json_depth: int = setting(64, "most levels of nesting in a body")
     header_seconds: float = setting(10.0, "until the head of a request must have come")
@@ -39,7 +51,28 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("TLS needs both a certificate and its key; give both or neither")
-        check_positive(self, may_be_zero=("port", "drain_timeout"))
+        self._check_keys()
+        self._check_trusted()
+        check_positive(self, may_be_zero=("port", "drain_timeout", "connections_per_address"))
+
+    def _check_keys(self) -> None:
+        """Refuse a key that no client could bring, or that an empty header would match."""
+        for number, key in enumerate(self.api_keys, 1):
+            if key != key.strip() or not 0 < len(key) <= LONGEST_KEY:
+                raise ConfigError(
+                    f"API key {number} is empty, blank at an end, or longer than {LONGEST_KEY} "
+                    f"characters; expected a secret text without spaces around it"
+                )
+
+    def _check_trusted(self) -> None:
+        for each in self.trusted_addresses:
+            try:
+                ipaddress.ip_network(each)
+            except ValueError as error:
+                raise ConfigError(
+                    f"trusted address {each!r} is none: {error}; expected an address such as "
+                    f"10.0.0.7 or a network such as 10.0.0.0/8"
+                ) from error
 
     @property
     def is_loopback(self) -> bool:

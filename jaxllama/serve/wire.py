@@ -25,7 +25,7 @@ DONE = b"data: [DONE]\n\n"
 NEVER_WAITS = 32 << 10  # bytes that a connection which owes nothing takes without waiting
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
+    "Cache-Control": "no-cache, no-store, no-transform",
     "X-Accel-Buffering": "no",  # proxies must not collect the stream
 }
 

@@ -33,6 +33,7 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, confine, make_one_token, release
+from jaxllama.startup import Startup
 
 __all__ = ["Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "State"]
 
@@ -64,12 +65,15 @@ class GenerationService:
         *,
         observer: Observer | None = None,
         log_prompts: bool = False,
+        startup: Startup | None = None,
     ) -> None:
-        """`open_model` is called in a thread by `start`."""
+        """`open_model` is called in a thread by `start`, and may report to `startup`."""
         self.bounds = bounds
         self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
+        self.ready = asyncio.Event()  # set once the model is loaded and has made a token
+        self.startup = startup or Startup(logger.info)
         self.is_draining = False
         self.thread: EngineThread | None = None
         self.observer = observer
@@ -185,7 +189,7 @@ class GenerationService:
             yield answers
             reason = "done"
         except JaxLlamaError as error:
-            reason = error.code
+            reason, answers.refusal = error.code, error
             raise
         finally:
             if timer:
@@ -286,10 +290,13 @@ class GenerationService:
     async def _load(self) -> None:
         """Open the model, and be ready once it has made a token."""
         try:
-            self._opening = asyncio.ensure_future(asyncio.to_thread(self._open_model))
-            model = await asyncio.shield(self._opening)
+            with self.startup:
+                self._opening = asyncio.ensure_future(asyncio.to_thread(self._open_model))
+                model = await asyncio.shield(self._opening)
             intake = await asyncio.to_thread(confine, model.intake, self.bounds.render_seconds)
-            thread = EngineThread(model.engine, patience=self.bounds.patience_seconds)
+            clock = asyncio.get_running_loop().time  # may stand still while the process is stopped
+            patience = self.bounds.patience_seconds
+            thread = EngineThread(model.engine, patience=patience, clock=clock)
             thread.start()
             self.thread = thread
             self._dispatch.start(thread)
@@ -297,6 +304,7 @@ class GenerationService:
             self._weight_bytes = model.engine.programs.weight_bytes
             self._traced = sum(model.engine.programs.traces.values())
             self._model = replace(model, intake=intake)
+            self.ready.set()
         except Exception as error:
             self._fail(error)
 

@@ -75,6 +75,7 @@ class Answers:
         self.caller = caller
         self.choices: list[Choice] = []
         self.error: JaxLlamaError | None = None
+        self.refusal: JaxLlamaError | None = None  # the error that its dialect answered
         self._clock = asyncio.get_running_loop().time
         self.began = self._clock()
         self.reason: str | None = None  # why its dialect has left, once it has
@@ -206,12 +207,15 @@ class Outcome:
     generated: int
     seconds: float
     seconds_to_first: float | None
+    error: JaxLlamaError | None = None  # why it did not end well
 
     def as_facts(self) -> dict[str, object]:
         """For the log."""
         first = self.seconds_to_first
+        figures = {name: value for name, value in vars(self).items() if name != "error"}
         return {
-            **vars(self),
+            **figures,
+            **({} if self.error is None else self.error.as_facts() | {"reason": self.reason}),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
             # Of all its time: a short answer may come in one piece, with none behind the first.
@@ -244,4 +248,5 @@ def outcome_of(answers: Answers) -> Outcome:
         generated=sum(usage.generated for usage in usages),
         seconds=now - answers.began,
         seconds_to_first=answers.first and answers.first - answers.began,
+        error=answers.error or answers.refusal,
     )

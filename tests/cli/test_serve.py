@@ -3,6 +3,7 @@
 import pytest
 
 from jaxllama.cli import serve
+from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.settings import Settings
 from jaxllama.service.bounds import Bounds
 
@@ -17,6 +18,7 @@ def served(monkeypatch):
         return 0
 
     monkeypatch.setattr(serve, "serve", pretend)
+    monkeypatch.setattr(serve.open_files, "allow", lambda _: None)
     monkeypatch.setattr(serve.log, "set_up", lambda **_: None)
     return seen
 
@@ -71,3 +73,36 @@ def test_settings_that_cannot_work_end_it_with_2(run, served, arguments):
     result = run("serve", *arguments)
     assert result.exit_code == 2
     assert not served
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t", " key", "key\n", "k" * 5000])
+def test_a_key_that_cannot_keep_anybody_out_ends_it_with_2(run, served, key):
+    result = run("serve", "--api-key", "good", "--api-key", key)
+    assert result.exit_code == 2
+    assert "API key 2 is empty, blank at an end, or longer than" in result.stderr
+    assert not served
+
+
+@pytest.mark.parametrize("keys", ["", " ", ",", " , \n"])
+def test_a_variable_without_a_key_ends_it_with_2(run, served, monkeypatch, keys):
+    monkeypatch.setenv("JAXLLAMA_API_KEYS", keys)
+    result = run("serve")
+    assert result.exit_code == 2
+    assert "JAXLLAMA_API_KEYS is set but holds no API key" in result.stderr
+    assert not served
+
+
+def test_connections_of_an_address_are_bounded_as_the_operator_says(run, served):
+    arguments = ["--connections-per-address", "0", "--trusted-address", "10.0.0.0/8"]
+    assert run("serve", *arguments, "--trusted-address", "::1").exit_code == 0
+    assert served["settings"] == Settings(
+        connections_per_address=0, trusted_addresses=("10.0.0.0/8", "::1")
+    )
+
+
+@pytest.mark.usefixtures("served")
+def test_as_many_files_may_be_open_as_there_may_be_connections(run, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(serve.open_files, "allow", allowed.append)
+    assert run("serve", "--connections", "3000").exit_code == 0
+    assert allowed == [3000 + RESERVE]

@@ -10,6 +10,7 @@ import sys
 import time
 
 from jaxllama.serve import log
+from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
@@ -46,5 +47,5 @@ async def main(pace: float = 0.0, loading: float = 0.0, **settings) -> int:
 
 if __name__ == "__main__":
     log.set_up(as_json=True)
-    code = asyncio.run(main(**json.loads(sys.argv[1])))
-    sys.exit(code)
+    with asyncio.Runner(loop_factory=AwakeLoop) as runner:
+        sys.exit(runner.run(main(**json.loads(sys.argv[1]))))

@@ -169,3 +169,13 @@ def test_settings_that_cannot_work_are_refused_clearly(settings, words):
 
     with pytest.raises(ConfigError, match=words):
         scenario(body)
+
+
+def test_a_stream_tells_proxies_neither_to_keep_nor_to_change_it():
+    async def body():
+        async with running() as live:
+            async with live.http.post(f"{live.url}/say", json={"stream": True}) as response:
+                control = response.headers["Cache-Control"].split(", ")
+            assert {"no-cache", "no-store", "no-transform"} <= set(control)
+
+    scenario(body)

@@ -102,6 +102,22 @@ def test_a_thousand_slow_requests_are_each_given_up_and_hold_up_nobody(url):
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("url", [{}], indirect=True)
+def test_health_is_answered_beside_more_idle_connections_than_there_is_room_for(url):
+    async def body() -> None:
+        await ready(url)
+        idlers = []
+        async with asyncio.timeout(60):
+            for number in range(1200):
+                idlers.append(await connect(url, b"" if number % 2 else GET[:-2]))
+                if number % 50 == 0 or number > 1000:
+                    assert (await answer(url, GET)).startswith(b"HTTP/1.1 200")
+        for _, writer in idlers:
+            writer.close()
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize(
     "url", [{"keepalive_seconds": 2.0, "connections": IDLERS + 10}], indirect=True
 )

@@ -10,8 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import pytest
 
-from tests.serve.conftest import Gate, events_of, running, scenario, scripted
+from jaxllama.serve.server import Server
+from jaxllama.serve.settings import Settings
+from jaxllama.service import GenerationService, Model
+from jaxllama.service.bounds import Bounds
+from tests.serve.conftest import (
+    Gate,
+    TinyDialect,
+    events_of,
+    intake_for,
+    running,
+    scenario,
+    scripted,
+)
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = b"x" * 200
@@ -123,6 +136,39 @@ def test_a_second_signal_ends_it_now():
                     assert ready.status == 503
                 live.process.send_signal(signal.SIGTERM)
                 assert await live.ended() == 128 + signal.SIGTERM
+
+    scenario(body)
+
+
+def test_ready_is_said_when_a_token_was_made_and_not_before(caplog, monkeypatch):
+    async def body():
+        engine = scripted()
+        gate = Gate(engine)
+        service = GenerationService(lambda: Model("scripted", engine, intake_for(engine)), Bounds())
+        server = Server(service, Settings(port=0, drain_timeout=0.0), [TinyDialect()])
+        stop = {}
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "add_signal_handler", lambda _, __, *about: stop.update([about]))
+        running = asyncio.create_task(server.run())
+        while service.thread is None:
+            await asyncio.sleep(0.001)
+        assert f"listening on {server.url}, loading the model" in caplog.text
+        assert "ready" not in caplog.text
+        gate.open()
+        while f"ready: open {server.url}" not in caplog.text:
+            await asyncio.sleep(0.001)
+        next(iter(stop)).set()
+        assert await running == (0, True)
+
+    with caplog.at_level("INFO"):
+        scenario(body)
+
+
+@pytest.mark.parametrize(("host", "opens"), [("0.0.0.0", "localhost"), ("127.0.0.1", "127.0.0.1")])
+def test_the_address_to_open_is_one_that_a_browser_can(host, opens):
+    async def body():
+        async with running(host=host) as live:
+            assert live.server.open_url.startswith(f"http://{opens}:")
 
     scenario(body)
 

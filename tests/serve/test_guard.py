@@ -12,7 +12,7 @@ from jaxllama.errors import HttpError
 from jaxllama.serve.app import DIALECTS, create_app
 from jaxllama.serve.guard import Guard, host_of, open_to_all
 from jaxllama.serve.settings import Settings
-from tests.serve.conftest import connect, running, scenario
+from tests.serve.conftest import running, scenario
 
 OPEN = {"/", "/page/{path}", "/health", "/ready", "/docs", "/openapi.json"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -213,19 +213,3 @@ def test_a_key_is_never_logged_nor_told(caplog):
 
     with caplog.at_level(logging.INFO):
         scenario(body)
-
-
-def test_connections_beyond_the_limit_are_let_go():
-    async def body():
-        async with running(connections=3) as live:
-            held = [await connect(live.url) for _ in range(3)]
-            await live.until(lambda: len(live.server.crowd) == 3)
-            reader, writer = await connect(live.url)
-            assert await reader.read() == b""
-            writer.close()
-            for _, each in held:
-                each.close()
-            await live.until(lambda: not live.server.crowd)
-            assert await live.status("/health") == 200
-
-    scenario(body)

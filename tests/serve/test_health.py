@@ -1,14 +1,28 @@
 """Health tells the truth: by progress while serving, and not ready before a token was made."""
 
 import asyncio
+import threading
 import time
 
+import aiohttp
 import pytest
 
 from jaxllama.bridge import EngineThread, Pulse
+from jaxllama.serve.server import Server
+from jaxllama.serve.settings import Settings
+from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ScriptedEngine
-from tests.serve.conftest import Gate, config, events_of, running, scenario, scripted
+from tests.serve.conftest import (
+    Gate,
+    TinyDialect,
+    config,
+    events_of,
+    intake_for,
+    running,
+    scenario,
+    scripted,
+)
 
 ENDLESS = b"x" * 200
 
@@ -26,6 +40,41 @@ def test_the_port_answers_while_the_model_loads():
             gate.open()
             await live.until(lambda: live.service.state == "ready")
             assert await live.status("/ready") == 200
+
+    scenario(body)
+
+
+def test_while_the_model_loads_ready_says_what_is_compiled_and_how_much_remains():
+    async def body():
+        engine, loading, go_on = scripted(), threading.Event(), threading.Event()
+        model = Model("scripted", engine, intake_for(engine))
+
+        def open_model():
+            service.startup.report("compiling decode", 1, 9)
+            loading.set()
+            go_on.wait(20)
+            return model
+
+        service = GenerationService(open_model, Bounds())
+        server = Server(service, Settings(port=0, drain_timeout=0.0), [TinyDialect()])
+        await server.start()
+        try:
+            await asyncio.to_thread(loading.wait, 20)
+            async with aiohttp.ClientSession() as http:
+                async with http.get(f"{server.url}/ready") as response:
+                    found = await response.json()
+                    assert response.status == 503
+                assert found["loading"].pop("seconds") >= 0
+                assert found == {
+                    "status": "loading",
+                    "loading": {"what": "compiling decode", "done": 1, "remaining": 8},
+                }
+                go_on.set()
+                await service.ready.wait()
+                async with http.get(f"{server.url}/ready") as response:
+                    assert await response.json() == {"status": "ready"}
+        finally:
+            assert await server.stop()
 
     scenario(body)
 

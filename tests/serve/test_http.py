@@ -252,3 +252,43 @@ def test_100_continue_is_said_where_the_body_is_wanted(address):
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"{}")
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("path", ["/say", "/health", "/nothing"])
+def test_an_unknown_expectation_is_refused_with_417(says, path):
+    answer = says(get(path, "Expect: x"))
+    assert status(answer) == 417
+    assert "'x'; expected 100-continue" in error(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("/nothing", 404), ("/health", 405), ("/say", 413), ("/say", 415)]
+)
+def test_100_continue_is_not_said_where_the_request_is_refused(says, path, code):
+    length = "Content-Length: 900000" if code == 413 else "Content-Length: 9"
+    kind = "Content-Type: text/plain" if code == 415 else "Content-Type: application/json"
+    raw = post(b"", KEY, "Expect: 100-continue", length, kind, path=path)
+    assert status(says(raw)) == code
+
+
+def test_100_continue_is_not_said_to_http_1_0(says):
+    raw = ask("Expect: 100-continue", "Connection: close").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    answer = says(raw, one=False)
+    assert status(answer) == 200
+    assert answer.count(b"HTTP/1.") == 1
+
+
+def test_a_body_in_tiny_chunks_is_refused(says):
+    body = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    answer = says(ask("Transfer-Encoding: chunked", body=body))
+    assert status(answer) == 400
+    assert error(answer)["code"] == "chunks_too_small"
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_body_in_some_small_chunks_is_read(says, size):
+    body = b'{"prompt": "' + b"a" * (5_000 if size == 1 else 90_000) + b'", "n": 0}'
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in pieces) + b"0\r\n\r\n"
+    answer = says(ask("Transfer-Encoding: chunked", body=chunks))
+    assert error(answer)["param"] == "n"

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -49,17 +51,22 @@ def test_prompts_are_logged_where_the_operator_asks(caplog):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "reason"),
+    ("path", "body", "reason", "field", "why"),
     [
-        ("/say", {"n": 0}, "invalid_parameter"),
-        ("/say", {"prompt": "x" * 999}, "context_length_exceeded"),
-        ("/say", {"nn": 1}, "invalid_parameter"),
-        ("/nothing\n2026 info forged", {}, "not_found"),
+        ("/say", {"n": 0}, "invalid_parameter", "n", "n is 0"),
+        ("/say", {"temperature": -1}, "invalid_parameter", "temperature", "temperature is -1"),
+        ("/say", {"prompt": "x" * 999}, "context_length_exceeded", None, "999 tokens"),
+        ("/say", {"prompt": 5}, "invalid_parameter", "prompt", "prompt: Expected `str`"),
+        ("/nothing\n2026 info forged", {}, "not_found", None, "there is no"),
     ],
 )
-def test_what_is_refused_is_one_line_too(caplog, path, body, reason):
+def test_a_refusal_is_one_line_with_the_field_and_the_reason(
+    caplog, path, body, reason, field, why
+):
     (line,) = logged(caplog, (path, body))
     assert line["reason"] == reason
+    assert line["field"] == field
+    assert why in line["why"]
     (text,) = lines_of(caplog, Lines())
     assert "\n" not in text
 
@@ -79,3 +86,21 @@ def test_a_failure_brings_its_trace():
     record = logging.makeLogRecord({"msg": "bad", "levelname": "ERROR", "exc_info": info})
     assert "ZeroDivisionError" in json.loads(JsonLines().format(record))["trace"]
     assert "ZeroDivisionError" in Lines().format(record)
+
+
+def test_devices_that_are_not_there_are_no_line_but_warnings_of_jax_are():
+    program = (
+        "import logging\n"
+        "from jaxllama.serve import log\n"
+        "log.set_up(as_json=False)\n"
+        "jax = logging.getLogger('jax._src.xla_bridge')\n"
+        "jax.info('Unable to initialize backend tpu')\n"
+        "jax.warning('An NVIDIA GPU may be present')\n"
+        "logging.getLogger('jaxllama').info('listening')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    lines = done.stderr.decode().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "warning An NVIDIA GPU may be present",
+        "info listening",
+    ]
