@@ -20,6 +20,7 @@ from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import read_json, shown
 from jaxllama.weights.huggingface_config import read_config
 from jaxllama.weights.layout import Shape, Stored
+from jaxllama.weights.recommended import from_generation_config
 from jaxllama.weights.safetensors_header import SafeTensor
 from jaxllama.weights.shards import (
     INDEX,
@@ -126,6 +127,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Element type and bytes of every tensor."""
         entries = ((name, self._tensors[name][1]) for name in self.shapes)
         return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
+
+    @property
+    def recommended(self) -> Mapping[str, object]:
+        """What generation_config.json recommends for sampling."""
+        return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
         """One tensor in the file's own precision."""
