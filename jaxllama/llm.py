@@ -170,6 +170,11 @@ class LLM:
         return self.intake.format
 
     @property
+    def sampling_defaults(self) -> dict[str, object]:
+        """The knobs of every request that does not set them, by name."""
+        return dict(self.intake.defaults)
+
+    @property
     def bank(self) -> SamplerBank:
         """The installed samplers and their knobs."""
         return self.engine.bank

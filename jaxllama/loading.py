@@ -165,7 +165,7 @@ def sampling_defaults_of(
             if not is_off(name, value, specs, checkpoint.config.vocab_size):
                 taken[name] = value
         except InvalidParameter as error:
-            left.append(str(error))
+            left.append(f"{error!s:.200}")
     if left:
         logger.warning("recommended for %s and not used: %s", path.name, "; ".join(left))
     if taken:
