@@ -29,8 +29,8 @@ def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> Non
         given = encoder.token_to_id(text)
         if given != token:
             raise BadTokenizer(
-                f"{path}: added token {text!r:.60} has id {token}; the tokens before it end at "
-                f"{given - 1}, and expected is an id without a gap ({REMEDY})"
+                f"{path}: added token {text!r:.60} has id {token}; expected {given}, the next id "
+                f"after the tokens before it ({REMEDY})"
             )
 
 

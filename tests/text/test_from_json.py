@@ -186,7 +186,7 @@ def test_an_added_token_with_a_wrong_id_is_refused(tmp_path, token):
     words = {
         5: r"tokens '.+' and '<\|im_end\|>' both have id 5;",
         801: r"tokens '<\|eot_id\|>' and '<\|im_end\|>' both have id 801;",
-        900: r"added token '<\|im_end\|>' has id 900; the tokens before it end at 802",
+        900: r"added token '<\|im_end\|>' has id 900; expected 803, the next id",
     }
     with pytest.raises(BadTokenizer, match=rf"tokenizer\.json: {words[token]}"):
         tokenizer_from_json(broken(tmp_path, added_tokens=entries))
