@@ -34,7 +34,8 @@ def tokenizer_from_json(folder: Path) -> Tokenizer:
     if serialized is None:
         raise BadTokenizer(f"{path} is missing; expected a folder with a tokenizer.json")
     encoder = load(serialized, path)
-    check_ids(serialized, path, encoder)
+    with contained(f"{path} cannot be loaded"):
+        check_ids(serialized, path, encoder)
     encoders = (encoder, load_later(serialized, path, encoder))
     vocabulary = read_vocabulary(encoder, path)
     said = Said.in_folder(folder)

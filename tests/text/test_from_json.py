@@ -192,6 +192,16 @@ def test_an_added_token_with_a_wrong_id_is_refused(tmp_path, token):
         tokenizer_from_json(broken(tmp_path, added_tokens=entries))
 
 
+def test_added_tokens_that_are_no_objects_are_refused_by_name(tmp_path):
+    sound = json.loads(byte_level().to_str())
+    whole = {"normalizer": {"type": "NFC", "added_tokens": [7]}} | {
+        name: part for name, part in sound.items() if name != "normalizer"
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(BadTokenizer, match=r"tokenizer\.json cannot be loaded"):
+        tokenizer_from_json(tmp_path)
+
+
 def test_two_pieces_with_one_id_are_refused(tmp_path):
     model = json.loads(byte_level().to_str())["model"]
     model["vocab"]["zebra"] = model["vocab"]["a"]
