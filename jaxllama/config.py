@@ -13,6 +13,7 @@ RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
 KERNELS = ("xla", "cpu")
+SAMPLING_DEFAULTS = ("auto", "none")  # whether requests get what the model's maker recommends
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 

@@ -30,7 +30,7 @@ Ready = tuple[GenerationRequest, Tail]
 class Intake:
     """Checks and translates requests for one model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that a request is read with
         self,
         tokenizer: Tokenizer,
         prompt_format: PromptFormat,
@@ -39,13 +39,16 @@ class Intake:
         presets: Mapping[str, type[Preset]] | None = None,
         *,
         other_formats: Iterable[PromptFormat] = (),
+        defaults: Mapping[str, object] | None = None,
     ) -> None:
+        """`defaults` are the knobs of every request that sets neither them nor a preset's."""
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.formats = {each.name: each for each in (*other_formats, prompt_format)}
         self.bank = bank
         self.engine = engine
         self.presets = dict(presets or {})
+        self.defaults = dict(defaults or {})
         self.constraints = Compiler(tokenizer, bank.vocab)
 
     def with_format(self, name: str | None) -> Self:
@@ -122,7 +125,7 @@ class Intake:
         other: Callable[[str], list[int]],
     ) -> Ready:
         """`other` makes the prompt of a negative_prompt."""
-        given = with_preset(knobs, self.presets)
+        given = {**self.defaults, **with_preset(knobs, self.presets)}
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}

@@ -283,6 +283,21 @@ def test_unpacked_is_exactly_what_unpack_means():
     assert np.array_equal(unpacked(leaf, packed), np.asarray(unpack(as_jax)).T)
 
 
+def test_recommended_sampling_is_what_a_silent_request_gets(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    advice = {"general.sampling.temp": 0.0}
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER | advice)
+    with LLM.load(path, slots=2, context=64) as llm:
+        assert llm.sampling_defaults == {"temperature": 0.0}
+        greedy = llm.generate("abc", max_tokens=8, temperature=0)
+        silent = [llm.generate("abc", max_tokens=8, seed=seed) for seed in range(3)]
+        warm = [llm.generate("abc", max_tokens=8, temperature=5.0, seed=seed) for seed in range(3)]
+    assert [answer.tokens for answer in silent] == [greedy.tokens] * 3
+    assert any(answer.tokens != greedy.tokens for answer in warm)
+    with LLM.load(path, slots=2, context=64, sampling_defaults="none") as llm:
+        assert llm.sampling_defaults == {}
+
+
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UnknownFormat):
         LLM.load(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS
+from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS, SAMPLING_DEFAULTS
 from jaxllama.engine.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import LIMITS, Limit, check, unknown_field, unknown_preset
@@ -189,6 +189,12 @@ def loading_options(slots: int | None) -> list[click.Option]:
             metavar="NAME",
             help="Prompt format of conversations, or a .jinja file with a chat template [default: "
             "the one that suits the model].",
+        ),
+        option(
+            *("--sampling-defaults", "load_sampling_defaults"),
+            type=click.Choice(SAMPLING_DEFAULTS),
+            help="Where a request sets nothing: auto, what the model's maker recommends, or none, "
+            "the default of each sampler [default: auto].",
         ),
         option(
             *("--no-compile-cache", "load_compile_cache"),

@@ -39,6 +39,12 @@ NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
     "array": {"enum": [[], None]},
 }
 
+EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes each event
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 def describe(
     model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool
@@ -83,7 +89,7 @@ def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     else:
         content["application/json"] = {"schema": found[id(endpoint.answer)]}
     if endpoint.events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": EVENT}
     answers: Json = {"200": {"description": "the answer", "content": content}}
     for status in REFUSALS:
         answers[str(status)] = {"$ref": f"#/components/responses/{status}"}

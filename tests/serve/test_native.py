@@ -6,7 +6,7 @@ import pytest
 
 from jaxllama.limits import LIMITS
 from jaxllama.testing import ScriptedEngine
-from tests.serve.clients import HI, asked, post, saying
+from tests.serve.clients import HI, asked, plain_intake, post, saying
 from tests.serve.conftest import config, scenario
 from tests.support import installed_samplers
 
@@ -153,5 +153,26 @@ def test_everything_installed_is_listed_with_its_bounds():
             assert (knob["low"], knob["high"], knob["width"]) == (0.0, 1.0, None)
             assert [one["name"] for one in found["formats"] if one["chosen"]] == ["chatml"]
             assert [one["name"] for one in found["core"]] == list(LIMITS)
+            assert knob["recommended"] is None
+
+    scenario(body)
+
+
+def test_recommended_sampling_is_listed_with_the_model_and_its_knobs():
+    async def body():
+        samplers = installed_samplers()
+        engine = ScriptedEngine(lambda _: b"ok", config=config(candidates=32), samplers=samplers)
+        intake = plain_intake(engine)
+        intake.defaults = {"temperature": 0.2, "top_p": 0.9}
+        async with asked(engine, intake=intake) as (live, _):
+            async with live.http.get(f"{live.url}/v1/models") as response:
+                (model,) = (await response.json())["data"]
+            async with live.http.get(f"{live.url}/v1/plugins") as response:
+                found = await response.json()
+        assert model["sampling_defaults"] == {"temperature": 0.2, "top_p": 0.9}
+        knobs = {knob["name"]: knob for one in found["samplers"] for knob in one["knobs"]}
+        assert (knobs["top_p"]["recommended"], knobs["top_p"]["off"]) == (0.9, 1.0)
+        (heat,) = [one for one in found["core"] if one["name"] == "temperature"]
+        assert (heat["recommended"], heat["default"]) == (0.2, 1.0)
 
     scenario(body)

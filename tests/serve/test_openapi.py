@@ -135,6 +135,13 @@ def test_every_route_is_described_and_every_reference_leads_somewhere():
         assert reference[1] in document["components"][reference[0]]
 
 
+def test_each_event_of_a_stream_is_described_as_an_object_with_data():
+    paths = described()["paths"]
+    content = paths["/v1/responses"]["post"]["responses"]["200"]["content"]
+    schema = content["text/event-stream"]["schema"]
+    assert (schema["type"], schema["required"]) == ("object", ["data"])
+
+
 def test_knobs_are_described_with_their_bounds():
     fields = described()["components"]["schemas"]["ChatBody"]["properties"]
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0.0, "maximum": 100.0}

@@ -1,6 +1,6 @@
 """`/v1/models`: what is served here - one model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -17,6 +17,7 @@ class ModelCard(msgspec.Struct):
     id: str
     created: int
     context_length: int  # tokens of prompt and answer together
+    sampling_defaults: dict[str, Any]  # knobs that a request gets where it does not set them
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
 
@@ -47,4 +48,9 @@ async def describe_model(request: web.Request, service: GenerationService) -> we
 def card(service: GenerationService) -> ModelCard:
     """The model that is served."""
     model = service.model
-    return ModelCard(model.name, int(model.loaded), model.engine.config.context)
+    return ModelCard(
+        id=model.name,
+        created=int(model.loaded),
+        context_length=model.engine.config.context,
+        sampling_defaults=model.intake.defaults,
+    )
