@@ -26,18 +26,20 @@ REPLACE = (
     "in __call__ use a local variable; a number for the next token is a field state(start=...), "
     "and observe() returns dataclasses.replace(self, field=value)"
 )
+UNDECIDED = (
+    "Python's {word} asks whether an array is true, but its numbers are unknown while the step is "
+    "compiled"
+)
+CHOOSE = (
+    "choose with jnp.where(condition, a, b), combine masks with & | ~, and take jnp.minimum, "
+    "jnp.maximum, jnp.any or jnp.all"
+)
 COMPARE = "a shape cannot depend on numbers: keep all places and choose with jnp.where or a mask"
 
 # What an error means: (the type's name, words of its message, the sentence, the hint).
 MEANINGS = (
-    (
-        "TracerBoolConversionError",
-        "",
-        "Python's {word} asks whether an array is true, but its numbers are unknown while the "
-        "step is compiled",
-        "choose with jnp.where(condition, a, b), combine masks with & | ~, and take jnp.minimum, "
-        "jnp.maximum, jnp.any or jnp.all",
-    ),
+    ("TracerBoolConversionError", "", UNDECIDED, CHOOSE),
+    ("ValueError", "truth value of an array", UNDECIDED, CHOOSE),
     (
         "TracerArrayConversionError",
         "",
@@ -129,9 +131,6 @@ def hint_for(error: BaseException) -> str:
     if isinstance(error, AttributeError) and dataclasses.is_dataclass(error.obj):
         there = sorted(name for name in dir(error.obj) if not name.startswith("_"))
         return f"{type(error.obj).__name__} has {', '.join(there)}"
-    if isinstance(error, ImportError):
-        hider = hiding_file()
-        return "" if hider is None else f"{hidden_by(hider)}; rename it"
     return ""
 
 
@@ -286,10 +285,19 @@ def hiding_file(folder: Path | None = None) -> Path | None:
     return next((path for path, name in zip(there, names, strict=True) if is_taken(name)), None)
 
 
+def hiding(error: BaseException) -> BrokenPlugin | None:
+    """The error to show instead of one that arose because a file hides a module; else None."""
+    of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
+    path = hiding_file() if isinstance(error, ImportError) or of_module else None
+    if path is None:
+        return None
+    return BrokenPlugin(hidden_by(path), where=f"{path.resolve()}:1", hint="rename the file")
+
+
 def hidden_by(path: Path) -> str:
     """The sentence about a file that hides a module."""
     name = path.parent.name if path.name == "__init__.py" else path.stem
-    return f"{path.resolve()} hides the module {name} of {owner_of(name)}"
+    return f"{path.name} hides the module {name} of {owner_of(name)}"
 
 
 def owner_of(name: str) -> str:

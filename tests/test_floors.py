@@ -60,6 +60,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy"),
+    "__main__": ("cli", ""),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion recording explain "

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from jaxllama.errors import JaxLlamaError
+from jaxllama.mistakes import hiding
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
@@ -74,6 +75,9 @@ def explain(error: Exception) -> int:
         return fail(worded(error), error.exit_code)
     if isinstance(error, JaxLlamaError):
         return fail(str(error), error.exit_code)
+    hidden = hiding(error)
+    if hidden is not None:
+        return fail(str(hidden), hidden.exit_code)
     raise error
 
 
