@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jaxllama.cli.figures import summary
 from jaxllama.cli.options import GenerationCommand, need_slots
-from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show, summary
+from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show
 from jaxllama.completion import Hypothesis
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT

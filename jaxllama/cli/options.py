@@ -99,6 +99,22 @@ def need_slots(ctx: click.Context, count: int) -> None:
         ctx.params[name] = max(given, count)
 
 
+def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
+    """The value of a knob from its text, as the option of that knob reads it; not checked yet."""
+    if name in LIMITS:
+        limit = LIMITS[name]
+        if limit.kind is str:
+            return (text,) if limit.many else text
+        return Text(name, limit.kind, many=limit.many).convert(text, None, None)
+    if name not in specs:
+        raise unknown_field(name, [*LIMITS, *specs])
+    spec = specs[name]
+    if spec.phrases:
+        return (text,)
+    kind = Text(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
+    return kind.convert(text, None, None)
+
+
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
     """Raise InvalidParameter for a knob nobody knows or a value outside its bounds."""
     for name, value in knobs.items():

@@ -50,12 +50,16 @@ def progress_bars() -> Iterator[Report | None]:
         yield report
 
 
+def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
+    """Load a model and show progress bars meanwhile."""
+    with progress_bars() as report:
+        return jaxllama.LLM.load(progress=report, **loading)
+
+
 @contextmanager
 def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
-    """The model, loaded with bars and closed at the end."""
-    with progress_bars() as report:
-        llm = jaxllama.LLM.load(progress=report, **loading)
-    with llm:
+    """Load a model with progress bars; it is closed at the end."""
+    with load_llm(loading) as llm:
         yield llm
 
 
@@ -84,22 +88,6 @@ def rates(usage: Usage) -> dict[str, float | None]:
         "seconds_to_first": usage.seconds_to_first,
         "seconds": usage.seconds,
     }
-
-
-def summary(usage: Usage) -> str:
-    """The figures of one answer in a line."""
-    speed = rates(usage)
-    reused = f" ({usage.reused} reused)" if usage.reused else ""
-    return (
-        f"prompt: {usage.prompt} tokens{reused}{per_second(speed['prompt_tokens_per_second'])} | "
-        f"answer: {usage.generated} tokens{per_second(speed['generated_tokens_per_second'])} | "
-        f"first token after {usage.seconds_to_first:.3f} s"
-    )
-
-
-def per_second(rate: float | None) -> str:
-    """A rate, if there is one."""
-    return "" if rate is None else f" at {rate:.1f} tok/s"
 
 
 def as_json(value: object) -> str:
