@@ -220,10 +220,10 @@ def test_a_model_that_does_not_load_leaves_the_old_one(run, model, tmp_path, mon
     (tmp_path / "bad.gguf").write_bytes(b"x")
     load = model.load
 
-    def loading(name=None, **settings):
-        if name == "bad.gguf":
+    def loading(**settings):
+        if settings.get("model") == "bad.gguf":
             raise BadHeader("bad.gguf is no model")
-        return load(name, **settings)
+        return load(**settings)
 
     monkeypatch.setattr(LLM, "load", loading)
     result = talk(run, "/model bad.gguf", "/model no/such/model", "hi")
