@@ -51,11 +51,11 @@ def command(  # noqa: PLR0913 - an argument for each option
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> None:
-    """Talk with a model; /help lists the commands.
+    """Chat with a model in the terminal; type /help for the commands.
 
     With --prompt, --prefix or --postfix the conversation is one plain text that the model
-    continues, for models without a prompt format: end its turns with --stop. The stop text
-    stays in the conversation, once.
+    continues. This is for models without a prompt format; end the model's turns with --stop. The
+    stop text is kept in the conversation once.
     """
     conversation = Conversation(system=system)
     if (prompt, prefix, postfix) != (None, None, None):

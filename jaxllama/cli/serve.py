@@ -52,13 +52,13 @@ class ServeCommand(ModelCommand):
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"File with one API key per line; {KEYS_VARIABLE} may hold some as well.",
+    help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
 def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
-    """Serve a model over HTTP until told to stop.
+    """Serve a model over HTTP until the program is stopped.
 
-    It listens at once; /ready says when the model is loaded. SIGTERM or Ctrl-C lets it finish what
-    runs, a second one ends it now.
+    The server listens at once and loads the model in the background; /ready says when it is
+    loaded. SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
     """
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))

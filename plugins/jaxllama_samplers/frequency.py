@@ -17,13 +17,13 @@ class Frequency(Adjuster):
         off=0.0,
         low=-2.0,
         high=2.0,
-        help="subtracted from the logit of every token that occurs in the answer",
+        help="subtract this from the logit of every token that occurs in the answer",
     )
     frequency_penalty: Knob = knob(
         off=0.0,
         low=-2.0,
         high=2.0,
-        help="subtracted from a token's logit once per occurrence in the answer",
+        help="subtract this from a token's logit once per occurrence in the answer",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

@@ -24,19 +24,19 @@ class Repetition(Adjuster):
         off=1.0,
         low=0.01,
         high=100.0,
-        help="above 1 makes tokens that already occurred less likely, below 1 more; 1 = neither",
+        help="make tokens that occurred less likely (above 1) or likelier (below 1); 1 = off",
     )
     repetition_window: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="how many of the newest tokens the repetition penalty looks at; 0 = all",
+        help="apply the repetition penalty to this many of the newest tokens; 0 = all",
     )
     repetition_decay: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="over how many tokens behind repetition_window the penalty fades out; 0 = at once",
+        help="fade the penalty out over this many tokens beyond repetition_window; 0 = none",
     )
     repetition_sign_blind: Knob = knob(
         off=False,
