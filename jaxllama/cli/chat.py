@@ -128,8 +128,8 @@ class Session:
     def vocabulary(self) -> Vocabulary:
         """The words that the Tab key completes."""
         values: dict[str, Iterable[str]] = {
-            name: ("true", "false") if each.kind is bool else ()
-            for name, each in (*LIMITS.items(), *self.options.specs.items())
+            **{name: named_values(each.kind) for name, each in LIMITS.items()},
+            **{name: named_values(each.kind) for name, each in self.options.specs.items()},
         }
         values["preset"] = self.options.presets
         named = {name: [*each, UNSET] for name, each in values.items()}
@@ -312,6 +312,11 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "help": Session.help,
     "exit": Session.exit,
 }
+
+
+def named_values(kind: type) -> tuple[str, ...]:
+    """The values of a knob of this type that have a name."""
+    return ("true", "false") if kind is bool else ()
 
 
 def read_line() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 try:
-    import readline
+    import readline as readline  # noqa: PLC0414 - the chat edits lines with it, too
 except ImportError:  # built without it
     readline = None  # type: ignore[assignment]
 

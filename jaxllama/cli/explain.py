@@ -23,9 +23,9 @@ from jaxllama.sampling import Sampler
 
 TRUTH = {"true": True, "false": False}
 LEGEND = {
-    "token": "the token that was drawn; (was ...) is the one in the recorded answer",
+    "token": "the token that was drawn; (was ...) is the recorded one",
     "chance": "the random number from 0 to 1 that decided the draw",
-    "stage": "the model, then every sampler that is on, in the order in which they run",
+    "stage": "the model, then every sampler that is on, in running order",
     "tokens left": "how many tokens could be drawn after the stage",
     "removed": "the probability, before the stage, of the tokens that it dropped",
     "rank": "the place of the drawn token after the stage; 1 is the likeliest",

@@ -48,7 +48,7 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
 def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
     """Raise BrokenPlugin for a sampler without `__call__`, or with random numbers of its own."""
     base = next((each for each in (Adjuster, Filter, Shaper) if issubclass(kind, each)), Sampler)
-    if kind.__call__ is base.__call__:  # type: ignore[attr-defined]
+    if kind.__call__ is base.__call__:
         first = "best" if base is Filter else "logits"
         raise BrokenPlugin(
             f"sampler {name!r} has no __call__",

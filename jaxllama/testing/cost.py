@@ -80,9 +80,9 @@ def cost_of(
     with one_thread():
         alone, *beside = (added(call(without), call(with_it)) for without, with_it in pairs)
     each = 1e6 / ROWS
-    company = beside[0].best * each if beside else None
+    beside_others = beside[0].best * each if beside else None
     doubt = max(found.doubt for found in (alone, *beside))
-    return Cost(vocab, alone.best * each, company, doubt * each)
+    return Cost(vocab, alone.best * each, beside_others, doubt * each)
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
