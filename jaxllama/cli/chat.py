@@ -231,7 +231,7 @@ class Session:
             raise
 
     def system(self, text: str) -> None:
-        """TEXT: Change what the model is told first; without TEXT, show it."""
+        """TEXT: Change the system message; without TEXT, show it."""
         if text:
             self.conversation.system = text
         note(f"system: {self.conversation.system or 'none'}")
@@ -247,7 +247,7 @@ class Session:
         note(f"loaded {len(self.conversation.turns)} messages")
 
     def set(self, text: str) -> None:
-        """KNOB VALUE: Set a knob, or a preset; VALUE may be default; alone, show what is set."""
+        """KNOB VALUE: Set a knob or preset, or default; alone, show what is set."""
         name, _, value = (part.strip() for part in text.partition(" "))
         name = name.removeprefix("--").replace("-", "_")
         if name and value == UNSET:
@@ -265,7 +265,7 @@ class Session:
             note("no knob is set")
 
     def model(self, name: str) -> None:
-        """NAME: Load another model and go on with the same conversation; alone, show its name."""
+        """NAME: Go on with another model; alone, show the model's name."""
         if name:
             try:
                 self.loaded.change(name)
@@ -274,7 +274,7 @@ class Session:
         note(f"model: {self.loaded.name}")
 
     def stats(self, _: str) -> None:
-        """Show the tokens and seconds of the last answer and of this session."""
+        """Show tokens and seconds of the last answer and the session."""
         for line in self.figures.lines(self.llm.engine_config.context):
             note(line)
 

@@ -37,7 +37,8 @@ class Figures:
             return
         yield f"last answer: {timed(last.generated, last.seconds)}, {first_after(last)}"
         yield f"its prompt: {last.prompt} tokens, {reused(last.reused)}"
-        yield f"session: {self.answers} answers, {timed(self.generated, self.seconds)}"
+        answers = "1 answer" if self.answers == 1 else f"{self.answers} answers"
+        yield f"session: {answers}, {timed(self.generated, self.seconds)}"
         yield f"their prompts: {self.prompt} tokens, {reused(self.reused)}"
         yield f"context: {last.prompt + last.generated} of {context} tokens"
 

@@ -149,7 +149,7 @@ def test_stats_shows_the_last_answer_the_session_and_the_context(run):
 def test_an_answer_that_was_stopped_counts(run, model):
     model.answer = lambda _: Pressing(b"abcdefghij")
     result = talk(run, "go on", "/stats")
-    assert "stopped" in result.stderr and "session: 1 answers" in result.stderr
+    assert "stopped" in result.stderr and "session: 1 answer, " in result.stderr
 
 
 def test_set_changes_a_knob_for_the_answers_that_follow(run):
@@ -304,6 +304,7 @@ def test_help_lists_every_command(run):
     for name in chat.COMMANDS:
         assert f"/{name}" in text
     assert "/save FILE" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_exit_leaves(run):
