@@ -8,7 +8,7 @@ import copy
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self, TypeGuard
 
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
@@ -90,6 +90,8 @@ class Intake:
         """A prompt as token ids, each within the vocabulary."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
+        if not is_list(prompt):
+            raise wrong_prompt(prompt)
         ids = list(prompt)
         size = self.bank.vocab
         for id_ in ids:
@@ -219,6 +221,33 @@ class Intake:
             return [list(item)]
         written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
         return written if written[0] != written[1] else written[:1]
+
+
+def is_one(prompt: object) -> bool:
+    """Whether a prompt is text or a list of token ids, not a list of prompts.
+
+    An empty list is an empty list of prompts. Raises InvalidParameter for anything else.
+    """
+    if isinstance(prompt, str):
+        return True
+    if not is_list(prompt):
+        raise wrong_prompt(prompt)
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list, a tuple or the like; bytes are none."""
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
+
+
+def wrong_prompt(prompt: object) -> InvalidParameter:
+    """The error for a prompt of a wrong type."""
+    hint = "; decode it first: prompt.decode()" if isinstance(prompt, bytes | bytearray) else ""
+    return InvalidParameter(
+        f"prompt is {prompt!r:.100} ({type(prompt).__name__}); expected text or a list of token "
+        f"ids, or a list of these{hint}",
+        "prompt",
+    )
 
 
 def stream_of(ready: Ready, index: int) -> Ready:

@@ -29,7 +29,7 @@ from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
-from jaxllama.intake import Intake, Prompt
+from jaxllama.intake import Intake, Prompt, is_one
 from jaxllama.kernels import cpu
 from jaxllama.loading import (
     Progress,
@@ -441,8 +441,3 @@ class LLM:
     def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
         self.streams.pump_until_free()
         return self.engine.peek(ids, start)
-
-
-def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Text, or a list of ids; an empty list is an empty list of prompts."""
-    return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))

@@ -94,6 +94,12 @@ def guarded_json(value: Any, guard: Guard) -> Any:
 
 def as_messages(messages: Turns) -> list[Message]:
     """A conversation from its JSON form."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        raise InvalidParameter(
+            f"messages is {messages!r:.100}; expected a list of "
+            f'{{"role": "user", "content": TEXT}}',
+            "messages",
+        )
     return [as_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
@@ -108,6 +114,10 @@ def as_message(message: Message | Mapping[str, Any], where: str = "messages") ->
     """A message from its JSON form; content may be a list of text parts."""
     if isinstance(message, Message):
         return message
+    if not isinstance(message, Mapping):
+        raise InvalidParameter(
+            f'{where} is {message!r:.100}; expected {{"role": "user", "content": TEXT}}', where
+        )
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, list | tuple):
         raise InvalidParameter(f"{where} has tool_calls {calls!r:.100}; expected a list", where)

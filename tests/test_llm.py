@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import threading
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -226,6 +227,39 @@ def test_bad_prompt_is_refused(llm, prompt):
     with pytest.raises(RequestError):
         llm.generate(prompt, max_tokens=1)
     assert llm.engine.idle
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (5, r"prompt is 5 \(int\); expected text or a list of token ids"),
+        (None, r"prompt is None \(NoneType\)"),
+        (b"abc", r"\(bytes\).*prompt.decode\(\)"),
+        ({"prompt": "abc"}, r"\(dict\)"),
+        (["abc", 5], r"prompt is 5 \(int\)"),
+        (["abc", None], r"prompt is None"),
+        (["abc", b"abc"], r"\(bytes\)"),
+        ([7, "abc"], "prompt holds 'abc'; token ids are whole numbers"),
+        ([[7, "abc"]], "prompt holds 'abc'; token ids are whole numbers"),
+        (np.arange(3), r"\(ndarray\)"),
+    ],
+)
+def test_a_prompt_of_a_wrong_type_is_refused_in_words(llm, prompt, words):
+    for ask in (llm.generate, llm.embed, partial(llm.generate, n=2)):
+        with pytest.raises(InvalidParameter, match=words):
+            ask(prompt)
+        assert llm.engine.slots.claimed == 0
+    if not isinstance(prompt, list):
+        for ask in (llm.stream, llm.beam_search, partial(llm.score, continuations=["x"])):
+            with pytest.raises(InvalidParameter, match=words):
+                ask(prompt)
+
+
+@pytest.mark.parametrize("messages", [5, None, "hi", b"hi", {"role": "user"}, ["hi"], [None]])
+def test_a_conversation_of_a_wrong_type_is_refused_in_words(llm, messages):
+    for ask in (llm.chat, llm.chat_stream):
+        with pytest.raises(InvalidParameter, match=r'expected (a list of )?{"role": "user"'):
+            ask(messages)
 
 
 def test_prompt_that_does_not_fit_is_refused(llm):

@@ -40,9 +40,10 @@ VECTOR_BYTES = 4  # norms and biases are float32
 @click.argument("model", required=False)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> None:
-    """Show what MODEL is and the memory it needs at these settings.
+    """Show what MODEL is and how much memory it needs with these settings.
 
-    MODEL is whatever --model takes elsewhere; a model that is not here yet is fetched.
+    MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
+    that is not on this machine yet is downloaded.
     """
     names = ("slots", "context", "dtype", "cache_dtype", "packed")
     sizes = {name: loading[name] for name in names if loading.get(name) is not None}

@@ -62,14 +62,14 @@ class ServeCommand(ModelCommand):
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"File with one API key per line; {KEYS_VARIABLE} may hold some as well.",
+    help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
 def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
-    """Serve a model over HTTP until told to stop.
+    """Serve a model over HTTP until the program is stopped.
 
-    It listens at once, and logs "ready: open http://..." once the model has made a token; until
-    then /ready says what is being loaded or compiled. SIGTERM or Ctrl-C lets running requests
-    finish, a second one ends it now.
+    The server listens at once and loads the model in the background. It logs "ready: open http://..."
+    when the model has made a token; until then /ready says what is being loaded or compiled.
+    SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
     """
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))

@@ -22,20 +22,19 @@ class Frequency(Adjuster):
         off=0.0,
         low=-2.0,
         high=2.0,
-        help="subtracted from the logit of every token that occurs in the answer",
+        help="subtract this from the logit of every token that occurs in the answer",
     )
     frequency_penalty: Knob = knob(
         off=0.0,
         low=-2.0,
         high=2.0,
-        help="subtracted from a token's logit once per occurrence in the answer",
+        help="subtract this from a token's logit once per occurrence in the answer",
     )
     prompt_penalty_window: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="how many of the prompt's newest tokens the presence and frequency penalties count "
-        "too, early ones less; 0 = none",
+        help="count this many of the prompt's newest tokens, too, early ones less; 0 = off",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

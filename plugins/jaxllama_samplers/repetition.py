@@ -24,20 +24,19 @@ class Repetition(Adjuster):
         off=1.0,
         low=0.01,
         high=100.0,
-        help="above 1 makes tokens that already occurred less likely, below 1 more; 1 = neither",
+        help="make tokens that occurred less likely (above 1) or likelier (below 1); 1 = off",
     )
     repetition_window: Knob = knob(
         off=-1,
         low=-1,
         switch=False,
-        help="how many of the newest tokens get the whole repetition penalty; -1 = all, 0 = none",
+        help="apply the repetition penalty to this many of the newest tokens; -1 = all, 0 = none",
     )
     repetition_decay: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="over how many tokens before those of repetition_window the penalty fades out; "
-        "0 = it ends there",
+        help="fade the penalty out over this many tokens beyond repetition_window; 0 = none",
     )
     repetition_sign_blind: Knob = knob(
         off=False,
