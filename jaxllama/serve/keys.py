@@ -10,4 +10,7 @@ from jaxllama.service.answers import Caller
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)
 CALLER = web.RequestKey("caller", Caller)  # who asks, and the request's id
+ALIASED = web.RequestKey[dict[str, str]](
+    "aliased", dict
+)  # own names of fields -> what they came under
 DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]

@@ -22,7 +22,9 @@ class Settings:
     cors_origins: tuple[str, ...] = setting((), "web origin that may use the API from a browser")
     tls_certificate: str | None = setting(None, "certificate chain, PEM; makes it https")
     tls_key: str | None = setting(None, "private key of the certificate, PEM")
-    lenient: bool = setting(False, "ignore fields of requests that nobody knows")
+    strict: bool = setting(
+        False, "refuse unknown fields of requests; they are ignored and named in the answer"
+    )
     connections: int = setting(1024, "most connections at a time")
     body_bytes: int = setting(2 << 20, "most bytes in the body of a request")
     json_depth: int = setting(64, "most levels of nesting in a body")

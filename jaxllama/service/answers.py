@@ -7,7 +7,7 @@ once, and stops all choices. Lives on the event loop; must not know HTTP.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -27,10 +27,11 @@ class Caller:
     client: str = ""
     route: str = ""
     was_opened: bool = False  # the service tells how it went
+    notes: dict[str, str] = field(default_factory=dict)  # more for the log and the answer's headers
 
     def as_facts(self) -> dict[str, str]:
         """For the log."""
-        return {"id": self.id, "client": self.client, "route": self.route}
+        return {"id": self.id, "client": self.client, "route": self.route, **self.notes}
 
 
 @dataclass(eq=False, slots=True)
@@ -206,12 +207,15 @@ class Outcome:
     generated: int
     seconds: float
     seconds_to_first: float | None
+    notes: Mapping[str, str]  # of the caller
 
     def as_facts(self) -> dict[str, object]:
         """For the log."""
         first = self.seconds_to_first
+        figures = {name: value for name, value in vars(self).items() if name != "notes"}
         return {
-            **vars(self),
+            **figures,
+            **self.notes,
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
             # Of all its time: a short answer may come in one piece, with none behind the first.
@@ -244,4 +248,5 @@ def outcome_of(answers: Answers) -> Outcome:
         generated=sum(usage.generated for usage in usages),
         seconds=now - answers.began,
         seconds_to_first=answers.first and answers.first - answers.began,
+        notes=caller.notes,
     )

@@ -71,7 +71,8 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
     check(knobs, changes, service.model)
     messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
     prompts = [] if body.prompt is None else [body.prompt]
-    knobs["max_tokens"] = knobs.get("max_tokens") or USUAL
+    if knobs.get("max_tokens") is None:
+        knobs["max_tokens"] = USUAL
     ask = Ask(prompts=prompts, messages=messages, knobs=knobs, format=body.format)
     async with service.open(ask, request[CALLER]) as answers:
         check_recordable(answers.requests[0])

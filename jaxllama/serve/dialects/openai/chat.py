@@ -5,7 +5,7 @@ an answer to a shape comes from `constraints.py`.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -65,7 +65,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     style = model.intake.with_format(body.format).format.calls if tools else None
     held = held_to(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
-    knobs = held.beside(knobs | with_own_names(body, knobs))
+    knobs = held.beside(knobs | logprobs_of(body))
     if body.explain:
         knobs = ready_to_explain(knobs, stream=body.stream, answers=n)
     ask = Ask(
@@ -102,20 +102,11 @@ def ending_of(body: ChatBody) -> PromptEnding:
     return PromptEnding.CLOSED if body.add_generation_prompt is False else PromptEnding.ANSWER
 
 
-def with_own_names(body: ChatBody, knobs: Mapping[str, object]) -> dict[str, object]:
-    """The core knobs that have another name in a chat."""
-    found: dict[str, object] = {}
-    if body.max_completion_tokens is not None:
-        if knobs.get("max_tokens") not in (None, body.max_completion_tokens):
-            raise InvalidParameter(
-                "max_tokens and max_completion_tokens differ; send one of them", "max_tokens"
-            )
-        found["max_tokens"] = body.max_completion_tokens
+def logprobs_of(body: ChatBody) -> dict[str, object]:
+    """The core knob `logprobs`, which a chat says in two fields."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
-    if body.logprobs:
-        found["logprobs"] = body.top_logprobs or 0
-    return found
+    return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
 class ChatForm:
