@@ -82,7 +82,8 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         gc.collect()
         heap.give_back()
         gc.freeze()  # or every full collection would hold up all streams for 100 ms
-        return Model(name, llm.engine, llm.intake)
+        others = other_names(loading.get("model"), llm.path, llm.config.name)
+        return Model(name, llm.engine, llm.intake, others - {name})
 
     service = GenerationService(open_model, settings.bounds, log_prompts=settings.log_prompts)
     code, ended = await Server(service, settings).run()
@@ -97,6 +98,12 @@ def model_name(model: str | None) -> str:
     if model is None:
         return store.DEFAULT
     return Path(model).stem if Path(model).exists() else model
+
+
+def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
+    """What clients may call the model as well: as it was given, its file, its own name."""
+    files = () if path is None else (path.name, path.stem)
+    return frozenset(filter(None, (model, *files, own)))
 
 
 def keys_from(file: Path | None) -> Iterator[str]:

@@ -125,7 +125,7 @@ def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> N
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
-        fields["model"] = {"enum": [model.name, None], "default": None}
+        fields["model"] = {"enum": [model.name, *sorted(model.aliases), None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
             fields[name] = refused(field, endpoint.body, name)

@@ -34,8 +34,9 @@ from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
+from jaxllama.text.tokenizer import Tokenizer
 
 
 class CompletionBody(Common, kw_only=True):
@@ -106,7 +107,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     """Continue texts."""
     body, knobs = await COMPLETIONS.read(request, service, CompletionBody)
     model = service.model
-    check_model(body.model, model.name)
+    name = check_model(body.model, model)
     check_options(body, knobs)
     held = held_to(body.response_format)
     knobs = held.beside(knobs)
@@ -115,7 +116,8 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
     echoes = await echoes_of(prompts, knobs, service) if body.echo else []
-    style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)
+    tells = knobs.get("logprobs") is not None
+    style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
     if knobs.get("max_tokens") == 0:
         form = CompletionForm(style, request[CALLER].id, len(prompts))
         return one_json(form.whole())
@@ -177,9 +179,16 @@ class Style:
     """What is common to all answers of a request."""
 
     def __init__(
-        self, body: CompletionBody, model: Model, echoes: Sequence[Echo], *, tells: bool
+        self,
+        body: CompletionBody,
+        name: str,
+        tokenizer: Tokenizer,
+        echoes: Sequence[Echo],
+        *,
+        tells: bool,
     ) -> None:
-        self.model, self.echoes, self.tells = model, echoes, tells
+        self.name, self.tokenizer = name, tokenizer
+        self.echoes, self.tells = echoes, tells
         self.wanted = body.n or 1  # of each prompt
         self.asked = body.best_of or self.wanted
         options = body.stream_options
@@ -223,7 +232,7 @@ class CompletionForm:
     def end(self) -> Iterator[CompletionChunk]:
         """What it cost, if that was asked."""
         if self._style.counts:
-            name = self._style.model.name
+            name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
     def whole(self) -> Completion:
@@ -238,7 +247,7 @@ class CompletionForm:
             Choice(index, writer.text, writer.ending, writer.logprobs if style.tells else None)
             for index, writer in enumerate(told)
         ]
-        return Completion(self._id, self._created, style.model.name, choices, self._usage())
+        return Completion(self._id, self._created, style.name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
         usages = [writer.usage for writer in self._writers]
@@ -249,7 +258,7 @@ class CompletionForm:
 
     def _chunk(self, choice: Choice) -> CompletionChunk:
         usage = None if self._style.counts else UNSET
-        name = self._style.model.name
+        name = self._style.name
         return CompletionChunk(self._id, self._created, name, [choice], usage=usage)
 
 
@@ -264,7 +273,7 @@ class Writer:
         if echo is not None and echo.logprobs is not None:
             self.logprobs.extend(echo.logprobs)
         self._texts = [echo.text] if echo else []
-        self._old_style = OldStyle(style.model.intake.tokenizer, sum(map(len, self._texts)))
+        self._old_style = OldStyle(style.tokenizer, sum(map(len, self._texts)))
         self._tells = style.tells
         self._values: list[float] = []
 

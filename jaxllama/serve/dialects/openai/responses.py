@@ -51,8 +51,7 @@ RESPONSES = Endpoint(
 async def respond(request: web.Request, service: GenerationService) -> web.StreamResponse:
     """Answer a conversation."""
     body, knobs = await RESPONSES.read(request, service, ResponseBody)
-    name = service.model.name
-    check_model(body.model, name)
+    name = check_model(body.model, service.model)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
             "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"

@@ -11,15 +11,21 @@ from msgspec import UNSET, UnsetType
 from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.request import FinishReason, Usage
 from jaxllama.serve.endpoints import Body
+from jaxllama.service import Model
 
 Texts = str | list[str]
 Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
 
 
-class Common(Body, kw_only=True):
-    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+class ModelBody(Body, kw_only=True):
+    """A body that may name the model."""
 
     model: str | None = None
+
+
+class Common(ModelBody, kw_only=True):
+    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -122,14 +128,17 @@ def error_body(error: JaxLlamaError) -> dict[str, Any]:
     return {"error": msgspec.to_builtins(problem)}
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Refuse a request for another model."""
-    if asked is not None and asked != served:
-        raise HttpError(
-            f"model {asked[:100]!r} does not exist here; this server serves {served!r}",
-            404,
-            "model_not_found",
-        )
+def check_model(asked: str | None, model: Model) -> str:
+    """The name to answer by: the one in the request, or the listed one; refuses another model's."""
+    if asked is None or asked == model.name:
+        return model.name
+    if asked in model.aliases:
+        return asked
+    raise HttpError(
+        f"model {asked[:100]!r} does not exist here; this server serves {model.name!r}",
+        404,
+        "model_not_found",
+    )
 
 
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
