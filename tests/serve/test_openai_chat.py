@@ -467,6 +467,37 @@ def test_a_field_is_refused_under_the_name_it_came_under():
     scenario(body)
 
 
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [("/v1/chat/completions", {"messages": HI}), ("/v1/completions", {"prompt": ["ab", "c"]})],
+)
+def test_usage_comes_with_every_chunk_where_that_is_asked(path, prompt):
+    async def body():
+        async with asked(saying(b"xyz")) as (live, _):
+            options = {"include_usage": True, "continuous_usage_stats": True}
+            sent = {**prompt, "n": 2, "stream": True, "stream_options": options}
+            async with live.http.post(f"{live.url}{path}", json=sent) as response:
+                assert "X-Ignored-Fields" not in response.headers
+                *chunks, last, done = events_of(await response.text())
+            assert done == "[DONE]" and last["choices"] == []
+            counts = [each["usage"]["completion_tokens"] for each in chunks]
+            assert counts == sorted(counts) and len(set(counts)) > 2
+            whole = last["usage"]
+            answers = 2 if "messages" in prompt else 4
+            assert counts[-1] == 3 * answers  # the end tokens are counted at the end
+            assert whole["completion_tokens"] == 4 * answers
+            for each in chunks:
+                usage = each["usage"]
+                assert usage["prompt_tokens"] == whole["prompt_tokens"]
+                assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+            sent["stream_options"] = {"continuous_usage_stats": True}
+            async with live.http.post(f"{live.url}{path}", json=sent) as response:
+                told = events_of(await response.text())[:-1]
+            assert all("usage" not in each for each in told)
+
+    scenario(body)
+
+
 @pytest.mark.parametrize("name", ["", "a b", "f\n", "f\0", "<|im_end|>", "é", "x" * 65])
 def test_functions_have_names_as_openai_has_them(name):
     async def body():

@@ -16,7 +16,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
 from jaxllama.messages import Ending as PromptEnding
 from jaxllama.messages import Turns
-from jaxllama.request import Event, Finished, FinishReason, Usage
+from jaxllama.request import Event, Finished, FinishReason, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatBody,
@@ -33,6 +33,7 @@ from jaxllama.serve.dialects.openai.logprobs import new_style
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
+    Counts,
     Logprobs,
     TokenLogprob,
     TokenUsage,
@@ -148,8 +149,8 @@ class ChatForm:
             Speaker(f"call_{answers.caller.id}_{index}", style, body)
             for index in range(len(answers.requests))
         ]
-        options = body.stream_options
-        self._counts = bool(options and options.include_usage)
+        self._generated = 0
+        self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
         """Who speaks."""
@@ -160,6 +161,7 @@ class ChatForm:
         """What is new of one answer."""
         speaker = self._speakers[index]
         is_end = isinstance(event, Finished)
+        self._generated += isinstance(event, Token)
         delta = speaker.hear(event)
         found = (
             []
@@ -175,7 +177,7 @@ class ChatForm:
 
     def end(self) -> Iterator[ChatChunk]:
         """What it cost, if that was asked."""
-        if self._counts:
+        if self._counts.at_end:
             yield ChatChunk(self._id, self._created, self._name, [], usage=self._usage())
 
     def whole(self) -> ChatCompletion:
@@ -196,7 +198,7 @@ class ChatForm:
         return shapes.sum_up(usages, len(usages))
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
-        usage = None if self._counts else UNSET
+        usage = self._counts.so_far(self._generated)
         return ChatChunk(self._id, self._created, self._name, choices, usage=usage)
 
 

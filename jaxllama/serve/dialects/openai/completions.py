@@ -17,13 +17,14 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position
 from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
-from jaxllama.request import Event, Finished, Usage
+from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.constraints import ResponseFormat, held_to
 from jaxllama.serve.dialects.openai.echo import Echo, echoes_of
 from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
 from jaxllama.serve.dialects.openai.shapes import (
     Common,
+    Counts,
     Details,
     Prompts,
     StreamOptions,
@@ -119,13 +120,13 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     tells = knobs.get("logprobs") is not None
     style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
     if knobs.get("max_tokens") == 0:
-        form = CompletionForm(style, request[CALLER].id, len(prompts))
+        form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
         return one_json(form.whole())
     if style.spare and not style.tells:
         knobs["logprobs"] = 0  # the best is found by them
 
     def make(answers: Answers) -> CompletionForm:
-        return CompletionForm(style, answers.id, len(answers.requests))
+        return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
 
     ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
     return await tell(request, service, ask, make, stream=body.stream, explain=body.explain)
@@ -191,8 +192,7 @@ class Style:
         self.echoes, self.tells = echoes, tells
         self.wanted = body.n or 1  # of each prompt
         self.asked = body.best_of or self.wanted
-        options = body.stream_options
-        self.counts = bool(options and options.include_usage)
+        self.options = body.stream_options
 
     @property
     def spare(self) -> int:
@@ -209,10 +209,12 @@ class CompletionForm:
 
     says_done = True
 
-    def __init__(self, style: Style, id_: str, count: int) -> None:
+    def __init__(self, style: Style, id_: str, sizes: Sequence[int]) -> None:
+        """`sizes` has the tokens of each answer's prompt."""
         self._id, self._style = f"cmpl-{id_}", style
-        self._created = int(time.time())
-        self._writers = [Writer(style, index) for index in range(count)]
+        self._created, self._generated = int(time.time()), 0
+        self._writers = [Writer(style, index) for index in range(len(sizes))]
+        self._counts = Counts(style.options, sum(sizes[:: style.asked]))
 
     def begin(self) -> Iterator[CompletionChunk]:
         """The prompts, if they are told back."""
@@ -224,6 +226,7 @@ class CompletionForm:
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
         """What is new of one answer."""
         found = self._writers[index].hear(event)
+        self._generated += isinstance(event, Token)
         if event.text or found is not None:
             yield self._chunk(Choice(index, event.text, logprobs=found))
         if isinstance(event, Finished):
@@ -231,7 +234,7 @@ class CompletionForm:
 
     def end(self) -> Iterator[CompletionChunk]:
         """What it cost, if that was asked."""
-        if self._style.counts:
+        if self._counts.at_end:
             name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
@@ -257,7 +260,7 @@ class CompletionForm:
         return TokenUsage(prompt, 0, prompt, Details(0))
 
     def _chunk(self, choice: Choice) -> CompletionChunk:
-        usage = None if self._style.counts else UNSET
+        usage = self._counts.so_far(self._generated)
         name = self._style.name
         return CompletionChunk(self._id, self._created, name, [choice], usage=usage)
 

@@ -38,6 +38,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """How to stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, in every chunk
     include_obfuscation: bool | None = None  # what it would hide is not sent over a wide network
 
 
@@ -48,12 +49,12 @@ class Details(msgspec.Struct):
 
 
 class TokenUsage(msgspec.Struct):
-    """What a request cost, in tokens."""
+    """What a request cost, in tokens; the details are known at its end."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: Details
+    prompt_tokens_details: Details | UnsetType = UNSET
 
 
 class Problem(msgspec.Struct):
@@ -144,6 +145,21 @@ def check_model(asked: str | None, model: Model) -> str:
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
     """Why an answer ended, in OpenAI's words."""
     return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+class Counts:
+    """The usage that a stream tells: at its end, in every chunk, or never."""
+
+    def __init__(self, options: StreamOptions | None, prompt: int) -> None:
+        self.at_end = bool(options and options.include_usage)
+        self._in_every = bool(self.at_end and options and options.continuous_usage_stats)
+        self._prompt = prompt  # tokens of all prompts, each counted once
+
+    def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
+        """The `usage` of a chunk before the end, after so many tokens of all answers."""
+        if self._in_every:
+            return TokenUsage(self._prompt, generated, self._prompt + generated)
+        return None if self.at_end else UNSET
 
 
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
