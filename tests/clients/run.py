@@ -47,6 +47,12 @@ WEATHER = {
         },
     },
 }
+DOG = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "maximum": 30}, "tame": {"type": "boolean"}},
+    "required": ["age", "tame"],
+    "additionalProperties": False,  # or a small model invents fields without end
+}
 CLIENTS: dict[str, Callable[[str], str]] = {}
 
 
@@ -94,6 +100,7 @@ def run_openai(url: str) -> str:
 @client
 def run_litellm(url: str) -> str:
     """LiteLLM, which calls it an OpenAI-like server."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # or it fetches a price list
     import litellm
 
     settings = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"}
@@ -128,6 +135,7 @@ def run_llm(url: str) -> str:
             done = subprocess.run(
                 [program, "prompt", "-m", "here", *words],
                 env=env,
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -137,7 +145,7 @@ def run_llm(url: str) -> str:
 
         assert llm("Say hello.", "-o", "max_tokens", "8").strip()
         assert llm("Say hello.", "-o", "max_tokens", "8", "--no-stream").strip()
-        dog = llm("A dog.", "--schema", "age int, tame bool", "-o", "temperature", "0")
+        dog = llm("A dog.", "--schema", json.dumps(DOG), "-o", "temperature", "0")
         assert isinstance(json.loads(dog)["age"], int)
         llm("What time is it?", "-T", "llm_time", "-o", "max_tokens", "40")
     return "prompt, stream, schema and tool"
@@ -157,6 +165,8 @@ def run_langchain(url: str) -> str:
 
     class Dog(BaseModel):
         """A dog."""
+
+        model_config = {"extra": "forbid"}
 
         age: int
 
@@ -182,6 +192,8 @@ def run_instructor(url: str) -> str:
     class Dog(BaseModel):
         """A dog."""
 
+        model_config = {"extra": "forbid"}
+
         age: int
         tame: bool
 
@@ -205,6 +217,8 @@ def run_pydantic_ai(url: str) -> str:
 
     class Dog(BaseModel):
         """A dog."""
+
+        model_config = {"extra": "forbid"}
 
         age: int
         tame: bool
