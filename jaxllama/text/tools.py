@@ -11,7 +11,7 @@ the text falls into pieces, and no piece is scanned more than a few times.
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxllama.formats import CallStyle
 
@@ -232,7 +232,7 @@ class Balance:
         return None
 
 
-def is_function_name(name: object) -> bool:
+def is_function_name(name: object) -> TypeGuard[str]:
     """Whether `name` is one that a client may give a function, and so may be sent back."""
     return isinstance(name, str) and re.search(FUNCTION_NAME, name) is not None
 

@@ -8,7 +8,11 @@ Runs in an environment of its own, into which `make clients` installs the client
 llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no part of `make test`. Each
 client does what its own documentation shows first: an answer, a stream, and a tool or a schema
 where it has them. Nothing is fetched while they run. A client that is not installed is skipped and
-named. Exits with 1 if one failed.
+named. Exits with 1 if one failed. guidellm wants an environment of its own, for pip finds no set of
+versions that suits it and lm-eval in reasonable time:
+
+    python3 -m venv DIR && DIR/bin/pip install guidellm
+    DIR/bin/python tests/clients/run.py --only guidellm
 
 The model is small, so no answer is judged by its words: only by its shape, or by the schema that a
 constraint holds it to.
@@ -284,6 +288,35 @@ def run_lm_eval(url: str) -> str:
         results = json.loads(file.read_text())["results"]
     assert results.keys() == tasks.keys()
     return f"accuracy {results['choosing']['acc,none']} on two questions, tokenizer_backend=remote"
+
+
+@client
+def run_guidellm(url: str) -> str:
+    """guidellm, on prompts of our own, with the usage in every chunk that it asks for."""
+    program = Path(sys.executable).with_name("guidellm")
+    if not program.exists():
+        raise Missing("guidellm")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        data, out = made / "prompts.jsonl", made / "out.json"
+        data.write_text("\n".join(json.dumps({"prompt": f"Count to {n}."}) for n in range(4)))
+        words = [
+            *("--backend", f"kind=openai_http,target={url},max_tokens=8"),
+            *("--profile", "kind=synchronous"),
+            *("--constraint", "kind=max_requests,count=2"),
+            *("--data", f"kind=json_file,path={data}"),
+            *("--output", f"kind=json,path={out}"),
+            "--disable-console",
+        ]
+        env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(made / "hf")}
+        done = subprocess.run(
+            [program, "run", *words], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (benchmark,) = json.loads(out.read_text())["benchmarks"]
+        requests = benchmark["requests"]
+    assert len(requests["successful"]) == 2 and not requests["errored"]
+    return "two synchronous requests, usage in every chunk"
 
 
 @client
