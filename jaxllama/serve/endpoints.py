@@ -120,8 +120,9 @@ def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Hand
         try:
             return await serve(request, service)
         except InvalidParameter as error:
-            if not request.get(ALIASED):
+            aliased = request.get(ALIASED)
+            if not aliased:
                 raise
-            raise renamed(error, request[ALIASED]) from error
+            raise renamed(error, aliased) from error
 
     return open_to_all(handler) if endpoint.is_open else handler

@@ -58,7 +58,7 @@ def test_prompts_are_logged_where_the_operator_asks(caplog):
     ],
 )
 def test_what_is_refused_is_one_line_too(caplog, path, body, reason):
-    (line,) = logged(caplog, (path, body))
+    (line,) = logged(caplog, (path, body), strict=True)
     assert line["reason"] == reason
     (text,) = lines_of(caplog, Lines())
     assert "\n" not in text

@@ -154,7 +154,7 @@ def default_params(model: Model) -> dict[str, Any]:
     for name, alias in ALIASES.items():
         if "llama.cpp" in alias.origin and alias.own in found:
             value = found[alias.own]
-            theirs = {ours: number for number, ours in reversed(alias.values.items())}
+            theirs = {ours: number for number, ours in reversed([*alias.values.items()])}
             found[name] = theirs.get(value, value)
     return found
 

@@ -91,7 +91,7 @@ class Text(msgspec.Struct):
 class TemplateBody(Conversation, kw_only=True):
     """A conversation, as a chat takes it."""
 
-    messages: list[Turn]  # type: ignore[assignment]
+    messages: list[Turn]
 
 
 class Rendered(msgspec.Struct):
