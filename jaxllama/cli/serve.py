@@ -49,17 +49,25 @@ class ServeCommand(ModelCommand):
 
 
 @click.command("serve", cls=ServeCommand)
+@click.argument("name", metavar="[MODEL]", required=False)
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"File with one API key per line; {KEYS_VARIABLE} may hold some as well.",
 )
-def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
-    """Serve a model over HTTP until told to stop.
+def command(
+    name: str | None, api_key_file: Path | None, loading: Mapping[str, Any], **options: Any
+) -> None:
+    """Serve MODEL over HTTP until told to stop; it may be given as --model, too.
 
     It listens at once; /ready says when the model is loaded. SIGTERM or Ctrl-C lets it finish what
     runs, a second one ends it now.
     """
+    if name is not None and loading.get("model", name) != name:
+        raise click.UsageError(
+            f"the model is given twice, as {name!r} and as {loading['model']!r}; give one"
+        )
+    loading = dict(loading) if name is None else {**loading, "model": name}
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
     settings = Settings(bounds=bounds, **options)

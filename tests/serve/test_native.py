@@ -118,7 +118,8 @@ def test_slots_and_properties_are_the_engines_own():
             settings = found["default_generation_settings"]
             assert settings["n_ctx"] == 256
             assert settings["params"]["temperature"] == 1.0
-            assert settings["params"]["n_predict"] == -1
+            for name in ("n_predict", "max_tokens", "seed"):
+                assert settings["params"][name] == -1
             assert [one["is_processing"] for one in await fetch(live, "/slots")] == [False] * 4
             gate = Gate(engine)
             sent = {"prompt": "secret", "max_tokens": 50, "temperature": 0.5}

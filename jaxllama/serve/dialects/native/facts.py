@@ -19,6 +19,8 @@ from jaxllama.service import GenerationService, Model, SlotState
 
 NO_TASK = -1
 NO_LIMIT = -1
+# What llama.cpp's clients read as numbers, and the number that says "no bound" or "a fresh one".
+NUMBERS_THERE, UNSET_THERE = ("max_tokens", "seed"), -1
 
 
 class TokenizerInfo(msgspec.Struct):
@@ -156,7 +158,8 @@ def default_params(model: Model) -> dict[str, Any]:
             value = found[alias.own]
             theirs = {ours: number for number, ours in reversed([*alias.values.items()])}
             found[name] = theirs.get(value, value)
-    return found
+    found |= dict.fromkeys(NUMBERS_THERE, UNSET_THERE)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def slot_card(state: SlotState, context: int) -> SlotCard:
