@@ -17,7 +17,16 @@ from jaxllama.engine.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
-from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render, with_system
+from jaxllama.messages import (
+    Ending,
+    Turns,
+    as_messages,
+    guarded,
+    guarded_json,
+    needs_tools,
+    render,
+    with_system,
+)
 from jaxllama.request import Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
@@ -50,6 +59,15 @@ class Intake:
         self.presets = dict(presets or {})
         self.defaults = dict(defaults or {})
         self.constraints = Compiler(tokenizer, bank.vocab)
+        bare = replace(tokenizer.text, template=None)  # formats leave templates to themselves
+        self._tool_format = next(
+            (
+                each.name
+                for each in sorted(self.formats.values(), key=lambda each: each.name)
+                if each.calls is not None and each.suits(bare)
+            ),
+            None,
+        )
 
     def with_format(self, name: str | None) -> Self:
         """The same with another prompt format; None is the model's own."""
@@ -63,6 +81,16 @@ class Intake:
         chosen = copy.copy(self)
         chosen.format = self.formats[name]
         return chosen
+
+    def format_for(self, name: str | None, messages: Turns, tools: Sequence[Tool]) -> str | None:
+        """The prompt format of a conversation: the named one, or one that knows its tools.
+
+        A model whose own format knows no tools gets another format that suits its control tokens.
+        Returns None for the model's own format.
+        """
+        if name is not None or self.format.calls is not None or not needs_tools(messages, tools):
+            return name
+        return self._tool_format
 
     def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
         """A request that continues a prompt."""

@@ -69,8 +69,6 @@ FRONT: dict[str, Limit] = {
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
     "what_if": Limit(float, (), help="numbers to draw with instead", many=True, most=64),
     "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to tell at each place"),
-    "max_completion_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
-    "max_output_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
     "metadata": Limit(str, (), help="notes of the client; of no effect", many=True, most=16),
     "user": Limit(str, None, help="who asks; of no effect", longest=512),
     "safety_identifier": Limit(str, None, help="who asks; of no effect", longest=512),

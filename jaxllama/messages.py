@@ -48,12 +48,22 @@ def refuse_tools(
 ) -> None:
     """Refuse a conversation with tools where they would be left out silently."""
     what = "tools" if tools else "messages"
-    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+    if needs_tools(messages, tools):
         raise InvalidParameter(
             f"{what} has tools, but prompt format {prompt_format.name!r} of this model knows none; "
             f"choose a model or a format that does, such as chatml",
             what,
         )
+
+
+def needs_tools(messages: Turns, tools: Sequence[Tool]) -> bool:
+    """Whether a conversation has tools, calls of tools or their results."""
+    return bool(tools) or any(
+        message.tool_calls or message.role == "tool"
+        if isinstance(message, Message)
+        else message.get("tool_calls") or message.get("role") == "tool"
+        for message in messages
+    )
 
 
 def cut_behind(text: str, content: str) -> str:

@@ -5,6 +5,7 @@ only for its trees).
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -18,7 +19,7 @@ from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knob
 DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
 MAX_INT = 2**31 - 1
 MAX_FLOAT = float(np.finfo(np.float32).max)
-MAX_DIGITS = 10  # of a token id written as text: a JSON object has no other keys
+TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # written as text: a JSON object has no other keys
 MAX_TEXT = 256  # characters of one phrase
 
 
@@ -162,12 +163,14 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 
 
 def token_id(name: str, key: object) -> int:
-    """A token id given as a number or as its decimal digits."""
+    """A token id given as a number or in decimal digits; each id has one spelling."""
     if isinstance(key, int) and not isinstance(key, bool):
         return key
-    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS:
+    if isinstance(key, str) and re.fullmatch(TOKEN_ID, key):
         return int(key)
-    raise InvalidParameter(f"{name} names token {key!r}; expected a token id", name)
+    raise InvalidParameter(
+        f"{name} names token {key!r:.100}; expected a token id in plain digits, such as '17'", name
+    )
 
 
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:

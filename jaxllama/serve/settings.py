@@ -24,7 +24,7 @@ class Settings:
     cors_origins: tuple[str, ...] = setting((), "let pages of this origin in; may be repeated")
     tls_certificate: str | None = setting(None, "serve https with this certificate chain (PEM)")
     tls_key: str | None = setting(None, "use this private key of the certificate (PEM)")
-    lenient: bool = setting(False, "ignore fields of requests that nobody knows")
+    strict: bool = setting(False, "refuse requests with unknown fields instead of ignoring them")
     connections: int = setting(
         1024, "accept this many connections at a time; a new one then closes the longest idle one"
     )
