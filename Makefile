@@ -7,9 +7,11 @@ ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
 BENCHES := machine kernels decode prefill classify sampling memory compile serve
+CLIENTS := openai litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
+	"lm-eval[api]"
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench clean
+.PHONY: help install serve test check format bench clients clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -18,6 +20,7 @@ help:
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
+	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make clean     remove the environment and all caches; models stay"
 
 install: $(READY)
@@ -58,6 +61,13 @@ bench: install
 		$(BIN)/python bench/$$each.py --json --short $$peer || exit 1; \
 	done
 
+# In an environment of its own: clients bring much that jaxllama does not need.
+clients: install
+	@test -d .clients || $(PYTHON) -m venv .clients
+	@.clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		$(CLIENTS)
+	@.clients/bin/python tests/clients/run.py
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ from jaxllama.completion import Classification, Completion, Delta, Hypothesis, P
 from jaxllama.config import EngineConfig, ModelConfig, Rope
 from jaxllama.errors import JaxLlamaError
 from jaxllama.formats import Message, PromptFormat
+from jaxllama.mistakes import hiding
 from jaxllama.request import FinishReason, TokenLogprobs, Usage
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """LLM is imported when first asked for: it brings JAX, which takes most of a second."""
     if name == "LLM":
-        from jaxllama.llm import LLM  # noqa: PLC0415
-
+        try:
+            from jaxllama.llm import LLM  # noqa: PLC0415
+        except (ImportError, AttributeError) as error:
+            hidden = hiding(error)
+            if hidden is None:
+                raise
+            raise hidden from error
         return LLM
     raise AttributeError(f"module 'jaxllama' has no attribute {name!r}")

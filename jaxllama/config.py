@@ -12,6 +12,7 @@ from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, Unsupp
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
+SAMPLING_DEFAULTS = ("auto", "none")  # whether requests get what the model's maker recommends
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 

@@ -85,7 +85,15 @@ class PluginError(JaxLlamaError):
 
 
 class BrokenPlugin(PluginError):
-    """A plugin does not import or breaks the contract of its socket."""
+    """A plugin does not import or breaks the contract of its socket.
+
+    `where` is the file and line in the author's code and `hint` what mends it, where known.
+    """
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        before, after = f"{where}: " if where else "", f"; {hint}" if hint else ""
+        super().__init__(f"{before}{message}{after}")
+        self.message, self.where, self.hint = message, where, hint
 
 
 class KnobClash(PluginError):

@@ -8,7 +8,7 @@ import copy
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self, TypeGuard
 
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
@@ -17,7 +17,16 @@ from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
-from jaxllama.messages import Ending, Turns, as_messages, guarded, guarded_json, render, with_system
+from jaxllama.messages import (
+    Ending,
+    Turns,
+    as_messages,
+    guarded,
+    guarded_json,
+    needs_tools,
+    render,
+    with_system,
+)
 from jaxllama.request import Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
@@ -30,7 +39,7 @@ Ready = tuple[GenerationRequest, Tail]
 class Intake:
     """Checks and translates requests for one model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that a request is read with
         self,
         tokenizer: Tokenizer,
         prompt_format: PromptFormat,
@@ -39,14 +48,26 @@ class Intake:
         presets: Mapping[str, type[Preset]] | None = None,
         *,
         other_formats: Iterable[PromptFormat] = (),
+        defaults: Mapping[str, object] | None = None,
     ) -> None:
+        """`defaults` are the knobs of every request that sets neither them nor a preset's."""
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.formats = {each.name: each for each in (*other_formats, prompt_format)}
         self.bank = bank
         self.engine = engine
         self.presets = dict(presets or {})
+        self.defaults = dict(defaults or {})
         self.constraints = Compiler(tokenizer, bank.vocab)
+        bare = replace(tokenizer.text, template=None)  # formats leave templates to themselves
+        self._tool_format = next(
+            (
+                each.name
+                for each in sorted(self.formats.values(), key=lambda each: each.name)
+                if each.calls is not None and each.suits(bare)
+            ),
+            None,
+        )
 
     def with_format(self, name: str | None) -> Self:
         """The same with another prompt format; None is the model's own."""
@@ -60,6 +81,16 @@ class Intake:
         chosen = copy.copy(self)
         chosen.format = self.formats[name]
         return chosen
+
+    def format_for(self, name: str | None, messages: Turns, tools: Sequence[Tool]) -> str | None:
+        """The prompt format of a conversation: the named one, or one that knows its tools.
+
+        A model whose own format knows no tools gets another format that suits its control tokens.
+        Returns None for the model's own format.
+        """
+        if name is not None or self.format.calls is not None or not needs_tools(messages, tools):
+            return name
+        return self._tool_format
 
     def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
         """A request that continues a prompt."""
@@ -87,6 +118,8 @@ class Intake:
         """A prompt as token ids, each within the vocabulary."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
+        if not is_list(prompt):
+            raise wrong_prompt(prompt)
         ids = list(prompt)
         size = self.bank.vocab
         for id_ in ids:
@@ -122,7 +155,7 @@ class Intake:
         other: Callable[[str], list[int]],
     ) -> Ready:
         """`other` makes the prompt of a negative_prompt."""
-        given = with_preset(knobs, self.presets)
+        given = {**self.defaults, **with_preset(knobs, self.presets)}
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}
@@ -216,6 +249,33 @@ class Intake:
             return [list(item)]
         written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
         return written if written[0] != written[1] else written[:1]
+
+
+def is_one(prompt: object) -> bool:
+    """Whether a prompt is text or a list of token ids, not a list of prompts.
+
+    An empty list is an empty list of prompts. Raises InvalidParameter for anything else.
+    """
+    if isinstance(prompt, str):
+        return True
+    if not is_list(prompt):
+        raise wrong_prompt(prompt)
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list, a tuple or the like; bytes are none."""
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
+
+
+def wrong_prompt(prompt: object) -> InvalidParameter:
+    """The error for a prompt of a wrong type."""
+    hint = "; decode it first: prompt.decode()" if isinstance(prompt, bytes | bytearray) else ""
+    return InvalidParameter(
+        f"prompt is {prompt!r:.100} ({type(prompt).__name__}); expected text or a list of token "
+        f"ids, or a list of these{hint}",
+        "prompt",
+    )
 
 
 def stream_of(ready: Ready, index: int) -> Ready:

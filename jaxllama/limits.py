@@ -29,29 +29,29 @@ class Limit:
 MAX_SEED = 2**63 - 1
 
 LIMITS: dict[str, Limit] = {
-    "preset": Limit(str, None, help="named set of knobs; those given beside it win", longest=64),
-    "max_tokens": Limit(int, None, 1, 10**9, "most tokens to generate (default: what fits)"),
-    "temperature": Limit(float, 1.0, 0.0, 100.0, "randomness; 0 always takes the likeliest token"),
+    "preset": Limit(str, None, help="use a named set of knobs; knobs beside it win", longest=64),
+    "max_tokens": Limit(int, None, 1, 10**9, "generate at most N tokens (default: all that fit)"),
+    "temperature": Limit(float, 1.0, 0.0, 100.0, "set the randomness; 0 = the likeliest token"),
     "temperature_last": Limit(bool, False, help="apply temperature after the filters, not before"),
-    "seed": Limit(int, None, 0, MAX_SEED, "same seed, same text (default: a fresh one)"),
-    "stop": Limit(str, (), help="text that ends the answer", many=True, most=16, longest=256),
-    "stop_ids": Limit(int, (), 0, 2**31 - 1, "token ids that end the answer", many=True, most=16),
-    "ignore_eos": Limit(bool, False, help="go on after the model's own end tokens"),
-    "logprobs": Limit(int, None, 0, 20, "log-probabilities: of the chosen token and N others"),
+    "seed": Limit(int, None, 0, MAX_SEED, "set the seed; same seed, same text (default: random)"),
+    "stop": Limit(str, (), help="end the answer at this text", many=True, most=16, longest=256),
+    "stop_ids": Limit(int, (), 0, 2**31 - 1, "end the answer at these ids", many=True, most=16),
+    "ignore_eos": Limit(bool, False, help="continue after the model's own end tokens"),
+    "logprobs": Limit(int, None, 0, 20, "return log-probabilities of each token and N others"),
     "guidance_scale": Limit(
-        float, 1.0, -100.0, 100.0, "how far to move away from what negative_prompt gets; 1 = not"
+        float, 1.0, -100.0, 100.0, "move away from the answer to negative_prompt by this; 1 = off"
     ),
     "negative_prompt": Limit(
         str,
         None,
-        help="another prompt, or in a conversation another system message, to move away from",
+        help="move away from the answer to this prompt (in a chat: to this system message)",
         longest=64 << 10,
     ),
-    "json_schema": Limit(str, None, help="JSON schema the answer keeps to", longest=64 << 10),
-    "json_object": Limit(bool, False, help="the answer is a JSON object"),
-    "regex": Limit(str, None, help="regular expression the whole answer matches", longest=4096),
-    "choices": Limit(str, (), help="the answer is one of these", many=True, most=256, longest=1024),
-    "grammar": Limit(str, None, help="Lark or GBNF grammar of the answer", longest=64 << 10),
+    "json_schema": Limit(str, None, help="hold the answer to this JSON schema", longest=64 << 10),
+    "json_object": Limit(bool, False, help="make the answer a JSON object"),
+    "regex": Limit(str, None, help="make the whole answer match this pattern", longest=4096),
+    "choices": Limit(str, (), help="answer with one of these", many=True, most=256, longest=1024),
+    "grammar": Limit(str, None, help="hold the answer to a Lark or GBNF grammar", longest=64 << 10),
 }
 
 # Fields that only front ends have, which serve many: how many of what one request may bring.
@@ -69,8 +69,6 @@ FRONT: dict[str, Limit] = {
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
     "what_if": Limit(float, (), help="numbers to draw with instead", many=True, most=64),
     "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to tell at each place"),
-    "max_completion_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
-    "max_output_tokens": Limit(int, None, 1, 10**9, "most tokens to generate"),
     "metadata": Limit(str, (), help="notes of the client; of no effect", many=True, most=16),
     "user": Limit(str, None, help="who asks; of no effect", longest=512),
     "safety_identifier": Limit(str, None, help="who asks; of no effect", longest=512),

@@ -29,7 +29,7 @@ from jaxllama.engine.executables import Executables, program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
-from jaxllama.intake import Intake, Prompt
+from jaxllama.intake import Intake, Prompt, is_one
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     Progress,
@@ -39,6 +39,7 @@ from jaxllama.loading import (
     named_or_suiting,
     other_formats,
     read_weights,
+    sampling_defaults_of,
     stored_as,
     with_template,
 )
@@ -85,6 +86,7 @@ class LLM:
         threads: int | None = None,
         packed: bool = False,
         prompt_format: str | None = None,
+        sampling_defaults: str = "auto",
         compile_cache: bool = True,
         progress: Progress | None = None,
     ) -> Self:
@@ -101,6 +103,8 @@ class LLM:
         packed         without kernels: keep 4- and 8-bit weights packed, slower but smaller
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
+        sampling_defaults  what a request gets for the knobs it does not set: auto, what the
+                       model's maker recommends, or none, each sampler's own default
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
         """
@@ -132,6 +136,7 @@ class LLM:
                 texts=tokenizer.texts(),
                 body=engine.kernels,
             )
+            defaults = sampling_defaults_of(sampling_defaults, path, checkpoint, bank.knobs)
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
@@ -142,7 +147,9 @@ class LLM:
         programs.warm_up(progress)
         presets = load_plugins(PRESETS, Preset).loaded
         others = other_formats(chosen, tokenizer.text)
-        intake = Intake(tokenizer, chosen, bank, engine, presets, other_formats=others)
+        intake = Intake(
+            tokenizer, chosen, bank, engine, presets, other_formats=others, defaults=defaults
+        )
         return cls(Engine(programs), intake, config=config, path=path)
 
     # What it is made of.
@@ -161,6 +168,11 @@ class LLM:
     def prompt_format(self) -> PromptFormat:
         """How conversations become prompts."""
         return self.intake.format
+
+    @property
+    def sampling_defaults(self) -> dict[str, object]:
+        """The knobs of every request that does not set them, by name."""
+        return dict(self.intake.defaults)
 
     @property
     def bank(self) -> SamplerBank:
@@ -429,8 +441,3 @@ class LLM:
     def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
         self.streams.pump_until_free()
         return self.engine.peek(ids, start)
-
-
-def is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Text, or a list of ids; an empty list is an empty list of prompts."""
-    return isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))

@@ -14,16 +14,19 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
+from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
+from jaxllama.limits import LIMITS, check
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
-from jaxllama.sampling import Sampler
+from jaxllama.sampling import KnobSpec, Sampler
 from jaxllama.sharding import parse_mesh
 from jaxllama.weights.base import Checkpoint, fill
+from jaxllama.weights.store import recommended_for
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +139,47 @@ def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
         except JaxLlamaError as error:
             logger.info("prompt format %s is not for this model: %s", name, error)
     return others
+
+
+def sampling_defaults_of(
+    choice: str, path: Path, checkpoint: Checkpoint, specs: Mapping[str, KnobSpec]
+) -> dict[str, object]:
+    """The knobs a request gets where it sets none: with "auto" those the model's maker recommends.
+
+    `specs` are the knobs of the installed samplers. A recommendation that none of them has, or that
+    is out of its bounds, is named in the log and left out.
+    """
+    if choice not in SAMPLING_DEFAULTS:
+        raise InvalidParameter(
+            f"sampling_defaults is {choice!r}; expected one of {', '.join(SAMPLING_DEFAULTS)}",
+            "sampling_defaults",
+        )
+    if choice == "none":
+        return {}
+    taken: dict[str, object] = {}
+    left: list[str] = []
+    for name, value in {**recommended_for(path), **checkpoint.recommended}.items():
+        try:
+            if not is_off(name, value, specs, checkpoint.config.vocab_size):
+                taken[name] = value
+        except InvalidParameter as error:
+            left.append(f"{error!s:.200}")
+    if left:
+        logger.warning("recommended for %s and not used: %s", path.name, "; ".join(left))
+    if taken:
+        listed = ", ".join(f"{name} {value}" for name, value in taken.items())
+        logger.info("recommended for %s, used where a request sets nothing: %s", path.name, listed)
+    return taken
+
+
+def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) -> bool:
+    """Whether a recommendation changes nothing; InvalidParameter if it cannot be followed."""
+    if name == "temperature":
+        return check(name, value) == LIMITS[name].default
+    if name not in specs:
+        raise InvalidParameter(f"no installed sampler has {name} ({value!r:.60})", name)
+    check_knob(name, value, specs[name], vocab)
+    return value == specs[name].off
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:

@@ -48,12 +48,22 @@ def refuse_tools(
 ) -> None:
     """Refuse a conversation with tools where they would be left out silently."""
     what = "tools" if tools else "messages"
-    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+    if needs_tools(messages, tools):
         raise InvalidParameter(
             f"{what} has tools, but prompt format {prompt_format.name!r} of this model knows none; "
             f"choose a model or a format that does, such as chatml",
             what,
         )
+
+
+def needs_tools(messages: Turns, tools: Sequence[Tool]) -> bool:
+    """Whether a conversation has tools, calls of tools or their results."""
+    return bool(tools) or any(
+        message.tool_calls or message.role == "tool"
+        if isinstance(message, Message)
+        else message.get("tool_calls") or message.get("role") == "tool"
+        for message in messages
+    )
 
 
 def cut_behind(text: str, content: str) -> str:
@@ -94,6 +104,12 @@ def guarded_json(value: Any, guard: Guard) -> Any:
 
 def as_messages(messages: Turns) -> list[Message]:
     """A conversation from its JSON form."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        raise InvalidParameter(
+            f"messages is {messages!r:.100}; expected a list of "
+            f'{{"role": "user", "content": TEXT}}',
+            "messages",
+        )
     return [as_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
@@ -108,6 +124,10 @@ def as_message(message: Message | Mapping[str, Any], where: str = "messages") ->
     """A message from its JSON form; content may be a list of text parts."""
     if isinstance(message, Message):
         return message
+    if not isinstance(message, Mapping):
+        raise InvalidParameter(
+            f'{where} is {message!r:.100}; expected {{"role": "user", "content": TEXT}}', where
+        )
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, list | tuple):
         raise InvalidParameter(f"{where} has tool_calls {calls!r:.100}; expected a list", where)

@@ -3,11 +3,13 @@
 Called by `llm.py`, the CLI and the weight opener. Knows no plugin by name and no socket's contract.
 """
 
+import importlib
 import logging
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
+from jaxllama import mistakes
 from jaxllama.errors import BrokenPlugin
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,11 @@ class Plugins(Generic[T]):
             raise self.broken[name]
         if name not in self.loaded:
             raise BrokenPlugin(
-                f"no plugin {name!r} in {self.group}; installed: {', '.join(self.loaded) or 'none'}"
+                f"no plugin {name!r} in {self.group}; installed: "
+                f"{', '.join(self.loaded) or 'none'}",
+                hint=f"a plugin of yours needs an entry point in its pyproject.toml, and to be "
+                f'installed again after that: [project.entry-points."{self.group}"] '
+                f'{name} = "module:ClassName"',
             )
         return self.loaded[name]
 
@@ -65,15 +71,23 @@ def load_plugins(group: str, base: type[T]) -> Plugins[T]:
 
 def load_one(point: EntryPoint, base: type[T]) -> type[T]:
     """Import one entry point and check that it is a class of the socket."""
+    what = f"plugin {point.name!r} ({point.value})"
+    try:
+        module = importlib.import_module(point.module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{point.module}.".startswith(f"{error.name}."):
+            raise BrokenPlugin(
+                f"{what}: there is no module {error.name}",
+                hint="correct its name in the entry point of pyproject.toml, and install the "
+                "package again",
+            ) from error
+        raise mistakes.explain(f"{what} does not load", error, point.module) from error
+    except Exception as error:  # a plugin may raise anything while it is imported
+        raise mistakes.explain(f"{what} does not load", error, point.module) from error
     try:
         found = point.load()
-    except Exception as error:  # a plugin may raise anything while it is imported
-        raise BrokenPlugin(
-            f"plugin {point.name!r} ({point.value}) does not load: {type(error).__name__}: {error}"
-        ) from error
+    except AttributeError as error:
+        raise mistakes.not_there(what, module, point.attr) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise BrokenPlugin(
-            f"plugin {point.name!r} ({point.value}) is {found!r}; expected a subclass of "
-            f"{base.__module__}.{base.__qualname__}"
-        )
+        raise mistakes.no_subclass(what, found, base)
     return found

@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.errors import BrokenPlugin
+from jaxllama.mistakes import line_of
 from jaxllama.shapes import Array, Bool, Float, Int, UInt32
 
 Knob: TypeAlias = Any  # a number on the host, an array inside the compiled step
@@ -272,7 +273,8 @@ def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
         if not field.metadata.keys() & {_SPEC, _STATE, _SET}:
             raise BrokenPlugin(
                 f"{sampler.__module__}.{sampler.__qualname__}.{field.name} is a bare field; "
-                f"declare it with knob(...), state(...) or token_set(...)"
+                f"declare it with knob(...), state(...) or token_set(...)",
+                where=line_of(sampler),
             )
     return {field.name: field.metadata[_SPEC] for field in fields if _SPEC in field.metadata}
 

@@ -18,7 +18,7 @@ PACKAGES = {
 }
 
 # What each part may import: our parts, then other people's packages.
-WORDS = "errors config shapes limits request registry"
+WORDS = "errors config shapes limits request registry mistakes"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
@@ -30,7 +30,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "limits": (WORDS, ""),
     "request": (WORDS, ""),
     "registry": (WORDS, ""),
-    "startup": ("", "threading"),  # of whoever loads a model
+    "startup": ("", "threading"),
+    "mistakes": (WORDS, ""),
     # 1: the sockets; maths, text and files
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),
@@ -56,10 +57,11 @@ FLOORS: dict[str, tuple[str, str]] = {
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
     "streams": (f"{WORDS} engine intake completion", ""),
     "beams": (WORDS, ""),
-    "loading": (f"{MATHS} formats text weights", "jax"),
+    "loading": (f"{ENGINE} formats text weights", "jax"),
     "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy"),
+    "__main__": ("cli", ""),
     "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion recording explain "

@@ -1,6 +1,6 @@
 """Intake: presets and texts in knobs, on their way to a checked request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -27,7 +27,8 @@ def ask() -> Callable[..., GenerationRequest]:
     presets = load_plugins(PRESETS, Preset).loaded
     intake = Intake(tokenizer, Plain(), bank, EngineConfig(slots=1, context=64), presets)
 
-    def request(**knobs: object) -> GenerationRequest:
+    def request(defaults: Mapping[str, object] | None = None, **knobs: object) -> GenerationRequest:
+        intake.defaults = dict(defaults or {})
         return intake.completion([1, 2], knobs)[0]
 
     return request
@@ -39,6 +40,21 @@ def test_preset_sets_fields_and_knobs(ask):
     assert request.knobs["top_k"] == 7
     assert request.knobs["top_p"] == 0.18
     assert "preset" not in request.knobs
+
+
+def test_defaults_are_used_knob_by_knob_behind_request_and_preset(ask):
+    defaults = {"temperature": 0.2, "top_p": 0.9, "min_p": 0.1}
+    silent = ask(defaults)
+    assert (silent.temperature, dict(silent.knobs)) == (0.2, {"top_p": 0.9, "min_p": 0.1})
+    warm = ask(defaults, temperature=0.8, top_p=None)
+    assert (warm.temperature, dict(warm.knobs)) == (0.8, {"top_p": 0.9, "min_p": 0.1})
+    sphinx = ask(defaults, preset="sphinx", min_p=0.0)
+    assert (sphinx.temperature, sphinx.knobs["top_p"]) == (1.99, 0.18)
+    assert sphinx.knobs["min_p"] == 0.0
+
+
+def test_temperature_0_stays_greedy_whatever_is_recommended(ask):
+    assert ask({"temperature": 0.2, "top_p": 0.9}, temperature=0).temperature == 0.0
 
 
 def test_text_becomes_token_ids_by_itself_and_after_a_space(ask):

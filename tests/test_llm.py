@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import threading
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -228,6 +229,39 @@ def test_bad_prompt_is_refused(llm, prompt):
     assert llm.engine.idle
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (5, r"prompt is 5 \(int\); expected text or a list of token ids"),
+        (None, r"prompt is None \(NoneType\)"),
+        (b"abc", r"\(bytes\).*prompt.decode\(\)"),
+        ({"prompt": "abc"}, r"\(dict\)"),
+        (["abc", 5], r"prompt is 5 \(int\)"),
+        (["abc", None], r"prompt is None"),
+        (["abc", b"abc"], r"\(bytes\)"),
+        ([7, "abc"], "prompt holds 'abc'; token ids are whole numbers"),
+        ([[7, "abc"]], "prompt holds 'abc'; token ids are whole numbers"),
+        (np.arange(3), r"\(ndarray\)"),
+    ],
+)
+def test_a_prompt_of_a_wrong_type_is_refused_in_words(llm, prompt, words):
+    for ask in (llm.generate, llm.embed, partial(llm.generate, n=2)):
+        with pytest.raises(InvalidParameter, match=words):
+            ask(prompt)
+        assert llm.engine.slots.claimed == 0
+    if not isinstance(prompt, list):
+        for ask in (llm.stream, llm.beam_search, partial(llm.score, continuations=["x"])):
+            with pytest.raises(InvalidParameter, match=words):
+                ask(prompt)
+
+
+@pytest.mark.parametrize("messages", [5, None, "hi", b"hi", {"role": "user"}, ["hi"], [None]])
+def test_a_conversation_of_a_wrong_type_is_refused_in_words(llm, messages):
+    for ask in (llm.chat, llm.chat_stream):
+        with pytest.raises(InvalidParameter, match=r'expected (a list of )?{"role": "user"'):
+            ask(messages)
+
+
 def test_prompt_that_does_not_fit_is_refused(llm):
     with pytest.raises(PromptTooLong, match="1 to 199"):
         llm.generate("x" * 300)
@@ -281,6 +315,21 @@ def test_unpacked_is_exactly_what_unpack_means():
         minima=jnp.asarray(-scales),
     )
     assert np.array_equal(unpacked(leaf, packed), np.asarray(unpack(as_jax)).T)
+
+
+def test_recommended_sampling_is_what_a_silent_request_gets(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    advice = {"general.sampling.temp": 0.0}
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER | advice)
+    with LLM.load(path, slots=2, context=64) as llm:
+        assert llm.sampling_defaults == {"temperature": 0.0}
+        greedy = llm.generate("abc", max_tokens=8, temperature=0)
+        silent = [llm.generate("abc", max_tokens=8, seed=seed) for seed in range(3)]
+        warm = [llm.generate("abc", max_tokens=8, temperature=5.0, seed=seed) for seed in range(3)]
+    assert [answer.tokens for answer in silent] == [greedy.tokens] * 3
+    assert any(answer.tokens != greedy.tokens for answer in warm)
+    with LLM.load(path, slots=2, context=64, sampling_defaults="none") as llm:
+        assert llm.sampling_defaults == {}
 
 
 def test_folder_without_a_model_is_refused(tmp_path):

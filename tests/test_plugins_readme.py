@@ -34,7 +34,16 @@ def test_the_tutorial_runs_and_does_what_it_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "my_package", module)
     for block in TUTORIAL:
         exec(compile(block, "plugins/README.md", "exec"), vars(module))
-    assert capsys.readouterr().out == "[1, 2, 3] [0, 1, 2, 3]\n"
+        shown = re.findall(r"^# (.+)$", block, re.MULTILINE)  # what it says that it prints
+        assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_the_tutorial_has_examples_of_state_and_of_candidates():
+    text = "\n".join(TUTORIAL)
+    for word in ("observe", "state(start=", "dataclasses.replace", "best.size", "candidates=2"):
+        assert word in text
+    printed = re.findall(r"^# (.+)$", text, re.MULTILINE)
+    assert len(printed) == 5
 
 
 def test_the_table_is_what_the_code_declares():

@@ -46,9 +46,11 @@ class Item:
     *("-o", "--output"),
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where answers go, one JSON object per line; what is there is kept.",
+    help="Write answers to this file, one JSON object per line; answers in it are kept.",
 )
-@click.option("--keep-going", is_flag=True, help="Report lines that fail in the output and go on.")
+@click.option(
+    "--keep-going", is_flag=True, help="Write errors to the output, too, and continue after them."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -59,11 +61,11 @@ def command(
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> int:
-    """Answer every line of PROMPTS, a file of JSON objects.
+    """Answer every line of PROMPTS, a file with one JSON object per line.
 
-    A line is {"prompt": TEXT or token ids} or {"messages": [{"role", "content"}]}, with any knobs
-    and an "id" if you like. Knobs given as options are defaults. Answers carry the line's index
-    (and id); those already in the output are not asked again.
+    A line is {"prompt": TEXT or token ids} or {"messages": [{"role", "content"}]}; it may also hold
+    knobs and an "id". Options set the knobs that a line does not set. Every answer has the index
+    (and id) of its line. If the output already holds answers, only the missing ones are computed.
     """
     assert isinstance(context.command, GenerationCommand)
     check = context.command.check

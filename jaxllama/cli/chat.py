@@ -4,28 +4,30 @@ Reads lines, answers them, and obeys commands that begin with a slash. Ctrl-C en
 the program: it is noted and acted on between two tokens, never in the middle of an engine step.
 """
 
-import readline
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from jaxllama.cli.completing import Vocabulary, readline, tab_completes
 from jaxllama.cli.conversation import Conversation, PlainText
-from jaxllama.cli.options import GenerationCommand
-from jaxllama.cli.terminal import note, open_llm, show, summary
-from jaxllama.errors import GenerationFailed, RequestError
-from jaxllama.request import Usage
+from jaxllama.cli.figures import Figures
+from jaxllama.cli.options import GenerationCommand, read_knob
+from jaxllama.cli.terminal import load_llm, note, progress_bars, show
+from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
+from jaxllama.limits import LIMITS
+from jaxllama.weights import store
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
 
 PROMPT = "> "
-
+UNSET = "default"  # what /set takes back to the default
 
 EXAMPLE = """\b
 Example of a plain text:
@@ -34,11 +36,13 @@ Example of a plain text:
 
 
 @click.command("chat", cls=GenerationCommand, slots=1, epilog=EXAMPLE)
-@click.option("--system", help="What the model is told before the conversation.")
-@click.option("--prompt", help="Plain text: what the text begins with.")
-@click.option("--prefix", help="Plain text: put before each line you type.")
-@click.option("--postfix", help="Plain text: put after each line you type.")
-def command(
+@click.option("--system", help="Set the system message, which comes before the conversation.")
+@click.option("--prompt", help="Plain text: begin the text with this.")
+@click.option("--prefix", help="Plain text: put this before each line you type.")
+@click.option("--postfix", help="Plain text: put this after each line you type.")
+@click.pass_context
+def command(  # noqa: PLR0913 - an argument for each option
+    context: click.Context,
     *,
     system: str | None,
     prompt: str | None,
@@ -47,11 +51,11 @@ def command(
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> None:
-    """Talk with a model; /help lists the commands.
+    """Chat with a model in the terminal; type /help for the commands.
 
     With --prompt, --prefix or --postfix the conversation is one plain text that the model
-    continues, for models without a prompt format: end its turns with --stop. The stop text
-    stays in the conversation, once.
+    continues. This is for models without a prompt format; end the model's turns with --stop. The
+    stop text is kept in the conversation once.
     """
     conversation = Conversation(system=system)
     if (prompt, prefix, postfix) != (None, None, None):
@@ -61,22 +65,85 @@ def command(
                 "with no --format but plain."
             )
         conversation = Conversation(prompt, plain_text=PlainText(prefix or "", postfix or ""))
-    with open_llm(loading) as llm:
+    assert isinstance(context.command, GenerationCommand)
+    with Loaded(loading) as loaded:
         note("Type a message; /help lists the commands, Ctrl-C stops an answer.")
-        Session(llm, conversation, knobs).run()
+        Session(loaded, conversation, knobs, context.command).run()
+
+
+class Loaded:
+    """The model in use, in whose place another can be loaded; a context manager."""
+
+    def __init__(self, loading: Mapping[str, Any]) -> None:
+        self.loading = dict(loading)
+        self.llm = load_llm(self.loading)
+
+    @property
+    def name(self) -> str:
+        """The name, path or address by which the model was asked for."""
+        return str(self.loading.get("model") or store.DEFAULT)
+
+    def change(self, name: str) -> None:
+        """Load another model with the same settings; where that fails, go back to this one."""
+        with progress_bars() as report:
+            store.resolve(name, progress=report)
+        wanted = {**self.loading, "model": name}
+        self.llm.close()  # first: there may not be memory for both
+        try:
+            self.llm = load_llm(wanted)
+        except JaxLlamaError:
+            self.llm = load_llm(self.loading)
+            raise
+        self.loading = wanted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.llm.close()
 
 
 class Session:
     """One person at one terminal."""
 
-    def __init__(self, llm: "LLM", conversation: Conversation, knobs: Mapping[str, Any]) -> None:
-        self.llm = llm
+    def __init__(
+        self,
+        loaded: Loaded,
+        conversation: Conversation,
+        knobs: Mapping[str, Any],
+        options: GenerationCommand,
+    ) -> None:
+        self.loaded = loaded
         self.conversation = conversation
         self.knobs = dict(knobs)
-        self.usage: Usage | None = None  # of the last answer
+        self.options = options  # knows every knob and preset
+        self.figures = Figures()
         self.over = False
 
+    @property
+    def llm(self) -> "LLM":
+        """The model in use."""
+        return self.loaded.llm
+
+    def vocabulary(self) -> Vocabulary:
+        """The words that the Tab key completes."""
+        values: dict[str, Iterable[str]] = {
+            **{name: named_values(each.kind) for name, each in LIMITS.items()},
+            **{name: named_values(each.kind) for name, each in self.options.specs.items()},
+        }
+        values["preset"] = self.options.presets
+        named = {name: [*each, UNSET] for name, each in values.items()}
+        return Vocabulary(list(COMMANDS), named, list(store.NAMES))
+
     def run(self) -> None:
+        """Read and answer, with Tab completion where a person types."""
+        if not sys.stdin.isatty():
+            self.read_and_answer()
+            return
+        with tab_completes(self.vocabulary().completions):
+            self.read_and_answer()
+
+    def read_and_answer(self) -> None:
         """Read and answer until the end of the input, /exit, or Ctrl-C twice."""
         impatient = False
         while not self.over:
@@ -127,11 +194,12 @@ class Session:
                 show(delta.text)
                 if was_pressed():
                     stream.close()
+                    self.figures.add(stream.generation.usage())
                     show("\n")
                     note("stopped")
                     return "".join(parts)
         show("\n")
-        self.usage = stream.completion.usage
+        self.figures.add(stream.completion.usage)
         return "".join(parts) + self.conversation.ending(stream.completion.stop)
 
     def undo(self, _: str) -> None:
@@ -163,7 +231,7 @@ class Session:
             raise
 
     def system(self, text: str) -> None:
-        """TEXT: Change what the model is told first; without TEXT, show it."""
+        """TEXT: Change the system message; without TEXT, show it."""
         if text:
             self.conversation.system = text
         note(f"system: {self.conversation.system or 'none'}")
@@ -178,13 +246,37 @@ class Session:
         self.conversation.load(path_of(name))
         note(f"loaded {len(self.conversation.turns)} messages")
 
+    def set(self, text: str) -> None:
+        """KNOB VALUE: Set a knob or preset, or default; alone, show what is set."""
+        name, _, value = (part.strip() for part in text.partition(" "))
+        name = name.removeprefix("--").replace("-", "_")
+        if name and value == UNSET:
+            read_knob(name, "", self.options.specs)  # refuses a name that nobody knows
+            self.knobs.pop(name, None)
+        elif value:
+            found = read_knob(name, value, self.options.specs)
+            self.options.check({name: found})
+            self.knobs[name] = found
+        elif name and name not in self.knobs:
+            raise RequestError(f"{name} is not set; set it with /set {name} VALUE")
+        for each in [name] if name in self.knobs else self.knobs:
+            note(f"{each}: {self.knobs[each]}")
+        if not self.knobs:
+            note("no knob is set")
+
+    def model(self, name: str) -> None:
+        """NAME: Go on with another model; alone, show the model's name."""
+        if name:
+            try:
+                self.loaded.change(name)
+            except JaxLlamaError as error:
+                complain(str(error))
+        note(f"model: {self.loaded.name}")
+
     def stats(self, _: str) -> None:
-        """Show the figures of the last answer."""
-        if self.usage is None:
-            note("no answer yet")
-            return
-        held = self.usage.prompt + self.usage.generated
-        note(f"{summary(self.usage)} | context: {held} of {self.llm.engine_config.context} tokens")
+        """Show tokens and seconds of the last answer and the session."""
+        for line in self.figures.lines(self.llm.engine_config.context):
+            note(line)
 
     def help(self, _: str) -> None:
         """Show this list."""
@@ -192,8 +284,8 @@ class Session:
             words = (obey.__doc__ or "").strip()
             argument, colon, rest = words.partition(": ")
             usage = f"/{name} {argument}" if colon else f"/{name}"
-            note(f"{usage:16} {rest if colon else words}")
-        note(f"{'//...':16} A message that begins with a slash.")
+            note(f"{usage:16}  {rest if colon else words}")
+        note(f"{'//...':16}  Send a message that begins with a slash.")
 
     def exit(self, _: str) -> None:
         """Leave; so does Ctrl-D."""
@@ -212,12 +304,19 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "retry": Session.retry,
     "edit": Session.edit,
     "system": Session.system,
+    "set": Session.set,
+    "model": Session.model,
     "save": Session.save,
     "load": Session.load,
     "stats": Session.stats,
     "help": Session.help,
     "exit": Session.exit,
 }
+
+
+def named_values(kind: type) -> tuple[str, ...]:
+    """The values of a knob of this type that have a name."""
+    return ("true", "false") if kind is bool else ()
 
 
 def read_line() -> str:
@@ -229,11 +328,14 @@ def edited(text: str) -> str:
     """The line after the user has changed it."""
     if not sys.stdin.isatty():
         raise RequestError("/edit needs the new text here: /edit TEXT")
-    readline.set_startup_hook(lambda: readline.insert_text(text))
+    if readline is None:
+        raise RequestError("this Python cannot edit lines; write the new text: /edit TEXT")
+    reader = readline
+    reader.set_startup_hook(lambda: reader.insert_text(text))
     try:
         return read_line()
     finally:
-        readline.set_startup_hook(None)
+        reader.set_startup_hook(None)
 
 
 def path_of(name: str) -> Path:

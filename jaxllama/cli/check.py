@@ -1,4 +1,4 @@
-"""`jaxllama check`: whether a plugin keeps the contract of its socket, and what it costs."""
+"""`jaxllama check`: checks of a plugin against the contract of its socket, and its cost."""
 
 import importlib
 import importlib.util
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 from rich.console import Console
@@ -16,34 +16,48 @@ from rich.text import Text
 from jaxllama.cli.terminal import as_json
 from jaxllama.errors import BrokenPlugin
 from jaxllama.formats import PromptFormat
+from jaxllama.mistakes import (
+    SUBCLASS,
+    explain,
+    hidden_by,
+    is_taken,
+    line_of,
+    no_subclass,
+    not_there,
+    source_line,
+)
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
 from jaxllama.testing import check_format
 from jaxllama.testing.cost import VOCABULARIES, cost_of
-from jaxllama.testing.proof import Proof
-from jaxllama.testing.samplers import CHECKS, NEEDED
+from jaxllama.testing.kept import programs_kept
+from jaxllama.testing.proof import Broken, Proof
+from jaxllama.testing.samplers import CHECKS, NEEDED, run_check
+from jaxllama.weights.store import cache_folder
 
 SOCKETS = (Sampler, Adjuster, Filter, Shaper, PromptFormat)
-PASSED, FAILED, SKIPPED = "passed", "FAILED", "not tried"
-COLOURS = {PASSED: "green", FAILED: "red", SKIPPED: "yellow"}
+PASSED, FAILED = "passed", "FAILED"
+COLOURS = {PASSED: "green", FAILED: "red"}
 
 Outcome = dict[str, Any]
 
 
 @click.command("check")
 @click.argument("plugin")
-@click.option("--no-cost", is_flag=True, help="Do not measure what a sampler costs.")
+@click.option("--no-cost", is_flag=True, help="Do not measure the cost of a sampler.")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
-    """Hold PLUGIN to the contract of its socket; exit code 1 if it breaks a rule.
+    """Check that PLUGIN keeps the contract of its socket.
 
     PLUGIN is the name of an installed sampler or prompt format, module:Class, or a .py file, of
-    which every plugin is checked. What a sampler costs is what it adds to each row of a step, its
-    knobs in the middle of their bounds: alone, and with every installed filter switched on.
+    which every plugin is checked. The exit code is 1 if a check fails. The cost of a sampler is
+    the processor time, in microseconds, that it adds to each row of a decode step with its knobs
+    in the middle of their bounds.
     """
-    kinds = find(plugin)
-    results = {name: check_one(kind) for name, kind in kinds.items()}
-    costs = {} if no_cost else dict(measured(kinds, results))
+    with programs_kept(cache_folder() / "checks"):
+        kinds = find(plugin)
+        results = {name: check_one(kind) for name, kind in kinds.items()}
+        costs = {} if no_cost else dict(measured(kinds, results))
     if wants_json:
         click.echo(as_json({"checks": results, "microseconds": costs}))
     else:
@@ -54,7 +68,7 @@ def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
 
 
 def find(plugin: str) -> dict[str, type]:
-    """The plugins that are meant, by name."""
+    """The classes that PLUGIN means, by name."""
     if plugin.endswith(".py"):
         return plugins_in(module_at(Path(plugin)), plugin)
     if ":" in plugin:
@@ -64,20 +78,32 @@ def find(plugin: str) -> dict[str, type]:
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     if plugin in formats.loaded or plugin in formats.broken:
         return {plugin: formats.one(plugin)}
+    file = Path(f"{plugin}.py")
+    if file.exists() and plugin not in {*samplers.loaded, *samplers.broken}:
+        raise BrokenPlugin(
+            f"no plugin {plugin!r} is installed, but {file} is in this folder",
+            hint=f"check the file: jaxllama check {file}",
+        )
     return {plugin: samplers.one(plugin)}
 
 
 def module_at(path: Path) -> ModuleType:
-    """The module in a file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    """Import the module in a file, under a name that hides no other module."""
+    if not path.is_file():
         raise BrokenPlugin(f"{path} is no file; expected a Python file with a plugin in it")
+    if is_taken(path.stem):
+        raise BrokenPlugin(
+            hidden_by(path), where=f"{path}:1", hint="rename the file, such as my_sampler.py"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
     try:
+        assert spec.loader is not None
         spec.loader.exec_module(module)
     except Exception as error:  # a plugin may raise anything while it is imported
-        raise BrokenPlugin(f"{path} does not load: {type(error).__name__}: {error}") from error
+        raise explain(f"{path.name} does not load", error, path.stem) from error
     return module
 
 
@@ -89,25 +115,37 @@ def plugins_in(module: ModuleType, where: str) -> dict[str, type]:
         if is_plugin(each) and each.__module__ == module.__name__
     }
     if not found:
-        raise BrokenPlugin(f"{where} defines no sampler and no prompt format; expected one")
+        classes = [each for each in vars(module).values() if is_own_class(each, module)]
+        named = ", ".join(each.__name__ for each in classes) or "no class"
+        raise BrokenPlugin(
+            f"{where} defines no sampler and no prompt format; it defines {named}",
+            where=line_of(classes[0]) if classes else f"{where}:1",
+            hint=f"{SUBCLASS}, or PromptFormat of jaxllama.formats",
+        )
     return found
+
+
+def is_own_class(value: object, module: ModuleType) -> bool:
+    """Whether a value is a class that this module defines."""
+    return isinstance(value, type) and value.__module__ == module.__name__
 
 
 def plugin_at(name: str, attribute: str) -> type:
     """The class `attribute` of a module."""
     try:
-        found = getattr(importlib.import_module(name), attribute)
+        module = importlib.import_module(name)
     except Exception as error:  # a plugin may raise anything while it is imported
-        raise BrokenPlugin(
-            f"{name}:{attribute} does not load: {type(error).__name__}: {error}"
-        ) from error
+        raise explain(f"{name}:{attribute} does not load", error, name) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise not_there(f"{name}:{attribute}", module, attribute)
     if not is_plugin(found):
-        raise BrokenPlugin(f"{name}:{attribute} is {found!r}; expected a sampler or prompt format")
+        raise no_subclass(f"{name}:{attribute}", found, Sampler)
     return found
 
 
-def is_plugin(found: object) -> bool:
-    """Whether it is a class of a socket, and not the socket itself."""
+def is_plugin(found: object) -> TypeGuard[type]:
+    """Whether a value is a class of a socket, and not the socket itself."""
     return (
         isinstance(found, type)
         and issubclass(found, Sampler | PromptFormat)
@@ -116,65 +154,83 @@ def is_plugin(found: object) -> bool:
 
 
 def check_one(kind: type) -> list[Outcome]:
-    """What every check says of one plugin."""
+    """The outcome of every check of one plugin, up to the first that the others need."""
     if issubclass(kind, Sampler):
         return list(check_rules(kind))
     try:
         check_format(kind)
     except AssertionError as error:
-        return [outcome("format", FAILED, str(error))]
+        return [outcome("format", FAILED, str(error), where=line_of(kind))]
     return [outcome("format", PASSED, "It renders as formats promise.")]
 
 
 def check_rules(kind: type[Sampler]) -> Iterator[Outcome]:
-    """What every check says of one sampler; without the first ones the others mean nothing."""
-    proof, stopped = Proof(kind), ""
+    """The outcome of every check of one sampler; ends with a failure that others depend on."""
+    proof = Proof(kind)
     for name, check in CHECKS.items():
-        if stopped:
-            yield outcome(name, SKIPPED, f"It has to pass {stopped} first.")
-            continue
         try:
-            check(proof)
-        except AssertionError as error:
-            yield outcome(name, FAILED, str(error))
-            stopped = name if name in NEEDED else ""
+            run_check(name, proof)
+        except Broken as error:
+            yield outcome(name, FAILED, error.why, where=error.where, hint=error.hint)
+            if name in NEEDED:
+                return
         else:
             yield outcome(name, PASSED, " ".join((check.__doc__ or "").split()))
 
 
-def outcome(check: str, result: str, words: str) -> Outcome:
-    """One line of the table."""
-    return {"check": check, "outcome": result, "words": words}
+def outcome(check: str, result: str, words: str, *, where: str = "", hint: str = "") -> Outcome:
+    """What one check found; `where` and `hint` are for failures."""
+    found = {"check": check, "outcome": result, "words": words}
+    return found if result == PASSED else {**found, "where": where, "hint": hint}
 
 
 def measured(
     kinds: Mapping[str, type], results: Mapping[str, list[Outcome]]
 ) -> Iterator[tuple[str, list[Outcome]]]:
-    """What each sampler that can be compiled costs."""
+    """The cost of each sampler that passed every check."""
     company = load_plugins(SAMPLERS, Sampler).loaded
     for name, kind in kinds.items():
-        if issubclass(kind, Sampler) and all(
-            each["outcome"] == PASSED for each in results[name] if each["check"] in NEEDED
-        ):
+        if issubclass(kind, Sampler) and all(each["outcome"] == PASSED for each in results[name]):
             others = {key: each for key, each in company.items() if each is not kind}
-            found = [cost_of(kind.__name__, kind, others, size) for size in VOCABULARIES]
+            found = [
+                # The installed filters take seconds to compile: once is enough.
+                cost_of(kind.__name__, kind, {} if size != VOCABULARIES[0] else others, size)
+                for size in VOCABULARIES
+            ]
             yield name, [cost._asdict() for cost in found]
 
 
 def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
-    """The same, for people."""
+    """Print the checks and the cost of one plugin for people."""
     console = Console()
     table = Table("check", "", "", title=name, title_justify="left")
     for each in outcomes:
+        text = each["words"] if each["outcome"] == PASSED else "see below"
         colour = COLOURS[each["outcome"]]
-        table.add_row(each["check"], Text(each["outcome"], style=colour), Text(each["words"]))
+        table.add_row(each["check"], Text(each["outcome"], style=colour), Text(text))
     console.print(table)
+    for each in outcomes:
+        if each["outcome"] == FAILED:
+            console.print(Text("\n".join(failure(each))), soft_wrap=True)
     for cost in costs:
-        alone, company = (
-            f"{cost[key]:.1f}" if cost[key] >= cost["unseen"] else f"less than {cost['unseen']:.1f}"
-            for key in ("alone", "company")
-        )
-        console.print(
-            f"{cost['vocabulary']:,} tokens: {alone} microseconds per row and step alone, "
-            f"{company} in company"
-        )
+        console.print(Text(cost_line(cost)), soft_wrap=True)
+
+
+def failure(failed: Outcome) -> Iterator[str]:
+    """The lines about one failed check: the place, the source line, what is wrong, the hint."""
+    yield f"{failed['check']}: {failed['where'] or 'FAILED'}"
+    line = source_line(failed["where"])
+    if line:
+        yield f"    {line}"
+    yield f"  {failed['words']}"
+    if failed["hint"]:
+        yield f"  hint: {failed['hint']}"
+
+
+def cost_line(cost: Outcome) -> str:
+    """The cost at one size of vocabulary: microseconds of processor time per row and step."""
+    doubt = f"± {cost['unseen']:.1f} µs"
+    line = f"{cost['vocabulary']:,} tokens: {max(cost['alone'], 0.0):.1f} µs"
+    if cost["company"] is not None:
+        line += f", beside all installed filters {max(cost['company'], 0.0):.1f} µs"
+    return f"{line} of processor time for each row and step ({doubt})"

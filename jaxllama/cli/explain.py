@@ -1,6 +1,6 @@
-"""`jaxllama explain`: what each sampler did to each token, and what other numbers would do."""
+"""`jaxllama explain`: what each sampler did to each token, and what other knobs would do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,26 @@ from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 
 TRUTH = {"true": True, "false": False}
+LEGEND = {
+    "token": "the token that was drawn; (was ...) is the recorded one",
+    "chance": "the random number from 0 to 1 that decided the draw",
+    "stage": "the model, then every sampler that is on, in running order",
+    "tokens left": "how many tokens could be drawn after the stage",
+    "removed": "the probability, before the stage, of the tokens that it dropped",
+    "rank": "the place of the drawn token after the stage; 1 is the likeliest",
+    "probability": "of the drawn token after the stage",
+}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("explain", cls=GenerationCommand, slots=1)
-@click.option("-p", "--prompt", help="The text to continue.")
+@click.option("-p", "--prompt", help="Continue this text.")
 @click.option("--load", "source", type=FILE, help="Explain a saved recording; needs no model.")
-@click.option("--save", "target", type=FILE, help="Save the recording.")
+@click.option("--save", "target", type=FILE, help="Save the recording to this file.")
 @click.option(
-    "--what-if", metavar="KNOB=NUMBER,...", help="Replay the same logits under other numbers."
+    "--what-if",
+    metavar="KNOB=NUMBER,...",
+    help="Draw from the recorded logits again with these knobs.",
 )
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(  # noqa: PLR0913 - an argument per option
@@ -43,10 +54,12 @@ def command(  # noqa: PLR0913 - an argument per option
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> None:
-    """Continue a prompt and show, per token, what each sampler kept, removed and made likelier.
+    """Continue a prompt and show what each sampler did to each token.
 
-    With --what-if the recorded logits are drawn from again under other numbers, without the model:
-    every token follows the recorded ones, also where another would have been drawn before it.
+    For every token there is a line for the model and one for each sampler that is on; the legend
+    below the table says what the columns mean. With --what-if the recorded logits are drawn from
+    again with other knobs, without running the model: every token follows the recorded ones, even
+    where another token would have been drawn before it.
     """
     if (prompt is None) == (source is None):
         raise click.UsageError("Give one of -p TEXT and --load FILE.")
@@ -66,7 +79,7 @@ def command(  # noqa: PLR0913 - an argument per option
     if wants_json:
         click.echo(as_json({"seed": recording.seed, "positions": [asdict(p) for p in positions]}))
         return
-    draw(positions)
+    draw(positions, recording.texts)
     differ = sum(each.token != each.recorded for each in positions)
     if differ and not changes:
         note(f"{differ} tokens differ from the engine's by rounding")
@@ -105,13 +118,14 @@ def number(text: str) -> object:
     return TRUTH.get(text.lower(), text)
 
 
-def draw(positions: list[Position]) -> None:
-    """The same, for people."""
-    table = Table("token", "drawn by", "stage", "kept", "removed", "rank", "probability")
+def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
+    """Print a table for people, and what its columns mean; `texts` are those of the tokens."""
+    table = Table("token", "chance", "stage", "tokens left", "removed", "rank", "probability")
     for each in positions:
-        words = repr(each.text.translate(CONTROLS))
-        changed = "" if each.token == each.recorded else f" (was {each.recorded})"
-        first = (f"{each.token} {words}{changed}", f"{each.chance:.4f}")
+        words = shown(each.token, texts)
+        if each.token != each.recorded:
+            words += f" (was {shown(each.recorded, texts)})"
+        first = (words, f"{each.chance:.4f}")
         for stage in each.stages:
             rank = "dropped" if stage.rank is None else str(stage.rank + 1)
             figures = (str(stage.kept), f"{stage.removed:.4f}", rank, f"{stage.p:.4f}")
@@ -119,3 +133,11 @@ def draw(positions: list[Position]) -> None:
             first = ("", "")
         table.add_section()
     Console().print(table)
+    for name, meaning in LEGEND.items():
+        click.echo(f"{name:11}  {meaning}")
+
+
+def shown(token: int, texts: Sequence[str]) -> str:
+    """The text of a token in quotes; a token without text, such as an end token, by its id."""
+    text = texts[token] if token < len(texts) else ""
+    return repr(text.translate(CONTROLS)) if text else f"token {token}"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jaxllama.cli.figures import summary
 from jaxllama.cli.options import GenerationCommand, need_slots
-from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show, summary
+from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show
 from jaxllama.completion import Hypothesis
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT
@@ -33,33 +34,33 @@ class GenerateCommand(GenerationCommand):
 
 
 @click.command("generate", cls=GenerateCommand, slots=1)
-@click.option("-p", "--prompt", help="The text to continue; - reads standard input.")
+@click.option("-p", "--prompt", help="Continue this text; - reads standard input.")
 @click.option(
     "--prompt-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Read the prompt from a file.",
+    help="Read the prompt from this file.",
 )
-@click.option("--chat", is_flag=True, help="The prompt is a question: answer it.")
+@click.option("--chat", is_flag=True, help="Answer the prompt as a message of a conversation.")
 @click.option(
     "--beams",
     type=click.IntRange(1, int(FRONT["width"].high or 1)),
     metavar="N",
-    help="Draw nothing: find the likeliest answers, following N beginnings at a time.",
+    help="Search for the likeliest answers, keeping N prefixes at a time, instead of drawing.",
 )
 @click.option(
     "--length-penalty",
     type=float,
-    help="Of beams: above 0 favours long answers, below 0 short ones [default: 1.0].",
+    help="With --beams: favour long answers (above 0) or short ones (below 0) [default: 1.0].",
 )
 @click.option(
     "--early-stopping",
     type=click.Choice([str(each) for each in EARLY if each]),
     is_flag=False,
     flag_value="true",
-    help="Of beams: stop at once when N answers are whole, when no better one is likely (false), "
-    "or when none is possible (never) [default: false].",
+    help="With --beams: stop when N answers are complete (true), when a better one is unlikely "
+    "(false) or when none is possible (never) [default: false].",
 )
-@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object, at the end.")
+@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object at the end.")
 def command(  # noqa: PLR0913 - an argument for each option
     *,
     prompt: str | None,
@@ -72,10 +73,11 @@ def command(  # noqa: PLR0913 - an argument for each option
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> None:
-    """Continue a prompt: print the text as it comes, then how fast it came.
+    """Continue a prompt and print the text as it comes.
 
-    Of a prompt from a file or from standard input, one final line break is dropped. With --beams
-    the best answer is printed, and the others with their scores on standard error.
+    A line with token counts and times follows on standard error. One line break at the end of a
+    prompt from a file or from standard input is removed. With --beams the best answer is printed on
+    standard output, and all answers with their scores on standard error.
     """
     if "prompt_format" in loading and not chat:
         raise click.UsageError("--format is for conversations; it needs --chat.")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,18 +13,26 @@ import jax.numpy as jnp
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig
+from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
 from jaxllama.kernels.packed import Packed
-from jaxllama.loading import choose_kernels, engine_config
+from jaxllama.loading import choose_kernels, engine_config, sampling_defaults_of
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
-from jaxllama.registry import FORMATS, load_plugins
+from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
+from jaxllama.sampling import Sampler
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.store import resolve
 
-NOT_LOADED = ("load_model", "load_mesh", "load_prompt_format", "load_compile_cache")
+NOT_LOADED = (
+    "load_model",
+    "load_mesh",
+    "load_prompt_format",
+    "load_sampling_defaults",
+    "load_compile_cache",
+)
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 VECTOR_BYTES = 4  # norms and biases are float32
 
@@ -32,9 +41,10 @@ VECTOR_BYTES = 4  # norms and biases are float32
 @click.argument("model", required=False)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> None:
-    """Show what MODEL is and the memory it needs at these settings.
+    """Show what MODEL is and how much memory it needs with these settings.
 
-    MODEL is whatever --model takes elsewhere; a model that is not here yet is fetched.
+    MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
+    that is not on this machine yet is downloaded.
     """
     names = ("slots", "context", "dtype", "cache_dtype", "packed")
     sizes = {name: loading[name] for name in names if loading.get(name) is not None}
@@ -49,6 +59,7 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
             "config": dataclasses.asdict(checkpoint.config),
             "tensors": describe_tensors(checkpoint),
             "text": describe_text(checkpoint),
+            "sampling_defaults": describe_sampling(path, checkpoint),
             "memory": describe_memory(checkpoint, engine),
         }
     if wants_json:
@@ -83,6 +94,12 @@ def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
         "chat_template": tokenizer.text.template is not None,
         "prompt_format": choose_format(formats.loaded, tokenizer.text).name,
     }
+
+
+def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The knobs a request gets where it sets none: those the model's maker recommends."""
+    specs = catalogue(load_plugins(SAMPLERS, Sampler).loaded)
+    return sampling_defaults_of("auto", path, checkpoint, specs)
 
 
 def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
@@ -142,6 +159,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"text     {text['vocabulary']} tokens, begin {text['begin_id']}, end {ends}"
     template = "yes" if text["chat_template"] else "no"
     yield f"         chat template: {template}; prompt format: {text['prompt_format']}"
+    sampling = ", ".join(f"{name} {each}" for name, each in found["sampling_defaults"].items())
+    yield f"sampling {sampling or 'none'} recommended by the maker: used where a request sets none"
     yield f"memory   {shown(memory['total'])} and what the programs work with"
     yield f"         weights {shown(memory['weights'])} ({memory['dtype']})"
     yield (

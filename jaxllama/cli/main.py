@@ -11,20 +11,21 @@ from typing import Any
 import click
 
 from jaxllama.errors import JaxLlamaError
+from jaxllama.mistakes import hiding
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
-    "chat": "Talk with a model.",
+    "chat": "Chat with a model in the terminal.",
     "generate": "Continue a prompt.",
     "explain": "Show what each sampler did to each token.",
-    "batch": "Answer a file of prompts; resumes where it stopped.",
-    "perplexity": "Measure how surprised a model is by a text.",
-    "pull": "Fetch a model and print its path.",
-    "inspect": "Show what a model is and the memory it needs.",
-    "plugins": "List samplers, prompt formats and weight readers.",
-    "new": "Write a package with a sampler or prompt format to go on from.",
-    "check": "Hold a sampler or prompt format to its contract.",
-    "version": "Print the versions of jaxllama and what it runs on.",
+    "batch": "Answer a file of prompts; continue where a run stopped.",
+    "perplexity": "Measure the perplexity of a model on a text.",
+    "pull": "Download a model and print its path.",
+    "inspect": "Show what a model is and how much memory it needs.",
+    "plugins": "List samplers, presets, prompt formats and weight readers.",
+    "new": "Write a package with a sampler or prompt format to start from.",
+    "check": "Check that a sampler or prompt format keeps its contract.",
+    "version": "Print the versions of jaxllama, JAX and Python.",
 }
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -74,6 +75,9 @@ def explain(error: Exception) -> int:
         return fail(worded(error), error.exit_code)
     if isinstance(error, JaxLlamaError):
         return fail(str(error), error.exit_code)
+    hidden = hiding(error)
+    if hidden is not None:
+        return fail(str(hidden), hidden.exit_code)
     raise error
 
 
@@ -99,4 +103,4 @@ def worded(error: click.ClickException) -> str:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jaxllama")
 def main() -> None:
-    """A Llama inference engine: run a model here, one prompt or thousands."""
+    """Run Llama models on this machine, for one prompt or thousands."""

@@ -147,10 +147,13 @@ PARTS = {"sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS), "format": (FORMAT, FORMAT
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
-    help="Folder to make the package's folder in [default: this one].",
+    help="Create the package in this folder [default: the current one].",
 )
 def command(*, what: str, name: str, into: Path) -> None:
-    """Write a package with a sampler or prompt format called NAME, to install and go on from."""
+    """Write a package with a sampler or prompt format called NAME.
+
+    The package can be installed as it is and passes its own test; change it from there.
+    """
     check_name(what, name)
     project = f"jaxllama-{name.replace('_', '-')}"
     folder = into / project

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jaxllama.config import CACHE_DTYPES, DTYPES
+from jaxllama.config import CACHE_DTYPES, DTYPES, SAMPLING_DEFAULTS
 from jaxllama.engine.choosing.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import AUTO, BODIES
@@ -100,6 +100,22 @@ def need_slots(ctx: click.Context, count: int) -> None:
         ctx.params[name] = max(given, count)
 
 
+def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
+    """The value of a knob from its text, as the option of that knob reads it; not checked yet."""
+    if name in LIMITS:
+        limit = LIMITS[name]
+        if limit.kind is str:
+            return (text,) if limit.many else text
+        return Text(name, limit.kind, many=limit.many).convert(text, None, None)
+    if name not in specs:
+        raise unknown_field(name, [*LIMITS, *specs])
+    spec = specs[name]
+    if spec.phrases:
+        return (text,)
+    kind = Text(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
+    return kind.convert(text, None, None)
+
+
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
     """Raise InvalidParameter for a knob nobody knows or a value outside its bounds."""
     for name, value in knobs.items():
@@ -134,49 +150,52 @@ def loading_options(slots: int | None) -> list[click.Option]:
     return [
         option(
             *("-m", "--model", "load_model"),
-            help="Name, file, folder, hf:owner/name or address [default: smollm2-135m].",
+            help="Use this model: a name, file, folder, hf:owner/name or http address "
+            "[default: smollm2-135m].",
         ),
         option(
             *("--slots", "load_slots"),
             type=int,
             metavar="N",
             default=slots,
-            help=f"Requests decoded together [default: {many}].",
+            help=f"Decode up to this many requests together [default: {many}].",
         ),
         option(
             *("--context", "load_context"),
             type=int,
             metavar="N",
-            help="Tokens of prompt and answer together [default: the model's, at most 4096].",
+            help="Make room for this many tokens of prompt and answer together [default: the "
+            "model's limit, at most 4096].",
         ),
         option(
             *("--dtype", "load_dtype"),
             type=click.Choice(DTYPES),
-            help="Of dense weights [default: the file's own with kernels, else float32 on CPU and "
-            "bfloat16 elsewhere].",
+            help="Keep unpacked weights in this type [default: the file's own with --kernels cpu, "
+            "else float32 on CPU and bfloat16 elsewhere].",
         ),
         option(
             *("--cache-dtype", "load_cache_dtype"),
             type=click.Choice(CACHE_DTYPES),
-            help="Of the key/value cache; int8 takes half the memory "
-            "[default: float16 on CPU, else bfloat16].",
+            help="Keep keys and values of the KV cache in this type; int8 takes half the memory of "
+            "float16 [default: float16 on CPU, else bfloat16].",
         ),
         option(
             *("--mesh", "load_mesh"),
             metavar="data=D,model=M",
-            help="Devices to spread slots and weights over [default: one].",
+            help="Spread slots over D groups of M devices, and weights over the M devices "
+            "[default: one device].",
         ),
         option(
             *("--kernels", "load_kernels"),
             type=click.Choice((AUTO, *BODIES)),
-            help="What multiplies: cpu (the C++ library) or xla (plain JAX) "
-            "[default: auto, cpu where it can run].",
+            help="Compute with the C++ library (cpu) or plain JAX (xla) [default: auto, cpu where "
+            "it can run].",
         ),
         option(
             *("--threads", "load_threads"),
             type=click.IntRange(min=1),
             metavar="N",
-            help="Threads of the C++ library [default: all processors].",
+            help="Run the C++ library on this many threads [default: all processors].",
         ),
         option(
             *("--packed", "load_packed"),
@@ -188,15 +207,21 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--format", "load_prompt_format"),
             metavar="NAME",
-            help="Prompt format of conversations, or a .jinja file with a chat template [default: "
-            "the one that suits the model].",
+            help="Use this prompt format for conversations, or a .jinja file with a chat template "
+            "[default: the one that suits the model].",
+        ),
+        option(
+            *("--sampling-defaults", "load_sampling_defaults"),
+            type=click.Choice(SAMPLING_DEFAULTS),
+            help="Where a request sets nothing: auto, what the model's maker recommends, or none, "
+            "the default of each sampler [default: auto].",
         ),
         option(
             *("--no-compile-cache", "load_compile_cache"),
             is_flag=True,
             flag_value=False,
             default=None,
-            help="Compile anew, and keep nothing for the next start.",
+            help="Compile every program again, and keep none on disk for the next start.",
         ),
     ]
 

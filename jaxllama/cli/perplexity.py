@@ -10,14 +10,16 @@ from jaxllama.cli.generate import decode
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, open_llm, progress_bars
 
+NOT_USED = ("load_prompt_format", "load_sampling_defaults")
 
-@click.command("perplexity", cls=ModelCommand, slots=1, leave_out=("load_prompt_format",))
+
+@click.command("perplexity", cls=ModelCommand, slots=1, leave_out=NOT_USED)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, file: Path, wants_json: bool, loading: Mapping[str, Any]) -> None:
-    """Measure how surprised a model is by the text in FILE.
+    """Measure the perplexity of a model on the text in FILE; lower is better.
 
-    The text is read in windows of the context, each from its own beginning; lower is better.
+    The text is cut into windows of --context tokens; each window is read without the ones before.
     """
     text = decode(file.read_bytes(), str(file))
     with open_llm(loading) as llm, progress_bars() as report:

@@ -1,13 +1,12 @@
 """`jaxllama plugins`: what is installed, and why the rest is not."""
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jaxllama.cli.options import bounds
 from jaxllama.cli.terminal import as_json
@@ -17,12 +16,17 @@ from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of
 from jaxllama.weights.base import Checkpoint
 
+STEP = "  "
+WIDEST = 100  # columns
+
+Lines = list[tuple[int, str]]  # how far in each begins, and its text
+
 
 @click.command("plugins")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
-@click.option("--markdown", is_flag=True, help="Print samplers and presets as tables.")
+@click.option("--markdown", is_flag=True, help="Print samplers and presets as Markdown tables.")
 def command(*, wants_json: bool, markdown: bool) -> None:
-    """List every sampler with its knobs, every preset, prompt format and weight reader."""
+    """List the installed samplers with their knobs, presets, prompt formats and weight readers."""
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
@@ -33,7 +37,7 @@ def command(*, wants_json: bool, markdown: bool) -> None:
         for name, error in each.broken.items()
     }
     found = {
-        "samplers": {name: describe_sampler(kind) for name, kind in samplers.loaded.items()},
+        "samplers": {name: describe_sampler(kind) for name, kind in in_order(samplers.loaded)},
         "presets": {name: describe_preset(kind) for name, kind in presets.loaded.items()},
         "formats": {name: summary(kind) for name, kind in formats.loaded.items()},
         "weights": {name: summary(kind) for name, kind in weights.loaded.items()},
@@ -89,7 +93,7 @@ def sets(knobs: Mapping[str, object]) -> str:
 def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
     """Every knob of every sampler as a table in Markdown, in the order in which they run."""
     lines = ["| sampler | knob | accepts | when not given | |", "|---|---|---|---|---|"]
-    for name, kind in sorted(samplers.items(), key=lambda item: running_order(*item)):
+    for name, kind in in_order(samplers):
         first = name
         for knob, spec in describe_sampler(kind)["knobs"].items():
             cells = (first, f"`{knob}`", accepts(spec), not_given(spec), spec["help"])
@@ -112,8 +116,13 @@ def kind_of(sampler: type[Sampler]) -> str:
     return next(word for word, kind in kinds.items() if issubclass(sampler, kind))
 
 
+def in_order(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, type[Sampler]]]:
+    """The samplers with their names, in the order in which they run."""
+    return sorted(samplers.items(), key=lambda item: running_order(*item))
+
+
 def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
-    """Adjusters, shapers, filters, shapers that come last; then by order; then by name."""
+    """A key to sort by: adjusters, shapers, filters, last shapers; then `order`; then name."""
     if issubclass(kind, Shaper):
         return (3 if kind.last else 1, kind.order, name)
     return (0 if issubclass(kind, Adjuster) else 2, kind.order, name)
@@ -124,27 +133,52 @@ def not_given(knob: Mapping[str, Any]) -> str:
     return "nothing" if knob["width"] is not None else str(knob["off"]).lower()
 
 
-def draw(found: dict[str, Any]) -> None:
-    """The same, for people."""
-    console = Console()
-    table = Table("sampler", "knob", "accepts", "off", "help")
-    for column in table.columns[:2]:
-        column.no_wrap = True
-    for name, sampler in found["samplers"].items():
-        first = name
-        for knob, spec in sampler["knobs"].items():
-            cells = (first, knob, accepts(spec), not_given(spec), spec["help"])
-            table.add_row(*map(Text, cells))
-            first = ""
-        table.add_section()
-    console.print(table)
-    listing = Table("preset", "", "sets")
-    for name, preset in found["presets"].items():
-        listing.add_row(*map(Text, (name, preset["help"], sets(preset["knobs"]))))
-    console.print(listing)
-    for title in ("formats", "weights", "broken"):
-        if found[title]:
-            listing = Table(title, "")
-            for name, words in found[title].items():
-                listing.add_row(Text(name), Text(words))
-            console.print(listing)
+def draw(found: Mapping[str, Any]) -> None:
+    """Print everything for people, in lines no wider than the terminal."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    for title, entries in listing(found).items():
+        if entries:
+            click.secho(title, bold=True)
+            for entry in entries:
+                for depth, text in entry:
+                    click.echo(wrapped(text, depth, width))
+            click.echo()
+
+
+def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
+    """What is shown under each title: lines with the depth at which they begin."""
+    return {
+        "Samplers, in the order in which they run": [
+            lines_of_sampler(name, sampler) for name, sampler in found["samplers"].items()
+        ],
+        "Presets": [
+            [(1, f"{name}: {preset['help']}"), (2, sets(preset["knobs"]))]
+            for name, preset in found["presets"].items()
+        ],
+        "Prompt formats": [[(1, f"{name}: {text}")] for name, text in found["formats"].items()],
+        "Weight readers": [[(1, f"{name}: {text}")] for name, text in found["weights"].items()],
+        "Broken": [[(1, f"{name}: {text}")] for name, text in found["broken"].items()],
+    }
+
+
+def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> Lines:
+    """The lines about one sampler: what it does, then two for each knob."""
+    lines = [(1, f"{name} ({sampler['kind']}): {sampler['help']}")]
+    for knob, spec in sampler["knobs"].items():
+        lines += [
+            (2, f"{knob}: {accepts(spec)} [default: {not_given(spec)}]"),
+            (3, spec["help"]),
+        ]
+    return lines
+
+
+def wrapped(text: str, depth: int, width: int) -> str:
+    """A text of at most `width` columns, each further line one step further in."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=STEP * depth,
+        subsequent_indent=STEP * (depth + 1),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

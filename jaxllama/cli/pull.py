@@ -9,10 +9,10 @@ from jaxllama.weights import store
 @click.command("pull")
 @click.argument("model", required=False)
 def command(model: str | None) -> None:
-    """Fetch a MODEL and print its path.
+    """Download MODEL and print its path.
 
-    MODEL is a name (default: smollm2-135m), hf:owner/name, hf:owner/name/file.gguf, an http
-    address, or a path, which is only checked. A damaged model is fetched anew.
+    MODEL is a name (default: smollm2-135m), hf:owner/name, hf:owner/name/file.gguf or an http
+    address; a damaged model is downloaded again. A path on this machine is only checked.
     """
     with progress_bars() as report:
         path = store.pull(model, progress=report)

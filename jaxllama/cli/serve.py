@@ -59,18 +59,26 @@ class ServeCommand(ModelCommand):
 
 
 @click.command("serve", cls=ServeCommand)
+@click.argument("name", metavar="[MODEL]", required=False)
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"File with one API key per line; {KEYS_VARIABLE} may hold some as well.",
+    help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
-def command(api_key_file: Path | None, loading: Mapping[str, Any], **options: Any) -> None:
-    """Serve a model over HTTP until told to stop.
+def command(
+    name: str | None, api_key_file: Path | None, loading: Mapping[str, Any], **options: Any
+) -> None:
+    """Serve MODEL over HTTP until the program is stopped; --model names it as well.
 
-    It listens at once, and logs "ready: open http://..." once the model has made a token; until
-    then /ready says what is being loaded or compiled. SIGTERM or Ctrl-C lets running requests
-    finish, a second one ends it now.
+    The server listens at once and loads the model in the background. It logs "ready: open http://..."
+    when the model has made a token; until then /ready says what is being loaded or compiled.
+    SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
     """
+    if name is not None and loading.get("model", name) != name:
+        raise click.UsageError(
+            f"the model is given twice, as {name!r} and as {loading['model']!r}; give one"
+        )
+    loading = dict(loading) if name is None else {**loading, "model": name}
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
     settings = Settings(bounds=bounds, **options)
@@ -102,7 +110,8 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         gc.collect()
         heap.give_back()
         gc.freeze()  # or every full collection would hold up all streams for 100 ms
-        return Model(name, llm.engine, llm.intake)
+        others = other_names(loading.get("model"), llm.path, llm.config.name)
+        return Model(name, llm.engine, llm.intake, others - {name})
 
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
@@ -119,6 +128,12 @@ def model_name(model: str | None) -> str:
     if model is None:
         return store.DEFAULT
     return Path(model).stem if Path(model).exists() else model
+
+
+def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
+    """What clients may call the model as well: as it was given, its file, its own name."""
+    files = () if path is None else (path.name, path.stem)
+    return frozenset(filter(None, (model, *files, own)))
 
 
 def keys_from(file: Path | None) -> Iterator[str]:

@@ -56,6 +56,12 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
         yield report
 
 
+def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
+    """Load a model and show progress."""
+    with startup_shown(keeps_programs=loading.get("compile_cache", True)) as report:
+        return jaxllama.LLM.load(progress=report, **loading)
+
+
 @contextmanager
 def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
     """Bars on a terminal; anywhere else a line for each program that has to be compiled."""
@@ -69,10 +75,8 @@ def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
 
 @contextmanager
 def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
-    """Load a model, showing progress, and close it at the end."""
-    with startup_shown(keeps_programs=loading.get("compile_cache", True)) as report:
-        llm = jaxllama.LLM.load(progress=report, **loading)
-    with llm:
+    """Load a model and show progress; close it at the end."""
+    with load_llm(loading) as llm:
         yield llm
 
 
@@ -101,22 +105,6 @@ def rates(usage: Usage) -> dict[str, float | None]:
         "seconds_to_first": usage.seconds_to_first,
         "seconds": usage.seconds,
     }
-
-
-def summary(usage: Usage) -> str:
-    """The figures of one answer in a line."""
-    speed = rates(usage)
-    reused = f" ({usage.reused} reused)" if usage.reused else ""
-    return (
-        f"prompt: {usage.prompt} tokens{reused}{per_second(speed['prompt_tokens_per_second'])} | "
-        f"answer: {usage.generated} tokens{per_second(speed['generated_tokens_per_second'])} | "
-        f"first token after {usage.seconds_to_first:.3f} s"
-    )
-
-
-def per_second(rate: float | None) -> str:
-    """A rate, if there is one."""
-    return "" if rate is None else f" at {rate:.1f} tok/s"
 
 
 def as_json(value: object) -> str:

@@ -10,7 +10,7 @@ PARTS = ("jax", "jaxlib", "flax")
 
 @click.command("version")
 def command() -> None:
-    """Print the versions of jaxllama and what it runs on."""
+    """Print the versions of jaxllama, JAX and Python."""
     parts = [f"{name} {version(name)}" for name in PARTS]
     click.echo(f"jaxllama {version('jaxllama')} ({', '.join(parts)}, {python()})")
 

@@ -122,6 +122,16 @@ class Engine:
             "slots": self.slots.claimed,
         }
 
+    @property
+    def holders(self) -> list[Generation | None]:
+        """The generation that holds each slot; may be read from another thread."""
+        found: list[Generation | None] = [None] * self.config.slots
+        for generation in list(self._live.values()):
+            for part in generation.parts:
+                if part.slot >= 0 and not part.is_over:
+                    found[part.slot] = part
+        return found
+
     def step(self) -> list[Event]:
         """Move everything forward once; returns what happened since the last call."""
         try:

@@ -25,6 +25,8 @@ from jaxllama.service.answers import Caller
 
 logger = logging.getLogger(__name__)
 
+# Headers that tell a client what was done with its request besides answering it.
+NOTES = {"ignored": "X-Ignored-Fields", "format": "X-Prompt-Format"}
 DIALECTS: tuple[Dialect, ...] = (openai, native)
 
 
@@ -80,6 +82,9 @@ class Front:
         """What every response carries."""
         response.headers["X-Request-Id"] = request[CALLER].id
         response.headers["X-Content-Type-Options"] = "nosniff"
+        notes = request[CALLER].notes
+        for name in NOTES.keys() & notes.keys():
+            response.headers[NOTES[name]] = notes[name]
         response.headers.update(self._guard.cors(request))
 
     def _introduce(self, request: web.Request) -> None:

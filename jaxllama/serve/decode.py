@@ -1,7 +1,8 @@
 """Decoding: the body of a request, into what a dialect declared.
 
 Called by every handler that takes JSON. Strict where others guess: size, time, content type,
-nesting, doubled keys, numbers no computer holds, fields nobody knows. Knows no dialect.
+nesting, doubled keys, numbers no computer holds. Fields that nobody knows are left out and named in
+the answer, or refused if the operator says so. Knows no dialect.
 """
 
 import asyncio
@@ -9,21 +10,22 @@ import json
 import math
 import re
 from collections.abc import Collection
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
-from msgspec import inspect
 
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
+from jaxllama.serve.aliases import with_own_names
 from jaxllama.serve.expect import send_continue
-from jaxllama.serve.keys import SETTINGS
+from jaxllama.serve.keys import ALIASED, CALLER, SETTINGS
+from jaxllama.serve.unknown import drop_unknown, listed, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 ON_THE_LOOP = 32 << 10  # bytes of a body that is parsed at once; larger ones in a thread
-MOST_UNKNOWN = 64  # fields inside others that are left out at most
 MOST_DIGITS = 400  # of a number: more is no float
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
@@ -32,23 +34,43 @@ PATH = re.compile(r" - at `\$\.?(.*)`$")
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 
+@dataclass(frozen=True)
+class Decoded(Generic[T]):
+    """A body as its shape, the knobs beside it, and what the client should know of the decoding."""
+
+    body: T
+    knobs: dict[str, Any]
+    ignored: list[str]  # fields that were left out
+    aliased: dict[str, str]  # own names of fields, and the aliases they came under
+
+
 async def read_json(
     request: web.Request, shape: type[T], *, knobs: Collection[str] = ()
 ) -> tuple[T, dict[str, Any]]:
-    """The body as `shape`, and those of its fields that are `knobs`.
+    """Decode the body as `shape`, and return it with those of its fields that are `knobs`.
 
-    A field that is neither is refused, or left out if the operator said --lenient.
+    A field that is neither is left out and named in the answer, or refused under --strict.
     """
     settings = request.app[SETTINGS]
     body = await read_body(request)
 
-    def decode() -> tuple[T, dict[str, Any]]:
+    def decode() -> Decoded[T]:
         fields = parse_json(body, settings.json_depth)
         if not isinstance(fields, dict):
             raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
-        return convert(fields, shape, knobs, lenient=settings.lenient)
+        return convert(fields, shape, knobs, strict=settings.strict)
 
-    return decode() if len(body) < ON_THE_LOOP else await asyncio.to_thread(decode)
+    found = decode() if len(body) < ON_THE_LOOP else await asyncio.to_thread(decode)
+    note_ignored(request, found.ignored)
+    request[ALIASED] = found.aliased
+    return found.body, found.knobs
+
+
+def note_ignored(request: web.Request, names: list[str]) -> None:
+    """Let the answer's headers and the log name fields that have no effect."""
+    notes = request[CALLER].notes
+    if names:
+        notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), listed(names)]))
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -181,31 +203,35 @@ def check_characters(value: Any) -> None:
 
 
 def convert(
-    fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, lenient: bool
-) -> tuple[T, dict[str, Any]]:
-    """JSON fields as `shape`, and the knobs among them."""
+    fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, strict: bool
+) -> Decoded[T]:
+    """JSON fields as `shape`, and the knobs among them; with `strict` all must be known."""
     own = set(shape.__struct_encode_fields__)
+    fields, aliased = with_own_names(fields, own | set(knobs))
     given = {key: value for key, value in fields.items() if key in knobs and key not in own}
     rest = {key: value for key, value in fields.items() if key not in given}
-    for key in [key for key in rest if key not in own]:
-        if not lenient:
-            raise unknown_field(key[:100], [*own, *knobs])
-        del rest[key]
-    for left in reversed(range(MOST_UNKNOWN)):  # each round, when lenient, leaves out one field
-        try:
-            return msgspec.convert(rest, shape), given
-        except msgspec.ValidationError as error:
-            where, what = place_of(str(error))
-            unknown = UNKNOWN.fullmatch(what)
-            if unknown is None:
-                raise InvalidParameter(f"{where}: {what}" if where else what, where) from error
-            holder = find(rest, where)
-            if not (lenient and left and isinstance(holder, dict)):
-                refusal = unknown_field(unknown[1][:100], names_in(shape))
-                refusal.field = f"{where}.{unknown[1][:100]}"
-                raise refusal from error
-            del holder[unknown[1]]
-    raise AssertionError("the last round returns or raises")
+    unknown = next((key for key in rest if key not in own), None)
+    if strict and unknown is not None:
+        raise unknown_field(unknown[:100], [*own, *knobs])
+    ignored = [] if strict else drop_unknown(rest, shape)
+    try:
+        return Decoded(msgspec.convert(rest, shape), given, ignored, aliased)
+    except msgspec.ValidationError as error:
+        raise worded(str(error), rest, shape) from error
+
+
+def worded(message: str, fields: dict[str, Any], shape: type[msgspec.Struct]) -> InvalidParameter:
+    """What msgspec objects to, as an error that names the field and, if it is text, its value."""
+    where, what = place_of(message)
+    unknown = UNKNOWN.fullmatch(what)
+    if unknown is not None:
+        refusal = unknown_field(unknown[1][:100], names_in(shape))
+        refusal.field = f"{where}.{unknown[1][:100]}"
+        return refusal
+    value = find(fields, where)
+    if what.startswith("Expected `str` matching") and isinstance(value, str):
+        what = f"{what}, got {value[:100]!r}"
+    return InvalidParameter(f"{where}: {what}" if where else what, where)
 
 
 def place_of(message: str) -> tuple[str | None, str]:
@@ -222,23 +248,3 @@ def find(value: Any, path: str | None) -> Any:
         elif isinstance(value, dict):
             value = value.get(key)
     return value
-
-
-def names_in(shape: type[msgspec.Struct]) -> set[str]:
-    """Every field name in a shape, however deep."""
-    names: set[str] = set()
-    seen: set[Any] = set()
-    rest: list[Any] = [inspect.type_info(shape)]
-    while rest:
-        kind = rest.pop()
-        if isinstance(kind, inspect.StructType) and kind.cls not in seen:
-            seen.add(kind.cls)
-            names |= {field.encode_name for field in kind.fields}
-            rest += [field.type for field in kind.fields]
-        elif isinstance(kind, inspect.UnionType):
-            rest += kind.types
-        elif isinstance(kind, inspect.CollectionType):
-            rest.append(kind.item_type)
-        elif isinstance(kind, inspect.DictType):
-            rest.append(kind.value_type)
-    return names

@@ -52,9 +52,15 @@ class Docs:
         """Both forms of the description."""
 
         async def description(request: web.Request) -> Json:
-            needs_key = bool(request.app[SETTINGS].api_keys)
+            settings = request.app[SETTINGS]
             return await service.off_loop(
-                lambda model: describe(model, self._endpoints, ErrorBody, needs_key=needs_key)
+                lambda model: describe(
+                    model,
+                    self._endpoints,
+                    ErrorBody,
+                    needs_key=bool(settings.api_keys),
+                    strict=settings.strict,
+                )
             )
 
         @open_to_all

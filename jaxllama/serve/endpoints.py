@@ -15,9 +15,11 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT, Limit, check, check_count
-from jaxllama.serve.decode import read_json
+from jaxllama.serve.decode import note_ignored, read_json
 from jaxllama.serve.guard import Handler, open_to_all, serve_always
+from jaxllama.serve.keys import ALIASED, SETTINGS
 from jaxllama.service import GenerationService
+from jaxllama.service.asking import renamed
 
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
 
@@ -27,6 +29,9 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     # Fields that others have and this server cannot honour, and why; only "no" is accepted.
     unsupported: ClassVar[Mapping[str, str]] = {}
+    # Fields that an answer may leave aside without being wrong, and why they are: named as
+    # ignored, refused under --strict.
+    unheeded: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         """Refuse what lies outside the limits or cannot be honoured."""
@@ -38,9 +43,20 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 check_count(name, len(value))
             elif value != "":
                 check(name, value)
-        for name, why in self.unsupported.items():
-            if getattr(self, name):
-                raise InvalidParameter(f"{name} is not supported: {why}", name)
+        refuse_any(self, self.unsupported)
+
+    def ignored(self, *, strict: bool) -> list[str]:
+        """The fields that were given and have no effect; with `strict` they are refused."""
+        if strict:
+            refuse_any(self, self.unheeded)
+        return [name for name in self.unheeded if getattr(self, name)]
+
+
+def refuse_any(body: Body, why: Mapping[str, str]) -> None:
+    """Raise InvalidParameter for a field that is given and among those in `why`."""
+    for name, reason in why.items():
+        if getattr(body, name):
+            raise InvalidParameter(f"{name} is not supported: {reason}", name)
 
 
 B = TypeVar("B", bound=Body)
@@ -80,6 +96,7 @@ class Endpoint:
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
         body, knobs = await read_json(request, shape, knobs=known)
         body.check()
+        note_ignored(request, body.ignored(strict=request.app[SETTINGS].strict))
         return body, knobs
 
 
@@ -97,11 +114,17 @@ def routes_of(
 
 
 def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
-    """A handler of one service."""
+    """An aiohttp handler of one service; its errors call fields by the names the client sent."""
 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await serve(request, service)
+        try:
+            return await serve(request, service)
+        except InvalidParameter as error:
+            aliased = request.get(ALIASED)
+            if not aliased:
+                raise
+            raise renamed(error, aliased) from error
 
     if endpoint.is_vital:
         serve_always(handler)

@@ -71,7 +71,9 @@ class Guard:
             return {}
         return {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Access-Control-Expose-Headers": (
+                "X-Request-Id, Retry-After, X-Ignored-Fields, X-Prompt-Format"
+            ),
             "Vary": "Origin",
         }
 

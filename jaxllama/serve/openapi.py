@@ -12,6 +12,7 @@ import msgspec
 
 from jaxllama.limits import FRONT, LIMITS, Limit
 from jaxllama.sampling import KnobSpec
+from jaxllama.serve.aliases import aliases_of
 from jaxllama.serve.endpoints import Body, Endpoint
 from jaxllama.service import Model
 
@@ -39,9 +40,15 @@ NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
     "array": {"enum": [[], None]},
 }
 
+EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes each event
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 def describe(
-    model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool
+    model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool, strict: bool
 ) -> Json:
     """The whole document; `endpoints` have a name each, `error` is the shape of a refusal."""
     shapes = [error, *filter(None, shapes_of(endpoints))]
@@ -49,7 +56,10 @@ def describe(
     found = dict(zip(map(id, shapes), schemas, strict=True))
     for endpoint in endpoints:
         if endpoint.body is not None:
-            finish(components[endpoint.body.__name__], endpoint, model)
+            finish(components[endpoint.body.__name__], endpoint, model, strict=strict)
+    if not strict:
+        for each in components.values():
+            each.pop("additionalProperties", None)
     paths: Json = {}
     for endpoint, name in endpoints.items():
         described = operation(endpoint, name, found)
@@ -83,7 +93,7 @@ def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     else:
         content["application/json"] = {"schema": found[id(endpoint.answer)]}
     if endpoint.events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": EVENT}
     answers: Json = {"200": {"description": "the answer", "content": content}}
     for status in REFUSALS:
         answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
@@ -116,23 +126,44 @@ def path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def finish(schema: Json, endpoint: Endpoint, model: Model) -> None:
+def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
     """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
-        fields["model"] = {"enum": [model.name, None], "default": None}
+        fields["model"] = {"enum": [model.name, *sorted(model.aliases), None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
             fields[name] = refused(field, endpoint.body, name)
+        elif name in endpoint.body.unheeded:
+            field["description"] = f"of no effect: {endpoint.body.unheeded[name]}"
         elif name in FRONT:
             bound(field, FRONT[name])
-    if not endpoint.takes_knobs:
-        return
+    if endpoint.takes_knobs:
+        add_knobs(fields, endpoint, model)
+    add_aliases(fields, strict=strict)
+
+
+def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
+    """Add core knobs and those of every sampler to the fields of a body."""
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
         fields.setdefault(name, or_null(of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
         fields.setdefault(name, or_null(of_knob(spec), spec.help))
+
+
+def add_aliases(fields: Json, *, strict: bool) -> None:
+    """Name the aliases of each field; with `strict`, as fields of their own, since no other is."""
+    known = list(fields)
+    for own in known:
+        names = aliases_of(own, known)
+        if not names:
+            continue
+        words = fields[own].get("description", "")
+        fields[own] |= {"description": f"{words} (also {', '.join(names)})", "x-aliases": names}
+        if strict:
+            same = {"description": f"the same as {own}"}
+            fields |= {name: {**fields[own], **same} for name in names}
 
 
 def refused(field: Json, body: type[Body], name: str) -> Json:
@@ -172,7 +203,7 @@ def of_knob(spec: KnobSpec) -> Json:
     """The schema of a sampler's knob."""
     one = of_scalar(spec.kind, spec.low, spec.high)
     if spec.by_token:
-        keys = {"pattern": "^[0-9]{1,10}$"}
+        keys = {"pattern": "^(0|[1-9][0-9]{0,9})$"}
         return {
             "type": "object",
             "propertyNames": keys,

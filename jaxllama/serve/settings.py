@@ -17,35 +17,35 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Settings:
     """How the server behaves; durations in seconds."""
 
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 lets the network in")
-    port: int = setting(8000, "port to listen on; 0 chooses a free one")
-    api_keys: tuple[str, ...] = setting((), "key that clients must bring, may be given again")
-    allowed_hosts: tuple[str, ...] = setting((), "name in the Host header that is ours as well")
-    cors_origins: tuple[str, ...] = setting((), "web origin that may use the API from a browser")
-    tls_certificate: str | None = setting(None, "certificate chain, PEM; makes it https")
-    tls_key: str | None = setting(None, "private key of the certificate, PEM")
-    lenient: bool = setting(False, "ignore fields of requests that nobody knows")
+    host: str = setting("127.0.0.1", "listen on this address; 0.0.0.0 lets the network in")
+    port: int = setting(8000, "listen on this port; 0 chooses a free one")
+    api_keys: tuple[str, ...] = setting((), "let in only clients with this key; may be repeated")
+    allowed_hosts: tuple[str, ...] = setting((), "accept this Host header, too; may be repeated")
+    cors_origins: tuple[str, ...] = setting((), "let pages of this origin in; may be repeated")
+    tls_certificate: str | None = setting(None, "serve https with this certificate chain (PEM)")
+    tls_key: str | None = setting(None, "use this private key of the certificate (PEM)")
+    strict: bool = setting(False, "refuse requests with unknown fields instead of ignoring them")
     connections: int = setting(
-        1024, "most connections at a time; a new one beyond them ends the longest idle one"
+        1024, "accept this many connections at a time; a new one then closes the longest idle one"
     )
     connections_per_address: int = setting(
-        512, "most connections of one address, or of one IPv6 network of 64 bits; 0: no bound"
+        512, "accept this many connections of one address or IPv6 /64 network; 0: no bound"
     )
     trusted_addresses: tuple[str, ...] = setting(
         (),
-        "address or network without that bound, such as a reverse proxy's, may be given again; "
-        "this machine's own has none",
+        "do not bound connections of this address or network, such as a reverse proxy's; may be "
+        "repeated; this machine is never bounded",
     )
-    body_bytes: int = setting(2 << 20, "most bytes in the body of a request")
-    json_depth: int = setting(64, "most levels of nesting in a body")
-    header_seconds: float = setting(10.0, "until the head of a request must have come")
-    body_seconds: float = setting(30.0, "until the body of a request must have come")
-    keepalive_seconds: float = setting(75.0, "an idle connection is kept so long")
-    ping_seconds: float = setting(10.0, "a stream that has nothing to say says so so often")
-    stall_seconds: float = setting(30.0, "a client may take nothing in for so long")
-    drain_timeout: float = setting(30.0, "for finishing what runs, once asked to stop")
-    log_json: bool = setting(False, "log lines are JSON objects")
-    log_prompts: bool = setting(False, "log what clients ask, too")
+    body_bytes: int = setting(2 << 20, "accept at most this many bytes in the body of a request")
+    json_depth: int = setting(64, "accept at most this many levels of nesting in a body")
+    header_seconds: float = setting(10.0, "wait this many seconds for the headers of a request")
+    body_seconds: float = setting(30.0, "wait this many seconds for the body of a request")
+    keepalive_seconds: float = setting(75.0, "close a connection after this many idle seconds")
+    ping_seconds: float = setting(10.0, "send a ping into a stream after this many silent seconds")
+    stall_seconds: float = setting(30.0, "drop a client that reads nothing for this many seconds")
+    drain_timeout: float = setting(30.0, "let requests finish for this many seconds after a signal")
+    log_json: bool = setting(False, "write log lines as JSON objects")
+    log_prompts: bool = setting(False, "write the prompts of clients to the log, too")
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:

@@ -33,9 +33,20 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, confine, make_one_token, release
+from jaxllama.service.slot_states import SlotState, slot_states
 from jaxllama.startup import Startup
 
-__all__ = ["Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "State"]
+__all__ = [
+    "Answers",
+    "Ask",
+    "Bounds",
+    "Caller",
+    "GenerationService",
+    "Model",
+    "Observer",
+    "SlotState",
+    "State",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +180,10 @@ class GenerationService:
             "recompilations": traced - self._traced,
             "faults": engine.recovery.faults,
         }
+
+    def slots(self) -> list[SlotState]:
+        """What each slot of the engine does, in numbers; NotReady while there is no engine."""
+        return slot_states(self.model.engine)
 
     # What dialects do.
 

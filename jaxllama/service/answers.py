@@ -7,7 +7,7 @@ once, and stops all choices. Lives on the event loop; must not know HTTP.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -27,10 +27,11 @@ class Caller:
     client: str = ""
     route: str = ""
     was_opened: bool = False  # the service tells how it went
+    notes: dict[str, str] = field(default_factory=dict)  # more for the log and the answer's headers
 
     def as_facts(self) -> dict[str, str]:
         """For the log."""
-        return {"id": self.id, "client": self.client, "route": self.route}
+        return {"id": self.id, "client": self.client, "route": self.route, **self.notes}
 
 
 @dataclass(eq=False, slots=True)
@@ -207,14 +208,18 @@ class Outcome:
     generated: int
     seconds: float
     seconds_to_first: float | None
+    notes: Mapping[str, str]  # of the caller
     error: JaxLlamaError | None = None  # why it did not end well
 
     def as_facts(self) -> dict[str, object]:
         """For the log."""
         first = self.seconds_to_first
-        figures = {name: value for name, value in vars(self).items() if name != "error"}
+        figures = {
+            name: value for name, value in vars(self).items() if name not in ("error", "notes")
+        }
         return {
             **figures,
+            **self.notes,
             **({} if self.error is None else self.error.as_facts() | {"reason": self.reason}),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
@@ -248,5 +253,6 @@ def outcome_of(answers: Answers) -> Outcome:
         generated=sum(usage.generated for usage in usages),
         seconds=now - answers.began,
         seconds_to_first=answers.first and answers.first - answers.began,
+        notes=caller.notes,
         error=answers.error or answers.refusal,
     )

@@ -30,15 +30,15 @@ def check_positive(settings: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
 class Bounds:
     """Of one service; durations in seconds."""
 
-    queue_requests: int = setting(512, "answers that may wait; beyond, clients are told to retry")
-    queue_tokens: int = setting(1_000_000, "prompt tokens that may wait")
-    request_tokens: int = setting(262_144, "prompt and answer tokens of one request, all choices")
-    request_seconds: float | None = setting(None, "most seconds a request may take")
-    render_seconds: float = setting(2.0, "most seconds a chat template may take")
-    behind_events: int = setting(256, "tokens a client may be behind with reading ...")
-    behind_seconds: float = setting(10.0, "... for so long, before it is dropped")
+    queue_requests: int = setting(512, "let at most this many answers wait; refuse more with 429")
+    queue_tokens: int = setting(1_000_000, "let at most this many prompt tokens wait; refuse more")
+    request_tokens: int = setting(262_144, "allow one request this many tokens, all answers")
+    request_seconds: float | None = setting(None, "end a request after this many seconds")
+    render_seconds: float = setting(2.0, "end a chat template after this many seconds")
+    behind_events: int = setting(256, "drop a client that is this many tokens behind ...")
+    behind_seconds: float = setting(10.0, "... for this many seconds")
     patience_seconds: float = setting(
-        10.0, "a busy engine that makes no step for so long, or 5 times its longest, is stalled"
+        10.0, "count a busy engine as stalled after this time, or 5 times its longest step"
     )
 
     def __post_init__(self) -> None:

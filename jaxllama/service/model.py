@@ -25,6 +25,7 @@ class Model:
     name: str
     engine: Engine
     intake: Intake
+    aliases: frozenset[str] = frozenset()  # other names that requests may use
     loaded: float = field(default_factory=time.time)
 
     @property

@@ -42,8 +42,8 @@ class Cost(NamedTuple):
 
     vocabulary: int
     alone: float
-    company: float  # with every filter of the company switched on, too
-    unseen: float  # what is less than this cannot be told from nothing
+    company: float | None  # with every filter of the company switched on, too; None: no company
+    unseen: float  # the figures may be off by this
 
 
 class Added(NamedTuple):
@@ -67,19 +67,23 @@ def cost_of(
         body=fastest_body().name,
     )
     own, theirs = middle({name: kind}), middle(others)
+    pairs = [({}, own), (theirs, {**theirs, **own})] if others else [({}, own)]
     rng = np.random.default_rng(0)
     peaked = -STEEPNESS * np.log1p(np.arange(vocab, dtype=np.float32))
     logits = jax.device_put(stacked([rng.permutation(peaked) for _ in range(ROWS)]))
     steps = jax.jit(partial(choose_again, bank))
     rows = full_rows(rng, vocab)
-    calls = [
-        partial(steps, jax.device_put(stacked([bank.row(knobs)] * ROWS)), logits, rows)
-        for knobs in ({}, own, theirs, {**theirs, **own})
-    ]
+
+    def call(knobs: Setting) -> Call:
+        leaves = jax.device_put(stacked([bank.row(knobs)] * ROWS))
+        return partial(steps, leaves, logits, rows)
+
     with one_thread():
-        alone, beside = added(calls[0], calls[1]), added(calls[2], calls[3])
+        alone, *beside = (added(call(without), call(with_it)) for without, with_it in pairs)
     each = 1e6 / ROWS
-    return Cost(vocab, alone.best * each, beside.best * each, max(alone.doubt, beside.doubt) * each)
+    beside_others = beside[0].best * each if beside else None
+    doubt = max(found.doubt for found in (alone, *beside))
+    return Cost(vocab, alone.best * each, beside_others, doubt * each)
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:

@@ -6,7 +6,7 @@ nothing to check.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jaxllama.engine.choosing.bank import Choice, Rows, SamplerBank
 from jaxllama.engine.choosing.knobs import catalogue, switches_on
 from jaxllama.engine.choosing.rows import context
 from jaxllama.engine.choosing.token_sets import informed, learn
-from jaxllama.errors import PluginError
+from jaxllama.errors import BrokenPlugin, JaxLlamaError, PluginError
+from jaxllama.mistakes import explain, line_of
 from jaxllama.sampling import Adjuster, Candidates, Chosen, Filter, KnobSpec, Sampler, Shaper
 from jaxllama.testing.cases import LISTED, VOCAB, Case, cases_of, stacked
 
@@ -25,12 +26,45 @@ TEXTS = tuple(map(chr, [*range(16), *range(48, 48 + VOCAB - 16)]))  # some of ev
 QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
 
 
-class Broken(AssertionError):
-    """A sampler breaks a rule."""
+HINTS = {
+    "host": "leave out jax.debug and callbacks; try the sampler out with jaxllama.testing.tryout",
+    "numbers": "give every field the same shape and type, whatever the values of the knobs",
+    "finite": "keep logarithms and divisions from zero: jnp.maximum(x, 1e-30)",
+    "nonempty": "always keep a token: compare with the likeliest one's logit or probability",
+    "jit": "let the arguments alone decide: no global variables, no clock, no random numbers",
+    "scan": "let self and chosen alone decide what observe() returns",
+    "held": "move each token by its own logit and places only, or leave held_only out",
+    "greedy": "keep the likeliest token the likeliest, or declare keeps_greedy = False",
+    "off": "return what was given where the knobs are off, and do not change knobs in start()",
+    "alone": "look only at self, at the logits or candidates, and at context",
+    "history": "only the first context.length tokens count: use context.newest(count)",
+    "distribution": "decide by best.p, best.entropy and best.log_total, which are of the whole "
+    "row; the list of candidates may be cut",
+}
 
-    def __init__(self, kind: type[Sampler], rule: str, why: str) -> None:
-        super().__init__(f"{kind.__module__}.{kind.__qualname__} breaks rule {rule!r}: {why}")
+
+class Broken(AssertionError):
+    """A sampler breaks a rule: where in the author's code, why, and a hint."""
+
+    def __init__(
+        self, kind: type[Sampler], rule: str, why: str, *, where: str = "", hint: str = ""
+    ) -> None:
         self.rule, self.why = rule, why
+        self.where = where or line_of(kind, "observe" if rule == "scan" else "__call__")
+        self.hint = hint or HINTS.get(rule, "")
+        words = f"{kind.__module__}.{kind.__qualname__} breaks rule {rule!r}: {why}"
+        super().__init__(f"{self.where}: {words}" + (f"; {self.hint}" if self.hint else ""))
+
+    @classmethod
+    def because(cls, kind: type[Sampler], rule: str, error: Exception) -> Self:
+        """The same from an error that the sampler caused."""
+        if not isinstance(error, BrokenPlugin):
+            error = (
+                BrokenPlugin(str(error))
+                if isinstance(error, JaxLlamaError)
+                else explain("it fails", error, kind.__module__)
+            )
+        return cls(kind, rule, error.message, where=error.where, hint=error.hint)
 
 
 class Proof:
@@ -48,7 +82,7 @@ class Proof:
         try:
             return catalogue({self.kind.__name__: self.kind})
         except PluginError as error:
-            raise Broken(self.kind, "declared", str(error)) from error
+            raise Broken.because(self.kind, "declared", error) from error
 
     @functools.cached_property
     def bank(self) -> SamplerBank:
@@ -56,7 +90,7 @@ class Proof:
         try:
             return bank_of(self.kind)
         except PluginError as error:
-            raise Broken(self.kind, "compiled", str(error)) from error
+            raise Broken.because(self.kind, "compiled", error) from error
 
     @functools.cached_property
     def cases(self) -> list[Case]:
@@ -113,7 +147,7 @@ class Proof:
             self.bank.check(setting)
             return informed(next(iter(self.bank.row(setting).values())), known)
         except Exception as error:  # start() is the author's code
-            raise Broken(self.kind, "numbers", f"with {setting}: {error}") from error
+            raise Broken.because(self.kind, "numbers", error) from error
 
     def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, Choice]:
         """One step of the compiled bank, as many rows as there are cases."""

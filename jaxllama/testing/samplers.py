@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxllama.engine.choosing.adjusting import adjust
 from jaxllama.engine.choosing.knobs import switches_on
 from jaxllama.kernels.plain import PLAIN
+from jaxllama.mistakes import line_of
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
 from jaxllama.testing.cases import VOCAB, Case, Setting, at, row_of, same, settings_of, stacked
 from jaxllama.testing.proof import QUICKLY, Broken, Proof, call, chosen_with, plain_choice
@@ -33,7 +34,9 @@ def check_declared(proof: Proof) -> None:
     """Every field is a knob with help, or state; one knob turns the sampler on."""
     for name, spec in proof.specs.items():
         if not spec.help:
-            raise Broken(proof.kind, "declared", f"knob {name!r} has no help text")
+            where, hint = line_of(proof.kind), f'write knob(..., help="what {name} does")'
+            why = f"knob {name!r} has no help text"
+            raise Broken(proof.kind, "declared", why, where=where, hint=hint)
 
 
 def check_compiled(proof: Proof) -> None:
@@ -210,8 +213,18 @@ NEEDED = ("declared", "compiled", "host", "numbers")  # by the checks after them
 def check_sampler(kind: type[Sampler]) -> None:
     """Raise AssertionError unless the sampler keeps every rule of its socket: see CHECKS."""
     proof = Proof(kind)
-    for check in CHECKS.values():
-        check(proof)
+    for name in CHECKS:
+        run_check(name, proof)
+
+
+def run_check(name: str, proof: Proof) -> None:
+    """Raise Broken unless the sampler keeps the rule `name`."""
+    try:
+        CHECKS[name](proof)
+    except Broken:
+        raise
+    except Exception as error:  # the sampler may raise anything
+        raise Broken.because(proof.kind, name, error) from error
 
 
 def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:

@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from jaxllama.errors import BadTokenizer
 from jaxllama.formats import ModelText
 from jaxllama.text.specials import Special, Specials
+from jaxllama.text.token_ids import check_ids
 from jaxllama.text.tokenizer import Rules, Tokenizer, contained, find_end_ids, run
 from jaxllama.text.vocabulary import Kind, Spelling, Vocabulary, is_byte
 
@@ -33,10 +34,13 @@ def tokenizer_from_json(folder: Path) -> Tokenizer:
     if serialized is None:
         raise BadTokenizer(f"{path} is missing; expected a folder with a tokenizer.json")
     encoder = load(serialized, path)
+    with contained(f"{path} cannot be loaded"):
+        check_ids(serialized, path, encoder)
     encoders = (encoder, load_later(serialized, path, encoder))
     vocabulary = read_vocabulary(encoder, path)
     said = Said.in_folder(folder)
     begin, end = said.token("bos_token", vocabulary), said.token("eos_token", vocabulary)
+    said.check_end(end, vocabulary)
     return Tokenizer(
         encoders,
         vocabulary,
@@ -188,8 +192,28 @@ class Said:
         for name in (self.GENERATION, self.MODEL):
             yield from self.ids(name, "eos_token_id", vocabulary)
 
+    @property
+    def model_size(self) -> int | None:
+        """How many tokens the model has by its config.json, None where it does not say."""
+        size = self.files[self.MODEL].get("vocab_size")
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+    def check_end(self, end: int | None, vocabulary: Vocabulary) -> None:
+        """Raise BadTokenizer if the model cannot produce the end token."""
+        size = self.model_size
+        if end is not None and size is not None and end >= size:
+            raise BadTokenizer(
+                f"{self.folder / 'tokenizer.json'}: end token {vocabulary.texts[end]!r:.60} has id "
+                f"{end}; by {self.MODEL} the model has tokens 0 to {size - 1}, so that no answer "
+                f"could end with it (use the tokenizer of the same model)"
+            )
+
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
-        """One id or a list of ids; those past the vocabulary cannot be produced and are dropped."""
+        """The ids of a field, one or a list; BadTokenizer if the model cannot produce one.
+
+        Ids that only the model's padded table has are left out: they have no text.
+        """
+        size = max(len(vocabulary), self.model_size or 0)
         value = self.files[name].get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         for token in ids:
@@ -197,7 +221,12 @@ class Said:
                 raise BadTokenizer(
                     f"{self.folder / name}: {key} is {value!r:.60}; expected token ids"
                 )
-        return [token for token in ids if 0 <= token < len(vocabulary)]
+            if not 0 <= token < size:
+                raise BadTokenizer(
+                    f"{self.folder / name}: {key} names token {token}; expected ids from 0 to "
+                    f"{size - 1}, those of the vocabulary (use the file of the same model)"
+                )
+        return [token for token in ids if token < len(vocabulary)]
 
     def adds_begin(self, encoder: tokenizers.Tokenizer, begin: int) -> bool:
         """Whether prompts start with the begin token: as said, or as the post-processor does."""

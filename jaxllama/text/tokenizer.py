@@ -76,6 +76,11 @@ class Tokenizer:
         return self._rules.end_ids
 
     @property
+    def adds_begin(self) -> bool:
+        """Whether prompts start with the begin-of-text token."""
+        return self._rules.adds_begin
+
+    @property
     def drops_space(self) -> bool:
         """Whether a space at the start of a decoded text is an artefact of its encoding."""
         return self._rules.drops_space

@@ -11,12 +11,14 @@ the text falls into pieces, and no piece is scanned more than a few times.
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxllama.formats import CallStyle
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"  # of Llama 3, where a file does not call it a control token
+# OpenAI's rule for the name of a function. The lookahead keeps `$` from passing a last line break.
+FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$(?!\n)"
 MAX_HEAD = 1024  # characters of a call up to its arguments; beyond, the call is told when whole
 ANY = ""
 HEAD = ("{", '"name"', ":", ANY, ",", '"arguments"', ":", "{")
@@ -118,7 +120,7 @@ class ToolParser:
                 return self._odd()
             place = token.end()
             name = name if expected else text_in(token[1])
-        if not name or place > MAX_HEAD:
+        if not is_function_name(name) or place > MAX_HEAD:
             return self._odd()
         self._begin(name, "")
         self._held, self._state = self._held[place - 1 :], self._arguments
@@ -185,7 +187,7 @@ class ToolParser:
             {} if self._hermes else None
         )  # marked as a call, it needs no arguments
         name, arguments = call.get("name"), call.get("arguments", call.get("parameters", nothing))
-        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        if not is_function_name(name) or not isinstance(arguments, dict):
             return False
         self._begin(name, json.dumps(arguments, ensure_ascii=False))
         return True
@@ -228,6 +230,11 @@ class Balance:
                 if self._depth <= 0:
                     return at
         return None
+
+
+def is_function_name(name: object) -> TypeGuard[str]:
+    """Whether `name` is one that a client may give a function, and so may be sent back."""
+    return isinstance(name, str) and re.search(FUNCTION_NAME, name) is not None
 
 
 def overlap(text: str, word: str) -> int:

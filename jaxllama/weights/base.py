@@ -64,6 +64,11 @@ class Checkpoint(ABC):
         """Shape as stored of every tensor there is, but for those known to be superfluous."""
 
     @property
+    def recommended(self) -> Mapping[str, object]:
+        """Sampling that the model's maker recommends in the file, by knob; nothing is checked."""
+        return {}
+
+    @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
         """Element type and bytes of each of `shapes`, for people; empty if nobody can say."""
         return {}

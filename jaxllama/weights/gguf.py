@@ -17,6 +17,7 @@ from jaxllama.weights.gguf_blocks import decode
 from jaxllama.weights.gguf_config import PAIRED, ROPE_FACTORS, read_config
 from jaxllama.weights.gguf_header import MAGIC, read_header
 from jaxllama.weights.layout import Shape, Stored
+from jaxllama.weights.recommended import from_gguf
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
@@ -106,6 +107,11 @@ class GgufCheckpoint(Checkpoint):
         """Tensor type and bytes of every tensor."""
         entries = ((name, self._header.tensors[name]) for name in self.shapes)
         return {name: (entry.kind.name, entry.nbytes) for name, entry in entries}
+
+    @property
+    def recommended(self) -> Mapping[str, object]:
+        """What the metadata recommends for sampling."""
+        return from_gguf(self._header.metadata)
 
     def read_stored(self, name: str) -> Stored:
         """One tensor, rows first; a matrix of a packed kind stays packed."""

@@ -4,7 +4,6 @@ Found through its entry point. Shards are checked by `safetensors_header.py`; th
 config.json is in `huggingface_config.py`. Code in the folder is never run.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -15,28 +14,35 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.config import ModelConfig
-from jaxllama.errors import BadHeader, CheckpointError, UnsupportedModel
+from jaxllama.errors import UnsupportedModel
 from jaxllama.weights.base import Checkpoint, Rule, expand
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import read_json, shown
 from jaxllama.weights.huggingface_config import read_config
 from jaxllama.weights.layout import Shape, Stored
-from jaxllama.weights.safetensors_header import SafeTensor, read_safetensors_header
+from jaxllama.weights.recommended import from_generation_config
+from jaxllama.weights.safetensors_header import SafeTensor
+from jaxllama.weights.shards import (
+    INDEX,
+    check_index,
+    check_unused,
+    find_shards,
+    join_shards,
+    read_index,
+)
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MAX_CONFIG = 1 << 20  # bytes
-MAX_SHARDS = 1024
-PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": ml_dtypes.bfloat16,
 }
+GPTQ_CONFIG = "quantize_config.json"  # beside config.json, from before it had a field for that
+QWEIGHT = ".qweight"
 SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
 TRANSPOSED = ("transpose",)
 
@@ -71,7 +77,8 @@ class HuggingFaceCheckpoint(Checkpoint):
     def __init__(self, folder: Path, files: list[BinaryFile]) -> None:
         self._folder = folder
         self._files = files
-        self._tensors = join_shards([(file, read_safetensors_header(file)) for file in files])
+        self._tensors = join_shards(files)
+        check_dense(folder, {name: tensor for name, (_, tensor) in self._tensors.items()})
         fields = read_json(folder / CONFIG, MAX_CONFIG)
         self._config = read_config(fields, folder.resolve().name, len(self._tensors))
         self._check_dtypes()
@@ -85,11 +92,14 @@ class HuggingFaceCheckpoint(Checkpoint):
     def open(cls, path: Path) -> Self:
         """Check every shard's header and read the configuration."""
         with ExitStack() as opened:
+            index = read_index(path)
             files = []
-            for shard in find_shards(path):
+            for shard in find_shards(path, index):
                 files.append(BinaryFile(shard))
                 opened.callback(files[-1].close)
             checkpoint = cls(path, files)
+            check_index(path / INDEX, index or {}, checkpoint._tensors)
+            check_unused(path, checkpoint._tensors)
             opened.pop_all()
         return checkpoint
 
@@ -117,6 +127,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Element type and bytes of every tensor."""
         entries = ((name, self._tensors[name][1]) for name in self.shapes)
         return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
+
+    @property
+    def recommended(self) -> Mapping[str, object]:
+        """What generation_config.json recommends for sampling."""
+        return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
         """One tensor in the file's own precision."""
@@ -151,49 +166,18 @@ def is_superfluous(name: str, config: ModelConfig) -> bool:
     return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """The files that hold the weights: those of the index, or the only one."""
-    if (folder / INDEX).exists():
-        return shards_of_index(folder)
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{folder} has {len(found)} safetensors files and neither {SINGLE} nor {INDEX}; "
-            f"expected one of these"
-        )
-    return found
+def check_dense(folder: Path, tensors: Mapping[str, SafeTensor]) -> None:
+    """Raise UnsupportedModel for GPTQ and AWQ weights, which not every folder's config.json names.
 
-
-def shards_of_index(folder: Path) -> list[Path]:
-    """The shards an index names; each must be a plain name, so that none lies elsewhere."""
-    index = read_json(folder / INDEX)
-    names: set[str] = set()
-    for name in index.inner("weight_map").values.values():
-        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
-            raise BadHeader(
-                f"{index.where}: weight_map names {shown(name)}; expected a safetensors file "
-                f"in the folder"
-            )
-        names.add(name)
-    if not 1 <= len(names) <= MAX_SHARDS:
-        raise BadHeader(
-            f"{index.where}: weight_map names {len(names)} files; expected 1 to {MAX_SHARDS}"
-        )
-    return [folder / name for name in sorted(names)]
-
-
-def join_shards(
-    shards: list[tuple[BinaryFile, dict[str, SafeTensor]]],
-) -> dict[str, tuple[BinaryFile, SafeTensor]]:
-    """Every tensor with its file; no name may come twice."""
-    joined: dict[str, tuple[BinaryFile, SafeTensor]] = {}
-    for file, tensors in shards:
-        for name, tensor in tensors.items():
-            if name in joined:
-                raise BadHeader(
-                    f"{file.path}: tensor {shown(name)} is in {joined[name][0].path.name} too"
-                )
-            joined[name] = (file, tensor)
-    return joined
+    Both keep a matrix as `qweight`, eight weights to an integer: GPTQ packs inputs, AWQ outputs.
+    """
+    packed = next((name for name in tensors if name.endswith(QWEIGHT)), None)
+    if packed is None and not (folder / GPTQ_CONFIG).exists():
+        return
+    scales = None if packed is None else tensors.get(packed.removesuffix(QWEIGHT) + ".scales")
+    is_awq = scales is not None and scales.shape[-1:] != tensors[str(packed)].shape[-1:]
+    sign = GPTQ_CONFIG if packed is None else f"tensor {shown(packed)}"
+    raise UnsupportedModel(
+        f"{folder} holds weights quantized with {'AWQ' if is_awq else 'GPTQ'} ({sign}), which is "
+        f"not supported yet; use the unquantized model or a GGUF file of it"
+    )

@@ -89,6 +89,19 @@ NAMES: dict[str, Source] = {
     ),
 }
 
+# Sampling that the maker of a named model recommends, for files that do not say it themselves.
+RECOMMENDED: dict[str, dict[str, object]] = {
+    DEFAULT: {"temperature": 0.2, "top_p": 0.9},  # as the model's card does
+}
+
+
+def recommended_for(path: Path) -> dict[str, object]:
+    """Sampling recommended for the named model that lies at `path`; {} for any other model."""
+    for name, source in NAMES.items():
+        if path.name == source.file and source.is_there(path):
+            return RECOMMENDED.get(name, {})
+    return {}
+
 
 def resolve(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
     """The path of a model given by name, address, file or folder; fetched if it is not there."""

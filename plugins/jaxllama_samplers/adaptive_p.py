@@ -26,14 +26,17 @@ class AdaptiveP(Shaper):
     last = True
 
     adaptive_target: Knob = knob(
-        off=-1.0, low=-1.0, high=1.0, help="probability to prefer tokens of; below 0 = none"
+        off=-1.0,
+        low=-1.0,
+        high=1.0,
+        help="prefer tokens that have about this probability; below 0 = off",
     )
     adaptive_decay: Knob = knob(
         off=0.9,
         low=0.0,
         high=0.99,
         switch=False,
-        help="how slowly the running average of adaptive_target forgets",
+        help="weigh earlier tokens by this in the running average; higher forgets slower",
     )
     total: Knob = state(start=0.0)
     weight: Knob = state(start=0.0)

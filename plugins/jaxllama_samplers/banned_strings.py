@@ -37,7 +37,7 @@ class BannedStrings(Adjuster):
         off=NO_TOKEN,
         width=512,
         phrases=True,
-        help="texts whose last token is not drawn after the others; other spellings still are",
+        help="do not draw the last token of these texts after the others, as they are spelled here",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

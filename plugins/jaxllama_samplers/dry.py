@@ -25,26 +25,26 @@ class Dry(Adjuster):
         off=0.0,
         low=0.0,
         high=100.0,
-        help="how much a token loses for making a repetition longer; 0.8 is usual, 0 = nothing",
+        help="lower the logits of tokens that would lengthen a repetition; usual: 0.8; 0 = off",
     )
     dry_base: Knob = knob(
         off=1.75,
         low=1.0,
         high=10.0,
         switch=False,
-        help="how much faster the DRY penalty grows with each token of the repetition",
+        help="multiply the DRY penalty by this for each further token of the repetition",
     )
     dry_allowed_length: Knob = knob(
         off=2,
         low=1,
         switch=False,
-        help="repetitions up to this many tokens are not penalised by DRY",
+        help="let repetitions of up to this many tokens pass without a DRY penalty",
     )
     dry_range: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="how many of the newest tokens DRY looks at; 0 = all",
+        help="look for repetitions in this many of the newest tokens; 0 = all",
     )
 
     dry_breakers: Knob = knob(
@@ -52,7 +52,7 @@ class Dry(Adjuster):
         width=1024,
         tokens=True,
         switch=False,
-        help='token ids that DRY sees no repetition across; by default those with \\n : " or *',
+        help='end repetitions for DRY at these token ids; by default those with \\n : " or *',
     )
     breakers: TokenSet = token_set(lambda text: not BREAKERS.isdisjoint(text))
 

@@ -23,14 +23,14 @@ class DynamicTemperature(Shaper):
         off=0.0,
         low=0.0,
         high=100.0,
-        help="how far the temperature may move with the entropy, up and down; 0 = not",
+        help="let the temperature vary with the entropy by this much up and down; 0 = off",
     )
     dynatemp_exponent: Knob = knob(
         off=1.0,
         low=0.01,
         high=100.0,
         switch=False,
-        help="how the entropy moves the temperature: above 1 late, below 1 early",
+        help="above 1, raise the temperature only at high entropy; below 1, earlier",
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:

@@ -17,7 +17,7 @@ class EpsilonCutoff(Filter):
         off=0.0,
         low=0.0,
         high=1.0,
-        help="drop tokens less likely than this; 0.0003 to 0.0009 is usual, 0 = none",
+        help="drop tokens less likely than this; usual: 0.0003 to 0.0009; 0 = off",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

@@ -19,7 +19,7 @@ class EtaCutoff(Filter):
         off=0.0,
         low=0.0,
         high=1.0,
-        help="drop tokens less likely than this, or than less where the entropy is high; 0 = none",
+        help="drop tokens less likely than this, or less where the entropy is high; 0 = off",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

@@ -22,7 +22,7 @@ class IdealLength(Adjuster):
     ideal_length: Knob = knob(
         off=0,
         low=0,
-        help="ends are unlikely before and likely after this many generated tokens; 0 = as is",
+        help="make end tokens unlikely before and likely after this many tokens; 0 = off",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

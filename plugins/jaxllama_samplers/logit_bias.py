@@ -19,7 +19,7 @@ class LogitBias(Adjuster):
         high=100.0,
         width=1024,
         by_token=True,
-        help="numbers added to the logits of these tokens",
+        help="add these numbers to the logits of these tokens",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

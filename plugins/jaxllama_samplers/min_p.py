@@ -13,7 +13,7 @@ class MinP(Filter):
         off=0.0,
         low=0.0,
         high=1.0,
-        help="drop tokens less likely than this share of the likeliest one's probability; 0 = none",
+        help="drop tokens less likely than this times the top probability; 0 = off",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

@@ -18,13 +18,13 @@ class MinTokens(Adjuster):
     min_tokens: Knob = knob(
         off=0,
         low=0,
-        help="an end token is not drawn before this many tokens are generated",
+        help="do not draw an end token before this many tokens are generated; 0 = off",
         counts=True,
     )
     min_length: Knob = knob(
         off=0,
         low=0,
-        help="nor an end token nor a line break is drawn before this many tokens are generated",
+        help="draw neither an end token nor a line break before this many tokens; 0 = off",
         counts=True,
     )
     newlines: TokenSet = token_set(lambda text: "\n" in text)

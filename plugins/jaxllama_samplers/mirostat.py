@@ -23,20 +23,20 @@ class Mirostat(Filter):
 
     order = 90
 
-    mirostat: Knob = knob(off=0, low=0, high=2, help="version of mirostat, 1 or 2; 0 = none")
+    mirostat: Knob = knob(off=0, low=0, high=2, help="run mirostat in version 1 or 2; 0 = off")
     mirostat_tau: Knob = knob(
         off=5.0,
         low=0.0,
         high=100.0,
         switch=False,
-        help="the surprise mirostat aims for, in bits per token",
+        help="set the surprise that mirostat aims for, in bits per token",
     )
     mirostat_eta: Knob = knob(
         off=0.1,
         low=0.0,
         high=10.0,
         switch=False,
-        help="how fast mirostat corrects itself",
+        help="set how fast mirostat corrects its limit: its learning rate",
     )
     limit: Knob = state(start=0.0)
 

@@ -17,7 +17,7 @@ class NoRepeatNgram(Adjuster):
     order = 45
 
     no_repeat_ngram_size: Knob = knob(
-        off=0, low=0, help="no sequence of this many tokens occurs twice; 0 = any may"
+        off=0, low=0, help="do not repeat any sequence of this many tokens; 0 = off"
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

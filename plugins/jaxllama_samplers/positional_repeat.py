@@ -21,14 +21,14 @@ class PositionalRepeat(Adjuster):
         off=1.0,
         low=0.01,
         high=100.0,
-        help="weakens the token that earlier answers had at the same place; 1 = nothing",
+        help="weaken the token that an earlier answer has at the same place by this; 1 = off",
     )
     positional_repeat_inhibit: Knob = knob(
         off=NO_TOKEN,
         width=2048,
         phrases=True,
         switch=False,
-        help="earlier answers that this one shall not repeat token by token",
+        help="give earlier answers that this one should not repeat token by token",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

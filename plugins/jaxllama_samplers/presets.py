@@ -70,9 +70,21 @@ class ExLlama(Preset):
 
 
 class Basilisk(Preset):
-    """basilisk's generator by default: fewer tokens, and a penalty blind to the sign."""
+    """basilisk's server as it is by default: one line, close to the likeliest."""
 
-    knobs: ClassVar[Knobs] = {**ExLlama.knobs, "top_k": 20, "repetition_sign_blind": True}
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.5,
+        "top_k": 32,
+        "top_p": 0.2,
+        "top_p_strict": True,
+        "repetition_penalty": 1.1,
+        "repetition_window": 32,
+        "repetition_decay": 64,
+        "repetition_sign_blind": True,
+        "positional_repetition_penalty": 1.2,
+        "min_length": 4,
+        "stop": ["\n"],
+    }
 
 
 class LlamaCpp(Preset):
@@ -101,6 +113,12 @@ class LlambaStandard(Preset):
 
 
 class LlambaQuick(Preset):
-    """LLaMbA's Quick sampler: a random factor on every logit."""
+    """LLaMbA's Quick sampler: a random factor on every logit, and its repetition penalty."""
 
-    knobs: ClassVar[Knobs] = {"temperature": 0.0, "temperature_noise": 1.0}
+    knobs: ClassVar[Knobs] = {
+        "temperature": 0.0,
+        "temperature_noise": 1.0,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "prompt_penalty_window": 1023,
+    }

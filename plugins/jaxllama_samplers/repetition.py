@@ -11,10 +11,10 @@ class Repetition(Adjuster):
 
     logit / penalty where it is positive, logit * penalty where it is not: a penalty above 1 lowers
     both, as in Hugging Face, llama.cpp (whose last_n is `repetition_window`) and ExLlama (whose
-    sustain and decay are `repetition_window` and `repetition_decay`). With
-    `repetition_sign_blind` it is always logit / penalty, as in LLaMbA and basilisk: that raises
-    negative logits. How often a token occurred does not matter; where it counts, its newest
-    occurrence does.
+    sustain and decay are `repetition_window` and `repetition_decay`). As in both, a window of -1
+    is the whole context. A window of 0 with a decay lets the penalty fade from the newest token on.
+    With `repetition_sign_blind` it is always logit / penalty, as in LLaMbA and basilisk: that
+    raises negative logits. Only the newest occurrence of a token counts, once.
     """
 
     order = 10
@@ -24,19 +24,19 @@ class Repetition(Adjuster):
         off=1.0,
         low=0.01,
         high=100.0,
-        help="above 1 makes tokens that already occurred less likely, below 1 more; 1 = neither",
+        help="make tokens that occurred less likely (above 1) or likelier (below 1); 1 = off",
     )
     repetition_window: Knob = knob(
-        off=0,
-        low=0,
+        off=-1,
+        low=-1,
         switch=False,
-        help="how many of the newest tokens the repetition penalty looks at; 0 = all",
+        help="apply the repetition penalty to this many of the newest tokens; -1 = all, 0 = none",
     )
     repetition_decay: Knob = knob(
         off=0,
         low=0,
         switch=False,
-        help="over how many tokens behind repetition_window the penalty fades out; 0 = at once",
+        help="fade the penalty out over this many tokens beyond repetition_window; 0 = none",
     )
     repetition_sign_blind: Knob = knob(
         off=False,
@@ -48,7 +48,7 @@ class Repetition(Adjuster):
         """The logits, weaker where a token occurred."""
         place = jnp.arange(context.tokens.shape[0])
         age = context.length - 1 - place
-        past = jnp.where(self.repetition_window > 0, age - self.repetition_window, -1)
+        past = jnp.where(self.repetition_window >= 0, age - self.repetition_window, -1)
         fading = jnp.clip(1 - past / jnp.maximum(self.repetition_decay, 1), 0.0, 1.0)
         counts = (age >= 0) & (past < self.repetition_decay)
         ids = jnp.where(counts, context.tokens, NO_TOKEN)

@@ -21,7 +21,7 @@ class RepetitionPower(Adjuster):
         off=1.0,
         low=0.01,
         high=100.0,
-        help="multiplies a token's logit once per earlier occurrence; below 1 weakens, 1 = off",
+        help="multiply a token's logit by this per earlier occurrence; below 1 weakens; 1 = off",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

@@ -19,14 +19,14 @@ class Smoothing(Shaper):
         off=0.0,
         low=0.0,
         high=100.0,
-        help="how much the square of a logit's distance from the best counts; 0 = as is",
+        help="bend the logits by the square of their distance from the best one; 0 = off",
     )
     smoothing_curve: Knob = knob(
         off=1.0,
         low=1.0,
         high=3.0,
         switch=False,
-        help="from quadratic (1) to cubic (3): higher drops unlikely tokens faster",
+        help="bend the logits from quadratic (1) to cubic (3); higher drops unlikely tokens faster",
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:

@@ -20,7 +20,7 @@ class TailFree(Filter):
         off=1.0,
         low=0.0,
         high=1.0,
-        help="share of the curvature of the sorted probabilities to keep; 1 = all tokens",
+        help="keep this share of the curvature of the sorted probabilities; 1 = all tokens",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

@@ -22,8 +22,8 @@ class TemperatureNoise(Adjuster):
         off=0.0,
         low=0.0,
         high=2.0,
-        help="how far each logit is multiplied at random; with temperature 0 this is the only "
-        "chance there is; 0 = none",
+        help="multiply each logit by a random factor of this spread; with temperature 0 nothing "
+        "else is random; 0 = off",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

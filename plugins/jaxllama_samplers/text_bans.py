@@ -31,10 +31,12 @@ class TextBans(Adjuster):
 
     order = 32
 
-    ban_newlines: Knob = knob(off=False, help="keep the answer on one line")
-    ban_capitals: Knob = knob(off=False, help="keep capital letters out of the answer")
+    ban_newlines: Knob = knob(off=False, help="do not draw tokens with line breaks")
+    ban_capitals: Knob = knob(off=False, help="do not draw tokens with capital letters")
     ban_refusals: Knob = knob(
-        off=0, low=0, help="for this many tokens, keep out words that begin a refusal, and ends"
+        off=0,
+        low=0,
+        help="do not draw end tokens or words that begin a refusal for this many tokens; 0 = off",
     )
     newlines: TokenSet = token_set(lambda text: "\n" in text)
     capitals: TokenSet = token_set(lambda text: not CAPITALS.isdisjoint(text))

@@ -15,10 +15,10 @@ class TokenLists(Adjuster):
     order = 42
 
     banned_tokens: Knob = knob(
-        off=NO_TOKEN, width=1024, tokens=True, help="token ids that are never drawn"
+        off=NO_TOKEN, width=1024, tokens=True, help="never draw these token ids"
     )
     allowed_tokens: Knob = knob(
-        off=NO_TOKEN, width=1024, tokens=True, help="the only token ids that may be drawn"
+        off=NO_TOKEN, width=1024, tokens=True, help="draw only these token ids"
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

@@ -16,7 +16,7 @@ class TopA(Filter):
         off=0.0,
         low=0.0,
         high=1.0,
-        help="drop tokens below this share of the top probability squared; 0 = none",
+        help="drop tokens less likely than this times the squared top probability; 0 = off",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

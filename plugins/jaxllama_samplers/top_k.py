@@ -9,7 +9,7 @@ class TopK(Filter):
 
     order = 10
 
-    top_k: Knob = knob(off=0, low=0, help="draw among this many likeliest tokens; 0 = all")
+    top_k: Knob = knob(off=0, low=0, help="keep only this many of the likeliest tokens; 0 = all")
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
         """True for the first `top_k` survivors."""

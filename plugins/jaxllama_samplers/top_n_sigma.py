@@ -21,7 +21,7 @@ class TopNSigma(Adjuster):
         off=0.0,
         low=0.0,
         high=100.0,
-        help="drop tokens this many standard deviations below the best logit; 1 is usual, 0 = none",
+        help="drop tokens this many standard deviations below the best logit; usual: 1; 0 = off",
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:

@@ -20,13 +20,13 @@ class TopP(Filter):
         off=1.0,
         low=0.0,
         high=1.0,
-        help="draw among the likeliest tokens that together hold this probability; 1 = all",
+        help="keep the likeliest tokens that together have this probability; 1 = all",
     )
 
     top_p_strict: Knob = knob(
         off=False,
         switch=False,
-        help="drop the token that crosses the top_p line instead of keeping it",
+        help="drop the token at which the sum of probabilities passes top_p",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

@@ -21,12 +21,12 @@ class TypicalP(Filter):
         off=1.0,
         low=0.0,
         high=1.0,
-        help="draw among the most typical tokens that together hold this probability; 1 = all",
+        help="keep the most typical tokens that together have this probability; 1 = all",
     )
     typical_p_strict: Knob = knob(
         off=False,
         switch=False,
-        help="drop the token that crosses the typical_p line instead of keeping it",
+        help="drop the token at which the sum of probabilities passes typical_p",
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:

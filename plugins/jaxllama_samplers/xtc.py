@@ -21,14 +21,14 @@ class Xtc(Shaper):
     last = True
 
     xtc_probability: Knob = knob(
-        off=0.0, low=0.0, high=1.0, help="how often the likeliest tokens are dropped; 0 = never"
+        off=0.0, low=0.0, high=1.0, help="drop the likeliest tokens with this probability; 0 = off"
     )
     xtc_threshold: Knob = knob(
         off=0.1,
         low=0.0,
         high=1.0,
         switch=False,
-        help="probability from which a token counts as one of the likeliest; 0.1 is usual",
+        help="count tokens from this probability on as the likeliest; usual: 0.1",
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:

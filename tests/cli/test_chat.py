@@ -1,9 +1,13 @@
 import json
+import readline
 import signal
 
 import pytest
 
 from jaxllama.cli import chat
+from jaxllama.cli.completing import Vocabulary, tab_completes
+from jaxllama.errors import BadHeader, RequestError
+from jaxllama.llm import LLM
 
 
 def talk(run, *lines: str, options=()):
@@ -135,10 +139,164 @@ def test_files_that_cannot_be_used_do_not_end_the_chat(run, command):
     assert "error: " in result.stderr and result.stdout == "ONE\nTWO\n"
 
 
-def test_stats_shows_the_last_answer_and_the_context(run):
-    result = talk(run, "/stats", "hello", "/stats")
+def test_stats_shows_the_last_answer_the_session_and_the_context(run):
+    result = talk(run, "/stats", "hello", "hi", "/stats")
     assert "no answer yet" in result.stderr
-    assert "answer: 6 tokens" in result.stderr and "of 256 tokens" in result.stderr
+    assert "last answer: 3 tokens" in result.stderr and "of 256 tokens" in result.stderr
+    assert "session: 2 answers, 9 tokens" in result.stderr
+
+
+def test_an_answer_that_was_stopped_counts(run, model):
+    model.answer = lambda _: Pressing(b"abcdefghij")
+    result = talk(run, "go on", "/stats")
+    assert "stopped" in result.stderr and "session: 1 answer, " in result.stderr
+
+
+def test_set_changes_a_knob_for_the_answers_that_follow(run):
+    result = talk(run, "hello", "/set max-tokens 2", "hello", "/set max_tokens default", "hello")
+    assert result.stdout == "HELLO\nHE\nHELLO\n"
+    assert "max_tokens: 2" in result.stderr and "no knob is set" in result.stderr
+
+
+def test_set_alone_shows_what_is_set(run):
+    result = talk(run, "/set top_p 0.5", "/set", "/set top_k", options=["--temperature", "0.5"])
+    assert result.stderr.count("top_p: 0.5") == 2 and "temperature: 0.5" in result.stderr
+    assert "error: top_k is not set" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/set top_q 1", "unknown parameter 'top_q'; did you mean 'top_p'?"),
+        ("/set top_q default", "unknown parameter 'top_q'"),
+        ("/set top_p 7", "top_p is 7.0; it must lie in [0.0, 1.0]"),
+        ("/set top_p much", "top_p is 'much'; expected a number"),
+        ("/set ban_newlines perhaps", "ban_newlines is 'perhaps'; expected true or false"),
+        ("/set preset sphynx", "unknown preset 'sphynx'; did you mean 'sphinx'?"),
+    ],
+)
+def test_set_refuses_what_no_option_would_take(run, line, words):
+    result = talk(run, line, "/set", "hi")
+    assert words in result.stderr and "no knob is set" in result.stderr
+    assert result.stdout == "HI\n"
+
+
+def test_set_reads_lists_texts_and_mappings_as_options_do(run, monkeypatch):
+    seen = []
+    stream = chat.Conversation.stream
+    monkeypatch.setattr(
+        chat.Conversation,
+        "stream",
+        lambda self, llm, knobs: seen.append(dict(knobs)) or stream(self, llm, knobs),
+    )
+    talk(
+        run,
+        *("/set stop the end", "/set logit_bias 5=1.5,7=-2", "/set banned_tokens 1,2"),
+        *("/set banned_strings a b", "/set ban_newlines true", "/set preset sphinx", "hi"),
+    )
+    assert seen == [
+        {
+            "stop": ("the end",),
+            "logit_bias": {"5": 1.5, "7": -2.0},
+            "banned_tokens": [1, 2],
+            "banned_strings": ("a b",),
+            "ban_newlines": True,
+            "preset": "sphinx",
+        }
+    ]
+
+
+def test_another_model_goes_on_with_the_conversation(run, model, tmp_path):
+    (tmp_path / "other.gguf").write_bytes(b"x")
+    options = ["--context", "100"]
+    result = talk(run, "one", "/model other.gguf", "two", "/model", options=options)
+    assert [each["model"] for each in model.loaded] == [None, "other.gguf"]
+    assert all(each["context"] == 100 for each in model.loaded)
+    assert model.prompts[-1] == "[user]one[assistant]ONE[user]two[assistant]"
+    assert result.stderr.count("model: other.gguf") == 2
+
+
+def test_a_model_that_does_not_load_leaves_the_old_one(run, model, tmp_path, monkeypatch):
+    (tmp_path / "bad.gguf").write_bytes(b"x")
+    load = model.load
+
+    def loading(**settings):
+        if settings.get("model") == "bad.gguf":
+            raise BadHeader("bad.gguf is no model")
+        return load(**settings)
+
+    monkeypatch.setattr(LLM, "load", loading)
+    result = talk(run, "/model bad.gguf", "/model no/such/model", "hi")
+    assert result.exit_code == 0 and result.stdout == "HI\n"
+    assert "error: bad.gguf is no model" in result.stderr and "no/such/model" in result.stderr
+    assert result.stderr.count("model: smollm2-135m") == 2
+    assert len(model.loaded) == 2  # a name that leads nowhere costs no loading
+
+
+WORDS = Vocabulary(
+    commands=["set", "save", "model"],
+    values={"top_p": ["default"], "top_k": ["default"], "preset": ["sphinx", "precise", "default"]},
+    models=["smollm2-135m"],
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("", []),
+        ("hello", []),
+        ("/s", ["/set ", "/save "]),
+        ("/set top", ["top_p ", "top_k "]),
+        ("/set preset p", ["precise"]),
+        ("/set nothing ", []),
+        ("/model smo", ["smollm2-135m"]),
+        ("/save ta", ["talk.json", "tapes/"]),
+        ("/save tapes/", ["tapes/a.json"]),
+        ("/other ta", []),
+    ],
+)
+def test_tab_completes_commands_knobs_presets_models_and_files(
+    tmp_path, monkeypatch, line, completed
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tapes").mkdir()
+    for name in ("talk.json", "tapes/a.json", "other.json"):
+        (tmp_path / name).write_text("")
+    assert WORDS.completions(line) == completed
+
+
+def test_tab_asks_readline_for_the_line_before_the_cursor(monkeypatch):
+    before = readline.get_completer()
+    monkeypatch.setattr(readline, "get_line_buffer", lambda: "/set top_p")
+    monkeypatch.setattr(readline, "get_endidx", lambda: 8)
+    with tab_completes(WORDS.completions):
+        complete = readline.get_completer()
+        assert [complete("top", number) for number in range(3)] == ["top_p ", "top_k ", None]
+    assert readline.get_completer() == before
+
+
+def test_without_readline_nothing_is_completed(monkeypatch):
+    monkeypatch.setattr("jaxllama.cli.completing.readline", None)
+    monkeypatch.setattr(chat, "readline", None)
+    monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(RequestError, match="/edit TEXT"):
+        chat.edited("old")
+    with tab_completes(WORDS.completions):
+        pass
+
+
+def test_the_words_of_a_session_are_every_command_knob_and_preset(run, monkeypatch):
+    kept = []
+    run_session = chat.Session.run
+    monkeypatch.setattr(
+        chat.Session, "run", lambda self: kept.append(self.vocabulary()) or run_session(self)
+    )
+    talk(run, "hi")
+    (words,) = kept
+    assert words.completions("/mo") == ["/model "]
+    assert words.completions("/set mirostat_t") == ["mirostat_tau "]
+    assert words.completions("/set preset sph") == ["sphinx"]
+    assert words.completions("/set ban_newlines ") == ["true", "false", "default"]
 
 
 def test_help_lists_every_command(run):
@@ -146,6 +304,7 @@ def test_help_lists_every_command(run):
     for name in chat.COMMANDS:
         assert f"/{name}" in text
     assert "/save FILE" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_exit_leaves(run):

@@ -1,12 +1,13 @@
 """`jaxllama explain`: stages that end in the engine's own tokens, and replays without a model."""
 
 import json
+import re
 
 import pytest
 
-from jaxllama.cli.explain import record
+from jaxllama.cli.explain import draw, record
 from jaxllama.errors import ConfigError, InvalidParameter
-from jaxllama.explain import replay
+from jaxllama.explain import Position, Stage, replay
 from jaxllama.intake import Intake
 from jaxllama.llm import LLM
 from jaxllama.recording import Recording
@@ -85,3 +86,19 @@ def test_the_command_replays_a_file(run, recording, tmp_path):
         stages = {stage["name"]: stage for stage in each["stages"]}
         assert stages["top_k"]["kept"] == 1 and each["recorded"] in recording.tokens
     assert run("explain").exit_code != 0
+
+
+def test_people_see_the_texts_of_tokens_and_a_legend(recording, capsys):
+    texts = list(recording.texts)
+    drawn, other = recording.tokens[0], recording.tokens[0] + 1
+    texts[drawn], texts[other] = " word\x1b", ""
+    stage = Stage("model", kept=9, removed=0.25, rank=1, p=0.5)
+    same = Position(drawn, texts[drawn], drawn, 0.125, (stage,))
+    differs = Position(other, "", drawn, 0.125, (stage,))
+    draw([same, differs], texts)
+    told = capsys.readouterr().out
+    assert "' word␛'" in told and f"token {other} (was" in told
+    assert f" {drawn} " not in told
+    for column in ("token", "chance", "stage", "tokens left", "removed", "rank", "probability"):
+        assert re.search(rf"^{column} {{2,}}[a-z]", told, re.MULTILINE)
+    assert max(map(len, told.splitlines())) <= 80

@@ -165,3 +165,11 @@ def test_early_stopping_may_be_named(run):
 def test_what_beams_do_not_go_with_is_refused(run, arguments, words):
     result = run("generate", "-p", "a", *arguments)
     assert result.exit_code == 2 and words in " ".join(result.stderr.split())
+
+
+def test_recommended_sampling_is_switched_off_by_an_option(run, model):
+    run("generate", "-p", "hello", "--sampling-defaults", "none")
+    assert model.loaded[-1]["sampling_defaults"] == "none"
+    run("generate", "-p", "hello")
+    assert "sampling_defaults" not in model.loaded[-1]  # LLM.load's own default
+    assert run("generate", "-p", "hello", "--sampling-defaults", "some").exit_code == 2

@@ -1,4 +1,5 @@
 import json
+import re
 
 import click
 import pytest
@@ -186,6 +187,17 @@ def test_plugins_lists_samplers_formats_readers_and_what_is_broken(run, monkeypa
     assert result.exit_code == 0
     for name in [*INSTALLED, "sphinx", "chatml", "gguf", "huggingface", "bad", "no module"]:
         assert name in result.stdout
+
+
+def test_plugins_fit_into_80_columns_and_follow_the_order_in_which_they_run(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("plugins").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    top_p: number, 0.0 to 1.0 [default: 1.0]" in lines
+    samplers = [
+        line.split()[0] for line in lines if re.match(r"  \w+ \((adj|fil|sha)\w+\): ", line)
+    ]
+    assert samplers.index("repetition") < samplers.index("top_k") < samplers.index("xtc")
 
 
 def test_plugins_as_json_carries_bounds_and_defaults(run):

@@ -39,6 +39,23 @@ def test_every_setting_is_an_option(run, served):
     assert served["loading"] == {"slots": 2}
 
 
+def test_the_model_is_named_by_itself_or_by_its_option(run, served):
+    for words in (["smollm2-135m"], ["--model", "smollm2-135m"]):
+        assert run("serve", *words).exit_code == 0
+        assert served["loading"] == {"model": "smollm2-135m"}
+    assert run("serve", "a", "--model", "b").exit_code == 2
+
+
+def test_a_model_is_listed_as_it_was_given_and_has_its_files_names_as_well(tmp_path):
+    file = tmp_path / "Tiny.Q4.gguf"
+    file.touch()
+    assert serve.model_name("smollm2-135m") == serve.model_name(None) == "smollm2-135m"
+    assert serve.model_name("hf:owner/name") == "hf:owner/name"
+    assert serve.model_name(str(file)) == "Tiny.Q4"
+    others = serve.other_names(str(file), file, "Tiny 1M")
+    assert others == {str(file), "Tiny.Q4.gguf", "Tiny.Q4", "Tiny 1M"}
+
+
 def test_keys_come_from_options_the_environment_and_a_file(run, served, tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text("# ours\nthree\n\n  four\n")

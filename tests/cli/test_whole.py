@@ -92,6 +92,15 @@ def test_inspect_shows_the_model_and_its_memory(run, gguf):
     assert less["memory"]["cache"] * 2 * head == more["memory"]["cache"] * (head + 4)
 
 
+def test_inspect_shows_the_sampling_that_is_recommended(run, tmp_path):
+    path = tmp_path / "advised.gguf"
+    advice = {"general.sampling.temp": 0.3, "general.sampling.top_p": 0.9}
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER | advice)
+    assert "sampling temperature 0.3, top_p 0.9" in run("inspect", path).stdout
+    found = json.loads(run("inspect", path, "--json").stdout)
+    assert found["sampling_defaults"] == {"temperature": 0.3, "top_p": 0.9}
+
+
 def test_inspect_is_readable(run, gguf):
     text = run("inspect", gguf).stdout
     for words in ("layers", "memory", "chat template: no", "F32", "16 slots"):

@@ -30,6 +30,14 @@ def test_fresh_answer_is_untouched(four: Tryout):
     assert np.allclose(found, log_softmax(LOGITS), atol=1e-6)
 
 
+def test_newest_prompt_tokens_count_by_their_place_where_they_are_asked_for(four: Tryout):
+    # Of the prompt 3, 1, 1, 2 the newest three count: 1/4 and 2/4 for token 1, 3/4 for token 2.
+    knobs = [{"frequency_penalty": 1.0, "presence_penalty": 0.5, "prompt_penalty_window": 3}]
+    found = shares(four, LOGITS, knobs, tokens=[3, 1, 1, 2, 2, 0], length=5, prompt=4)
+    expected = LOGITS - np.array([0, 0.75 + 0.5, 1.75 + 0.5, 0])
+    assert np.allclose(found, log_softmax(expected), atol=1e-6)
+
+
 def test_agrees_with_numpy_on_random_rows(many: Tryout):
     rng = np.random.default_rng(5)
     logits, tokens = rng.normal(size=(300, 50)) * 3, rng.integers(0, 50, (300, 16))

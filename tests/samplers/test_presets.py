@@ -37,6 +37,30 @@ def test_sphinx_is_as_exllama_has_it():
     assert knobs["top_p_strict"] is True
 
 
+def test_basilisk_is_as_its_server_has_it():
+    knobs = with_preset({"preset": "basilisk"}, INSTALLED)
+    repetition = ("repetition_penalty", "repetition_window", "repetition_decay")
+    assert (knobs["temperature"], knobs["top_k"], knobs["top_p"]) == (0.5, 32, 0.2)
+    assert tuple(knobs[name] for name in repetition) == (1.1, 32, 64)
+    assert (knobs["positional_repetition_penalty"], knobs["min_length"]) == (1.2, 4)
+    assert knobs["stop"] == ["\n"]
+    assert knobs["repetition_sign_blind"] is True and knobs["top_p_strict"] is True
+
+
+def test_exllama_is_as_its_generator_has_it():
+    knobs = with_preset({"preset": "exllama"}, INSTALLED)
+    repetition = ("repetition_penalty", "repetition_window", "repetition_decay")
+    assert (knobs["temperature"], knobs["top_k"], knobs["top_p"]) == (0.95, 40, 0.65)
+    assert tuple(knobs[name] for name in repetition) == (1.15, 256, 128)
+    assert "repetition_sign_blind" not in knobs and knobs["top_p_strict"] is True
+
+
+def test_llamba_quick_penalises_what_occurred():
+    knobs = with_preset({"preset": "llamba_quick"}, INSTALLED)
+    assert (knobs["presence_penalty"], knobs["frequency_penalty"]) == (0.2, 0.1)
+    assert knobs["prompt_penalty_window"] == 1023
+
+
 def test_what_a_request_says_itself_wins():
     knobs = with_preset({"preset": "sphinx", "top_k": 5, "min_p": 0.1, "top_p": None}, INSTALLED)
     assert (knobs["top_k"], knobs["min_p"], knobs["top_p"]) == (5, 0.1, 0.18)

@@ -25,10 +25,23 @@ def test_prompt_and_answer_both_count_but_nothing_past_the_length(four: Tryout):
 
 
 def test_window_forgets_older_tokens(four: Tryout):
-    knobs = [{"repetition_penalty": 2.0, "repetition_window": n} for n in (1, 2, 0)]
+    knobs = [{"repetition_penalty": 2.0, "repetition_window": n} for n in (1, 2, -1)]
     found = shares(four, np.array([LOGITS] * 3), knobs, tokens=[0, 2, 3], length=3)
     expected = [[2.0, -1.0, 1.0, 0.25], [2.0, -1.0, 0.5, 0.25], [1.0, -1.0, 0.5, 0.25]]
     assert np.allclose(found, log_softmax(np.array(expected)), atol=1e-6)
+
+
+def test_window_of_no_token_penalises_nothing(four: Tryout):
+    knobs = [{"repetition_penalty": 2.0, "repetition_window": 0}]
+    found = shares(four, LOGITS, knobs, tokens=[0, 1], length=2)
+    assert np.allclose(found, log_softmax(LOGITS), atol=1e-6)
+
+
+def test_penalty_fades_from_the_newest_token_where_the_window_holds_none(four: Tryout):
+    # ExLlama with sustain 0 and decay 4: ages 0, 1, 2 and 3 have 4, 3, 2 and 1 quarters of it.
+    knobs = {"repetition_penalty": 2.0, "repetition_window": 0, "repetition_decay": 4}
+    found = shares(four, np.full(4, 3.0), knobs, tokens=[0, 1, 2, 3], length=4)
+    assert np.allclose(found, log_softmax(3.0 / np.array([1.25, 1.5, 1.75, 2.0])), atol=1e-6)
 
 
 def test_window_alone_changes_nothing(four: Tryout):
@@ -62,7 +75,7 @@ def penalised(logits: np.ndarray, seen: list[int], knobs: dict[str, object]) -> 
     top, moved, done = knobs["repetition_penalty"], logits.astype(np.float64), set()
     for age, token in enumerate(reversed(seen)):
         fade = min(max((age - window) / decay, 0), 1) if decay else float(age >= window)
-        factor = top if not window else top + (1 - top) * fade
+        factor = top if window < 0 else top + (1 - top) * fade
         if token not in done:
             done.add(token)
             divides = moved[token] > 0 or knobs["repetition_sign_blind"]
@@ -78,7 +91,7 @@ def test_agrees_with_numpy_on_random_rows(many: Tryout):
         knobs = [
             {
                 "repetition_penalty": float(rng.uniform(0.5, 2.0)),
-                "repetition_window": int(rng.integers(0, 17)),
+                "repetition_window": int(rng.integers(-1, 17)),
                 "repetition_decay": int(rng.integers(0, 9)),
                 "repetition_sign_blind": bool(rng.random() < 0.5),
             }

@@ -52,5 +52,12 @@ async def post(live: Running, path: str, body: Any, status: int = 200) -> Any:
         return found
 
 
+async def fetch(live: Running, path: str) -> Any:
+    """The JSON answer of one GET."""
+    async with live.http.get(f"{live.url}{path}") as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
 def plain_intake(engine: Engine) -> Intake:
     return Intake(ByteTokenizer(), ChatMl(), engine.bank, engine.config)

@@ -167,11 +167,12 @@ async def running(
     dialects: Sequence[Dialect] = (),
     wait: bool = True,
     seconds: float = SECONDS,
+    aliases: frozenset[str] = frozenset(),
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A server on a free port; at the end it must have let go of everything."""
     engine = engine or scripted()
-    model = Model("scripted", engine, intake or intake_for(engine))
+    model = Model("scripted", engine, intake or intake_for(engine), aliases)
     settings = {"port": 0, "drain_timeout": 0.0} | settings
     log_prompts = settings.get("log_prompts", False)
     service = GenerationService(lambda: model, bounds or Bounds(), log_prompts=log_prompts)

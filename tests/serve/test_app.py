@@ -51,9 +51,9 @@ def test_choices_have_their_own_declared_seeds():
     scenario(body)
 
 
-def test_unknown_field_is_refused_with_the_nearest_name():
+def test_a_strict_server_refuses_an_unknown_field_with_the_nearest_name():
     async def body():
-        async with running() as live:
+        async with running(strict=True) as live:
             error = (await live.say(400, temprature=1))["error"]
             assert error["param"] == "temprature"
             assert "'temperature'" in error["message"]

@@ -100,6 +100,7 @@ class Site:
 
     url: str
     script: Script
+    defaults: dict[str, object]  # recommended sampling, as the model's intake has it
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
@@ -146,7 +147,7 @@ def site() -> Iterator[Site]:
     thread = threading.Thread(target=run)
     thread.start()
     url, stop = ready.result(30)
-    yield Site(url, script)
+    yield Site(url, script, intake.defaults)
     stop()
     thread.join()
 
@@ -359,6 +360,51 @@ def test_a_changed_knob_is_in_the_request_and_no_other(page: Page, site: Site):
     page.get_by_label("Regex", exact=True).fill("")
     say(page, "second")
     assert set(site.requests[-1]) == own
+
+
+@pytest.fixture
+def advised(page: Page, site: Site) -> Iterator[Page]:
+    """The page where the model's maker recommends some sampling."""
+    site.defaults |= {"temperature": 0.2, "top_p": 0.9}
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    open_settings(page)
+    yield page
+    site.defaults.clear()
+
+
+def test_recommended_sampling_is_where_the_controls_start(advised: Page, site: Site):
+    page, heat = advised, advised.get_by_label("Temperature", exact=True)
+    assert heat.input_value() == "0.2"
+    assert (
+        heat.evaluate("field => field.parentElement.querySelector('[type=range]').value") == "0.2"
+    )
+    expect(page.locator("#knob-temperature-help")).to_contain_text(
+        "Recommended for this model: 0.2"
+    )
+    group = page.locator("summary", has_text=re.compile(r"^Top p"))
+    expect(group.locator(".value")).to_have_text("0.9 (model)")
+    say(page, "first")
+    assert not {"temperature", "top_p"} & set(site.requests[-1])
+
+
+def test_a_recommendation_can_be_switched_off_and_taken_back(advised: Page, site: Site):
+    page = advised
+    group = page.locator("summary", has_text=re.compile(r"^Top p"))
+    group.click()
+    page.get_by_label("Top p", exact=True).fill("1")
+    say(page, "first")
+    assert site.requests[-1]["top_p"] == 1
+    assert "temperature" not in site.requests[-1]
+    expect(group.locator(".value")).to_have_text("1")
+    page.get_by_role("button", name="Reset Top p", exact=True).click()
+    assert page.get_by_label("Top p", exact=True).input_value() == "0.9"
+    say(page, "second")
+    assert "top_p" not in site.requests[-1]
+    page.get_by_label("Temperature", exact=True).fill("0.7")
+    page.get_by_label("Temperature", exact=True).fill("0.2")
+    say(page, "third")
+    assert "temperature" not in site.requests[-1]
 
 
 def test_every_knob_of_every_installed_sampler_has_a_control(page: Page):

@@ -9,9 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.errors import InvalidParameter
+from jaxllama.limits import FRONT, LIMITS
+from jaxllama.serve.aliases import ALIASES
 from jaxllama.serve.decode import check_depth, convert, parse_json
+from jaxllama.serve.unknown import listed
 from tests.serve.conftest import running, scenario
+from tests.support import installed_samplers
 
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,37 +105,108 @@ def test_a_key_that_comes_twice_is_named():
 )
 def test_a_wrong_field_is_named(fields, field):
     with pytest.raises(InvalidParameter) as caught:
-        convert(fields, Outer, (), lenient=False)
+        convert(fields, Outer, (), strict=True)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("fields", [{"cuont": 1}, {"inner": {"nmae": ""}}, {"many": [{"nmae": 1}]}])
 def test_the_nearest_name_is_told(fields):
     with pytest.raises(InvalidParameter, match=r"did you mean '(count|name)'"):
-        convert(fields, Outer, (), lenient=False)
+        convert(fields, Outer, (), strict=True)
 
 
-def test_lenient_leaves_out_what_nobody_knows():
+def test_what_nobody_knows_is_left_out_and_named_once():
     fields = {"count": 3, "inner": {"name": "x", "y": 1}, "many": [{"z": 1}, {"z": 2}], "w": 0}
-    made, knobs = convert(fields, Outer, ("knob",), lenient=True)
-    assert made == Outer(3, Inner("x"), [Inner(), Inner()])
-    assert knobs == {}
+    found = convert(fields, Outer, ("knob",), strict=False)
+    assert found.body == Outer(3, Inner("x"), [Inner(), Inner()])
+    assert found.knobs == {}
+    assert sorted(found.ignored) == ["inner.y", "many[].z", "w"]
+
+
+def test_any_number_of_unknown_fields_is_left_out():
+    fields = {"many": [{f"field_{i}": i} for i in range(500)], **{f"more_{i}": 0 for i in range(9)}}
+    found = convert(fields, Outer, (), strict=False)
+    assert len(found.body.many) == 500
+    assert len(found.ignored) == 509
+
+
+@pytest.mark.parametrize("fields", [{"count": "many"}, {"inner": {"name": 5, "nmae": 1}}])
+def test_types_are_checked_whatever_is_ignored(fields):
+    with pytest.raises(InvalidParameter):
+        convert(fields, Outer, (), strict=False)
+
+
+def test_the_list_of_ignored_fields_is_bounded_and_safe_in_a_header():
+    assert listed(["a", "b.c[].d-e_f"]) == "a, b.c[].d-e_f"
+    assert listed(["a\r\nSet-Cookie: x=1", "\u20ac", "x" * 1000]) == (
+        f"a??Set-Cookie??x?1, ?, {'x' * 64}"
+    )
+    long = listed(f"field_{i}" for i in range(5000))
+    assert len(long) < 1100
+    shown, _, rest = long.partition(", and ")
+    assert len(shown.split(", ")) + int(rest.removesuffix(" more")) == 5000
 
 
 def test_knobs_are_kept_apart():
-    made, knobs = convert({"count": 2, "top_k": 5}, Outer, {"top_k"}, lenient=False)
-    assert (made.count, knobs) == (2, {"top_k": 5})
+    found = convert({"count": 2, "top_k": 5}, Outer, {"top_k"}, strict=True)
+    assert (found.body.count, found.knobs) == (2, {"top_k": 5})
+
+
+def test_an_alias_counts_as_its_own_field():
+    known = {"repetition_penalty", "max_tokens", "repetition_window"}
+    sent = {"repeat_penalty": 1.1, "n_predict": -1, "repeat_last_n": -1, "rep_pen": 1.1}
+    found = convert(sent, Outer, known, strict=True)
+    assert found.knobs == {"repetition_penalty": 1.1, "repetition_window": 0}
+    assert set(found.aliased) == {"repetition_penalty", "repetition_window"}
+    assert convert({"rep_pen": 2}, Outer, (), strict=False).ignored == ["rep_pen"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ({"n_predict": 3, "max_tokens": 4}, "max_tokens is 4 and n_predict is 3; .* differ"),
+        ({"n_predict": 3, "max_length": 4}, "is [34] and .* is [34]; .* differ"),
+        ({"repeat_last_n": 0}, "repeat_last_n is 0: 0 turns the penalty off"),
+    ],
+)
+def test_names_of_one_field_that_differ_are_refused(sent, words):
+    with pytest.raises(InvalidParameter, match=words):
+        convert(sent, Outer, {"max_tokens", "repetition_window"}, strict=False)
+
+
+def test_every_alias_leads_to_a_field_that_exists():
+    known = {*LIMITS, *FRONT, *catalogue(installed_samplers())}
+    assert {alias.own for alias in ALIASES.values()} <= known
+    assert not ALIASES.keys() & known
 
 
 def test_the_operator_decides_about_unknown_fields():
     async def body():
-        async with running() as live:
+        async with running(strict=True) as live:
             assert await live.status("/say", "POST", json={"user": "me"}) == 400
-        async with running(lenient=True) as live:
-            assert await live.status("/say", "POST", json={"user": "me"}) == 200
+        async with running() as live:
+            sent = {"user": "me", "x\ny": 1}
+            async with live.http.post(f"{live.url}/say", json=sent) as response:
+                assert response.status == 200
+                assert response.headers["X-Ignored-Fields"] == "user, x?y"
+            async with live.http.post(f"{live.url}/say", json={}) as response:
+                assert "X-Ignored-Fields" not in response.headers
             assert await live.status("/say", "POST", json={"temperature": -1}) == 400
 
     scenario(body)
+
+
+def test_ignored_fields_are_in_the_log_line_of_the_request(caplog):
+    async def body():
+        async with running() as live:
+            await live.say(chat_id="c", session_id="s")
+            await live.stream(chat_id="c")
+            await live.say(400, temperature=-1, chat_id="c")
+
+    caplog.set_level("INFO")
+    scenario(body)
+    facts = [each.facts for each in caplog.records if hasattr(each, "facts")]
+    assert [each.get("ignored") for each in facts] == ["chat_id, session_id", "chat_id", "chat_id"]
 
 
 def test_depth_alone_says_nothing_about_the_rest():

@@ -61,6 +61,7 @@ def test_other_numbers_are_tried_on_the_same_logits():
         ({"what_if": {"top_k": -1}}, "what_if.top_k"),
         ({"what_if": {"max_tokens": 1}}, "what_if.max_tokens"),
         ({"max_tokens": 65}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 1}, "logprobs"),
         ({"regex": "b"}, None),
         ({"messages": HI}, "messages"),

@@ -160,8 +160,13 @@ def test_every_knob_of_every_sampler_is_a_field():
             with pytest.raises(openai.BadRequestError, match=r"top_k is -1") as caught:
                 await ask(client, extra_body={"top_k": -1})
             assert caught.value.param == "top_k"
-            with pytest.raises(openai.BadRequestError, match="did you mean 'top_k'"):
-                await ask(client, extra_body={"topk": 1})
+            found = await client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=HI, extra_body={"topk": 1}
+            )
+            assert found.headers["X-Ignored-Fields"] == "topk"
+        async with asked(strict=True) as (_, client):
+            with pytest.raises(openai.BadRequestError, match="did you mean 'seed'"):
+                await ask(client, extra_body={"sede": 1})
 
     scenario(body)
 
@@ -353,7 +358,7 @@ REFUSED = [
 
 def test_what_is_wrong_is_named_with_its_bound():
     async def body():
-        async with asked() as (live, _):
+        async with asked(strict=True) as (live, _):
             for fields, param, words in REFUSED:
                 sent = {"messages": HI, **fields}
                 error = (await post(live, "/v1/chat/completions", sent, 400))["error"]
@@ -386,10 +391,153 @@ def test_harmless_fields_are_welcome():
     scenario(body)
 
 
-def test_a_lenient_server_ignores_unknown_fields():
+# What clients send that are not OpenAI's own, as recorded from them.
+SENT_BY = {
+    "open-webui": {
+        "stream": False,
+        "chat_id": "c",
+        "session_id": "s",
+        "id": "i",
+        "features": {"web_search": False},
+        "files": [],
+        "options": {"num_ctx": 2048},
+        "keep_alive": "5m",
+        "params": {},
+        "variables": {},
+        "background_tasks": {},
+        "tool_servers": [],
+        "model_item": {"id": "m"},
+    },
+    "llama.cpp": {
+        "repeat_penalty": 1.0,
+        "cache_prompt": True,
+        "timings_per_token": True,
+        "samplers": ["top_k"],
+        "dry_sequence_breakers": ["a"],
+        "reasoning_format": "auto",
+        "n_predict": -1,
+    },
+    "guidellm": {
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "max_completion_tokens": 4,
+        "stop": None,
+        "ignore_eos": True,
+    },
+    "messages": {
+        "messages": [{"role": "user", "content": "hi", "id": "m", "timestamp": 1, "models": []}],
+    },
+    "hints": {"store": True, "reasoning_effort": "low", "prediction": {"type": "content"}},
+}
+
+
+@pytest.mark.parametrize("client", SENT_BY)
+def test_a_clients_own_fields_are_ignored_and_named(client):
     async def body():
-        async with asked(lenient=True) as (live, _):
-            await post(live, "/v1/chat/completions", {"messages": HI, "no_such_thing": 1})
+        sent = {"messages": HI, **SENT_BY[client]}
+        samplers = installed_samplers()
+        engine = ScriptedEngine(lambda _: b"ok", config=config(candidates=32), samplers=samplers)
+        async with asked(engine) as (live, _):
+            url = f"{live.url}/v1/chat/completions"
+            async with live.http.post(url, json=sent) as response:
+                assert response.status == 200, await response.text()
+                ignored = response.headers.get("X-Ignored-Fields", "").split(", ")
+        known = {"messages", "stream", "stream_options", "stop", "ignore_eos"}
+        aliases = {"repeat_penalty", "n_predict", "max_completion_tokens"}
+        top = {name for name in ignored if name and "." not in name}
+        assert top == sent.keys() - known - aliases
+        if client == "messages":
+            assert set(ignored) == {f"messages[].{name}" for name in ("id", "timestamp", "models")}
+
+    scenario(body)
+
+
+def test_a_field_is_refused_under_the_name_it_came_under():
+    async def body():
+        samplers = installed_samplers()
+        engine = ScriptedEngine(lambda _: b"ok", config=config(candidates=32), samplers=samplers)
+        async with asked(engine) as (live, _):
+            for sent in ({"repeat_penalty": 0}, {"max_completion_tokens": 0}, {"n_predict": "x"}):
+                (name,) = sent
+                body = {"messages": HI, **sent}
+                error = (await post(live, "/v1/chat/completions", body, 400))["error"]
+                assert error["param"] == name
+                assert error["message"].startswith(f"{name} is ")
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [("/v1/chat/completions", {"messages": HI}), ("/v1/completions", {"prompt": ["ab", "c"]})],
+)
+def test_usage_comes_with_every_chunk_where_that_is_asked(path, prompt):
+    async def body():
+        async with asked(saying(b"xyz")) as (live, _):
+            options = {"include_usage": True, "continuous_usage_stats": True}
+            sent = {**prompt, "n": 2, "stream": True, "stream_options": options}
+            async with live.http.post(f"{live.url}{path}", json=sent) as response:
+                assert "X-Ignored-Fields" not in response.headers
+                *chunks, last, done = events_of(await response.text())
+            assert done == "[DONE]" and last["choices"] == []
+            counts = [each["usage"]["completion_tokens"] for each in chunks]
+            assert counts == sorted(counts) and len(set(counts)) > 2
+            whole = last["usage"]
+            answers = 2 if "messages" in prompt else 4
+            assert counts[-1] == 3 * answers  # the end tokens are counted at the end
+            assert whole["completion_tokens"] == 4 * answers
+            for each in chunks:
+                usage = each["usage"]
+                assert usage["prompt_tokens"] == whole["prompt_tokens"]
+                assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+            sent["stream_options"] = {"continuous_usage_stats": True}
+            async with live.http.post(f"{live.url}{path}", json=sent) as response:
+                told = events_of(await response.text())[:-1]
+            assert all("usage" not in each for each in told)
+
+    scenario(body)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "f\n", "f\0", "<|im_end|>", "é", "x" * 65])
+def test_functions_have_names_as_openai_has_them(name):
+    async def body():
+        async with asked() as (live, _):
+            tool = {"type": "function", "function": {"name": name}}
+            call = {"id": "c", "function": {"name": name, "arguments": "{}"}}
+            past = [*HI, {"role": "assistant", "tool_calls": [call]}]
+            for sent, param in (
+                ({"messages": HI, "tools": [tool]}, "tools[0].function.name"),
+                ({"messages": HI, "tool_choice": tool}, "tool_choice.function.name"),
+                ({"messages": past}, "messages[1].tool_calls[0].function.name"),
+            ):
+                error = (await post(live, "/v1/chat/completions", sent, 400))["error"]
+                assert error["param"] == param
+                assert repr(name[:50])[:-1] in error["message"]
+
+    scenario(body)
+
+
+def test_a_call_that_could_not_be_sent_back_is_text():
+    async def body():
+        call = b'<tool_call>\n{"name": "look out", "arguments": {}}\n</tool_call>'
+        async with asked(saying(call, context=1024)) as (_, client):
+            message = (await ask(client, tools=[LOOK])).choices[0].message
+            assert message.tool_calls is None
+            assert message.content == call.decode()
+
+    scenario(body)
+
+
+@pytest.mark.parametrize("key", ["01", " 1", "+1", "-1", "1.0", "\uff11", "", "1_0"])
+def test_a_token_of_a_bias_has_one_spelling(key):
+    async def body():
+        samplers = installed_samplers()
+        engine = ScriptedEngine(lambda _: b"ok", config=config(candidates=32), samplers=samplers)
+        async with asked(engine) as (live, _):
+            sent = {"messages": HI, "logit_bias": {key: 1}}
+            error = (await post(live, "/v1/chat/completions", sent, 400))["error"]
+            assert error["param"] == "logit_bias"
+            assert "plain digits" in error["message"]
 
     scenario(body)
 

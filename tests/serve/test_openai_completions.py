@@ -199,7 +199,7 @@ REFUSED = [
 
 def test_what_is_wrong_is_named_with_its_bound():
     async def body():
-        async with asked() as (live, _):
+        async with asked(strict=True) as (live, _):
             for fields, param, words in REFUSED:
                 sent = {"prompt": "ab", **fields}
                 error = (await post(live, "/v1/completions", sent, 400))["error"]

@@ -152,11 +152,61 @@ def test_model_files_name_ids_where_nothing_else_does(tmp_path):
     assert ours.end_ids[:3] == (2, 40, 41)
 
 
-def test_ids_past_the_vocabulary_are_dropped(tmp_path):
-    ours = tokenizer_from_json(
-        save(tmp_path, sentencepiece("legacy"), generation_config={"eos_token_id": [2, 10**9]})
-    )
-    assert 10**9 not in ours.end_ids
+@pytest.mark.parametrize("ends", [[2, 10**9], 10**9, [-1]])
+def test_end_ids_past_the_vocabulary_are_refused(tmp_path, ends):
+    folder = save(tmp_path, sentencepiece("legacy"), generation_config={"eos_token_id": ends})
+    with pytest.raises(
+        BadTokenizer,
+        match=r"generation_config\.json: eos_token_id names token (10{9}|-1); expected",
+    ):
+        tokenizer_from_json(folder)
+
+
+def test_end_ids_of_a_padded_table_have_no_text_and_are_left_out(tmp_path):
+    made, padded = sentencepiece("legacy"), 10**4
+    said = {
+        "generation_config": {"eos_token_id": [2, padded]},
+        "config": {"vocab_size": padded + 1},
+    }
+    assert padded not in tokenizer_from_json(save(tmp_path, made, **said)).end_ids
+
+
+def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path):
+    said = {"tokenizer_config": {"eos_token": TURN_END}, "config": {"vocab_size": 800}}
+    with pytest.raises(BadTokenizer, match=r"'<\|im_end\|>' has id 803; .* tokens 0 to 799"):
+        tokenizer_from_json(save(tmp_path, byte_level(), **said))
+
+
+@pytest.mark.parametrize("token", [5, 801, 900])
+def test_an_added_token_with_a_wrong_id_is_refused(tmp_path, token):
+    entries = json.loads(byte_level().to_str())["added_tokens"]
+    for entry in entries:
+        if entry["content"] == TURN_END:
+            entry["id"] = token
+    words = {
+        5: r"tokens '.+' and '<\|im_end\|>' both have id 5;",
+        801: r"tokens '<\|eot_id\|>' and '<\|im_end\|>' both have id 801;",
+        900: r"added token '<\|im_end\|>' has id 900; expected 803, the next id",
+    }
+    with pytest.raises(BadTokenizer, match=rf"tokenizer\.json: {words[token]}"):
+        tokenizer_from_json(broken(tmp_path, added_tokens=entries))
+
+
+def test_added_tokens_that_are_no_objects_are_refused_by_name(tmp_path):
+    sound = json.loads(byte_level().to_str())
+    whole = {"normalizer": {"type": "NFC", "added_tokens": [7]}} | {
+        name: part for name, part in sound.items() if name != "normalizer"
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(BadTokenizer, match=r"tokenizer\.json cannot be loaded"):
+        tokenizer_from_json(tmp_path)
+
+
+def test_two_pieces_with_one_id_are_refused(tmp_path):
+    model = json.loads(byte_level().to_str())["model"]
+    model["vocab"]["zebra"] = model["vocab"]["a"]
+    with pytest.raises(BadTokenizer, match=r"tokenizer\.json: tokens .*'zebra'.* both have id"):
+        tokenizer_from_json(broken(tmp_path, model=model))
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,17 @@ ANSWERS = {
         ', "id": 1}</tool_call>',
         [("f", "{}")],
     ),
+    "long head": (
+        HERMES,
+        '<tool_call>{"name": %s"f", "arguments": {}}</tool_call>' % (" " * 2 * MAX_HEAD),
+        "",
+        [("f", "{}")],
+    ),
     "long name": (
         HERMES,
-        '<tool_call>{"name": "%s", "arguments": {}}</tool_call>' % ("f" * 2 * MAX_HEAD),
-        "",
-        [("f" * 2 * MAX_HEAD, "{}")],
+        '<tool_call>{"name": "%s", "arguments": {}}</tool_call>' % ("f" * 65),
+        '<tool_call>{"name": "%s", "arguments": {}}</tool_call>' % ("f" * 65),
+        [],
     ),
     "llama": (LLAMA3, '{"name": "f", "parameters": {"x": 1}}', "", [("f", '{"x": 1}')]),
     "llama with tag": (
@@ -175,7 +181,7 @@ def test_without_a_call_no_character_is_lost(chunks, style):
     st.dictionaries(
         st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists), max_size=4
     ),
-    st.text(min_size=1, max_size=20),
+    st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True),
 )
 def test_every_call_that_was_written_is_read(arguments, name):
     written = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)

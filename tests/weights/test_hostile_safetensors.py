@@ -1,13 +1,20 @@
 """Hugging Face folders that are truncated, corrupt or hostile: one clear error, quickly."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hostile import HUGE, flipped, flips, outcome, safetensors_bytes
 from writers import flatten, hf_config, write_hf
 
-from jaxllama.errors import BadHeader, CheckpointError, UnknownFormat, UnsupportedModel
+from jaxllama.errors import (
+    BadHeader,
+    BadTensors,
+    CheckpointError,
+    UnknownFormat,
+    UnsupportedModel,
+)
 from jaxllama.testing import random_params, tiny
 from jaxllama.weights import open_checkpoint
 
@@ -124,7 +131,10 @@ WRONG_INDEX: dict[str, tuple[str, str]] = {
     "absolute": ('{"weight_map": {"a": "/etc/passwd"}}', "expected a safetensors file"),
     "dots": ('{"weight_map": {"a": ".."}}', "expected a safetensors file"),
     "zero byte": ('{"weight_map": {"a": "x\\u0000y"}}', "expected a safetensors file"),
-    "missing shard": ('{"weight_map": {"a": "model-00009.safetensors"}}', "cannot be opened"),
+    "missing shard": (
+        '{"weight_map": {"a": "model-00009.safetensors", "b": "model.safetensors"}}',
+        "names 1 of 2 shards that are missing: model-00009.safetensors",
+    ),
 }
 
 
@@ -140,6 +150,81 @@ def test_tensor_in_two_shards(tmp_path: Path):
     first, second = sorted(folder.glob("*.safetensors"))
     second.write_bytes(first.read_bytes())
     assert "is in model-00001-of-00002.safetensors too" in str(refusal(folder))
+
+
+def test_tensors_mapped_to_another_shard_are_listed(tmp_path: Path):
+    folder = write_hf(tmp_path, SMALL, PARAMS, shards=2)
+    index = json.loads((folder / INDEX).read_text())
+    name = "model.norm.weight"
+    index["weight_map"][name] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    assert (
+        f"maps 1 of {len(index['weight_map'])} tensors to a shard that does not hold them: "
+        f"'{name}' is mapped to model-00001-of-00002.safetensors and lies in "
+        f"model-00002-of-00002.safetensors"
+    ) in str(refusal(folder))
+
+
+def test_tensors_mapped_to_a_shard_and_in_none_are_listed(tmp_path: Path):
+    folder = write_hf(tmp_path, SMALL, PARAMS, shards=2)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["ghost"] = "model-00002-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "'ghost' is mapped to model-00002-of-00002.safetensors and lies in no shard" in str(
+        refusal(folder)
+    )
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_an_unused_file_with_the_models_tensors_is_refused(tmp_path: Path, shards: int):
+    folder = write_hf(tmp_path, SMALL, PARAMS, shards=shards)
+    used = sorted(folder.glob("*.safetensors"))[0]
+    (folder / "model.old.safetensors").write_bytes(used.read_bytes())
+    error = refusal(folder)
+    assert isinstance(error, BadTensors)
+    assert f"tensors twice, in model.old.safetensors and in {used.name}" in str(error)
+    assert "move the files that are not meant out of the folder" in str(error)
+
+
+@pytest.mark.parametrize("raw", [safetensors_bytes({"a": A}, 16), b"broken"])
+def test_another_unused_file_is_named_in_the_log(folder: Path, caplog, raw: bytes):
+    (folder / "adapter.safetensors").write_bytes(raw)
+    assert outcome(folder) is None
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{folder / 'adapter.safetensors'} is not read: it is not one of the model's shards"
+    ]
+
+
+def quantized(folder: Path, qweight: list[int]) -> Path:
+    """The folder as GPTQ and AWQ leave it: one matrix is a qweight of integers and its scales."""
+    sizes = {"qweight": 4 * math.prod(qweight), "scales": 2 * 2 * 32}
+    header, offset = {}, 0
+    for (part, size), dtype in zip(sizes.items(), ("I32", "F16"), strict=True):
+        shape = qweight if part == "qweight" else [2, 32]
+        offsets = [offset, offset + size]
+        header[f"model.layers.0.mlp.up_proj.{part}"] = {
+            "dtype": dtype, "shape": shape, "data_offsets": offsets
+        }  # fmt: skip
+        offset += size
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(header, offset))
+    return folder
+
+
+@pytest.mark.parametrize(("qweight", "method"), [([8, 32], "GPTQ"), ([64, 4], "AWQ")])
+def test_quantized_tensors_are_called_what_they_are(folder: Path, qweight: list[int], method: str):
+    error = refusal(quantized(folder, qweight))
+    assert isinstance(error, UnsupportedModel)
+    assert f"weights quantized with {method} (tensor 'model.layers.0.mlp.up_proj.qweight')" in str(
+        error
+    )
+    assert "not supported yet; use the unquantized model or a GGUF file of it" in str(error)
+
+
+def test_a_quantize_config_beside_the_configuration_is_gptq(folder: Path):
+    (folder / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+    assert "weights quantized with GPTQ (quantize_config.json), which is not supported yet" in str(
+        refusal(folder)
+    )
 
 
 def test_several_safetensors_without_an_index(folder: Path):

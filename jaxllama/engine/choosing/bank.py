@@ -45,6 +45,7 @@ from jaxllama.kernels import body_named
 from jaxllama.kernels.body import Choosing
 from jaxllama.kernels.plain.choice import at
 from jaxllama.limits import LIMITS, unknown_field
+from jaxllama.mistakes import SUBCLASS, line_of
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
 
@@ -112,7 +113,9 @@ class SamplerBank:
         for name in samplers:
             if name not in self.samplers:
                 raise BrokenPlugin(
-                    f"sampler {name!r} is no Adjuster, Filter or Shaper; subclass one of them"
+                    f"sampler {name!r} is no Adjuster, Filter or Shaper",
+                    where=line_of(samplers[name]),
+                    hint=SUBCLASS,
                 )
         self._observers = {
             name: kind

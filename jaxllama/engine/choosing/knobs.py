@@ -5,11 +5,13 @@ only for its trees).
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from jaxllama import mistakes
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.limits import LIMITS, check_number
 from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knobs_of, token_sets_of
@@ -17,7 +19,7 @@ from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knob
 DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
 MAX_INT = 2**31 - 1
 MAX_FLOAT = float(np.finfo(np.float32).max)
-MAX_DIGITS = 10  # of a token id written as text: a JSON object has no other keys
+TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # written as text: a JSON object has no other keys
 MAX_TEXT = 256  # characters of one phrase
 
 
@@ -30,7 +32,9 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
         by_constraint = issubclass(kind, Adjuster) and kind.constrains
         if not (by_constraint or any(spec.switch for spec in declared.values())):
             raise BrokenPlugin(
-                f"sampler {name!r} has no knob that turns it on; declare one with knob(off=...)"
+                f"sampler {name!r} has no knob that turns it on",
+                where=mistakes.line_of(kind),
+                hint="declare one: strength: Knob = knob(off=0.0, help=...)",
             )
         for knob, spec in declared.items():
             if knob in LIMITS:
@@ -43,24 +47,29 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
                     f"samplers {owners[knob]!r} and {name!r} both claim knob {knob!r}; "
                     f"uninstall one of them"
                 )
-            check_spec(f"knob {knob!r} of sampler {name!r}", spec)
+            fault = fault_in(spec)
+            if fault is not None:
+                raise BrokenPlugin(
+                    f"knob {knob!r} of sampler {name!r} {fault}", where=mistakes.line_of(kind)
+                )
             owners[knob], specs[knob] = name, spec
     return specs
 
 
-def check_spec(where: str, spec: KnobSpec) -> None:
-    """Refuse a declaration that no value could satisfy."""
-    if spec.kind not in DTYPES:
-        raise BrokenPlugin(f"{where} has off={spec.off!r}; expected a number")
+def fault_in(spec: KnobSpec) -> str | None:
+    """What is wrong with a declaration that no value could satisfy; None if nothing is."""
     listed = spec.by_token or spec.tokens or spec.phrases
+    if spec.kind not in DTYPES:
+        return f"has off={spec.off!r}; expected a number"
     if listed and spec.width is None:
-        raise BrokenPlugin(f"{where} holds tokens but has no width; say how many entries fit")
+        return "holds tokens but has no width; say how many entries fit"
     if (spec.tokens or spec.phrases) and spec.off != NO_TOKEN:
-        raise BrokenPlugin(f"{where} lists tokens and has off={spec.off!r}; expected NO_TOKEN")
+        return f"lists tokens and has off={spec.off!r}; expected NO_TOKEN"
     if spec.width is not None and spec.width < 1:
-        raise BrokenPlugin(f"{where} has width {spec.width}; it must be at least 1")
+        return f"has width {spec.width}; it must be at least 1"
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
-        raise BrokenPlugin(f"{where} has bounds [{spec.low}, {spec.high}]; no number lies there")
+        return f"has bounds [{spec.low}, {spec.high}]; no number lies there"
+    return None
 
 
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
@@ -154,12 +163,14 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 
 
 def token_id(name: str, key: object) -> int:
-    """A token id given as a number or as its decimal digits."""
+    """A token id given as a number or in decimal digits; each id has one spelling."""
     if isinstance(key, int) and not isinstance(key, bool):
         return key
-    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS:
+    if isinstance(key, str) and re.fullmatch(TOKEN_ID, key):
         return int(key)
-    raise InvalidParameter(f"{name} names token {key!r}; expected a token id", name)
+    raise InvalidParameter(
+        f"{name} names token {key!r:.100}; expected a token id in plain digits, such as '17'", name
+    )
 
 
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
@@ -209,11 +220,19 @@ def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sa
         if field.name not in sets
     }
     sampler = kind(**leaves)
-    begun = sampler.start()
+    try:
+        begun = sampler.start()
+    except Exception as error:  # start() is the author's code
+        what = f"start() of sampler {name!r} fails"
+        raise mistakes.explain(what, error, kind.__module__) from error
     if begun is sampler:
         return sampler
     if type(begun) is not kind:
-        raise BrokenPlugin(f"sampler {name!r}: start() returns {begun!r}; expected a {kind}")
+        raise BrokenPlugin(
+            f"start() of sampler {name!r} returns {begun!r}; expected a {kind.__name__}",
+            where=mistakes.line_of(kind, "start"),
+            hint="return self, or dataclasses.replace(self, field=value)",
+        )
     return jax.tree.map(lambda old, new: same_shape(name, old, new), sampler, begun)
 
 
@@ -235,7 +254,7 @@ def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:
     leaf = np.asarray(new, old.dtype)
     if leaf.shape != old.shape:
         raise BrokenPlugin(
-            f"sampler {name!r}: start() returns an array of shape {leaf.shape} where the row "
+            f"start() of sampler {name!r} returns an array of shape {leaf.shape} where the row "
             f"holds {old.shape}; keep every field's shape"
         )
     return leaf

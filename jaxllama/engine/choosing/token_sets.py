@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxllama import mistakes
 from jaxllama.errors import BrokenPlugin
 from jaxllama.sampling import Adjuster, Sampler, token_sets_of
 
@@ -22,17 +23,19 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
     """Evaluate the token sets of one sampler; tokens past the end of `texts` are in none."""
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):
-        raise BrokenPlugin(f"sampler {name!r} declares a token set; only adjusters can have one")
+        raise BrokenPlugin(
+            f"sampler {name!r} declares a token set; only adjusters can have one",
+            where=mistakes.line_of(kind),
+            hint="subclass Adjuster, or choose tokens by their ids",
+        )
     found: dict[str, np.ndarray] = {}
     for field, test in tests.items():
         found[field] = np.zeros(vocab, np.bool_)
         try:
             passed = [bool(test(text)) for text in texts[:vocab]]
         except Exception as error:  # the test is the author's code
-            raise BrokenPlugin(
-                f"sampler {name!r}: the test of token set {field!r} fails: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            what = f"sampler {name!r}: the test of token set {field!r} fails"
+            raise mistakes.explain(what, error, kind.__module__) from error
         found[field][: len(passed)] = passed
     return found
 

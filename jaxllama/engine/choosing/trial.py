@@ -3,16 +3,21 @@
 Called by the bank for every installed sampler. Traces one row abstractly; computes nothing.
 """
 
+import warnings
+from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllama import mistakes
 from jaxllama.engine.choosing.rows import Rows, context
 from jaxllama.errors import BrokenPlugin
 from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler, Shaper
 from jaxllama.shapes import Array
+
+WIDE = (np.float64, np.int64)  # what NumPy computes in unless told otherwise
 
 
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
@@ -28,38 +33,119 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
         certain = jnp.float32(1.0)
         return sampler.observe(Chosen(jnp.int32(0), jnp.float32(0.0), certain, certain))
 
+    refuse_incomplete(name, type(row))
     is_filter = isinstance(row, Filter)
     expected = np.zeros(candidates, np.bool_) if is_filter else np.zeros(vocab, np.float32)
-    expect(f"sampler {name!r}", traced(name, call, row), expected)
+    expect(f"sampler {name!r}", traced(name, call, row), expected, row)
     if isinstance(row, Adjuster) and row.held_only:
         # As many logits as its row has tokens: one that knows the vocabulary does not fit.
         few = jnp.zeros(blank_row(name).tokens.shape, jnp.float32)
         made = traced(name, lambda one: one(few, context(blank_row(name), name)), row)
-        expect(f"sampler {name!r}, shown {len(few)} tokens,", made, few)
-    expect(f"observe() of sampler {name!r}", traced(name, observe, row), row)
+        expect(f"sampler {name!r}, shown {len(few)} tokens,", made, few, row)
+    expect_row(name, traced(name, observe, row), row)
+
+
+def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
+    """Raise BrokenPlugin for a sampler without `__call__`, or with random numbers of its own."""
+    base = next((each for each in (Adjuster, Filter, Shaper) if issubclass(kind, each)), Sampler)
+    if kind.__call__ is base.__call__:
+        first = "best" if base is Filter else "logits"
+        raise BrokenPlugin(
+            f"sampler {name!r} has no __call__",
+            where=mistakes.line_of(kind),
+            hint=f"write def __call__(self, {first}, context)",
+        )
+    drawn = mistakes.own_random_number(kind)
+    if drawn is not None:
+        where, function = drawn
+        raise BrokenPlugin(
+            f"sampler {name!r}: {function} draws a random number once, when the step is compiled, "
+            f"and every token of every request would get that number",
+            where=where,
+            hint="use context.chance, a new number in [0, 1) for each token, decided by the "
+            "request's seed",
+        )
 
 
 def traced(name: str, call: Any, row: Sampler) -> Any:
-    """The shapes `call` returns for one row, or BrokenPlugin with the first line of why not."""
+    """The shapes `call` returns for one row, or BrokenPlugin with the line that fails and why."""
+    made: list[Any] = []
+
+    def kept(row: Sampler) -> Any:
+        made.append(call(row))
+        return made[-1]
+
     try:
-        return jax.eval_shape(call, row)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Explicitly requested dtype float64", UserWarning)
+            shapes = jax.eval_shape(kept, row)
     except Exception as error:  # a plugin may raise anything while it is traced
-        why = str(error).partition("\n")[0]
+        what = f"sampler {name!r} cannot be compiled"
+        raise mistakes.explain(what, error, type(row).__module__) from error
+    result = made[0] if made else None
+    if isinstance(result, np.ndarray) and result.dtype in WIDE:  # JAX would narrow it silently
         raise BrokenPlugin(
-            f"sampler {name!r} cannot be compiled: {type(error).__name__}: {why}"
-        ) from error
+            f"sampler {name!r} returns a NumPy array of {result.dtype}; expected an array of JAX",
+            where=mistakes.line_of(type(row), "__call__"),
+            hint=f"make it with jax.numpy, such as jnp.zeros, or write "
+            f"jnp.asarray(array, jnp.{'bool_' if isinstance(row, Filter) else 'float32'})",
+        )
+    return shapes
 
 
-def expect(what: str, made: Any, expected: Any) -> None:
-    """Raise BrokenPlugin unless two trees of shapes agree."""
-    # As text: JAX 0.10 finds two dataclasses with like fields equal.
-    if str(jax.tree.structure(made)) != str(jax.tree.structure(expected)):
-        raise BrokenPlugin(f"{what} returns {made!r}; expected the like of {expected!r}")
-    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
+def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
+    """Raise BrokenPlugin unless `__call__` returned an array of the expected shape and type."""
+    wanted = f"{expected.dtype}{list(expected.shape)}"
+    is_array = hasattr(made, "shape") and hasattr(made, "dtype")
+    if is_array and (made.shape, made.dtype) == (expected.shape, expected.dtype):
+        return
+    returned = f"{made.dtype}{list(made.shape)}" if is_array else named(made)
+    raise BrokenPlugin(
+        f"{what} returns {returned}; expected {wanted}",
+        where=mistakes.line_of(type(row), "__call__"),
+        hint=hint_for(made, expected, row) if is_array else "return one array from __call__",
+    )
+
+
+def hint_for(made: Any, expected: Any, row: Sampler) -> str:
+    """What makes the returned array fit."""
+    if made.shape != expected.shape:
+        shown = "best.ids" if isinstance(row, Filter) else "logits"
+        return f"return one number for each token, in the shape of `{shown}`"
+    if isinstance(row, Filter):
+        return "return a mask, which a comparison makes: best.p >= self.knob"
+    if made.dtype == jnp.bool_:
+        return "drop tokens with jnp.where(mask, logits, -jnp.inf)"
+    return "compute in float32: end with .astype(logits.dtype)"
+
+
+def named(made: Any) -> str:
+    """What was returned, by its value or its type."""
+    return "None" if made is None else f"a {type(made).__name__}"
+
+
+def expect_row(name: str, made: Any, row: Sampler) -> None:
+    """Raise BrokenPlugin unless `observe` returned the sampler with fields like those of `row`."""
+    where = mistakes.line_of(type(row), "observe")
+    if type(made) is not type(row):
+        raise BrokenPlugin(
+            f"observe() of sampler {name!r} returns {named(made)}; expected a {type(row).__name__}",
+            where=where,
+            hint="return self, or dataclasses.replace(self, field=value)",
+        )
+    for field in fields(row):  # type: ignore[arg-type]
+        pair = getattr(made, field.name), getattr(row, field.name)
+        one, other = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in pair)
+        if one != other:
+            shown = [
+                ", ".join(f"{d}{list(s)}" for s, d in each) or "nothing" for each in (one, other)
+            ]
             raise BrokenPlugin(
-                f"{what} returns {one.dtype}{list(one.shape)}; "
-                f"expected {other.dtype}{list(other.shape)}"
+                f"observe() of sampler {name!r} returns {shown[0]} as {field.name}; "
+                f"expected {shown[1]}",
+                where=where,
+                hint="keep shape and type: state(start=0.0) holds fractions, state(start=0) "
+                "whole numbers",
             )
 
 

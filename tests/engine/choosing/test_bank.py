@@ -148,7 +148,7 @@ def random_knobs(rng: np.random.Generator) -> dict[str, object]:
         "top_p": float(rng.random()),
         "min_p": float(rng.random() * 0.2),
         "repetition_penalty": float(rng.uniform(0.5, 2)),
-        "repetition_window": int(rng.integers(0, 9)),
+        "repetition_window": int(rng.integers(-1, 9)),
         "presence_penalty": float(rng.uniform(-2, 2)),
         "frequency_penalty": float(rng.uniform(-2, 2)),
         "logit_bias": {int(t): float(rng.uniform(-9, 9)) for t in rng.choice(VOCAB, 5)},

@@ -1,4 +1,4 @@
-"""Our own additions: tokens, templates, scores, labels, explanations, and what is installed.
+"""Our own additions: tokens, templates, scores, labels, explanations, what is installed, and facts.
 
 A dialect whose refusals have OpenAI's form, because it is spoken beside that one.
 """
@@ -6,6 +6,14 @@ A dialect whose refusals have OpenAI's form, because it is spoken beside that on
 from aiohttp import web
 
 from jaxllama.serve.dialects.native.explain import EXPLAIN, explain
+from jaxllama.serve.dialects.native.facts import (
+    PROPS,
+    SLOTS,
+    TOKENIZER_INFO,
+    props,
+    slots,
+    tokenizer_info,
+)
 from jaxllama.serve.dialects.native.plugins import PLUGINS, plugins
 from jaxllama.serve.dialects.native.scores import CLASSIFY, SCORE, classify, score
 from jaxllama.serve.dialects.native.tokens import (
@@ -30,6 +38,9 @@ ENDPOINTS: dict[Endpoint, Serves] = {
     CLASSIFY: classify,
     EXPLAIN: explain,
     PLUGINS: plugins,
+    TOKENIZER_INFO: tokenizer_info,
+    PROPS: props,
+    SLOTS: slots,
 }
 
 

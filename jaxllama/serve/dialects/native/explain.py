@@ -17,7 +17,8 @@ from jaxllama.limits import LIMITS
 from jaxllama.recording import check_recordable
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
-from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
+from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -26,7 +27,7 @@ from jaxllama.service import Ask, GenerationService, Model
 USUAL = 16  # tokens that are explained where nobody says how many
 
 
-class ExplainBody(Body):
+class ExplainBody(ModelBody):
     """A prompt or a conversation to go on with; `what_if` are other numbers to draw with."""
 
     prompt: str | list[int] | None = None
@@ -67,11 +68,13 @@ EXPLAIN = Endpoint(
 async def explain(request: web.Request, service: GenerationService) -> web.Response:
     """Which sampler did what to a token."""
     body, knobs = await EXPLAIN.read(request, service, ExplainBody)
+    name = check_model(body.model, service.model)
     changes = body.what_if or {}
     check(knobs, changes, service.model)
     messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
     prompts = [] if body.prompt is None else [body.prompt]
-    knobs["max_tokens"] = knobs.get("max_tokens") or USUAL
+    if knobs.get("max_tokens") is None:
+        knobs["max_tokens"] = USUAL
     ask = Ask(prompts=prompts, messages=messages, knobs=knobs, format=body.format)
     async with service.open(ask, request[CALLER]) as answers:
         check_recordable(answers.requests[0])
@@ -80,7 +83,7 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
         positions = await replayed(recording, {}, answers, service)
         others = await replayed(recording, changes, answers, service) if changes else None
     text = "".join(event.text for event in events)
-    return one_json(Explanation(service.model.name, text, recording.seed, positions, others))
+    return one_json(Explanation(name, text, recording.seed, positions, others))
 
 
 def check(knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model) -> None:

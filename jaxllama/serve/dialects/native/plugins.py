@@ -25,6 +25,7 @@ class KnobCard(msgspec.Struct):
     name: str
     type: Literal["int", "float", "bool"]
     off: int | float | bool
+    recommended: Any  # by the model's maker, used where a request does not set it; or null
     low: int | float | None
     high: int | float | None
     width: int | None  # None: one number; n: a list of at most n
@@ -67,6 +68,7 @@ class CoreCard(msgspec.Struct):
     name: str
     type: Literal["int", "float", "bool", "str"]
     default: Any
+    recommended: Any  # by the model's maker, used where a request does not set it; or null
     low: int | float | None
     high: int | float | None
     many: bool
@@ -96,7 +98,10 @@ async def plugins(request: web.Request, service: GenerationService) -> web.Respo
 def cards(model: Model) -> PluginCards:
     """Everything that is installed, described."""
     return PluginCards(
-        samplers=[sampler_card(*item) for item in model.intake.bank.samplers.items()],
+        samplers=[
+            sampler_card(*item, model.intake.defaults)
+            for item in model.intake.bank.samplers.items()
+        ],
         formats=[
             FormatCard(name, doc_of(kind), name == model.intake.format.name)
             for name, kind in load_plugins(FORMATS, PromptFormat).loaded.items()  # type: ignore[type-abstract]
@@ -106,11 +111,11 @@ def cards(model: Model) -> PluginCards:
             PresetCard(name, doc_of(kind), dict(kind.knobs))
             for name, kind in model.intake.presets.items()
         ],
-        core=[core_card(*item) for item in LIMITS.items()],
+        core=[core_card(*item, model.intake.defaults) for item in LIMITS.items()],
     )
 
 
-def sampler_card(name: str, kind: type[Sampler]) -> SamplerCard:
+def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) -> SamplerCard:
     """One sampler."""
     specs: Mapping[str, KnobSpec] = knobs_of(kind)
     return SamplerCard(
@@ -118,16 +123,17 @@ def sampler_card(name: str, kind: type[Sampler]) -> SamplerCard:
         doc=doc_of(kind),
         kind=next(word for word, socket in SOCKETS.items() if issubclass(kind, socket)),
         order=kind.order,
-        knobs=[knob_card(*item) for item in specs.items()],
+        knobs=[knob_card(*item, defaults) for item in specs.items()],
     )
 
 
-def knob_card(name: str, spec: KnobSpec) -> KnobCard:
+def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
     """One knob."""
     return KnobCard(
         name=name,
         type=spec.kind.__name__,  # type: ignore[arg-type]
         off=spec.off,
+        recommended=defaults.get(name),
         low=spec.low,
         high=spec.high,
         width=spec.width,
@@ -139,12 +145,13 @@ def knob_card(name: str, spec: KnobSpec) -> KnobCard:
     )
 
 
-def core_card(name: str, limit: Limit) -> CoreCard:
+def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
     """One field of every request."""
     return CoreCard(
         name=name,
         type=limit.kind.__name__,  # type: ignore[arg-type]
         default=limit.default,
+        recommended=defaults.get(name),
         low=limit.low,
         high=limit.high,
         many=limit.many,

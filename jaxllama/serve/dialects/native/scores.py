@@ -15,12 +15,13 @@ from jaxllama.intake import Prompt
 from jaxllama.scoring import as_score, continuations, probabilities, rounds, weigh
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
-from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
+from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
 
 
-class ScoreBody(Body):
+class ScoreBody(ModelBody):
     """What could follow a prompt or a conversation: texts, or lists of token ids."""
 
     continuations: list[str | list[int]]
@@ -43,7 +44,7 @@ class Scores(msgspec.Struct):
     scores: list[Scored]
 
 
-class ClassifyBody(Body):
+class ClassifyBody(ModelBody):
     """Which label follows a prompt or a conversation best."""
 
     labels: list[str]
@@ -77,14 +78,16 @@ CLASSIFY = Endpoint(
 async def score(request: web.Request, service: GenerationService) -> web.Response:
     """How likely each continuation is."""
     body, _ = await SCORE.read(request, service, ScoreBody)
+    name = check_model(body.model, service.model)
     scores = await scores_of(body, body.continuations, "continuations", service)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
-    return one_json(Scores(service.model.name, found))
+    return one_json(Scores(name, found))
 
 
 async def classify(request: web.Request, service: GenerationService) -> web.Response:
     """Which label is the likeliest."""
     body, _ = await CLASSIFY.read(request, service, ClassifyBody)
+    name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
     scores = await scores_of(body, body.labels, "labels", service)
@@ -94,7 +97,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
         for label, share, one in zip(body.labels, shares, scores, strict=True)
     ]
     best = max(found, key=lambda one: one.probability)
-    return one_json(Classified(service.model.name, best.label, found))
+    return one_json(Classified(name, best.label, found))
 
 
 async def scores_of(

@@ -1,34 +1,79 @@
-"""Tokens and templates made visible: `/tokenize`, `/detokenize`, `/apply-template`."""
+"""Tokens and templates made visible: `/tokenize`, `/detokenize`, `/apply-template`.
+
+The first two take and give what vLLM's and llama.cpp's routes of these names do, too, so that
+clients made for those servers find what they look for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
+from jaxllama.errors import InvalidParameter
 from jaxllama.messages import Ending
-from jaxllama.serve.dialects.openai.chat import as_turn
+from jaxllama.serve.decode import note_ignored
+from jaxllama.serve.dialects.openai.chat import as_turn, chosen_format
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.constraints import ToolDefinition, as_tool
-from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
+from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
+from jaxllama.text.tokenizer import Tokenizer
+
+OF_TEXTS = ("special", "begin", "add_special_tokens", "add_special", "parse_special")
+Source = Literal["text", "prompt", "content", "messages"]
 
 
-class TokenizeBody(Body):
-    """A text; `special` reads control tokens in it, `begin` adds the begin-of-text token."""
+class Conversation(ModelBody, kw_only=True):
+    """A conversation, and how its prompt ends."""
 
-    text: str
-    special: bool = False
+    messages: list[Turn] | None = None
+    tools: list[ToolDefinition] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class TokenizeBody(Conversation, kw_only=True):
+    """A text under one of three names, or a conversation.
+
+    `text` is ours: control tokens in it are plain text unless `special`, and `begin` adds the
+    begin-of-text token. `prompt` is vLLM's and `content` is llama.cpp's: control tokens are read,
+    and the begin-of-text token is added where that server adds it.
+    """
+
+    text: str | None = None
+    special: bool | None = None
     begin: bool | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+    content: str | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool = False
+
+
+class PiecedToken(msgspec.Struct):
+    """A token and its text; bytes where it is a part of a character."""
+
+    id: int
+    piece: str | list[int]
 
 
 class Tokens(msgspec.Struct):
-    """Token ids, and what each one spells."""
+    """Token ids and their number; `pieces` and `token_strs` are what each one spells."""
 
-    tokens: list[int]
-    pieces: list[str]
+    tokens: list[int | PiecedToken]
     count: int
+    max_model_len: int
+    pieces: list[str] | UnsetType = UNSET
+    token_strs: list[str] | UnsetType = UNSET
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(ModelBody, kw_only=True):
     """Token ids; `special` spells control tokens out."""
 
     tokens: list[int]
@@ -36,18 +81,17 @@ class DetokenizeBody(Body):
 
 
 class Text(msgspec.Struct):
-    """A text."""
+    """A text, also under the names that vLLM and llama.cpp give it."""
 
     text: str
+    prompt: str
+    content: str
 
 
-class TemplateBody(Body):
+class TemplateBody(Conversation, kw_only=True):
     """A conversation, as a chat takes it."""
 
     messages: list[Turn]
-    tools: list[ToolDefinition] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
 
 
 class Rendered(msgspec.Struct):
@@ -70,25 +114,78 @@ TEMPLATE = Endpoint(
 
 
 async def tokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Text to token ids."""
+    """Text or a conversation to token ids."""
     body, _ = await TOKENIZE.read(request, service, TokenizeBody)
+    check_model(body.model, service.model)
+    source = source_of(body)
+    written = None
+    if source == "messages":
+        written = conversation_of(request, service.model, body)
+        note_ignored(request, [name for name in OF_TEXTS if getattr(body, name) is not None])
 
     def work(model: Model) -> Tokens:
         tokenizer = model.intake.tokenizer
-        ids = tokenizer.encode(body.text, special=body.special, begin=body.begin)
-        pieces = [tokenizer.piece(id_, special=True).decode("utf-8", "replace") for id_ in ids]
-        return Tokens(ids, pieces, len(ids))
+        ids = encode(tokenizer, body, source) if written is None else written.ids(model)
+        return tokens_of(tokenizer, body, ids, model.engine.config.context)
 
     return one_json(await service.off_loop(work))
+
+
+def source_of(body: TokenizeBody) -> Source:
+    """Which of the fields holds the text."""
+    sources: tuple[Source, ...] = ("text", "prompt", "content", "messages")
+    given = [name for name in sources if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise InvalidParameter(
+            f"{' and '.join(given) or 'nothing'} given to tokenize; expected one of "
+            f"{', '.join(sources)}",
+            given[0] if given else "text",
+        )
+    return given[0]
+
+
+def encode(tokenizer: Tokenizer, body: TokenizeBody, source: Source) -> list[int]:
+    """The token ids of a text, by default read as the server reads it that calls it so."""
+    special = body.special if body.parse_special is None else body.parse_special
+    begin = body.begin
+    if begin is None and (
+        body.add_special_tokens is False or (source == "content" and not body.add_special)
+    ):
+        begin = False
+    return tokenizer.encode(
+        getattr(body, source),
+        special=source != "text" if special is None else special,
+        begin=begin,
+    )
+
+
+def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], context: int) -> Tokens:
+    """The answer, with the text of each token in the form that was asked for."""
+    found = Tokens(list(ids), len(ids), context)
+    raw = [tokenizer.piece(id_, special=True) for id_ in ids]
+    pieces = [piece.decode("utf-8", "replace") for piece in raw]
+    if body.text is not None:
+        found.pieces = pieces
+    if body.return_token_strs:
+        found.token_strs = pieces
+    if body.with_pieces:
+        whole = [
+            text if text.encode() == piece else list(piece)
+            for text, piece in zip(pieces, raw, strict=True)
+        ]
+        found.tokens = [PiecedToken(*each) for each in zip(ids, whole, strict=True)]
+    return found
 
 
 async def detokenize(request: web.Request, service: GenerationService) -> web.Response:
     """Token ids to text."""
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
+    check_model(body.model, service.model)
 
     def work(model: Model) -> Text:
         ids = model.intake.ids(body.tokens)
-        return Text(model.intake.tokenizer.decode(ids, special=body.special))
+        text = model.intake.tokenizer.decode(ids, special=body.special)
+        return Text(text, text, text)
 
     return one_json(await service.off_loop(work))
 
@@ -96,14 +193,36 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
     """A conversation as the prompt it becomes."""
     body, _ = await TEMPLATE.read(request, service, TemplateBody)
-    ending = Ending.ANSWER if body.add_generation_prompt else Ending.CLOSED
-    ending = Ending.LAST if body.continue_final_message else ending
-    turns = [as_turn(turn) for turn in body.messages]
-    tools = [as_tool(tool) for tool in body.tools or ()]
+    check_model(body.model, service.model)
+    written = conversation_of(request, service.model, body)
 
     def work(model: Model) -> Rendered:
-        prompt = model.intake.chat_text(turns, tools=tools, ending=ending)
-        ids = model.intake.chat_ids(turns, tools=tools, ending=ending)
-        return Rendered(prompt, ids, len(ids))
+        ids = written.ids(model)
+        return Rendered(written.text(model), ids, len(ids))
 
     return one_json(await service.off_loop(work))
+
+
+class Written:
+    """A conversation that is to be rendered, once for people and once for the model."""
+
+    def __init__(self, format_: str | None, turns: list[Any], **more: Any) -> None:
+        self._format, self._turns, self._more = format_, turns, more
+
+    def text(self, model: Model) -> str:
+        """The prompt as text."""
+        return model.intake.with_format(self._format).chat_text(self._turns, **self._more)
+
+    def ids(self, model: Model) -> list[int]:
+        """The prompt as token ids."""
+        return model.intake.with_format(self._format).chat_ids(self._turns, **self._more)
+
+
+def conversation_of(request: web.Request, model: Model, body: Conversation) -> Written:
+    """The conversation of a body, in the prompt format that a chat would use for it."""
+    ending = Ending.ANSWER if body.add_generation_prompt else Ending.CLOSED
+    ending = Ending.LAST if body.continue_final_message else ending
+    turns = [as_turn(turn) for turn in body.messages or ()]
+    tools = [as_tool(tool) for tool in body.tools or ()]
+    format_ = chosen_format(request, model, None, turns, tools)
+    return Written(format_, turns, tools=tools, ending=ending)

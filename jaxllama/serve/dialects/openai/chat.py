@@ -5,7 +5,7 @@ an answer to a shape comes from `constraints.py`.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,9 +13,10 @@ from aiohttp import web
 from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import CallStyle
+from jaxllama.formats import CallStyle, Tool
 from jaxllama.messages import Ending as PromptEnding
-from jaxllama.request import Event, Finished, FinishReason, Usage
+from jaxllama.messages import Turns
+from jaxllama.request import Event, Finished, FinishReason, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatBody,
@@ -32,6 +33,7 @@ from jaxllama.serve.dialects.openai.logprobs import new_style
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
+    Counts,
     Logprobs,
     TokenLogprob,
     TokenUsage,
@@ -39,8 +41,10 @@ from jaxllama.serve.dialects.openai.shapes import (
 )
 from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
+from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.tools import CallDelta, Piece, ToolParser
 
 CHAT = Endpoint(
@@ -58,30 +62,47 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     """Answer a conversation."""
     body, knobs = await CHAT.read(request, service, ChatBody)
     model = service.model
-    check_model(body.model, model.name)
+    name = check_model(body.model, model)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     tools = [] if body.tool_choice == "none" else body.tools or []
-    style = model.intake.with_format(body.format).format.calls if tools else None
+    messages = [as_turn(each) for each in body.messages]
+    shown = [as_tool(tool) for tool in tools]
+    format_ = chosen_format(request, model, body.format, messages, shown)
+    style = model.intake.with_format(format_).format.calls if tools else None
     held = held_to(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
-    knobs = held.beside(knobs | with_own_names(body, knobs))
+    knobs = held.beside(knobs | logprobs_of(body))
     if body.explain:
         knobs = ready_to_explain(knobs, stream=body.stream, answers=n)
     ask = Ask(
-        messages=[as_turn(each) for each in body.messages],
+        messages=messages,
         knobs=knobs,
         n=n,
-        tools=[as_tool(tool) for tool in tools],
+        tools=shown,
         ending=ending_of(body),
-        format=body.format,
+        format=format_,
         names=held.names,
     )
 
     def form(answers: Answers) -> ChatForm:
-        return ChatForm(body, model, answers, style)
+        return ChatForm(body, model.intake.tokenizer, answers, style, name)
 
     return await tell(request, service, ask, form, stream=body.stream, explain=body.explain)
+
+
+def chosen_format(
+    request: web.Request,
+    model: Model,
+    name: str | None,
+    messages: Turns,
+    tools: Sequence[Tool],
+) -> str | None:
+    """The prompt format of a conversation; the answer and the log tell if it is a substitute."""
+    chosen = model.intake.format_for(name, messages, tools)
+    if chosen != name:
+        request[CALLER].notes["format"] = str(chosen)
+    return chosen
 
 
 def as_turn(turn: Turn) -> dict[str, Any]:
@@ -102,20 +123,11 @@ def ending_of(body: ChatBody) -> PromptEnding:
     return PromptEnding.CLOSED if body.add_generation_prompt is False else PromptEnding.ANSWER
 
 
-def with_own_names(body: ChatBody, knobs: Mapping[str, object]) -> dict[str, object]:
-    """The core knobs that have another name in a chat."""
-    found: dict[str, object] = {}
-    if body.max_completion_tokens is not None:
-        if knobs.get("max_tokens") not in (None, body.max_completion_tokens):
-            raise InvalidParameter(
-                "max_tokens and max_completion_tokens differ; send one of them", "max_tokens"
-            )
-        found["max_tokens"] = body.max_completion_tokens
+def logprobs_of(body: ChatBody) -> dict[str, object]:
+    """The core knob `logprobs`, which a chat says in two fields."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
-    if body.logprobs:
-        found["logprobs"] = body.top_logprobs or 0
-    return found
+    return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
 class ChatForm:
@@ -124,16 +136,21 @@ class ChatForm:
     says_done = True
 
     def __init__(
-        self, body: ChatBody, model: Model, answers: Answers, style: CallStyle | None
+        self,
+        body: ChatBody,
+        tokenizer: Tokenizer,
+        answers: Answers,
+        style: CallStyle | None,
+        name: str,
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
-        self._created, self._model = int(time.time()), model
+        self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
         self._speakers = [
             Speaker(f"call_{answers.caller.id}_{index}", style, body)
             for index in range(len(answers.requests))
         ]
-        options = body.stream_options
-        self._counts = bool(options and options.include_usage)
+        self._generated = 0
+        self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
         """Who speaks."""
@@ -144,11 +161,12 @@ class ChatForm:
         """What is new of one answer."""
         speaker = self._speakers[index]
         is_end = isinstance(event, Finished)
+        self._generated += isinstance(event, Token)
         delta = speaker.hear(event)
         found = (
             []
             if isinstance(event, Finished) or event.logprobs is None
-            else [new_style(self._model.intake.tokenizer, event.token, event.logprobs)]
+            else [new_style(self._tokenizer, event.token, event.logprobs)]
         )
         speaker.logprobs += found
         if found or delta != Delta():
@@ -159,8 +177,8 @@ class ChatForm:
 
     def end(self) -> Iterator[ChatChunk]:
         """What it cost, if that was asked."""
-        if self._counts:
-            yield ChatChunk(self._id, self._created, self._model.name, [], usage=self._usage())
+        if self._counts.at_end:
+            yield ChatChunk(self._id, self._created, self._name, [], usage=self._usage())
 
     def whole(self) -> ChatCompletion:
         """All messages at once."""
@@ -173,15 +191,15 @@ class ChatForm:
             )
             for index, speaker in enumerate(self._speakers)
         ]
-        return ChatCompletion(self._id, self._created, self._model.name, choices, self._usage())
+        return ChatCompletion(self._id, self._created, self._name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
         usages = [speaker.usage for speaker in self._speakers]
         return shapes.sum_up(usages, len(usages))
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
-        usage = None if self._counts else UNSET
-        return ChatChunk(self._id, self._created, self._model.name, choices, usage=usage)
+        usage = self._counts.so_far(self._generated)
+        return ChatChunk(self._id, self._created, self._name, choices, usage=usage)
 
 
 class Speaker:

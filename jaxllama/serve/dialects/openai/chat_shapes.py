@@ -8,9 +8,17 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.explain import Position
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import ResponseFormat, ToolChoice, ToolDefinition
+from jaxllama.serve.dialects.openai.constraints import (
+    FunctionName,
+    ResponseFormat,
+    ToolChoice,
+    ToolDefinition,
+)
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
 
+NO_SETTING = "this model has no setting for it"
+NOTHING_STORED = "nothing is kept here"
+SHARED_UNASKED = "prompts that share a prefix share its computation anyway"
 TEXT_ONLY = "this model reads and writes text only"
 
 
@@ -24,7 +32,7 @@ class TextPart(msgspec.Struct):
 class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
     """Which function was called with what: JSON text."""
 
-    name: str
+    name: FunctionName
     arguments: str
 
 
@@ -57,7 +65,6 @@ class ChatBody(Common, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
@@ -81,16 +88,18 @@ class ChatBody(Common, kw_only=True):
     web_search_options: Any = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "store": "nothing is kept here",
         "audio": TEXT_ONLY,
         "function_call": "send tool_choice instead",
         "functions": "send tools instead",
         "moderation": "there is no moderation here",
-        "prediction": "answers are not predicted here",
-        "prompt_cache_options": "prompts that share a beginning share their work unasked",
-        "reasoning_effort": "this model has no setting for it",
-        "verbosity": "this model has no setting for it",
         "web_search_options": "this server reaches no other one",
+    }
+    unheeded: ClassVar[Mapping[str, str]] = {
+        "store": NOTHING_STORED,
+        "prediction": "answers are not predicted here",
+        "prompt_cache_options": SHARED_UNASKED,
+        "reasoning_effort": NO_SETTING,
+        "verbosity": NO_SETTING,
     }
 
 

@@ -17,13 +17,14 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position
 from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
-from jaxllama.request import Event, Finished, Usage
+from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.constraints import ResponseFormat, held_to
 from jaxllama.serve.dialects.openai.echo import Echo, echoes_of
 from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
 from jaxllama.serve.dialects.openai.shapes import (
     Common,
+    Counts,
     Details,
     Prompts,
     StreamOptions,
@@ -34,8 +35,9 @@ from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
+from jaxllama.text.tokenizer import Tokenizer
 
 
 class CompletionBody(Common, kw_only=True):
@@ -106,7 +108,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     """Continue texts."""
     body, knobs = await COMPLETIONS.read(request, service, CompletionBody)
     model = service.model
-    check_model(body.model, model.name)
+    name = check_model(body.model, model)
     check_options(body, knobs)
     held = held_to(body.response_format)
     knobs = held.beside(knobs)
@@ -115,15 +117,16 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
     echoes = await echoes_of(prompts, knobs, service) if body.echo else []
-    style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)
+    tells = knobs.get("logprobs") is not None
+    style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
     if knobs.get("max_tokens") == 0:
-        form = CompletionForm(style, request[CALLER].id, len(prompts))
+        form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
         return one_json(form.whole())
     if style.spare and not style.tells:
         knobs["logprobs"] = 0  # the best is found by them
 
     def make(answers: Answers) -> CompletionForm:
-        return CompletionForm(style, answers.id, len(answers.requests))
+        return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
 
     ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
     return await tell(request, service, ask, make, stream=body.stream, explain=body.explain)
@@ -177,13 +180,19 @@ class Style:
     """What is common to all answers of a request."""
 
     def __init__(
-        self, body: CompletionBody, model: Model, echoes: Sequence[Echo], *, tells: bool
+        self,
+        body: CompletionBody,
+        name: str,
+        tokenizer: Tokenizer,
+        echoes: Sequence[Echo],
+        *,
+        tells: bool,
     ) -> None:
-        self.model, self.echoes, self.tells = model, echoes, tells
+        self.name, self.tokenizer = name, tokenizer
+        self.echoes, self.tells = echoes, tells
         self.wanted = body.n or 1  # of each prompt
         self.asked = body.best_of or self.wanted
-        options = body.stream_options
-        self.counts = bool(options and options.include_usage)
+        self.options = body.stream_options
 
     @property
     def spare(self) -> int:
@@ -200,10 +209,12 @@ class CompletionForm:
 
     says_done = True
 
-    def __init__(self, style: Style, id_: str, count: int) -> None:
+    def __init__(self, style: Style, id_: str, sizes: Sequence[int]) -> None:
+        """`sizes` has the tokens of each answer's prompt."""
         self._id, self._style = f"cmpl-{id_}", style
-        self._created = int(time.time())
-        self._writers = [Writer(style, index) for index in range(count)]
+        self._created, self._generated = int(time.time()), 0
+        self._writers = [Writer(style, index) for index in range(len(sizes))]
+        self._counts = Counts(style.options, sum(sizes[:: style.asked]))
 
     def begin(self) -> Iterator[CompletionChunk]:
         """The prompts, if they are told back."""
@@ -215,6 +226,7 @@ class CompletionForm:
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
         """What is new of one answer."""
         found = self._writers[index].hear(event)
+        self._generated += isinstance(event, Token)
         if event.text or found is not None:
             yield self._chunk(Choice(index, event.text, logprobs=found))
         if isinstance(event, Finished):
@@ -222,8 +234,8 @@ class CompletionForm:
 
     def end(self) -> Iterator[CompletionChunk]:
         """What it cost, if that was asked."""
-        if self._style.counts:
-            name = self._style.model.name
+        if self._counts.at_end:
+            name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
     def whole(self) -> Completion:
@@ -238,7 +250,7 @@ class CompletionForm:
             Choice(index, writer.text, writer.ending, writer.logprobs if style.tells else None)
             for index, writer in enumerate(told)
         ]
-        return Completion(self._id, self._created, style.model.name, choices, self._usage())
+        return Completion(self._id, self._created, style.name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
         usages = [writer.usage for writer in self._writers]
@@ -248,8 +260,8 @@ class CompletionForm:
         return TokenUsage(prompt, 0, prompt, Details(0))
 
     def _chunk(self, choice: Choice) -> CompletionChunk:
-        usage = None if self._style.counts else UNSET
-        name = self._style.model.name
+        usage = self._counts.so_far(self._generated)
+        name = self._style.name
         return CompletionChunk(self._id, self._created, name, [choice], usage=usage)
 
 
@@ -264,7 +276,7 @@ class Writer:
         if echo is not None and echo.logprobs is not None:
             self.logprobs.extend(echo.logprobs)
         self._texts = [echo.text] if echo else []
-        self._old_style = OldStyle(style.model.intake.tokenizer, sum(map(len, self._texts)))
+        self._old_style = OldStyle(style.tokenizer, sum(map(len, self._texts)))
         self._tells = style.tells
         self._values: list[float] = []
 

@@ -5,13 +5,16 @@ Asked by every endpoint that takes either; the one place where this dialect meet
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
 from jaxllama.text.calls import call_grammar, open_grammar
+from jaxllama.text.tools import FUNCTION_NAME
+
+FunctionName = Annotated[str, msgspec.Meta(pattern=FUNCTION_NAME)]
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,7 +36,7 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
     """A function by its name."""
 
-    name: str
+    name: FunctionName
 
 
 class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
 class Function(msgspec.Struct, forbid_unknown_fields=True):
     """A function that the model may call."""
 
-    name: str
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -67,7 +67,7 @@ EMBEDDINGS = Endpoint(
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
     """Turn texts into vectors."""
     body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
-    check_model(body.model, service.model.name)
+    name = check_model(body.model, service.model)
     texts = as_prompts(body.input, "input", "inputs")
     all_ids = await service.off_loop(lambda model: [ids_of(model, text) for text in texts])
     total = sum(map(len, all_ids))
@@ -83,7 +83,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
         pooled = await service.ask_engine(methodcaller("embed_by_and_by", ids))
         found.append(Embedding(index, written(as_embedding(pooled, pooling), body)))
     usage = EmbeddingUsage(total, total)
-    return one_json(EmbeddingList(service.model.name, found, usage))
+    return one_json(EmbeddingList(name, found, usage))
 
 
 def ids_of(model: Model, text: Prompt) -> list[int]:

@@ -1,6 +1,6 @@
 """`/v1/models`: what is served here - one model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -8,7 +8,7 @@ from aiohttp import web
 from jaxllama.serve.dialects.openai.shapes import check_model
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService
+from jaxllama.service import GenerationService, Model
 
 
 class ModelCard(msgspec.Struct):
@@ -17,6 +17,7 @@ class ModelCard(msgspec.Struct):
     id: str
     created: int
     context_length: int  # tokens of prompt and answer together
+    sampling_defaults: dict[str, Any]  # knobs that a request gets where it does not set them
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
 
@@ -35,16 +36,20 @@ MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=Mode
 async def list_models(request: web.Request, service: GenerationService) -> web.Response:
     """All models."""
     del request
-    return one_json(ModelList([card(service)]))
+    return one_json(ModelList([card(service.model, service.model.name)]))
 
 
 async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
     """One model by its name."""
-    check_model(request.match_info["model"], service.model.name)
-    return one_json(card(service))
+    name = check_model(request.match_info["model"], service.model)
+    return one_json(card(service.model, name))
 
 
-def card(service: GenerationService) -> ModelCard:
-    """The model that is served."""
-    model = service.model
-    return ModelCard(model.name, int(model.loaded), model.engine.config.context)
+def card(model: Model, name: str) -> ModelCard:
+    """Describe the model under one of its names."""
+    return ModelCard(
+        id=name,
+        created=int(model.loaded),
+        context_length=model.engine.config.context,
+        sampling_defaults=model.intake.defaults,
+    )

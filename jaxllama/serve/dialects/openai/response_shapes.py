@@ -5,7 +5,12 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from jaxllama.serve.dialects.openai.chat_shapes import TextPart
+from jaxllama.serve.dialects.openai.chat_shapes import (
+    NO_SETTING,
+    SHARED_UNASKED,
+    TEXT_ONLY,
+    TextPart,
+)
 from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions
 
 NOTHING_KEPT = "nothing is kept here between requests; send the whole conversation as input"
@@ -46,7 +51,6 @@ class ResponseBody(Common, kw_only=True):
     instructions: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_output_tokens: int | None = None
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None
     tool_choice: Literal["auto", "none"] | None = None
@@ -69,20 +73,22 @@ class ResponseBody(Common, kw_only=True):
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "tools": NO_TOOLS,
-        "store": NOTHING_KEPT,
         "background": "a response is made while its client waits",
         "top_logprobs": "ask /v1/chat/completions for log-probabilities",
-        "include": "there is nothing more to tell",
         "previous_response_id": NOTHING_KEPT,
         "conversation": NOTHING_KEPT,
         "prompt": "no prompts are kept here",
-        "reasoning": "this model has no setting for it",
         "max_tool_calls": NO_TOOLS,
-        "context_management": "a conversation is read as it is sent",
         "moderation": "there is no moderation here",
-        "prompt_cache_options": "prompts that share a beginning share their work unasked",
         "access_programs": "there are none here",
-        "image": "this model reads and writes text only",
+        "image": TEXT_ONLY,
+    }
+    unheeded: ClassVar[Mapping[str, str]] = {
+        "store": NOTHING_KEPT,
+        "include": "there is nothing more to tell",
+        "reasoning": NO_SETTING,
+        "context_management": "a conversation is read as it is sent",
+        "prompt_cache_options": SHARED_UNASKED,
     }
 
 

@@ -51,14 +51,7 @@ RESPONSES = Endpoint(
 async def respond(request: web.Request, service: GenerationService) -> web.StreamResponse:
     """Answer a conversation."""
     body, knobs = await RESPONSES.read(request, service, ResponseBody)
-    name = service.model.name
-    check_model(body.model, name)
-    if body.max_output_tokens is not None:
-        if knobs.get("max_tokens") is not None:
-            raise InvalidParameter(
-                "max_tokens is called max_output_tokens here; send that alone", "max_tokens"
-            )
-        knobs["max_tokens"] = body.max_output_tokens
+    name = check_model(body.model, service.model)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
             "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
@@ -148,7 +141,7 @@ class ResponseForm:
             status=self._status,
             output=[self._message()] if usage is not None else [],
             instructions=body.instructions,
-            max_output_tokens=body.max_output_tokens,
+            max_output_tokens=self._knobs.get("max_tokens"),  # type: ignore[arg-type]
             temperature=number(self._knobs.get("temperature")),
             top_p=number(self._knobs.get("top_p")),
             metadata=body.metadata or {},

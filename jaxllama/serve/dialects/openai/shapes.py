@@ -11,15 +11,21 @@ from msgspec import UNSET, UnsetType
 from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.request import FinishReason, Usage
 from jaxllama.serve.endpoints import Body
+from jaxllama.service import Model
 
 Texts = str | list[str]
 Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
 
 
-class Common(Body, kw_only=True):
-    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+class ModelBody(Body, kw_only=True):
+    """A body that may name the model."""
 
     model: str | None = None
+
+
+class Common(ModelBody, kw_only=True):
+    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -32,6 +38,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """How to stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, in every chunk
     include_obfuscation: bool | None = None  # what it would hide is not sent over a wide network
 
 
@@ -42,12 +49,12 @@ class Details(msgspec.Struct):
 
 
 class TokenUsage(msgspec.Struct):
-    """What a request cost, in tokens."""
+    """What a request cost, in tokens; the details are known at its end."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: Details
+    prompt_tokens_details: Details | UnsetType = UNSET
 
 
 class Problem(msgspec.Struct):
@@ -122,19 +129,37 @@ def error_body(error: JaxLlamaError) -> dict[str, Any]:
     return {"error": msgspec.to_builtins(problem)}
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Refuse a request for another model."""
-    if asked is not None and asked != served:
-        raise HttpError(
-            f"model {asked[:100]!r} does not exist here; this server serves {served!r}",
-            404,
-            "model_not_found",
-        )
+def check_model(asked: str | None, model: Model) -> str:
+    """The name to answer by: the one in the request, or the listed one; refuses another model's."""
+    if asked is None or asked == model.name:
+        return model.name
+    if asked in model.aliases:
+        return asked
+    raise HttpError(
+        f"model {asked[:100]!r} does not exist here; this server serves {model.name!r}",
+        404,
+        "model_not_found",
+    )
 
 
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
     """Why an answer ended, in OpenAI's words."""
     return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+class Counts:
+    """The usage that a stream tells: at its end, in every chunk, or never."""
+
+    def __init__(self, options: StreamOptions | None, prompt: int) -> None:
+        self.at_end = bool(options and options.include_usage)
+        self._in_every = bool(self.at_end and options and options.continuous_usage_stats)
+        self._prompt = prompt  # tokens of all prompts, each counted once
+
+    def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
+        """The `usage` of a chunk before the end, after so many tokens of all answers."""
+        if self._in_every:
+            return TokenUsage(self._prompt, generated, self._prompt + generated)
+        return None if self.at_end else UNSET
 
 
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:

@@ -21,6 +21,7 @@ import { readEvents } from "./events.js";
  * @property {string} name
  * @property {string} type int, float, bool or str
  * @property {any} off
+ * @property {any} [recommended] by the model's maker: what a request without this knob gets
  * @property {number | null} low
  * @property {number | null} high
  * @property {number | null} width null: one number; n: a list of at most n

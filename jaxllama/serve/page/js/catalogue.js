@@ -89,10 +89,11 @@ export function presetKnobs({ core, presets }, knobs) {
  * @returns {Knob}
  */
 function coreKnob(row) {
-  const { name, type, low = null, high = null, help = "", many = false, most = null, longest } = row;
+  const { name, type, low = null, high = null, help = "", many = false, most = null } = row;
+  const { longest, recommended } = row;
   const off = many ? null : (row.default ?? null);
   const width = many ? most : null;
-  return { name, type, off, low, high, width, by_token: false, longest, help };
+  return { name, type, off, recommended, low, high, width, by_token: false, longest, help };
 }
 
 /**

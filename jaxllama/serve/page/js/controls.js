@@ -5,7 +5,7 @@
  */
 
 import { h, icon } from "./dom.js";
-import { readEntry, writeEntry } from "./values.js";
+import { readEntry, startOf, writeEntry } from "./values.js";
 
 /** @typedef {import("./api.js").Knob} Knob */
 
@@ -17,7 +17,7 @@ const USUAL_SPAN = 2; // of a slider for a knob whose bounds are far apart
 export class Control {
   /**
    * @param {Knob} knob
-   * @param {(name: string, value: unknown) => void} onChange given undefined for "off"
+   * @param {(name: string, value: unknown) => void} onChange given undefined for "not set"
    */
   constructor(knob, onChange) {
     this.knob = knob;
@@ -70,7 +70,7 @@ export class Control {
   }
 
   /**
-   * Show a value, or with undefined that the knob is off.
+   * Show a value, or with undefined what a request without the knob gets.
    * @param {unknown} value
    */
   set(value) {
@@ -83,7 +83,7 @@ export class Control {
   mark(value) {
     this.element.toggleAttribute("data-changed", value !== undefined);
     this.reset.hidden = value === undefined;
-    if (this.slider) this.slider.value = String(value ?? this.knob.off ?? this.slider.min);
+    if (this.slider) this.slider.value = String(value ?? startOf(this.knob) ?? this.slider.min);
   }
 
   /** @param {string} wrong what is wrong with the entry, or "" */
@@ -111,7 +111,7 @@ export function labelOf(name) {
  * @returns {HTMLInputElement | HTMLTextAreaElement}
  */
 function makeField(knob) {
-  const { name, type, off, low, high, width, longest = 0 } = knob;
+  const { name, type, low, high, width, longest = 0 } = knob;
   if (type === "bool") return h("input", { type: "checkbox", role: "switch", name });
   if (width !== null) {
     return h("textarea", { name, class: "grows", rows: 2, placeholder: `${lineOf(knob)}, one a line` });
@@ -121,7 +121,7 @@ function makeField(knob) {
   }
   if (type === "str") return h("input", { type: "text", name });
   const step = type === "int" ? 1 : stepOf(low, high);
-  const placeholder = off ?? "auto";
+  const placeholder = startOf(knob) ?? "auto";
   return h("input", { type: "number", name, min: low, max: high, step, placeholder });
 }
 
@@ -157,8 +157,19 @@ function stepOf(low, high) {
   return low !== null && high !== null && high - low <= 1 ? 0.01 : 0.05;
 }
 
+/**
+ * What a knob does, what it accepts and what the model's maker recommends.
+ * @param {Knob} knob
+ */
+function helpOf(knob) {
+  const { recommended = null } = knob;
+  return recommended === null
+    ? explained(knob)
+    : `${explained(knob)}. Recommended for this model: ${recommended}`;
+}
+
 /** @param {Knob} knob */
-function helpOf({ help, low, high, width, type, phrases }) {
+function explained({ help, low, high, width, type, phrases }) {
   const sentence = help.charAt(0).toUpperCase() + help.slice(1);
   if (width !== null && (type === "str" || phrases)) return `${sentence}; \\n is a line break`;
   if (low !== null && high !== null && high < 1e6) return `${sentence} (${low} to ${high})`;

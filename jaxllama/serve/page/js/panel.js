@@ -119,13 +119,12 @@ export class Panel {
     this.showSums();
   }
 
-  /** What a folded group has set, the preset that this is, and knobs nobody knows. */
+  /** Show what a folded group has set, the preset that this is, and knobs nobody knows. */
   showSums() {
     const { knobs } = /** @type {Conversation} */ (this.conversation);
     for (const summary of this.summaries.values()) summary.textContent = "";
     for (const [name, summary] of this.summaries) {
-      if (!(name in knobs)) continue;
-      const value = typeof knobs[name] === "object" ? "set" : String(knobs[name]);
+      const value = this.shortValue(name, knobs);
       summary.textContent = [summary.textContent, value].filter(Boolean).join(", ");
     }
     const same = presetOf(this.plugins, knobs);
@@ -137,6 +136,17 @@ export class Panel {
       unknown.length === 0
         ? ""
         : `Not sent, because no sampler of this server knows it: ${unknown.join(", ")}.`;
+  }
+
+  /**
+   * A knob's value in a word or two: "" if it is not set and no value is recommended.
+   * @param {string} name
+   * @param {Record<string, unknown>} knobs
+   */
+  shortValue(name, knobs) {
+    if (name in knobs) return typeof knobs[name] === "object" ? "set" : String(knobs[name]);
+    const recommended = this.controls.get(name)?.knob.recommended ?? null;
+    return recommended === null ? "" : `${recommended} (model)`;
   }
 
   unknown() {

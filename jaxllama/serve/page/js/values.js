@@ -11,34 +11,43 @@ const ESCAPES = new Map([["\\n", "\n"], ["\\t", "\t"], ["\\\\", "\\"]]);
 const PAIR = /^\s*(\d+)\s*[=:]\s*(\S+)\s*$/;
 
 /**
- * The value of a field; undefined where it is empty or says "off".
+ * The value that a request without this knob gets: the recommended one, else "off".
+ * @param {Knob} knob
+ */
+export function startOf({ recommended, off }) {
+  return recommended ?? off;
+}
+
+/**
+ * The value of a field; undefined where it is empty or what a request without the knob gets.
  * @param {Knob} knob
  * @param {Field} field
  * @returns {Entry}
  */
 export function readEntry(knob, field) {
   if (field instanceof HTMLInputElement && field.type === "checkbox") {
-    return right(field.checked === Boolean(knob.off) ? undefined : field.checked);
+    return right(field.checked === Boolean(startOf(knob)) ? undefined : field.checked);
   }
   if (field instanceof HTMLInputElement && field.validity.badInput) return wrong("expected a number");
   if (field.value === "") return right(undefined);
   if (knob.by_token) return readPairs(knob, field.value);
   if (knob.width !== null) return readList(knob, field.value);
   const entry = readOne(knob, field.value);
-  return entry.value === knob.off ? right(undefined) : entry;
+  return entry.value === startOf(knob) ? right(undefined) : entry;
 }
 
 /**
- * Show a value in a field; anything at all may have been in a file.
+ * Show a value in a field, or with undefined what the model's maker recommends; anything at all may
+ * have been in a file.
  * @param {Knob} knob
  * @param {Field} field
  * @param {any} value
  */
 export function writeEntry(knob, field, value) {
   if (field instanceof HTMLInputElement && field.type === "checkbox") {
-    field.checked = Boolean(value ?? knob.off);
+    field.checked = Boolean(value ?? startOf(knob));
   } else if (value === undefined || value === null) {
-    field.value = "";
+    field.value = String(knob.recommended ?? "");
   } else if (knob.by_token && typeof value === "object") {
     field.value = Object.entries(value).map(([id, number]) => `${id} = ${number}`).join("\n");
   } else if (Array.isArray(value)) {

@@ -1,0 +1,68 @@
+"""Figures: the tokens and seconds of the last answer and of a whole chat, in words.
+
+Kept by `jaxllama chat`. Knows usages, no terminal.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxllama.request import Usage
+
+
+@dataclass
+class Figures:
+    """The usage of the last answer, and sums over all answers of the session."""
+
+    last: Usage | None = None
+    answers: int = 0
+    prompt: int = 0  # tokens of all prompts, those reused from the cache included
+    reused: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+
+    def add(self, usage: Usage) -> None:
+        """Count one more answer."""
+        self.last = usage
+        self.answers += 1
+        self.prompt += usage.prompt
+        self.reused += usage.reused
+        self.generated += usage.generated
+        self.seconds += usage.seconds
+
+    def lines(self, context: int) -> Iterator[str]:
+        """The figures for people; `context` is how many tokens a slot holds."""
+        last = self.last
+        if last is None:
+            yield "no answer yet"
+            return
+        yield f"last answer: {timed(last.generated, last.seconds)}, {first_after(last)}"
+        yield f"its prompt: {last.prompt} tokens, {reused(last.reused)}"
+        answers = "1 answer" if self.answers == 1 else f"{self.answers} answers"
+        yield f"session: {answers}, {timed(self.generated, self.seconds)}"
+        yield f"their prompts: {self.prompt} tokens, {reused(self.reused)}"
+        yield f"context: {last.prompt + last.generated} of {context} tokens"
+
+
+def summary(usage: Usage) -> str:
+    """The figures of one answer in a line."""
+    prompt = f"prompt: {usage.prompt} tokens"
+    if usage.reused:
+        prompt += f", {reused(usage.reused)}"
+    answer = f"answer: {timed(usage.generated, usage.seconds)}"
+    return f"{prompt} | {answer}, {first_after(usage)}"
+
+
+def timed(tokens: int, seconds: float) -> str:
+    """A number of tokens and the time from the request to the last of them."""
+    rate = f" ({tokens / seconds:.1f} tok/s)" if seconds > 0 else ""
+    return f"{tokens} tokens in {seconds:.2f} s{rate}"
+
+
+def first_after(usage: Usage) -> str:
+    """When the first token came."""
+    return f"first token after {usage.seconds_to_first:.3f} s"
+
+
+def reused(tokens: int) -> str:
+    """Tokens that did not have to be computed again."""
+    return f"{tokens} of them reused from the KV cache"

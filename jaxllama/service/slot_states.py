@@ -1,0 +1,55 @@
+"""Slot states: what each slot of the engine does, in numbers.
+
+Read by the service for whoever watches it. Holds no text, no tokens and no seed of any request.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.generation import Generation
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """One slot, and the request that holds it."""
+
+    index: int
+    cached: int  # tokens whose keys and values are in the cache
+    task: int | None = None  # number of the request, None if the slot is free
+    prompt: int = 0  # tokens of the prompt
+    decoded: int = 0  # tokens of the answer so far
+    most: int = 0  # tokens the answer may have
+    numbers: Mapping[str, float] = field(default_factory=dict)  # knobs that are a number each
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a request holds the slot."""
+        return self.task is not None
+
+
+def slot_states(engine: Engine) -> list[SlotState]:
+    """The state of every slot, in order; a glimpse that may be one step old."""
+    return [state_of(engine, index, generation) for index, generation in enumerate(engine.holders)]
+
+
+def state_of(engine: Engine, index: int, generation: Generation | None) -> SlotState:
+    """The state of one slot and of the generation that holds it."""
+    cached = len(engine.slots.slots[index].cached)
+    if generation is None:
+        return SlotState(index, cached)
+    request = generation.request
+    numbers = {
+        name: value
+        for name, value in request.knobs.items()
+        if isinstance(value, int | float | bool)
+    }
+    return SlotState(
+        index,
+        cached,
+        generation.id,
+        len(request.prompt),
+        len(generation.emitted),
+        request.max_tokens,
+        {"temperature": request.temperature, "max_tokens": request.max_tokens, **numbers},
+    )

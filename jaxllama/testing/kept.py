@@ -1,0 +1,53 @@
+"""Compiled checks kept on disk, so that checking a plugin again compiles only what is new.
+
+Used by `jaxllama check`. JAX's own cache holds the programs; it loads native code, so the folder is
+used only if nobody but this user can write to it.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxllama.engine.executables import drop_old, is_private, program_key
+
+MOST_FILES = 600  # some ten samplers; the whole folder is emptied beyond
+
+
+@contextmanager
+def programs_kept(root: Path) -> Iterator[None]:
+    """Within, every compiled program is kept under `root` and taken from there."""
+    folder = root / program_key(())
+    if not usable(folder):
+        yield
+        return
+    drop_old(root)
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def usable(folder: Path) -> bool:
+    """Make the folder; False if it cannot be made or somebody else can write to it."""
+    try:
+        if folder.is_dir() and sum(1 for _ in folder.iterdir()) > MOST_FILES:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return is_private(folder)
+    except OSError:
+        return False

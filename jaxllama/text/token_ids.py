@@ -1,0 +1,54 @@
+"""Token ids of a tokenizer.json: checked, because the tokenizers library repairs wrong ones.
+
+Called by `from_json.py`. The library gives an added token a new id, without an error, where the
+file's id is taken or leaves a gap. The weights still mean the file's id, so an end token of such a
+file would never end an answer.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from jaxllama.errors import BadTokenizer
+
+REMEDY = "fetch the file again, or one of the same model"
+ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+
+
+def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> None:
+    """Raise BadTokenizer unless every token has an id of its own: the one the file gives it."""
+    owners: dict[int, str] = {}
+    for text, token in encoder.get_vocab(with_added_tokens=False).items():
+        take(owners, token, text, path)
+    for text, token in added_tokens(serialized):
+        take(owners, token, text, path)
+        given = encoder.token_to_id(text)
+        if given != token:
+            raise BadTokenizer(
+                f"{path}: added token {text!r:.60} has id {token}; expected {given}, the next id "
+                f"after the tokens before it ({REMEDY})"
+            )
+
+
+def take(owners: dict[int, str], token: int, text: str, path: Path) -> None:
+    """Note whose id this is; raise BadTokenizer if another token has it."""
+    if owners.setdefault(token, text) != text:
+        raise BadTokenizer(
+            f"{path}: tokens {owners[token]!r:.60} and {text!r:.60} both have id {token}; "
+            f"expected different ids ({REMEDY})"
+        )
+
+
+def added_tokens(serialized: str) -> Iterator[tuple[str, int]]:
+    """Text and id of every entry of `added_tokens`, as the file has them."""
+    found = ADDED.search(serialized)
+    if found is None:
+        return
+    entries: list[Any]
+    entries, _ = json.JSONDecoder().raw_decode(serialized, found.end())
+    for entry in entries:  # the library has read them, so they have both fields
+        yield entry["content"], entry["id"]

@@ -1,0 +1,91 @@
+"""Recommended sampling: what a model's maker wrote into its files, by the names of our knobs.
+
+Called by the weight readers. Reads, translates names and checks nothing: which knobs exist and what
+they accept is known where the samplers are. What no knob of ours means keeps the file's own name,
+with a dot in it, so that it can be named in the log.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxllama.weights.fields import read_json
+
+GENERATION = "generation_config.json"
+SAME = (  # mean the same in generation_config.json and here
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+OTHER = (  # change what is drawn, and mean something else here or nothing
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "num_beam_groups",
+    "num_beams",
+    "penalty_alpha",
+    "sequence_bias",
+    "suppress_tokens",
+    "top_h",
+)
+GGUF_PREFIX = "general.sampling."
+GGUF_NAMES = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "penalty_last_n": "repetition_window",
+    "penalty_repeat": "repetition_penalty",
+    "mirostat": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
+
+
+def from_generation_config(folder: Path) -> dict[str, object]:
+    """What generation_config.json recommends; {} without that file.
+
+    Only fields that are there count, as in vLLM: transformers' own defaults, such as top_k 50, are
+    nobody's recommendation. `do_sample: false` is greedy: temperature 0.
+    """
+    path = folder / GENERATION
+    if not path.exists():
+        return {}
+    fields = read_json(path).values
+    found = {name: fields[name] for name in SAME if fields.get(name) is not None}
+    # 0, 1 and nothing leave every one of these off.
+    found |= {f"{GENERATION}: {name}": fields[name] for name in OTHER if is_set(fields.get(name))}
+    return found | ({"temperature": 0.0} if fields.get("do_sample") is False else {})
+
+
+def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
+    """What the `general.sampling` keys of a GGUF file recommend."""
+    found: dict[str, object] = {}
+    for key in metadata:
+        name = key.removeprefix(GGUF_PREFIX)
+        if name != key:
+            found[GGUF_NAMES.get(name, key)] = as_written(metadata[key])
+    return found
+
+
+def is_set(value: object) -> bool:
+    """Whether a field that is off at 0, 1 and nothing has another value."""
+    return value not in (None, False, 0, 1, [], {})
+
+
+def as_written(value: object) -> object:
+    """A number without the digits that float32 adds: 0.95, not 0.949999988."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
