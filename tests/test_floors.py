@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "model": (f"{WORDS} sharding kernels", "jax numpy flax einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),
     "weights": (
-        f"{WORDS} formats sharding model text",
+        f"{WORDS} formats sharding kernels model text",
         "numpy einops gguf huggingface_hub jaxtyping ml_dtypes safetensors",
     ),
     # 2: token ids only
