@@ -6,7 +6,7 @@ nothing of adjusters and log-probability requests.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-T = TypeVar("T")
-Act = Callable[[Int32[Array, ""], Bool[Array, " S"], T], T]  # index of the filter, its rows, state
+# Index of the filter, its rows, what the filters before it left; returns what it leaves.
+Act = Callable[[Int32[Array, ""], Bool[Array, " S"], Any], Any]
 
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
 
@@ -182,7 +182,7 @@ def pick(
     )
 
 
-def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act[T], begin: T) -> T:
+def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act, begin: Any) -> Any:
     """Apply `act` once for each filter that is on in some row, in order, starting from `begin`.
 
     The code around the filters is compiled once, not once per filter; a filter that no row
@@ -194,7 +194,7 @@ def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act[T], begin: T) -
     used = jnp.any(rows, axis=1)
     order = jnp.argsort(~used, stable=True).astype(jnp.int32)
 
-    def turn(index: Array, so_far: T) -> T:
+    def turn(index: Array, so_far: Any) -> Any:
         return act(order[index], rows[order[index]], so_far)
 
     return jax.lax.fori_loop(0, jnp.sum(used), turn, begin)
