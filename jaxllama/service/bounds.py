@@ -32,6 +32,11 @@ class Bounds:
 
     queue_requests: int = setting(512, "answers that may wait; beyond, clients are told to retry")
     queue_tokens: int = setting(1_000_000, "prompt tokens that may wait")
+    reserved_slots: int | None = setting(
+        None,
+        "slots kept free for clients that hold few, while several clients use the server; 0 keeps "
+        "none [default: an eighth of the slots]",
+    )
     request_tokens: int = setting(262_144, "prompt and answer tokens of one request, all choices")
     request_seconds: float | None = setting(None, "most seconds a request may take")
     render_seconds: float = setting(2.0, "most seconds a chat template may take")
@@ -42,4 +47,4 @@ class Bounds:
     )
 
     def __post_init__(self) -> None:
-        check_positive(self)
+        check_positive(self, may_be_zero=("reserved_slots",))
