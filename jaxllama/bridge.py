@@ -346,8 +346,10 @@ class EngineThread:
         tickets, probes = list(self._tickets.values()), list(self._probes)
         self._tickets.clear()
         self._probes.clear()
-        for work in (*tickets, *probes):
-            self.backlog.ended(work)
+        for ticket in tickets:
+            self.backlog.ended(ticket)
+        for probe in probes:
+            self.backlog.ended(probe)
         while not self._inbox.empty():  # came in while the thread ended
             job = self._inbox.get()
             if job is not None:

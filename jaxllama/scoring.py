@@ -1,6 +1,6 @@
 """Scoring: how likely a model finds texts that could follow a prompt; what it makes of a text.
 
-Used by the Python API and the server, which run the engine's probes (`peek`, `embed`) in their ways.
+Used by the Python API and the server, which run the engine's probes (`peek`, `embed`).
 Knows token ids, text and numbers; starts nothing.
 """
 

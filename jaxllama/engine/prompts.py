@@ -1,8 +1,8 @@
 """Prompts: how the tokens of requests that hold a slot get into the cache.
 
-Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the prompts
-of one client; a beginning that another slot has is copied, and one that another request is still
-computing is waited for. Each method takes the device state and returns the next one. Knows no
+Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
+prompts of one client; a beginning that another slot has is copied, and one that another request is
+still computing is waited for. Each method takes the device state and returns the next one. Knows no
 queue, no decoding, no faults.
 """
 

@@ -34,7 +34,14 @@ from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, confine, make_one_token, release
 
 __all__ = [
-    *("Answers", "Ask", "Bounds", "Caller", "GenerationService", "Model", "Observer", "Question"),
+    "Answers",
+    "Ask",
+    "Bounds",
+    "Caller",
+    "GenerationService",
+    "Model",
+    "Observer",
+    "Question",
     "State",
 ]
 
