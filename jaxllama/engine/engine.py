@@ -45,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
-SECONDS_SHARED = 0.01  # likewise while several clients use the engine: a new one waits for a call
+SECONDS_PER_SHARED_SYNC = (
+    0.01  # likewise while several clients use the engine: a new one waits for a call
+)
 
 ByAndBy = Generator[int, None, Seen]  # yields how many tokens each of its calls has computed
 
@@ -220,7 +222,7 @@ class Engine:
         rows = [(one, self._steps_sent(one)) for one in self._running if one is not None]
         if any(not sent and not one.emitted for one, sent in rows):
             return 1
-        seconds = SECONDS_SHARED if self.is_shared else SECONDS_PER_SYNC
+        seconds = SECONDS_PER_SHARED_SYNC if self.is_shared else SECONDS_PER_SYNC
         steps = round(seconds / self.step_seconds) if self.step_seconds else 1
         if self._waiting or self.requests_wait:
             lefts = (one.request.max_tokens - len(one.emitted) - sent for one, sent in rows)

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from jaxllama.errors import QueueFull
 from jaxllama.service.slot_shares import SlotShares, divide_slots
 
-SECONDS_SHARED = 60.0  # after its last request a client is expected back for so long
+SECONDS_REMEMBERED = 60.0  # after its last request a client is expected back for so long
 
 
 class Work(Protocol):
@@ -232,5 +232,5 @@ class FairQueue(Generic[T]):
         if not client:  # the server itself
             return
         if len(self._accounts) > 1 or self._newest_client not in ("", client):
-            self._shared_until = self._clock() + SECONDS_SHARED
+            self._shared_until = self._clock() + SECONDS_REMEMBERED
         self._newest_client = client

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from jaxllama.errors import ConfigError, QueueFull
-from jaxllama.service.fair_queue import SECONDS_SHARED, FairQueue
+from jaxllama.service.fair_queue import SECONDS_REMEMBERED, FairQueue
 from jaxllama.service.slot_shares import divide_slots
 
 
@@ -138,10 +138,10 @@ def test_slots_are_kept_back_for_a_minute_after_a_second_client_has_left():
     push(queue, "light")
     light = queue.pop(1)
     queue.ended(light)
-    clock.seconds = SECONDS_SHARED - 1
+    clock.seconds = SECONDS_REMEMBERED - 1
     assert clients(queue, free=2) == []
     assert clients(queue, free=3) == ["flood"]
-    clock.seconds = SECONDS_SHARED + 1
+    clock.seconds = SECONDS_REMEMBERED + 1
     assert clients(queue, free=2) == ["flood"] * 2
 
 
