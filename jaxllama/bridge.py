@@ -151,6 +151,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[tuple[Job, Job] | None] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}  # the thread's, by generation
         self._probes: deque[Probe] = deque()  # the thread's: taken from the backlog
+        self._probe_paused = False  # in the last turn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -248,10 +249,15 @@ class EngineThread:
         self._call(self._tell_end)
 
     def turn(self) -> None:
-        """Take work that has a slot, compute a piece of one probe, step, emit the events."""
+        """Take work that has a slot, compute a piece of one probe, step, emit the events.
+
+        While a request waits for its first token, only every second turn computes a piece.
+        """
         began = time.monotonic()
         self._take_work()
-        self._advance_probe()
+        self._probe_paused = self.engine.owes_first_token and not self._probe_paused
+        if not self._probe_paused:
+            self._advance_probe()
         events = self.engine.step()
         now = time.monotonic()
         self.pulse = self.pulse.after_step(now - began, now)

@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 
+import jax
 import numpy as np
 
 from jaxllama.engine.branches import Way, shared_beginning
@@ -136,6 +137,12 @@ class Engine:
             return 0
         return self.slots.free - sum(len(one.request.prompts) for one in self._waiting)
 
+    @property
+    def owes_first_token(self) -> bool:
+        """Whether a prompt is on its way into the cache, or a row has no token yet."""
+        rows = (one for one in self._running if one is not None)
+        return bool(self._prompts) or any(not one.emitted for one in rows)
+
     def step(self) -> list[Event]:
         """Move everything forward once; returns what happened since the last call."""
         try:
@@ -148,6 +155,10 @@ class Engine:
                 # Read the call before while the new one runs; with none new, read all there is.
                 while len(self._sent) > (1 if sent else 0):
                     self._tell_all(self._read(self._sent.popleft()))
+            if self.is_shared and not self._sent:
+                # Nothing else waits for the device: chunks would queue up there, unbounded, and a
+                # request of another client behind them.
+                jax.block_until_ready(self._state)
         except Exception as error:
             logger.exception("a program failed; replaying live requests")
             self._recover(error)

@@ -102,6 +102,17 @@ def test_calls_are_short_while_several_clients_use_the_engine():
     assert timed.calls == [1, 2, 2, 2, 2]  # 10 ms
 
 
+def test_chunks_do_not_queue_up_on_the_device_while_several_clients_use_the_engine():
+    for is_shared, expected in ((False, 0), (True, 5)):
+        timed, waits = Timed(), []
+        timed.engine.is_shared = is_shared
+        timed.engine._state.block_until_ready = lambda waits=waits: waits.append(1)
+        timed.engine.submit(GenerationRequest(tuple(range(200)), 5))
+        timed.step(5)
+        assert timed.engine.counts["filling"] == 1
+        assert len(waits) == expected
+
+
 def test_prompts_of_clients_take_turns():
     timed = Timed()
     sent = []
