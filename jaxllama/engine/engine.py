@@ -139,9 +139,9 @@ class Engine:
 
     @property
     def owes_first_token(self) -> bool:
-        """Whether a prompt is on its way into the cache, or a row has no token yet."""
+        """Whether a request waits, its prompt is on its way, or its row has no token yet."""
         rows = (one for one in self._running if one is not None)
-        return bool(self._prompts) or any(not one.emitted for one in rows)
+        return bool(self._waiting or self._prompts) or any(not one.emitted for one in rows)
 
     def step(self) -> list[Event]:
         """Move everything forward once; returns what happened since the last call."""
