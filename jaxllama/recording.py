@@ -84,7 +84,7 @@ def logits_behind(
 ) -> ByAndBy[np.ndarray]:
     """The logits [tokens V] that each token of an answer was drawn from.
 
-    A generator, as the engine's long looks are; raises QueueFull at once if no slot is free.
+    A generator, as the engine's probes are; raises QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:

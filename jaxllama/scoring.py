@@ -1,6 +1,6 @@
 """Scoring: how likely a model finds texts that could follow a prompt; what it makes of a text.
 
-Used by the Python API and the server, which ask the engine (`peek`, `embed`) in ways of their own.
+Used by the Python API and the server, which run the engine's probes (`peek`, `embed`).
 Knows token ids, text and numbers; starts nothing.
 """
 
@@ -57,12 +57,17 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
     return together + alone
 
 
+def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
+    """How many tokens the engine computes at most for tails of one prompt."""
+    return len(prompt) + sum(map(len, tails))
+
+
 def weigh(
     engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
 ) -> ByAndBy[list[np.ndarray]]:
     """Log-probabilities of each tail's tokens behind its prompt, for one of `rounds`.
 
-    A generator, as the engine's long looks are; raises QueueFull while no slot is free.
+    A generator, as the engine's probes are; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
         look = engine.peek_by_and_by([*prompts[0], *tails[0]], len(prompts[0]))

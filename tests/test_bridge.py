@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
-from jaxllama.bridge import EngineThread, Ticket
+from jaxllama.bridge import EngineThread, Question, Ticket
 from jaxllama.errors import EngineStopped, GenerationFailed, JaxLlamaError, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
+from jaxllama.service.fair_queue import FairQueue
+from jaxllama.service.slot_shares import divide_slots
 from jaxllama.testing import ScriptedEngine
 from tests.support import closed
 
@@ -20,6 +22,13 @@ def scripted() -> ScriptedEngine:
 
 def asked(first: int, count: int = 10) -> GenerationRequest:
     return GenerationRequest((first, 1), count, temperature=0.0)
+
+
+def thread_of(engine: ScriptedEngine) -> EngineThread:
+    """A thread with a queue that refuses nothing."""
+    queue: FairQueue = FairQueue(10**6, 10**9)
+    queue.shares = divide_slots(engine.config.slots)
+    return EngineThread(engine, queue)
 
 
 class Told:
@@ -61,7 +70,7 @@ def with_thread(scenario, engine=None):
     """Run a scenario against a started thread; stop it whatever happens."""
 
     async def main():
-        thread = EngineThread(engine or scripted())
+        thread = thread_of(engine or scripted())
         thread.start()
         try:
             return await asyncio.wait_for(scenario(thread), 60)
@@ -159,7 +168,7 @@ def test_stop_ends_open_streams():
     engine.step = once
 
     async def main():
-        thread = EngineThread(engine)
+        thread = thread_of(engine)
         thread.start()
         told = Told(thread, asked(1, 40))
         await told.next()
@@ -167,15 +176,16 @@ def test_stop_ends_open_streams():
         with pytest.raises(EngineStopped):
             await told.all()
         with pytest.raises(EngineStopped):
-            await thread.ask(lambda engine: engine.idle)
+            await thread.ask(PEEK)
 
     asyncio.run(main())
 
 
-def test_a_question_that_needs_a_slot_waits_for_one():
+def test_a_question_waits_for_a_slot():
     async def scenario(thread):
         streams = [Told(thread, asked(n, 40)) for n in range(8)]  # twice the slots
-        _, logits = await thread.ask(lambda engine: engine.peek((1, 2, 3), 1))
+        short = Question(lambda engine: engine.peek_by_and_by((1, 2, 3), 1), tokens=3)
+        _, logits = await thread.ask(short)
         assert len(logits) == thread.engine.bank.vocab
         for told in streams:
             await told.all()
@@ -190,13 +200,26 @@ def test_what_a_question_raises_belongs_to_the_one_who_asks():
 
     async def scenario(thread):
         with pytest.raises(ValueError, match="no such thing"):
-            await thread.ask(wrong)
+            await thread.ask(Question(wrong, tokens=1))
         assert await tokens_of(thread, asked(5)) == list(range(5, 15))
 
     with_thread(scenario)
 
 
+def test_a_question_that_does_not_fit_is_refused():
+    too_long = Question(lambda engine: engine.peek_by_and_by((1,) * 1000, 1), tokens=1000)
+
+    async def scenario(thread):
+        with pytest.raises(PromptTooLong):
+            await thread.ask(too_long)
+        await settled(thread)
+
+    with_thread(scenario)
+
+
 LONG = tuple(range(100)) * 2
+PEEK = Question(lambda engine: engine.peek_by_and_by(LONG, 1), tokens=200)
+EMBED = Question(lambda engine: engine.embed_by_and_by(LONG), tokens=200)
 
 
 def test_a_long_look_and_streams_take_turns():
@@ -206,9 +229,9 @@ def test_a_long_look_and_streams_take_turns():
     engine.programs.decode = lambda *args: calls.append("decode") or decode(*args)
 
     async def main():
-        thread = EngineThread(engine)
+        thread = thread_of(engine)
         stream = Told(thread, asked(3, 40))
-        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        looking = asyncio.create_task(thread.ask(PEEK))
         await asyncio.sleep(0)
         thread.start()  # both have come in by now
         seen, _ = await looking
@@ -233,10 +256,10 @@ def test_a_look_that_nobody_waits_for_frees_its_slot():
     engine.programs.peek = noted
 
     async def scenario(thread):
-        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        looking = asyncio.create_task(thread.ask(PEEK))
         await asyncio.to_thread(began.wait, 30)
         looking.cancel()
-        while thread.engine.slots.claimed or thread._looks:
+        while thread.engine.slots.claimed or thread._probes:
             await asyncio.sleep(0)
         assert await tokens_of(thread, asked(5)) == list(range(5, 15))
 
@@ -245,7 +268,7 @@ def test_a_look_that_nobody_waits_for_frees_its_slot():
 
 def test_more_looks_than_slots_are_all_answered():
     async def scenario(thread):
-        looks = [thread.ask(lambda engine: engine.embed_by_and_by(LONG)) for _ in range(9)]
+        looks = [thread.ask(EMBED) for _ in range(9)]
         found = await asyncio.gather(*looks)
         assert all((last == found[0][1]).all() for _, last in found)
         await settled(thread)
@@ -266,9 +289,9 @@ def test_a_look_during_a_fault_is_told_so():
     engine.programs.decode = fails_once
 
     async def main():
-        thread = EngineThread(engine)
+        thread = thread_of(engine)
         stream = Told(thread, asked(3, 40))
-        looking = asyncio.create_task(thread.ask(lambda engine: engine.peek_by_and_by(LONG, 1)))
+        looking = asyncio.create_task(thread.ask(PEEK))
         await asyncio.sleep(0)
         thread.start()
         with pytest.raises(GenerationFailed, match="start over"):

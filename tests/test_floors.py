@@ -52,6 +52,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
     "service": (f"{WORDS} engine formats bridge messages intake confined startup", "asyncio"),
+    "service.fair_queue": (f"{WORDS} service", "threading"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),

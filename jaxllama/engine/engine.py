@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 
+import jax
 import numpy as np
 
 from jaxllama.engine.branches import Way, shared_beginning
@@ -45,8 +46,11 @@ logger = logging.getLogger(__name__)
 
 NO_ID = -1  # no token: shares a prefix with nothing
 SECONDS_PER_SYNC = 0.05  # decode calls are kept about this short, so that streams stay smooth
+SECONDS_PER_SHARED_SYNC = (
+    0.01  # likewise while several clients use the engine: a new one waits for a call
+)
 
-ByAndBy = Generator[None, None, Seen]
+ByAndBy = Generator[int, None, Seen]  # yields how many tokens each of its calls has computed
 
 
 class Engine:
@@ -73,11 +77,15 @@ class Engine:
         self._events: list[Event] = []
         self.step_seconds = 0.0  # of one decode step, as last measured
         self._last_read = 0.0
+        self.requests_wait = False  # outside the engine, for a slot; set by its caller
+        self.is_shared = False  # several clients use the engine; set by its caller
         self._state = programs.empty()
 
     # What callers do.
 
-    def submit(self, request: GenerationRequest, tail: TextTail | None = None) -> Generation:
+    def submit(
+        self, request: GenerationRequest, tail: TextTail | None = None, *, client: str = ""
+    ) -> Generation:
         """Queue a request; its events carry the returned generation's id."""
         if len(self._waiting) >= self.config.queue_limit:
             raise QueueFull(
@@ -87,7 +95,7 @@ class Engine:
         self.config.check_slots(len(request.prompts))
         for prompt in request.prompts:
             self.config.check_length(len(prompt), request.max_tokens)
-        generation = Generation(next(self._ids), request, tail, self._clock())
+        generation = Generation(next(self._ids), request, tail, self._clock(), client)
         self._live[generation.id] = generation
         self._waiting.append(generation)
         self.ledger["accepted"] += 1
@@ -132,6 +140,19 @@ class Engine:
                     found[part.slot] = part
         return found
 
+    @property
+    def room(self) -> int:
+        """Free slots that no request waits for here; none while suspects of a fault run alone."""
+        if self.recovery.alone is not None or self.recovery.suspects:
+            return 0
+        return self.slots.free - sum(len(one.request.prompts) for one in self._waiting)
+
+    @property
+    def owes_first_token(self) -> bool:
+        """Whether a request waits, its prompt is on its way, or its row has no token yet."""
+        rows = (one for one in self._running if one is not None)
+        return bool(self._waiting or self._prompts) or any(not one.emitted for one in rows)
+
     def step(self) -> list[Event]:
         """Move everything forward once; returns what happened since the last call."""
         try:
@@ -144,6 +165,10 @@ class Engine:
                 # Read the call before while the new one runs; with none new, read all there is.
                 while len(self._sent) > (1 if sent else 0):
                     self._tell_all(self._read(self._sent.popleft()))
+            if self.is_shared and not self._sent:
+                # Nothing else waits for the device: chunks would queue up there, unbounded, and a
+                # request of another client behind them.
+                jax.block_until_ready(self._state)
         except Exception as error:
             logger.exception("a program failed; replaying live requests")
             self._recover(error)
@@ -207,11 +232,27 @@ class Engine:
         return True
 
     def _steps(self) -> int:
-        """Decode steps of the next call: one while somebody waits for the device."""
-        if self._waiting or self._prompts or self.recovery.suspects:
+        """Decode steps of the next call.
+
+        One while a prompt is on its way or a row waits for its first token. Otherwise as many as
+        fit into a call's time; while requests wait for a slot, the call ends with the first row
+        that reaches its budget.
+        """
+        if self._prompts or self.recovery.suspects:
             return 1
-        fitting = round(SECONDS_PER_SYNC / self.step_seconds) if self.step_seconds else 1
-        return min(max(fitting, 1), self.config.steps_per_sync)
+        rows = [(one, self._steps_sent(one)) for one in self._running if one is not None]
+        if any(not sent and not one.emitted for one, sent in rows):
+            return 1
+        seconds = SECONDS_PER_SHARED_SYNC if self.is_shared else SECONDS_PER_SYNC
+        steps = round(seconds / self.step_seconds) if self.step_seconds else 1
+        if self._waiting or self.requests_wait:
+            lefts = (one.request.max_tokens - len(one.emitted) - sent for one, sent in rows)
+            steps = min(steps, *lefts)
+        return min(max(steps, 1), self.config.steps_per_sync)
+
+    def _steps_sent(self, generation: Generation) -> int:
+        """Steps of calls that are on their way and decode this generation's row."""
+        return sum(sent.steps for sent in self._sent if sent.owners[generation.slot] is generation)
 
     def _read(self, sent: Sent) -> Reading:
         """Wait for a decode call."""
@@ -397,17 +438,21 @@ class Engine:
         return self._look((), lambda slot: self._looks.embed(self._state, slot, ids))
 
     def _look(self, known: Sequence[int], begin: Callable[[int], Look[Seen]]) -> ByAndBy[Seen]:
-        """What is seen in a free slot, best one that has `known` cached; may be closed early."""
+        """What is seen in a free slot, best one that has `known` cached; may be closed early.
+
+        Yields after each call of a program how many tokens that call computed.
+        """
         claim, table = self.slots.claim(-1, (*known, NO_ID)), self.slots
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
-            look = begin(claim.slot)
+            look, before = begin(claim.slot), self._looks.computed
             self._state = next(look)
             while True:
-                yield
+                yield self._looks.computed - before
                 if self.slots is not table:
                     raise GenerationFailed("the engine had to start over; ask again")
+                before = self._looks.computed
                 self._state = look.send(self._state)
         except StopIteration as end:
             return end.value

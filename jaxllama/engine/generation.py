@@ -30,6 +30,7 @@ class Generation:
     request: GenerationRequest
     tail: TextTail | None
     submitted: float
+    client: str = ""  # prompts of different clients take turns
     phase: Phase = Phase.WAITING
     slot: int = -1
     filled: int = 0  # prompt tokens in the cache
@@ -74,7 +75,7 @@ class Generation:
             contrast.prompt, request.max_tokens, temperature=0.0, stop_ids=request.stop_ids
         )
         self.shadow = Generation(
-            id_, plain, None, self.submitted, leader=self, emitted=self.emitted
+            id_, plain, None, self.submitted, self.client, leader=self, emitted=self.emitted
         )
 
     @property

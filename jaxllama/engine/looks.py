@@ -30,6 +30,7 @@ class Looks:
         self._programs = programs
         self._slots = slots.slots
         self._prompts = prompts
+        self.computed = 0  # tokens, by all looks together
 
     def peek(
         self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, see: See | None
@@ -48,6 +49,7 @@ class Looks:
             state, seen = self._programs.peek(state, *numbers)
             del cached[at:]
             cached.extend(ids[at : at + rows])
+            self.computed += rows
             state = yield state
             found.append(np.asarray(seen.logprob)[: len(following)])  # waits: logits are large
             if see is not None:
@@ -64,6 +66,7 @@ class Looks:
         for call in calls(pieces(tree_of(ways, shared), shared), self._programs.tile // RUN):
             state, logprobs = self._programs.weigh(state, np.int32(slot), self._laid_out(call))
             sent.append((call, logprobs))
+            self.computed += sum(len(piece.tokens) for piece in call)
             state = yield state
         for call, logprobs in sent:
             told = [keys for piece in call for _, _, keys in piece.asks]
@@ -85,6 +88,7 @@ class Looks:
             state, seen = self._programs.embed(state, *numbers)
             self._slots[slot].cached.extend(ids[at : at + rows])
             found.append(seen)
+            self.computed += rows
             state = yield state
         total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
         return total / len(ids), np.asarray(found[-1].last)
@@ -95,7 +99,8 @@ class Looks:
         """Compute ids[:end] behind what the slot has of them."""
         cached = self._slots[slot].cached
         while len(cached) < end:
-            state, _ = self._prompts.send(state, slot, ids, len(cached), end)
+            state, count = self._prompts.send(state, slot, ids, len(cached), end)
+            self.computed += count
             state = yield state
         return state
 

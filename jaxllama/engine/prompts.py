@@ -1,8 +1,9 @@
 """Prompts: how the tokens of requests that hold a slot get into the cache.
 
-Used by the engine, and by its peeks. Prompts take turns, one chunk at a time; a beginning that
-another slot has is copied, and one that another request is still computing is waited for. Each
-method takes the device state and returns the next one. Knows no queue, no decoding, no faults.
+Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
+prompts of one client; a beginning that another slot has is copied, and one that another request is
+still computing is waited for. Each method takes the device state and returns the next one. Knows no
+queue, no decoding, no faults.
 """
 
 from collections import deque
@@ -23,6 +24,8 @@ class Prompts:
         self._programs = programs
         self._slots = slots.slots
         self._filling: deque[Generation] = deque()
+        self._chunks = 0  # sent so far
+        self._last_chunk: dict[str, int] = {}  # of each client with prompts here: its number
 
     def __len__(self) -> int:
         return len(self._filling)
@@ -52,10 +55,14 @@ class Prompts:
             self._filling.remove(generation)
 
     def advance(self, state: StateLeaves) -> tuple[StateLeaves, list[Generation]]:
-        """One chunk of one prompt, in turn; also returns those whose prompt is in the cache."""
+        """Compute one chunk of one prompt, in turn; also returns the prompts that are complete.
+
+        Next is the client whose last chunk is the oldest, so a client with one prompt never waits
+        for all prompts of another.
+        """
         ready: list[Generation] = []
-        for _ in range(len(self._filling)):
-            generation = self._filling.popleft()
+        for generation in self._in_turn():
+            self._filling.remove(generation)
             state = self._copy_beginning(state, generation)
             if generation.source is not None:
                 self._filling.append(generation)
@@ -66,6 +73,8 @@ class Prompts:
                 slot, start = generation.slot, generation.filled
                 state, count = self.send(state, slot, known, start, end)
                 generation.filled += count
+                self._chunks += 1
+                self._last_chunk[generation.client] = self._chunks
             if generation.filled == end:
                 generation.in_cache = True
                 ready.append(generation)
@@ -74,6 +83,14 @@ class Prompts:
             if missing:
                 break
         return state, ready
+
+    def _in_turn(self) -> list[Generation]:
+        """The prompts in the order in which they are next; forgets clients without any."""
+        clients = {generation.client for generation in self._filling}
+        self._last_chunk = {
+            client: last for client, last in self._last_chunk.items() if client in clients
+        }
+        return sorted(self._filling, key=lambda one: self._last_chunk.get(one.client, 0))
 
     def send(
         self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, end: int

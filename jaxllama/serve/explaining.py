@@ -13,7 +13,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, replay_by_and_by
 from jaxllama.recording import Recording, logits_behind, recording_of
 from jaxllama.request import Event, Token
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import GenerationService, Model, Question
 from jaxllama.service.answers import Answers
 
 MOST = 64  # tokens that are explained
@@ -34,8 +34,10 @@ async def recorded(
     """The logits of each token of the only answer, which is over."""
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
-    question = partial(logits_behind, request=request, tokens=tokens)
-    logits = await answers.unless_over(asyncio.ensure_future(service.ask_engine(question)))
+    begin = partial(logits_behind, request=request, tokens=tokens)
+    question = Question(begin, len(request.prompt) + len(tokens))
+    asking = service.ask_engine([question], answers.caller)
+    (logits,) = await answers.unless_over(asyncio.ensure_future(asking))
 
     def keep(model: Model) -> Recording:
         return recording_of(model.intake, request, tokens, logits)

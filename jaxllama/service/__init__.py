@@ -1,8 +1,8 @@
 """The service: what a front end talks to - one model, and everybody who asks it something.
 
 Made by the server, used by its dialects. It loads the model, turns what clients ask into checked
-requests off the event loop, keeps them in a fair queue, lets the engine have about as many as it
-has slots, and knows how all of it fares. Lives on one event loop. Must not know HTTP.
+requests off the event loop, keeps them in a fair queue, from which the engine's thread takes one
+whenever a slot is free, and knows how all of it fares. Lives on one event loop. Must not know HTTP.
 
     async with service.open(Ask(prompts=["Once"]), caller) as answers:
         async for index, event in answers:  # leaving the block cancels what has not ended
@@ -11,14 +11,13 @@ has slots, and knows how all of it fares. Lives on one event loop. Must not know
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
-from jaxllama.bridge import EngineThread
-from jaxllama.engine.engine import Engine
+from jaxllama.bridge import EngineThread, Probe, Question, Ticket
 from jaxllama.errors import (
     Cancelled,
     EngineStopped,
@@ -44,6 +43,7 @@ __all__ = [
     "GenerationService",
     "Model",
     "Observer",
+    "Question",
     "SlotState",
     "State",
 ]
@@ -144,8 +144,8 @@ class GenerationService:
         return State.LOADING if self._model is None else State.READY
 
     @property
-    def queue(self) -> FairQueue[Choice]:
-        """Who waits."""
+    def queue(self) -> FairQueue[Ticket | Probe]:
+        """Requests and probes that wait for a slot."""
         return self._dispatch.queue
 
     @property
@@ -229,21 +229,14 @@ class GenerationService:
         self._check_state()
         return await asyncio.to_thread(work, self.model)
 
-    @overload
-    async def ask_engine(self, question: Callable[[Engine], Generator[None, None, T]]) -> T: ...
+    async def ask_engine(self, questions: Sequence[Question[T]], caller: Caller) -> list[T]:
+        """The answers of the engine to questions of one request, such as log-probabilities.
 
-    @overload
-    async def ask_engine(self, question: Callable[[Engine], T]) -> T: ...
-
-    async def ask_engine(self, question: Callable[[Engine], Any]) -> Any:
-        """What a function of the engine returns, called between two steps.
-
-        Long work comes as a generator (`Engine.peek_by_and_by`), which is advanced once between
-        any two steps, so that streams go on. One that finds no free slot is called again.
+        Each waits in the fair queue for a slot, and is read a piece per step, so that streams go
+        on. Raises QueueFull if the queue has no room. Cancelling it frees its place and its slot.
         """
         self._check_state()
-        assert self.thread is not None
-        return await self.thread.ask(question)
+        return await self._dispatch.ask(caller.client, questions)
 
     # From what is asked to the queue.
 
@@ -311,10 +304,10 @@ class GenerationService:
             intake = await asyncio.to_thread(confine, model.intake, self.bounds.render_seconds)
             clock = asyncio.get_running_loop().time  # may stand still while the process is stopped
             patience = self.bounds.patience_seconds
-            thread = EngineThread(model.engine, patience=patience, clock=clock)
+            thread = EngineThread(model.engine, self.queue, patience=patience, clock=clock)
+            self._dispatch.start(thread)
             thread.start()
             self.thread = thread
-            self._dispatch.start(thread)
             await make_one_token(thread)
             self._weight_bytes = model.engine.programs.weight_bytes
             self._traced = sum(model.engine.programs.traces.values())

@@ -42,7 +42,7 @@ class Choice:
     index: int
     request: GenerationRequest
     tail: TextTail
-    ticket: Ticket | None = None  # once it is in the engine
+    ticket: Ticket | None = None  # once it is in the queue
     is_over: bool = False
     usage: Usage | None = None  # once it is over, if the engine could say
     newest: float | None = None  # when its last token came
@@ -51,13 +51,6 @@ class Choice:
     def size(self) -> int:
         """Tokens of its prompts."""
         return sum(map(len, self.request.prompts))
-
-    @property
-    def unused(self) -> int:
-        """Tokens it might have come to and has not, once it is over."""
-        if self.usage is None:
-            return self.request.cost
-        return len(self.request.prompts) * (self.request.max_tokens - self.usage.generated)
 
 
 class Answers:

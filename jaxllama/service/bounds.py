@@ -32,6 +32,11 @@ class Bounds:
 
     queue_requests: int = setting(512, "let at most this many answers wait; refuse more with 429")
     queue_tokens: int = setting(1_000_000, "let at most this many prompt tokens wait; refuse more")
+    reserved_slots: int | None = setting(
+        None,
+        "keep this many slots free for clients that hold few, while several clients use the "
+        "server; 0 keeps none [default: an eighth of the slots]",
+    )
     request_tokens: int = setting(262_144, "allow one request this many tokens, all answers")
     request_seconds: float | None = setting(None, "end a request after this many seconds")
     render_seconds: float = setting(2.0, "end a chat template after this many seconds")
@@ -42,4 +47,4 @@ class Bounds:
     )
 
     def __post_init__(self) -> None:
-        check_positive(self)
+        check_positive(self, may_be_zero=("reserved_slots",))

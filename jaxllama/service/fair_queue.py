@@ -1,39 +1,103 @@
-"""The fair queue: who waits for the engine, and who is next.
+"""The fair queue: requests and probes that wait for a slot of the engine, and which is next.
 
-Used by the service, in front of the engine's own queue. Each client has a line of its own; next is
-the head of the line of whoever has been given the least, counted in tokens. A client may fill at
-most as much of the queue as it leaves free, so one that floods it always leaves room for others.
-Plain Python: no clock, no tasks, no requests.
+Filled by the dispatch on the event loop, emptied by the engine's thread; a lock makes both safe.
+Each client has an account of the tokens that the engine computed for it, and next is the client
+with the fewest (a virtual token counter). A client may fill at most as much of the queue as it
+leaves free, so one that floods it always leaves room for others. Knows no engine and no event loop.
 """
 
+import threading
+import time
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from jaxllama.errors import QueueFull
+from jaxllama.service.slot_shares import SlotShares, divide_slots
 
-T = TypeVar("T")
+SECONDS_REMEMBERED = 60.0  # after its last request a client is expected back for so long
+
+
+class Work(Protocol):
+    """A request or a probe of one client."""
+
+    @property
+    def client(self) -> str:
+        """Whom it is counted for."""
+
+    @property
+    def size(self) -> int:
+        """Its tokens while it waits."""
+
+    @property
+    def slots(self) -> int:
+        """How many slots it takes at a time."""
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it reads given tokens instead of generating."""
+
+
+T = TypeVar("T", bound=Work)
+
+
+@dataclass
+class Account(Generic[T]):
+    """What one client waits for, holds and was given."""
+
+    given: int  # tokens computed for it; a new client begins with the lowest of all accounts
+    requests: OrderedDict[T, int] = field(default_factory=OrderedDict)  # waiting -> arrival
+    probes: OrderedDict[T, int] = field(default_factory=OrderedDict)
+    tokens: int = 0  # that wait
+    running: int = 0  # requests and probes that were handed out and have not ended
+    running_probes: int = 0
+    held: int = 0  # slots
+
+    @property
+    def waiting(self) -> int:
+        """How many requests and probes wait."""
+        return len(self.requests) + len(self.probes)
+
+    def line(self, work: T) -> OrderedDict[T, int]:
+        """Where work of this kind waits."""
+        return self.probes if work.is_probe else self.requests
 
 
 class FairQueue(Generic[T]):
-    """Items of clients, each with what it costs and how much room it takes, both in tokens."""
+    """All work that waits for one engine, by client."""
 
-    def __init__(self, items: int, tokens: int) -> None:
+    def __init__(
+        self, items: int, tokens: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.items, self.tokens = 0, 0  # that wait
+        self.running = 0  # requests and probes that were handed out and have not ended
+        self.shares: SlotShares = divide_slots(1)
         self._most_items, self._most_tokens = items, tokens
-        self._lines: dict[str, OrderedDict[T, tuple[int, int]]] = {}  # item -> cost, size
-        self._given: dict[str, float] = {}  # to each client that waits or is being served
-        self._served: dict[str, int] = {}  # items that were handed out and not ended
-        self._floor = 0.0  # what newcomers are taken to have had
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._accounts: dict[str, Account[T]] = {}  # of clients that wait or hold slots
+        self._arrivals = 0
+        self._running_probes = 0
+        self._newest_client = ""
+        self._shared_until = 0.0
 
     def __len__(self) -> int:
         return self.items
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several clients use the server, or did within the last minute."""
+        return len(self._accounts) > 1 or self._clock() < self._shared_until
+
+    # On the event loop.
+
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Refuse what does not fit; whoever has nothing waiting needs only any room at all."""
-        line = self._lines.get(client)
-        mine = sum(size for _, size in line.values()) if line else 0
-        count = len(line) if line else 0
-        free, room = self._most_items - self.items, self._most_tokens - self.tokens
+        """Raise QueueFull if so many more do not fit; a client's first needs only any room."""
+        with self._lock:
+            account = self._accounts.get(client)
+            count, mine = (account.waiting, account.tokens) if account else (0, 0)
+            free, room = self._most_items - self.items, self._most_tokens - self.tokens
         if count == 0 and free > 0 and room > 0:
             return
         if count + items > free:
@@ -48,51 +112,125 @@ class FairQueue(Generic[T]):
                 f"later"
             )
 
-    def push(self, client: str, item: T, *, cost: int, size: int) -> None:
-        """Put an item at the end of its client's line."""
-        if client not in self._given:
-            self._given[client] = self._floor
-        self._lines.setdefault(client, OrderedDict())[item] = (cost, size)
-        self.items += 1
-        self.tokens += size
+    def push(self, work: T) -> None:
+        """Put work at the end of its client's line."""
+        with self._lock:
+            account = self._accounts.get(work.client)
+            if account is None:
+                lowest = min((one.given for one in self._accounts.values()), default=0)
+                account = self._accounts[work.client] = Account(lowest)
+            self._note_client(work.client)
+            self._arrivals += 1
+            account.line(work)[work] = self._arrivals
+            account.tokens += work.size
+            self.items += 1
+            self.tokens += work.size
 
-    def pop(self) -> T | None:
-        """Hand out the next item, if one waits; call `ended` when it is over."""
-        if not self._lines:
-            return None
-        client = min(self._lines, key=self._given.__getitem__)
-        item = next(iter(self._lines[client]))
-        cost = self._take(client, item)
-        self._floor = max(self._floor, self._given[client])
-        self._given[client] += cost
-        self._served[client] = self._served.get(client, 0) + 1
-        return item
+    def remove(self, work: T) -> bool:
+        """Take work out of its line; False if it does not wait."""
+        with self._lock:
+            account = self._accounts.get(work.client)
+            if account is None or work not in account.line(work):
+                return False
+            self._take(account, work)
+            self._forget_if_done(work.client)
+            return True
 
-    def remove(self, client: str, item: T) -> bool:
-        """Take an item out of its line; False if it does not wait."""
-        if item not in self._lines.get(client, ()):
-            return False
-        self._take(client, item)
-        self._forget(client)
-        return True
+    # On the engine's thread.
 
-    def ended(self, client: str, unused: int) -> None:
-        """An item that was handed out is over and cost less than was counted."""
-        self._given[client] -= unused
-        self._served[client] -= 1
-        if not self._served[client]:
-            del self._served[client]
-        self._forget(client)
+    def pop(self, free: int) -> T | None:
+        """Hand out the next work that may take some of `free` slots; call `ended` after it."""
+        with self._lock:
+            work = self._next(free) if free > 0 else None
+            if work is None:
+                return None
+            account = self._accounts[work.client]
+            self._take(account, work)
+            account.running += 1
+            account.running_probes += work.is_probe
+            account.held += work.slots
+            self.running += 1
+            self._running_probes += work.is_probe
+            return work
 
-    def _take(self, client: str, item: T) -> int:
-        cost, size = self._lines[client].pop(item)
-        if not self._lines[client]:
-            del self._lines[client]
+    def charge(self, work: T, tokens: int) -> None:
+        """The engine computed so many tokens for work that was handed out."""
+        with self._lock:
+            self._accounts[work.client].given += tokens
+
+    def ended(self, work: T) -> None:
+        """Work that was handed out holds no slot any more."""
+        with self._lock:
+            account = self._accounts[work.client]
+            account.running -= 1
+            account.running_probes -= work.is_probe
+            account.held -= work.slots
+            self.running -= 1
+            self._running_probes -= work.is_probe
+            self._forget_if_done(work.client)
+
+    def drain(self) -> list[T]:
+        """Take all work that waits."""
+        with self._lock:
+            found = [
+                work
+                for account in self._accounts.values()
+                for work in (*account.requests, *account.probes)
+            ]
+            for work in found:
+                self.remove(work)
+            return found
+
+    # Under the lock.
+
+    def _next(self, free: int) -> T | None:
+        """The work that is next for one of `free` slots, if it fits.
+
+        Clients come in the order of their accounts. One that holds many slots has to leave the
+        reserve free. Work that does not fit is not overtaken: its slots have to become free.
+        """
+        reserved = self.shares.reserved if self.is_shared else 0
+        heavy_waits = False
+        for account, work in self._heads():
+            needed = min(work.slots, self.shares.slots)
+            kept = 0 if self.shares.is_light(account.held, needed) else reserved
+            if kept and heavy_waits:
+                continue
+            if needed <= free - kept:
+                return work
+            if not kept:
+                return None
+            heavy_waits = True
+        return None
+
+    def _heads(self) -> Iterator[tuple[Account[T], T]]:
+        """The first request and probe of every client that may run, in order."""
+        may_probe = self._running_probes < self.shares.probes
+        found = []
+        for account in self._accounts.values():
+            lines = [account.requests]
+            if may_probe and not account.running_probes:
+                lines.append(account.probes)
+            for work, arrival in (next(iter(line.items())) for line in lines if line):
+                found.append((account.given, account.held, arrival, account, work))
+        return (each[3:] for each in sorted(found, key=lambda each: each[:3]))
+
+    def _take(self, account: Account[T], work: T) -> None:
+        del account.line(work)[work]
+        account.tokens -= work.size
         self.items -= 1
-        self.tokens -= size
-        return cost
+        self.tokens -= work.size
 
-    def _forget(self, client: str) -> None:
-        """Keep nothing of a client that neither waits nor is served."""
-        if client not in self._lines and client not in self._served:
-            del self._given[client]
+    def _forget_if_done(self, client: str) -> None:
+        """Keep no account of a client that neither waits nor holds a slot."""
+        account = self._accounts[client]
+        if not account.waiting and not account.running:
+            del self._accounts[client]
+
+    def _note_client(self, client: str) -> None:
+        """Note whether a client that asks is another than before, or one beside others."""
+        if not client:  # the server itself
+            return
+        if len(self._accounts) > 1 or self._newest_client not in ("", client):
+            self._shared_until = self._clock() + SECONDS_REMEMBERED
+        self._newest_client = client

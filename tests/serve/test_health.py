@@ -12,6 +12,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.fair_queue import FairQueue
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import (
     Gate,
@@ -118,13 +119,13 @@ def test_an_engine_that_hangs_is_unhealthy_and_everybody_is_told():
     [(0.1, 9.0, False), (0.1, 11.0, True), (4.0, 19.0, False), (4.0, 21.0, True)],
 )
 def test_stalled_is_ten_seconds_or_five_times_the_longest_step(longest, waited, stalled):
-    thread = EngineThread(scripted())
+    thread = EngineThread(scripted(), FairQueue(1, 1))
     thread.pulse = Pulse(9, 1.0, longest, time.monotonic() - waited)
     assert (thread.stalled() is not None) is stalled
 
 
 def test_an_engine_with_nothing_to_do_is_never_stalled():
-    thread = EngineThread(scripted())
+    thread = EngineThread(scripted(), FairQueue(1, 1))
     thread.pulse = Pulse(9, 1.0, 0.1, None)
     assert thread.stalled() is None
 

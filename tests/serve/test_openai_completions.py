@@ -162,8 +162,8 @@ def test_a_seed_gives_every_choice_its_own_declared_stream():
         async with asked() as (live, _):
             seeds = []
             submit = live.engine.submit
-            live.engine.submit = lambda request, *more: (
-                seeds.append(request.seed) or submit(request, *more)
+            live.engine.submit = lambda request, *tail, **client: (
+                seeds.append(request.seed) or submit(request, *tail, **client)
             )
             await post(live, "/v1/completions", {"prompt": "a", "n": 2, "seed": 3})
             assert seeds[0] == 3

@@ -6,9 +6,7 @@ import socket
 import pytest
 
 from jaxllama.config import EngineConfig
-from jaxllama.errors import QueueFull
 from jaxllama.service.bounds import Bounds
-from jaxllama.service.fair_queue import FairQueue
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import Gate, config, connect, post, running, scenario, scripted
 
@@ -20,8 +18,10 @@ def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back():
         engine = scripted(ENDLESS, slots=1)
         async with running(engine, bounds=Bounds(queue_requests=4)) as live:
             gate = Gate(engine)
-            # One decodes, one waits in the engine, two in the queue: half of it.
-            clients = [await connect(live.url, post({})) for _ in range(4)]
+            clients = [await connect(live.url, post({}))]
+            await gate.advance(lambda: engine.slots.claimed == 1)
+            # One has the slot, two wait in the queue: half of it.
+            clients += [await connect(live.url, post({})) for _ in range(2)]
             await live.until(lambda: live.service.queue.items == 2)
             live.service.model.intake.completion = None  # any work would fail
             async with live.http.post(f"{live.url}/say", json={}) as response:
@@ -45,18 +45,19 @@ def test_prompts_that_wait_are_bounded_in_tokens():
         async with running(engine, bounds=bounds, api_keys=("one", "two")) as live:
             gate = Gate(engine)
             one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
-            tasks, dispatch = [], live.service._dispatch
-            for body in ({}, {}, {"prompt": "p" * 60}):  # one behind the other
+            tasks, queue = [], live.service.queue
+            for body in ({}, {"prompt": "p" * 60}):  # one has the slot, the other waits
                 asking = live.status("/say", "POST", json=body, headers=one)
                 tasks.append(asyncio.create_task(asking))
-                await live.until(lambda: dispatch.in_engine + dispatch.queue.items == len(tasks))
-            assert dispatch.queue.tokens == 60
+                await live.until(lambda: queue.running + queue.items == len(tasks))
+                await gate.advance(lambda: queue.running == 1)
+            assert queue.tokens == 60
             # Of the 40 left, one may not take more than it leaves; two has taken nothing.
             assert await live.status("/say", "POST", json={}, headers=one) == 429
             tasks.append(asyncio.create_task(live.status("/say", "POST", json={}, headers=two)))
             await live.until(lambda: live.service.queue.items == 2)
             gate.open()
-            assert await asyncio.gather(*tasks) == [200] * 4
+            assert await asyncio.gather(*tasks) == [200] * 3
 
     scenario(body)
 
@@ -92,71 +93,11 @@ def test_a_thousand_requests_of_one_client_do_not_starve_the_one_of_another():
                     group.create_task(ask(many, "many"))
                 await live.until(lambda: live.service.queue.items > 90)
                 group.create_task(ask(one, "one"))
-                await live.until(lambda: len(live.service.queue._lines) == 2)
+                await live.until(lambda: len(live.service.queue._accounts) == 2)
                 gate.open()
             assert ended.index("one") < 20
 
     scenario(body)
-
-
-def test_clients_that_ask_alike_get_alike():
-    queue = FairQueue(1000, 10**6)
-    for client, cost in (("small", 10), ("large", 40)):
-        for i in range(100):
-            queue.push(client, (client, i), cost=cost, size=1)
-    given = {"small": 0, "large": 0}
-    for _ in range(100):
-        client, _ = queue.pop()
-        given[client] += 10 if client == "small" else 40
-    assert abs(given["small"] - given["large"]) <= 40
-
-
-def test_what_was_not_used_is_given_back():
-    queue = FairQueue(1000, 10**6)
-    for client in ("brief", "full"):
-        for i in range(50):
-            queue.push(client, (client, i), cost=100, size=1)
-    served = []
-    for _ in range(40):
-        client, _ = queue.pop()
-        served.append(client)
-        queue.ended(client, 90 if client == "brief" else 0)
-    assert served.count("brief") == pytest.approx(10 * served.count("full"), rel=0.2)
-
-
-def test_a_newcomer_gets_no_more_than_those_who_waited_longer():
-    queue = FairQueue(1000, 10**6)
-    for i in range(50):
-        queue.push("old", ("old", i), cost=100, size=1)
-    for _ in range(10):
-        queue.pop()
-    for i in range(50):
-        queue.push("new", ("new", i), cost=100, size=1)
-    order = [queue.pop()[0] for _ in range(10)]
-    assert order.count("new") in (5, 6)
-
-
-def test_a_flood_leaves_room_for_others():
-    queue = FairQueue(8, 1000)
-    for i in range(4):
-        queue.check("flood", 1)
-        queue.push("flood", i, cost=1, size=1)
-    with pytest.raises(QueueFull, match="4 of them yours"):
-        queue.check("flood", 1)
-    queue.check("other", 1)
-
-
-def test_an_empty_queue_remembers_nobody():
-    queue = FairQueue(8, 1000)
-    for i in range(4):
-        queue.push(f"client {i}", i, cost=5, size=1)
-    assert queue.remove("client 3", 3)
-    assert not queue.remove("client 3", 3)
-    for _ in range(3):
-        queue.ended(f"client {queue.pop()}", 2)
-    assert queue.pop() is None
-    assert (queue._given, queue._served, queue._lines) == ({}, {}, {})
-    assert (queue.items, queue.tokens) == (0, 0)
 
 
 @pytest.mark.parametrize(

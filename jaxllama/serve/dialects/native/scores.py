@@ -12,13 +12,21 @@ from aiohttp import web
 from jaxllama.completion import Score
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
-from jaxllama.scoring import as_score, continuations, probabilities, rounds, weigh
+from jaxllama.scoring import (
+    as_score,
+    continuations,
+    probabilities,
+    rounds,
+    tokens_to_weigh,
+    weigh,
+)
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import Caller, GenerationService, Model, Question
 
 
 class ScoreBody(ModelBody):
@@ -79,7 +87,8 @@ async def score(request: web.Request, service: GenerationService) -> web.Respons
     """How likely each continuation is."""
     body, _ = await SCORE.read(request, service, ScoreBody)
     name = check_model(body.model, service.model)
-    scores = await scores_of(body, body.continuations, "continuations", service)
+    caller = request[CALLER]
+    scores = await scores_of(body, body.continuations, "continuations", service, caller)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
     return one_json(Scores(name, found))
 
@@ -90,7 +99,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    scores = await scores_of(body, body.labels, "labels", service)
+    scores = await scores_of(body, body.labels, "labels", service, request[CALLER])
     shares = probabilities(scores, length_normalize=body.length_normalize)
     found = [
         Labelled(label, share, one.logprob)
@@ -101,7 +110,11 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 async def scores_of(
-    body: ScoreBody | ClassifyBody, texts: Sequence[Prompt], name: str, service: GenerationService
+    body: ScoreBody | ClassifyBody,
+    texts: Sequence[Prompt],
+    name: str,
+    service: GenerationService,
+    caller: Caller,
 ) -> list[Score]:
     """The score of each text after the prompt, which is computed once."""
     if (body.prompt is None) == (body.messages is None):
@@ -125,10 +138,14 @@ async def scores_of(
             f"{service.bounds.request_tokens} for one request",
             name,
         )
-    found: dict[int, Score] = {}
-    for turn in rounds(tails):
+    turns = rounds(tails)
+    questions = []
+    for turn in turns:
         now = [tails[index] for index in turn]
-        ask = partial(weigh, prompts=[ids] * len(now), tails=now)
-        for index, logprobs in zip(turn, await service.ask_engine(ask), strict=True):
+        begin = partial(weigh, prompts=[ids] * len(now), tails=now)
+        questions.append(Question(begin, tokens_to_weigh(ids, now)))
+    found: dict[int, Score] = {}
+    for turn, answer in zip(turns, await service.ask_engine(questions, caller), strict=True):
+        for index, logprobs in zip(turn, answer, strict=True):
             found[index] = as_score(logprobs, tails[index])
     return [found[index] for index in range(len(tails))]

@@ -116,7 +116,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
-    echoes = await echoes_of(prompts, knobs, service) if body.echo else []
+    echoes = await echoes_of(prompts, knobs, service, request[CALLER]) if body.echo else []
     tells = knobs.get("logprobs") is not None
     style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
     if knobs.get("max_tokens") == 0:

@@ -14,7 +14,7 @@ from jaxllama.intake import Prompt
 from jaxllama.limits import check
 from jaxllama.request import TokenLogprobs
 from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import Caller, GenerationService, Model, Question
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,20 @@ class Echo:
 
 
 async def echoes_of(
-    prompts: Sequence[Prompt], knobs: Mapping[str, object], service: GenerationService
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+    service: GenerationService,
+    caller: Caller,
 ) -> list[Echo]:
     """What is told of each prompt before its answers."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
-    return [await echo_of(prompt, service, count) for prompt in prompts]
+    return [await echo_of(prompt, service, caller, count) for prompt in prompts]
 
 
-async def echo_of(prompt: Prompt, service: GenerationService, count: int | None) -> Echo:
+async def echo_of(
+    prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
+) -> Echo:
     """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
     tokenizer = service.model.intake.tokenizer
 
@@ -52,8 +57,8 @@ async def echo_of(prompt: Prompt, service: GenerationService, count: int | None)
     def see(logits: np.ndarray) -> None:
         tops.extend(likeliest(row, count) for row in logits)
 
-    look = methodcaller("peek_by_and_by", ids, 1, see if count else None)
-    values, _ = await service.ask_engine(look)
+    begin = methodcaller("peek_by_and_by", ids, 1, see if count else None)
+    ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
     logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
     writer.add(logprobs, ids[0], None)
     for index, (token, value) in enumerate(zip(ids[1:], values.tolist(), strict=True)):

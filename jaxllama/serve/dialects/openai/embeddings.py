@@ -14,8 +14,9 @@ from jaxllama.scoring import Pooling, as_embedding
 from jaxllama.serve.dialects.openai.completions import as_prompts
 from jaxllama.serve.dialects.openai.shapes import Common, Prompts, check_model
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import GenerationService, Model, Question
 
 
 class EmbeddingBody(Common, kw_only=True):
@@ -78,10 +79,11 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
             "input",
         )
     pooling = Pooling(body.pooling or Pooling.MEAN)
-    found = []
-    for index, ids in enumerate(all_ids):
-        pooled = await service.ask_engine(methodcaller("embed_by_and_by", ids))
-        found.append(Embedding(index, written(as_embedding(pooled, pooling), body)))
+    questions = [Question(methodcaller("embed_by_and_by", ids), len(ids)) for ids in all_ids]
+    found = [
+        Embedding(index, written(as_embedding(pooled, pooling), body))
+        for index, pooled in enumerate(await service.ask_engine(questions, request[CALLER]))
+    ]
     usage = EmbeddingUsage(total, total)
     return one_json(EmbeddingList(name, found, usage))
 

@@ -1,0 +1,131 @@
+"""How many decode steps one call of the engine makes."""
+
+import itertools
+
+from jaxllama.config import EngineConfig
+from jaxllama.request import GenerationRequest, Token
+from jaxllama.testing import ScriptedEngine
+
+MOST = 8  # steps of a call
+SIZE = EngineConfig(slots=16, context=256, steps_per_sync=MOST, candidates=256)
+
+
+class Timed:
+    """An engine whose decode steps take 5 ms each, and the steps of its calls."""
+
+    def __init__(self, config=SIZE):
+        self.engine = ScriptedEngine(lambda _: b"x" * 200, config=config)
+        self.seconds, self.calls, self.submitted = 0.0, [], 0
+        self.engine._clock = lambda: self.seconds
+        decode, read = self.engine.programs.decode, self.engine._read
+
+        def counted(state, steps, *more):
+            self.calls.append(int(steps))
+            return decode(state, steps, *more)
+
+        def waited(sent):
+            self.seconds += 0.005 * (sent.output.token >= 0).any(axis=1).sum()
+            return read(sent)
+
+        self.engine.programs.decode, self.engine._read = counted, waited
+
+    def submit(self, count=1, tokens=64):
+        """Requests whose prompts share no beginning, so each takes a prefill call."""
+        for _ in range(count):
+            self.submitted += 1
+            self.engine.submit(GenerationRequest((self.submitted, 1, 2), tokens))
+
+    def step(self, count=1):
+        return [event for _ in range(count) for event in self.engine.step()]
+
+    def warm(self):
+        """Let the engine learn how long a step takes."""
+        self.submit(tokens=4)
+        while not self.engine.idle:
+            self.engine.step()
+        self.calls.clear()
+
+
+def test_64_waiting_requests_on_16_slots_leave_calls_long():
+    timed = Timed()
+    timed.submit(80)
+    assert timed.engine.counts["waiting"] == 80
+    while timed.engine.counts["waiting"] or timed.engine.counts["filling"]:
+        timed.step()
+    waited = list(timed.calls)
+    # Each prompt takes a step of its own; between the waves of 16, calls are as long as they may.
+    assert waited.count(MOST) >= 4 * (64 - 2 * 16) // MOST
+    assert sum(waited) / len(waited) > 2
+
+
+def test_a_call_ends_with_the_first_row_that_reaches_its_budget():
+    timed = Timed()
+    timed.warm()
+    timed.submit(16, tokens=27)
+    while timed.engine.counts["running"] < 16:
+        timed.step()
+    timed.submit()  # waits
+    timed.calls.clear()
+    left = min(27 - len(one.emitted) for one in timed.engine._running)
+    while timed.engine.slots.full:
+        timed.step()
+    # Of these, one step was on its way, and one was sent while the last one was read.
+    assert sum(timed.calls) <= left + 1
+
+
+def test_requests_that_wait_outside_the_engine_end_a_call_as_well():
+    for wait, expected in ((False, MOST), (True, 3)):
+        timed = Timed()
+        timed.warm()
+        timed.submit(tokens=4)
+        timed.engine.requests_wait = wait
+        timed.step(2)
+        assert timed.calls == [1, expected]
+
+
+def test_the_first_token_of_a_row_takes_a_call_of_one_step():
+    timed = Timed()
+    timed.warm()
+    timed.submit()
+    assert not timed.step()
+    events = timed.step()
+    assert timed.calls == [1, MOST]
+    assert [type(event) for event in events] == [Token]
+
+
+def test_calls_are_short_while_several_clients_use_the_engine():
+    timed = Timed()
+    timed.warm()
+    timed.engine.is_shared = True
+    timed.submit()
+    timed.step(5)
+    assert timed.calls == [1, 2, 2, 2, 2]  # 10 ms
+
+
+def test_chunks_do_not_queue_up_on_the_device_while_several_clients_use_the_engine():
+    for is_shared, expected in ((False, 0), (True, 5)):
+        timed, waits = Timed(), []
+        timed.engine.is_shared = is_shared
+        timed.engine._state.block_until_ready = lambda waits=waits: waits.append(1)
+        timed.engine.submit(GenerationRequest(tuple(range(200)), 5))
+        timed.step(5)
+        assert timed.engine.counts["filling"] == 1
+        assert len(waits) == expected
+
+
+def test_prompts_of_clients_take_turns():
+    timed = Timed()
+    sent = []
+    prefill = timed.engine.programs.prefill
+    timed.engine.programs.prefill = lambda state, slot, ids, *more: (
+        sent.append(chr(ids[0])) or prefill(state, slot, ids, *more)
+    )
+    for letter, client in (*zip("aaaa", "1111", strict=True), ("b", "2")):
+        # No two share a beginning.
+        ids = tuple(ord(letter) for _ in range(99)), len(timed.engine._live)
+        timed.engine.submit(GenerationRequest((*ids[0][:98], ids[1]), 5), client=client)
+    timed.step(8)
+    turns = "".join(sent)[:8]
+    assert "bb" not in turns
+    assert turns.count("b") == 4
+    assert ("a", "a") not in itertools.pairwise(turns[:7])
