@@ -194,7 +194,7 @@ def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act, begin: Any) ->
     used = jnp.any(rows, axis=1)
     order = jnp.argsort(~used, stable=True).astype(jnp.int32)
 
-    def turn(index: Array, so_far: Any) -> Any:
+    def turn(index: Array | int, so_far: Any) -> Any:
         return act(order[index], rows[order[index]], so_far)
 
     return jax.lax.fori_loop(0, jnp.sum(used), turn, begin)
