@@ -18,7 +18,7 @@ PACKAGES = {
 }
 
 # What each part may import: our parts, then other people's packages.
-WORDS = "errors config shapes limits request registry"
+WORDS = "errors config shapes limits request registry strict_json worker_pool"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
@@ -30,6 +30,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "limits": (WORDS, ""),
     "request": (WORDS, ""),
     "registry": (WORDS, ""),
+    "strict_json": (WORDS, ""),
+    "worker_pool": (WORDS, ""),
     # 1: the sockets; maths, text and files
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),

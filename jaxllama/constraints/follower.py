@@ -4,11 +4,18 @@ Made by the compiler, driven by the engine through `request.Constraint`. Knows l
 ids, no fields of requests.
 """
 
+import re
 from collections.abc import Sequence
 
 from llguidance import LLMatcher
 
-from jaxllama.errors import GenerationFailed
+from jaxllama.errors import ConstraintTooCostly, GenerationFailed
+
+# What llguidance says where its limits are passed, and where no text can satisfy a grammar.
+OVER_LIMIT = re.compile(
+    r"too many items|current row has|fuel|lexer states|too many (lexer )?states", re.IGNORECASE
+)
+UNSATISFIABLE = "NoExtensionBias"
 
 
 class Compiled:
@@ -61,8 +68,36 @@ class Following:
         self._check()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GenerationFailed(first_line(self._matcher.get_error()))
+        if not self._matcher.is_error():
+            return
+        said = self._matcher.get_error()
+        if is_over_limit(said):
+            raise ConstraintTooCostly(
+                f"the constraint of this request cannot be followed any further: {plain(said)}"
+            )
+        raise GenerationFailed(plain(said))
+
+
+def is_over_limit(said: str) -> bool:
+    """Whether llguidance stopped because a grammar passed one of its limits."""
+    return OVER_LIMIT.search(said) is not None
+
+
+def plain(said: str) -> str:
+    """Word an error of llguidance for the author of a grammar or schema."""
+    line = first_line(said)
+    if UNSATISFIABLE in said:
+        return (
+            "no text can satisfy it, because it refers to itself without an end; give the "
+            "self-reference an alternative, or make the property that holds it optional"
+        )
+    if is_over_limit(said):
+        return (
+            "it leaves too many possibilities open at one place, or a required part of it refers "
+            "back to itself; use fewer alternatives or optional properties, and rules that can be "
+            f"read in one way only ({line})"
+        )
+    return line
 
 
 def first_line(text: str) -> str:
