@@ -241,15 +241,13 @@ def test_a_process_that_was_killed_from_outside_is_replaced():
 def test_an_ambiguous_grammar_ends_with_words_before_its_masks_take_long():
     """A token of many letters can be read in very many ways."""
     letters = [bytes([byte]) for byte in range(256)]
-    words = Words([b"</s>", *letters, *(b"a" * length for length in range(2, 65))], [0], [0])
+    words = Words([b"</s>", *letters, *(b"a" * length for length in range(2, 129))], [0], [0])
     matcher = LLMatcher(
         words.tokenizer(), of_grammar("root ::= root root | [a-z ]"), log_level=0, limits=limits()
     )
     follower = Following(matcher, ())
     with pytest.raises(ConstraintTooCostly, match="possibilities") as caught:
-        for _ in range(40):
-            follower.allowed()
-            follower.advance(words.tokens.index(b"a"))
+        follower.allowed()
     assert caught.value.status == 400
 
 
