@@ -83,11 +83,21 @@ class Intake:
 
         return self._ready(ids, knobs, self.format.stop, start=start, other=other)
 
-    def ids(self, prompt: Prompt) -> list[int]:
-        """A prompt as token ids, each within the vocabulary."""
+    @property
+    def most(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.engine.context - 1
+
+    def ids(self, prompt: Prompt, *, fits: bool = True) -> list[int]:
+        """A prompt as token ids, each within the vocabulary.
+
+        With `fits` a text is refused as soon as it has more tokens than the context takes.
+        """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt, most=self.most if fits else None)
         ids = list(prompt)
+        if fits and ids:
+            self.engine.check_length(len(ids), 0)
         size = self.bank.vocab
         for id_ in ids:
             if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < size:
@@ -98,13 +108,21 @@ class Intake:
         return ids
 
     def chat_ids(
-        self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
+        self,
+        messages: Turns,
+        *,
+        tools: Sequence[Tool] = (),
+        ending: Ending = Ending.ANSWER,
+        fits: bool = True,
     ) -> list[int]:
-        """A conversation as token ids; special-token text inside a message stays plain text."""
+        """A conversation as token ids; special-token text inside a message stays plain text.
+
+        With `fits` it is refused as soon as it has more tokens than the context takes.
+        """
         guard = self.tokenizer.guard
         turns = [guarded(message, guard) for message in as_messages(messages)]
         text = render(self.format, turns, guarded_json(tools, guard), ending)
-        return self.tokenizer.encode(text, special=True)
+        return self.tokenizer.encode(text, special=True, most=self.most if fits else None)
 
     def chat_text(
         self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER

@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
     "messages": (f"{WORDS} formats", ""),
-    "constraints": (f"{WORDS} text", "llguidance threading"),
+    "constraints": (f"{WORDS} text", "llguidance threading concurrent"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
     "service": (f"{WORDS} engine formats bridge messages intake confined", "asyncio"),

@@ -6,6 +6,7 @@ killed, and what was compiled is kept within a bound. Knows tokenizers and gramm
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from llguidance import LLMatcher, LLTokenizer
@@ -30,6 +31,8 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         self._tokenizer, self._vocab = tokenizer, vocab
         self._workers = WorkerPool(lambda: Worker(self._words), WORKERS)
+        # One thread, so that slow masks take one core at most; it starts with the first of them.
+        self._slow_masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()  # by grammar, oldest first
         self._held = 0  # bytes that they are taken to hold
@@ -47,7 +50,7 @@ class Compiler:
         self._try(wanted)
         matcher = LLMatcher(self._for_matching, grammar, log_level=0, limits=limits())
         complain(wanted, matcher.get_error())
-        compiled = Compiled(matcher)
+        compiled = Compiled(matcher, self._slow_masks)
         with self._lock:
             self._keep(grammar, compiled)
         return compiled
@@ -58,8 +61,9 @@ class Compiler:
             return wanted.grammar in self._kept
 
     def close(self) -> None:
-        """End the processes; none starts again."""
+        """End the processes and the thread for slow masks; none starts again."""
         self._workers.close()
+        self._slow_masks.shutdown(cancel_futures=True)
 
     @property
     def held(self) -> int:

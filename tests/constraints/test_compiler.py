@@ -6,8 +6,9 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -245,10 +246,75 @@ def test_an_ambiguous_grammar_ends_with_words_before_its_masks_take_long():
     matcher = LLMatcher(
         words.tokenizer(), of_grammar("root ::= root root | [a-z ]"), log_level=0, limits=limits()
     )
-    follower = Following(matcher, ())
+    follower = Following(matcher, Later())
     with pytest.raises(ConstraintTooCostly, match="possibilities") as caught:
         follower.allowed()
     assert caught.value.status == 400
+
+
+def aaa_follower(slow: Executor, **more: Any) -> Following:
+    words = Words([b"</s>", *(bytes([byte]) for byte in range(256))], [0], [0])
+    grammar = LLMatcher.grammar_from_regex("a*")
+    return Following(LLMatcher(words.tokenizer(), grammar, log_level=0), slow, **more)
+
+
+class Clock:
+    """Processor time that passes with every look at it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+class Later(Executor):
+    """Does what it was given once it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, work))
+        return future
+
+    def work(self) -> None:
+        while self.waiting:
+            future, work = self.waiting.pop()
+            future.set_result(work())
+
+
+def test_masks_of_a_slow_answer_come_from_the_thread():
+    slow = Later()
+    follower = aaa_follower(slow, clock=Clock(0.01))
+    first = follower.allowed()
+    assert first is not None
+    follower.advance(1 + ord("a"))
+    assert follower.allowed() is None
+    assert follower.allowed(0.001) is None
+    assert len(slow.waiting) == 1  # asking again does not compute it again
+    slow.work()
+    assert follower.allowed() == first
+    follower.advance(1 + ord("a"))
+    assert follower.allowed() is None
+
+
+def test_masks_of_a_quick_answer_come_at_once():
+    slow = Later()
+    follower = aaa_follower(slow, clock=Clock(0.0001))
+    for _ in range(20):
+        assert follower.allowed()
+        follower.advance(1 + ord("a"))
+    assert not slow.waiting
+
+
+def test_an_answer_ends_once_its_constraint_has_taken_too_long():
+    follower = aaa_follower(Later(), clock=Clock(0.05))
+    with pytest.raises(ConstraintTooCostly, match=r"processor time for \d+ tokens"):
+        for _ in range(40):
+            follower.advance(1 + ord("a"))
 
 
 SELF = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
