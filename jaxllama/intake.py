@@ -207,6 +207,17 @@ class Intake:
         compiled = self.constraints.compile(form)
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
 
+    def knows_constraint(self, fields: Mapping[str, object]) -> bool:
+        """Whether the constraint in these fields needs no compiling; True where they are wrong."""
+        given = dict(fields)
+        try:
+            if "json_schema" in given:
+                given["json_schema"] = schema_text(given["json_schema"])
+            form = wanted({name: check(name, value) for name, value in given.items()})
+        except InvalidParameter:
+            return True
+        return form is None or self.constraints.knows(form)
+
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
         """The samplers' knobs, checked, with texts as token ids."""
         self.bank.check(knobs)

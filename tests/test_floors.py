@@ -51,7 +51,10 @@ FLOORS: dict[str, tuple[str, str]] = {
     "constraints": (f"{WORDS} text", "llguidance threading concurrent"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "service": (f"{WORDS} engine formats bridge messages intake confined", "asyncio"),
+    "service": (
+        f"{WORDS} engine formats bridge messages intake constraints confined",
+        "asyncio concurrent",
+    ),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),

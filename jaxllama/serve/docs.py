@@ -17,7 +17,7 @@ from jaxllama.serve.dialects import Dialect
 from jaxllama.serve.dialects.openai.shapes import ErrorBody, error_body
 from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.guard import open_to_all
-from jaxllama.serve.keys import SETTINGS
+from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.openapi import PREFIX, Json, describe
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
@@ -54,7 +54,9 @@ class Docs:
         async def description(request: web.Request) -> Json:
             needs_key = bool(request.app[SETTINGS].api_keys)
             return await service.off_loop(
-                lambda model: describe(model, self._endpoints, ErrorBody, needs_key=needs_key)
+                lambda model: describe(model, self._endpoints, ErrorBody, needs_key=needs_key),
+                request[CALLER],
+                is_dear=True,
             )
 
         @open_to_all

@@ -16,8 +16,10 @@ from jaxllama.scoring import as_score, continuations, probabilities, rounds, wei
 from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import Caller, GenerationService, Model
+from jaxllama.service.asking import weight
 
 
 class ScoreBody(Body):
@@ -77,7 +79,8 @@ CLASSIFY = Endpoint(
 async def score(request: web.Request, service: GenerationService) -> web.Response:
     """How likely each continuation is."""
     body, _ = await SCORE.read(request, service, ScoreBody)
-    scores = await scores_of(body, body.continuations, "continuations", service)
+    caller = request[CALLER]
+    scores = await scores_of(body, body.continuations, "continuations", service, caller)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
     return one_json(Scores(service.model.name, found))
 
@@ -87,7 +90,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     body, _ = await CLASSIFY.read(request, service, ClassifyBody)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    scores = await scores_of(body, body.labels, "labels", service)
+    scores = await scores_of(body, body.labels, "labels", service, request[CALLER])
     shares = probabilities(scores, length_normalize=body.length_normalize)
     found = [
         Labelled(label, share, one.logprob)
@@ -98,7 +101,11 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 async def scores_of(
-    body: ScoreBody | ClassifyBody, texts: Sequence[Prompt], name: str, service: GenerationService
+    body: ScoreBody | ClassifyBody,
+    texts: Sequence[Prompt],
+    name: str,
+    service: GenerationService,
+    caller: Caller,
 ) -> list[Score]:
     """The score of each text after the prompt, which is computed once."""
     if (body.prompt is None) == (body.messages is None):
@@ -108,13 +115,13 @@ async def scores_of(
 
     def read(model: Model) -> tuple[list[int], list[list[int]]]:
         intake = model.intake
-        if body.messages is not None:
-            ids = intake.chat_ids([as_turn(turn) for turn in body.messages])
-        else:
-            ids = intake.ids(body.prompt or "")
+        is_chat = body.messages is not None
+        ids = intake.chat_ids(turns) if is_chat else intake.ids(body.prompt or "")
         return ids, continuations(intake, ids, texts, name)
 
-    ids, tails = await service.off_loop(read)
+    turns = [as_turn(turn) for turn in body.messages or ()]
+    size = weight([body.prompt, turns, texts])
+    ids, tails = await service.off_loop(read, caller, size=size)
     total = sum(map(len, tails)) + len(ids)
     if total > service.bounds.request_tokens:
         raise InvalidParameter(

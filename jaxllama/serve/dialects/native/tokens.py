@@ -8,8 +8,10 @@ from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.constraints import ToolDefinition, as_tool
 from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.asking import weight
 
 
 class TokenizeBody(Body):
@@ -76,10 +78,11 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
     def work(model: Model) -> Tokens:
         tokenizer = model.intake.tokenizer
         ids = tokenizer.encode(body.text, special=body.special, begin=body.begin)
-        pieces = [tokenizer.piece(id_, special=True).decode("utf-8", "replace") for id_ in ids]
-        return Tokens(ids, pieces, len(ids))
+        spelled = {id_: tokenizer.piece(id_, special=True) for id_ in set(ids)}
+        texts = {id_: piece.decode("utf-8", "replace") for id_, piece in spelled.items()}
+        return Tokens(ids, [texts[id_] for id_ in ids], len(ids))
 
-    return one_json(await service.off_loop(work))
+    return one_json(await service.off_loop(work, request[CALLER], size=len(body.text)))
 
 
 async def detokenize(request: web.Request, service: GenerationService) -> web.Response:
@@ -87,10 +90,10 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
 
     def work(model: Model) -> Text:
-        ids = model.intake.ids(body.tokens)
+        ids = model.intake.ids(body.tokens, fits=False)
         return Text(model.intake.tokenizer.decode(ids, special=body.special))
 
-    return one_json(await service.off_loop(work))
+    return one_json(await service.off_loop(work, request[CALLER], size=len(body.tokens)))
 
 
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
@@ -103,7 +106,8 @@ async def apply_template(request: web.Request, service: GenerationService) -> we
 
     def work(model: Model) -> Rendered:
         prompt = model.intake.chat_text(turns, tools=tools, ending=ending)
-        ids = model.intake.chat_ids(turns, tools=tools, ending=ending)
+        ids = model.intake.chat_ids(turns, tools=tools, ending=ending, fits=False)
         return Rendered(prompt, ids, len(ids))
 
-    return one_json(await service.off_loop(work))
+    size = weight([turns, tools])
+    return one_json(await service.off_loop(work, request[CALLER], size=size))

@@ -114,7 +114,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
-    echoes = await echoes_of(prompts, knobs, service) if body.echo else []
+    echoes = await echoes_of(prompts, knobs, service, request[CALLER]) if body.echo else []
     style = Style(body, model, echoes, tells=knobs.get("logprobs") is not None)
     if knobs.get("max_tokens") == 0:
         form = CompletionForm(style, request[CALLER].id, len(prompts))

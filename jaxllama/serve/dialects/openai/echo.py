@@ -14,7 +14,7 @@ from jaxllama.intake import Prompt
 from jaxllama.limits import check
 from jaxllama.request import TokenLogprobs
 from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import Caller, GenerationService, Model
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,20 @@ class Echo:
 
 
 async def echoes_of(
-    prompts: Sequence[Prompt], knobs: Mapping[str, object], service: GenerationService
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+    service: GenerationService,
+    caller: Caller,
 ) -> list[Echo]:
     """What is told of each prompt before its answers."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
-    return [await echo_of(prompt, service, count) for prompt in prompts]
+    return [await echo_of(prompt, service, caller, count) for prompt in prompts]
 
 
-async def echo_of(prompt: Prompt, service: GenerationService, count: int | None) -> Echo:
+async def echo_of(
+    prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
+) -> Echo:
     """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
     tokenizer = service.model.intake.tokenizer
 
@@ -44,7 +49,7 @@ async def echo_of(prompt: Prompt, service: GenerationService, count: int | None)
         model.engine.config.check_length(len(ids), 0)
         return ids, prompt if isinstance(prompt, str) else tokenizer.decode(ids)
 
-    ids, text = await service.off_loop(read)
+    ids, text = await service.off_loop(read, caller, size=len(prompt))
     if count is None:
         return Echo(text, ids, None)
     tops: list[tuple[tuple[int, float], ...]] = []
