@@ -82,7 +82,7 @@ class GenerationService:
         self.thread: EngineThread | None = None
         self.observer = observer
         self.log_prompts = log_prompts
-        self.preparation = Preparation()
+        self.preparation = Preparation(bounds.queue_requests)
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet

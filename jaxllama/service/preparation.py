@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from jaxllama.errors import NotReady, QueueFull
@@ -21,7 +22,6 @@ T = TypeVar("T")
 
 THREADS = 2  # of each lane
 CHEAP_CHARACTERS = 16 << 10  # longer work is dear
-MOST_PIECES = 512  # that wait in a lane
 MOST_CHARACTERS = 32 << 20  # that wait in a lane
 
 
@@ -52,7 +52,11 @@ class Line:
 class Lane:
     """Work of one kind: a line for each client, and threads."""
 
-    def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, most: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`most` pieces may wait."""
+        self._most = most
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
         self._clock = clock
         self._lines: dict[str, Line] = {}  # of clients that wait or are at work
@@ -91,14 +95,14 @@ class Lane:
         """Raise QueueFull where a client would take more of the lane than it leaves free."""
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
-        free = MOST_PIECES - self.waiting
+        free = self._most - self.waiting
         room = MOST_CHARACTERS - sum(line.size for line in self._lines.values())
         if not mine and free > 0 and room > 0:
             return
         if mine + 1 > free or characters + size > room:
             raise QueueFull(
                 f"{mine} requests of yours with {characters} characters wait to be prepared; the "
-                f"limits for all clients are {MOST_PIECES} and {MOST_CHARACTERS}, and no client "
+                f"limits for all clients are {self._most} and {MOST_CHARACTERS}, and no client "
                 f"may take more than it leaves free; try again later"
             )
 
@@ -111,7 +115,7 @@ class Lane:
             self._running += 1
             self._lines[piece.client].running += 1
             work = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, piece)
-            work.add_done_callback(lambda work, piece=piece: self._ended(piece, work))
+            work.add_done_callback(partial(self._ended, piece))
 
     def _next(self) -> Piece | None:
         """The first piece of the client that has used the least time and may have a thread."""
@@ -160,8 +164,9 @@ class Lane:
 class Preparation:
     """All work on requests before the engine, in two lanes."""
 
-    def __init__(self) -> None:
-        self.cheap, self.dear = Lane("prepare"), Lane("prepare-dear")
+    def __init__(self, most: int) -> None:
+        """`most` pieces may wait in each lane."""
+        self.cheap, self.dear = Lane("prepare", most), Lane("prepare-dear", most)
 
     @property
     def waiting(self) -> int:

@@ -41,7 +41,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def test_cheap_work_does_not_wait_for_dear_work():
     async def body():
-        prepare, blocked = Preparation(), Blocked()
+        prepare, blocked = Preparation(512), Blocked()
         flood = [
             asyncio.create_task(prepare.do(client, blocked(client), is_dear=True))
             for client in ("many", "more")
@@ -58,7 +58,7 @@ def test_cheap_work_does_not_wait_for_dear_work():
 
 def test_long_work_is_dear():
     async def body():
-        prepare, blocked = Preparation(), Blocked()
+        prepare, blocked = Preparation(512), Blocked()
         long = asyncio.create_task(prepare.do("a", blocked("long"), size=CHEAP_CHARACTERS + 1))
         await until(lambda: blocked.begun == ["long"])
         assert await prepare.do("a", lambda: "short", size=CHEAP_CHARACTERS) == "short"
@@ -71,7 +71,7 @@ def test_long_work_is_dear():
 
 def test_a_flood_of_one_client_leaves_a_thread_to_the_others():
     async def body():
-        lane, blocked = Lane("test"), Blocked()
+        lane, blocked = Lane("test", 512), Blocked()
         flood = [asyncio.create_task(lane.do("many", blocked("many"), 0)) for _ in range(60)]
         await until(lambda: blocked.begun == ["many"])
         for _ in range(5):
@@ -94,7 +94,7 @@ class Times(threading.local):
 def test_next_is_the_client_that_has_used_the_least_time():
     async def body():
         times, order, gate = Times(), [], threading.Event()
-        lane = Lane("test", clock=lambda: times.now)
+        lane = Lane("test", 512, clock=lambda: times.now)
 
         def work(client: str, seconds: float) -> Callable[[], None]:
             def take() -> None:
@@ -120,12 +120,12 @@ def test_next_is_the_client_that_has_used_the_least_time():
     scenario(body)
 
 
-@pytest.mark.parametrize(("limit", "size"), [("MOST_PIECES", 0), ("MOST_CHARACTERS", 1)])
-def test_a_client_that_waits_for_too_much_is_refused_and_others_are_not(limit, size, monkeypatch):
-    monkeypatch.setattr(preparation, limit, 8)
+@pytest.mark.parametrize(("most", "size"), [(8, 0), (512, 1)])
+def test_a_client_that_waits_for_too_much_is_refused_and_others_are_not(most, size, monkeypatch):
+    monkeypatch.setattr(preparation, "MOST_CHARACTERS", 8)
 
     async def body():
-        lane, blocked = Lane("test"), Blocked()
+        lane, blocked = Lane("test", most), Blocked()
         flood = [asyncio.create_task(lane.do("many", blocked("many"), size)) for _ in range(5)]
         await until(lambda: blocked.begun == ["many"])
         assert lane.waiting == 4
@@ -140,11 +140,9 @@ def test_a_client_that_waits_for_too_much_is_refused_and_others_are_not(limit, s
     scenario(body)
 
 
-def test_a_full_lane_refuses_new_clients_too(monkeypatch):
-    monkeypatch.setattr(preparation, "MOST_PIECES", 4)
-
+def test_a_full_lane_refuses_new_clients_too():
     async def body():
-        lane, blocked = Lane("test"), Blocked()
+        lane, blocked = Lane("test", 4), Blocked()
         work = [lane.do(f"client {i}", blocked("work"), 0) for i in range(THREADS + 4)]
         tasks = [asyncio.create_task(each) for each in work]
         await until(lambda: lane.waiting == 4)
@@ -159,7 +157,7 @@ def test_a_full_lane_refuses_new_clients_too(monkeypatch):
 
 def test_work_of_a_client_that_has_left_is_not_done():
     async def body():
-        lane, blocked = Lane("test"), Blocked()
+        lane, blocked = Lane("test", 512), Blocked()
         first = asyncio.create_task(lane.do("a", blocked("first"), 0))
         await until(lambda: blocked.begun == ["first"])
         left = [asyncio.create_task(lane.do("a", blocked("left"), 0)) for _ in range(9)]
@@ -187,7 +185,7 @@ def test_what_goes_wrong_belongs_to_the_request(error):
         raise error("wrong")
 
     async def body():
-        lane = Lane("test")
+        lane = Lane("test", 512)
         with pytest.raises(error, match="wrong"):
             await lane.do("a", fail, 0)
         assert await lane.do("a", lambda: 1, 0) == 1
@@ -198,7 +196,7 @@ def test_what_goes_wrong_belongs_to_the_request(error):
 
 def test_what_waits_at_the_end_is_told():
     async def body():
-        lane, blocked = Lane("test"), Blocked()
+        lane, blocked = Lane("test", 512), Blocked()
         tasks = [asyncio.create_task(lane.do("a", blocked("work"), 0)) for _ in range(3)]
         await until(lambda: lane.waiting == 2)
         lane.close()
