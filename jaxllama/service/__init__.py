@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
+PREPARED_PER_WAITING = 4  # requests may wait to be prepared for each that may wait for the engine
 GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
 
 
@@ -82,7 +83,7 @@ class GenerationService:
         self.thread: EngineThread | None = None
         self.observer = observer
         self.log_prompts = log_prompts
-        self.preparation = Preparation(bounds.queue_requests)
+        self.preparation = Preparation(PREPARED_PER_WAITING * bounds.queue_requests)
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet

@@ -108,11 +108,7 @@ class Tokenizer:
                 ids += run(self._encoders[bool(ids) or not start], part)
                 read += len(part)
             if most is not None and len(ids) > most:
-                raise PromptTooLong(
-                    f"prompt has more than {most} tokens: about {read} of its {len(text)} "
-                    f"characters are {len(ids)} tokens already; at most {most} fit (send less "
-                    f"text, or start with a larger --context)"
-                )
+                raise too_long(text, read, len(ids), most)
         if not (self._rules.adds_begin if begin is None else begin):
             return ids
         if self.begin_id is None:
@@ -179,6 +175,19 @@ def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
     with contained("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run
         return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def too_long(text: str, read: int, tokens: int, most: int) -> PromptTooLong:
+    """The error for a text of which so many characters have too many tokens."""
+    count = f"has {tokens} tokens"
+    if read < len(text):
+        count = (
+            f"has more than {most} tokens: about {read} of its {len(text)} characters are "
+            f"{tokens} tokens already"
+        )
+    return PromptTooLong(
+        f"prompt {count}; at most {most} fit (send less text, or start with a larger --context)"
+    )
 
 
 def reaches_out(encoder: tokenizers.Tokenizer) -> bool:
