@@ -94,7 +94,7 @@ class Intake:
         With `fits` a text is refused as soon as it has more tokens than the context takes.
         """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, most=self.most if fits else None)
+            return self._encode(prompt, special=False, fits=fits)
         ids = list(prompt)
         if fits and ids:
             self.engine.check_length(len(ids), 0)
@@ -122,7 +122,15 @@ class Intake:
         guard = self.tokenizer.guard
         turns = [guarded(message, guard) for message in as_messages(messages)]
         text = render(self.format, turns, guarded_json(tools, guard), ending)
-        return self.tokenizer.encode(text, special=True, most=self.most if fits else None)
+        return self._encode(text, special=True, fits=fits)
+
+    def _encode(self, text: str, *, special: bool, fits: bool) -> list[int]:
+        if not fits:
+            return self.tokenizer.encode(text, special=special)
+        ids = self.tokenizer.encode(text, special=special, most=self.most)
+        if len(ids) > self.most:
+            self.engine.check_length(len(ids), 0)
+        return ids
 
     def chat_text(
         self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER

@@ -95,8 +95,8 @@ class Tokenizer:
 
         With `special`, control-token text such as `<|im_end|>` is read as the token, except where
         `guard` marked it; without, it is ordinary text. `begin` adds the begin-of-text token,
-        once; None does what the model was trained with. With more than `most` tokens it raises
-        PromptTooLong, of a long text before all of it is read.
+        once; None does what the model was trained with. A long text that has more than `most`
+        tokens is given up with PromptTooLong before all of it is read; the caller counts the rest.
         """
         check_unicode(text)
         ids: list[int] = []
@@ -108,9 +108,11 @@ class Tokenizer:
                 ids += run(self._encoders[bool(ids) or not start], part)
                 read += len(part)
             if most is not None and len(ids) > most and len(text) - read > PIECE:
-                raise too_long(len(ids), most, read=read, of=len(text))
-        if most is not None and len(ids) > most:
-            raise too_long(len(ids), most)
+                raise PromptTooLong(
+                    f"prompt has more than {most} tokens: about {read} of its {len(text)} "
+                    f"characters are {len(ids)} tokens already; at most {most} fit (send less "
+                    f"text, or start with a larger --context)"
+                )
         if not (self._rules.adds_begin if begin is None else begin):
             return ids
         if self.begin_id is None:
@@ -177,19 +179,6 @@ def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
     with contained("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run
         return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-
-def too_long(tokens: int, most: int, *, read: int = 0, of: int = 0) -> PromptTooLong:
-    """The error for a prompt with too many tokens, of which `read` characters were tokenized."""
-    count = f"has {tokens} tokens"
-    if read < of:
-        count = (
-            f"has more than {most} tokens: about {read} of its {of} characters are {tokens} "
-            f"tokens already"
-        )
-    return PromptTooLong(
-        f"prompt {count}; at most {most} fit (send less text, or start with a larger --context)"
-    )
 
 
 def reaches_out(encoder: tokenizers.Tokenizer) -> bool:
