@@ -7,7 +7,6 @@ gets a format and renders what it is sent until nobody is there any more. Knows 
 
 import json
 import os
-import queue
 import resource
 import signal
 import subprocess
@@ -17,10 +16,11 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from jaxllama.errors import InvalidParameter, JaxLlamaError, TemplateError
+from jaxllama.errors import InvalidParameter, JaxLlamaError, TemplateError, WorkerDied
 from jaxllama.formats import Message, ModelText, PromptFormat, Tool
+from jaxllama.worker_pool import WorkerPool
 
-WORKERS = 2
+WORKERS = 4  # as many as threads that prepare requests, so that none waits for another's
 START_SECONDS = 30.0  # until a fresh process has imported the format
 MEMORY = 1 << 30  # bytes of address space
 
@@ -32,10 +32,9 @@ class Confined(PromptFormat):
         self.name = inner.name  # type: ignore[misc]
         self.stop = inner.stop  # type: ignore[misc]
         self.calls = inner.calls
-        self._kind, self._text, self._seconds = type(inner), text, seconds
-        self._idle: queue.Queue[Worker | None] = queue.Queue()
-        for _ in range(WORKERS):
-            self._idle.put(None)  # a process that is not running
+        self._seconds = seconds
+        kind = type(inner)
+        self._workers = WorkerPool(lambda: Worker(kind, text), WORKERS)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
         """As the format itself does."""
@@ -49,30 +48,15 @@ class Confined(PromptFormat):
 
     def start(self) -> None:
         """Have a process ready before the first conversation comes."""
-        worker = self._idle.get() or Worker(self._kind, self._text)
-        self._idle.put(worker)
+        self._workers.start()
 
     def close(self) -> None:
         """End the processes."""
-        for _ in range(WORKERS):
-            worker = self._idle.get()
-            if worker is not None:
-                worker.kill()
-            self._idle.put(None)
+        self._workers.close()
 
     def _ask(self, method: str, arguments: tuple[Any, ...], *, answer: bool) -> str:
-        worker = self._idle.get()
-        keep = None
-        try:
-            worker = worker or Worker(self._kind, self._text)
-            text = worker.ask((method, arguments, answer), self._seconds)
-            keep = worker
-        except JaxLlamaError:
-            keep = worker if worker is not None and worker.alive else None
-            raise
-        finally:
-            self._idle.put(keep)
-        return text
+        question = (method, arguments, answer)
+        return self._workers.ask(lambda worker: worker.ask(question, self._seconds))
 
 
 class Worker:
@@ -97,12 +81,11 @@ class Worker:
         return self._process.poll() is None
 
     def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
-        """A rendered text; kills the process if that takes longer."""
+        """Render a text; kills the process if that takes longer. Raises WorkerDied if it ended."""
         try:
             self._pipe.send(question)
         except OSError as error:
-            self.kill()
-            raise TemplateError(f"the prompt format's process has ended: {error}") from error
+            raise WorkerDied(f"the prompt format's process has ended: {error}") from error
         return self._receive(seconds)
 
     def kill(self) -> None:
@@ -117,7 +100,10 @@ class Worker:
             if not self._pipe.poll(seconds):
                 raise TemplateError(f"the prompt format takes more than {seconds} s")
             answer = json.loads(self._pipe.recv_bytes())
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError) as error:
+            self.kill()
+            raise WorkerDied(f"the prompt format's process has ended: {error!r}") from error
+        except ValueError as error:
             self.kill()
             raise TemplateError(f"the prompt format's process failed: {error!r}") from error
         except TemplateError:

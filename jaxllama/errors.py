@@ -19,8 +19,10 @@ Wording: what was wrong (with the value) - what was expected - what to do.
     │   ├── InvalidParameter        a field is unknown or outside its bounds
     │   ├── PromptTooLong           prompt does not fit the context
     │   ├── TemplateError           a chat template refused or failed on these messages
+    │   ├── ConstraintTooCostly     a grammar or schema takes more work than a request may use
     │   └── HttpError               refused for how it was sent; carries its own status and code
     ├── QueueFull                   too many requests wait already
+    ├── WorkerDied                  a process that prepares requests was ended from outside
     ├── NotReady                    the model is still loading, or the server is going away
     ├── TimedOut                    the request took longer than the operator allows
     ├── Cancelled                   somebody who may do so has cancelled the request
@@ -137,6 +139,12 @@ class TemplateError(RequestError):
     code = "template_error"
 
 
+class ConstraintTooCostly(RequestError):
+    """A schema, regex or grammar takes more time or memory than a request may use."""
+
+    code = "constraint_too_costly"
+
+
 class HttpError(RequestError):
     """A request is refused for how it was sent, before its fields are looked at."""
 
@@ -154,6 +162,14 @@ class QueueFull(JaxLlamaError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class WorkerDied(JaxLlamaError):
+    """A process that prepares requests ended for a reason that lies outside of the request."""
+
+    status = 503
+    code = "worker_died"
+    retry_after = 1.0
 
 
 class NotReady(JaxLlamaError):

@@ -72,6 +72,7 @@ class ModelText:
     end: str = ""  # text of the end-of-text token, "" if the model has none
     name: str = ""
     special: frozenset[str] = frozenset()  # texts of all control tokens
+    is_users_template: bool = False  # the template is not the model's own, but a file of the user
 
 
 class PromptFormat(ABC):

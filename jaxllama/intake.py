@@ -114,13 +114,23 @@ class Intake:
 
         return self._ready(ids, knobs, self.format.stop, start=start, other=other)
 
-    def ids(self, prompt: Prompt) -> list[int]:
-        """A prompt as token ids, each within the vocabulary."""
+    @property
+    def most(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.engine.context - 1
+
+    def ids(self, prompt: Prompt, *, fits: bool = True) -> list[int]:
+        """A prompt as token ids, each within the vocabulary.
+
+        With `fits` a text is refused as soon as it has more tokens than the context takes.
+        """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self._encode(prompt, special=False, fits=fits)
         if not is_list(prompt):
             raise wrong_prompt(prompt)
         ids = list(prompt)
+        if fits and ids:
+            self.engine.check_length(len(ids), 0)
         size = self.bank.vocab
         for id_ in ids:
             if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < size:
@@ -131,13 +141,29 @@ class Intake:
         return ids
 
     def chat_ids(
-        self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
+        self,
+        messages: Turns,
+        *,
+        tools: Sequence[Tool] = (),
+        ending: Ending = Ending.ANSWER,
+        fits: bool = True,
     ) -> list[int]:
-        """A conversation as token ids; special-token text inside a message stays plain text."""
+        """A conversation as token ids; special-token text inside a message stays plain text.
+
+        With `fits` it is refused as soon as it has more tokens than the context takes.
+        """
         guard = self.tokenizer.guard
         turns = [guarded(message, guard) for message in as_messages(messages)]
         text = render(self.format, turns, guarded_json(tools, guard), ending)
-        return self.tokenizer.encode(text, special=True)
+        return self._encode(text, special=True, fits=fits)
+
+    def _encode(self, text: str, *, special: bool, fits: bool) -> list[int]:
+        if not fits:
+            return self.tokenizer.encode(text, special=special)
+        ids = self.tokenizer.encode(text, special=special, most=self.most)
+        if len(ids) > self.most:
+            self.engine.check_length(len(ids), 0)
+        return ids
 
     def chat_text(
         self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
@@ -221,6 +247,17 @@ class Intake:
             )
         compiled = self.constraints.compile(form)
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
+
+    def knows_constraint(self, fields: Mapping[str, object]) -> bool:
+        """Whether the constraint in these fields needs no compiling; True where they are wrong."""
+        given = dict(fields)
+        try:
+            if "json_schema" in given:
+                given["json_schema"] = schema_text(given["json_schema"])
+            form = wanted({name: check(name, value) for name, value in given.items()})
+        except InvalidParameter:
+            return True
+        return form is None or self.constraints.knows(form)
 
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
         """The samplers' knobs, checked, with texts as token ids."""

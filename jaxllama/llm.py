@@ -375,7 +375,7 @@ class LLM:
 
     def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
         """How surprised the model is by a text, in windows of the context, each from its start."""
-        ids = self.intake.ids(text)
+        ids = self.intake.ids(text, fits=False)
         if len(ids) < 2:  # noqa: PLR2004
             raise InvalidParameter("the text has fewer than 2 tokens; nothing to predict", "text")
         started, total, count = time.perf_counter(), 0.0, 0

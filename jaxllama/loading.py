@@ -112,7 +112,8 @@ def stored_as(params: Tree) -> list[str]:
 def with_template(text: ModelText, path: Path) -> ModelText:
     """What the model says of its text, with the user's template in place of its own."""
     try:
-        return replace(text, template=path.read_text(encoding="utf-8"))
+        template = path.read_text(encoding="utf-8")
+        return replace(text, template=template, is_users_template=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidParameter(
             f"the chat template {path} cannot be read: {error}; expected a Jinja file in UTF-8",

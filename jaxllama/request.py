@@ -36,8 +36,12 @@ class Follower(Protocol):
     def done(self) -> bool:
         """The answer is whole, and no token can follow."""
 
-    def allowed(self) -> bytes:
-        """A bit per token, the lowest first: what may come next, end tokens included."""
+    def allowed(self, wait: float = 0.0) -> bytes | None:
+        """A bit per token, the lowest first: what may come next, end tokens included.
+
+        None while another thread still computes it, after at most `wait` seconds; the engine asks
+        again at the next step, and the other rows of the batch go on.
+        """
 
     def forced(self) -> Sequence[int]:
         """Tokens that come next whatever the model thinks; they are not taken yet."""

@@ -45,7 +45,7 @@ def continuations(
 def following(intake: Intake, text: Prompt) -> list[int]:
     """The token ids of what goes on after other text."""
     if isinstance(text, str):
-        return intake.tokenizer.encode(text, begin=False, start=False)
+        return intake.tokenizer.encode(text, begin=False, start=False, most=intake.most)
     return intake.ids(text)
 
 

@@ -1,13 +1,14 @@
 """Confined formats: the same text, in a process that can be killed."""
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jaxllama.confined import Confined
-from jaxllama.errors import InvalidParameter, TemplateError
+from jaxllama.errors import InvalidParameter, TemplateError, WorkerDied
 from jaxllama.formats import CallStyle, Message, ModelText, PromptFormat
 
 TEXT = ModelText(template="{{ messages }}", begin="<s>")
@@ -58,9 +59,9 @@ def test_it_is_the_format_in_another_process(confined):
     assert tools.startswith("1 tools, user: hello False")
 
 
-@pytest.mark.parametrize("what", ["loop", "die"])
-def test_a_format_that_does_not_come_back_is_killed_and_the_next_is_served(confined, what):
-    with pytest.raises(TemplateError):
+@pytest.mark.parametrize(("what", "error"), [("loop", TemplateError), ("die", WorkerDied)])
+def test_a_format_that_does_not_come_back_is_killed_and_the_next_is_served(confined, what, error):
+    with pytest.raises(error):
         confined.render([Message("user", what)])
     texts = {confined.render(SAYS) for _ in range(100)}
     assert len(texts) <= 2  # by as many processes: none was made for a single request
@@ -88,18 +89,36 @@ def test_closing_ends_the_processes(confined):
         os.kill(process, 0)
 
 
+def test_a_process_that_was_killed_is_replaced_and_no_request_notices(confined):
+    """All that run are killed; every next request is rendered by a new one."""
+    with ThreadPoolExecutor(4) as pool:
+        texts = pool.map(lambda _: confined.render(SAYS), range(40))
+        running = {int(text.rpartition(" ")[2]) for text in texts}
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+    for _ in range(2 * len(running)):
+        assert int(confined.render(SAYS).rpartition(" ")[2]) not in running
+
+
+def test_a_death_that_repeats_is_no_mistake_of_the_client(confined):
+    with pytest.raises(WorkerDied) as caught:
+        confined.render([Message("user", "die")])
+    assert caught.value.status == 503
+    assert caught.value.retry_after
+
+
 def test_it_ends_with_us():
     """A process whose other end is closed does not stay behind."""
     made = Confined(Obedient(), TEXT)
     made.render(SAYS)
-    worker = next(each for each in (made._idle.get(), made._idle.get()) if each is not None)
+    worker = made._workers.ask(lambda worker: worker)
     worker._pipe.close()
     assert worker._process.wait(10) == 0
 
 
-def test_two_can_be_asked_at_once():
+def test_several_can_be_asked_at_once():
     made = Confined(Obedient(), TEXT, seconds=5.0)
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(lambda _: made.render(SAYS), range(40)))
     made.close()
-    assert 1 <= len(set(texts)) <= 2
+    assert 1 <= len(set(texts)) <= 4

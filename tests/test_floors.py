@@ -18,7 +18,7 @@ PACKAGES = {
 }
 
 # What each part may import: our parts, then other people's packages.
-WORDS = "errors config shapes limits request registry mistakes"
+WORDS = "errors config shapes limits request registry mistakes strict_json worker_pool"
 MATHS = f"{WORDS} sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
@@ -32,6 +32,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "registry": (WORDS, ""),
     "startup": ("", "threading"),
     "mistakes": (WORDS, ""),
+    "strict_json": (WORDS, ""),
+    "worker_pool": (WORDS, ""),
     # 1: the sockets; maths, text and files
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),
@@ -48,10 +50,13 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
     "messages": (f"{WORDS} formats", ""),
-    "constraints": (f"{WORDS} text", "llguidance threading"),
+    "constraints": (f"{WORDS} text", "llguidance threading concurrent"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
-    "service": (f"{WORDS} engine formats bridge messages intake confined startup", "asyncio"),
+    "service": (
+        f"{WORDS} engine formats bridge messages intake constraints confined startup",
+        "asyncio concurrent",
+    ),
     "service.fair_queue": (f"{WORDS} service", "threading"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),

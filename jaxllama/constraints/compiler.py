@@ -4,19 +4,20 @@ Used by intake, from any thread; it blocks. Every grammar is first tried in a pr
 killed, and what was compiled is kept within a bound. Knows tokenizers and grammars, no engine.
 """
 
-import queue
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxllama.constraints.follower import Compiled, first_line
+from jaxllama.constraints.follower import Compiled, plain
 from jaxllama.constraints.wanted import Wanted
 from jaxllama.constraints.words import Words, limits
-from jaxllama.constraints.worker import Gone, Worker
+from jaxllama.constraints.worker import CPU_SECONDS, MEMORY, TooCostly, Worker
 from jaxllama.errors import InvalidParameter
 from jaxllama.text.tokenizer import Tokenizer
+from jaxllama.worker_pool import WorkerPool
 
 WORKERS = 2
 CACHED = 64 << 20  # bytes
@@ -29,15 +30,18 @@ class Compiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         self._tokenizer, self._vocab = tokenizer, vocab
-        self._idle: queue.Queue[Worker | None] = queue.LifoQueue()  # a running one first
-        for _ in range(WORKERS):
-            self._idle.put(None)  # a process that is not running
+        self._workers = WorkerPool(lambda: Worker(self._words), WORKERS)
+        # One thread, so that slow masks take one core at most; it starts with the first of them.
+        self._slow_masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()  # by grammar, oldest first
         self._held = 0  # bytes that they are taken to hold
 
     def compile(self, wanted: Wanted) -> Compiled:
-        """The constraint, or InvalidParameter with what is wrong with it."""
+        """Compile a constraint, or find it among those that are kept.
+
+        Raises InvalidParameter with what is wrong with it.
+        """
         grammar = wanted.grammar
         with self._lock:
             if grammar in self._kept:
@@ -46,18 +50,20 @@ class Compiler:
         self._try(wanted)
         matcher = LLMatcher(self._for_matching, grammar, log_level=0, limits=limits())
         complain(wanted, matcher.get_error())
-        compiled = Compiled(matcher)
+        compiled = Compiled(matcher, self._slow_masks)
         with self._lock:
             self._keep(grammar, compiled)
         return compiled
 
+    def knows(self, wanted: Wanted) -> bool:
+        """Whether a constraint is kept already, so that it costs no work."""
+        with self._lock:
+            return wanted.grammar in self._kept
+
     def close(self) -> None:
-        """End the processes."""
-        for _ in range(WORKERS):
-            worker = self._idle.get()
-            if worker is not None:
-                worker.kill()
-            self._idle.put(None)
+        """End the processes and the thread for slow masks; none starts again."""
+        self._workers.close()
+        self._slow_masks.shutdown(cancel_futures=True)
 
     @property
     def held(self) -> int:
@@ -82,21 +88,15 @@ class Compiler:
         )
 
     def _try(self, wanted: Wanted) -> None:
-        """Compile it where it can do no harm; raises InvalidParameter if it does not compile."""
-        worker = self._idle.get()
-        keep = None
+        """Compile in another process, where it can do no harm; raises as `compile` does."""
         try:
-            worker = worker or Worker(self._words)
-            complaint = worker.complaint(wanted.grammar)
-            keep = worker
-        except Gone as error:
+            complaint = self._workers.ask(lambda worker: worker.complaint(wanted.grammar))
+        except TooCostly as error:
             raise InvalidParameter(
-                f"{wanted.field} takes more than a second or more memory than a request may use; "
-                f"make it simpler",
+                f"{wanted.field} takes more than {CPU_SECONDS:g} s of processor time or "
+                f"{MEMORY >> 20} MiB of memory to compile; make it simpler",
                 wanted.field,
             ) from error
-        finally:
-            self._idle.put(keep)
         complain(wanted, complaint)
 
     def _keep(self, grammar: str, compiled: Compiled) -> None:
@@ -121,5 +121,5 @@ def complain(wanted: Wanted, complaint: str) -> None:
         complaint = "it is more than the compiler can take"
     if complaint:
         raise InvalidParameter(
-            f"{wanted.field} cannot be followed: {first_line(complaint)}", wanted.field
+            f"{wanted.field} cannot be followed: {plain(complaint)}", wanted.field
         )

@@ -4,43 +4,117 @@ Made by the compiler, driven by the engine through `request.Constraint`. Knows l
 ids, no fields of requests.
 """
 
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 
 from llguidance import LLMatcher
 
-from jaxllama.errors import GenerationFailed
+from jaxllama.errors import ConstraintTooCostly, GenerationFailed
+
+# What llguidance says where its limits are passed, and where no text can satisfy a grammar.
+OVER_LIMIT = re.compile(
+    r"too many items|current row has|fuel|lexer states|too many (lexer )?states", re.IGNORECASE
+)
+UNSATISFIABLE = "NoExtensionBias"
+
+
+QUICK_SECONDS = 0.002  # an answer's mask that takes longer makes the next ones come from a thread
+GRACE_SECONDS = 1.0  # of processor time that the constraint of one answer may take ...
+SECONDS_PER_TOKEN = 0.01  # ... and so much more for each token
+
+Clock = Callable[[], float]
 
 
 class Compiled:
     """A constraint that any number of answers can follow."""
 
-    def __init__(self, matcher: LLMatcher, hidden: Sequence[int] = ()) -> None:
-        """`hidden` tokens are never allowed: end tokens where a request ignores them."""
-        self._matcher, self._hidden = matcher, tuple(hidden)
+    def __init__(self, matcher: LLMatcher, slow: Executor, hidden: Sequence[int] = ()) -> None:
+        """`slow` computes masks that take long; `hidden` tokens are never allowed.
+
+        Hidden are end tokens where a request ignores them.
+        """
+        self._matcher, self._slow, self._hidden = matcher, slow, tuple(hidden)
 
     def start(self) -> "Following":
         """A follower at the beginning of an answer."""
-        return Following(self._matcher.deep_copy(), self._hidden)
+        return Following(self._matcher.deep_copy(), self._slow, self._hidden)
 
     def hiding(self, tokens: Sequence[int]) -> "Compiled":
         """The same, for requests in which these tokens do not end an answer."""
-        return Compiled(self._matcher, tokens)
+        return Compiled(self._matcher, self._slow, tokens)
 
 
 class Following:
     """One answer on its way."""
 
-    def __init__(self, matcher: LLMatcher, hidden: Sequence[int]) -> None:
-        self._matcher, self._hidden = matcher, hidden
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        slow: Executor,
+        hidden: Sequence[int] = (),
+        *,
+        clock: Clock = time.thread_time,
+    ) -> None:
+        """`clock` tells processor time of the thread that calls it."""
+        self._matcher, self._slow, self._hidden = matcher, slow, hidden
+        self._clock = clock
+        self._mask: Future[bytes] | None = None  # of the next token
+        self._is_quick = True
+        self._tokens = 0
+        self._spent = 0.0  # seconds of processor time
 
     @property
     def done(self) -> bool:
         """The answer is whole, and no token can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    def allowed(self) -> bytes:
-        """A bit per token: what may come next."""
-        bits = self._matcher.compute_bitmask()
+    def allowed(self, wait: float = 0.0) -> bytes | None:
+        """A bit per token: what may come next; None while a thread computes it.
+
+        Masks come from the thread once one of this answer took longer than QUICK_SECONDS.
+        """
+        if self._mask is None:
+            if self._is_quick:
+                return self._timed_mask()
+            self._mask = self._slow.submit(self._timed_mask)
+        try:
+            return self._mask.result(wait)
+        except TimeoutError:
+            return None
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next whatever the model thinks."""
+        with self._timed():
+            tokens = self._matcher.compute_ff_tokens()
+        self._check()
+        return tokens
+
+    def advance(self, token: int) -> None:
+        """Take note of a token that was added to the answer.
+
+        Raises ConstraintTooCostly once the constraint has taken more time than it may.
+        """
+        self._mask = None
+        self._tokens += 1
+        with self._timed():
+            self._matcher.consume_token(token)
+        self._check()
+        most = GRACE_SECONDS + SECONDS_PER_TOKEN * self._tokens
+        if self._spent > most:
+            raise ConstraintTooCostly(
+                f"the constraint of this request has taken {self._spent:.2f} s of processor time "
+                f"for {self._tokens} tokens; at most {most:.2f} s are allowed: use a grammar that "
+                f"can be read in fewer ways"
+            )
+
+    def _timed_mask(self) -> bytes:
+        before = self._spent
+        with self._timed():
+            bits = self._matcher.compute_bitmask()
+        self._is_quick &= self._spent - before <= QUICK_SECONDS
         self._check()
         if not self._hidden:
             return bits
@@ -49,20 +123,46 @@ class Following:
             shown[token // 8] &= ~(1 << token % 8)
         return bytes(shown)
 
-    def forced(self) -> Sequence[int]:
-        """Tokens that come next whatever the model thinks."""
-        tokens = self._matcher.compute_ff_tokens()
-        self._check()
-        return tokens
-
-    def advance(self, token: int) -> None:
-        """A token was added to the answer."""
-        self._matcher.consume_token(token)
-        self._check()
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the processor time of a piece of work to what was spent."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._spent += self._clock() - began
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GenerationFailed(first_line(self._matcher.get_error()))
+        if not self._matcher.is_error():
+            return
+        said = self._matcher.get_error()
+        if is_over_limit(said):
+            raise ConstraintTooCostly(
+                f"the constraint of this request cannot be followed any further: {plain(said)}"
+            )
+        raise GenerationFailed(plain(said))
+
+
+def is_over_limit(said: str) -> bool:
+    """Whether llguidance stopped because a grammar passed one of its limits."""
+    return OVER_LIMIT.search(said) is not None
+
+
+def plain(said: str) -> str:
+    """Word an error of llguidance for the author of a grammar or schema."""
+    line = first_line(said)
+    if UNSATISFIABLE in said:
+        return (
+            "no text can satisfy it, because it refers to itself without an end; give the "
+            "self-reference an alternative, or make the property that holds it optional"
+        )
+    if is_over_limit(said):
+        return (
+            "it leaves too many possibilities open at one place, or a required part of it refers "
+            "back to itself; use fewer alternatives or optional properties, and rules that can be "
+            f"read in one way only ({line})"
+        )
+    return line
 
 
 def first_line(text: str) -> str:

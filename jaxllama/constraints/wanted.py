@@ -12,6 +12,7 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from jaxllama import strict_json
 from jaxllama.errors import InvalidParameter
 
 FIELDS = ("json_schema", "json_object", "regex", "choices", "grammar")
@@ -74,7 +75,9 @@ def schema_text(value: object) -> str:
 def of_schema(text: str) -> str:
     """The grammar of a JSON schema."""
     try:
-        schema = json.loads(text)
+        schema = strict_json.loads(text)
+    except InvalidParameter as error:
+        raise InvalidParameter(f"json_schema is not valid: {error}", "json_schema") from error
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"json_schema is no JSON: {error}", "json_schema") from error
     if not isinstance(schema, dict):
@@ -86,7 +89,10 @@ def of_schema(text: str) -> str:
             f"json_schema is nested more than {MAX_DEPTH} deep; make it flatter", "json_schema"
         )
     schema.pop("x-guidance", None)  # llguidance would take settings from there
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACING)
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACING)
+    except ValueError as error:
+        raise InvalidParameter(f"json_schema cannot be read: {error}", "json_schema") from error
 
 
 def depth(value: object) -> int:

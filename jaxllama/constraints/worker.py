@@ -1,10 +1,12 @@
-"""Worker: a process of its own in which a grammar is compiled first, because that may run away.
+"""Worker: a process in which a grammar is compiled and followed a few steps before it is used.
 
-Started and asked by the compiler; it is killed when it takes more time or memory than a request
-may cost. Run as a program this file is that process: it gets the vocabulary, then one grammar after
-the other, as lines of JSON, and says what is wrong with each. Knows no model and no requests.
+Started and asked by the compiler. Run as a program this file is that process: it gets the
+vocabulary, then one grammar after the other, as lines of JSON, and answers what is wrong with each.
+Each grammar is tried in a fork, which the system ends when it takes more time or memory than a
+request may cost. Knows no model and no requests.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -13,20 +15,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from jaxllama.constraints.words import Words, limits
+from jaxllama.errors import WorkerDied
 
 CPU_SECONDS = 1.0  # of one grammar
-WALL_SECONDS = 10.0  # likewise, on a machine that is busy with other things
+WALL_SECONDS = 10.0  # of one grammar, on a machine that is busy with other things
 START_SECONDS = 60.0
 MEMORY = 256 << 20  # bytes, beyond what the vocabulary takes
+REHEARSED = 8  # steps of an answer that a grammar is followed before it is accepted
+# Signals that come from outside of the process: the grammar is not to blame.
+OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
-class Gone(Exception):
-    """The process has ended, or had to be killed."""
+class TooCostly(Exception):
+    """A grammar took more time or memory than it may."""
 
 
 class Worker:
@@ -41,39 +47,60 @@ class Worker:
             start_new_session=True,  # a terminal's Ctrl-C is none of its business
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._ask(words.as_json(), START_SECONDS)
+        try:
+            self._ask(words.as_json(), START_SECONDS)
+        except TooCostly as error:
+            raise WorkerDied(
+                f"the process that compiles grammars does not start: {error}"
+            ) from error
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def complaint(self, grammar: str) -> str:
-        """What is wrong with a grammar, or nothing; Gone where it asks for too much."""
+        """Return what is wrong with a grammar, "" if nothing; raises TooCostly or WorkerDied."""
         return str(self._ask({"grammar": grammar}, WALL_SECONDS)["complaint"])
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what was not sent is not sent any more
+                    pipe.close()
 
     def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             write(self._process.stdin, question)
-            if not select.select([self._process.stdout], [], [], seconds)[0]:
-                raise Gone(f"no answer in {seconds} s")
+        except OSError as error:
+            raise WorkerDied(f"the process that compiles grammars has ended: {error}") from error
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self.kill()
+            raise TooCostly(f"no answer in {seconds} s")
+        try:
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             self.kill()
-            raise Gone(f"the process ended: {error!r}") from error
-        except Gone:
-            self.kill()
-            raise
+            raise WorkerDied(f"the process that compiles grammars has ended: {error!r}") from error
+        code = answer.get("ended", 0)
+        if code in OUTSIDE:
+            raise WorkerDied(f"a fork that compiles a grammar was ended by signal {-code}")
+        if code:
+            raise TooCostly(f"the fork ended with code {code}")
         return answer
 
 
 def serve(source: BinaryIO, target: BinaryIO) -> None:
-    """The process: try what is sent until nobody is there any more."""
+    """Run the process: try each grammar that comes in, until the other end is closed.
+
+    Each is tried in a fork, so that a grammar that passes a limit does not cost the next one the
+    time in which the vocabulary is read again.
+    """
     tokenizer = Words.from_json(json.loads(source.readline())).tokenizer()
     write(target, {"complaint": ""})
     held = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0])
@@ -81,12 +108,47 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in iter(source.readline, b""):
+        process = os.fork()
+        if not process:
+            try_grammar(tokenizer, json.loads(line)["grammar"], target)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        if code:
+            write(target, {"ended": code})
+
+
+def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoReturn:
+    """In a fork: answer what is wrong with one grammar and end."""
+    try:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
-        matcher = LLMatcher(tokenizer, json.loads(line)["grammar"], log_level=0, limits=limits())
-        if not matcher.is_error():
-            matcher.compute_bitmask()
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
+        rehearse(matcher)
         signal.setitimer(signal.ITIMER_PROF, 0)
         write(target, {"complaint": matcher.get_error()})
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def rehearse(matcher: LLMatcher) -> None:
+    """Follow a grammar for the first steps of an answer; the matcher keeps an error it meets."""
+    for _ in range(REHEARSED):
+        if matcher.is_error() or matcher.is_stopped():
+            return
+        bits = matcher.compute_bitmask()
+        if matcher.is_error():
+            return
+        tokens = matcher.compute_ff_tokens()[:REHEARSED] or first_allowed(bits)
+        if matcher.is_error() or not tokens:
+            return
+        matcher.consume_tokens(tokens)
+
+
+def first_allowed(bits: bytes) -> list[int]:
+    """The first token of a mask, if there is one."""
+    place = next((place for place, byte in enumerate(bits) if byte), None)
+    if place is None:
+        return []
+    return [8 * place + next(bit for bit in range(8) if bits[place] >> bit & 1)]
 
 
 def write(pipe: Any, message: dict[str, Any]) -> None:

@@ -222,13 +222,20 @@ class Engine:
 
     # Decoding.
 
-    def _decode(self, steps: int = 0, allowed: np.ndarray | None = None) -> bool:
-        """Send one decode call for all running rows; False if there is none."""
+    def _decode(
+        self,
+        steps: int = 0,
+        allowed: np.ndarray | None = None,
+        *,
+        resting: Sequence[Generation] = (),
+    ) -> bool:
+        """Send one decode call for all running rows but the `resting`; False if there is none."""
         if not any(self._running):
             return False
         steps = steps or self._steps()
         self._state, output = self.programs.decode(self._state, np.int32(steps), allowed)
-        self._sent.append(Sent(output, steps, list(self._running)))
+        owners = [None if owner in resting else owner for owner in self._running]
+        self._sent.append(Sent(output, steps, owners))
         return True
 
     def _steps(self) -> int:
@@ -317,12 +324,17 @@ class Engine:
         """One step for all rows; those with a guide first, so that the others' news delay nobody.
 
         A guided row's next mask depends on its last token, so calls do not overlap here; all that
-        the device waits for is the guides.
+        the device waits for is the quick guides. A row whose mask takes long sits steps out.
         """
         told = [self._read(self._sent.popleft()) for _ in range(len(self._sent))]
         for each in told:
             self._tell_all(each, guided=True)
-        self._decode(1, self._guides.masks(self._running))
+        masks = self._guides.masks(self._running)
+        waiting = self._guides.waiting
+        if len(waiting) < len(list(filter(None, self._running))):
+            self._decode(1, masks, resting=waiting)
+        elif waiting and not self._prompts:
+            self._guides.wait()
         for each in told:
             self._tell_all(each, guided=False)
 

@@ -1,7 +1,7 @@
 """Guide: where one answer is within its request's constraint, and what must come next.
 
-Held by a generation, driven by the engine. Knows token ids and words of 32 tokens; what the
-constraint is made of, and text, it does not know.
+Held by a generation, driven by the engine through `guides.py`. Knows token ids and words of 32
+tokens; must not know text or what the constraint is made of.
 """
 
 from collections import deque
@@ -31,17 +31,27 @@ class Guide:
         self._follower.advance(token)
         self._look_ahead()
 
-    def allow(self, row: np.ndarray) -> None:
-        """Leave those bits of a row of `Rows.allowed` set that may come next."""
-        if self.due:
-            row[:] = 0
-            row[self.due[0] // 32] = 1 << self.due[0] % 32
-            return
-        words = np.frombuffer(self._follower.allowed(), np.uint32)
+    def allow(self, row: np.ndarray) -> bool:
+        """Set the bits of the tokens that may come next in a row of `Rows.allowed`, and no others.
+
+        Returns False, with no bit set, while the constraint still computes them.
+        """
         row[:] = 0
+        if self.due:
+            row[self.due[0] // 32] = 1 << self.due[0] % 32
+            return True
+        mask = self._follower.allowed()
+        if mask is None:
+            return False
+        words = np.frombuffer(mask, np.uint32)
         row[: len(words)] = words[: len(row)]
         if not row.any():
             raise ValueError("no token is allowed")
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long at most until the constraint has computed what may come next."""
+        self._follower.allowed(seconds)
 
     def _look_ahead(self) -> None:
         if not self.due and not self._follower.done:

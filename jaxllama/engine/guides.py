@@ -1,7 +1,8 @@
-"""Guides: constraints at work - which rows may draw what, and which answers are whole.
+"""Guides: the constraints of all running rows - what each may draw, which answers are whole.
 
 Used by the engine, which says how a token is told and an answer ended. Whatever a constraint raises
-fails its own request. Knows no device and no slots; one answer's guide is in `guide.py`.
+fails its own request, and a mask that takes long delays its own row alone. Knows no device; one
+answer's guide is in `guide.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +13,13 @@ from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.guide import Guide
 from jaxllama.engine.programs import Programs
-from jaxllama.errors import GenerationFailed, JaxLlamaError
+from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
 from jaxllama.request import FinishReason
 
 Tell = Callable[[Generation, int], None]  # the answer has one more token, or ends with it
 End = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
 
-
+WAIT_SECONDS = 0.02  # for a mask where all rows wait for theirs
 ROWS_A_TOKEN = 32  # of a prompt cost what a step with one row costs, about
 
 
@@ -29,6 +30,7 @@ class Guides:
         self._tell, self._end = tell, end
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
+        self.waiting: list[Generation] = []  # rows that sat out the last step
 
     def begin(self, generation: Generation) -> None:
         """Start to follow a constraint; what it forces at once belongs to the prompt."""
@@ -46,15 +48,30 @@ class Guides:
             self._skip(generation, generation.guide, shortest=1)
 
     def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
-        """`Rows.allowed` of the next step; whose guide fails has ended."""
+        """`Rows.allowed` of the next step.
+
+        A row whose mask is still being computed gets no allowed token, as do the rows of its
+        shadow: it sits the step out, is in `waiting`, and the other rows go on. A generation whose
+        guide fails has ended.
+        """
         allowed = every_token(self._slots, self._bank.vocab)
+        self.waiting = []
         for row, owner in enumerate(running):
-            if owner is not None and owner.guide is not None:
-                try:
-                    owner.guide.allow(allowed[row])
-                except Exception as error:
-                    self._fail(owner, error)
+            if owner is None or owner.guide is None:
+                continue
+            try:
+                if not owner.guide.allow(allowed[row]):
+                    allowed[[part.slot for part in owner.parts]] = 0
+                    self.waiting.append(owner)
+            except Exception as error:
+                self._fail(owner, error)
         return allowed
+
+    def wait(self) -> None:
+        """Wait, not long, until the first row of `waiting` can go on."""
+        guide = self.waiting[0].guide
+        if guide is not None:
+            guide.wait(WAIT_SECONDS)
 
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
         """The answer has one more token; True if forced ones were added behind it.
@@ -96,6 +113,12 @@ class Guides:
             self._end(generation, FinishReason.END_TOKEN, None)
 
     def _fail(self, generation: Generation, error: Exception) -> None:
-        failure = GenerationFailed(f"the constraint of this request cannot be followed: {error}")
-        failure.__cause__ = error
+        failure: JaxLlamaError
+        if isinstance(error, RequestError):  # words for the client already
+            failure = error
+        else:
+            failure = GenerationFailed(
+                f"the constraint of this request cannot be followed: {error}"
+            )
+            failure.__cause__ = error
         self._end(generation, FinishReason.FAILED, failure)

@@ -98,7 +98,8 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stops early when none is left.
 
-        `allowed` holds for all steps: rows with a constraint are asked for one.
+        `allowed` holds for all steps: rows with a constraint are asked for one. A row without any
+        allowed token sits the call out: its mask is still being computed.
         """
         most = self.engine.steps_per_sync
 
@@ -124,10 +125,12 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """One token for every active row."""
         model = self._model(params)
-        active = state.active
+        able = jnp.any(allowed != 0, axis=-1)
+        active = state.active & able
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
-        rows = state.rows()._replace(allowed=allowed)
-        logits = contrasted(model.head(hidden, active), state)
+        rows = state.rows()
+        rows = rows._replace(active=rows.active & able, allowed=allowed)
+        logits = contrasted(model.head(hidden, active), state, active)
         bank, choice = self.bank.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
         token, finite = choice.token[state.speaker], choice.finite[state.speaker]
@@ -140,7 +143,7 @@ class Steps:
             tokens=tokens,
             length=length,
             pending=jnp.where(active, token, state.pending),
-            budget=jnp.where(active & ~ended, state.budget - 1, 0),
+            budget=jnp.where(able, jnp.where(active & ~ended, state.budget - 1, 0), state.budget),
             bank=bank,
         )
         return after, StepOutput(jnp.where(active, token, -1), choice)
@@ -221,12 +224,14 @@ class Steps:
         return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])
 
 
-def contrasted(logits: Float[Array, "S V"], state: DecodeState) -> Float[Array, "S V"]:
+def contrasted(
+    logits: Float[Array, "S V"], state: DecodeState, active: Bool[Array, " S"]
+) -> Float[Array, "S V"]:
     """The logits, those of rows with a shadow moved away from what that expects.
 
     One row at a time, in place: the others keep their bits, and without shadows nothing is done.
     """
-    shadows = state.active & (state.leader >= 0)
+    shadows = active & (state.leader >= 0)
     first = jnp.argsort(~shadows, stable=True)
 
     def move(index: Array, logits: Array) -> Array:

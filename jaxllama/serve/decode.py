@@ -7,15 +7,15 @@ the answer, or refused if the operator says so. Knows no dialect.
 
 import asyncio
 import json
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from jaxllama import strict_json
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
 from jaxllama.serve.aliases import with_own_names
@@ -26,7 +26,6 @@ from jaxllama.serve.unknown import drop_unknown, listed, names_in
 T = TypeVar("T", bound=msgspec.Struct)
 
 ON_THE_LOOP = 32 << 10  # bytes of a body that is parsed at once; larger ones in a thread
-MOST_DIGITS = 400  # of a number: more is no float
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -119,13 +118,7 @@ def parse_json(body: bytes, depth: int) -> Any:
     """JSON that means the same to everybody, or InvalidParameter."""
     check_depth(body, depth)
     try:
-        value = json.loads(
-            body.decode(),
-            object_pairs_hook=without_doubles,
-            parse_int=parse_int,
-            parse_float=parse_float,
-            parse_constant=refuse_constant,
-        )
+        return strict_json.loads(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidParameter(
             f"the body is not UTF-8: byte {body[error.start]:#04x} at {error.start}"
@@ -134,9 +127,6 @@ def parse_json(body: bytes, depth: int) -> Any:
         raise InvalidParameter(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    if rb"\u" in body:
-        check_characters(value)
-    return value
 
 
 def check_depth(body: bytes, depth: int) -> None:
@@ -148,58 +138,6 @@ def check_depth(body: bytes, depth: int) -> None:
         raise InvalidParameter(f"the body is nested more than {depth} levels deep")
     if len(brackets) > depth:
         raise InvalidParameter("the body is not JSON: brackets do not match")
-
-
-def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, none of whose keys comes twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise InvalidParameter(f"key {key[:100]!r} comes twice in one object", key[:100])
-            seen.add(key)
-    return made
-
-
-def parse_int(text: str) -> int:
-    """A whole number of sensible length."""
-    if len(text) > MOST_DIGITS:
-        raise InvalidParameter(f"a number has {len(text)} digits; at most {MOST_DIGITS} are read")
-    return int(text)
-
-
-def parse_float(text: str) -> float:
-    """A number that is finite."""
-    value = float(text) if len(text) <= MOST_DIGITS else math.inf
-    if not math.isfinite(value):
-        raise InvalidParameter(f"number {text[:40]} is too large")
-    return value
-
-
-def refuse_constant(text: str) -> NoReturn:
-    """NaN and Infinity are not JSON."""
-    raise InvalidParameter(f"{text} is not JSON; expected a finite number")
-
-
-def check_characters(value: Any) -> None:
-    """Refuse text with half a character in it, which nothing can encode."""
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            try:
-                item.encode()
-            except UnicodeEncodeError as error:
-                raise InvalidParameter(
-                    f"text has the lone surrogate U+{ord(item[error.start]):04X}; expected valid "
-                    f"Unicode"
-                ) from error
-        elif isinstance(item, dict):
-            rest += item
-            rest += item.values()
-        elif isinstance(item, list):
-            rest += item
 
 
 def convert(

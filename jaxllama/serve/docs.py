@@ -17,7 +17,7 @@ from jaxllama.serve.dialects import Dialect
 from jaxllama.serve.dialects.openai.shapes import ErrorBody, error_body
 from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.guard import open_to_all
-from jaxllama.serve.keys import SETTINGS
+from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.openapi import PREFIX, Json, describe
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
@@ -60,7 +60,9 @@ class Docs:
                     ErrorBody,
                     needs_key=bool(settings.api_keys),
                     strict=settings.strict,
-                )
+                ),
+                request[CALLER],
+                is_dear=True,
             )
 
         @open_to_all

@@ -1,7 +1,7 @@
 """Explaining: what each sampler did to each token of one answer that is whole.
 
-Used by the dialects where a client asks for it. Looks at the logits again and replays them; a
-replay keeps a core busy, so there is one at a time. Knows no form of any dialect.
+Used by the dialects where a client asks for it. Reads the logits again and replays them; a replay
+keeps a core busy, so it is dear work. Knows no form of any dialect.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def recorded(
     def keep(model: Model) -> Recording:
         return recording_of(model.intake, request, tokens, logits)
 
-    return await service.off_loop(keep)
+    return await service.off_loop(keep, answers.caller)
 
 
 async def replayed(
@@ -51,16 +51,21 @@ async def replayed(
     answers: Answers,
     service: GenerationService,
 ) -> list[Position]:
-    """Every position, one by one, so that whoever leaves is not worked for any longer."""
+    """Replay every position, one at a time: no work is done for a client that has left.
+
+    Each position is dear work of its own, so other clients' work goes between two of them.
+    """
 
     async def replay() -> list[Position]:
-        async with service.one_at_a_time:
-            positions = await service.off_loop(
-                lambda model: replay_by_and_by(recording, model.intake.bank.samplers, changes)
-            )
-            found: list[Position] = []
-            while one := await service.off_loop(lambda _: next(positions, None)):
-                found.append(one)
-            return found
+        caller = answers.caller
+        positions = await service.off_loop(
+            lambda model: replay_by_and_by(recording, model.intake.bank.samplers, changes),
+            caller,
+            is_dear=True,
+        )
+        found: list[Position] = []
+        while one := await service.off_loop(lambda _: next(positions, None), caller, is_dear=True):
+            found.append(one)
+        return found
 
     return await answers.unless_over(asyncio.ensure_future(replay()))

@@ -27,11 +27,19 @@ from jaxllama.errors import (
 )
 from jaxllama.intake import Ready
 from jaxllama.service.answers import Answers, Caller, Choice, Observer, outcome_of
-from jaxllama.service.asking import Ask, check_cost, count_choices, ready_all
+from jaxllama.service.asking import (
+    Ask,
+    check_cost,
+    count_choices,
+    has_to_compile,
+    ready_all,
+    size_of,
+)
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, confine, make_one_token, release
+from jaxllama.service.preparation import Preparation
 from jaxllama.service.slot_states import SlotState, slot_states
 from jaxllama.startup import Startup
 
@@ -53,6 +61,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
+PREPARED_PER_WAITING = 4  # requests may wait to be prepared for each that may wait for the engine
 GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
 
 
@@ -89,7 +98,7 @@ class GenerationService:
         self.thread: EngineThread | None = None
         self.observer = observer
         self.log_prompts = log_prompts
-        self.one_at_a_time = asyncio.Lock()  # for what keeps a core busy for long
+        self.preparation = Preparation(PREPARED_PER_WAITING * bounds.queue_requests)
         self._open_model = open_model
         self._model: Model | None = None
         self._open: dict[str, Answers] = {}  # whose dialect has not left yet
@@ -123,6 +132,7 @@ class GenerationService:
             task.cancel()
         for answers in list(self._open.values()):
             answers.fail(NotReady("the server is closed"))
+        self.preparation.close()
         stopped = self._opening is None or self._opening.done()
         if self.thread is not None:
             stopped &= await self.thread.stop(seconds)
@@ -224,10 +234,19 @@ class GenerationService:
         answers.fail(Cancelled("the request was cancelled by its id"))
         return True
 
-    async def off_loop(self, work: Callable[[Model], T]) -> T:
-        """What a function of the model returns; for what takes long but not the engine."""
+    async def off_loop(
+        self, work: Callable[[Model], T], caller: Caller, *, size: int = 0, is_dear: bool = False
+    ) -> T:
+        """Return what a function of the model returns, called in a thread in the client's turn.
+
+        For work that takes long but not the engine: tokenizing, templates. `size` is how many
+        characters it works on; long or dear work does not hold up other work.
+        """
         self._check_state()
-        return await asyncio.to_thread(work, self.model)
+        model = self.model
+        return await self.preparation.do(
+            caller.client, lambda: work(model), size=size, is_dear=is_dear
+        )
 
     async def ask_engine(self, questions: Sequence[Question[T]], caller: Caller) -> list[T]:
         """The answers of the engine to questions of one request, such as log-probabilities.
@@ -259,9 +278,14 @@ class GenerationService:
         self._dispatch.check(answers.caller.client, self._preparing + count)
         self._preparing += count
         try:
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(None, ready_all, self.model.intake, ask)
-            return await answers.unless_over(work)
+            intake = self.model.intake
+            work = self.preparation.do(
+                answers.caller.client,
+                lambda: ready_all(intake, ask),
+                size=size_of(ask),
+                is_dear=has_to_compile(intake, ask),
+            )
+            return await answers.unless_over(asyncio.ensure_future(work))
         finally:
             self._preparing -= count
 

@@ -8,11 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from jaxllama.constraints.wanted import FIELDS
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import Tool
+from jaxllama.formats import Message, Tool
 from jaxllama.intake import Intake, Prompt, Ready, stream_of
 from jaxllama.limits import check, check_count
 from jaxllama.messages import Ending, Turns
+
+MOST_VALUES = 4096  # of a request that are looked at to tell its size
+UNCOUNTED = 64 << 10  # characters that the other values are taken for
+LOOKED_UP = 4096  # characters of a constraint that is looked for among the compiled ones
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,40 @@ def count_choices(ask: Ask) -> int:
     count = ask.n * max(1, len(ask.prompts))
     check("answers", count)
     return count
+
+
+def size_of(ask: Ask) -> int:
+    """About how many characters have to be prepared; looks at a bounded number of values."""
+    return weight([*ask.prompts, *(ask.messages or ()), *ask.tools])
+
+
+def weight(value: object) -> int:
+    """About how many characters a JSON value has, or UNCOUNTED more than was counted."""
+    size, rest, left = 0, [value], MOST_VALUES
+    while rest:
+        item = rest.pop()
+        left -= 1
+        if left < 0:
+            return size + UNCOUNTED
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, Message):
+            rest.append(item.as_json())
+        elif isinstance(item, Mapping):
+            rest += item.values()
+        elif isinstance(item, list | tuple):
+            if len(item) > left:
+                return size + len(item) + UNCOUNTED
+            rest += item
+    return size
+
+
+def has_to_compile(intake: Intake, ask: Ask) -> bool:
+    """Whether the request has a constraint that is not compiled yet, or a long one."""
+    fields = {name: ask.knobs[name] for name in FIELDS if ask.knobs.get(name)}
+    if not fields:
+        return False
+    return weight(list(fields.values())) > LOOKED_UP or not intake.knows_constraint(fields)
 
 
 def ready_all(intake: Intake, ask: Ask) -> list[Ready]:

@@ -122,6 +122,8 @@ class ScriptedPrograms(Programs):
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):
+                if allowed is not None and not allowed[slot].any():
+                    continue  # its mask is still being computed
                 place = len(row.prompt) + row.drawn - 1
                 state.cached[slot, place] = row.pending
                 said: int | None = int(output.token[step, row.leader])

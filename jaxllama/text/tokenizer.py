@@ -7,11 +7,13 @@ Must not know files, templates or the engine.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import tokenizers
 
-from jaxllama.errors import BadTokenizer, InvalidParameter, JaxLlamaError
+from jaxllama.errors import BadTokenizer, InvalidParameter, JaxLlamaError, PromptTooLong
 from jaxllama.formats import ModelText
+from jaxllama.text.cuts import PIECE, Cuts, find_cuts
 from jaxllama.text.specials import Specials
 from jaxllama.text.vocabulary import Kind, Vocabulary
 
@@ -86,21 +88,36 @@ class Tokenizer:
         return self._rules.drops_space
 
     def encode(
-        self, text: str, *, special: bool = False, begin: bool | None = None, start: bool = True
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        begin: bool | None = None,
+        start: bool = True,
+        most: int | None = None,
     ) -> list[int]:
         """Token ids of `text`; without `start` it goes on after other text.
 
         With `special`, control-token text such as `<|im_end|>` is read as the token, except where
         `guard` marked it; without, it is ordinary text. `begin` adds the begin-of-text token,
-        once; None does what the model was trained with.
+        once; None does what the model was trained with. A long text that has more than `most`
+        tokens is given up with PromptTooLong before all of it is read; the caller counts the rest.
         """
         check_unicode(text)
         ids: list[int] = []
-        for part in self._specials.split(text, control=special):
+        read = 0  # characters
+        for part in self._stretches(text, special=special):
             if isinstance(part, int):
                 ids.append(part)
             else:
                 ids += run(self._encoders[bool(ids) or not start], part)
+                read += len(part)
+            if most is not None and len(ids) > most and len(text) - read > PIECE:
+                raise PromptTooLong(
+                    f"prompt has more than {most} tokens: about {read} of its {len(text)} "
+                    f"characters are {len(ids)} tokens already; at most {most} fit (send less "
+                    f"text, or start with a larger --context)"
+                )
         if not (self._rules.adds_begin if begin is None else begin):
             return ids
         if self.begin_id is None:
@@ -110,6 +127,22 @@ class Tokenizer:
         if special and ids[:1] == [self.begin_id]:
             return ids
         return [self.begin_id, *ids]
+
+    def _stretches(self, text: str, *, special: bool) -> Iterator[str | int]:
+        """Ids of special tokens, and what stands between them in pieces of bounded length."""
+        for part in self._specials.split(text, control=special):
+            if isinstance(part, int) or len(part) <= PIECE:
+                yield part
+            else:
+                yield from self._cuts.pieces(part)
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        """Where a long text may be cut."""
+        if any(reaches_out(encoder) for encoder in self._encoders):
+            return Cuts()
+        tokens = (self.piece(token, special=True) for token in range(self.vocab_size))
+        return find_cuts(lambda text, follows: run(self._encoders[follows], text), tokens)
 
     def guard(self, text: str) -> str:
         """Mark a user's text, so that `encode(special=True)` reads no control token in it.
@@ -151,6 +184,12 @@ def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
     with contained("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run
         return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def reaches_out(encoder: tokenizers.Tokenizer) -> bool:
+    """Whether a token that is read in any text takes what stands beside it into account."""
+    added = encoder.get_added_tokens_decoder().values()
+    return any(token.lstrip or token.rstrip or token.single_word for token in added)
 
 
 @contextmanager

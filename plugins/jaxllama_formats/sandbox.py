@@ -17,7 +17,7 @@ from types import CodeType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import Undefined, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
@@ -42,6 +42,7 @@ from jaxllama_formats.meter import Meter
 MAX_SOURCE = 48 << 10  # characters of a template; compiling takes time in proportion
 MAX_RANGE = 100_000
 MAX_DATE_FORMAT = 64
+MAY_BE_MISSING = ("defined", "undefined", "default", "d")  # tests and filters for missing names
 MAX_MESSAGE = 300  # characters of a template's own words that are passed on
 
 TEXT_METHODS = (
@@ -73,10 +74,31 @@ def compile_template(source: str) -> CodeType:
         raise BadTokenizer(f"the chat template does not compile: {described(error)}") from error
 
 
-def render(code: CodeType, variables: Mapping[str, Any], input_bytes: int) -> str:
-    """Run a compiled template; whatever goes wrong is a TemplateError."""
+def undefined_names(source: str, variables: Iterable[str]) -> list[str]:
+    """Names that a template uses without anybody defining them, other than to test for them.
+
+    Names in `x is defined`, `x is undefined` and `x | default(...)` may be missing.
+    """
+    environment = Sandbox(Meter())
+    tree = environment.parse(source)
+    known = {*variables, *environment.globals}
+    tested = {
+        node.node.name
+        for node in tree.find_all((nodes.Test, nodes.Filter))
+        if node.name in MAY_BE_MISSING and isinstance(node.node, nodes.Name)
+    }
+    return sorted(meta.find_undeclared_variables(tree) - known - tested)
+
+
+def render(
+    code: CodeType, variables: Mapping[str, Any], input_bytes: int, *, is_strict: bool = False
+) -> str:
+    """Run a compiled template; whatever goes wrong is a TemplateError.
+
+    With `is_strict` printing something undefined, such as a misspelt field, is an error.
+    """
     meter = Meter(input_bytes)
-    environment = Sandbox(meter)
+    environment = Sandbox(meter, is_strict=is_strict)
     template = environment.template_class.from_code(
         environment, code, environment.make_globals(None)
     )
@@ -93,7 +115,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, *, is_strict: bool = False) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -102,7 +124,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=print_value,
             cache_size=0,
         )
-        self.meter = meter
+        self.meter, self.is_strict = meter, is_strict
         tests: dict[str, Any] = dict(TESTS)
         self.filters = Filters(meter).by_name()
         self.tests = {name: weighing(meter, test) for name, test in tests.items()}
@@ -227,7 +249,14 @@ class Generation(Extension):
 @jinja2.pass_context
 def print_value(context: Context, value: Any) -> str:
     """What `{{ value }}` prints."""
-    return Filters(context.environment.meter).print(value)  # type: ignore[attr-defined]
+    environment = context.environment
+    assert isinstance(environment, Sandbox)
+    if environment.is_strict and isinstance(value, Undefined):
+        raise TemplateError(
+            f"the chat template prints {value._undefined_name!r}, which is not defined; correct "
+            f"the name, or write `| default('')` where it may be missing"
+        )
+    return Filters(environment.meter).print(value)
 
 
 def bounded_range(*bounds: int) -> range:

@@ -13,7 +13,10 @@ from typing import Self
 
 from jaxllama.errors import BadTokenizer
 from jaxllama.formats import CallStyle, Message, ModelText, PromptFormat, Tool
-from jaxllama_formats.sandbox import compile_template, render
+from jaxllama_formats.sandbox import compile_template, render, undefined_names
+
+# What a template may use, as in published ones.
+VARIABLES = ("messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents")
 
 
 class Template(PromptFormat):
@@ -27,6 +30,11 @@ class Template(PromptFormat):
                 "the model brings no chat template; choose another prompt format, such as chatml"
             )
         self._code = compile_template(model.template)
+        # Published templates rely on undefined names being empty, so only a user's own file is
+        # checked: there such a name is a mistake that its author can correct.
+        self._is_strict = model.is_users_template
+        if self._is_strict:
+            check_names(model.template)
         self.calls = call_style(model.template)
         self._begin = model.begin
         self._end = model.end
@@ -48,23 +56,29 @@ class Template(PromptFormat):
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Likewise, with tools."""
+        """Run the template on a conversation with tools."""
         turns = [message.as_json() for message in messages]
         size = sum(sys.getsizeof(message.content) for message in messages)
         calls = [each["tool_calls"] for each in turns if "tool_calls" in each]
         if tools or calls:
             size += sys.getsizeof(json.dumps([calls, tools], ensure_ascii=False))
+        values = (turns, answer, self._begin, self._end, list(tools) or None, None)
         return render(
             self._code,
-            {
-                "messages": turns,
-                "add_generation_prompt": answer,
-                "bos_token": self._begin,
-                "eos_token": self._end,
-                "tools": list(tools) or None,
-                "documents": None,
-            },
+            dict(zip(VARIABLES, values, strict=True)),
             input_bytes=size,
+            is_strict=self._is_strict,
+        )
+
+
+def check_names(template: str) -> None:
+    """Refuse a template that uses names which nobody defines."""
+    missing = undefined_names(template, VARIABLES)
+    if missing:
+        raise BadTokenizer(
+            f"the chat template uses {', '.join(map(repr, missing))}, which is not defined; it "
+            f"may use {', '.join(VARIABLES)} (write `{{% if {missing[0]} is defined %}}` around "
+            f"what may be missing)"
         )
 
 

@@ -2,19 +2,26 @@
 
 import contextlib
 import json
+import os
 import random
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from jaxllama.constraints import compiler as compilers
 from jaxllama.constraints.compiler import Compiler
 from jaxllama.constraints.follower import Compiled, Following
-from jaxllama.constraints.wanted import Wanted, schema_text, wanted
-from jaxllama.constraints.worker import Gone, Worker
-from jaxllama.errors import GenerationFailed, InvalidParameter
+from jaxllama.constraints.wanted import Wanted, of_grammar, schema_text, wanted
+from jaxllama.constraints.words import Words, limits
+from jaxllama.constraints.worker import TooCostly, Worker
+from jaxllama.errors import ConstraintTooCostly, GenerationFailed, InvalidParameter, NotReady
 from jaxllama.testing.byte_tokenizer import END_ID, TURN_END_ID, ByteTokenizer
 from jaxllama.testing.models import TINY
 from tests.constraints.schemas import random_schema
@@ -186,7 +193,7 @@ def test_a_grammar_that_takes_too_much_is_refused_and_the_next_one_compiles(monk
         def complaint(self, grammar: str) -> str:
             if "slow" in grammar:
                 self.kill()
-                raise Gone("as if it had taken too long")
+                raise TooCostly("as if it had taken too long")
             return super().complaint(grammar)
 
     monkeypatch.setattr(compilers, "Worker", Slow)
@@ -195,6 +202,138 @@ def test_a_grammar_that_takes_too_much_is_refused_and_the_next_one_compiles(monk
         compiled(compiler, regex="slow")
     assert speak(compiled(compiler, regex="fast"), random.Random(0)) == ("fast", True)
     compiler.close()
+
+
+def runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_closing_leaves_no_process_behind(workers: int):
+    compiler = Compiler(ByteTokenizer(), VOCAB)
+    all_busy = threading.Barrier(workers)
+    processes: list[int] = []
+
+    def busy(worker: Worker) -> None:
+        processes.append(worker._process.pid)
+        all_busy.wait()
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(compiler._workers.ask, [busy] * workers))
+    assert len(set(processes)) == workers
+    assert all(map(runs, processes))
+    compiler.close()
+    assert not any(map(runs, processes))
+    with pytest.raises(NotReady):
+        compiled(compiler, regex="after the end")
+
+
+def test_a_process_that_was_killed_from_outside_is_replaced():
+    compiler = Compiler(ByteTokenizer(), VOCAB)
+    os.kill(compiler._workers.ask(lambda worker: worker._process.pid), signal.SIGKILL)
+    assert speak(compiled(compiler, regex="next"), random.Random(0)) == ("next", True)
+    compiler.close()
+
+
+def test_an_ambiguous_grammar_ends_with_words_before_its_masks_take_long():
+    """A token of many letters can be read in very many ways."""
+    letters = [bytes([byte]) for byte in range(256)]
+    words = Words([b"</s>", *letters, *(b"a" * length for length in range(2, 129))], [0], [0])
+    matcher = LLMatcher(
+        words.tokenizer(), of_grammar("root ::= root root | [a-z ]"), log_level=0, limits=limits()
+    )
+    follower = Following(matcher, Later())
+    with pytest.raises(ConstraintTooCostly, match="possibilities") as caught:
+        follower.allowed()
+    assert caught.value.status == 400
+
+
+def aaa_follower(slow: Executor, **more: Any) -> Following:
+    words = Words([b"</s>", *(bytes([byte]) for byte in range(256))], [0], [0])
+    grammar = LLMatcher.grammar_from_regex("a*")
+    return Following(LLMatcher(words.tokenizer(), grammar, log_level=0), slow, **more)
+
+
+class Clock:
+    """Processor time that passes with every look at it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+class Later(Executor):
+    """Does what it was given once it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, work))
+        return future
+
+    def work(self) -> None:
+        while self.waiting:
+            future, work = self.waiting.pop()
+            future.set_result(work())
+
+
+def test_masks_of_a_slow_answer_come_from_the_thread():
+    slow = Later()
+    follower = aaa_follower(slow, clock=Clock(0.01))
+    first = follower.allowed()
+    assert first is not None
+    follower.advance(1 + ord("a"))
+    assert follower.allowed() is None
+    assert follower.allowed(0.001) is None
+    assert len(slow.waiting) == 1  # asking again does not compute it again
+    slow.work()
+    assert follower.allowed() == first
+    follower.advance(1 + ord("a"))
+    assert follower.allowed() is None
+
+
+def test_masks_of_a_quick_answer_come_at_once():
+    slow = Later()
+    follower = aaa_follower(slow, clock=Clock(0.0001))
+    for _ in range(20):
+        assert follower.allowed()
+        follower.advance(1 + ord("a"))
+    assert not slow.waiting
+
+
+def test_an_answer_ends_once_its_constraint_has_taken_too_long():
+    follower = aaa_follower(Later(), clock=Clock(0.05))
+    with pytest.raises(ConstraintTooCostly, match=r"processor time for \d+ tokens"):
+        for _ in range(40):
+            follower.advance(1 + ord("a"))
+
+
+SELF = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+MANY = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1500)}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        (SELF, "refers to itself without an end|refers back to itself"),
+        ({"$ref": "#"}, "refers to itself without an end"),
+        (MANY, "optional properties"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused_in_plain_words(compiler, schema, word):
+    with pytest.raises(InvalidParameter, match=word) as caught:
+        compiled(compiler, json_schema=schema_text(schema))
+    assert "NoExtensionBias" not in str(caught.value)
+    assert caught.value.field == "json_schema"
 
 
 def test_the_process_is_killed_when_it_takes_too_much(compiler: Compiler):

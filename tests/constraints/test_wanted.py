@@ -42,6 +42,10 @@ def test_two_forms_are_refused():
         ("true", "expected a JSON object"),
         ('{"items":' * 200 + "{}" + "}" * 200, "deep"),
         ("[" * 100_000, "no JSON"),
+        ('{"const": NaN}', "NaN is not JSON"),
+        ('{"maximum": 1e400}', "1e400 is too large"),
+        ('{"const": "\\ud800"}', "lone surrogate U\\+D800"),
+        ('{"type": "object", "type": "string"}', "'type' comes twice"),
     ],
 )
 def test_a_schema_that_is_none_is_refused(text, word):

@@ -1,14 +1,16 @@
 """Constraints: rows that may not draw every token, beside rows that may."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from jaxllama.engine.engine import Engine
-from jaxllama.errors import GenerationFailed
-from jaxllama.request import FinishReason
+from jaxllama.errors import ConstraintTooCostly, GenerationFailed
+from jaxllama.request import Contrast, FinishReason
 from tests.support import (
     BODIES,
     ENGINE,
@@ -44,7 +46,7 @@ class Marching:
     def done(self) -> bool:
         return self.place == len(self.march.places)
 
-    def allowed(self) -> bytes:
+    def allowed(self, wait: float = 0.0) -> bytes | None:  # noqa: ARG002
         row = np.zeros(WORDS, np.uint32)
         for token in self.march.places[self.place]:
             row[token // 32] |= np.uint32(1 << token % 32)
@@ -138,6 +140,96 @@ def test_free_rows_are_not_changed_by_constrained_ones(engine):
     assert mixed[0].tokens == run(new_engine(MODEL, engine), company[:1])[0].tokens
 
 
+class Slow(Marching):
+    """Whose masks are still being computed the first times that they are asked for."""
+
+    def __init__(self, march):
+        super().__init__(march)
+        self.asked = 0
+
+    def advance(self, token):
+        super().advance(token)
+        self.asked = 0
+
+    def allowed(self, wait=0.0):
+        self.march.waits.append(wait)
+        self.asked += 1
+        return None if self.asked <= self.march.late() else super().allowed()
+
+
+class Slowly(March):
+    def __init__(self, places, late, forces=True):
+        super().__init__(places, forces)
+        self.late, self.waits = late, []
+
+    def start(self):
+        return Slow(self)
+
+
+SETTINGS = [{}, {"knobs": {"mirostat_tau": 3.0}}, {"contrast": Contrast((5, 6, 7), 1.5)}]
+
+
+@pytest.mark.parametrize("engine", BODIES)
+@pytest.mark.parametrize("more", SETTINGS, ids=["plain", "remembering", "contrast"])
+def test_a_row_that_waits_for_its_mask_changes_no_text(engine, more):
+    """Neither its own nor that of the rows that go on meanwhile."""
+    prompt = constrained(FREE_THEN_FORCED, **more)
+    alone = run(new_engine(MODEL, engine), [prompt])[0].tokens
+    free = run(new_engine(MODEL, engine), free_requests()[:2])
+    late = Slowly(FREE_THEN_FORCED, itertools.cycle([2, 0, 3]).__next__)
+    made = new_engine(MODEL, engine)
+    told = run(made, [dataclasses.replace(prompt, constraint=late), *free_requests()[:2]])
+    assert told[0].tokens == alone
+    assert [one.tokens for one in told[1:]] == [one.tokens for one in free]
+    assert late.waits
+    assert closed(made)
+
+
+def test_other_rows_end_while_one_waits_for_its_mask():
+    engine, told = new_engine(), {}
+    never = Slowly([ODD] * 4, lambda: math.inf)
+    waiting = engine.submit(request([3, 4], 30, constraint=never))
+    others = [engine.submit(one) for one in free_requests()]
+    while not all(one.is_over for one in others):
+        drive(engine, told, 1)
+    assert [len(told[one.id].tokens) for one in others] == [24] * 3
+    assert not waiting.is_over
+    assert never.waits.count(0.0) == len(never.waits)  # the engine waited for nothing
+    drive(engine, told, 1)
+    assert never.waits[-1] > 0  # with nobody else to serve it does not spin
+    never.late = lambda: 0
+    drive(engine, told)
+    assert told[waiting.id].finished.reason is FinishReason.END_TOKEN
+    assert closed(engine)
+
+
+def test_a_row_that_waits_for_its_mask_can_be_cancelled():
+    engine, told = new_engine(), {}
+    never = Slowly([ODD] * 4, lambda: math.inf)
+    waiting = engine.submit(request([3, 4], 30, constraint=never))
+    drive(engine, told, 6)
+    engine.cancel(waiting)
+    drive(engine, told)
+    assert closed(engine)
+
+
+def test_a_constraint_that_costs_too_much_is_the_clients_mistake():
+    class Costly(Marching):
+        def advance(self, token):
+            del token
+            raise ConstraintTooCostly("too many possibilities")
+
+    class Costing(March):
+        def start(self):
+            return Costly(self)
+
+    bad = dataclasses.replace(constrained([]), constraint=Costing([ODD] * 4))
+    told = run(new_engine(), [bad])[0]
+    assert told.finished.reason is FinishReason.FAILED
+    assert isinstance(told.finished.error, ConstraintTooCostly)
+    assert told.finished.error.status == 400
+
+
 def test_logprobs_as_sampled_are_among_the_allowed():
     told = run(new_engine(), [constrained([ODD] * 5, top_logprobs=4)])[0]
     assert len(told.logprobs) == 5
@@ -177,7 +269,7 @@ class Broken(Marching):
         super().__init__(march)
         self.at, self.where = at, where
 
-    def allowed(self):
+    def allowed(self, wait=0.0):  # noqa: ARG002
         if self.place == self.at and self.where == "mask":
             raise RuntimeError("no mask")
         return (

@@ -231,3 +231,48 @@ def test_without_metering_the_loops_would_not_be_seen():
 def test_a_model_without_a_template_cannot_use_it():
     with pytest.raises(BadTokenizer, match="brings no chat template"):
         Template.for_model(ModelText())
+
+
+def own(source: str, messages=HELLO) -> str:
+    """What a template file of the user's own renders."""
+    return Template.for_model(ModelText(template=source, is_users_template=True)).render(messages)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("{{ nothere }}", "nothere"),
+        ("{% if nothere %}a{% endif %}", "nothere"),
+        ("{% for m in mesages %}{{ m.content }}{% endfor %}", "mesages"),
+    ],
+)
+def test_a_name_that_nobody_defines_is_an_error_in_a_template_of_ones_own(source, name):
+    with pytest.raises(BadTokenizer, match=f"uses '{name}', which is not defined; it may use mess"):
+        own(source)
+
+
+def test_printing_a_field_that_is_not_there_is_an_error_in_a_template_of_ones_own():
+    with pytest.raises(TemplateError, match="prints 'contnt', which is not defined"):
+        own("{% for m in messages %}{{ m.contnt }}{% endfor %}")
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}", "today"),
+        ("{{ system | default('none') }}", "none"),
+        ("{% if custom is defined and custom %}x{% endif %}y", "y"),
+        (
+            "{% for m in messages %}{% if m.tool_calls %}x{% endif %}{{ m.content }}{% endfor %}",
+            "hello",
+        ),
+        ("{% if tools %}x{% endif %}{{ messages[0]['content'] }}", "hello"),
+        ("{% macro say(m) %}{{ m.content }}{% endmacro %}{{ say(messages[0]) }}", "hello"),
+    ],
+)
+def test_names_that_may_be_missing_are_no_error_in_a_template_of_ones_own(source, text):
+    assert own(source) == text
+
+
+def test_templates_of_models_may_use_names_that_nobody_defines():
+    assert run("a{{ nothere }}b{{ messages[0].nothere }}") == "ab"

@@ -1,6 +1,7 @@
 """`/explain`: what samplers did to each token, under the numbers asked for and under others."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -80,16 +81,22 @@ def test_what_cannot_be_explained_is_refused(fields, param):
 def test_an_explanation_can_be_cancelled_and_left():
     async def body():
         async with asked(engine()) as (live, _):
-            async with live.service.one_at_a_time:  # another replay
-                asking = asyncio.create_task(post(live, "/explain", ASK, 409))
-                leaving = asyncio.create_task(post(live, "/explain", ASK))
-                await live.until(lambda: len(live.service._open) == 2)
-                await live.until(lambda: live.engine.ledger["finished"] == 3)
-                leaving.cancel()
-                await live.until(lambda: len(live.service._open) == 1)
-                (id_,) = live.service._open
-                assert await live.status(f"/v1/requests/{id_}", "DELETE") == 200
-                assert (await asking)["error"]["code"] == "cancelled"
+            gate, prepare = threading.Event(), live.service.preparation
+            others = [  # replays of other clients
+                asyncio.create_task(prepare.do(client, gate.wait, is_dear=True))
+                for client in ("other", "another")
+            ]
+            asking = asyncio.create_task(post(live, "/explain", ASK, 409))
+            leaving = asyncio.create_task(post(live, "/explain", ASK))
+            await live.until(lambda: prepare.dear.waiting == 2)
+            leaving.cancel()
+            await live.until(lambda: len(live.service._open) == 1)
+            (id_,) = live.service._open
+            assert await live.status(f"/v1/requests/{id_}", "DELETE") == 200
+            assert (await asking)["error"]["code"] == "cancelled"
+            assert prepare.dear.waiting == 0
+            gate.set()
+            await asyncio.gather(*others)
             assert (await post(live, "/explain", ASK))["text"] == "bb"
             await live.settled()
 

@@ -12,6 +12,7 @@ from jaxllama.limits import LIMITS, Limit
 from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, KnobSpec, Sampler, Shaper, knobs_of
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
 
@@ -91,8 +92,7 @@ PLUGINS = Endpoint("GET", "/v1/plugins", "What is installed, with bounds", answe
 
 async def plugins(request: web.Request, service: GenerationService) -> web.Response:
     """What is installed."""
-    del request
-    return one_json(await service.off_loop(cards))
+    return one_json(await service.off_loop(cards, request[CALLER]))
 
 
 def cards(model: Model) -> PluginCards:

@@ -27,6 +27,7 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Caller, GenerationService, Model, Question
+from jaxllama.service.asking import weight
 
 
 class ScoreBody(ModelBody):
@@ -124,13 +125,13 @@ async def scores_of(
 
     def read(model: Model) -> tuple[list[int], list[list[int]]]:
         intake = model.intake
-        if body.messages is not None:
-            ids = intake.chat_ids([as_turn(turn) for turn in body.messages])
-        else:
-            ids = intake.ids(body.prompt or "")
+        is_chat = body.messages is not None
+        ids = intake.chat_ids(turns) if is_chat else intake.ids(body.prompt or "")
         return ids, continuations(intake, ids, texts, name)
 
-    ids, tails = await service.off_loop(read)
+    turns = [as_turn(turn) for turn in body.messages or ()]
+    size = weight([body.prompt, turns, texts])
+    ids, tails = await service.off_loop(read, caller, size=size)
     total = sum(map(len, tails)) + len(ids)
     if total > service.bounds.request_tokens:
         raise InvalidParameter(
@@ -138,14 +139,14 @@ async def scores_of(
             f"{service.bounds.request_tokens} for one request",
             name,
         )
-    turns = rounds(tails)
+    parts = rounds(tails)
     questions = []
-    for turn in turns:
-        now = [tails[index] for index in turn]
+    for part in parts:
+        now = [tails[index] for index in part]
         begin = partial(weigh, prompts=[ids] * len(now), tails=now)
         questions.append(Question(begin, tokens_to_weigh(ids, now)))
     found: dict[int, Score] = {}
-    for turn, answer in zip(turns, await service.ask_engine(questions, caller), strict=True):
-        for index, logprobs in zip(turn, answer, strict=True):
+    for part, answer in zip(parts, await service.ask_engine(questions, caller), strict=True):
+        for index, logprobs in zip(part, answer, strict=True):
             found[index] = as_score(logprobs, tails[index])
     return [found[index] for index in range(len(tails))]

@@ -19,8 +19,10 @@ from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.constraints import ToolDefinition, as_tool
 from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.asking import weight
 from jaxllama.text.tokenizer import Tokenizer
 
 OF_TEXTS = ("special", "begin", "add_special_tokens", "add_special", "parse_special")
@@ -128,7 +130,8 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
         ids = encode(tokenizer, body, source) if written is None else written.ids(model)
         return tokens_of(tokenizer, body, ids, model.engine.config.context)
 
-    return one_json(await service.off_loop(work))
+    size = len(getattr(body, source)) if written is None else written.size
+    return one_json(await service.off_loop(work, request[CALLER], size=size))
 
 
 def source_of(body: TokenizeBody) -> Source:
@@ -183,11 +186,11 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
     check_model(body.model, service.model)
 
     def work(model: Model) -> Text:
-        ids = model.intake.ids(body.tokens)
+        ids = model.intake.ids(body.tokens, fits=False)
         text = model.intake.tokenizer.decode(ids, special=body.special)
         return Text(text, text, text)
 
-    return one_json(await service.off_loop(work))
+    return one_json(await service.off_loop(work, request[CALLER], size=len(body.tokens)))
 
 
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
@@ -200,22 +203,24 @@ async def apply_template(request: web.Request, service: GenerationService) -> we
         ids = written.ids(model)
         return Rendered(written.text(model), ids, len(ids))
 
-    return one_json(await service.off_loop(work))
+    return one_json(await service.off_loop(work, request[CALLER], size=written.size))
 
 
 class Written:
-    """A conversation that is to be rendered, once for people and once for the model."""
+    """A conversation that is rendered as text and as token ids."""
 
     def __init__(self, format_: str | None, turns: list[Any], **more: Any) -> None:
         self._format, self._turns, self._more = format_, turns, more
+        self.size = weight([turns, more.get("tools")])  # characters
 
     def text(self, model: Model) -> str:
         """The prompt as text."""
         return model.intake.with_format(self._format).chat_text(self._turns, **self._more)
 
     def ids(self, model: Model) -> list[int]:
-        """The prompt as token ids."""
-        return model.intake.with_format(self._format).chat_ids(self._turns, **self._more)
+        """The prompt as token ids, also beyond the context."""
+        speaking = model.intake.with_format(self._format)
+        return speaking.chat_ids(self._turns, fits=False, **self._more)
 
 
 def conversation_of(request: web.Request, model: Model, body: Conversation) -> Written:

@@ -49,7 +49,7 @@ async def echo_of(
         model.engine.config.check_length(len(ids), 0)
         return ids, prompt if isinstance(prompt, str) else tokenizer.decode(ids)
 
-    ids, text = await service.off_loop(read)
+    ids, text = await service.off_loop(read, caller, size=len(prompt))
     if count is None:
         return Echo(text, ids, None)
     tops: list[tuple[tuple[int, float], ...]] = []

@@ -17,6 +17,7 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, Question
+from jaxllama.service.asking import weight
 
 
 class EmbeddingBody(Common, kw_only=True):
@@ -70,7 +71,9 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
     body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
     name = check_model(body.model, service.model)
     texts = as_prompts(body.input, "input", "inputs")
-    all_ids = await service.off_loop(lambda model: [ids_of(model, text) for text in texts])
+    all_ids = await service.off_loop(
+        lambda model: [ids_of(model, text) for text in texts], request[CALLER], size=weight(texts)
+    )
     total = sum(map(len, all_ids))
     if total > service.bounds.request_tokens:
         raise InvalidParameter(

@@ -1,0 +1,110 @@
+"""Cuts: the places at which a long text can be tokenized in pieces, with the tokens of the whole.
+
+Used by `Tokenizer`. The tokenizers library needs some 400 bytes for each character that it is
+given at once, so a long text goes through in pieces. Knows strings and encoders; must not know
+models.
+
+A cut is sound where no token of the vocabulary reaches across it, and where the rules that divide a
+text into words put a border there whatever follows. The first is read off the vocabulary, the
+second is tried with some hundred texts.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from jaxllama.errors import InvalidParameter
+
+PIECE = 16 << 10  # characters that are tokenized at a time, and a few more
+LONGEST_UNCUT = 256 << 10  # characters without a sound cut
+PROBES = 150
+ATOMS = (
+    *("the", "It's", "don't", "A", "ß", "é", "e\u0301", "漢字", "слово", "🙂", "12", "3456"),
+    *(" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "!", "...", "_", "-", "'", "<", "|"),
+)
+
+# Encodes a stretch of text; with True it follows other text.
+EncodeStretch = Callable[[str, bool], list[int]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One kind of place."""
+
+    place: str  # a pattern that matches there, without any character
+    crossed: re.Pattern[bytes]  # matches in the bytes of a token that could reach across
+    left: tuple[str, ...]  # what may stand before it in a probe
+    right: tuple[str, ...]  # what may stand after it
+
+
+LETTER = r"[^\W\d_]"
+BETWEEN_WORDS = Cut(
+    rf"(?<={LETTER})(?= {LETTER})", re.compile(rb"[A-Za-z\x80-\xff] "), ("x", "é"), (" y", " Ж")
+)
+AFTER_LINE = Cut(
+    rf"(?<={LETTER}\n)(?={LETTER})", re.compile(rb"\n[A-Za-z\x80-\xff]"), ("x\n", "é\n"), ("y", "Ж")
+)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The sound cuts of one tokenizer."""
+
+    place: re.Pattern[str] | None = None  # None: there are none
+    drops_space: bool = False  # the encoder puts a space in front of each stretch by itself
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """The text in pieces for the encoder; refuses one too long to be tokenized at once."""
+        at = 0
+        while len(text) - at > PIECE:
+            end = self._next(text, at)
+            if end is None:
+                break
+            yield self._as_given(text[at:end], at)
+            at = end
+        if len(text) - at > LONGEST_UNCUT:
+            raise InvalidParameter(
+                f"text has {len(text) - at} characters from character {at} on, without two words "
+                f"that a space or a line break divides in the first {LONGEST_UNCUT}; expected "
+                f"text with words, or at most {LONGEST_UNCUT} characters"
+            )
+        yield self._as_given(text[at:], at)
+
+    def _next(self, text: str, at: int) -> int | None:
+        """The first cut behind a whole piece."""
+        if self.place is None:
+            return None
+        found = self.place.search(text, at + PIECE, at + LONGEST_UNCUT)
+        return found.start() if found else None
+
+    def _as_given(self, piece: str, at: int) -> str:
+        return piece.removeprefix(" ") if at and self.drops_space else piece
+
+
+def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
+    """Find the cuts that are sound for a tokenizer with these tokens."""
+    whole = b"\0".join(tokens)
+    for drops_space in (False, True):
+        kinds = (BETWEEN_WORDS,) if drops_space else (BETWEEN_WORDS, AFTER_LINE)
+        sound = [
+            kind.place
+            for kind in kinds
+            if not kind.crossed.search(whole) and is_sound(kind, encode, drops_space=drops_space)
+        ]
+        if sound:
+            return Cuts(re.compile("|".join(sound)), drops_space)
+    return Cuts()
+
+
+def is_sound(kind: Cut, encode: EncodeStretch, *, drops_space: bool) -> bool:
+    """Whether texts that are cut there keep their tokens."""
+    rng = random.Random(0)
+    for probe in range(PROBES):
+        left = "".join(rng.choices(ATOMS, k=rng.randint(0, 9))) + rng.choice(kind.left)
+        right = rng.choice(kind.right) + "".join(rng.choices(ATOMS, k=rng.randint(0, 9)))
+        follows = bool(probe % 2)
+        rest = right.removeprefix(" ") if drops_space else right
+        if encode(left + right, follows) != encode(left, follows) + encode(rest, True):
+            return False
+    return True
