@@ -8,7 +8,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 BENCHES := machine kernels decode prefill classify sampling memory compile serve
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench clean
+.PHONY: help install serve test check format bench chaos clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -17,6 +17,7 @@ help:
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
+	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
 	@echo "make clean     remove the environment and all caches; models stay"
 
 install: $(READY)
@@ -46,6 +47,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench
 
 format: install
 	$(BIN)/ruff format .
@@ -56,6 +58,10 @@ bench: install
 		peer=; case " $(COMPARED) " in *" $$each "*) peer="$(PEER:%=--peer %)";; esac; \
 		$(BIN)/python bench/$$each.py --json --short $$peer || exit 1; \
 	done
+
+# make chaos CHAOS=--quick takes about two minutes; for more see CHAOS=--help.
+chaos: install
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
