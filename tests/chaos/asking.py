@@ -60,25 +60,27 @@ class Client:
     async def first_token(self, waits: "Waits") -> None:
         """Note the seconds until the first token of a short completion that no cache knows."""
         started = time.perf_counter()
-        async for _ in self._tokens(2, waits):
-            waits.seconds.append(time.perf_counter() - started)
-            return
+        moments = await self._moments(2, waits)
+        waits.seconds += [moment - started for moment in moments[:1]]
 
     async def between_tokens(self, tokens: int, waits: "Waits") -> None:
         """Note the seconds between the events of one stream."""
-        moments = [time.perf_counter() async for _ in self._tokens(tokens, waits)]
+        moments = await self._moments(tokens, waits)
         waits.seconds += [late - early for early, late in pairwise(moments)]
 
-    async def _tokens(self, count: int, waits: "Waits") -> AsyncIterator[dict[str, Any]]:
-        """The events with text of a completion that no cache knows; failures are noted."""
+    async def _moments(self, count: int, waits: "Waits") -> list[float]:
+        """When each event of a completion that no cache knows comes; failures are noted."""
         self.sent += 1
         prompt = words(8, f"{id(self)}, {self.sent}")
         body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
+        moments: list[float] = []
         try:
             async with asyncio.timeout(PATIENCE):
                 async for event in self.stream(body):
                     if event.get("choices"):
-                        yield event
+                        moments.append(time.perf_counter())
+                    elif "error" in event:
+                        waits.failures[f"error event {event['error'].get('code')}"] += 1
         except TimeoutError:
             waits.seconds.append(PATIENCE)
             waits.failures["timed out"] += 1
@@ -86,6 +88,7 @@ class Client:
             waits.failures[f"status {error.status}"] += 1
         except (aiohttp.ClientError, OSError) as error:
             waits.failures[type(error).__name__] += 1
+        return moments
 
 
 @dataclass

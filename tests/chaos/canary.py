@@ -131,6 +131,8 @@ class Canaries:
         """The digest of a stream's texts, reasons and log-probabilities, however it was cut."""
         text, rest = "", []
         async for event in self.client.stream(body):
+            if "choices" not in event:
+                raise aiohttp.ClientPayloadError(f"an event without choices: {event}")
             for choice in event["choices"]:
                 text += choice.get("text") or ""
                 rest.append((choice.get("finish_reason"), tokens_of(choice.get("logprobs"))))
