@@ -171,6 +171,14 @@ def test_a_board_that_does_not_know_where_it_measures_records_nothing() -> None:
         board.add("case", "s", [1.0])
 
 
+def test_another_platform_than_the_one_asked_for_is_refused() -> None:
+    check = module("environment").check_platform
+    check(None)
+    check("cpu")
+    with pytest.raises(Exception, match="JAX runs on cpu; expected gpu"):
+        check("cuda")
+
+
 def test_the_commit_is_that_of_the_repository() -> None:
     found = module("environment").commit()
     if found != "unknown":  # a folder without git's own
