@@ -6,17 +6,19 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.chaos import hostile_requests
+from tests.chaos import report as report_module
 from tests.chaos.asking import Waits
 from tests.chaos.canary import QUESTIONS, Canaries
 from tests.chaos.disconnects import plan
 from tests.chaos.hostile import Outcomes, status_of
 from tests.chaos.hostile_requests import KINDS, Shot, hostile
-from tests.chaos.report import Report, spread
+from tests.chaos.report import Report, spread, within
 from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import Resources
 
@@ -234,3 +236,9 @@ def test_times_are_told_by_median_and_the_latest() -> None:
     waits = Waits()
     waits.failures["status 503"] += 2
     assert waits.figures == {"count": 0, "failed": {"status 503": 2}}
+
+
+def test_an_attack_ends_early_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter((0.0, 1.0, 2.0, 2.5, 99.0))
+    monkeypatch.setattr(report_module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert list(within(2.4, 10)) == [0, 1]

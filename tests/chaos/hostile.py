@@ -3,18 +3,20 @@
 import asyncio
 import contextlib
 import re
+import time
 from collections import Counter
 
 from tests.chaos.asking import client
 from tests.chaos.canary import Canaries
 from tests.chaos.hostile_requests import Shot, hostile
-from tests.chaos.report import Report
+from tests.chaos.report import Report, within
 from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import NEIGHBOUR, Target
 
 AT_ONCE = 16
 WHOLE_SECONDS = 60.0  # for the answer to a whole request
 PART_SECONDS = 1.0  # where the server may wait for more
+MOST_SECONDS = 2400.0  # of all requests together
 MOST_BYTES = 1 << 20  # read of one answer
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 PROVISIONAL = re.compile(rb"\AHTTP/1\.[01] 1\d\d.*?\r\n\r\n", re.DOTALL)
@@ -29,10 +31,15 @@ class Outcomes:
         self.errors: list[str] = []  # requests that were answered 500
         self.unanswered: list[str] = []  # whole requests without an answer
 
+    @property
+    def total(self) -> int:
+        """How many requests were sent."""
+        return sum(found.total() for found in self.by_kind.values())
+
     def add(self, kind: str, number: int, shot: Shot, status: str) -> None:
         """Count one request."""
         self.by_kind.setdefault(kind, Counter())[status] += 1
-        told = f"{kind} {number}: {shot.raw[:3000]!r}"
+        told = f"{kind} {number}, {status}: {shot.raw[:3000]!r}"
         if status == "500":
             self.errors.append(told)
         if status in ("closed", "silent") and shot.is_whole:
@@ -46,13 +53,18 @@ async def attack(server: Target, report: Report, *, count: int, seed: int) -> No
         await canaries.learn()
         await fire(server, max(100, count // 20), seed + 1)  # what is made once, is made
         steadiness = await Steadiness.begin(server)
+        started = time.monotonic()
         async with canaries.singing():
             outcomes = await fire(server, count, seed)
+            seconds = time.monotonic() - started
         figures, promises = await steadiness.end()
     report.promise(
         "hostile requests",
-        canaries.hold | promises | {"no answer is a 500": not outcomes.errors},
-        requests=count,
+        canaries.hold
+        | promises
+        | {"no answer is a 500": not outcomes.errors, "all are sent": outcomes.total == count},
+        requests=outcomes.total,
+        seconds=round(seconds, 1),
         statuses={kind: dict(found) for kind, found in sorted(outcomes.by_kind.items())},
         answered_500=len(outcomes.errors),
         examples_500=[each[:600] for each in outcomes.errors[:KEPT_EXAMPLES]],
@@ -65,7 +77,7 @@ async def attack(server: Target, report: Report, *, count: int, seed: int) -> No
 
 async def fire(server: Target, count: int, seed: int) -> Outcomes:
     """Send so many, some at once."""
-    outcomes, numbers = Outcomes(), iter(range(count))
+    outcomes, numbers = Outcomes(), within(MOST_SECONDS, count)
 
     async def send() -> None:
         for number in numbers:

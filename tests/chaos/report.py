@@ -3,7 +3,8 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -24,6 +25,15 @@ class Report:
         broken = [each for each, holds in promises.items() if not holds]
         self.broken += [f"{name}: {each}" for each in broken]
         self.figure(name, **values, broken=broken)
+
+
+def within(seconds: float, count: int) -> Iterator[int]:
+    """Numbers from 0 to `count`, which end early once so many seconds have passed."""
+    until = time.monotonic() + seconds
+    for number in range(count):
+        if time.monotonic() > until:
+            return
+        yield number
 
 
 def spread(seconds: Iterable[float]) -> dict[str, float | int]:
