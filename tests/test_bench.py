@@ -393,6 +393,33 @@ def fake_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return opened
 
 
+@pytest.mark.parametrize("extra", [True, False])
+def test_the_setting_reaches_llama_cpp(extra: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, seen = module("llamacpp_worker"), []
+
+    def load(path: bytes, settings: Any) -> None:
+        seen.append((path, settings.use_extra_bufts))
+
+    bindings = SimpleNamespace(
+        llama_model_default_params=lambda: SimpleNamespace(use_extra_bufts=True),
+        llama_model_load_from_file=load,
+    )
+    monkeypatch.setattr(worker, "library", lambda: bindings)
+    sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
+    with pytest.raises(worker.PeerError, match="does not load"):
+        worker.Model("file", **sizes, extra_buffers=extra)
+    assert seen == [(b"file", extra)]
+
+
+def test_bindings_that_cannot_switch_buffers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = module("llamacpp_worker")
+    old = SimpleNamespace(llama_model_default_params=SimpleNamespace)
+    monkeypatch.setattr(worker, "library", lambda: old)
+    sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
+    with pytest.raises(worker.PeerError, match="0.3.36 or newer"):
+        worker.Model("file", **sizes, extra_buffers=True)
+
+
 @pytest.mark.parametrize("faster", ["extra", "plain"])
 def test_the_peer_is_measured_with_its_faster_setting(fake_peer: Any, faster: str) -> None:
     rates = {name: {"rate": 50.0 if name == faster else 10.0} for name in ("extra", "plain")}

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tests.chaos import disconnects, fairness, hostile
+from tests.chaos.asking import Waits
 from tests.chaos.report import Report
 from tests.chaos.target import package_of, target
 
@@ -87,6 +88,7 @@ async def be_unfair(python: str, report: Report, *, quick: bool, names: tuple[st
                 await scenario(at)
                 if not (server.is_alive and await server.settle(30.0)):
                     break  # the next one gets a new server
+                await at.light.first_token(Waits())  # waits for what the engine still does
 
 
 def keep(log: Path, folder: Path | None, name: str) -> None:
