@@ -16,7 +16,7 @@ from tests.chaos.target import NEIGHBOUR, Target
 AT_ONCE = 16
 WHOLE_SECONDS = 60.0  # for the answer to a whole request
 PART_SECONDS = 1.0  # where the server may wait for more
-MOST_SECONDS = 2400.0  # of all requests together
+MOST_SECONDS = 3600.0  # of all requests together
 MOST_BYTES = 1 << 20  # read of one answer
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 PROVISIONAL = re.compile(rb"\AHTTP/1\.[01] 1\d\d.*?\r\n\r\n", re.DOTALL)
