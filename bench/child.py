@@ -1,8 +1,10 @@
-"""A server as a process of its own that never outlives the process that started it.
+"""Processes that the benchmarks start, and a server that never outlives its benchmark.
 
-Used by `served.py` and by the attack in `tests/chaos`. Imports nothing but the standard library.
+Used by the scripts that start processes and by the attack in `tests/chaos`. Imports nothing but the
+standard library.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +48,12 @@ def server_process(
         yield process
     finally:
         stop(process)
+
+
+def importing_bench() -> dict[str, str]:
+    """The variables of a Python process that can import the scripts of this folder."""
+    folders = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

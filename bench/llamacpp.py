@@ -6,7 +6,6 @@ instruction there. So both settings are tried, and the faster that lives is meas
 """
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from typing import Any, Self
 
 import click
 import numpy as np
+from child import importing_bench
 
-HERE = Path(__file__).parent
 START = "import llamacpp_worker; llamacpp_worker.main()"
 SETTINGS = {"extra buffers": True, "plain buffers": False}
 TRIALS = 2  # of each setting; the first warms up
@@ -51,7 +50,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, str(handle)],
                 pass_fds=[handle],
-                env=os.environ | {"PYTHONPATH": str(HERE)},
+                env=importing_bench(),
             )
         try:
             self.call(kind, *arguments, **named)

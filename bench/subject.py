@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import jax
+from child import importing_bench
 from environment import Environment, check_platform, cores, environment_of_engine
 from harness import Board
 from llamacpp import LlamaCpp
@@ -124,7 +125,7 @@ class Subject:
         asked = json.dumps({"path": str(self.path.resolve()), **vars(self.loading)})
         found = subprocess.run(
             [sys.executable, "-c", ELSEWHERE, asked],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+            env=importing_bench(),
             capture_output=True,
             text=True,
             check=False,
