@@ -11,7 +11,7 @@ CLIENTS := openai litellm llm langchain-openai instructor "pydantic-ai-slim[open
 	"lm-eval[api]"
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench clients clean
+.PHONY: help install serve test check format bench chaos clients clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -20,6 +20,7 @@ help:
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
+	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make clean     remove the environment and all caches; models stay"
 
@@ -50,6 +51,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench
 
 format: install
 	$(BIN)/ruff format .
@@ -67,6 +69,10 @@ clients: install
 	@.clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 		$(CLIENTS)
 	@.clients/bin/python tests/clients/run.py
+
+# make chaos CHAOS=--quick takes about two minutes; for more see CHAOS=--help.
+chaos: install
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 clean:
 	rm -rf .venv .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,7 @@ from itertools import count
 
 import click
 from crowd import random_prompt
-from harness import Board, Measure, how_often, in_turn, repeated, script, seconds
+from harness import Board, Measure, Peer, how_often, in_turn, repeated, script, seconds
 from subject import Subject, modelled
 
 from jaxllama import LLM
@@ -49,7 +49,7 @@ def main(
         texts = (random_prompt(llm.config.vocab_size, tokens, seed) for seed in count())
         together, apart = measures(llm, texts, asked)
         ours, theirs = in_turn(how_often(board, repetitions), together, apart)
-    board.add(case, "s", ours, theirs, "separate prompts")
+    board.add(case, "s", ours, theirs, Peer("separate prompts"))
 
 
 def question(index: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 from harness import Board, how_often, repeated, script
-from subject import Subject, modelled
+from subject import Loading, Subject, loaded, subject_of
 
 COMMAND = ("-c", "from jaxllama.cli.main import main; main()")
 OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a time")
@@ -18,12 +18,14 @@ OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a t
 @click.command()
 @script("compile")
 @repeated
-@modelled
-def main(*, board: Board, repetitions: int | None, subject: Subject) -> None:
+@loaded
+def main(*, board: Board, repetitions: int | None, loading: Loading) -> None:
     """Measure `jaxllama generate -n 1` in a fresh process, each time from the empty cache on.
 
     Cold compiles every program and keeps it, warm loads them.
     """
+    subject = subject_of(loading)
+    board.environment = subject.environment_elsewhere()
     starts: dict[str, list[tuple[float, int]]] = {"cold": [], "warm": []}
     for _ in range(how_often(board, repetitions)):
         with tempfile.TemporaryDirectory() as cache:
@@ -39,9 +41,7 @@ def main(*, board: Board, repetitions: int | None, subject: Subject) -> None:
 def start(subject: Subject, cache: Path) -> tuple[float, int]:
     """Seconds to the first byte of the answer, and how many programs were compiled for it."""
     before = kept(cache)
-    model = ("-m", str(subject.path.resolve()))
-    loading = [f"--{name}={value}" for name, value in subject.loading.items()]
-    command = [sys.executable, *COMMAND, "generate", *model, *loading, *OPTIONS]
+    command = [sys.executable, *COMMAND, "generate", *subject.options, *OPTIONS]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(

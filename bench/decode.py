@@ -7,7 +7,8 @@ import click
 import jax
 from ceiling import read_rate
 from crowd import decode_rate, prompts_of, random_prompt
-from harness import Board, Measure, cores, how_often, in_turn, repeated, script
+from environment import cores
+from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
 from machine import stream
 from subject import Subject, compared_by_file
@@ -57,7 +58,7 @@ def main(
         case = f"{subject.name}, {count} slot{'s' * (count > 1)}, depth {depth}"
         with board.doing(case), ExitStack() as opened:
             llm = opened.enter_context(subject.load(slots=count, length=length))
-            peer = None
+            peer = crowd = None
             if subject.peer:
                 crowd = opened.enter_context(
                     subject.load_peer(sequences=count, length=length, flash=False)
@@ -65,8 +66,9 @@ def main(
                 peer = rate_of_peer(crowd, depth, tokens)
             prompts = prompts_of(llm.config.vocab_size, count, depth)
             ours, theirs = in_turn(times, rate_of_engine(llm, prompts, tokens), peer)
-            board.add(case, "tokens/s", ours, theirs, subject.peer_name)
-            if count == 1:
+            named = Peer(str(subject.peer_name), crowd.setting) if crowd else None
+            board.add(case, "tokens/s", ours, theirs, named)
+            if count == 1 and board.environment.backend == "cpu":
                 board.add(f"{case}, weights read", "% of bandwidth", shares_read(llm, ours))
 
 

@@ -6,7 +6,6 @@ Imported by every script of this folder. Knows nothing of what is measured.
 import dataclasses
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from environment import NAMES, Environment
 from rich.console import Console
 from rich.table import Table
 
@@ -32,17 +32,41 @@ class Record:
     case: str
     value: float
     unit: str
+    environment: Environment
     peer: str | None = None
     peer_value: float | None = None
     ratio: float | None = None  # how many times better than the peer: above 1 is faster
+    peer_setting: str | None = None  # with which the peer was faster, where it has several
+
+    @property
+    def peer_label(self) -> str:
+        """The peer and its setting; empty if there is no peer."""
+        setting = f" ({self.peer_setting})" if self.peer_setting else ""
+        return f"{self.peer}{setting}" if self.peer else ""
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Record":
+        """The record with these fields, as `fields` gives them; raises TypeError if it is none."""
+        environment = {name: value for name, value in fields.items() if name in NAMES}
+        rest = {name: value for name, value in fields.items() if name not in NAMES}
+        return cls(environment=Environment(**environment), **rest)
 
     def fields(self) -> dict[str, Any]:
-        """What there is, under the names that are printed."""
+        """The fields that are set, under the names that are printed."""
+        own = {name: value for name, value in vars(self).items() if name != "environment"}
         return {
             name: rounded(value) if isinstance(value, float) else value
-            for name, value in dataclasses.asdict(self).items()
+            for name, value in own.items()
             if value is not None
-        }
+        } | self.environment.fields()
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """The engine or server that ours is compared with: its name and its setting in this run."""
+
+    name: str
+    setting: str | None = None
 
 
 class Board:
@@ -51,6 +75,18 @@ class Board:
     def __init__(self, bench: str, *, as_json: bool, short: bool) -> None:
         self.bench, self.as_json, self.short = bench, as_json, short
         self.records: list[Record] = []
+        self._environment: Environment | None = None
+
+    @property
+    def environment(self) -> Environment:
+        """Where the next records are measured."""
+        if self._environment is None:
+            raise RuntimeError(f"{self.bench} records a figure before it says where it measures")
+        return self._environment
+
+    @environment.setter
+    def environment(self, environment: Environment) -> None:
+        self._environment = environment
 
     def add(
         self,
@@ -58,15 +94,20 @@ class Board:
         unit: str,
         ours: Sequence[float],
         theirs: Sequence[float] = (),
-        peer: str | None = None,
+        peer: Peer | None = None,
     ) -> None:
-        """Record a case: the medians of what was measured, and how they compare."""
+        """Record a case: the medians of both sides' values, and how they compare."""
         value = statistics.median(ours)
-        record = Record(self.bench, case, value, unit)
+        record = Record(self.bench, case, value, unit, self.environment)
         if peer is not None and theirs:
             other = statistics.median(theirs)
-            ratio = value / other if unit.endswith("/s") else other / value
-            record = dataclasses.replace(record, peer=peer, peer_value=other, ratio=ratio)
+            record = dataclasses.replace(
+                record,
+                peer=peer.name,
+                peer_value=other,
+                ratio=value / other if unit.endswith("/s") else other / value,
+                peer_setting=peer.setting,
+            )
         self.records.append(record)
         if self.as_json:
             click.echo(json.dumps(record.fields()))
@@ -128,13 +169,6 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def cores() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def rounded(value: float) -> float:
     """Four digits that count; the rest is noise."""
     return float(f"{value:.4g}")
@@ -142,15 +176,16 @@ def rounded(value: float) -> float:
 
 def table(records: Sequence[Record]) -> Table:
     """Records as a table."""
-    shown = Table(title=records[0].bench, title_justify="left")
+    shown = Table(title=records[0].bench, title_justify="left", caption_justify="left")
+    shown.caption = "\n".join(dict.fromkeys(str(record.environment) for record in records))
     for name in ("case", "value", "unit"):
         shown.add_column(name, justify="right" if name == "value" else "left")
-    peers = sorted({record.peer for record in records if record.peer})
+    peers = sorted({record.peer_label for record in records if record.peer})
     for name in (*peers, *(["ratio"] if peers else [])):
         shown.add_column(name, justify="right")
     for record in records:
         row = [record.case, number(record.value), record.unit]
-        row += [number(record.peer_value) if record.peer == peer else "" for peer in peers]
+        row += [number(record.peer_value) if record.peer_label == peer else "" for peer in peers]
         row += [f"{record.ratio:.2f}x" if record.ratio else ""] if peers else []
         shown.add_row(*row)
     return shown

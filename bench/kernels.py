@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from ceiling import ceilings, read_rate
+from environment import environment_of_machine
 from harness import Board, how_often, repeated, script, seconds
 from machine import SHORT_BYTES, stream
 
@@ -100,6 +101,7 @@ def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     if given["isa"] and not library.force_isa(given["isa"]):
         raise click.ClickException(f"this processor has no {given['isa']}")
     library.set_threads(given["threads"] or library.threads())
+    board.environment = environment_of_machine(library.threads(), kernels="cpu")
     times = how_often(board, repetitions)
     with board.doing("the machine's ceilings"):
         limits = ceilings(library.threads())

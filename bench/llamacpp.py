@@ -1,229 +1,196 @@
-"""The peer: llama.cpp through the low-level bindings of llama-cpp-python, on the same files.
+"""The peer: llama.cpp on the same files, in a process of its own.
 
-Called by the scripts when --peer is given. Counts as llama-batched-bench does: all sequences in
-one batch, logits for each, tokens given and not sampled. Knows nothing of jaxllama.
+Called by the scripts when --peer is given. llama.cpp can keep weights in extra buffers, in an order
+for its fastest kernels; on some processors with AMX its build for the machine dies of an illegal
+instruction there. So both settings are tried, and the faster that lives is measured.
 """
 
-import ctypes
-import functools
-import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import click
 import numpy as np
-from harness import seconds
+from child import importing_bench
 
-CACHE_PADDING = 256  # llama.cpp rounds the cache of a sequence up to this
-BATCH = 2048  # llama-batched-bench's own defaults
-PHYSICAL_BATCH = 512
-SEED = 1
-UNDERSTOOD = {  # our knobs that have their like here
+START = "import llamacpp_worker; llamacpp_worker.main()"
+SETTINGS = {"extra buffers": True, "plain buffers": False}
+TRIALS = 2  # of each setting; the first warms up
+STOP_SECONDS = 10.0
+UNDERSTOOD = {  # our knobs that llama.cpp has samplers for
     *("temperature", "top_k", "top_p", "min_p", "logit_bias"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty"),
 }
 
 
-@functools.cache
-def library() -> ModuleType:
-    """The bindings, silenced."""
-    try:
-        bindings = importlib.import_module("llama_cpp")
-    except ImportError as error:
-        raise click.UsageError(
-            "--peer llama.cpp needs llama-cpp-python; install the extra: "
-            'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install "jaxllama[bench]"'
-        ) from error
-    bindings.llama_log_set(SILENT, None)
-    bindings.llama_backend_init()
-    return bindings
+class PeerDied(Exception):
+    """The process ended in the middle of a call; says how."""
 
 
-def silent(_level: int, _text: bytes, _user: object) -> None:
-    """Swallow the log."""
+class Worker:
+    """A process with one model or one chain of samplers in it."""
+
+    def __init__(self, kind: str, *arguments: object, **named: object) -> None:
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise click.UsageError(
+                "--peer llama.cpp needs llama-cpp-python; install the extra: "
+                'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install "jaxllama[bench]"'
+            )
+        ours, theirs = Pipe()
+        self.connection: Connection[Any, Any] = ours
+        with theirs:
+            handle = theirs.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START, str(handle)],
+                pass_fds=[handle],
+                env=importing_bench(),
+            )
+        try:
+            self.call(kind, *arguments, **named)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, *arguments: object, **named: object) -> Any:
+        """What a method of the object returns; raises PeerDied if the process ends instead."""
+        try:
+            self.connection.send((name, arguments, named))
+            error, answer = self.connection.recv()
+        except (EOFError, OSError) as lost:
+            raise PeerDied(how_it_ended(self.process.wait())) from lost
+        if error is not None:
+            raise click.ClickException(error)
+        return answer
+
+    def close(self) -> None:
+        """End the process, by force if it does not see that the pipe is closed."""
+        self.connection.close()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
-SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(silent)
+def how_it_ended(code: int) -> str:
+    """The name of the signal that ended a process, or its exit code."""
+    with suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"exit code {code}"
 
 
 class LlamaCpp:
     """One model, and a cache for a number of sequences of a given length.
 
-    `flash` lets it choose flash attention. That is the faster for prompts; deep in a context it
-    decodes 2.6 times as fast without (16 sequences at 4,000 tokens: 390 against 1,030 ms a step).
+    The first rate that is measured is measured with every setting, and decides which one stays.
     """
 
     def __init__(
         self, path: Path, *, sequences: int, length: int, threads: int, flash: bool = True
     ) -> None:
-        self.lib = library()
-        self.sequences = sequences
-        self.model = self.lib.llama_model_load_from_file(
-            str(path).encode(), self.lib.llama_model_default_params()
-        )
-        if not self.model:
-            raise click.ClickException(f"llama.cpp does not load {path}")
-        settings = self.lib.llama_context_default_params()
-        each = -(-length // CACHE_PADDING) * CACHE_PADDING
-        settings.n_ctx, settings.n_seq_max = sequences * each, sequences
-        settings.n_batch, settings.n_ubatch = BATCH, PHYSICAL_BATCH
-        settings.n_threads = settings.n_threads_batch = threads
-        settings.kv_unified = False
-        if not flash:
-            settings.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.context = self.lib.llama_init_from_model(self.model, settings)
-        if not self.context:
-            raise click.ClickException(f"llama.cpp makes no context of {settings.n_ctx} tokens")
-        self.memory = self.lib.llama_get_memory(self.context)
-        self.vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
-        self.batch = self.lib.llama_batch_init(BATCH, 0, 1)
-        self.slots = slots_of(self.batch, BATCH)
-        self._rng = np.random.default_rng(SEED)
+        sizes = {"sequences": sequences, "length": length, "threads": threads, "flash": flash}
+        self.workers: dict[str, Worker] = {}
+        self.deaths: dict[str, str] = {}
+        try:
+            for setting, extra in SETTINGS.items():
+                with self._watching(setting):
+                    worker = Worker("model", str(path), **sizes, extra_buffers=extra)
+                    self.workers[setting] = worker
+            self.vocab = int(self._each("vocab").popitem()[1])
+        except BaseException:
+            self.close()
+            raise
+        self.is_chosen = False
 
-    def __enter__(self) -> "LlamaCpp":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lib.llama_batch_free(self.batch)
-        self.lib.llama_free(self.context)
-        self.lib.llama_model_free(self.model)
+        self.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self.workers.values():
+            worker.close()
+        self.workers.clear()
+
+    @property
+    def setting(self) -> str:
+        """The setting that is measured, and which ones llama.cpp died with."""
+        died = "".join(f"; with {name} it dies of {how}" for name, how in self.deaths.items())
+        return f"{' or '.join(self.workers)}{died}"
 
     def prompt_rate(self, tokens: Sequence[int]) -> float:
         """Tokens per second of a prompt into an empty cache."""
-        self.lib.llama_memory_clear(self.memory, True)
-        return len(tokens) / seconds(lambda: self._prompt(tokens))
+        return self._rate("prompt_rate", list(tokens))
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """The same prompt in every sequence: computed once and copied."""
-        self.lib.llama_memory_clear(self.memory, True)
-        self._prompt(tokens)
-        for sequence in range(1, self.sequences):
-            self.lib.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
+        """Put the same prompt into every sequence."""
+        self._each("fill", list(tokens))
 
     def decode_rate(self, depth: int, count: int) -> float:
         """Tokens per second of `count` tokens for every sequence; then they are forgotten."""
-        ids = self._rng.integers(0, self.vocab, (count, self.sequences))
-        self._own(range(self.sequences))
-        self.slots.logits[: self.sequences] = 1
+        return self._rate("decode_rate", depth, count)
 
-        def decode() -> None:
-            for step, each in enumerate(ids):
-                self._decode(each, depth + step)
+    def _rate(self, name: str, *arguments: object) -> float:
+        """A rate with the setting that stays; the first time it is chosen."""
+        rates = self._each(name, *arguments)
+        if not self.is_chosen:
+            for _ in range(TRIALS - 1):
+                rates = self._each(name, *arguments)
+            self._keep(max(rates, key=lambda setting: float(rates[setting])))
+        return float(max(rates.values()))
 
-        taken = seconds(decode)
-        for sequence in range(self.sequences):
-            self.lib.llama_memory_seq_rm(self.memory, sequence, depth, -1)
-        return count * self.sequences / taken
+    def _keep(self, best: str) -> None:
+        """End every process but the one with this setting."""
+        for setting in self.workers.keys() - {best}:
+            self.workers.pop(setting).close()
+        self.is_chosen = True
 
-    def _prompt(self, tokens: Sequence[int]) -> None:
-        """A prompt of sequence 0, in as few calls as it takes; logits for the last token only."""
-        self._own([0] * BATCH)
-        for start in range(0, len(tokens), BATCH):
-            part = tokens[start : start + BATCH]
-            self.slots.logits[: len(part)] = 0
-            self.slots.logits[len(part) - 1] = 1
-            self._decode(part, np.arange(start, start + len(part)))
+    def _each(self, name: str, *arguments: object) -> dict[str, Any]:
+        """What a method returns with each setting that llama.cpp lives with, by setting."""
+        found = {}
+        for setting, worker in list(self.workers.items()):
+            with self._watching(setting):
+                found[setting] = worker.call(name, *arguments)
+        if not found:
+            raise click.ClickException(f"llama.cpp cannot be measured{self.setting}")
+        return found
 
-    def _own(self, sequences: Iterable[int]) -> None:
-        """Which sequence each token of the next calls belongs to."""
-        for index, sequence in enumerate(sequences):
-            self.batch.seq_id[index][0] = sequence
-
-    def _decode(self, tokens: Sequence[int] | np.ndarray, places: int | np.ndarray) -> None:
-        """One call; it returns when the logits are there."""
-        count = self.batch.n_tokens = len(tokens)
-        self.slots.token[:count], self.slots.pos[:count] = tokens, places
-        code = self.lib.llama_decode(self.context, self.batch)
-        if code:
-            raise click.ClickException(f"llama_decode says {code} for {count} tokens")
-        self.lib.llama_synchronize(self.context)
-
-
-class Slots(NamedTuple):
-    """The arrays of a llama_batch, as NumPy sees them."""
-
-    token: np.ndarray
-    pos: np.ndarray
-    logits: np.ndarray
-
-
-def slots_of(batch: Any, size: int) -> Slots:
-    """The arrays of a batch; every token belongs to one sequence."""
-    view = np.ctypeslib.as_array
-    view(batch.n_seq_id, (size,))[:] = 1
-    return Slots(*(view(field, (size,)) for field in (batch.token, batch.pos, batch.logits)))
+    @contextmanager
+    def _watching(self, setting: str) -> Iterator[None]:
+        """Note that llama.cpp died with a setting, instead of raising PeerDied."""
+        try:
+            yield
+        except PeerDied as death:
+            self.deaths[setting] = str(death)
+            if worker := self.workers.pop(setting, None):
+                worker.close()
 
 
 class Chain:
     """Samplers of llama.cpp, one chain per row, applied to rows of logits one after the other."""
 
     def __init__(self, knobs: Mapping[str, Any], rows: np.ndarray, history: Sequence[int]) -> None:
-        self.lib = library()
-        count, vocab = rows.shape
-        self.entries = np.zeros(
-            (count, vocab), [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
-        )
-        self.entries["id"], self.entries["logit"] = np.arange(vocab), rows
-        self.scratch = self.entries[0].copy()
-        self.chains = [make_chain(self.lib, knobs, vocab, len(history)) for _ in range(count)]
-        for chain in self.chains:
-            for token in history:
-                self.lib.llama_sampler_accept(chain, token)
+        self.worker = Worker("chain", dict(knobs), rows, list(history))
 
-    def __enter__(self) -> "Chain":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for chain in self.chains:
-            self.lib.llama_sampler_free(chain)
+        self.worker.close()
 
     def sample(self) -> list[int]:
         """A token for every row."""
-        kind = self.lib.llama_token_data_p
-        drawn = []
-        for chain, row in zip(self.chains, self.entries, strict=True):
-            np.copyto(self.scratch, row)  # llama.cpp builds this list for every token too
-            pointer = self.scratch.ctypes.data_as(kind)
-            entries = self.lib.llama_token_data_array(pointer, len(row), -1, False)
-            self.lib.llama_sampler_apply(chain, ctypes.byref(entries))
-            drawn.append(int(entries.data[entries.selected].id))
-        return drawn
+        return list(self.worker.call("sample"))
 
-
-def make_chain(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> Any:
-    """The samplers that mean the same as our knobs, in llama.cpp's own order."""
-    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    for stage in stages(lib, knobs, vocab, window):
-        lib.llama_sampler_chain_add(chain, stage)
-    return chain
-
-
-def stages(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> list[Any]:
-    """The samplers that knobs ask for; penalties look at the newest `window` tokens."""
-    found: list[Any] = []
-    if bias := knobs.get("logit_bias"):
-        pairs = (lib.llama_logit_bias * len(bias))(*bias.items())
-        found.append(lib.llama_sampler_init_logit_bias(vocab, len(bias), pairs))
-    found += penalties(lib, knobs, vocab, window)
-    makers: dict[str, Callable[[Any], Any]] = {
-        "top_k": lib.llama_sampler_init_top_k,
-        "top_p": lambda p: lib.llama_sampler_init_top_p(p, 1),
-        "min_p": lambda p: lib.llama_sampler_init_min_p(p, 1),
-    }
-    found += [make(knobs[name]) for name, make in makers.items() if name in knobs]
-    if not knobs.get("temperature"):
-        return [*found, lib.llama_sampler_init_greedy()]
-    heat = lib.llama_sampler_init_temp(knobs["temperature"])
-    return [*found, heat, lib.llama_sampler_init_dist(SEED)]
-
-
-def penalties(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> list[Any]:
-    """The sampler of repetition, frequency and presence, if one of them is on."""
-    repeat = knobs.get("repetition_penalty", 1.0)
-    frequency = knobs.get("frequency_penalty", 0.0)
-    presence = knobs.get("presence_penalty", 0.0)
-    if (repeat, frequency, presence) == (1.0, 0.0, 0.0):
-        return []
-    return [lib.llama_sampler_init_penalties(vocab, window, repeat, frequency, presence)]
+    def seconds(self) -> float:
+        """Seconds of choosing a token for every row."""
+        return float(self.worker.call("seconds"))

@@ -64,7 +64,7 @@ class Shape:
 def shaped(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a shape; the function is called with a `shape`."""
 
-    def option(name: str, least: float, help_: str) -> Callable[..., Any]:
+    def option(name: str, least: int, help_: str) -> Callable[..., Any]:
         default = getattr(Shape, name)
         kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=0.01)
         return click.option(f"--{name}", type=kind, default=default, show_default=True, help=help_)

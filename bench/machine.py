@@ -3,13 +3,13 @@
 Other scripts hold their figures against what `ceiling.py` reads of `stream`.
 """
 
-import platform
 from pathlib import Path
 
 import click
 import numpy as np
 from ceiling import read_rate
-from harness import Board, cores, how_often, repeated, script
+from environment import cores, environment_of_machine, processor
+from harness import Board, how_often, repeated, script
 
 BYTES, SHORT_BYTES = 256 << 20, 64 << 20  # larger than the caches of most
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -21,6 +21,7 @@ TIMES = 4  # the largest cache: no more than a quarter of it can still be there
 @repeated
 def main(*, board: Board, repetitions: int | None) -> None:
     """Say how many cores there are and measure how fast they read memory."""
+    board.environment = environment_of_machine()
     board.add(processor(), "cores", [cores()])
     words = stream(SHORT_BYTES) if board.short else stream()
     for threads in sorted({1, min(2, cores()), cores()}):
@@ -39,16 +40,6 @@ def largest_cache() -> int:
     units = {"K": 1 << 10, "M": 1 << 20}
     sizes = [path.read_text(encoding="utf-8").strip() for path in CACHES.glob("index*/size")]
     return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=0)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 if __name__ == "__main__":

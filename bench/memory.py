@@ -11,7 +11,7 @@ from subject import Subject, modelled
 
 from jaxllama import LLM
 from jaxllama.cli.heap import keep_large_blocks_apart
-from jaxllama.loading import choose_kernels, engine_config, read_weights
+from jaxllama.loading import read_weights
 from jaxllama.sharding import make_mesh
 from jaxllama.weights import open_checkpoint
 
@@ -53,8 +53,7 @@ def main(*, board: Board, subject: Subject, steps: int | None) -> None:
 def loading(subject: Subject) -> tuple[int, int]:
     """Bytes by which memory rose at most while weights were read, and bytes they take."""
     with open_checkpoint(subject.path) as checkpoint:
-        body = choose_kernels(subject.kernels or "auto", None, checkpoint.config)
-        engine = engine_config(checkpoint.config, body)
+        engine = subject.engine_config(checkpoint.config)
         mesh = make_mesh(engine, checkpoint.config)
         jax.device_put(0).block_until_ready()
         RESET.write_text("5")  # the peak is counted from here

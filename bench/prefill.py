@@ -5,7 +5,7 @@ from itertools import count
 
 import click
 from crowd import random_prompt, seconds_to_first
-from harness import Board, Measure, how_often, in_turn, repeated, script
+from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
 from llamacpp import LlamaCpp
 from subject import Subject, compared_by_file
 
@@ -41,12 +41,13 @@ def main(
     case, times = f"{subject.name}, {tokens} tokens", how_often(board, repetitions)
     with board.doing(case), ExitStack() as opened:
         llm = opened.enter_context(subject.load(slots=slots, length=tokens + 1))
-        peer = None
+        peer = reader = None
         if subject.peer:
             reader = opened.enter_context(subject.load_peer(sequences=1, length=tokens))
             peer = rate_of_peer(reader, tokens)
         ours, theirs = in_turn(times, rate_of_engine(llm, tokens), peer)
-    board.add(case, "tokens/s", ours, theirs, subject.peer_name)
+        named = Peer(str(subject.peer_name), reader.setting) if reader else None
+    board.add(case, "tokens/s", ours, theirs, named)
 
 
 def rate_of_engine(llm: LLM, tokens: int) -> Measure:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from environment import NAMES, Environment
 from harness import Record, number
 
 MANY = re.compile(r"(?P<rest>.*?)\b(?P<count>\d+) (?P<what>slot|stream)s?\b(?P<tail>.*)")
-COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio")
+COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio", "environment")
+FIGURES = ("value", "peer value", "ratio", "environment")
 OURS, PEER = "#2a6f97", "#c9a227"
 PARITY = 1.0  # as fast as the peer
 
@@ -32,7 +34,7 @@ Curve = dict[int, tuple[float, float | None]]  # how many: ours, the peer's
 def main(files: Sequence[Iterable[str]], out: Path) -> None:
     """Turn FILES of JSON lines, as --json prints them, into a markdown table and plots.
 
-    A case that was measured again replaces the one before.
+    A case that was measured again in the same environment replaces the one before.
     """
     records = newest(record for lines in files for record in read(lines))
     if not records:
@@ -52,8 +54,8 @@ def read(lines: Iterable[str]) -> list[Record]:
     for place, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                records.append(Record(**json.loads(line)))
-            except (ValueError, TypeError) as error:
+                records.append(Record.of(json.loads(line)))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise click.UsageError(
                     f"line {place} is no record: {line.strip()[:60]!r}; expected a line that "
                     f"--json printed."
@@ -62,24 +64,45 @@ def read(lines: Iterable[str]) -> list[Record]:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each case and peer, in the order of their first."""
-    return list({(each.bench, each.case, each.peer): each for each in records}.values())
+    """The last record of each case, peer and environment, in the order of their first."""
+    last = {(each.bench, each.case, each.peer, each.environment): each for each in records}
+    return list(last.values())
+
+
+def numbers(records: Iterable[Record]) -> dict[Environment, int]:
+    """The environments of records, numbered from 1 in the order of their first record."""
+    found = dict.fromkeys(record.environment for record in records)
+    return {environment: number for number, environment in enumerate(found, start=1)}
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """All records as a table."""
-    ruler = ("---", "---", "---:", "---", "---", "---:", "---:")
-    lines = [COLUMNS, ruler, *(cells(record) for record in records)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """All records as a table, and their environments as another."""
+    named = numbers(records)
+    places = [[str(place), *environment_cells(each)] for each, place in named.items()]
+    return (
+        table(COLUMNS, [cells(record, named[record.environment]) for record in records])
+        + "\n"
+        + table(["environment", *(name.replace("_", " ") for name in NAMES)], places)
+    )
 
 
-def cells(record: Record) -> tuple[str, ...]:
-    """One line of the table."""
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A markdown table; figures stand to the right."""
+    ruler = ["---:" if name in FIGURES else "---" for name in columns]
+    texts = [[text.replace("|", "\\|") for text in line] for line in (columns, ruler, *lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in texts)
+
+
+def cells(record: Record, place: int) -> list[str]:
+    """One line of the table of records; `place` is the number of its environment."""
     ratio = "" if record.ratio is None else f"{record.ratio:.2f}x"
-    peer_value = number(record.peer_value)
-    peer = record.peer or ""
-    texts = (record.bench, record.case, number(record.value), record.unit, peer, peer_value, ratio)
-    return tuple(text.replace("|", "\\|") for text in texts)
+    figures = (number(record.value), record.unit, record.peer_label, number(record.peer_value))
+    return [record.bench, record.case, *figures, ratio, str(place)]
+
+
+def environment_cells(environment: Environment) -> list[str]:
+    """One line of the table of environments, without its number."""
+    return [str(environment.fields().get(name, "")) for name in NAMES]
 
 
 def draw(records: Sequence[Record], out: Path) -> list[Path]:
@@ -96,7 +119,12 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
 def draw_ratios(records: Sequence[Record], path: Path) -> Path:
     """A bar for each case: how many times as fast as the peer."""
     figure, axes = new_figure(height=1.2 + 0.35 * len(records))
-    names = [f"{record.bench}: {record.case}\nvs {record.peer}" for record in records]
+    named = numbers(records)
+    names = [
+        f"{record.bench}: {record.case}\nvs {record.peer_label}, "
+        f"environment {named[record.environment]}"
+        for record in records
+    ]
     ratios = [record.ratio or 0.0 for record in records]
     bars = axes.barh(names, ratios, color=OURS)
     axes.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3)
@@ -111,12 +139,14 @@ def draw_ratios(records: Sequence[Record], path: Path) -> Path:
 def curves(records: Iterable[Record]) -> dict[Name, Curve]:
     """Cases that differ in their number of slots or streams only, where there are several."""
     found: dict[Name, Curve] = {}
+    named = numbers(records := list(records))
     for record in records:
         match = MANY.fullmatch(record.case)
         if match:
             growing = f"{match['what']}s"
             title = f"{record.bench}: {match['rest']}by {growing}{match['tail']}"
-            title += f", {record.peer}" if record.peer else ""
+            title += f", {record.peer_label}" if record.peer else ""
+            title += f", environment {named[record.environment]}" if len(named) > 1 else ""
             curve = found.setdefault((title, growing, record.unit), {})
             curve[int(match["count"])] = (record.value, record.peer_value)
     return {name: curve for name, curve in found.items() if len(curve) > 1}

@@ -17,6 +17,7 @@ from crowd import decode_rate, request
 from harness import (
     Board,
     Measure,
+    Peer,
     how_often,
     in_turn,
     repeated,
@@ -91,9 +92,9 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
                 other = None
                 if subject.peer and knobs.keys() <= UNDERSTOOD:
                     chain = opened.enter_context(Chain(knobs, logits, prompts[0]))
-                    other = per_row(chain.sample, rows)
+                    other = per_row_of(chain.seconds, rows)
                 ours, theirs, rates = in_turn(times, bank, other, step)
-            board.add(case, "us/row", ours, theirs, subject.peer)
+            board.add(case, "us/row", ours, theirs, Peer(subject.peer) if subject.peer else None)
             pairs = zip(ours, rates, strict=True)
             board.add(f"{case}, share of a step", "%", [us * rate / 1e4 for us, rate in pairs])
         if not board.short:
@@ -223,7 +224,12 @@ def made_anew(body: str, logits: Any, index: Any) -> tuple[Any, Any]:
 
 def per_row(action: Callable[[], object], rows: int) -> Measure:
     """Microseconds per row of something that serves all rows."""
-    return lambda: seconds(action) / rows * 1e6
+    return per_row_of(lambda: seconds(action), rows)
+
+
+def per_row_of(measure: Measure, rows: int) -> Measure:
+    """Microseconds per row of something that says how many seconds all rows take."""
+    return lambda: measure() / rows * 1e6
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from itertools import pairwise
 
 import click
 from crowd import taken
-from harness import Board, how_often, in_turn, repeated, script, seconds
+from harness import Board, Peer, how_often, in_turn, repeated, script, seconds
 from load import Answer, Clients, Load, Shape, shaped
 from served import Served, model_of, reached
 
@@ -55,6 +56,9 @@ def main(  # noqa: PLR0913 - an option for each kind of load
     if not (concurrency or rate or overhead):
         concurrency = SHORT_STREAMS if board.short else STREAMS
         overhead = served.subject is not None
+    if overhead:  # the server and an engine in this process share a GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    board.environment = served.environment()
     context = 2 * shape.prompt + shape.tokens + 64  # a word may be more than a token
     with ExitStack() as opened:
         with board.doing("starting"):
@@ -98,9 +102,10 @@ def tell(board: Board, case: str, rounds: Sequence[Sequence[Load]], peer: str | 
             raise click.ClickException(f"{case}: no answer came to its end ({kinds})")
     for name, (unit, figure) in FIGURES.items():
         found = [[figure(load) for load in loads if load.whole] for loads in rounds]
-        known = [[value for value in values if not math.isnan(value)] for values in found]
-        if known[0]:
-            board.add(f"{case}{name}", unit, known[0], *known[1:], peer=peer)
+        ours, *others = [[value for value in values if not math.isnan(value)] for values in found]
+        theirs = others[0] if others else []
+        if ours:
+            board.add(f"{case}{name}", unit, ours, theirs, Peer(peer) if peer else None)
     for loads, owner in zip(rounds, ("", f", {peer}"), strict=False):
         lost = errors(loads)
         board.add(f"{case}{owner}, lost", "requests", [lost.total()])
@@ -208,7 +213,7 @@ def compare_with_engine(board: Board, clients: Clients, llm: LLM, times: int) ->
     gc.collect()
     gc.freeze()  # what is loaded here must not hold up the clients
     ours, theirs = in_turn(times, over_http, by_the_engine)
-    board.add(case, "s", ours, theirs, "the engine alone")
+    board.add(case, "s", ours, theirs, Peer("the engine alone"))
     board.add(f"{case} adds", "%", [max(0.0, share(ours, theirs) - 100)])
     works = [load.cores * load.seconds for load in loads[1:]]
     board.add(f"{case} adds, clients' own work", "%", [share(works, theirs)])

@@ -1,4 +1,4 @@
-"""Served: the servers that are measured - whichever is named, or else one of our own.
+"""Served: the servers that are measured - the one at an address, or else one of our own.
 
 Used by `serve.py`. Our own runs as a process of its own, as anybody would start it.
 """
@@ -8,7 +8,6 @@ import functools
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -20,12 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+from child import server_process
+from environment import Environment, environment_of_server
 from subject import Loading, Subject, loaded, subject_of
 
-COMMAND = ("-c", "from jaxllama.cli.main import main; main()", "serve", "--port", "0")
 ADDRESS = re.compile(r"listening on (http://\S+)")
 LOOK_SECONDS = 0.05  # between two looks whether it is ready
-STOP_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,12 @@ class Served:
         """What records call the peer."""
         return urlsplit(self.peer).netloc if self.peer else None
 
+    def environment(self) -> Environment:
+        """The environment of the server, as far as it is known."""
+        if self.subject is None:
+            return environment_of_server(urlsplit(self.url or "").netloc)
+        return self.subject.environment_elsewhere()
+
     @contextmanager
     def running(self, context: int) -> Iterator[str]:
         """The address of the server; ours is started, with room for so much, and stopped."""
@@ -49,19 +54,12 @@ class Served:
             yield self.url
             return
         assert self.subject is not None
-        model = ("-m", str(self.subject.path.resolve()))
-        loading = {**self.subject.loading, "slots": self.slots, "context": context}
-        options = [f"--{name}={value}" for name, value in loading.items()]
+        sizes = (f"--slots={self.slots}", f"--context={context}")
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
-            with log.open("wb") as told:
-                process = subprocess.Popen(
-                    [sys.executable, *COMMAND, *model, *options], stderr=told
-                )
-            try:
+            options = ("--port", "0", *self.subject.options, *sizes)
+            with server_process(options, log) as process:
                 yield wait_until_ready(process, log)
-            finally:
-                stop(process)
 
 
 def reached(function: Callable[..., None]) -> Callable[..., None]:
@@ -75,9 +73,9 @@ def reached(function: Callable[..., None]) -> Callable[..., None]:
     def run(
         *, url: str | None, peer: str | None, slots: int | None, loading: Loading, **given: Any
     ) -> None:
-        if url and any((*loading, slots)):
+        if url and (loading.is_given or slots):
             raise click.UsageError(
-                "--model, --kernels, --threads and --slots are for a server of our own; "
+                "--slots and the options of loading a model are for a server of our own; "
                 "leave them out with --url."
             )
         subject = None if url else subject_of(loading)
@@ -115,13 +113,3 @@ def model_of(url: str) -> str:
         raise click.ClickException(
             f"{url}/v1/models lists no model: {error}; expected an OpenAI-compatible server"
         ) from error
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End our server, at the latest by force."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -5,22 +5,56 @@ Used by the scripts that load a model.
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from harness import cores
+import jax
+from child import importing_bench
+from environment import Environment, check_platform, cores, environment_of_engine
+from harness import Board
 from llamacpp import LlamaCpp
 from write_gguf import FILES, model_file
 
 from jaxllama import LLM
-from jaxllama.config import KERNELS
+from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS, EngineConfig, ModelConfig
+from jaxllama.loading import choose_kernels, engine_config
+from jaxllama.weights import open_checkpoint
 
 PEERS = ("llama.cpp",)
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+ELSEWHERE = "import subject, sys; subject.print_environment(sys.argv[1])"
 
-Loading = tuple[str | None, str | None, int | None]  # model, kernels, threads; as given
+
+@dataclass(frozen=True)
+class Loading:
+    """The options of loading a model, as given; None where jaxllama chooses."""
+
+    model: str | None = None
+    platform: str | None = None
+    mesh: str | None = None
+    dtype: str | None = None
+    cache_dtype: str | None = None
+    kernels: str | None = None
+    threads: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any option is."""
+        return any(value is not None for value in vars(self).values())
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of LLM.load that were given."""
+        chosen = vars(self).items()
+        own = ("model", "platform")  # of the benchmarks
+        return {name: value for name, value in chosen if name not in own and value is not None}
 
 
 @dataclass(frozen=True)
@@ -28,23 +62,27 @@ class Subject:
     """The file we read and how, the peer if there is one, and the file it reads."""
 
     path: Path
-    kernels: str | None = None  # None: as jaxllama chooses
-    threads: int | None = None
+    loading: Loading = Loading()
     peer: str | None = None
     peer_path: Path | None = None  # None: the same file
 
     @property
     def name(self) -> str:
-        """How cases call the model."""
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else None
-        unusual = ", ".join(filter(None, (self.kernels, threads)))
-        return f"{self.path.stem} ({unusual})" if unusual else self.path.stem
+        """How cases call the model: its file, and what was not left to jaxllama."""
+        texts = [f"{name.replace('_', ' ')} {value}" for name, value in self._unusual.items()]
+        return f"{self.path.stem} ({', '.join(texts)})" if texts else self.path.stem
 
     @property
-    def loading(self) -> dict[str, Any]:
-        """The arguments of LLM.load that were given."""
-        given = {"kernels": self.kernels, "threads": self.threads}
-        return {name: value for name, value in given.items() if value is not None}
+    def _unusual(self) -> dict[str, Any]:
+        platform = {"platform": self.loading.platform} if self.loading.platform else {}
+        return {**platform, **self.loading.arguments}
+
+    @property
+    def options(self) -> list[str]:
+        """The options of a jaxllama command that loads this model likewise."""
+        given = self.loading.arguments.items()
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in given]
+        return ["-m", str(self.path.resolve()), *options]
 
     @property
     def peer_name(self) -> str | None:
@@ -53,48 +91,111 @@ class Subject:
 
     def load(self, *, slots: int, length: int) -> LLM:
         """The model, with room for `length` tokens in each slot."""
-        return LLM.load(self.path, slots=slots, context=length, **self.loading)
+        return LLM.load(self.path, slots=slots, context=length, **self.loading.arguments)
 
     def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCpp:
         """The peer, with room for as much."""
-        path, threads = self.peer_path or self.path, self.threads or cores()
+        path, threads = self.peer_path or self.path, self.loading.threads or cores()
         return LlamaCpp(path, sequences=sequences, length=length, threads=threads, flash=flash)
+
+    def engine_config(self, model: ModelConfig) -> EngineConfig:
+        """The engine that `load` makes, but for its size."""
+        loading = self.loading
+        return engine_config(
+            model,
+            choose_kernels(loading.kernels or "auto", loading.mesh, model),
+            dtype=loading.dtype,
+            cache_dtype=loading.cache_dtype,
+            mesh=loading.mesh,
+        )
+
+    def environment(self) -> Environment:
+        """The environment in which this process measures it; starts JAX."""
+        check_platform(self.loading.platform)
+        with open_checkpoint(self.path) as checkpoint:
+            return environment_of_engine(
+                self.engine_config(checkpoint.config), self.loading.threads
+            )
+
+    def environment_elsewhere(self) -> Environment:
+        """The environment in which a process that we start measures it.
+
+        Found in a process, too: JAX, once started here, would keep most of a GPU's memory.
+        """
+        asked = json.dumps({"path": str(self.path.resolve()), **vars(self.loading)})
+        found = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, asked],
+            env=importing_bench(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if found.returncode:
+            raise click.ClickException(found.stderr.strip())
+        return Environment(**json.loads(found.stdout))
+
+
+def print_environment(asked: str) -> None:
+    """Print the environment of a subject: path and loading, as a JSON object."""
+    fields = json.loads(asked)
+    subject = Subject(Path(fields.pop("path")), Loading(**fields))
+    try:
+        click.echo(json.dumps(subject.environment().fields()))
+    except click.ClickException as error:
+        sys.exit(error.message)
 
 
 def loaded(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of loading a model; the function is called with them, as `loading`."""
     model = f"Name, file, or one of {', '.join(FILES)} [default: smollm2-135m]."
     kernels = "As of `jaxllama generate` [default: as it chooses]."
+    names = [field.name for field in dataclasses.fields(Loading)]
 
     @click.option("-m", "--model", help=model)
+    @click.option(
+        "--platform",
+        type=click.Choice(PLATFORMS),
+        help="What JAX runs on [default: what it finds, or JAX_PLATFORMS].",
+    )
+    @click.option("--mesh", metavar="data=D,model=M", help="Devices to spread the model over.")
+    @click.option("--dtype", type=click.Choice(DTYPES), help="Of dense weights.")
+    @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Of the KV cache.")
     @click.option("--kernels", type=click.Choice(("auto", *KERNELS)), help=kernels)
     @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
     @functools.wraps(function)
-    def run(*, model: str | None, kernels: str | None, threads: int | None, **given: Any) -> None:
-        function(loading=(model, kernels, threads), **given)
-
-    return run
-
-
-def modelled(function: Callable[..., None]) -> Callable[..., None]:
-    """Add those; the function is called with a `subject`."""
-
-    @loaded
-    @functools.wraps(function)
-    def run(*, loading: Loading, **given: Any) -> None:
-        function(subject=subject_of(loading), **given)
+    def run(**given: Any) -> None:
+        loading = Loading(**{name: given.pop(name) for name in names})
+        if loading.platform:
+            os.environ["JAX_PLATFORMS"] = loading.platform  # for the processes that we start
+            jax.config.update("jax_platforms", loading.platform)
+        function(loading=loading, **given)
 
     return run
 
 
 def subject_of(loading: Loading) -> Subject:
-    """The subject that the options of loading a model ask for."""
-    model, kernels, threads = loading
-    return Subject(model_file(model), kernels, threads)
+    """The subject that the options of loading a model name."""
+    return Subject(model_file(loading.model), loading)
+
+
+def modelled(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of loading a model; the function is called with a `subject`.
+
+    The model is measured in this process, and the board is told so.
+    """
+
+    @loaded
+    @functools.wraps(function)
+    def run(*, board: Board, loading: Loading, **given: Any) -> None:
+        subject = subject_of(loading)
+        board.environment = subject.environment()
+        function(board=board, subject=subject, **given)
+
+    return run
 
 
 def compared(function: Callable[..., None]) -> Callable[..., None]:
-    """Add those and --peer; the function is called with a `subject`."""
+    """Add the options of loading a model and --peer; the function is called with a `subject`."""
 
     @modelled
     @click.option("--peer", type=click.Choice(PEERS), help="Measure this engine in turn with ours.")
@@ -106,7 +207,7 @@ def compared(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def compared_by_file(function: Callable[..., None]) -> Callable[..., None]:
-    """Add those and --peer-model; the function is called with a `subject`."""
+    """Add the options of `compared` and --peer-model; the function is called with a `subject`."""
 
     @compared
     @click.option("--peer-model", help="What the peer reads instead [default: the same file].")

@@ -59,6 +59,11 @@ class Kinds:
     layers: Type
     embedding: Type
 
+    @property
+    def file_type(self) -> gguf.LlamaFileType:
+        """What general.file_type calls a file by the type of most of its matrices."""
+        return gguf.LlamaFileType[f"MOSTLY_{self.layers.name}"]
+
 
 Q4_0 = Kinds(Type.Q4_0, Type.Q8_0)  # as llama-quantize does for the default model
 PURE_Q4_0 = Kinds(Type.Q4_0, Type.Q4_0)
@@ -210,6 +215,7 @@ def random_tensors(shape: Shape) -> Tensors:
 
 def write(writer: gguf.GGUFWriter, tensors: Tensors, count: int, kinds: Kinds) -> None:
     """The tensors in their final types, then the file; quantised, they fit in memory."""
+    writer.add_file_type(kinds.file_type)
     console = Console(stderr=True)
     with Progress(transient=True, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"writing {writer.path}", total=count)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from gguf.quants import dequantize
 
+from jaxllama import LLM
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
@@ -38,13 +40,28 @@ pytestmark = pytest.mark.usefixtures("no_samplers")
 MEASURED = ("logit_bias", "min_p", "repetition", "top_k", "top_p")  # samplers
 PEER_KEYS = {"peer", "peer_value", "ratio"}
 KEYS = {"bench", "case", "value", "unit"}
-RECORDS = [
+CODE_KEYS = {"commit", "jax", "jaxlib"}
+MACHINE_KEYS = {"backend", "device", "devices", "threads"}
+MODEL_KEYS = {"mesh", "dtype", "cache_dtype", "kernels"}
+WITHOUT_MODEL = {"machine": set(), "kernels": {"kernels"}}  # what they say of those
+MACHINE = {"backend": "cpu", "device": "some processor", "devices": 1, "threads": 2} | {
+    "commit": "0123456789ab",
+    "jax": "1.0",
+    "jaxlib": "1.1",
+}
+FIGURES = [
     {"bench": "decode", "case": "m, 1 slot, depth 64", "value": 20.0, "unit": "tokens/s"}
     | {"peer": "llama.cpp", "peer_value": 10.0, "ratio": 2.0},
     {"bench": "decode", "case": "m, 4 slots, depth 64", "value": 60.0, "unit": "tokens/s"}
     | {"peer": "llama.cpp", "peer_value": 15.0, "ratio": 4.0},
     {"bench": "machine", "case": "read, 1 thread", "value": 22.5, "unit": "GB/s"},
 ]
+RECORDS: list[dict[str, Any]] = [figure | MACHINE for figure in FIGURES]
+LOADERS = {"classify", "compile", "decode", "memory", "prefill", "sampling", "serve"}  # of a model
+LOADING = (
+    *("--platform", "cpu", "--dtype", "float32", "--cache-dtype", "bfloat16"),
+    *("--mesh", "data=1,model=2", "--kernels", "xla"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +106,10 @@ def records(name: str, *arguments: str) -> dict[str, dict[str, Any]]:
 
 
 def check_record(bench: str, record: dict[str, Any]) -> None:
-    assert record.keys() in (KEYS, KEYS | PEER_KEYS)
+    model = WITHOUT_MODEL.get(bench, MODEL_KEYS)
+    own = record.keys() - {"peer_setting"} - MACHINE_KEYS - CODE_KEYS - model
+    assert own in (KEYS, KEYS | PEER_KEYS)
+    assert record.keys() >= MACHINE_KEYS | CODE_KEYS | model
     assert record["bench"] == bench
     assert record["case"]
     assert record["unit"]
@@ -123,6 +143,7 @@ def test_the_scripts_are_those_that_were_promised() -> None:
         {"bench": "prefill"},
         {"peer": "llama.cpp"},
         {"note": "one key too many"},
+        {"mesh": "of a model that is not there"},
     ],
 )
 def test_the_check_of_records_can_fail(wrong: dict[str, Any]) -> None:
@@ -130,6 +151,84 @@ def test_the_check_of_records_can_fail(wrong: dict[str, Any]) -> None:
     check_record("machine", right)
     with pytest.raises(AssertionError):
         check_record("machine", right | wrong)
+
+
+@pytest.mark.parametrize("name", sorted(MACHINE_KEYS | CODE_KEYS))
+def test_a_record_without_its_environment_is_none(name: str) -> None:
+    less = {key: value for key, value in RECORDS[-1].items() if key != name}
+    with pytest.raises(AssertionError):
+        check_record("machine", less)
+    with pytest.raises(Exception, match="no record"):
+        module("report").read([json.dumps(less)])
+
+
+def test_a_board_that_does_not_know_where_it_measures_records_nothing() -> None:
+    board = module("harness").Board("some", as_json=False, short=False)
+    with pytest.raises(RuntimeError, match="before it says where"):
+        board.add("case", "s", [1.0])
+
+
+def test_another_platform_than_the_one_asked_for_is_refused() -> None:
+    check = module("environment").check_platform
+    check(None)
+    check("cpu")
+    with pytest.raises(Exception, match="JAX runs on cpu; expected gpu"):
+        check("cuda")
+
+
+def test_the_commit_is_that_of_the_repository() -> None:
+    found = module("environment").commit()
+    if found != "unknown":  # a folder without git's own
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        whole = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        assert whole.startswith(found.removesuffix("+changes"))
+
+
+# How models are loaded.
+
+
+def test_every_script_that_loads_a_model_is_listed() -> None:
+    accepting = {name for name in SCRIPTS if "--cache-dtype" in run(name, "--help").output}
+    using = {name for name in SCRIPTS if "--model" in run(name, "--help").output}
+    assert accepting == using == LOADERS
+
+
+def check_loading(found: dict[str, dict[str, Any]]) -> None:
+    """Every record says what LOADING asked for."""
+    for case, record in found.items():
+        assert case.startswith(TINY)
+        assert (record["backend"], record["mesh"]) == ("cpu", "data=1,model=2")
+        assert (record["dtype"], record["cache_dtype"]) == ("float32", "bfloat16")
+        assert (record["kernels"], record["devices"]) == ("xla", 8)
+        assert record["device"] != "cpu"  # every processor has that name
+
+
+def test_how_a_model_is_loaded_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    loaded: list[Any] = []
+    load = LLM.load.__func__
+    engine = classmethod(lambda *given, **named: loaded.append(load(*given, **named)) or loaded[-1])
+    monkeypatch.setattr(LLM, "load", engine)
+    check_loading(records("decode", "-m", TINY, *few(), "--slots", "2", *LOADING))
+    (llm,) = loaded
+    size = llm.engine_config
+    assert (size.dtype, size.cache_dtype, size.kernels) == ("float32", "bfloat16", "xla")
+    assert (size.data_parallel, size.model_parallel) == (1, 2)
+
+
+def test_how_a_process_loads_a_model_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    subjects: list[Any] = []
+
+    def start(subject: Any, _cache: Path) -> tuple[float, int]:
+        subjects.append(subject)
+        return 1.0, 2
+
+    monkeypatch.setattr(module("compile"), "start", start)
+    check_loading(records("compile", "-m", TINY, "--repetitions", "1", *LOADING))
+    assert subjects[0].options[2:] == [
+        *("--mesh=data=1,model=2", "--dtype=float32", "--cache-dtype=bfloat16", "--kernels=xla")
+    ]
 
 
 def test_make_bench_runs_every_script_that_measures() -> None:
@@ -230,7 +329,6 @@ def test_a_start_that_fails_says_why() -> None:
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    module("llamacpp").library.cache_clear()
     result = run("prefill", "-m", TINY, "--tokens", "15", "--peer", "llama.cpp")
     assert result.exit_code == 2
     assert "jaxllama[bench]" in result.stderr
@@ -263,6 +361,128 @@ def test_the_peer_is_measured_on_the_same_file(name: str, arguments: tuple[str, 
     compared = [record for record in found.values() if "peer" in record]
     assert compared
     assert all(record["peer"] == "llama.cpp" for record in compared)
+    if name != "sampling":  # samplers touch no weights
+        assert all("buffers" in record["peer_setting"] for record in compared)
+
+
+FAKE_PEER = """
+import json, os, pathlib, signal
+import llamacpp_worker
+
+class Model:
+    def __init__(self, path, *, extra_buffers, **sizes):
+        self.extra, self.calls = extra_buffers, 0
+        plans = json.loads(pathlib.Path(path).read_text())
+        self.plan = plans["extra" if extra_buffers else "plain"]
+        self.may_die("load")
+
+    def may_die(self, where):
+        if self.plan.get("dies") == where:
+            os.kill(os.getpid(), signal.SIGILL)
+
+    def vocab(self):
+        return 512
+
+    def fill(self, tokens):
+        self.may_die("fill")
+
+    def decode_rate(self, depth, count):
+        self.may_die("decode")
+        self.calls += 1
+        return self.plan["rate"] + self.calls / 100
+
+    def prompt_rate(self, tokens):
+        return self.decode_rate(0, 1)
+
+llamacpp_worker.MAKERS["model"] = Model
+llamacpp_worker.main()
+"""
+
+
+@pytest.fixture
+def fake_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Opens a peer whose process runs at these rates or dies at these places, by setting."""
+    peers = module("llamacpp")
+    monkeypatch.setattr(peers, "START", FAKE_PEER)
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(__spec__=SimpleNamespace()))
+
+    def opened(**plan: Any) -> Any:
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        return peers.LlamaCpp(tmp_path / "plan.json", sequences=2, length=8, threads=1)
+
+    return opened
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_the_setting_reaches_llama_cpp(extra: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, seen = module("llamacpp_worker"), []
+
+    def load(path: bytes, settings: Any) -> None:
+        seen.append((path, settings.use_extra_bufts))
+
+    bindings = SimpleNamespace(
+        llama_model_default_params=lambda: SimpleNamespace(use_extra_bufts=True),
+        llama_model_load_from_file=load,
+    )
+    monkeypatch.setattr(worker, "library", lambda: bindings)
+    sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
+    with pytest.raises(worker.PeerError, match="does not load"):
+        worker.Model("file", **sizes, extra_buffers=extra)
+    assert seen == [(b"file", extra)]
+
+
+def test_bindings_that_cannot_switch_buffers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = module("llamacpp_worker")
+    old = SimpleNamespace(llama_model_default_params=SimpleNamespace)
+    monkeypatch.setattr(worker, "library", lambda: old)
+    sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
+    with pytest.raises(worker.PeerError, match=r"0\.3\.36 or newer"):
+        worker.Model("file", **sizes, extra_buffers=True)
+
+
+@pytest.mark.parametrize("faster", ["extra", "plain"])
+def test_the_peer_is_measured_with_its_faster_setting(fake_peer: Any, faster: str) -> None:
+    rates = {name: {"rate": 50.0 if name == faster else 10.0} for name in ("extra", "plain")}
+    with fake_peer(**rates) as peer:
+        assert peer.setting == "extra buffers or plain buffers"
+        peer.fill([1, 2])
+        assert [peer.decode_rate(2, 3) for _ in range(2)] == [50.02, 50.03]
+        assert peer.setting == f"{faster} buffers"
+        assert [worker.process.poll() for worker in peer.workers.values()] == [None]
+
+
+@pytest.mark.parametrize("place", ["load", "fill", "decode"])
+def test_a_setting_that_kills_the_peer_is_left_out_and_named(fake_peer: Any, place: str) -> None:
+    with fake_peer(extra={"rate": 50.0, "dies": place}, plain={"rate": 10.0}) as peer:
+        peer.fill([1, 2])
+        assert peer.decode_rate(2, 3) == 10.02
+        assert peer.setting == "plain buffers; with extra buffers it dies of SIGILL"
+
+
+def test_a_peer_that_dies_with_every_setting_stops_the_benchmark(fake_peer: Any) -> None:
+    dead = {"rate": 1.0, "dies": "decode"}
+    with fake_peer(extra=dead, plain=dead) as peer, pytest.raises(Exception, match="SIGILL") as why:
+        peer.decode_rate(2, 3)
+    assert "with plain buffers it dies" in str(why.value)
+
+
+def test_the_setting_of_the_peer_is_recorded(
+    fake_peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = module("subject").Subject
+    opened = [fake_peer(extra={"rate": 1.0, "dies": "decode"}, plain={"rate": 2.0})]
+    monkeypatch.setattr(subject, "load_peer", lambda *_args, **_sizes: opened[0])
+    arguments = ("-m", TINY, "--tokens", "15", "--repetitions", "1", "--peer", "llama.cpp")
+    (found,) = records("prefill", *arguments).values()
+    assert found["peer_setting"] == "plain buffers; with extra buffers it dies of SIGILL"
+    assert found["peer_value"] == 2.03
+
+
+def test_the_processes_of_the_peer_end_with_it(fake_peer: Any) -> None:
+    with fake_peer(extra={"rate": 1.0}, plain={"rate": 2.0}) as peer:
+        processes = [worker.process for worker in peer.workers.values()]
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.poll() for process in processes] == [0, 0]
 
 
 def test_the_peer_draws_what_our_knobs_mean() -> None:
@@ -303,9 +523,12 @@ def test_measures_take_turns_and_the_first_round_does_not_count() -> None:
     [("tokens/s", 2.0), ("GB/s", 2.0), ("us/row", 0.5), ("s", 0.5)],
 )
 def test_a_ratio_above_one_means_faster(unit: str, ratio: float) -> None:
-    board = module("harness").Board("some", as_json=False, short=False)
-    board.add("case", unit, [5.0, 100.0, 20.0], [10.0, 9.0, 11.0], "peer")
+    harness = module("harness")
+    board = harness.Board("some", as_json=False, short=False)
+    board.environment = module("environment").Environment(**MACHINE)
+    board.add("case", unit, [5.0, 100.0, 20.0], [10.0, 9.0, 11.0], harness.Peer("peer", "plain"))
     record = board.records[0]
+    assert record.peer_label == "peer (plain)"
     assert (record.value, record.peer_value, record.ratio) == (20.0, 10.0, ratio)
 
 
@@ -401,7 +624,10 @@ def test_requantised_files_hold_the_same_model(name: str, tmp_path: Path) -> Non
     files.write_random(files.TINY, tmp_path / "source.gguf", files.F16)
     files.requantise(tmp_path / "source.gguf", target, kinds)
     source, other = gguf.GGUFReader(tmp_path / "source.gguf"), gguf.GGUFReader(target)
-    assert metadata(other) == metadata(source)
+    named, before = metadata(other), metadata(source)
+    assert named.pop("general.file_type") == {"F16": 1, "Q4_0": 2, "Q8_0": 7}[kinds.layers.name]
+    assert before.pop("general.file_type") == 1
+    assert named == before
     steps = {"Q4_0": 0.126, "Q8_0": 0.005, "F16": 0.0, "F32": 0.0}  # an eighth, 1/254, nothing
     for one, two in zip(source.tensors, other.tensors, strict=True):
         assert one.name == two.name
@@ -432,9 +658,42 @@ def test_the_report_is_a_table_of_all_records() -> None:
     report = module("report")
     table = report.markdown(report.read(lines(RECORDS).splitlines()))
     assert table.splitlines()[2:] == [
-        "| decode | m, 1 slot, depth 64 | 20 | tokens/s | llama.cpp | 10 | 2.00x |",
-        "| decode | m, 4 slots, depth 64 | 60 | tokens/s | llama.cpp | 15 | 4.00x |",
-        "| machine | read, 1 thread | 22.5 | GB/s |  |  |  |",
+        "| decode | m, 1 slot, depth 64 | 20 | tokens/s | llama.cpp | 10 | 2.00x | 1 |",
+        "| decode | m, 4 slots, depth 64 | 60 | tokens/s | llama.cpp | 15 | 4.00x | 1 |",
+        "| machine | read, 1 thread | 22.5 | GB/s |  |  |  | 1 |",
+        "",
+        "| environment | backend | device | devices | commit | jax | jaxlib | threads | mesh "
+        "| dtype | cache dtype | kernels |",
+        "| ---: | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | cpu | some processor | 1 | 0123456789ab | 1.0 | 1.1 | 2 |  |  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backend": "gpu", "device": "some GPU"},
+        {"devices": 8, "mesh": "data=8,model=1"},
+        {"dtype": "bfloat16"},
+        {"cache_dtype": "int8"},
+        {"kernels": "xla"},
+        {"commit": "ba9876543210"},
+        {"jax": "1.2"},
+        {"threads": 1},
+    ],
+)
+def test_the_report_keeps_environments_apart(other: dict[str, Any]) -> None:
+    report = module("report")
+    elsewhere = [record | other | {"value": 5.0} for record in RECORDS]
+    kept = report.newest(report.read(lines([*RECORDS, *elsewhere]).splitlines()))
+    assert [record.value for record in kept] == [20.0, 60.0, 22.5, 5.0, 5.0, 5.0]
+    table = report.markdown(kept).splitlines()
+    assert [line.split(" | ")[-1] for line in table[2:8]] == ["1 |"] * 3 + ["2 |"] * 3
+    assert [
+        {each: one for each, (one, _) in curve.items()} for curve in report.curves(kept).values()
+    ] == [
+        {1: 20.0, 4: 60.0},
+        {1: 5.0, 4: 5.0},
     ]
 
 
@@ -455,6 +714,7 @@ def test_the_report_joins_every_figure_of_a_server_by_its_streams() -> None:
     report = module("report")
     found = [
         {"bench": "serve", "case": f"m, {count}, 8+8 tokens{tail}", "value": 1.0, "unit": unit}
+        | MACHINE
         for count in ("1 stream", "16 streams")
         for tail, unit in (("", "tokens/s"), (", first token, p99", "ms"))
     ]
@@ -485,7 +745,8 @@ def test_the_report_refuses_lines_that_are_no_records(line: str, tmp_path: Path)
 
 def test_a_record_survives_being_printed_and_read() -> None:
     harness, report = module("harness"), module("report")
-    record = harness.Record("decode", "case", 1.25, "tokens/s", "peer", 0.5, 2.5)
+    where = module("environment").Environment(**MACHINE, mesh="data=1,model=1")
+    record = harness.Record("decode", "case", 1.25, "tokens/s", where, "peer", 0.5, 2.5, "plain")
     (again,) = report.read([json.dumps(record.fields())])
     assert dataclasses.asdict(again) == dataclasses.asdict(record)
 

@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import importlib
 import json
+import os
 import queue
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -126,6 +130,8 @@ def test_two_servers_are_measured_in_turn(chat: tuple[str, ...]) -> None:
     ]
     assert all(found[f"{case}{figure}"]["peer"] == name for figure in FIGURES)
     assert found[f"{case}, lost"]["value"] == 0
+    assert {record["backend"] for record in found.values()} == {"http"}
+    assert {record["device"] for record in found.values()} == {url.removeprefix("http://")}
 
 
 def test_an_open_load_is_measured() -> None:
@@ -179,6 +185,7 @@ def test_requests_that_were_lost_are_told_by_kind() -> None:
     whole = load.Answer(0.0, ["a", "b"], [1.0, 2.0], 2, 2.0)
     lost = [load.Answer(0.0, error=kind) for kind in ("cut off", "HTTP 429", "cut off")]
     board = harness.Board("serve", as_json=False, short=False)
+    board.environment = module("environment").environment_of_machine()
     serve.tell(board, "c", [[load.Load([whole, *lost], 4.0, 0.1)]], None)
     found = {record.case: record.value for record in board.records}
     assert found["c"] == 0.5
@@ -201,7 +208,13 @@ def test_clients_that_work_hard_say_so(capsys: pytest.CaptureFixture[str]) -> No
     assert "0.60 of a core" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [("-m", "tiny-q4_0"), ("--slots", "2"), ("--overhead",)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("-m", "tiny-q4_0"), ("--slots", "2"), ("--overhead",), ("--dtype", "float32")),
+        *(("--mesh", "data=1,model=1"), ("--platform", "cpu"), ("--cache-dtype", "int8")),
+    ],
+)
 def test_what_is_for_a_server_of_our_own_is_refused_with_a_url(option: tuple[str, ...]) -> None:
     result = run("--url", "http://127.0.0.1:1", *option)
     assert result.exit_code == 2
@@ -212,3 +225,37 @@ def test_an_address_without_models_is_refused() -> None:
     result = run("--url", "http://127.0.0.1:1")
     assert result.exit_code == 1
     assert "OpenAI-compatible" in result.stderr
+
+
+STARTS = """
+import os, pathlib, sys
+sys.path.insert(0, {bench!r})
+import child
+
+with child.server_process(["--port", "0", "-m", {missing!r}], pathlib.Path({log!r})) as process:
+    print(process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_server_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
+    starter = STARTS.format(bench=str(BENCH), missing="tiny", log=str(tmp_path / "log"))
+    # A server that would wait for ever: a jaxllama in the folder of the log is what it imports.
+    package = tmp_path / "jaxllama/cli"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "main.py").write_text("import time\ndef main():\n    time.sleep(3600)\n")
+    benchmark = subprocess.Popen(
+        [sys.executable, "-c", starter], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with benchmark:
+        assert benchmark.stdout is not None
+        server = int(benchmark.stdout.readline())
+        handle = os.pidfd_open(server)  # ready once the process has ended
+        try:
+            benchmark.kill()
+            ready, _, _ = select.select([handle], [], [], 60.0)
+        finally:
+            os.close(handle)
+    assert ready == [handle]

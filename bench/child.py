@@ -1,0 +1,68 @@
+"""Processes that the benchmarks start, and a server that never outlives its benchmark.
+
+Used by the scripts that start processes and by the attack in `tests/chaos`. Imports nothing but the
+standard library.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+STOP_SECONDS = 30.0
+# The parent holds the other end of standard input; however it ends, the pipe closes then.
+SERVE = """
+import os, signal, threading
+
+def follow_parent():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=follow_parent, daemon=True).start()
+from jaxllama.cli.main import main
+main()
+"""
+
+
+@contextmanager
+def server_process(
+    arguments: Sequence[str], log: Path, *, python: str = sys.executable
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `jaxllama serve` of a Python environment with its log in a file, and stop it at the end.
+
+    It runs in the folder of the log: a jaxllama in the current folder would go before the
+    environment's own.
+    """
+    command = [python, "-c", SERVE, "serve", *arguments]
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+        )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def importing_bench() -> dict[str, str]:
+    """The variables of a Python process that can import the scripts of this folder."""
+    folders = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, at the latest by force."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

@@ -1,0 +1,123 @@
+"""The environment of a measurement: the machine, the device, how the model is held, the versions.
+
+Every record carries one, and the report compares no figures of different environments by mistake.
+Knows nothing of what is measured.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+
+from jaxllama.config import EngineConfig
+
+ROOT = Path(__file__).parents[1]
+CPU_DEVICE = "cpu"  # what JAX calls every processor
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where a figure was measured; None for what the benchmark does not have."""
+
+    backend: str  # of JAX: cpu, gpu or tpu; http for a server that was started elsewhere
+    device: str
+    devices: int
+    commit: str
+    jax: str
+    jaxlib: str
+    threads: int
+    mesh: str | None = None
+    dtype: str | None = None
+    cache_dtype: str | None = None
+    kernels: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.fields().items())
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that are set, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Environment))
+
+
+def environment_of_machine(threads: int | None = None, kernels: str | None = None) -> Environment:
+    """The environment of a benchmark that loads no model: this processor."""
+    return Environment("cpu", processor(), 1, threads=threads or cores(), kernels=kernels, **code())
+
+
+def environment_of_server(url: str) -> Environment:
+    """The environment of a server that was started elsewhere: only its address is known."""
+    return Environment("http", url, 1, threads=cores(), **code())
+
+
+def environment_of_engine(engine: EngineConfig, threads: int | None = None) -> Environment:
+    """The environment of an engine in this process, on the devices that JAX finds."""
+    first = jax.devices()[0]
+    return Environment(
+        backend=jax.default_backend(),
+        device=processor() if first.device_kind == CPU_DEVICE else first.device_kind,
+        devices=jax.device_count(),
+        threads=threads or cores(),
+        mesh=f"data={engine.data_parallel},model={engine.model_parallel}",
+        dtype=engine.dtype,
+        cache_dtype=engine.cache_dtype,
+        kernels=engine.kernels,
+        **code(),
+    )
+
+
+def check_platform(wanted: str | None) -> None:
+    """Raise ClickException if JAX runs on another platform than the one that --platform names."""
+    backend = {"cuda": "gpu", "rocm": "gpu"}.get(wanted or "", wanted)
+    if wanted and jax.default_backend() != backend:
+        raise click.ClickException(
+            f"--platform is {wanted}, but JAX runs on {jax.default_backend()}; expected {backend}. "
+            f"Install jax[{wanted}] or choose another platform."
+        )
+
+
+def code() -> dict[str, Any]:
+    """The versions of this repository, of JAX and of jaxlib."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    return {"commit": commit(), **versions}
+
+
+def commit() -> str:
+    """The commit that is checked out; marked if files differ from it, unknown without git."""
+    named = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{named}{'+changes' if changed else ''}" if named else "unknown"
+
+
+def git(*arguments: str) -> str:
+    """What git prints; nothing if it fails or is not installed."""
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,122 @@
+"""Disconnects: clients that leave at any moment, beside canaries that must not notice."""
+
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import struct
+import time
+from collections import Counter
+from typing import Any
+
+from tests.chaos.asking import client, words
+from tests.chaos.canary import Canaries
+from tests.chaos.report import Report, within
+from tests.chaos.steadiness import Steadiness
+from tests.chaos.target import ATTACKER, NEIGHBOUR, Target
+
+AT_ONCE = 24
+MOST_SECONDS = 1800.0  # of all disconnects together
+LONGEST = 2.0  # seconds that a client stays
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends RST at once
+
+
+async def attack(server: Target, report: Report, *, count: int, seed: int) -> None:
+    """Leave so many times and say what came of the canaries and of the server's resources."""
+    async with client(server, NEIGHBOUR) as neighbour:
+        canaries = Canaries(neighbour)
+        await canaries.learn()
+        await leave_often(server, max(20, count // 40), seed + 1)  # what is made once, is made
+        steadiness = await Steadiness.begin(server)
+        started = time.monotonic()
+        async with canaries.singing():
+            phases = await leave_often(server, count, seed)
+            seconds = time.monotonic() - started
+        figures, promises = await steadiness.end()
+    report.promise(
+        "disconnects",
+        canaries.hold | promises | {"all have left": phases.total() == count},
+        disconnects=phases.total(),
+        seconds=round(seconds, 1),
+        phases=dict(phases),
+        **canaries.figures,
+        **figures,
+    )
+
+
+async def leave_often(server: Target, count: int, seed: int) -> Counter[str]:
+    """Leave so many times, some clients at once; returns how often in which phase."""
+    numbers = within(MOST_SECONDS, count)
+    phases: Counter[str] = Counter()
+
+    async def leave() -> None:
+        for number in numbers:
+            phases[await leave_once(server, random.Random(f"{seed}, {number}"))] += 1
+
+    await asyncio.gather(*(leave() for _ in range(AT_ONCE)))
+    return phases
+
+
+async def leave_once(server: Target, chance: random.Random) -> str:
+    """Connect, send a request or a part of one, and leave; returns the phase."""
+    phase, sent, stay = plan(chance)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    except OSError:
+        return "refused"
+    with contextlib.suppress(OSError):
+        writer.write(sent)
+        await writer.drain()
+        if phase == "half-closed":
+            writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(stay):
+                while await reader.read(4096) and phase != "reading":
+                    pass
+        if chance.random() < 0.5:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return phase
+
+
+def plan(chance: random.Random) -> tuple[str, bytes, float]:
+    """The phase in which a client leaves, the bytes that it sends before, and how long it stays."""
+    path, body = question(chance)
+    raw = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ATTACKER}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    ).encode()
+    phase = chance.choices(
+        ("connected", "head", "body", "half-closed", "reading", "waiting"), (1, 1, 1, 2, 3, 12)
+    )[0]
+    stay = LONGEST * 10 ** chance.uniform(-3, 0)
+    if phase == "connected":
+        return phase, b"", stay / 10
+    if phase == "head":
+        return phase, head[: chance.randrange(1, len(head))], stay / 10
+    if phase == "body":
+        return phase, head + raw[: chance.randrange(len(raw))], stay / 10
+    return phase, head + raw, stay
+
+
+def question(chance: random.Random) -> tuple[str, dict[str, Any]]:
+    """A request of any kind, its prompt its own or one that many share."""
+    text = words(chance.choice((4, 40, 400)), chance.choice((0, 1, chance.random())))
+    sizes = {"max_tokens": chance.choice((1, 30, 300)), "ignore_eos": True, "seed": 1}
+    stream = {"stream": chance.random() < 0.6}
+    talk = {"messages": [{"role": "user", "content": text}]}
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"prompt": text, **sizes, **stream}),
+        ("/v1/completions", {"prompt": [text, "Hello"], "n": 2, **sizes, **stream}),
+        ("/v1/completions", {"prompt": text, "regex": "[a-z ]{200}", **sizes, **stream}),
+        ("/v1/chat/completions", {**talk, **sizes, **stream}),
+        ("/v1/chat/completions", {**talk, **sizes, **stream, "logprobs": True}),
+        ("/score", {"prompt": text, "continuations": [" one", " two"]}),
+        ("/v1/embeddings", {"input": [text]}),
+        ("/tokenize", {"text": text}),
+    ]
+    return chance.choices(kinds, (6, 2, 2, 4, 2, 1, 1, 1))[0]
