@@ -23,7 +23,8 @@ from llamacpp import LlamaCpp
 from write_gguf import FILES, model_file
 
 from jaxllama import LLM
-from jaxllama.config import CACHE_DTYPES, DTYPES, KERNELS, EngineConfig, ModelConfig
+from jaxllama.config import CACHE_DTYPES, DTYPES, EngineConfig, ModelConfig
+from jaxllama.kernels import AUTO, BODIES
 from jaxllama.loading import choose_kernels, engine_config
 from jaxllama.weights import open_checkpoint
 
@@ -160,7 +161,7 @@ def loaded(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--mesh", metavar="data=D,model=M", help="Devices to spread the model over.")
     @click.option("--dtype", type=click.Choice(DTYPES), help="Of dense weights.")
     @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Of the KV cache.")
-    @click.option("--kernels", type=click.Choice(("auto", *KERNELS)), help=kernels)
+    @click.option("--kernels", type=click.Choice((AUTO, *BODIES)), help=kernels)
     @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
     @functools.wraps(function)
     def run(**given: Any) -> None:
