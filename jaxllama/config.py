@@ -131,7 +131,7 @@ class EngineConfig:
     queue_limit: int = 100_000
     kernels: str = "xla"  # body of the operations: xla (plain JAX) or cpu (the C++ library)
     dtype: str = "float32"  # of unpacked weights; with kernels, "stored" keeps each file's own
-    packed: bool = False  # plain JAX only: keep 4- and 8-bit weights packed
+    packed: bool = False  # plain JAX only: keep 4- to 8-bit weights packed, unpack at every use
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary

@@ -98,7 +98,8 @@ class LLM:
         mesh           for example "data=2,model=4"
         kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
         threads        of the C++ library (default: the processors this process may use)
-        packed         without kernels: keep 4- and 8-bit weights packed, slower but smaller
+        packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
+                       each matrix at every use; slower, but smaller
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         compile_cache  keep compiled programs on disk for the next start

@@ -16,7 +16,7 @@ from jaxllama import kernels
 from jaxllama.kernels import cpu_matmul
 from jaxllama.kernels.cpu_matmul import Wanted
 from jaxllama.kernels.tiled import Several, Tiled
-from jaxllama.model.quantized import Packed, in_order, take_rows, unpack
+from jaxllama.model.quantized import Packed, in_order, take_rows, unpack_after
 from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import RULES, add_up, own_parts
 
@@ -62,7 +62,8 @@ class Linear(nnx.Module):
             return y if add is None else add + y
         x = x if norm is None else norm(x)
         if isinstance(weight, Packed):
-            y = kernels.matmul_by_output(in_order(weight, x), unpack(weight))
+            x, matrix = unpack_after(x, weight)
+            y = kernels.matmul_by_output(in_order(weight, x), matrix)
         else:
             y = kernels.matmul(x, weight)
         y = y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
@@ -107,8 +108,10 @@ class Embedding(nnx.Module):
         weight = self.weight.get_value()
         if isinstance(weight, Tiled):
             return tiled_matmul(x, weight, norm, None, wanted)
-        dense = unpack(weight) if isinstance(weight, Packed) else weight
-        return kernels.matmul_by_output(norm(x), dense)
+        x = norm(x)
+        if isinstance(weight, Packed):
+            x, weight = unpack_after(x, weight)
+        return kernels.matmul_by_output(x, weight)
 
 
 def tiled_matmul(
