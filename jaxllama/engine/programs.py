@@ -108,8 +108,13 @@ class Programs:
         return self._compiled[name]
 
     def delete(self, state: StateLeaves) -> None:
-        """Free the device memory of the state and the weights."""
-        for leaf in (*state, *self._weights):
+        """Free the device memory of a state."""
+        for leaf in state:
+            leaf.delete()
+
+    def delete_weights(self) -> None:
+        """Free the device memory of the weights."""
+        for leaf in self._weights:
             leaf.delete()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
