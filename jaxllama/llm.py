@@ -25,7 +25,7 @@ from jaxllama.completion import Classification, Completion, Hypothesis, Perplexi
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.engine import Engine, finish
-from jaxllama.engine.executables import Executables, program_key
+from jaxllama.engine.executables import Executables
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
@@ -34,12 +34,11 @@ from jaxllama.kernels import cpu
 from jaxllama.loading import (
     Progress,
     choose_kernels,
-    describe,
     engine_config,
+    key_of,
     named_or_suiting,
     other_formats,
     read_weights,
-    stored_as,
     with_template,
 )
 from jaxllama.messages import Turns
@@ -136,8 +135,7 @@ class LLM:
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
-        plugins = (describe(samplers.loaded), bank.learned)
-        key = program_key((config, engine, stored_as(params), plugins))
+        key = key_of(config, engine, params, samplers.loaded, bank)
         executables = Executables(cache_folder() / "programs", key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         programs.warm_up(progress)

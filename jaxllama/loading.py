@@ -5,7 +5,6 @@ owns nothing.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +14,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.bank import SamplerBank
+from jaxllama.engine.program_key import code_behind, program_key
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import cpu
@@ -142,10 +143,18 @@ def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
     """What a compiled program depends on of each sampler: which code it is."""
-    described: list[tuple[str, str, object]] = []
-    for name, kind in samplers.items():
-        module = __import__(kind.__module__, fromlist=["__file__"])
-        source = getattr(module, "__file__", None)
-        code = Path(source).read_bytes() if source and os.path.exists(source) else None  # noqa: PTH110
-        described.append((name, f"{kind.__module__}.{kind.__qualname__}", code))
-    return described
+    classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
+    code = code_behind(kind.__module__ for kind in samplers.values())
+    return [("class", *each) for each in classes] + [("code", *each) for each in code]
+
+
+def key_of(
+    config: ModelConfig,
+    engine: EngineConfig,
+    params: Tree,
+    samplers: Mapping[str, type[Sampler]],
+    bank: SamplerBank,
+) -> str:
+    """The key of the compiled programs; the name of a model changes none of them."""
+    unnamed = replace(config, name="")
+    return program_key((unnamed, engine, stored_as(params), describe(samplers), bank.learned))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax._src import compiler
 
-from jaxllama.engine.executables import Executables, program_key, read_own, write_own
+from jaxllama.engine.executables import Executables, read_own, write_own
+from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import NAMES, Programs
 from tests.support import (
     BODIES,

@@ -55,7 +55,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
     "streams": (f"{WORDS} engine intake completion", ""),
     "beams": (WORDS, ""),
-    "loading": (f"{MATHS} formats text weights", "jax"),
+    "loading": (f"{ENGINE} formats text weights", "jax"),
     "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy"),
