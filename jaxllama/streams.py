@@ -89,7 +89,7 @@ class Streams:
         try:
             while live or more:
                 more = more and self._top_up(live, source, failed)
-                if live:
+                if live and not any(stream.arrived for stream in live.values()):
                     self.pump()
                 for index, outcome in take_ended(live):
                     if isinstance(outcome, JaxLlamaError):
@@ -219,7 +219,8 @@ class Stream:
     def __iter__(self) -> Iterator[Delta]:
         try:
             while self._finished is None:
-                self._streams.pump()
+                if not self.arrived:
+                    self._streams.pump()
                 yield from self._take()
         finally:
             self.close()

@@ -62,3 +62,16 @@ def test_streams_close_all_answers_of_a_batch_when_the_engine_cannot_go_on():
     programs.empty = empty
     assert llm.generate("abc", max_tokens=5).text == "a lon"
     llm.close()
+
+
+def test_events_that_arrived_while_others_were_read_are_enough():
+    """Reading one answer steps the engine for all; the others then end without another step."""
+    llm = scripted_llm()
+    stream, other = llm.stream("abc", max_tokens=5), llm.stream("abd", max_tokens=5)
+    batch = llm.generate_each([("abe", {"max_tokens": 3}), ("abf", {"max_tokens": 5})])
+    assert next(batch)[1].text == "a l"
+    assert "".join(delta.text for delta in stream) == "a lon"
+    assert llm.engine.idle
+    assert "".join(delta.text for delta in other) == "a lon"
+    assert [answer.text for _, answer in batch] == ["a lon"]
+    llm.close()

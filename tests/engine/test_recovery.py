@@ -299,7 +299,7 @@ def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next(dtype):
     for generation, right in zip(generations, expected, strict=True):
         if generation is not victim:
             assert told[generation.id].tokens == right.tokens
-    assert engine.slots.slots[victim.slot].cached == []
+    assert len(engine.slots.slots[victim.slot].cached) == 0
     again = run(engine, requests)
     assert [one.tokens for one in again] == [one.tokens for one in expected]
     assert closed(engine)
