@@ -168,6 +168,15 @@ class EngineConfig:
                 "negative_prompt",
             )
 
+    def check_stop_ids(self, count: int) -> None:
+        """Refuse more stop ids than a row holds; `count` includes the model's own end tokens."""
+        if count > self.max_stop_ids:
+            raise InvalidParameter(
+                f"the request has {count} stop ids together with the model's end tokens; this "
+                f"engine takes at most {self.max_stop_ids} (give fewer stop_ids)",
+                "stop_ids",
+            )
+
     def check_length(self, prompt: int, new: int) -> None:
         """Refuse what does not fit a slot."""
         if not 1 <= prompt < self.context:

@@ -18,7 +18,7 @@ from jaxllama.engine.bank import SamplerBank
 from jaxllama.engine.program_key import code_behind, program_key
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
-from jaxllama.kernels import cpu
+from jaxllama.kernels import cpu, cpu_attention
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
@@ -39,17 +39,39 @@ CANDIDATES = 256  # tokens a filter sees before the bank widens
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
     """Which body runs: the C++ library on CPU, where it loads and the mesh suits, or plain JAX."""
-    if asked == "cpu" and not cpu.available():
-        raise ConfigError(f"kernels is 'cpu', but {cpu.why_not()}")
+    if asked == "cpu":
+        platform = jax.default_backend()
+        if platform != "cpu":
+            raise ConfigError(
+                f"kernels is 'cpu', but JAX runs on {platform} devices here, and the C++ kernels "
+                f"run on processors only; choose --kernels xla, or set JAX_PLATFORMS=cpu"
+            )
+        if complaint := cpu.why_not() or why_no_attention(model):
+            raise ConfigError(f"kernels is 'cpu', but {complaint}")
     if asked != "auto":
         return asked
     if jax.default_backend() != "cpu":
         return "xla"
-    complaint = cpu.why_not() or why_no_kernels(model, parse_mesh(mesh)[1])
+    parts = parse_mesh(mesh)[1]
+    complaint = cpu.why_not() or why_no_attention(model) or why_no_kernels(model, parts)
     if complaint:
         logger.warning("no C++ kernels, so plain XLA, several times slower: %s", complaint)
         return "xla"
     return "cpu"
+
+
+def why_no_attention(model: ModelConfig) -> str:
+    """Why the C++ kernels cannot attend with this model's heads; empty if they can.
+
+    Plain attention beside the other kernels would give a row other bits in other company.
+    """
+    sizes = cpu_attention.SIZES
+    if model.head_dim in sizes:
+        return ""
+    return (
+        f"the model's head size is {model.head_dim}; the C++ kernels take {sizes[0]} to "
+        f"{sizes[-1]} in steps of {sizes.step}: choose --kernels xla"
+    )
 
 
 def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engine

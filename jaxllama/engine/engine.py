@@ -88,6 +88,7 @@ class Engine:
                 f"{self.config.queue_limit}; try again later"
             )
         self.config.check_slots(len(request.prompts))
+        self.config.check_stop_ids(len(request.stop_ids))
         for prompt in request.prompts:
             self.config.check_length(len(prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock())

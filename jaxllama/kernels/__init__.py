@@ -48,7 +48,10 @@ class Ways(NamedTuple):
 
 
 def attention(body: str, head_dim: int) -> Ways:
-    """The body of attention; head sizes that have no kernel get the plain one."""
+    """The body of attention; head sizes that have no kernel get the plain one.
+
+    Beside the other kernels that breaks the seed contract, so `loading.py` refuses such models.
+    """
     if body == "cpu" and head_dim in cpu_attention.SIZES:
         return Ways(cpu_step, where_it_lies(cpu_prompt))
     return Ways(reference.attend_step, where_it_lies(reference.attend_prompt))
