@@ -163,7 +163,7 @@ def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
     return others
 
 
-def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
+def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
     """What a compiled program depends on of each sampler: which code it is."""
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
     code = code_behind(kind.__module__ for kind in samplers.values())

@@ -113,12 +113,13 @@ class SlotTokens:
 def known_blocks(root: Block, tokens: bytes) -> list[Block]:
     """The blocks at the start of `tokens` that some slot has, from the first on."""
     path: list[Block] = []
-    block: Block | None = root
+    block = root
     for at in range(0, len(tokens) - BLOCK_BYTES + 1, BLOCK_BYTES):
-        block = block.children.get(tokens[at : at + BLOCK_BYTES])
-        if block is None:
+        child = block.children.get(tokens[at : at + BLOCK_BYTES])
+        if child is None:
             break
-        path.append(block)
+        path.append(child)
+        block = child
     return path
 
 

@@ -138,7 +138,7 @@ def spec_of(package: str) -> ModuleSpec | None:
     module = sys.modules.get(package)
     spec = getattr(module, "__spec__", None)
     if spec is not None:
-        return spec  # type: ignore[no-any-return]
+        return spec
     try:
         return importlib.util.find_spec(package)
     except (ImportError, ValueError):

@@ -258,7 +258,7 @@ class Programs:
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
             return jitted.lower(*called).compile(compiler_options=self._compiler_options())
 
-    def _compiler_options(self) -> dict[str, str] | None:
+    def _compiler_options(self) -> dict[str, str | bool] | None:
         """XLA options that differ from the defaults.
 
         The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
