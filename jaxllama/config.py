@@ -131,7 +131,7 @@ class EngineConfig:
     queue_limit: int = 100_000
     kernels: str = "xla"  # name of a body in kernels/
     dtype: str = "float32"  # of dense weights, one of the body's dtypes
-    packed: bool = False  # plain JAX only: keep 4- and 8-bit weights packed
+    packed: bool = False  # plain JAX only: keep 4- to 8-bit weights packed, unpack at every use
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
@@ -164,6 +164,15 @@ class EngineConfig:
                 f"the request needs {needed} slots at a time, one of them for its "
                 f"negative_prompt; this engine has {self.slots} (start it with more --slots)",
                 "negative_prompt",
+            )
+
+    def check_stop_ids(self, count: int) -> None:
+        """Refuse more stop ids than a row holds; `count` includes the model's own end tokens."""
+        if count > self.max_stop_ids:
+            raise InvalidParameter(
+                f"the request has {count} stop ids together with the model's end tokens; this "
+                f"engine takes at most {self.max_stop_ids} (give fewer stop_ids)",
+                "stop_ids",
             )
 
     def check_length(self, prompt: int, new: int) -> None:

@@ -206,6 +206,7 @@ class Intake:
             constraint=constraint,
             contrast=contrast,
         )
+        self.engine.check_stop_ids(len(request.stop_ids))
         self._check_counts(request)
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)

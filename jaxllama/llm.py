@@ -25,7 +25,7 @@ from jaxllama.completion import Classification, Completion, Hypothesis, Perplexi
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine, finish
-from jaxllama.engine.executables import Executables, program_key
+from jaxllama.engine.executables import Executables
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
@@ -34,13 +34,12 @@ from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     Progress,
     choose_kernels,
-    describe,
     engine_config,
+    key_of,
     named_or_suiting,
     other_formats,
     read_weights,
     sampling_defaults_of,
-    stored_as,
     with_template,
 )
 from jaxllama.messages import Turns
@@ -100,7 +99,8 @@ class LLM:
         mesh           for example "data=2,model=4"
         kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
         threads        of the C++ library (default: the processors this process may use)
-        packed         without kernels: keep 4- and 8-bit weights packed, slower but smaller
+        packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
+                       each matrix at every use; slower, but smaller
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         sampling_defaults  what a request gets for the knobs it does not set: auto, what the
@@ -140,8 +140,7 @@ class LLM:
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
-        plugins = (describe(samplers.loaded), bank.learned)
-        key = program_key((config, engine, stored_as(params), plugins))
+        key = key_of(config, engine, params, samplers.loaded, bank)
         executables = Executables(cache_folder() / "programs", key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         programs.warm_up(progress)

@@ -5,7 +5,6 @@ owns nothing.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +14,9 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
+from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.knobs import check_knob
+from jaxllama.engine.program_key import code_behind, program_key
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
@@ -39,10 +40,7 @@ CANDIDATES = 256  # tokens a filter sees before the bank widens
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
     """Return the name of the body that runs: the one asked for, or with "auto" the fastest."""
-    parts = parse_mesh(mesh)[1]
-    body, passed_over = choose_body(asked, model, parts)
-    if complaint := body.refuses(model, parts):
-        raise ConfigError(f"{complaint}; choose another mesh or --kernels xla")
+    body, passed_over = choose_body(asked, model, parse_mesh(mesh)[1])
     if passed_over and jax.default_backend() == "cpu":
         logger.warning("no C++ kernels, so plain XLA, several times slower: %s", passed_over)
     return body.name
@@ -183,12 +181,20 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
     return value == specs[name].off
 
 
-def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, object]]:
+def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
     """What a compiled program depends on of each sampler: which code it is."""
-    described: list[tuple[str, str, object]] = []
-    for name, kind in samplers.items():
-        module = __import__(kind.__module__, fromlist=["__file__"])
-        source = getattr(module, "__file__", None)
-        code = Path(source).read_bytes() if source and os.path.exists(source) else None  # noqa: PTH110
-        described.append((name, f"{kind.__module__}.{kind.__qualname__}", code))
-    return described
+    classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
+    code = code_behind(kind.__module__ for kind in samplers.values())
+    return [("class", *each) for each in classes] + [("code", *each) for each in code]
+
+
+def key_of(
+    config: ModelConfig,
+    engine: EngineConfig,
+    params: Tree,
+    samplers: Mapping[str, type[Sampler]],
+    bank: SamplerBank,
+) -> str:
+    """The key of the compiled programs; the name of a model changes none of them."""
+    unnamed = replace(config, name="")
+    return program_key((unnamed, engine, stored_as(params), describe(samplers), bank.learned))

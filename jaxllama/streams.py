@@ -6,13 +6,14 @@ streams. Used by LLM; the server follows generations from its own thread through
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from jaxllama.completion import Completion, Delta
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.generation import Generation, Phase
-from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError
+from jaxllama.engine.generation import Generation
+from jaxllama.errors import EngineStopped, GenerationFailed, InvalidParameter, JaxLlamaError
 from jaxllama.intake import Ready, stream_of
 from jaxllama.limits import check
 from jaxllama.request import (
@@ -36,20 +37,29 @@ class Streams:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._open: dict[int, Stream] = {}
+        self._closed = False
 
     def open(self, ready: Ready) -> "Stream":
         """Queue a checked request."""
         return self._follow(*ready)
 
     def pump(self) -> None:
-        """One engine step; its events go to whoever follows the generation."""
+        """Step the engine once and give each stream its events.
+
+        Raises EngineStopped if the engine has nothing to do: no event would ever come.
+        """
+        if self._engine.idle:
+            raise EngineStopped(
+                "the engine has nothing to do, so this call would wait for ever; expected a "
+                "request that runs: the model was closed, or a slot was borrowed and never freed"
+            )
         for event in self._engine.step():
             stream = self._open.get(event.id)
             if stream is not None:
                 stream.arrived.append(event)
 
     def pump_until_free(self) -> None:
-        """Steps until a slot is free, for what borrows one."""
+        """Step the engine until a slot is free."""
         while self._engine.slots.full:
             self.pump()
 
@@ -79,7 +89,7 @@ class Streams:
         try:
             while live or more:
                 more = more and self._top_up(live, source, failed)
-                if live:
+                if live and not any(stream.arrived for stream in live.values()):
                     self.pump()
                 for index, outcome in take_ended(live):
                     if isinstance(outcome, JaxLlamaError):
@@ -87,8 +97,7 @@ class Streams:
                     else:
                         yield index, outcome
         finally:
-            for stream in live.values():
-                stream.close()
+            self._close_all(live.values())
 
     def several(
         self, firsts: Iterable[Callable[[], Ready]], n: int | None, best_of: int | None
@@ -134,8 +143,7 @@ class Streams:
                 for _ in stream:
                     pass
         finally:
-            for stream in asked.values():
-                stream.close()
+            self._close_all(asked.values())
         told = [asked[index].completion.logprobs or () for index in range(len(prompts))]
         return [logprobs[0].top for logprobs in told]
 
@@ -144,16 +152,27 @@ class Streams:
         self._open.pop(stream.id, None)
 
     def cancel(self, stream: "Stream") -> None:
-        """End an answer early; what the engine still says of it arrives."""
+        """End an answer early; its last events arrive, if the engine still has them."""
         self._engine.cancel(stream.generation)
-        while stream.generation.phase is Phase.DONE and not stream.drain():
-            self.pump()
+        with suppress(GenerationFailed):  # it failed before: `Stream.completion` raises that
+            while not stream.drain() and not self._engine.idle:
+                self.pump()
 
     def close(self) -> None:
-        """Follow nothing any longer."""
-        self._open.clear()
+        """Cancel every answer; the streams keep what they have received."""
+        self._close_all(list(self._open.values()))
+        self._closed = True
+
+    def _close_all(self, streams: Iterable["Stream"]) -> None:
+        """Cancel several answers: all in the engine first, so that no step runs for the others."""
+        for stream in streams:
+            self._engine.cancel(stream.generation)
+        for stream in streams:
+            stream.close()
 
     def _follow(self, request: GenerationRequest, tail: TextTail | None) -> "Stream":
+        if self._closed:
+            raise EngineStopped("the model is closed; load it again to generate")
         stream = Stream(self, request, self._engine.submit(request, tail))
         self._open[stream.id] = stream
         return stream
@@ -200,7 +219,8 @@ class Stream:
     def __iter__(self) -> Iterator[Delta]:
         try:
             while self._finished is None:
-                self._streams.pump()
+                if not self.arrived:
+                    self._streams.pump()
                 yield from self._take()
         finally:
             self.close()

@@ -16,8 +16,9 @@ from jaxllama import llm
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.executables import Executables, program_key
+from jaxllama.engine.executables import Executables
 from jaxllama.engine.generation import Generation
+from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import describe

@@ -4,11 +4,13 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import compiler
 
-from jaxllama.engine.executables import Executables, program_key, read_own, write_own
+from jaxllama.engine.executables import Executables, read_own, write_own
+from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import NAMES, Programs
 from tests.support import (
     BODIES,
@@ -167,9 +169,58 @@ def test_no_program_copies_or_converts_the_cache(name, dtype, body):
         assert not cache_sized(text, part.shape, moves)
 
 
-def test_every_cache_buffer_is_donated():
-    text = programs().compiled("decode").as_text()
-    aliases = re.search(r"input_output_alias={(.*?)}, entry", text)
-    assert aliases
-    state_leaves = 2 * MODEL.layers
-    assert aliases[1].count("may-alias") + aliases[1].count("must-alias") >= state_leaves
+PARAMETER = re.compile(r"%(\S+?) = (\w+\[[\d,]*\])\S* parameter\((\d+)\)")
+ALIAS = re.compile(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)")
+
+
+def not_in_place(text: str, states: int, argument: int) -> list[str]:
+    """What a compiled program does not write where it reads it, of a state of so many arrays.
+
+    The state is argument number `argument` and the first `states` results, in the same order.
+    """
+    entry = text[text.index("\nENTRY ") :]
+    given = {
+        int(index): int(place[1])
+        for name, _, index in PARAMETER.findall(entry)
+        if (place := re.match(rf"args_{argument}__(\d+)_", name))
+    }
+    assert sorted(given.values()) == list(range(states)), "the program does not take the state"
+    header = text[: text.index("\n")]
+    aliases = {int(result): int(parameter) for result, parameter in ALIAS.findall(header)}
+    return [
+        f"array {place} of the state"
+        for parameter, place in given.items()
+        if aliases.get(place) != parameter
+    ]
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", ["decode", "prefill", "copy", "admit", "release", "scrub"])
+def test_every_array_of_the_state_is_updated_in_place(name, body):
+    shared = programs(MODEL, body)
+    text = shared.compiled(name).as_text()
+    argument = 1 if name in ("decode", "prefill") else 0
+    assert not_in_place(text, len(jax.tree.leaves(shared._state)), argument) == []
+
+
+@pytest.mark.parametrize(
+    ("function", "donate", "wrong"),
+    [
+        (lambda _, state: [state[0] + 1, state[1] + 2, state[2] * 2], (1,), []),
+        (lambda _, state: [state[0] + 1, state[1] + 2, state[2] * 2], (), [0, 1, 2]),
+        (lambda x, state: [state[0] + 1, jnp.sum(x * state[1])[None], state[2] * 2], (1,), [1]),
+        (lambda _, state: [state[1] + 1, state[0] + 2, state[2] * 2], (1,), [0, 1]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_an_array_that_is_not_updated_in_place_is_noticed(function, donate, wrong):
+    """The test above can fail: for each array alone, not by their number."""
+
+    def traced(*args):
+        return function(*args)
+
+    x, state = jnp.ones(4), [jnp.ones(4), jnp.ones(3), jnp.ones(5)]
+    if wrong == [1]:
+        state[1] = jnp.ones(4)
+    text = jax.jit(traced, donate_argnums=donate).lower(x, state).compile().as_text()
+    assert not_in_place(text, 3, 1) == [f"array {place} of the state" for place in wrong]

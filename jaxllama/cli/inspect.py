@@ -34,7 +34,9 @@ NOT_LOADED = (
     "load_compile_cache",
 )
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
-VECTOR_BYTES = 4  # norms and biases are float32
+FLOAT32_BYTES = 4
+VECTOR_BYTES = FLOAT32_BYTES  # of norms and biases
+EMBEDDING = "embed.weight"
 
 
 @click.command("inspect", cls=ModelCommand, leave_out=NOT_LOADED)
@@ -106,6 +108,7 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
     """Bytes on the device at these settings."""
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
+    unpacked = unpacked_bytes(checkpoint, engine)
     return {
         "slots": engine.slots,
         "context": engine.context,
@@ -113,7 +116,8 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
         "cache_dtype": engine.cache_dtype,
         "weights": weights,
         "cache": cache,
-        "total": weights + cache,
+        "unpacked": unpacked,
+        "total": weights + cache + unpacked,
     }
 
 
@@ -129,6 +133,22 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
         each = small.get(kind, dense) if leaf.is_matrix else VECTOR_BYTES
         total += math.prod(leaf.shape) * each
     return round(total)
+
+
+def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
+    """What plain XLA needs to unpack the largest packed matrix in float32, one at a time."""
+    if engine.kernels != "xla" or not engine.packed:
+        return 0
+    packed, config = packed_bytes(checkpoint), checkpoint.config
+    sizes = [
+        math.prod(leaf.shape) * FLOAT32_BYTES
+        for path, leaf in abstract_params(config).items()
+        if leaf.is_matrix
+        and checkpoint.kinds[checkpoint.table[path].name][0] in packed
+        # An embedding that is no output head is read row by row.
+        and (config.tied or path != EMBEDDING)
+    ]
+    return max(sizes, default=0)
 
 
 def packed_bytes(checkpoint: Checkpoint) -> dict[str, float]:
@@ -167,6 +187,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"         cache {shown(memory['cache'])} ({memory['slots']} slots of "
         f"{memory['context']} tokens, {memory['cache_dtype']})"
     )
+    if memory["unpacked"]:
+        yield f"         one unpacked matrix at a time {shown(memory['unpacked'])} (float32)"
 
 
 def shown(size: int) -> str:

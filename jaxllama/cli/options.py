@@ -201,8 +201,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
             *("--packed", "load_packed"),
             is_flag=True,
             default=None,
-            help="With --kernels xla, keep 4- and 8-bit weights packed: less memory, more time "
-            "per token.",
+            help="With --kernels xla, keep 4- to 8-bit weights packed in memory and unpack each "
+            "matrix at every use: less memory, more time per token.",
         ),
         option(
             *("--format", "load_prompt_format"),

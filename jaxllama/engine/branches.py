@@ -7,7 +7,7 @@ way before it has, over the cache columns of those that are done with. Plain Pyt
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jaxllama.engine.slots import common_prefix
+from jaxllama.engine.prefixes import common_prefix
 
 RUN = 8  # tokens of one run; a longer one takes several in a row
 ASKED = 16  # rows of a call whose following tokens are asked for

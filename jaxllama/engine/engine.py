@@ -7,16 +7,18 @@ once, stop strings are seen one call late: what was drawn beyond them is dropped
 call is kept with the generations its rows belonged to when it was sent. Programs run in the order
 they were sent, so a slot can be used again right after its release was.
 
-When a program fails, the state is lost (it was donated): the engine makes a new one and replays
-what was live, prompt and emitted tokens. See `prompts.py` for how a prompt gets into the cache,
-`recovery.py` for who is to blame.
+When a program fails, the state is lost (it was donated): the engine frees what is left of it, makes
+a new one and replays the live requests, prompt and emitted tokens. See `prompts.py` for how a
+prompt gets into the cache, `recovery.py` for who is to blame.
 """
 
 import itertools
 import logging
 import time
+import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -80,6 +82,7 @@ class Engine:
         self.requests_wait = False  # outside the engine, for a slot; set by its caller
         self.is_shared = False  # several clients use the engine; set by its caller
         self._state = programs.empty()
+        self._state_lost = False  # freed after a fault, and no new one made yet
 
     # What callers do.
 
@@ -93,6 +96,7 @@ class Engine:
                 f"{self.config.queue_limit}; try again later"
             )
         self.config.check_slots(len(request.prompts))
+        self.config.check_stop_ids(len(request.stop_ids))
         for prompt in request.prompts:
             self.config.check_length(len(prompt), request.max_tokens)
         generation = Generation(next(self._ids), request, tail, self._clock(), client)
@@ -104,14 +108,16 @@ class Engine:
     def cancel(self, generation: Generation) -> None:
         """End a generation in any phase; one that is over already is left alone."""
         if generation.phase is not Phase.DONE:
-            self._end(generation, FinishReason.CANCELLED)
+            with self._recovering(blame=False):
+                self._end(generation, FinishReason.CANCELLED)
 
     def close(self) -> None:
         """End everything and let go of the device memory; the engine is of no use afterwards."""
         for generation in list(self._live.values()):
             self.cancel(generation)
         self._sent.clear()
-        self.programs.delete(self._state)
+        self._drop_state()
+        self.programs.delete_weights()
 
     @property
     def idle(self) -> bool:
@@ -155,7 +161,9 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Move everything forward once; returns what happened since the last call."""
-        try:
+        if self._live:
+            self._renew_state()
+        with self._recovering():
             self._admit_waiting()
             self._fill()
             if any(each is not None and each.guide is not None for each in self._running):
@@ -169,12 +177,6 @@ class Engine:
                 # Nothing else waits for the device: chunks would queue up there, unbounded, and a
                 # request of another client behind them.
                 jax.block_until_ready(self._state)
-        except Exception as error:
-            logger.exception("a program failed; replaying live requests")
-            self._recover(error)
-        except BaseException:  # Ctrl-C may have come between a donation and its result
-            self._waiting.extendleft(reversed(self._restart()))
-            raise
         events, self._events = self._events, []
         return events
 
@@ -471,7 +473,7 @@ class Engine:
         except GenerationFailed:
             raise
         except Exception as error:
-            self._recover(error)
+            self._recover(error, blame=False)
             raise
         finally:
             if table.slots[claim.slot].owner == -1:
@@ -479,17 +481,38 @@ class Engine:
 
     # Faults.
 
-    def _recover(self, error: Exception) -> None:
-        """Start over behind what has been told already, but without whoever is guilty."""
-        again, guilty = self.recovery.judge(self._restart())
+    @contextmanager
+    def _recovering(self, *, blame: bool = True) -> Iterator[None]:
+        """Run programs; after a fault or an interrupt the live requests are replayed."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("a program failed; replaying live requests")
+            self._recover(error, blame=blame)
+        except BaseException as error:  # Ctrl-C may have come between a donation and its result
+            self._waiting.extendleft(reversed(self._restart(error)))
+            self._renew_state()
+            raise
+
+    def _recover(self, error: Exception, *, blame: bool) -> None:
+        """Queue the live requests again, fail the guilty one, and make a new state.
+
+        Without `blame` none is guilty: the fault belongs to a cancelled request or to a look.
+        Raises what `Programs.empty` raises; the next step then tries again to make a state.
+        """
+        live = self._restart(error)
+        again, guilty = self.recovery.judge(live) if blame else (self.recovery.excuse(live), None)
         self._waiting.extendleft(reversed(again))
         if guilty is not None:
             failure = GenerationFailed(f"this request made the engine fail repeatedly: {error}")
             failure.__cause__ = error
             self._fail(guilty, failure)
+        self._renew_state()
 
-    def _restart(self) -> list[Generation]:
-        """Make a new state; returns what was live, rewound."""
+    def _restart(self, error: BaseException) -> list[Generation]:
+        """Free the old state and clear all slots; returns the live requests, rewound."""
+        self._drop_state()
+        traceback.clear_frames(error.__traceback__)  # a failed call may hold arrays of its own
         live = [one for one in self._live.values() if one.phase is not Phase.WAITING]
         self._running = [None] * self.config.slots
         self._sent.clear()
@@ -497,10 +520,21 @@ class Engine:
         self.slots = SlotTable(self.config.slots)
         self._prompts = Prompts(self.programs, self.slots)
         self._looks = Looks(self.programs, self.slots, self._prompts)
-        self._state = self.programs.empty()
         for generation in live:
             self._rewind(generation)
         return live
+
+    def _drop_state(self) -> None:
+        """Free the device memory of the state; what a failed program consumed is free already."""
+        if not self._state_lost:
+            self.programs.delete(self._state)
+        self._state_lost = True
+
+    def _renew_state(self) -> None:
+        """Make a new state if there is none."""
+        if self._state_lost:
+            self._state = self.programs.empty()
+            self._state_lost = False
 
     def _rewind(self, generation: Generation) -> None:
         """Back to the queue; rows whose samplers remember draw again what they drew before."""

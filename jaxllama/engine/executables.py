@@ -1,24 +1,20 @@
 """Compiled programs kept on disk, so that a second start compiles nothing.
 
-Used by `programs.py`. A folder per key; the key covers everything that changes a program: versions,
-flags, devices, CPU features, configs, plugins and our own sources. Loading deserialises native
-code, so only files that this user wrote, in a folder nobody else can write, are trusted, and only
-when their digest holds. Whatever is wrong with a file, the answer is to compile again.
+Used by `programs.py`. A folder per key; `program_key.py` says what a key covers. Loading
+deserialises native code, so only files that this user wrote, in a folder nobody else can write, are
+trusted, and only when their digest holds. A file with any fault is compiled again.
 """
 
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.experimental import serialize_executable
 
 logger = logging.getLogger(__name__)
@@ -59,50 +55,6 @@ class Executables:
             drop_old(self.folder.parent)
         except Exception as error:
             logger.warning("program %s was not kept: %s", name, error)
-
-
-def program_key(parts: Iterable[object]) -> str:
-    """A name for everything that the programs depend on."""
-    digest = hashlib.sha256()
-    for part in (*parts, *machine(), sources()):
-        digest.update(repr(part).encode() + b"\0")
-    return digest.hexdigest()[:32]
-
-
-def machine() -> tuple[object, ...]:
-    """Versions, flags, devices and CPU features."""
-    devices = jax.devices()
-    return (
-        jax.__version__,
-        version("jaxlib"),
-        platform.machine(),
-        cpu_features(),
-        os.environ.get("XLA_FLAGS", ""),
-        [(device.platform, device.device_kind, device.id) for device in devices],
-        sorted((name, repr(value)) for name, value in jax.config.values.items()),
-    )
-
-
-def cpu_features() -> str:
-    """The feature line of the first processor, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def sources() -> str:
-    """Digest of this package's own sources: an edited one makes other programs."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for folder in ("engine", "kernels", "model"):
-        for path in sorted((package / folder).glob("**/*.py")):
-            digest.update(path.read_bytes())
-    for name in ("config.py", "sampling.py", "sharding.py", "kernels/_cpu.so"):
-        path = package / name
-        digest.update(path.read_bytes() if path.exists() else b"")
-    return digest.hexdigest()
 
 
 def read_own(path: Path) -> bytes | None:

@@ -47,7 +47,7 @@ class Looks:
             pairs[1, : len(following)] = following
             numbers = (np.int32(slot), pairs, np.int32(at), np.int32(rows - 1))
             state, seen = self._programs.peek(state, *numbers)
-            del cached[at:]
+            cached.cut(at)
             cached.extend(ids[at : at + rows])
             self.computed += rows
             state = yield state

@@ -116,8 +116,13 @@ class Programs:
         return self._compiled[name]
 
     def delete(self, state: StateLeaves) -> None:
-        """Free the device memory of the state and the weights."""
-        for leaf in (*state, *self._weights):
+        """Free the device memory of a state."""
+        for leaf in state:
+            leaf.delete()
+
+    def delete_weights(self) -> None:
+        """Free the device memory of the weights."""
+        for leaf in self._weights:
             leaf.delete()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
@@ -260,7 +265,17 @@ class Programs:
         donated = tuple(i for i, part in enumerate(arguments) if isinstance(part, DecodeState))
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
-            return jitted.lower(*called).compile()
+            return jitted.lower(*called).compile(compiler_options=self._compiler_options())
+
+    def _compiler_options(self) -> dict[str, str | bool] | None:
+        """XLA options that differ from the defaults.
+
+        The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
+        other one unpacks each matrix before its use, so that one is in memory at a time.
+        """
+        if self.engine.packed and self.mesh.devices.flat[0].platform == "cpu":
+            return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        return None
 
 
 def as_meant(like: Any, argument: Any) -> Any:

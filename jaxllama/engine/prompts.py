@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.programs import Programs
-from jaxllama.engine.slots import Claim, SlotTable, common_prefix
+from jaxllama.engine.slots import Claim, SlotTable
 from jaxllama.engine.state import StateLeaves
 
 
@@ -108,16 +108,15 @@ class Prompts:
         """Copy a shared beginning from another slot, unless that is still being computed."""
         if generation.source is None:
             return state
-        source = self._slots[generation.source]
-        usable = generation.known[:-1]
-        there = common_prefix(source.cached, usable)
-        coming = common_prefix(source.planned, usable)
+        source, own = self._slots[generation.source], self._slots[generation.slot].cached
+        coming = min(own.shared_with(source.cached), len(generation.known) - 1)
+        there = min(coming, len(source.cached))
         if there < coming and source.owner is not None and source.owner == generation.follows:
             return state
         generation.source = generation.follows = None
         if there > generation.filled:
             numbers = (np.int32(source.index), np.int32(generation.slot), np.int32(there))
             state = self._programs.copy(state, *numbers)
-            self._slots[generation.slot].cached[:] = usable[:there]
+            own.extend(generation.known[len(own) : there])
             generation.filled = generation.reused = there
         return state

@@ -34,6 +34,14 @@ class Recovery:
         self.suspects.extend(one for one in live if one.faults > 1)
         return [one for one in live if one.faults == 1], None
 
+    def excuse(self, live: list[Generation]) -> list[Generation]:
+        """After a fault of something that is not in `live`: those that are replayed together."""
+        self.faults += 1
+        if self.alone in live and self.alone is not None:
+            self.suspects.appendleft(self.alone)
+            self.alone, self._drawn = None, 0
+        return [one for one in live if one not in self.suspects]
+
     def progressed(self, generation: Generation) -> None:
         """A token was drawn; a suspect that draws enough of them is cleared."""
         if generation is not self.alone:

@@ -1,11 +1,24 @@
 """Slots: which request holds which, and whose cache rows can be used again.
 
-Called by the engine only. Plain Python: no arrays, no text. A freed slot keeps its tokens and its
-cache rows, so whoever comes next with the same beginning starts behind it.
+Called by the engine only. Plain Python: no device arrays, no text. A freed slot keeps its tokens
+and its cache rows, so the next request with the same prefix starts after it.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
+
+from jaxllama.engine.prefixes import (
+    BLOCK,
+    BLOCK_BYTES,
+    Block,
+    SlotTokens,
+    known_blocks,
+    longest_prefix,
+)
+
+LITTLE = 8  # a slot may be taken over if it loses at most one eighth of what is used again
 
 
 @dataclass(slots=True)
@@ -13,15 +26,14 @@ class Slot:
     """One row of the batch."""
 
     index: int
+    cached: SlotTokens  # tokens whose keys are in the cache, and those that will be
     owner: int | None = None  # id of the generation that holds it
-    cached: list[int] = field(default_factory=list)  # tokens whose keys are in the cache
-    planned: Sequence[int] = ()  # what the owner's prompt will put there
-    used: int = 0  # when it was last claimed
+    used: int = 0  # when it was last claimed; 0: it has nothing cached
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot for a new request, and where its beginning can be had without computing it."""
+    """A slot for a new request, and where its prefix can be had without computing it."""
 
     slot: int
     reused: int  # tokens already in place
@@ -32,7 +44,8 @@ class SlotTable:
     """All slots; hands out the one that saves the most work."""
 
     def __init__(self, count: int) -> None:
-        self.slots = [Slot(index) for index in range(count)]
+        self._root = Block()
+        self.slots = [Slot(index, SlotTokens(index, self._root)) for index in range(count)]
         self._clock = 0
 
     @property
@@ -55,42 +68,40 @@ class SlotTable:
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:
             return None
-        usable = ids[:-1]
-        source = max(self.slots, key=lambda slot: (promised(slot, usable), slot.owner is None))
-        shared = promised(source, usable)
-        victim = min(free, key=lambda slot: (bool(slot.cached), slot.used, slot.index))
-        # Taking over a slot loses what it holds beyond the shared part: only if that is little.
-        if source.owner is None and 2 * shared >= len(source.cached):
+        prompt = array("i", ids)
+        usable = prompt[:-1].tobytes()
+        path = known_blocks(self._root, usable)
+        source, shared = self._closest(path, usable)
+        victim = min(free, key=attrgetter("used"))
+        # Taking over a slot loses its tokens after the shared ones: only if they are few.
+        if source.owner is None and (source.cached.count - shared) * LITTLE <= shared:
             victim = source
-        claim = Claim(victim.index, common_prefix(victim.cached, usable))
+        claim = Claim(victim.index, victim.cached.shared(path, usable))
         if source is not victim and shared > claim.reused:
             claim = Claim(victim.index, claim.reused, source.index)
         self._clock += 1
-        victim.owner, victim.planned, victim.used = owner, ids, self._clock
-        del victim.cached[claim.reused :]
+        victim.owner, victim.used = owner, self._clock
+        victim.cached.cut(claim.reused)
+        victim.cached.plan(prompt, path)
         return claim
+
+    def _closest(self, path: Sequence[Block], usable: bytes) -> tuple[Slot, int]:
+        """The slot that has or plans the longest prefix of `usable`, and the prefix's length.
+
+        Of several, a free one, and of these the one with the fewest tokens.
+        """
+        near = [self.slots[index] for index in path[-1].slots] if path else self.slots
+        blocks = len(path)
+        rest = usable[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
+        more, have = longest_prefix([slot.cached.block(blocks) for slot in near], rest)
+        near = [near[index] for index in have]
+        best = [slot for slot in near if slot.owner is None] or near
+        return min(best, key=attrgetter("cached.count", "index")), blocks * BLOCK + more
 
     def release(self, index: int, *, keep: bool = True) -> None:
         """Give a slot back; without `keep` its rows are never used again."""
         slot = self.slots[index]
-        slot.owner, slot.planned = None, ()
-        if not keep:
-            slot.cached.clear()
-
-
-def promised(slot: Slot, ids: Sequence[int]) -> int:
-    """Tokens shared with what the slot holds or is about to hold."""
-    return max(common_prefix(slot.cached, ids), common_prefix(slot.planned, ids))
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    length = min(len(one), len(other))
-    low = 0
-    step = 512  # compare whole runs first: equal slices are compared in C
-    while low < length:
-        high = min(low + step, length)
-        if list(one[low:high]) != list(other[low:high]):
-            return next(i for i in range(low, high) if one[i] != other[i])
-        low = high
-    return length
+        slot.owner = None
+        slot.cached.cut(slot.cached.count if keep else 0)
+        if not slot.cached.count:
+            slot.used = 0

@@ -16,7 +16,7 @@ from jaxllama.engine.choosing.bank import Choice, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.storage import read_columns, write_columns
-from jaxllama.model.cache import LayerCache
+from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.spread import SpreadLlama
@@ -82,15 +82,14 @@ class Steps:
     ) -> DecodeState:
         """Compute `count` of `ids` into a slot, tile by tile; what lies past them is scratch."""
 
-        def tile(index: Array, carry: tuple[Tree, Any]) -> tuple[Tree, Any]:
-            params, cache = carry
+        def tile(index: Array, cache: KVCache) -> KVCache:
             at = index * self.tile
             tokens = lax.dynamic_slice_in_dim(ids, at, self.tile)
             real = jnp.minimum(count - at, self.tile)
-            return params, self._model(params).prompt(tokens, cache, slot, start + at, real)[1]
+            return self._model(params).prompt(tokens, cache, slot, start + at, real)[1]
 
         tiles = (count + self.tile - 1) // self.tile
-        _, cache = lax.fori_loop(0, tiles, tile, (params, state.cache))
+        cache = lax.fori_loop(0, tiles, tile, state.cache)
         return dataclasses.replace(state, cache=cache)
 
     def decode(
@@ -103,21 +102,20 @@ class Steps:
         """
         most = self.engine.steps_per_sync
 
-        def one(carry: tuple[Array, Tree, DecodeState, StepOutput]) -> Any:
-            done, params, state, output = carry
+        def one(carry: tuple[Array, DecodeState, StepOutput]) -> Any:
+            done, state, output = carry
             state, now = self._step(params, state, allowed)
             output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
-            return done + 1, params, state, output
+            return done + 1, state, output
 
-        def more(carry: tuple[Array, Tree, DecodeState, StepOutput]) -> Array:
-            done, _, state, _ = carry
+        def more(carry: tuple[Array, DecodeState, StepOutput]) -> Array:
+            done, state, _ = carry
             return (done < steps) & jnp.any(state.active)
 
         shapes = jax.eval_shape(self._step, params, state, allowed)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         blank = blank._replace(token=blank.token - 1)
-        # Weights go through the loop's carry: outside it XLA would unpack them once for all steps.
-        _, _, state, output = lax.while_loop(more, one, (jnp.int32(0), params, state, blank))
+        _, state, output = lax.while_loop(more, one, (jnp.int32(0), state, blank))
         return state, output
 
     def _step(

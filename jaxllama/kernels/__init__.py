@@ -34,7 +34,7 @@ def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
     """
     if asked != AUTO:
         body = body_named(asked)
-        if complaint := body.missing():
+        if complaint := body.missing() or body.refuses(model, parts):
             raise ConfigError(f"kernels is {asked!r}, but {complaint}")
         return body, ""
     complaints = []

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxllama.shapes import Array, Float
 
@@ -50,6 +51,18 @@ class Packed:
 def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
     """Reorder the inputs of rows to the order in which the matrix stores them."""
     return x if packed.order is None else x[:, packed.order]
+
+
+def unpack_after(
+    x: Float[Array, "L I"], packed: Packed
+) -> tuple[Float[Array, "L I"], Float[Array, "O I"]]:
+    """Unpack a matrix once its input `x` is computed; returns both.
+
+    Without the dependency XLA moves the unpacking of all matrices ahead of the decode loop, and
+    the unpacked copies need more memory than a dense model.
+    """
+    x, packed = lax.optimization_barrier((x, packed))
+    return x, unpack(packed)
 
 
 def unpack(packed: Packed) -> Float[Array, "O I"]:

@@ -89,7 +89,7 @@ class ScriptedPrograms(Programs):
         self.script = script
 
     def delete(self, state: Any) -> None:
-        """There is nothing to free."""
+        """Free nothing: the state is on the host."""
 
     def empty(self) -> Any:
         """No row, nothing cached."""

@@ -30,9 +30,9 @@ SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, count of dims, dim
 
 U32 = struct.Struct("<I")
 U64 = struct.Struct("<Q")
-BOOL, STRING, ARRAY = 7, 8, 9
+FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 SCALARS: dict[int, str] = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", FLOAT32: "<f4", BOOL: "<u1",
     10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 
@@ -238,6 +238,8 @@ def read_value(cursor: Cursor, key: str) -> object:
     cursor.need(dtype.itemsize, key)
     value = np.frombuffer(bytes(cursor.buffer[cursor.at : cursor.at + dtype.itemsize]), dtype)[0]
     cursor.at += dtype.itemsize
+    if kind == FLOAT32:
+        return float(str(value))  # 1e-05 as it was written, not the nearest float32
     return bool(value) if kind == BOOL else value.item()
 
 

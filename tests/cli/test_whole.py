@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,23 @@ def test_inspect_shows_the_sampling_that_is_recommended(run, tmp_path):
     assert "sampling temperature 0.3, top_p 0.9" in run("inspect", path).stdout
     found = json.loads(run("inspect", path, "--json").stdout)
     assert found["sampling_defaults"] == {"temperature": 0.3, "top_p": 0.9}
+
+
+def test_inspect_counts_the_matrix_that_packed_weights_are_unpacked_to(run, tmp_path):
+    config = replace(MODEL, width=64)
+    weights = flatten(random_params(config))
+    write_gguf(tmp_path / "q8.gguf", config, weights, metadata=TOKENIZER, kind="Q8_0")
+    sizes = ("--json", "--kernels", "xla", "--slots", "4", "--context", "128")
+    dense, packed = (
+        json.loads(run("inspect", "q8.gguf", *sizes, *more).stdout)["memory"]
+        for more in ((), ("--packed",))
+    )
+    assert packed["weights"] < dense["weights"] / 3
+    assert (dense["unpacked"], packed["unpacked"]) == (0, config.vocab_size * config.width * 4)
+    assert packed["total"] == packed["weights"] + packed["cache"] + packed["unpacked"]
+    assert (
+        "one unpacked matrix at a time" in run("inspect", "q8.gguf", *sizes[1:], "--packed").stdout
+    )
 
 
 def test_inspect_is_readable(run, gguf):

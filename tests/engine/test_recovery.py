@@ -1,6 +1,7 @@
 """Faults: injected exceptions and NaN, and who may notice them."""
 
 import dataclasses
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,141 @@ import numpy as np
 import pytest
 
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.generation import Phase
 from jaxllama.errors import GenerationFailed
 from jaxllama.request import FinishReason
 from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, programs, request, run
+
+
+def test_fault_while_cancelling_changes_no_other_answer():
+    """Every client that disconnects runs the `release` program."""
+    requests = some_requests()
+    expected = run(new_engine(), requests)
+    engine = faulty_engine(lambda name, *_: name == "release")
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in requests]
+    for fault in range(3):  # more than a guilty request is allowed
+        left = engine.submit(request([7, 7, fault], 100))
+        while left.phase is not Phase.RUNNING:
+            drive(engine, told, 1)
+        engine.cancel(left)
+        assert engine.recovery.faults == fault + 1
+    drive(engine, told)
+    assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected]
+    assert engine.ledger["cancelled"] == 3
+    assert closed(engine)
+
+
+def test_fault_while_probing_blames_no_running_request():
+    requests = some_requests()
+    expected = run(new_engine(), requests)
+    engine = faulty_engine(lambda name, *_: name == "peek")
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in requests[:2]]
+    for _ in range(3):
+        drive(engine, told, 2)
+        with pytest.raises(RuntimeError, match="injected fault"):
+            engine.peek([1, 2, 3], 1)
+    drive(engine, told)
+    assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected[:2]]
+
+
+def test_interrupt_while_cancelling_loses_nothing():
+    def interrupts(name, *_):
+        if name == "release":
+            raise KeyboardInterrupt
+        return False
+
+    expected = run(new_engine(), some_requests()[:2])
+    engine = faulty_engine(interrupts)
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in some_requests()[:2]]
+    left = engine.submit(request([7, 7], 100))
+    drive(engine, told, 6)
+    with pytest.raises(KeyboardInterrupt):
+        engine.cancel(left)
+    drive(engine, told)
+    assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected]
+    assert closed(engine)
+
+
+class OneStateAtATime:
+    """Programs that raise once after a program succeeded, and note what lives when `empty` runs."""
+
+    def __init__(self, programs, fails_after):
+        self._programs, self._fails_after = programs, fails_after
+        self.made, self.alive = [], []
+
+    def __getattr__(self, name):
+        found = getattr(self._programs, name)
+        if name not in ("empty", "prefill", "decode", "admit", "copy", "release"):
+            return found
+
+        def call(*args):
+            if name == "empty":
+                self.alive.append(sum(held(leaf) for leaf in self.made))
+            result = found(*args)
+            state = result[0] if name == "decode" else result
+            self.made.extend(weakref.ref(leaf) for leaf in state)
+            if name == self._fails_after:
+                self._fails_after = None
+                raise RuntimeError("injected fault")
+            return result
+
+        return call
+
+
+def held(reference) -> bool:
+    """Whether an array still occupies memory."""
+    array = reference()
+    return array is not None and not array.is_deleted()
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode", "admit", "copy", "release"])
+def test_old_state_is_freed_before_a_new_one_is_made(name):
+    """Two caches at a time may not fit into memory."""
+    watched = OneStateAtATime(programs(), name)
+    engine = Engine(watched)
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in [*some_requests(), request(range(80), 6)]]
+    drive(engine, told, 8)
+    engine.cancel(generations[0])
+    drive(engine, told)
+    assert engine.recovery.faults == 1
+    assert watched.alive == [0, 0]  # at the start, and after the fault
+    assert closed(engine)
+
+
+class OutOfMemory:
+    """Programs whose next decode call fails, and then `empty` so many times."""
+
+    def __init__(self, programs, times):
+        self._programs, self.times, self._failed = programs, times, False
+
+    def __getattr__(self, name):
+        if name == "decode" and not self._failed:
+            self._failed = True
+            return self._raise
+        if name == "empty" and self._failed and self.times:
+            self.times -= 1
+            return self._raise
+        return getattr(self._programs, name)
+
+    def _raise(self, *_args):
+        raise MemoryError("injected: no room")
+
+
+def test_failed_recovery_is_raised_and_tried_again():
+    expected = run(new_engine(), some_requests())
+    engine = Engine(OutOfMemory(programs(), times=2))
+    told: dict[int, Told] = {}
+    generations = [engine.submit(one) for one in some_requests()]
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room"):
+            drive(engine, told)
+    drive(engine, told)
+    assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected]
+    assert closed(engine)
 
 
 class Faulty:
@@ -21,7 +154,7 @@ class Faulty:
 
     def __getattr__(self, name):
         found = getattr(self._programs, name)
-        if name not in ("prefill", "decode", "admit", "copy", "release"):
+        if name not in ("prefill", "decode", "admit", "copy", "release", "peek"):
             return found
 
         def call(state, *args):
@@ -166,7 +299,7 @@ def test_nan_row_fails_alone_and_its_slot_is_clean_for_the_next(dtype):
     for generation, right in zip(generations, expected, strict=True):
         if generation is not victim:
             assert told[generation.id].tokens == right.tokens
-    assert engine.slots.slots[victim.slot].cached == []
+    assert len(engine.slots.slots[victim.slot].cached) == 0
     again = run(engine, requests)
     assert [one.tokens for one in again] == [one.tokens for one in expected]
     assert closed(engine)

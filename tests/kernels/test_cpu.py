@@ -104,3 +104,20 @@ def test_devices_in_kernels_at_once_get_the_bits_each_gets_alone():
                 assert np.array_equal(one, other)
     finally:
         library.set_threads(before)
+
+
+@built
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_call_inside_a_part_of_another_runs_on_its_own_thread(threads):
+    """The thread may own the pool's lock, which it must not ask for again."""
+    nested = library.loaded().jaxllama_nested
+    nested.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    before = library.threads()
+    try:
+        library.set_threads(threads)
+        for outer, inner in ((64, 33), (1, 100), (7, 1), (2, 2)) * 20:
+            filled = np.zeros((outer, inner), np.int32)
+            nested(outer, inner, filled.ctypes.data)
+            assert (filled == 1).all()
+    finally:
+        library.set_threads(before)

@@ -31,7 +31,7 @@ PROMPT_TILE = 64  # rows of a prompt that go through the kernels together
 
 
 def attention_for(head_dim: int) -> AttentionOps:
-    """Return attention by the library; head sizes it has no kernel for get the plain one."""
+    """Return attention by the library; head sizes without a kernel get the plain one."""
     if head_dim in SIZES:
         return AttentionOps(step, where_slot_lies(prompt))
     return plain.attention_for(head_dim)
@@ -68,12 +68,24 @@ def side_by_side(projections: Projections) -> Array:
 def missing() -> str:
     """Say why the library cannot run on this machine; empty if it can."""
     if jax.default_backend() != "cpu":
-        return f"JAX runs on {jax.default_backend()} here, and the C++ library on CPUs only"
+        return (
+            f"JAX runs on {jax.default_backend()} devices here, and the C++ kernels run on "
+            f"processors only; choose --kernels xla, or set JAX_PLATFORMS=cpu"
+        )
     return library.why_not()
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
-    """Say why the library cannot run this model over so many devices; empty if it can."""
+    """Say why the library cannot run this model over so many devices; empty if it can.
+
+    Plain attention beside the other kernels would break the seed contract, so a model whose head
+    size has no kernel is refused whole.
+    """
+    if model.head_dim not in SIZES:
+        return (
+            f"the model's head size is {model.head_dim}; the C++ kernels take {SIZES[0]} to "
+            f"{SIZES[-1]} in steps of {SIZES.step}: choose --kernels xla"
+        )
     heads = model.heads * model.head_dim
     sizes = {
         "attention": heads,
@@ -84,7 +96,7 @@ def refuses(model: ModelConfig, parts: int) -> str:
         if parts > 1 and size % (parts * BLOCK):
             return (
                 f"{name} {size} wide do not divide over model={parts} into blocks of {BLOCK}, as "
-                f"the C++ kernels need"
+                f"the C++ kernels need; choose another mesh or --kernels xla"
             )
     return ""
 

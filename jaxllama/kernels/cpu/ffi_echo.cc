@@ -27,3 +27,12 @@ JAXLLAMA_TARGET(echo, echo,
                 ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::S32>>());
 
 }  // namespace jaxllama
+
+// For tests: fills y[outer * inner] from inside nested parallel_for calls, three deep.
+JAXLLAMA_EXPORT void jaxllama_nested(int outer, int inner, int32_t* y) {
+  jaxllama::parallel_for(outer, [&](int row) {
+    jaxllama::parallel_for(inner, [&](int column) {
+      jaxllama::parallel_for(2, [&](int half) { y[row * inner + column] += half; });
+    });
+  });
+}

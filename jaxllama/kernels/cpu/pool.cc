@@ -69,6 +69,9 @@ int available_cores() {
   return cores > 0 ? cores : 1;
 }
 
+// Whether this thread runs parts for somebody else's call, or for its own.
+thread_local bool inside_part = false;
+
 class Pool {
  public:
   Pool() : count_(available_cores()) {}
@@ -83,14 +86,15 @@ class Pool {
 
   void run(int parts, Part part, void* context) {
     const FlushSubnormals flush;
+    // A thread inside a part may own the lock: it must not ask for it again.
+    if (parts < 2 || inside_part || count() == 1) return run_alone(parts, part, context);
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
-    if (parts < 2 || !owner.owns_lock() || count() == 1) {
-      for (int each = 0; each < parts; ++each) part(context, each);
-      return;
-    }
+    if (!owner.owns_lock()) return run_alone(parts, part, context);
     if (workers_.empty()) start();
     post(parts, part, context);
+    inside_part = true;
     take_parts(0);
+    inside_part = false;
     // From here no worker may begin to look at the job; those that have, are waited for.
     open_.store(false);
     for (int looks = 1; inside_.load() != 0; ++looks) {
@@ -101,6 +105,10 @@ class Pool {
   }
 
  private:
+  static void run_alone(int parts, Part part, void* context) {
+    for (int each = 0; each < parts; ++each) part(context, each);
+  }
+
   void start() {
     stopping_.store(false);
     for (int each = 1; each < count(); ++each) workers_.emplace_back([this, each] { work(each); });
@@ -147,6 +155,7 @@ class Pool {
 
   void work(int thread) {
     const FlushSubnormals flush;
+    inside_part = true;
     unsigned heard = 0;
     while (!stopping_.load()) {
       inside_.fetch_add(1);

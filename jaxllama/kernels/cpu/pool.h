@@ -17,8 +17,8 @@ void run_parts(int parts, Part part, void* context);
 // done. Each thread begins with its own run of neighbouring parts, the caller with the first, and then
 // helps the others: which thread runs which part varies, and results must not depend on it.
 // Every part runs with subnormal numbers flushed to zero, as in XLA's own code, whoever calls.
-// A call that finds the workers busy (two XLA threads in kernels at once, or one inside another)
-// runs its parts alone, so nothing ever waits in a circle.
+// A call that finds the workers busy (two XLA threads in kernels at once), or that is made inside a
+// part of another call, runs its parts alone on its thread, so nothing ever waits in a circle.
 template <class F>
 void parallel_for(int parts, const F& f) {
   run_parts(

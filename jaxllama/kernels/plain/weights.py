@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
-from jaxllama.kernels.packed import Packed, in_order, take_rows, unpack
+from jaxllama.kernels.packed import Packed, in_order, take_rows, unpack_after
 from jaxllama.kernels.plain.matmul import matmul, matmul_by_output, norm
 from jaxllama.shapes import Array, Float, Int
 
@@ -88,7 +88,8 @@ class PackedWeight(StandaloneWeight):
 
     def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
         """Return x · weight in float32."""
-        return matmul_by_output(in_order(self.packed, x), unpack(self.packed))
+        x, matrix = unpack_after(x, self.packed)
+        return matmul_by_output(in_order(self.packed, x), matrix)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up the embedding of every token, float32."""

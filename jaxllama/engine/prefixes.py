@@ -1,0 +1,171 @@
+"""Prefixes: the tokens of every slot in one tree, to find the longest prefix a prompt shares.
+
+Used by the slot table. The tree's nodes are blocks of BLOCK tokens. Slots with the same prefix
+share its blocks, so a prompt is compared once with a prefix, not once with each slot that has it. A
+block is found by its tokens themselves, not by a digest: a prompt cannot pretend to be another.
+Plain Python.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+BLOCK = 64  # tokens
+TOKEN_BYTES = 4
+BLOCK_BYTES = BLOCK * TOKEN_BYTES
+
+
+class Block:
+    """BLOCK tokens after those of the parent, and the slots that have all of them."""
+
+    __slots__ = ("children", "parent", "slots", "tokens")
+
+    def __init__(self, tokens: bytes = b"", parent: "Block | None" = None) -> None:
+        self.tokens, self.parent = tokens, parent
+        self.children: dict[bytes, Block] = {}
+        self.slots: set[int] = set()
+
+
+class SlotTokens:
+    """The tokens of one slot: first the cached ones, then those that its request plans to cache.
+
+    `len` counts the cached ones.
+    """
+
+    def __init__(self, slot: int, root: Block) -> None:
+        self._slot, self._root = slot, root
+        self.count = 0  # cached tokens
+        self._tokens = array("i")
+        self._path: list[Block] = []  # the whole blocks of the tokens
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def ids(self) -> list[int]:
+        """The cached tokens."""
+        return self._tokens[: self.count].tolist()
+
+    def append(self, token: int) -> None:
+        """Note that one more token is cached."""
+        self.extend((token,))
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Note that more tokens are cached: those that were planned, or others instead."""
+        new = array("i", tokens)
+        stop = self.count + len(new)
+        if self._tokens[self.count : stop] != new:
+            self._truncate(self.count)
+            self._push(new)
+        self.count = stop
+
+    def plan(self, tokens: "array[int]", path: Sequence[Block]) -> None:
+        """Note all tokens that will be cached; those cached now are the first of them.
+
+        `path` holds the blocks of `tokens` that are known already.
+        """
+        self._truncate(self.count)
+        for block in path[len(self._path) :]:
+            block.slots.add(self._slot)
+            self._path.append(block)
+        self._tokens = array("i", tokens)
+        self._push(array("i"))
+
+    def cut(self, length: int) -> None:
+        """Forget all cached tokens after the first `length`, and all plans."""
+        self.count = min(self.count, length)
+        self._truncate(self.count)
+
+    def shared_with(self, other: "SlotTokens") -> int:
+        """The length of the prefix that two slots have or plan to have in common."""
+        blocks = common_blocks(self._path, other._path)
+        return blocks * BLOCK + common_tokens(self.block(blocks), other.block(blocks))
+
+    def shared(self, path: Sequence[Block], tokens: bytes) -> int:
+        """The length of the prefix in common with `tokens`, whose known blocks are `path`."""
+        blocks = common_blocks(self._path, path)
+        rest = tokens[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
+        return blocks * BLOCK + common_tokens(self.block(blocks), rest)
+
+    def block(self, number: int) -> bytes:
+        """The tokens of one block, fewer at the end."""
+        return self._tokens[number * BLOCK : (number + 1) * BLOCK].tobytes()
+
+    def _push(self, tokens: "array[int]") -> None:
+        self._tokens += tokens
+        for number in range(len(self._path), len(self._tokens) // BLOCK):
+            parent = self._path[-1] if self._path else self._root
+            key = self.block(number)
+            child = parent.children.get(key)
+            if child is None:
+                child = parent.children[key] = Block(key, parent)
+            child.slots.add(self._slot)
+            self._path.append(child)
+
+    def _truncate(self, length: int) -> None:
+        del self._tokens[length:]
+        for block in reversed(self._path[length // BLOCK :]):
+            block.slots.remove(self._slot)
+            if not block.slots and block.parent is not None:
+                del block.parent.children[block.tokens]
+        del self._path[length // BLOCK :]
+
+
+def known_blocks(root: Block, tokens: bytes) -> list[Block]:
+    """The blocks at the start of `tokens` that some slot has, from the first on."""
+    path: list[Block] = []
+    block = root
+    for at in range(0, len(tokens) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        child = block.children.get(tokens[at : at + BLOCK_BYTES])
+        if child is None:
+            break
+        path.append(child)
+        block = child
+    return path
+
+
+def common_blocks(one: Sequence[Block], other: Sequence[Block]) -> int:
+    """How many blocks two paths have in common; after the first difference all differ."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[middle - 1] is other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def common_tokens(one: bytes, other: bytes) -> int:
+    """The length of the common prefix of at most one block of tokens."""
+    return longest_prefix([one], other)[0]
+
+
+def longest_prefix(several: Sequence[bytes], tokens: bytes) -> tuple[int, list[int]]:
+    """The longest prefix of `tokens` that one of `several` has; also which ones have it.
+
+    Halves the length in question, at most a block, so few comparisons are needed.
+    """
+    have = list(range(len(several)))
+    low, high = 0, len(tokens) // TOKEN_BYTES
+    while low < high:
+        middle = (low + high + 1) // 2
+        prefix = tokens[: middle * TOKEN_BYTES]
+        still = [index for index in have if several[index].startswith(prefix)]
+        if still:
+            low, have = middle, still
+        else:
+            high = middle - 1
+    return low, have
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common prefix of two lists of tokens."""
+    length = min(len(one), len(other))
+    low = 0
+    step = 512  # compare whole runs first: equal slices are compared in C
+    while low < length:
+        high = min(low + step, length)
+        if list(one[low:high]) != list(other[low:high]):
+            return next(i for i in range(low, high) if one[i] != other[i])
+        low = high
+    return length

@@ -1,0 +1,167 @@
+"""The key of compiled programs: a digest of everything that changes one.
+
+Computed when a model is loaded; programs on disk (`executables.py`) are used only under the same
+key. It covers versions, drivers, compiler flags, devices, CPU features, configurations, our own
+sources, and the sources behind the sampler plugins.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+
+# Settings of JAX with one of these words in their names change messages, files on disk or the list
+# of devices (which is in the key), but no program.
+SILENT = (
+    *("_log", "dump", "traceback", "explain", "cache", "pprint", "warn", "report", "location"),
+    *("verbose", "timeout", "platform"),
+)
+# Packages with a runtime of devices: their versions change programs, too.
+RUNTIMES = (
+    *("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
+    *("jax-rocm7-plugin", "jax-rocm7-pjrt", "libtpu"),
+)
+DRIVER = Path("/proc/driver/nvidia/version")
+# Imported by plugins; their versions, or our own sources, are in the key already.
+KNOWN = frozenset((*sys.stdlib_module_names, "jax", "jaxlib", "jaxllama"))
+INSTALLED = frozenset(("site-packages", "dist-packages"))
+CODE = (".py", ".so", ".pyd")
+IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+(.+))", re.MULTILINE)
+
+
+def program_key(parts: Iterable[object]) -> str:
+    """A name for everything that the programs depend on."""
+    digest = hashlib.sha256()
+    for part in (*parts, *machine(), sources()):
+        digest.update(repr(part).encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def machine() -> tuple[object, ...]:
+    """Versions, drivers, flags, devices and CPU features."""
+    devices = jax.devices()
+    return (
+        jax.__version__,
+        version("jaxlib"),
+        [installed_version(name) for name in RUNTIMES],
+        sorted({str(device.client.platform_version) for device in devices}),
+        DRIVER.read_text() if DRIVER.exists() else "",
+        platform.machine(),
+        cpu_features(),
+        os.environ.get("XLA_FLAGS", ""),
+        [(device.platform, device.device_kind, device.id) for device in devices],
+        flags(),
+    )
+
+
+def flags() -> list[tuple[str, str]]:
+    """The settings of JAX that may change a program."""
+    return sorted(
+        (name, repr(value))
+        for name, value in jax.config.values.items()
+        if not any(word in name for word in SILENT)
+    )
+
+
+def cpu_features() -> str:
+    """The feature line of the first processor, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def sources() -> str:
+    """Digest of this package's own sources: an edited one makes other programs."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for folder in ("engine", "kernels", "model"):
+        for path in sorted((package / folder).glob("**/*.py")):
+            digest.update(path.read_bytes())
+    for name in ("config.py", "sampling.py", "sharding.py", "kernels/_cpu.so"):
+        path = package / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def code_behind(modules: Iterable[str]) -> list[tuple[str, str]]:
+    """(package, digest or version) of all code that these modules may run.
+
+    Whole packages are hashed, and those that they import, and so on. An installed package that is
+    imported by another one is taken by its version.
+    """
+    found: dict[str, str] = {}
+    waiting = [(name.partition(".")[0], True) for name in modules]
+    while waiting:
+        package, own = waiting.pop()
+        if package in found or package in KNOWN:
+            continue
+        files = files_of(package)
+        release = None if own or not all(map(is_installed, files)) else installed_version(package)
+        if release is not None:
+            found[package] = release
+            continue
+        digest = hashlib.sha256()
+        for path in files:
+            code = path.read_bytes()
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(code).digest())
+            if path.suffix == ".py":
+                waiting += ((name, False) for name in imported(code))
+        found[package] = digest.hexdigest()
+    return sorted(found.items())
+
+
+def files_of(package: str) -> list[Path]:
+    """The code of a top-level package or module, in a fixed order; of an unknown one, nothing."""
+    spec = spec_of(package)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        folders = map(Path, spec.submodule_search_locations)
+        every = (path for folder in folders for path in sorted(folder.rglob("*")))
+        return [path for path in every if path.suffix in CODE and path.is_file()]
+    origin = Path(spec.origin or "")
+    return [origin] if origin.is_file() else []
+
+
+def spec_of(package: str) -> ModuleSpec | None:
+    """Where a top-level package lies."""
+    module = sys.modules.get(package)
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:
+        return spec
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+
+
+def imported(code: bytes) -> Iterator[str]:
+    """The top-level packages that a source imports; relative imports stay inside its own."""
+    for single, several in IMPORT.findall(code):
+        for name in (single or several).split(b","):
+            top = name.strip().partition(b" ")[0].partition(b".")[0]
+            if top and re.fullmatch(rb"\w+", top):
+                yield top.decode()
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file lies where installers put packages, so that its version says what it is."""
+    return not INSTALLED.isdisjoint(path.parts)
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a distribution, or None where there is none of that name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
