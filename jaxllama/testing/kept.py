@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxllama.engine.executables import drop_old, is_private, program_key
+from jaxllama.engine.executables import drop_old, is_private
+from jaxllama.engine.program_key import program_key
 
 MOST_FILES = 600  # some ten samplers; the whole folder is emptied beyond
 
