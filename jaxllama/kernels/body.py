@@ -24,7 +24,7 @@ ActiveRows = Bool[Array, " L"] | None  # rows whose result is used; None: all ro
 
 
 class PromptSpan(NamedTuple):
-    """Where the first `rows` rows of a prompt go: to a slot, from column `start` on."""
+    """The target of the first `rows` rows of a prompt: a slot, from column `start` on."""
 
     slot: Int[Array, ""]
     start: Int[Array, ""]
@@ -94,7 +94,7 @@ HostMatrix = np.ndarray | Packed  # as a reader returns it: [in, out], or [vocab
 
 
 class GroupKind(Enum):
-    """What the matrices of a group are to the model."""
+    """The role of a group of matrices in the model."""
 
     SINGLE = "single"
     EMBEDDING = "embedding"
@@ -112,7 +112,7 @@ class MatrixGroup(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where weights go, and in which form."""
+    """The devices and the form in which weights are stored."""
 
     mesh: Mesh
     dtype: str
@@ -177,18 +177,18 @@ class AttentionOps(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What one pass over every logit of a row finds."""
+    """The result of one pass over all logits of every row."""
 
     token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
     best: Float[Array, " S"]  # that logit
     sound: Bool[Array, " S"]  # free of NaN and +inf
 
 
-class Held(NamedTuple):
-    """The tokens of rows, each under the number of the place at which its row has it first."""
+class HeldTokens(NamedTuple):
+    """The logits of the tokens that each row already contains, by place in the row."""
 
-    first: Int32[Array, "S T"]  # that place; T where there is no token
-    logits: Float[Array, "S T"]  # the token's; 0 where there is none
+    first: Int32[Array, "S T"]  # first place of the same token in the row; T if there is no token
+    logits: Float[Array, "S T"]  # logit of the token; 0 if there is none
     sound: Bool[Array, " S"]  # free of NaN and +inf
 
 
@@ -235,7 +235,7 @@ class Choosing(Protocol):
     def close_ranks(
         self, keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, /
     ) -> tuple[Best, Int32[Array, " S"]]:
-        """Keep the chosen survivors, weigh them anew; also return the id of the last one."""
+        """Keep the chosen survivors, recompute their shares; also return the last one's id."""
 
     def draw(
         self,
@@ -255,7 +255,7 @@ class Choosing(Protocol):
 
     def take_held(
         self, logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"], /
-    ) -> Held:
+    ) -> HeldTokens:
         """Return the logits of the tokens at the first `count` places of every row."""
 
     def put_held(
@@ -266,7 +266,7 @@ class Choosing(Protocol):
         held: Float[Array, "S T"],
         /,
     ) -> Float[Array, "S V"]:
-        """Return the logits with those of `take_held` written over."""
+        """Write the logits from `take_held`, moved by samplers, back into the rows."""
 
 
 # The body.
@@ -274,18 +274,20 @@ class Choosing(Protocol):
 
 @dataclass(frozen=True)
 class Body:
-    """One implementation of every operation, and what it needs from the rest of the engine."""
+    """One implementation of every operation, with its requirements on the rest of the engine."""
 
     name: str  # as in EngineConfig.kernels and --kernels
-    missing: Callable[[], str]  # why it cannot run on this machine; empty if it can
-    refuses: Callable[[ModelConfig, int], str]  # why not this model in so many parts; empty if fine
+    missing: Callable[[], str]  # the reason why it cannot run on this machine; empty if it can
+    refuses: Callable[
+        [ModelConfig, int], str
+    ]  # the reason against a model and a number of parts, or empty
     attention: Callable[[int], AttentionOps]  # by head size
     choosing: Choosing
     lay_out: Callable[[MatrixGroup, Placement], list[Placed]]  # one result per matrix
     joins: bool  # whether matrices that read the same rows arrive as one group
     dtypes: tuple[str, ...]  # of dense weights
     default_dtype: Callable[[], str]
-    keeps_packed: bool  # packed weights stay packed without being asked to
+    keeps_packed: bool  # packed weights always stay packed
     prompt_tile: Callable[[int], int]  # rows of a prompt per iteration, by the number of slots
     prefill_chunk: int  # default of EngineConfig.prefill_chunk
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map

@@ -38,13 +38,13 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Logical shape, [in, out]."""
+        """Return the logical shape [in, out]."""
         out, stored = self.codes.shape
         return (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Return the bytes of all arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 

@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 
 
 def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
-    """Attention of a prompt inside `shard_map`: the device with its slot attends, all get it."""
+    """Wrap prompt attention for `shard_map`: the device that has the slot computes it for all."""
 
     def attend(
         projections: Projections,
@@ -36,7 +36,7 @@ def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
         slots, _, columns, _ = layer[0].shape
         slot = span.slot - lax.axis_index("data") * slots
         mine = (slot >= 0) & (slot < slots)
-        # Elsewhere nothing is real: it goes to scratch, behind the last column.
+        # Other devices write meaningless keys and values to the scratch columns after the last one.
         scratch = columns - projections[0].shape[0]
         there = PromptSpan(
             jnp.clip(slot, 0, slots - 1),

@@ -29,7 +29,7 @@ def stored_dtype(name: str) -> jnp.dtype:
 
 
 def sides(layer: Layer) -> tuple[Side, Side]:
-    """Split a layer into the arrays of keys and those of values."""
+    """Split a layer into the arrays of keys and the arrays of values."""
     return layer[0::2], layer[1::2]
 
 

@@ -1,1 +1,1 @@
-"""First-party prompt formats: one file each, written against the same socket as anyone's."""
+"""First-party prompt formats, one file each, built on the interface that any plugin uses."""

@@ -6,7 +6,7 @@ from jaxllama_formats.turns import END, Turns
 
 
 class Alpaca(Turns):
-    """`### Instruction:` and `### Response:`; the system replaces the usual first sentence."""
+    """`### Instruction:` and `### Response:`; a system message replaces the preamble."""
 
     name = "alpaca"
     stop = ("### Instruction:",)

@@ -1,7 +1,7 @@
 """ChatML: every turn between `<|im_start|>` and `<|im_end|>`.
 
-For models that know its two tokens but bring no template of their own. Tools are shown, called and
-answered the way Hermes and Qwen models were trained.
+For models that have its two control tokens but no chat template. Tools, tool calls and tool results
+are written as Hermes and Qwen models were trained to read them.
 """
 
 import json
@@ -28,7 +28,7 @@ For each function call, return a json object with function name and arguments wi
 
 
 class ChatMl(PromptFormat):
-    """`<|im_start|>role`, a line break, the text, `<|im_end|>`."""
+    """ChatML: `<|im_start|>role`, a line break, the text, `<|im_end|>`."""
 
     name = "chatml"
     stop = (END,)
@@ -36,29 +36,29 @@ class ChatMl(PromptFormat):
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Whether both tokens are known and no template says better."""
+        """Say whether the model has both control tokens and no chat template."""
         return model.template is None and {BEGIN, END} <= model.special
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """One block per message, and the head of the assistant's."""
-        turns = [f"{BEGIN}{message.role}\n{body(message)}{END}\n" for message in messages]
+        """Write one block per message; with `answer` also begin the assistant's block."""
+        turns = [f"{BEGIN}{message.role}\n{render_content(message)}{END}\n" for message in messages]
         return "".join((*turns, f"{BEGIN}assistant\n" if answer else ""))
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Likewise, with the tools at the end of the system message, which is made if need be."""
+        """Render with the tools at the end of the system message; add that message if missing."""
         signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
         system, rest = Message("system", ""), messages
         if messages and messages[0].role == "system":
             system, rest = messages[0], messages[1:]
-        said = f"{system.content}\n\n" if system.content else ""
-        told = replace(system, content=said + TOOLS.format(signatures=signatures))
-        return self.render([told, *rest], answer=answer)
+        text = f"{system.content}\n\n" if system.content else ""
+        with_tools = replace(system, content=text + TOOLS.format(signatures=signatures))
+        return self.render([with_tools, *rest], answer=answer)
 
 
-def body(message: Message) -> str:
-    """What a message says, with the calls it makes or as the result it is."""
+def render_content(message: Message) -> str:
+    """Return a message's content followed by its tool calls, or a tool result in its tags."""
     if message.role == "tool":
         return f"<tool_response>\n{message.content}\n</tool_response>"
     calls = [

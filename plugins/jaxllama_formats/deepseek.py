@@ -1,4 +1,4 @@
-"""DeepSeek's chat format, as of its second and third models."""
+"""The chat format of DeepSeek V2 and V3."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"  # noqa: RUF001 - the bars
 
 
 class DeepSeek(Turns):
-    """`<｜User｜>` and `<｜Assistant｜>` before the texts; the system's has no mark."""  # noqa: RUF002
+    """`<｜User｜>` and `<｜Assistant｜>` before texts; a system text has no mark."""  # noqa: RUF002
 
     name = "deepseek"
     stop = (USER,)

@@ -1,4 +1,4 @@
-"""A dialogue as people write one down; for models that were taught no format."""
+"""A written dialogue, for models that were trained on no chat format."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from jaxllama_formats.turns import Turns
 
 
 class Dialogue(Turns):
-    """`User: ...` and `Assistant: ...`, each on a line."""
+    """`User: ...` and `Assistant: ...`, one line per message."""
 
     name = "dialogue"
     stop = ("\nUser:",)

@@ -1,6 +1,6 @@
-"""The filters a template may use, and what they pay.
+"""The filters that a template may use; each charges its work to the meter.
 
-Made by the sandbox for every rendering. Knows values and the meter, not templates.
+The sandbox creates them for every rendering. They know values and the meter, not templates.
 """
 
 import functools
@@ -15,29 +15,29 @@ from jaxllama.errors import TemplateError
 from jaxllama_formats.meter import MAX_BITS, Meter
 
 MAX_INDENT = 64
-MAX_SPLIT = 2 << 20  # characters; the parts of a split take much more room than the text
+MAX_SPLIT = 2 << 20  # characters; the parts of a split take much more memory than the text
 
-# Filters that look at the outside of a value only, or hand its items on one by one.
+# Filters that do not read the items of a value, or yield them one by one.
 CHEAP_FILTERS = (
     "count d default first items last length map reject rejectattr reverse select selectattr"
 )
-# Filters that read all of a value and make about as much.
+# Filters that read a whole value and return one of about the same size.
 WEIGHED_FILTERS = (
     "abs capitalize dictsort float int lower max min sort string title trim unique upper"
 )
 
-# Names that only `Metering` can write into a template.
+# Filter names that no template can spell: `Metering` inserts them.
 JOIN, LOOP, WEIGH, MADE = "~join", "~loop", "~weigh", "~made"
 
 
 class Filters:
-    """The filters that need care of their own, charging one meter."""
+    """The filters of one rendering, all charging the same meter."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
 
     def by_name(self) -> dict[str, Callable[..., Any]]:
-        """All filters, under the names templates use and those of the sandbox."""
+        """Return all filters by name, including the names that `Metering` inserts."""
         meter = self.meter
         return {
             **{name: FILTERS[name] for name in CHEAP_FILTERS.split()},
@@ -57,13 +57,13 @@ class Filters:
         }
 
     def join(self, value: Iterable[Any], between: str = "") -> str:
-        """The items as text, with `between` between them."""
+        """Join the items as text, with `between` between them."""
         items = self.meter.take(value)
         self.meter.fits(self.meter.weigh(items) + len(items) * sys.getsizeof(between))
         return self.meter.made(str(between).join(map(str, items)))
 
     def replace(self, value: Any, old: str, new: str, count: int = -1) -> str:
-        """The text with `old` replaced."""
+        """Replace `old` by `new` in the text, `count` times at most (-1: everywhere)."""
         text = self.print(value)
         check_text_call(self.meter, text, "replace", (old, new))
         return self.meter.made(text.replace(old, new, count))
@@ -71,7 +71,7 @@ class Filters:
     def indent(
         self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
     ) -> str:
-        """The text with its lines moved to the right."""
+        """Indent the lines of a text; raises TemplateError above MAX_INDENT characters."""
         text = self.print(value)
         step = width if isinstance(width, str) else " " * min(width, MAX_INDENT + 1)
         if len(step) > MAX_INDENT:
@@ -80,7 +80,7 @@ class Filters:
         return self.meter.made(FILTERS["indent"](text, step, first, blank))
 
     def to_json(self, value: Any, **options: Any) -> str:
-        """JSON, spelled as the models were trained on: not escaped for HTML."""
+        """Return JSON without HTML escapes, the spelling that models were trained on."""
         self.meter.weigh(value)
         if len(str(options.get("indent") or "")) > 1:  # a number of one digit, or one character
             raise TemplateError(f"the chat template indents JSON by {options['indent']!r:.20}")
@@ -88,25 +88,25 @@ class Filters:
         return "".join([self.meter.made(part) for part in encoder.iterencode(value)])
 
     def escape(self, value: Any) -> str:
-        """HTML escapes, as plain text."""
+        """Escape a value for HTML and return plain text."""
         return self.meter.made(str(FILTERS["escape"](self.print(value))))
 
     def print(self, value: Any) -> str:
-        """The value as text; a container is measured before it is spelled out."""
+        """Convert a value to text; the size of a container is checked before it is printed."""
         if not isinstance(value, str):
             self.meter.fits(self.meter.weigh(value))
         return str(value)
 
     def weigh(self, value: Any) -> Any:
-        """The value itself, paid for item by item."""
+        """Charge one step per item of the value and return the value unchanged."""
         self.meter.weigh(value)
         return value
 
 
 def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, paying for what goes in and what comes out."""
+    """Wrap `work` so that it charges the meter for its arguments and its result."""
 
-    @functools.wraps(work)  # carries Jinja's mark for what it wants as first argument
+    @functools.wraps(work)  # keeps Jinja's attribute that selects the first argument
     def charged(*args: Any, **kwargs: Any) -> Any:
         whole = [meter.take(arg) if isinstance(arg, Iterator) else arg for arg in args]
         meter.fits(meter.weigh(*whole, *kwargs.values()))
@@ -116,7 +116,7 @@ def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_text_call(meter: Meter, text: str, method: str, args: tuple[Any, ...]) -> None:
-    """Refuse methods of strings whose result cannot be paid for."""
+    """Raise TemplateError if a string method would return more than the meter allows."""
     if method in ("split", "rsplit", "splitlines") and len(text) > MAX_SPLIT:
         raise TemplateError(
             f"the chat template splits a text of {len(text)} characters; expected at most "
@@ -132,7 +132,7 @@ def check_text_call(meter: Meter, text: str, method: str, args: tuple[Any, ...])
 
 
 def check_product(meter: Meter, left: Any, right: Any) -> None:
-    """Refuse products that are too long or too large."""
+    """Raise TemplateError if a product would be too long a sequence or too large a number."""
     if isinstance(left, int) and isinstance(right, int):
         if left.bit_length() + right.bit_length() > MAX_BITS:
             raise TemplateError(f"the chat template makes a number of more than {MAX_BITS} bits")

@@ -1,4 +1,4 @@
-"""Gemma's chat format: turns of a user and a model, and of nobody else."""
+"""Gemma's chat format: only the roles user and model have turns."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 
 
 class Gemma(Turns):
-    """`<start_of_turn>user`, the text, `<end_of_turn>`; the system opens the user's turn."""
+    """`<start_of_turn>user`, the text, `<end_of_turn>`; a system text begins the next user turn."""
 
     name = "gemma"
     stop = (TURN_END,)

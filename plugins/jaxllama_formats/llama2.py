@@ -1,4 +1,4 @@
-"""Llama 2's chat format: `[INST]` around what the user says, `<<SYS>>` inside the first."""
+"""Llama 2's chat format: `[INST]` around a user text, `<<SYS>>` inside the first one."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from jaxllama_formats.turns import BEGIN, END, Turns
 
 
 class Llama2(Turns):
-    """`[INST] user [/INST] assistant`; every exchange begins and ends a text of its own."""
+    """`[INST] user [/INST] assistant`; every exchange has its own begin and end tokens."""
 
     name = "llama2"
     around: ClassVar = {

@@ -1,10 +1,12 @@
-"""The meter: how much work one rendering of an untrusted template may still do.
+"""The meter: limits the work of one rendering of an untrusted template.
 
-Made anew for every rendering, charged by the sandbox. Knows steps, bytes and time, not templates.
+Every rendering has its own meter, which the sandbox charges. It knows steps, bytes and time, not
+templates.
 
-Steps and bytes make the outcome the same on every machine; the clock is the last resort for work
-that the two underestimate. `weigh` looks into containers, because a few lines of template build
-lists that hold the same list twice, thirty deep, and comparing or printing those never ends.
+Limits in steps and bytes give the same outcome on every machine; the time limit is the last resort
+for work that they underestimate. `weigh` counts nested items, because a few lines of template can
+build lists that contain the same list twice, thirty levels deep; comparing or printing such a list
+never ends.
 """
 
 import itertools
@@ -16,39 +18,39 @@ from typing import Any
 from jaxllama.errors import TemplateError
 
 MAX_STEPS = 2_000_000
-MAX_BYTES = 32 << 20  # of everything one rendering makes, beside what its input asks for
-BYTES_PER_INPUT = 16  # a template may make so many copies of its input
-BYTES_PER_ITEM = 40  # of a list: the place and a small thing in it
-MAX_SECONDS = 0.75  # of this thread's own time
-STEPS_PER_LOOK = 64  # steps between two looks at the clock
-MAX_BITS = 4096  # of a whole number
+MAX_BYTES = 32 << 20  # created by one rendering, on top of the allowance for its input
+BYTES_PER_INPUT = 16  # a template may create this many copies of its input
+BYTES_PER_ITEM = 40  # of a list: its pointer and a small object
+MAX_SECONDS = 0.75  # of the thread's processor time
+STEPS_PER_CHECK = 64  # steps between two readings of the clock
+MAX_BITS = 4096  # of an integer
 
 
 class Meter:
-    """Counts down; refuses with TemplateError."""
+    """Counts down steps, bytes and time; raises TemplateError when one is used up."""
 
     def __init__(self, input_bytes: int = 0) -> None:
         self.steps = MAX_STEPS
         self.bytes = MAX_BYTES + BYTES_PER_INPUT * input_bytes
-        self.look = MAX_STEPS - STEPS_PER_LOOK
+        self.next_check = MAX_STEPS - STEPS_PER_CHECK
         self.deadline = time.thread_time() + MAX_SECONDS
 
     def step(self, count: int = 1) -> None:
-        """Pay for so many small operations."""
+        """Charge `count` small operations; check the clock every STEPS_PER_CHECK steps."""
         self.steps -= count
         if self.steps < 0:
             raise TemplateError(
                 f"the chat template takes more than {MAX_STEPS} steps; expected it to end"
             )
-        if self.steps < self.look:
-            self.look = self.steps - STEPS_PER_LOOK
+        if self.steps < self.next_check:
+            self.next_check = self.steps - STEPS_PER_CHECK
             if time.thread_time() > self.deadline:
                 raise TemplateError(
                     f"the chat template takes more than {MAX_SECONDS} s; expected it to end"
                 )
 
     def allocate(self, size: int) -> None:
-        """Pay for `size` bytes before they are made."""
+        """Charge one step and `size` bytes; raises TemplateError if too few are left."""
         self.step()
         self.bytes -= size
         if self.bytes < 0:
@@ -57,14 +59,14 @@ class Meter:
             )
 
     def made(self, value: Any) -> Any:
-        """Pay for a value that was just made, and return it."""
+        """Charge the bytes of a value that was just created, and return the value."""
         self.step()
         if isinstance(value, str | bytes | list | tuple | dict | set):
             self.allocate(sys.getsizeof(value))
         return value
 
     def weigh(self, *values: Any) -> int:
-        """Pay a step per item in `values`, however deep; how many bytes printing them takes."""
+        """Charge a step per item at any depth; return the bytes that printing the values takes."""
         size = 0
         rest = list(values)
         while rest:
@@ -84,12 +86,12 @@ class Meter:
         return size
 
     def fits(self, size: int) -> None:
-        """Refuse what cannot be paid any more, before it is made."""
+        """Raise TemplateError if `size` bytes exceed the rest; charge nothing if they fit."""
         if size > self.bytes:
             self.allocate(size)
 
     def take(self, items: Iterable[Any]) -> list[Any]:
-        """All items, paid for one by one."""
+        """Collect the items in a list, charging BYTES_PER_ITEM for each."""
         taken = []
         for item in items:
             self.allocate(BYTES_PER_ITEM)

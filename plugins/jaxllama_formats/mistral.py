@@ -1,4 +1,4 @@
-"""Mistral's chat format: `[INST]` around what the user says, nothing around the answer."""
+"""Mistral's chat format: a user text between `[INST]` and `[/INST]`."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from jaxllama_formats.turns import END, Turns
 
 
 class Mistral(Turns):
-    """`[INST] user [/INST] assistant`; what the system says opens the user's turn."""
+    """`[INST] user [/INST] assistant`; a system text begins the next user turn."""
 
     name = "mistral"
     around: ClassVar = {

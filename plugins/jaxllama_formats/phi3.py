@@ -1,4 +1,4 @@
-"""Phi-3's chat format: a token for each role, `<|end|>` behind each text."""
+"""Phi-3's chat format: a token for each role, `<|end|>` after each text."""
 
 from typing import ClassVar
 

@@ -1,6 +1,6 @@
 """No format: the texts of the messages, one after the other.
 
-For base models, which continue a text and know no turns.
+For base models, which continue a text and were not trained on turns.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from jaxllama.formats import Message, ModelText, PromptFormat
 
 
 class Plain(PromptFormat):
-    """The contents of the messages, joined."""
+    """The contents of the messages, joined without separators."""
 
     name = "plain"
     last = True
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Always, when nothing else does."""
+        """Return True: this format fits every model, and is asked last."""
         del model
         return True
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """The contents; where the assistant begins to speak nothing is added."""
+        """Join the contents; nothing marks the beginning of the answer."""
         del answer
         return "".join(message.content for message in messages)
 
@@ -30,8 +30,8 @@ class Plain(PromptFormat):
 class Marked(Plain):
     """Plain, where the characters STX and ETX are the begin-of-text and end-of-text tokens.
 
-    So whoever writes the messages decides where a text begins and ends; the prompt begins with the
-    begin-of-text token only where the model wants it or an STX says so.
+    The client thus decides where a text begins and ends. The prompt begins with the begin-of-text
+    token only if the model adds it to every prompt or the messages begin with STX.
     """
 
     name = "marked"
@@ -41,15 +41,15 @@ class Marked(Plain):
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Never by itself: it has to be asked for."""
+        """Return False: this format is used only if the user names it."""
         del model
         return False
 
     @classmethod
     def for_model(cls, model: ModelText) -> Self:
-        """With the model's begin-of-text and end-of-text tokens."""
+        """Create the format with the model's begin-of-text and end-of-text tokens."""
         return cls(model.begin, model.end)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """The contents, with the two characters replaced."""
+        """Join the contents and replace STX and ETX by the tokens."""
         return super().render(messages, answer=answer).translate(self._marks)

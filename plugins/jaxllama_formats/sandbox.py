@@ -1,13 +1,14 @@
-"""The sandbox: a Jinja environment in which a hostile template can neither reach out nor run away.
+"""The sandbox: a Jinja environment that confines a hostile template and limits its work.
 
 Used by `template.py`: `compile_template` once per model, `render` for every prompt. Must not know
 messages or models.
 
-Nothing can be loaded, only methods on a short list can be called, and everything whose cost grows
-with its input is charged to a `Meter`: loops, calls, filters, tests, comparisons, concatenations,
-slices, captured blocks and the output. Jinja computes some of these in code it generates, out of
-reach of an environment; `Metering` rewrites those places into filters before code is generated.
-There is no thread and no process to kill: no single operation may take long.
+A template can load nothing and call only the methods of a short list. Every operation whose cost
+grows with its input is charged to a `Meter`: loops, calls, filters, tests, comparisons,
+concatenations, slices, captured blocks and the output. Jinja generates code for some of these
+operations, and an environment cannot intercept generated code; `Metering` therefore rewrites them
+into filters before code is generated. A rendering runs in the calling thread and cannot be killed,
+so no single operation may take long.
 """
 
 import sys
@@ -39,11 +40,11 @@ from jaxllama_formats.filters import (
 )
 from jaxllama_formats.meter import Meter
 
-MAX_SOURCE = 48 << 10  # characters of a template; compiling takes time in proportion
+MAX_SOURCE = 48 << 10  # characters of a template; compile time is proportional
 MAX_RANGE = 100_000
 MAX_DATE_FORMAT = 64
 MAY_BE_MISSING = ("defined", "undefined", "default", "d")  # tests and filters for missing names
-MAX_MESSAGE = 300  # characters of a template's own words that are passed on
+MAX_MESSAGE = 300  # characters of a template's own error message that are shown
 
 TEXT_METHODS = (
     "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit "
@@ -61,7 +62,7 @@ METHODS: Mapping[type, frozenset[str]] = {
 
 
 def compile_template(source: str) -> CodeType:
-    """Compile once; what is wrong with the template itself comes out here."""
+    """Compile a template; raises BadTokenizer if it is too long or does not compile."""
     if len(source) > MAX_SOURCE:
         raise BadTokenizer(
             f"the chat template has {len(source)} characters; expected at most {MAX_SOURCE}"
@@ -75,7 +76,7 @@ def compile_template(source: str) -> CodeType:
 
 
 def undefined_names(source: str, variables: Iterable[str]) -> list[str]:
-    """Names that a template uses without anybody defining them, other than to test for them.
+    """Return the sorted names that a template uses and neither it nor the caller defines.
 
     Names in `x is defined`, `x is undefined` and `x | default(...)` may be missing.
     """
@@ -93,9 +94,9 @@ def undefined_names(source: str, variables: Iterable[str]) -> list[str]:
 def render(
     code: CodeType, variables: Mapping[str, Any], input_bytes: int, *, is_strict: bool = False
 ) -> str:
-    """Run a compiled template; whatever goes wrong is a TemplateError.
+    """Run a compiled template; raises TemplateError for every failure.
 
-    With `is_strict` printing something undefined, such as a misspelt field, is an error.
+    With `is_strict`, printing an undefined value, such as a misspelt field, is an error.
     """
     meter = Meter(input_bytes)
     environment = Sandbox(meter, is_strict=is_strict)
@@ -106,12 +107,12 @@ def render(
         return template.render(variables)
     except TemplateError:
         raise
-    except Exception as error:  # a template can raise anything its values can
+    except Exception as error:  # a template can raise any exception that its values raise
         raise TemplateError(f"the chat template fails: {described(error)}") from error
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """One rendering's environment, charging one meter."""
+    """The Jinja environment of one rendering; charges one meter."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -119,8 +120,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # or constant expressions are computed while compiling
-            extensions=[loopcontrols, Generation],
+            optimized=False,  # or Jinja computes constant expressions uncharged
+            extensions=[loopcontrols, GenerationBlock],
             finalize=print_value,
             cache_size=0,
         )
@@ -137,31 +138,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Join what a template, a macro or a captured block has put out."""
+        """Join the output parts of a template, a macro or a captured block."""
         return "".join([self.meter.made(part) for part in parts])
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Listed methods and nothing else; entries of dictionaries are no attributes."""
+        """Allow the methods in METHODS only, and the public names of a namespace."""
         if isinstance(obj, Namespace):
             return not attr.startswith("_")
         return attr in METHODS.get(type(obj), ()) and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """No `str.format`: a field's width asks for any amount of memory."""
+        """Refuse `str.format`: the width of a field can request any amount of memory."""
         del value
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`obj.attribute`."""
+        """Evaluate `obj.attribute`; charges one step."""
         self.meter.step()
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`; hashing a nested argument visits all of it."""
+        """Evaluate `obj[argument]`; charges the argument, because hashing visits all its items."""
         self.meter.weigh(argument)
         return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a global, a macro, a recursive loop or a listed method."""
+        """Call a global, a macro, a recursive loop or an allowed method; charges the call."""
         self.meter.step()
         owner = getattr(obj, "__self__", None)
         if isinstance(obj, LoopContext):
@@ -176,7 +177,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Arithmetic and joining, refused before the result grows too large."""
+        """Compute `+`, `*` or `%`; raises TemplateError before the result gets too large."""
         del context
         self.meter.step()
         if operator == "*":
@@ -192,21 +193,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Metering(NodeTransformer):
-    """Rewrites what generated code does by itself into filters that charge for it."""
+    """Rewrites operations that generated code computes itself into filters that charge."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's names
-        """Loops: every round is a step."""
+        """Charge every iteration of a loop."""
         self.generic_visit(node)
         node.iter = filtered(LOOP, node.iter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        """`a ~ b`."""
+        """Charge the concatenation `a ~ b`."""
         self.generic_visit(node)
         return filtered(JOIN, nodes.List(node.nodes, lineno=node.lineno))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """`a == b`, `a in b`: lists that hold lists are compared item by item."""
+        """Charge `a == b` and `a in b`, which compare nested lists item by item."""
         self.generic_visit(node)
         node.expr = weighed(node.expr)
         for operand in node.ops:
@@ -214,41 +215,41 @@ class Metering(NodeTransformer):
         return node
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
-        """Keys of a dictionary, which are hashed."""
+        """Charge the keys of a dictionary, which are hashed."""
         self.generic_visit(node)
         node.key = weighed(node.key)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        """Slices, which are copies."""
+        """Charge slices, which copy."""
         self.generic_visit(node)
         return filtered(MADE, node) if isinstance(node.arg, nodes.Slice) else node
 
 
 def filtered(name: str, value: nodes.Node) -> nodes.Filter:
-    """`value | name`."""
+    """Build the node of `value | name`."""
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 
 def weighed(value: nodes.Expr) -> nodes.Expr:
-    """The value, weighed unless it is a constant."""
+    """Wrap a value in the filter that charges for its items, unless it is a constant."""
     return value if isinstance(value, nodes.Const) else filtered(WEIGH, value)
 
 
-class Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it only holds them."""
+class GenerationBlock(Extension):
+    """Accepts `{% generation %}`, a mark for training, and renders its contents unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements inside."""
+        """Return the statements between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @jinja2.pass_context
 def print_value(context: Context, value: Any) -> str:
-    """What `{{ value }}` prints."""
+    """Convert the value of `{{ value }}` to text; undefined ones are refused if strict."""
     environment = context.environment
     assert isinstance(environment, Sandbox)
     if environment.is_strict and isinstance(value, Undefined):
@@ -260,7 +261,7 @@ def print_value(context: Context, value: Any) -> str:
 
 
 def bounded_range(*bounds: int) -> range:
-    """`range`, of at most so many numbers."""
+    """Return `range(*bounds)`; raises TemplateError above MAX_RANGE numbers."""
     numbers = range(*bounds)
     if len(numbers) > MAX_RANGE:
         raise TemplateError(
@@ -270,17 +271,17 @@ def bounded_range(*bounds: int) -> range:
 
 
 def raise_exception(message: object) -> None:
-    """The template's way to refuse a conversation."""
+    """Raise TemplateError: a template calls this to refuse a conversation."""
     raise TemplateError(f"the chat template refuses these messages: {str(message)[:MAX_MESSAGE]}")
 
 
 def strftime_now(form: str) -> str:
-    """The local date and time, as the models were trained with."""
+    """Return the local date and time in this format."""
     if len(form) > MAX_DATE_FORMAT:
         raise TemplateError(f"the chat template's date format has {len(form)} characters")
     return datetime.now().strftime(form)
 
 
 def described(error: BaseException) -> str:
-    """The kind of an error and its first words."""
+    """Return the type of an error and the beginning of its message."""
     return f"{type(error).__name__}: {str(error)[:MAX_MESSAGE]}"

@@ -1,8 +1,8 @@
-"""The model's own chat template, a Jinja program that came with the checkpoint.
+"""The model's own chat template, a Jinja program in the checkpoint.
 
 Built by `choose_format`, called by the service. The program is not trusted: see `sandbox.py`. Must
-not know tokens. Texts of users should come guarded (`Tokenizer.guard`), roles included: here they
-are only copied.
+not know tokens. The caller must guard texts of users, roles included (`Tokenizer.guard`): this
+module only copies them.
 """
 
 import json
@@ -15,12 +15,12 @@ from jaxllama.errors import BadTokenizer
 from jaxllama.formats import CallStyle, Message, ModelText, PromptFormat, Tool
 from jaxllama_formats.sandbox import compile_template, render, undefined_names
 
-# What a template may use, as in published ones.
+# The variables that published templates use.
 VARIABLES = ("messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents")
 
 
 class Template(PromptFormat):
-    """The chat template that came with the model."""
+    """Renders with the chat template of the model."""
 
     name = "template"
 
@@ -31,7 +31,7 @@ class Template(PromptFormat):
             )
         self._code = compile_template(model.template)
         # Published templates rely on undefined names being empty, so only a user's own file is
-        # checked: there such a name is a mistake that its author can correct.
+        # checked: an undefined name in it is a mistake that its author can correct.
         self._is_strict = model.is_users_template
         if self._is_strict:
             check_names(model.template)
@@ -41,7 +41,7 @@ class Template(PromptFormat):
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Whether the model brings a template."""
+        """Say whether the model has a chat template."""
         return model.template is not None
 
     @classmethod
@@ -72,7 +72,7 @@ class Template(PromptFormat):
 
 
 def check_names(template: str) -> None:
-    """Refuse a template that uses names which nobody defines."""
+    """Raise BadTokenizer if a template uses names that are not defined."""
     missing = undefined_names(template, VARIABLES)
     if missing:
         raise BadTokenizer(
@@ -83,9 +83,9 @@ def check_names(template: str) -> None:
 
 
 def call_style(template: str) -> CallStyle | None:
-    """How a model with this template writes calls; None where it takes no tools or we cannot tell.
+    """Return the syntax of tool calls; None if the template has no tools or the syntax is unknown.
 
-    A template shows calls of earlier turns as the model writes them.
+    A template writes the calls of earlier turns in the syntax that the model itself uses.
     """
     if not re.search(r"\btools\b", template):
         return None

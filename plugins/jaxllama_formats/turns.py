@@ -1,4 +1,4 @@
-"""Turns: what formats share in which every role has a text before and after what it says.
+"""Turns: the base class of formats that put fixed texts before and after every message.
 
 Subclassed by most formats of this folder. Knows no model; must not know tokens.
 """
@@ -9,24 +9,26 @@ from typing import ClassVar, Self
 from jaxllama.errors import TemplateError
 from jaxllama.formats import Message, ModelText, PromptFormat
 
-# In the texts around a turn: the model's own begin-of-text and end-of-text tokens.
+# Placeholders in the texts around a message: the begin-of-text and end-of-text tokens.
 BEGIN, END = "{begin}", "{end}"
 
 
 class Turns(PromptFormat):
     """A format that is a table: role -> (text before, text after).
 
-    Subclasses say it in `around`. What a system message says goes before what the next user says,
-    inside the user's turn, if `folds_system`; `preamble` stands where a conversation has none. An
-    answer begins behind the text before the assistant's turns, without its last space: the space
-    belongs to the first word.
+    Subclasses define the table in `around`. With `folds_system`, a system message is written at the
+    beginning of the next user turn. `preamble` replaces a missing system message. An answer begins
+    after the text that precedes assistant turns, without the last space of that text: tokenizers
+    join the space to the first word.
     """
 
     around: ClassVar[Mapping[str, tuple[str, str]]]
     folds_system: ClassVar[bool] = False
     preamble: ClassVar[str] = ""
-    tokens: ClassVar[frozenset[str]] = frozenset()  # a model that knows these wants this format
-    names: ClassVar[tuple[str, ...]] = ()  # so does one whose name holds one of these
+    tokens: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # a model that has all these tokens uses this format
+    names: ClassVar[tuple[str, ...]] = ()  # so does a model whose name contains one of these
 
     def __init__(self, begin: str = "", end: str = "") -> None:
         self._around = {
@@ -36,7 +38,7 @@ class Turns(PromptFormat):
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Whether its tokens or its name say so, and no template says better."""
+        """Say whether the tokens or the name match and the model has no chat template."""
         if model.template is not None:
             return False
         knows = bool(cls.tokens) and cls.tokens <= model.special
@@ -44,11 +46,11 @@ class Turns(PromptFormat):
 
     @classmethod
     def for_model(cls, model: ModelText) -> Self:
-        """With the model's begin-of-text and end-of-text tokens."""
+        """Create the format with the model's begin-of-text and end-of-text tokens."""
         return cls(model.begin, model.end)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Turn after turn, and the head of the assistant's."""
+        """Write every turn; with `answer` also the text before the assistant's answer."""
         texts = [before + text + after for before, text, after in self._turns(messages)]
         if messages and messages[0].role != "system":
             texts.insert(0, self.preamble)
@@ -57,21 +59,21 @@ class Turns(PromptFormat):
         return "".join(texts)
 
     def _turns(self, messages: Sequence[Message]) -> Iterator[tuple[str, str, str]]:
-        """What stands before, in and behind each turn."""
-        held = ""  # what a system said that no user's turn has taken in yet
+        """Yield the text before, the content and the text after each turn."""
+        system = ""  # system texts that wait for the next user turn
         for message in messages:
-            before, after = self._of(message.role)
+            before, after = self._texts_around(message.role)
             if self.folds_system and message.role == "system":
-                held += before + message.content + after
+                system += before + message.content + after
                 continue
             if message.role == "user":
-                held, before = "", before + held
+                system, before = "", before + system
             yield before, message.content, after
-        if held:
+        if system:
             before, after = self._around["user"]
-            yield before, held, after
+            yield before, system, after
 
-    def _of(self, role: str) -> tuple[str, ...]:
+    def _texts_around(self, role: str) -> tuple[str, ...]:
         if role not in self._around:
             raise TemplateError(
                 f"prompt format {self.name!r} knows no role {role[:50]!r}; "

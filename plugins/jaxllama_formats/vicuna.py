@@ -1,4 +1,4 @@
-"""Vicuna's chat formats: speakers named in the text."""
+"""Vicuna's chat formats: plain text with the name of the role before each message."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from jaxllama_formats.turns import END, Turns
 
 
 class Vicuna(Turns):
-    """Version 1.1: `USER: ... ASSISTANT: ...`, all in one line."""
+    """Version 1.1: `USER: ... ASSISTANT: ...`, all on one line."""
 
     name = "vicuna"
     stop = ("USER:",)
@@ -23,7 +23,7 @@ class Vicuna(Turns):
 
 
 class Vicuna0(Turns):
-    """The first version: `### Human:` and `### Assistant:`, each on a line."""
+    """The first version: `### Human:` and `### Assistant:`, one line per message."""
 
     name = "vicuna0"
     stop = ("### Human:",)

@@ -1,4 +1,4 @@
-"""Zephyr's chat format, and TinyLlama's: the role on a line, the text, the end of text."""
+"""The chat format of Zephyr and TinyLlama: a line with the role, the text, end-of-text."""
 
 from typing import ClassVar
 

@@ -1,1 +1,1 @@
-"""First-party samplers: one file each, written against the same socket as anyone's."""
+"""First-party samplers: one file each, built on the interface that any plugin uses."""

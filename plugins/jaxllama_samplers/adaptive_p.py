@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from jaxllama.sampling import Chosen, Context, Knob, Shaper, knob, state
 from jaxllama.shapes import Array, Float
 
-WIDTH = 0.3  # these are constants of the method: its authors found them, no request sets them
+WIDTH = 0.3  # these constants belong to the method as published; requests cannot set them
 PEAK = 5.0
 SHARPNESS = 10.0
 
 
 class AdaptiveP(Shaper):
-    """Replace the logits by how close each probability is to a target.
+    """Replace each logit by a score of how close the token's probability is to a target.
 
-    5 - 10 * d^2 / (1 + d) for d = |p - target now| / 0.3. The target now is 2 * adaptive_target
-    minus the running average of the probabilities that chosen tokens had, so that the average
-    stays near adaptive_target. Runs last. Unlikely tokens are many and each keeps some weight:
-    use it behind min_p or another filter.
+    score = 5 - 10 * d^2 / (1 + d) for d = |p - aim| / 0.3. The aim is 2 * adaptive_target minus the
+    running average of the probabilities of the chosen tokens, so that the average stays near
+    adaptive_target. Runs last. Each of the many unlikely tokens keeps some weight, so combine it
+    with min_p or another filter, which runs first.
     """
 
     order = 90
@@ -42,12 +42,12 @@ class AdaptiveP(Shaper):
     weight: Knob = state(start=0.0)
 
     def start(self) -> "AdaptiveP":
-        """As if every token so far had hit the target."""
+        """Start the running average at the target."""
         weight = 1 / (1 - self.adaptive_decay)
         return dataclasses.replace(self, total=self.adaptive_target * weight, weight=weight)
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """The logits by closeness to the target."""
+        """Return the scores; banned tokens stay at -inf."""
         del context
         aim = jnp.clip(2 * self.adaptive_target - self.total / self.weight, 0.0, 1.0)
         distance = jnp.abs(jax.nn.softmax(logits) - aim) / WIDTH
@@ -56,7 +56,7 @@ class AdaptiveP(Shaper):
         return jnp.where(self.adaptive_target < 0, logits, moved)
 
     def observe(self, chosen: Chosen) -> "AdaptiveP":
-        """The average, with the probability the token had before this."""
+        """Add the probability that the chosen token had before this shaper to the average."""
         return dataclasses.replace(
             self,
             total=chosen.shown + self.adaptive_decay * self.total,

@@ -1,4 +1,4 @@
-"""Banned strings: texts whose last token may not follow the others."""
+"""Banned strings: texts that an answer may not contain, banned at their last token."""
 
 from typing import NamedTuple
 
@@ -10,25 +10,24 @@ from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama_samplers.phrases import places_in_phrase
 
 
-class Search(NamedTuple):
-    """How far the tokens before each place have been held against the row's newest."""
+class PhraseSearch(NamedTuple):
+    """Compares the tokens before each phrase token with the newest tokens of the row, backwards."""
 
-    reached: Int[Array, ""]
-    place: Int[Array, " W"]  # within its phrase
-    earlier: Int[Array, " W"]  # the phrases, moved right by `reached` + 1
+    reached: Int[Array, ""]  # tokens compared so far
+    place: Int[Array, " W"]  # of each token within its phrase
+    earlier: Int[Array, " W"]  # the phrases, shifted right by `reached` + 1
     ending: Int[Array, " T"]  # the row's tokens, newest first
-    alive: Bool[Array, " W"]
+    alive: Bool[Array, " W"]  # last tokens of phrases that match so far
 
 
 class BannedStrings(Adjuster):
     """Ban the token that would complete a banned text.
 
-    logit = -inf for the last token of a phrase while the row ends with all its others; the prompt's
-    tokens count. What this guarantees: a banned text never ends up in the answer in the tokens
-    that the tokenizer itself writes it with, by itself or after a space. What it does not: the
-    same text in other tokens - in another case, cut elsewhere, or as a part of longer tokens. Give
-    such spellings too, as texts or as lists of token ids. Where all tokens would be banned, none
-    is.
+    logit = -inf for the last token of a phrase while the row ends with all tokens before it; tokens
+    of the prompt count. Guaranteed: the answer never contains a banned text in the tokens that the
+    tokenizer itself uses for the text, alone or after a space. Not guaranteed: the same text in
+    other tokens - in another case, split elsewhere, or as part of longer tokens. Give such
+    spellings too, as texts or as lists of token ids. If all tokens would be banned, none is.
     """
 
     order = 44
@@ -41,36 +40,36 @@ class BannedStrings(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with the ends of phrases banned where they would complete one."""
+        """Ban the last token of every phrase that it would complete."""
         phrases = self.banned_strings
         is_last = (phrases != NO_TOKEN) & (jnp.roll(phrases, -1) == NO_TOKEN)
-        begin = Search(
+        begin = PhraseSearch(
             reached=jnp.int32(0),
             place=places_in_phrase(phrases),
-            earlier=moved(phrases),
+            earlier=shift_right(phrases),
             ending=jnp.roll(context.tokens[::-1], context.length),
             alive=is_last & (places_in_phrase(phrases) <= context.length),
         )
-        completes = jax.lax.while_loop(goes_on, further, begin).alive
+        completes = jax.lax.while_loop(has_more, compare_next, begin).alive
         left = logits.at[jnp.where(completes, phrases, NO_TOKEN)].set(-jnp.inf, mode="drop")
         return jnp.where(jnp.any(left > -jnp.inf), left, logits)
 
 
-def goes_on(search: Search) -> Bool[Array, ""]:
-    """Whether some phrase still has tokens to compare."""
+def has_more(search: PhraseSearch) -> Bool[Array, ""]:
+    """Say whether some phrase still has tokens to compare."""
     return jnp.any(search.alive & (search.place > search.reached))
 
 
-def further(search: Search) -> Search:
-    """The search, one token further back."""
+def compare_next(search: PhraseSearch) -> PhraseSearch:
+    """Compare the next earlier token of every phrase."""
     agrees = search.earlier == search.ending[search.reached]
     return search._replace(
         reached=search.reached + 1,
-        earlier=moved(search.earlier),
+        earlier=shift_right(search.earlier),
         alive=search.alive & (agrees | (search.place <= search.reached)),
     )
 
 
-def moved(phrases: Int[Array, " W"]) -> Int[Array, " W"]:
-    """One place to the right."""
+def shift_right(phrases: Int[Array, " W"]) -> Int[Array, " W"]:
+    """Shift tokens one place to the right; NO_TOKEN comes first."""
     return jnp.concatenate([jnp.full(1, NO_TOKEN, phrases.dtype), phrases[:-1]])

@@ -1,4 +1,4 @@
-"""Constraint: a schema, a regex or a grammar says which tokens may come next."""
+"""Constraint: bans tokens that a JSON schema, a regex or a grammar forbids."""
 
 import jax.numpy as jnp
 
@@ -7,14 +7,14 @@ from jaxllama.shapes import Array, Float
 
 
 class Constraint(Adjuster):
-    """Ban what would break the format the request asked for.
+    """Ban tokens that would break the output format of the request.
 
     logit = -inf for tokens outside the set that the engine sends for this step.
     """
 
-    order = 100  # after everything else: what is banned stays banned
+    order = 100  # after all other adjusters: no later one can lift the ban
     constrains = True
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits of allowed tokens; -inf for the others."""
+        """Keep the logits of allowed tokens; set the others to -inf."""
         return jnp.where(context.lets_through(logits.shape[-1]), logits, -jnp.inf)

@@ -1,4 +1,4 @@
-"""DRY, don't repeat yourself: the longer a sequence repeats an earlier one, the less it goes on."""
+"""DRY, don't repeat yourself: a penalty that grows with the length of a repetition."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from jaxllama.shapes import Array, Float
 from jaxllama_samplers.echoes import echoes
 
 BREAKERS = frozenset('\n:"*')
-STEEPEST = 80.0  # of the exponent in base e: beyond it a penalty would leave float32
+STEEPEST = 80.0  # largest exponent of e; a larger one would overflow float32
 
 
 class Dry(Adjuster):
@@ -15,8 +15,8 @@ class Dry(Adjuster):
 
     Where the newest n tokens occurred before and n >= dry_allowed_length, the token that followed
     there loses dry_multiplier * dry_base^(n - dry_allowed_length); the longest such n counts.
-    A sequence never reaches across a token that breaks sequences: one of `dry_breakers`, or, if
-    none are given, any with a line break, a colon, a quote or an asterisk in it, as in llama.cpp.
+    A repetition contains no breaker token. A breaker is one of `dry_breakers` or, if none are
+    given, any token with a line break, a colon, a quote or an asterisk, as in llama.cpp.
     """
 
     order = 25
@@ -57,7 +57,7 @@ class Dry(Adjuster):
     breakers: TokenSet = token_set(lambda text: not BREAKERS.isdisjoint(text))
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, lower where a token would prolong a repetition."""
+        """Lower the logits of tokens that would prolong a repetition."""
         most = jnp.where(self.dry_multiplier > 0, context.tokens.shape[0], 0)
         own = jnp.zeros(logits.shape, jnp.bool_).at[self.dry_breakers].set(True, mode="drop")
         breakers = jnp.where(jnp.all(self.dry_breakers == NO_TOKEN), self.breakers, own)

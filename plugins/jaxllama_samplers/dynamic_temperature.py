@@ -1,4 +1,4 @@
-"""Dynamic temperature: hotter where the model hesitates, colder where it is sure."""
+"""Dynamic temperature: higher where the model is uncertain, lower where it is certain."""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ class DynamicTemperature(Shaper):
     """Replace the temperature by one that follows the entropy.
 
     low + (high - low) * (entropy / largest entropy)^dynatemp_exponent, where low and high are the
-    temperature -+ dynatemp_range, and low is at least 0. The entropy is that at temperature 1 of
-    the tokens that are left; the largest is that of as many equal ones.
+    temperature -+ dynatemp_range, and low is at least 0. The entropy is computed at temperature 1
+    over the tokens that are left; the largest entropy is the one of as many equally likely tokens.
     """
 
-    order = -10  # before the temperature, which it makes up for
+    order = -10  # before the temperature, which this cancels in advance
 
     dynatemp_range: Knob = knob(
         off=0.0,
@@ -34,7 +34,7 @@ class DynamicTemperature(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """The logits for which the temperature, once applied, is the dynamic one."""
+        """Scale the logits so that the later temperature gives the dynamic temperature."""
         p = jax.nn.softmax(logits)
         entropy = jnp.sum(jax.scipy.special.entr(p))
         largest = jnp.log(jnp.maximum(jnp.sum(logits > -jnp.inf), 2))

@@ -1,4 +1,4 @@
-"""Echoes: earlier places of a row that read like its end; shared by samplers against repetition."""
+"""Echoes: earlier occurrences of the end of a row; used by the samplers against repetition."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ from jaxllama.sampling import NO_TOKEN, Context, Knob
 from jaxllama.shapes import Array, Bool, Int
 
 
-class Search(NamedTuple):
-    """How far the search has come: `reached` of at most `most` tokens."""
+class EchoSearch(NamedTuple):
+    """Compares the tokens before every place with the newest tokens of the row, backwards."""
 
-    reached: Int[Array, ""]
-    most: Int[Array, ""]
+    reached: Int[Array, ""]  # tokens compared so far
+    most: Int[Array, ""]  # tokens to compare at most
     ending: Int[Array, " T"]  # the row's tokens, newest first
-    earlier: Int[Array, " T"]  # the row's tokens, moved right by `reached`
+    earlier: Int[Array, " T"]  # the row's tokens, shifted right by `reached`
     alive: Bool[Array, " T"]  # places that match so far
-    lengths: Int[Array, " T"]
+    lengths: Int[Array, " T"]  # matching tokens up to each place
 
 
 def echoes(
@@ -26,12 +26,12 @@ def echoes(
     newest: Knob = 0,
     breaks: Bool[Array, " T"] | None = None,
 ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-    """How far every place reads like the end of the row, and the token that followed there.
+    """Return, for every place, the length of its match with the end of the row and the next token.
 
-    At place i: the largest n, at most `most`, for which tokens[i-n+1 .. i] are the newest n tokens
-    and none of them `breaks` sequences. Only the `newest` tokens count (0: all). A place without a
-    follower has length 0 and NO_TOKEN. One pass over the tokens for each length that still occurs:
-    exact, and short for text that does not repeat itself.
+    The length at place i is the largest n, at most `most`, for which tokens[i-n+1 .. i] equal the
+    newest n tokens and none of them is in `breaks`. Only the `newest` tokens count (0: all). A
+    place without a next token has length 0 and NO_TOKEN. The search makes one pass over the
+    tokens for each length that still occurs: exact, and fast for text without repetitions.
     """
     tokens = context.tokens
     start = jnp.where(newest > 0, jnp.maximum(context.length - newest, 0), 0)
@@ -41,7 +41,7 @@ def echoes(
     if breaks is not None:
         counted = counted & ~breaks
     usable = jnp.where(counted, tokens, NO_TOKEN)
-    begin = Search(
+    begin = EchoSearch(
         reached=jnp.int32(0),
         most=jnp.int32(most),
         ending=jnp.roll(usable[::-1], context.length),
@@ -49,17 +49,17 @@ def echoes(
         alive=followed,
         lengths=jnp.zeros(tokens.shape, jnp.int32),
     )
-    lengths = jax.lax.while_loop(goes_on, longer, begin).lengths
+    lengths = jax.lax.while_loop(has_more, compare_next, begin).lengths
     return lengths, jnp.where(followed, jnp.roll(tokens, -1), NO_TOKEN)
 
 
-def goes_on(search: Search) -> Bool[Array, ""]:
-    """Whether some place may match one token more."""
+def has_more(search: EchoSearch) -> Bool[Array, ""]:
+    """Say whether some place may match one more token."""
     return (search.reached < search.most) & jnp.any(search.alive)
 
 
-def longer(search: Search) -> Search:
-    """The search, one token further back."""
+def compare_next(search: EchoSearch) -> EchoSearch:
+    """Compare the next earlier token at every place."""
     token = search.ending[search.reached]
     alive = search.alive & (search.earlier == token) & (token != NO_TOKEN)
     edge = jnp.full(1, NO_TOKEN, search.earlier.dtype)

@@ -1,4 +1,4 @@
-"""Epsilon cutoff: a fixed floor under every probability."""
+"""Epsilon cutoff: a fixed lowest probability."""
 
 from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
 from jaxllama.shapes import Array, Bool
@@ -7,8 +7,8 @@ from jaxllama.shapes import Array, Bool
 class EpsilonCutoff(Filter):
     """Keep tokens with a probability of at least `epsilon_cutoff`: p >= epsilon.
 
-    A probability, as in Hugging Face, not ten-thousandths of one. The likeliest token is kept
-    even below the floor.
+    Epsilon is a probability, as in Hugging Face, not ten-thousandths of one. The likeliest token is
+    kept even below epsilon.
     """
 
     order = 50
@@ -21,6 +21,6 @@ class EpsilonCutoff(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True where a token reaches the floor."""
+        """Return True for tokens whose probability reaches epsilon."""
         del context
         return best.p >= self.epsilon_cutoff

@@ -1,4 +1,4 @@
-"""Eta cutoff: a floor under every probability that sinks where the model hesitates."""
+"""Eta cutoff: a lowest probability that decreases where the model is uncertain."""
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ class EtaCutoff(Filter):
     """Keep tokens with p >= min(eta, sqrt(eta) * exp(-entropy)).
 
     eta is a probability, as in Hugging Face, not ten-thousandths of one. The likeliest token is
-    kept even below the floor.
+    kept even below the limit.
     """
 
     order = 60
@@ -23,7 +23,7 @@ class EtaCutoff(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True where a token reaches the floor."""
+        """Return True for tokens whose probability reaches the limit."""
         del context
         sinking = jnp.sqrt(self.eta_cutoff) * jnp.exp(-best.entropy)
         return best.p >= jnp.minimum(self.eta_cutoff, sinking)

@@ -1,4 +1,4 @@
-"""Presence and frequency penalties: the answer's own tokens become less likely."""
+"""Presence and frequency penalties: tokens of the answer become less likely."""
 
 import jax.numpy as jnp
 
@@ -7,12 +7,12 @@ from jaxllama.shapes import Array, Float
 
 
 class Frequency(Adjuster):
-    """Lower the logits of tokens the answer already holds.
+    """Lower the logits of tokens that the answer already contains.
 
     logit - frequency_penalty * count - presence_penalty * (count > 0)
 
-    The prompt does not count, as in OpenAI's API, unless `prompt_penalty_window` says so. Then a
-    token at place i of a prompt of n tokens adds i / n to the count, as in LLaMbA's Quick sampler.
+    The prompt does not count, as in OpenAI's API, unless `prompt_penalty_window` is set. A token at
+    place i of a prompt of n tokens then adds i / n to the count, as in LLaMbA's Quick sampler.
     """
 
     order = 20
@@ -38,7 +38,7 @@ class Frequency(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, lower where the answer holds a token."""
+        """Subtract both penalties from the logits of tokens that occurred."""
         place = jnp.arange(context.tokens.shape[0])
         in_answer = (place >= context.prompt) & (place < context.length)
         in_prompt = (place >= context.prompt - self.prompt_penalty_window) & (

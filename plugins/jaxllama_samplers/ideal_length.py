@@ -1,4 +1,4 @@
-"""Ideal length: ends come unwillingly before an answer has its length, and eagerly after."""
+"""Ideal length: end tokens are less likely before an answer has its length, likelier after."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ LEAST = 1e-8
 
 
 class IdealLength(Adjuster):
-    """Move the logits of end tokens by how far the answer is from `ideal_length` tokens.
+    """Lower the logits of end tokens before `ideal_length` tokens and raise them after.
 
     logit - 100 * (1 - generated / ideal_length) for tokens that end the answer and have a
     probability above 1e-8 at temperature 1: LLaMbA's ideal response length.
@@ -26,7 +26,7 @@ class IdealLength(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with those of end tokens moved."""
+        """Lower or raise the logits of end tokens by the length of the answer."""
         share = context.generated / jnp.maximum(self.ideal_length, 1)
         ends = logits.at[context.stop_ids].get(mode="fill", fill_value=-jnp.inf)
         likely = ends - jax.nn.logsumexp(logits) > jnp.log(LEAST)

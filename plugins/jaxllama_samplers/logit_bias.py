@@ -7,8 +7,8 @@ from jaxllama.shapes import Array, Float
 class LogitBias(Adjuster):
     """Add each token's bias to its logit: logit + bias.
 
-    About -100 keeps a token from ever being drawn and +100 makes it all but certain, though
-    neither is a rule: the bias is added, nothing more.
+    A bias of -100 usually keeps a token from being drawn and +100 usually makes it certain.
+    Neither is guaranteed, because the bias is only added.
     """
 
     order = 30
@@ -23,7 +23,7 @@ class LogitBias(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, moved where a token has a bias."""
+        """Add the biases to the logits."""
         del context
-        # Unused places hold an id past every vocabulary: "drop" skips them.
+        # Unused places contain an id beyond every vocabulary: "drop" skips them.
         return logits.at[self.logit_bias.ids].add(self.logit_bias.values, mode="drop")

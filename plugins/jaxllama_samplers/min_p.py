@@ -1,4 +1,4 @@
-"""Min-p: a floor that moves with the likeliest token."""
+"""Min-p: a lowest probability proportional to the top probability."""
 
 from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
 from jaxllama.shapes import Array, Bool
@@ -17,6 +17,6 @@ class MinP(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True where a token reaches the floor."""
+        """Return True for tokens that reach min_p times the top probability."""
         del context
         return best.p >= self.min_p * best.p[0]

@@ -1,4 +1,4 @@
-"""Min tokens: an answer may not end before it has some length."""
+"""Min tokens: an answer may not end before it has a minimum length."""
 
 import jax.numpy as jnp
 
@@ -9,11 +9,12 @@ from jaxllama.shapes import Array, Float
 class MinTokens(Adjuster):
     """Ban the tokens that end the answer until `min_tokens` tokens are generated.
 
-    logit = -inf for stop ids while generated < min_tokens. Stop strings are not held back.
-    `min_length` bans tokens with a line break as well, as basilisk does: there a line is an answer.
+    logit = -inf for stop ids while generated < min_tokens. Stop strings still end the
+    answer. `min_length` also bans tokens with a line break, as basilisk does, where a line is an
+    answer.
     """
 
-    order = 40  # after every bias: a ban is final
+    order = 40  # after every bias, so that no bias lifts the ban
 
     min_tokens: Knob = knob(
         off=0,
@@ -30,7 +31,7 @@ class MinTokens(Adjuster):
     newlines: TokenSet = token_set(lambda text: "\n" in text)
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with ends banned while the answer is too short."""
+        """Ban end tokens while the answer is too short."""
         generated = context.generated
         lines = self.newlines & (generated < self.min_length)
         is_short = generated < jnp.maximum(self.min_tokens, self.min_length)

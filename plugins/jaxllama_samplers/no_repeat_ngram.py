@@ -1,4 +1,4 @@
-"""No repeated n-gram: what was said in n tokens is not said again."""
+"""No repeated n-gram: a sequence of n tokens may not occur again."""
 
 import jax.numpy as jnp
 
@@ -8,10 +8,10 @@ from jaxllama_samplers.echoes import echoes
 
 
 class NoRepeatNgram(Adjuster):
-    """Ban every token that would complete an n-gram the row already holds.
+    """Ban every token that would complete an n-gram that the row already contains.
 
     logit = -inf where the newest n - 1 tokens and this one occur in the prompt or the answer.
-    Where that bans every token, none is.
+    If that would ban every token, none is banned.
     """
 
     order = 45
@@ -21,11 +21,11 @@ class NoRepeatNgram(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with the ends of known n-grams banned."""
+        """Ban the last tokens of n-grams that would repeat."""
         length = self.no_repeat_ngram_size - 1
         lengths, following = echoes(context, length)
         ids = jnp.where((lengths >= length) & (length >= 0), following, NO_TOKEN)
-        # The first token follows nothing, yet is a sequence of one.
+        # For n = 1 the first token counts too; `echoes` lists only tokens that follow another.
         ids = ids.at[-1].set(jnp.where(length == 0, context.tokens[0], NO_TOKEN))
         banned = logits.at[ids].set(-jnp.inf, mode="drop")
         return jnp.where(jnp.any(banned > -jnp.inf), banned, logits)

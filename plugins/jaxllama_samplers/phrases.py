@@ -1,4 +1,4 @@
-"""Phrases in a row of a program: where each begins. Shared by samplers that are given phrases."""
+"""Phrases in one array, separated by NO_TOKEN; used by samplers whose knob is a list of phrases."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxllama.shapes import Array, Int
 
 
 def places_in_phrase(phrases: Int[Array, " W"]) -> Int[Array, " W"]:
-    """The place of every token within its own phrase: 0 for the first."""
+    """Return the place of every token within its phrase: 0 for the first."""
     index = jnp.arange(phrases.shape[0], dtype=jnp.int32)
     starts = jnp.pad(jnp.where(phrases == NO_TOKEN, index + 1, 0)[:-1], (1, 0))
     return index - jax.lax.cummax(starts)

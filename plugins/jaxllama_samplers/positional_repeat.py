@@ -1,4 +1,4 @@
-"""Positional repeat inhibition: an answer does not go step by step as earlier ones did."""
+"""Positional repeat inhibition: weakens a token at the place it had in an earlier answer."""
 
 import jax.numpy as jnp
 
@@ -8,11 +8,11 @@ from jaxllama_samplers.phrases import places_in_phrase
 
 
 class PositionalRepeat(Adjuster):
-    """Weaken, at step i of the answer, token i of every earlier answer it is given.
+    """Weaken, at step i of the answer, token i of every earlier answer in the request.
 
-    logit / penalty where it is positive, logit * penalty where it is not. basilisk divides in both
-    cases, which makes tokens with negative logits likelier; what it promises is that they become
-    less likely, and so they do here. Past the end of an earlier answer it has no effect.
+    logit / penalty if the logit is positive, logit * penalty otherwise. basilisk divides in both
+    cases, which makes tokens with negative logits likelier, although it promises less likely
+    ones; here all of them become less likely. Past the end of an earlier answer it has no effect.
     """
 
     order = 15
@@ -32,7 +32,7 @@ class PositionalRepeat(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, weaker for tokens that were at this place before."""
+        """Weaken the tokens that earlier answers have at the current place."""
         earlier = self.positional_repeat_inhibit
         here = places_in_phrase(earlier) == context.generated
         penalty = jnp.ones(logits.shape, jnp.float32)

@@ -1,4 +1,4 @@
-"""Presets: sets of knobs that belong together, each by the name people choose it by."""
+"""Presets: named sets of knobs that belong together."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,19 +9,19 @@ Knobs = Mapping[str, object]
 
 
 class Deterministic(Preset):
-    """The likeliest token, always."""
+    """Always the likeliest token."""
 
     knobs: ClassVar[Knobs] = {"temperature": 0.0}
 
 
 class Balanced(Preset):
-    """Some variety and few surprises: a good start for most things."""
+    """Some variety and few surprises: a good default for most uses."""
 
     knobs: ClassVar[Knobs] = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}
 
 
 class Precise(Preset):
-    """Close to the likeliest, and little repetition: ExLlama's /infer_precise."""
+    """Near the likeliest tokens, little repetition: ExLlama's /infer_precise."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 0.7,
@@ -44,7 +44,7 @@ class Creative(Preset):
 
 
 class Sphinx(Preset):
-    """Hot, among very few tokens: ExLlama's /infer_sphinx."""
+    """High temperature, very few tokens: ExLlama's /infer_sphinx."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 1.99,
@@ -56,7 +56,7 @@ class Sphinx(Preset):
 
 
 class ExLlama(Preset):
-    """ExLlama's generator as it is by default; its top-p drops the crossing token."""
+    """ExLlama's generator defaults; top-p drops the token that crosses the limit."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 0.95,
@@ -70,7 +70,7 @@ class ExLlama(Preset):
 
 
 class Basilisk(Preset):
-    """basilisk's server as it is by default: one line, close to the likeliest."""
+    """basilisk's server defaults: a one-line answer, near the likeliest tokens."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 0.5,
@@ -88,7 +88,7 @@ class Basilisk(Preset):
 
 
 class LlamaCpp(Preset):
-    """LLaMbA's llama.cpp chain: filters first, temperature last, no refusal to begin with."""
+    """LLaMbA's llama.cpp chain: filters first, temperature last, bans refusals at the start."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 1.0,
@@ -101,7 +101,7 @@ class LlamaCpp(Preset):
 
 
 class LlambaStandard(Preset):
-    """LLaMbA's Standard sampler: a random factor on every logit, no refusal to begin with."""
+    """LLaMbA's Standard sampler: a random factor on every logit, bans refusals at the start."""
 
     knobs: ClassVar[Knobs] = {
         "temperature": 0.0,

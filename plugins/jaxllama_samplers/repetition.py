@@ -1,4 +1,4 @@
-"""Repetition penalty: tokens that occurred become less likely."""
+"""Repetition penalty: tokens that already occurred become less likely."""
 
 import jax.numpy as jnp
 
@@ -9,12 +9,12 @@ from jaxllama.shapes import Array, Float
 class Repetition(Adjuster):
     """Weaken the logits of tokens that occur in the prompt or the answer.
 
-    logit / penalty where it is positive, logit * penalty where it is not: a penalty above 1 lowers
-    both, as in Hugging Face, llama.cpp (whose last_n is `repetition_window`) and ExLlama (whose
-    sustain and decay are `repetition_window` and `repetition_decay`). As in both, a window of -1
-    is the whole context. A window of 0 with a decay lets the penalty fade from the newest token on.
-    With `repetition_sign_blind` it is always logit / penalty, as in LLaMbA and basilisk: that
-    raises negative logits. Only the newest occurrence of a token counts, once.
+    logit / penalty if the logit is positive, logit * penalty otherwise: a penalty above 1 lowers
+    both, as in Hugging Face, llama.cpp (where `repetition_window` is called last_n) and ExLlama
+    (where `repetition_window` and `repetition_decay` are called sustain and decay). As in the last
+    two, a window of -1 is the whole context. With a window of 0 and a decay, the penalty fades from
+    the newest token on. With `repetition_sign_blind` the result is always logit / penalty, as in
+    LLaMbA and basilisk, which raises negative logits. Only the newest occurrence of a token counts.
     """
 
     order = 10
@@ -45,7 +45,7 @@ class Repetition(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, weaker where a token occurred."""
+        """Weaken the logits of tokens that occurred."""
         place = jnp.arange(context.tokens.shape[0])
         age = context.length - 1 - place
         past = jnp.where(self.repetition_window >= 0, age - self.repetition_window, -1)

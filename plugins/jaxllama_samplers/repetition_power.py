@@ -1,4 +1,4 @@
-"""Repetition power: each occurrence of a token multiplies its logit once more."""
+"""Repetition power: each earlier occurrence of a token multiplies its logit once."""
 
 import jax.numpy as jnp
 
@@ -9,9 +9,9 @@ from jaxllama.shapes import Array, Float
 class RepetitionPower(Adjuster):
     """Multiply the logit of a token that occurred n times by repetition_power to the n.
 
-    logit * repetition_power^n over the prompt and the answer: rllama's repetition penalty as it
-    was meant (its code reached only token 0). Below 1 it weakens positive logits and, as there,
-    lifts negative ones.
+    logit * repetition_power^n, counting the prompt and the answer. This is the repetition penalty
+    that rllama intended (its code reached only token 0). A power below 1 lowers positive logits
+    and, as in rllama, raises negative ones.
     """
 
     order = 11
@@ -25,7 +25,7 @@ class RepetitionPower(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, multiplied where tokens occurred."""
+        """Multiply the logits of tokens that occurred."""
         # Bounded, because a token may occur thousands of times and no logit may become infinite.
         power = jnp.clip(self.repetition_power ** context.counts(logits.shape[0]), 1e-6, 1e6)
         return logits * power

@@ -1,4 +1,4 @@
-"""Smoothing, or quadratic sampling: near the top gaps shrink, far from it they grow."""
+"""Smoothing, or quadratic sampling: logit gaps shrink near the best token and grow far from it."""
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ class Smoothing(Shaper):
     """Square every logit's distance from the best: top - factor * distance^2.
 
     With smoothing_curve c: factor * ((3 - c) / 2 * distance^2 + (c - 1) / 2 * distance^3), so 1 is
-    quadratic and 3 is cubic. The distances are those after temperature.
+    quadratic and 3 is cubic. The temperature is applied before.
     """
 
     order = 10
@@ -30,7 +30,7 @@ class Smoothing(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """The logits, by a power of their distance from the best."""
+        """Replace each logit by the negative power of its distance from the best one."""
         del context
         alive = logits > -jnp.inf
         distance = jnp.where(alive, jnp.max(logits) - logits, 0.0)

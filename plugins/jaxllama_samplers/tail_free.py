@@ -1,4 +1,4 @@
-"""Tail-free sampling: cut where the sorted probabilities stop bending."""
+"""Tail-free sampling: drops the tail, in which the sorted probabilities have little curvature."""
 
 import jax.numpy as jnp
 
@@ -7,11 +7,11 @@ from jaxllama.shapes import Array, Bool, Float
 
 
 class TailFree(Filter):
-    """Keep tokens while the curvature up to theirs holds at most a share `tfs_z` of all.
+    """Keep the first tokens whose curvature adds up to at most a share `tfs_z` of the total.
 
-    The curvature is |second difference| of the probabilities, likeliest first. As in llama.cpp the
-    token at which the sum passes the line is dropped; the likeliest is always kept. Two tokens have
-    no curvature and are both kept.
+    The curvature is |second difference| of the probabilities, likeliest first. As in llama.cpp, the
+    token at which the sum passes the limit is dropped; the likeliest is always kept. Two tokens
+    have no curvature and are both kept.
     """
 
     order = 15
@@ -24,11 +24,11 @@ class TailFree(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True before the tail, or everywhere while these candidates cannot tell."""
+        """Return True for tokens before the tail; for all if more candidates could move it."""
         del context
         bends = curvature(best.p, best.size)
         through = jnp.cumsum(bends)
-        # What lies beyond the candidates bends by at most twice the last known probability.
+        # The curvature beyond the candidates is at most twice the last known probability.
         unknown = jnp.where(best.size > best.p.shape[0], 2 * best.p[-2:].max(), 0.0)
         keep = through <= self.tfs_z * through[-1]
         is_sure = jnp.all(keep == (through <= self.tfs_z * (through[-1] + unknown)))
@@ -36,7 +36,7 @@ class TailFree(Filter):
 
 
 def curvature(p: Float[Array, " C"], size: Array) -> Float[Array, " C"]:
-    """|p[i] - 2 p[i+1] + p[i+2]|, 0 where one of the three is not known or no token."""
+    """Return |p[i] - 2 p[i+1] + p[i+2]|, or 0 if one of the three is unknown or no token."""
     following = jnp.pad(p, (0, 2))
     bends = jnp.abs(p - 2 * following[1:-1] + following[2:])
     place = jnp.arange(p.shape[0])

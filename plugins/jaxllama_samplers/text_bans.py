@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxllama.sampling import Adjuster, Context, Knob, TokenSet, knob, token_set
 from jaxllama.shapes import Array, Float
 
-BAN = -100.0  # added, so that something is left to draw whatever else is banned
+BAN = -100.0  # added to the logit, so that a token can still be drawn if all others are banned
 CAPITALS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 REFUSALS = frozenset(
     [
@@ -16,15 +16,15 @@ REFUSALS = frozenset(
 
 
 def is_refusal(text: str) -> bool:
-    """A word that begins a refusal, with or without a space before it, or a line break."""
+    """Say whether a token is a word that begins a refusal, or contains a line break."""
     return text.strip() in REFUSALS or "\n" in text
 
 
 class TextBans(Adjuster):
-    """Lower by 100 the logits of tokens by what is written in them.
+    """Lower the logits of tokens with certain texts by 100.
 
-    `ban_newlines` and `ban_capitals`: tokens that hold a line break, or a letter from A to Z.
-    `ban_refusals`: for so many tokens, words such as "I", "As", "cannot", "However", line breaks
+    `ban_newlines` and `ban_capitals`: tokens that contain a line break, or a letter from A to Z.
+    `ban_refusals`: for this many tokens, words such as "I", "As", "cannot", "However", line breaks
     and tokens that end the answer. LLaMbA bans every token of the tokenization of its words; here
     a token is banned if it is one of the words, which does not depend on the tokenizer.
     """
@@ -43,7 +43,7 @@ class TextBans(Adjuster):
     refusals: TokenSet = token_set(is_refusal)
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, lower where a token is banned."""
+        """Lower the logits of banned tokens."""
         early = context.generated < self.ban_refusals
         banned = self.newlines & self.ban_newlines
         banned = banned | (self.capitals & self.ban_capitals)

@@ -1,4 +1,4 @@
-"""Token lists: tokens that may not come, and tokens besides which none may."""
+"""Token lists: banned tokens, and the only allowed tokens."""
 
 import jax.numpy as jnp
 
@@ -7,9 +7,9 @@ from jaxllama.shapes import Array, Float
 
 
 class TokenLists(Adjuster):
-    """Ban the tokens of `banned_tokens`, and all but those of `allowed_tokens` if there are any.
+    """Ban the tokens in `banned_tokens`, and all tokens outside `allowed_tokens` if it is given.
 
-    logit = -inf for what is banned. Where that leaves nothing, the row is as if neither was given.
+    logit = -inf for banned tokens. If that would ban every token, both lists are ignored.
     """
 
     order = 42
@@ -22,7 +22,7 @@ class TokenLists(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, with everything banned at -inf."""
+        """Set the logits of banned tokens to -inf."""
         del context
         listed = jnp.zeros(logits.shape, jnp.bool_).at[self.allowed_tokens].set(True, mode="drop")
         anything = jnp.all(self.allowed_tokens == NO_TOKEN)

@@ -1,4 +1,4 @@
-"""Top-a: a floor that rises with the square of the likeliest token's probability."""
+"""Top-a: a lowest probability proportional to the square of the top probability."""
 
 from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
 from jaxllama.shapes import Array, Bool
@@ -7,7 +7,7 @@ from jaxllama.shapes import Array, Bool
 class TopA(Filter):
     """Keep tokens with at least `top_a` times the square of the top probability.
 
-    p >= top_a * max(p)^2: strict where the model is sure, lenient where it is not.
+    p >= top_a * max(p)^2: strict where the model is certain, lenient where it is uncertain.
     """
 
     order = 35
@@ -20,6 +20,6 @@ class TopA(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True where a token reaches the floor."""
+        """Return True for tokens that reach top_a times the squared top probability."""
         del context
         return best.p >= self.top_a * best.p[0] ** 2

@@ -12,6 +12,6 @@ class TopK(Filter):
     top_k: Knob = knob(off=0, low=0, help="keep only this many of the likeliest tokens; 0 = all")
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True for the first `top_k` survivors."""
+        """Return True for the first `top_k` candidates."""
         del context
         return best.rank < self.top_k

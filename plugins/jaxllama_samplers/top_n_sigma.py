@@ -1,4 +1,4 @@
-"""Top-n-sigma: a floor under the logits, so many standard deviations below the best."""
+"""Top-n-sigma: a lowest logit, n standard deviations below the best one."""
 
 import jax.numpy as jnp
 
@@ -9,12 +9,12 @@ from jaxllama.shapes import Array, Float
 class TopNSigma(Adjuster):
     """Ban tokens whose logit is more than n standard deviations below the best.
 
-    logit = -inf where logit < max - top_n_sigma * deviation. The deviation is that of all logits
-    that are not banned. Temperature scales both sides alike and changes nothing here, so this
-    looks at the logits, over the whole vocabulary, before any filter.
+    logit = -inf where logit < max - top_n_sigma * deviation. The deviation is computed over
+    all logits that are not banned. The temperature would scale both sides alike, so this sampler
+    can run before it, on the whole vocabulary and before any filter.
     """
 
-    order = 50  # last: bans and biases have their say in the deviation
+    order = 50  # last, so that bans and biases count in the deviation
     keeps_greedy = True
 
     top_n_sigma: Knob = knob(
@@ -25,7 +25,7 @@ class TopNSigma(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """The logits, banned below the floor."""
+        """Set logits below the limit to -inf."""
         del context
         alive = logits > -jnp.inf
         below = jnp.where(alive, logits - jnp.max(logits), 0.0)

@@ -1,4 +1,4 @@
-"""Top-p, nucleus sampling: the likeliest tokens that together hold a share p."""
+"""Top-p, nucleus sampling: keeps the likeliest tokens that together have the probability p."""
 
 import jax.numpy as jnp
 
@@ -7,11 +7,11 @@ from jaxllama.shapes import Array, Bool
 
 
 class TopP(Filter):
-    """Keep a token while the likelier ones hold less than `top_p` together: sum(p above) < top_p.
+    """Keep a token if all likelier ones have less than `top_p` together: sum(p above) < top_p.
 
-    The token that crosses the line is kept, so the nucleus always holds at least `top_p`. With
-    `top_p_strict` it is dropped, as ExLlama does: the nucleus holds at most `top_p`, or is the
-    likeliest token alone.
+    The token at which the sum reaches `top_p` is kept, so the kept tokens have at least `top_p`.
+    With `top_p_strict` that token is dropped, as ExLlama does: the kept tokens have at most
+    `top_p`, or the likeliest token is the only one.
     """
 
     order = 20
@@ -30,7 +30,7 @@ class TopP(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True up to the token that crosses the line, and for it unless strict."""
+        """Return True up to the token at which the sum reaches top_p; exclude it if strict."""
         del context
         through = jnp.cumsum(best.p)
         above = jnp.pad(through[:-1], (1, 0))

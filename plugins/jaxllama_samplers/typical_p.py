@@ -1,4 +1,4 @@
-"""Typical-p, locally typical sampling: tokens about as surprising as the model expects."""
+"""Typical-p, locally typical sampling: keeps tokens whose surprise is near the entropy."""
 
 import jax.numpy as jnp
 
@@ -7,11 +7,11 @@ from jaxllama.shapes import Array, Bool
 
 
 class TypicalP(Filter):
-    """Keep the most typical tokens that together hold `typical_p`.
+    """Keep the most typical tokens that together have the probability `typical_p`.
 
-    A token is the more typical the closer its surprise, -log p, is to the entropy. The token that
-    crosses the line is kept; with `typical_p_strict` it is dropped, as ExLlama does. The likeliest
-    token may well be dropped.
+    A token is more typical if its surprise, -log p, is closer to the entropy. The token at which
+    the sum reaches `typical_p` is kept; with `typical_p_strict` it is dropped, as ExLlama does. The
+    likeliest token may be dropped.
     """
 
     order = 40
@@ -30,7 +30,7 @@ class TypicalP(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True for the most typical, up to the line."""
+        """Return True for the most typical tokens, up to the limit."""
         del context
         surprise = best.log_total - best.logits
         order = jnp.argsort(jnp.abs(surprise - best.entropy), stable=True)

@@ -1,4 +1,4 @@
-"""XTC, exclude top choices: now and then likely tokens are passed over for a less likely one."""
+"""XTC, exclude top choices: sometimes drops likely tokens in favour of a less likely one."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,18 @@ import jax.numpy as jnp
 from jaxllama.sampling import Context, Knob, Shaper, knob
 from jaxllama.shapes import Array, Float
 
-LOWEST = -3e38  # about the least number of float32
+LOWEST = -3e38  # about the most negative float32 number
 
 
 class Xtc(Shaper):
     """Drop all but the least likely of the tokens that have at least `xtc_threshold`.
 
-    Happens with a chance of `xtc_probability` at each token, and only where at least two tokens
-    reach the threshold: one of them is always left. Runs after the filters. Above one half no two
-    tokens can reach a threshold, so nothing happens.
+    Happens with probability `xtc_probability` at each step, and only if at least two tokens reach
+    the threshold; one of them is always left. Runs after the filters. No two tokens can reach a
+    threshold above one half, so such a threshold has no effect.
     """
 
-    order = -20  # before a late temperature: the threshold means the model's own probabilities
+    order = -20  # before a late temperature: the threshold applies to the model's own probabilities
     last = True
 
     xtc_probability: Knob = knob(
@@ -32,11 +32,11 @@ class Xtc(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """The logits, without the top choices or as they were."""
-        # In logits, because dividing out every token's share would be two passes more.
+        """Drop the top choices, or return the logits unchanged."""
+        # Compares logits, because computing all probabilities would take two more passes.
         line = jax.nn.logsumexp(logits) + jnp.log(self.xtc_threshold)
-        line = jnp.maximum(line, LOWEST)  # what is banned reaches no line
-        # Of equally likely ones the last counts as the least likely, as a sorted list has it.
+        line = jnp.maximum(line, LOWEST)  # banned tokens, at -inf, stay below
+        # Among equally likely tokens the last one counts as the least likely, as in a sorted list.
         least = jnp.min(jnp.where(logits >= line, logits, jnp.inf))
         place = jnp.arange(logits.shape[0])
         spared = jnp.max(jnp.where(logits == least, place, -1))

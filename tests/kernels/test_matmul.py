@@ -434,9 +434,9 @@ def test_scales_that_are_no_steps_stay_float32(noise):
 
 def test_six_bits_whose_scales_are_no_steps_have_no_tiles(noise):
     matrix = q6_k(noise, 256, 32)
-    assert tiling.takes(matrix)
+    assert tiling.can_tile(matrix)
     matrix.scales[0, 0] = 0.1
-    assert not tiling.takes(matrix)
+    assert not tiling.can_tile(matrix)
     with pytest.raises(ValueError, match="signed bytes"):
         tile(matrix)
 

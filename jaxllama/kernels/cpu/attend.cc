@@ -1,4 +1,4 @@
-// Shares the parts of attention out over the threads.
+// Distributes the parts of an attention call over the threads.
 #include "attend.h"
 
 #include <cstdlib>
@@ -11,17 +11,17 @@
 namespace jaxllama {
 namespace {
 
-// What one thread needs for a part, as `Tile` in attend_body.h lays it out.
+// Scratch memory of one thread for a part; `Tile` in attend_body.h divides it.
 float* room(std::int64_t size) {
   const std::int64_t floats =
       ATTEND_QUERIES * (3 * size + ATTEND_BLOCK) + (ATTEND_CHUNK + 1) * size + 2 * ATTEND_BLOCK;
   unsigned char* bytes = scratch(static_cast<std::size_t>(floats) * sizeof(float));
-  if (bytes == nullptr) std::abort();  // out of memory inside a worker: there is nobody to tell
+  if (bytes == nullptr) std::abort();  // out of memory; a worker cannot report an error
   return reinterpret_cast<float*>(bytes);
 }
 
-// Rows of a tile: as many as their queries may be, a divisor of the block; fewer where there
-// would be too few tiles to go round.
+// Returns the rows of a tile: as many as ATTEND_QUERIES allows, a divisor of the block; fewer if
+// there would otherwise be too few tiles for all threads.
 std::int64_t tile_rows(const AttendPrompt& call) {
   const std::int64_t group = call.input.heads / call.cache.heads;
   std::int64_t rows = 1;
@@ -37,7 +37,7 @@ std::int64_t seen_blocks(const AttendStep& call, std::int64_t slot) {
   return position / ATTEND_BLOCK - low / ATTEND_BLOCK + 1;
 }
 
-// Long runs of blocks read the cache in order; there must be enough of them to go round.
+// Returns the blocks per part: long runs read the cache in order, but every thread needs a run.
 std::int64_t run_length(std::int64_t blocks) {
   constexpr std::int64_t most = 8;
   const std::int64_t fair = blocks / (8 * static_cast<std::int64_t>(threads()));

@@ -1,13 +1,13 @@
-// Attention over the cache: what a call is made of, and the bodies that run its parts.
+// Attention over the KV cache: the arguments of a call, and the functions that compute its parts.
 //
-// The handlers in attend_ffi.cc check and fill a call, attend.cc shares its parts out over the
-// threads, and one body per instruction set (attend_body.h) does the arithmetic. Nothing here
-// knows XLA.
+// The handlers in attend_ffi.cc check and fill a call, attend.cc distributes its parts over the
+// threads, and one AttendBody per instruction set (attend_body.h) does the arithmetic. Nothing here
+// depends on XLA.
 //
 // Bit rule. The columns a row sees are cut into blocks of ATTEND_BLOCK at fixed places of a cache.
 // The result of a block depends on the row's own query and columns only, and blocks are folded
-// together from the first to the last. So a row has the same bits alone or in company, as one step
-// or inside a prompt, on any number of threads.
+// together from the first to the last. So a row has the same bits alone or with other rows, as one
+// decode step or inside a prompt, on any number of threads.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@
 namespace jaxllama {
 
 constexpr int ATTEND_BLOCK = 256;   // columns under one softmax before folding
-constexpr int ATTEND_QUERIES = 64;  // most query vectors worked on together
-constexpr int ATTEND_CHUNK = 64;    // columns packed at a time: stays in the nearest cache
+constexpr int ATTEND_QUERIES = 64;  // most query vectors of one tile
+constexpr int ATTEND_CHUNK = 64;    // columns packed at a time: they stay in the L1 cache
 constexpr int ATTEND_APPEND = 16;   // prompt rows appended by one part
 
 enum class CacheKind { bf16, f16, f32, int8 };
@@ -32,17 +32,17 @@ struct AttendCache {
   std::int64_t slots, heads, columns, size;
 };
 
-// One row of projections is [heads + 2 * kv heads, size], not yet rotated.
+// Projections: one row is [heads + 2 * kv heads, size], not yet rotated.
 struct AttendInput {
   const float* qkv;
   const float* cos;
   const float* sin;
   std::int64_t heads;   // of queries
-  std::int64_t window;  // columns a row may see, its own included; 0 means all
+  std::int64_t window;  // columns a row may attend to, its own included; 0 means all
   float* out;           // [rows, heads, size]
 };
 
-// One token for every slot.
+// A decode step: one token for every slot.
 struct AttendStep {
   AttendInput input;
   AttendCache cache;
@@ -52,18 +52,18 @@ struct AttendStep {
   std::int64_t blocks;           // of a full row
   std::int32_t* first_part;      // [slots + 1]: the parts of slot s begin here
   std::int32_t* pending;         // [slots, kv heads]: parts not finished yet
-  std::int64_t run;              // blocks one part goes through
+  std::int64_t run;              // blocks that one part computes
 };
 
-// `count` tokens of one slot, from column `start` on.
+// A prompt: `count` tokens of one slot, from column `start` on.
 struct AttendPrompt {
   AttendInput input;
   AttendCache cache;
   std::int64_t slot, start, count;
-  std::int64_t tile;  // rows worked on together, a power of two
+  std::int64_t tile;  // rows of one tile, a power of two
 };
 
-// The parts of a call, as one instruction set does them; `scratch` is the thread's own.
+// The functions of one instruction set that compute one part; `scratch` belongs to the thread.
 struct AttendBody {
   void (*step)(const AttendStep&, std::int64_t part, float* scratch);
   void (*append)(const AttendPrompt&, std::int64_t part, float* scratch);
@@ -80,8 +80,8 @@ namespace avx512 {
 extern const AttendBody attend_body;
 }
 
-// Run all parts of a call. The caller fills in all but `run` and `tile`; what `first_part` and
-// `pending` hold does not matter.
+// Run all parts of a call. The caller fills in every field except `run` and `tile`; the arrays
+// `first_part` and `pending` need no initial values.
 void attend_step(AttendStep call);
 void attend_prompt(AttendPrompt call);
 

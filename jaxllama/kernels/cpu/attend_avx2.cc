@@ -24,7 +24,7 @@ inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec at_least(Vec x, float low) { return _mm256_max_ps(set(low), x); }
 inline Vec whole(Vec x) {
@@ -33,10 +33,10 @@ inline Vec whole(Vec x) {
 inline Vec times_power(Vec x, Vec power) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
   const Vec scaled = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
-  // Not less than, rather than at least: NaN stays.
+  // Compares with "not less than" instead of "at least", so that NaN stays NaN.
   return _mm256_and_ps(scaled, _mm256_cmp_ps(power, set(-126.0f), _CMP_NLT_UQ));
 }
-// Lanes from..to-1 of x, the others filled.
+// Keeps lanes from..to-1 of x and sets the others to `fill`.
 inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
   const Vec lane = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
   const Vec chosen = _mm256_and_ps(_mm256_cmp_ps(lane, set(static_cast<float>(from)), _CMP_GE_OQ),

@@ -1,7 +1,7 @@
 // Attention with AVX-512 and its dot products of bfloat16: vectors of sixteen.
 //
-// A bfloat16 or int8 cache is multiplied as pairs of bfloat16, exact for what lies in it; the
-// query and the weights are rounded to bfloat16 for it. Sums are float32.
+// A bfloat16 or int8 cache is multiplied as pairs of bfloat16, which represent its numbers exactly;
+// queries and softmax weights are rounded to bfloat16. Sums are float32.
 #include <immintrin.h>
 
 #include <cstring>
@@ -27,12 +27,12 @@ inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec at_least(Vec x, float low) { return _mm512_max_ps(set(low), x); }
 inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
 inline Vec times_power(Vec x, Vec power) { return _mm512_scalef_ps(x, power); }
-// Lanes from..to-1 of x, the others filled.
+// Keeps lanes from..to-1 of x and sets the others to `fill`.
 inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
   const auto below = [](std::int64_t lane) {
     return lane <= 0 ? 0u : lane >= WIDTH ? 0xffffu : (1u << lane) - 1;
@@ -57,7 +57,7 @@ inline void transpose(Vec (&x)[WIDTH]) {
       b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
     }
   }
-  // Now b[4 g + p] holds rows 4 g .. 4 g + 3 of places p, p + 4, p + 8, p + 12.
+  // Now b[4 g + p] has rows 4 g .. 4 g + 3 of places p, p + 4, p + 8, p + 12.
 #pragma GCC unroll 16
   for (int p = 0; p < 4; ++p) {
     const Vec even_low = _mm512_shuffle_f32x4(b[p], b[p + 4], 0x88);
@@ -81,7 +81,7 @@ struct DotOf;
 
 #include "attend_body.h"
 
-// Thirty-two numbers as bfloat16.
+// Loads thirty-two numbers as bfloat16.
 inline __m512i pairs(const Bf16* from) { return _mm512_loadu_si512(from); }
 inline __m512i pairs(const std::int8_t* from) {
   const auto floats = [](const std::int8_t* from) {
@@ -91,7 +91,7 @@ inline __m512i pairs(const std::int8_t* from) {
   const __m512bh both = _mm512_cvtne2ps_pbh(floats(from + 16), floats(from));
   return reinterpret_cast<__m512i>(both);
 }
-// Sixteen, the rest zero.
+// Loads sixteen numbers as bfloat16; the other lanes are zero.
 inline __m512i pairs_half(const Bf16* from) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return _mm512_zextsi256_si512(half);
@@ -101,7 +101,7 @@ inline __m512i pairs_half(const std::int8_t* from) {
   const __m256bh half = _mm512_cvtneps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
   return _mm512_zextsi256_si512(reinterpret_cast<__m256i>(half));
 }
-// Products of pairs: a lane of a vector holds two steps of the sum.
+// Dot products of bfloat16 pairs: a lane of a vector has two terms of the sum.
 struct Pairs {
   static constexpr int PAIR = 2;
 
@@ -122,7 +122,7 @@ struct Pairs {
   }
   static std::int64_t weight_place(std::int64_t column) { return column / 2; }
 
-  // [count, size] to [size / 2, CHUNK] pairs; columns from `count` on are zero.
+  // Packs keys [count, size] to [size / 2, CHUNK] pairs; columns from `count` on are zero.
   template <class T>
   static void pack_keys(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
                         float* to) {
@@ -140,7 +140,7 @@ struct Pairs {
     }
   }
 
-  // Sixteen columns of thirty-two places, or of the sixteen left over.
+  // Transposes sixteen columns of thirty-two places, or of the last sixteen if HALF.
   template <bool HALF, class T>
   static void pack_square(const T* from, std::int64_t count, std::int64_t size, float* to) {
     Vec square[WIDTH];
@@ -165,7 +165,7 @@ struct Pairs {
     for (int i = 0; i < (HALF ? WIDTH / 2 : WIDTH); ++i) store(to + i * CHUNK, square[i]);
   }
 
-  // Two rows of values interleaved, from some place of the head on; VECTORS is even, or the last
+  // Interleaves two rows of values, from a place of the head on. VECTORS is even, or 1 for the last
   // vector of the head.
   template <class T, int VECTORS>
   static void read_values(const T* row, std::int64_t size, Vec (&panel)[VECTORS]) {
@@ -181,7 +181,7 @@ struct Pairs {
     }
   }
 
-  // A step of values of which only the first or only the second column counts.
+  // Packs a step of values in which only the first or only the second column is used.
   template <class T>
   static void pack_half(const T* row, bool second, std::int64_t size, float* to) {
     for (std::int64_t i = 0; i < size; i += WIDTH) {
@@ -195,7 +195,7 @@ struct Pairs {
   static Vec interleaved(__m512i one, __m512i two, __m512i order) {
     return _mm512_castsi512_ps(_mm512_permutex2var_epi16(one, order, two));
   }
-  // Where the halves of lanes come from: 0 to 31 the first row, 32 to 63 the second.
+  // Source indices of the half lanes: 0 to 31 are the first row, 32 to 63 the second.
   static __m512i low_order() {
     return _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006,
                              0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d,

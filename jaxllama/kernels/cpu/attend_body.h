@@ -2,18 +2,19 @@
 //
 // Included by attend_portable.cc, attend_avx2.cc and attend_avx512.cc after they have defined their
 // vectors: WIDTH, Vec, load, store, set, first, add, subtract, multiply, divide, fma, larger,
-// at_least, whole, times_power, keep, highest, sum, transpose, widen, and DotOf<T>::Dot. All lies
-// in an unnamed namespace: the linker must never take one instruction set's copy for another's. For
-// the same reason only what compiles to nothing is used of the standard library. Compiled with
-// -ffp-contract=off: where a product and a sum are rounded together, it says `fma`.
+// at_least, whole, times_power, keep, highest, sum, transpose, widen, and DotOf<T>::Dot. All code
+// is in an unnamed namespace: the linker must never replace the copy of one instruction set by that
+// of another. For the same reason the standard library is used only where it generates no
+// functions. Compiled with -ffp-contract=off: only an explicit `fma` rounds a product and a sum
+// together.
 //
-// A tile is a few rows of one slot under one key/value head: all their query vectors meet the keys
-// of a block together. Keys are packed so that the lanes of a vector are columns (no sums across
-// lanes), values so that lanes are places of a head; both products are then the same small loop.
+// A tile is a few rows of one slot and one key/value head: all their query vectors are multiplied
+// by the keys of a block together. Keys are packed so that the lanes of a vector are columns (no
+// sums across lanes), values so that lanes are places of a head; both products use the same loop.
 
 constexpr int BLOCK = ATTEND_BLOCK;
 constexpr int CHUNK = ATTEND_CHUNK;
-constexpr int TILE_ROWS = 6;  // of one multiplication
+constexpr int TILE_ROWS = 6;  // of one register tile
 constexpr float NOTHING = -__builtin_inff();
 
 inline std::int64_t smaller_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -22,11 +23,11 @@ inline std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
   return smaller_of(larger_of(x, low), high);
 }
 
-// 2^x for x <= 0; below 2^-150 nothing is left, NaN stays NaN.
+// Computes 2^x for x <= 0: 0 below 2^-150; NaN stays NaN.
 inline Vec exp2_of(Vec x) {
   x = at_least(x, -200.0f);
   const Vec power = whole(x), rest = subtract(x, power);
-  // The best polynomial of its degree for -0.5..0.5: off by 2e-7 at most.
+  // The minimax polynomial of this degree on -0.5..0.5; its error is at most 2e-7.
   Vec y = set(1.327647245e-3f);
   y = fma(y, rest, set(9.675540961e-3f));
   y = fma(y, rest, set(5.550713092e-2f));
@@ -36,10 +37,10 @@ inline Vec exp2_of(Vec x) {
   return times_power(y, power);
 }
 
-// Asks for the rows that are read two chunks from now, as many as are read meanwhile: the
-// processor's own prefetching stops at the end of a page.
+// Prefetches the rows that are read two chunks later, as many rows as are read in the meantime: the
+// prefetching of the processor stops at the end of a page.
 struct Ahead {
-  const char* from;  // null where nothing follows
+  const char* from;  // null if no rows follow
   std::int64_t row;  // bytes
 
   void fetch(std::int64_t first, std::int64_t rows) const {
@@ -49,7 +50,7 @@ struct Ahead {
   }
 };
 
-// Products in float32; a vector holds one step of the sum.
+// Dot products in float32; a vector has one term of the sum.
 struct Wide {
   static constexpr int PAIR = 1;
 
@@ -65,7 +66,7 @@ struct Wide {
   }
   static std::int64_t weight_place(std::int64_t column) { return column; }
 
-  // [count, size] to [size, CHUNK]; columns from `count` on are zero up to a whole vector.
+  // Packs keys [count, size] to [size, CHUNK]; zeros fill the last vector from `count` on.
   template <class T>
   static void pack_keys(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
                         float* to) {
@@ -82,19 +83,19 @@ struct Wide {
     }
   }
 
-  // A run of vectors of one step of the values, from some place of the head on.
+  // Reads some vectors of one step of the values, from a place of the head on.
   template <class T, int VECTORS>
   static void read_values(const T* row, std::int64_t, Vec (&panel)[VECTORS]) {
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) panel[j] = widen(row + j * WIDTH);
   }
 
-  // Only the first, or only the second column of a step: here a step is one column.
+  // Packs one of the two columns of a step; nothing to do here, where a step is one column.
   template <class T>
   static void pack_half(const T*, bool, std::int64_t, float*) {}
 };
 
-// What vectors are multiplied with, step by step: packed, or cache rows as they lie.
+// The right-hand side of a multiplication, by steps: packed values here, cache rows in Unpacked.
 struct Packed {
   const float* from;
   std::int64_t row;
@@ -144,7 +145,7 @@ void pack_values(const Values& values, std::int64_t steps, std::int64_t size, fl
 
 enum class Sums { begin, go_on };
 
-// Rows [ROWS, steps] times a panel [steps, VECTORS], to or added to [ROWS, VECTORS].
+// Multiplies rows [ROWS, steps] by a panel [steps, VECTORS]; sets or adds to [ROWS, VECTORS].
 template <class Dot, int ROWS, int VECTORS, Sums SUMS, class Panel>
 inline void multiply_tile(const float* a, std::int64_t a_row, const Panel& panel,
                           std::int64_t place, std::int64_t steps, float* to,
@@ -191,7 +192,7 @@ void multiply_rows(const float* a, std::int64_t a_row, const Panel& panel, std::
   }
 }
 
-// `places` is a multiple of WIDTH.
+// Multiplies all rows by all places of a panel; `places` is a multiple of WIDTH.
 template <class Dot, Sums SUMS, class Panel>
 void multiply_all(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
                   float* to, std::int64_t to_row, std::int64_t rows, std::int64_t places) {
@@ -218,7 +219,7 @@ void multiply_all(const float* a, std::int64_t a_row, const Panel& panel, std::i
   }
 }
 
-// One head of the cache of one slot.
+// Keys and values of one head in the cache of one slot.
 template <class T>
 struct Side {
   const T* keys;
@@ -226,10 +227,10 @@ struct Side {
   const float* key_scales;
   const float* value_scales;
   std::int64_t size;
-  const T* next;  // keys this thread probably reads after all these, or null
+  const T* next;  // keys that this thread probably reads next, or null
 
-  // What is read two chunks after columns at.. of a block, all columns ending at `end`: its keys,
-  // then its values, then the keys of the next, then `next`.
+  // Returns the rows that are read two chunks after column `at` of a block, if columns end at
+  // `end`: the keys of the block, then its values, then the keys of the next block, then `next`.
   Ahead after_keys(std::int64_t block, std::int64_t at, std::int64_t end) const {
     const std::int64_t later = at + 2 * CHUNK, held = chunks_of(block, end);
     if (later < held) return ahead(keys, block * BLOCK + later);
@@ -243,7 +244,7 @@ struct Side {
   }
 
  private:
-  // Columns of a block that are there, in whole chunks.
+  // Returns the number of columns of a block, rounded up to whole chunks.
   static std::int64_t chunks_of(std::int64_t block, std::int64_t end) {
     return (smaller_of(BLOCK, end - block * BLOCK) + CHUNK - 1) / CHUNK * CHUNK;
   }
@@ -274,17 +275,17 @@ struct Share {
   float total;  // sum of the weights
 };
 
-// Rows under one head. Query i belongs to row i / group.
+// Rows of one slot and one key/value head. Query i belongs to row i / group.
 struct Tile {
   std::int64_t rows, group, size;
-  std::int64_t low[ATTEND_QUERIES], high[ATTEND_QUERIES];  // columns each row sees
+  std::int64_t low[ATTEND_QUERIES], high[ATTEND_QUERIES];  // columns that each row attends to
   Share share[ATTEND_QUERIES], block_share[ATTEND_QUERIES];
-  float* queries;  // [queries, size], as Dot wants them
+  float* queries;  // [queries, size], in the format of Dot
   float* scores;   // [queries, BLOCK]
-  float* mixed;    // [queries, size], of the block
-  float* out;      // [queries, size], running
-  float* panel;    // [CHUNK * size]: what is packed
-  float* half;     // [size]: a step of values with one of its columns
+  float* mixed;    // [queries, size], result of the block
+  float* out;      // [queries, size], running result
+  float* panel;    // [CHUNK * size]: packed keys or values
+  float* half;     // [size]: a step of values with only one column
   float* key_scales;    // [BLOCK]
   float* value_scales;  // [BLOCK]
 
@@ -310,11 +311,11 @@ struct Tile {
   }
 };
 
-// What the rows of a tile see of one block, relative to its first column.
+// The columns of one block that the rows of a tile attend to, relative to the block's first column.
 struct Sight {
   std::int64_t low[ATTEND_QUERIES], high[ATTEND_QUERIES];
-  std::int64_t from = BLOCK, to = 0;    // seen by any
-  std::int64_t shared_from, shared_to;  // seen by all, in whole steps
+  std::int64_t from = BLOCK, to = 0;    // columns of any row
+  std::int64_t shared_from, shared_to;  // columns of all rows, in whole steps
 
   Sight(const Tile& tile, std::int64_t block, int pair) {
     std::int64_t all_from = 0, all_to = BLOCK;
@@ -361,7 +362,7 @@ void score(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& ti
   }
 }
 
-// Scores to weights in place, as Dot wants them; nothing outside low..high-1 gets any.
+// Turns scores into softmax weights in place, in the format of Dot; 0 outside low..high-1.
 template <class Dot>
 Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* scales) {
   constexpr std::int64_t TWO = 2 * WIDTH;
@@ -382,7 +383,7 @@ Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* sca
     Vec two = exp2_of(subtract(load(scores + j + WIDTH), set(best)));
     total = add(total, add(one, two));
     if (scales != nullptr) {
-      // A hidden column's scale may be NaN, which times zero is NaN.
+      // The scale of a masked column may be NaN, and NaN times zero is NaN.
       one = keep(multiply(one, load(scales + j)), low - j, high - j, 0.0f);
       two = keep(multiply(two, load(scales + j + WIDTH)), low - j - WIDTH, high - j - WIDTH, 0.0f);
     }
@@ -391,21 +392,21 @@ Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* sca
   return {best, sum(total)};
 }
 
-// Weights times values, for the columns of a block from `at` on.
+// Multiplies weights by values, for the columns of a block from `at` on.
 template <class T, class Dot, class Panel>
 class Mixer {
  public:
   Mixer(const T* rows, const Panel& panel, std::int64_t at, Tile& tile)
       : rows_(rows), panel_(panel), at_(at), tile_(tile) {}
 
-  // Columns from..to-1, whole steps, for all queries.
+  // Adds columns from..to-1, whole steps, for all queries.
   void mix_all(std::int64_t from, std::int64_t to) const {
     multiply(panel_.after((from - at_) / Dot::PAIR), 0, tile_.count(), from,
              (to - from) / Dot::PAIR);
   }
 
-  // Columns from..to-1 for the queries of one row; the half of a step that lies outside counts as
-  // zero, whatever is there.
+  // Adds columns from..to-1 for the queries of one row; in a step that is only half inside, the
+  // other column counts as zero, even if it contains NaN.
   void mix_row(std::int64_t row, std::int64_t from, std::int64_t to) const {
     if (from < to && from % Dot::PAIR != 0) mix_half(row, from++);
     if (from >= to) return;
@@ -436,7 +437,7 @@ class Mixer {
   Tile& tile_;
 };
 
-// Columns at..end-1: what rows see before the others, what all see, what rows see after.
+// Adds columns at..end-1: those before the shared ones row by row, the shared ones, those after.
 template <class T, class Dot, class Panel>
 void mix_chunk(const Mixer<T, Dot, Panel>& mixer, const Sight& sight, std::int64_t at,
                std::int64_t end, std::int64_t rows) {
@@ -459,7 +460,7 @@ void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile
     const std::int64_t end = smaller_of(at + CHUNK, sight.to);
     const T* rows = side.values + (block * BLOCK + at) * size;
     const Ahead ahead = side.after_values(block, at, tile.end());
-    if (tile.count() <= TILE_ROWS) {  // read once: packing would not pay
+    if (tile.count() <= TILE_ROWS) {  // values are read once, so packing does not pay
       const Unpacked<Dot, T> panel{rows, size, ahead};
       mix_chunk(Mixer<T, Dot, Unpacked<Dot, T>>(rows, panel, at, tile), sight, at, end, tile.rows);
     } else {
@@ -471,7 +472,7 @@ void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile
   }
 }
 
-// A block's share into the running one.
+// Folds the softmax of a block into the running softmax.
 inline void fold(Share& share, float* out, const Share& block, const float* mixed,
                  std::int64_t size) {
   const Vec top = larger(set(share.top), set(block.top));
@@ -490,7 +491,7 @@ inline void finish(const Share& share, const float* from, std::int64_t size, flo
   }
 }
 
-// One block for all queries of a tile: block_share and mixed.
+// Computes one block for all queries of a tile; sets block_share and mixed.
 template <class T, class Dot>
 Sight attend_block(const Side<T>& side, std::int64_t block, Tile& tile) {
   const Sight sight(tile, block, Dot::PAIR);
@@ -507,7 +508,7 @@ Sight attend_block(const Side<T>& side, std::int64_t block, Tile& tile) {
   return sight;
 }
 
-// Turns one head by its position; the halves of a head hold the two parts of each pair.
+// Rotates one head by its position; the two numbers of a pair lie half a head apart.
 inline void rotate(const float* from, const float* cos, const float* sin, std::int64_t size,
                    float scale, float* __restrict to) {
   const std::int64_t half = size / 2;
@@ -518,11 +519,11 @@ inline void rotate(const float* from, const float* cos, const float* sin, std::i
   }
 }
 
-// Query heads [head, head + count) of an input row.
+// Rotates and scales the query heads [head, head + count) of an input row.
 template <class Dot>
 void put_queries(const AttendInput& input, std::int64_t width, std::int64_t size, std::int64_t row,
                  std::int64_t head, std::int64_t count, float* turned, float* to) {
-  // Scores are powers of two: log2(e) / sqrt(size).
+  // Scores are exponents of 2, so the scale is log2(e) / sqrt(size).
   const float scale = 1.44269504f / __builtin_sqrtf(static_cast<float>(size));
   const float* angles[] = {input.cos + row * size / 2, input.sin + row * size / 2};
   for (std::int64_t i = 0; i < count; ++i) {
@@ -542,7 +543,7 @@ void put_column<std::int8_t>(const float* from, std::int64_t size, std::int64_t 
   scales[column] = quantise(from, size, static_cast<std::int8_t*>(to) + column * size);
 }
 
-// Key and value of one input row and head to a column of the cache.
+// Writes the key and value of one input row and head to a column of the cache.
 template <class T>
 void append_column(const AttendInput& input, const AttendCache& cache, std::int64_t row,
                    std::int64_t head, std::int64_t slot, std::int64_t column, float* turned) {
@@ -559,7 +560,7 @@ inline std::int64_t first_seen(std::int64_t position, std::int64_t window) {
   return window == 0 ? 0 : larger_of(position - window + 1, 0);
 }
 
-// The last part of a row and head folds what all of them left.
+// Folds the partial results of a row and head; the part that finishes last calls this.
 inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_t head,
                           std::int64_t group, std::int64_t from, std::int64_t to, float* out) {
   const std::int64_t size = call.cache.size;
@@ -576,7 +577,7 @@ inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_
   }
 }
 
-// Blocks [from, to) of one slot and head.
+// Computes blocks [from, to) of one slot and head and stores partial results.
 template <class T>
 void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, std::int64_t from,
                  std::int64_t to, float* scratch) {
@@ -607,8 +608,8 @@ void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, s
   }
 }
 
-// Part: (slot, run of blocks, head), the parts of a slot side by side. The part that comes to the
-// row's own column appends it: no other reads that block.
+// Computes the part (slot, run of blocks, head); the parts of a slot are consecutive. The part with
+// the row's own column appends it: no other part reads that block.
 template <class T>
 void step_part(const AttendStep& call, std::int64_t part, float* scratch) {
   const AttendCache& cache = call.cache;
@@ -640,7 +641,7 @@ void append_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
   }
 }
 
-// Rows [from, to) under one head, at most ATTEND_QUERIES of their queries at a time.
+// Computes rows [from, to) of one head, at most ATTEND_QUERIES queries at a time.
 template <class T>
 void prompt_rows(const AttendPrompt& call, std::int64_t head, std::int64_t from, std::int64_t to,
                  float* scratch) {
@@ -675,8 +676,8 @@ void prompt_rows(const AttendPrompt& call, std::int64_t head, std::int64_t from,
   }
 }
 
-// Part: (tile, head). Tiles begin at multiples of the cache's columns, so none lies across blocks;
-// the longest come first.
+// Computes the part (tile, head). Tiles begin at multiples of their size in cache columns, so no
+// tile spans two blocks; the longest come first.
 template <class T>
 void prompt_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
   const std::int64_t last = (call.start + call.count - 1) / call.tile;
@@ -686,7 +687,7 @@ void prompt_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
   prompt_rows<T>(call, part % call.cache.heads, from, to, scratch);
 }
 
-// Runs the part of a call with the type of its cache.
+// Defines a function that runs a part of a call with the type of its cache.
 #define JAXLLAMA_ATTEND_BY_KIND(name, Call)                              \
   void name(const Call& call, std::int64_t part, float* scratch) {       \
     switch (call.cache.kind) {                                           \

@@ -1,4 +1,4 @@
-// The handlers of attention: sizes and places are checked here, once, before anything is touched.
+// XLA handlers of attention: check all sizes and positions once, before any memory is accessed.
 #include <cstdint>
 #include <string>
 
@@ -42,7 +42,7 @@ bool kind_of(ffi::DataType type, CacheKind* kind) {
   }
 }
 
-// One buffer of the cache as argument and as result.
+// One buffer of the cache, as argument and as aliased result.
 struct Pair {
   ffi::AnyBuffer in;
   AnyOut out;

@@ -1,6 +1,6 @@
-// Narrow numbers in the cache and how a float becomes one: to nearest, ties to even, NaN stays NaN.
+// Converts floats to the narrow numbers of the cache: to nearest, ties to even, NaN stays NaN.
 //
-// Every body appends through these, so the stored bits are the same on every instruction set.
+// All instruction sets append with these functions, so that they store the same bits.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ inline void narrow(const float* from, std::int64_t count, float* to) {
   std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
 }
 
-// Returns the scale: the largest size over 127. A vector that is not finite gets the scale NaN.
+// Returns the scale: the largest magnitude / 127, or NaN if the vector is not finite.
 inline float quantise(const float* from, std::int64_t count, std::int8_t* to) {
   float largest = 0.0f, poison = 0.0f;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -58,7 +58,7 @@ inline float quantise(const float* from, std::int64_t count, std::int8_t* to) {
     poison += from[i] * 0.0f;
   }
   const float scale = largest / 127.0f + poison;
-  // A scale too small to divide by stands for nothing worth keeping.
+  // If the scale is too small to divide by, the numbers are negligible and stored as 0.
   const float inverse = scale > 1e-37f ? 1.0f / scale : 0.0f;
   for (std::int64_t i = 0; i < count; ++i) {
     constexpr float middle = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number

@@ -1,4 +1,4 @@
-// Attention for any processor: vectors of four, as the compiler can make them.
+// Attention for any processor: vectors of four, in the compiler's vector extension.
 #include <cstring>
 
 #include "attend.h"
@@ -31,10 +31,10 @@ inline Vec select(Mask chosen, Vec yes, Vec no) {
   return reinterpret_cast<Vec>((chosen & reinterpret_cast<Mask>(yes)) |
                                (~chosen & reinterpret_cast<Mask>(no)));
 }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec at_least(Vec x, float low) { return select(x < set(low), set(low), x); }
-// To the nearest whole number, for sizes below 2^22.
+// Rounds to the nearest integer; correct for magnitudes below 2^22.
 inline Vec whole(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
 inline Vec times_power(Vec x, Vec power) {
   const Mask low = power < set(-126.0f);
@@ -45,7 +45,7 @@ inline Vec times_power(Vec x, Vec power) {
   }
   return select(low, set(0.0f), x * reinterpret_cast<Vec>(bits));
 }
-// Lanes from..to-1 of x, the others filled.
+// Keeps lanes from..to-1 of x and sets the others to `fill`.
 inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
   for (int i = 0; i < WIDTH; ++i) {
     if (i < from || i >= to) x[i] = fill;

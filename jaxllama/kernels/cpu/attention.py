@@ -1,9 +1,9 @@
-"""Attention of the C++ library: rotate, append to the cache in place, attend, in one call.
+"""Attention of the C++ library: rotate, append to the KV cache in place, attend, in one call.
 
-Called at trace time by whoever chose the library for a model. Knows arrays, not rows' meaning:
-which slot holds what is the engine's. Both ways in give a row the same bits, whatever else shares
-the call. What it cannot take it refuses here, while tracing; `plain/attention.py` takes everything.
-What a cache is made of, `storage.py` says.
+Called at trace time by the C++ body. Knows arrays, not the requests in the slots. A row gets the
+same bits from both functions, independent of the other rows of the call. Arrays that the kernels
+cannot process are refused here, while tracing; `plain/attention.py` accepts all. `storage.py`
+defines the arrays of a cache.
 """
 
 import jax
@@ -15,7 +15,7 @@ from jaxllama.kernels.cpu import library
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # ATTEND_BLOCK of cpu/attend.h: columns of one partial result
-SIZES = range(32, 257, 16)  # head sizes the bodies are written for
+SIZES = range(32, 257, 16)  # head sizes with kernels
 STORED = ("uint16", "bfloat16", "float16", "float32", "int8")  # uint16 holds the bits of bfloat16
 
 Cache = tuple[Array, ...]
@@ -29,10 +29,10 @@ def attend_step(
     active: Bool[Array, " S"],
     window: int | None = None,
 ) -> tuple[Float[Array, "S O"], Cache]:
-    """One token for every slot: append it at its position and attend up to it; consumes `cache`.
+    """Append one token per slot at its position and attend up to it; consumes `cache`.
 
     Projections are [query heads, key heads, value heads] side by side, not yet rotated. A row that
-    is not active touches nothing and gives zeros.
+    is not active writes nothing and returns zeros.
     """
     heads = query_heads(qkv, rotation, cache, window)
     slots, kv_heads, columns, size = cache[0].shape
@@ -56,9 +56,9 @@ def attend_prompt(
     span: PromptSpan,
     window: int | None = None,
 ) -> tuple[Float[Array, "L O"], Cache]:
-    """A run of tokens of one slot, each attending up to itself; consumes `cache`.
+    """Append a run of tokens to one slot; each attends up to itself. Consumes `cache`.
 
-    Rows past `span.rows` write nothing and give zeros.
+    Rows past `span.rows` write nothing and return zeros.
     """
     heads = query_heads(qkv, rotation, cache, window)
     for name, number in zip(PromptSpan._fields, span, strict=True):
@@ -75,7 +75,7 @@ def call(
     room: list[jax.ShapeDtypeStruct],
     window: int | None,
 ) -> tuple[Array, Cache]:
-    """The FFI call; the cache is its last arguments and its last results, in the same memory."""
+    """Call a handler; the cache comes last in arguments and results, in the same memory."""
     library.loaded()
     results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
     fresh = len(results)
@@ -93,7 +93,7 @@ def call(
 def query_heads(
     qkv: Float[Array, "L W"], rotation: Rotation, cache: Cache, window: int | None
 ) -> int:
-    """How many query heads the projections hold; raises ValueError for what has no kernel."""
+    """Return the number of query heads; raises ValueError for arrays without a kernel."""
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
     require_axes(qkv, "rows width", "the projections")
@@ -113,7 +113,7 @@ def query_heads(
 
 
 def check_cache(cache: Cache) -> None:
-    """Raise ValueError unless the kernels can read and write such a cache."""
+    """Raise ValueError unless the kernels can read and write this cache."""
     keys, values, *scales = cache
     require_axes(keys, "slots heads columns size", "keys")
     require(values, keys.shape, keys.dtype.name, "values")
@@ -140,6 +140,6 @@ def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None
 
 
 def require_axes(array: Array, axes: str, name: str) -> None:
-    """Raise ValueError unless the array has these axes, whatever their lengths."""
+    """Raise ValueError unless the array has as many axes as these names."""
     if array.ndim != len(axes.split()):
         raise ValueError(f"{name} is {list(array.shape)}; [{axes}] expected")

@@ -1,7 +1,7 @@
-"""How a token is chosen from rows of logits, by the C++ library on all threads.
+"""Choose tokens from rows of logits with the C++ library, on all threads.
 
 The module is the `Choosing` of the C++ body: `plain/choice.py` defines each operation. Rows that
-are not active cost nothing and give zeros.
+are not active take no time and return zeros.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
@@ -9,17 +9,17 @@ Bit rule: a row's result depends on nothing but that row, whatever the number of
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels.body import Best, Held, Survey
+from jaxllama.kernels.body import Best, HeldTokens, Survey
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.spread import by_rows
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-GROUP, SPAN, BLOCK = 64, 256, 4096  # of cpu/choose.h: they decide how much room is needed
+GROUP, SPAN, BLOCK = 64, 256, 4096  # as in cpu/choose.h; they determine the scratch sizes
 
 
 @by_rows
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """`choice.survey`: one pass."""
+    """Compute `choice.survey` in one pass."""
     rows, vocab = check(logits, active=active)
     found = run(
         "survey",
@@ -38,7 +38,7 @@ def best_candidates(
     active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """`choice.best_candidates`: one pass, and a second over where the best can be."""
+    """Compute `choice.best_candidates`: one pass, and a second over groups with candidates."""
     rows, vocab = check(logits, active=active, best=best, heat=heat)
     if not 1 <= count <= vocab:
         raise ValueError(f"{count} candidates of {vocab} are asked for; expected 1 to {vocab}")
@@ -62,7 +62,7 @@ def draw(
     chance: Float[Array, " S"],
     active: Bool[Array, " S"],
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-    """`choice.draw`: one pass, and a second over the span in which the answer lies."""
+    """Compute `choice.draw`: one pass, and a second over the span that contains the token."""
     rows, vocab = check(logits, active=active, best=best, heat=heat, chance=chance)
     token, total = run(
         "draw",
@@ -77,7 +77,7 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """`choice.logprob`: one pass."""
+    """Compute `choice.logprob` in one pass."""
     rows, vocab = check(logits, active=active, token=token)
     (found,) = run(
         "logprob",
@@ -92,7 +92,7 @@ def logprob(
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """`choice.set_aside`: the logits stay where they are, and only active rows are copied."""
+    """Compute `choice.set_aside`: copy active rows only; the logits stay in place."""
     check(logits, active=active)
     whole = shape(jnp.float32, *logits.shape)
     same, copy = run("set_aside", (logits, active), [whole, whole], [], {0: 0})
@@ -102,13 +102,13 @@ def set_aside(
 @by_rows
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
-) -> Held:
-    """`choice.take_held`: two passes over the tokens, none over the vocabulary."""
+) -> HeldTokens:
+    """Compute `choice.take_held` in two passes over the tokens, none over the vocabulary."""
     rows, _ = check(logits, count=count)
     library.loaded()
     results = [shape(each, *tokens.shape) for each in (jnp.int32, jnp.float32)]
     call = jax.ffi.ffi_call("jaxllama_take_held", [*results, shape(jnp.bool_, rows)])
-    return Held(*call(logits, tokens, count))
+    return HeldTokens(*call(logits, tokens, count))
 
 
 @by_rows
@@ -118,7 +118,7 @@ def put_held(
     first: Int32[Array, "S T"],
     held: Float[Array, "S T"],
 ) -> Float[Array, "S V"]:
-    """`choice.put_held`, in place."""
+    """Compute `choice.put_held` in place."""
     check(logits)
     library.loaded()
     moved = shape(jnp.float32, *logits.shape)
@@ -131,7 +131,7 @@ def put_held(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """`choice.close_ranks`, in place."""
+    """Compute `choice.close_ranks` in place."""
     library.loaded()
     results = [shape(each.dtype, *each.shape) for each in best]
     call = jax.ffi.ffi_call(
@@ -150,7 +150,7 @@ def run(
     room: list[jax.ShapeDtypeStruct],
     in_place: dict[int, int] | None = None,
 ) -> list[Array]:
-    """The FFI call; behind its results come the places of the active rows, and more room."""
+    """Call a handler; after its results come the indices of active rows and other scratch."""
     library.loaded()
     places = shape(jnp.int32, given[0].shape[0])
     call = jax.ffi.ffi_call(
@@ -160,7 +160,7 @@ def run(
 
 
 def check(logits: Array, **per_row: Array) -> tuple[int, int]:
-    """Rows and vocabulary; raises ValueError for what the kernels would refuse at run time."""
+    """Return rows and vocabulary; ValueError for arrays that kernels would refuse at run time."""
     is_matrix = len(logits.shape) == len("SV")
     if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}; float32 [S, V] expected")
@@ -176,10 +176,10 @@ def check(logits: Array, **per_row: Array) -> tuple[int, int]:
 
 
 def pieces(count: int, size: int) -> int:
-    """How many pieces of this size it takes."""
+    """Return how many pieces of `size` cover `count`."""
     return -(-count // size)
 
 
 def shape(dtype: jnp.dtype | type, *sizes: int) -> jax.ShapeDtypeStruct:
-    """An array to be made."""
+    """Return the shape and dtype of a result."""
     return jax.ShapeDtypeStruct(sizes, dtype)

@@ -1,4 +1,4 @@
-// Shares the choice of tokens out over the threads, and does what no instruction set makes faster.
+// Distributes the choice of tokens over the threads; has the code without vector instructions.
 #include "choose.h"
 
 #include <algorithm>
@@ -23,7 +23,7 @@ const float* row_of(const ChooseRows& rows, std::int64_t row) {
   return rows.logits + row * rows.vocab;
 }
 
-// Lists the wanted rows and says how many there are.
+// Lists the active rows in `places` and returns their number.
 int list_wanted(const ChooseRows& rows) {
   int count = 0;
   for (std::int64_t row = 0; row < rows.rows; ++row) {
@@ -32,8 +32,8 @@ int list_wanted(const ChooseRows& rows) {
   return count;
 }
 
-// Runs f(row, block) for every block of every wanted row. The first blocks of all rows go first: a
-// thread then gets the part of the vocabulary whose logits it made itself.
+// Runs f(row, block) for every block of every active row. The first blocks of all rows go first: a
+// thread then gets the part of the vocabulary whose logits it computed itself.
 template <class F>
 void for_blocks(const ChooseRows& rows, int wanted, const F& f) {
   const std::int64_t blocks = blocks_of(rows.vocab, CHOOSE_BLOCK);
@@ -42,13 +42,13 @@ void for_blocks(const ChooseRows& rows, int wanted, const F& f) {
   });
 }
 
-// Runs f(row) for every wanted row.
+// Runs f(row) for every active row.
 template <class F>
 void for_rows(const ChooseRows& rows, int wanted, const F& f) {
   parallel_for(wanted, [&](int part) { f(static_cast<std::int64_t>(rows.places[part])); });
 }
 
-// A block as it lies in its row.
+// A block of a row.
 struct Block {
   const float* x;
   std::int64_t count;
@@ -63,7 +63,7 @@ struct Block {
 float scale_of(float heat) { return CHOOSE_LOG2E / heat; }
 float log_of(double total) { return static_cast<float>(std::log(total)); }
 
-// The sums of all wanted rows, and with `maxima` their groups' largest.
+// Computes the sums of all active rows and, if `maxima` is set, the maximum of each group.
 void add_weights(const ChooseWeights& call, int wanted, float* maxima) {
   const std::int64_t spans = blocks_of(call.rows.vocab, CHOOSE_SPAN);
   const std::int64_t groups = blocks_of(call.rows.vocab, CHOOSE_GROUP);
@@ -76,9 +76,9 @@ void add_weights(const ChooseWeights& call, int wanted, float* maxima) {
   });
 }
 
-// The first place at which the sum of the weights exceeds the target, never one without weight;
-// rounding may leave the target past the end, then the last place with weight is meant. `below` is
-// the sum of what comes before the place.
+// Returns the first place with weight at which the sum of the weights exceeds the target. Rounding
+// may leave the target past the end; then it returns the last place with weight. `below` becomes
+// the sum of the weights before the place.
 std::int64_t first_past(const float* weights, std::int64_t count, double target, double* below) {
   std::int64_t last = 0;
   double reached = 0.0;
@@ -124,8 +124,8 @@ float logit_of(std::uint32_t key) {
   return float_of((key & 0x80000000u) != 0 ? key : ~key & 0x7fffffffu);
 }
 
-// Sorts by key, leaving equals in their order; `other` is as long. Returns the one that holds the
-// result.
+// Sorts by key, keeping the order of equal keys; `other` is scratch of the same length. Returns the
+// array that has the result.
 Ranked* sort(Ranked* ranked, Ranked* other, std::int64_t count) {
   constexpr int digits = 4, values = 256;
   std::uint32_t begins[digits][values] = {};
@@ -136,7 +136,7 @@ Ranked* sort(Ranked* ranked, Ranked* other, std::int64_t count) {
   }
   for (int digit = 0; digit < digits; ++digit) {
     std::uint32_t* begin = begins[digit];
-    if (begin[ranked[0].key >> 8 * digit & 0xff] == count) continue;  // all have the same
+    if (begin[ranked[0].key >> 8 * digit & 0xff] == count) continue;  // the same digit in all keys
     std::uint32_t total = 0;
     for (int value = 0; value < values; ++value) {
       const std::uint32_t here = begin[value];
@@ -151,17 +151,17 @@ Ranked* sort(Ranked* ranked, Ranked* other, std::int64_t count) {
   return ranked;
 }
 
-// Room of the calling thread for ranking one row.
+// Scratch memory of the calling thread for ranking one row.
 struct Room {
-  Ranked *list, *other;  // as long as the row
-  float* values;         // likewise
-  std::int32_t* ids;     // a little longer
-  std::int32_t* open;    // as long as there are groups
+  Ranked *list, *other;  // one entry per logit of the row
+  float* values;         // one entry per logit of the row
+  std::int32_t* ids;     // the same and CHOOSE_SPARE
+  std::int32_t* open;    // one entry per group
 
   Room(std::int64_t vocab, std::int64_t groups) {
     const std::int64_t numbers = 6 * vocab + CHOOSE_SPARE + groups;
     unsigned char* bytes = scratch(static_cast<std::size_t>(numbers) * sizeof(std::int32_t));
-    if (bytes == nullptr) std::abort();  // out of memory inside a worker: there is nobody to tell
+    if (bytes == nullptr) std::abort();  // out of memory; a worker cannot report an error
     list = reinterpret_cast<Ranked*>(bytes);
     other = list + vocab;
     values = reinterpret_cast<float*>(other + vocab);
@@ -170,8 +170,9 @@ struct Room {
   }
 };
 
-// The largest value that `count` of the numbers reach, or a smaller one that at most `spare` more
-// reach; none is above `most`. Halves the space of all floats: no order of the numbers is bad.
+// Returns the largest value that at least `count` numbers reach, or a smaller one that at most
+// `spare` more reach; no number is above `most`. Bisects the space of all floats, so that the time
+// does not depend on the order of the numbers.
 float reached_by(const float* x, std::int64_t numbers, std::int64_t count, std::int64_t spare,
                  float most) {
   std::uint32_t above = key_of(most), least = key_of(kNothing);
@@ -188,28 +189,28 @@ float reached_by(const float* x, std::int64_t numbers, std::int64_t count, std::
   return logit_of(least);
 }
 
-// The groups that reach so far.
+// Lists the groups whose maximum reaches `least`.
 ChooseOpen open_groups(const float* maxima, std::int64_t groups, float least, std::int32_t* open) {
   std::int64_t count = 0;
   for (std::int64_t group = 0; group < groups; ++group) {
     open[count] = static_cast<std::int32_t>(group);
-    count += maxima[group] >= least;  // no branch: nothing foretells it
+    count += maxima[group] >= least;  // no branch: it would be unpredictable
   }
   return {open, count};
 }
 
-// Lists what may be among the best `count` of a row, by id, and says how many there are.
+// Lists, by id, the logits that may be among the best `count` of a row; returns their number.
 std::int64_t list_best(const ChooseCandidates& call, std::int64_t row, const Room& room) {
   const ChooseRows& rows = call.weights.rows;
   const std::int64_t groups = blocks_of(rows.vocab, CHOOSE_GROUP), count = call.count;
   const float* x = row_of(rows, row);
   const float* maxima = call.maxima + row * groups;
   const float best = call.weights.best[row];
-  // As many groups reach so far, hence at least as many logits.
+  // At least `count` groups reach `low`, hence at least `count` logits.
   const float low = groups < count ? kNothing : reached_by(maxima, groups, count, count / 8, best);
   const ChooseOpen open = open_groups(maxima, groups, low, room.open);
   std::int64_t found = body().collect(x, rows.vocab, open, low, count, room.ids);
-  // A row that holds NaN may have fewer that compare: its answer is not used, but it has one.
+  // A row with NaN may yield fewer ids; its result is not used, but must be defined.
   for (; found < count; ++found) room.ids[found] = 0;
   for (std::int64_t each = 0; each < found; ++each) room.values[each] = x[room.ids[each]];
   const float least = reached_by(room.values, found, count, 0, best);
@@ -277,7 +278,7 @@ void choose_survey(const ChooseSurvey& call) {
     call.best[row] = partials[where * 2];
     const Block block(rows, row, where);
     const std::int64_t place = body().find(block.x, block.count, call.best[row]);
-    // Where nothing compares there is no place.
+    // A row of NaN has no such place.
     if (place < block.count) {
       call.token[row] = static_cast<std::int32_t>(where * CHOOSE_BLOCK + place);
     }
@@ -327,7 +328,7 @@ void choose_logprob(const ChooseLogprob& call) {
     for (std::int64_t block = 0; block < blocks; ++block) best = std::max(best, partials[block * 2]);
     for (std::int64_t block = 0; block < blocks; ++block) {
       const float most = partials[block * 2];
-      // A block of banned tokens has no weight.
+      // A block in which all tokens are banned has no weight.
       if (most > kNothing) total += static_cast<double>(partials[block * 2 + 1]) * std::exp(most - best);
     }
     call.logprob[row] = row_of(rows, row)[call.token[row]] - best - log_of(total);

@@ -1,29 +1,29 @@
-// Choosing a token from rows of logits: what a call is made of, and the bodies that do its parts.
+// Choosing a token from rows of logits: the arguments of a call, and the functions of its parts.
 //
-// The handlers in choose_ffi.cc check and fill a call, choose.cc shares it out over the threads, and
-// one body per instruction set (choose_body.h) goes through the numbers. Nothing here knows XLA.
-// Rows that are not wanted cost nothing and give zeros.
+// The handlers in choose_ffi.cc check and fill a call, choose.cc distributes it over the
+// threads, and one ChooseBody per instruction set (choose_body.h) processes the numbers. Nothing
+// here depends on XLA. Inactive rows take no time and return zeros; `wanted` marks the active rows.
 //
-// Bit rule. A row is cut into blocks at fixed places; what a block gives depends on the block only,
-// and blocks are folded together from the first to the last. So a row has the same bits alone or in
-// company, on any number of threads.
+// Bit rule. A row is cut into blocks at fixed places; the result of a block depends on the block
+// only, and blocks are folded together from the first to the last. So a row has the same bits alone
+// or with other rows, on any number of threads.
 #pragma once
 
 #include <cstdint>
 
 namespace jaxllama {
 
-constexpr int CHOOSE_GROUP = 64;   // logits with one maximum: where the best can be is known by group
-constexpr int CHOOSE_SPAN = 256;   // logits with one sum: a draw finds its span first
+constexpr int CHOOSE_GROUP = 64;   // logits with one maximum, used to find candidates
+constexpr int CHOOSE_SPAN = 256;   // logits that share one sum: a draw finds its span first
 constexpr int CHOOSE_BLOCK = 4096;  // logits of one part
-constexpr int CHOOSE_SPARE = 16;    // ids that are written at once, most of them for nothing
+constexpr int CHOOSE_SPARE = 16;    // ids that one store writes; surplus ones are overwritten
 constexpr float CHOOSE_LOG2E = 1.44269504f;  // weights are powers of two
 
 struct ChooseRows {
   const float* logits;  // [rows, vocab]
   const bool* wanted;   // [rows]
   std::int64_t rows, vocab;
-  std::int32_t* places;  // room for [rows]: those that are wanted
+  std::int32_t* places;  // scratch [rows]: indices of active rows
 };
 
 // The largest logit of every row, and whether all are below +inf.
@@ -35,7 +35,7 @@ struct ChooseSurvey {
   bool* sound;          // [rows]
 };
 
-// Every row's exp((logit - best) / heat), summed by spans.
+// Sums exp((logit - best) / heat) of every row by spans.
 struct ChooseWeights {
   ChooseRows rows;
   const float* best;  // [rows] the largest logit
@@ -58,7 +58,7 @@ struct ChooseDraw {
   std::int32_t* token;  // [rows]
 };
 
-// Every row's log-probability of one token: at heat 1, over the whole vocabulary.
+// Computes the log-probability of one token per row: heat 1, over the whole vocabulary.
 struct ChooseLogprob {
   ChooseRows rows;
   const std::int32_t* token;  // [rows]
@@ -66,38 +66,38 @@ struct ChooseLogprob {
   float* logprob;             // [rows]
 };
 
-// Copies the wanted rows; what the others get means nothing.
+// Copies the active rows; the copies of other rows are undefined.
 struct ChooseCopy {
   ChooseRows rows;
   float* copy;  // [rows, vocab]
 };
 
-// How large the logits of a block are.
+// The largest logit of a block, and whether all its logits are below +inf.
 struct ChooseExtent {
   float most;
   bool sound;
 };
 
-// Groups in which something may be found.
+// Groups that may contain candidates.
 struct ChooseOpen {
-  const std::int32_t* groups;  // upwards
+  const std::int32_t* groups;  // ascending
   std::int64_t count;
 };
 
-// What is done with the numbers of a block or of a row, by one instruction set.
+// The functions of one instruction set on the numbers of a block or a row.
 struct ChooseBody {
   ChooseExtent (*survey)(const float* x, std::int64_t count);
-  // The first place of a value, or `count`.
+  // Returns the first place of a value, or `count`.
   std::int64_t (*find)(const float* x, std::int64_t count, float value);
-  // 2^((x - best) * scale), each.
+  // Computes 2^((x - best) * scale) of each number.
   void (*weigh)(const float* x, std::int64_t count, float best, float scale, float* weights);
-  // Their sums by spans, and with `maxima` the largest x by groups.
+  // Computes the sums of these powers by spans and, if `maxima` is set, the largest x by groups.
   void (*add)(const float* x, std::int64_t count, float best, float scale, float* sums,
               float* maxima);
-  // How many are at least as large.
+  // Counts the numbers that are at least as large.
   std::int64_t (*reaching)(const float* x, std::int64_t count, float least);
-  // Ids, upwards, of what is above `least` in the open groups, and of at least the first `ties` of
-  // what equals it; there is room for CHOOSE_SPARE more.
+  // Writes ascending ids of logits above `least` in the open groups, and of at least the first
+  // `ties` logits equal to it; the buffer has room for CHOOSE_SPARE more.
   std::int64_t (*collect)(const float* x, std::int64_t count, const ChooseOpen& open, float least,
                           std::int64_t ties, std::int32_t* ids);
 };
@@ -112,7 +112,7 @@ namespace avx512 {
 extern const ChooseBody choose_body;
 }
 
-// In double precision: beside the likeliest token's weight of 1 thousands of small ones would be lost.
+// Adds in double precision: float32 would lose thousands of small weights beside the largest, 1.
 double choose_total(const float* weights, std::int64_t count);
 
 void choose_copy(const ChooseCopy& call);

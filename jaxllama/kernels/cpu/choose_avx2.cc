@@ -10,7 +10,7 @@ namespace {
 constexpr int WIDTH = 8;
 
 using Vec = __m256;
-using Flags = __m256;  // all bits of a lane, or none
+using Flags = __m256;  // per lane: all bits set, or none
 
 inline Vec load(const float* from) { return _mm256_loadu_ps(from); }
 inline void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
@@ -19,7 +19,7 @@ inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec at_least(Vec x, float low) { return _mm256_max_ps(set(low), x); }
 inline Vec whole(Vec x) {
@@ -28,7 +28,7 @@ inline Vec whole(Vec x) {
 inline Vec times_power(Vec x, Vec power) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
   const Vec scaled = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
-  // Not less than, rather than at least: NaN stays.
+  // Compares with "not less than" instead of "at least", so that NaN stays NaN.
   return _mm256_and_ps(scaled, _mm256_cmp_ps(power, set(-126.0f), _CMP_NLT_UQ));
 }
 inline float highest(Vec x) {

@@ -19,7 +19,7 @@ inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec at_least(Vec x, float low) { return _mm512_max_ps(set(low), x); }
 inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
@@ -39,7 +39,7 @@ inline unsigned bits_above(Vec x, Vec least) { return _mm512_cmp_ps_mask(x, leas
 inline void put_places(std::int32_t* to, std::int64_t first, unsigned bits) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
-  // All sixteen are stored: the next ones overwrite what is too much.
+  // Stores all sixteen lanes: the next store overwrites the surplus ones.
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), places));
 }
 

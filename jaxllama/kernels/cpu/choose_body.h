@@ -1,18 +1,18 @@
-// Going through logits, written once for every instruction set.
+// The functions of ChooseBody, written once for every instruction set.
 //
 // Included by choose_portable.cc, choose_avx2.cc and choose_avx512.cc after they have defined their
 // vectors: WIDTH, Vec, Flags, load, set, add, subtract, multiply, fma, larger, at_least, whole,
 // times_power, highest, sum, no_flags, note_unsound, is_any, bits_at_least, bits_above, put_places. All
-// lies in an unnamed namespace, as isa.h demands. The best is at least as large as any logit; where
-// it is not a number neither is what comes out, and nothing worse happens.
+// code is in an unnamed namespace, as isa.h requires. `best` is at least as large as any logit; if
+// `best` is NaN, results are NaN, but no memory access goes wrong.
 
 constexpr std::int64_t GROUP = CHOOSE_GROUP, SPAN = CHOOSE_SPAN;
-constexpr int SUMS = 4;  // that grow side by side: one would wait for its own last addition
-constexpr int LINE = 16;  // numbers that memory gives at once
-constexpr int AHEAD = 16;  // groups fetched before they are looked at
+constexpr int SUMS = 4;  // parallel sums: a single one would wait for its previous addition
+constexpr int LINE = 16;  // floats of a cache line
+constexpr int AHEAD = 16;  // groups to prefetch
 constexpr float NOTHING = -__builtin_inff();
 
-// The vector at a place; behind the last of `count` there is nothing.
+// Loads the vector at a place; lanes after the last of `count` numbers are -inf.
 inline Vec load_some(const float* x, std::int64_t at, std::int64_t count) {
   if (at + WIDTH <= count) return load(x + at);
   float part[WIDTH];
@@ -20,11 +20,11 @@ inline Vec load_some(const float* x, std::int64_t at, std::int64_t count) {
   return load(part);
 }
 
-// 2^x for x <= 0; next to nothing below 2^-126 is nothing.
+// Computes 2^x for x <= 0; results below 2^-126 are 0.
 inline Vec exp2_of(Vec x) {
   x = at_least(x, -200.0f);
   const Vec power = whole(x), rest = subtract(x, power);
-  // The best polynomial of its degree for -0.5..0.5: off by 2e-7 at most.
+  // The minimax polynomial of this degree on -0.5..0.5; its error is at most 2e-7.
   Vec y = set(1.327647245e-3f);
   y = fma(y, rest, set(9.675540961e-3f));
   y = fma(y, rest, set(5.550713092e-2f));
@@ -53,7 +53,7 @@ ChooseExtent survey(const float* x, std::int64_t count) {
 std::int64_t find(const float* x, std::int64_t count, float value) {
   for (std::int64_t at = 0; at < count; at += WIDTH) {
     const unsigned hits = bits_at_least(load_some(x, at, count), set(value));
-    // Behind the last there is nothing, which may be what is looked for.
+    // Lanes after the last number are -inf, which may be the value searched for.
     if (hits != 0) return at + __builtin_ctz(hits) < count ? at + __builtin_ctz(hits) : count;
   }
   return count;
@@ -105,7 +105,7 @@ std::int64_t reaching(const float* x, std::int64_t count, float least) {
   std::int64_t found = 0;
   for (std::int64_t at = 0; at < count; at += WIDTH) {
     unsigned hits = bits_at_least(load_some(x, at, count), set(least));
-    // Behind the last there is nothing, which may be what is looked for.
+    // Lanes after the last number are -inf, which may be the value searched for.
     if (count - at < WIDTH) hits &= (1u << (count - at)) - 1;
     found += __builtin_popcount(hits);
   }
@@ -116,7 +116,7 @@ std::int64_t collect(const float* x, std::int64_t count, const ChooseOpen& open,
                      std::int64_t ties, std::int32_t* ids) {
   std::int64_t found = 0;
   for (std::int64_t each = 0; each < open.count; ++each) {
-    // Open groups lie far apart: the processor does not foresee which comes next.
+    // Open groups lie far apart, so that the processor cannot prefetch them by itself.
     const std::int64_t later = each + AHEAD < open.count ? each + AHEAD : each;
     for (std::int64_t at = 0; at < GROUP; at += LINE) {
       __builtin_prefetch(x + open.groups[later] * GROUP + at);

@@ -1,4 +1,4 @@
-// The handlers of choosing: every size and place is checked here, before anything is read.
+// XLA handlers of choosing: check every size before any memory is read.
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -156,8 +156,8 @@ ffi::Error logprob(F32 logits, S32 token, Pred wanted, F32Out found, S32Out plac
   return ffi::Error::Success();
 }
 
-// The logits come back as they are, in their own place, and a copy with them: whoever moves them
-// after this call needs no other.
+// Returns the logits unchanged, in place, and a copy of them: an operation that changes the logits
+// after this call needs no copy of its own.
 ffi::Error set_aside(F32 logits, Pred wanted, F32Out same, F32Out copy, S32Out places) {
   ChooseCopy call{};
   if (ffi::Error error = fill_rows(logits, wanted, places, &call.rows); error.failure()) {
@@ -170,7 +170,7 @@ ffi::Error set_aside(F32 logits, Pred wanted, F32Out same, F32Out copy, S32Out p
   return ffi::Error::Success();
 }
 
-// Checks what taking and putting have in common: [rows, vocabulary] and three times [rows, columns].
+// Checks the arrays of take_held and put_held: [rows, vocabulary] and three times [rows, columns].
 template <class Tokens, class First, class Held>
 ffi::Error check_held(F32 logits, const Tokens& tokens, const First& first, const Held& held) {
   const auto shape = logits.dimensions();

@@ -1,4 +1,4 @@
-// Choosing for any processor: vectors of four, as the compiler can make them.
+// Choosing for any processor: vectors of four, in the compiler's vector extension.
 #include <cstring>
 
 #include "choose.h"
@@ -10,7 +10,7 @@ namespace {
 constexpr int WIDTH = 4;
 
 typedef float Vec __attribute__((vector_size(16)));
-typedef std::int32_t Flags __attribute__((vector_size(16)));  // all bits of a lane, or none
+typedef std::int32_t Flags __attribute__((vector_size(16)));  // per lane: all bits set, or none
 
 inline Vec load(const float* from) {
   Vec x;
@@ -27,10 +27,10 @@ inline Vec select(Flags chosen, Vec yes, Vec no) {
   return reinterpret_cast<Vec>((chosen & reinterpret_cast<Flags>(yes)) |
                                (~chosen & reinterpret_cast<Flags>(no)));
 }
-// Where one is NaN: the second.
+// The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec at_least(Vec x, float low) { return select(x < set(low), set(low), x); }
-// To the nearest whole number, for sizes below 2^22.
+// Rounds to the nearest integer; correct for magnitudes below 2^22.
 inline Vec whole(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
 inline Vec times_power(Vec x, Vec power) {
   Flags bits;  // 2^power, built in the exponent

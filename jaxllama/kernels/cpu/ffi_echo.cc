@@ -1,5 +1,5 @@
 // The smallest handler: y = x, copied by all threads. Called once when the library is loaded, so
-// that a library XLA cannot talk to is refused then and not in the middle of a program.
+// that a library that XLA cannot call is refused at once and not inside a running program.
 #include <cstdint>
 
 #include "library.h"
@@ -28,7 +28,7 @@ JAXLLAMA_TARGET(echo, echo,
 
 }  // namespace jaxllama
 
-// For tests: fills y[outer * inner] from inside nested parallel_for calls, three deep.
+// For tests: fills y[outer * inner] from nested parallel_for calls, three levels deep.
 JAXLLAMA_EXPORT void jaxllama_nested(int outer, int inner, int32_t* y) {
   jaxllama::parallel_for(outer, [&](int row) {
     jaxllama::parallel_for(inner, [&](int column) {

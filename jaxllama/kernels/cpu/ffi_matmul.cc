@@ -33,7 +33,7 @@ int64_t numbers_per_block(Kind kind) {
   return static_cast<int64_t>(block_bytes(kind)) / (type == ffi::U8 ? 1 : type == ffi::U16 ? 2 : 4);
 }
 
-// What the attributes say about a matrix; the arrays must agree.
+// The attributes that describe a matrix; the arrays must agree with them.
 struct Form {
   int64_t kind, group, zero;
 };
@@ -168,7 +168,7 @@ using Float = ffi::Buffer<ffi::F32>;
 JAXLLAMA_TARGET(matmul, multiply,
                 ffi::Ffi::Bind()
                     .Arg<Float>()  // x [rows, width]
-                    .Arg<Any>()    // wanted [rows], or empty: all
+                    .Arg<Any>()    // active rows [rows], or empty: all
                     .Arg<Any>()    // norm [width], or empty
                     .Arg<Any>()    // order [width], or empty
                     .Arg<Any>()    // codes

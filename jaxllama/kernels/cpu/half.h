@@ -1,4 +1,4 @@
-// float16 and bfloat16 as bits, to float32, exactly.
+// Converts float16 and bfloat16, given as bits, to float32 exactly.
 #pragma once
 
 #include <stdint.h>
@@ -19,8 +19,9 @@ namespace jaxllama {
   return x;
 }
 
-// Shifted into place a normal number's exponent is 112 too small. A subnormal one is converted as an
-// integer: multiplying would not do, as XLA's threads take subnormal float32 for zero.
+// After the shift, the exponent of a normal number is 112 too small. A subnormal number is
+// converted as an integer: a multiplication would fail, because XLA's threads treat subnormal
+// float32 as zero.
 [[maybe_unused]] static inline float widen_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t exponent = half & 0x7c00, mantissa = half & 0x3ff;

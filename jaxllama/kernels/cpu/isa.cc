@@ -31,7 +31,7 @@ Isa best() {
 
 struct Choice {
   Isa isa;
-  const char* complaint;  // null when all is well
+  const char* complaint;  // null if there is no error
 };
 
 bool named(const char* name, Isa* isa) {
@@ -77,7 +77,8 @@ JAXLLAMA_EXPORT const char* jaxllama_isa() { return jaxllama::isa_name(jaxllama:
 
 JAXLLAMA_EXPORT const char* jaxllama_complaint() { return jaxllama::choice().complaint; }
 
-// For tests; no kernel may be running. False, and no change, if there is no such body here.
+// Selects an instruction set, for tests; no kernel may be running. Returns 0 and changes nothing if
+// this processor or build lacks it.
 JAXLLAMA_EXPORT int jaxllama_set_isa(const char* name) {
   jaxllama::Isa wanted;
   if (!jaxllama::named(name, &wanted) || !jaxllama::can_run(wanted)) return 0;

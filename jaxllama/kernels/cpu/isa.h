@@ -1,22 +1,22 @@
 // Which instruction set the kernels use: chosen once, when the library is loaded.
 //
-// Each family of kernels has one body per instruction set, in its own file and namespace
+// Each family of kernels has one implementation per instruction set, in its own file and namespace
 // (portable, avx2, avx512). Files compiled for an instruction set use no standard templates and no
-// inline functions of shared headers: of two copies of one inline function the linker keeps any, and
-// it must not be the one an older processor cannot run.
+// inline functions of shared headers: the linker keeps one copy of an inline function, and it must
+// not keep a copy that an older processor cannot run.
 #pragma once
 
 namespace jaxllama {
 
 enum class Isa { portable, avx2, avx512 };
 
-// The one in use. JAXLLAMA_ISA=portable|avx2|avx512 forces it.
+// Returns the instruction set in use. JAXLLAMA_ISA=portable|avx2|avx512 forces one.
 Isa isa();
 const char* isa_name(Isa isa);
 
 }  // namespace jaxllama
 
-// The body of a kernel for the instruction set in use: pick(matmul_ops) is avx512::matmul_ops, say.
+// Selects the kernels of the instruction set in use, for example avx512::matmul_ops for matmul_ops.
 #if JAXLLAMA_X86
 #define JAXLLAMA_PICK(name)                                      \
   (::jaxllama::isa() == ::jaxllama::Isa::avx512 ? avx512::name   \

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placed, Placement
 from jaxllama.kernels.cpu.tiled import Tiled
-from jaxllama.kernels.cpu.tiling import takes, tile, tile_pair
+from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
 from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.shapes import Array
@@ -44,10 +44,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
-    """Tile the matrices: those of one kind together, all of them where the group allows no other.
+    """Tile the matrices of a group, one set of tiles for each kind of storage if allowed.
 
-    Where kinds differ and must share tiles, they become float32. On a mesh, each device has
-    queries, keys and values of its own.
+    Matrices of different kinds that must share tiles become float32. On a mesh, each device gets
+    its own queries, keys and values.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -70,7 +70,7 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
 def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
     """Return a dense matrix in the dtype asked for, a packed one as it is if kernels take it."""
     if isinstance(value, Packed):
-        if takes(value):
+        if can_tile(value):
             return value
         return dense_of(value).T if by_output else dense_of(value)
     return value if dtype == STORED else value.astype(jnp.dtype(dtype))
@@ -102,7 +102,7 @@ def widened(matrix: HostMatrix) -> np.ndarray:
 
 
 def order_of(matrix: HostMatrix) -> np.ndarray | None:
-    """Return which input each stored one is, if they are not in their own order."""
+    """Return the input index of each stored row, or None if rows are in input order."""
     if not isinstance(matrix, Packed) or matrix.order is None:
         return None
     return np.asarray(matrix.order)

@@ -16,7 +16,7 @@ Target::Target(const char* name, void* handler) : name(name), handler(handler), 
 
 }  // namespace jaxllama
 
-// The next target after `place` (the first after null), or null: its name and its handler.
+// Returns the target after `place` (the first if null), or null; sets its name and handler.
 JAXLLAMA_EXPORT void* jaxllama_next_target(void* place, const char** name, void** handler) {
   auto* target = place == nullptr ? jaxllama::first() : static_cast<jaxllama::Target*>(place)->next;
   if (target == nullptr) return nullptr;

@@ -1,7 +1,7 @@
-// What the shared library shows to Python: C functions, and a list of XLA FFI targets.
+// The interface of the shared library to Python: C functions, and a list of XLA FFI targets.
 //
-// A file with handlers writes JAXLLAMA_TARGET(name, Handler, binding) and is done: `cpu.py` asks for
-// the list once and registers all of it.
+// A file with handlers needs only JAXLLAMA_TARGET(name, Handler, binding): `library.py` reads the
+// list once and registers every target.
 #pragma once
 
 #define JAXLLAMA_EXPORT extern "C" __attribute__((visibility("default")))
@@ -18,8 +18,8 @@ struct Target {
 
 }  // namespace jaxllama
 
-// Makes `implementation` callable from JAX as "jaxllama_<name>". The binding may be left out where
-// its arguments are buffers alone: their types say it all.
+// Makes `implementation` callable from JAX as "jaxllama_<name>". The binding may be left out if all
+// arguments are buffers: their types define it.
 #define JAXLLAMA_TARGET(name, ...)                                                              \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxllama_##name, __VA_ARGS__);                                  \
   static ::jaxllama::Target target_##name("jaxllama_" #name,                                    \

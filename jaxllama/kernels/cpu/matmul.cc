@@ -12,12 +12,12 @@ namespace jaxllama {
 namespace {
 
 constexpr size_t kPassBytes = size_t{4} << 20;  // prepared rows kept at a time
-constexpr size_t kCacheBytes = size_t{384} << 10;  // prepared rows that stay in a core's cache
-constexpr int64_t kFewRows = 4;         // prepared by the caller alone
-constexpr int64_t kManyRows = 128;      // shared out among the threads; below, the outputs are
-constexpr int64_t kPartsPerThread = 8;  // so that all end at about the same time
+constexpr size_t kCacheBytes = size_t{384} << 10;  // prepared rows that stay in the cache of a core
+constexpr int64_t kFewRows = 4;         // up to this many, the calling thread prepares all rows
+constexpr int64_t kManyRows = 128;      // from here on, rows are split over threads, else outputs
+constexpr int64_t kPartsPerThread = 8;  // so that all threads end at about the same time
 
-// Rows in bands of at most `most`, as even as they come: twenty in bands of eight are 6, 7 and 7.
+// Splits rows into even bands of at most `most`: twenty rows in bands of eight are 6, 7 and 7.
 struct Bands {
   int64_t rows;
   int64_t count;
@@ -68,7 +68,7 @@ bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
   return true;
 }
 
-// Rows that fit the scratch memory.
+// Prepares and multiplies rows that fit into the scratch memory.
 void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finish, int64_t first,
                    const Bands& bands, const Prepared& prepared) {
   const MatmulOps& ops = JAXLLAMA_PICK(matmul_ops);
@@ -83,9 +83,9 @@ void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finis
     for (int64_t band = part; band < (few ? bands.count : part + 1); ++band) prepare(band);
   });
 
-  // Parts are a run of bands times a chunk of tiles. Few rows: one run, and every weight is read by
-  // one thread, once. Many: runs whose rows stay in a core's cache while all weights pass by; at
-  // least one for each thread, so that a row stays with the core that prepared it.
+  // A part is a run of bands times a chunk of tiles. Few rows: one run, so that each weight is read
+  // once, by one thread. Many rows: runs that fit into the cache of a core, which reads all
+  // weights; at least one run per thread, so that a row stays on the core that prepared it.
   const auto row_bytes = static_cast<int64_t>(RowBytes(weights).total());
   const int64_t in_cache = static_cast<int64_t>(kCacheBytes) / row_bytes;
   const int64_t enough = bands.rows < kManyRows ? 1 : threads();
@@ -122,7 +122,7 @@ bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
 }
 
 bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish) {
-  thread_local std::vector<int64_t> places;  // both keep their room: a warm engine allocates nothing
+  thread_local std::vector<int64_t> places;  // both keep their memory from call to call
   thread_local std::vector<float> together;
   places.clear();
   for (int64_t row = 0; row < rows.count; ++row) {
@@ -133,7 +133,7 @@ bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, con
   Rows some = rows;
   Finish there = finish;
   some.count = count;
-  if (count > 0 && places.back() >= count) {  // not the first ones: moved together, and back
+  if (count > 0 && places.back() >= count) {  // gather the active rows, then move results back
     together.resize(static_cast<size_t>(count * (width + outward)));
     float* const x = together.data();
     float* const residual = x + count * width;
@@ -148,7 +148,7 @@ bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, con
   }
   if (!matmul(weights, some, there)) return false;
   int64_t left = count;
-  for (int64_t row = rows.count - 1; row >= 0; --row) {  // backwards: nothing is overwritten
+  for (int64_t row = rows.count - 1; row >= 0; --row) {  // backwards: overwrites no result
     float* const to = finish.y + row * outward;
     if (!wanted[row]) {
       std::memset(to, 0, outward * sizeof(float));

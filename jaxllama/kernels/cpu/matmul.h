@@ -1,8 +1,8 @@
-// y = f(x · W): what a matmul kernel does, and the body of it that each instruction set provides.
+// y = f(x · W): the arguments of a matmul, and the functions that each instruction set provides.
 //
 // Called by ffi_matmul.cc, which has checked every size. Rows are prepared first (normed, quantised
-// or rounded, laid out), then multiplied tile by tile. Bit rule: what happens to a row never depends
-// on the others; its sums run over the blocks of inputs in order.
+// or rounded, laid out), then multiplied tile by tile. Bit rule: the result of a row never depends
+// on other rows; its sums run over the blocks of inputs in order.
 #pragma once
 
 #include <stddef.h>
@@ -12,74 +12,74 @@
 
 namespace jaxllama {
 
-// The rows that go in: [count, width], float32.
+// Input rows: [count, width], float32.
 struct Rows {
   const float* x;
-  const float* norm;     // [width] weight of a root-mean-square norm, or null for none
-  const int32_t* order;  // [width] which input of x the k-th input of W is, or null for the same
+  const float* norm;     // [width] weight of a root-mean-square norm, or null
+  const int32_t* order;  // [width] the input of x for each input of W; null: the same order
   float eps;
   int64_t count;
   int64_t width;
 };
 
-// What becomes of the sums.
+// The operations on the sums.
 struct Finish {
   const float* bias;      // [tiles][32], or null
   const float* residual;  // [rows, outward] to add, or null
   float* y;               // [rows, outward]
   int64_t outward;
-  bool swiglu;  // outputs are gates and values by turns of sixteen: y = silu(gate) * value
+  bool swiglu;  // outputs alternate, sixteen gates, sixteen values: y = silu(gate) * value
 };
 
-// What makes a number of a sum of codes. An instruction set may let its sums start from the bits of
-// a large float, so that they are floats without being converted; `lift` then takes that off again.
+// Converts a sum of codes to a number. An instruction set may start its sums at the bits of a large
+// float, so that they are floats without a conversion; `lift` then subtracts that float.
 struct Scale {
   float by;
   float lift;  // -by * that float
 };
 
-// An input that towers above its row. Rounded with the others of its block it would leave them no
-// digits, so it meets its weights by itself, as float32.
+// An outlier: an input far above the others of its row. In the scale of its block it would leave
+// the other inputs no digits, so it is multiplied separately, in float32.
 struct Apart {
   int32_t row, block, place;  // row of the band
   float x;
 };
 
-// Rows ready to be multiplied, in bands of a few: [band][block][row of the band][32 inputs]. The
-// arrays of a band start where its first row's would if every row had the same room.
+// Prepared rows, in bands of a few: [band][block][row of the band][32 inputs]. The
+// arrays of a band start at the offset of its first row.
 struct Prepared {
   uint8_t* inputs;  // int8 for packed weights, bfloat16 for bf16, else float32
   Scale* scales;    // [band][block][row]: packed only
-  int32_t* starts;  // [band][block][row], of q6 [band][block][half][row]: what a sum of codes starts
-                    // from: -zero * sum of inputs, and the lift of the instruction set
+  int32_t* starts;  // [band][block][row], in q6 [band][block][half][row]: start value of a sum of
+                    // codes: -zero * sum of inputs, plus the lift of the instruction set
   float* sums;      // [band][group][row]: scale * sum of inputs, if there are minima
-  Apart* apart;     // [band][at most one for each row and block], a row's by block: packed only
-  int32_t* aparts;  // [band]: how many, where its first row's would be
+  Apart* apart;     // [band][up to one per row and block], by row, then block: packed only
+  int32_t* aparts;  // [band]: their number, at the offset of the band's first row
 };
 
-// Some neighbouring rows that are multiplied together.
+// A few neighbouring rows that are multiplied together.
 struct Band {
   int64_t first;
   int count;
 };
 
-// How inputs meet packed weights: in bytes, 127 being the largest of a block.
+// Quantisation of inputs for packed weights: to bytes; the largest input of a block becomes 127.
 constexpr float kLargestCode = 127.0f;
-constexpr float kSmallest = 1e-30f;  // below, 127 / largest would leave float32
-constexpr float kLargest = 1e33f;    // above, a lift might
-constexpr float kTowers = 6.0f;      // times the root of a row's mean square
-constexpr int kAtOnce = 4;  // blocks that are quantised together
+constexpr float kSmallest = 1e-30f;  // below, 127 / largest overflows float32
+constexpr float kLargest = 1e33f;    // above, a lift might overflow
+constexpr float kTowers = 6.0f;      // outliers exceed this times the row's root mean square
+constexpr int kAtOnce = 4;  // blocks quantised in one step
 
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {
   return is_packed(kind) ? 1 : kind == Kind::bf16 ? 2 : 4;
 }
 
-// How many sums of codes a block has: the halves of a q6 have scales of their own.
+// Returns the sums of codes per block: 2 for q6, whose half blocks have separate scales, else 1.
 [[maybe_unused]] static constexpr int sums_of(Kind kind) { return kind == Kind::q6 ? 2 : 1; }
 
 struct MatmulOps {
-  int most_rows;  // of a band
-  // `local` counts the band's first row from the first prepared one.
+  int most_rows;  // of one band
+  // `local` is the index of the band's first row among the prepared rows.
   void (*prepare)(const Weights&, const Rows&, const Prepared&, Band, int64_t local);
   void (*multiply)(const Weights&, int64_t tile, const Prepared&, int64_t local, Band,
                    const Finish&);
@@ -95,10 +95,10 @@ namespace avx512 {
 extern const MatmulOps matmul_ops;
 }
 
-// False if there is no memory for the prepared rows.
+// Multiplies all rows; returns false if there is no memory for the prepared rows.
 bool matmul(const Weights& weights, const Rows& rows, const Finish& finish);
 
-// The same for some of the rows; what nobody wants costs nothing and becomes 0.
+// Multiplies the active rows; the others take no time and become 0.
 bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish);
 
 }  // namespace jaxllama

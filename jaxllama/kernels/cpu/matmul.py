@@ -1,11 +1,11 @@
-"""Matmul on CPU by hand-written kernels, fused with what surrounds it in a Llama block.
+"""Matmul by the C++ library, fused with the norm, bias and residual around it in a Llama block.
 
-Called at trace time by the model when the kernels are available. Rows are float32. Packed weights
-meet inputs quantised to eight bits (one scale per row and 32 inputs, but for an input that towers
-above its row: that one stays float32), bf16 weights meet inputs rounded to bf16, f16 and f32
-weights meet them as they are; sums are float32.
+Called at trace time by the C++ body. Rows are float32. For packed weights, inputs are quantised to
+eight bits (one scale per row and 32 inputs; an outlier, far larger than the rest of its row, stays
+float32). For bf16 weights, inputs are rounded to bf16; for f16 and f32 weights they are used as
+they are. Sums are float32.
 
-`active` says which rows are used: the others cost nothing and become 0.
+`active` selects the rows whose result is used; the others take no time and become 0.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
@@ -27,7 +27,7 @@ def normed_matmul(
     weight: Tiled,
     active: ActiveRows = None,
 ) -> Float[Array, "L O"]:
-    """norm(x) · weight + bias; no norm if None."""
+    """Return norm(x) · weight + bias, without the norm if it is None."""
     return multiply(x, norm, eps, weight, None, active)
 
 
@@ -38,7 +38,7 @@ def normed_swiglu(
     gate_up: Tiled,
     active: ActiveRows = None,
 ) -> Float[Array, "L F"]:
-    """silu(norm(x) · gate) * (norm(x) · up), from one matrix made by `tile_pair`."""
+    """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`."""
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
     return multiply(x, norm, eps, gate_up, None, active)
@@ -47,12 +47,12 @@ def normed_swiglu(
 def matmul_add(
     x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], active: ActiveRows = None
 ) -> Float[Array, "L O"]:
-    """Residual + x · weight + bias."""
+    """Return residual + x · weight + bias."""
     return multiply(x, None, 0.0, weight, residual, active)
 
 
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Some outputs of the matrix, unpacked: an embedding lookup. Ids past the end are clamped."""
+    """Unpack some outputs of the matrix: an embedding lookup; ids past the end are clamped."""
     if weight.paired or weight.order is not None:
         raise ValueError("rows can be taken of a plain matrix only: not paired, not reordered")
     inward, outward = weight.shape
@@ -73,7 +73,7 @@ def multiply(
     residual: Float[Array, "L O"] | None,
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """The one call behind all of them."""
+    """Call the matmul handler; the public functions of this module differ in its arguments."""
     check(x, norm, weight, residual)
     if x.shape[0] == 0:
         return jnp.zeros((0, weight.shape[1]), jnp.float32)
@@ -96,7 +96,7 @@ def multiply(
 
 
 def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -> None:
-    """Refuse at trace time what the kernel would refuse at run time."""
+    """Raise ValueError at trace time for arrays that the kernel would refuse at run time."""
     inward, outward = weight.shape
     expected = {
         "x": (x, (x.shape[0], inward)),
@@ -112,13 +112,13 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
 
 
 def stored(weight: Tiled) -> tuple[Array, Array, Array]:
-    """The arrays of a matrix as the kernels take them."""
+    """Return codes, scales and steps of a matrix as kernel arguments."""
     scales = or_empty(weight.scales, jnp.uint16)
     return weight.codes, scales, or_empty(weight.steps, jnp.uint8)
 
 
 def attributes(weight: Tiled) -> dict[str, np.int64]:
-    """What the kernels must know of a matrix besides its arrays."""
+    """Return the static kernel arguments of a matrix: kind, blocks per group, zero."""
     return {
         "kind": np.int64(KINDS.index(weight.kind)),
         "group": np.int64(weight.group // BLOCK),
@@ -127,5 +127,5 @@ def attributes(weight: Tiled) -> dict[str, np.int64]:
 
 
 def or_empty(array: Array | None, dtype: jnp.dtype | type = jnp.float32) -> Array:
-    """Kernels know an absent array by its having no elements."""
+    """Return the array, or an empty one: kernels treat an array without elements as absent."""
     return jnp.zeros(0, dtype) if array is None else array

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-// Before a loop of a few rounds whose arrays shall live in registers.
+// Precedes short loops whose arrays must stay in registers.
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
@@ -23,7 +23,7 @@ struct Pairs {
 };
 
 constexpr int kMostRows = 4;
-constexpr int kZeroOfEight = 0;  // codes are made signed again
+constexpr int kZeroOfEight = 0;  // codes are converted back to signed
 constexpr float kLift = 0.0f;
 constexpr int32_t kLiftBits = 0;
 
@@ -50,7 +50,7 @@ inline float sum(F x) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-// Keeps a NaN of x.
+// A NaN in x stays NaN.
 inline F at_least(float low, F x) {
   return {_mm256_max_ps(_mm256_set1_ps(low), x.a), _mm256_max_ps(_mm256_set1_ps(low), x.b)};
 }
@@ -92,7 +92,7 @@ inline F load_signed(const uint8_t* from) {
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-// Some bits of each of sixteen words, less their zero.
+// Extracts some bits of each of sixteen words and subtracts `zero`.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const auto eight = [&](const uint8_t* at) {
     const __m256i words = _mm256_srl_epi32(load_bits(at), _mm_cvtsi32_si128(shift));
@@ -106,7 +106,7 @@ inline __m256i magnitude(__m256 x) {
   return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
 }
 
-// Compared as integers, so that a NaN is larger than everything.
+// Compares magnitudes as integers, so that a NaN is larger than every number.
 inline float largest_magnitude(F x, F y) {
   const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(magnitude(x.a), magnitude(x.b)),
                                          _mm256_max_epi32(magnitude(y.a), magnitude(y.b)));
@@ -117,7 +117,7 @@ inline float largest_magnitude(F x, F y) {
   return _mm_cvtss_f32(_mm_castsi128_ps(four));
 }
 
-// Rounds thirty-two numbers times `factor` to bytes; returns their sum.
+// Multiplies thirty-two numbers by `factor`, rounds them to bytes and returns the sum of the bytes.
 inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
   const F &x = block[0], &y = block[1];
   const __m256 by = _mm256_set1_ps(factor);
@@ -151,7 +151,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
   }
 }
 
-// To the nearest bfloat16, ties to even; a NaN stays one.
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 inline __m256i narrow(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -200,8 +200,8 @@ inline F dot_pairs(const Pairs& w, const Pairs& x, F sum) {
   return fma(w.even, x.even, fma(w.odd, x.odd, sum));
 }
 
-// Eight outputs of a block of nibbles. Pairs of products are at most 2 * 15 * 127, and eight of
-// them still fit sixteen bits.
+// Adds eight outputs of a block of nibbles. Pairs of products are at most 2 * 15 * 127; sums of
+// eight pairs fit sixteen bits.
 template <int N>
 INLINE void nibble_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
   const __m256i low = _mm256_set1_epi8(15);
@@ -223,8 +223,8 @@ INLINE void nibble_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&ac
   }
 }
 
-// Eight outputs of a block of bytes: |w| times the input with w's sign. A pair is at most
-// 2 * 128 * 127 and fits sixteen bits; two pairs do not.
+// Adds eight outputs of a block of bytes: |w| times the input with the sign of w. A pair is at most
+// 2 * 128 * 127 and fits sixteen bits; the sum of two pairs does not.
 template <int N>
 INLINE void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
   UNROLL for (int j = 0; j < 8; ++j) {
@@ -238,8 +238,8 @@ INLINE void byte_dots(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)
   }
 }
 
-// Bytes moved by some bits, to higher ones if `by` is above zero; what crosses a byte is for the
-// caller to mask.
+// Shifts bytes by some bits, left if `by` is positive. The caller masks bits that crossed into a
+// neighbouring byte.
 template <int by>
 INLINE __m256i moved(__m256i x) {
   if constexpr (by > 0) return _mm256_slli_epi16(x, by);
@@ -247,10 +247,10 @@ INLINE __m256i moved(__m256i x) {
   return x;
 }
 
-// The inputs 4j..4j+3 of a half of a block, whose codes have five or six bits, with eight outputs.
+// Unpacks codes of five or six bits: inputs 4j..4j+3 of half a block, eight outputs.
 template <int bits, int half, int j>
 INLINE __m256i four_codes(const uint8_t* codes) {
-  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // of the high bits
+  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // bit position of the high bits
   const __m256i top = load_bits(codes + kNibbles + (bits == 5 ? 0 : half * 128));
   const __m256i nibbles = moved<-4 * half>(load_bits(codes + j * 128));
   return _mm256_or_si256(
@@ -258,7 +258,7 @@ INLINE __m256i four_codes(const uint8_t* codes) {
       _mm256_and_si256(moved<4 - place>(top), _mm256_set1_epi8(bits == 5 ? 0x10 : 0x30)));
 }
 
-// Two pairs of products are at most 2 * 2 * 63 * 127: they fit sixteen bits, and more do not.
+// Adds products of two pairs at a time: at most 2 * 2 * 63 * 127, the most that fits sixteen bits.
 template <int bits, int half, int j, int N>
 INLINE void add_eight(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[N]) {
   const __m256i v = four_codes<bits, half, j>(codes), w = four_codes<bits, half, j + 1>(codes);

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-// Before a loop of a few rounds whose arrays shall live in registers.
+// Precedes short loops whose arrays must stay in registers.
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
@@ -18,8 +18,8 @@ using F = __m512;
 using Pairs = __m512bh;
 
 constexpr int kMostRows = 8;
-constexpr int kZeroOfEight = 128;  // codes are unsigned here: VNNI wants it so
-// 1.5 * 2^23: to add a whole number below 2^22 to its bits is to add it to the float.
+constexpr int kZeroOfEight = 128;  // codes are unsigned here, as VNNI requires
+// 1.5 * 2^23: adding an integer below 2^22 to its bits adds the integer to the float.
 constexpr float kLift = 12582912.0f;
 constexpr int32_t kLiftBits = 0x4b400000;
 
@@ -33,9 +33,9 @@ inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline float sum(F x) { return _mm512_reduce_add_ps(x); }
-// Exactly the sum times the scale, rounded once: a scale has few enough bits for its lift to be exact.
+// Returns sum * scale, rounded once: scales have so few bits that their lift is exact.
 inline F scaled(F sum, Scale scale) { return fma(sum, set(scale.by), set(scale.lift)); }
-// Keeps a NaN of x.
+// A NaN in x stays NaN.
 inline F at_least(float low, F x) { return _mm512_max_ps(set(low), x); }
 inline F round_even(F x) { return _mm512_roundscale_ps(x, 0); }
 inline F times_power(F x, F power) { return _mm512_scalef_ps(x, power); }
@@ -54,21 +54,21 @@ inline F load_signed(const uint8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
-// Some bits of each of sixteen words, less their zero.
+// Extracts some bits of each of sixteen words and subtracts `zero`.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const __m512i words = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(shift));
   const __m512i kept = _mm512_and_si512(words, _mm512_set1_epi32(mask));
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(kept, _mm512_set1_epi32(zero)));
 }
 
-// Sixteen lanes of magnitudes, as integers: compared so, a NaN is larger than everything.
+// Returns the larger magnitude per lane, compared as integers: NaN is larger than every number.
 inline __m512i largest_of(const F (&block)[2]) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   return _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(block[0]), magnitude),
                           _mm512_and_si512(_mm512_castps_si512(block[1]), magnitude));
 }
 
-// The largest lane of each of four vectors, in that order, repeated in every quarter.
+// Returns the largest lane of each of four vectors, in this order, in every quarter.
 inline __m512i largest_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i ab = _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
   const __m512i cd = _mm512_max_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
@@ -77,8 +77,8 @@ inline __m512i largest_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm512_max_epi32(x, _mm512_shuffle_i32x4(x, x, 0xb1));
 }
 
-// Two blocks as bytes, their words in the order the packing instructions leave them: quarter q holds
-// words q and q + 4 of the first block, then of the second.
+// Packs two blocks to bytes, in the word order of the packing instructions: quarter q has words q
+// and q + 4 of the first block, then of the second.
 inline __m512i pack_pair(const F (&first)[2], __m512 by_first, const F (&second)[2],
                          __m512 by_second) {
   const __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(mul(first[0], by_first)),
@@ -88,7 +88,7 @@ inline __m512i pack_pair(const F (&first)[2], __m512 by_first, const F (&second)
   return _mm512_packs_epi16(a, b);
 }
 
-// Scales of 22 bits; those of blocks that are too large, or not numbers, are NaN.
+// Rounds scales to 22 bits; the scale of a block with NaN or too large numbers becomes NaN.
 inline __m128 short_or_nan(__m128 scales, __m128 largest) {
   const __m128 few_bits = _mm_castsi128_ps(_mm_set1_epi32(-4));
   const __mmask8 sound = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLargest), _CMP_LE_OQ);
@@ -109,7 +109,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
                          _mm512_permute_ps(by, 0x55));
   __m512i cd = pack_pair(blocks[2], _mm512_permute_ps(by, 0xaa), blocks[3],
                          _mm512_permute_ps(by, 0xff));
-  // What is not sound becomes zero.
+  // Blocks that are not sound become zero.
   const __m512i kept = _mm512_movm_epi32(sound);
   ab = _mm512_and_si512(ab, _mm512_unpacklo_epi32(kept, kept));
   cd = _mm512_and_si512(cd, _mm512_unpackhi_epi32(kept, kept));
@@ -149,8 +149,8 @@ inline __m512i broadcast_four(const void* from) {
 inline Pairs set_pair(const uint16_t* from) { return (Pairs)broadcast_four(from); }
 inline F dot_pairs(Pairs w, Pairs x, F sum) { return _mm512_dpbf16_ps(sum, w, x); }
 
-// Bytes moved by some bits, to higher ones if `by` is above zero; what crosses a byte is for the
-// caller to mask.
+// Shifts bytes by some bits, left if `by` is positive. The caller masks bits that crossed into a
+// neighbouring byte.
 template <int by>
 INLINE __m512i moved(__m512i x) {
   if constexpr (by > 0) return _mm512_slli_epi16(x, by);
@@ -158,10 +158,10 @@ INLINE __m512i moved(__m512i x) {
   return x;
 }
 
-// The inputs 4j..4j+3 of a half of a block, whose codes have five or six bits.
+// Adds inputs 4j..4j+3 of half a block whose codes have five or six bits.
 template <int bits, int half, int j, int N>
 INLINE void add_four(const uint8_t* codes, const int8_t* inputs, __m512i (&acc)[N][2]) {
-  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // of the high bits
+  constexpr int place = bits == 5 ? half * 4 + j : 2 * j;  // bit position of the high bits
   const __m512i low = _mm512_set1_epi8(15), mask = _mm512_set1_epi8(bits == 5 ? 0x10 : 0x30);
   __m512i w[2];
   UNROLL for (int h = 0; h < 2; ++h) {

@@ -2,12 +2,13 @@
 //
 // Included by matmul_<isa>.cc inside its namespace, after the vector type `F` and its operations are
 // defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
-// rows, exactly, in integers that start from kLiftBits, and `half_dots<bits, half, N>` sixteen inputs
-// of one; `scaled` makes numbers of them. kMostRows is what registers allow. Everything else is here.
+// rows, exactly, in integers that start at kLiftBits; `half_dots<bits, half, N>` multiplies sixteen
+// inputs of a block; `scaled` converts the sums to numbers. kMostRows depends on the registers. All
+// other code is here.
 
 // ---- rows
 
-// Sixteen numbers of a row, zero past its end.
+// Loads sixteen numbers of a row; numbers past its end are zero.
 inline F load_part(const float* from, int64_t left) {
   if (left >= kHalf) return load(from);
   float part[kHalf] = {};
@@ -32,7 +33,7 @@ inline float inverse_root(const Rows& rows, const float* x) {
   return 1.0f / __builtin_sqrtf(total / static_cast<float>(rows.width) + rows.eps);
 }
 
-// Sixteen inputs of a row as W wants them: normed, in W's order, zero past the end.
+// Reads sixteen inputs of a row: normed, in the order of W, zero past the end.
 inline F read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
   const int64_t left = rows.width - k;
   if (left <= 0) return zero();
@@ -49,7 +50,7 @@ inline F read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
   return load(part);
 }
 
-// Some blocks of a row. Nearly always all of them are there, in order: that way has no branches.
+// Reads some blocks of a row. The usual case, complete blocks in order, has no branches.
 template <int count>
 inline void read_blocks(const Rows& rows, const float* x, float root, int64_t start,
                         F (&blocks)[count][2]) {
@@ -67,7 +68,7 @@ inline void read_blocks(const Rows& rows, const float* x, float root, int64_t st
   }
 }
 
-// The root of the mean square of a row's inputs.
+// Returns the root mean square of the inputs of a row.
 inline float usual_size(const Rows& rows, const float* x, float root) {
   F squares[2] = {zero(), zero()};
   for (int64_t start = 0; start < rows.width; start += kBlock) {
@@ -82,7 +83,7 @@ inline float usual_size(const Rows& rows, const float* x, float root) {
   return root * __builtin_sqrtf(total / static_cast<float>(rows.width));
 }
 
-// Sets the largest input of a block to zero; returns its place and what it was.
+// Sets the largest input of a block to zero; returns its place and value.
 inline Apart take_apart(F (&block)[2]) {
   float inputs[kBlock];
   for (int h = 0; h < 2; ++h) store(inputs + h * kHalf, block[h]);
@@ -102,8 +103,8 @@ inline int32_t sum_of_sixteen(const int8_t* bytes) {
   return total;
 }
 
-// Four blocks at a time go to int8, each with one scale; vectors are used best so. What towers above
-// the row is taken out first. A block with NaN or infinity comes out as zeros and a scale that is not
+// Quantises four blocks at a time, which fills the vectors, to int8 with one scale per block.
+// Outliers are taken out first. A block with NaN or infinity becomes zeros with a scale that is not
 // finite.
 inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
                            int64_t local) {
@@ -195,11 +196,11 @@ void prepare(const Weights& weights, const Rows& rows, const Prepared& to, Band 
 template <int N>
 using Sums = F[N][2];
 
-// Scales and minima of a tile, whatever they are kept in.
+// Reads scales and minima of a tile from any kind of storage.
 template <Scales scaling, bool minima>
 struct Scaler {
   const Weights& weights;
-  int64_t first;  // group of this tile; halves of blocks are groups of their own
+  int64_t first;  // first group of this tile; half blocks are separate groups
 
   Scaler(const Weights& weights, int64_t tile, int64_t groups)
       : weights(weights), first(tile * groups) {}
@@ -232,10 +233,10 @@ struct Scaler {
   }
 };
 
-// Weights are read once and in order: ask for them this far ahead.
+// Bytes to prefetch ahead: weights are read once and in order.
 constexpr int kAhead = 4096;
 
-// What the inputs taken apart add to the sums of a tile.
+// Adds the products of the outliers to the sums of a tile.
 template <int bits, Scales scaling, bool minima, int N>
 INLINE void add_apart(const Weights& weights, const Scaler<scaling, minima>& scaler,
                       const uint8_t* codes, const Apart* apart, int32_t count, Sums<N>& sums) {
@@ -316,7 +317,7 @@ INLINE void multiply_packed(const Weights& weights, int64_t tile, const Prepared
                                       from.apart + local * blocks, from.aparts[local], sums);
 }
 
-// Of q6, whose blocks have a scale for each half.
+// Multiplies q6, whose blocks have a scale for each half.
 template <int N>
 INLINE void multiply_halves(const Weights& weights, int64_t tile, const Prepared& from,
                             int64_t local, Sums<N>& sums) {
@@ -415,10 +416,10 @@ INLINE void multiply_dense(const Weights& weights, int64_t tile, const Prepared&
 
 // ---- finish
 
-// Below this e^-x leaves float32, and the sigmoid of x is as good as zero.
+// Below this x, e^-x overflows float32, and the sigmoid of x is practically zero.
 constexpr float kLowest = -87.0f;
 
-// e^-x to a few units in the last place, for x of at least kLowest; never below e^-87.
+// Computes e^-x for x of at least kLowest to a few units in the last place; never below e^-87.
 inline F exponential_of_minus(F x) {
   x = at_least(kLowest, sub(zero(), x));
   const F whole = round_even(mul(x, set(1.44269504f)));
@@ -449,7 +450,7 @@ inline void store_part(float* to, F value, int64_t left) {
   for (int64_t each = 0; each < left; ++each) to[each] = part[each];
 }
 
-// Sixteen finished outputs of a row, `at` counting from its first.
+// Writes sixteen finished outputs of a row, from output `at` on.
 inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
   const int64_t left = finish.outward - at;
   if (left <= 0) return;
@@ -476,7 +477,7 @@ void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
   }
 }
 
-// Asks for the outputs of a band while its sums are still to be made: other cores had them last.
+// Prefetches the outputs of a band before its sums are computed: other cores used them last.
 template <int N>
 inline void expect_outputs(const Finish& finish, int64_t tile, Band band) {
   constexpr int per_line = 64 / sizeof(float);

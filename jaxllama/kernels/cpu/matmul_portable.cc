@@ -3,7 +3,7 @@
 
 #include "half.h"
 
-#define UNROLL  // there are no registers to fill
+#define UNROLL  // not needed: there are no vector registers to fill
 #define INLINE inline
 
 namespace jaxllama::portable {
@@ -62,13 +62,13 @@ inline float sum(const F& x) {
   LANES total += x.v[i];
   return total;
 }
-// Keeps a NaN of x.
+// A NaN in x stays NaN.
 inline F at_least(float low, F x) {
   LANES x.v[i] = x.v[i] < low ? low : x.v[i];
   return x;
 }
 
-// Adding pushes the fraction out of a float; right for what is smaller than 2^22.
+// Adding this number removes the fraction of a float; correct for magnitudes below 2^22.
 constexpr float kPush = 12582912.0f;
 
 inline F round_even(F x) {
@@ -78,7 +78,7 @@ inline F round_even(F x) {
 
 inline F times_power(F x, const F& power) {
   LANES {
-    // A NaN has no power; x is one then and stays one.
+    // If the power is NaN, x is NaN too and stays NaN.
     const int exponent = power.v[i] == power.v[i] ? static_cast<int>(power.v[i]) : 0;
     x.v[i] *= float_of(static_cast<uint32_t>(exponent + 127) << 23);
   }
@@ -103,14 +103,14 @@ inline F load_signed(const uint8_t* from) {
   return y;
 }
 
-// Some bits of each of sixteen words, less their zero.
+// Extracts some bits of each of sixteen words and subtracts `zero`.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
   F y;
   LANES y.v[i] = static_cast<float>(((from[4 * i + shift / 8] >> shift % 8) & mask) - zero);
   return y;
 }
 
-// Compared as integers, so that a NaN is larger than everything.
+// Compares magnitudes as integers, so that a NaN is larger than every number.
 inline float largest_magnitude(const F& x, const F& y) {
   uint32_t largest = 0;
   LANES {
@@ -121,7 +121,7 @@ inline float largest_magnitude(const F& x, const F& y) {
   return float_of(largest);
 }
 
-// Rounds thirty-two numbers times `factor` to bytes; returns their sum.
+// Multiplies thirty-two numbers by `factor`, rounds them to bytes and returns the sum of the bytes.
 inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
   const F &x = block[0], &y = block[1];
   int32_t total = 0;
@@ -147,7 +147,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
   }
 }
 
-// To the nearest bfloat16, ties to even; a NaN stays one.
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 inline uint16_t narrow(float x) {
   const uint32_t bits = bits_of(x);
   if (x != x) return static_cast<uint16_t>((bits | 0x400000) >> 16);
@@ -186,7 +186,7 @@ inline int32_t dot_nibbles(const uint8_t* w, const int8_t* x) {
   return total;
 }
 
-// One half of a block whose codes have five or six bits, with the outputs of half h.
+// Adds one half of a block whose codes have five or six bits, for the outputs of half h.
 template <int bits, int half>
 INLINE void add_half(const uint8_t* codes, const int8_t* x, int h, int32_t (&acc)[kHalf]) {
   const uint8_t* top = codes + kNibbles + (bits == 5 ? 0 : half * 128) + h * 64;

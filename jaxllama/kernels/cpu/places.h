@@ -1,25 +1,25 @@
-// What a row holds: samplers that weaken a row's own tokens look at those only, each once, instead of
-// at the whole vocabulary.
+// Logits of the tokens that a row contains. Samplers that change only these logits process each
+// token once instead of the whole vocabulary.
 #pragma once
 
 #include <cstdint>
 
 namespace jaxllama {
 
-// The logits of the tokens that rows hold.
+// Reads the logits of the tokens that rows contain.
 struct TakeHeld {
   const float* logits;         // [rows, vocab]
   const std::int32_t* tokens;  // [rows, columns]
-  const std::int32_t* counts;  // [rows] how many tokens of a row count; any number
+  const std::int32_t* counts;  // [rows] number of tokens of a row; any integer is safe
   std::int64_t rows, columns, vocab;
-  // [rows, columns] the first place of the token at each place; `columns` behind the last that
-  // counts, and where there is no token of the vocabulary.
+  // [rows, columns] the first place of the token at each place; `columns` after the last token and
+  // for ids outside the vocabulary.
   std::int32_t* first;
-  float* held;  // [rows, columns] its logit, or 0
-  bool* sound;  // [rows] whether all of those are below +inf
+  float* held;  // [rows, columns] the logit of the token, or 0
+  bool* sound;  // [rows] whether all these logits are below +inf
 };
 
-// Writes such logits back: each token's from the place at which it comes first.
+// Writes such logits back, each from the first place of its token.
 struct PutHeld {
   const std::int32_t* tokens;  // [rows, columns]
   const std::int32_t* first;   // [rows, columns]

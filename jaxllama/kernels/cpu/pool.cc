@@ -24,7 +24,7 @@ namespace {
 // Long enough to bridge the gap between two kernels of one decode step, short enough that an idle
 // engine does not burn a core.
 constexpr std::chrono::microseconds kSpin(1000);
-constexpr int kPausesPerLook = 16;  // between looks at the clock
+constexpr int kPausesPerLook = 16;  // between two readings of the clock
 constexpr int kLooksPerYield = 256;
 constexpr int kMostThreads = 256;
 
@@ -36,8 +36,8 @@ void pause() {
 #endif
 }
 
-// Flushes subnormal numbers to zero while it lives. Some of XLA's threads do and some do not; were it
-// left to them, a result could depend on the thread.
+// Flushes subnormal numbers to zero during its lifetime. Some threads of XLA flush them and some do
+// not; without this class a result could depend on the thread.
 class FlushSubnormals {
  public:
 #if JAXLLAMA_X86
@@ -69,7 +69,7 @@ int available_cores() {
   return cores > 0 ? cores : 1;
 }
 
-// Whether this thread runs parts for somebody else's call, or for its own.
+// True while this thread runs parts of any call.
 thread_local bool inside_part = false;
 
 class Pool {
@@ -86,7 +86,7 @@ class Pool {
 
   void run(int parts, Part part, void* context) {
     const FlushSubnormals flush;
-    // A thread inside a part may own the lock: it must not ask for it again.
+    // A thread inside a part may own the lock and must not lock it again.
     if (parts < 2 || inside_part || count() == 1) return run_alone(parts, part, context);
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
     if (!owner.owns_lock()) return run_alone(parts, part, context);
@@ -95,11 +95,11 @@ class Pool {
     inside_part = true;
     take_parts(0);
     inside_part = false;
-    // From here no worker may begin to look at the job; those that have, are waited for.
+    // From here on no worker may start reading the job; wait for the workers that already do.
     open_.store(false);
     for (int looks = 1; inside_.load() != 0; ++looks) {
       pause();
-      // It may not be running at all: the processor has others to serve.
+      // The worker may have no processor: let the scheduler run it.
       if (looks % kLooksPerYield == 0) std::this_thread::yield();
     }
   }
@@ -133,7 +133,7 @@ class Pool {
     ring();
   }
 
-  // Tells spinning and sleeping workers that there is something new.
+  // Wakes spinning and sleeping workers for a new job.
   void ring() {
     bell_.fetch_add(1);
     if (sleeping_.load() == 0) return;
@@ -141,8 +141,8 @@ class Pool {
     wake_.notify_all();
   }
 
-  // One's own share first, then what is left of the others'. Calls that share out the same work find
-  // their data where they left it, in the cache of the same core.
+  // Runs the thread's own share first, then the rest of other shares. Equal calls thus find their
+  // data in the cache of the same core.
   void take_parts(int thread) {
     const int threads = count();
     for (int each = 0; each < threads; ++each) {
@@ -165,7 +165,7 @@ class Pool {
     }
   }
 
-  // Until the bell has rung since `heard`; returns the new count.
+  // Waits until the bell count differs from `heard`; returns the new count.
   unsigned wait(unsigned heard) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     do {
@@ -182,11 +182,11 @@ class Pool {
     return bell_.load();
   }
 
-  std::mutex owner_;  // held by the one caller whose job the workers are on
+  std::mutex owner_;  // locked by the caller whose job the workers run
   std::atomic<int> count_;
   std::vector<std::thread> workers_;
 
-  // A thread's parts of the job, on cache lines of its own.
+  // The parts of the job that belong to one thread, on separate cache lines.
   struct alignas(128) Share {
     std::atomic<int> next{0};
     int end = 0;
@@ -195,8 +195,8 @@ class Pool {
   Part part_ = nullptr;
   void* context_ = nullptr;
   Share shares_[kMostThreads];
-  std::atomic<bool> open_{false};  // whether the job may be looked at
-  std::atomic<int> inside_{0};     // workers that may be looking
+  std::atomic<bool> open_{false};  // whether workers may read the job
+  std::atomic<int> inside_{0};     // workers that may be reading it
 
   std::atomic<unsigned> bell_{0};
   std::atomic<int> sleeping_{0};

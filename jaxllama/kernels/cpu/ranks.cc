@@ -16,7 +16,7 @@ std::int64_t alive_in(const float* logits, std::int64_t width) {
   return count;
 }
 
-// Moves those to the front and says how many they are.
+// Moves the kept candidates to the front and returns their number.
 std::int64_t gather(const bool* keep, std::int64_t alive, std::int32_t* ids, float* logits) {
   std::int64_t count = 0;
   for (std::int64_t each = 0; each < alive; ++each) {

@@ -1,15 +1,16 @@
-// The best candidates of every row, and who is left of them after a filter.
+// Removes the candidates of every row that a filter dropped.
 #pragma once
 
 #include <cstdint>
 
 namespace jaxllama {
 
-// Survivors move to the front in their order and are weighed anew; behind them nothing has weight. A
-// row of which nobody is kept keeps all it had. The logits of a row fall from place to place.
+// Kept candidates move to the front in their order and their shares are computed again; places
+// after them have no weight. A row that keeps no candidate stays complete. Logits of a row are
+// descending.
 struct CloseRanks {
   const bool* keep;  // [rows, width]
-  const bool* on;    // [rows] the others stay as they are
+  const bool* on;    // [rows] rows to change
   std::int64_t rows, width;
   std::int32_t* ids;   // [rows, width]
   float* logits;       // [rows, width] -inf: not among the survivors

@@ -1,12 +1,12 @@
-// Memory a kernel needs while it runs, kept by the calling thread from call to call.
+// Scratch memory of a kernel; each thread keeps its memory from call to call.
 #pragma once
 
 #include <stddef.h>
 
 namespace jaxllama {
 
-// At least `bytes` bytes, aligned to 64, valid until the same thread asks again. Null if there is no
-// memory. A thread keeps the largest it ever asked for: a warm engine allocates nothing.
+// Returns at least `bytes` bytes, aligned to 64, valid until the next call on the same thread, or
+// null if there is no memory. A thread keeps its largest buffer: a warm engine allocates nothing.
 unsigned char* scratch(size_t bytes);
 
 }  // namespace jaxllama

@@ -1,4 +1,4 @@
-// What every handler asks of its arrays before it reads them.
+// Checks that every handler makes before it reads its arrays.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace jaxllama {
 
-// Whether an FFI buffer has exactly this shape.
+// Says whether an FFI buffer has exactly this shape.
 template <class Buffer>
 bool has_shape(const Buffer& buffer, std::initializer_list<int64_t> shape) {
   const auto dimensions = buffer.dimensions();

@@ -12,7 +12,7 @@ float scale_at(const Weights& weights, int64_t index) {
   return widen_half(static_cast<const uint16_t*>(weights.scales)[index]);
 }
 
-// Scale of the half `half` of a block of one output.
+// Returns the scale of one half of a block of one output.
 float scale_of_half(const Weights& weights, int64_t tile, int64_t block, int half, int lane) {
   const int64_t at = tile * weights.blocks + block;
   const uint8_t step = weights.steps[(at * 2 + half) * kTile + lane];
@@ -20,7 +20,7 @@ float scale_of_half(const Weights& weights, int64_t tile, int64_t block, int hal
          static_cast<float>(static_cast<int8_t>(step));
 }
 
-// Scale (part 0) or minimum (part 1) of a block of one output.
+// Returns the scale (part 0) or minimum (part 1) of a block of one output.
 float factor(const Weights& weights, int64_t tile, int64_t block, int part, int lane) {
   const int kinds = weights.has_minima ? 2 : 1;
   const bool steps = weights.scaling == Scales::steps;
@@ -32,7 +32,7 @@ float factor(const Weights& weights, int64_t tile, int64_t block, int part, int 
   return scale * weights.steps[((tile * weights.blocks + block) * 2 + part) * kTile + lane];
 }
 
-// The code of one input, less its zero.
+// Returns the code of one input minus its zero.
 int code_at(const Weights& weights, const uint8_t* block, int k, int lane) {
   const int half = lane / kHalf, place = lane % kHalf;
   if (weights.kind == Kind::q8) return block[((k / 4 * 2 + half) * kHalf + place) * 4 + k % 4] - 128;

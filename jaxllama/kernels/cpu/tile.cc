@@ -1,6 +1,6 @@
-// From matrices as files hold them to tiles (see weights.h): done once per weight, while it is loaded.
+// Converts stored matrices to tiles (see weights.h), once per weight, while a model is loaded.
 //
-// Called by tiling.py through ctypes, which has checked every size and made the arrays, zeroed.
+// Called through ctypes by tiling.py, which has checked every size and allocated zeroed arrays.
 #include <cstdint>
 #include <cstring>
 
@@ -12,8 +12,8 @@
 namespace jaxllama {
 namespace {
 
-// Where output `each` of one source goes: after `offset` others; or with `turn` 0 or 1, to the first
-// or second sixteen of a tile, so that gates and values of the same outputs share one.
+// The target of the outputs of one matrix: after `offset` others; or with `turn` 0 or 1, the first
+// or second sixteen outputs of a tile, so that gate and value of an output share a tile.
 struct Place {
   int64_t offset;
   int turn;
@@ -34,7 +34,7 @@ void for_outputs(int64_t outputs, const F& f) {
   });
 }
 
-// Four nibbles of two bytes, each in a byte of its own.
+// Spreads the four nibbles of two bytes to four bytes.
 uint32_t spread(const uint8_t* two) {
   uint32_t bits = two[0] | static_cast<uint32_t>(two[1]) << 8;
   bits = (bits | bits << 8) & 0x00ff00ff;
@@ -48,7 +48,7 @@ void tile_nibbles(const uint8_t* from, uint8_t* lane) {
   }
 }
 
-// Codes of five or six bits, of which each has a byte; `zero` makes them start from 0.
+// Tiles codes of five or six bits, stored in one byte each; adds `zero`, so that codes start at 0.
 void tile_narrow(const uint8_t* from, int bits, int zero, uint8_t* lane) {
   for (int k = 0; k < kBlock; ++k) {
     const int code = (from[k] + zero) & 63, half = k / 16, j = k % 16 / 4, b = k % 4;
@@ -67,7 +67,7 @@ void tile_bytes(const uint8_t* from, uint8_t* lane) {
   }
 }
 
-// `value` as float16, if it is one exactly.
+// Converts `value` to float16; returns false if that is not exact.
 bool as_half(float value, uint16_t* half) {
   const uint32_t bits = bits_of(value);
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
@@ -86,15 +86,15 @@ bool as_half(float value, uint16_t* half) {
   return true;
 }
 
-// What steps may be, and how many share a unit.
+// The range of steps, and how many share a unit.
 struct Steps {
   int count, least, most;
-  int usual;  // of the largest number: most units of a file use up the bits they have
+  int usual;  // step of the largest number in most files: they use the full range
 };
 
 constexpr Steps kUnsigned{kBlocksPerUnit, 0, 255, 63}, kSigned{2 * kBlocksPerUnit, -128, 127, -128};
 
-// Some numbers as steps of one float16 unit, if they are exactly that.
+// Converts numbers to steps of `unit`; returns false if a product would not be exact.
 bool in_steps(const float* numbers, const Steps& form, float unit, uint8_t* steps) {
   for (int each = 0; each < form.count; ++each) {
     const float step = numbers[each] / unit;
@@ -135,8 +135,8 @@ bool find_unit(const float* numbers, const Steps& form, uint16_t* unit, uint8_t*
 
 using namespace jaxllama;
 
-// Codes [outputs, width] of 4 bits, or of 5, 6 or 8 in a byte each, into `to` [tiles, blocks, ...].
-// Width is whole blocks; those of 5 and 6 bits begin at -zero.
+// Tiles codes [outputs, width] of 4 bits, or of 5, 6 or 8 in one byte each, to [tiles, blocks,
+// ...]. Width is a multiple of the block; codes of 5 and 6 bits start at -zero.
 JAXLLAMA_EXPORT void jaxllama_tile_packed(int bits, int zero, const uint8_t* codes, int64_t outputs,
                                           int64_t blocks, int64_t offset, int turn, uint8_t* to) {
   const Place place{offset, turn};
@@ -160,7 +160,7 @@ JAXLLAMA_EXPORT void jaxllama_tile_packed(int bits, int zero, const uint8_t* cod
   });
 }
 
-// Numbers of 2 or 4 bytes, at from + output * per_output + input * per_input bytes, into tiles.
+// Tiles numbers of 2 or 4 bytes, at from + output * per_output + input * per_input bytes.
 JAXLLAMA_EXPORT void jaxllama_tile_dense(int size, int in_pairs, const uint8_t* from,
                                          int64_t outputs, int64_t width, int64_t per_output,
                                          int64_t per_input, int64_t offset, int turn, uint8_t* to) {
@@ -179,12 +179,12 @@ JAXLLAMA_EXPORT void jaxllama_tile_dense(int size, int in_pairs, const uint8_t* 
   });
 }
 
-// Rows of `count` eights as units [rows, count] and steps [rows, 8 * count]; 0 if not exact. With
-// `is_signed` sixteens, whose steps may be negative.
+// Splits rows of 8 * count numbers into units [rows, count] and steps [rows, 8 * count]; returns 0
+// if that is not exact. With `is_signed`, 16 numbers share a unit and steps may be negative.
 JAXLLAMA_EXPORT int jaxllama_find_steps(int is_signed, const float* numbers, int64_t rows,
                                         int64_t count, uint16_t* units, uint8_t* steps) {
   const Steps& form = is_signed != 0 ? kSigned : kUnsigned;
-  bool exact = true;  // written by several threads, but only ever to false
+  bool exact = true;  // several threads write it, but only false
   for_outputs(rows, [&](int64_t row) {
     bool fits = true;
     for (int64_t each = row * count; fits && each < (row + 1) * count; ++each) {

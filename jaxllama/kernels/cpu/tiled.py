@@ -1,7 +1,7 @@
-"""Tiled: a matrix laid out for the CPU kernels, in the few bits its file holds.
+"""Tiled: a matrix in the layout of the CPU kernels, in the few bits that its file stores.
 
-Made by `tiling.py`, read by `cpu_matmul.py`. The layout itself is drawn in `cpu/weights.h`. Knows
-no model and no file format.
+Made by `tiling.py`, read by `matmul.py`. `weights.h` describes the layout. Knows no model and no
+file format.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ KINDS: tuple[Kind, ...] = ("q4", "q5", "q6", "q8", "bf16", "f16", "f32")
 TILE = 32  # outputs
 HALF = 16
 BLOCK = 32  # inputs
-EIGHT = 8  # blocks that share a unit of K-quant scales
+EIGHT = 8  # blocks that share one unit of K-quant scales
 SIXTEEN = 16  # inputs that share a scale in a q6
-NIBBLES = 512  # bytes of a block's low four bits
+NIBBLES = 512  # bytes that store the low four bits of a block
 
-Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is built
+Part = Any  # an Array in programs, NumPy while tiling, a sharding in trees of shardings
 
 
 @jax.tree_util.register_dataclass
@@ -29,15 +29,16 @@ Part = Any  # an Array in programs; NumPy when made, a sharding while a tree is 
 class Tiled:
     """A logical [in, out] matrix as tiles of 32 outputs, cut into blocks of 32 inputs.
 
-    Tiles are the first axis of every part and blocks (or groups) the second, so slicing either
-    splits the matrix along its outputs or inputs.
+    Tiles are the first axis of every part and blocks (or groups) the second: a slice along the
+    first splits the outputs of the matrix, a slice along the second its inputs.
 
-    codes   [tiles, blocks, ...] codes, or the numbers themselves (16-bit ones as UInt16 bits)
+    codes   [tiles, blocks, ...] codes, or dense numbers (16-bit ones as UInt16 bits)
     scales  [tiles, groups, 1 or 2, 32] float16 bits or float32: scales, then minima; None if dense
-    steps   [tiles, blocks, 2, 32] UInt8, or None: then scales are units, one for eight blocks; of
-            scales and minima, or in q6 of the scales of each half of a block, Int8 bits
+    steps   None, or [tiles, blocks, 2, 32] UInt8: the steps of scales and of minima, or in q6 Int8
+            bits: the steps of the scales of both halves of a block. With steps, `scales` has units,
+            one for eight blocks: scale = unit * step
     bias    [tiles, 32] float32, or None
-    order   [in] Int32, or None: which input of x the k-th row of the matrix belongs to
+    order   [in] Int32, or None: the input of x that row k of the matrix multiplies
     """
 
     codes: Part
@@ -47,48 +48,42 @@ class Tiled:
     order: Part | None
     kind: Kind = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})  # inputs that share a scale
-    zero: int = dataclasses.field(metadata={"static": True})  # what codes below q8 lie around
-    spare_in: int = dataclasses.field(metadata={"static": True})  # rows that only fill a block
-    spare_out: int = dataclasses.field(metadata={"static": True})  # columns that only fill a tile
-    paired: bool = dataclasses.field(metadata={"static": True})  # two matrices by turns of 16
+    zero: int = dataclasses.field(metadata={"static": True})  # the code that means 0, below q8
+    spare_in: int = dataclasses.field(metadata={"static": True})  # rows that pad the last block
+    spare_out: int = dataclasses.field(metadata={"static": True})  # columns that pad the last tile
+    paired: bool = dataclasses.field(
+        metadata={"static": True}
+    )  # two matrices, alternating every 16 outputs
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Logical shape, [in, out]; of one of the two if paired."""
+        """Return the logical shape [in, out]; if paired, of one of the two matrices."""
         tiles, blocks = self.codes.shape[:2]
         return blocks * BLOCK - self.spare_in, tiles * self.tile - self.spare_out
 
     @property
     def tile(self) -> int:
-        """Outputs in a tile."""
+        """Return the number of outputs of one matrix in a tile."""
         return HALF if self.paired else TILE
 
     @property
     def shared(self) -> int:
-        """Inputs that cannot be told apart by slicing: they share a scale, or a unit of scales."""
+        """Return how many inputs share a scale or a unit; no slice may separate them."""
         return EIGHT * BLOCK if self.steps is not None else self.group
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Return the bytes of all arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """Matrices of different kinds that read the same rows: as one, with their outputs in a row."""
-
-    parts: tuple[Tiled, ...]
-
-
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
-    """The matrix again, float32, each value exactly what the tiles mean; a pair side by side."""
+    """Return the matrix that the tiles encode, exactly, in float32; a pair side by side."""
     codes = np.asarray(tiled.codes)
     count, blocks = codes.shape[:2]
-    values = np.stack([numbers_of(tiled.kind, each) for each in codes])
+    values = np.stack([tile_values(tiled.kind, each) for each in codes])
     if tiled.scales is not None:
-        scale, minimum = factors_of(tiled)
+        scale, minimum = scales_and_minima(tiled)
         values = (values - np.float32(tiled.zero)) * scale + minimum
     flat = values.reshape(count, blocks * BLOCK, TILE).transpose(1, 0, 2)
     flat = flat[: flat.shape[0] - tiled.spare_in]
@@ -99,8 +94,8 @@ def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
     return np.concatenate(sides, axis=1)
 
 
-def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
-    """Codes, or the numbers themselves, of one tile: [blocks, 32 inputs, 32 outputs]."""
+def tile_values(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
+    """Return codes, or dense numbers, of one tile as [blocks, 32 inputs, 32 outputs]."""
     blocks = len(tiled)
     if kind in ("q4", "q5", "q6"):
         both = low_bits(tiled[:, :NIBBLES]) | high_bits(kind, tiled[:, NIBBLES:])
@@ -117,13 +112,13 @@ def numbers_of(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
 
 
 def low_bits(tiled: np.ndarray) -> np.ndarray:
-    """Four bits of every code, [blocks, halves of inputs, 4, halves of outputs, 16, 4]."""
+    """Return the low four bits: [blocks, halves of inputs, 4, halves of outputs, 16, 4]."""
     bytes_ = tiled.reshape(len(tiled), 4, 2, HALF, 4)
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=1)
 
 
 def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
-    """What codes have beyond four bits, at its place in them; shaped likewise."""
+    """Return the bits of codes above the low four, in place, in the shape of `low_bits`."""
     if kind == "q4":
         return np.zeros(1, np.uint8)
     j = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
@@ -134,8 +129,8 @@ def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
     return (tiled.reshape(len(tiled), 1, 1, 2, HALF, 4) >> (4 * half + j) & 1) << 4
 
 
-def factors_of(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and minima, each [tiles, blocks, 1 or 32, 32] float32."""
+def scales_and_minima(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
+    """Return scales and minima, each [tiles, blocks, 1 or 32, 32] float32."""
     scales = np.asarray(tiled.scales)
     scales = (scales.view(np.float16) if scales.dtype == np.uint16 else scales).astype(np.float32)
     if tiled.kind == "q6":

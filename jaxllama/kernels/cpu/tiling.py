@@ -1,8 +1,8 @@
-"""Tiling: matrices as their files hold them become tiles for the CPU kernels, at load.
+"""Tiling: converts canonical matrices to tiles for the CPU kernels while a model is loaded.
 
-Called by `model/prepare.py` with the canonical forms: dense [in, out] or packed by output. Weights
-keep their values: what has no tiles of its own is refused, or said by `takes`. Knows no model and
-no file format.
+Called by `layout.py` with dense matrices [in, out] or packed ones stored by output. Weights keep
+their values: a matrix that cannot be tiled exactly is refused, and `can_tile` predicts that. Knows
+no model and no file format.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.tiled import BLOCK, EIGHT, HALF, SIXTEEN, TILE, Kind, Tiled
 
 ALIGNED = 64  # bytes
-MIDDLE = 8  # what symmetric four-bit codes lie around
-BELOW = {5: 16, 6: 32}  # how far below 0 codes begin where there are no minima
+MIDDLE = 8  # the code that means 0 in symmetric four-bit matrices
+BELOW = {5: 16, 6: 32}  # by bits: without minima, codes are signed and start this far below 0
 PACKED: dict[int, Kind] = {4: "q4", 5: "q5", 6: "q6", 8: "q8"}
-NUMBERS: dict[Kind, int] = {"q4": 512, "q5": 640, "q6": 768}  # stored, per block; else 1,024
+NUMBERS: dict[Kind, int] = {"q4": 512, "q5": 640, "q6": 768}  # stored per block; other kinds 1,024
 TYPES: dict[str, Any] = {"bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
 DENSE: dict[str, Kind] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
 
 @runtime_checkable
 class PackedMatrix(Protocol):
-    """What a packed matrix looks like: weight = scale * code + minimum, stored by output."""
+    """A packed matrix, stored by output: weight = scale * code + minimum."""
 
     @property
     def codes(self) -> Any: ...  # noqa: D102
@@ -45,13 +45,13 @@ def tile(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """One matrix, or several side by side, for one call of a kernel; all parts NumPy.
+    """Tile one matrix, or several side by side, for one call of a kernel; all parts are NumPy.
 
     Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
     """
-    offsets = np.cumsum([0, *(outputs_of(each) for each in matrices)])
+    offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
     places = [Place(int(offset), -1) for offset in offsets[:-1]]
-    return lay_out(matrices, places, int(offsets[-1]), biases, order)
+    return tile_matrices(matrices, places, int(offsets[-1]), biases, order)
 
 
 def tile_pair(
@@ -61,26 +61,26 @@ def tile_pair(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """Gate and up of a feed-forward block, by turns of sixteen outputs, for `normed_swiglu`."""
-    if outputs_of(gate) != outputs_of(up):
-        raise ValueError(f"gate has {outputs_of(gate)} outputs and up has {outputs_of(up)}")
-    return lay_out((gate, up), [Place(0, 0), Place(0, 1)], outputs_of(gate), biases, order)
+    """Tile gate and up for `normed_swiglu`, alternating every sixteen outputs."""
+    if count_outputs(gate) != count_outputs(up):
+        raise ValueError(f"gate has {count_outputs(gate)} outputs and up has {count_outputs(up)}")
+    return tile_matrices((gate, up), [Place(0, 0), Place(0, 1)], count_outputs(gate), biases, order)
 
 
-def takes(matrix: PackedMatrix) -> bool:
-    """Whether the kernels have tiles for a packed matrix; only of six bits it depends."""
-    return matrix.bits != 6 or in_signed_steps(source_of(matrix)) is not None  # noqa: PLR2004
+def can_tile(matrix: PackedMatrix) -> bool:
+    """Say whether a packed matrix can be tiled exactly; for six bits that depends on its scales."""
+    return matrix.bits != 6 or split_into_signed_steps(tiling_input(matrix)) is not None  # noqa: PLR2004
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the outputs of one matrix go: after others, or to its turn of every tile."""
+    """The target of the outputs of one matrix: after other outputs, or one half of every tile."""
 
     offset: int
-    turn: int  # -1: none
+    turn: int  # 0 or 1: the first or second half of every tile; -1: whole tiles
 
     def of(self, outputs: int) -> np.ndarray:
-        """The place of each output."""
+        """Return the index of each output among all outputs of the tiles."""
         each = np.arange(outputs)
         if self.turn < 0:
             return self.offset + each
@@ -88,8 +88,8 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A packed matrix whose scales and minima are brought to the form of its company."""
+class TilingInput:
+    """A packed matrix with scales and minima in the form that it shares with its group."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -97,27 +97,27 @@ class Source:
     bits: int
     group: int
     zero: int
-    shift: int  # what makes codes of five and six bits begin at 0
+    shift: int  # added to signed codes of five and six bits, so that they start at 0
 
 
-def outputs_of(matrix: PackedMatrix | np.ndarray) -> int:
-    """How many outputs a matrix has."""
+def count_outputs(matrix: PackedMatrix | np.ndarray) -> int:
+    """Return the number of outputs of a matrix."""
     return matrix.shape[1] if isinstance(matrix, np.ndarray) else matrix.codes.shape[0]
 
 
-def lay_out(
+def tile_matrices(
     matrices: Sequence[PackedMatrix | np.ndarray],
     places: Sequence[Place],
     outward: int,
     biases: Sequence[np.ndarray | None],
     order: np.ndarray | None,
 ) -> Tiled:
-    """Tiles of matrices of one kind."""
+    """Tile matrices of one kind, with biases and the order of inputs."""
     paired = places[0].turn >= 0
     count = -(-outward // (HALF if paired else TILE))
     dense = [each for each in matrices if isinstance(each, np.ndarray)]
     if not dense:
-        sources = in_one_form([source_of(each) for each in matrices])
+        sources = unify_inputs([tiling_input(each) for each in matrices])
         tiled = tile_packed(sources, places, count)
     elif len(dense) == len(matrices):
         tiled = tile_dense(dense, places, count)
@@ -126,14 +126,14 @@ def lay_out(
     return dataclasses.replace(
         tiled,
         bias=tile_biases(biases, matrices, places, count),
-        order=None if order is None else checked_order(order, tiled.shape[0]),
+        order=None if order is None else validate_order(order, tiled.shape[0]),
         spare_out=count * (HALF if paired else TILE) - outward,
         paired=paired,
     )
 
 
-def source_of(matrix: Any) -> Source:
-    """A packed matrix with what its minima say about its zero."""
+def tiling_input(matrix: Any) -> TilingInput:
+    """Check a packed matrix and derive its zero and shift; raises ValueError."""
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)
     width = codes.shape[1] * (2 if matrix.bits == 4 else 1)  # noqa: PLR2004 - two per byte
@@ -148,19 +148,19 @@ def source_of(matrix: Any) -> Source:
     shift = zero = BELOW.get(matrix.bits, 0) if minima is None else 0
     if matrix.bits == 4 and minima is not None and is_symmetric(scales, minima):  # noqa: PLR2004
         minima, zero = None, MIDDLE
-    return Source(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero, shift)
+    return TilingInput(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero, shift)
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
-    """Whether every minimum is -8 scales; the first output usually says no."""
+    """Say whether every minimum is -8 scales; a first check of one output is usually enough."""
     return all(
         bool(np.all(minima[part].astype(np.float32) == scales[part].astype(np.float32) * -MIDDLE))
         for part in (slice(0, 1), slice(1, None))
     )
 
 
-def in_one_form(sources: list[Source]) -> list[Source]:
-    """The same bits, group and zero for all; minima for all or none; one type of scales."""
+def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
+    """Unify zero, minima and scale type of matrices; ValueError if bits, group or width differ."""
     first = sources[0]
     for each in sources:
         if (each.bits, each.group, each.codes.shape[1]) != (
@@ -191,8 +191,8 @@ def in_one_form(sources: list[Source]) -> list[Source]:
     ]
 
 
-def with_minima(source: Source) -> Source:
-    """The same matrix around zero 0."""
+def with_minima(source: TilingInput) -> TilingInput:
+    """Return the same matrix with zero 0, its offset expressed as minima."""
     if source.minima is not None:
         return source
     minima = source.scales.astype(np.float32) * -source.zero
@@ -201,8 +201,8 @@ def with_minima(source: Source) -> Source:
     return dataclasses.replace(source, minima=narrow if exact else minima, zero=0)
 
 
-def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> Tiled:
-    """Codes by C++, scales by NumPy."""
+def tile_packed(sources: list[TilingInput], places: Sequence[Place], count: int) -> Tiled:
+    """Tile packed matrices: codes with the C++ library, scales with NumPy."""
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
     kind = PACKED[first.bits]
@@ -214,54 +214,58 @@ def tile_packed(sources: list[Source], places: Sequence[Place], count: int) -> T
         )  # fmt: skip
     if kind == "q6":
         return tile_halves(sources, places, codes)
-    stepped = [in_steps(each) for each in sources]
+    stepped = [split_into_steps(each) for each in sources]
     steps = None
     if all(each is not None for each in stepped):
         units = [each for each in stepped if each is not None]
         scales = tile_factors([each[0] for each in units], places, count)
         steps = tile_factors([each[1] for each in units], places, count)
     else:
-        scales = tile_factors([factors_in(each) for each in sources], places, count)
+        scales = tile_factors([scales_and_minima(each) for each in sources], places, count)
     return Tiled(
-        codes=codes, scales=bits_of(scales), steps=steps, bias=None, order=None, kind=kind,
+        codes=codes, scales=half_as_bits(scales), steps=steps, bias=None, order=None, kind=kind,
         group=first.group, zero=first.zero, spare_in=0, spare_out=0, paired=False,
     )  # fmt: skip
 
 
-def tile_halves(sources: list[Source], places: Sequence[Place], codes: np.ndarray) -> Tiled:
-    """A q6: two steps for each block, which are signed, and one unit for eight."""
+def tile_halves(sources: list[TilingInput], places: Sequence[Place], codes: np.ndarray) -> Tiled:
+    """Build a q6 matrix: two signed steps per block and output, one unit for eight blocks."""
     count, blocks = codes.shape[:2]
-    found = [in_signed_steps(each) for each in sources]
+    found = [split_into_signed_steps(each) for each in sources]
     factors = [each for each in found if each is not None]
     if len(factors) < len(found):
         raise ValueError("scales of six-bit codes must be signed bytes times a float16")
+    units = tile_factors([[units] for units, _ in factors], places, count)
     steps = tile_factors([[steps] for _, steps in factors], places, count)
     return Tiled(
-        codes=codes, scales=bits_of(tile_factors([[units] for units, _ in factors], places, count)),
-        steps=steps.reshape(count, blocks, 2, TILE), bias=None, order=None, kind="q6",
+        codes=codes, scales=half_as_bits(units), steps=steps.reshape(count, blocks, 2, TILE),
+        bias=None, order=None, kind="q6",
         group=BLOCK, zero=sources[0].zero, spare_in=0, spare_out=0, paired=False,
     )  # fmt: skip
 
 
 def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Zeros that begin where JAX takes a NumPy array as it is, without a copy."""
+    """Return zeros aligned to 64 bytes, so that JAX uses the NumPy array without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(size + ALIGNED, np.uint8)
     start = -room.ctypes.data % ALIGNED
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def factors_in(source: Source) -> list[np.ndarray]:
-    """Scales, and minima if there are any."""
+def scales_and_minima(source: TilingInput) -> list[np.ndarray]:
+    """Return the scales, followed by the minima if there are any."""
     return [source.scales] if source.minima is None else [source.scales, source.minima]
 
 
-def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """Units [out, groups/8] and steps [out, groups] of scales and minima, if exact: K-quants."""
+def split_into_steps(source: TilingInput) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """Split scales and minima of K-quants into units [out, groups/8] and steps [out, groups].
+
+    Returns None if the products would not be exact.
+    """
     minima = source.minima
     rows, groups = source.scales.shape
-    wanted = source.bits in (4, 5) and source.group == BLOCK and groups % EIGHT == 0
-    if not wanted or minima is None or source.scales.dtype != np.float32:
+    is_k_quant = source.bits in (4, 5) and source.group == BLOCK and groups % EIGHT == 0
+    if not is_k_quant or minima is None or source.scales.dtype != np.float32:
         return None
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for part in (source.scales, minima):
@@ -273,8 +277,11 @@ def in_steps(source: Source) -> tuple[list[np.ndarray], list[np.ndarray]] | None
     return [units for units, _ in found], [steps for _, steps in found]
 
 
-def in_signed_steps(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Units [out, groups/16] and steps [out, groups] of scales of sixteen inputs, if exact."""
+def split_into_signed_steps(source: TilingInput) -> tuple[np.ndarray, np.ndarray] | None:
+    """Split scales of sixteen inputs into units [out, groups/16] and signed steps [out, groups].
+
+    Returns None if the products would not be exact.
+    """
     rows, groups = source.scales.shape
     if source.group != SIXTEEN or source.minima is not None or groups % (2 * EIGHT):
         return None
@@ -287,7 +294,7 @@ def in_signed_steps(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 def find_steps(
     numbers: np.ndarray, units: np.ndarray, steps: np.ndarray, *, is_signed: bool
 ) -> bool:
-    """Fill units and steps whose products are the numbers; False if there are none."""
+    """Fill `units` and `steps` so that their products equal `numbers`; False if impossible."""
     return bool(
         library.loaded().jaxllama_find_steps(
             int(is_signed), pointer(numbers), *longs(*units.shape), pointer(units), pointer(steps)
@@ -298,7 +305,7 @@ def find_steps(
 def tile_factors(
     parts: Sequence[Sequence[np.ndarray]], places: Sequence[Place], count: int
 ) -> np.ndarray:
-    """Numbers [out, groups] of each matrix, as [tiles, groups, how many, 32]."""
+    """Tile the arrays [out, groups] of each matrix: [tiles, groups, arrays per matrix, 32]."""
     sample = parts[0][0]
     tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
     for matrix, place in zip(parts, places, strict=True):
@@ -309,7 +316,7 @@ def tile_factors(
 
 
 def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) -> Tiled:
-    """Numbers by C++, in the type they have."""
+    """Tile dense matrices with the C++ library; the dtype stays."""
     first = matrices[0]
     kind = DENSE.get(first.dtype.name)
     if kind is None:
@@ -338,12 +345,12 @@ def tile_biases(
     places: Sequence[Place],
     count: int,
 ) -> np.ndarray | None:
-    """One row of 32 per tile, zero where a matrix has no bias; None if none has."""
+    """Return biases as [tiles, 32], zero for a matrix without one; None if no matrix has one."""
     if all(each is None for each in biases):
         return None
     tiled = np.zeros(count * TILE, np.float32)
     for bias, matrix, place in zip(biases, matrices, places, strict=True):
-        outputs = outputs_of(matrix)
+        outputs = count_outputs(matrix)
         if bias is not None:
             if bias.shape != (outputs,):
                 raise ValueError(f"the bias has shape {bias.shape}; expected {(outputs,)}")
@@ -351,23 +358,23 @@ def tile_biases(
     return tiled.reshape(count, TILE)
 
 
-def checked_order(order: np.ndarray, width: int) -> np.ndarray:
-    """An order of inputs that names every one once."""
+def validate_order(order: np.ndarray, width: int) -> np.ndarray:
+    """Return the order of inputs as int32; raises ValueError unless it is a permutation."""
     if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
         raise ValueError(f"the order must name each of {width} inputs once")
     return np.ascontiguousarray(order, np.int32)
 
 
 def pointer(array: np.ndarray) -> Any:
-    """The address of the first element."""
+    """Return the address of the first element for ctypes."""
     return array.ctypes.data_as(library.POINTER)
 
 
 def longs(*numbers: int) -> list[Any]:
-    """C's int64, which ctypes does not guess."""
+    """Convert numbers to C's int64; ctypes would pass int."""
     return [library.LONG(number) for number in numbers]
 
 
-def bits_of(array: np.ndarray) -> np.ndarray:
-    """Half floats as bits: XLA:CPU would widen them."""
+def half_as_bits(array: np.ndarray) -> np.ndarray:
+    """Return float16 arrays as UInt16 bits, because XLA:CPU would widen them."""
     return array.view(np.uint16) if array.dtype == np.float16 else array

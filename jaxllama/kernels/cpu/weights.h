@@ -1,8 +1,8 @@
-// A matrix as the matmul kernels read it: tiles of 32 outputs, cut into blocks of 32 inputs.
+// The layout of a matrix for the matmul kernels: tiles of 32 outputs, cut into blocks of 32 inputs.
 //
-// Made once at load by tile.cc, from then on only read. Every array is [tile][block]..., so a matrix
-// can be split along its outputs and along its inputs by slicing. Outputs of the last tile and inputs
-// of the last block that the matrix does not have are zero.
+// tile.cc builds it once at load; afterwards it is only read. Every array is [tile][block]..., so
+// slices split a matrix along its outputs or its inputs. Padding outputs of the last tile and
+// padding inputs of the last block are zero.
 //
 //   q4    codes [8][16][4] bytes: vector 2j + h holds, for the sixteen outputs of half h, the inputs
 //         4j..4j+3 in the low and 16+4j..16+4j+3 in the high nibbles, 0..15
@@ -15,8 +15,8 @@
 //   bf16  [16][2][16][2]: pairs of inputs, for two times sixteen outputs
 //   f16, f32  [32][2][16]: for each input thirty-two outputs
 //
-// So one vector register holds four bytes (or a pair, or one number) of sixteen outputs, and the same
-// inputs of an activation are broadcast to all of them: nothing is ever shuffled.
+// So one vector register has four bytes (or a pair, or one number) of sixteen outputs, and the same
+// inputs of an activation are broadcast to all of them, without any shuffle.
 //
 //   weight = scale * (code - zero) + minimum
 #pragma once
@@ -29,12 +29,12 @@ namespace jaxllama {
 
 enum class Kind : int { q4, q5, q6, q8, bf16, f16, f32 };
 
-// How scales (and minima) are kept, one for every `group` blocks of inputs and each output.
+// The storage of scales and minima, one for every `group` blocks of inputs and each output.
 //   half   [1 or 2][32] float16: scales, then minima if there are any
 //   full   the same in float32
 //   steps  scale = unit * step: [2][32] bytes of steps for scales and minima per block, and
 //          [2][32] float16 of units per eight blocks
-//   halves scale = unit * step, of q6 and nothing else: [2][32] signed bytes of steps for the first
+//   halves scale = unit * step, in q6 only: [2][32] signed bytes of steps for the first
 //          and the last sixteen inputs of a block, and [32] float16 of units per eight blocks
 enum class Scales : int { none, half, full, steps, halves };
 
@@ -42,7 +42,7 @@ constexpr int kTile = 32;          // outputs
 constexpr int kHalf = 16;          // outputs of a vector register
 constexpr int kBlock = 32;         // inputs
 constexpr int kBlocksPerUnit = 8;  // with Scales::steps and Scales::halves
-constexpr int kNibbles = 512;      // bytes of a block's low four bits
+constexpr int kNibbles = 512;      // bytes that store the low four bits of a block
 
 [[maybe_unused]] static constexpr size_t block_bytes(Kind kind) {
   return kind == Kind::q4     ? kNibbles

@@ -23,7 +23,7 @@ from jaxllama.sharding import add_up, own_parts
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledWeight:
-    """One matrix, or gate and up in one; its bias is part of it."""
+    """One matrix, or gate and up in one, including the bias."""
 
     tiled: Tiled
     splits_inputs: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -115,7 +115,7 @@ class JoinedWeight:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InGroup:
-    """In the place of a weight or bias that the first weight of its group contains."""
+    """Stands for a weight or bias that is part of the first weight of its group."""
 
 
 def fused(

@@ -1,14 +1,14 @@
-"""How a token is chosen from rows of logits, in plain JAX: what every choosing kernel computes.
+"""Choose tokens from rows of logits in plain JAX: the reference for every choosing kernel.
 
-The module is the `Choosing` of the plain body (`kernels/body.py` says what each operation means);
-the sampler bank calls it inside the decode program. Knows float32 logits and rows of tokens: no
+The module is the `Choosing` of the plain body (`kernels/body.py` defines each operation); the
+sampler bank calls it inside the decode program. Knows float32 logits and rows of tokens: no
 sampler, no request, no key. It computes inactive rows like all others.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels.body import Best, Held, Survey
+from jaxllama.kernels.body import Best, HeldTokens, Survey
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabulary is slow
@@ -17,13 +17,13 @@ BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabu
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """The logits, to be moved in place, and a copy of the active rows."""
+    """Return the logits, to be changed in place, and a copy of the active rows."""
     del active
     return logits, logits
 
 
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """The likeliest token of every row, and whether its logits are sound."""
+    """Find the likeliest token of every row, and whether its logits are sound."""
     del active
     token, best = likeliest(logits)
     return Survey(token, best, is_sound(logits))
@@ -56,7 +56,7 @@ def best_candidates(
     active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """The `count` largest logits: ids (lower first among equals), (logit - best) / heat, total.
+    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
 
     The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
     """
@@ -69,11 +69,11 @@ def best_candidates(
 def largest(
     logits: Float[Array, "S V"], count: int
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """The `count` largest logits of a row and their ids, best first, lower ids first."""
+    """Return ids and logits of the `count` largest logits, best first, lower ids first."""
     values, ids = jax.lax.top_k(logits, count)
-    # Without the barriers a caller's slice merges with this one, XLA no longer recognises a top-k
-    # and sorts the vocabulary instead: fifty times slower on CPU. One around both crashes XLA when
-    # the logits are sharded.
+    # Without barriers a slice in the caller merges with this one; XLA then no longer recognises a
+    # top-k and sorts the vocabulary, which is fifty times slower on CPU. One barrier around both
+    # arrays crashes XLA when the logits are sharded.
     return jax.lax.optimization_barrier(ids), jax.lax.optimization_barrier(values)
 
 
@@ -86,7 +86,7 @@ def draw(
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
 
-    Walks the ids upwards until their share exceeds `chance`; blocks first, then inside one block.
+    Adds up shares in order of ids until they exceed `chance`, by blocks, then inside one block.
     """
     del active
     rows, vocab = logits.shape
@@ -108,15 +108,15 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """The log-probability of one token of every row."""
+    """Return the log-probability of one token of every row."""
     del active
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
-) -> Held:
-    """The logits of the tokens at the first `count` places of every row."""
+) -> HeldTokens:
+    """Return the logits of the tokens at the first `count` places of every row."""
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
 
@@ -133,7 +133,7 @@ def take_held(
     is_held = first < width
     held = jnp.take_along_axis(logits, jnp.where(is_held, tokens, 0), axis=1)
     held = jnp.where(is_held, held, 0.0)
-    return Held(first, held, is_sound(held))
+    return HeldTokens(first, held, is_sound(held))
 
 
 def put_held(
@@ -142,7 +142,7 @@ def put_held(
     first: Int32[Array, "S T"],
     held: Float[Array, "S T"],
 ) -> Float[Array, "S V"]:
-    """The logits with those of `take_held` written over, each from its first place."""
+    """Write the logits from `take_held` back into the rows, each from its first place."""
     vocab, width = logits.shape[1], tokens.shape[1]
     ids = jnp.where(first == jnp.arange(width), tokens, vocab)
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(logits, ids, held)
@@ -151,9 +151,9 @@ def put_held(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """The survivors that are kept, weighed anew, and the id of the last one; all, if none is kept.
+    """Keep the chosen survivors (all, if none is chosen), recompute shares; return the last id too.
 
-    In the rows that are on; the others stay, and what they get as the last means nothing.
+    Rows that are not `on` stay unchanged, and their last id is meaningless.
     """
     alive = best.logits > -jnp.inf
     keep = keep & alive
@@ -175,10 +175,10 @@ def close_ranks(
 def first_past(
     weights: Float[Array, "S C"], reached: Float[Array, "S C"], target: Float[Array, " S"]
 ) -> Int32[Array, " S"]:
-    """The first place whose cumulative weight exceeds the target, never one without weight."""
+    """Return the first place with weight whose cumulative weight exceeds the target."""
     has_weight = weights > 0
     past = has_weight & (reached > target[:, None])
-    # Rounding may leave the target at or past the end; the last place with weight is then meant.
+    # Rounding may leave the target at or past the end: then take the last place with weight.
     last = weights.shape[-1] - 1 - jnp.argmax(has_weight[:, ::-1], axis=-1)
     place = jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), last)
     return place.astype(jnp.int32)
@@ -193,5 +193,5 @@ def close_gaps(
 
 
 def at(values: Array, place: Int32[Array, " S"]) -> Array:
-    """The value [S] of each row of `values` [S C] at its own place."""
+    """Return the value [S] of each row of `values` [S C] at its own place."""
     return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]

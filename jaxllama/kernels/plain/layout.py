@@ -50,7 +50,7 @@ def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> A
 
 
 def place_packed(value: Packed, axes: Axes, mesh: Mesh) -> Packed:
-    """Place every part of a packed matrix; `axes` are those of its [out, in] form."""
+    """Place every part of a packed matrix; `axes` name the axes of its [out, in] form."""
 
     def put(part: Any) -> Array:
         return jax.device_put(part, shard_shape(mesh, part.shape, axes))

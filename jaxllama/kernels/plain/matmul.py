@@ -14,17 +14,17 @@ ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
 
 
 def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, "L O"]:
-    """x · weight, float32 sums."""
+    """Return x · weight with float32 sums."""
     return padded_dot(x, weight, 0)
 
 
 def matmul_by_output(x: Float[Array, "L I"], weight: Float[Array, "O I"]) -> Float[Array, "L O"]:
-    """x · weightᵀ, float32 sums, for matrices stored by output: embeddings, packed weights."""
+    """Return x · weightᵀ with float32 sums, for embeddings and packed weights, stored by output."""
     return padded_dot(x, weight, 1)
 
 
 def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
-    """A dot of at least ROW_TILE rows."""
+    """Compute a dot product with at least ROW_TILE rows."""
     rows = x.shape[0]
     if rows < ROW_TILE:
         x = jnp.pad(x, ((0, ROW_TILE - rows), (0, 0)))
@@ -39,6 +39,6 @@ def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
 
 
 def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
-    """Root-mean-square norm in float32."""
+    """Apply a root-mean-square norm in float32."""
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)

@@ -14,7 +14,7 @@ from jaxllama.shapes import Array, Float, Int
 
 
 class StandaloneWeight:
-    """What dense and packed weights share: a matmul in steps, computed for all rows."""
+    """Base of dense and packed weights: norm, matmul, bias and residual one by one, on all rows."""
 
     def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
         """Return x · weight in float32."""
