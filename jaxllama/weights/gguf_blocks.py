@@ -110,7 +110,7 @@ def pack_q5_0(blocks: UInt8[np.ndarray, "O B 22"]) -> Packed:
 
 
 def pack_q5_1(blocks: UInt8[np.ndarray, "O B 24"]) -> Packed:
-    """Pack blocks of a float16 scale, a float16 minimum, the fifth bits of 32 codes, and nibbles."""
+    """Pack blocks of a float16 scale, a float16 minimum, fifth bits of 32 codes, and nibbles."""
     return packed(5, five_bits(blocks[..., 4:]), halves(blocks, 0), halves(blocks, 2))
 
 
