@@ -16,7 +16,7 @@ from load import Answer, Clients, Load, Shape, shaped
 from served import Served, model_of, reached
 
 from jaxllama import LLM
-from jaxllama.intake import Ready
+from jaxllama.intake import PreparedRequest
 
 STREAMS = (1, 16, 64)
 SHORT_STREAMS = (1, 16)
@@ -265,7 +265,7 @@ class Alone:
         self.texts = ["".join(parts) for parts in texts.values()]
         return spent
 
-    def ready(self, prompt: str) -> Ready:
+    def ready(self, prompt: str) -> PreparedRequest:
         """What the engine takes, as the server makes it."""
         if self.is_chat:
             return self.llm.intake.chat([{"role": "user", "content": prompt}], self.knobs)

@@ -1,6 +1,6 @@
-"""What a model is and how the engine is sized: frozen, hashable, self-checking.
+"""The shape of a model and the size of the engine: frozen, hashable, validated configurations.
 
-Built by weight readers and `llm.py`, read by everyone, static under jit. Knows no arrays.
+Built by weight readers and `llm.py`, read by all modules, static under jit. Knows no arrays.
 """
 
 import math
@@ -12,7 +12,7 @@ from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, Unsupp
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
-SAMPLING_DEFAULTS = ("auto", "none")  # whether requests get what the model's maker recommends
+SAMPLING_DEFAULTS = ("auto", "none")  # auto: the model maker's recommended sampling is the default
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 
@@ -62,7 +62,7 @@ class Rope:
 
     @property
     def scaled(self) -> bool:
-        """Whether cos and sin have a scale of their own."""
+        """Say whether cos and sin have an explicit scale."""
         return self.attention_factor is not None
 
 
@@ -113,20 +113,20 @@ class ModelConfig:
 
     @property
     def group(self) -> int:
-        """Query heads that share one key/value head."""
+        """Return the number of query heads that share one key/value head."""
         return self.heads // self.kv_heads
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the engine is sized: everything that fixes the shape of a compiled program."""
+    """The size of the engine: every number that fixes the shape of a compiled program."""
 
     slots: int = 16
     context: int = 4096  # tokens a slot holds, prompt and generated together
     prefill_chunk: int = 32  # most prompt tokens between two decode steps
-    steps_per_sync: int = 4  # decode steps per host round trip when nobody waits
-    candidates: int = 256  # tokens a filter sees before the bank widens
-    max_stop_ids: int = 32  # the model's end tokens and the request's
+    steps_per_sync: int = 4  # decode steps per host round trip when no request waits
+    candidates: int = 256  # tokens that a filter sees at first; more if it keeps the last of them
+    max_stop_ids: int = 32  # of a request, together with the model's end tokens
     max_top_logprobs: int = 20
     queue_limit: int = 100_000
     kernels: str = "xla"  # name of a body in kernels/
@@ -154,11 +154,11 @@ class EngineConfig:
 
     @property
     def columns(self) -> int:
-        """Cache columns that may be attended: the context, rounded up to whole key blocks."""
+        """Return the number of KV-cache columns: the context, rounded up to whole key blocks."""
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
 
     def check_slots(self, needed: int) -> None:
-        """Refuse a request that needs more slots than there are."""
+        """Refuse a request that needs more slots than the engine has."""
         if needed > self.slots:
             raise InvalidParameter(
                 f"the request needs {needed} slots at a time, one of them for its "
@@ -167,7 +167,7 @@ class EngineConfig:
             )
 
     def check_stop_ids(self, count: int) -> None:
-        """Refuse more stop ids than a row holds; `count` includes the model's own end tokens."""
+        """Refuse more stop ids than a row stores; `count` includes the model's own end tokens."""
         if count > self.max_stop_ids:
             raise InvalidParameter(
                 f"the request has {count} stop ids together with the model's end tokens; this "
@@ -176,7 +176,7 @@ class EngineConfig:
             )
 
     def check_length(self, prompt: int, new: int) -> None:
-        """Refuse what does not fit a slot."""
+        """Raise PromptTooLong if a prompt with `new` further tokens does not fit in a slot."""
         if not 1 <= prompt < self.context:
             raise PromptTooLong(
                 f"prompt has {prompt} tokens; this engine accepts 1 to {self.context - 1} "

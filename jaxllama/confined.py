@@ -1,8 +1,8 @@
-"""Confined: a prompt format that runs in another process, killed when it takes too long.
+"""Confined: a prompt format that runs in another process, which is killed if it takes too long.
 
-The service puts it around the model's own format, because a chat template is a program that came
-with the model. It blocks, so call it from a thread. Run as a program this file is that process: it
-gets a format and renders what it is sent until nobody is there any more. Knows no model, no tokens.
+The service wraps the model's own format in it, because a chat template is a program that came with
+the model. It blocks, so call it from a thread. Run as a program, this file is that process: it
+receives a format and renders conversations until the pipe is closed. Knows no model, no tokens.
 """
 
 import json
@@ -20,13 +20,13 @@ from jaxllama.errors import InvalidParameter, JaxLlamaError, TemplateError, Work
 from jaxllama.formats import Message, ModelText, PromptFormat, Tool
 from jaxllama.worker_pool import WorkerPool
 
-WORKERS = 4  # as many as threads that prepare requests, so that none waits for another's
+WORKERS = 4  # one for each thread that prepares requests, so that no thread waits for another
 START_SECONDS = 30.0  # until a fresh process has imported the format
 MEMORY = 1 << 30  # bytes of address space
 
 
 class Confined(PromptFormat):
-    """A format of the same name and behaviour, whose templates run elsewhere."""
+    """A format that behaves like another one, but renders in other processes."""
 
     def __init__(self, inner: PromptFormat, text: ModelText, *, seconds: float = 2.0) -> None:
         self.name = inner.name  # type: ignore[misc]
@@ -34,24 +34,24 @@ class Confined(PromptFormat):
         self.calls = inner.calls
         self._seconds = seconds
         kind = type(inner)
-        self._workers = WorkerPool(lambda: Worker(kind, text), WORKERS)
+        self._workers = WorkerPool(lambda: RenderWorker(kind, text), WORKERS)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """As the format itself does."""
+        """Render with the wrapped format, in another process."""
         return self._ask("render", (messages,), answer=answer)
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """As the format itself does."""
+        """Render tools with the wrapped format, in another process."""
         return self._ask("render_tools", (messages, tools), answer=answer)
 
     def start(self) -> None:
-        """Have a process ready before the first conversation comes."""
+        """Start one process, so that the first conversation need not wait for it."""
         self._workers.start()
 
     def close(self) -> None:
-        """End the processes."""
+        """End all processes."""
         self._workers.close()
 
     def _ask(self, method: str, arguments: tuple[Any, ...], *, answer: bool) -> str:
@@ -59,8 +59,8 @@ class Confined(PromptFormat):
         return self._workers.ask(lambda worker: worker.ask(question, self._seconds))
 
 
-class Worker:
-    """One process with the format; usable by one thread at a time."""
+class RenderWorker:
+    """A handle on one process with the format; usable by one thread at a time."""
 
     def __init__(self, kind: type[PromptFormat], text: ModelText) -> None:
         self._pipe, theirs = Pipe()
@@ -69,7 +69,7 @@ class Worker:
                 [sys.executable, "-m", "jaxllama.confined", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is none of its business
+                start_new_session=True,  # Ctrl-C in a terminal must not reach it
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._pipe.send((kind, text))
@@ -77,11 +77,15 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked again."""
+        """Say whether the process still runs."""
         return self._process.poll() is None
 
     def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
-        """Render a text; kills the process if that takes longer. Raises WorkerDied if it ended."""
+        """Render a text; kill the process if that takes longer than `seconds`.
+
+        Raises TemplateError if rendering fails or takes too long, WorkerDied if the process has
+        ended.
+        """
         try:
             self._pipe.send(question)
         except OSError as error:
@@ -89,13 +93,16 @@ class Worker:
         return self._receive(seconds)
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process and close the pipe."""
         self._process.kill()
         self._process.wait()
         self._pipe.close()
 
     def _receive(self, seconds: float) -> str:
-        """The answer. It is JSON, not a pickle: what runs over there is not trusted."""
+        """Return the rendered text, or raise the error that the process sent.
+
+        The message is JSON, not a pickle, because the code in that process is not trusted.
+        """
         try:
             if not self._pipe.poll(seconds):
                 raise TemplateError(f"the prompt format takes more than {seconds} s")
@@ -117,7 +124,7 @@ class Worker:
 
 
 def serve(pipe: Connection) -> None:
-    """The process: render what is asked until the other end is closed."""
+    """Run the process: render each conversation that arrives, until the other end is closed."""
     kind, text = pipe.recv()
     prompt_format = kind.for_model(text)
     pipe.send_bytes(b'{"text": ""}')

@@ -1,33 +1,33 @@
-"""Every exception jaxllama raises on purpose, with its HTTP status and CLI exit code.
+"""Every exception that jaxllama raises on purpose, with its HTTP status and CLI exit code.
 
-Raised everywhere, mapped once: to an exit code by the CLI, to a response by the server.
-Wording: what was wrong (with the value) - what was expected - what to do.
+The CLI maps each to an exit code, the server to a response; both do so in one place.
+Wording: the wrong value - the expected value - the remedy.
 
     JaxLlamaError
     ├── CheckpointError             a model file or folder that cannot be used
-    │   ├── UnknownFormat           nothing recognises the path
+    │   ├── UnknownFormat           no weight format recognises the path
     │   ├── BadHeader               truncated, corrupt or hostile header
     │   ├── BadTensors              missing, surplus or misshapen tensors, all listed at once
-    │   ├── UnsupportedModel        readable, but not an architecture or tensor type we run
+    │   ├── UnsupportedModel        readable, but the architecture or tensor type is not supported
     │   ├── BadTokenizer            vocabulary or chat template that cannot be built
     │   └── DownloadFailed          pull could not fetch or verify a model
     ├── PluginError                 a sampler, format or weight plugin that cannot be used
     │   ├── BrokenPlugin            it does not import, or breaks its socket's contract
     │   └── KnobClash               two samplers claim one knob
     ├── ConfigError                 flags or settings that contradict each other or the machine
-    ├── RequestError                one request is wrong; the engine never sees it
+    ├── RequestError                one request is wrong and never reaches the engine
     │   ├── InvalidParameter        a field is unknown or outside its bounds
     │   ├── PromptTooLong           prompt does not fit the context
     │   ├── TemplateError           a chat template refused or failed on these messages
     │   ├── ConstraintTooCostly     a grammar or schema takes more work than a request may use
-    │   └── HttpError               refused for how it was sent; carries its own status and code
-    ├── QueueFull                   too many requests wait already
-    ├── WorkerDied                  a process that prepares requests was ended from outside
-    ├── NotReady                    the model is still loading, or the server is going away
+    │   └── HttpError               wrong transfer of a request; has its own status and code
+    ├── QueueFull                   the queue of waiting requests is full
+    ├── WorkerDied                  a process that prepares requests was killed from outside
+    ├── NotReady                    the model is still loading, or the server is shutting down
     ├── TimedOut                    the request took longer than the operator allows
-    ├── Cancelled                   somebody who may do so has cancelled the request
-    ├── SlowReader                  the client does not take in what it asked for
-    ├── EngineStopped               the engine is gone; no request can be served
+    ├── Cancelled                   an authorised client has cancelled the request
+    ├── SlowReader                  the client reads its answer too slowly
+    ├── EngineStopped               the engine has stopped; no request can be served
     └── GenerationFailed            this request failed inside the engine (NaN, repeated fault)
 """
 
@@ -35,7 +35,7 @@ MOST_LOGGED = 300  # characters of a message in the log
 
 
 class JaxLlamaError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of every error raised on purpose."""
 
     status = 500
     code = "internal_error"
@@ -43,7 +43,7 @@ class JaxLlamaError(Exception):
     retry_after: float | None = None  # seconds after which trying again may help
 
     def as_facts(self) -> dict[str, str | None]:
-        """For the log: the code, the field of the request that is wrong, and the message."""
+        """Return the log fields of the error: its code, the wrong request field, the message."""
         field = getattr(self, "field", None)
         return {"reason": self.code, "field": field, "why": str(self)[:MOST_LOGGED]}
 
@@ -60,7 +60,7 @@ class UnknownFormat(CheckpointError):
 
 
 class BadHeader(CheckpointError):
-    """A header is truncated, corrupt or claims what the file cannot hold."""
+    """A header is truncated, corrupt, or describes more data than the file has."""
 
 
 class BadTensors(CheckpointError):
@@ -68,15 +68,15 @@ class BadTensors(CheckpointError):
 
 
 class UnsupportedModel(CheckpointError):
-    """The file is sound, but holds an architecture or tensor type that is not supported."""
+    """The file is valid, but its architecture or tensor type is not supported."""
 
 
 class BadTokenizer(CheckpointError):
-    """The vocabulary or chat template in the checkpoint cannot be built."""
+    """No tokenizer can be built from the vocabulary or chat template in the checkpoint."""
 
 
 class DownloadFailed(CheckpointError):
-    """A model could not be fetched or its checksum is wrong."""
+    """A model could not be downloaded, or its checksum is wrong."""
 
 
 class PluginError(JaxLlamaError):
@@ -89,7 +89,7 @@ class PluginError(JaxLlamaError):
 class BrokenPlugin(PluginError):
     """A plugin does not import or breaks the contract of its socket.
 
-    `where` is the file and line in the author's code and `hint` what mends it, where known.
+    `where` is the file and line in the author's code, and `hint` the remedy; "" if unknown.
     """
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
@@ -110,7 +110,7 @@ class ConfigError(JaxLlamaError):
 
 
 class RequestError(JaxLlamaError):
-    """One request is wrong; nothing else is affected."""
+    """One request is wrong; other requests are not affected."""
 
     status = 400
     code = "invalid_request"
@@ -146,7 +146,7 @@ class ConstraintTooCostly(RequestError):
 
 
 class HttpError(RequestError):
-    """A request is refused for how it was sent, before its fields are looked at."""
+    """The transfer of a request is wrong, so it is refused before its fields are read."""
 
     def __init__(self, message: str, status: int, code: str) -> None:
         super().__init__(message)
@@ -165,7 +165,7 @@ class QueueFull(JaxLlamaError):
 
 
 class WorkerDied(JaxLlamaError):
-    """A process that prepares requests ended for a reason that lies outside of the request."""
+    """A process that prepares requests ended for a reason outside of the request."""
 
     status = 503
     code = "worker_died"
@@ -173,7 +173,7 @@ class WorkerDied(JaxLlamaError):
 
 
 class NotReady(JaxLlamaError):
-    """No request is taken now: the model is loading, or the server is going away."""
+    """The server takes no requests now: the model is loading, or the server is shutting down."""
 
     status = 503
     code = "not_ready"
@@ -195,7 +195,7 @@ class Cancelled(JaxLlamaError):
 
 
 class SlowReader(JaxLlamaError):
-    """The client takes in its answer so slowly that it was given up."""
+    """The client reads its answer so slowly that the server ended the request."""
 
     status = 408
     code = "slow_reader"
@@ -209,6 +209,6 @@ class EngineStopped(JaxLlamaError):
 
 
 class GenerationFailed(JaxLlamaError):
-    """This one request failed inside the engine; its neighbours did not notice."""
+    """This request failed inside the engine; other requests are not affected."""
 
     code = "generation_failed"

@@ -1,7 +1,7 @@
 """The prompt-format socket: the one file a format author reads.
 
-A format turns messages into the text a model was trained to continue. It never tokenizes and
-never adds the begin-of-text token itself unless the model's template spells it out.
+A format renders messages as the prompt text that a model was trained to continue. A format never
+tokenizes. It adds the begin-of-text token only if the model's template spells it out.
 
     class ChatMl(PromptFormat):
         '''<|im_start|>role ... <|im_end|>'''
@@ -24,7 +24,7 @@ Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "descripti
 
 
 class CallStyle(StrEnum):
-    """How a model writes down the tools it wants called; `text/tools.py` reads them."""
+    """The syntax in which a model writes tool calls; `text/tools.py` parses it."""
 
     HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
     LLAMA3 = "llama3"  # {"name": ..., "parameters": {...}} and nothing else
@@ -32,30 +32,30 @@ class CallStyle(StrEnum):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool the assistant wanted called."""
+    """A call of a tool, as the assistant requested it."""
 
     name: str
     arguments: Mapping[str, Any]
     id: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The form templates expect: arguments as an object, not as text."""
+        """Return the JSON form that templates expect: arguments as an object, not as text."""
         function = {"name": self.name, "arguments": dict(self.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: str  # system, user, assistant or tool
     content: str
-    tool_calls: tuple[ToolCall, ...] = ()  # of the assistant
-    tool_call_id: str = ""  # of a tool: which call this is the result of
-    name: str = ""  # of the tool, or of who speaks
+    tool_calls: tuple[ToolCall, ...] = ()  # only for role assistant
+    tool_call_id: str = ""  # only for role tool: the id of the call that this message answers
+    name: str = ""  # name of the tool or of the speaker
 
     def as_json(self) -> dict[str, Any]:
-        """The form in which programs exchange messages; what does not apply is left out."""
+        """Return the message as JSON, as chat APIs exchange it; omit empty optional fields."""
         fields: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             fields["tool_calls"] = [call.as_json() for call in self.tool_calls]
@@ -65,56 +65,62 @@ class Message:
 
 @dataclass(frozen=True)
 class ModelText:
-    """What a checkpoint says about its text: what a format is built from."""
+    """The facts in a checkpoint that a format is built from: chat template and control tokens."""
 
-    template: str | None = None  # the Jinja chat template that came with the model
+    template: str | None = None  # the Jinja chat template of the model, or of the user
     begin: str = ""  # text of the begin-of-text token, "" if the model has none
     end: str = ""  # text of the end-of-text token, "" if the model has none
-    name: str = ""
+    name: str = ""  # name of the model
     special: frozenset[str] = frozenset()  # texts of all control tokens
-    is_users_template: bool = False  # the template is not the model's own, but a file of the user
+    is_users_template: bool = False  # True: `template` comes from a file of the user
 
 
 class PromptFormat(ABC):
-    """Messages in, prompt text out."""
+    """The base of prompt formats: renders messages as prompt text."""
 
     name: ClassVar[str]
-    stop: ClassVar[tuple[str, ...]] = ()  # text that ends an answer, besides the end tokens
-    last: ClassVar[bool] = False  # fits anything a little: asked after all formats that are not
-    calls: CallStyle | None = None  # how the model calls tools; None: the format knows no tools
+    stop: ClassVar[tuple[str, ...]] = ()  # texts that end an answer, besides the end tokens
+    last: ClassVar[bool] = False  # True: a fallback; `suits` is asked after all other formats
+    calls: CallStyle | None = None  # syntax of tool calls; None: the format does not support tools
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:
-        """Whether this format is the right default for the model; asked in order of name.
+        """Say whether this format is the right default for the model.
 
-        Leave models that bring a template to the template, unless they are yours for certain.
+        Formats are asked in the order of their names, those with `last` after all others. Return
+        False for a model that has its own template, unless your format is certainly right for this
+        model.
         """
         del model
         return False
 
     @classmethod
     def for_model(cls, model: ModelText) -> Self:
-        """Build the format for a model; formats without options ignore it."""
+        """Build the format for a model; a format without options ignores `model`."""
         del model
         return cls()
 
     @abstractmethod
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """The prompt text; with `answer` it ends where the assistant must begin to speak."""
+        """Return the prompt text of `messages`.
+
+        With `answer`, the text ends where the assistant's next message starts.
+        """
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Like `render`, and tells the model which tools it may call.
+        """Return the prompt text like `render`, and describe the callable `tools` in it.
 
-        Asked only of formats that set `calls`; their `render` also shows calls and results.
+        Called only on formats that set `calls`; `render` of such a format must also show tool calls
+        and tool results.
         """
         del messages, tools, answer
         raise TemplateError(f"prompt format {self.name!r} knows no tools; send none")
 
 
 def choose_format(formats: Mapping[str, type[PromptFormat]], model: ModelText) -> PromptFormat:
-    """The first of the installed formats that suits the model, built for it."""
+    """Build the first installed format that suits the model; raise BrokenPlugin if none does."""
     for name in sorted(formats, key=lambda name: (formats[name].last, name)):
         if formats[name].suits(model):
             return formats[name].for_model(model)

@@ -1,7 +1,7 @@
-"""Intake: from what people ask - text or messages, and knobs - to a checked GenerationRequest.
+"""Intake: makes a checked GenerationRequest from a prompt (text or messages) and knobs.
 
-Used by the Python API and the server, so that both refuse the same things in the same words. Knows
-text and limits; starts nothing.
+Used by the Python API and the server, so that both refuse the same input with the same errors.
+Knows text and limits; starts no generation.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any, Self, TypeGuard
 
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
-from jaxllama.constraints.wanted import schema_text, wanted
+from jaxllama.constraints.wanted import read_form, schema_text
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
@@ -21,8 +21,8 @@ from jaxllama.messages import (
     Ending,
     Turns,
     as_messages,
-    guarded,
-    guarded_json,
+    guard_json,
+    guard_message,
     needs_tools,
     render,
     with_system,
@@ -33,13 +33,13 @@ from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-Ready = tuple[GenerationRequest, Tail]
+PreparedRequest = tuple[GenerationRequest, Tail]
 
 
 class Intake:
-    """Checks and translates requests for one model."""
+    """Checks requests for one model and translates them to token ids."""
 
-    def __init__(  # noqa: PLR0913 - the parts that a request is read with
+    def __init__(  # noqa: PLR0913 - each argument is a part of the model
         self,
         tokenizer: Tokenizer,
         prompt_format: PromptFormat,
@@ -50,7 +50,10 @@ class Intake:
         other_formats: Iterable[PromptFormat] = (),
         defaults: Mapping[str, object] | None = None,
     ) -> None:
-        """`defaults` are the knobs of every request that sets neither them nor a preset's."""
+        """Store the parts of a model; `defaults` are knobs for requests that do not set them.
+
+        A value in the request or in its preset takes precedence over a default.
+        """
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.formats = {each.name: each for each in (*other_formats, prompt_format)}
@@ -59,7 +62,7 @@ class Intake:
         self.presets = dict(presets or {})
         self.defaults = dict(defaults or {})
         self.constraints = Compiler(tokenizer, bank.vocab)
-        bare = replace(tokenizer.text, template=None)  # formats leave templates to themselves
+        bare = replace(tokenizer.text, template=None)  # with a template, no other format suits
         self._tool_format = next(
             (
                 each.name
@@ -70,7 +73,7 @@ class Intake:
         )
 
     def with_format(self, name: str | None) -> Self:
-        """The same with another prompt format; None is the model's own."""
+        """Return a copy that uses the named prompt format; None means the model's own format."""
         if name is None:
             return self
         if name not in self.formats:
@@ -83,19 +86,19 @@ class Intake:
         return chosen
 
     def format_for(self, name: str | None, messages: Turns, tools: Sequence[Tool]) -> str | None:
-        """The prompt format of a conversation: the named one, or one that knows its tools.
+        """Choose the prompt format for a conversation; None means the model's own format.
 
-        A model whose own format knows no tools gets another format that suits its control tokens.
-        Returns None for the model's own format.
+        Returns `name` if it is given. If the conversation needs tools and the model's own format
+        supports none, returns another format that supports tools and suits its control tokens.
         """
         if name is not None or self.format.calls is not None or not needs_tools(messages, tools):
             return name
         return self._tool_format
 
-    def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> Ready:
-        """A request that continues a prompt."""
-        # The answer goes on in the middle of a text: its leading space is part of it.
-        return self._ready(self.ids(prompt), knobs, (), start=False, other=self.ids)
+    def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> PreparedRequest:
+        """Prepare a request that continues a prompt."""
+        # The answer continues a text, so a leading space is part of the answer.
+        return self._prepare(self.ids(prompt), knobs, (), start=False, other=self.ids)
 
     def chat(
         self,
@@ -104,25 +107,25 @@ class Intake:
         *,
         tools: Sequence[Tool] = (),
         ending: Ending = Ending.ANSWER,
-    ) -> Ready:
-        """A request that answers a conversation, or goes on with its last message."""
+    ) -> PreparedRequest:
+        """Prepare a request that answers a conversation, or continues its last message."""
         ids = self.chat_ids(messages, tools=tools, ending=ending)
         start = ending is not Ending.LAST
 
         def other(system: str) -> list[int]:
             return self.chat_ids(with_system(messages, system), tools=tools, ending=ending)
 
-        return self._ready(ids, knobs, self.format.stop, start=start, other=other)
+        return self._prepare(ids, knobs, self.format.stop, start=start, other=other)
 
     @property
     def most(self) -> int:
-        """Tokens that a prompt may have."""
+        """Return the largest number of tokens that a prompt may have."""
         return self.engine.context - 1
 
     def ids(self, prompt: Prompt, *, fits: bool = True) -> list[int]:
-        """A prompt as token ids, each within the vocabulary.
+        """Convert a prompt to token ids; refuse ids outside the vocabulary.
 
-        With `fits` a text is refused as soon as it has more tokens than the context takes.
+        With `fits`, refuse a prompt that is longer than the context, before all of it is tokenized.
         """
         if isinstance(prompt, str):
             return self._encode(prompt, special=False, fits=fits)
@@ -148,13 +151,14 @@ class Intake:
         ending: Ending = Ending.ANSWER,
         fits: bool = True,
     ) -> list[int]:
-        """A conversation as token ids; special-token text inside a message stays plain text.
+        """Convert a conversation to token ids; text of a message is never read as a control token.
 
-        With `fits` it is refused as soon as it has more tokens than the context takes.
+        With `fits`, refuse a conversation that is longer than the context, before all of it is
+        tokenized.
         """
         guard = self.tokenizer.guard
-        turns = [guarded(message, guard) for message in as_messages(messages)]
-        text = render(self.format, turns, guarded_json(tools, guard), ending)
+        turns = [guard_message(message, guard) for message in as_messages(messages)]
+        text = render(self.format, turns, guard_json(tools, guard), ending)
         return self._encode(text, special=True, fits=fits)
 
     def _encode(self, text: str, *, special: bool, fits: bool) -> list[int]:
@@ -168,10 +172,10 @@ class Intake:
     def chat_text(
         self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
     ) -> str:
-        """A conversation as the text the format makes of it."""
+        """Render a conversation as prompt text with the prompt format."""
         return render(self.format, as_messages(messages), tools, ending)
 
-    def _ready(
+    def _prepare(
         self,
         ids: Sequence[int],
         knobs: Mapping[str, object],
@@ -179,9 +183,12 @@ class Intake:
         *,
         start: bool,
         other: Callable[[str], list[int]],
-    ) -> Ready:
-        """`other` makes the prompt of a negative_prompt."""
-        given = {**self.defaults, **with_preset(knobs, self.presets)}
+    ) -> PreparedRequest:
+        """Check all knobs and build the request and its text tail.
+
+        `other` converts the text of a negative_prompt to the token ids of the second prompt.
+        """
+        given = {**self.defaults, **add_preset(knobs, self.presets)}
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}
@@ -217,7 +224,7 @@ class Intake:
         core: Mapping[str, object],
         other: Callable[[str], list[int]],
     ) -> Contrast | None:
-        """What the answer is moved away from, if anything."""
+        """Build the second prompt for guidance; None if the request uses no guidance."""
         scale, text = core["guidance_scale"], core["negative_prompt"]
         if text is None and scale != 1:
             raise InvalidParameter(
@@ -236,8 +243,8 @@ class Intake:
         return Contrast(tuple(other(str(text))), float(scale))  # type: ignore[arg-type]
 
     def _constraint(self, core: Mapping[str, object], ends: Sequence[int]) -> Constraint | None:
-        """What holds the answer to a form, if one is asked for."""
-        form = wanted(core)
+        """Compile the constraint of the request; None if it has none."""
+        form = read_form(core)
         if form is None:
             return None
         if not any(kind.constrains for kind in self.bank.adjusters.values()):
@@ -250,18 +257,21 @@ class Intake:
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
 
     def knows_constraint(self, fields: Mapping[str, object]) -> bool:
-        """Whether the constraint in these fields needs no compiling; True where they are wrong."""
+        """Say whether the constraint in these fields is already compiled, or absent.
+
+        Returns True for invalid fields as well, because they cost no compiling.
+        """
         given = dict(fields)
         try:
             if "json_schema" in given:
                 given["json_schema"] = schema_text(given["json_schema"])
-            form = wanted({name: check(name, value) for name, value in given.items()})
+            form = read_form({name: check(name, value) for name, value in given.items()})
         except InvalidParameter:
             return True
         return form is None or self.constraints.knows(form)
 
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """The samplers' knobs, checked, with texts as token ids."""
+        """Check the samplers' knobs and replace texts in phrases by token ids."""
         self.bank.check(knobs)
         encoded = dict(knobs)
         for name, value in knobs.items():
@@ -272,7 +282,7 @@ class Intake:
         return encoded
 
     def _check_counts(self, request: GenerationRequest) -> None:
-        """Refuse knobs that wait for more tokens than the answer may have."""
+        """Refuse knobs that count more tokens than `max_tokens` allows."""
         for name, value in request.knobs.items():
             if self.bank.knobs[name].counts and value > request.max_tokens:  # type: ignore[operator]
                 raise InvalidParameter(
@@ -282,17 +292,20 @@ class Intake:
                 )
 
     def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
-        """A phrase as token ids: a text as it is written by itself, and after a space."""
+        """Convert a phrase to token ids.
+
+        A text gives two variants: as written, and with a space.
+        """
         if not isinstance(item, str):
             return [list(item)]
         written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
         return written if written[0] != written[1] else written[:1]
 
 
-def is_one(prompt: object) -> bool:
-    """Whether a prompt is text or a list of token ids, not a list of prompts.
+def is_single_prompt(prompt: object) -> bool:
+    """Say whether `prompt` is one prompt (text or token ids), not a list of prompts.
 
-    An empty list is an empty list of prompts. Raises InvalidParameter for anything else.
+    An empty list counts as a list of prompts. Raises InvalidParameter for any other type.
     """
     if isinstance(prompt, str):
         return True
@@ -302,12 +315,12 @@ def is_one(prompt: object) -> bool:
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a list, a tuple or the like; bytes are none."""
+    """Say whether a value is a list, a tuple or another sequence; bytes do not count."""
     return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
 
 
 def wrong_prompt(prompt: object) -> InvalidParameter:
-    """The error for a prompt of a wrong type."""
+    """Build the error for a prompt of a wrong type."""
     hint = "; decode it first: prompt.decode()" if isinstance(prompt, bytes | bytearray) else ""
     return InvalidParameter(
         f"prompt is {prompt!r:.100} ({type(prompt).__name__}); expected text or a list of token "
@@ -316,16 +329,19 @@ def wrong_prompt(prompt: object) -> InvalidParameter:
     )
 
 
-def stream_of(ready: Ready, index: int) -> Ready:
-    """The same request again as stream `index` of its prompt, which has a seed of its own."""
+def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
+    """Copy a prepared request for stream `index` of its prompt, with a seed and tail of its own."""
     request, tail = ready
     return replace(request, seed=choice_seed(request.seed, index)), tail.again()
 
 
-def with_preset(
+def add_preset(
     knobs: Mapping[str, object], presets: Mapping[str, type[Preset]]
 ) -> dict[str, object]:
-    """What was given, and what its preset says of the rest; None is not given."""
+    """Merge the given knobs with the knobs of their preset; given knobs take precedence.
+
+    A knob that is None counts as not given.
+    """
     given = {name: value for name, value in knobs.items() if value is not None}
     name = check("preset", given.get("preset"))
     if name is None:

@@ -1,7 +1,7 @@
-"""Every bound on every core request field, in one table that all front ends share.
+"""The bounds of every core request field, in one table that all front ends share.
 
 The CLI, the Python API and each HTTP dialect validate through `check`; options, schemas and
-documentation are generated from the same rows. Sampler knobs carry their bounds themselves.
+documentation are generated from the same rows. Sampler knobs declare their own bounds.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from jaxllama.errors import InvalidParameter
 
 @dataclass(frozen=True)
 class Limit:
-    """Bounds, default and help of one request field."""
+    """Bounds, default and help text of one request field."""
 
     kind: type
     default: object
@@ -54,11 +54,11 @@ LIMITS: dict[str, Limit] = {
     "grammar": Limit(str, None, help="hold the answer to a Lark or GBNF grammar", longest=64 << 10),
 }
 
-# Fields that only front ends have, which serve many: how many of what one request may bring.
+# Fields of front ends only: bounds on the number of prompts, answers, messages and so on.
 FRONT: dict[str, Limit] = {
     "n": Limit(int, 1, 1, 16, "answers to each prompt"),
     "best_of": Limit(int, None, 1, 16, "answers to choose the best from"),
-    "width": Limit(int, 4, 1, 16, "beginnings of an answer to follow at a time"),
+    "width": Limit(int, 4, 1, 16, "prefixes of an answer to follow at a time"),
     "length_penalty": Limit(float, 1.0, -10.0, 10.0, "above 0 favours long answers, below short"),
     "prompts": Limit(str, (), help="prompts of one request", many=True, most=16),
     "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
@@ -68,7 +68,7 @@ FRONT: dict[str, Limit] = {
     "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
     "what_if": Limit(float, (), help="numbers to draw with instead", many=True, most=64),
-    "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to tell at each place"),
+    "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to return at each position"),
     "metadata": Limit(str, (), help="notes of the client; of no effect", many=True, most=16),
     "user": Limit(str, None, help="who asks; of no effect", longest=512),
     "safety_identifier": Limit(str, None, help="who asks; of no effect", longest=512),
@@ -78,14 +78,17 @@ FRONT: dict[str, Limit] = {
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise InvalidParameter if there are more of `name` than one request may bring."""
+    """Raise InvalidParameter if `count` exceeds the number of `name` that one request may have."""
     most = (LIMITS | FRONT)[name].most
     if count > most:
         raise InvalidParameter(f"{name} has {count} entries; at most {most} are allowed", name)
 
 
 def check(name: str, value: object) -> object:
-    """Return `value` as the field's own type, or raise InvalidParameter."""
+    """Return `value` converted to the field's type and checked; raise InvalidParameter if wrong.
+
+    None gives the field's default.
+    """
     limit = (LIMITS | FRONT)[name]
     if value is None:
         return limit.default
@@ -103,7 +106,7 @@ def check(name: str, value: object) -> object:
 
 
 def check_number_or_text(name: str, value: object, limit: Limit) -> object:
-    """Check one scalar against its row."""
+    """Check one scalar against its limit and return it; raise InvalidParameter if wrong."""
     if limit.kind is str:
         if not isinstance(value, str) or not value:
             raise InvalidParameter(f"{name} holds {value!r}; expected non-empty text", name)
@@ -122,7 +125,7 @@ def check_number_or_text(name: str, value: object, limit: Limit) -> object:
 def check_number(
     name: str, value: object, kind: type, low: float | None, high: float | None
 ) -> int | float:
-    """Check a number's type and bounds; an int is welcome where a float is expected."""
+    """Check type and bounds of a number and return it; a float field also accepts an int."""
     word = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidParameter(f"{name} is {value!r}; expected {word}", name)
@@ -137,14 +140,14 @@ def check_number(
 
 
 def unknown_field(name: str, known: Iterable[str]) -> InvalidParameter:
-    """The error for a field nobody knows, naming the nearest one."""
+    """Build the error for an unknown field; it suggests the field with the nearest name."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InvalidParameter(f"unknown parameter {name!r}{hint}", name)
 
 
 def unknown_preset(name: str, known: Iterable[str]) -> InvalidParameter:
-    """The error for a preset that is not installed, naming the nearest one or all."""
+    """Build the error for a preset that is not installed; it suggests the nearest name, or all."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(known) or 'none'}"

@@ -29,7 +29,7 @@ from jaxllama.engine.executables import Executables
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
-from jaxllama.intake import Intake, Prompt, is_one
+from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     Progress,
@@ -201,11 +201,15 @@ class LLM:
         sampler.
         """
         if n is not None or best_of is not None:
-            prompts = [cast(Prompt, prompt)] if is_one(prompt) else cast(Sequence[Prompt], prompt)
+            prompts = (
+                [cast(Prompt, prompt)]
+                if is_single_prompt(prompt)
+                else cast(Sequence[Prompt], prompt)
+            )
             asked = (partial(self.intake.completion, one, knobs) for one in prompts)
             answered = list(self.streams.several(asked, n, best_of))
-            return answered[0] if is_one(prompt) else answered
-        if is_one(prompt):
+            return answered[0] if is_single_prompt(prompt) else answered
+        if is_single_prompt(prompt):
             return self.streams.whole(self.intake.completion(cast(Prompt, prompt), knobs))
         many = [(one, knobs) for one in cast(Sequence[Prompt], prompt)]
         answers: list[Completion | None] = [None] * len(many)
@@ -368,7 +372,7 @@ class LLM:
         """
         if pooling not in tuple(scoring.Pooling):
             raise InvalidParameter(f"pooling is {pooling!r}; expected mean or last", "pooling")
-        if not is_one(text):
+        if not is_single_prompt(text):
             return [self._embed(one, pooling) for one in cast(Sequence[Prompt], text)]
         return self._embed(cast(Prompt, text), pooling)
 

@@ -1,7 +1,7 @@
-"""Messages: conversations as they arrive, from people or as JSON, made into what a format renders.
+"""Messages: conversations as Message objects or JSON, checked and rendered as prompt text.
 
-Used by the intake, the CLI and the server, so that all take the same. Knows roles, texts and tools;
-must not know tokens or HTTP.
+Used by the intake, the CLI and the server, so that all accept the same input. Knows roles, texts
+and tools; must not know tokens or HTTP.
 """
 
 import json
@@ -17,17 +17,17 @@ Guard = Callable[[str], str]
 
 
 class Ending(StrEnum):
-    """How a rendered conversation ends."""
+    """The place where the rendered text of a conversation ends."""
 
-    ANSWER = "answer"  # where the assistant begins to speak
-    LAST = "last"  # inside the last message, which is to be continued
-    CLOSED = "closed"  # behind the last message
+    ANSWER = "answer"  # where the assistant's next message starts
+    LAST = "last"  # inside the last message, which the model continues
+    CLOSED = "closed"  # after the last message
 
 
 def render(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool], ending: Ending
 ) -> str:
-    """The prompt text of a conversation."""
+    """Render a conversation as prompt text; refuse an empty one, or tools that the format lacks."""
     if not messages:
         raise InvalidParameter("messages is empty; expected at least one message", "messages")
     if prompt_format.calls is None:
@@ -40,13 +40,13 @@ def render(
         text = prompt_format.render_tools(shown, tools, answer=answer)
     else:
         text = prompt_format.render(shown, answer=answer)
-    return cut_behind(text, messages[-1].content) if ending is Ending.LAST else text
+    return cut_after(text, messages[-1].content) if ending is Ending.LAST else text
 
 
 def refuse_tools(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool]
 ) -> None:
-    """Refuse a conversation with tools where they would be left out silently."""
+    """Raise InvalidParameter if the conversation has tools; the format would silently omit them."""
     what = "tools" if tools else "messages"
     if needs_tools(messages, tools):
         raise InvalidParameter(
@@ -57,7 +57,7 @@ def refuse_tools(
 
 
 def needs_tools(messages: Turns, tools: Sequence[Tool]) -> bool:
-    """Whether a conversation has tools, calls of tools or their results."""
+    """Say whether a conversation has tools, tool calls or tool results."""
     return bool(tools) or any(
         message.tool_calls or message.role == "tool"
         if isinstance(message, Message)
@@ -66,8 +66,11 @@ def needs_tools(messages: Turns, tools: Sequence[Tool]) -> bool:
     )
 
 
-def cut_behind(text: str, content: str) -> str:
-    """A rendered conversation up to the end of its last message's content."""
+def cut_after(text: str, content: str) -> str:
+    """Cut a rendered conversation at the end of the last message's `content`.
+
+    Raises TemplateError if `text` does not contain the content as written.
+    """
     for last in (content, content.rstrip(), content.strip()):  # templates trim
         place = text.rfind(last) if last else -1
         if place >= 0:
@@ -77,13 +80,13 @@ def cut_behind(text: str, content: str) -> str:
     )
 
 
-def guarded(message: Message, guard: Guard) -> Message:
-    """A message in which no control token can be read."""
+def guard_message(message: Message, guard: Guard) -> Message:
+    """Return a copy of the message in which no text is read as a control token."""
     return Message(
         role=guard(message.role),
         content=guard(message.content),
         tool_calls=tuple(
-            ToolCall(guard(call.name), guarded_json(call.arguments, guard), guard(call.id))
+            ToolCall(guard(call.name), guard_json(call.arguments, guard), guard(call.id))
             for call in message.tool_calls
         ),
         tool_call_id=guard(message.tool_call_id),
@@ -91,19 +94,19 @@ def guarded(message: Message, guard: Guard) -> Message:
     )
 
 
-def guarded_json(value: Any, guard: Guard) -> Any:
-    """A JSON value, all of whose texts are guarded."""
+def guard_json(value: Any, guard: Guard) -> Any:
+    """Return a copy of a JSON value with every text in it guarded, keys included."""
     if isinstance(value, str):
         return guard(value)
     if isinstance(value, Mapping):
-        return {guard(key): guarded_json(item, guard) for key, item in value.items()}
+        return {guard(key): guard_json(item, guard) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [guarded_json(item, guard) for item in value]
+        return [guard_json(item, guard) for item in value]
     return value
 
 
 def as_messages(messages: Turns) -> list[Message]:
-    """A conversation from its JSON form."""
+    """Convert a conversation from its JSON form; raise InvalidParameter if it is malformed."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise InvalidParameter(
             f"messages is {messages!r:.100}; expected a list of "
@@ -114,14 +117,14 @@ def as_messages(messages: Turns) -> list[Message]:
 
 
 def with_system(messages: Turns, text: str) -> list[Message]:
-    """A conversation with another system message, in place of its own if it begins with one."""
+    """Return the conversation with the system message `text`; replace an existing first one."""
     turns = as_messages(messages)
     begins = bool(turns) and turns[0].role == "system"
     return [Message("system", text), *turns[begins:]]
 
 
 def as_message(message: Message | Mapping[str, Any], where: str = "messages") -> Message:
-    """A message from its JSON form; content may be a list of text parts."""
+    """Convert one message from its JSON form; its content may be a list of text parts."""
     if isinstance(message, Message):
         return message
     if not isinstance(message, Mapping):
@@ -141,7 +144,7 @@ def as_message(message: Message | Mapping[str, Any], where: str = "messages") ->
 
 
 def content_of(content: object, where: str, *, optional: bool) -> str:
-    """The text of a message: a string, or parts of type text, joined."""
+    """Return the content of a message as one string; join a list of text parts."""
     if content is None and optional:
         return ""
     if isinstance(content, str):
@@ -161,7 +164,7 @@ def content_of(content: object, where: str, *, optional: bool) -> str:
 
 
 def as_call(call: object, where: str) -> ToolCall:
-    """A tool call from its JSON form; its arguments are an object, or the text of one."""
+    """Convert a tool call from its JSON form; `arguments` may be an object or its JSON text."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise InvalidParameter(f'{where} is {call!r:.100}; expected {{"id", "function"}}', where)
@@ -182,7 +185,7 @@ def as_call(call: object, where: str) -> ToolCall:
 
 
 def text_of(fields: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
-    """A field that is text; missing is "" where it is optional."""
+    """Return a text field; return "" if it is missing and optional, raise if it is no text."""
     value = fields.get(name)
     if value is None and optional:
         return ""

@@ -1,6 +1,6 @@
-"""Mistakes: what a plugin author did wrong, in which line, and what mends it.
+"""Mistakes: explains the mistakes of plugin authors, with source line and remedy.
 
-Called by the registry, the engine and `jaxllama check` with a plugin's class or with the error that
+Called by the registry, the engine and `jaxllama check` with a plugin's class or with an error that
 the plugin raised. Standard library only: errors of JAX are recognised by the names of their types.
 """
 
@@ -36,7 +36,7 @@ CHOOSE = (
 )
 COMPARE = "a shape cannot depend on numbers: keep all places and choose with jnp.where or a mask"
 
-# What an error means: (the type's name, words of its message, the sentence, the hint).
+# Explanations of errors: (name of the type, words of its message, sentence, hint).
 MEANINGS = (
     ("TracerBoolConversionError", "", UNDECIDED, CHOOSE),
     ("ValueError", "truth value of an array", UNDECIDED, CHOOSE),
@@ -107,9 +107,9 @@ NUMPY_CALL = re.compile(r"\b(?:np|numpy|math)\.(\w+)")
 
 
 def explain(what: str, error: BaseException, module: str) -> BrokenPlugin:
-    """Make an error that a plugin raised into one with place, sentence and hint.
+    """Convert an error that a plugin raised to a BrokenPlugin with place, explanation and hint.
 
-    `what` names the plugin and what it was doing; `module` is the module that the plugin is in.
+    `what` names the plugin and its current action; `module` is the module of the plugin.
     """
     where = place_of(error, module)
     line = source_line(where)
@@ -125,7 +125,7 @@ def explain(what: str, error: BaseException, module: str) -> BrokenPlugin:
 
 
 def hint_for(error: BaseException) -> str:
-    """A hint for an error of plain Python, or nothing."""
+    """Return a hint for an error of plain Python, "" if there is none."""
     if isinstance(error, NameError) and error.name in MODULES:
         return f"add `{MODULES[error.name]}`"
     if isinstance(error, AttributeError) and dataclasses.is_dataclass(error.obj):
@@ -135,7 +135,10 @@ def hint_for(error: BaseException) -> str:
 
 
 def named_in(line: str) -> Mapping[str, str]:
-    """What a source line uses: the Python word or NumPy function in it, and what JAX has for it."""
+    """Find the Python word or NumPy function in a source line, and its JAX replacement.
+
+    Returns both by the names `word` and `jax`, to fill the sentences in MEANINGS.
+    """
     called = NUMPY_CALL.search(line)
     if called is not None:
         return {"word": f"`{called[0]}`", "jax": f"jnp.{called[1]}"}
@@ -146,7 +149,7 @@ def named_in(line: str) -> Mapping[str, str]:
 
 
 def place_of(error: BaseException, module: str) -> str:
-    """The file and line, in the author's package, that an error comes from; may be empty."""
+    """Return the innermost "file:line" of an error in the author's package; "" if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     own = module.partition(".")[0]
@@ -160,20 +163,20 @@ def place_of(error: BaseException, module: str) -> str:
 
 
 def traces(trace: TracebackType | None) -> Iterator[TracebackType]:
-    """Every entry of a traceback, the innermost last."""
+    """Yield every entry of a traceback, the innermost last."""
     while trace is not None:
         yield trace
         trace = trace.tb_next
 
 
 def source_line(where: str) -> str:
-    """The line at a place."""
+    """Return the source line at "file:line"; "" if it cannot be read."""
     path, _, number = where.rpartition(":")
     return linecache.getline(path, int(number)).strip() if path else ""
 
 
 def line_of(kind: type, method: str | None = None) -> str:
-    """The file and line where a class, or a method that it defines, begins; may be empty."""
+    """Return "file:line" of the start of a class, or of a method it defines; "" if unknown."""
     function = vars(kind).get(method) if method else None
     if isinstance(function, FunctionType):
         return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
@@ -185,13 +188,13 @@ def line_of(kind: type, method: str | None = None) -> str:
         return f"{authored[0].__code__.co_filename}:1" if authored else ""
 
 
-# Random numbers of the author's own.
+# Random numbers that a plugin draws by itself.
 
 
 def own_random_number(kind: type) -> tuple[str, str] | None:
-    """The place and name of a call in a plugin's class that draws random numbers by itself.
+    """Find a call in a plugin's class that draws its own random numbers; return its place and name.
 
-    Generators that are made with a seed are let through: they give the same numbers every time.
+    Allows generators that are made with a seed, because they return the same numbers every time.
     """
     try:
         source = inspect.getsourcefile(kind) or ""
@@ -210,7 +213,7 @@ def own_random_number(kind: type) -> tuple[str, str] | None:
 
 
 def draws(name: str, call: ast.Call) -> bool:
-    """Whether a call of the function `name` draws numbers that no request's seed decides."""
+    """Say whether a call of the function `name` draws numbers without the request's seed."""
     if name.startswith(("numpy.random.", "random.")):
         makes = name.endswith((".default_rng", ".RandomState", ".Random", ".SeedSequence"))
         return not (makes and call.args) and not name.endswith(".Generator")
@@ -220,7 +223,7 @@ def draws(name: str, call: ast.Call) -> bool:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """What each imported name of a module stands for, dotted."""
+    """Map each imported name of a module to its full dotted name."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -234,7 +237,10 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def dotted(node: ast.expr, names: Mapping[str, str]) -> str:
-    """The full name of what an expression refers to; empty if it is not an imported name."""
+    """Return the full dotted name that an expression refers to.
+
+    "" if it is not an imported name.
+    """
     if isinstance(node, ast.Name):
         return names.get(node.id, "")
     if isinstance(node, ast.Attribute):
@@ -244,7 +250,7 @@ def dotted(node: ast.expr, names: Mapping[str, str]) -> str:
 
 
 def reached(tree: ast.Module, name: str) -> Iterator[ast.AST]:
-    """The methods of the class `name`, and the functions of its module that they call."""
+    """Yield the methods of the class `name`, and the functions of its module that they call."""
     defined = {each.name: each for each in tree.body if isinstance(each, ast.FunctionDef)}
     waiting: list[ast.AST] = [
         method
@@ -265,14 +271,14 @@ def reached(tree: ast.Module, name: str) -> Iterator[ast.AST]:
 
 
 def is_taken(name: str) -> bool:
-    """Whether a module of Python or of a package that jaxllama needs has this name."""
+    """Say whether Python or a package that jaxllama needs has a module of this name."""
     return name in sys.stdlib_module_names or name in DEPENDENCIES
 
 
 def hiding_file(folder: Path | None = None) -> Path | None:
-    """A file in a folder that hides a module of Python, or of a package that jaxllama needs.
+    """Return a file in `folder` that hides a module of Python or of a package that jaxllama needs.
 
-    The folder is the first one that Python imports from, unless another is given.
+    The default folder is the first one that Python imports from.
     """
     folder = Path(sys.path[0] if sys.path else "") if folder is None else folder
     if folder == Path(linecache.__file__).parent or folder.name == "site-packages":
@@ -286,7 +292,7 @@ def hiding_file(folder: Path | None = None) -> Path | None:
 
 
 def hiding(error: BaseException) -> BrokenPlugin | None:
-    """The error to show instead of one that arose because a file hides a module; else None."""
+    """Return the error to show for a failure that a module-hiding file caused; else None."""
     of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
     path = hiding_file() if isinstance(error, ImportError) or of_module else None
     if path is None:
@@ -295,18 +301,18 @@ def hiding(error: BaseException) -> BrokenPlugin | None:
 
 
 def hidden_by(path: Path) -> str:
-    """The sentence about a file that hides a module."""
+    """Return the sentence about a file that hides a module."""
     name = path.parent.name if path.name == "__init__.py" else path.stem
     return f"{path.name} hides the module {name} of {owner_of(name)}"
 
 
 def owner_of(name: str) -> str:
-    """Whose module it is, in words."""
+    """Return the owner of a module in words: Python or a package."""
     return "Python itself" if name in sys.stdlib_module_names else f"the package {name}"
 
 
-def not_there(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
-    """The error for a plugin whose module lacks the class that was named."""
+def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
+    """Build the error for a plugin whose module lacks the named class."""
     name = module.__name__.partition(".")[0]
     where = f"{getattr(module, '__file__', None) or 'built in'}"
     if is_taken(name):
@@ -330,8 +336,8 @@ def not_there(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
     )
 
 
-def no_subclass(what: str, found: object, base: type) -> BrokenPlugin:
-    """The error for a plugin that is no class of its socket."""
+def wrong_class(what: str, found: object, base: type) -> BrokenPlugin:
+    """Build the error for a plugin that is not a subclass of its socket's class."""
     wanted = f"{base.__module__}.{base.__qualname__}"
     if isinstance(found, ModuleType):
         return BrokenPlugin(

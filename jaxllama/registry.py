@@ -1,4 +1,4 @@
-"""Plugins: entry points of a group, loaded into classes, with worded failures.
+"""Plugins: the entry points of a group, loaded as classes, with clear errors.
 
 Called by `llm.py`, the CLI and the weight opener. Knows no plugin by name and no socket's contract.
 """
@@ -24,14 +24,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plugins(Generic[T]):
-    """The plugins of one group: those that loaded, and why the others did not."""
+    """The plugins of one group: the loaded classes, and the errors of the broken ones."""
 
     group: str
     loaded: dict[str, type[T]]
     broken: dict[str, BrokenPlugin] = field(default_factory=dict)
 
     def one(self, name: str) -> type[T]:
-        """The plugin called `name`, or an error that lists what there is."""
+        """Return the plugin `name`.
+
+        Raise its error if it is broken, or one that lists the others.
+        """
         if name in self.broken:
             raise self.broken[name]
         if name not in self.loaded:
@@ -70,7 +73,7 @@ def load_plugins(group: str, base: type[T]) -> Plugins[T]:
 
 
 def load_one(point: EntryPoint, base: type[T]) -> type[T]:
-    """Import one entry point and check that it is a class of the socket."""
+    """Import one entry point; raise BrokenPlugin unless it is a subclass of `base`."""
     what = f"plugin {point.name!r} ({point.value})"
     try:
         module = importlib.import_module(point.module)
@@ -87,7 +90,7 @@ def load_one(point: EntryPoint, base: type[T]) -> type[T]:
     try:
         found = point.load()
     except AttributeError as error:
-        raise mistakes.not_there(what, module, point.attr) from error
+        raise mistakes.missing_class(what, module, point.attr) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise mistakes.no_subclass(what, found, base)
+        raise mistakes.wrong_class(what, found, base)
     return found

@@ -1,7 +1,7 @@
-"""The words all floors share: what goes into the engine and what comes out.
+"""The types of requests to the engine and of the events it emits.
 
-Built by whoever asks (Python API, dialects), consumed by the engine. Knows no arrays, no text
-beyond finished strings.
+Requests are built by the Python API and the dialects, and processed by the engine. Knows no arrays,
+and no text except finished strings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from typing import Protocol
 
 from jaxllama.errors import JaxLlamaError
 
-GOLDEN = 0x9E3779B97F4A7C15  # odd, so that no two streams of one prompt share a seed
+GOLDEN = 0x9E3779B97F4A7C15  # odd, so that all streams of one prompt have different seeds
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The seed of stream `index` of one prompt: stream 0 has the request's own."""
+    """Return the seed of stream `index` of one prompt; stream 0 has the request's own seed."""
     return (seed + index * GOLDEN) & (2**63 - 1)
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended."""
+    """The reason why a generation ended."""
 
     LENGTH = "length"
     END_TOKEN = "end_token"
@@ -30,48 +30,48 @@ class FinishReason(StrEnum):
 
 
 class Follower(Protocol):
-    """Follows one answer through a constraint; whatever it raises fails that answer alone."""
+    """Follows one answer through a constraint; an exception it raises fails only this answer."""
 
     @property
     def done(self) -> bool:
-        """The answer is whole, and no token can follow."""
+        """Say whether the answer is complete, so that no token can follow."""
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
-        """A bit per token, the lowest first: what may come next, end tokens included.
+        """Return the mask of allowed next tokens, end tokens included; one bit each, lowest first.
 
-        None while another thread still computes it, after at most `wait` seconds; the engine asks
-        again at the next step, and the other rows of the batch go on.
+        Returns None if another thread has not computed it within `wait` seconds. The engine then
+        asks again at the next step, while the other rows of the batch continue.
         """
 
     def forced(self) -> Sequence[int]:
-        """Tokens that come next whatever the model thinks; they are not taken yet."""
+        """Return tokens that the constraint forces next; call `advance` for each to use them."""
 
     def advance(self, token: int) -> None:
-        """A token was added to the answer."""
+        """Advance by a token that was added to the answer."""
 
 
 class Constraint(Protocol):
-    """What an answer has to look like: compiled once, followed by any number of answers."""
+    """The compiled form that an answer must have; any number of answers can follow it."""
 
     def start(self) -> Follower:
-        """A follower at the beginning of an answer."""
+        """Return a follower at the start of an answer."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A second prompt that an answer is moved away from: classifier-free guidance.
+    """A second prompt whose answer to move away from: classifier-free guidance.
 
-    Each token is drawn from the logits `other + scale * (own - other)`, where `other` are those
-    behind this prompt and the same answer.
+    Each token is drawn from the logits `other + scale * (own - other)`, where `other` are the
+    logits after this second prompt and the same answer.
     """
 
     prompt: tuple[int, ...]
-    scale: float  # 1: not moved; above, away from the other; below, towards it
+    scale: float  # 1: no effect; > 1: away from the second prompt; < 1: towards the second prompt
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt in token ids, and how to continue it; already validated."""
+    """One validated prompt in token ids, and how to continue it."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -79,25 +79,25 @@ class GenerationRequest:
     temperature_last: bool = False
     seed: int = 0
     stop_ids: tuple[int, ...] = ()  # the model's own end tokens included unless ignored
-    top_logprobs: int | None = None  # None: no log-probabilities; n: the chosen and n others
+    top_logprobs: int | None = None  # None: no log-probabilities; n: chosen token and n others
     knobs: Mapping[str, object] = field(default_factory=dict)
     constraint: Constraint | None = None
     contrast: Contrast | None = None
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
-        """What takes a slot each: the prompt, and the one that the answer is moved away from."""
+        """Return the prompts that need a slot each: the prompt, then the guidance prompt if any."""
         return (self.prompt,) if self.contrast is None else (self.prompt, self.contrast.prompt)
 
     @property
     def cost(self) -> int:
-        """Tokens it may come to in all its slots."""
+        """Return the maximum of tokens, prompt and generated, in all slots of the request."""
         return sum(len(prompt) + self.max_tokens for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one generation cost."""
+    """The tokens and seconds that one generation used."""
 
     prompt: int  # tokens of the prompt
     reused: int  # of these, taken from the cache
@@ -108,7 +108,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural-log probabilities at one position, under the model and as sampled."""
+    """Natural log-probabilities at one position, under the model and as sampled."""
 
     logprob: float  # of the chosen token under the model (temperature 1, nothing removed)
     sampled: float  # of the chosen token under the distribution it was drawn from
@@ -118,7 +118,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token; `text` is what became safe to show, possibly nothing."""
+    """The event of one generated token; `text` is the text that became safe to show, maybe ""."""
 
     id: int  # of the generation
     token: int
@@ -128,7 +128,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a generation; `text` is what a held-back tail still owed."""
+    """The last event of a generation; `text` is the rest of the text that was kept back."""
 
     id: int
     reason: FinishReason
@@ -142,14 +142,14 @@ Event = Token | Finished
 
 
 class TextTail(Protocol):
-    """Turns token ids into text as they come; the engine calls it, `text/tail.py` is it."""
+    """Converts token ids to text while they arrive; `text/tail.py` implements it for the engine."""
 
     def push(self, token: int) -> str:
-        """Text that became safe to show with this token."""
+        """Add a token and return the text that became safe to show."""
 
     def flush(self) -> str:
-        """Whatever was still held back, now that the generation is over."""
+        """End the text and return the rest of it that was kept back."""
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that was met, if one was."""
+        """Return the stop string that was met, if any."""

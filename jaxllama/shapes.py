@@ -1,6 +1,6 @@
 """The dimension letters used in every array annotation, and the array aliases.
 
-Read by people; imported by whoever annotates arrays. Knows no arithmetic.
+Imported by all modules that annotate arrays. Knows no arithmetic.
 
     S slots            L new tokens in this call     T cache columns       D width
     F ffn width        N query heads                 K key/value heads     G = N / K

@@ -1,8 +1,8 @@
-"""How arrays lie on the mesh: logical axes to mesh axes, once.
+"""The layout of arrays on the device mesh: the one table from logical axes to mesh axes.
 
-Used by the model (`constrain`), by loading and by the engine's state. Two mesh axes: `data` holds
-slots, `model` holds heads, feed-forward columns and vocabulary. One device is a 1x1 mesh. Plain JAX
-is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`).
+Used by the model (`constrain`), by loading and by the engine's state. Two mesh axes: `data` splits
+slots; `model` splits heads, feed-forward columns and vocabulary. One device is a 1x1 mesh. Plain
+JAX is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`).
 """
 
 import re
@@ -21,14 +21,14 @@ RULES: dict[str | None, str | None] = {
     "kv_heads": "model",
     "ffn": "model",
     "vocab": "model",
-    "rows": None,  # tokens of a call: few, and every device needs them
+    "rows": None,  # tokens of a call: few, and every device needs all of them
     "width": None,
     None: None,
 }
 
 
 def parse_mesh(text: str | None) -> tuple[int, int]:
-    """(data, model) of a string like "data=2,model=4"; None means one device."""
+    """Parse a mesh like "data=2,model=4" to (data, model); None means one device."""
     sizes = {"data": 1, "model": 1}
     for part in (text or "").split(",") if text else ():
         match = re.fullmatch(r"\s*(data|model)\s*=\s*([0-9]{1,6})\s*", part)
@@ -39,7 +39,7 @@ def parse_mesh(text: str | None) -> tuple[int, int]:
 
 
 def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
-    """The mesh the engine was configured for, over the first devices there are."""
+    """Build the configured mesh over the first devices; raise ConfigError if it does not fit."""
     data, parts = engine.data_parallel, engine.model_parallel
     devices = jax.devices()
     if data * parts > len(devices):
@@ -58,12 +58,12 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Where an array with these logical axes lies."""
+    """Return the sharding of an array with these logical axes."""
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
 
 def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Like `sharding`, but a dimension that does not divide stays whole."""
+    """Return the sharding of an array; a dimension that does not divide evenly is not split."""
     kept = [
         axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
         for size, axis in zip(shape, axes, strict=True)
@@ -72,27 +72,27 @@ def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
 
 
 def slots_are_split() -> bool:
-    """Whether the program being traced has its slots on more than one device."""
+    """Say whether the program being traced has its slots on more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape.get("data", 1) > 1 and not mesh.manual_axes
 
 
 def own_parts(axis: str) -> int:
-    """Into how many parts along a mesh axis the arrays are cut, of which this code sees its own.
+    """Return the number of parts along a mesh axis if this code sees only its own part, else 1.
 
-    1 where XLA does the splitting: code sees whole arrays there.
+    If XLA does the splitting, the code sees whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """The sum over every device's own part."""
+    """Sum `x` over the parts of all devices; return it unchanged if the code sees whole arrays."""
     return lax.psum(x, axis) if own_parts(axis) > 1 else x
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Say where an intermediate lies; without a mesh (plain tests) it says nothing."""
+    """Constrain the layout of an intermediate array; no effect without a mesh (plain tests)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x

@@ -1,7 +1,7 @@
-"""The start of a program that loads a model: what it is doing, in lines for the person who waits.
+"""Startup: prints the progress of a program that loads a model, as lines for the waiting user.
 
-Made by the commands and the server. `report` is what `LLM.load` calls with its progress; a thread
-says every ten seconds what still goes on. Knows no model.
+Made by the commands and the server. `LLM.load` calls `report` with its progress; a thread repeats
+an unfinished stage after ten seconds without a line. Knows no model.
 """
 
 import threading
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-COMPILING = "compiling "  # and the name of a program
+COMPILING = "compiling "  # prefix of a stage; the name of a program follows
 WORDS = {"weights": "loading weights", "programs": "loading programs"}
-SILENCE = 10.0  # seconds without a line at most
-SECONDS_PER_LOOK = 1.0
+SILENCE = 10.0  # most seconds without a line
+SECONDS_PER_CHECK = 1.0
 
 
 @dataclass(frozen=True)
 class StartupStage:
-    """A part of a start: something of which `done` of `total` is done."""
+    """A stage of a start, with `done` of `total` parts finished."""
 
     what: str
     done: int
@@ -28,7 +28,10 @@ class StartupStage:
 
 
 class Startup:
-    """The progress of one start; as a context, it also says what goes on for long."""
+    """The progress of one start.
+
+    As a context manager, it also repeats long stages from a thread.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Startup:
         keeps_programs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`keeps_programs`: the next start will not compile again."""
+        """Prepare to print with `say`; `keeps_programs`: the next start will not compile again."""
         self.stage: StartupStage | None = None  # replaced whole: other threads read it
         self._say, self._keeps_programs, self._clock = say, keeps_programs, clock
         self._last_line = clock()
@@ -45,7 +48,7 @@ class Startup:
         self._thread = threading.Thread(target=self._remind, name="startup", daemon=True)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Take in progress; each program that has to be compiled gets a line."""
+        """Record progress; print a line for each program that has to be compiled."""
         previous = self.stage
         is_new = previous is None or previous.what != what
         began = self._clock() if previous is None or is_new else previous.began
@@ -54,10 +57,10 @@ class Startup:
             self._write(f"{describe(what, done, total, keeps_programs=self._keeps_programs)}...")
 
     def remind(self) -> None:
-        """Say what still goes on, if nothing was said for long."""
+        """Print the unfinished stage if no line was printed for SILENCE seconds."""
         stage, now = self.stage, self._clock()
         if stage is not None and now - self._last_line >= SILENCE:
-            self._write(f"still {words_of(stage)}, {now - stage.began:.0f} s")
+            self._write(f"still {describe_progress(stage)}, {now - stage.began:.0f} s")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -78,20 +81,20 @@ class Startup:
         self._say(line)
 
     def _remind(self) -> None:
-        while not self._over.wait(SECONDS_PER_LOOK):
+        while not self._over.wait(SECONDS_PER_CHECK):
             self.remind()
 
 
 def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -> str:
-    """A stage in words: of a program that is compiled, which it is and of how many."""
+    """Describe a stage in words; for a compiled program, with its name and its number of all."""
     if not what.startswith(COMPILING):
         return WORDS.get(what, what)
     when = ", first start only" if keeps_programs else ""
     return f"compiling{when}: {what.removeprefix(COMPILING)} ({done + 1} of {total})"
 
 
-def words_of(stage: StartupStage) -> str:
-    """A stage and how far it has come."""
+def describe_progress(stage: StartupStage) -> str:
+    """Describe a stage in words, with the percentage done."""
     words = WORDS.get(stage.what, stage.what)
     if stage.what.startswith(COMPILING) or not stage.total:
         return words

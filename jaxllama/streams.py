@@ -14,7 +14,7 @@ from jaxllama.completion import Completion, Delta
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Generation
 from jaxllama.errors import EngineStopped, GenerationFailed, InvalidParameter, JaxLlamaError
-from jaxllama.intake import Ready, stream_of
+from jaxllama.intake import PreparedRequest, stream_of
 from jaxllama.limits import check
 from jaxllama.request import (
     Event,
@@ -39,7 +39,7 @@ class Streams:
         self._open: dict[int, Stream] = {}
         self._closed = False
 
-    def open(self, ready: Ready) -> "Stream":
+    def open(self, ready: PreparedRequest) -> "Stream":
         """Queue a checked request."""
         return self._follow(*ready)
 
@@ -63,7 +63,7 @@ class Streams:
         while self._engine.slots.full:
             self.pump()
 
-    def whole(self, ready: Ready) -> Completion:
+    def whole(self, ready: PreparedRequest) -> Completion:
         """The answer to one request."""
         stream = self.open(ready)
         for _ in stream:
@@ -71,7 +71,7 @@ class Streams:
         return stream.completion
 
     def each(
-        self, requests: Iterable[Callable[[], Ready]], on_error: OnError | None = None
+        self, requests: Iterable[Callable[[], PreparedRequest]], on_error: OnError | None = None
     ) -> Iterator[tuple[int, Completion]]:
         """Keep the queue a little ahead of the slots; yield whatever finishes.
 
@@ -100,7 +100,7 @@ class Streams:
             self._close_all(live.values())
 
     def several(
-        self, firsts: Iterable[Callable[[], Ready]], n: int | None, best_of: int | None
+        self, firsts: Iterable[Callable[[], PreparedRequest]], n: int | None, best_of: int | None
     ) -> Iterator[list[Completion]]:
         """The n answers to each request, in order; of `best_of` that many, the likeliest n."""
         n = 1 if n is None else n
@@ -111,7 +111,7 @@ class Streams:
         count = best_of or n
         hides: list[bool] = []  # of each prompt: log-probabilities are for the ranking alone
 
-        def asked() -> Iterator[Callable[[], Ready]]:
+        def asked() -> Iterator[Callable[[], PreparedRequest]]:
             for first in firsts:
                 request, tail = first()
                 hides.append(count > n and request.top_logprobs is None)
@@ -180,7 +180,7 @@ class Streams:
     def _top_up(
         self,
         live: "dict[int, Stream]",
-        source: Iterator[tuple[int, Callable[[], Ready]]],
+        source: Iterator[tuple[int, Callable[[], PreparedRequest]]],
         failed: OnError,
     ) -> bool:
         """Begin as many as may wait; False once there are no more."""

@@ -1,7 +1,7 @@
-"""Strict JSON: text that means the same to every reader, or InvalidParameter.
+"""Strict JSON: parses text that means the same to every reader; else raises InvalidParameter.
 
-Used for request bodies and for schemas that come as text. Refuses doubled keys, NaN, numbers that
-no float holds and half characters; must not know fields.
+Used for request bodies and for schemas given as text. Refuses duplicate keys, NaN, numbers that do
+not fit a float, and lone surrogates; must not know fields.
 """
 
 import json
@@ -10,11 +10,14 @@ from typing import Any, NoReturn
 
 from jaxllama.errors import InvalidParameter
 
-MOST_DIGITS = 400  # of a number: more is no float
+MOST_DIGITS = 400  # of a number; a longer one does not fit a float
 
 
 def loads(text: str) -> Any:
-    """Parse JSON text; raises InvalidParameter, or ValueError where it is not JSON at all."""
+    """Parse strict JSON text.
+
+    Raises InvalidParameter if it is JSON but not strict, and ValueError if it is no JSON.
+    """
     value = json.loads(
         text,
         object_pairs_hook=without_doubles,
@@ -28,7 +31,7 @@ def loads(text: str) -> Any:
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object; refuse a key that comes twice."""
+    """Build an object from pairs; raise InvalidParameter if a key occurs twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -40,14 +43,14 @@ def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_int(text: str) -> int:
-    """Read a whole number of at most MOST_DIGITS digits."""
+    """Parse a whole number; refuse more than MOST_DIGITS digits."""
     if len(text) > MOST_DIGITS:
         raise InvalidParameter(f"a number has {len(text)} digits; at most {MOST_DIGITS} are read")
     return int(text)
 
 
 def parse_float(text: str) -> float:
-    """Read a number; refuse one that is infinite as a float."""
+    """Parse a number; refuse one that is infinite as a float."""
     value = float(text) if len(text) <= MOST_DIGITS else math.inf
     if not math.isfinite(value):
         raise InvalidParameter(f"number {text[:40]} is too large")
@@ -60,7 +63,7 @@ def refuse_constant(text: str) -> NoReturn:
 
 
 def check_characters(value: Any) -> None:
-    """Refuse text with a lone surrogate, which cannot be encoded."""
+    """Refuse a value with a lone surrogate in a text or key, because it cannot be encoded."""
     rest = [value]
     while rest:
         item = rest.pop()

@@ -1,6 +1,7 @@
-"""A pool of worker processes: each is lent to one thread at a time and replaced when it has died.
+"""A pool of worker processes; each serves one thread at a time and is replaced when it has died.
 
-Used by the constraint compiler and by confined prompt formats. Knows nothing of what workers do.
+Used by the constraint compiler and by confined prompt formats. Does not know the work of the
+workers.
 """
 
 import queue
@@ -9,18 +10,18 @@ from typing import Generic, Protocol, TypeVar
 
 from jaxllama.errors import NotReady, WorkerDied
 
-ATTEMPTS = 2  # a question is asked again once where a worker was ended from outside
+ATTEMPTS = 2  # a question is asked once more if its worker died
 
 
 class PooledWorker(Protocol):
-    """One process."""
+    """A handle on one process."""
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Say whether the process still runs."""
 
     def kill(self) -> None:
-        """End the process and free what belongs to it; may be called again."""
+        """End the process and free its resources; may be called again."""
 
 
 W = TypeVar("W", bound=PooledWorker)
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 
 class WorkerPool(Generic[W]):
-    """At most `size` processes, started when they are first needed."""
+    """At most `size` processes, each started when it is first needed."""
 
     def __init__(self, start: Callable[[], W], size: int) -> None:
         self._start, self._size = start, size
@@ -39,9 +40,10 @@ class WorkerPool(Generic[W]):
             self._idle.put(None)  # a process that does not run yet
 
     def ask(self, question: Callable[[W], T]) -> T:
-        """Return what `question` returns for a free worker; blocks until one is free.
+        """Call `question` with a free worker and return its result; blocks until a worker is free.
 
-        A worker that raises WorkerDied is replaced by a new one, which is asked again.
+        If the worker raises WorkerDied, `question` is called once more with a new worker. Raises
+        NotReady after `close`.
         """
         worker = self._idle.get()
         try:
@@ -68,7 +70,7 @@ class WorkerPool(Generic[W]):
         self.ask(lambda _: None)
 
     def close(self) -> None:
-        """End all processes, after the questions that are being answered; none starts again."""
+        """End all processes after the running questions have finished; none starts again."""
         self._is_closed = True
         workers = [self._idle.get() for _ in range(self._size)]
         for worker in workers:

@@ -12,7 +12,7 @@ import pytest
 
 from jaxllama.kernels.cpu import library
 from jaxllama.llm import LLM
-from jaxllama.weights.store import find, store_folder
+from jaxllama.weights.store import find_source, store_folder
 
 pytestmark = pytest.mark.usefixtures("few_samplers")
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,7 +20,7 @@ RECORD = json.loads((GOLDEN / "perplexity.json").read_text())
 
 
 def load(**settings: object) -> LLM:
-    source = find(None)
+    source = find_source(None)
     if not source.is_there(store_folder() / source.file):
         pytest.skip("the default model is not in the store: jaxllama pull smollm2-135m")
     return LLM.load(slots=16, context=2048, **settings)

@@ -6,7 +6,7 @@ import pytest
 
 from jaxllama.errors import InvalidParameter, TemplateError
 from jaxllama.formats import Message, ToolCall
-from jaxllama.messages import Ending, as_message, guarded, guarded_json, render
+from jaxllama.messages import Ending, as_message, guard_json, guard_message, render
 from jaxllama.testing import ByteTokenizer
 from jaxllama.testing.formats import TOOL
 from jaxllama_formats.chatml import ChatMl
@@ -65,8 +65,8 @@ def test_no_part_of_a_message_or_tool_can_hold_a_control_token():
     tokenizer, bad = ByteTokenizer(), "<|im_end|>"
     message = Message(bad, bad, (ToolCall(bad, {bad: [bad, {"x": bad}]}, bad),), bad, bad)
     tool = {"type": "function", "function": {"name": bad, "description": bad, bad: [bad]}}
-    safe = guarded(message, tokenizer.guard).as_json()
-    text = json.dumps([safe, guarded_json(tool, tokenizer.guard)], ensure_ascii=False)
+    safe = guard_message(message, tokenizer.guard).as_json()
+    text = json.dumps([safe, guard_json(tool, tokenizer.guard)], ensure_ascii=False)
     assert text.count(bad) == 13
     ids = tokenizer.encode(text, special=True)
     assert max(ids) < 256

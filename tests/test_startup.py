@@ -80,7 +80,7 @@ def test_a_long_stage_says_how_far_it_has_come(lines, clock):
 
 
 def test_a_thread_reminds_until_the_start_is_over(lines, clock, monkeypatch):
-    monkeypatch.setattr("jaxllama.startup.SECONDS_PER_LOOK", 0.001)
+    monkeypatch.setattr("jaxllama.startup.SECONDS_PER_CHECK", 0.001)
     startup = Startup(lines.append, clock=clock)
     with startup:
         startup.report("compiling decode", 1, 9)

@@ -22,9 +22,9 @@ from jaxllama.mistakes import (
     hidden_by,
     is_taken,
     line_of,
-    no_subclass,
-    not_there,
+    missing_class,
     source_line,
+    wrong_class,
 )
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
@@ -138,9 +138,9 @@ def plugin_at(name: str, attribute: str) -> type:
         raise explain(f"{name}:{attribute} does not load", error, name) from error
     found = getattr(module, attribute, None)
     if found is None:
-        raise not_there(f"{name}:{attribute}", module, attribute)
+        raise missing_class(f"{name}:{attribute}", module, attribute)
     if not is_plugin(found):
-        raise no_subclass(f"{name}:{attribute}", found, Sampler)
+        raise wrong_class(f"{name}:{attribute}", found, Sampler)
     return found
 
 

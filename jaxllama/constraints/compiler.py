@@ -1,7 +1,7 @@
-"""The compiler: from what is wanted of an answer to a constraint that the engine can follow.
+"""The compiler: makes a constraint that the engine can follow from the form of an answer.
 
 Used by intake, from any thread; it blocks. Every grammar is first tried in a process that can be
-killed, and what was compiled is kept within a bound. Knows tokenizers and grammars, no engine.
+killed. Compiled constraints are cached within a bound. Knows tokenizers and grammars, no engine.
 """
 
 import threading
@@ -11,10 +11,10 @@ from functools import cached_property
 
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxllama.constraints.follower import Compiled, plain
-from jaxllama.constraints.wanted import Wanted
-from jaxllama.constraints.words import Words, limits
-from jaxllama.constraints.worker import CPU_SECONDS, MEMORY, TooCostly, Worker
+from jaxllama.constraints.follower import CompiledConstraint, plain
+from jaxllama.constraints.wanted import AnswerForm
+from jaxllama.constraints.words import TokenBytes, limits
+from jaxllama.constraints.worker import CPU_SECONDS, MEMORY, GrammarWorker, TooCostly
 from jaxllama.errors import InvalidParameter
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.worker_pool import WorkerPool
@@ -22,56 +22,56 @@ from jaxllama.worker_pool import WorkerPool
 WORKERS = 2
 CACHED = 64 << 20  # bytes
 FIXED_COST = 48 << 10  # bytes of a small compiled grammar
-COST = 40  # bytes more for each character of its text
+COST = 40  # further bytes for each character of its text
 
 
 class Compiler:
-    """Compiles for one model."""
+    """Compiles constraints for one model and caches them."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         self._tokenizer, self._vocab = tokenizer, vocab
-        self._workers = WorkerPool(lambda: Worker(self._words), WORKERS)
+        self._workers = WorkerPool(lambda: GrammarWorker(self._words), WORKERS)
         # One thread, so that slow masks take one core at most; it starts with the first of them.
         self._slow_masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Compiled] = OrderedDict()  # by grammar, oldest first
-        self._held = 0  # bytes that they are taken to hold
+        self._kept: OrderedDict[str, CompiledConstraint] = OrderedDict()  # by grammar, oldest first
+        self._held = 0  # estimated bytes of the cached constraints
 
-    def compile(self, wanted: Wanted) -> Compiled:
-        """Compile a constraint, or find it among those that are kept.
+    def compile(self, form: AnswerForm) -> CompiledConstraint:
+        """Return the compiled constraint of a form, from the cache if it is there.
 
-        Raises InvalidParameter with what is wrong with it.
+        Raises InvalidParameter with the error in the grammar.
         """
-        grammar = wanted.grammar
+        grammar = form.grammar
         with self._lock:
             if grammar in self._kept:
                 self._kept.move_to_end(grammar)
                 return self._kept[grammar]
-        self._try(wanted)
+        self._try(form)
         matcher = LLMatcher(self._for_matching, grammar, log_level=0, limits=limits())
-        complain(wanted, matcher.get_error())
-        compiled = Compiled(matcher, self._slow_masks)
+        refuse_complaint(form, matcher.get_error())
+        compiled = CompiledConstraint(matcher, self._slow_masks)
         with self._lock:
             self._keep(grammar, compiled)
         return compiled
 
-    def knows(self, wanted: Wanted) -> bool:
-        """Whether a constraint is kept already, so that it costs no work."""
+    def knows(self, form: AnswerForm) -> bool:
+        """Say whether the constraint of a form is in the cache, so that it costs no work."""
         with self._lock:
-            return wanted.grammar in self._kept
+            return form.grammar in self._kept
 
     def close(self) -> None:
-        """End the processes and the thread for slow masks; none starts again."""
+        """End the worker processes and the thread for slow masks; none starts again."""
         self._workers.close()
         self._slow_masks.shutdown(cancel_futures=True)
 
     @property
     def held(self) -> int:
-        """Bytes that kept constraints are taken to hold."""
+        """Return an estimate of the bytes that cached constraints occupy."""
         return self._held
 
     @cached_property
-    def _words(self) -> Words:
+    def _words(self) -> TokenBytes:
         pieces = [self._tokenizer.piece(token) for token in range(self._vocab)]
         named = [self._tokenizer.piece(token, special=True) for token in range(self._vocab)]
         specials = [token for token, piece in enumerate(pieces) if not piece]
@@ -79,7 +79,7 @@ class Compiler:
         ends = self._tokenizer.end_ids
         if not ends:
             raise InvalidParameter("this model has no end token; it cannot end a formatted answer")
-        return Words(tokens, specials, ends)
+        return TokenBytes(tokens, specials, ends)
 
     @cached_property
     def _for_matching(self) -> LLTokenizer:
@@ -87,20 +87,23 @@ class Compiler:
             lambda text: self._tokenizer.encode(text, begin=False, start=False)
         )
 
-    def _try(self, wanted: Wanted) -> None:
-        """Compile in another process, where it can do no harm; raises as `compile` does."""
+    def _try(self, form: AnswerForm) -> None:
+        """Compile in another process first, which may fail or be killed; raises like `compile`."""
         try:
-            complaint = self._workers.ask(lambda worker: worker.complaint(wanted.grammar))
+            complaint = self._workers.ask(lambda worker: worker.complaint(form.grammar))
         except TooCostly as error:
             raise InvalidParameter(
-                f"{wanted.field} takes more than {CPU_SECONDS:g} s of processor time or "
+                f"{form.field} takes more than {CPU_SECONDS:g} s of processor time or "
                 f"{MEMORY >> 20} MiB of memory to compile; make it simpler",
-                wanted.field,
+                form.field,
             ) from error
-        complain(wanted, complaint)
+        refuse_complaint(form, complaint)
 
-    def _keep(self, grammar: str, compiled: Compiled) -> None:
-        """Remember it; the least recently used go where the bound is passed."""
+    def _keep(self, grammar: str, compiled: CompiledConstraint) -> None:
+        """Cache a constraint.
+
+        Evict the least recently used ones while the cache exceeds its bound.
+        """
         if grammar in self._kept:
             return
         self._kept[grammar] = compiled
@@ -111,15 +114,13 @@ class Compiler:
 
 
 def cost(grammar: str) -> int:
-    """Bytes that a compiled grammar is taken to hold."""
+    """Return an estimate of the bytes that a compiled grammar occupies."""
     return FIXED_COST + COST * len(grammar)
 
 
-def complain(wanted: Wanted, complaint: str) -> None:
-    """Raise InvalidParameter if there is something to complain about."""
+def refuse_complaint(form: AnswerForm, complaint: str) -> None:
+    """Raise InvalidParameter if llguidance complains about a grammar (`complaint` is not "")."""
     if complaint.startswith("panic"):
         complaint = "it is more than the compiler can take"
     if complaint:
-        raise InvalidParameter(
-            f"{wanted.field} cannot be followed: {plain(complaint)}", wanted.field
-        )
+        raise InvalidParameter(f"{form.field} cannot be followed: {plain(complaint)}", form.field)

@@ -1,4 +1,4 @@
-"""Followers: a compiled constraint, and one answer's way through it.
+"""Followers: a compiled constraint, and its state in one answer.
 
 Made by the compiler, driven by the engine through `request.Constraint`. Knows llguidance and token
 ids, no fields of requests.
@@ -14,41 +14,41 @@ from llguidance import LLMatcher
 
 from jaxllama.errors import ConstraintTooCostly, GenerationFailed
 
-# What llguidance says where its limits are passed, and where no text can satisfy a grammar.
+# Errors of llguidance: a limit is exceeded; no text can satisfy the grammar.
 OVER_LIMIT = re.compile(
     r"too many items|current row has|fuel|lexer states|too many (lexer )?states", re.IGNORECASE
 )
 UNSATISFIABLE = "NoExtensionBias"
 
 
-QUICK_SECONDS = 0.002  # an answer's mask that takes longer makes the next ones come from a thread
-GRACE_SECONDS = 1.0  # of processor time that the constraint of one answer may take ...
-SECONDS_PER_TOKEN = 0.01  # ... and so much more for each token
+QUICK_SECONDS = 0.002  # after a slower mask, a thread computes all further masks of the answer
+GRACE_SECONDS = 1.0  # of processor time that the constraint of one answer may take, ...
+SECONDS_PER_TOKEN = 0.01  # ... and further seconds for each token
 
 Clock = Callable[[], float]
 
 
-class Compiled:
-    """A constraint that any number of answers can follow."""
+class CompiledConstraint:
+    """A compiled constraint, which any number of answers can follow."""
 
     def __init__(self, matcher: LLMatcher, slow: Executor, hidden: Sequence[int] = ()) -> None:
-        """`slow` computes masks that take long; `hidden` tokens are never allowed.
+        """Store the matcher; `slow` computes slow masks, tokens in `hidden` are never allowed.
 
-        Hidden are end tokens where a request ignores them.
+        Hidden tokens are the end tokens of a request that ignores them.
         """
         self._matcher, self._slow, self._hidden = matcher, slow, tuple(hidden)
 
-    def start(self) -> "Following":
-        """A follower at the beginning of an answer."""
-        return Following(self._matcher.deep_copy(), self._slow, self._hidden)
+    def start(self) -> "AnswerFollower":
+        """Return a follower at the start of an answer."""
+        return AnswerFollower(self._matcher.deep_copy(), self._slow, self._hidden)
 
-    def hiding(self, tokens: Sequence[int]) -> "Compiled":
-        """The same, for requests in which these tokens do not end an answer."""
-        return Compiled(self._matcher, self._slow, tokens)
+    def hiding(self, tokens: Sequence[int]) -> "CompiledConstraint":
+        """Return a copy for requests in which these tokens do not end an answer."""
+        return CompiledConstraint(self._matcher, self._slow, tokens)
 
 
-class Following:
-    """One answer on its way."""
+class AnswerFollower:
+    """The state of a constraint in one answer."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Following:
         *,
         clock: Clock = time.thread_time,
     ) -> None:
-        """`clock` tells processor time of the thread that calls it."""
+        """Start at the first token; `clock` returns processor seconds of the calling thread."""
         self._matcher, self._slow, self._hidden = matcher, slow, hidden
         self._clock = clock
         self._mask: Future[bytes] | None = None  # of the next token
@@ -68,13 +68,13 @@ class Following:
 
     @property
     def done(self) -> bool:
-        """The answer is whole, and no token can follow."""
+        """Say whether the answer is complete, so that no token can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
-        """A bit per token: what may come next; None while a thread computes it.
+        """Return the mask of allowed next tokens, a bit each; None while a thread computes it.
 
-        Masks come from the thread once one of this answer took longer than QUICK_SECONDS.
+        Masks come from the thread once one mask of this answer took longer than QUICK_SECONDS.
         """
         if self._mask is None:
             if self._is_quick:
@@ -86,16 +86,16 @@ class Following:
             return None
 
     def forced(self) -> Sequence[int]:
-        """Tokens that come next whatever the model thinks."""
+        """Return the tokens that must come next, because the constraint allows no other."""
         with self._timed():
             tokens = self._matcher.compute_ff_tokens()
         self._check()
         return tokens
 
     def advance(self, token: int) -> None:
-        """Take note of a token that was added to the answer.
+        """Advance by a token that was added to the answer.
 
-        Raises ConstraintTooCostly once the constraint has taken more time than it may.
+        Raises ConstraintTooCostly once the constraint has taken more processor time than allowed.
         """
         self._mask = None
         self._tokens += 1
@@ -125,7 +125,7 @@ class Following:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Add the processor time of a piece of work to what was spent."""
+        """Add the processor time of the `with` block to the total."""
         began = self._clock()
         try:
             yield
@@ -144,12 +144,12 @@ class Following:
 
 
 def is_over_limit(said: str) -> bool:
-    """Whether llguidance stopped because a grammar passed one of its limits."""
+    """Say whether an error of llguidance means that a grammar exceeded one of its limits."""
     return OVER_LIMIT.search(said) is not None
 
 
 def plain(said: str) -> str:
-    """Word an error of llguidance for the author of a grammar or schema."""
+    """Reword an error of llguidance for the author of a grammar or schema."""
     line = first_line(said)
     if UNSATISFIABLE in said:
         return (
@@ -166,7 +166,7 @@ def plain(said: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """What llguidance says went wrong, without its state and the grammar it repeats."""
+    """Return the line of an llguidance error that states the problem, at most 300 characters."""
     lines = text.strip().splitlines() or [""]
     said = next((line for line in lines if line.strip().startswith("error:")), lines[0])
     return said.strip()[:300]

@@ -1,7 +1,7 @@
-"""Wanted: which form an answer has to have, as one grammar text, within the bounds of a request.
+"""AnswerForm: the form that an answer must have, as grammar text within the bounds of a request.
 
-Made by intake from request fields, taken by the compiler. Knows JSON and llguidance's way to write
-grammars down; compiles nothing.
+Made by intake from request fields, taken by the compiler. Knows JSON and the grammar syntax of
+llguidance; compiles nothing.
 """
 
 import json
@@ -29,15 +29,18 @@ SPACING: Any = {
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A grammar, and the request field it came from."""
+class AnswerForm:
+    """A grammar, and the name of the request field that it comes from."""
 
     field: str
     grammar: str
 
 
-def wanted(fields: Mapping[str, Any]) -> Wanted | None:
-    """What the fields of a request ask for; None where they ask for no form."""
+def read_form(fields: Mapping[str, Any]) -> AnswerForm | None:
+    """Return the form that the fields of a request ask for; None if no field sets a form.
+
+    Raises InvalidParameter if a form is malformed, or if several fields set one.
+    """
     given = [name for name in FIELDS if fields.get(name) not in (None, False, ())]
     if not given:
         return None
@@ -48,17 +51,17 @@ def wanted(fields: Mapping[str, Any]) -> Wanted | None:
         )
     name, value = given[0], fields[given[0]]
     makers = {
-        "json_schema": of_schema,
-        "json_object": lambda _: of_schema('{"type": "object"}'),
+        "json_schema": schema_grammar,
+        "json_object": lambda _: schema_grammar('{"type": "object"}'),
         "regex": LLMatcher.grammar_from_regex,
-        "choices": of_choices,
-        "grammar": of_grammar,
+        "choices": choices_grammar,
+        "grammar": user_grammar,
     }
-    return Wanted(name, makers[name](value))
+    return AnswerForm(name, makers[name](value))
 
 
 def schema_text(value: object) -> str:
-    """A schema as JSON text, given as text or as the values it stands for."""
+    """Return a JSON schema as JSON text; it may be given as text or as a mapping."""
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
@@ -72,8 +75,8 @@ def schema_text(value: object) -> str:
         raise InvalidParameter(f"json_schema is no JSON: {error}", "json_schema") from error
 
 
-def of_schema(text: str) -> str:
-    """The grammar of a JSON schema."""
+def schema_grammar(text: str) -> str:
+    """Convert a JSON schema to a grammar; refuse one that is malformed or too deeply nested."""
     try:
         schema = strict_json.loads(text)
     except InvalidParameter as error:
@@ -84,7 +87,7 @@ def of_schema(text: str) -> str:
         raise InvalidParameter(
             f"json_schema is {text[:100]!r}; expected a JSON object", "json_schema"
         )
-    if depth(schema) > MAX_DEPTH:
+    if nesting_depth(schema) > MAX_DEPTH:
         raise InvalidParameter(
             f"json_schema is nested more than {MAX_DEPTH} deep; make it flatter", "json_schema"
         )
@@ -95,8 +98,8 @@ def of_schema(text: str) -> str:
         raise InvalidParameter(f"json_schema cannot be read: {error}", "json_schema") from error
 
 
-def depth(value: object) -> int:
-    """How deep arrays and objects are nested; counted without recursion, up to the bound."""
+def nesting_depth(value: object) -> int:
+    """Return how deeply arrays and objects are nested, at most MAX_DEPTH + 1; uses no recursion."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:
         inner = [each for each in level if isinstance(each, dict | list)]
@@ -107,14 +110,14 @@ def depth(value: object) -> int:
     return depth
 
 
-def of_choices(texts: Sequence[str]) -> str:
-    """The grammar of one text out of several."""
+def choices_grammar(texts: Sequence[str]) -> str:
+    """Build the grammar whose answers are exactly one of `texts`."""
     alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     return LLMatcher.grammar_from_lark(f"start: {alternatives}")
 
 
-def of_grammar(text: str) -> str:
-    """The grammar of Lark or GBNF text."""
+def user_grammar(text: str) -> str:
+    """Convert a Lark or GBNF grammar to llguidance's form; refuse one with too many rules."""
     rules = sum(":" in line for line in text.splitlines())
     if rules > MAX_RULES:
         raise InvalidParameter(

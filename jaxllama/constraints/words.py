@@ -1,4 +1,4 @@
-"""Words: a model's vocabulary as llguidance wants it, here and in the worker's process.
+"""TokenBytes: a model's vocabulary in the form llguidance needs, here and in the worker process.
 
 Built from a tokenizer by the compiler. Knows bytes and ids; no grammar, no request.
 """
@@ -11,41 +11,44 @@ from llguidance import LLParserLimits, LLTokenizer
 
 Encode = Callable[[str], list[int]]
 
-LONGEST = 64  # bytes of a word that `cut` looks for
+LONGEST = 64  # bytes of the longest token that `cut` uses
 
 
 @dataclass(frozen=True)
-class Words:
-    """The bytes of every token, and which of them are no text."""
+class TokenBytes:
+    """The bytes of every token, the ids of special tokens, and the ids of end tokens."""
 
     tokens: Sequence[bytes]
     specials: Sequence[int]
     ends: Sequence[int]
 
     def as_json(self) -> dict[str, Any]:
-        """For a pipe."""
+        """Convert to JSON, to send through a pipe."""
         tokens = [token.hex() for token in self.tokens]
         return {"tokens": tokens, "specials": list(self.specials), "ends": list(self.ends)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The other end of the pipe."""
+        """Rebuild from the JSON of `as_json`."""
         tokens = [bytes.fromhex(token) for token in fields["tokens"]]
         return cls(tokens, fields["specials"], fields["ends"])
 
     def tokenizer(self, encode: Encode | None = None) -> LLTokenizer:
-        """For llguidance; `encode` says how the model's own tokenizer cuts a text."""
+        """Build llguidance's tokenizer.
+
+        `encode` tokenizes text as the model's own tokenizer does.
+        """
         return LLTokenizer(
-            Wrapped(self, encode),  # type: ignore[arg-type]
+            TokenizerAdapter(self, encode),  # type: ignore[arg-type]
             n_vocab=len(self.tokens),
             eos_token=list(self.ends),
         )
 
 
-class Wrapped:
-    """What llguidance asks of a tokenizer."""
+class TokenizerAdapter:
+    """The interface that llguidance requires of a tokenizer."""
 
-    def __init__(self, words: Words, encode: Encode | None) -> None:
+    def __init__(self, words: TokenBytes, encode: Encode | None) -> None:
         self.eos_token_id = words.ends[0]
         self.bos_token_id = None
         self.tokens = words.tokens
@@ -58,7 +61,7 @@ class Wrapped:
         }
 
     def __call__(self, text: str) -> list[int]:
-        """Ids whose bytes are exactly the text."""
+        """Return token ids whose bytes are exactly `text`."""
         raw = text.encode()
         ids = self._encode(text) if self._encode is not None else []
         if b"".join(self.tokens[id_] for id_ in ids) == raw:
@@ -67,7 +70,7 @@ class Wrapped:
 
 
 def cut(raw: bytes, ids: Mapping[bytes, int]) -> list[int]:
-    """The longest word first, again and again; bytes without a word are left out."""
+    """Tokenize greedily, always with the longest token; skip bytes that no token covers."""
     found, at = [], 0
     while at < len(raw):
         lengths = range(min(LONGEST, len(raw) - at), 0, -1)
@@ -79,7 +82,7 @@ def cut(raw: bytes, ids: Mapping[bytes, int]) -> list[int]:
 
 
 def limits() -> LLParserLimits:
-    """What one grammar and one step may cost.
+    """Return llguidance's limits on the cost of one grammar and one step.
 
     The time of a mask grows faster than its parser items: 50,000 of an ambiguous grammar take 0.5
     to 2 s, 10,000 take 25 ms. Schemas of 300 optional properties, choices of 256 texts and

@@ -1,9 +1,9 @@
-"""Worker: a process in which a grammar is compiled and followed a few steps before it is used.
+"""GrammarWorker: a process that compiles each grammar and follows it a few steps before its use.
 
-Started and asked by the compiler. Run as a program this file is that process: it gets the
-vocabulary, then one grammar after the other, as lines of JSON, and answers what is wrong with each.
-Each grammar is tried in a fork, which the system ends when it takes more time or memory than a
-request may cost. Knows no model and no requests.
+Started and asked by the compiler. Run as a program, this file is that process: it receives the
+vocabulary, then one grammar after the other, as lines of JSON. It answers each grammar with an
+error message, "" if the grammar is sound. It tries each grammar in a fork, which the system ends
+when it takes more time or memory than a request may cost. Knows no model and no requests.
 """
 
 import contextlib
@@ -19,32 +19,32 @@ from typing import Any, BinaryIO, NoReturn
 
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxllama.constraints.words import Words, limits
+from jaxllama.constraints.words import TokenBytes, limits
 from jaxllama.errors import WorkerDied
 
 CPU_SECONDS = 1.0  # of one grammar
 WALL_SECONDS = 10.0  # of one grammar, on a machine that is busy with other things
 START_SECONDS = 60.0
-MEMORY = 256 << 20  # bytes, beyond what the vocabulary takes
-REHEARSED = 8  # steps of an answer that a grammar is followed before it is accepted
-# Signals that come from outside of the process: the grammar is not to blame.
+MEMORY = 256 << 20  # bytes, in addition to the vocabulary
+REHEARSED = 8  # steps of an answer for which a grammar is followed before it is accepted
+# Signals from outside of the process, which the grammar did not cause.
 OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 class TooCostly(Exception):
-    """A grammar took more time or memory than it may."""
+    """A grammar took more time or memory than allowed."""
 
 
-class Worker:
-    """The process, from outside; usable by one thread at a time."""
+class GrammarWorker:
+    """A handle on the worker process; usable by one thread at a time."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: TokenBytes) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxllama.constraints.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a terminal's Ctrl-C is none of its business
+            start_new_session=True,  # Ctrl-C in a terminal must not reach it
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         try:
@@ -56,20 +56,20 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Say whether the process still runs."""
         return self._process.poll() is None
 
     def complaint(self, grammar: str) -> str:
-        """Return what is wrong with a grammar, "" if nothing; raises TooCostly or WorkerDied."""
+        """Return the error in a grammar, "" if it is sound; raises TooCostly or WorkerDied."""
         return str(self._ask({"grammar": grammar}, WALL_SECONDS)["complaint"])
 
     def kill(self) -> None:
-        """End the process and close its pipes."""
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # what was not sent is not sent any more
+                with contextlib.suppress(OSError):  # closing flushes unsent data, which fails
                     pipe.close()
 
     def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -96,12 +96,12 @@ class Worker:
 
 
 def serve(source: BinaryIO, target: BinaryIO) -> None:
-    """Run the process: try each grammar that comes in, until the other end is closed.
+    """Run the process: try each grammar that arrives, until the other end of the pipe is closed.
 
-    Each is tried in a fork, so that a grammar that passes a limit does not cost the next one the
-    time in which the vocabulary is read again.
+    Each grammar is tried in a fork, so that after a grammar that passes a limit the next one need
+    not wait until the vocabulary is read again.
     """
-    tokenizer = Words.from_json(json.loads(source.readline())).tokenizer()
+    tokenizer = TokenBytes.from_json(json.loads(source.readline())).tokenizer()
     write(target, {"complaint": ""})
     held = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
@@ -117,7 +117,7 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
 
 
 def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoReturn:
-    """In a fork: answer what is wrong with one grammar and end."""
+    """Try one grammar in a fork, write the error in it ("" if none), and exit."""
     try:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
@@ -130,7 +130,7 @@ def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoRet
 
 
 def rehearse(matcher: LLMatcher) -> None:
-    """Follow a grammar for the first steps of an answer; the matcher keeps an error it meets."""
+    """Follow a grammar for the first steps of an answer; the matcher keeps any error."""
     for _ in range(REHEARSED):
         if matcher.is_error() or matcher.is_stopped():
             return
@@ -144,7 +144,7 @@ def rehearse(matcher: LLMatcher) -> None:
 
 
 def first_allowed(bits: bytes) -> list[int]:
-    """The first token of a mask, if there is one."""
+    """Return the first allowed token of a mask in a list, [] if the mask allows none."""
     place = next((place for place, byte in enumerate(bits) if byte), None)
     if place is None:
         return []
@@ -152,7 +152,7 @@ def first_allowed(bits: bytes) -> list[int]:
 
 
 def write(pipe: Any, message: dict[str, Any]) -> None:
-    """Send one line."""
+    """Write one message as a line of JSON."""
     pipe.write(json.dumps(message).encode() + b"\n")
     pipe.flush()
 

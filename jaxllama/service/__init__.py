@@ -25,7 +25,7 @@ from jaxllama.errors import (
     NotReady,
     TimedOut,
 )
-from jaxllama.intake import Ready
+from jaxllama.intake import PreparedRequest
 from jaxllama.service.answers import Answers, Caller, Choice, Observer, outcome_of
 from jaxllama.service.asking import (
     Ask,
@@ -271,7 +271,7 @@ class GenerationService:
             case State.LOADING:
                 raise NotReady("the model is still loading; try again in a few seconds")
 
-    async def _prepare(self, answers: Answers, ask: Ask) -> list[Ready]:
+    async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
         """Checked requests; refused before any work if the queue is full."""
         self._check_state()
         count = count_choices(ask)
@@ -289,7 +289,7 @@ class GenerationService:
         finally:
             self._preparing -= count
 
-    def _admit(self, answers: Answers, ready: list[Ready]) -> None:
+    def _admit(self, answers: Answers, ready: list[PreparedRequest]) -> None:
         """Into the queue, all or none."""
         check_cost(ready, self.bounds.request_tokens)
         choices = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jaxllama.constraints.wanted import FIELDS
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message, Tool
-from jaxllama.intake import Intake, Prompt, Ready, stream_of
+from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
 from jaxllama.messages import Ending, Turns
 
@@ -81,7 +81,7 @@ def has_to_compile(intake: Intake, ask: Ask) -> bool:
     return weight(list(fields.values())) > LOOKED_UP or not intake.knows_constraint(fields)
 
 
-def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
+def ready_all(intake: Intake, ask: Ask) -> list[PreparedRequest]:
     """The checked request of every choice; stream i of a prompt has the seed of its number."""
     try:
         if ask.messages is not None:
@@ -94,7 +94,7 @@ def ready_all(intake: Intake, ask: Ask) -> list[Ready]:
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]
 
 
-def check_cost(ready: Sequence[Ready], most: int) -> None:
+def check_cost(ready: Sequence[PreparedRequest], most: int) -> None:
     """Refuse answers that may come to more tokens than one request is allowed."""
     total = sum(request.cost for request, _ in ready)
     if total > most:

@@ -9,8 +9,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from jaxllama.formats import ModelText
 from jaxllama.text.specials import Special, Specials
-from jaxllama.text.tokenizer import Rules, Tokenizer
-from jaxllama.text.vocabulary import BYTE_LEVEL, Kind, Spelling, Vocabulary
+from jaxllama.text.tokenizer import Tokenizer, TokenizerRules
+from jaxllama.text.vocabulary import BYTE_LEVEL, Spelling, TokenKind, Vocabulary
 
 BYTES = 256
 BEGIN_ID, END_ID, TURN_ID, TURN_END_ID = range(BYTES, BYTES + 4)
@@ -24,11 +24,11 @@ class ByteTokenizer(Tokenizer):
         encoder = tokenizers.Tokenizer(BPE(vocab=dict(BYTE_LEVEL), merges=[]))
         encoder.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
         bytes_ = sorted(BYTE_LEVEL, key=BYTE_LEVEL.__getitem__)
-        kinds = [Kind.NORMAL] * BYTES + [Kind.CONTROL] * len(SPECIALS)
+        kinds = [TokenKind.NORMAL] * BYTES + [TokenKind.CONTROL] * len(SPECIALS)
         super().__init__(
             (encoder, encoder),
             Vocabulary((*bytes_, *SPECIALS), bytes(kinds), Spelling.BYTE_LEVEL),
             Specials({text: Special(id_) for text, id_ in SPECIALS.items()}, {}),
-            Rules(BEGIN_ID, (END_ID, TURN_END_ID), adds_begin=adds_begin),
+            TokenizerRules(BEGIN_ID, (END_ID, TURN_END_ID), adds_begin=adds_begin),
             ModelText(template=template, begin="<s>", end="</s>", name="bytes"),
         )

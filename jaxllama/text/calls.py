@@ -1,7 +1,7 @@
-"""Calls as a grammar: what an answer must look like that has to be a tool call, or may be one.
+"""Tool-call grammars: the form of an answer that must be a tool call, or may contain one.
 
-Asked by the server's dialects; the other direction of `tools.py`, which reads calls. Knows how
-models spell calls and what tools look like; compiles nothing.
+Used by the server's dialects. The opposite of `tools.py`, which parses calls. Knows how models
+write calls and how tools are described; compiles nothing.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxllama.formats import CallStyle, Tool
 
-# The grammar's `x-guidance`: as `json.dumps` writes, and a keyword that cannot be kept is refused.
+# `x-guidance` of the grammar: spacing as `json.dumps` writes it, and unsupported keywords fail.
 SPACING = {
     "item_separator": ", ",
     "key_separator": ": ",
@@ -22,7 +22,7 @@ SHAPES = {  # the name of the arguments, and a Lark rule around a call
     CallStyle.HERMES: ("arguments", rf'start: "<tool_call>" {HERMES_CALL}'),
     CallStyle.LLAMA3: ("parameters", "start: call"),
 }
-OPEN = {  # the same where an answer may be text, or call between texts
+OPEN = {  # the rules for answers that may be text, or text with calls
     CallStyle.HERMES: rf"""start: called* TEXT
 called: opener {HERMES_CALL}
 opener[lazy]: TEXT "<tool_call>"
@@ -33,24 +33,27 @@ TEXT: /([ \t\r\n]*[^{ \t\r\n](.|\n)*)?/""",
 
 
 def call_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Lark text: a call of one of the tools, the name before the arguments."""
+    """Return a Lark grammar for one call of one of the tools; the name precedes the arguments."""
     _, start = SHAPES[style]
     return f"{start}\n{call_rule(style, tools)}"
 
 
 def open_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Lark text: any text, but whatever begins like a call is one of one of the tools."""
+    """Return a Lark grammar for any text in which everything that starts like a call is a call.
+
+    Every call must be a valid call of one of the tools.
+    """
     return f"{OPEN[style]}\n{call_rule(style, tools)}"
 
 
 def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """The rule `call`."""
+    """Return the Lark rule `call`: a JSON object that calls one of the tools."""
     arguments, _ = SHAPES[style]
     calls = []
     for index, tool in enumerate(tools):
         function = tool["function"]
         place = f"#/anyOf/{index}/properties/{arguments}"
-        schema = moved(function.get("parameters") or {"type": "object"}, place)
+        schema = move_references(function.get("parameters") or {"type": "object"}, place)
         calls.append(
             {
                 "type": "object",
@@ -63,13 +66,13 @@ def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
     return f"call: %json {schema}"
 
 
-def moved(schema: Any, place: str) -> Any:
-    """A schema whose references hold at another place of a larger one."""
+def move_references(schema: Any, place: str) -> Any:
+    """Copy a JSON schema and prefix its local references, to embed it at `place` in another."""
     if isinstance(schema, list):
-        return [moved(each, place) for each in schema]
+        return [move_references(each, place) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {key: moved(value, place) for key, value in schema.items()}
+    found = {key: move_references(value, place) for key, value in schema.items()}
     reference = found.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
         found["$ref"] = place + reference[1:]

@@ -1,12 +1,11 @@
-"""Cuts: the places at which a long text can be tokenized in pieces, with the tokens of the whole.
+"""Cuts: the positions where a long text can be split so that its pieces give the same tokens.
 
-Used by `Tokenizer`. The tokenizers library needs some 400 bytes for each character that it is
-given at once, so a long text goes through in pieces. Knows strings and encoders; must not know
-models.
+Used by `Tokenizer`. The tokenizers library needs some 400 bytes of memory for each character of
+one call, so a long text is tokenized in pieces. Knows strings and encoders; must not know models.
 
-A cut is sound where no token of the vocabulary reaches across it, and where the rules that divide a
-text into words put a border there whatever follows. The first is read off the vocabulary, the
-second is tried with some hundred texts.
+A cut is sound if no token of the vocabulary spans it, and if the rules that split text into words
+always split there, independent of the following text. The first condition is checked in the
+vocabulary, the second one with some hundred probe texts.
 """
 
 import random
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from jaxllama.errors import InvalidParameter
 
-PIECE = 16 << 10  # characters that are tokenized at a time, and a few more
+PIECE = 16 << 10  # characters of a piece, which ends at the next cut after them
 LONGEST_UNCUT = 256 << 10  # characters without a sound cut
 PROBES = 150
 ATOMS = (
@@ -24,18 +23,18 @@ ATOMS = (
     *(" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "!", "...", "_", "-", "'", "<", "|"),
 )
 
-# Encodes a stretch of text; with True it follows other text.
+# Encodes a piece of text; True means that the piece follows other text.
 EncodeStretch = Callable[[str, bool], list[int]]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One kind of place."""
+    """One kind of position at which a text may be cut."""
 
-    place: str  # a pattern that matches there, without any character
-    crossed: re.Pattern[bytes]  # matches in the bytes of a token that could reach across
-    left: tuple[str, ...]  # what may stand before it in a probe
-    right: tuple[str, ...]  # what may stand after it
+    place: str  # a pattern that matches at the position, zero characters long
+    crossed: re.Pattern[bytes]  # matches in the bytes of a token that could span the position
+    left: tuple[str, ...]  # texts before the position in a probe
+    right: tuple[str, ...]  # texts after the position in a probe
 
 
 LETTER = r"[^\W\d_]"
@@ -51,11 +50,14 @@ AFTER_LINE = Cut(
 class Cuts:
     """The sound cuts of one tokenizer."""
 
-    place: re.Pattern[str] | None = None  # None: there are none
-    drops_space: bool = False  # the encoder puts a space in front of each stretch by itself
+    place: re.Pattern[str] | None = None  # None: no cut is sound
+    drops_space: bool = False  # the encoder itself adds a space before each piece
 
     def pieces(self, text: str) -> Iterator[str]:
-        """The text in pieces for the encoder; refuses one too long to be tokenized at once."""
+        """Yield the text in pieces for the encoder.
+
+        Raise InvalidParameter if no cut is found in time.
+        """
         at = 0
         while len(text) - at > PIECE:
             end = self._next(text, at)
@@ -72,7 +74,7 @@ class Cuts:
         yield self._as_given(text[at:], at)
 
     def _next(self, text: str, at: int) -> int | None:
-        """The first cut behind a whole piece."""
+        """Return the position of the first cut at least PIECE characters after `at`."""
         if self.place is None:
             return None
         found = self.place.search(text, at + PIECE, at + LONGEST_UNCUT)
@@ -98,7 +100,7 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
 
 
 def is_sound(kind: Cut, encode: EncodeStretch, *, drops_space: bool) -> bool:
-    """Whether texts that are cut there keep their tokens."""
+    """Say whether probe texts keep their tokens when they are cut at positions of this kind."""
     rng = random.Random(0)
     for probe in range(PROBES):
         left = "".join(rng.choices(ATOMS, k=rng.randint(0, 9))) + rng.choice(kind.left)

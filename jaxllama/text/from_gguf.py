@@ -1,9 +1,9 @@
-"""A tokenizer out of GGUF metadata: byte-level BPE (`gpt2`) and scored SentencePiece (`llama`).
+"""Builds a tokenizer from GGUF metadata: byte-level BPE (`gpt2`) or scored SentencePiece (`llama`).
 
 Called by the GGUF weight format with a plain mapping of metadata. Every value is checked, because
-the file may be hostile; must not know how the file is laid out.
+the file may be hostile; must not know the layout of the file.
 
-`add_eos_token` is not read: a prompt that is to be continued never ends with the end token.
+`add_eos_token` is not read: a prompt to continue must not end with the end token.
 """
 
 import logging
@@ -23,8 +23,8 @@ from jaxllama.formats import ModelText
 from jaxllama.text.pretokenize import Cutting, find_cutting
 from jaxllama.text.scored import merges_of
 from jaxllama.text.specials import Special, Specials
-from jaxllama.text.tokenizer import Rules, Tokenizer, contained, find_end_ids
-from jaxllama.text.vocabulary import SPACE, Kind, Spelling, Vocabulary, is_byte
+from jaxllama.text.tokenizer import Tokenizer, TokenizerRules, find_end_ids, library_errors
+from jaxllama.text.vocabulary import SPACE, Spelling, TokenKind, Vocabulary, is_byte
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ MODELS = ("gpt2", "llama")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file describes."""
-    fields = Fields(metadata)
+    """Build the tokenizer that a GGUF file describes; raise BadTokenizer if that fails."""
+    fields = TokenizerMetadata(metadata)
     model = fields.text(PREFIX + "model")
     if model not in MODELS:
         raise BadTokenizer(
@@ -48,27 +48,27 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     return build_scored(fields, vocabulary)
 
 
-def build_byte_level(fields: "Fields", vocabulary: Vocabulary) -> Tokenizer:
-    """Byte-level BPE: words are cut by a named rule, then merged by rank."""
+def build_byte_level(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tokenizer:
+    """Build a byte-level BPE: a named rule splits text into words, merges apply by rank."""
     cutting = read_cutting(fields)
-    ids = ids_of(vocabulary, {Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED})
+    ids = ids_of(vocabulary, {TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED})
     merges = read_merges(fields, vocabulary, ids)
-    with contained(f"{PREFIX}merges do not fit {PREFIX}tokens"):
+    with library_errors(f"{PREFIX}merges do not fit {PREFIX}tokens"):
         encoder = tokenizers.Tokenizer(BPE(ids, merges, ignore_merges=cutting.ignores_merges))
     encoder.pre_tokenizer = cutting.build()
     rules = read_rules(fields, vocabulary, adds_begin=cutting.adds_begin)
     return assemble(fields, encoder, vocabulary, rules)
 
 
-def build_scored(fields: "Fields", vocabulary: Vocabulary) -> Tokenizer:
-    """SentencePiece BPE: the whole text is one word; unknown characters fall back to bytes."""
+def build_scored(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tokenizer:
+    """Build a SentencePiece BPE: the whole text is one word, unknown characters become bytes."""
     scores = fields.scores(PREFIX + "scores", len(vocabulary))
-    mergeable = ids_of(vocabulary, {Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED})
+    mergeable = ids_of(vocabulary, {TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED})
     merges = merges_of({text: scores[token] for text, token in mergeable.items()})
-    ids = mergeable | ids_of(vocabulary, {Kind.BYTE, Kind.UNKNOWN})
+    ids = mergeable | ids_of(vocabulary, {TokenKind.BYTE, TokenKind.UNKNOWN})
     unknown = fields.token(PREFIX + "unknown_token_id", len(vocabulary), default=0)
     unknown_text = vocabulary.texts[unknown] if unknown is not None else None
-    with contained(f"{PREFIX}tokens do not build a vocabulary"):
+    with library_errors(f"{PREFIX}tokens do not build a vocabulary"):
         encoder = tokenizers.Tokenizer(
             BPE(
                 ids,
@@ -86,10 +86,13 @@ def build_scored(fields: "Fields", vocabulary: Vocabulary) -> Tokenizer:
 
 
 def assemble(
-    fields: "Fields", encoder: tokenizers.Tokenizer, vocabulary: Vocabulary, rules: Rules
+    fields: "TokenizerMetadata",
+    encoder: tokenizers.Tokenizer,
+    vocabulary: Vocabulary,
+    rules: TokenizerRules,
 ) -> Tokenizer:
-    """The tokenizer and what the file says about its text."""
-    control = special_texts(vocabulary, {Kind.CONTROL, Kind.UNKNOWN})
+    """Build the Tokenizer from its parts, with the control tokens and the chat template."""
+    control = special_texts(vocabulary, {TokenKind.CONTROL, TokenKind.UNKNOWN})
     text = ModelText(
         template=fields.text("tokenizer.chat_template", default=None),
         begin="" if rules.begin_id is None else vocabulary.texts[rules.begin_id],
@@ -97,20 +100,20 @@ def assemble(
         name=fields.text("general.name", default="") or "",
         special=frozenset(control),
     )
-    always = special_texts(vocabulary, {Kind.USER_DEFINED})
+    always = special_texts(vocabulary, {TokenKind.USER_DEFINED})
     return Tokenizer((encoder, encoder), vocabulary, Specials(control, always), rules, text)
 
 
-def read_cutting(fields: "Fields") -> Cutting:
-    """How text is cut into words."""
+def read_cutting(fields: "TokenizerMetadata") -> Cutting:
+    """Return the rule that splits text into words."""
     name = fields.text(PREFIX + "pre", default=None)
     if name is None:
         logger.warning("%spre is missing; words are cut by the rule 'default'", PREFIX)
     return find_cutting(name or "default")
 
 
-def read_texts(fields: "Fields") -> list[str]:
-    """The text of every token, all different; empty ones get a name of their own."""
+def read_texts(fields: "TokenizerMetadata") -> list[str]:
+    """Return the text of every token, all different; empty texts get a unique name."""
     key = PREFIX + "tokens"
     texts = [text or f"[EMPTY_{token}]" for token, text in enumerate(fields.texts(key))]
     if not texts:
@@ -126,15 +129,17 @@ def read_texts(fields: "Fields") -> list[str]:
     return texts
 
 
-def read_kinds(fields: "Fields", texts: Sequence[str]) -> bytes:
-    """The kind of every token."""
+def read_kinds(fields: "TokenizerMetadata", texts: Sequence[str]) -> bytes:
+    """Return the kind of every token, one byte each."""
     key = PREFIX + "token_type"
     if key not in fields.metadata:
-        return bytes([Kind.NORMAL]) * len(texts)
+        return bytes([TokenKind.NORMAL]) * len(texts)
     kinds = fields.numbers(key, len(texts), "iu")
-    if set(np.unique(kinds).tolist()) - set(Kind):
-        raise BadTokenizer(f"{key} holds {kinds.min()} to {kinds.max()}; expected 1 to {len(Kind)}")
-    for token in np.flatnonzero(kinds == Kind.BYTE).tolist():
+    if set(np.unique(kinds).tolist()) - set(TokenKind):
+        raise BadTokenizer(
+            f"{key} holds {kinds.min()} to {kinds.max()}; expected 1 to {len(TokenKind)}"
+        )
+    for token in np.flatnonzero(kinds == TokenKind.BYTE).tolist():
         if not is_byte(texts[token]):
             raise BadTokenizer(
                 f"{key} calls token {token}, {texts[token][:40]!r}, a byte; expected '<0xNN>'"
@@ -143,9 +148,9 @@ def read_kinds(fields: "Fields", texts: Sequence[str]) -> bytes:
 
 
 def read_merges(
-    fields: "Fields", vocabulary: Vocabulary, ids: Mapping[str, int]
+    fields: "TokenizerMetadata", vocabulary: Vocabulary, ids: Mapping[str, int]
 ) -> list[tuple[str, str]]:
-    """Pairs to join, best first; those that would spell a control token are left out."""
+    """Return the token pairs to merge, best first; omit pairs that make a control token."""
     key = PREFIX + "merges"
     lines = fields.texts(key)
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
@@ -164,16 +169,20 @@ def read_merges(
 
 
 def read_rules(
-    fields: "Fields", vocabulary: Vocabulary, *, adds_begin: bool, drops_space: bool = False
-) -> Rules:
-    """The ends of a text; SentencePiece files may leave the usual ids unsaid."""
+    fields: "TokenizerMetadata",
+    vocabulary: Vocabulary,
+    *,
+    adds_begin: bool,
+    drops_space: bool = False,
+) -> TokenizerRules:
+    """Return begin and end tokens; a SentencePiece file may omit them and gets the usual ids."""
     size = len(vocabulary)
     scored = vocabulary.spelling == Spelling.SENTENCEPIECE
     begin = fields.token(PREFIX + "bos_token_id", size, default=1 if scored else None)
     ends = [fields.token(PREFIX + "eos_token_id", size, default=2 if scored else None)]
     ends += [fields.token(PREFIX + key, size) for key in ("eot_token_id", "eom_token_id")]
     adds_begin = fields.flag(PREFIX + "add_bos_token", default=adds_begin)
-    return Rules(
+    return TokenizerRules(
         begin_id=begin,
         end_ids=find_end_ids(ends, vocabulary),
         adds_begin=adds_begin and begin is not None,
@@ -181,42 +190,42 @@ def read_rules(
     )
 
 
-def ids_of(vocabulary: Vocabulary, kinds: set[Kind]) -> dict[str, int]:
-    """Token ids by text, of these kinds."""
+def ids_of(vocabulary: Vocabulary, kinds: set[TokenKind]) -> dict[str, int]:
+    """Map the texts of all tokens of these kinds to their ids."""
     wanted = bytes(kinds)
     tokens = zip(vocabulary.texts, vocabulary.kinds, range(len(vocabulary)), strict=True)
     return {text: token for text, kind, token in tokens if kind in wanted}
 
 
-def special_texts(vocabulary: Vocabulary, kinds: set[Kind]) -> dict[str, Special]:
-    """The tokens of these kinds that are written as a fixed text."""
+def special_texts(vocabulary: Vocabulary, kinds: set[TokenKind]) -> dict[str, Special]:
+    """Map the texts of all tokens of these kinds to Special entries."""
     return {text: Special(token) for text, token in ids_of(vocabulary, kinds).items()}
 
 
 @dataclass(frozen=True)
-class Fields:
-    """Metadata values of the expected type, or an error that names the key."""
+class TokenizerMetadata:
+    """A mapping of metadata whose values are type-checked; errors name the key."""
 
     metadata: Mapping[str, Any]
 
     REQUIRED = object()
 
     def text(self, key: str, default: Any = REQUIRED) -> Any:
-        """A string."""
+        """Return a string."""
         value = self.value(key, default)
         if value is not default and not isinstance(value, str):
             raise BadTokenizer(f"{key} is {value!r:.60}; expected text")
         return value
 
     def flag(self, key: str, *, default: bool) -> bool:
-        """A truth value."""
+        """Return a boolean."""
         value = self.value(key, default)
         if not isinstance(value, bool | np.bool_):
             raise BadTokenizer(f"{key} is {value!r:.60}; expected true or false")
         return bool(value)
 
     def token(self, key: str, size: int, default: int | None = None) -> int | None:
-        """A token id; `default` counts only if the vocabulary has it."""
+        """Return a token id; return `default` for an absent key if the vocabulary has this id."""
         if key not in self.metadata:
             return default if default is not None and default < size else None
         value = self.metadata[key]
@@ -227,7 +236,7 @@ class Fields:
         return int(value)
 
     def texts(self, key: str) -> list[str]:
-        """A list of strings."""
+        """Return a list of strings."""
         value = self.value(key, self.REQUIRED)
         if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
             raise BadTokenizer(f"{key} is a {type(value).__name__}; expected an array of text")
@@ -238,14 +247,14 @@ class Fields:
         return texts
 
     def scores(self, key: str, size: int) -> list[float]:
-        """One finite number per token."""
+        """Return one finite number per token."""
         scores = self.numbers(key, size, "f")
         if not np.isfinite(scores).all():
             raise BadTokenizer(f"{key} holds numbers that are not finite")
         return scores.tolist()
 
     def numbers(self, key: str, size: int, kinds: str) -> np.ndarray[Any, Any]:
-        """An array of `size` numbers of one of NumPy's `kinds`."""
+        """Return an array of `size` numbers of one of NumPy's `kinds`."""
         value = self.value(key, self.REQUIRED)
         word = "whole numbers" if kinds == "iu" else "floating-point numbers"
         try:
@@ -263,7 +272,7 @@ class Fields:
         return numbers
 
     def value(self, key: str, default: Any) -> Any:
-        """The value, the default, or an error."""
+        """Return the value or the default; raise BadTokenizer if a required key is absent."""
         if key in self.metadata:
             return self.metadata[key]
         if default is self.REQUIRED:

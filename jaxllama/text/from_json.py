@@ -1,9 +1,9 @@
-"""A tokenizer out of a Hugging Face folder: tokenizer.json and the small files beside it.
+"""Builds a tokenizer from a Hugging Face folder: tokenizer.json and the small files beside it.
 
-Called by the weight formats that read such folders. Every file may be hostile and is bounded and
-checked; must not know weights. `tokenizer_config.json` says which tokens begin and end a text,
-`generation_config.json` and `config.json` may name more ends, the chat template is a file of its
-own or part of `tokenizer_config.json`.
+Called by the weight formats that read such folders. Every file may be hostile, so its size is
+bounded and its values are checked; must not know weights. `tokenizer_config.json` names the tokens
+that begin and end a text, `generation_config.json` and `config.json` may name further end tokens.
+The chat template is in its own file or in `tokenizer_config.json`.
 """
 
 import json
@@ -19,8 +19,8 @@ from jaxllama.errors import BadTokenizer
 from jaxllama.formats import ModelText
 from jaxllama.text.specials import Special, Specials
 from jaxllama.text.token_ids import check_ids
-from jaxllama.text.tokenizer import Rules, Tokenizer, contained, find_end_ids, run
-from jaxllama.text.vocabulary import Kind, Spelling, Vocabulary, is_byte
+from jaxllama.text.tokenizer import Tokenizer, TokenizerRules, find_end_ids, library_errors, run
+from jaxllama.text.vocabulary import Spelling, TokenKind, Vocabulary, is_byte
 
 MAX_TOKENIZER = 256 << 20  # bytes; the largest published ones take 35 MB
 MAX_SIDE_FILE = 16 << 20
@@ -28,24 +28,24 @@ MAX_HOLES = 1 << 16  # ids without a token, to allow for vocabularies with gaps
 
 
 def tokenizer_from_json(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder with tokenizer.json."""
+    """Build the tokenizer of a folder with tokenizer.json; raise BadTokenizer if that fails."""
     path = folder / "tokenizer.json"
     serialized = read_text(path, MAX_TOKENIZER)
     if serialized is None:
         raise BadTokenizer(f"{path} is missing; expected a folder with a tokenizer.json")
     encoder = load(serialized, path)
-    with contained(f"{path} cannot be loaded"):
+    with library_errors(f"{path} cannot be loaded"):
         check_ids(serialized, path, encoder)
     encoders = (encoder, load_later(serialized, path, encoder))
     vocabulary = read_vocabulary(encoder, path)
-    said = Said.in_folder(folder)
+    said = SideFiles.in_folder(folder)
     begin, end = said.token("bos_token", vocabulary), said.token("eos_token", vocabulary)
     said.check_end(end, vocabulary)
     return Tokenizer(
         encoders,
         vocabulary,
         read_specials(encoder, path),
-        Rules(
+        TokenizerRules(
             begin_id=begin,
             end_ids=find_end_ids([end, *said.more_ends(vocabulary)], vocabulary),
             adds_begin=begin is not None and said.adds_begin(encoder, begin),
@@ -59,26 +59,26 @@ def tokenizer_from_json(folder: Path) -> Tokenizer:
             special=frozenset(
                 text
                 for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True)
-                if kind == Kind.CONTROL
+                if kind == TokenKind.CONTROL
             ),
         ),
     )
 
 
 def load(serialized: str, path: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer, reading no special tokens and keeping every text whole."""
-    with contained(f"{path} cannot be loaded"):
+    """Load the library's tokenizer; it reads no special tokens and never truncates or pads."""
+    with library_errors(f"{path} cannot be loaded"):
         encoder = tokenizers.Tokenizer.from_str(serialized)
-        encoder.encode_special_tokens = True  # ours are found before it sees the text
+        encoder.encode_special_tokens = True  # `Specials` has found them before the library runs
         encoder.no_truncation()
         encoder.no_padding()
     return encoder
 
 
 def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The encoder for what follows a special token.
+    """Return the encoder for text after a special token.
 
-    Only differs where the first word of a text, and no other, gets a space in front.
+    It differs from `encoder` only if the first word of a text, and no other, gets a space in front.
     """
     state = state_of(encoder.pre_tokenizer)
     if not any(part.get("prepend_scheme") == "first" for part in parts_of(state)):
@@ -87,7 +87,7 @@ def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> to
     for part in parts_of(state):
         if part.get("prepend_scheme") == "first":
             part["prepend_scheme"] = "never"
-    with contained(f"{path}: the pre-tokenizer cannot be rebuilt"):
+    with library_errors(f"{path}: the pre-tokenizer cannot be rebuilt"):
         changed: PreTokenizer = encoder.pre_tokenizer
         changed.__setstate__(json.dumps(state).encode())
         later.pre_tokenizer = changed
@@ -95,26 +95,26 @@ def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> to
 
 
 def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
-    """Texts and kinds of all tokens."""
+    """Return texts and kinds of all tokens; refuse a vocabulary with more than MAX_HOLES gaps."""
     ids = encoder.get_vocab(with_added_tokens=True)
     size = 1 + max(ids.values(), default=-1)
     if not ids or size > len(ids) + MAX_HOLES:
         raise BadTokenizer(
             f"{path} has {len(ids)} tokens with ids up to {size - 1}; expected few gaps"
         )
-    texts, kinds = [""] * size, bytearray([Kind.UNUSED]) * size
+    texts, kinds = [""] * size, bytearray([TokenKind.UNUSED]) * size
     decoder = list(parts_of(state_of(encoder.decoder)))
     falls_back = any(part.get("type") == "ByteFallback" for part in decoder)
     for text, token in ids.items():
         texts[token] = text
-        kinds[token] = Kind.BYTE if falls_back and is_byte(text) else Kind.NORMAL
+        kinds[token] = TokenKind.BYTE if falls_back and is_byte(text) else TokenKind.NORMAL
     for token, added in encoder.get_added_tokens_decoder().items():
-        kinds[token] = Kind.CONTROL if added.special else Kind.USER_DEFINED
+        kinds[token] = TokenKind.CONTROL if added.special else TokenKind.USER_DEFINED
     return Vocabulary(texts, bytes(kinds), spelling_of(decoder, path))
 
 
 def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
-    """How tokens are written, told by the way the file turns them back into text."""
+    """Return how tokens are written; the file's decoder shows it."""
     types = [str(part.get("type")) for part in decoder]
     if "ByteLevel" in types:
         return Spelling.BYTE_LEVEL
@@ -127,7 +127,7 @@ def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
 
 
 def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
-    """The control tokens; other added tokens are read by the library itself, in any text."""
+    """Return the control tokens; the library itself reads other added tokens in any text."""
     control: dict[str, Special] = {}
     for token, added in encoder.get_added_tokens_decoder().items():
         if not added.special:
@@ -142,7 +142,7 @@ def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
 
 
 def drops_space(decoder: dict[str, Any]) -> bool:
-    """Whether decoding takes off the space in front of a text."""
+    """Say whether decoding removes the space in front of a text."""
     return any(
         (part.get("type") == "Strip" and part.get("content") == " " and part.get("start", 0) > 0)
         or (part.get("type") == "Metaspace" and part.get("prepend_scheme") != "never")
@@ -151,8 +151,8 @@ def drops_space(decoder: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the files beside tokenizer.json say."""
+class SideFiles:
+    """The JSON files beside tokenizer.json: configurations that name special tokens."""
 
     folder: Path
     files: Mapping[str, Mapping[str, Any]]
@@ -163,13 +163,17 @@ class Said:
     MODEL = "config.json"
 
     @classmethod
-    def in_folder(cls, folder: Path) -> "Said":
-        """Read those that are there."""
+    def in_folder(cls, folder: Path) -> "SideFiles":
+        """Read the side files of a folder; an absent file counts as empty."""
         names = (cls.TOKENIZER, cls.SPECIALS, cls.GENERATION, cls.MODEL, "chat_template.json")
         return cls(folder, {name: read_object(folder / name) for name in names})
 
     def token(self, key: str, vocabulary: Vocabulary) -> int | None:
-        """The id of `bos_token` or `eos_token`; null is a statement, silence asks the next file."""
+        """Return the id of `bos_token` or `eos_token`, from the first file that has the key.
+
+        A null in tokenizer_config.json or special_tokens_map.json means that there is no such
+        token.
+        """
         for name in (self.TOKENIZER, self.SPECIALS):
             if key not in self.files[name]:
                 continue
@@ -188,13 +192,13 @@ class Said:
         return None
 
     def more_ends(self, vocabulary: Vocabulary) -> Iterator[int]:
-        """End tokens by id; newer models have several."""
+        """Yield the end tokens that other files give by id; newer models have several."""
         for name in (self.GENERATION, self.MODEL):
             yield from self.ids(name, "eos_token_id", vocabulary)
 
     @property
     def model_size(self) -> int | None:
-        """How many tokens the model has by its config.json, None where it does not say."""
+        """Return the number of tokens of the model by config.json; None if it is not given."""
         size = self.files[self.MODEL].get("vocab_size")
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
@@ -209,9 +213,9 @@ class Said:
             )
 
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
-        """The ids of a field, one or a list; BadTokenizer if the model cannot produce one.
+        """Return the ids of a field, one or a list; raise BadTokenizer if the model lacks an id.
 
-        Ids that only the model's padded table has are left out: they have no text.
+        Omits ids that exist only in the model's padded embedding table: they have no text.
         """
         size = max(len(vocabulary), self.model_size or 0)
         value = self.files[name].get(key)
@@ -229,16 +233,19 @@ class Said:
         return [token for token in ids if token < len(vocabulary)]
 
     def adds_begin(self, encoder: tokenizers.Tokenizer, begin: int) -> bool:
-        """Whether prompts start with the begin token: as said, or as the post-processor does."""
+        """Say whether prompts start with the begin token.
+
+        `add_bos_token` decides; without it, the result of the post-processor does.
+        """
         value = self.files[self.TOKENIZER].get("add_bos_token")
         if isinstance(value, bool):
             return value
-        with contained(f"{self.folder}: the post-processor fails"):
+        with library_errors(f"{self.folder}: the post-processor fails"):
             processed = encoder.encode("a", add_special_tokens=True).ids
         return processed[:1] == [begin] and run(encoder, "a")[:1] != [begin]
 
     def template(self) -> str | None:
-        """The chat template: a file of its own, or in one of the JSON files."""
+        """Return the chat template, from its own file or one of the JSON files; None if absent."""
         own = read_text(self.folder / "chat_template.jinja", MAX_SIDE_FILE)
         if own is not None:
             return own
@@ -257,7 +264,7 @@ class Said:
 
 
 def default_template(named: list[Any]) -> Any:
-    """The template called `default`, or the list itself if there is none."""
+    """Return the template called `default`; return the list itself if there is none."""
     for entry in named:
         if isinstance(entry, dict) and entry.get("name") == "default":
             return entry.get("template")
@@ -265,12 +272,12 @@ def default_template(named: list[Any]) -> Any:
 
 
 def state_of(part: Any) -> dict[str, Any]:
-    """A part of the library's tokenizer in the words of tokenizer.json; {} if it is absent."""
+    """Return a part of the library's tokenizer as in tokenizer.json; {} if it is absent."""
     return {} if part is None else json.loads(part.__getstate__())
 
 
 def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A part, or the parts of a sequence."""
+    """Yield the part itself, or the parts of a sequence, at any depth."""
     if state.get("type") != "Sequence":
         yield state
         return
@@ -280,7 +287,7 @@ def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} if the file is absent."""
+    """Read a JSON object; {} if the file is absent."""
     text = read_text(path, MAX_SIDE_FILE)
     if text is None:
         return {}
@@ -294,7 +301,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path, longest: int) -> str | None:
-    """A text file of at most `longest` bytes, None if it is absent."""
+    """Read a text file of at most `longest` bytes; None if it is absent."""
     if not path.exists():
         return None
     if not path.is_file():  # reading a pipe or a device may never end

@@ -1,7 +1,7 @@
-"""How text is cut into words before byte-pair merging, by the name a GGUF file gives it.
+"""Pre-tokenizers: rules that split text into words before byte-pair merging, by their GGUF name.
 
-Called by `from_gguf.py`. Knows regular expressions; must not know vocabularies. The expressions are
-those of the models' own tokenizer files; llama.cpp writes some of them differently.
+Called by `from_gguf.py`. Knows regular expressions; must not know vocabularies. The expressions
+come from the models' own tokenizer files; llama.cpp writes some of them differently.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 @dataclass(frozen=True)
 class Cutting:
-    """One way of cutting, and the habits of the models that use it."""
+    """One rule that splits text into words, and the tokenizer settings of models that use it."""
 
     build: Callable[[], PreTokenizer]
     ignores_merges: bool = False  # a whole word that is in the vocabulary is one token
@@ -30,18 +30,18 @@ class Cutting:
 
 
 def cut_by(*expressions: str) -> PreTokenizer:
-    """Cut by each expression in turn, what matches and what does not; then to bytes."""
+    """Split with each expression in turn, matches and the text between alike; then map to bytes."""
     cuts = [Split(Regex(expression), "isolated") for expression in expressions]
     return Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def cut_single_digits() -> PreTokenizer:
-    """GPT-2's rule, after every digit became a word of its own."""
+    """Split every digit into a word, then split by GPT-2's rule."""
     return Sequence([Digits(individual_digits=True), cut_by(GPT2)])
 
 
 def cut_as_default() -> PreTokenizer:
-    """What llama.cpp does for files that do not name a rule: punctuation, words, digit triples."""
+    """Split as llama.cpp does for files without a rule: punctuation, words, digit triples."""
     return cut_by(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 
@@ -91,7 +91,7 @@ ALIASES = {
 
 
 def find_cutting(name: str) -> Cutting:
-    """The rule called `name`, or an error that lists the known ones."""
+    """Return the rule called `name`; raise BadTokenizer with the known names if there is none."""
     found = CUTTINGS.get(ALIASES.get(name, name))
     if found is None:
         known = ", ".join(sorted({*CUTTINGS, *ALIASES}))

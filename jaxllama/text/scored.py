@@ -1,11 +1,11 @@
-"""Merges of a scored vocabulary: SentencePiece BPE in the terms of plain byte-pair encoding.
+"""Merges of a scored vocabulary: expresses SentencePiece BPE as plain byte-pair encoding.
 
 Called by the readers of SentencePiece vocabularies. Knows texts and scores, nothing of tokens.
 
-SentencePiece joins, of all neighbours whose union is a piece, those with the best-scored union,
-leftmost first. Byte-pair encoding joins the neighbours whose pair ranks first. Ranking every way
-to split a piece by the score of the piece makes the two agree, with one care: two ways to make the
-same piece can overlap, and the left one must win.
+SentencePiece joins, of all neighbours whose union is a piece, the pair with the best-scored union,
+leftmost first. Byte-pair encoding joins the neighbours whose pair ranks first. If every split of a
+piece is ranked by the score of the piece, both agree, with one exception: two splits of the same
+piece can overlap in a text, and then the left one must win.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ LONGEST = 256  # characters of a piece; the number of its splits grows with the 
 
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces, best first."""
+    """Return every split of every piece into two pieces, best first."""
     ranked: list[tuple[float, bool, str, int]] = []
     for piece, score in scores.items():
         if len(piece) > LONGEST:
@@ -32,9 +32,9 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def is_overtaken(piece: str, cut: int) -> bool:
-    """Whether another split of `piece` can overlap this one from the left.
+    """Say whether another split of `piece` can overlap this split from the left.
 
-    In `ab|a|ba` both `ab+a` and `a+ba` make `aba`; the other split starts where this one's left
-    part also ends the piece.
+    In `ab|a|ba` both `ab+a` and `a+ba` make `aba`; the other split starts where the left part of
+    this split also ends the piece.
     """
     return piece.endswith(piece[:cut]) and not piece.startswith(piece[cut:])

@@ -1,4 +1,4 @@
-"""Where tokenizers come from: one function per kind of file.
+"""The tokenizer readers: one function per kind of file.
 
 Called by the weight formats. Knows no file itself.
 """

@@ -1,11 +1,12 @@
-"""Special-token text: finding it in a prompt, and keeping users from writing it.
+"""Special tokens in text: finds them in a prompt, and keeps users from writing them.
 
 Used by `Tokenizer`. Knows strings and ids; must not know vocabularies, models or templates.
 
 A chat prompt mixes text of the template, where `<|im_end|>` is one control token, with text of the
 user, where it is ten ordinary characters. `guard` marks the user's text before the template
-embeds it: a private-use character, the mark, is put in front of every place where a control token
-would be read, and the mark itself is doubled. `split` takes a marked character literally.
+embeds it: it inserts a private-use character, the mark, at every position where a control token
+would be read, and doubles every mark in the text. `split` reads the character after a mark as
+plain text.
 """
 
 import re
@@ -17,12 +18,12 @@ from itertools import pairwise
 from jaxllama.errors import BadTokenizer
 
 LONGEST = 512  # characters of one special token
-# Unicode's white space; Python's own notion adds four control characters.
+# White space by Unicode; Python's `str.isspace` adds four control characters.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 SPACE = re.compile(f"[{SPACES}]*")
-FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD  # the private-use plane nobody draws icons in
+FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD  # a private-use plane that icon fonts do not use
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Specials:
 
     def __init__(
         self,
-        control: Mapping[str, Special],  # read only where they are asked for
+        control: Mapping[str, Special],  # read only with `control=True`
         always: Mapping[str, Special],  # read in any text
     ) -> None:
         for text in (*control, *always):
@@ -59,28 +60,28 @@ class Specials:
         self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
 
     def guard(self, text: str) -> str:
-        """Mark `text` so that no control token is read in it, whatever a template puts around."""
+        """Mark `text` so that it contributes to no control token, in any template."""
         places = {match.start() for match in self.unsafe.finditer(text)}
         cuts = (0, *sorted(places | self.unfinished(text)), len(text))
         return self.mark.join(text[left:right] for left, right in pairwise(cuts))
 
     def unfinished(self, text: str) -> set[int]:
-        """Places near the end where a control token has begun that following text could finish."""
+        """Return positions near the end where a control token starts that later text can finish."""
         ends = {len(text), len(text.rstrip())}  # templates trim
         return {
             place
             for end in ends
             for place in range(max(0, end - self.longest + 1), end)
-            if self.begins(text[place:end])
+            if self.starts_control_token(text[place:end])
         }
 
-    def begins(self, head: str) -> bool:
-        """Whether a control token starts with `head` and goes on."""
+    def starts_control_token(self, head: str) -> bool:
+        """Say whether `head` is the start of a control token, but not all of it."""
         after = bisect_right(self.ordered, head)
         return after < len(self.ordered) and self.ordered[after].startswith(head)
 
     def split(self, text: str, *, control: bool) -> Iterator[str | int]:
-        """Stretches of ordinary text and token ids, in order; no stretch is empty."""
+        """Yield pieces of ordinary text and token ids, in order; no piece is empty."""
         if not control:
             yield from self.split_at(text, self.in_any_text, self.always)
             return
@@ -93,7 +94,10 @@ class Specials:
     def split_at(
         self, text: str, pattern: re.Pattern[str], known: Mapping[str, Special]
     ) -> Iterator[str | int]:
-        """Split at every match of `pattern`; marks among the matches are resolved."""
+        """Split `text` at every match of `pattern`.
+
+        For a mark, keep the character after it as text.
+        """
         stretch: list[str] = []
         done = 0
         for match in pattern.finditer(text):
@@ -117,7 +121,7 @@ class Specials:
 
 
 def unused_mark(texts: Iterable[str]) -> str:
-    """A private-use character that no special token contains."""
+    """Return a private-use character that no special token contains."""
     used = set("".join(texts))
     for code in range(FIRST_MARK, LAST_MARK):
         if chr(code) not in used:
@@ -126,7 +130,7 @@ def unused_mark(texts: Iterable[str]) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile, or say that the special tokens are to blame."""
+    """Compile a pattern; raise BadTokenizer that names the special tokens as the cause."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
@@ -137,9 +141,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def any_of(texts: Iterable[str]) -> str:
-    """A pattern for the longest of `texts`, its common heads written once.
+    """Return a pattern for the longest of `texts` that matches; common prefixes are written once.
 
-    Heads are shared because an alternation of hundreds of texts is tried one by one at each place.
+    Without shared prefixes, an alternation of hundreds of texts is tried one by one at each place.
     """
     ordered = sorted(set(texts))
     if not ordered:
@@ -148,7 +152,7 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 def shared_heads(texts: list[str], depth: int) -> str:
-    """The pattern of what follows the first `depth` characters, which all of `texts` share."""
+    """Return the pattern of `texts` after their first `depth` characters, which are all equal."""
     ends_here = texts[0][depth:] == ""
     longer = texts[1:] if ends_here else texts
     branches: list[str] = []
@@ -167,7 +171,7 @@ def shared_heads(texts: list[str], depth: int) -> str:
 
 
 def common_head(left: str, right: str, start: int) -> int:
-    """How many leading characters two texts share; `start` of them are known to be equal."""
+    """Return the length of the common prefix of two texts; the first `start` are known equal."""
     place = start
     while place < min(len(left), len(right)) and left[place] == right[place]:
         place += 1

@@ -1,13 +1,13 @@
-"""The tail: token ids in, text that is safe to show out.
+"""The tail: converts token ids to text that is safe to show, while they arrive.
 
 The engine drives one per request through `request.TextTail`. Knows token bytes and stop strings;
 must not know requests or models.
 
-Held back are the first bytes of a character that is not complete, and the longest end of the text
-that could begin a stop string. What was shown is never taken back. All that is pushed, then
-flushed, joins to the decoded text cut before the stop string that is completed first; of several
-completed by the same character, the longest counts. So the result does not depend on how the text
-falls into tokens.
+The tail keeps back the first bytes of an incomplete character, and the longest end of the text that
+could start a stop string. Text that was returned is never taken back. All texts that `push` and
+`flush` return, joined, are the decoded text, cut before the stop string that is completed first; if
+one character completes several stop strings, the longest counts. So the result does not depend on
+how the text is split into tokens.
 """
 
 import codecs
@@ -16,12 +16,12 @@ from jaxllama.text.tokenizer import Tokenizer
 
 
 class Tail:
-    """Turns the token ids of one generation into text as they come."""
+    """Converts the token ids of one generation to text while they arrive."""
 
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, start: bool = True
     ) -> None:
-        """`start` as in `Tokenizer.decode`: False if the text goes on after other text."""
+        """Start a text; `start` as in `Tokenizer.decode`: False if it continues another text."""
         self._tokenizer = tokenizer
         self._start = start
         self._stops = tuple(filter(None, stop))
@@ -31,16 +31,16 @@ class Tail:
         self._stopped: str | None = None
 
     def again(self) -> "Tail":
-        """A new one for another answer to the same prompt."""
+        """Return a fresh tail for another answer to the same prompt."""
         return Tail(self._tokenizer, self._stops, start=self._start)
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that was met, if one was."""
+        """Return the stop string that was met, if any."""
         return self._stopped
 
     def push(self, token: int) -> str:
-        """Text that became safe to show with this token; nothing once a stop string was met."""
+        """Add a token and return the text that became safe to show; "" after a stop string."""
         if self._stopped is not None:
             return ""
         raw = self._tokenizer.piece(token)
@@ -50,7 +50,7 @@ class Tail:
         return self._show(self._decoder.decode(raw))
 
     def flush(self) -> str:
-        """Whatever was still held back, now that the generation is over."""
+        """End the text and return the rest of it that was kept back."""
         if self._stopped is not None:
             return ""
         shown = self._show(self._decoder.decode(b"", final=True))
@@ -59,7 +59,7 @@ class Tail:
         return shown
 
     def _show(self, text: str) -> str:
-        """Take new text in, give out what no stop string can reach any more."""
+        """Add new text; return the text that cannot become part of a stop string any more."""
         self._held += text
         met = first_stop(self._held, self._stops)
         if met is not None:
@@ -72,7 +72,7 @@ class Tail:
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
-    """Where the stop string that is completed first begins, and which it is."""
+    """Return position and text of the stop string that is completed first; None if none is."""
     found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
     if not found:
         return None
@@ -80,7 +80,7 @@ def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 def longest_head(text: str, stops: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that could begin a stop string."""
+    """Return the length of the longest end of `text` that could start a stop string."""
     longest = max(map(len, stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if text.endswith(tuple(stop[:length] for stop in stops if len(stop) > length)):

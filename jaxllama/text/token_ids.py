@@ -1,6 +1,6 @@
-"""Token ids of a tokenizer.json: checked, because the tokenizers library repairs wrong ones.
+"""Checks the token ids of a tokenizer.json, because the tokenizers library changes wrong ids.
 
-Called by `from_json.py`. The library gives an added token a new id, without an error, where the
+Called by `from_json.py`. The library gives an added token a new id, without an error, if the
 file's id is taken or leaves a gap. The weights still mean the file's id, so an end token of such a
 file would never end an answer.
 """
@@ -20,12 +20,12 @@ ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
 def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> None:
-    """Raise BadTokenizer unless every token has an id of its own: the one the file gives it."""
+    """Raise BadTokenizer unless every token has a unique id, equal to its id in the file."""
     owners: dict[int, str] = {}
     for text, token in encoder.get_vocab(with_added_tokens=False).items():
-        take(owners, token, text, path)
+        claim_id(owners, token, text, path)
     for text, token in added_tokens(serialized):
-        take(owners, token, text, path)
+        claim_id(owners, token, text, path)
         given = encoder.token_to_id(text)
         if given != token:
             raise BadTokenizer(
@@ -34,8 +34,8 @@ def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> Non
             )
 
 
-def take(owners: dict[int, str], token: int, text: str, path: Path) -> None:
-    """Note whose id this is; raise BadTokenizer if another token has it."""
+def claim_id(owners: dict[int, str], token: int, text: str, path: Path) -> None:
+    """Record the owner of an id; raise BadTokenizer if another token has it."""
     if owners.setdefault(token, text) != text:
         raise BadTokenizer(
             f"{path}: tokens {owners[token]!r:.60} and {text!r:.60} both have id {token}; "
@@ -44,7 +44,7 @@ def take(owners: dict[int, str], token: int, text: str, path: Path) -> None:
 
 
 def added_tokens(serialized: str) -> Iterator[tuple[str, int]]:
-    """Text and id of every entry of `added_tokens`, as the file has them."""
+    """Yield text and id of every entry of `added_tokens`, as written in the file."""
     found = ADDED.search(serialized)
     if found is None:
         return

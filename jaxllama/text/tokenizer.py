@@ -1,6 +1,6 @@
-"""The tokenizer: text to token ids and back, whatever file the vocabulary came from.
+"""The tokenizer: converts text to token ids and back, for vocabularies from any file.
 
-Built by `sources.py`, called by `llm.py` and the service; `Tail` asks it for the bytes of tokens.
+Built by `sources.py`, called by `llm.py` and the service; `Tail` uses it for the bytes of tokens.
 Must not know files, templates or the engine.
 """
 
@@ -15,9 +15,9 @@ from jaxllama.errors import BadTokenizer, InvalidParameter, JaxLlamaError, Promp
 from jaxllama.formats import ModelText
 from jaxllama.text.cuts import PIECE, Cuts, find_cuts
 from jaxllama.text.specials import Specials
-from jaxllama.text.vocabulary import Kind, Vocabulary
+from jaxllama.text.vocabulary import TokenKind, Vocabulary
 
-# Control tokens that end an answer even where the checkpoint forgets to say so.
+# Control tokens that end an answer even if the checkpoint does not list them.
 END_TEXTS = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -36,8 +36,8 @@ END_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What a checkpoint says about the ends of a text."""
+class TokenizerRules:
+    """The begin and end tokens of a checkpoint, and how to use them."""
 
     begin_id: int | None = None
     end_ids: tuple[int, ...] = ()  # all tokens that end an answer
@@ -46,14 +46,14 @@ class Rules:
 
 
 class Tokenizer:
-    """Text to token ids and back."""
+    """Converts text to token ids and back."""
 
     def __init__(
         self,
-        encoders: tuple[tokenizers.Tokenizer, tokenizers.Tokenizer],  # of the first stretch, others
+        encoders: tuple[tokenizers.Tokenizer, tokenizers.Tokenizer],  # of the first text, of others
         vocabulary: Vocabulary,
         specials: Specials,
-        rules: Rules,
+        rules: TokenizerRules,
         text: ModelText,
     ) -> None:
         self._encoders = encoders
@@ -64,27 +64,27 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id; the model's own table may be padded beyond it."""
+        """Return the largest id plus one; the model's own table may be padded beyond it."""
         return len(self._vocabulary)
 
     @property
     def begin_id(self) -> int | None:
-        """The begin-of-text token, if the model has one."""
+        """Return the begin-of-text token, if the model has one."""
         return self._rules.begin_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """All tokens that end an answer, the model's own first."""
+        """Return all tokens that end an answer, the model's own first."""
         return self._rules.end_ids
 
     @property
     def adds_begin(self) -> bool:
-        """Whether prompts start with the begin-of-text token."""
+        """Say whether prompts start with the begin-of-text token."""
         return self._rules.adds_begin
 
     @property
     def drops_space(self) -> bool:
-        """Whether a space at the start of a decoded text is an artefact of its encoding."""
+        """Say whether a space at the start of a decoded text is an artefact of its encoding."""
         return self._rules.drops_space
 
     def encode(
@@ -96,12 +96,13 @@ class Tokenizer:
         start: bool = True,
         most: int | None = None,
     ) -> list[int]:
-        """Token ids of `text`; without `start` it goes on after other text.
+        """Convert `text` to token ids; `start=False` means that it continues another text.
 
         With `special`, control-token text such as `<|im_end|>` is read as the token, except where
-        `guard` marked it; without, it is ordinary text. `begin` adds the begin-of-text token,
-        once; None does what the model was trained with. A long text that has more than `most`
-        tokens is given up with PromptTooLong before all of it is read; the caller counts the rest.
+        `guard` marked it; without, it is ordinary text. `begin` adds the begin-of-text token, once;
+        None adds it if the model was trained with it. If a long text has more than `most` tokens,
+        raises PromptTooLong before all of it is read. A shorter text may still have more than
+        `most` tokens, so the caller must count them.
         """
         check_unicode(text)
         ids: list[int] = []
@@ -129,7 +130,7 @@ class Tokenizer:
         return [self.begin_id, *ids]
 
     def _stretches(self, text: str, *, special: bool) -> Iterator[str | int]:
-        """Ids of special tokens, and what stands between them in pieces of bounded length."""
+        """Yield ids of special tokens, and the text between them in pieces of bounded length."""
         for part in self._specials.split(text, control=special):
             if isinstance(part, int) or len(part) <= PIECE:
                 yield part
@@ -138,8 +139,8 @@ class Tokenizer:
 
     @cached_property
     def _cuts(self) -> Cuts:
-        """Where a long text may be cut."""
-        if any(reaches_out(encoder) for encoder in self._encoders):
+        """Return the positions at which a long text may be cut."""
+        if any(depends_on_neighbours(encoder) for encoder in self._encoders):
             return Cuts()
         tokens = (self.piece(token, special=True) for token in range(self.vocab_size))
         return find_cuts(lambda text, follows: run(self._encoders[follows], text), tokens)
@@ -147,14 +148,14 @@ class Tokenizer:
     def guard(self, text: str) -> str:
         """Mark a user's text, so that `encode(special=True)` reads no control token in it.
 
-        For what a prompt format embeds; ordinary text keeps its tokens.
+        Use it on texts that a prompt format embeds; ordinary text keeps its tokens.
         """
         return self._specials.guard(text)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; control tokens have none unless `special`.
+        """Return the bytes of one token; b"" for a control token unless `special`.
 
-        Ids past the vocabulary, which the model may still produce, have none either.
+        Returns b"" for ids past the vocabulary as well, which the model may still produce.
         """
         if token < 0:
             raise InvalidParameter(f"token id is {token}; expected at least 0")
@@ -163,14 +164,14 @@ class Tokenizer:
         return self._vocabulary.piece(token, special=special)
 
     def texts(self) -> tuple[str, ...]:
-        """The text of every token by itself; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of every single token; bytes that are no UTF-8 become U+FFFD."""
         pieces = map(self.piece, range(self.vocab_size))
         return tuple(piece.decode("utf-8", "replace") for piece in pieces)
 
     def decode(self, ids: Iterable[int], *, special: bool = False, start: bool = True) -> str:
-        """The text of `ids`, without control tokens unless `special`.
+        """Convert `ids` to text, without control tokens unless `special`.
 
-        `start` says that a text begins here, so that a SentencePiece vocabulary's leading space is
+        `start` says that a text starts here, so that a SentencePiece vocabulary's leading space is
         dropped; a continuation of another text keeps it. Bytes that are no UTF-8 become U+FFFD.
         """
         raw = b"".join([self.piece(token, special=special) for token in ids])
@@ -180,23 +181,23 @@ class Tokenizer:
 
 
 def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Ids of a stretch without special tokens."""
-    with contained("text cannot be encoded"):
+    """Encode a text without special tokens."""
+    with library_errors("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run
         return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
-def reaches_out(encoder: tokenizers.Tokenizer) -> bool:
-    """Whether a token that is read in any text takes what stands beside it into account."""
+def depends_on_neighbours(encoder: tokenizers.Tokenizer) -> bool:
+    """Say whether the encoder has an added token whose match depends on the text around it."""
     added = encoder.get_added_tokens_decoder().values()
     return any(token.lstrip or token.rstrip or token.single_word for token in added)
 
 
 @contextmanager
-def contained(what: str) -> Iterator[None]:
-    """Turn failures of the tokenizers library into BadTokenizer.
+def library_errors(what: str) -> Iterator[None]:
+    """Convert failures of the tokenizers library to BadTokenizer.
 
-    A panic inside it derives from BaseException, past every `except Exception`.
+    A panic inside the library derives from BaseException and passes every `except Exception`.
     """
     try:
         yield
@@ -222,9 +223,9 @@ def check_unicode(text: str) -> None:
 
 
 def find_end_ids(own: Iterable[int | None], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The checkpoint's own end tokens, then the control tokens that are known to end an answer."""
+    """Return the checkpoint's own end tokens, then other control tokens known to end an answer."""
     found = dict.fromkeys(token for token in own if token is not None)
-    control = int(Kind.CONTROL)
+    control = int(TokenKind.CONTROL)
     known = {
         vocabulary.texts[token]: token
         for token, kind in enumerate(vocabulary.kinds)

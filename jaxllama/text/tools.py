@@ -1,11 +1,11 @@
-"""Tool calls, read out of an answer's text while it comes.
+"""Parses tool calls in an answer's text while the text arrives.
 
-Used by the server, one parser per answer, behind the tail. Knows how models spell calls
-(`CallStyle`), not requests and not which tools there are.
+Used by the server, one parser per answer, after the tail. Knows how models write calls
+(`CallStyle`), not requests and not which tools exist.
 
-A call whose name comes first is told while it is being written, any other one when it is whole.
-What only looked like a call is text after all: nothing is lost. The result does not depend on how
-the text falls into pieces, and no piece is scanned more than a few times.
+A call whose name comes first is emitted while it arrives, any other call when it is complete. Text
+that only looked like a call is emitted as text, so no text is lost. The result does not depend on
+how the text is split into pieces, and no piece is scanned more than a few times.
 """
 
 import json
@@ -16,10 +16,10 @@ from typing import Any, TypeGuard
 from jaxllama.formats import CallStyle
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
-PYTHON_TAG = "<|python_tag|>"  # of Llama 3, where a file does not call it a control token
+PYTHON_TAG = "<|python_tag|>"  # of Llama 3; in some files it is no control token
 # OpenAI's rule for the name of a function. The lookahead keeps `$` from passing a last line break.
 FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$(?!\n)"
-MAX_HEAD = 1024  # characters of a call up to its arguments; beyond, the call is told when whole
+MAX_HEAD = 1024  # characters of a call before its arguments; if longer, emit the call when complete
 ANY = ""
 HEAD = ("{", '"name"', ":", ANY, ",", '"arguments"', ":", "{")
 SPELLED = {'"parameters"': '"arguments"'}
@@ -32,7 +32,7 @@ STRUCTURE = re.compile(r'["\\{}\[\]]')
 
 @dataclass(frozen=True)
 class CallDelta:
-    """A piece of a call; the first one of each call has its name."""
+    """A piece of a call; the first piece of each call has its name."""
 
     index: int
     name: str | None
@@ -43,120 +43,120 @@ Piece = str | CallDelta
 
 
 class ToolParser:
-    """Splits one answer into text and calls."""
+    """Splits one answer into text and tool calls."""
 
     def __init__(self, style: CallStyle) -> None:
         self.calls = 0
         self._hermes = style is CallStyle.HERMES
-        self._mark = ""  # what announced a call, not told yet; nobody's if it is one
+        self._mark = ""  # text that announced a call; emitted only if no call follows
         self._closer = CLOSER if self._hermes else ""
         self._closing = HERMES_END if self._hermes else LLAMA3_END
-        self._outside = self._text if self._hermes else self._start
+        self._outside = self._read_text if self._hermes else self._read_start
         self._state = self._outside
-        self._held = ""  # not told yet
+        self._held = ""  # text not emitted yet
         self._pieces: list[Piece] = []
         self._object = Balance()
 
     def push(self, text: str) -> list[Piece]:
-        """What became clear with this text."""
+        """Add text; return the pieces of text and calls that are certain now."""
         self._held += text
         while self._held and self._state():
             pass
-        return self._take()
+        return self._take_pieces()
 
     def flush(self) -> list[Piece]:
-        """What is left, now that the answer is over."""
-        if self._state in (self._head, self._whole):
-            if not self._told_whole(self._held):
-                self._tell(self._mark + self._held)
-        elif self._state != self._close and not (self.calls and self._held.isspace()):
-            self._tell(self._held)
+        """End the answer; return the pieces that are left."""
+        if self._state in (self._read_head, self._read_whole):
+            if not self._emit_whole_call(self._held):
+                self._emit_text(self._mark + self._held)
+        elif self._state != self._read_close and not (self.calls and self._held.isspace()):
+            self._emit_text(self._held)
         self._held = ""
-        return self._take()
+        return self._take_pieces()
 
-    # States: each takes what it can from what is held, and says whether to go on.
+    # States: each consumes text from `_held` and returns True if parsing can continue.
 
-    def _text(self) -> bool:
-        """Outside calls; Hermes marks where one begins."""
+    def _read_text(self) -> bool:
+        """Read text outside calls, up to the Hermes opener of a call."""
         before, opener, after = self._held.partition(OPENER)
         if opener:
             said = before.rstrip()
-            self._tell(said)
+            self._emit_text(said)
             self._mark = before[len(said) :] + opener
-            self._held, self._state = after, self._head
+            self._held, self._state = after, self._read_head
             return True
         sure = len(self._held[: len(self._held) - overlap(self._held, OPENER)].rstrip())
-        self._tell(self._held[:sure])
+        self._emit_text(self._held[:sure])
         self._held = self._held[sure:]
         return False
 
-    def _start(self) -> bool:
-        """Outside calls; a Llama 3 call is the first thing said, or follows another."""
+    def _read_start(self) -> bool:
+        """Look for a Llama 3 call, which must start the answer or follow another call."""
         rest = self._held.lstrip("; \n\t\r" if self.calls else None)
         if not rest or (rest != PYTHON_TAG and PYTHON_TAG.startswith(rest)):
             return False
         rest = rest.removeprefix(PYTHON_TAG).lstrip()
         if rest.startswith("{"):
             self._mark = self._held[: len(self._held) - len(rest)]
-            self._held, self._state = rest, self._head
+            self._held, self._state = rest, self._read_head
         elif rest:
-            self._state = self._rest
+            self._state = self._read_rest
         return bool(rest)
 
-    def _rest(self) -> bool:
-        """Behind what can be calls: text to the end."""
-        self._tell(self._held)
+    def _read_rest(self) -> bool:
+        """Emit everything as text: no call can follow."""
+        self._emit_text(self._held)
         self._held = ""
         return False
 
-    def _head(self) -> bool:
-        """The beginning of a call, up to where its arguments begin."""
+    def _read_head(self) -> bool:
+        """Read the start of a call, up to the start of its arguments."""
         place, name = 0, ""
         for expected in HEAD:
             token = TOKEN.match(self._held, place)
             if token is None and UNFINISHED.fullmatch(self._held, place):
-                return len(self._held) > MAX_HEAD and self._odd()
+                return len(self._held) > MAX_HEAD and self._await_whole_call()
             if token is None or expected not in (ANY, SPELLED.get(token[1], token[1])):
-                return self._odd()
+                return self._await_whole_call()
             place = token.end()
             name = name if expected else text_in(token[1])
         if not is_function_name(name) or place > MAX_HEAD:
-            return self._odd()
-        self._begin(name, "")
-        self._held, self._state = self._held[place - 1 :], self._arguments
+            return self._await_whole_call()
+        self._begin_call(name, "")
+        self._held, self._state = self._held[place - 1 :], self._read_arguments
         self._object = Balance()
         return True
 
-    def _odd(self) -> bool:
-        """Not the usual order: wait for all of it, if it can be a call at all."""
+    def _await_whole_call(self) -> bool:
+        """Handle a call in an unusual order: wait for all of it, or treat it as text."""
         likely = self._hermes or FIRST_KEY.match(self._held[:MAX_HEAD])
         if likely:
-            self._object, self._state = Balance(), self._whole
+            self._object, self._state = Balance(), self._read_whole
         else:
-            self._held, self._state = self._mark + self._held, self._rest
+            self._held, self._state = self._mark + self._held, self._read_rest
         return True
 
-    def _arguments(self) -> bool:
-        """Inside the arguments, told as they come."""
+    def _read_arguments(self) -> bool:
+        """Emit the arguments of a call while they arrive."""
         end = self._object.feed(self._held)
         told = self._held[:end]
         self._pieces.append(CallDelta(self.calls - 1, None, told))
         self._held = self._held[len(told) :]
         if end is not None:
-            self._state = self._close
+            self._state = self._read_close
         return end is not None
 
-    def _close(self) -> bool:
-        """Behind the arguments, where the call must end."""
+    def _read_close(self) -> bool:
+        """Read the end of a call after its arguments."""
         end = self._closing.match(self._held)
         if end is None and f"}}{self._closer}".startswith("".join(self._held.split())):
             return False
         self._held = self._held[end.end() if end else 0 :]
-        self._state = self._outside if end or self._hermes else self._rest
+        self._state = self._outside if end or self._hermes else self._read_rest
         return True
 
-    def _whole(self) -> bool:
-        """A call that is told once it is whole."""
+    def _read_whole(self) -> bool:
+        """Emit a call once it is complete, or its text if it is no call."""
         if self._hermes:
             size = self._held.find(CLOSER)
         else:
@@ -166,17 +166,17 @@ class ToolParser:
         if size < 0:
             return False
         block, self._held = self._held[:size], self._held[size + len(self._closer) :]
-        if self._told_whole(block):
+        if self._emit_whole_call(block):
             self._state = self._outside
         else:
-            self._tell(self._mark + block + self._closer)
-            self._state = self._text if self._hermes else self._rest
+            self._emit_text(self._mark + block + self._closer)
+            self._state = self._read_text if self._hermes else self._read_rest
         return True
 
-    # Telling.
+    # Emitting.
 
-    def _told_whole(self, block: str) -> bool:
-        """Tell a whole call; False if the block is none."""
+    def _emit_whole_call(self, block: str) -> bool:
+        """Emit a complete call; return False if `block` is no call."""
         try:
             call: Any = json.loads(block)
         except (ValueError, RecursionError):
@@ -185,28 +185,28 @@ class ToolParser:
             return False
         nothing: dict[str, Any] | None = (
             {} if self._hermes else None
-        )  # marked as a call, it needs no arguments
+        )  # the Hermes opener marks it as a call even without arguments
         name, arguments = call.get("name"), call.get("arguments", call.get("parameters", nothing))
         if not is_function_name(name) or not isinstance(arguments, dict):
             return False
-        self._begin(name, json.dumps(arguments, ensure_ascii=False))
+        self._begin_call(name, json.dumps(arguments, ensure_ascii=False))
         return True
 
-    def _begin(self, name: str, arguments: str) -> None:
+    def _begin_call(self, name: str, arguments: str) -> None:
         self._pieces.append(CallDelta(self.calls, name, arguments))
         self.calls += 1
 
-    def _tell(self, text: str) -> None:
+    def _emit_text(self, text: str) -> None:
         if text:
             self._pieces.append(text)
 
-    def _take(self) -> list[Piece]:
+    def _take_pieces(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
         return pieces
 
 
 class Balance:
-    """Finds where a JSON object that comes in pieces ends."""
+    """Finds the end of a JSON object that arrives in pieces."""
 
     def __init__(self) -> None:
         self.fed = 0  # characters seen
@@ -214,7 +214,10 @@ class Balance:
         self._quoted = self._escaped = False
 
     def feed(self, text: str) -> int | None:
-        """How much of `text` belongs to the object; None if all, and it goes on."""
+        """Return how many characters of `text` belong to the object.
+
+        None if it does not end here.
+        """
         self.fed += len(text)
         at = 1 if self._escaped and text else 0
         self._escaped = self._escaped and not text
@@ -233,12 +236,12 @@ class Balance:
 
 
 def is_function_name(name: object) -> TypeGuard[str]:
-    """Whether `name` is one that a client may give a function, and so may be sent back."""
+    """Say whether `name` is one that a client may give a function, and so may be sent back."""
     return isinstance(name, str) and re.search(FUNCTION_NAME, name) is not None
 
 
 def overlap(text: str, word: str) -> int:
-    """How much of the end of `text` may be the beginning of `word`."""
+    """Return the length of the longest end of `text` that is a proper prefix of `word`."""
     for length in range(min(len(word) - 1, len(text)), 0, -1):
         if text.endswith(word[:length]):
             return length
@@ -246,7 +249,7 @@ def overlap(text: str, word: str) -> int:
 
 
 def text_in(token: str) -> str:
-    """The text of a JSON string, "" if it is none."""
+    """Return the text of a JSON string; "" if `token` is no JSON string."""
     try:
         found = json.loads(token)
     except ValueError:

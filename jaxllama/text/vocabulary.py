@@ -1,4 +1,4 @@
-"""The vocabulary: every token's text and kind, and the bytes it stands for.
+"""The vocabulary: text, kind and bytes of every token.
 
 Built by the readers of tokenizer files, used by `Tokenizer`. Knows no encoding and no model.
 """
@@ -9,8 +9,8 @@ from enum import IntEnum
 from types import MappingProxyType
 
 
-class Kind(IntEnum):
-    """What a token is for; the numbers are those of GGUF and SentencePiece."""
+class TokenKind(IntEnum):
+    """The purpose of a token; GGUF and SentencePiece use the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -21,7 +21,7 @@ class Kind(IntEnum):
 
 
 class Spelling(IntEnum):
-    """How the bytes of a token are written down as text."""
+    """The way in which the bytes of a token are written as text."""
 
     BYTE_LEVEL = 1  # GPT-2: one printable character for each byte
     SENTENCEPIECE = 2  # text, a space is U+2581, a lone byte is <0xNN>
@@ -35,40 +35,40 @@ class Vocabulary:
     """The tokens of a model, by id."""
 
     texts: Sequence[str]  # "" where the vocabulary has a hole
-    kinds: bytes  # a Kind per token
+    kinds: bytes  # a TokenKind per token
     spelling: Spelling
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def piece(self, token: int, *, special: bool) -> bytes:
-        """The bytes of one token; control and unknown tokens have none unless `special`."""
+        """Return the bytes of one token; b"" for a control or unknown token unless `special`."""
         text, kind = self.texts[token], self.kinds[token]
-        if kind in (Kind.CONTROL, Kind.UNKNOWN):
+        if kind in (TokenKind.CONTROL, TokenKind.UNKNOWN):
             return text.encode() if special else b""
-        if kind == Kind.BYTE:
+        if kind == TokenKind.BYTE:
             return bytes((byte_value(text),))
         if self.spelling == Spelling.SENTENCEPIECE:
             return text.replace(SPACE, " ").encode()
-        if kind == Kind.USER_DEFINED:
+        if kind == TokenKind.USER_DEFINED:
             return text.encode()
         return byte_level_decode(text)
 
 
 def is_byte(text: str) -> bool:
-    """Whether `text` is a SentencePiece byte token, `<0x0A>`."""
+    """Say whether `text` is a SentencePiece byte token such as `<0x0A>`."""
     if len(text) != len("<0x0A>") or not text.startswith("<0x") or text[-1] != ">":
         return False
     return all(digit in "0123456789ABCDEFabcdef" for digit in text[3:5])
 
 
 def byte_value(text: str) -> int:
-    """The byte that `<0x0A>` stands for."""
+    """Return the byte of a byte token such as `<0x0A>`."""
     return int(text[3:5], 16)
 
 
 def byte_level_alphabet() -> Mapping[str, int]:
-    """The byte behind each character of a byte-level token.
+    """Map each character of byte-level tokens to its byte.
 
     Printable Latin-1 characters stand for themselves; the others are numbered from U+0100 on.
     """
@@ -83,7 +83,7 @@ BYTE_LEVEL = byte_level_alphabet()
 
 
 def byte_level_decode(text: str) -> bytes:
-    """The bytes of a byte-level token; a text outside the alphabet stands for itself."""
+    """Return the bytes of a byte-level token; a text outside the alphabet stands for itself."""
     try:
         return bytes([BYTE_LEVEL[character] for character in text])
     except KeyError:

@@ -1,4 +1,4 @@
-"""Weights: model files and folders, through one socket; `open_checkpoint` finds the format.
+"""Weights: opens model files and folders through one socket; `open_checkpoint` finds the format.
 
 Called by `llm.py` and the CLI. Knows no format by name: they come through entry points.
 """
@@ -15,7 +15,10 @@ SHOWN_FILES = 8
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open the model at `path` with the first format that recognises it."""
+    """Open the model at `path` with the first format that recognises it.
+
+    Raises UnknownFormat if no format does, and another CheckpointError if the model is unusable.
+    """
     path = Path(path)
     check_path(path)
     plugins = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
@@ -33,7 +36,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def recognizes(name: str, format_class: type[Checkpoint], path: Path) -> bool:
-    """Ask one format; what it raises on its own account is a broken plugin."""
+    """Say whether a format recognises `path`; raise BrokenPlugin if the format itself fails."""
     try:
         return format_class.recognizes(path)
     except (JaxLlamaError, OSError):
@@ -45,7 +48,7 @@ def recognizes(name: str, format_class: type[Checkpoint], path: Path) -> bool:
 
 
 def check_path(path: Path) -> None:
-    """Raise unless `path` is a file with something in it, or a folder."""
+    """Raise CheckpointError unless `path` is a folder or a file that is not empty."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -59,7 +62,7 @@ def check_path(path: Path) -> None:
 
 
 def contents(path: Path) -> str:
-    """What is there, in a few words."""
+    """Describe a file or folder in a few words."""
     if path.is_file():
         return f"a file of {path.stat().st_size} bytes"
     try:

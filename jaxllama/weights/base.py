@@ -1,8 +1,8 @@
-"""The weight-format socket: what a format author implements, and how a tree is filled from it.
+"""The weight-format socket: the interface of a format, and the filling of a parameter tree from it.
 
 A format is five parts in one class: a recogniser, a configuration, a table from our names to
-theirs, a tensor reader and a tokenizer. It stops at the canonical tree: no device, no sharding, no
-kernel is known here. Called by `llm.py` and the CLI.
+the names in the file, a tensor reader and a tokenizer. It returns tensors in canonical layout; it
+knows no device, no sharding and no kernel. Called by `llm.py` and the CLI.
 """
 
 from abc import ABC, abstractmethod
@@ -26,9 +26,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one weight comes from: their name for it, and the layout steps that make it ours.
+    """The origin of one weight: its name in the file, and the layout steps to canonical layout.
 
-    In a format's table both the key and the name hold `{i}` where the block's number goes.
+    In a format's table both the key and the name hold `{i}` in place of the layer's number.
     """
 
     name: str
@@ -36,57 +36,60 @@ class Rule:
 
 
 class Checkpoint(ABC):
-    """An open model file or folder; a context manager that lets go of it."""
+    """An open model file or folder; as a context manager, it closes the files at exit."""
 
     @classmethod
     @abstractmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether `path`, an existing file or folder, looks like this format; quick."""
+        """Say whether `path`, an existing file or folder, looks like this format; must be quick."""
 
     @classmethod
     @abstractmethod
     def open(cls, path: Path) -> Self:
-        """Check everything that can be checked without reading tensors; allocate nothing large."""
+        """Open a model and check all it can without reading tensors; allocate nothing large."""
 
     @property
     @abstractmethod
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """Return the model's shape."""
 
     @property
     @abstractmethod
     def table(self) -> Mapping[str, Rule]:
-        """Our path to their name, for every weight this format can hold."""
+        """Map our path to the name in the file, for every weight this format can hold."""
 
     @property
     @abstractmethod
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape as stored of every tensor there is, but for those known to be superfluous."""
+        """Map the name of every tensor in the file to its stored shape.
+
+        Omit known superfluous ones.
+        """
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Sampling that the model's maker recommends in the file, by knob; nothing is checked."""
+        """Return the sampling that the model's maker recommends in the file, by knob, unchecked."""
         return {}
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Element type and bytes of each of `shapes`, for people; empty if nobody can say."""
+        """Return element type and bytes of each of `shapes`, for display; {} if unknown."""
         return {}
 
     @abstractmethod
     def read_stored(self, name: str) -> Stored:
-        """One tensor as the file holds it, in memory of its own; a matrix may come Packed."""
+        """Read one tensor as stored in the file, into new memory; a matrix may be Packed."""
 
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
-        """The tokenizer that came with the model."""
+        """Build the tokenizer that came with the model."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the files; closing twice is fine."""
+        """Close the files; may be called again."""
 
     def read(self, path: str, leaf: Leaf) -> Stored:
-        """One weight in canonical layout."""
+        """Read one weight and convert it to canonical layout."""
         rule = self.table.get(path)
         if rule is None:
             raise BadTensors(f"{path} {list(leaf.shape)} has no place in this format")
@@ -110,7 +113,10 @@ def fill(
     place: Place,
     progress: Progress | None = None,
 ) -> Tree:
-    """The nested tree of what `place` returns, one tensor in host memory at a time."""
+    """Build the parameter tree from the results of `place`, called with one tensor after another.
+
+    Only one tensor at a time is in host memory. Raises BadTensors if tensors do not fit.
+    """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}
     for path, leaf in abstract.items():
@@ -147,7 +153,7 @@ def check_tensors(abstract: Mapping[str, Leaf], checkpoint: Checkpoint) -> None:
 
 
 def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
-    """A format's table with its `{i}` rows written out for every block."""
+    """Expand a format's table: one row per layer for each row with `{i}`."""
     whole: dict[str, Rule] = {}
     for path, rule in table.items():
         if "{i}" not in path:

@@ -1,7 +1,7 @@
-"""BinaryFile: a regular file open for bounded reads, that notices when it changes underneath.
+"""BinaryFile: a regular file, open for bounded reads, that detects when it changes meanwhile.
 
-Opened by weight readers. Files are read, never mapped: a mapped file that is truncated by someone
-else kills the process, a read one raises. Knows bytes, no format.
+Opened by weight readers. Files are read, never mapped: if another process truncates a mapped file,
+this process is killed; a read raises an error instead. Knows bytes, no format.
 """
 
 import io
@@ -16,7 +16,10 @@ from jaxllama.errors import BadHeader, CheckpointError
 
 
 class BinaryFile:
-    """A file's bytes by offset; every failure is a CheckpointError that names the file."""
+    """An open file that returns bytes by offset.
+
+    Every failure is a CheckpointError with its path.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +35,10 @@ class BinaryFile:
         self._stamp = stamp(status)
 
     def read(self, offset: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """`count` bytes from `offset`, in memory of their own."""
+        """Read `count` bytes from `offset` into new memory.
+
+        Raises CheckpointError if the file has changed since it was opened.
+        """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise BadHeader(
                 f"{self.path.name}: bytes {offset} to {offset + count} were asked for; "
@@ -61,20 +67,20 @@ class BinaryFile:
             done += got
 
     def close(self) -> None:
-        """Let go of the file; closing twice is fine."""
+        """Close the file; may be called again."""
         self._stream.close()
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """Open so that a FIFO put in the file's place does not wait for a writer."""
+    """Open a file; if it was replaced by a FIFO, do not wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def stamp(status: os.stat_result) -> tuple[int, int]:
-    """What changes when somebody writes to the file."""
+    """Return size and modification time, which change when a process writes to the file."""
     return status.st_size, status.st_mtime_ns
 
 
 def reason(error: Exception) -> str:
-    """The system's words for an error, without the path it repeats."""
+    """Return the system's message of an error, without the path that it repeats."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

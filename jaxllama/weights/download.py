@@ -1,7 +1,7 @@
-"""One file over HTTP: streamed, resumable, and given its name only when whole and checked.
+"""Downloads one file over HTTP: streamed, resumable, and renamed only when complete and checked.
 
-Called by `store.py`. Keeps what has arrived in NAME.part, and beside it what the server called that
-version of the file, so that halves of two versions are never joined. Knows no model.
+Called by `store.py`. Keeps the bytes received so far in NAME.part. Keeps the server's name of this
+version in NAME.version, so that halves of two versions are never joined. Knows no model.
 """
 
 import http.client
@@ -31,9 +31,14 @@ RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 def fetch(
     url: str, target: Path, *, check: Callable[[Path], None], progress: Progress | None = None
 ) -> None:
-    """Put the file at `url` at `target`; `check` raises CheckpointError if it is not wanted."""
-    part = Part(target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version"))
-    with worded(url):
+    """Download `url` to `target`; `check` must raise CheckpointError if the file is not usable.
+
+    Raises DownloadFailed. Resumes an interrupted download of the same version.
+    """
+    part = PartialDownload(
+        target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version")
+    )
+    with download_errors(url):
         receive(url, part, progress)
         try:
             check(part.file)
@@ -45,31 +50,34 @@ def fetch(
 
 
 @dataclass(frozen=True)
-class Part:
-    """What has arrived so far, and the server's name for the version it is part of."""
+class PartialDownload:
+    """The bytes received so far, and the server's name for the version of the file."""
 
     file: Path
     version: Path
 
     @property
     def size(self) -> int:
-        """Bytes that can be kept: none of a version that has no name."""
+        """Return the number of bytes that can be resumed: 0 if the version has no name."""
         return self.file.stat().st_size if self.file.exists() and self.version.exists() else 0
 
     def begin(self, version: str | None) -> None:
-        """Forget what there was; a version without a name will not be resumed."""
+        """Delete the old bytes and store the new version's name.
+
+        Without a name it cannot resume.
+        """
         self.drop()
         if version is not None:
             self.version.write_text(version, encoding="utf-8")
 
     def drop(self) -> None:
-        """Forget it."""
+        """Delete the received bytes and the version's name."""
         self.file.unlink(missing_ok=True)
         self.version.unlink(missing_ok=True)
 
 
-def receive(url: str, part: Part, progress: Progress | None) -> None:
-    """Ask for what is missing and append it."""
+def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
+    """Request the missing bytes and append them; raise DownloadFailed if the server ends early."""
     with open_from(url, part) as answer:
         start, total = extent(answer)
         if not start:
@@ -91,7 +99,7 @@ def copy(
     total: int,
     progress: Progress | None,
 ) -> int:
-    """Write the answer to disk, past any cache; returns the bytes the file now has."""
+    """Write the response to disk and sync it; return the number of bytes that the file has now."""
     while block := answer.read(CHUNK):
         file.write(block)
         done += len(block)
@@ -102,8 +110,11 @@ def copy(
     return done
 
 
-def open_from(url: str, part: Part) -> http.client.HTTPResponse:
-    """The server's answer: the rest of the file, or all of it if it has changed meanwhile."""
+def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
+    """Request the rest of the file.
+
+    The server sends all of it if the file has changed meanwhile.
+    """
     headers = {"User-Agent": "jaxllama"}
     size = part.size
     if size:
@@ -122,7 +133,7 @@ def open_from(url: str, part: Part) -> http.client.HTTPResponse:
 
 
 def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
-    """(first byte of the answer, bytes of the whole file or 0 if the server does not say)."""
+    """Return (first byte of the response, bytes of the whole file or 0 if unknown)."""
     if answer.status != PARTIAL:
         return 0, int(answer.headers.get("Content-Length") or 0)
     found = RANGE.fullmatch(answer.headers.get("Content-Range") or "")
@@ -132,7 +143,7 @@ def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
 
 
 def version_of(answer: http.client.HTTPResponse) -> str | None:
-    """A name that changes with the content; a weak ETag does not promise that."""
+    """Return a name that changes with the content, or None; a weak ETag does not promise that."""
     tag = answer.headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
         return tag
@@ -140,8 +151,8 @@ def version_of(answer: http.client.HTTPResponse) -> str | None:
 
 
 @contextmanager
-def worded(url: str) -> Iterator[None]:
-    """Whatever networks and disks raise, as DownloadFailed."""
+def download_errors(url: str) -> Iterator[None]:
+    """Convert errors of networks and disks to DownloadFailed."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -158,6 +169,6 @@ def worded(url: str) -> Iterator[None]:
 
 
 def shortened(model: object) -> str:
-    """What was typed, fit for one line."""
+    """Format the model name that the user typed for one line of an error."""
     shown = repr(str(model))
     return shown if len(shown) <= 80 else f"{shown[:76]}...'"  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""Fields: named values out of a header or JSON file, fetched with their type and bounds checked.
+"""CheckedFields: named values of a header or JSON file, read with their type and bounds checked.
 
 Built by weight readers. Every error names the file and the key. Knows no format and no model.
 """
@@ -21,21 +21,21 @@ MAX_JSON = 16 << 20  # bytes; parsing may take twenty times as much memory
 REQUIRED: Final[Any] = object()
 
 
-class Fields:
-    """A mapping whose values are checked as they are asked for; null counts as absent."""
+class CheckedFields:
+    """A mapping whose values are checked when they are read; null counts as absent."""
 
     def __init__(self, values: Mapping[str, object], where: str) -> None:
         self.values = values
         self.where = where
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Say whether the key is present and not null."""
         return self.values.get(key) is not None
 
     def whole(
         self, key: str, default: int = REQUIRED, *, low: int = 1, high: int = MAX_SIZE
     ) -> int:
-        """A whole number in [low, high]."""
+        """Return a whole number in [low, high]; raise BadHeader if it is missing or wrong."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "a whole number")
@@ -46,7 +46,10 @@ class Fields:
         return value
 
     def real(self, key: str, default: float = REQUIRED, *, above: float = -math.inf) -> float:
-        """A finite number greater than `above`."""
+        """Return a finite number greater than `above`.
+
+        Raise BadHeader if it is missing or wrong.
+        """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, value, "a number")
@@ -61,32 +64,32 @@ class Fields:
         return number
 
     def text(self, key: str, default: str = REQUIRED) -> str:
-        """A string."""
+        """Return a string; raise BadHeader if it is missing or wrong."""
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, value, "a string")
         return value
 
     def flag(self, key: str, default: bool = REQUIRED) -> bool:
-        """True or false."""
+        """Return a boolean; raise BadHeader if it is missing or wrong."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def items(self, key: str) -> list[object]:
-        """A list; absent is empty."""
+        """Return a list, [] if it is absent; raise BadHeader if it is wrong."""
         value = self._get(key, [])
         if not isinstance(value, list):
             raise self._wrong(key, value, "a list")
         return value
 
-    def inner(self, key: str) -> "Fields":
-        """The fields of an object inside; absent is empty."""
+    def inner(self, key: str) -> "CheckedFields":
+        """Return the fields of an object, empty if it is absent; raise BadHeader if it is wrong."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object")
-        return Fields(value, f"{self.where}: {key}")
+        return CheckedFields(value, f"{self.where}: {key}")
 
     def _get(self, key: str, default: object) -> object:
         value = self.values.get(key)
@@ -100,8 +103,11 @@ class Fields:
         return BadHeader(f"{self.where}: {key} is {shown(value)}; expected {expected}")
 
 
-def read_layers(fields: Fields, key: str, tensors: int) -> int:
-    """A count of blocks: no more than `tensors` can hold, since trees are built for so many."""
+def read_layers(fields: CheckedFields, key: str, tensors: int) -> int:
+    """Return a number of layers; refuse more than `tensors` tensors can make up.
+
+    The check bounds memory, since the parameter tree is built for this number of layers.
+    """
     layers = fields.whole(key, high=MAX_LAYERS)
     if layers * BLOCK_TENSORS > tensors:
         raise BadHeader(
@@ -111,21 +117,24 @@ def read_layers(fields: Fields, key: str, tensors: int) -> int:
     return layers
 
 
-def read_json(path: Path, longest: int = MAX_JSON) -> Fields:
-    """The top-level object of a JSON file of at most `longest` bytes."""
+def read_json(path: Path, longest: int = MAX_JSON) -> CheckedFields:
+    """Read the object in a JSON file of at most `longest` bytes."""
     file = BinaryFile(path)
     try:
         if file.size > longest:
             raise BadHeader(f"{path} has {file.size} bytes; expected at most {longest}")
-        return Fields(parse_json(file.read(0, file.size).tobytes(), str(path)), str(path))
+        return CheckedFields(parse_json(file.read(0, file.size).tobytes(), str(path)), str(path))
     finally:
         file.close()
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, object]:
-    """The JSON object in `raw`; a key given twice is an error, for readers would differ."""
+    """Parse a JSON object.
+
+    Refuse a key given twice, because readers would disagree on its value.
+    """
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=once_each)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=dict_of_unique_keys)
     except (ValueError, RecursionError) as error:
         raise BadHeader(f"{where}: not valid JSON: {shown(str(error))}") from error
     if not isinstance(value, dict):
@@ -133,8 +142,8 @@ def parse_json(raw: bytes, where: str) -> dict[str, object]:
     return value
 
 
-def once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A dict of pairs whose keys differ."""
+def dict_of_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build a dict from pairs; raise ValueError if a key occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -144,7 +153,7 @@ def once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: short, on one line, whatever it is."""
+    """Format any value for an error message: short and on one line."""
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 128:  # noqa: PLR2004

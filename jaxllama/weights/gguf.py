@@ -63,7 +63,7 @@ class GgufCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """A file that begins with the magic."""
+        """Say whether `path` is a file that starts with the magic bytes."""
         if not path.is_file():
             return False
         file = BinaryFile(path)
@@ -84,18 +84,18 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """Return the model's shape."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Our path to their name."""
+        """Map our path to the name in the file."""
         architecture = self._header.metadata["general.architecture"]
         return expand(PAIRED_TABLE if architecture in PAIRED else TABLE, self._config.layers)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape as stored of every tensor."""
+        """Map the name of every tensor to its stored shape."""
         return {
             name: entry.shape
             for name, entry in self._header.tensors.items()
@@ -104,26 +104,26 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Tensor type and bytes of every tensor."""
+        """Return tensor type and bytes of every tensor."""
         entries = ((name, self._header.tensors[name]) for name in self.shapes)
         return {name: (entry.kind.name, entry.nbytes) for name, entry in entries}
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """What the metadata recommends for sampling."""
+        """Return the sampling that the metadata recommends."""
         return from_gguf(self._header.metadata)
 
     def read_stored(self, name: str) -> Stored:
-        """One tensor, rows first; a matrix of a packed kind stays packed."""
+        """Read one tensor, rows first; a matrix of a packed type stays packed."""
         entry = self._header.tensors[name]
         return decode(entry.kind, self._file.read(entry.offset, entry.nbytes), entry.shape)
 
     def tokenizer(self) -> "Tokenizer":
-        """The tokenizer in the metadata."""
+        """Build the tokenizer that the metadata describes."""
         from jaxllama.text.sources import tokenizer_from_gguf  # noqa: PLC0415 - heavy
 
         return tokenizer_from_gguf(dict(self._header.metadata))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()

@@ -1,8 +1,8 @@
-"""GGUF tensor types: their block sizes, and blocks to arrays.
+"""GGUF tensor types: block sizes, and the conversion of blocks to arrays.
 
-Called by the GGUF reader with the raw bytes of one tensor. Kinds of four to eight bits become
-Packed with the very values of the file, plain floats stay as they are, the rest is dequantised by
-the `gguf` library. Knows nothing of names and headers.
+Called by the GGUF reader with the raw bytes of one tensor. Types of four to eight bits become
+Packed with exactly the values of the file; float types stay as stored; the `gguf` library
+dequantises all others. Knows nothing of names and headers.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,32 @@ from jaxllama.kernels.packed import Bits, Packed
 
 GROUP = 32  # weights that share a scale in nearly every packed kind
 HALF_GROUP = 16  # in Q6_K
-LARGEST_EIGHTH = 8188.0  # times eight it is still a finite float16
+LARGEST_EIGHTH = 8188.0  # eight times this number is still a finite float16
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A tensor type: `block` weights are kept in `size` bytes."""
+class GgmlType:
+    """A tensor type: `block` weights are stored in `size` bytes."""
 
     name: str
     block: int
     size: int
 
 
-KINDS: dict[int, Kind] = {
-    0: Kind("F32", 1, 4),
-    1: Kind("F16", 1, 2),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    6: Kind("Q5_0", 32, 22),
-    7: Kind("Q5_1", 32, 24),
-    8: Kind("Q8_0", 32, 34),
-    10: Kind("Q2_K", 256, 84),
-    11: Kind("Q3_K", 256, 110),
-    12: Kind("Q4_K", 256, 144),
-    13: Kind("Q5_K", 256, 176),
-    14: Kind("Q6_K", 256, 210),
-    30: Kind("BF16", 1, 2),
+KINDS: dict[int, GgmlType] = {
+    0: GgmlType("F32", 1, 4),
+    1: GgmlType("F16", 1, 2),
+    2: GgmlType("Q4_0", 32, 18),
+    3: GgmlType("Q4_1", 32, 20),
+    6: GgmlType("Q5_0", 32, 22),
+    7: GgmlType("Q5_1", 32, 24),
+    8: GgmlType("Q8_0", 32, 34),
+    10: GgmlType("Q2_K", 256, 84),
+    11: GgmlType("Q3_K", 256, 110),
+    12: GgmlType("Q4_K", 256, 144),
+    13: GgmlType("Q5_K", 256, 176),
+    14: GgmlType("Q6_K", 256, 210),
+    30: GgmlType("BF16", 1, 2),
 }
 FLOATS: dict[str, Any] = {
     "F32": np.dtype("<f4"),
@@ -52,8 +52,10 @@ FLOATS: dict[str, Any] = {
 }
 
 
-def decode(kind: Kind, raw: UInt8[np.ndarray, " B"], shape: tuple[int, ...]) -> np.ndarray | Packed:
-    """The tensor whose rows lie in `raw` one after the other."""
+def decode(
+    kind: GgmlType, raw: UInt8[np.ndarray, " B"], shape: tuple[int, ...]
+) -> np.ndarray | Packed:
+    """Convert the bytes of one tensor, stored row by row, to an array or a Packed matrix."""
     if kind.name in FLOATS:
         return raw.view(FLOATS[kind.name]).reshape(shape)
     if kind.name in PACKERS and len(shape) == 2:  # noqa: PLR2004 - a matrix
@@ -64,7 +66,7 @@ def decode(kind: Kind, raw: UInt8[np.ndarray, " B"], shape: tuple[int, ...]) -> 
 
 
 def kind_name(number: int) -> str:
-    """What ggml calls a type we may not know."""
+    """Return ggml's name of a type, supported here or not; else its number."""
     try:
         return gguf.GGMLQuantizationType(number).name
     except ValueError:
@@ -72,12 +74,15 @@ def kind_name(number: int) -> str:
 
 
 def pack_q8_0(blocks: UInt8[np.ndarray, "O B 34"]) -> Packed:
-    """One float16 scale, 32 signed codes."""
+    """Pack blocks of one float16 scale and 32 signed codes."""
     return packed(8, blocks[..., 2:].view(np.int8), halves(blocks, 0), None)
 
 
 def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
-    """One float16 scale, 32 codes around 8: the minimum is -8 scales, an exact float16."""
+    """Pack blocks of one float16 scale and 32 codes around 8.
+
+    The minimum is -8 times the scale: an exact float16, else scales become float32.
+    """
     scales = halves(blocks, 0)
     if not (np.abs(scales) <= LARGEST_EIGHTH).all():
         scales = scales.astype(np.float32)
@@ -85,12 +90,12 @@ def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
 
 
 def pack_q4_1(blocks: UInt8[np.ndarray, "O B 20"]) -> Packed:
-    """A float16 scale, a float16 minimum, 32 codes."""
+    """Pack blocks of a float16 scale, a float16 minimum and 32 codes."""
     return packed(4, pair_neighbours(blocks[..., None, 4:]), halves(blocks, 0), halves(blocks, 2))
 
 
 def pack_q4_k(blocks: UInt8[np.ndarray, "O B 144"]) -> Packed:
-    """Eight groups of 32 codes, with six-bit scales and minima of two float16 factors."""
+    """Pack eight groups of 32 codes, with six-bit scales and minima of two float16 factors."""
     with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
         scales, minima = six_bits(blocks[..., 4:16])
         scales *= halves(blocks, 0).astype(np.float32)[..., None]
@@ -100,17 +105,17 @@ def pack_q4_k(blocks: UInt8[np.ndarray, "O B 144"]) -> Packed:
 
 
 def pack_q5_0(blocks: UInt8[np.ndarray, "O B 22"]) -> Packed:
-    """One float16 scale, the fifth bits of 32 codes around 16, and their nibbles."""
+    """Pack blocks of one float16 scale, the fifth bits of 32 codes around 16, and their nibbles."""
     return packed(5, five_bits(blocks[..., 2:]) - 16, halves(blocks, 0), None)
 
 
 def pack_q5_1(blocks: UInt8[np.ndarray, "O B 24"]) -> Packed:
-    """A float16 scale, a float16 minimum, the fifth bits of 32 codes, and their nibbles."""
+    """Pack blocks of a float16 scale, a float16 minimum, fifth bits of 32 codes, and nibbles."""
     return packed(5, five_bits(blocks[..., 4:]), halves(blocks, 0), halves(blocks, 2))
 
 
 def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
-    """As Q4_K, and fifth bits: bit g of byte l belongs to weight l of group g."""
+    """Pack blocks like Q4_K with fifth bits: bit g of byte l belongs to weight l of group g."""
     with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
         scales, minima = six_bits(blocks[..., 4:16])
         scales *= halves(blocks, 0).astype(np.float32)[..., None]
@@ -123,10 +128,10 @@ def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
 
 
 def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
-    """Sixteen groups of 16 codes around 32, with signed eight-bit scales of one float16 factor.
+    """Pack 16 groups of 16 codes around 32, with signed eight-bit scales of one float16 factor.
 
     Of each 128 weights, quarter q takes its nibbles from the low (q = 0, 1) or high (2, 3) half of
-    bytes 32 * (q % 2) and on, and its high bits from bits 2q and 2q + 1 of the 32 bytes they share.
+    bytes 32 * (q % 2) and on, and its high bits from bits 2q and 2q + 1 of the 32 shared bytes.
     """
     outer = blocks.shape[:2]
     with np.errstate(all="ignore"):
@@ -160,7 +165,7 @@ def packed(
     *,
     group: int = GROUP,
 ) -> Packed:
-    """A Packed matrix from parts whose first axis is the output; inner axes are joined."""
+    """Build a Packed matrix from parts whose first axis is the output; inner axes are joined."""
     out = len(codes)
     parts = {"codes": codes, "scales": scales, "minima": minima}
     flat: Any = {
@@ -171,12 +176,15 @@ def packed(
 
 
 def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O B"]:
-    """The float16 at byte `at` of every block."""
+    """Return the float16 at byte `at` of every block."""
     return blocks[..., at : at + 2].view("<f2")[..., 0]
 
 
 def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]:
-    """Codes whose fifth bits are in four bytes; sixteen hold a nibble of code j and of j + 16."""
+    """Return 32 codes whose fifth bits are in four bytes.
+
+    Sixteen bytes hold nibbles j and j + 16.
+    """
     shifts = np.arange(8, dtype=np.uint8)
     high = (stored[..., :4, None] >> shifts & 1).reshape(*stored.shape[:2], 32) << 4
     low = np.concatenate([stored[..., 4:] & 15, stored[..., 4:] >> 4], axis=-1)
@@ -184,10 +192,11 @@ def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]
 
 
 def pair_neighbours(stored: UInt8[np.ndarray, "O B C Z"]) -> UInt8[np.ndarray, "O B C 2 Z/2"]:
-    """Nibbles regrouped so that a byte holds neighbours.
+    """Regroup nibbles so that each byte holds two neighbouring weights.
 
-    Of Z bytes, byte j holds weights j and j + Z; ours holds 2j in its low and 2j + 1 in its high
-    nibble. Two bytes are moved at a time, and eight put in place: NumPy is slow at short rows.
+    Of Z stored bytes, byte j holds weights j and j + Z. In the result, byte j holds weight 2j in
+    its low and 2j + 1 in its high nibble. Two bytes are moved at a time, and eight put in place,
+    because NumPy is slow at short rows.
     """
     *outer, count = stored.shape
     pairs = np.ascontiguousarray(stored).reshape(-1).view("<u2")
@@ -202,10 +211,10 @@ def pair_neighbours(stored: UInt8[np.ndarray, "O B C Z"]) -> UInt8[np.ndarray, "
 def six_bits(
     stored: UInt8[np.ndarray, "O B 12"],
 ) -> tuple[Float[np.ndarray, "O B 8"], Float[np.ndarray, "O B 8"]]:
-    """Eight scales and eight minima of six bits each, float32.
+    """Return eight scales and eight minima of six bits each, as float32.
 
-    Bytes 0-3 and 4-7 hold the first four of each in their low six bits; the last four take their
-    low nibble from bytes 8-11 and their two high bits from the top of the former.
+    Bytes 0-3 and 4-7 hold the first four scales and minima in their low six bits. The last four
+    take their low nibble from bytes 8-11 and their two high bits from the top of bytes 0-7.
     """
     first, second, shared = stored[..., :4], stored[..., 4:8], stored[..., 8:]
     scales = [first & 63, (shared & 15) | ((first >> 6) << 4)]

@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file, as a ModelConfig.
+"""Converts the metadata of a GGUF file to a ModelConfig.
 
-Called by the GGUF reader. Absent keys mean what llama.cpp takes them to mean. Knows which tensors
-tell something about the model's shape, not where they go.
+Called by the GGUF reader. An absent key means its default in llama.cpp. Knows the tensors that
+show the model's shape, but not where weights go in the parameter tree.
 """
 
 import math
@@ -15,22 +15,22 @@ from jaxllama.weights.fields import (
     MAX_CONTEXT,
     MAX_HEADS,
     REQUIRED,
-    Fields,
+    CheckedFields,
     read_layers,
     shown,
 )
 from jaxllama.weights.gguf_header import GgufHeader
 
-# The converter of `llama` files puts rotated pairs side by side; those of the others do not.
+# The converter of `llama` files puts rotated pairs side by side; other converters do not.
 PAIRED = ("llama",)
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral is saved as llama
 ROPE_FACTORS = "rope_freqs.weight"  # read with the configuration, no weight of the model
 
 
 def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
-    """The model's shape from metadata, checked against the tensors there are."""
+    """Return the model's shape from metadata, checked against the tensors in the file."""
     where = file.path.name
-    fields = Fields(header.metadata, where)
+    fields = CheckedFields(header.metadata, where)
     architecture = check_kind(fields)
     tensors = header.tensors
     embedding = tensors.get("token_embd.weight")
@@ -66,8 +66,11 @@ def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
         raise UnsupportedModel(f"{where}: {error}") from error
 
 
-def check_kind(fields: Fields) -> str:
-    """The architecture, if the file is a whole model of one we run."""
+def check_kind(fields: CheckedFields) -> str:
+    """Return the architecture.
+
+    Raise UnsupportedModel unless the file is a supported whole model.
+    """
     architecture = fields.text("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UnsupportedModel(
@@ -87,8 +90,8 @@ def check_kind(fields: Fields) -> str:
     return architecture
 
 
-def head_count(fields: Fields, key: str, default: int = REQUIRED) -> int:
-    """A head count: a number, or an array that says the same for every block."""
+def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
+    """Return a head count: a number, or an array with the same number for every layer."""
     value = fields.values.get(key)
     if not isinstance(value, list):
         return fields.whole(key, default, high=MAX_HEADS)
@@ -96,11 +99,11 @@ def head_count(fields: Fields, key: str, default: int = REQUIRED) -> int:
         raise UnsupportedModel(
             f"{fields.where}: {key} differs between blocks, which is not supported"
         )
-    return Fields({key: value[0]}, fields.where).whole(key, high=MAX_HEADS)
+    return CheckedFields({key: value[0]}, fields.where).whole(key, high=MAX_HEADS)
 
 
-def read_head_dim(fields: Fields, architecture: str, default: int) -> int:
-    """The size of a head; keys, values and the rotated part must agree on it."""
+def read_head_dim(fields: CheckedFields, architecture: str, default: int) -> int:
+    """Return the size of a head; keys, values and the rotated part must agree on it."""
     key = f"{architecture}.attention.key_length"
     head_dim = fields.whole(key, default, high=MAX_HEADS)
     for other in ("attention.value_length", "rope.dimension_count"):
@@ -113,8 +116,8 @@ def read_head_dim(fields: Fields, architecture: str, default: int) -> int:
     return head_dim
 
 
-def read_vocab_size(fields: Fields, header: GgufHeader, architecture: str) -> int:
-    """Rows of the embedding, which every key that counts tokens must agree with."""
+def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str) -> int:
+    """Return the rows of the embedding; every key that counts tokens must agree with it."""
     rows = header.tensors["token_embd.weight"].shape[0]
     tokens = header.metadata.count("tokenizer.ggml.tokens")
     stated = {
@@ -131,7 +134,7 @@ def read_vocab_size(fields: Fields, header: GgufHeader, architecture: str) -> in
 
 
 def read_factors(header: GgufHeader, file: BinaryFile, head_dim: int) -> tuple[float, ...]:
-    """The divisor of each rotated pair (Llama 3.1), if the file has them."""
+    """Return the divisor of each rotated pair (Llama 3.1); () if the file has none."""
     entry = header.tensors.get(ROPE_FACTORS)
     if entry is None:
         return ()
@@ -146,8 +149,8 @@ def read_factors(header: GgufHeader, file: BinaryFile, head_dim: int) -> tuple[f
     return tuple(factors.tolist())
 
 
-def read_rope(fields: Fields, architecture: str, factors: tuple[float, ...]) -> Rope:
-    """The rotary embedding from the `rope.*` keys."""
+def read_rope(fields: CheckedFields, architecture: str, factors: tuple[float, ...]) -> Rope:
+    """Return the rotary embedding from the `rope.*` keys."""
     prefix = f"{architecture}.rope"
     theta = fields.real(f"{prefix}.freq_base", 10000.0, above=1)
     factor = fields.real(f"{prefix}.scaling.factor", fields.real(f"{prefix}.scale_linear", 0.0))
@@ -166,8 +169,8 @@ def read_rope(fields: Fields, architecture: str, factors: tuple[float, ...]) -> 
     return Rope(theta) if factor == 1.0 else Rope(theta, "linear", factor)
 
 
-def read_yarn(fields: Fields, architecture: str, theta: float, factor: float) -> Rope:
-    """Yarn as llama.cpp applies it: its attention factor multiplies the usual one."""
+def read_yarn(fields: CheckedFields, architecture: str, theta: float, factor: float) -> Rope:
+    """Return yarn as llama.cpp applies it: its attention factor multiplies the usual one."""
     scaling = f"{architecture}.rope.scaling"
     extra = fields.real(f"{scaling}.attn_factor", 1.0)
     extra *= fields.real(f"{scaling}.yarn_attn_factor", 1.0)

@@ -1,7 +1,7 @@
-"""The GGUF header: a walk that believes nothing before it is checked against the file's size.
+"""Reads the GGUF header and checks every number against the file's size before it is used.
 
-Called by the GGUF reader. Every count is compared with the bytes left before anything is allocated,
-every extent must lie inside the file and touch no other. Knows types and sizes, no model.
+Called by the GGUF reader. Every count is compared with the bytes left before anything is allocated.
+Every tensor must lie inside the file and overlap no other. Knows types and sizes, no model.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 from jaxllama.errors import BadHeader, UnsupportedModel
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import shown
-from jaxllama.weights.gguf_blocks import KINDS, Kind, kind_name
+from jaxllama.weights.gguf_blocks import KINDS, GgmlType, kind_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -39,10 +39,10 @@ SCALARS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies in the file, rows first."""
+    """Type, shape (rows first) and position of one tensor in the file."""
 
     name: str
-    kind: Kind
+    kind: GgmlType
     shape: tuple[int, ...]
     offset: int  # from the start of the file
     nbytes: int
@@ -50,7 +50,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class ArrayField:
-    """An array value whose bounds are checked and whose items are not decoded yet."""
+    """An array value whose bounds are checked; its items are decoded later."""
 
     kind: int
     count: int
@@ -58,7 +58,7 @@ class ArrayField:
 
 
 class Metadata(Mapping[str, object]):
-    """The key-value part of a header; arrays are decoded when asked for."""
+    """The key-value part of a header; arrays are decoded when they are read."""
 
     def __init__(self, values: dict[str, object], buffer: bytes, where: str) -> None:
         self._values = values
@@ -81,7 +81,7 @@ class Metadata(Mapping[str, object]):
         return len(self._values)
 
     def count(self, key: str) -> int | None:
-        """How many items an array has, without decoding them; None if it is no array."""
+        """Return the number of items of an array without decoding them; None if it is no array."""
         value = self._values.get(key)
         return value.count if isinstance(value, ArrayField) else None
 
@@ -102,14 +102,14 @@ class Metadata(Mapping[str, object]):
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything before the tensors' data, checked."""
+    """The checked header: everything before the data of the tensors."""
 
     metadata: Metadata
     tensors: dict[str, TensorEntry]
 
 
 def read_header(file: BinaryFile) -> GgufHeader:
-    """Walk the whole header of an open file."""
+    """Read and check the whole header of an open file."""
     where = file.path.name
     cursor = Cursor(file)
     check_version(cursor, where)
@@ -124,12 +124,12 @@ def read_header(file: BinaryFile) -> GgufHeader:
     alignment = alignment_of(values, where)
     entries = [read_entry(cursor, where) for _ in range(tensor_count)]
     start = -(-cursor.at // alignment) * alignment
-    tensors = placed(entries, start, alignment, file)
+    tensors = place_entries(entries, start, alignment, file)
     return GgufHeader(Metadata(values, bytes(cursor.buffer), where), tensors)
 
 
 class Cursor:
-    """Reads the header forward; takes nothing before it is known to lie inside the file."""
+    """Reads the header forward; checks that data lies inside the file before it reads."""
 
     def __init__(self, file: BinaryFile) -> None:
         self.file = file
@@ -139,7 +139,7 @@ class Cursor:
         self.at = 0
 
     def need(self, size: int, what: str) -> None:
-        """Have the next `size` bytes in the buffer."""
+        """Load the next `size` bytes into the buffer; raise BadHeader if the file ends before."""
         stop = self.at + size
         if stop > self.end:
             limit = "the file" if self.end == self.file.size else f"a header of {MAX_HEADER} bytes"
@@ -153,14 +153,14 @@ class Cursor:
             self.buffer += self.file.read(held, more).tobytes()
 
     def number(self, form: struct.Struct, what: str) -> int:
-        """The next fixed-size number."""
+        """Read the next fixed-size number."""
         self.need(form.size, what)
         value: int = form.unpack_from(self.buffer, self.at)[0]
         self.at += form.size
         return value
 
     def count(self, what: str, smallest: int, most: int) -> int:
-        """A count of items of at least `smallest` bytes each: no more than can follow."""
+        """Read a count of items; refuse more than fit in the rest, at `smallest` bytes each."""
         count = self.number(U64, what)
         fits = (self.file.size - self.at) // smallest
         if count > min(fits, most):
@@ -170,7 +170,7 @@ class Cursor:
         return count
 
     def string(self, what: str, longest: int = MAX_HEADER) -> str:
-        """The next string."""
+        """Read the next string."""
         length = self.number(U64, what)
         if length > longest:
             raise BadHeader(
@@ -185,19 +185,19 @@ class Cursor:
             raise BadHeader(f"{self.where}: {shown(what)} is not UTF-8") from error
 
     def name(self, what: str) -> str:
-        """A string that names something: neither empty nor long."""
+        """Read a name: a string that is neither empty nor longer than MAX_NAME."""
         name = self.string(f"the name of {what}", MAX_NAME)
         if not name:
             raise BadHeader(f"{self.where}: {what} has an empty name")
         return name
 
     def skip(self, size: int, what: str) -> None:
-        """Pass over `size` bytes."""
+        """Skip `size` bytes."""
         self.need(size, what)
         self.at += size
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Pass over strings; a vocabulary has 100,000 of them, hence the bare loop."""
+        """Skip `count` strings; a loop without calls, because a vocabulary has 100,000 strings."""
         length_at = U64.unpack_from
         at, held = self.at, len(self.buffer)
         for _ in range(count):
@@ -211,7 +211,7 @@ class Cursor:
 
 
 def check_version(cursor: Cursor, where: str) -> None:
-    """Magic and version."""
+    """Read magic bytes and version; raise if either is not supported."""
     cursor.need(8, "magic and version")
     if cursor.buffer[:4] != MAGIC:
         raise BadHeader(f"{where}: begins with {bytes(cursor.buffer[:4])!r}; expected {MAGIC!r}")
@@ -228,7 +228,7 @@ def check_version(cursor: Cursor, where: str) -> None:
 
 
 def read_value(cursor: Cursor, key: str) -> object:
-    """The value after a key."""
+    """Read the value after a key."""
     kind = cursor.number(U32, key)
     if kind == STRING:
         return cursor.string(key)
@@ -244,7 +244,7 @@ def read_value(cursor: Cursor, key: str) -> object:
 
 
 def read_array(cursor: Cursor, key: str) -> ArrayField:
-    """Pass over an array and remember where it lies."""
+    """Skip an array and return its position."""
     kind = cursor.number(U32, key)
     if kind == ARRAY:
         raise BadHeader(f"{cursor.where}: {shown(key)} is an array of arrays; expected a flat one")
@@ -259,14 +259,14 @@ def read_array(cursor: Cursor, key: str) -> ArrayField:
 
 
 def scalar_type(kind: int, key: str, where: str) -> np.dtype[np.generic]:
-    """The number type of a value type."""
+    """Return the NumPy type of a value type; raise BadHeader if the type is unknown."""
     if kind not in SCALARS:
         raise BadHeader(f"{where}: {shown(key)} has value type {kind}; expected 0 to 12")
     return np.dtype(SCALARS[kind])
 
 
 def alignment_of(values: dict[str, object], where: str) -> int:
-    """`general.alignment`, or the format's default."""
+    """Return `general.alignment`, or the format's default."""
     value = values.get("general.alignment", 32)
     low, high = ALIGNMENTS
     if not isinstance(value, int) or not low <= value <= high or value & (value - 1):
@@ -278,7 +278,7 @@ def alignment_of(values: dict[str, object], where: str) -> int:
 
 
 def read_entry(cursor: Cursor, where: str) -> TensorEntry:
-    """One tensor's name, dimensions, type and offset within the data."""
+    """Read one tensor's name, dimensions, type and offset within the data."""
     name = cursor.name("a tensor")
     dims = cursor.number(U32, name)
     if not 1 <= dims <= MAX_DIMS:
@@ -310,10 +310,13 @@ def read_entry(cursor: Cursor, where: str) -> TensorEntry:
     return TensorEntry(name, kind, tuple(sizes[::-1]), offset, weights // kind.block * kind.size)
 
 
-def placed(
+def place_entries(
     entries: list[TensorEntry], start: int, alignment: int, file: BinaryFile
 ) -> dict[str, TensorEntry]:
-    """Entries by name with offsets from the start of the file, each within it and alone there."""
+    """Return entries by name with offsets from the start of the file.
+
+    Raises BadHeader if an entry lies outside the file or overlaps another one.
+    """
     where = file.path.name
     tensors: dict[str, TensorEntry] = {}
     for entry in entries:

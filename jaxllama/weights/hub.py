@@ -1,7 +1,7 @@
-"""HubModel: a model of the Hugging Face hub: its weights, configuration and tokenizer; never code.
+"""HubModel: downloads weights, configuration and tokenizer of a Hugging Face model, never code.
 
-Made by `store.py` of a name `hf:owner/name`. Needs the optional package huggingface_hub, and says
-so.
+Made by `store.py` from a name `hf:owner/name`. Needs the optional package huggingface_hub; the
+error names it if it is missing.
 """
 
 import re
@@ -29,19 +29,22 @@ class HubModel:
 
     @property
     def file(self) -> str:
-        """Folder name in the store."""
+        """Return the folder name in the store."""
         return "--".join([*self.repo.split("/"), *([self.gguf] if self.gguf else [])])
 
     def is_there(self, target: Path) -> bool:
-        """Whether it has its final name."""
+        """Say whether the model is in the store under its final name."""
         return target.is_dir()
 
     def check(self, target: Path) -> None:
-        """Read every header."""
+        """Open the model, which checks every header."""
         open_checkpoint(self.model(target)).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the weights, the configuration and the tokenizer; never code."""
+        """Download weights, configuration and tokenizer, but no code.
+
+        Check and rename the folder.
+        """
         del progress  # the hub draws its own bars
         part = target.with_name(f"{target.name}.part")
         with hub_errors(self.repo):
@@ -59,12 +62,15 @@ class HubModel:
         part.rename(target)
 
     def model(self, target: Path) -> Path:
-        """The folder, or the GGUF file in it."""
+        """Return the path to open: the folder, or its only GGUF file."""
         files = list(target.glob("*.gguf"))
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """The files we need of those there are."""
+        """Choose the needed files of a repository.
+
+        Raise DownloadFailed if there is no clear choice.
+        """
         if self.gguf is not None:
             if self.gguf not in files:
                 raise DownloadFailed(f"hf:{self.repo} has no file {self.gguf}; {listed(files)}")
@@ -86,7 +92,7 @@ class HubModel:
 
 
 def hub_model(model: str) -> HubModel:
-    """hf:owner/name or hf:owner/name/file.gguf."""
+    """Parse a name hf:owner/name or hf:owner/name/file.gguf."""
     found = NAME.fullmatch(model)
     if found is None or ".." in model:
         raise DownloadFailed(
@@ -98,7 +104,7 @@ def hub_model(model: str) -> HubModel:
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Whatever the hub's library raises, as DownloadFailed."""
+    """Convert errors of the hub's library to DownloadFailed."""
     try:
         yield
     except DownloadFailed:
@@ -116,6 +122,6 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def listed(files: Sequence[str]) -> str:
-    """The files there are, in a few words."""
+    """List the first files in a few words."""
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     return f"it has {', '.join(files[:SHOWN]) or 'none'}{more}"

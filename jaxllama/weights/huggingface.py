@@ -41,7 +41,7 @@ DTYPES: dict[str, Any] = {
     "F16": np.dtype("<f2"),
     "BF16": ml_dtypes.bfloat16,
 }
-GPTQ_CONFIG = "quantize_config.json"  # beside config.json, from before it had a field for that
+GPTQ_CONFIG = "quantize_config.json"  # older files use it instead of a field of config.json
 QWEIGHT = ".qweight"
 SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
 TRANSPOSED = ("transpose",)
@@ -85,7 +85,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """A folder with a config.json and at least one safetensors file."""
+        """Say whether `path` is a folder with a config.json and at least one safetensors file."""
         return (path / CONFIG).is_file() and any(path.glob("*.safetensors"))
 
     @classmethod
@@ -105,17 +105,17 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """Return the model's shape."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Our path to their name."""
+        """Map our path to the name in the file."""
         return expand(TABLE, self._config.layers)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape as stored of every tensor, but for those that are never loaded."""
+        """Map the name of every tensor to its stored shape; omit tensors that are never loaded."""
         return {
             name: tensor.shape
             for name, (_, tensor) in self._tensors.items()
@@ -124,34 +124,34 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Element type and bytes of every tensor."""
+        """Return element type and bytes of every tensor."""
         entries = ((name, self._tensors[name][1]) for name in self.shapes)
         return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """What generation_config.json recommends for sampling."""
+        """Return the sampling that generation_config.json recommends."""
         return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
-        """One tensor in the file's own precision."""
+        """Read one tensor in the file's own precision."""
         file, tensor = self._tensors[name]
         raw = file.read(tensor.offset, tensor.nbytes)
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def tokenizer(self) -> "Tokenizer":
-        """The tokenizer in tokenizer.json."""
+        """Build the tokenizer from tokenizer.json."""
         from jaxllama.text.sources import tokenizer_from_json  # noqa: PLC0415 - heavy
 
         return tokenizer_from_json(self._folder)
 
     def close(self) -> None:
-        """Let go of the shards."""
+        """Close the shards."""
         for file in self._files:
             file.close()
 
     def _check_dtypes(self) -> None:
-        """Raise unless every tensor that may be read holds floats we read."""
+        """Raise UnsupportedModel unless every tensor of the model has a supported float type."""
         for name in self.shapes:
             file, tensor = self._tensors[name]
             if tensor.dtype not in DTYPES:
@@ -162,7 +162,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor is known to be saved without being needed."""
+    """Say whether a tensor is known to be saved without being needed."""
     return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")
 
 

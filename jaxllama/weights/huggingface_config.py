@@ -1,6 +1,6 @@
-"""config.json of a Hugging Face folder, as a ModelConfig.
+"""Converts config.json of a Hugging Face folder to a ModelConfig.
 
-Called by the Hugging Face reader. Absent fields mean what transformers takes them to mean for that
+Called by the Hugging Face reader. An absent field means its default in transformers for this
 architecture. Knows no tensors.
 """
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
-from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, Fields, read_layers, shown
+from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, CheckedFields, read_layers, shown
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an architecture does that its config.json need not say."""
+    """The properties of an architecture that its config.json may omit."""
 
     max_context: int
     kv_heads: int | None = None  # None: as many as query heads
@@ -40,8 +40,8 @@ MODEL_TYPES = {
 DEFAULT_WINDOW = 4096
 
 
-def read_config(fields: Fields, name: str, tensors: int) -> ModelConfig:
-    """The shape of the model called `name`, which is saved in so many tensors."""
+def read_config(fields: CheckedFields, name: str, tensors: int) -> ModelConfig:
+    """Return the shape of the model `name`, which is saved in `tensors` tensors."""
     architecture = check_kind(fields)
     family = FAMILIES[architecture]
     heads = fields.whole("num_attention_heads", high=MAX_HEADS)
@@ -73,8 +73,8 @@ def read_config(fields: Fields, name: str, tensors: int) -> ModelConfig:
         raise UnsupportedModel(f"{fields.where}: {error}") from error
 
 
-def check_kind(fields: Fields) -> str:
-    """The architecture, if it is one we run and saved in a way we read."""
+def check_kind(fields: CheckedFields) -> str:
+    """Return the architecture; raise UnsupportedModel unless it and its storage are supported."""
     stated = fields.items("architectures")
     architecture = stated[0] if stated else MODEL_TYPES.get(fields.text("model_type", ""))
     if not isinstance(architecture, str) or architecture not in FAMILIES:
@@ -96,15 +96,18 @@ def check_kind(fields: Fields) -> str:
     return architecture
 
 
-def read_kv_heads(fields: Fields, family: Family, heads: int) -> int:
-    """Key/value heads: null means as many as query heads, absent the family's default."""
+def read_kv_heads(fields: CheckedFields, family: Family, heads: int) -> int:
+    """Return the number of key/value heads.
+
+    Null means as many as query heads; absent means the family's default.
+    """
     if "num_key_value_heads" in fields.values:
         return fields.whole("num_key_value_heads", heads, high=MAX_HEADS)
     return family.kv_heads or heads
 
 
-def read_window(fields: Fields, architecture: str, layers: int) -> int | None:
-    """The sliding window, if every layer has it; None if no layer has."""
+def read_window(fields: CheckedFields, architecture: str, layers: int) -> int | None:
+    """Return the sliding window; None if no layer has one, refused if only some layers have it."""
     # absent means the default, null means none
     without = fields.values.get("sliding_window", DEFAULT_WINDOW) is None
     if architecture == "LlamaForCausalLM" or without:
@@ -118,8 +121,8 @@ def read_window(fields: Fields, architecture: str, layers: int) -> int | None:
     return fields.whole("sliding_window", DEFAULT_WINDOW, high=MAX_CONTEXT) if sliding else None
 
 
-def sliding_layers(fields: Fields, layers: int) -> int:
-    """How many layers of a Qwen model have the window."""
+def sliding_layers(fields: CheckedFields, layers: int) -> int:
+    """Return the number of layers of a Qwen model that have the window."""
     if fields.has("layer_types"):
         return fields.items("layer_types").count("sliding_attention")
     if not fields.flag("use_sliding_window", False):
@@ -127,8 +130,11 @@ def sliding_layers(fields: Fields, layers: int) -> int:
     return max(layers - fields.whole("max_window_layers", 28, low=0), 0)
 
 
-def read_rope(fields: Fields, max_context: int) -> Rope:
-    """The rotary embedding: `rope_parameters`, or the older `rope_theta` and `rope_scaling`."""
+def read_rope(fields: CheckedFields, max_context: int) -> Rope:
+    """Return the rotary embedding.
+
+    Reads `rope_parameters`, or the older fields `rope_theta` and `rope_scaling`.
+    """
     rule = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     theta = rule.real("rope_theta", fields.real("rope_theta", 10000.0), above=1)
     for holder in (fields, rule):
@@ -154,8 +160,8 @@ def read_rope(fields: Fields, max_context: int) -> Rope:
     )
 
 
-def read_llama3(rule: Fields, theta: float, max_context: int) -> Rope:
-    """Llama 3.1's rule."""
+def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:
+    """Return the rotary embedding by Llama 3.1's rule."""
     low, high = rule.real("low_freq_factor"), rule.real("high_freq_factor")
     if not 0 < low < high:
         raise BadHeader(
@@ -172,8 +178,8 @@ def read_llama3(rule: Fields, theta: float, max_context: int) -> Rope:
     )
 
 
-def read_yarn(rule: Fields, theta: float, max_context: int) -> Rope:
-    """Yarn; DeepSeek's two mscale fields are one attention factor."""
+def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
+    """Return yarn; DeepSeek's two mscale fields are combined to one attention factor."""
     if not rule.flag("truncate", True):
         raise UnsupportedModel(f"{rule.where}: truncate is false, which is not supported")
     original_context = trained_context(rule, max_context)
@@ -193,11 +199,11 @@ def read_yarn(rule: Fields, theta: float, max_context: int) -> Rope:
     )
 
 
-def trained_context(rule: Fields, max_context: int) -> int:
-    """The context before stretching."""
+def trained_context(rule: CheckedFields, max_context: int) -> int:
+    """Return the context length before stretching."""
     return rule.whole("original_max_position_embeddings", max_context, high=MAX_CONTEXT)
 
 
 def yarn_scale(factor: float, mscale: float) -> float:
-    """How much yarn scales cosines and sines for a stretch by `factor`."""
+    """Return the factor by which yarn scales cosines and sines for a stretch by `factor`."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0

@@ -1,7 +1,7 @@
-"""Layout steps: the ways a stored tensor becomes canonical, each named once for every format.
+"""Layout steps: conversions of a stored tensor to canonical layout, named once for all formats.
 
 Named in the tables of weight formats, applied by `Checkpoint.read`. A step works on a dense array
-as the file holds it, and on a Packed matrix by permuting its rows. Knows no file format.
+as stored in the file, and on a Packed matrix by permuting its rows. Knows no file format.
 """
 
 import dataclasses
@@ -21,35 +21,35 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What a step does to the values, and to the shape before any value is read."""
+    """One conversion: its effect on the values, and on the shape before any value is read."""
 
     apply: Callable[[Stored, ModelConfig], Stored]
     shape: Callable[[Shape], Shape]
 
 
 def transpose(stored: Stored, config: ModelConfig) -> Stored:
-    """[out, in] rows to our [in, out]; a Packed matrix is kept by output already."""
+    """Transpose [out, in] to our [in, out]; a Packed matrix is stored by output already."""
     del config
     return stored if isinstance(stored, Packed) else np.ascontiguousarray(stored.T)
 
 
 def unpair_query(stored: Stored, config: ModelConfig) -> Stored:
-    """Rows of query heads from rotated neighbours to halves."""
+    """Reorder the rows of query heads: rotated neighbours become rotated halves."""
     return over_rows(stored, lambda rows: unpair_rope(rows, config.heads))
 
 
 def unpair_key(stored: Stored, config: ModelConfig) -> Stored:
-    """Rows of key heads from rotated neighbours to halves."""
+    """Reorder the rows of key heads: rotated neighbours become rotated halves."""
     return over_rows(stored, lambda rows: unpair_rope(rows, config.kv_heads))
 
 
 def same(shape: Shape) -> Shape:
-    """The shape of a step that only moves values."""
+    """Return the shape after a step that only moves values."""
     return shape
 
 
 def reverse(shape: Shape) -> Shape:
-    """The shape of a transposed array."""
+    """Return the shape after a transpose."""
     return shape[::-1]
 
 
@@ -61,26 +61,26 @@ STEPS: dict[str, Step] = {
 
 
 def arrange(stored: Stored, steps: tuple[str, ...], config: ModelConfig) -> Stored:
-    """The canonical form of a stored tensor."""
+    """Convert a stored tensor to canonical layout."""
     for step in steps:
         stored = STEPS[step].apply(stored, config)
     return stored
 
 
 def arranged_shape(shape: Shape, steps: tuple[str, ...]) -> Shape:
-    """The shape `arrange` will give, known without reading."""
+    """Return the shape that `arrange` will give, without reading values."""
     for step in steps:
         shape = STEPS[step].shape(shape)
     return shape
 
 
 def unpair_rope(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Within each head: rotated pairs side by side become first halves, then second halves."""
+    """Reorder the rows of each head: rotated pairs side by side become first and second halves."""
     return rearrange(rows, "(heads pairs two) ... -> (heads two pairs) ...", heads=heads, two=2)
 
 
 def over_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Stored:
-    """Apply a permutation of rows; in a Packed matrix a row's scales go with its codes."""
+    """Apply a permutation of rows; in a Packed matrix, to codes, scales and minima alike."""
     if not isinstance(stored, Packed):
         return move(stored)
     parts: dict[str, Any] = {

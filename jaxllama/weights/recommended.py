@@ -1,8 +1,8 @@
-"""Recommended sampling: what a model's maker wrote into its files, by the names of our knobs.
+"""Recommended sampling: reads what a model's maker wrote into its files, by the names of our knobs.
 
-Called by the weight readers. Reads, translates names and checks nothing: which knobs exist and what
-they accept is known where the samplers are. What no knob of ours means keeps the file's own name,
-with a dot in it, so that it can be named in the log.
+Called by the weight readers. Reads and translates names, but checks nothing, because only the
+samplers know which knobs exist and which values they accept. A field that matches none of our
+knobs keeps the file's own name, with a dot in it, so that the log can name it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SAME = (  # mean the same in generation_config.json and here
     "repetition_penalty",
     "no_repeat_ngram_size",
 )
-OTHER = (  # change what is drawn, and mean something else here or nothing
+OTHER = (  # change the sampling, but have another meaning here or none
     "bad_words_ids",
     "begin_suppress_tokens",
     "diversity_penalty",
@@ -56,23 +56,23 @@ GGUF_NAMES = {
 
 
 def from_generation_config(folder: Path) -> dict[str, object]:
-    """What generation_config.json recommends; {} without that file.
+    """Return the sampling that generation_config.json recommends; {} without that file.
 
-    Only fields that are there count, as in vLLM: transformers' own defaults, such as top_k 50, are
-    nobody's recommendation. `do_sample: false` is greedy: temperature 0.
+    Only present fields count, as in vLLM, because transformers' own defaults, such as top_k 50,
+    are not the maker's recommendation. `do_sample: false` is greedy: temperature 0.
     """
     path = folder / GENERATION
     if not path.exists():
         return {}
     fields = read_json(path).values
     found = {name: fields[name] for name in SAME if fields.get(name) is not None}
-    # 0, 1 and nothing leave every one of these off.
+    # 0, 1 and nothing leave each of these fields off.
     found |= {f"{GENERATION}: {name}": fields[name] for name in OTHER if is_set(fields.get(name))}
     return found | ({"temperature": 0.0} if fields.get("do_sample") is False else {})
 
 
 def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
-    """What the `general.sampling` keys of a GGUF file recommend."""
+    """Return the sampling that the `general.sampling` keys of a GGUF file recommend."""
     found: dict[str, object] = {}
     for key in metadata:
         name = key.removeprefix(GGUF_PREFIX)
@@ -82,10 +82,10 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_set(value: object) -> bool:
-    """Whether a field that is off at 0, 1 and nothing has another value."""
+    """Say whether a field has a value other than 0, 1 and nothing, which leave it off."""
     return value not in (None, False, 0, 1, [], {})
 
 
 def as_written(value: object) -> object:
-    """A number without the digits that float32 adds: 0.95, not 0.949999988."""
+    """Remove the digits that float32 adds to a number: 0.95, not 0.949999988."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""The safetensors header: JSON that is believed only as far as it matches the file's size.
+"""Reads the safetensors header: JSON whose every number is checked against the file's size.
 
 Called by the Hugging Face reader once per file. Tensors must tile the data exactly: no gap, no
 overlap, nothing past the end. Knows element types and sizes, no model.
@@ -22,7 +22,7 @@ ITEM_SIZES = {
 
 @dataclass(frozen=True)
 class SafeTensor:
-    """Where one tensor lies in its file."""
+    """Type, shape and position of one tensor in its file."""
 
     name: str
     dtype: str
@@ -32,7 +32,7 @@ class SafeTensor:
 
 
 def read_safetensors_header(file: BinaryFile) -> dict[str, SafeTensor]:
-    """Every tensor of an open file by name."""
+    """Return every tensor of an open file by name; raise BadHeader if the header is wrong."""
     where = file.path.name
     if file.size < PREFIX:
         raise BadHeader(f"{where}: has {file.size} bytes; a safetensors file has at least {PREFIX}")
@@ -49,7 +49,7 @@ def read_safetensors_header(file: BinaryFile) -> dict[str, SafeTensor]:
 
 
 def read_tensor(name: str, entry: object, start: int, where: str) -> SafeTensor:
-    """One entry of the header; `start` is where the data begins."""
+    """Check one entry of the header; `start` is the offset of the data in the file."""
     label = f"{where}: tensor {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise BadHeader(f"{label} is {shown(entry)}; expected dtype, shape and data_offsets")
@@ -74,7 +74,7 @@ def read_tensor(name: str, entry: object, start: int, where: str) -> SafeTensor:
 
 
 def whole_numbers(values: object, label: str) -> tuple[int, ...]:
-    """A list of numbers that fit 63 bits and are not negative."""
+    """Return a list of whole numbers from 0 to 2**63 - 1 as a tuple; raise BadHeader otherwise."""
     if not isinstance(values, list) or not all(
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
         for value in values

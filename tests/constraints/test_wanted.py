@@ -2,12 +2,12 @@
 
 import pytest
 
-from jaxllama.constraints.wanted import MAX_RULES, schema_text, wanted
+from jaxllama.constraints.wanted import MAX_RULES, read_form, schema_text
 from jaxllama.errors import InvalidParameter
 
 
 def test_a_request_without_a_form_wants_none():
-    assert wanted({"json_object": False, "regex": None, "choices": ()}) is None
+    assert read_form({"json_object": False, "regex": None, "choices": ()}) is None
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_request_without_a_form_wants_none():
     ],
 )
 def test_each_form_becomes_a_grammar_that_knows_its_field(fields):
-    form = wanted(fields)
+    form = read_form(fields)
     assert form is not None
     assert form.field in fields
     assert form.grammar
@@ -30,7 +30,7 @@ def test_each_form_becomes_a_grammar_that_knows_its_field(fields):
 
 def test_two_forms_are_refused():
     with pytest.raises(InvalidParameter, match="regex and choices are given together") as caught:
-        wanted({"regex": "a", "choices": ("b",)})
+        read_form({"regex": "a", "choices": ("b",)})
     assert caught.value.field == "choices"
 
 
@@ -50,11 +50,11 @@ def test_two_forms_are_refused():
 )
 def test_a_schema_that_is_none_is_refused(text, word):
     with pytest.raises(InvalidParameter, match=word):
-        wanted({"json_schema": text})
+        read_form({"json_schema": text})
 
 
 def test_a_schema_cannot_change_how_schemas_are_read():
-    form = wanted({"json_schema": '{"x-guidance": {"lenient": true}, "not": {}}'})
+    form = read_form({"json_schema": '{"x-guidance": {"lenient": true}, "not": {}}'})
     assert form is not None
     assert '"lenient": true' not in form.grammar
 
@@ -72,9 +72,9 @@ def test_values_that_are_no_schema_are_refused(value):
 def test_a_grammar_with_too_many_rules_is_refused():
     rules = "\n".join(f"r{i}: /a/" for i in range(MAX_RULES + 1))
     with pytest.raises(InvalidParameter, match="rules"):
-        wanted({"grammar": f"start: r0\n{rules}"})
+        read_form({"grammar": f"start: r0\n{rules}"})
 
 
 def test_text_that_is_no_grammar_is_refused():
     with pytest.raises(InvalidParameter, match="neither Lark nor GBNF"):
-        wanted({"grammar": "garbage"})
+        read_form({"grammar": "garbage"})

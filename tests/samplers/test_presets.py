@@ -4,7 +4,7 @@ import pytest
 
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.errors import InvalidParameter
-from jaxllama.intake import with_preset
+from jaxllama.intake import add_preset
 from jaxllama.limits import LIMITS, check
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import Preset, Sampler, knobs_of
@@ -32,13 +32,13 @@ def test_every_preset_sets_what_exists_to_what_it_accepts(name: str):
 
 
 def test_sphinx_is_as_exllama_has_it():
-    knobs = with_preset({"preset": "sphinx"}, INSTALLED)
+    knobs = add_preset({"preset": "sphinx"}, INSTALLED)
     assert (knobs["temperature"], knobs["top_p"], knobs["top_k"]) == (1.99, 0.18, 30)
     assert knobs["top_p_strict"] is True
 
 
 def test_basilisk_is_as_its_server_has_it():
-    knobs = with_preset({"preset": "basilisk"}, INSTALLED)
+    knobs = add_preset({"preset": "basilisk"}, INSTALLED)
     repetition = ("repetition_penalty", "repetition_window", "repetition_decay")
     assert (knobs["temperature"], knobs["top_k"], knobs["top_p"]) == (0.5, 32, 0.2)
     assert tuple(knobs[name] for name in repetition) == (1.1, 32, 64)
@@ -48,7 +48,7 @@ def test_basilisk_is_as_its_server_has_it():
 
 
 def test_exllama_is_as_its_generator_has_it():
-    knobs = with_preset({"preset": "exllama"}, INSTALLED)
+    knobs = add_preset({"preset": "exllama"}, INSTALLED)
     repetition = ("repetition_penalty", "repetition_window", "repetition_decay")
     assert (knobs["temperature"], knobs["top_k"], knobs["top_p"]) == (0.95, 40, 0.65)
     assert tuple(knobs[name] for name in repetition) == (1.15, 256, 128)
@@ -56,18 +56,18 @@ def test_exllama_is_as_its_generator_has_it():
 
 
 def test_llamba_quick_penalises_what_occurred():
-    knobs = with_preset({"preset": "llamba_quick"}, INSTALLED)
+    knobs = add_preset({"preset": "llamba_quick"}, INSTALLED)
     assert (knobs["presence_penalty"], knobs["frequency_penalty"]) == (0.2, 0.1)
     assert knobs["prompt_penalty_window"] == 1023
 
 
 def test_what_a_request_says_itself_wins():
-    knobs = with_preset({"preset": "sphinx", "top_k": 5, "min_p": 0.1, "top_p": None}, INSTALLED)
+    knobs = add_preset({"preset": "sphinx", "top_k": 5, "min_p": 0.1, "top_p": None}, INSTALLED)
     assert (knobs["top_k"], knobs["min_p"], knobs["top_p"]) == (5, 0.1, 0.18)
 
 
 def test_without_a_preset_nothing_is_added():
-    assert with_preset({"top_k": 5, "seed": None}, INSTALLED) == {"top_k": 5}
+    assert add_preset({"top_k": 5, "seed": None}, INSTALLED) == {"top_k": 5}
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_without_a_preset_nothing_is_added():
 )
 def test_unknown_preset_is_named_with_the_nearest(name: object, words: str):
     with pytest.raises(InvalidParameter, match=words):
-        with_preset({"preset": name}, INSTALLED)
+        add_preset({"preset": name}, INSTALLED)

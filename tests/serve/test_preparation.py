@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxllama.constraints.wanted import wanted
+from jaxllama.constraints.wanted import read_form
 from jaxllama.errors import NotReady, QueueFull
 from jaxllama.service import preparation
 from jaxllama.service.asking import Ask, has_to_compile, size_of, weight
@@ -231,7 +231,7 @@ def test_a_constraint_is_dear_until_it_is_compiled():
     intake = intake_for(scripted())
     ask = Ask(["x"], knobs={"regex": "[ab]+"})
     assert has_to_compile(intake, ask)
-    form = wanted(ask.knobs)
+    form = read_form(ask.knobs)
     assert form is not None
     intake.constraints.compile(form)
     assert not has_to_compile(intake, ask)

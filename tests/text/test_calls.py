@@ -3,7 +3,7 @@
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxllama.constraints.wanted import wanted
+from jaxllama.constraints.wanted import read_form
 from jaxllama.formats import CallStyle
 from jaxllama.text.calls import call_grammar, open_grammar
 
@@ -25,7 +25,7 @@ BYTES = LLTokenizer("byte")
 
 
 def is_let_through(style: CallStyle, text: str, make=call_grammar) -> bool:
-    form = wanted({"grammar": make(style, [LOOK, WAIT])})
+    form = read_form({"grammar": make(style, [LOOK, WAIT])})
     matcher = LLMatcher(BYTES, form.grammar)
     assert not matcher.get_error()
     tokens = BYTES.tokenize_str(text)

@@ -4,7 +4,7 @@ import pytest
 
 from jaxllama.text.from_gguf import tokenizer_from_gguf
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.store import find, store_folder
+from jaxllama.weights.store import find_source, store_folder
 from tests.text.vocabularies import (
     BYTE_LEVEL_RULES,
     SCORED,
@@ -65,7 +65,7 @@ def test_decoding_gives_the_text_back(kind):
 
 
 def test_the_default_model_has_the_ids_of_llama_cpp():
-    source = find(None)
+    source = find_source(None)
     path = store_folder() / source.file
     if not source.is_there(path):
         pytest.skip("the default model is not in the store: jaxllama pull smollm2-135m")

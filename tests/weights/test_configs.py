@@ -11,7 +11,7 @@ from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import CheckpointError, UnsupportedModel
 from jaxllama.testing import FAMILIES, random_params, tiny
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.fields import Fields
+from jaxllama.weights.fields import CheckedFields
 from jaxllama.weights.huggingface_config import read_config
 
 BASE = hf_config(FAMILIES["llama2"])
@@ -21,7 +21,7 @@ def config_of(*absent: str, **fields: object) -> ModelConfig:
     """The configuration of a Llama config.json with some fields changed."""
     values = json.loads(json.dumps(BASE | fields))
     return read_config(
-        Fields({k: v for k, v in values.items() if k not in absent}, "c.json"), "c", 100
+        CheckedFields({k: v for k, v in values.items() if k not in absent}, "c.json"), "c", 100
     )
 
 

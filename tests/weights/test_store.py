@@ -466,7 +466,7 @@ def test_an_address_that_leads_nowhere_is_one_line(url, home):
 
 
 def test_a_server_that_answers_another_range_is_refused(site, tmp_path):
-    part = download.Part(tmp_path / "x.part", tmp_path / "x.version")
+    part = download.PartialDownload(tmp_path / "x.part", tmp_path / "x.version")
     part.file.write_bytes(b"12345")
     part.version.write_text('"v1"')
     answer = types.SimpleNamespace(
