@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class SearchRules:
     """What is looked for, and when the search is over.
 
     Once `width` answers are whole it is over at once with early stopping; without, when the best
@@ -84,7 +84,7 @@ def rules_of(
     length_penalty: float,
     early_stopping: EarlyStopping,
     listed: int,
-) -> Rules:
+) -> SearchRules:
     """The checked rules of a search; the engine lists at most so many tokens at a place."""
     check("width", width)
     check("length_penalty", length_penalty)
@@ -94,7 +94,7 @@ def rules_of(
             "early_stopping",
         )
     ends = frozenset(request.stop_ids)
-    rules = Rules(width, request.max_tokens, ends, float(length_penalty), early_stopping)
+    rules = SearchRules(width, request.max_tokens, ends, float(length_penalty), early_stopping)
     if rules.candidates > listed:
         raise InvalidParameter(
             f"width is {width} and there are {len(ends)} end tokens; together they may be at most "
@@ -104,7 +104,7 @@ def rules_of(
     return rules
 
 
-def search(expand: Expand, rules: Rules) -> list[Found]:
+def search(expand: Expand, rules: SearchRules) -> list[Found]:
     """The `width` best answers, best first."""
     running, found = [Beam((), 0.0)], list[Found]()
     for length in range(1, rules.max_tokens + 1):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.engine.generation import Generation
 from jaxllama.errors import EngineStopped, JaxLlamaError
 from jaxllama.request import Event, Finished, GenerationRequest, TextTail, Token
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Job = Callable[[], None]
 # Called on the loop with all that one step brought; Finished comes last, or else an error.
-Told = Sequence[Event] | JaxLlamaError
-Tell = Callable[[Told], None]
+Emitted = Sequence[Event] | JaxLlamaError
+Emit = Callable[[Emitted], None]
 
 LONGEST_STEPS = 5  # a busy engine that takes so many times its longest step is stalled
 
@@ -38,7 +38,7 @@ class Ticket:
 
     request: GenerationRequest
     tail: TextTail | None
-    tell: Tell
+    emit: Emit
     client: str = ""  # whom it is counted for; "" is the server itself
     generation: Generation | None = None  # the thread's
 
@@ -62,11 +62,11 @@ class Ticket:
 class Question(Generic[T]):
     """What to read in a slot, without generating: log-probabilities, logits, an embedding.
 
-    `begin` makes the engine's generator, such as `Engine.peek_by_and_by`; the answer is what that
+    `begin` makes the engine's generator, such as `Engine.peek_in_steps`; the answer is what that
     returns.
     """
 
-    begin: Callable[[Engine], ByAndBy[T]]
+    begin: Callable[[Engine], InSteps[T]]
     tokens: int  # that it computes at most
 
 
@@ -77,7 +77,7 @@ class Probe:
     question: Question[Any]
     client: str
     answer: asyncio.Future[Any]
-    look: ByAndBy[Any] | None = None  # the thread's, once it holds a slot
+    steps: InSteps[Any] | None = None  # the thread's, once it holds a slot
 
     @property
     def size(self) -> int:
@@ -179,10 +179,10 @@ class EngineThread:
         return not self._thread.is_alive()
 
     def submit(
-        self, request: GenerationRequest, tail: TextTail | None, tell: Tell, client: str = ""
+        self, request: GenerationRequest, tail: TextTail | None, emit: Emit, client: str = ""
     ) -> Ticket:
         """Put a request into the backlog; `tell` gets its events, step by step."""
-        ticket = Ticket(request, tail, tell, client)
+        ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
         return ticket
 
@@ -230,7 +230,7 @@ class EngineThread:
         """Answer everything that waits with the end of the thread."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
-                work.tell(self._stopped())
+                work.emit(self._stopped())
             else:
                 settle(work.answer, None, self._stopped())
 
@@ -258,7 +258,7 @@ class EngineThread:
             self.failure = error
         if self.failure is None:
             self.failure = EngineStopped("the engine was stopped")
-        self._call(self._tell_end)
+        self._call(self._emit_end)
 
     def turn(self) -> None:
         """Take work that has a slot, compute a piece of one probe, step, emit the events.
@@ -274,7 +274,7 @@ class EngineThread:
         now = self._clock()
         self.pulse = self.pulse.after_step(now - began, now)
         if events:
-            self._call(tell_all, self._by_ticket(events))
+            self._call(emit_all, self._by_ticket(events))
 
     def _take_in(self) -> bool:
         """Do what the inbox asks; wait there while the engine has nothing to do."""
@@ -294,7 +294,7 @@ class EngineThread:
 
     def _take_work(self) -> None:
         """Take from the backlog what has a slot, and tell the engine what is left there."""
-        claimed = sum(probe.look is None for probe in self._probes)  # by probes that will begin
+        claimed = sum(probe.steps is None for probe in self._probes)  # by probes that will begin
         while work := self.backlog.pop(self.engine.room - claimed):
             if isinstance(work, Ticket):
                 self._submit(work)
@@ -310,7 +310,7 @@ class EngineThread:
             ticket.generation = self.engine.submit(request, tail, client=ticket.client)
         except JaxLlamaError as error:  # a refusal belongs to the one who asked
             self.backlog.ended(ticket)
-            self._call(ticket.tell, error)
+            self._call(ticket.emit, error)
         else:
             self.backlog.charge(ticket, ticket.size)
             self._tickets[ticket.generation.id] = ticket
@@ -336,13 +336,13 @@ class EngineThread:
         probe = self._probes.popleft()
         try:
             if probe.answer.cancelled():
-                if probe.look is not None:
-                    probe.look.close()
+                if probe.steps is not None:
+                    probe.steps.close()
                 self.backlog.ended(probe)
                 return
-            if probe.look is None:
-                probe.look = probe.question.begin(self.engine)
-            self.backlog.charge(probe, next(probe.look))
+            if probe.steps is None:
+                probe.steps = probe.question.begin(self.engine)
+            self.backlog.charge(probe, next(probe.steps))
         except StopIteration as end:
             self._end_probe(probe, end.value, None)
         except Exception as error:  # belongs to the one who asked
@@ -359,7 +359,7 @@ class EngineThread:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(function, *arguments)
 
-    def _tell_end(self) -> None:
+    def _emit_end(self) -> None:
         """Once the thread has ended: tell the loop that nothing more will come."""
         tickets, probes = list(self._tickets.values()), list(self._probes)
         self._tickets.clear()
@@ -373,16 +373,16 @@ class EngineThread:
             if job is not None:
                 job[1]()
         for ticket in tickets:
-            ticket.tell(self._stopped())
+            ticket.emit(self._stopped())
         for probe in probes:
             settle(probe.answer, None, self._stopped())
         self._refuse_backlog()
 
 
-def tell_all(told: list[tuple[Ticket, list[Event]]]) -> None:
+def emit_all(told: list[tuple[Ticket, list[Event]]]) -> None:
     """On the loop: to each ticket its events."""
     for ticket, events in told:
-        ticket.tell(events)
+        ticket.emit(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Bank, Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import Bank, ChosenTokens, Rows, SamplerBank
 from jaxllama.engine.choosing.knobs import switches_on
 from jaxllama.engine.choosing.rows import chance
 from jaxllama.errors import InvalidParameter
@@ -58,10 +58,10 @@ def replay(
     Every position follows the recorded tokens, also where other numbers would have drawn another
     before it: what the model says after that one is not recorded.
     """
-    return list(replay_by_and_by(recording, samplers, changes))
+    return list(replay_in_steps(recording, samplers, changes))
 
 
-def replay_by_and_by(
+def replay_in_steps(
     recording: Recording,
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object] | None = None,
@@ -152,7 +152,7 @@ class Replay:
         each[-1] = leaves
         return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
 
-    def shares(self, choice: Choice, place: int) -> np.ndarray:
+    def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
         """The probability of every token at one stage."""
         ids = np.asarray(choice.sampled_ids[place])
         logprobs = np.asarray(choice.sampled_logprobs[place])

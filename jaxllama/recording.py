@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.request import GenerationRequest
@@ -79,9 +79,9 @@ def check_recordable(request: GenerationRequest) -> None:
         )
 
 
-def logits_behind(
+def peek_at_answer(
     engine: Engine, request: GenerationRequest, tokens: Sequence[int]
-) -> ByAndBy[np.ndarray]:
+) -> InSteps[np.ndarray]:
     """The logits [tokens V] that each token of an answer was drawn from.
 
     A generator, as the engine's probes are; raises QueueFull at once if no slot is free.
@@ -89,11 +89,11 @@ def logits_behind(
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
         known = [*request.prompt, *tokens[:-1]]
-        yield from engine.peek_by_and_by(known, len(request.prompt), found.append)
+        yield from engine.peek_in_steps(known, len(request.prompt), found.append)
     return np.concatenate(found)
 
 
-def recording_of(
+def make_recording(
     intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
 ) -> Recording:
     """What is kept of a request and its answer."""

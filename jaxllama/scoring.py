@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 
 from jaxllama.completion import Classification, Score
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
 
@@ -64,17 +64,17 @@ def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> in
 
 def weigh(
     engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
-) -> ByAndBy[list[np.ndarray]]:
+) -> InSteps[list[np.ndarray]]:
     """Log-probabilities of each tail's tokens behind its prompt, for one of `rounds`.
 
     A generator, as the engine's probes are; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
-        look = engine.peek_by_and_by([*prompts[0], *tails[0]], len(prompts[0]))
+        look = engine.peek_in_steps([*prompts[0], *tails[0]], len(prompts[0]))
         return [(yield from look)[0]]
     pairs = zip(prompts, tails, strict=True)
-    ways = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.weigh_by_and_by(ways))
+    continuations = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
+    return (yield from engine.weigh_in_steps(continuations))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:

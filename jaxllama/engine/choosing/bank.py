@@ -49,14 +49,14 @@ from jaxllama.mistakes import SUBCLASS, line_of
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-__all__ = ["Bank", "Choice", "Rows", "SamplerBank"]
+__all__ = ["Bank", "ChosenTokens", "Rows", "SamplerBank"]
 
 Bank: TypeAlias = dict[str, Sampler]  # one instance per sampler, leaves [S]
 
 COLDEST = 1e-30  # a positive temperature is at least this: float32 flushes smaller ones to 0
 
 
-class Choice(NamedTuple):
+class ChosenTokens(NamedTuple):
     """The chosen token of every row, and its log-probabilities."""
 
     token: Int32[Array, " S"]  # 0 where inactive or not finite
@@ -161,7 +161,9 @@ class SamplerBank:
         """Replace one row; pure, for the admit program. Consumes `bank`."""
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)
 
-    def choose(self, bank: Bank, logits: Float[Array, "S V"], rows: Rows) -> tuple[Bank, Choice]:
+    def choose(
+        self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
+    ) -> tuple[Bank, ChosenTokens]:
         """Choose one token for every row and update the bank; pure, for the decode program.
 
         Whether a branch runs depends on the whole batch; its result for a row does not.
@@ -185,7 +187,7 @@ class SamplerBank:
         under_model = self._list_under_model(model, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, logprob, drawn)
-        return watched, Choice(
+        return watched, ChosenTokens(
             token=token,
             finite=finite | ~rows.active,
             logprob=jnp.where(ready.wants, logprob, 0.0),
