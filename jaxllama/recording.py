@@ -1,6 +1,6 @@
-"""Recording: an answer and the logits that it was drawn from - all that a replay needs.
+"""Recording: an answer and the logits from which it was drawn - all that a replay needs.
 
-Made of what an engine answered, by the command line and the server, and replayed by `explain.py`.
+Made by the command line and the server after an engine has answered; replayed by `explain.py`.
 Knows token ids and files; draws nothing.
 """
 
@@ -22,7 +22,7 @@ FORMAT = 1  # of saved recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """An answer and the logits that it was drawn from: all that a replay needs."""
+    """An answer, the logits from which it was drawn, and the settings of the draw."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -38,7 +38,7 @@ class Recording:
     body: str  # of the kernels
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the recording to a file; raise ConfigError if that fails."""
         about = {**asdict(replace(self, logits=np.zeros(0))), "format": FORMAT}
         del about["logits"]
         try:
@@ -49,7 +49,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path) -> "Recording":
-        """Read it again."""
+        """Read a recording from a file; raise ConfigError if the file is none."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 about, logits = json.loads(str(file["about"])), file["logits"]
@@ -65,16 +65,16 @@ class Recording:
 
 
 def check_recordable(request: GenerationRequest) -> None:
-    """Refuse what draws its tokens from more than its own logits."""
+    """Raise InvalidParameter for a request whose tokens depend on more than its own logits."""
     if request.constraint is not None:
         raise InvalidParameter(
-            "an answer held to a form cannot be explained; leave json_schema, json_object, regex, "
-            "choices and grammar away"
+            "an answer with a constraint cannot be explained; leave out json_schema, json_object, "
+            "regex, choices and grammar"
         )
     if request.contrast is not None:
         raise InvalidParameter(
-            "an answer that is moved away from another cannot be explained; leave negative_prompt "
-            "and guidance_scale away",
+            "an answer with a negative prompt cannot be explained; leave out negative_prompt and "
+            "guidance_scale",
             "negative_prompt",
         )
 
@@ -82,9 +82,9 @@ def check_recordable(request: GenerationRequest) -> None:
 def peek_at_answer(
     engine: Engine, request: GenerationRequest, tokens: Sequence[int]
 ) -> InSteps[np.ndarray]:
-    """The logits [tokens V] that each token of an answer was drawn from.
+    """Compute the logits [tokens V] from which each token of an answer was drawn.
 
-    A generator, as the engine's probes are; raises QueueFull at once if no slot is free.
+    A generator, like the engine's probes; raises QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
@@ -96,7 +96,7 @@ def peek_at_answer(
 def make_recording(
     intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
 ) -> Recording:
-    """What is kept of a request and its answer."""
+    """Build the recording of a request and its answer."""
     config = intake.engine
     return Recording(
         prompt=request.prompt,

@@ -150,7 +150,7 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """Count the free slots left for new requests, after those that wait in this engine.
+        """Count the free slots left for new requests, minus those that waiting requests will take.
 
         0 while requests suspected of a fault run alone.
         """
@@ -352,8 +352,8 @@ class Engine:
         """Read all sent calls, decode one step for all rows, and emit the tokens that were read.
 
         The next mask of a guided row depends on its last token, so calls do not overlap here.
-        Tokens of guided rows are emitted before the call; those of other rows after it, so that
-        the device does not wait for them. A row whose mask takes long skips steps.
+        Tokens of guided rows are emitted before the call; tokens of other rows after it, so
+        that the device does not wait for them. A row whose mask takes long skips steps.
         """
         readings = [self._read(self._sent.popleft()) for _ in range(len(self._sent))]
         for each in readings:
@@ -501,7 +501,9 @@ class Engine:
             while True:
                 yield self._probes.computed - before
                 if self.slots is not table:
-                    raise GenerationFailed("the engine had to start over; ask again")
+                    raise GenerationFailed(
+                        "the engine restarted after a fault; send the request again"
+                    )
                 before = self._probes.computed
                 self._state = probe.send(self._state)
         except StopIteration as end:
@@ -534,7 +536,7 @@ class Engine:
         """Queue the live requests again, fail the guilty one, and make a new state.
 
         Without `blame` no request is failed: a cancelled request or a probe caused the fault.
-        Raises what `Programs.empty` raises; the next step then tries again to make a state.
+        Raises the error of `Programs.empty`; the next step then tries again to make a state.
         """
         live = self._restart(error)
         again, guilty = self.recovery.judge(live) if blame else (self.recovery.excuse(live), None)

@@ -26,7 +26,7 @@ class TokenBlock:
 
 
 class SlotTokens:
-    """The tokens of one slot: first the cached ones, then those that its request plans to cache.
+    """The tokens of one slot: first the cached ones, then the tokens its request will cache.
 
     `len` counts the cached ones.
     """

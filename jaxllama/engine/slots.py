@@ -18,7 +18,7 @@ from jaxllama.engine.prefixes import (
     longest_prefix,
 )
 
-LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as are reused
+LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as it reuses
 
 
 @dataclass(slots=True)
