@@ -294,7 +294,7 @@ def test_a_look_during_a_fault_is_told_so():
         looking = asyncio.create_task(thread.ask(PEEK))
         await asyncio.sleep(0)
         thread.start()
-        with pytest.raises(GenerationFailed, match="start over"):
+        with pytest.raises(GenerationFailed, match="restarted"):
             await looking
         assert (await stream.all())[-1].reason is FinishReason.LENGTH
         await thread.stop()
