@@ -1,12 +1,12 @@
-"""Beams: the likeliest answers to a prompt, found by following several beginnings at a time.
+"""Beam search: the likeliest answers to a prompt, found by extending several prefixes at a time.
 
-Used by LLM, which says through `Expand` what may follow. Keeps the score in plain Python; knows
-token ids and log-probabilities, and must not know the engine.
+Used by LLM, which provides the next tokens through `Expand`. Plain Python; knows token ids and
+log-probabilities, and must not know the engine.
 
-What ends a search and how answers of different lengths compare is as in Hugging Face's generate: of
-all beginnings made one token longer, the `width` likeliest that do not end are followed. One that
-ends is kept if it is among the `width` likeliest, by its score, which is its log-probability over
-`length ** length_penalty`; its end token counts.
+The end of a search and the score are as in Hugging Face's generate: of all prefixes extended by one
+token, the search continues the `width` likeliest that do not end. An answer that ends is kept if it
+is among the `width` likeliest. Its score is its log-probability over `length ** length_penalty`;
+the end token counts in the length.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ from jaxllama.request import GenerationRequest
 
 Tokens = tuple[int, ...]
 Likeliest = Sequence[tuple[int, float]]  # token ids and log-probabilities, best first
-Expand = Callable[[Sequence[Tokens]], Sequence[Likeliest]]  # what may follow each beginning
+Expand = Callable[[Sequence[Tokens]], Sequence[Likeliest]]  # next tokens of each prefix
 
 EarlyStopping = bool | Literal["never"]
 
 
 class Beam(NamedTuple):
-    """The beginning of an answer, and how likely it is."""
+    """A prefix of an answer, and its log-probability."""
 
     tokens: Tokens
     logprob: float
 
 
 class Found(NamedTuple):
-    """A whole answer; an end token is its last."""
+    """A whole answer; its last token is an end token, unless it reached `max_tokens`."""
 
     tokens: Tokens
     logprob: float
@@ -40,11 +40,12 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What is looked for, and when the search is over.
+class SearchRules:
+    """The settings of a search, and the rule that ends it.
 
-    Once `width` answers are whole it is over at once with early stopping; without, when the best
-    beginning would score no better if it ended now; with "never", when it could not at any length.
+    Once `width` answers are whole, the search ends: with early stopping, at once; without, when the
+    best prefix would score no better if it ended now; with "never", when it could score no better
+    at any length.
     """
 
     width: int
@@ -55,19 +56,19 @@ class Rules:
 
     @property
     def candidates(self) -> int:
-        """How many continuations of each beginning decide: as many as may end, and `width`."""
+        """Count the next tokens to list per prefix: `width`, and as many as may end it."""
         return self.width + len(self.end_ids)
 
     def score(self, logprob: float, length: int) -> float:
-        """What an answer of this length is worth."""
+        """Return the score of an answer of this length."""
         return logprob / float(length**self.length_penalty)
 
     def ends(self, beam: Beam) -> bool:
-        """Whether an answer is whole by its last token."""
+        """Say whether the last token of a prefix is an end token."""
         return beam.tokens[-1] in self.end_ids
 
-    def has_hope(self, best: Beam, found: Sequence[Found]) -> bool:
-        """Whether going on with the best beginning may improve what is found."""
+    def can_improve(self, best: Beam, found: Sequence[Found]) -> bool:
+        """Say whether extending the best prefix may still improve the answers found."""
         if len(found) < self.width:
             return True
         if self.early_stopping is True:
@@ -84,8 +85,8 @@ def rules_of(
     length_penalty: float,
     early_stopping: EarlyStopping,
     listed: int,
-) -> Rules:
-    """The checked rules of a search; the engine lists at most so many tokens at a place."""
+) -> SearchRules:
+    """Check the settings of a search; the engine lists at most `listed` tokens per prefix."""
     check("width", width)
     check("length_penalty", length_penalty)
     if not (isinstance(early_stopping, bool) or early_stopping == "never"):
@@ -94,7 +95,7 @@ def rules_of(
             "early_stopping",
         )
     ends = frozenset(request.stop_ids)
-    rules = Rules(width, request.max_tokens, ends, float(length_penalty), early_stopping)
+    rules = SearchRules(width, request.max_tokens, ends, float(length_penalty), early_stopping)
     if rules.candidates > listed:
         raise InvalidParameter(
             f"width is {width} and there are {len(ends)} end tokens; together they may be at most "
@@ -104,26 +105,26 @@ def rules_of(
     return rules
 
 
-def search(expand: Expand, rules: Rules) -> list[Found]:
-    """The `width` best answers, best first."""
+def search(expand: Expand, rules: SearchRules) -> list[Found]:
+    """Search for the `width` best answers; return them best first."""
     running, found = [Beam((), 0.0)], list[Found]()
     for length in range(1, rules.max_tokens + 1):
-        grown = grow(running, expand([beam.tokens for beam in running]))
+        extended = extend(running, expand([beam.tokens for beam in running]))
         is_last = length == rules.max_tokens
-        whole = [beam for beam in grown[: rules.width] if is_last or rules.ends(beam)]
+        whole = [beam for beam in extended[: rules.width] if is_last or rules.ends(beam)]
         found += [Found(*beam, rules.score(beam.logprob, length)) for beam in whole]
         found = sorted(found, key=lambda each: -each.score)[: rules.width]
-        running = [beam for beam in grown if not rules.ends(beam)][: rules.width]
-        if not running or not rules.has_hope(running[0], found):
+        running = [beam for beam in extended if not rules.ends(beam)][: rules.width]
+        if not running or not rules.can_improve(running[0], found):
             break
     return found
 
 
-def grow(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam]:
-    """Every beginning with each of its continuations, likeliest first."""
-    grown = [
+def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam]:
+    """Extend every prefix by each of its next tokens; return the results likeliest first."""
+    extended = [
         Beam((*beam.tokens, token), beam.logprob + logprob)
         for beam, likeliest in zip(running, following, strict=True)
         for token, logprob in likeliest
     ]
-    return sorted(grown, key=lambda beam: -beam.logprob)
+    return sorted(extended, key=lambda beam: -beam.logprob)

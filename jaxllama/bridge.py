@@ -1,9 +1,9 @@
-"""The one crossing between the engine's thread and an event loop.
+"""The bridge between the engine's thread and an event loop.
 
-Used by the service. The engine lives on a thread of its own. Requests and probes wait in a backlog
-until the thread takes them, as many as have a slot; cancellations come through an inbox. The events
-of each request are emitted on the loop, a whole step's at a time. Knows neither text nor HTTP. The
-only file that imports both `threading` and `asyncio`.
+Used by the service. The engine runs on a thread of its own. Requests and probes wait in a backlog
+until a slot is free and the thread takes them; cancellations come through an inbox. The events of
+each request are emitted on the loop, all events of one step at a time. Knows neither text nor HTTP.
+The only file that imports both `threading` and `asyncio`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.engine.generation import Generation
 from jaxllama.errors import EngineStopped, JaxLlamaError
 from jaxllama.request import Event, Finished, GenerationRequest, TextTail, Token
@@ -25,99 +25,99 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Job = Callable[[], None]
-# Called on the loop with all that one step brought; Finished comes last, or else an error.
-Told = Sequence[Event] | JaxLlamaError
-Tell = Callable[[Told], None]
+# The events of one request in one step (the last event of a request is Finished), or its error.
+Emitted = Sequence[Event] | JaxLlamaError
+Emit = Callable[[Emitted], None]  # called on the loop
 
 LONGEST_STEPS = 5  # a busy engine that takes so many times its longest step is stalled
 
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request on its way through the backlog and the engine."""
+    """One request from a client, in the backlog or in the engine."""
 
     request: GenerationRequest
     tail: TextTail | None
-    tell: Tell
-    client: str = ""  # whom it is counted for; "" is the server itself
-    generation: Generation | None = None  # the thread's
+    emit: Emit
+    client: str = ""  # the client that is charged; "" is the server itself
+    generation: Generation | None = None  # set and read by the thread only
 
     @property
     def size(self) -> int:
-        """Tokens of its prompts."""
+        """Count the tokens of its prompts."""
         return sum(map(len, self.request.prompts))
 
     @property
     def slots(self) -> int:
-        """How many slots it takes at a time."""
+        """Count the slots that the request needs at once."""
         return len(self.request.prompts)
 
     @property
     def is_probe(self) -> bool:
-        """It generates."""
+        """Return False: a ticket generates."""
         return False
 
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """What to read in a slot, without generating: log-probabilities, logits, an embedding.
+    """A reading in a slot without generation: log-probabilities, logits or an embedding.
 
-    `begin` makes the engine's generator, such as `Engine.peek_by_and_by`; the answer is what that
-    returns.
+    `begin` creates the engine's generator, such as `Engine.peek_in_steps`; its return value is the
+    answer.
     """
 
-    begin: Callable[[Engine], ByAndBy[T]]
-    tokens: int  # that it computes at most
+    begin: Callable[[Engine], InSteps[T]]
+    tokens: int  # the most tokens that it computes
 
 
 @dataclass(eq=False, slots=True)
 class Probe:
-    """One question of a client on its way through the backlog and the engine."""
+    """One question of a client, in the backlog or in the engine."""
 
     question: Question[Any]
     client: str
     answer: asyncio.Future[Any]
-    look: ByAndBy[Any] | None = None  # the thread's, once it holds a slot
+    steps: InSteps[Any] | None = None  # used by the thread only; None until it holds a slot
 
     @property
     def size(self) -> int:
-        """Tokens it computes at most."""
+        """Return the most tokens that it computes."""
         return self.question.tokens
 
     @property
     def slots(self) -> int:
-        """It takes one slot."""
+        """Return 1: a probe needs one slot."""
         return 1
 
     @property
     def is_probe(self) -> bool:
-        """It reads."""
+        """Return True: a probe reads and does not generate."""
         return True
 
 
 class Backlog(Protocol):
-    """Requests and probes that wait for a slot, and their order; safe from loop and thread."""
+    """The requests and probes that wait for a slot, in order; safe from loop and thread."""
 
     def __len__(self) -> int: ...
 
     @property
     def is_shared(self) -> bool:
-        """Whether several clients use the engine."""
+        """Say whether several clients use the engine."""
 
     def push(self, work: Ticket | Probe, /) -> None:
-        """Let work wait."""
+        """Add work that waits."""
 
     def remove(self, work: Ticket | Probe, /) -> bool:
-        """Take work out; False if it does not wait."""
+        """Take work out; return False if it does not wait here."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
-        """The next work that may take some of `free` slots; `ended` must be called after it."""
+        """Take the next work that fits into `free` slots; the caller calls `ended` at its end."""
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
-        """The engine computed so many tokens for this work."""
+        """Note that the engine computed `tokens` tokens for this work."""
 
     def ended(self, work: Ticket | Probe, /) -> None:
-        """Work that was handed out holds no slot any more."""
+        """Note that work from `pop` holds no slot any more."""
 
     def drain(self) -> list[Ticket | Probe]:
         """Take out all work."""
@@ -125,15 +125,15 @@ class Backlog(Protocol):
 
 @dataclass(frozen=True)
 class Pulse:
-    """What the thread did last; replaced whole."""
+    """Counts and times of the thread's steps; replaced whole."""
 
     steps: int = 0
-    seconds: float = 0.0  # in all steps together
+    seconds: float = 0.0  # of all steps together
     longest_step: float = 0.0
-    busy_since: float | None = None  # when it took up what it does now; None while it waits
+    busy_since: float | None = None  # start of the present work; None while the thread waits
 
     def after_step(self, seconds: float, now: float) -> "Pulse":
-        """One step later."""
+        """Return the pulse after one more step."""
         longest = max(self.longest_step, seconds)
         return Pulse(self.steps + 1, self.seconds + seconds, longest, now)
 
@@ -151,8 +151,8 @@ class EngineThread:
     ) -> None:
         """Run `engine` on work from `backlog`.
 
-        `patience` is how many seconds a busy engine may take for a step at least. `clock` gives
-        seconds, and need not count those in which the process was stopped.
+        An engine that takes less than `patience` seconds for a step is never reported as stalled.
+        `clock` returns seconds; it may leave out time in which the process was stopped.
         """
         self.engine = engine
         self.backlog = backlog
@@ -161,33 +161,33 @@ class EngineThread:
         self.failure: BaseException | None = None
         self.pulse = Pulse()
         self._inbox: queue.SimpleQueue[tuple[Job, Job] | None] = queue.SimpleQueue()
-        self._tickets: dict[int, Ticket] = {}  # the thread's, by generation
-        self._probes: deque[Probe] = deque()  # the thread's: taken from the backlog
-        self._probe_paused = False  # in the last turn
+        self._tickets: dict[int, Ticket] = {}  # by generation id; used by the thread only
+        self._probes: deque[Probe] = deque()  # taken from the backlog; used by the thread only
+        self._probe_paused = False  # probes were paused in the last turn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin; call from within the event loop that will use it."""
+        """Start the thread; call from the event loop that will use it."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self, seconds: float | None = None) -> bool:
-        """Let the thread end after its current step; False if it did not within the time."""
+        """End the thread after its current step; return False if it still runs after `seconds`."""
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join, seconds)
         return not self._thread.is_alive()
 
     def submit(
-        self, request: GenerationRequest, tail: TextTail | None, tell: Tell, client: str = ""
+        self, request: GenerationRequest, tail: TextTail | None, emit: Emit, client: str = ""
     ) -> Ticket:
-        """Put a request into the backlog; `tell` gets its events, step by step."""
-        ticket = Ticket(request, tail, tell, client)
+        """Put a request into the backlog; `emit` is called with its events, step by step."""
+        ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> bool:
-        """End a request; False if it was still in the backlog, and nothing will be told of it."""
+        """Cancel a request; return False if it was in the backlog: then it emits no event."""
         if self.backlog.remove(ticket):
             return False
 
@@ -199,9 +199,9 @@ class EngineThread:
         return True
 
     async def ask(self, question: Question[T], client: str = "") -> T:
-        """The answer to a question: it waits in the backlog and is read a piece per step.
+        """Answer a question: its probe waits in the backlog, then runs one piece per engine step.
 
-        Cancelling the caller takes the probe out of the backlog or of its slot.
+        If the caller is cancelled, the probe leaves the backlog or its slot.
         """
         probe = Probe(question, client, asyncio.get_running_loop().create_future())
         self._push(probe)
@@ -212,7 +212,7 @@ class EngineThread:
             self.backlog.remove(probe)
 
     def stalled(self) -> float | None:
-        """How long a busy engine has made no step, if that is longer than it may be."""
+        """Return the seconds since the last step if the engine is stalled, else None."""
         pulse = self.pulse
         if pulse.busy_since is None:
             return None
@@ -222,20 +222,20 @@ class EngineThread:
     # On the loop.
 
     def _push(self, work: Ticket | Probe) -> None:
-        """Let work wait in the backlog, and wake the thread."""
+        """Add work to the backlog, and wake the thread."""
         self.backlog.push(work)
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """Answer everything that waits with the end of the thread."""
+        """Answer all work in the backlog with EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
-                work.tell(self._stopped())
+                work.emit(self._stopped())
             else:
                 settle(work.answer, None, self._stopped())
 
     def _send(self, job: Job, refuse: Job) -> None:
-        """Have the thread do a job; if it has ended, the loop refuses instead."""
+        """Send a job to the thread; if the thread has ended, call `refuse` on the loop."""
         if self.failure is None:
             self._inbox.put((job, refuse))
         else:
@@ -258,12 +258,12 @@ class EngineThread:
             self.failure = error
         if self.failure is None:
             self.failure = EngineStopped("the engine was stopped")
-        self._call(self._tell_end)
+        self._call(self._emit_end)
 
     def turn(self) -> None:
-        """Take work that has a slot, compute a piece of one probe, step, emit the events.
+        """Take work from the backlog, run a piece of one probe, step the engine, emit the events.
 
-        While a request waits for its first token, only every second turn computes a piece.
+        While a request waits for its first token, only every second turn runs a piece of a probe.
         """
         began = self._clock()
         self._take_work()
@@ -274,10 +274,10 @@ class EngineThread:
         now = self._clock()
         self.pulse = self.pulse.after_step(now - began, now)
         if events:
-            self._call(tell_all, self._by_ticket(events))
+            self._call(emit_all, self._by_ticket(events))
 
     def _take_in(self) -> bool:
-        """Do what the inbox asks; wait there while the engine has nothing to do."""
+        """Run the jobs of the inbox, waiting for one while the engine is idle; False: stop."""
         while True:
             waits = self.engine.idle and not self._probes and not self.backlog
             if waits:
@@ -293,8 +293,8 @@ class EngineThread:
             job[0]()
 
     def _take_work(self) -> None:
-        """Take from the backlog what has a slot, and tell the engine what is left there."""
-        claimed = sum(probe.look is None for probe in self._probes)  # by probes that will begin
+        """Take the work that fits into free slots, and update the engine's flags about the rest."""
+        claimed = sum(probe.steps is None for probe in self._probes)  # for probes that will start
         while work := self.backlog.pop(self.engine.room - claimed):
             if isinstance(work, Ticket):
                 self._submit(work)
@@ -308,15 +308,15 @@ class EngineThread:
         try:
             request, tail = ticket.request, ticket.tail
             ticket.generation = self.engine.submit(request, tail, client=ticket.client)
-        except JaxLlamaError as error:  # a refusal belongs to the one who asked
+        except JaxLlamaError as error:  # the client gets the refusal
             self.backlog.ended(ticket)
-            self._call(ticket.tell, error)
+            self._call(ticket.emit, error)
         else:
             self.backlog.charge(ticket, ticket.size)
             self._tickets[ticket.generation.id] = ticket
 
     def _by_ticket(self, events: Sequence[Event]) -> list[tuple[Ticket, list[Event]]]:
-        """The events of each ticket; charges its tokens, and forgets it with its last event."""
+        """Group events by ticket; charge the tokens, and forget tickets that have finished."""
         found: dict[int, tuple[Ticket, list[Event]]] = {}
         for event in events:
             if event.id not in found:
@@ -330,22 +330,22 @@ class EngineThread:
         return list(found.values())
 
     def _advance_probe(self) -> None:
-        """Compute one piece of one probe; probes take turns, and none has two of a client's."""
+        """Run one piece of one probe; probes take turns."""
         if not self._probes:
             return
         probe = self._probes.popleft()
         try:
             if probe.answer.cancelled():
-                if probe.look is not None:
-                    probe.look.close()
+                if probe.steps is not None:
+                    probe.steps.close()
                 self.backlog.ended(probe)
                 return
-            if probe.look is None:
-                probe.look = probe.question.begin(self.engine)
-            self.backlog.charge(probe, next(probe.look))
+            if probe.steps is None:
+                probe.steps = probe.question.begin(self.engine)
+            self.backlog.charge(probe, next(probe.steps))
         except StopIteration as end:
             self._end_probe(probe, end.value, None)
-        except Exception as error:  # belongs to the one who asked
+        except Exception as error:  # the client gets the error
             self._end_probe(probe, None, error)
         else:
             self._probes.append(probe)
@@ -359,8 +359,8 @@ class EngineThread:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(function, *arguments)
 
-    def _tell_end(self) -> None:
-        """Once the thread has ended: tell the loop that nothing more will come."""
+    def _emit_end(self) -> None:
+        """On the loop, after the thread has ended: answer all work with EngineStopped."""
         tickets, probes = list(self._tickets.values()), list(self._probes)
         self._tickets.clear()
         self._probes.clear()
@@ -373,20 +373,20 @@ class EngineThread:
             if job is not None:
                 job[1]()
         for ticket in tickets:
-            ticket.tell(self._stopped())
+            ticket.emit(self._stopped())
         for probe in probes:
             settle(probe.answer, None, self._stopped())
         self._refuse_backlog()
 
 
-def tell_all(told: list[tuple[Ticket, list[Event]]]) -> None:
-    """On the loop: to each ticket its events."""
-    for ticket, events in told:
-        ticket.tell(events)
+def emit_all(by_ticket: list[tuple[Ticket, list[Event]]]) -> None:
+    """Emit the events of each ticket, on the loop."""
+    for ticket, events in by_ticket:
+        ticket.emit(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:
-    """On the loop: give an answer to whoever still waits for it."""
+    """Complete an answer with a result or an error, on the loop, unless it was cancelled."""
     if answer.done():
         return
     if error is not None:

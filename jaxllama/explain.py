@@ -1,8 +1,8 @@
-"""Explaining: what each sampler did to each token of an answer, and what other numbers would do.
+"""Explain: the effect of each sampler on each token of an answer, also with other knob values.
 
-A replay puts recorded logits (`recording.py`) through the sampler bank once for every sampler that
-is on, with those before it, and compares: nothing of what samplers mean is written here. It needs
-no model. Called by `jaxllama explain` and the server's `/explain`.
+A replay runs recorded logits (`recording.py`) through the sampler bank once for every sampler that
+is on, together with the samplers before it, and compares the results: no sampler is described
+here. It needs no model. Called by `jaxllama explain` and the server's `/explain`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Bank, Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import Bank, ChosenTokens, Rows, SamplerBank
 from jaxllama.engine.choosing.knobs import switches_on
 from jaxllama.engine.choosing.rows import chance
 from jaxllama.errors import InvalidParameter
@@ -21,20 +21,24 @@ from jaxllama.limits import LIMITS, check, unknown_field
 from jaxllama.recording import Recording
 from jaxllama.sampling import NO_TOKEN, Sampler, Shaper, knobs_of
 
-CORE = ("temperature", "temperature_last", "seed")  # what a replay can change beside the knobs
+CORE = (
+    "temperature",
+    "temperature_last",
+    "seed",
+)  # fields that a replay can change beside the knobs
 MODEL, HEAT = "model", "temperature"  # stages that are no samplers
-CORE_AT = 0  # the place of the temperature among shapers
+CORE_AT = 0  # the order of the temperature among shapers
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one sampler, or the temperature, did to one position."""
+    """The effect of one sampler, or of the temperature, at one position."""
 
     name: str
-    kept: int  # tokens that can be drawn after it
-    removed: float  # probability, before it, of the tokens it dropped
-    rank: int | None  # of the drawn token after it, from 0; None: dropped
-    p: float  # of the drawn token after it
+    kept: int  # tokens that can be drawn after the stage
+    removed: float  # probability, before the stage, of the tokens that it dropped
+    rank: int | None  # of the drawn token after the stage, from 0; None: dropped
+    p: float  # probability of the drawn token after the stage
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Position:
 
     token: int
     text: str
-    recorded: int  # what the engine drew: other than `token` where other numbers draw otherwise
+    recorded: int  # the token that the engine drew; changed knobs may draw another `token`
     chance: float  # the uniform number that decides the draw
     stages: tuple[Stage, ...]  # the first is the model itself
 
@@ -53,32 +57,32 @@ def replay(
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object] | None = None,
 ) -> list[Position]:
-    """What the samplers do to every recorded position, perhaps with other numbers.
+    """Replay every recorded position through the samplers, with `changes` to the knobs.
 
-    Every position follows the recorded tokens, also where other numbers would have drawn another
-    before it: what the model says after that one is not recorded.
+    Every position follows the recorded tokens, even if the changes would have drawn another token
+    before it: the logits after that token are not recorded.
     """
-    return list(replay_by_and_by(recording, samplers, changes))
+    return list(replay_in_steps(recording, samplers, changes))
 
 
-def replay_by_and_by(
+def replay_in_steps(
     recording: Recording,
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object] | None = None,
 ) -> Iterator[Position]:
-    """Likewise, each position when it is asked for; wrong numbers are refused at once."""
+    """Replay like `replay`, one position per iteration; refuse invalid changes at once."""
     changed = with_changes(recording, changes or {})
     return Replay(changed, samplers, changes or {}).positions()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
-    """Refuse numbers that no replay could be made with."""
+    """Raise InvalidParameter for changes with which no replay is possible."""
     check_core(changes)
     bank.check({name: value for name, value in changes.items() if name not in CORE})
 
 
 def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
-    """The changes of what every request has, as their own types."""
+    """Check the changes of fields that every request has; return them with their proper types."""
     for name in changes:
         if name in LIMITS and name not in CORE:
             raise InvalidParameter(f"{name} cannot be changed in a replay", name)
@@ -86,14 +90,14 @@ def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_changes(recording: Recording, changes: Mapping[str, object]) -> Recording:
-    """The recording under other numbers."""
+    """Return the recording with changed settings."""
     checked = check_core(changes)
     knobs = {name: value for name, value in changes.items() if name not in CORE}
     return replace(recording, knobs={**recording.knobs, **knobs}, **checked)
 
 
 class Replay:
-    """One recording on its way through a bank of the samplers that it uses."""
+    """Runs one recording through a bank of the samplers that it uses."""
 
     def __init__(
         self,
@@ -125,12 +129,12 @@ class Replay:
         self.names = [MODEL, *running(self.bank, recording)]
 
     def positions(self) -> Iterator[Position]:
-        """Every position in turn; what samplers carry goes along."""
+        """Yield every position in order, carrying the samplers' state from token to token."""
         leaves = self.leaves
         for index, recorded in enumerate(self.recording.tokens):
             rows = self.rows(index)
             logits = jax.numpy.stack([self.recording.logits[index]] * len(self.names))
-            # Run call by call: only the branches that are taken, nothing compiled.
+            # Without compilation, only the branches that are taken run.
             with jax.disable_jit():
                 after, choice = self.bank.choose(self.stacked(leaves), logits, rows)
                 uniform = float(jax.vmap(chance)(rows)[-1])
@@ -143,7 +147,7 @@ class Replay:
             leaves = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), after)
 
     def stacked(self, leaves: Bank) -> Bank:
-        """A row for each stage, in which it and those before it are on; in the last one, all."""
+        """Stack one row per stage, with this and all earlier stages on; in the last row, all."""
         each, on = [], dict(self.off)
         for name in self.names:
             if name in leaves:
@@ -152,8 +156,8 @@ class Replay:
         each[-1] = leaves
         return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
 
-    def shares(self, choice: Choice, place: int) -> np.ndarray:
-        """The probability of every token at one stage."""
+    def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
+        """Return the probability of every token at one stage."""
         ids = np.asarray(choice.sampled_ids[place])
         logprobs = np.asarray(choice.sampled_logprobs[place])
         shares = np.zeros(self.bank.vocab)
@@ -162,7 +166,7 @@ class Replay:
         return shares
 
     def rows(self, index: int) -> Rows:
-        """The row as the engine had it, once for each stage; before the temperature it is 1."""
+        """Build the engine's row once per stage; stages before the temperature have 1 for it."""
         mine = self.recording
         known = [*mine.prompt, *mine.tokens[:index]]
         tokens = np.zeros(mine.columns, np.int32)
@@ -186,9 +190,9 @@ class Replay:
 
 
 def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
-    """The samplers that have something to do, and the temperature, in order."""
+    """Yield the names of the samplers that act, and of the temperature, in order."""
     yield from bank.adjusters
-    if recording.temperature == 0:  # the likeliest is taken: neither filters nor shapers are asked
+    if recording.temperature == 0:  # greedy: neither filters nor shapers run
         yield HEAT
         return
     early = {} if recording.temperature_last else without_last(bank.shapers)
@@ -200,19 +204,19 @@ def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
 
 
 def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
-    """Those that do not insist on coming last."""
+    """Return the shapers that do not have to come last."""
     return {name: kind for name, kind in shapers.items() if not kind.last}
 
 
 def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
-    """The shapers with the temperature among them."""
+    """Yield the names of shapers in order, with the temperature at its place."""
     yield from (name for name, kind in shapers.items() if kind.order < CORE_AT)
     yield HEAT
     yield from (name for name, kind in shapers.items() if kind.order >= CORE_AT)
 
 
 def stage(name: str, before: np.ndarray, after: np.ndarray, token: int) -> Stage:
-    """What happened between two distributions."""
+    """Compare two distributions as the effect of one stage; `token` is the drawn one."""
     p = float(after[token])
     return Stage(
         name=name,

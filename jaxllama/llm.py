@@ -288,7 +288,7 @@ class LLM:
 
         Nothing is drawn and no sampler is asked: tokens are as likely as the model finds them.
         A score is the log-probability over `length ** length_penalty`. Early stopping may be True,
-        False or "never"; see `beams.Rules`. Fastest with at least `width` slots.
+        False or "never"; see `beams.SearchRules`. Fastest with at least `width` slots.
         """
         knobs = {"max_tokens": max_tokens, "stop_ids": stop_ids, "ignore_eos": ignore_eos}
         request, _ = self.intake.completion(prompt, knobs)
@@ -414,7 +414,7 @@ class LLM:
 
     # How it works.
 
-    def _hypothesis(self, found: beams.Found, rules: beams.Rules) -> Hypothesis:
+    def _hypothesis(self, found: beams.Found, rules: beams.SearchRules) -> Hypothesis:
         ended = found.tokens[-1] in rules.end_ids
         tokens = found.tokens[:-1] if ended else found.tokens
         return Hypothesis(

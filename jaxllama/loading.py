@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.knobs import check_knob
-from jaxllama.engine.program_key import code_behind, program_key
+from jaxllama.engine.program_key import digest_code, program_key
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
@@ -184,7 +184,7 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
     """What a compiled program depends on of each sampler: which code it is."""
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
-    code = code_behind(kind.__module__ for kind in samplers.values())
+    code = digest_code(kind.__module__ for kind in samplers.values())
     return [("class", *each) for each in classes] + [("code", *each) for each in code]
 
 

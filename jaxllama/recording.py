@@ -1,6 +1,6 @@
-"""Recording: an answer and the logits that it was drawn from - all that a replay needs.
+"""Recording: an answer and the logits from which it was drawn - all that a replay needs.
 
-Made of what an engine answered, by the command line and the server, and replayed by `explain.py`.
+Made by the command line and the server after an engine has answered; replayed by `explain.py`.
 Knows token ids and files; draws nothing.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.request import GenerationRequest
@@ -22,7 +22,7 @@ FORMAT = 1  # of saved recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """An answer and the logits that it was drawn from: all that a replay needs."""
+    """An answer, the logits from which it was drawn, and the settings of the draw."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -38,7 +38,7 @@ class Recording:
     body: str  # of the kernels
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the recording to a file; raise ConfigError if that fails."""
         about = {**asdict(replace(self, logits=np.zeros(0))), "format": FORMAT}
         del about["logits"]
         try:
@@ -49,7 +49,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path) -> "Recording":
-        """Read it again."""
+        """Read a recording from a file; raise ConfigError if the file is none."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 about, logits = json.loads(str(file["about"])), file["logits"]
@@ -65,38 +65,38 @@ class Recording:
 
 
 def check_recordable(request: GenerationRequest) -> None:
-    """Refuse what draws its tokens from more than its own logits."""
+    """Raise InvalidParameter for a request whose tokens depend on more than its own logits."""
     if request.constraint is not None:
         raise InvalidParameter(
-            "an answer held to a form cannot be explained; leave json_schema, json_object, regex, "
-            "choices and grammar away"
+            "an answer with a constraint cannot be explained; leave out json_schema, json_object, "
+            "regex, choices and grammar"
         )
     if request.contrast is not None:
         raise InvalidParameter(
-            "an answer that is moved away from another cannot be explained; leave negative_prompt "
-            "and guidance_scale away",
+            "an answer with a negative prompt cannot be explained; leave out negative_prompt and "
+            "guidance_scale",
             "negative_prompt",
         )
 
 
-def logits_behind(
+def peek_at_answer(
     engine: Engine, request: GenerationRequest, tokens: Sequence[int]
-) -> ByAndBy[np.ndarray]:
-    """The logits [tokens V] that each token of an answer was drawn from.
+) -> InSteps[np.ndarray]:
+    """Compute the logits [tokens V] from which each token of an answer was drawn.
 
-    A generator, as the engine's probes are; raises QueueFull at once if no slot is free.
+    A generator, like the engine's probes; raises QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
         known = [*request.prompt, *tokens[:-1]]
-        yield from engine.peek_by_and_by(known, len(request.prompt), found.append)
+        yield from engine.peek_in_steps(known, len(request.prompt), found.append)
     return np.concatenate(found)
 
 
-def recording_of(
+def make_recording(
     intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
 ) -> Recording:
-    """What is kept of a request and its answer."""
+    """Build the recording of a request and its answer."""
     config = intake.engine
     return Recording(
         prompt=request.prompt,

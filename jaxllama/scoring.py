@@ -1,4 +1,4 @@
-"""Scoring: how likely a model finds texts that could follow a prompt; what it makes of a text.
+"""Scoring: log-probabilities of continuations of a prompt, and embeddings of texts.
 
 Used by the Python API and the server, which run the engine's probes (`peek`, `embed`).
 Knows token ids, text and numbers; starts nothing.
@@ -11,16 +11,16 @@ from enum import StrEnum
 import numpy as np
 
 from jaxllama.completion import Classification, Score
-from jaxllama.engine.engine import ByAndBy, Engine
+from jaxllama.engine.engine import Engine, InSteps
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
 
-LONGEST_SHORT = 32  # tokens of a continuation that is weighed with others; longer ones fill tiles
-AT_A_TIME = 64  # of those
+LONGEST_SHORT = 32  # most tokens of a continuation weighed with others; longer ones fill tiles
+AT_A_TIME = 64  # continuations that are weighed together
 
 
 class Pooling(StrEnum):
-    """What one vector for a whole text is made of."""
+    """The hidden states from which the vector of a whole text is made."""
 
     MEAN = "mean"  # of all its tokens
     LAST = "last"  # its last token, which has seen all others
@@ -29,7 +29,7 @@ class Pooling(StrEnum):
 def continuations(
     intake: Intake, prompt: Sequence[int], texts: Sequence[Prompt], name: str = "continuations"
 ) -> list[list[int]]:
-    """What could go on after a prompt, as token ids; refused unless each fits behind it."""
+    """Tokenize the continuations of a prompt; refuse empty ones, and prompts too long with them."""
     if not prompt:
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
     tails = []
@@ -43,14 +43,14 @@ def continuations(
 
 
 def following(intake: Intake, text: Prompt) -> list[int]:
-    """The token ids of what goes on after other text."""
+    """Tokenize a text that follows other text: it gets no begin-of-text token."""
     if isinstance(text, str):
         return intake.tokenizer.encode(text, begin=False, start=False, most=intake.most)
     return intake.ids(text)
 
 
 def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which continuations to ask the engine for at a time, so that nobody waits long for it."""
+    """Group the indexes of continuations into probes that are short enough for other clients."""
     short = [index for index, tail in enumerate(tails) if len(tail) <= LONGEST_SHORT]
     together = [short[at : at + AT_A_TIME] for at in range(0, len(short), AT_A_TIME)]
     alone = [[index] for index, tail in enumerate(tails) if len(tail) > LONGEST_SHORT]
@@ -58,38 +58,38 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
-    """How many tokens the engine computes at most for tails of one prompt."""
+    """Return the most tokens that the engine computes for tails of one prompt."""
     return len(prompt) + sum(map(len, tails))
 
 
 def weigh(
     engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
-) -> ByAndBy[list[np.ndarray]]:
-    """Log-probabilities of each tail's tokens behind its prompt, for one of `rounds`.
+) -> InSteps[list[np.ndarray]]:
+    """Compute the log-probabilities of each tail's tokens after its prompt, for one of `rounds`.
 
-    A generator, as the engine's probes are; raises QueueFull while no slot is free.
+    A generator, like the engine's probes; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
-        look = engine.peek_by_and_by([*prompts[0], *tails[0]], len(prompts[0]))
-        return [(yield from look)[0]]
+        probe = engine.peek_in_steps([*prompts[0], *tails[0]], len(prompts[0]))
+        return [(yield from probe)[0]]
     pairs = zip(prompts, tails, strict=True)
-    ways = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.weigh_by_and_by(ways))
+    weighed = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
+    return (yield from engine.weigh_in_steps(weighed))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
-    """The score of a continuation from its tokens' log-probabilities."""
+    """Build the score of a continuation; raise GenerationFailed if the model produced NaN."""
     values = tuple(logprobs.tolist())
     total = math.fsum(values)
     if math.isnan(total):
-        raise GenerationFailed("the model's numbers for this text are not numbers")
+        raise GenerationFailed("the model produced NaN for this text")
     return Score(total, values, tuple(tail))
 
 
 def probabilities(scores: Sequence[Score], *, length_normalize: bool) -> list[float]:
-    """How likely each of some continuations is if it must be one of them.
+    """Return the probability of each continuation, given that one of them must follow.
 
-    With `length_normalize` the mean over a continuation's tokens counts, so that long ones are not
+    With `length_normalize`, the mean over a continuation's tokens counts, so that long ones are not
     at a disadvantage.
     """
     worths = [one.logprob / (len(one.tokens) if length_normalize else 1) for one in scores]
@@ -102,13 +102,13 @@ def probabilities(scores: Sequence[Score], *, length_normalize: bool) -> list[fl
 def classified(
     choices: Sequence[str], scores: Sequence[Score], *, length_normalize: bool
 ) -> Classification:
-    """What the scores of the choices say."""
+    """Build the classification of a prompt from the scores of the choices."""
     shares = probabilities(scores, length_normalize=length_normalize)
     return Classification(tuple(choices), tuple(shares), tuple(scores))
 
 
 def check_choices(choices: Sequence[str], name: str = "choices") -> None:
-    """Refuse fewer than one choice, and the same one twice."""
+    """Raise InvalidParameter if there is no choice, or a choice occurs twice."""
     if not choices or len(set(choices)) < len(choices):
         raise InvalidParameter(
             f"{name} is {list(choices)!r:.200}; expected at least one, and each once", name
@@ -116,9 +116,9 @@ def check_choices(choices: Sequence[str], name: str = "choices") -> None:
 
 
 def as_embedding(found: tuple[np.ndarray, np.ndarray], pooling: Pooling) -> np.ndarray:
-    """One vector of length 1 from what `Engine.embed` returns."""
+    """Choose the vector of `Engine.embed` that `pooling` names, scaled to length 1."""
     vector = found[pooling is Pooling.LAST]
     length = float(np.linalg.norm(vector))
     if not math.isfinite(length) or length == 0:
-        raise GenerationFailed("the model's numbers for this text are not numbers")
+        raise GenerationFailed("the model's embedding of this text is zero or not finite")
     return (vector / length).astype(np.float32)

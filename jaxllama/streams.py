@@ -1,7 +1,7 @@
-"""Streams: the answers of one engine that are on their way, for callers that share a thread.
+"""Streams: the open answers of one engine, for callers that share a thread.
 
-Whoever iterates one answer drives the engine for all of them; the others' events wait in their
-streams. Used by LLM; the server follows generations from its own thread through the bridge.
+Iterating one stream steps the engine for all of them; events of the other streams wait there. Used
+by LLM; the server follows generations from its own thread through the bridge.
 """
 
 from collections import deque
@@ -28,11 +28,11 @@ from jaxllama.request import (
 
 OnError = Callable[[int, JaxLlamaError], None]
 
-QUEUED_PER_SLOT = 4  # how far ahead of the slots a long list of prompts is tokenized
+QUEUED_PER_SLOT = 4  # requests that are tokenized and queued at a time, per slot
 
 
 class Streams:
-    """Every answer that is on its way."""
+    """Steps the engine and gives its events to the open streams."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -40,7 +40,7 @@ class Streams:
         self._closed = False
 
     def open(self, ready: PreparedRequest) -> "Stream":
-        """Queue a checked request."""
+        """Queue a checked request and return its stream."""
         return self._follow(*ready)
 
     def pump(self) -> None:
@@ -64,7 +64,7 @@ class Streams:
             self.pump()
 
     def whole(self, ready: PreparedRequest) -> Completion:
-        """The answer to one request."""
+        """Run one request to its end and return its completion."""
         stream = self.open(ready)
         for _ in stream:
             pass
@@ -73,9 +73,10 @@ class Streams:
     def each(
         self, requests: Iterable[Callable[[], PreparedRequest]], on_error: OnError | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Keep the queue a little ahead of the slots; yield whatever finishes.
+        """Run many requests and yield (index, completion) as they finish, in any order.
 
-        One that fails is raised, or given to `on_error` while the others go on.
+        Queues only a few requests ahead of the slots. The error of a failed request is raised, or
+        passed to `on_error` while the other requests continue.
         """
 
         def failed(index: int, error: JaxLlamaError) -> None:
@@ -102,16 +103,16 @@ class Streams:
     def several(
         self, firsts: Iterable[Callable[[], PreparedRequest]], n: int | None, best_of: int | None
     ) -> Iterator[list[Completion]]:
-        """The n answers to each request, in order; of `best_of` that many, the likeliest n."""
+        """Yield n answers to each request, in order; with `best_of`, the likeliest n of so many."""
         n = 1 if n is None else n
         check("n", n)
         check("best_of", best_of)
         if best_of is not None and best_of < n:
             raise InvalidParameter(f"best_of is {best_of}; it must be at least n, {n}", "best_of")
         count = best_of or n
-        hides: list[bool] = []  # of each prompt: log-probabilities are for the ranking alone
+        hides: list[bool] = []  # per prompt: log-probabilities serve only the ranking
 
-        def asked() -> Iterator[Callable[[], PreparedRequest]]:
+        def repeated() -> Iterator[Callable[[], PreparedRequest]]:
             for first in firsts:
                 request, tail = first()
                 hides.append(count > n and request.top_logprobs is None)
@@ -119,7 +120,7 @@ class Streams:
                     request = replace(request, top_logprobs=0)
                 yield from (partial(stream_of, (request, tail), i) for i in range(count))
 
-        found = dict(self.each(asked()))
+        found = dict(self.each(repeated()))
         for prompt, hidden in enumerate(hides):
             answers = [found[prompt * count + i] for i in range(count)]
             if count > n:
@@ -129,42 +130,43 @@ class Streams:
     def likeliest(
         self, prompts: Sequence[tuple[int, ...]], count: int
     ) -> list[tuple[tuple[int, float], ...]]:
-        """The tokens most likely to follow each prompt, with their log-probabilities.
+        """List the tokens most likely to follow each prompt, with their log-probabilities.
 
-        A prompt one token longer than one asked for before is computed in that one's slot, or in
-        a copy of it. The copies come last, so that none is made over a slot that is still wanted.
+        A prompt that is one token longer than an earlier one is computed in the earlier prompt's
+        slot, or in a copy of it. The copies come last, so that none overwrites a slot
+        that another prompt still needs.
         """
-        asked: dict[int, Stream] = {}
+        opened: dict[int, Stream] = {}
         try:
             for index in first_of_each_stem(prompts):
                 one = GenerationRequest(prompts[index], 1, temperature=0.0, top_logprobs=count)
-                asked[index] = self._follow(one, None)
-            for stream in asked.values():
+                opened[index] = self._follow(one, None)
+            for stream in opened.values():
                 for _ in stream:
                     pass
         finally:
-            self._close_all(asked.values())
-        told = [asked[index].completion.logprobs or () for index in range(len(prompts))]
-        return [logprobs[0].top for logprobs in told]
+            self._close_all(opened.values())
+        found = [opened[index].completion.logprobs or () for index in range(len(prompts))]
+        return [logprobs[0].top for logprobs in found]
 
     def forget(self, stream: "Stream") -> None:
-        """Follow an answer no longer."""
+        """Drop a stream: later events of its answer are ignored."""
         self._open.pop(stream.id, None)
 
     def cancel(self, stream: "Stream") -> None:
-        """End an answer early; its last events arrive, if the engine still has them."""
+        """Cancel an answer and receive its last events, if the engine still has them."""
         self._engine.cancel(stream.generation)
         with suppress(GenerationFailed):  # it failed before: `Stream.completion` raises that
             while not stream.drain() and not self._engine.idle:
                 self.pump()
 
     def close(self) -> None:
-        """Cancel every answer; the streams keep what they have received."""
+        """Cancel all answers and refuse new ones; streams keep the events they have received."""
         self._close_all(list(self._open.values()))
         self._closed = True
 
     def _close_all(self, streams: Iterable["Stream"]) -> None:
-        """Cancel several answers: all in the engine first, so that no step runs for the others."""
+        """Cancel several answers: first all in the engine, so that no step runs for the rest."""
         for stream in streams:
             self._engine.cancel(stream.generation)
         for stream in streams:
@@ -183,7 +185,7 @@ class Streams:
         source: Iterator[tuple[int, Callable[[], PreparedRequest]]],
         failed: OnError,
     ) -> bool:
-        """Begin as many as may wait; False once there are no more."""
+        """Open streams until the queue is full; return False once `source` is exhausted."""
         while len(live) < QUEUED_PER_SLOT * self._engine.config.slots:
             item = next(source, None)
             if item is None:
@@ -197,7 +199,7 @@ class Streams:
 
 
 class Stream:
-    """One answer on its way: iterate for Deltas, then read `completion`; `close` cancels."""
+    """One open answer: iterate it for Deltas, then read `completion`; `close` cancels it."""
 
     def __init__(
         self, streams: Streams, request: GenerationRequest, generation: Generation
@@ -213,7 +215,7 @@ class Stream:
 
     @property
     def id(self) -> int:
-        """The generation's."""
+        """Return the id of the generation."""
         return self.generation.id
 
     def __iter__(self) -> Iterator[Delta]:
@@ -227,38 +229,38 @@ class Stream:
 
     @property
     def completion(self) -> Completion:
-        """The whole answer; available once the stream has ended."""
+        """Return the whole answer; raise its error, or InvalidParameter before the stream ends."""
         end = self._finished
         if end is None:
             raise InvalidParameter("the stream has not ended; iterate it to its end first")
         if end.error is not None:
             raise end.error
-        wanted = self._request.top_logprobs is not None
+        has_logprobs = self._request.top_logprobs is not None
         return Completion(
             text="".join(self._parts),
             tokens=tuple(self._tokens),
             finish_reason=end.reason,
             usage=end.usage,
             seed=self._request.seed,
-            logprobs=tuple(self._logprobs) if wanted else None,
+            logprobs=tuple(self._logprobs) if has_logprobs else None,
             stop=end.stop,
         )
 
     def close(self) -> None:
-        """Cancel the answer if it has not ended; what it produced so far stays readable."""
+        """Cancel the answer if it has not ended; the text received so far stays readable."""
         if self._finished is None:
             self._streams.cancel(self)
         self._streams.forget(self)
 
     def drain(self) -> bool:
-        """Take in what has arrived; True once the answer is whole."""
+        """Process the events that have arrived; return True if the answer has ended."""
         for _ in self._take():
             pass
         return self._finished is not None
 
     def _take(self) -> Iterator[Delta]:
-        """The events that have arrived, as deltas."""
-        while self.arrived:  # one at a time: whoever stops iterating leaves the rest here
+        """Yield the events that have arrived, as deltas; raise the error of a failed answer."""
+        while self.arrived:  # one at a time: a caller that stops leaves the rest here
             event = self.arrived.popleft()
             self._parts.append(event.text)
             if isinstance(event, Token):
@@ -276,7 +278,7 @@ class Stream:
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """The places of prompts: first one for each text without the last token, then the others."""
+    """Order the indexes of prompts: first one per prompt without its last token, then the rest."""
     firsts: dict[tuple[int, ...], int] = {}
     others = []
     for index, prompt in enumerate(prompts):
@@ -286,7 +288,7 @@ def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
-    """Take out the answers that are whole, or have failed."""
+    """Remove the streams that have ended from `live`; yield their completion or error."""
     for index, stream in list(live.items()):
         try:
             if stream.drain():

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from jaxllama.beams import Rules, search
+from jaxllama.beams import SearchRules, search
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Intake
@@ -41,7 +41,7 @@ class Chain:
         return sum(self.after(tokens[:place])[token] for place, token in enumerate(tokens))
 
 
-def in_arrays(after, vocab: int, rules: Rules) -> list[tuple[tuple[int, ...], float]]:
+def in_arrays(after, vocab: int, rules: SearchRules) -> list[tuple[tuple[int, ...], float]]:
     """The search as Hugging Face's generate does it: flat arrays over the whole vocabulary."""
     width, keep = rules.width, max(2, 1 + len(rules.end_ids)) * rules.width
     running = [()] * width
@@ -69,10 +69,10 @@ def in_arrays(after, vocab: int, rules: Rules) -> list[tuple[tuple[int, ...], fl
     return [(tokens, score) for score, tokens in finished]
 
 
-def all_rules() -> list[Rules]:
+def all_rules() -> list[SearchRules]:
     rng = np.random.default_rng(3)
     return [
-        Rules(
+        SearchRules(
             width=int(rng.integers(1, 6)),
             max_tokens=int(rng.integers(1, 9)),
             end_ids=frozenset(rng.choice(7, rng.integers(0, 3), replace=False).tolist()),
@@ -96,7 +96,7 @@ def test_search_finds_what_the_search_over_arrays_finds():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_width_of_the_whole_tree_finds_the_best_of_all(seed, penalty):
     chain, end, most = Chain(seed, 4), 3, 4
-    rules = Rules(4**most, most, frozenset([end]), penalty, "never")
+    rules = SearchRules(4**most, most, frozenset([end]), penalty, "never")
     every = [
         tokens
         for length in range(1, most + 1)
@@ -113,7 +113,7 @@ def test_a_width_of_one_is_greedy():
     chain, tokens = Chain(1, 5), ()
     for _ in range(6):
         tokens = (*tokens, int(chain.after(tokens).argmax()))
-    (found,) = search(chain.expand(1), Rules(1, 6))
+    (found,) = search(chain.expand(1), SearchRules(1, 6))
     assert found.tokens == tokens
     assert found.score == pytest.approx(chain.logprob(tokens) / 6)
 
@@ -133,7 +133,7 @@ def model_after(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> np.ndarray:
 def test_the_engine_finds_what_numpy_finds(body, width, early):
     engine = new_engine(MODEL, body)
     prompt, ends = tuple(range(60, 90)), frozenset([7, 70])
-    rules = Rules(width, 6, ends, 0.8, early)
+    rules = SearchRules(width, 6, ends, 0.8, early)
     found = llm_of(engine).beam_search(
         prompt,
         width=width,

@@ -17,7 +17,7 @@ from jaxllama.engine.engine import finish
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, replay
 from jaxllama.llm import LLM
-from jaxllama.recording import Recording, check_recordable, logits_behind, recording_of
+from jaxllama.recording import Recording, check_recordable, make_recording, peek_at_answer
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 
@@ -91,8 +91,8 @@ def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
     check_recordable(request)
     stream = llm.streams.open((request, tail))
     tokens = [delta.token for delta in stream if delta.token is not None]
-    logits = finish(logits_behind(llm.engine, request, tokens))
-    return recording_of(llm.intake, request, tokens, logits)
+    logits = finish(peek_at_answer(llm.engine, request, tokens))
+    return make_recording(llm.intake, request, tokens, logits)
 
 
 def parse(text: str) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""Slots, state, programs and the loop over them: speaks token ids only."""
+"""The engine: slots, device state, compiled programs and the loop over them; token ids only."""

@@ -1,7 +1,7 @@
-"""Branches: many ways to go on after one beginning, cut into calls of the `weigh` program.
+"""Branches: continuations of one prefix, as a tree that is cut into calls of the `weigh` program.
 
-Used by `looks.py`. A tree of the ways is walked depth first, so that a way computes only what no
-way before it has, over the cache columns of those that are done with. Plain Python: no device.
+Used by `probes.py`. The tree is walked depth first: tokens that several continuations share are
+computed once, and a branch that is done is overwritten in the cache. Plain Python: no device.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,85 +9,86 @@ from dataclasses import dataclass, field
 
 from jaxllama.engine.prefixes import common_prefix
 
-RUN = 8  # tokens of one run; a longer one takes several in a row
-ASKED = 16  # rows of a call whose following tokens are asked for
-PAIRS = 256  # tokens that a call is asked for
+RUN = 8  # tokens of one run; a longer branch takes several runs in a row
+TARGET_ROWS = 16  # most rows of one call that have targets after them
+PAIRS = 256  # most targets of one call
 
-Way = tuple[Sequence[int], int]  # token ids, and the place from which on they are weighed
-Key = tuple[int, int]  # which way, which of its weighed tokens
+Continuation = tuple[Sequence[int], int]  # token ids, and the index of the first token to weigh
+Key = tuple[int, int]  # index of a continuation, index among its weighed tokens
 
 
 @dataclass(slots=True)
 class Node:
-    """A token that one way or several go through."""
+    """A token that one or several continuations contain, with its children in the tree."""
 
     children: "dict[int, Node]" = field(default_factory=dict)
-    asks: dict[int, list[Key]] = field(default_factory=dict)  # tokens to weigh after this one
+    targets: dict[int, list[Key]] = field(default_factory=dict)  # tokens to weigh after this one
 
 
 @dataclass(slots=True)
-class Piece:
-    """A run of tokens at its place in the cache."""
+class TokenRun:
+    """At most RUN tokens of one branch, at their place in the cache."""
 
     start: int
     tokens: list[int] = field(default_factory=list)
-    asks: list[tuple[int, int, list[Key]]] = field(default_factory=list)  # row, token, for whom
+    targets: list[tuple[int, int, list[Key]]] = field(default_factory=list)  # row, token, its keys
 
 
-def shared_beginning(ways: Sequence[Way]) -> int:
-    """How many tokens all ways begin with, up to the last one before any is weighed."""
-    shared = min(min(start, len(ids)) for ids, start in ways) - 1
-    for ids, _ in ways[1:]:
-        shared = common_prefix(ways[0][0][:shared], ids)
+def shared_prefix(continuations: Sequence[Continuation]) -> int:
+    """Count the tokens that all continuations share, up to one before the first weighed token."""
+    shared = min(min(start, len(ids)) for ids, start in continuations) - 1
+    for ids, _ in continuations[1:]:
+        shared = common_prefix(continuations[0][0][:shared], ids)
     return shared
 
 
-def tree_of(ways: Iterable[Way], shared: int) -> Node:
-    """The ways behind `shared` tokens that all of them begin with."""
+def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
+    """Build the tree of all tokens after the first `shared` ones, with the targets to weigh."""
     root = Node()
-    for index, (ids, start) in enumerate(ways):
+    for index, (ids, start) in enumerate(continuations):
         node = root
         for place in range(shared, len(ids) - 1):
             node = node.children.setdefault(ids[place], Node())
             if place + 1 >= start:
-                node.asks.setdefault(ids[place + 1], []).append((index, place + 1 - start))
+                node.targets.setdefault(ids[place + 1], []).append((index, place + 1 - start))
     return root
 
 
-def pieces(root: Node, shared: int) -> Iterator[Piece]:
-    """All runs of a tree, each after those it goes on from."""
+def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
+    """Cut a tree into runs; each run comes after the run of its parent token."""
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:
         node, token, place = stack.pop()
-        piece = Piece(place)
+        run = TokenRun(place)
         while True:
-            row = len(piece.tokens)
-            piece.tokens.append(token)
-            piece.asks += [(row, asked, keys) for asked, keys in node.asks.items()]
-            if len(node.children) != 1 or len(piece.tokens) == RUN:
+            row = len(run.tokens)
+            run.tokens.append(token)
+            run.targets += [(row, target, keys) for target, keys in node.targets.items()]
+            if len(node.children) != 1 or len(run.tokens) == RUN:
                 break
             token, node = next(iter(node.children.items()))
-        after = piece.start + len(piece.tokens)
+        after = run.start + len(run.tokens)
         stack += [(child, token, after) for token, child in reversed(node.children.items())]
-        yield from halves(piece)
+        yield from split_targets(run)
 
 
-def halves(piece: Piece) -> Iterator[Piece]:
-    """The piece, again and again where it is asked for more than fits into a call."""
-    for first in range(0, max(len(piece.asks), 1), PAIRS):
-        yield Piece(piece.start, piece.tokens, piece.asks[first : first + PAIRS])
+def split_targets(run: TokenRun) -> Iterator[TokenRun]:
+    """Repeat a run with a part of its targets each time, if one call cannot hold them all."""
+    for first in range(0, max(len(run.targets), 1), PAIRS):
+        yield TokenRun(run.start, run.tokens, run.targets[first : first + PAIRS])
 
 
-def calls(all_pieces: Iterable[Piece], runs: int) -> Iterator[list[Piece]]:
-    """Pieces in order, as many at a time as one call takes."""
-    call: list[Piece] = []
+def group_runs(runs: Iterable[TokenRun], most: int) -> Iterator[list[TokenRun]]:
+    """Group runs in order into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets."""
+    call: list[TokenRun] = []
     rows = pairs = 0
-    for piece in all_pieces:
-        asked = len({row for row, _, _ in piece.asks})
-        if len(call) == runs or rows + asked > ASKED or pairs + len(piece.asks) > PAIRS:
+    for run in runs:
+        with_targets = len({row for row, _, _ in run.targets})
+        full = rows + with_targets > TARGET_ROWS or pairs + len(run.targets) > PAIRS
+        if len(call) == most or full:
             yield call
             call, rows, pairs = [], 0, 0
-        call.append(piece)
-        rows, pairs = rows + asked, pairs + len(piece.asks)
+        call.append(run)
+        rows, pairs = rows + with_targets, pairs + len(run.targets)
     if call:
         yield call

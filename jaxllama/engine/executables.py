@@ -1,8 +1,8 @@
 """Compiled programs kept on disk, so that a second start compiles nothing.
 
-Used by `programs.py`. A folder per key; `program_key.py` says what a key covers. Loading
-deserialises native code, so only files that this user wrote, in a folder nobody else can write, are
-trusted, and only when their digest holds. A file with any fault is compiled again.
+Used by `programs.py`. One folder per key; `program_key.py` lists the parts of a key. Loading
+deserialises native code, so a file is trusted only if this user wrote it, in a folder that no other
+user can write, and if its digest matches. A program whose file has any fault is compiled again.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from jax.experimental import serialize_executable
 logger = logging.getLogger(__name__)
 
 MAGIC = b"jaxllama-program-1\n"
-KEPT = 16  # folders; the least recently used go first
+KEPT = 16  # folders; the least recently used ones are deleted
 
 
 class Executables:
-    """The programs of one key."""
+    """The compiled programs of one key, in a folder."""
 
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / key
 
     def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
-        """The executable, or None if there is none that can be trusted.
+        """Load one program; return None if its file is missing or cannot be trusted.
 
-        `trees` are the structures of its arguments and results: those are not read from the file.
+        `trees` are the structures of its arguments and results, which the file does not decide.
         """
         path = self.folder / f"{name}.program"
         try:
@@ -48,7 +48,7 @@ class Executables:
             return None
 
     def save(self, name: str, compiled: Any) -> None:
-        """Keep a program; a full or read-only disk costs nothing but the next start's time."""
+        """Write a program to disk; log a warning if that fails (the next start compiles again)."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
             write_own(self.folder / f"{name}.program", payload)
@@ -58,7 +58,10 @@ class Executables:
 
 
 def read_own(path: Path) -> bytes | None:
-    """A file's payload if it exists, is ours alone, and whole."""
+    """Read the payload of a file; None if it does not exist.
+
+    Raises PermissionError if another user can write it, ValueError if it is damaged.
+    """
     if not path.exists():
         return None
     for place in (path.parent, path):
@@ -72,7 +75,7 @@ def read_own(path: Path) -> bytes | None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether only this user can write there."""
+    """Say whether this user owns a path, no other user can write it, and it is no symbolic link."""
     if not hasattr(os, "getuid"):
         return True
     about = path.lstat()
@@ -81,7 +84,7 @@ def is_private(path: Path) -> bool:
 
 
 def write_own(path: Path, payload: bytes) -> None:
-    """Write whole or not at all, readable by this user alone."""
+    """Write a file atomically, with its digest, readable by this user only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
@@ -94,7 +97,7 @@ def write_own(path: Path, payload: bytes) -> None:
 
 
 def drop_old(root: Path) -> None:
-    """Forget the keys that were not used for longest."""
+    """Delete the least recently used key folders, all but KEPT."""
     folders = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Generation: one live request - where it is, what it has produced, when.
+"""Generation: one live request with its phase, its tokens and its times.
 
-Created by `Engine.submit`, changed by the engine alone. Knows token ids; its `tail` makes text. One
-with a contrast has a shadow while it holds slots: a second generation behind the other prompt, of
-which nobody is told and whose answer is its leader's.
+Created by `Engine.submit`, changed by the engine alone. Knows token ids; its `tail` makes text. A
+request with a negative prompt has a guidance row while it holds slots: a second generation with
+that prompt, which emits no events and takes the tokens that its leader draws.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from jaxllama.request import GenerationRequest, TextTail, Usage
 
 
 class Phase(Enum):
-    """Where a generation is; DONE is final."""
+    """The phase of a generation; DONE is final."""
 
     WAITING = auto()  # in the queue
-    FILLING = auto()  # holds a slot; its prompt is on the way into the cache
+    FILLING = auto()  # holds a slot; its prompt is in prefill
     RUNNING = auto()  # a row of the decode batch
     DONE = auto()
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One request on its way through the engine."""
+    """One request inside the engine, from the queue to its last event."""
 
     id: int
     request: GenerationRequest
@@ -34,39 +34,39 @@ class Generation:
     phase: Phase = Phase.WAITING
     slot: int = -1
     filled: int = 0  # prompt tokens in the cache
-    source: int | None = None  # slot the beginning will be copied from ...
-    follows: int | None = None  # ... once this generation has computed it
-    in_cache: bool = False  # all known tokens but the last are
-    reused: int = 0
-    leader: "Generation | None" = None  # of a shadow
-    shadow: "Generation | None" = None
+    source: int | None = None  # slot from which a shared prefix will be copied ...
+    follows: int | None = None  # ... once the generation with this id has computed it
+    in_cache: bool = False  # all known tokens but the last are in the cache
+    reused: int = 0  # prompt tokens that were cached already
+    leader: "Generation | None" = None  # of a guidance row: the generation whose tokens it takes
+    guidance: "Generation | None" = None  # the guidance row, if the request has a negative prompt
     emitted: list[int] = field(default_factory=list)
     sampled: int = 0  # tokens drawn, the end token included
-    guide: Guide | None = None  # where the answer is in its request's constraint
-    replayed: int = 0  # tokens still to be drawn again after a fault, not to be told twice
+    guide: Guide | None = None  # follows the answer through the request's constraint
+    replayed: int = 0  # tokens still to be drawn again after a fault; they were emitted before it
     faults: int = 0
     first: float | None = None  # when the first token arrived
     ended: float = 0.0
 
     @property
     def is_over(self) -> bool:
-        """Nothing more will be told of it."""
+        """Say whether the generation has ended."""
         return self.phase is Phase.DONE
 
     @property
     def known(self) -> Sequence[int]:
-        """What has to be in the cache (all but the last) for the next token to be drawn."""
+        """List prompt and emitted tokens: a step feeds the last, the others must be cached."""
         return (*self.request.prompt, *self.emitted) if self.emitted else self.request.prompt
 
     @property
     def parts(self) -> "tuple[Generation, ...]":
-        """Itself, and its shadow: whatever holds a slot for it."""
-        return (self,) if self.shadow is None else (self, self.shadow)
+        """List the generations that hold a slot for this request: itself and its guidance row."""
+        return (self,) if self.guidance is None else (self, self.guidance)
 
-    def cast_shadow(self, id_: int) -> None:
-        """Begin the second row of a contrast: greedy, plain, and always saying what this one says.
+    def add_guidance_row(self, id_: int) -> None:
+        """Create the guidance row, if the request has a negative prompt; `id_` is its id.
 
-        The answers are one list, so what is known of the one is known of the other.
+        The row has no samplers of its own. Both generations share one list of emitted tokens.
         """
         request, contrast = self.request, self.request.contrast
         if contrast is None:
@@ -74,17 +74,17 @@ class Generation:
         plain = GenerationRequest(
             contrast.prompt, request.max_tokens, temperature=0.0, stop_ids=request.stop_ids
         )
-        self.shadow = Generation(
+        self.guidance = Generation(
             id_, plain, None, self.submitted, self.client, leader=self, emitted=self.emitted
         )
 
     @property
     def newest(self) -> int:
-        """The last known token: the one that is fed next."""
+        """Return the last known token, which the next step feeds."""
         return self.emitted[-1] if self.emitted else self.request.prompt[-1]
 
     def usage(self) -> Usage:
-        """What it cost so far."""
+        """Count the tokens and seconds that the request has taken so far."""
         first = self.submitted if self.first is None else self.first
         return Usage(
             prompt=len(self.request.prompt),

@@ -1,7 +1,7 @@
-"""Guide: where one answer is within its request's constraint, and what must come next.
+"""Guide: the position of one answer in its request's constraint, and the tokens allowed next.
 
-Held by a generation, driven by the engine through `guides.py`. Knows token ids and words of 32
-tokens; must not know text or what the constraint is made of.
+Held by a generation, driven by the engine through `guides.py`. Knows token ids and mask words of 32
+tokens; must not know text or the kind of constraint.
 """
 
 from collections import deque
@@ -12,29 +12,30 @@ from jaxllama.request import Constraint
 
 
 class Guide:
-    """One answer's way through its constraint."""
+    """Follows one answer through its constraint."""
 
     def __init__(self, constraint: Constraint) -> None:
         self._follower = constraint.start()
-        self.due: deque[int] = deque()  # tokens that come next whatever the model thinks
+        self.due: deque[int] = deque()  # forced tokens: the constraint allows nothing else
         self._look_ahead()
 
     @property
     def is_done(self) -> bool:
-        """The answer is whole; nothing can follow."""
+        """Say whether the answer is complete, so that no token can follow."""
         return not self.due and self._follower.done
 
     def advance(self, token: int) -> None:
-        """A token was added to the answer."""
+        """Follow one more token of the answer; raise ValueError if another token was forced."""
         if self.due and self.due.popleft() != token:
             raise ValueError(f"token {token} is not the one that had to come")
         self._follower.advance(token)
         self._look_ahead()
 
     def allow(self, row: np.ndarray) -> bool:
-        """Set the bits of the tokens that may come next in a row of `Rows.allowed`, and no others.
+        """Write the mask of the tokens allowed next into a row of `Rows.allowed`.
 
-        Returns False, with no bit set, while the constraint still computes them.
+        Returns False, with no bit set, while the constraint still computes the mask. Raises
+        ValueError if no token is allowed.
         """
         row[:] = 0
         if self.due:
@@ -50,7 +51,7 @@ class Guide:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Wait so long at most until the constraint has computed what may come next."""
+        """Wait at most `seconds` for the constraint to compute the next mask."""
         self._follower.allowed(seconds)
 
     def _look_ahead(self) -> None:

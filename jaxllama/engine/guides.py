@@ -1,8 +1,8 @@
-"""Guides: the constraints of all running rows - what each may draw, which answers are whole.
+"""Guides: the constraints of all running rows - the masks of allowed tokens, the forced tokens.
 
-Used by the engine, which says how a token is told and an answer ended. Whatever a constraint raises
-fails its own request, and a mask that takes long delays its own row alone. Knows no device; one
-answer's guide is in `guide.py`.
+Used by the engine, which passes the functions that emit a token and end an answer. An error of a
+constraint fails only its own request, and a slow mask delays only its own row. Knows no device; the
+guide of one answer is in `guide.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,24 +16,27 @@ from jaxllama.engine.programs import Programs
 from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
 from jaxllama.request import FinishReason
 
-Tell = Callable[[Generation, int], None]  # the answer has one more token, or ends with it
+Emit = Callable[[Generation, int], None]  # adds a token to the answer and emits it
 End = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
 
-WAIT_SECONDS = 0.02  # for a mask where all rows wait for theirs
-ROWS_A_TOKEN = 32  # of a prompt cost what a step with one row costs, about
+WAIT_SECONDS = 0.02  # most seconds to wait for a mask when every row waits for one
+ROWS_A_TOKEN = 32  # prompt rows that cost about as much as a step with one row
 
 
 class Guides:
-    """The guided answers of one engine."""
+    """Follows the constraints of one engine's requests."""
 
-    def __init__(self, tell: Tell, end: End, programs: Programs) -> None:
-        self._tell, self._end = tell, end
+    def __init__(self, emit: Emit, end: End, programs: Programs) -> None:
+        self._emit, self._end = emit, end
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
-        self.waiting: list[Generation] = []  # rows that sat out the last step
+        self.waiting: list[Generation] = []  # rows that skip this step: no mask yet
 
     def begin(self, generation: Generation) -> None:
-        """Start to follow a constraint; what it forces at once belongs to the prompt."""
+        """Start to follow a request's constraint; emit tokens that it forces at the start.
+
+        The forced tokens are prefilled with the prompt.
+        """
         constraint = generation.request.constraint
         if constraint is None or generation.guide is not None:
             return
@@ -48,11 +51,11 @@ class Guides:
             self._skip(generation, generation.guide, shortest=1)
 
     def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
-        """`Rows.allowed` of the next step.
+        """Return `Rows.allowed` of the next step, and fill `waiting`.
 
-        A row whose mask is still being computed gets no allowed token, as do the rows of its
-        shadow: it sits the step out, is in `waiting`, and the other rows go on. A generation whose
-        guide fails has ended.
+        A row whose mask is still being computed gets no allowed token, nor does its guidance row:
+        both skip the step, and `waiting` lists the generation. A generation whose guide fails is
+        ended.
         """
         allowed = every_token(self._slots, self._bank.vocab)
         self.waiting = []
@@ -68,15 +71,16 @@ class Guides:
         return allowed
 
     def wait(self) -> None:
-        """Wait, not long, until the first row of `waiting` can go on."""
+        """Wait at most WAIT_SECONDS for the mask of the first row of `waiting`."""
         guide = self.waiting[0].guide
         if guide is not None:
             guide.wait(WAIT_SECONDS)
 
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
-        """The answer has one more token; True if forced ones were added behind it.
+        """Advance the guide by one token; return True if forced tokens were emitted after it.
 
-        With more `rows` to share steps each token costs less there, but a tile costs what it does.
+        The more `rows` share each decode step, the cheaper is a token there, while a prompt tile
+        costs the same: so more forced tokens are needed before they are prefilled.
         """
         guide = generation.guide
         if guide is None:
@@ -85,23 +89,24 @@ class Guides:
         return self._skip(generation, guide, shortest=max(2, rows * self._tile // ROWS_A_TOKEN))
 
     def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
-        """Take forced tokens without a step for each.
+        """Emit the forced tokens without a decode step for each.
 
-        Only where no step could have told or remembered anything, and where there are enough.
+        Returns False if the answer has ended, there are fewer than `shortest`, or the steps are
+        needed: for log-probabilities, or for samplers that keep state.
         """
         request = generation.request
-        told = request.top_logprobs is not None or self._bank.remembers(request.knobs)
-        told |= request.contrast is not None  # its shadow would need a tile, too
-        if told or generation.is_over or generation.replayed or len(guide.due) < shortest:
+        needs_steps = request.top_logprobs is not None or self._bank.remembers(request.knobs)
+        needs_steps |= request.contrast is not None  # its guidance row would need a tile, too
+        if needs_steps or generation.is_over or generation.replayed or len(guide.due) < shortest:
             return False
         while guide.due and not generation.is_over:
             token = guide.due[0]
-            self._tell(generation, token)
+            self._emit(generation, token)
             self._advance(generation, guide, token)
         return not generation.is_over
 
     def _advance(self, generation: Generation, guide: Guide, token: int) -> None:
-        """Let the guide know of a token; the answer may be whole with it."""
+        """Advance a guide by one token; end the answer if it is complete or the guide fails."""
         if generation.is_over:
             return
         try:
@@ -114,7 +119,7 @@ class Guides:
 
     def _fail(self, generation: Generation, error: Exception) -> None:
         failure: JaxLlamaError
-        if isinstance(error, RequestError):  # words for the client already
+        if isinstance(error, RequestError):  # its message is written for the client
             failure = error
         else:
             failure = GenerationFailed(

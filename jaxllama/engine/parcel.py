@@ -1,7 +1,7 @@
-"""Parcels: many small host arrays that go to a device as one.
+"""Parcels: many small host arrays packed into one, to pass them to a device together.
 
-Made by `programs.py` of the row that begins to decode: handing over sixty arrays takes longer than
-the program they are for. Knows no row.
+`programs.py` packs the row that starts to decode: passing sixty arrays takes longer than the
+program that needs them. Knows nothing of rows.
 """
 
 import math
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 def pack(tree: Any) -> np.ndarray:
-    """The bytes of all leaves, one after the other."""
+    """Concatenate the bytes of all leaves of a tree."""
     return np.frombuffer(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(tree)), np.uint8)
 
 
 def size_of(like: Any) -> int:
-    """How many bytes a parcel of such a tree has."""
+    """Return the number of bytes of a parcel of such a tree."""
     return sum(map(bytes_of, jax.tree.leaves(like)))
 
 
 def unpack(parcel: UInt8[Array, " B"], like: T) -> T:
-    """The tree, `like` having its shapes and types; inside a program."""
+    """Unpack a parcel into a tree with the shapes and types of `like`; for use in a program."""
     leaves, begin = [], 0
     for leaf in jax.tree.leaves(like):
         end = begin + bytes_of(leaf)
@@ -36,12 +36,12 @@ def unpack(parcel: UInt8[Array, " B"], like: T) -> T:
 
 
 def bytes_of(leaf: Any) -> int:
-    """Of one array."""
+    """Return the number of bytes of one array."""
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
 def read(raw: UInt8[Array, " B"], shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """One array of its bytes."""
+    """Convert bytes into an array of this shape and type."""
     if dtype == np.bool_:
         return raw.reshape(shape) != 0
     if dtype.itemsize == 1:

@@ -14,35 +14,35 @@ TOKEN_BYTES = 4
 BLOCK_BYTES = BLOCK * TOKEN_BYTES
 
 
-class Block:
-    """BLOCK tokens after those of the parent, and the slots that have all of them."""
+class TokenBlock:
+    """A tree node: BLOCK tokens after the parent's, and the slots that have the whole path."""
 
     __slots__ = ("children", "parent", "slots", "tokens")
 
-    def __init__(self, tokens: bytes = b"", parent: "Block | None" = None) -> None:
+    def __init__(self, tokens: bytes = b"", parent: "TokenBlock | None" = None) -> None:
         self.tokens, self.parent = tokens, parent
-        self.children: dict[bytes, Block] = {}
+        self.children: dict[bytes, TokenBlock] = {}
         self.slots: set[int] = set()
 
 
 class SlotTokens:
-    """The tokens of one slot: first the cached ones, then those that its request plans to cache.
+    """The tokens of one slot: first the cached ones, then the tokens its request will cache.
 
     `len` counts the cached ones.
     """
 
-    def __init__(self, slot: int, root: Block) -> None:
+    def __init__(self, slot: int, root: TokenBlock) -> None:
         self._slot, self._root = slot, root
         self.count = 0  # cached tokens
         self._tokens = array("i")
-        self._path: list[Block] = []  # the whole blocks of the tokens
+        self._path: list[TokenBlock] = []  # the whole blocks of the tokens
 
     def __len__(self) -> int:
         return self.count
 
     @property
     def ids(self) -> list[int]:
-        """The cached tokens."""
+        """List the cached tokens."""
         return self._tokens[: self.count].tolist()
 
     def append(self, token: int) -> None:
@@ -50,7 +50,7 @@ class SlotTokens:
         self.extend((token,))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Note that more tokens are cached: those that were planned, or others instead."""
+        """Note that more tokens are cached: the planned ones, or other tokens in their place."""
         new = array("i", tokens)
         stop = self.count + len(new)
         if self._tokens[self.count : stop] != new:
@@ -58,10 +58,10 @@ class SlotTokens:
             self._push(new)
         self.count = stop
 
-    def plan(self, tokens: "array[int]", path: Sequence[Block]) -> None:
-        """Note all tokens that will be cached; those cached now are the first of them.
+    def plan(self, tokens: "array[int]", path: Sequence[TokenBlock]) -> None:
+        """Note all tokens that will be cached; the tokens cached now are a prefix of them.
 
-        `path` holds the blocks of `tokens` that are known already.
+        `path` lists the blocks of `tokens` that are already in the tree.
         """
         self._truncate(self.count)
         for block in path[len(self._path) :]:
@@ -71,23 +71,23 @@ class SlotTokens:
         self._push(array("i"))
 
     def cut(self, length: int) -> None:
-        """Forget all cached tokens after the first `length`, and all plans."""
+        """Forget all cached tokens after the first `length`, and all planned tokens."""
         self.count = min(self.count, length)
         self._truncate(self.count)
 
     def shared_with(self, other: "SlotTokens") -> int:
-        """The length of the prefix that two slots have or plan to have in common."""
+        """Return the length of the prefix that two slots share, planned tokens included."""
         blocks = common_blocks(self._path, other._path)
         return blocks * BLOCK + common_tokens(self.block(blocks), other.block(blocks))
 
-    def shared(self, path: Sequence[Block], tokens: bytes) -> int:
-        """The length of the prefix in common with `tokens`, whose known blocks are `path`."""
+    def shared(self, path: Sequence[TokenBlock], tokens: bytes) -> int:
+        """Return the length of the prefix shared with `tokens`; `path` lists its known blocks."""
         blocks = common_blocks(self._path, path)
         rest = tokens[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
         return blocks * BLOCK + common_tokens(self.block(blocks), rest)
 
     def block(self, number: int) -> bytes:
-        """The tokens of one block, fewer at the end."""
+        """Return the token bytes of one block; the last block may have fewer tokens."""
         return self._tokens[number * BLOCK : (number + 1) * BLOCK].tobytes()
 
     def _push(self, tokens: "array[int]") -> None:
@@ -97,7 +97,7 @@ class SlotTokens:
             key = self.block(number)
             child = parent.children.get(key)
             if child is None:
-                child = parent.children[key] = Block(key, parent)
+                child = parent.children[key] = TokenBlock(key, parent)
             child.slots.add(self._slot)
             self._path.append(child)
 
@@ -110,9 +110,9 @@ class SlotTokens:
         del self._path[length // BLOCK :]
 
 
-def known_blocks(root: Block, tokens: bytes) -> list[Block]:
-    """The blocks at the start of `tokens` that some slot has, from the first on."""
-    path: list[Block] = []
+def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
+    """List the blocks of the longest prefix of `tokens` that is in the tree."""
+    path: list[TokenBlock] = []
     block = root
     for at in range(0, len(tokens) - BLOCK_BYTES + 1, BLOCK_BYTES):
         child = block.children.get(tokens[at : at + BLOCK_BYTES])
@@ -123,8 +123,8 @@ def known_blocks(root: Block, tokens: bytes) -> list[Block]:
     return path
 
 
-def common_blocks(one: Sequence[Block], other: Sequence[Block]) -> int:
-    """How many blocks two paths have in common; after the first difference all differ."""
+def common_blocks(one: Sequence[TokenBlock], other: Sequence[TokenBlock]) -> int:
+    """Count the common blocks of two paths by binary search: after one difference all differ."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -136,14 +136,14 @@ def common_blocks(one: Sequence[Block], other: Sequence[Block]) -> int:
 
 
 def common_tokens(one: bytes, other: bytes) -> int:
-    """The length of the common prefix of at most one block of tokens."""
+    """Return the length in tokens of the common prefix of two blocks."""
     return longest_prefix([one], other)[0]
 
 
 def longest_prefix(several: Sequence[bytes], tokens: bytes) -> tuple[int, list[int]]:
-    """The longest prefix of `tokens` that one of `several` has; also which ones have it.
+    """Return the length of the longest prefix of `tokens` in `several`, and the indexes with it.
 
-    Halves the length in question, at most a block, so few comparisons are needed.
+    Searches the length by halving, at most one block, so few comparisons are needed.
     """
     have = list(range(len(several)))
     low, high = 0, len(tokens) // TOKEN_BYTES
@@ -159,7 +159,7 @@ def longest_prefix(several: Sequence[bytes], tokens: bytes) -> tuple[int, list[i
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of the longest common prefix of two lists of tokens."""
+    """Return the length of the longest common prefix of two lists of tokens."""
     length = min(len(one), len(other))
     low = 0
     step = 512  # compare whole runs first: equal slices are compared in C

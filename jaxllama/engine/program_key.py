@@ -1,8 +1,8 @@
-"""The key of compiled programs: a digest of everything that changes one.
+"""The key of compiled programs: a digest of everything that changes a program.
 
 Computed when a model is loaded; programs on disk (`executables.py`) are used only under the same
 key. It covers versions, drivers, compiler flags, devices, CPU features, configurations, our own
-sources, and the sources behind the sampler plugins.
+sources, and the sources of the sampler plugins with their imports.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ SILENT = (
     *("_log", "dump", "traceback", "explain", "cache", "pprint", "warn", "report", "location"),
     *("verbose", "timeout", "platform"),
 )
-# Packages with a runtime of devices: their versions change programs, too.
+# Packages with a device runtime: their versions change programs, too.
 RUNTIMES = (
     *("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
     *("jax-rocm7-plugin", "jax-rocm7-pjrt", "libtpu"),
 )
 DRIVER = Path("/proc/driver/nvidia/version")
-# Imported by plugins; their versions, or our own sources, are in the key already.
+# Packages that plugins import, and whose version or source is in the key already.
 KNOWN = frozenset((*sys.stdlib_module_names, "jax", "jaxlib", "jaxllama"))
 INSTALLED = frozenset(("site-packages", "dist-packages"))
 CODE = (".py", ".so", ".pyd")
@@ -38,7 +38,7 @@ IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+(.+)
 
 
 def program_key(parts: Iterable[object]) -> str:
-    """A name for everything that the programs depend on."""
+    """Return a digest of `parts`, this machine and our sources."""
     digest = hashlib.sha256()
     for part in (*parts, *machine(), sources()):
         digest.update(repr(part).encode() + b"\0")
@@ -46,7 +46,7 @@ def program_key(parts: Iterable[object]) -> str:
 
 
 def machine() -> tuple[object, ...]:
-    """Versions, drivers, flags, devices and CPU features."""
+    """List versions, drivers, flags, devices and CPU features."""
     devices = jax.devices()
     return (
         jax.__version__,
@@ -63,7 +63,7 @@ def machine() -> tuple[object, ...]:
 
 
 def flags() -> list[tuple[str, str]]:
-    """The settings of JAX that may change a program."""
+    """List the JAX settings that may change a program."""
     return sorted(
         (name, repr(value))
         for name, value in jax.config.values.items()
@@ -72,7 +72,7 @@ def flags() -> list[tuple[str, str]]:
 
 
 def cpu_features() -> str:
-    """The feature line of the first processor, where the system tells."""
+    """Return the feature line of the first processor; its name if there is no /proc."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -81,7 +81,7 @@ def cpu_features() -> str:
 
 
 def sources() -> str:
-    """Digest of this package's own sources: an edited one makes other programs."""
+    """Return a digest of this package's own sources: an edit may change a program."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for folder in ("engine", "kernels", "model"):
@@ -93,11 +93,11 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def code_behind(modules: Iterable[str]) -> list[tuple[str, str]]:
-    """(package, digest or version) of all code that these modules may run.
+def digest_code(modules: Iterable[str]) -> list[tuple[str, str]]:
+    """List (package, digest or version) of all code that these modules may run.
 
-    Whole packages are hashed, and those that they import, and so on. An installed package that is
-    imported by another one is taken by its version.
+    Hashes the packages of the modules, and all packages that they import, directly or not. For an
+    installed package that another one imports, its version is taken instead.
     """
     found: dict[str, str] = {}
     waiting = [(name.partition(".")[0], True) for name in modules]
@@ -121,7 +121,7 @@ def code_behind(modules: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def files_of(package: str) -> list[Path]:
-    """The code of a top-level package or module, in a fixed order; of an unknown one, nothing."""
+    """List the code files of a top-level package in a fixed order; empty if it is unknown."""
     spec = spec_of(package)
     if spec is None:
         return []
@@ -134,7 +134,7 @@ def files_of(package: str) -> list[Path]:
 
 
 def spec_of(package: str) -> ModuleSpec | None:
-    """Where a top-level package lies."""
+    """Find the import spec of a top-level package; None if there is no such package."""
     module = sys.modules.get(package)
     spec = getattr(module, "__spec__", None)
     if spec is not None:
@@ -146,7 +146,7 @@ def spec_of(package: str) -> ModuleSpec | None:
 
 
 def imported(code: bytes) -> Iterator[str]:
-    """The top-level packages that a source imports; relative imports stay inside its own."""
+    """Yield the top-level packages that a source imports; relative imports are ignored."""
     for single, several in IMPORT.findall(code):
         for name in (single or several).split(b","):
             top = name.strip().partition(b" ")[0].partition(b".")[0]
@@ -155,12 +155,12 @@ def imported(code: bytes) -> Iterator[str]:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file lies where installers put packages, so that its version says what it is."""
+    """Say whether an installer put a file there, so that the version identifies its content."""
     return not INSTALLED.isdisjoint(path.parts)
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a distribution, or None where there is none of that name."""
+    """Return the version of a distribution, or None if none of that name is installed."""
     try:
         return version(package)
     except PackageNotFoundError:

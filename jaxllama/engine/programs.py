@@ -1,17 +1,17 @@
-"""Programs: everything that is compiled, each traced once, ahead of time.
+"""Programs: the functions of `steps.py`, each compiled once, ahead of time.
 
-Built by `llm.py`, run by `engine.py`; what they mean is in `steps.py`. All take the state donated
-and return the next one; they are called as compiled objects, so a wrong shape raises instead of
-recompiling. What goes in and out at every call are plain tuples of arrays, for JAX would look into
-every branch of a tree again and again: the engine holds a state as the leaves of a `DecodeState`.
+Built by `llm.py`, run by `engine.py`. Each takes the state donated and returns the next one. They
+are called as compiled objects, so a wrong shape raises instead of recompiling. Arguments and
+results are plain tuples of arrays, because JAX would traverse a tree at every call: the engine
+keeps a state as the leaves of a `DecodeState`.
 
     empty    () -> state                                       every row inert
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
-    admit    (state, slot, parcel of a RowStart)               a row begins to decode
+    admit    (state, slot, parcel of a RowStart)               a row starts to decode
     decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
-    copy     (state, source, target, count)                    the beginning of a cache row
+    copy     (state, source, target, count)                    a prefix of a cache row
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
     weigh    (params, state, slot, Runs) -> state, log-probabilities [B]
     embed    (params, state, slot, ids [R], start, last) -> state, Pooled
@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.branches import ASKED, PAIRS, RUN
-from jaxllama.engine.choosing.bank import Choice, SamplerBank
+from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
+from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack, size_of, unpack
@@ -42,7 +42,7 @@ from jaxllama.model.params import Tree
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # what, done, total
+Progress = Callable[[str, int, int], None]  # label, done, total
 
 NAMES = (
     *("empty", "admit", "release", "scrub", "copy"),
@@ -79,24 +79,24 @@ class Programs:
 
     @property
     def tile(self) -> int:
-        """Rows of one prompt tile, and of a look at a text."""
+        """Return the number of rows of one prompt tile, and of one call of a probe."""
         return self.steps.tile
 
     @property
     def chunk(self) -> int:
-        """Most prompt tokens of one prefill call."""
+        """Return the most prompt tokens of one prefill call."""
         return self.steps.chunk
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that a decode step reads of the weights, about."""
+        """Return the bytes of weights that a decode step reads, about."""
         return sum(leaf.nbytes for leaf in self._weights)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile or load everything; afterwards `traces` does not move.
+        """Compile or load all programs; afterwards `traces` does not change.
 
-        `progress` is called with "programs" before each, and with "compiling NAME" as well where it
-        is not on disk.
+        Calls `progress` with "programs" before each program, and with "compiling NAME" as well if
+        the program is not on disk.
         """
         report = progress or (lambda *_: None)
         for done, name in enumerate(NAMES):
@@ -105,9 +105,9 @@ class Programs:
         report("programs", len(NAMES), len(NAMES))
 
     def compiled(self, name: str, on_compile: Callable[[], None] = lambda: None) -> Any:
-        """The executable of one program: from memory, from disk, or compiled now.
+        """Return the executable of one program: from memory, from disk, or compiled now.
 
-        `on_compile` is called before it is compiled.
+        Calls `on_compile` before it compiles.
         """
         if name not in self._compiled:
             started = time.perf_counter()
@@ -126,30 +126,30 @@ class Programs:
             leaf.delete()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
-        """The state as the programs see it; for looking, not for calling."""
+        """Rebuild the `DecodeState` of a state's leaves, to read it; programs take the leaves."""
         tree: DecodeState = jax.tree.unflatten(jax.tree.structure(self._state), state)
         return tree
 
-    # As called: host numbers in, the next state out. Each consumes `state`.
+    # Calls of the programs: take host numbers, return the next state. Each consumes `state`.
 
     def empty(self) -> StateLeaves:
-        """Make a fresh state."""
+        """Make a new state with every row inert."""
         return self.compiled("empty")()
 
     def prefill(self, state: StateLeaves, slot: Any, ids: Any, start: Any, count: Any) -> Any:
-        """Compute `count` of `ids` into a slot, from column `start` on."""
+        """Compute the cache of `count` tokens of `ids` in a slot, from column `start` on."""
         return self.compiled("prefill")(self._weights, state, slot, ids, start, count)
 
     def decode(
         self, state: StateLeaves, steps: Any, allowed: Any = None
     ) -> tuple[StateLeaves, StepOutput]:
-        """Draw up to `steps` tokens for every active row; without `allowed`, among all tokens."""
+        """Draw up to `steps` tokens for every active row; all tokens are allowed by default."""
         if allowed is None:
             allowed = self._every_token
         return self.compiled("decode")(self._weights, state, steps, allowed)
 
     def admit(self, state: StateLeaves, slot: Any, row: RowStart) -> StateLeaves:
-        """Let a row begin."""
+        """Write one row, so that it starts to decode."""
         return self.compiled("admit")(state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
@@ -165,21 +165,21 @@ class Programs:
         return self.compiled("copy")(state, source, target, count)
 
     def peek(self, state: StateLeaves, slot: Any, pairs: Any, start: Any, last: Any) -> Any:
-        """Log-probabilities of targets after ids, and the logits after row `last`."""
+        """Return the next state, and the log-probability of each target with all logits."""
         return self.compiled("peek")(self._weights, state, slot, pairs, start, last)
 
     def weigh(self, state: StateLeaves, slot: Any, runs: Runs) -> Any:
-        """Log-probabilities of tokens after some rows of short runs."""
+        """Return the next state, and the log-probabilities of the targets of short runs."""
         return self.compiled("weigh")(self._weights, state, slot, runs)
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
-        """What the model makes of ids up to row `last`, pooled."""
+        """Return the next state, and the pooled final hidden states of ids up to row `last`."""
         return self.compiled("embed")(self._weights, state, slot, ids, start, last)
 
     # Compiling.
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Abstract arguments of a program, as `Steps` takes them."""
+        """Return the abstract arguments of a program, as `Steps` takes them."""
         state, number = self._state, self._small(())
         params = jax.tree.map(lambda x: with_sharding(x, x.sharding), self.params)
         ids = self._small((self.chunk,))
@@ -200,9 +200,9 @@ class Programs:
         }[name]
 
     def _outputs(self, name: str, leaf: Any) -> Any:
-        """A tree like a program's result as called, `leaf` in every place behind the state."""
+        """Build a tree like a program's result: the state's shardings, then `leaf` everywhere."""
         extra = {
-            "decode": StepOutput(leaf, Choice(*(leaf,) * len(Choice._fields))),
+            "decode": StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields))),
             "peek": Peek(leaf, leaf),
             "weigh": leaf,
             "embed": Pooled(leaf, leaf),
@@ -210,20 +210,20 @@ class Programs:
         return (self._shardings, extra[name]) if name in extra else self._shardings
 
     def _runs(self) -> Runs:
-        """Short runs of one slot, as many as fill a tile."""
+        """Return abstract runs, as many as fill a tile."""
         runs = self.tile // RUN
-        shapes = ((runs * RUN,), (2, runs), (ASKED,), (2, PAIRS))
-        ids, places, asked, pairs = map(self._small, shapes)
-        return Runs(ids, places, asked, pairs)  # type: ignore[arg-type]
+        shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
+        ids, places, rows, pairs = map(self._small, shapes)
+        return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]
 
     def _row(self) -> RowStart:
-        """One row's beginning: the state without its slot dimension."""
+        """Return an abstract RowStart: the fields of the state without the slot dimension."""
         fields = [field.name for field in dataclasses.fields(RowStart)]
         state = {name: getattr(self._state, name) for name in fields}
         return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
 
     def _small(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        """A small argument that every device sees whole."""
+        """Return an abstract array that every device holds whole."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
 
     def _load_or_compile(self, name: str, on_compile: Callable[[], None]) -> tuple[Any, str]:
@@ -241,7 +241,7 @@ class Programs:
         return compiled, "compiled"
 
     def _as_called(self, argument: Any) -> Any:
-        """An abstract argument in the form in which it is handed over."""
+        """Convert an abstract argument to the form in which a call passes it."""
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
         if isinstance(argument, dict | DecodeState):
@@ -255,11 +255,11 @@ class Programs:
 
         def traced(*args: Any) -> Any:
             self.traces[name] += 1
-            found = function(*map(as_meant, arguments, args))
+            found = function(*map(as_tree, arguments, args))
             if isinstance(found, DecodeState):
                 return leaves_of(found)
-            state, told = found
-            return leaves_of(state), told
+            state, output = found
+            return leaves_of(state), output
 
         traced.__name__ = name
         donated = tuple(i for i, part in enumerate(arguments) if isinstance(part, DecodeState))
@@ -268,7 +268,7 @@ class Programs:
             return jitted.lower(*called).compile(compiler_options=self._compiler_options())
 
     def _compiler_options(self) -> dict[str, str | bool] | None:
-        """XLA options that differ from the defaults.
+        """Return the XLA options that differ from the defaults.
 
         The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
         other one unpacks each matrix before its use, so that one is in memory at a time.
@@ -278,8 +278,8 @@ class Programs:
         return None
 
 
-def as_meant(like: Any, argument: Any) -> Any:
-    """What was handed over, as a tree again."""
+def as_tree(like: Any, argument: Any) -> Any:
+    """Convert a passed argument back to the tree that `like` has."""
     if isinstance(like, RowStart):
         return unpack(argument, like)
     if isinstance(like, dict | DecodeState):
@@ -288,12 +288,12 @@ def as_meant(like: Any, argument: Any) -> Any:
 
 
 def leaves_of(tree: Any) -> StateLeaves:
-    """The arrays of a tree."""
+    """List the arrays of a tree."""
     return tuple(jax.tree.leaves(tree))
 
 
 def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:
-    """How every weight is split, where the kernels must know it: on several devices."""
+    """Return the partition of every weight; None unless the kernels need it (several devices)."""
     if not body_named(engine.kernels).splits_itself or mesh.size == 1:
         return None
     where: Tree = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
@@ -301,5 +301,5 @@ def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:
 
 
 def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-    """An array's shape and dtype, and where it lies."""
+    """Return an abstract array with the shape and dtype of `x` and the sharding `where`."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

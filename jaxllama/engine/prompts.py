@@ -1,9 +1,9 @@
-"""Prompts: how the tokens of requests that hold a slot get into the cache.
+"""Prompts: prefill of the requests that hold a slot, chunk by chunk.
 
 Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
-prompts of one client; a beginning that another slot has is copied, and one that another request is
-still computing is waited for. Each method takes the device state and returns the next one. Knows no
-queue, no decoding, no faults.
+prompts of one client. A prefix that another slot has is copied; if another request is still
+computing the prefix, the prompt waits for it. Each method takes the device state and returns the
+next one. Knows no queue, no decoding, no faults.
 """
 
 from collections import deque
@@ -18,20 +18,20 @@ from jaxllama.engine.state import StateLeaves
 
 
 class Prompts:
-    """The prompts that are on their way, in turn."""
+    """The prompts in prefill."""
 
     def __init__(self, programs: Programs, slots: SlotTable) -> None:
         self._programs = programs
         self._slots = slots.slots
         self._filling: deque[Generation] = deque()
         self._chunks = 0  # sent so far
-        self._last_chunk: dict[str, int] = {}  # of each client with prompts here: its number
+        self._last_chunk: dict[str, int] = {}  # client: the number of its last chunk
 
     def __len__(self) -> int:
         return len(self._filling)
 
     def take(self, state: StateLeaves, generation: Generation, claim: Claim) -> StateLeaves:
-        """Let a claim be filled; a beginning that is in another slot already is copied at once."""
+        """Start the prefill of a generation in its claimed slot; copy a prefix that is cached."""
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
         generation.in_cache = False
@@ -39,31 +39,31 @@ class Prompts:
         if claim.source is None:
             return state
         generation.source = claim.source
-        # Only an older claim is ever waited for, so nobody waits in a circle.
+        # A prompt only waits for an older claim, so prompts never wait in a circle.
         generation.follows = self._slots[claim.source].owner
-        return self._copy_beginning(state, generation)
+        return self._copy_prefix(state, generation)
 
     def resume(self, generation: Generation) -> None:
-        """Tokens were added to one that decoded; its slot keeps what is cached."""
+        """Start prefill again after forced tokens were emitted; the slot keeps its cache."""
         generation.phase, generation.in_cache = Phase.FILLING, False
         generation.filled = len(self._slots[generation.slot].cached)
         self._filling.append(generation)
 
     def drop(self, generation: Generation) -> None:
-        """It is not wanted any more."""
+        """Stop the prefill of a generation, if it is still here."""
         if generation in self._filling:
             self._filling.remove(generation)
 
     def advance(self, state: StateLeaves) -> tuple[StateLeaves, list[Generation]]:
-        """Compute one chunk of one prompt, in turn; also returns the prompts that are complete.
+        """Compute one chunk of the next prompt; also return the prompts that are complete.
 
-        Next is the client whose last chunk is the oldest, so a client with one prompt never waits
-        for all prompts of another.
+        The next prompt belongs to the client whose last chunk is the oldest, so a client with one
+        prompt never waits for all prompts of another client.
         """
         ready: list[Generation] = []
         for generation in self._in_turn():
             self._filling.remove(generation)
-            state = self._copy_beginning(state, generation)
+            state = self._copy_prefix(state, generation)
             if generation.source is not None:
                 self._filling.append(generation)
                 continue
@@ -85,7 +85,7 @@ class Prompts:
         return state, ready
 
     def _in_turn(self) -> list[Generation]:
-        """The prompts in the order in which they are next; forgets clients without any."""
+        """Sort the prompts by turn; forget the clients that have no prompt here."""
         clients = {generation.client for generation in self._filling}
         self._last_chunk = {
             client: last for client, last in self._last_chunk.items() if client in clients
@@ -95,7 +95,7 @@ class Prompts:
     def send(
         self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, end: int
     ) -> tuple[StateLeaves, int]:
-        """Compute one chunk of ids[start:end] into a slot; also returns its length."""
+        """Compute one chunk of ids[start:end] in a slot; also return its number of tokens."""
         count = min(end - start, self._programs.chunk)
         chunk = np.zeros(self._programs.chunk, np.int32)
         chunk[:count] = ids[start : start + count]
@@ -104,8 +104,8 @@ class Prompts:
         self._slots[slot].cached.extend(ids[start : start + count])
         return state, count
 
-    def _copy_beginning(self, state: StateLeaves, generation: Generation) -> StateLeaves:
-        """Copy a shared beginning from another slot, unless that is still being computed."""
+    def _copy_prefix(self, state: StateLeaves, generation: Generation) -> StateLeaves:
+        """Copy a shared prefix from another slot, unless that slot is still computing it."""
         if generation.source is None:
             return state
         source, own = self._slots[generation.source], self._slots[generation.slot].cached

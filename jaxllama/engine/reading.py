@@ -1,7 +1,7 @@
-"""Readings: what the rows of one decode call drew, brought to the host.
+"""Readings: the tokens that one decode call drew, copied to the host.
 
-Made by the engine when it waits for a call. A call is kept with the generations its rows belonged
-to when it was sent, so what it says of a row that has changed hands is told to nobody.
+Made by the engine when it waits for a call. A call is kept with the generations that owned its rows
+when it was sent, so tokens of a row whose generation has ended are dropped.
 """
 
 import math
@@ -10,24 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Choice
+from jaxllama.engine.choosing.bank import ChosenTokens
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.steps import StepOutput
 from jaxllama.request import TokenLogprobs
 
-Drawn = tuple[Generation, int | None, TokenLogprobs | None]  # None: the numbers were no numbers
+Drawn = tuple[Generation, int | None, TokenLogprobs | None]  # no token: NaN logits
 
 
 class Sent(NamedTuple):
-    """A decode call that is on its way."""
+    """A decode call that was sent and is not read yet."""
 
     output: StepOutput
-    steps: int  # that it was asked for
-    owners: list[Generation | None]  # of each row
+    steps: int  # the most steps it may take
+    owners: list[Generation | None]  # the generation of each row, None: ignore the row
 
 
 class Reading:
-    """A decode call that has come back; making it waits for that."""
+    """The result of a decode call; the constructor waits for the call."""
 
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
@@ -35,15 +35,19 @@ class Reading:
         self._finite = np.asarray(sent.output.choice.finite)
         self._choice: Any = sent.output.choice
         if any(owner and owner.request.top_logprobs is not None for owner in sent.owners):
-            self._choice = Choice(*map(np.asarray, self._choice))  # type: ignore[arg-type]
+            self._choice = ChosenTokens(*map(np.asarray, self._choice))  # type: ignore[arg-type]
 
     @property
     def steps_taken(self) -> int:
-        """Steps in which some row drew."""
+        """Count the steps in which some row drew a token."""
         return int((self._tokens >= 0).any(axis=1).sum())
 
     def drawn(self, *, guided: bool | None = None) -> Iterator[Drawn]:
-        """What every row drew that is not over by then; or only those with or without a guide."""
+        """Yield the tokens of all rows step by step, without rows whose generation has ended.
+
+        `guided` selects only rows with (True) or without (False) a guide. The consumer may end
+        generations in between.
+        """
         for step in range(self._sent.steps):
             for row, owner in enumerate(self._sent.owners):
                 if owner is None or owner.is_over or self._tokens[step, row] < 0:
@@ -54,7 +58,7 @@ class Reading:
                 yield owner, token, self._logprobs(step, row, owner)
 
     def _logprobs(self, step: int, row: int, owner: Generation) -> TokenLogprobs | None:
-        """What one row's token was worth, if its request asked."""
+        """Return the log-probabilities of one row's token; None if not requested."""
         count, choice = owner.request.top_logprobs, self._choice
         if count is None:
             return None

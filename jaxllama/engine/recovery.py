@@ -1,8 +1,9 @@
-"""Recovery: who is to blame when a program fails.
+"""Recovery: decide which request to blame when a program fails.
 
-Used by the engine after a fault. A first fault is nobody's: all live requests are replayed. Those
-that are live at a second one become suspects and run alone, one after the other, until they have
-drawn a few more tokens; one that makes the engine fail while alone is guilty. Plain Python.
+Used by the engine after a fault. After a first fault no request is blamed: all live requests are
+replayed. Requests that see a second fault become suspects and run alone, one after the other, until
+they have drawn a few more tokens. A request that makes the engine fail while it runs alone is
+guilty. Plain Python.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ CLEARED_AFTER = 8  # tokens a suspect must draw alone
 
 
 class Recovery:
-    """Suspects, and the one that runs alone."""
+    """Keeps the suspects, and the suspect that runs alone."""
 
     def __init__(self) -> None:
         self.suspects: deque[Generation] = deque()
@@ -22,7 +23,10 @@ class Recovery:
         self._drawn = 0
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """After a fault: who is replayed with the others, and who is guilty."""
+        """Return the requests to replay together after a fault, and the guilty one, if any.
+
+        Requests with a second fault become suspects.
+        """
         self.faults += 1
         self._drawn = 0
         for generation in live:
@@ -35,7 +39,10 @@ class Recovery:
         return [one for one in live if one.faults == 1], None
 
     def excuse(self, live: list[Generation]) -> list[Generation]:
-        """After a fault of something that is not in `live`: those that are replayed together."""
+        """Return the requests to replay together after a fault that none of them caused.
+
+        Suspects stay suspects; one that ran alone goes first again.
+        """
         self.faults += 1
         if self.alone in live and self.alone is not None:
             self.suspects.appendleft(self.alone)
@@ -43,7 +50,7 @@ class Recovery:
         return [one for one in live if one not in self.suspects]
 
     def progressed(self, generation: Generation) -> None:
-        """A token was drawn; a suspect that draws enough of them is cleared."""
+        """Count a drawn token of the suspect that runs alone; clear it after CLEARED_AFTER."""
         if generation is not self.alone:
             return
         self._drawn += 1
@@ -51,7 +58,7 @@ class Recovery:
             self.forget(generation)
 
     def forget(self, generation: Generation) -> None:
-        """It has ended or is cleared: no suspect any more."""
+        """Remove a generation that has ended or is cleared from the suspects."""
         if generation in self.suspects:
             self.suspects.remove(generation)
         if generation is self.alone:

@@ -1,4 +1,4 @@
-"""Slots: which request holds which, and whose cache rows can be used again.
+"""Slots: which request holds which slot, and the cached tokens that new requests can reuse.
 
 Called by the engine only. Plain Python: no device arrays, no text. A freed slot keeps its tokens
 and its cache rows, so the next request with the same prefix starts after it.
@@ -12,59 +12,62 @@ from operator import attrgetter
 from jaxllama.engine.prefixes import (
     BLOCK,
     BLOCK_BYTES,
-    Block,
     SlotTokens,
+    TokenBlock,
     known_blocks,
     longest_prefix,
 )
 
-LITTLE = 8  # a slot may be taken over if it loses at most one eighth of what is used again
+LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as it reuses
 
 
 @dataclass(slots=True)
 class Slot:
-    """One row of the batch."""
+    """One slot: its cached tokens and its owner."""
 
     index: int
-    cached: SlotTokens  # tokens whose keys are in the cache, and those that will be
+    cached: SlotTokens  # tokens whose keys are, or will be, in the cache
     owner: int | None = None  # id of the generation that holds it
     used: int = 0  # when it was last claimed; 0: it has nothing cached
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot for a new request, and where its prefix can be had without computing it."""
+    """A slot for a new request, and the slot from which a longer prefix can be copied."""
 
     slot: int
-    reused: int  # tokens already in place
-    source: int | None = None  # this slot has, or will have, more of them
+    reused: int  # prompt tokens already cached in the slot
+    source: int | None = None  # slot that has, or will have, a longer prefix of the prompt
 
 
 class SlotTable:
-    """All slots; hands out the one that saves the most work."""
+    """All slots; gives each request the slot that saves the most work."""
 
     def __init__(self, count: int) -> None:
-        self._root = Block()
+        self._root = TokenBlock()
         self.slots = [Slot(index, SlotTokens(index, self._root)) for index in range(count)]
         self._clock = 0
 
     @property
     def claimed(self) -> int:
-        """How many slots are held."""
+        """Count the slots that have an owner."""
         return sum(slot.owner is not None for slot in self.slots)
 
     @property
     def free(self) -> int:
-        """How many slots nobody holds."""
+        """Count the slots without an owner."""
         return len(self.slots) - self.claimed
 
     @property
     def full(self) -> bool:
-        """No slot is free."""
+        """Say whether no slot is free."""
         return self.free == 0
 
     def claim(self, owner: int, ids: Sequence[int]) -> Claim | None:
-        """A slot for a prompt, or None while all are held; the last token is always computed."""
+        """Claim a free slot for a prompt; return None if no slot is free.
+
+        Plans the prompt's tokens in the slot. The last token is never reused: a step computes it.
+        """
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:
             return None
@@ -73,7 +76,7 @@ class SlotTable:
         path = known_blocks(self._root, usable)
         source, shared = self._closest(path, usable)
         victim = min(free, key=attrgetter("used"))
-        # Taking over a slot loses its tokens after the shared ones: only if they are few.
+        # Reusing a slot loses its tokens after the shared prefix: only if they are few.
         if source.owner is None and (source.cached.count - shared) * LITTLE <= shared:
             victim = source
         claim = Claim(victim.index, victim.cached.shared(path, usable))
@@ -85,10 +88,10 @@ class SlotTable:
         victim.cached.plan(prompt, path)
         return claim
 
-    def _closest(self, path: Sequence[Block], usable: bytes) -> tuple[Slot, int]:
-        """The slot that has or plans the longest prefix of `usable`, and the prefix's length.
+    def _closest(self, path: Sequence[TokenBlock], usable: bytes) -> tuple[Slot, int]:
+        """Find the slot that has or plans the longest prefix of `usable`, and its length.
 
-        Of several, a free one, and of these the one with the fewest tokens.
+        Of several such slots, prefers a free one, then the one with the fewest tokens.
         """
         near = [self.slots[index] for index in path[-1].slots] if path else self.slots
         blocks = len(path)
@@ -99,7 +102,7 @@ class SlotTable:
         return min(best, key=attrgetter("cached.count", "index")), blocks * BLOCK + more
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """Give a slot back; without `keep` its rows are never used again."""
+        """Free a slot; without `keep`, its cached tokens are never reused."""
         slot = self.slots[index]
         slot.owner = None
         slot.cached.cut(slot.cached.count if keep else 0)

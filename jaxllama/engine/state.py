@@ -1,7 +1,7 @@
-"""DecodeState: everything on the device that changes, one pytree, replaced whole.
+"""DecodeState: all device arrays that change, one pytree, replaced whole.
 
 Owned by the engine; every program takes it (donated: the old one is dead) and returns the next.
-`RowStart` is what admission writes into one row.
+Admission writes a `RowStart` into one row.
 """
 
 import dataclasses
@@ -26,35 +26,35 @@ StateLeaves: TypeAlias = tuple[Any, ...]  # the arrays of a `DecodeState`, in th
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """All slots at once; see `shapes.py` for the letters."""
+    """The state of all slots; see `shapes.py` for the letters."""
 
     cache: KVCache
-    tokens: Int32[Array, "S T"]  # prompt and generated, the pending one included
+    tokens: Int32[Array, "S T"]  # prompt and generated tokens, the pending one included
     length: Int32[Array, " S"]  # tokens whose keys are in the cache
-    prompt: Int32[Array, " S"]
-    pending: Int32[Array, " S"]  # known but not yet in the cache; fed next
+    prompt: Int32[Array, " S"]  # tokens of the prompt
+    pending: Int32[Array, " S"]  # the last token, not yet in the cache; fed next
     budget: Int32[Array, " S"]  # tokens still allowed; 0 = row inert
     stop_ids: Int32[Array, "S E"]  # padded with NO_TOKEN
     temperature: Float[Array, " S"]
     temperature_last: Bool[Array, " S"]
     seed: UInt32[Array, "S 2"]
-    top_logprobs: Int32[Array, " S"]  # -1: none wanted
-    leader: Int32[Array, " S"]  # of a shadow: the row whose tokens it takes; -1: draws its own
-    contrast: Float[Array, " S"]  # how far a leader is moved away from its shadow
+    top_logprobs: Int32[Array, " S"]  # -1: none requested
+    leader: Int32[Array, " S"]  # of a guidance row: the row whose tokens it takes; -1: other rows
+    contrast: Float[Array, " S"]  # guidance scale: moves logits away from the guidance row's
     bank: Bank
 
     @property
     def speaker(self) -> Int32[Array, " S"]:
-        """The row whose token each row takes."""
+        """Return, for each row, the row that draws its token: its leader or itself."""
         return jnp.where(self.leader < 0, jnp.arange(self.leader.shape[0]), self.leader)
 
     @property
     def active(self) -> Bool[Array, " S"]:
-        """Rows that decode; a shadow as long as its leader does."""
+        """Return the mask of rows that decode; a guidance row decodes as long as its leader."""
         return (self.budget > 0) & (self.budget[self.speaker] > 0)
 
     def rows(self) -> Rows:
-        """What the bank may see."""
+        """Return the fields that the sampler bank may read."""
         return Rows(
             tokens=self.tokens,
             length=self.length + 1,  # the pending token is known
@@ -71,7 +71,7 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowStart:
-    """How one row begins; host numbers with the shapes of one row of the state."""
+    """The first state of one row; host numbers with the shapes of one row of `DecodeState`."""
 
     tokens: Any
     length: Any
@@ -96,9 +96,9 @@ def row_start(
     *,
     leader: int = -1,
 ) -> RowStart:
-    """The row of a request whose `known` tokens, all but the last, are in the cache.
+    """Build the row of a request whose `known` tokens are in the cache, all but the last.
 
-    With a `leader` it is the shadow of that row.
+    With a `leader`, it is the guidance row of that row.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known
@@ -125,7 +125,7 @@ def row_start(
 def empty_state(
     model: ModelConfig, engine: EngineConfig, bank: SamplerBank, chunk: int
 ) -> DecodeState:
-    """Every row inert; `chunk` scratch columns behind the cache."""
+    """Make a state with every row inert and `chunk` scratch columns at the end of the cache."""
     slots = engine.slots
     none = jnp.zeros(slots, jnp.int32)
     return DecodeState(
@@ -149,7 +149,7 @@ def empty_state(
 def write_row(
     state: DecodeState, slot: Int32[Array, ""], row: RowStart, bank: SamplerBank
 ) -> DecodeState:
-    """Let a row begin."""
+    """Write one row into the state, so that it starts to decode."""
     named = {
         field.name: getattr(state, field.name).at[slot].set(getattr(row, field.name))
         for field in dataclasses.fields(RowStart)
@@ -159,7 +159,7 @@ def write_row(
 
 
 def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
-    """Where every leaf lies: slots over `data`, cache heads over `model`."""
+    """Return the sharding of every leaf: slots over `data`, cache heads over `model`."""
 
     def place(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
         axes: tuple[str | None, ...] = ("slots", *(None,) * (leaf.ndim - 1))

@@ -1,7 +1,7 @@
-"""Steps: what each program means - pure functions of the weights and the state.
+"""Steps: the programs as pure functions of the weights and the state.
 
-Compiled by `programs.py`, which lists them. Each consumes the state it is given and returns the
-next. Knows rows and tokens, not requests.
+Compiled by `programs.py`, which lists them. Each consumes its state and returns the next one. Knows
+rows and tokens, not requests.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
-from jaxllama.engine.choosing.bank import Choice, SamplerBank
+from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.storage import read_columns, write_columns
@@ -24,33 +24,33 @@ from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 
 class StepOutput(NamedTuple):
-    """What a decode call produced; step k of slot s is [k, s]."""
+    """The output of a decode call; step k of slot s is [k, s]."""
 
     token: Int32[Array, "steps S"]  # -1: the row was inert
-    choice: Choice  # every leaf [steps, S, ...]
+    choice: ChosenTokens  # every leaf [steps, S, ...]
 
 
 class Peek(NamedTuple):
-    """What the model thinks of given tokens."""
+    """The logits after given tokens, and the log-probabilities of given targets."""
 
     logprob: Float[Array, " R"]  # of each target
     logits: Float[Array, "R V"]  # after each row
 
 
 class Pooled(NamedTuple):
-    """What the model made of some tokens, behind its final norm."""
+    """The hidden states of some tokens after the final norm, pooled."""
 
     total: Float[Array, " D"]  # summed over the tokens
-    last: Float[Array, " D"]  # of the last one
+    last: Float[Array, " D"]  # of the last token
 
 
 class Runs(NamedTuple):
-    """Short runs of tokens of one slot, and what is asked of them."""
+    """Short runs of tokens in one slot, and the targets whose log-probability is requested."""
 
     ids: Int32[Array, " R"]
     places: Int32[Array, "2 G"]  # first column and real length of each run
-    asked: Int32[Array, " A"]  # rows whose following tokens are asked for
-    pairs: Int32[Array, "2 B"]  # which asked row, which token
+    rows: Int32[Array, " A"]  # rows of `ids` that have targets after them
+    pairs: Int32[Array, "2 B"]  # of each target: its index in `rows`, its token
 
 
 class Steps:
@@ -63,7 +63,7 @@ class Steps:
         bank: SamplerBank,
         where: Tree | None = None,
     ) -> None:
-        """`where`: how every weight is split, if kernels run on several devices."""
+        """Build the functions; `where` is the partition of every weight on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
         self.tile = body_named(engine.kernels).prompt_tile(engine.slots)
         self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
@@ -74,13 +74,13 @@ class Steps:
         return model_of(self.model, params, self.engine.kernels)
 
     def empty(self) -> DecodeState:
-        """Every row inert."""
+        """Make a state with every row inert."""
         return empty_state(self.model, self.engine, self.bank, self.tile)
 
     def prefill(
         self, params: Tree, state: DecodeState, slot: Array, ids: Array, start: Array, count: Array
     ) -> DecodeState:
-        """Compute `count` of `ids` into a slot, tile by tile; what lies past them is scratch."""
+        """Compute the cache of `count` tokens in a slot by tiles; later columns are scratch."""
 
         def tile(index: Array, cache: KVCache) -> KVCache:
             at = index * self.tile
@@ -95,10 +95,10 @@ class Steps:
     def decode(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """Draw up to `steps` tokens for every active row; stops early when none is left.
+        """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` holds for all steps: rows with a constraint are asked for one. A row without any
-        allowed token sits the call out: its mask is still being computed.
+        `allowed` is the same for all steps, so with guided rows the engine asks for one step. A
+        row without any allowed token skips the call: its mask is still being computed.
         """
         most = self.engine.steps_per_sync
 
@@ -121,14 +121,14 @@ class Steps:
     def _step(
         self, params: Tree, state: DecodeState, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """One token for every active row."""
+        """Draw one token for every active row."""
         model = self._model(params)
         able = jnp.any(allowed != 0, axis=-1)
         active = state.active & able
         hidden, cache = model.step(state.pending, state.cache, state.length, active)
         rows = state.rows()
         rows = rows._replace(active=rows.active & able, allowed=allowed)
-        logits = contrasted(model.head(hidden, active), state, active)
+        logits = apply_guidance(model.head(hidden, active), state, active)
         bank, choice = self.bank.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
         token, finite = choice.token[state.speaker], choice.finite[state.speaker]
@@ -147,7 +147,7 @@ class Steps:
         return after, StepOutput(jnp.where(active, token, -1), choice)
 
     def admit(self, state: DecodeState, slot: Array, row: RowStart) -> DecodeState:
-        """Let a row begin."""
+        """Write one row, so that it starts to decode."""
         return write_row(state, slot, row, self.bank)
 
     def release(self, state: DecodeState, mask: Bool[Array, " S"]) -> DecodeState:
@@ -155,12 +155,12 @@ class Steps:
         return dataclasses.replace(state, budget=jnp.where(mask, 0, state.budget))
 
     def scrub(self, state: DecodeState, slot: Array) -> DecodeState:
-        """Zero a slot: a NaN times weight zero is still NaN, so masking would not hide it."""
+        """Zero a slot's cache: a NaN times weight zero is still NaN, so a mask does not hide it."""
         cache = jax.tree.map(lambda side: side.at[slot].set(0), state.cache)
         return dataclasses.replace(state, cache=cache)
 
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
-        """Copy the beginning of a cache row, in whole blocks."""
+        """Copy the first `count` columns of a cache row, rounded up to whole blocks."""
 
         def block(index: Array, cache: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
             at = index * KEY_BLOCK
@@ -183,7 +183,7 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Peek]:
-        """Say how likely each target is after its id, and what follows; rows end with `last`."""
+        """Compute the log-probability of each target after its id, and all logits up to `last`."""
         ids, targets = pairs
         model = self._model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
@@ -196,10 +196,10 @@ class Steps:
     def weigh(
         self, params: Tree, state: DecodeState, slot: Array, runs: Runs
     ) -> tuple[DecodeState, Float[Array, " B"]]:
-        """Say how likely tokens are after some rows of short runs."""
+        """Compute the log-probabilities of the targets of short runs."""
         model = self._model(params)
         hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places)
-        logits = model.head(hidden[runs.asked])
+        logits = model.head(hidden[runs.rows])
         row, token = runs.pairs
         logprob = logits[row, token] - jax.nn.logsumexp(logits, axis=-1)[row]
         return dataclasses.replace(state, cache=cache), logprob
@@ -213,7 +213,7 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
-        """Say what the model makes of ids up to row `last`."""
+        """Pool the hidden states of ids up to row `last`, after the final norm."""
         model = self._model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
         normed = model.final_norm(hidden)
@@ -222,21 +222,21 @@ class Steps:
         return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])
 
 
-def contrasted(
+def apply_guidance(
     logits: Float[Array, "S V"], state: DecodeState, active: Bool[Array, " S"]
 ) -> Float[Array, "S V"]:
-    """The logits, those of rows with a shadow moved away from what that expects.
+    """Move the logits of each row that has a guidance row away from the guidance row's logits.
 
-    One row at a time, in place: the others keep their bits, and without shadows nothing is done.
+    One row at a time, in place: other rows keep their bits, and without guidance rows nothing runs.
     """
-    shadows = active & (state.leader >= 0)
-    first = jnp.argsort(~shadows, stable=True)
+    guidance_rows = active & (state.leader >= 0)
+    first = jnp.argsort(~guidance_rows, stable=True)
 
     def move(index: Array, logits: Array) -> Array:
-        shadow = first[index]
-        leader = state.leader[shadow]
-        other = logits[shadow]
+        guidance = first[index]
+        leader = state.leader[guidance]
+        other = logits[guidance]
         moved = other + state.contrast[leader] * (logits[leader] - other)
         return logits.at[leader].set(moved)
 
-    return lax.fori_loop(0, jnp.sum(shadows), move, logits)
+    return lax.fori_loop(0, jnp.sum(guidance_rows), move, logits)

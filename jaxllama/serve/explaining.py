@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.explain import Position, replay_by_and_by
-from jaxllama.recording import Recording, logits_behind, recording_of
+from jaxllama.explain import Position, replay_in_steps
+from jaxllama.recording import Recording, make_recording, peek_at_answer
 from jaxllama.request import Event, Token
 from jaxllama.service import GenerationService, Model, Question
 from jaxllama.service.answers import Answers
@@ -34,13 +34,13 @@ async def recorded(
     """The logits of each token of the only answer, which is over."""
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
-    begin = partial(logits_behind, request=request, tokens=tokens)
+    begin = partial(peek_at_answer, request=request, tokens=tokens)
     question = Question(begin, len(request.prompt) + len(tokens))
     asking = service.ask_engine([question], answers.caller)
     (logits,) = await answers.unless_over(asyncio.ensure_future(asking))
 
     def keep(model: Model) -> Recording:
-        return recording_of(model.intake, request, tokens, logits)
+        return make_recording(model.intake, request, tokens, logits)
 
     return await service.off_loop(keep, answers.caller)
 
@@ -59,7 +59,7 @@ async def replayed(
     async def replay() -> list[Position]:
         caller = answers.caller
         positions = await service.off_loop(
-            lambda model: replay_by_and_by(recording, model.intake.bank.samplers, changes),
+            lambda model: replay_in_steps(recording, model.intake.bank.samplers, changes),
             caller,
             is_dear=True,
         )

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from jaxllama.bridge import Ticket, Told
+from jaxllama.bridge import Emitted, Ticket
 from jaxllama.errors import Cancelled, JaxLlamaError, SlowReader
 from jaxllama.request import Event, Finished, FinishReason, GenerationRequest, TextTail, Usage
 from jaxllama.service.bounds import Bounds
@@ -130,7 +130,7 @@ class Answers:
             raise self.error
         return work.result()
 
-    def tell(self, choice: Choice, told: Told) -> None:
+    def tell(self, choice: Choice, told: Emitted) -> None:
         """Something happened to a choice."""
         if isinstance(told, JaxLlamaError):
             choice.is_over = True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from jaxllama.bridge import EngineThread, Probe, Question, Ticket, Told
+from jaxllama.bridge import Emitted, EngineThread, Probe, Question, Ticket
 from jaxllama.errors import QueueFull
 from jaxllama.service.answers import Choice
 from jaxllama.service.bounds import Bounds
@@ -78,7 +78,7 @@ class Dispatch:
     def _remaining(self) -> int:
         return len(self.queue) + self.queue.running
 
-    def _told(self, choice: Choice, told: Told) -> None:
+    def _told(self, choice: Choice, told: Emitted) -> None:
         """The engine has events of a choice."""
         choice.answers.tell(choice, told)
         if choice.is_over:

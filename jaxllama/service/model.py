@@ -9,7 +9,7 @@ import copy
 import time
 from dataclasses import dataclass, field
 
-from jaxllama.bridge import EngineThread, Told
+from jaxllama.bridge import Emitted, EngineThread
 from jaxllama.confined import Confined
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import EngineStopped, JaxLlamaError
@@ -59,7 +59,7 @@ async def make_one_token(thread: EngineThread) -> None:
     """Prove that the engine works, before anybody is told so."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
-    def tell(told: Told) -> None:
+    def tell(told: Emitted) -> None:
         last = told if isinstance(told, JaxLlamaError) else told[-1]
         if isinstance(last, Finished | JaxLlamaError) and not done.done():
             done.set_result(last)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import ChosenTokens, Rows, SamplerBank
 from jaxllama.engine.choosing.knobs import catalogue, switches_on
 from jaxllama.engine.choosing.rows import context
 from jaxllama.engine.choosing.token_sets import informed, learn
@@ -136,7 +136,7 @@ class Proof:
         return stacked([self.bank.row({})] * len(self.cases))
 
     @functools.cached_property
-    def crowd(self) -> tuple[Any, Choice]:
+    def crowd(self) -> tuple[Any, ChosenTokens]:
         """The bank after one step of all cases together, and what they got."""
         return self.step(self.filled, self.rows)
 
@@ -149,12 +149,12 @@ class Proof:
         except Exception as error:  # start() is the author's code
             raise Broken.because(self.kind, "numbers", error) from error
 
-    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, Choice]:
+    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, ChosenTokens]:
         """One step of the compiled bank, as many rows as there are cases."""
         logits = self.logits if logits is None else logits
         return jax.device_get(self._step(filled, logits, rows))
 
-    def _choose(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, Choice]:
+    def _choose(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, ChosenTokens]:
         self.traces += 1
         return self.bank.choose(filled, logits, rows)
 
@@ -187,7 +187,7 @@ def bank_of(kind: type[Sampler] | None) -> SamplerBank:
 
 
 @functools.cache
-def plain_choice() -> Choice:
+def plain_choice() -> ChosenTokens:
     """What is chosen for the rows of every check when no sampler is installed."""
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])

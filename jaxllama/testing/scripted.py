@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxllama.config import EngineConfig
-from jaxllama.engine.choosing.bank import Choice, SamplerBank
+from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart
@@ -70,7 +70,7 @@ class ScriptedRow:
     stop_ids: frozenset[int]
     temperature: float
     wants: bool
-    leader: int  # of a shadow: whose words it says, too; -1: its own
+    leader: int  # of a guidance row: the row whose tokens it takes; -1: other rows
 
 
 @dataclass
@@ -183,7 +183,7 @@ class ScriptedPrograms(Programs):
             for row in range(count):
                 context = tuple(state.cached[slot, : start + row + 1].tolist())
                 after[run * size + row] = context
-        rows = [logprobs_around(self.script(after[row])) for row in np.asarray(runs.asked).tolist()]
+        rows = [logprobs_around(self.script(after[row])) for row in np.asarray(runs.rows).tolist()]
         place, token = runs.pairs
         return state, np.stack(rows)[place, token].astype(np.float32)
 
@@ -201,7 +201,7 @@ class ScriptedPrograms(Programs):
         lists = (*shape, self.bank.top_logprobs)
         return StepOutput(
             np.full(shape, -1, np.int32),  # type: ignore[arg-type]
-            Choice(
+            ChosenTokens(
                 token=np.zeros(shape, np.int32),  # type: ignore[arg-type]
                 finite=np.ones(shape, np.bool_),  # type: ignore[arg-type]
                 logprob=np.zeros(shape, np.float32),  # type: ignore[arg-type]

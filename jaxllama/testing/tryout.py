@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Choice, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import ChosenTokens, Rows, SamplerBank
 from jaxllama.sampling import NO_TOKEN, Sampler
 
 STOP_IDS = 4  # places for them in a row
@@ -42,11 +42,13 @@ class Tryout:
         self.traces = 0
         self._step = jax.jit(self._traced, compiler_options=QUICKLY)
 
-    def choose(self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any) -> Choice:
+    def choose(
+        self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any
+    ) -> ChosenTokens:
         """What every given row gets; `fields` are those of `Rows`, one for all or one for each."""
         return self.step(self.fill(knobs), logits, **fields)[1]
 
-    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, Choice]:
+    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
         """The bank after one step, and what the given rows got."""
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)
@@ -89,11 +91,11 @@ class Tryout:
         leaves: dict[str, Any] = blank
         return Rows(**leaves)
 
-    def _traced(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, Choice]:
+    def _traced(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, ChosenTokens]:
         self.traces += 1
         return self.bank.choose(filled, logits, rows)
 
 
-def survivors(choice: Choice, row: int = 0) -> list[int]:
+def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
     """The tokens a row could have drawn, likeliest first."""
     return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()

@@ -1,16 +1,16 @@
-"""Ways to go on after one beginning: the plan, and that it gives what separate looks give."""
+"""Continuations of one prefix: the plan, and that it gives the same as separate probes."""
 
 import numpy as np
 import pytest
 
 from jaxllama.engine.branches import (
-    ASKED,
     PAIRS,
     RUN,
-    calls,
-    pieces,
-    shared_beginning,
-    tree_of,
+    TARGET_ROWS,
+    build_tree,
+    cut_runs,
+    group_runs,
+    shared_prefix,
 )
 from jaxllama.engine.engine import Engine
 from tests.support import BODIES, MODEL, closed, new_engine, programs, request, run
@@ -18,62 +18,64 @@ from tests.support import BODIES, MODEL, closed, new_engine, programs, request, 
 STEM = list(range(40))
 
 
-def ways_of(rng: np.random.Generator, count: int) -> list[tuple[list[int], int]]:
+def random_continuations(rng: np.random.Generator, count: int) -> list[tuple[list[int], int]]:
     """Ways of random lengths that share some of their beginnings, asked for from random places."""
-    ways = []
+    continuations = []
     for _ in range(count):
         tail = rng.integers(0, 3, rng.integers(1, 30)).tolist()
         ids = [*STEM, *tail]
-        ways.append((ids, int(rng.integers(len(STEM), len(ids)))))
-    return ways
+        continuations.append((ids, int(rng.integers(len(STEM), len(ids)))))
+    return continuations
 
 
 def test_every_weighed_token_is_asked_for_once_and_behind_all_before_it():
     rng = np.random.default_rng(0)
     for _ in range(30):
-        ways = ways_of(rng, int(rng.integers(1, 12)))
-        shared = shared_beginning(ways)
-        cached: list[int] = STEM[:shared] if shared <= len(STEM) else ways[0][0][:shared]
+        continuations = random_continuations(rng, int(rng.integers(1, 12)))
+        shared = shared_prefix(continuations)
+        cached: list[int] = STEM[:shared] if shared <= len(STEM) else continuations[0][0][:shared]
         found = set()
-        for piece in pieces(tree_of(ways, shared), shared):
+        for piece in cut_runs(build_tree(continuations, shared), shared):
             cached = [*cached[: piece.start], *piece.tokens]
-            for row, token, keys in piece.asks:
-                for way, place in keys:
-                    ids, start = ways[way]
-                    assert (way, place) not in found
-                    found.add((way, place))
+            for row, token, keys in piece.targets:
+                for index, place in keys:
+                    ids, start = continuations[index]
+                    assert (index, place) not in found
+                    found.add((index, place))
                     assert ids[: start + place] == cached[: piece.start + row + 1]
                     assert ids[start + place] == token
-        assert found == {(i, at) for i, (ids, s) in enumerate(ways) for at in range(len(ids) - s)}
+        assert found == {
+            (i, at) for i, (ids, s) in enumerate(continuations) for at in range(len(ids) - s)
+        }
 
 
 def test_no_call_is_asked_for_more_than_it_takes():
     rng = np.random.default_rng(1)
     fan = [([*STEM, 7, token], len(STEM) + 1) for token in range(2 * PAIRS + 3)]
-    for ways in (ways_of(rng, 40), fan):
-        shared = shared_beginning(ways)
-        for call in calls(pieces(tree_of(ways, shared), shared), 4):
+    for continuations in (random_continuations(rng, 40), fan):
+        shared = shared_prefix(continuations)
+        for call in group_runs(cut_runs(build_tree(continuations, shared), shared), 4):
             assert 0 < len(call) <= 4
             assert all(len(piece.tokens) <= RUN for piece in call)
-            assert sum(len({row for row, _, _ in piece.asks}) for piece in call) <= ASKED
-            assert sum(len(piece.asks) for piece in call) <= PAIRS
+            assert sum(len({row for row, _, _ in piece.targets}) for piece in call) <= TARGET_ROWS
+            assert sum(len(piece.targets) for piece in call) <= PAIRS
 
 
 @pytest.mark.parametrize("engine", BODIES)
 def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
-    ways = ways_of(np.random.default_rng(2), 24)
-    together = new_engine(MODEL, engine).weigh(ways)
-    for (ids, start), found in zip(ways, together, strict=True):
+    continuations = random_continuations(np.random.default_rng(2), 24)
+    together = new_engine(MODEL, engine).weigh(continuations)
+    for (ids, start), found in zip(continuations, together, strict=True):
         alone, _ = new_engine(MODEL, engine).peek(ids, start)
         assert np.allclose(found, alone, rtol=0, atol=1e-5)
 
 
 def test_what_all_ways_share_is_computed_once():
     engine = Engine(Counted(programs()))
-    ways = [([*range(150), 200 + i, 3], 150) for i in range(8)]
-    engine.weigh(ways)
+    continuations = [([*range(150), 200 + i, 3], 150) for i in range(8)]
+    engine.weigh(continuations)
     before = dict(engine.programs.calls)
-    engine.weigh(ways)
+    engine.weigh(continuations)
     assert engine.programs.calls["prefill"] == before["prefill"] > 0
     assert before["weigh"] <= 16
 
@@ -106,7 +108,7 @@ def test_weighing_leaves_other_answers_alone():
 
 def test_a_way_without_a_common_beginning_is_weighed_too():
     engine = new_engine()
-    ways = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
-    found = engine.weigh(ways)
-    for (ids, start), values in zip(ways, found, strict=True):
+    continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
+    found = engine.weigh(continuations)
+    for (ids, start), values in zip(continuations, found, strict=True):
         assert np.allclose(values, new_engine().peek(ids, start)[0], rtol=0, atol=1e-5)

@@ -23,7 +23,7 @@ from tests.support import (
 )
 
 SCHEDULES = 500
-CONTRASTED = 0.2  # of the requests have a shadow
+CONTRASTED = 0.2  # of the requests have a guidance row
 
 
 def random_request(rng: np.random.Generator, stems: list[list[int]]):

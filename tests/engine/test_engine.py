@@ -183,7 +183,7 @@ def test_peek_in_a_warm_slot_gives_the_same():
 def test_a_look_sees_the_logits_of_every_place():
     engine = new_engine()
     ids, seen = list(range(100)), []  # more than one tile
-    logprobs, last = finish(engine.peek_by_and_by(ids, 30, seen.append))
+    logprobs, last = finish(engine.peek_in_steps(ids, 30, seen.append))
     logits = np.concatenate(seen)
     assert (logits[-1] == last).all()
     totals = np.logaddexp.reduce(logits[:-1], axis=1)

@@ -1,1 +1,1 @@
-"""How a token is chosen: samplers, their knobs, and the draw. Rows only; no requests, no slots."""
+"""Choosing a token: samplers, their knobs, and the draw. Knows rows; no requests, no slots."""

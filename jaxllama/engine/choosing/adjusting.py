@@ -24,7 +24,7 @@ class Adjusting(NamedTuple):
     """The adjusters of every row, and the rows in which they act."""
 
     kinds: Mapping[str, type[Adjuster]]  # in order
-    sets: Mapping[str, Sets]  # what each knows of the vocabulary
+    sets: Mapping[str, Sets]  # the token sets of each adjuster
     bank: Mapping[str, Sampler]  # leaves [S]
     rows: Rows
     on: dict[str, Bool[Array, " S"]]  # rows in which each acts

@@ -1,4 +1,4 @@
-"""How a token is chosen: every installed sampler, in order, over the whole batch.
+"""The sampler bank: applies every installed sampler, in order, to the whole batch.
 
 Built by `llm.py` from the sampler plugins. Validates and encodes knobs on the host; `choose` runs
 inside the decode program. Knows rows, not requests. Knob values are leaves [S] and the list of
@@ -49,20 +49,20 @@ from jaxllama.mistakes import SUBCLASS, line_of
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-__all__ = ["Bank", "Choice", "Rows", "SamplerBank"]
+__all__ = ["Bank", "ChosenTokens", "Rows", "SamplerBank"]
 
 Bank: TypeAlias = dict[str, Sampler]  # one instance per sampler, leaves [S]
 
 COLDEST = 1e-30  # a positive temperature is at least this: float32 flushes smaller ones to 0
 
 
-class Choice(NamedTuple):
+class ChosenTokens(NamedTuple):
     """The chosen token of every row, and its log-probabilities."""
 
     token: Int32[Array, " S"]  # 0 where inactive or not finite
-    finite: Bool[Array, " S"]  # False: the logits held NaN or +inf, or nothing was left
+    finite: Bool[Array, " S"]  # False: the logits held NaN or +inf, or no token was left
     logprob: Float[Array, " S"]  # of the token under the model; 0 where not requested
-    sampled: Float[Array, " S"]  # log-probability it was drawn with; 0 at temperature 0
+    sampled: Float[Array, " S"]  # log-probability with which it was drawn; 0 at temperature 0
     top_ids: Int32[Array, "S M"]  # likeliest under the model; NO_TOKEN where not requested
     top_logprobs: Float[Array, "S M"]
     sampled_ids: Int32[Array, "S M"]  # likeliest as sampled, else NO_TOKEN
@@ -70,18 +70,18 @@ class Choice(NamedTuple):
 
 
 class AdjustedRows(NamedTuple):
-    """The rows after the adjusters."""
+    """The rows and their logits after the adjusters."""
 
     rows: Rows
     logits: Float[Array, "S V"]
     likeliest: Int32[Array, " S"]
-    best: Float[Array, " S"]  # its logit
+    best: Float[Array, " S"]  # logit of the likeliest token
     live: Bool[Array, " S"]  # active, with finite logits to choose from
     wants: Bool[Array, " S"]  # live, and log-probabilities are requested
 
 
 class SamplerBank:
-    """The installed samplers: their knobs on the host, their work inside the decode program.
+    """The installed samplers: checks their knobs on the host, applies them in the decode program.
 
     `texts` are the texts of the tokens, for samplers with token sets.
     """
@@ -130,7 +130,7 @@ class SamplerBank:
 
     @property
     def learned(self) -> str:
-        """A digest of the token sets, which are constants of the compiled programs."""
+        """Return a digest of the token sets, which are constants of the compiled programs."""
         return digest(self._sets)
 
     def check(self, knobs: Mapping[str, object]) -> None:
@@ -158,10 +158,12 @@ class SamplerBank:
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
 
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
-        """Replace one row; pure, for the admit program. Consumes `bank`."""
+        """Replace one row of the bank; pure, for the admit program. Consumes `bank`."""
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)
 
-    def choose(self, bank: Bank, logits: Float[Array, "S V"], rows: Rows) -> tuple[Bank, Choice]:
+    def choose(
+        self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
+    ) -> tuple[Bank, ChosenTokens]:
         """Choose one token for every row and update the bank; pure, for the decode program.
 
         Whether a branch runs depends on the whole batch; its result for a row does not.
@@ -185,7 +187,7 @@ class SamplerBank:
         under_model = self._list_under_model(model, ready)
         as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
         watched = self._observe(bank, watching, logprob, drawn)
-        return watched, Choice(
+        return watched, ChosenTokens(
             token=token,
             finite=finite | ~rows.active,
             logprob=jnp.where(ready.wants, logprob, 0.0),
@@ -259,7 +261,7 @@ class SamplerBank:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` for rows without shapers: their input would be the final logits."""
+        """Fill `shown` for rows where no shaper acts: a shaper would see the final logits."""
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
 

@@ -24,7 +24,7 @@ MAX_TEXT = 256  # characters of one phrase
 
 
 def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
-    """Every knob of every sampler by its name, or KnobClash, or BrokenPlugin."""
+    """List every knob of every sampler by its name; raise KnobClash or BrokenPlugin."""
     owners: dict[str, str] = {}
     specs: dict[str, KnobSpec] = {}
     for name, kind in samplers.items():
@@ -57,7 +57,7 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """What is wrong with a declaration that no value could satisfy; None if nothing is."""
+    """Describe the fault of a declaration that no value could satisfy; None if it has none."""
     listed = spec.by_token or spec.tokens or spec.phrases
     if spec.kind not in DTYPES:
         return f"has off={spec.off!r}; expected a number"
@@ -73,7 +73,7 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Raise InvalidParameter unless `value` is one this knob accepts; None means `off`."""
+    """Raise InvalidParameter unless this knob accepts `value`; None means `off`."""
     if value is None:
         return
     if spec.by_token:
@@ -101,7 +101,7 @@ def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 
 
 def check_phrase(name: str, phrase: object, vocab: int) -> None:
-    """Check a text, or a list of token ids."""
+    """Raise InvalidParameter unless `phrase` is a text or a list of token ids, not empty."""
     if not isinstance(phrase, str | list | tuple) or not phrase:
         raise InvalidParameter(
             f"{name} holds {phrase!r}; expected texts, or lists of token ids, none of them empty",
@@ -117,7 +117,7 @@ def check_phrase(name: str, phrase: object, vocab: int) -> None:
 
 
 def check_token(name: str, token: object, vocab: int) -> None:
-    """Refuse what is no token id of this model."""
+    """Raise InvalidParameter unless `token` is a token id of this model."""
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
         raise InvalidParameter(
             f"{name} holds {token!r}; expected token ids from 0 to {vocab - 1}", name
@@ -151,7 +151,7 @@ def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") 
 
 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
-    """Check one number against the knob's bounds, and against what its array can hold."""
+    """Check one number against the knob's bounds, and the range of its array."""
     if spec.kind is bool:
         if not isinstance(value, bool):
             raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)
@@ -163,7 +163,7 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 
 
 def token_id(name: str, key: object) -> int:
-    """A token id given as a number or in decimal digits; each id has one spelling."""
+    """Convert a number or decimal digits to a token id; each id has only one spelling."""
     if isinstance(key, int) and not isinstance(key, bool):
         return key
     if isinstance(key, str) and re.fullmatch(TOKEN_ID, key):
@@ -174,7 +174,7 @@ def token_id(name: str, key: object) -> int:
 
 
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
-    """The array leaf of one checked value: a number, a padded list or padded pairs."""
+    """Encode one checked value as an array leaf: a number, a padded list or padded pairs."""
     dtype = DTYPES[spec.kind]
     if spec.by_token:
         entries = dict(value) if isinstance(value, Mapping) else {}
@@ -195,7 +195,7 @@ def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
 
 
 def flat(phrases: Sequence[object]) -> list[int]:
-    """Phrases one after the other, each followed by NO_TOKEN; of a text only the end is known."""
+    """Join phrases, each followed by NO_TOKEN; a text (no ids yet) adds only its NO_TOKEN."""
     ids: list[int] = []
     for phrase in phrases:
         ids += [*(phrase if isinstance(phrase, list | tuple) else ()), NO_TOKEN]
@@ -203,14 +203,14 @@ def flat(phrases: Sequence[object]) -> list[int]:
 
 
 def encode_state(start: object) -> np.ndarray:
-    """The array leaf of a number that a sampler carries from token to token."""
+    """Encode the start value of a sampler's state as an array leaf."""
     if type(start) not in DTYPES:
         raise BrokenPlugin(f"state(start={start!r}); expected a number")
     return np.asarray(start, DTYPES[type(start)])
 
 
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
-    """One sampler as a row begins a request: knobs encoded, state derived from them."""
+    """Build one sampler of a new row: encode its knobs, then let `start` derive its state."""
     specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {
         field.name: encode_knob(knobs.get(field.name), specs[field.name])
@@ -237,7 +237,7 @@ def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sa
 
 
 def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
-    """Whether these knobs turn the sampler on."""
+    """Say whether these knobs turn the sampler on."""
     for name, spec in knobs_of(kind).items():
         if not spec.switch or knobs.get(name) is None:
             continue
@@ -250,7 +250,7 @@ def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
 
 
 def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:
-    """A leaf that start() returned, as the type and shape the compiled program expects."""
+    """Convert a leaf that start() returned to the old type; raise BrokenPlugin on a new shape."""
     leaf = np.asarray(new, old.dtype)
     if leaf.shape != old.shape:
         raise BrokenPlugin(

@@ -48,9 +48,9 @@ def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed
     return list_padded(ids, relative - log_total[:, None], size)
 
 
-def list_if(wanted: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
-    """Call `make` if some row is wanted; blank the lists of all other rows."""
-    rows = wanted.shape[0]
+def list_if(active: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
+    """Call `make` if some row is active; blank the lists of all other rows."""
+    rows = active.shape[0]
     nothing = Listed(
         jnp.full((rows, size), NO_TOKEN, jnp.int32), jnp.full((rows, size), -jnp.inf, jnp.float32)
     )
@@ -58,22 +58,22 @@ def list_if(wanted: Bool[Array, " S"], make: Callable[[], Listed], size: int) ->
     def listed() -> Listed:
         made = make()
         return Listed(
-            jnp.where(wanted[:, None], made.ids, nothing.ids),
-            jnp.where(wanted[:, None], made.logprobs, nothing.logprobs),
+            jnp.where(active[:, None], made.ids, nothing.ids),
+            jnp.where(active[:, None], made.logprobs, nothing.logprobs),
         )
 
-    return jax.lax.cond(jnp.any(wanted), listed, lambda: nothing)
+    return jax.lax.cond(jnp.any(active), listed, lambda: nothing)
 
 
 def logprob_if(
     ops: Choosing,
-    wanted: Bool[Array, " S"],
+    active: Bool[Array, " S"],
     logits: Float[Array, "S V"],
     token: Int32[Array, " S"],
 ) -> Float[Array, " S"]:
-    """Return the log-probability of each row's token; 0 in rows that are not wanted."""
+    """Return the log-probability of each row's token; 0 in rows that are not active."""
 
     def logprob() -> Array:
-        return jnp.where(wanted, ops.logprob(logits, token, wanted), 0.0)
+        return jnp.where(active, ops.logprob(logits, token, active), 0.0)
 
-    return jax.lax.cond(jnp.any(wanted), logprob, lambda: jnp.zeros(wanted.shape, jnp.float32))
+    return jax.lax.cond(jnp.any(active), logprob, lambda: jnp.zeros(active.shape, jnp.float32))

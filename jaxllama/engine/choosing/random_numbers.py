@@ -14,7 +14,7 @@ from jaxllama.shapes import Array, Float, Int32, UInt32
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 ROUNDS = 5  # of four rotations each
 PARITY = 0x1BD11BDA
-FRACTION, ONE = 9, 0x3F800000  # 23 random bits behind the exponent of 1.0
+FRACTION, ONE = 9, 0x3F800000  # 23 random bits after the exponent of 1.0
 
 Words = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 

@@ -28,19 +28,19 @@ class Shaping(NamedTuple):
     early: RowsOn  # before the filters
     late: RowsOn  # after the filters
 
-    def within(self, wanted: Bool[Array, " S"]) -> "Shaping":
+    def within(self, active: Bool[Array, " S"]) -> "Shaping":
         """Limit the shapers to some rows."""
-        early = {name: on & wanted for name, on in self.early.items()}
+        early = {name: on & active for name, on in self.early.items()}
         return self._replace(
-            early=early, late={name: on & wanted for name, on in self.late.items()}
+            early=early, late={name: on & active for name, on in self.late.items()}
         )
 
 
 def plan(
-    kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, wanted: Bool[Array, " S"]
+    kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, active: Bool[Array, " S"]
 ) -> Shaping:
     """Decide where each shaper acts: where the temperature does, or always after the filters."""
-    on = {name: wanted & switched_on(shapers[name]) for name in kinds}
+    on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
         name: on[name] if kind.last else on[name] & rows.temperature_last
         for name, kind in kinds.items()

@@ -19,7 +19,7 @@ from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
 from jaxllama.shapes import Array, Bool, Float, Int32
 
-# Index of the filter, its rows, what the filters before it left; returns what it leaves.
+# Takes the index of a filter, its rows and the survivors so far; returns the survivors after it.
 Act = Callable[[Int32[Array, ""], Bool[Array, " S"], Any], Any]
 
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
@@ -58,7 +58,7 @@ class CandidateRows(NamedTuple):
 def draw_survivors(
     ops: Choosing, kinds: CandidateSamplers, given: CandidateRows, *, width: int, listed: int
 ) -> Draws:
-    """Draw one token per row from those of the `width` best candidates that all filters keep.
+    """Draw one token per row among the `width` best candidates, of those that all filters keep.
 
     A row whose last candidate was kept by a filter might have kept more. Such a row is drawn again
     from more candidates, up to the whole vocabulary, so the result never depends on `width`.

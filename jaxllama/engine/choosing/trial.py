@@ -1,4 +1,4 @@
-"""A trial: whether a sampler keeps the shapes of its socket, before any program is compiled.
+"""Trial: check that a sampler returns the shapes of its kind, before any program is compiled.
 
 Called by the bank for every installed sampler. Traces one row abstractly; computes nothing.
 """
@@ -17,11 +17,11 @@ from jaxllama.errors import BrokenPlugin
 from jaxllama.sampling import NO_TOKEN, Adjuster, Candidates, Chosen, Filter, Sampler, Shaper
 from jaxllama.shapes import Array
 
-WIDE = (np.float64, np.int64)  # what NumPy computes in unless told otherwise
+WIDE = (np.float64, np.int64)  # the default types of NumPy
 
 
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
-    """Raise BrokenPlugin unless the sampler traces and returns what its socket says."""
+    """Raise BrokenPlugin unless the sampler can be traced and returns the shapes of its kind."""
 
     def call(sampler: Sampler) -> Array:
         if isinstance(sampler, Adjuster | Shaper):
@@ -36,13 +36,13 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
     refuse_incomplete(name, type(row))
     is_filter = isinstance(row, Filter)
     expected = np.zeros(candidates, np.bool_) if is_filter else np.zeros(vocab, np.float32)
-    expect(f"sampler {name!r}", traced(name, call, row), expected, row)
+    expect(f"sampler {name!r}", trace(name, call, row), expected, row)
     if isinstance(row, Adjuster) and row.held_only:
-        # As many logits as its row has tokens: one that knows the vocabulary does not fit.
+        # As many logits as the row has tokens: a sampler that expects the vocabulary fails here.
         few = jnp.zeros(blank_row(name).tokens.shape, jnp.float32)
-        made = traced(name, lambda one: one(few, context(blank_row(name), name)), row)
+        made = trace(name, lambda one: one(few, context(blank_row(name), name)), row)
         expect(f"sampler {name!r}, shown {len(few)} tokens,", made, few, row)
-    expect_row(name, traced(name, observe, row), row)
+    expect_row(name, trace(name, observe, row), row)
 
 
 def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
@@ -67,8 +67,8 @@ def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
         )
 
 
-def traced(name: str, call: Any, row: Sampler) -> Any:
-    """The shapes `call` returns for one row, or BrokenPlugin with the line that fails and why."""
+def trace(name: str, call: Any, row: Sampler) -> Any:
+    """Return the shapes that `call` returns for one row; raise BrokenPlugin with line and cause."""
     made: list[Any] = []
 
     def kept(row: Sampler) -> Any:
@@ -95,20 +95,20 @@ def traced(name: str, call: Any, row: Sampler) -> Any:
 
 def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
     """Raise BrokenPlugin unless `__call__` returned an array of the expected shape and type."""
-    wanted = f"{expected.dtype}{list(expected.shape)}"
+    expected_text = f"{expected.dtype}{list(expected.shape)}"
     is_array = hasattr(made, "shape") and hasattr(made, "dtype")
     if is_array and (made.shape, made.dtype) == (expected.shape, expected.dtype):
         return
-    returned = f"{made.dtype}{list(made.shape)}" if is_array else named(made)
+    returned = f"{made.dtype}{list(made.shape)}" if is_array else name_returned(made)
     raise BrokenPlugin(
-        f"{what} returns {returned}; expected {wanted}",
+        f"{what} returns {returned}; expected {expected_text}",
         where=mistakes.line_of(type(row), "__call__"),
         hint=hint_for(made, expected, row) if is_array else "return one array from __call__",
     )
 
 
 def hint_for(made: Any, expected: Any, row: Sampler) -> str:
-    """What makes the returned array fit."""
+    """Suggest how to correct the returned array."""
     if made.shape != expected.shape:
         shown = "best.ids" if isinstance(row, Filter) else "logits"
         return f"return one number for each token, in the shape of `{shown}`"
@@ -119,17 +119,18 @@ def hint_for(made: Any, expected: Any, row: Sampler) -> str:
     return "compute in float32: end with .astype(logits.dtype)"
 
 
-def named(made: Any) -> str:
-    """What was returned, by its value or its type."""
+def name_returned(made: Any) -> str:
+    """Name a returned value for an error message: None, or its type."""
     return "None" if made is None else f"a {type(made).__name__}"
 
 
 def expect_row(name: str, made: Any, row: Sampler) -> None:
-    """Raise BrokenPlugin unless `observe` returned the sampler with fields like those of `row`."""
+    """Raise BrokenPlugin unless `observe` returned a sampler with the shapes and types of `row`."""
     where = mistakes.line_of(type(row), "observe")
     if type(made) is not type(row):
         raise BrokenPlugin(
-            f"observe() of sampler {name!r} returns {named(made)}; expected a {type(row).__name__}",
+            f"observe() of sampler {name!r} returns {name_returned(made)}; "
+            f"expected a {type(row).__name__}",
             where=where,
             hint="return self, or dataclasses.replace(self, field=value)",
         )
@@ -150,7 +151,7 @@ def expect_row(name: str, made: Any, row: Sampler) -> None:
 
 
 def blank_row(name: str) -> Rows:
-    """One row of a batch, as small as a row can be; its chance is made: tracing that takes long."""
+    """Make one small row; its chance is given, because tracing the random numbers takes long."""
     return Rows(
         tokens=jnp.zeros(8, jnp.int32),
         length=jnp.int32(1),
@@ -166,7 +167,7 @@ def blank_row(name: str) -> Rows:
 
 
 def blank_candidates(count: int) -> Candidates:
-    """As many equal candidates."""
+    """Make `count` candidates with equal logits."""
     logits = jnp.zeros(count, jnp.float32)
     ids, nothing, size = jnp.arange(count, dtype=jnp.int32), jnp.float32(0.0), jnp.int32(count)
     return Candidates(ids, logits, logits, nothing, nothing, size)

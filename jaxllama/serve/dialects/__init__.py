@@ -31,7 +31,7 @@ prompt p has index p * n + i and the seed `choice_seed(seed, i)`.
 Work that takes longer than a millisecond must not run on the event loop:
 `await service.off_loop(f, request[CALLER], size=characters)` calls f(model) in a thread
 (tokenizing, templates). Work that reads in a slot without generating, such as
-`Engine.peek_by_and_by`, waits in the fair queue like a generation:
+`Engine.peek_in_steps`, waits in the fair queue like a generation:
 `await service.ask_engine([Question(begin, tokens)], request[CALLER])`. A handler that needs no key
 says so with `@open_to_all` from `guard`. Add the module to `DIALECTS` in `app.py`.
 """

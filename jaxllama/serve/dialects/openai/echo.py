@@ -57,7 +57,7 @@ async def echo_of(
     def see(logits: np.ndarray) -> None:
         tops.extend(likeliest(row, count) for row in logits)
 
-    begin = methodcaller("peek_by_and_by", ids, 1, see if count else None)
+    begin = methodcaller("peek_in_steps", ids, 1, see if count else None)
     ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
     logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
     writer.add(logprobs, ids[0], None)

@@ -82,7 +82,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
             "input",
         )
     pooling = Pooling(body.pooling or Pooling.MEAN)
-    questions = [Question(methodcaller("embed_by_and_by", ids), len(ids)) for ids in all_ids]
+    questions = [Question(methodcaller("embed_in_steps", ids), len(ids)) for ids in all_ids]
     found = [
         Embedding(index, written(as_embedding(pooled, pooling), body))
         for index, pooled in enumerate(await service.ask_engine(questions, request[CALLER]))
