@@ -66,7 +66,7 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-def with_own_names(
+def rename_aliases(
     fields: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Rename the aliases among `fields`; also returns which own name came under which alias.
@@ -76,7 +76,7 @@ def with_own_names(
     found = {name: value for name, value in fields.items() if not is_alias(name, known)}
     called: dict[str, str] = {}
     for name in [name for name in fields if name not in found]:
-        own, value = ALIASES[name].own, meant(name, fields[name])
+        own, value = ALIASES[name].own, own_value(name, fields[name])
         if value is None:
             continue
         if found.get(own) not in (None, value):
@@ -95,7 +95,7 @@ def is_alias(name: str, known: Collection[str]) -> bool:
     return name not in known and name in ALIASES and ALIASES[name].own in known
 
 
-def meant(name: str, value: Any) -> Any:
+def own_value(name: str, value: Any) -> Any:
     """The value that the own field has to have; None if it is as if not given."""
     alias = ALIASES[name]
     if isinstance(value, int) and not isinstance(value, bool):

@@ -36,7 +36,7 @@ def create_app(
     """The application of one service; the first dialect words what belongs to no route."""
     everyone = (*dialects, operations, page, Docs([*dialects, operations]))
     front = Front(service, Guard(settings), everyone[0])
-    app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
+    app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings
     for dialect in everyone:
         for route in dialect.routes(service):
@@ -54,21 +54,21 @@ class Front:
         self._service, self._guard, self._default = service, guard, default
 
     @web.middleware
-    async def attend(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Introduce the caller, ask the guard, run the handler, word what goes wrong."""
-        self._introduce(request)
+        self._identify_caller(request)
         try:
             preflight = self._guard.preflight(request)
             if preflight is not None:
                 return preflight
             check_expectation(request)
-            check_place(request)
+            check_connection_reserve(request)
             self._guard.check(request, request.match_info.handler)
             return await handler(request)
         except JaxLlamaError as error:
             return self._refuse(request, error)
         except web.HTTPException as error:
-            response = self._refuse(request, worded(request, error))
+            response = self._refuse(request, translate_error(request, error))
             if hdrs.ALLOW in error.headers:
                 response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
             return response
@@ -87,7 +87,7 @@ class Front:
             response.headers[NOTES[name]] = notes[name]
         response.headers.update(self._guard.cors(request))
 
-    def _introduce(self, request: web.Request) -> None:
+    def _identify_caller(self, request: web.Request) -> None:
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         request[CALLER] = Caller(client=self._guard.client(request), route=route)
@@ -107,7 +107,7 @@ class Front:
         return response
 
 
-def check_place(request: web.Request) -> None:
+def check_connection_reserve(request: web.Request) -> None:
     """Refuse on a connection in reserve what is not for operators."""
     connection, handler = request.protocol, request.match_info.handler
     if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
@@ -123,7 +123,7 @@ def check_place(request: web.Request) -> None:
         raise error
 
 
-def worded(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
+def translate_error(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
     """What aiohttp objects to, in our words."""
     match error.status:
         case 404:

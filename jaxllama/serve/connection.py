@@ -21,7 +21,7 @@ SEND_BUFFER = 64 << 10  # bytes the kernel holds for a client that does not read
 PROBES = 3  # unanswered ones until a silent peer counts as gone
 PIECE = 16 << 10  # bytes that are parsed at a time
 FRAMING = 64 << 10  # bytes of a body that may be sizes and ends of chunks: 13,000 chunks at most
-LATE = (
+HEAD_TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 )
@@ -48,13 +48,13 @@ class Connection(web.RequestHandler):
         if not self._crowd.admit(self):
             self.force_close()
             return
-        tune(transport.get_extra_info("socket"), self._settings.stall_seconds)
-        self._expect_head()
+        set_socket_options(transport.get_extra_info("socket"), self._settings.stall_seconds)
+        self._start_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone."""
         self._crowd.remove(self)
-        self._head_is_there()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def evict(self) -> None:
@@ -69,7 +69,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse what has come, a piece at a time."""
         if self._late is None and self._is_idle:
-            self._expect_head()
+            self._start_head_timer()
         self._parse(data[:PIECE])
         for start in range(PIECE, len(data), PIECE):
             self._parse(data[start : start + PIECE])
@@ -112,7 +112,7 @@ class Connection(web.RequestHandler):
         before = body.total_bytes if body is not None else 0
         super().data_received(data)
         if self._request_count != requests:
-            self._head_is_there()
+            self._stop_head_timer()
             self._crowd.set_busy(self)
             self._body, self._framing = self._messages[-1][1], 0
         elif body is not None and not body.is_eof():
@@ -130,22 +130,22 @@ class Connection(web.RequestHandler):
         body.feed_eof()
         self.close()
 
-    def _expect_head(self) -> None:
-        self._late = self._loop.call_later(self._settings.header_seconds, self._is_late)
+    def _start_head_timer(self) -> None:
+        self._late = self._loop.call_later(self._settings.header_seconds, self._end_without_head)
 
-    def _head_is_there(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _is_late(self) -> None:
+    def _end_without_head(self) -> None:
         """The head of a request did not come in time."""
         self._late = None
         if self.transport is None or not self._is_idle:
             return
         limit = self._settings.header_seconds
         body = error_json(f"no request came within {limit} s", "request_timeout")
-        self.transport.write(LATE % (len(body), body))
+        self.transport.write(HEAD_TIMEOUT_RESPONSE % (len(body), body))
         self.force_close()
 
 
@@ -154,7 +154,7 @@ def error_json(message: str, code: str) -> bytes:
     return json.dumps({"error": {"message": message.splitlines()[0], "code": code}}).encode()
 
 
-def tune(sock: socket.socket | None, seconds: float) -> None:
+def set_socket_options(sock: socket.socket | None, seconds: float) -> None:
     """Notice a peer that has vanished without a word, and bound what is kept for a slow one."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

@@ -47,7 +47,7 @@ class Crowd:
     def admit(self, member: CrowdMember) -> bool:
         """Add a new connection, idle; False if it has to be closed."""
         group = group_of(member.address)
-        crowded = self._crowded(member, group)
+        crowded = self._find_full_group(member, group)
         is_spare = False
         if crowded is not None:
             oldest = next(iter(self._idle.get(crowded, ())), None)
@@ -105,7 +105,7 @@ class Crowd:
             return True
         return any(found in network for network in self._trusted)
 
-    def _crowded(self, member: CrowdMember, group: str) -> str | None:
+    def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
         """The group that has to give way to a new connection; None if there is room."""
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group

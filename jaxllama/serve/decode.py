@@ -18,10 +18,10 @@ from aiohttp import web
 from jaxllama import strict_json
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
-from jaxllama.serve.aliases import with_own_names
+from jaxllama.serve.aliases import rename_aliases
 from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import ALIASED, CALLER, SETTINGS
-from jaxllama.serve.unknown import drop_unknown, listed, names_in
+from jaxllama.serve.unknown import drop_unknown, join_names, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -69,7 +69,7 @@ def note_ignored(request: web.Request, names: list[str]) -> None:
     """Let the answer's headers and the log name fields that have no effect."""
     notes = request[CALLER].notes
     if names:
-        notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), listed(names)]))
+        notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), join_names(names)]))
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -145,7 +145,7 @@ def convert(
 ) -> Decoded[T]:
     """JSON fields as `shape`, and the knobs among them; with `strict` all must be known."""
     own = set(shape.__struct_encode_fields__)
-    fields, aliased = with_own_names(fields, own | set(knobs))
+    fields, aliased = rename_aliases(fields, own | set(knobs))
     given = {key: value for key, value in fields.items() if key in knobs and key not in own}
     rest = {key: value for key, value in fields.items() if key not in given}
     unknown = next((key for key in rest if key not in own), None)
@@ -155,30 +155,32 @@ def convert(
     try:
         return Decoded(msgspec.convert(rest, shape), given, ignored, aliased)
     except msgspec.ValidationError as error:
-        raise worded(str(error), rest, shape) from error
+        raise as_invalid_parameter(str(error), rest, shape) from error
 
 
-def worded(message: str, fields: dict[str, Any], shape: type[msgspec.Struct]) -> InvalidParameter:
+def as_invalid_parameter(
+    message: str, fields: dict[str, Any], shape: type[msgspec.Struct]
+) -> InvalidParameter:
     """What msgspec objects to, as an error that names the field and, if it is text, its value."""
-    where, what = place_of(message)
+    where, what = split_message(message)
     unknown = UNKNOWN.fullmatch(what)
     if unknown is not None:
         refusal = unknown_field(unknown[1][:100], names_in(shape))
         refusal.field = f"{where}.{unknown[1][:100]}"
         return refusal
-    value = find(fields, where)
+    value = value_at(fields, where)
     if what.startswith("Expected `str` matching") and isinstance(value, str):
         what = f"{what}, got {value[:100]!r}"
     return InvalidParameter(f"{where}: {what}" if where else what, where)
 
 
-def place_of(message: str) -> tuple[str | None, str]:
+def split_message(message: str) -> tuple[str | None, str]:
     """Where in the body something is wrong, and what, out of msgspec's words."""
     found = PATH.search(message)
     return (found[1], message[: found.start()]) if found else (None, message)
 
 
-def find(value: Any, path: str | None) -> Any:
+def value_at(value: Any, path: str | None) -> Any:
     """The part of a body at a path such as messages[0].content; None where it does not lead."""
     for key in re.findall(r"[^.\[\]]+", path or ""):
         if isinstance(value, list) and key.isdigit():

@@ -24,7 +24,7 @@ from jaxllama.service.asking import renamed
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
 
 
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a request may say; a field's bounds are the row of its name in the limits table."""
 
     # Fields that others have and this server cannot honour, and why; only "no" is accepted.
@@ -52,14 +52,14 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return [name for name in self.unheeded if getattr(self, name)]
 
 
-def refuse_any(body: Body, why: Mapping[str, str]) -> None:
+def refuse_any(body: RequestShape, why: Mapping[str, str]) -> None:
     """Raise InvalidParameter for a field that is given and among those in `why`."""
     for name, reason in why.items():
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported: {reason}", name)
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=RequestShape)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Endpoint:
     path: str
     summary: str
     answer: Any  # what its JSON is; str: it is plain text
-    body: type[Body] | None = None
+    body: type[RequestShape] | None = None
     events: tuple[type[msgspec.Struct], ...] = ()  # what it streams instead, where asked
     takes_knobs: bool = False  # core knobs and those of every installed sampler
     bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)  # other than usual
@@ -108,12 +108,12 @@ def routes_of(
 ) -> list[web.RouteDef]:
     """The routes of a dialect, each with its handler."""
     return [
-        web.route(endpoint.method, endpoint.path, bound(endpoint, serve, service))
+        web.route(endpoint.method, endpoint.path, bind_service(endpoint, serve, service))
         for endpoint, serve in endpoints.items()
     ]
 
 
-def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
+def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
     """An aiohttp handler of one service; its errors call fields by the names the client sent."""
 
     @functools.wraps(serve)

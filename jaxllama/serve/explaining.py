@@ -28,7 +28,7 @@ def check_length(knobs: Mapping[str, Any]) -> None:
         )
 
 
-async def recorded(
+async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
     """The logits of each token of the only answer, which is over."""
@@ -37,7 +37,7 @@ async def recorded(
     begin = partial(logits_behind, request=request, tokens=tokens)
     question = Question(begin, len(request.prompt) + len(tokens))
     asking = service.ask_engine([question], answers.caller)
-    (logits,) = await answers.unless_over(asyncio.ensure_future(asking))
+    (logits,) = await answers.wait_for(asyncio.ensure_future(asking))
 
     def keep(model: Model) -> Recording:
         return recording_of(model.intake, request, tokens, logits)
@@ -45,7 +45,7 @@ async def recorded(
     return await service.off_loop(keep, answers.caller)
 
 
-async def replayed(
+async def replay_positions(
     recording: Recording,
     changes: Mapping[str, object],
     answers: Answers,
@@ -68,4 +68,4 @@ async def replayed(
             found.append(one)
         return found
 
-    return await answers.unless_over(asyncio.ensure_future(replay()))
+    return await answers.wait_for(asyncio.ensure_future(replay()))

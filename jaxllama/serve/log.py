@@ -17,8 +17,10 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         facts = getattr(record, "facts", {})
-        shown = [f"{name}={show(value)}" for name, value in facts.items() if value is not None]
-        line = f"{stamp(record)} {record.levelname.lower()} {record.getMessage()}"
+        shown = [
+            f"{name}={format_value(value)}" for name, value in facts.items() if value is not None
+        ]
+        line = f"{format_time(record)} {record.levelname.lower()} {record.getMessage()}"
         return " ".join([printable(line), *shown]) + self.trace(record)
 
     def trace(self, record: logging.LogRecord) -> str:
@@ -33,7 +35,7 @@ class JsonLines(Lines):
         """One line, whatever happened."""
         facts: dict[str, Any] = getattr(record, "facts", {})
         entry = {
-            "time": stamp(record),
+            "time": format_time(record),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **facts,
@@ -43,13 +45,13 @@ class JsonLines(Lines):
         return json.dumps(entry, default=str)
 
 
-def stamp(record: logging.LogRecord) -> str:
+def format_time(record: logging.LogRecord) -> str:
     """When it happened, in UTC."""
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     return f"{seconds}.{int(record.msecs):03}Z"
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """A value that cannot be taken for anything else."""
     if isinstance(value, str) and value.isprintable() and value and not set(value) & set(' ="'):
         return value

@@ -13,7 +13,7 @@ import msgspec
 from jaxllama.limits import FRONT, LIMITS, Limit
 from jaxllama.sampling import KnobSpec
 from jaxllama.serve.aliases import aliases_of
-from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.service import Model
 
 Json = dict[str, Any]
@@ -56,13 +56,13 @@ def describe(
     found = dict(zip(map(id, shapes), schemas, strict=True))
     for endpoint in endpoints:
         if endpoint.body is not None:
-            finish(components[endpoint.body.__name__], endpoint, model, strict=strict)
+            complete_schema(components[endpoint.body.__name__], endpoint, model, strict=strict)
     if not strict:
         for each in components.values():
             each.pop("additionalProperties", None)
     paths: Json = {}
     for endpoint, name in endpoints.items():
-        described = operation(endpoint, name, found)
+        described = describe_operation(endpoint, name, found)
         if endpoint.name:
             described["parameters"] = [path_parameter(endpoint.name)]
         paths.setdefault(endpoint.plain_path, {})[endpoint.method.lower()] = described
@@ -70,7 +70,7 @@ def describe(
         "openapi": "3.1.0",
         "info": {"title": "jaxllama", "version": version("jaxllama")},
         "paths": paths,
-        "components": {"schemas": components, "responses": refusals(found[id(error)])},
+        "components": {"schemas": components, "responses": describe_refusals(found[id(error)])},
     }
     if needs_key:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -85,7 +85,7 @@ def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
         yield from (endpoint.body, answer, *endpoint.events, *endpoint.otherwise.values())
 
 
-def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
+def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     """One route."""
     content: Json = {}
     if endpoint.answer is str:
@@ -113,7 +113,7 @@ def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     return described
 
 
-def refusals(error: Json) -> Json:
+def describe_refusals(error: Json) -> Json:
     """What any route may answer instead."""
     content = {"application/json": {"schema": error}}
     return {
@@ -126,7 +126,7 @@ def path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
+def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
     """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
     fields = schema["properties"]
     assert endpoint.body is not None
@@ -134,11 +134,11 @@ def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> N
         fields["model"] = {"enum": [model.name, *sorted(model.aliases), None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
-            fields[name] = refused(field, endpoint.body, name)
+            fields[name] = schema_of_unsupported(field, endpoint.body, name)
         elif name in endpoint.body.unheeded:
             field["description"] = f"of no effect: {endpoint.body.unheeded[name]}"
         elif name in FRONT:
-            bound(field, FRONT[name])
+            add_bounds(field, FRONT[name])
     if endpoint.takes_knobs:
         add_knobs(fields, endpoint, model)
     add_aliases(fields, strict=strict)
@@ -147,9 +147,9 @@ def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> N
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
     """Add core knobs and those of every sampler to the fields of a body."""
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
-        fields.setdefault(name, or_null(of_limit(limit), limit.help))
+        fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
-        fields.setdefault(name, or_null(of_knob(spec), spec.help))
+        fields.setdefault(name, or_null(schema_of_knob(spec), spec.help))
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
@@ -166,7 +166,7 @@ def add_aliases(fields: Json, *, strict: bool) -> None:
             fields |= {name: {**fields[own], **same} for name in names}
 
 
-def refused(field: Json, body: type[Body], name: str) -> Json:
+def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> Json:
     """The schema of a field that is there only to be refused with a reason."""
     types = {each.get("type") for each in field.get("anyOf", [field])}
     kind = next((kind for kind in NO if kind in types), None)
@@ -174,7 +174,7 @@ def refused(field: Json, body: type[Body], name: str) -> Json:
     return {**no, "description": f"not supported: {body.unsupported[name]}", "default": None}
 
 
-def bound(field: Json, limit: Limit) -> None:
+def add_bounds(field: Json, limit: Limit) -> None:
     """Write the bounds of the limits table into a field's schema."""
     field["description"] = limit.help
     for each in field.get("anyOf", [field]):
@@ -189,9 +189,9 @@ def bound(field: Json, limit: Limit) -> None:
                 each["maxLength"] = limit.longest
 
 
-def of_limit(limit: Limit) -> Json:
+def schema_of_limit(limit: Limit) -> Json:
     """The schema of a core field."""
-    one = of_scalar(limit.kind, limit.low, limit.high)
+    one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}
     if not limit.many:
@@ -199,9 +199,9 @@ def of_limit(limit: Limit) -> Json:
     return {"anyOf": [one, {"type": "array", "items": one, "maxItems": limit.most}]}
 
 
-def of_knob(spec: KnobSpec) -> Json:
+def schema_of_knob(spec: KnobSpec) -> Json:
     """The schema of a sampler's knob."""
-    one = of_scalar(spec.kind, spec.low, spec.high)
+    one = schema_of_scalar(spec.kind, spec.low, spec.high)
     if spec.by_token:
         keys = {"pattern": "^(0|[1-9][0-9]{0,9})$"}
         return {
@@ -217,7 +217,7 @@ def of_knob(spec: KnobSpec) -> Json:
     return {"type": "array", "items": one, "maxItems": spec.width}
 
 
-def of_scalar(kind: type, low: float | None, high: float | None) -> Json:
+def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
     """The schema of one value."""
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]
     schema: Json = {"type": name}

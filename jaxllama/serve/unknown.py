@@ -23,25 +23,25 @@ def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[st
     Places are like `messages[].id`, each named once.
     """
     dropped: dict[str, None] = {}
-    visit(fields, type_of(shape), "", dropped)
+    drop_from_value(fields, type_of(shape), "", dropped)
     return list(dropped)
 
 
-def visit(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
+def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
     """Remove unknown fields from one value, in place."""
     if isinstance(kind, inspect.UnionType):
-        kind = branch(value, kind)
+        kind = pick_union_type(value, kind)
     if isinstance(value, dict) and isinstance(kind, inspect.StructType):
-        visit_object(value, kind, path, dropped)
+        drop_from_object(value, kind, path, dropped)
     elif isinstance(value, dict) and isinstance(kind, inspect.DictType):
         for each in value.values():
-            visit(each, kind.value_type, f"{path}*.", dropped)
+            drop_from_value(each, kind.value_type, f"{path}*.", dropped)
     elif isinstance(value, list) and isinstance(kind, inspect.CollectionType):
         for each in value:
-            visit(each, kind.item_type, f"{path[:-1]}[].", dropped)
+            drop_from_value(each, kind.item_type, f"{path[:-1]}[].", dropped)
 
 
-def visit_object(
+def drop_from_object(
     value: dict[str, Any], kind: inspect.StructType, path: str, dropped: dict[str, None]
 ) -> None:
     """Remove unknown fields from an object and from what it holds, in place."""
@@ -51,10 +51,10 @@ def visit_object(
         del value[name]
     for name, each in value.items():
         if name in own and isinstance(each, dict | list):
-            visit(each, own[name], f"{path}{name}.", dropped)
+            drop_from_value(each, own[name], f"{path}{name}.", dropped)
 
 
-def branch(value: Any, union: inspect.UnionType) -> inspect.Type:
+def pick_union_type(value: Any, union: inspect.UnionType) -> inspect.Type:
     """The type of a union that a value is meant to have."""
     structs = [each for each in union.types if isinstance(each, inspect.StructType)]
     if isinstance(value, dict) and len(structs) > 1:
@@ -95,7 +95,7 @@ def names_in(shape: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(names)
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Names as one line that is safe in a header: bounded, no character that could mean more."""
     shown = [UNSAFE.sub("?", name[:LONGEST_NAME]) for name in names]
     line = ", ".join(shown)

@@ -41,7 +41,7 @@ def frame(value: Any, event: str | None = None) -> bytes:
     return b"%sdata: %s\n\n" % (name, encode(value))
 
 
-def joined(values: Iterable[Any]) -> bytes:
+def join_frames(values: Iterable[Any]) -> bytes:
     """Several events, each under its own name if its `type` is one."""
     return b"".join(frame(value, getattr(value, "type", None)) for value in values)
 
@@ -74,13 +74,13 @@ class Sse:
 
     async def send_all(self, values: Iterable[Any]) -> None:
         """Several events in one write."""
-        frames = joined(values)
+        frames = join_frames(values)
         if frames:
             await self._write(frames)
 
     async def finish(self, values: Iterable[Any] = (), *, says_done: bool = True) -> None:
         """The last events, and the end that OpenAI's clients wait for."""
-        await self._write(joined(values) + (DONE if says_done else b""), is_last=True)
+        await self._write(join_frames(values) + (DONE if says_done else b""), is_last=True)
 
     async def __aenter__(self) -> Self:
         self._pinging = asyncio.create_task(self._ping())
@@ -114,13 +114,13 @@ class Sse:
             if not self.response.prepared:
                 await self.response.prepare(self._request)
             write = self.response.write_eof if is_last else self.response.write
-            if self._takes_at_once(raw):
+            if self._can_write_now(raw):
                 await write(raw)
             else:
-                await self._in_time(write, raw)
+                await self._write_in_time(write, raw)
             self._wrote = self._loop.time()
 
-    def _takes_at_once(self, raw: bytes) -> bool:
+    def _can_write_now(self, raw: bytes) -> bool:
         """The client is not behind, so this write will not wait: no timer is needed for it."""
         transport = self._request.transport
         return (
@@ -129,7 +129,7 @@ class Sse:
             and len(raw) < NEVER_WAITS
         )
 
-    async def _in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
+    async def _write_in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
         """Write once the client has taken in what it is owed; drop it if it does not."""
         seconds = self._settings.stall_seconds
         try:

@@ -19,7 +19,7 @@ from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
+from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService, Model
@@ -70,7 +70,7 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
     body, knobs = await EXPLAIN.read(request, service, ExplainBody)
     name = check_model(body.model, service.model)
     changes = body.what_if or {}
-    check(knobs, changes, service.model)
+    check_explainable(knobs, changes, service.model)
     messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
     prompts = [] if body.prompt is None else [body.prompt]
     if knobs.get("max_tokens") is None:
@@ -79,14 +79,16 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
     async with service.open(ask, request[CALLER]) as answers:
         check_recordable(answers.requests[0])
         events = [event async for _, event in answers]
-        recording = await recorded(answers, events, service)
-        positions = await replayed(recording, {}, answers, service)
-        others = await replayed(recording, changes, answers, service) if changes else None
+        recording = await record_answer(answers, events, service)
+        positions = await replay_positions(recording, {}, answers, service)
+        others = await replay_positions(recording, changes, answers, service) if changes else None
     text = "".join(event.text for event in events)
     return one_json(Explanation(name, text, recording.seed, positions, others))
 
 
-def check(knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model) -> None:
+def check_explainable(
+    knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model
+) -> None:
     """Refuse what cannot be explained before anything is computed."""
     check_length(knobs)
     if knobs.get("logprobs") is not None:

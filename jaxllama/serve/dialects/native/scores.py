@@ -27,7 +27,7 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Caller, GenerationService, Model, Question
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 
 
 class ScoreBody(ModelBody):
@@ -89,7 +89,7 @@ async def score(request: web.Request, service: GenerationService) -> web.Respons
     body, _ = await SCORE.read(request, service, ScoreBody)
     name = check_model(body.model, service.model)
     caller = request[CALLER]
-    scores = await scores_of(body, body.continuations, "continuations", service, caller)
+    scores = await score_texts(body, body.continuations, "continuations", service, caller)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
     return one_json(Scores(name, found))
 
@@ -100,7 +100,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    scores = await scores_of(body, body.labels, "labels", service, request[CALLER])
+    scores = await score_texts(body, body.labels, "labels", service, request[CALLER])
     shares = probabilities(scores, length_normalize=body.length_normalize)
     found = [
         Labelled(label, share, one.logprob)
@@ -110,7 +110,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     return one_json(Classified(name, best.label, found))
 
 
-async def scores_of(
+async def score_texts(
     body: ScoreBody | ClassifyBody,
     texts: Sequence[Prompt],
     name: str,
@@ -130,7 +130,7 @@ async def scores_of(
         return ids, continuations(intake, ids, texts, name)
 
     turns = [as_turn(turn) for turn in body.messages or ()]
-    size = weight([body.prompt, turns, texts])
+    size = estimate_characters([body.prompt, turns, texts])
     ids, tails = await service.off_loop(read, caller, size=size)
     total = sum(map(len, tails)) + len(ids)
     if total > service.bounds.request_tokens:

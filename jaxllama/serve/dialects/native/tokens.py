@@ -22,14 +22,14 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 from jaxllama.text.tokenizer import Tokenizer
 
 OF_TEXTS = ("special", "begin", "add_special_tokens", "add_special", "parse_special")
-Source = Literal["text", "prompt", "content", "messages"]
+SourceField = Literal["text", "prompt", "content", "messages"]
 
 
-class Conversation(ModelBody, kw_only=True):
+class ConversationBody(ModelBody, kw_only=True):
     """A conversation, and how its prompt ends."""
 
     messages: list[Turn] | None = None
@@ -38,7 +38,7 @@ class Conversation(ModelBody, kw_only=True):
     continue_final_message: bool = False
 
 
-class TokenizeBody(Conversation, kw_only=True):
+class TokenizeBody(ConversationBody, kw_only=True):
     """A text under one of three names, or a conversation.
 
     `text` is ours: control tokens in it are plain text unless `special`, and `begin` adds the
@@ -82,7 +82,7 @@ class DetokenizeBody(ModelBody, kw_only=True):
     special: bool = False
 
 
-class Text(msgspec.Struct):
+class DetokenizedText(msgspec.Struct):
     """A text, also under the names that vLLM and llama.cpp give it."""
 
     text: str
@@ -90,7 +90,7 @@ class Text(msgspec.Struct):
     content: str
 
 
-class TemplateBody(Conversation, kw_only=True):
+class TemplateBody(ConversationBody, kw_only=True):
     """A conversation, as a chat takes it."""
 
     messages: list[Turn]
@@ -105,7 +105,9 @@ class Rendered(msgspec.Struct):
 
 
 TOKENIZE = Endpoint("POST", "/tokenize", "Text to token ids", body=TokenizeBody, answer=Tokens)
-DETOKENIZE = Endpoint("POST", "/detokenize", "Token ids to text", body=DetokenizeBody, answer=Text)
+DETOKENIZE = Endpoint(
+    "POST", "/detokenize", "Token ids to text", body=DetokenizeBody, answer=DetokenizedText
+)
 TEMPLATE = Endpoint(
     "POST",
     "/apply-template",
@@ -119,24 +121,28 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
     """Text or a conversation to token ids."""
     body, _ = await TOKENIZE.read(request, service, TokenizeBody)
     check_model(body.model, service.model)
-    source = source_of(body)
-    written = None
+    source = find_source(body)
+    conversation = None
     if source == "messages":
-        written = conversation_of(request, service.model, body)
+        conversation = read_conversation(request, service.model, body)
         note_ignored(request, [name for name in OF_TEXTS if getattr(body, name) is not None])
 
     def work(model: Model) -> Tokens:
         tokenizer = model.intake.tokenizer
-        ids = encode(tokenizer, body, source) if written is None else written.ids(model)
+        ids = (
+            encode_text(tokenizer, body, source)
+            if conversation is None
+            else conversation.ids(model)
+        )
         return tokens_of(tokenizer, body, ids, model.engine.config.context)
 
-    size = len(getattr(body, source)) if written is None else written.size
+    size = len(getattr(body, source)) if conversation is None else conversation.size
     return one_json(await service.off_loop(work, request[CALLER], size=size))
 
 
-def source_of(body: TokenizeBody) -> Source:
+def find_source(body: TokenizeBody) -> SourceField:
     """Which of the fields holds the text."""
-    sources: tuple[Source, ...] = ("text", "prompt", "content", "messages")
+    sources: tuple[SourceField, ...] = ("text", "prompt", "content", "messages")
     given = [name for name in sources if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidParameter(
@@ -147,7 +153,7 @@ def source_of(body: TokenizeBody) -> Source:
     return given[0]
 
 
-def encode(tokenizer: Tokenizer, body: TokenizeBody, source: Source) -> list[int]:
+def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
     """The token ids of a text, by default read as the server reads it that calls it so."""
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
@@ -185,10 +191,10 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
     check_model(body.model, service.model)
 
-    def work(model: Model) -> Text:
+    def work(model: Model) -> DetokenizedText:
         ids = model.intake.ids(body.tokens, fits=False)
         text = model.intake.tokenizer.decode(ids, special=body.special)
-        return Text(text, text, text)
+        return DetokenizedText(text, text, text)
 
     return one_json(await service.off_loop(work, request[CALLER], size=len(body.tokens)))
 
@@ -197,21 +203,21 @@ async def apply_template(request: web.Request, service: GenerationService) -> we
     """A conversation as the prompt it becomes."""
     body, _ = await TEMPLATE.read(request, service, TemplateBody)
     check_model(body.model, service.model)
-    written = conversation_of(request, service.model, body)
+    conversation = read_conversation(request, service.model, body)
 
     def work(model: Model) -> Rendered:
-        ids = written.ids(model)
-        return Rendered(written.text(model), ids, len(ids))
+        ids = conversation.ids(model)
+        return Rendered(conversation.text(model), ids, len(ids))
 
-    return one_json(await service.off_loop(work, request[CALLER], size=written.size))
+    return one_json(await service.off_loop(work, request[CALLER], size=conversation.size))
 
 
-class Written:
+class RenderedConversation:
     """A conversation that is rendered as text and as token ids."""
 
     def __init__(self, format_: str | None, turns: list[Any], **more: Any) -> None:
         self._format, self._turns, self._more = format_, turns, more
-        self.size = weight([turns, more.get("tools")])  # characters
+        self.size = estimate_characters([turns, more.get("tools")])  # characters
 
     def text(self, model: Model) -> str:
         """The prompt as text."""
@@ -223,11 +229,13 @@ class Written:
         return speaking.chat_ids(self._turns, fits=False, **self._more)
 
 
-def conversation_of(request: web.Request, model: Model, body: Conversation) -> Written:
+def read_conversation(
+    request: web.Request, model: Model, body: ConversationBody
+) -> RenderedConversation:
     """The conversation of a body, in the prompt format that a chat would use for it."""
     ending = Ending.ANSWER if body.add_generation_prompt else Ending.CLOSED
     ending = Ending.LAST if body.continue_final_message else ending
     turns = [as_turn(turn) for turn in body.messages or ()]
     tools = [as_tool(tool) for tool in body.tools or ()]
     format_ = chosen_format(request, model, None, turns, tools)
-    return Written(format_, turns, tools=tools, ending=ending)
+    return RenderedConversation(format_, turns, tools=tools, ending=ending)

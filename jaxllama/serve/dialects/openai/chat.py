@@ -20,16 +20,16 @@ from jaxllama.request import Event, Finished, FinishReason, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatBody,
+    ChatChoice,
     ChatChunk,
     ChatCompletion,
-    Choice,
+    ChatDelta,
+    ChatMessage,
     ChunkChoice,
-    Delta,
-    Message,
     Turn,
 )
-from jaxllama.serve.dialects.openai.constraints import as_tool, held_to
-from jaxllama.serve.dialects.openai.logprobs import new_style
+from jaxllama.serve.dialects.openai.constraints import as_tool, knobs_of_request
+from jaxllama.serve.dialects.openai.logprobs import chat_logprob
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
@@ -39,7 +39,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
+from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.service import Ask, GenerationService, Model
@@ -70,11 +70,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     shown = [as_tool(tool) for tool in tools]
     format_ = chosen_format(request, model, body.format, messages, shown)
     style = model.intake.with_format(format_).format.calls if tools else None
-    held = held_to(body.response_format, tools, body.tool_choice, style)
+    constraint = knobs_of_request(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
-    knobs = held.beside(knobs | logprobs_of(body))
+    knobs = constraint.merge(knobs | logprobs_of(body))
     if body.explain:
-        knobs = ready_to_explain(knobs, stream=body.stream, answers=n)
+        knobs = explainable_knobs(knobs, stream=body.stream, answers=n)
     ask = Ask(
         messages=messages,
         knobs=knobs,
@@ -82,13 +82,13 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         tools=shown,
         ending=ending_of(body),
         format=format_,
-        names=held.names,
+        names=constraint.names,
     )
 
     def form(answers: Answers) -> ChatForm:
         return ChatForm(body, model.intake.tokenizer, answers, style, name)
 
-    return await tell(request, service, ask, form, stream=body.stream, explain=body.explain)
+    return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
 
 
 def chosen_format(
@@ -98,7 +98,7 @@ def chosen_format(
     messages: Turns,
     tools: Sequence[Tool],
 ) -> str | None:
-    """The prompt format of a conversation; the answer and the log tell if it is a substitute."""
+    """The prompt format of a conversation; the answer and the log write_answer if it is a substitute."""
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:
         request[CALLER].notes["format"] = str(chosen)
@@ -145,8 +145,8 @@ class ChatForm:
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
         self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
-        self._speakers = [
-            Speaker(f"call_{answers.caller.id}_{index}", style, body)
+        self._answers = [
+            ChatAnswer(f"call_{answers.caller.id}_{index}", style, body)
             for index in range(len(answers.requests))
         ]
         self._generated = 0
@@ -154,26 +154,26 @@ class ChatForm:
 
     def begin(self) -> Iterator[ChatChunk]:
         """Who speaks."""
-        for index in range(len(self._speakers)):
-            yield self._chunk([ChunkChoice(index, Delta(role="assistant", content=""))])
+        for index in range(len(self._answers)):
+            yield self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
         """What is new of one answer."""
-        speaker = self._speakers[index]
+        answer = self._answers[index]
         is_end = isinstance(event, Finished)
         self._generated += isinstance(event, Token)
-        delta = speaker.hear(event)
+        delta = answer.receive(event)
         found = (
             []
             if isinstance(event, Finished) or event.logprobs is None
-            else [new_style(self._tokenizer, event.token, event.logprobs)]
+            else [chat_logprob(self._tokenizer, event.token, event.logprobs)]
         )
-        speaker.logprobs += found
-        if found or delta != Delta():
+        answer.logprobs += found
+        if found or delta != ChatDelta():
             logprobs = Logprobs(found) if found else None
             yield self._chunk([ChunkChoice(index, delta, logprobs=logprobs)])
         if is_end:
-            yield self._chunk([ChunkChoice(index, Delta(), finish_reason=speaker.ending)])
+            yield self._chunk([ChunkChoice(index, ChatDelta(), finish_reason=answer.ending)])
 
     def end(self) -> Iterator[ChatChunk]:
         """What it cost, if that was asked."""
@@ -183,18 +183,18 @@ class ChatForm:
     def whole(self) -> ChatCompletion:
         """All messages at once."""
         choices = [
-            Choice(
+            ChatChoice(
                 index,
-                speaker.message(),
-                speaker.ending,
-                logprobs=Logprobs(speaker.logprobs) if speaker.tells_logprobs else None,
+                answer.message(),
+                answer.ending,
+                logprobs=Logprobs(answer.logprobs) if answer.has_logprobs else None,
             )
-            for index, speaker in enumerate(self._speakers)
+            for index, answer in enumerate(self._answers)
         ]
         return ChatCompletion(self._id, self._created, self._name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
-        usages = [speaker.usage for speaker in self._speakers]
+        usages = [answer.usage for answer in self._answers]
         return shapes.sum_up(usages, len(usages))
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
@@ -202,12 +202,12 @@ class ChatForm:
         return ChatChunk(self._id, self._created, self._name, choices, usage=usage)
 
 
-class Speaker:
+class ChatAnswer:
     """One answer, as it comes: text, calls and how it ended."""
 
     def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
         self.logprobs: list[TokenLogprob] = []
-        self.tells_logprobs = bool(body.logprobs)
+        self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
         self.ending: shapes.Ending = "stop"
         self._prefix = prefix
@@ -216,7 +216,7 @@ class Speaker:
         self._texts: list[str] = []
         self._calls: list[tuple[str, list[str]]] = []  # name, pieces of arguments
 
-    def hear(self, event: Event) -> Delta:
+    def receive(self, event: Event) -> ChatDelta:
         """What an event adds."""
         pieces: Sequence[Piece] = [event.text] if event.text else []
         if self._parser is not None:
@@ -235,18 +235,18 @@ class Speaker:
         self._texts += texts
         if self._calls and isinstance(event, Finished) and event.reason != FinishReason.LENGTH:
             self.ending = "tool_calls"
-        return Delta(
+        return ChatDelta(
             content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
         )
 
-    def message(self) -> Message:
+    def message(self) -> ChatMessage:
         """All of it."""
         calls = [
             Call(CalledFunction("".join(arguments), name), id=self._id(index), type="function")
             for index, (name, arguments) in enumerate(self._calls)
         ]
         text = "".join(self._texts)
-        return Message(text if text or not calls else None, tool_calls=calls or UNSET)
+        return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
 
     def _call(self, piece: CallDelta) -> Call:
         """A piece of a call, which is kept."""

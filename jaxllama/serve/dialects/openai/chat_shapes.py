@@ -103,7 +103,7 @@ class ChatBody(Common, kw_only=True):
     }
 
 
-class Message(msgspec.Struct):
+class ChatMessage(msgspec.Struct):
     """What the assistant says."""
 
     content: str | None
@@ -112,11 +112,11 @@ class Message(msgspec.Struct):
     tool_calls: list[Call] | UnsetType = UNSET
 
 
-class Choice(msgspec.Struct):
+class ChatChoice(msgspec.Struct):
     """One answer."""
 
     index: int
-    message: Message
+    message: ChatMessage
     finish_reason: shapes.Ending
     logprobs: Logprobs | None = None
 
@@ -127,13 +127,13 @@ class ChatCompletion(msgspec.Struct):
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: TokenUsage
     object: Literal["chat.completion"] = "chat.completion"
     explanation: list[Position] | UnsetType = UNSET
 
 
-class Delta(msgspec.Struct, omit_defaults=True):
+class ChatDelta(msgspec.Struct, omit_defaults=True):
     """What is new of an answer."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -145,7 +145,7 @@ class ChunkChoice(msgspec.Struct):
     """What is new of one answer."""
 
     index: int
-    delta: Delta
+    delta: ChatDelta
     finish_reason: shapes.Ending | None = None
     logprobs: Logprobs | None = None
 

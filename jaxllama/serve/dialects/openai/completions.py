@@ -19,9 +19,9 @@ from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import ResponseFormat, held_to
-from jaxllama.serve.dialects.openai.echo import Echo, echoes_of
-from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
+from jaxllama.serve.dialects.openai.constraints import ResponseFormat, knobs_of_request
+from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
+from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.serve.dialects.openai.shapes import (
     Common,
     Counts,
@@ -31,7 +31,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
+from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -60,7 +60,7 @@ class CompletionBody(Common, kw_only=True):
     }
 
 
-class Choice(msgspec.Struct):
+class CompletionChoice(msgspec.Struct):
     """One answer, or what is new of it."""
 
     index: int
@@ -69,13 +69,13 @@ class Choice(msgspec.Struct):
     logprobs: OldLogprobs | None = None
 
 
-class Completion(msgspec.Struct):
+class TextCompletion(msgspec.Struct):
     """All answers."""
 
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: TokenUsage
     object: Literal["text_completion"] = "text_completion"
     explanation: list[Position] | UnsetType = UNSET
@@ -87,7 +87,7 @@ class CompletionChunk(msgspec.Struct):
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: TokenUsage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
@@ -97,7 +97,7 @@ COMPLETIONS = Endpoint(
     "/v1/completions",
     "Continue texts",
     body=CompletionBody,
-    answer=Completion,
+    answer=TextCompletion,
     events=(CompletionChunk,),
     takes_knobs=True,
     bounds={"max_tokens": replace(LIMITS["max_tokens"], low=0)},
@@ -110,26 +110,28 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     model = service.model
     name = check_model(body.model, model)
     check_options(body, knobs)
-    held = held_to(body.response_format)
-    knobs = held.beside(knobs)
+    constraint = knobs_of_request(body.response_format)
+    knobs = constraint.merge(knobs)
     prompts = as_prompts(body.prompt)
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
-        knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
-    echoes = await echoes_of(prompts, knobs, service, request[CALLER]) if body.echo else []
-    tells = knobs.get("logprobs") is not None
-    style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
+        knobs = explainable_knobs(knobs, stream=body.stream, answers=count)
+    echoes = await make_echoes(prompts, knobs, service, request[CALLER]) if body.echo else []
+    shows_logprobs = knobs.get("logprobs") is not None
+    style = CompletionOptions(
+        body, name, model.intake.tokenizer, echoes, shows_logprobs=shows_logprobs
+    )
     if knobs.get("max_tokens") == 0:
         form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
         return one_json(form.whole())
-    if style.spare and not style.tells:
+    if style.spare and not style.shows_logprobs:
         knobs["logprobs"] = 0  # the best is found by them
 
     def make(answers: Answers) -> CompletionForm:
         return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
 
-    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
-    return await tell(request, service, ask, make, stream=body.stream, explain=body.explain)
+    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=constraint.names)
+    return await write_answer(request, service, ask, make, stream=body.stream, explain=body.explain)
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
@@ -176,7 +178,7 @@ def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") ->
     return [*texts, *lists]
 
 
-class Style:
+class CompletionOptions:
     """What is common to all answers of a request."""
 
     def __init__(
@@ -186,10 +188,10 @@ class Style:
         tokenizer: Tokenizer,
         echoes: Sequence[Echo],
         *,
-        tells: bool,
+        shows_logprobs: bool,
     ) -> None:
         self.name, self.tokenizer = name, tokenizer
-        self.echoes, self.tells = echoes, tells
+        self.echoes, self.shows_logprobs = echoes, shows_logprobs
         self.wanted = body.n or 1  # of each prompt
         self.asked = body.best_of or self.wanted
         self.options = body.stream_options
@@ -209,11 +211,11 @@ class CompletionForm:
 
     says_done = True
 
-    def __init__(self, style: Style, id_: str, sizes: Sequence[int]) -> None:
+    def __init__(self, style: CompletionOptions, id_: str, sizes: Sequence[int]) -> None:
         """`sizes` has the tokens of each answer's prompt."""
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
-        self._writers = [Writer(style, index) for index in range(len(sizes))]
+        self._writers = [CompletionAnswer(style, index) for index in range(len(sizes))]
         self._counts = Counts(style.options, sum(sizes[:: style.asked]))
 
     def begin(self) -> Iterator[CompletionChunk]:
@@ -221,16 +223,16 @@ class CompletionForm:
         for index in range(len(self._writers)):
             echo = self._style.echo(index)
             if echo is not None:
-                yield self._chunk(Choice(index, echo.text, logprobs=echo.logprobs))
+                yield self._chunk(CompletionChoice(index, echo.text, logprobs=echo.logprobs))
 
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
         """What is new of one answer."""
-        found = self._writers[index].hear(event)
+        found = self._writers[index].receive(event)
         self._generated += isinstance(event, Token)
         if event.text or found is not None:
-            yield self._chunk(Choice(index, event.text, logprobs=found))
+            yield self._chunk(CompletionChoice(index, event.text, logprobs=found))
         if isinstance(event, Finished):
-            yield self._chunk(Choice(index, "", shapes.ending_of(event.reason)))
+            yield self._chunk(CompletionChoice(index, "", shapes.ending_of(event.reason)))
 
     def end(self) -> Iterator[CompletionChunk]:
         """What it cost, if that was asked."""
@@ -238,19 +240,21 @@ class CompletionForm:
             name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
-    def whole(self) -> Completion:
+    def whole(self) -> TextCompletion:
         """The best answers to each prompt, in order."""
         style, told = self._style, []
         for first in range(0, len(self._writers), style.asked):
             group = self._writers[first : first + style.asked]
             if style.spare:
-                group.sort(key=Writer.worth, reverse=True)
+                group.sort(key=CompletionAnswer.mean_logprob, reverse=True)
             told += group[: style.wanted]
         choices = [
-            Choice(index, writer.text, writer.ending, writer.logprobs if style.tells else None)
+            CompletionChoice(
+                index, writer.text, writer.ending, writer.logprobs if style.shows_logprobs else None
+            )
             for index, writer in enumerate(told)
         ]
-        return Completion(self._id, self._created, style.name, choices, self._usage())
+        return TextCompletion(self._id, self._created, style.name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
         usages = [writer.usage for writer in self._writers]
@@ -259,16 +263,16 @@ class CompletionForm:
         prompt = sum(len(echo.ids) for echo in self._style.echoes)
         return TokenUsage(prompt, 0, prompt, Details(0))
 
-    def _chunk(self, choice: Choice) -> CompletionChunk:
+    def _chunk(self, choice: CompletionChoice) -> CompletionChunk:
         usage = self._counts.so_far(self._generated)
         name = self._style.name
         return CompletionChunk(self._id, self._created, name, [choice], usage=usage)
 
 
-class Writer:
+class CompletionAnswer:
     """One answer, as it comes."""
 
-    def __init__(self, style: Style, index: int) -> None:
+    def __init__(self, style: CompletionOptions, index: int) -> None:
         echo = style.echo(index)
         self.usage: Usage | None = None
         self.ending: Literal["stop", "length"] = "length"
@@ -276,8 +280,8 @@ class Writer:
         if echo is not None and echo.logprobs is not None:
             self.logprobs.extend(echo.logprobs)
         self._texts = [echo.text] if echo else []
-        self._old_style = OldStyle(style.tokenizer, sum(map(len, self._texts)))
-        self._tells = style.tells
+        self._logprobs_writer = LogprobsWriter(style.tokenizer, sum(map(len, self._texts)))
+        self._shows_logprobs = style.shows_logprobs
         self._values: list[float] = []
 
     @property
@@ -285,7 +289,7 @@ class Writer:
         """All of it."""
         return "".join(self._texts)
 
-    def hear(self, event: Event) -> OldLogprobs | None:
+    def receive(self, event: Event) -> OldLogprobs | None:
         """Keep what is new; its log-probabilities, if they are told."""
         self._texts.append(event.text)
         if isinstance(event, Finished):
@@ -294,13 +298,13 @@ class Writer:
         if event.logprobs is None:
             return None
         self._values.append(event.logprobs.logprob)
-        if not self._tells:
+        if not self._shows_logprobs:
             return None
         found = OldLogprobs()
-        self._old_style.add(found, event.token, event.logprobs)
+        self._logprobs_writer.add(found, event.token, event.logprobs)
         self.logprobs.extend(found)
         return found
 
-    def worth(self) -> float:
+    def mean_logprob(self) -> float:
         """How likely the model finds it, per token."""
         return sum(self._values) / max(len(self._values), 1)

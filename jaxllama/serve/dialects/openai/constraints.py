@@ -66,13 +66,13 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 @dataclass(frozen=True)
-class Held:
+class FormKnobs:
     """What an answer is held to: knobs, and what the client called what they were made of."""
 
     knobs: Mapping[str, object] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
-    def beside(self, knobs: Mapping[str, object]) -> dict[str, object]:
+    def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
         """These knobs and those that were sent; the same one twice is refused."""
         for name in self.knobs:
             if knobs.get(name) is not None:
@@ -84,18 +84,18 @@ class Held:
         return {**knobs, **self.knobs}
 
 
-def held_to(
+def knobs_of_request(
     response_format: ResponseFormat | None,
     tools: Sequence[ToolDefinition] = (),
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
-) -> Held:
+) -> FormKnobs:
     """What an answer is held to by what was asked."""
-    form = of_format(response_format) if response_format is not None else Held()
+    form = knobs_of_format(response_format) if response_format is not None else FormKnobs()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
-        calls = of_choice(tools, tool_choice, style)
+        calls = knobs_of_tool_choice(tools, tool_choice, style)
     elif any(tool.function.strict for tool in tools) and style is not None:
-        calls = of_strict(tools, style)
+        calls = knobs_of_strict_tools(tools, style)
     else:
         return form
     if form.knobs:
@@ -108,31 +108,35 @@ def held_to(
     return calls
 
 
-def of_format(wanted: ResponseFormat) -> Held:
+def knobs_of_format(wanted: ResponseFormat) -> FormKnobs:
     """What holds an answer to a format."""
     schema = wanted.json_schema.schema if wanted.json_schema is not None else None
-    return of_form(wanted.type, schema, "response_format", "response_format.json_schema.schema")
+    return knobs_of_form(
+        wanted.type, schema, "response_format", "response_format.json_schema.schema"
+    )
 
 
-def of_form(
+def knobs_of_form(
     kind: Literal["text", "json_object", "json_schema"],
     schema: Mapping[str, Any] | None,
     name: str,
     schema_name: str,
-) -> Held:
+) -> FormKnobs:
     """What holds an answer to one kind of form; the names are what the client calls them."""
     match kind:
         case "text":
-            return Held()
+            return FormKnobs()
         case "json_object":
-            return Held({"json_object": True}, {"json_object": name})
+            return FormKnobs({"json_object": True}, {"json_object": name})
         case "json_schema":
             if schema is None:
                 raise InvalidParameter(f"{schema_name} is missing; send a schema", schema_name)
-            return Held({"json_schema": schema}, {"json_schema": schema_name})
+            return FormKnobs({"json_schema": schema}, {"json_schema": schema_name})
 
 
-def of_choice(tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None) -> Held:
+def knobs_of_tool_choice(
+    tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
+) -> FormKnobs:
     """What makes an answer a call."""
     name = choice.function.name if isinstance(choice, NamedTool) else None
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
@@ -148,19 +152,19 @@ def of_choice(tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallSt
             "tool_choice",
         )
     grammar = call_grammar(style, [as_tool(tools[index]) for index in allowed])
-    return Held({"grammar": grammar}, {"grammar": named(allowed)})
+    return FormKnobs({"grammar": grammar}, {"grammar": schema_path(allowed)})
 
 
-def of_strict(tools: Sequence[ToolDefinition], style: CallStyle) -> Held:
+def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> FormKnobs:
     """What holds the calls an answer may make: those of strict tools to their schema."""
     strict = [index for index, tool in enumerate(tools) if tool.function.strict]
     shown = [as_tool(tool) for tool in tools]
     for index in set(range(len(tools))) - set(strict):
         shown[index]["function"].pop("parameters", None)
-    return Held({"grammar": open_grammar(style, shown)}, {"grammar": named(strict)})
+    return FormKnobs({"grammar": open_grammar(style, shown)}, {"grammar": schema_path(strict)})
 
 
-def named(tools: Sequence[int]) -> str:
+def schema_path(tools: Sequence[int]) -> str:
     """Where a client finds the schemas of these tools."""
     return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxllama.intake import Prompt
 from jaxllama.limits import check
 from jaxllama.request import TokenLogprobs
-from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
+from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.service import Caller, GenerationService, Model, Question
 
 
@@ -26,7 +26,7 @@ class Echo:
     logprobs: OldLogprobs | None
 
 
-async def echoes_of(
+async def make_echoes(
     prompts: Sequence[Prompt],
     knobs: Mapping[str, object],
     service: GenerationService,
@@ -35,10 +35,10 @@ async def echoes_of(
     """What is told of each prompt before its answers."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
-    return [await echo_of(prompt, service, caller, count) for prompt in prompts]
+    return [await make_echo(prompt, service, caller, count) for prompt in prompts]
 
 
-async def echo_of(
+async def make_echo(
     prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
 ) -> Echo:
     """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
@@ -55,18 +55,18 @@ async def echo_of(
     tops: list[tuple[tuple[int, float], ...]] = []
 
     def see(logits: np.ndarray) -> None:
-        tops.extend(likeliest(row, count) for row in logits)
+        tops.extend(top_tokens(row, count) for row in logits)
 
     begin = methodcaller("peek_by_and_by", ids, 1, see if count else None)
     ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
-    logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
+    logprobs, writer = OldLogprobs(), LogprobsWriter(tokenizer)
     writer.add(logprobs, ids[0], None)
     for index, (token, value) in enumerate(zip(ids[1:], values.tolist(), strict=True)):
         writer.add(logprobs, token, TokenLogprobs(value, value, tops[index] if count else ()))
     return Echo(text, ids, logprobs)
 
 
-def likeliest(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+def top_tokens(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
     """The best tokens at one place, with their log-probabilities."""
     count = min(count, len(logits))
     best = np.argpartition(-logits, count - 1)[:count]

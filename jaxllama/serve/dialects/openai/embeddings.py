@@ -17,7 +17,7 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, Question
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 
 
 class EmbeddingBody(Common, kw_only=True):
@@ -33,7 +33,7 @@ class EmbeddingBody(Common, kw_only=True):
     }
 
 
-class Embedding(msgspec.Struct):
+class EmbeddingVector(msgspec.Struct):
     """The vector of one text: numbers, or the base64 of their float32 bytes."""
 
     index: int
@@ -52,7 +52,7 @@ class EmbeddingList(msgspec.Struct):
     """The vectors of all texts."""
 
     model: str
-    data: list[Embedding]
+    data: list[EmbeddingVector]
     usage: EmbeddingUsage
     object: Literal["list"] = "list"
 
@@ -72,7 +72,9 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
     name = check_model(body.model, service.model)
     texts = as_prompts(body.input, "input", "inputs")
     all_ids = await service.off_loop(
-        lambda model: [ids_of(model, text) for text in texts], request[CALLER], size=weight(texts)
+        lambda model: [encode_input(model, text) for text in texts],
+        request[CALLER],
+        size=estimate_characters(texts),
     )
     total = sum(map(len, all_ids))
     if total > service.bounds.request_tokens:
@@ -84,21 +86,21 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
     pooling = Pooling(body.pooling or Pooling.MEAN)
     questions = [Question(methodcaller("embed_by_and_by", ids), len(ids)) for ids in all_ids]
     found = [
-        Embedding(index, written(as_embedding(pooled, pooling), body))
+        EmbeddingVector(index, encode_vector(as_embedding(pooled, pooling), body))
         for index, pooled in enumerate(await service.ask_engine(questions, request[CALLER]))
     ]
     usage = EmbeddingUsage(total, total)
     return one_json(EmbeddingList(name, found, usage))
 
 
-def ids_of(model: Model, text: Prompt) -> list[int]:
+def encode_input(model: Model, text: Prompt) -> list[int]:
     """One text as token ids that fit."""
     ids = model.intake.ids(text)
     model.engine.config.check_length(len(ids), 0)
     return ids
 
 
-def written(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
+def encode_vector(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
     """A vector as it was asked for."""
     if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -28,12 +28,12 @@ class OldLogprobs(msgspec.Struct):
         self.text_offset += more.text_offset
 
 
-def spelled(tokenizer: Tokenizer, token: int) -> str:
+def token_text(tokenizer: Tokenizer, token: int) -> str:
     """A token as text; part of a character becomes U+FFFD."""
     return tokenizer.piece(token, special=True).decode("utf-8", "replace")
 
 
-def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
+def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
     """One token of a chat."""
 
     def entry(id_: int, value: float) -> Alternative:
@@ -51,7 +51,7 @@ def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLo
     )
 
 
-class OldStyle:
+class LogprobsWriter:
     """The tokens of one completion as they come, and where each begins in the text."""
 
     def __init__(self, tokenizer: Tokenizer, place: int = 0) -> None:
@@ -61,7 +61,7 @@ class OldStyle:
 
     def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
         """Write down one token; None for the first one of a prompt, which nothing predicts."""
-        to.tokens.append(spelled(self._tokenizer, token))
+        to.tokens.append(token_text(self._tokenizer, token))
         to.text_offset.append(self._place)
         self._place += len(self._decoder.decode(self._tokenizer.piece(token)))
         to.token_logprobs.append(None if found is None else found.logprob)
@@ -70,5 +70,5 @@ class OldStyle:
             return
         top: dict[str, float] = {}
         for id_, value in found.top:  # two ids may be spelled alike: the likelier one counts
-            top.setdefault(spelled(self._tokenizer, id_), value)
+            top.setdefault(token_text(self._tokenizer, id_), value)
         to.top_logprobs.append(top)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
-from jaxllama.serve.dialects.openai.constraints import Held, of_form
+from jaxllama.serve.dialects.openai.constraints import FormKnobs, knobs_of_form
 from jaxllama.serve.dialects.openai.response_shapes import (
     EVENTS,
     DeltaEvent,
@@ -32,7 +32,7 @@ from jaxllama.serve.dialects.openai.response_shapes import (
     WholeEvent,
 )
 from jaxllama.serve.dialects.openai.shapes import Details, check_model
-from jaxllama.serve.dialects.openai.telling import tell
+from jaxllama.serve.dialects.openai.telling import write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
@@ -56,13 +56,13 @@ async def respond(request: web.Request, service: GenerationService) -> web.Strea
         raise InvalidParameter(
             "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
         )
-    held = held_by(body)
-    ask = Ask(messages=messages_of(body), knobs=held.beside(knobs), names=held.names)
+    constraint = knobs_of_body(body)
+    ask = Ask(messages=messages_of(body), knobs=constraint.merge(knobs), names=constraint.names)
 
     def form(answers: Answers) -> ResponseForm:
         return ResponseForm(body, name, knobs, answers.id)
 
-    return await tell(request, service, ask, form, stream=body.stream)
+    return await write_answer(request, service, ask, form, stream=body.stream)
 
 
 def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
@@ -78,12 +78,12 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
     ]
 
 
-def held_by(body: ResponseBody) -> Held:
+def knobs_of_body(body: ResponseBody) -> FormKnobs:
     """What the text has to look like."""
     wanted = body.text.format if body.text is not None else None
     if wanted is None:
-        return Held()
-    return of_form(wanted.type, wanted.schema, "text.format", "text.format.schema")
+        return FormKnobs()
+    return knobs_of_form(wanted.type, wanted.schema, "text.format", "text.format.schema")
 
 
 class ResponseForm:
@@ -142,11 +142,11 @@ class ResponseForm:
             output=[self._message()] if usage is not None else [],
             instructions=body.instructions,
             max_output_tokens=self._knobs.get("max_tokens"),  # type: ignore[arg-type]
-            temperature=number(self._knobs.get("temperature")),
-            top_p=number(self._knobs.get("top_p")),
+            temperature=as_float(self._knobs.get("temperature")),
+            top_p=as_float(self._knobs.get("top_p")),
             metadata=body.metadata or {},
             user=body.user,
-            usage=None if usage is None else counted(usage),
+            usage=None if usage is None else as_response_usage(usage),
             incomplete_details=Incomplete() if self._status == "incomplete" else None,
         )
 
@@ -158,12 +158,12 @@ class ResponseForm:
         return self._number
 
 
-def number(value: object) -> float | None:
+def as_float(value: object) -> float | None:
     """A knob that was given."""
     return float(value) if isinstance(value, int | float) else None
 
 
-def counted(usage: Usage) -> ResponseUsage:
+def as_response_usage(usage: Usage) -> ResponseUsage:
     """What it cost."""
     return ResponseUsage(
         usage.prompt,

@@ -10,14 +10,14 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.request import FinishReason, Usage
-from jaxllama.serve.endpoints import Body
+from jaxllama.serve.endpoints import RequestShape
 from jaxllama.service import Model
 
 Texts = str | list[str]
 Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
 
 
-class ModelBody(Body, kw_only=True):
+class ModelBody(RequestShape, kw_only=True):
     """A body that may name the model."""
 
     model: str | None = None

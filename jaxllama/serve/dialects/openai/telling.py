@@ -12,7 +12,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.recording import check_recordable
 from jaxllama.request import Event
-from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
+from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import Sse, one_json
 from jaxllama.service import Ask, GenerationService
@@ -37,7 +37,7 @@ class Form(Protocol):
         """Everything at once."""
 
 
-async def tell(
+async def write_answer(
     request: web.Request,
     service: GenerationService,
     ask: Ask,
@@ -52,28 +52,28 @@ async def tell(
         if not stream:
             if explain:
                 check_recordable(answers.requests[0])
-            told: list[Event] = []
+            received: list[Event] = []
             for _ in made.begin():
                 pass
             async for index, event in answers:
                 for _ in made.take(index, event):
                     pass
                 if explain:
-                    told.append(event)
+                    received.append(event)
             whole = made.whole()
             if explain:
-                recording = await recorded(answers, told, service)
-                whole.explanation = await replayed(recording, {}, answers, service)
+                recording = await record_answer(answers, received, service)
+                whole.explanation = await replay_positions(recording, {}, answers, service)
             return one_json(whole)
         async with Sse(request) as sse:
             await sse.send_all(made.begin())
-            while news := await answers.news():
-                await sse.send_all(chunk for each in news for chunk in made.take(*each))
+            while events := await answers.next_events():
+                await sse.send_all(chunk for each in events for chunk in made.take(*each))
             await sse.finish(made.end(), says_done=made.says_done)
     return sse.response
 
 
-def ready_to_explain(
+def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
     """Knobs of an answer that is short enough to be explained; refuses what cannot be."""
