@@ -1,7 +1,7 @@
-"""The application: every dialect's routes, and what happens around each request.
+"""The application: routes of all dialects, and the middleware around each request.
 
-Built by `server.py`. Each request gets an id and a caller, passes the guard, and whatever goes
-wrong becomes a response in the form of the dialect whose route it is.
+Built by `server.py`. Each request gets an id and a caller and passes the guard; every error becomes
+a response in the form of the dialect that owns the route.
 """
 
 import logging
@@ -25,7 +25,7 @@ from jaxllama.service.answers import Caller
 
 logger = logging.getLogger(__name__)
 
-# Headers that tell a client what was done with its request besides answering it.
+# Notes about the handling of a request -> response headers that report them to the client.
 NOTES = {"ignored": "X-Ignored-Fields", "format": "X-Prompt-Format"}
 DIALECTS: tuple[Dialect, ...] = (openai, native)
 
@@ -33,7 +33,7 @@ DIALECTS: tuple[Dialect, ...] = (openai, native)
 def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
 ) -> web.Application:
-    """The application of one service; the first dialect words what belongs to no route."""
+    """Build the application of a service; the first dialect formats errors of unknown routes."""
     everyone = (*dialects, operations, page, Docs([*dialects, operations]))
     front = Front(service, Guard(settings), everyone[0])
     app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
@@ -47,7 +47,7 @@ def create_app(
 
 
 class Front:
-    """What every request passes on its way in and out."""
+    """Middleware of every request and response."""
 
     def __init__(self, service: GenerationService, guard: Guard, default: Dialect) -> None:
         self.owners: dict[Any, Dialect] = {}  # handler -> dialect
@@ -55,7 +55,7 @@ class Front:
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Introduce the caller, ask the guard, run the handler, word what goes wrong."""
+        """Identify the caller, check access, run the handler, and turn errors into responses."""
         self._identify_caller(request)
         try:
             preflight = self._guard.preflight(request)
@@ -79,7 +79,7 @@ class Front:
             return self._refuse(request, JaxLlamaError("internal error"))
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """What every response carries."""
+        """Add the headers of every response: request id, notes, CORS."""
         response.headers["X-Request-Id"] = request[CALLER].id
         response.headers["X-Content-Type-Options"] = "nosniff"
         notes = request[CALLER].notes
@@ -94,7 +94,7 @@ class Front:
         request[DIALECT] = self.owners.get(request.match_info.handler, self._default)
 
     def _refuse(self, request: web.Request, error: JaxLlamaError) -> web.Response:
-        """The response that says what went wrong, and the one log line of a refusal."""
+        """Make the error response; log the refusal, unless the service logs the request itself."""
         response = one_json(request[DIALECT].error_body(error), error.status)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -108,7 +108,7 @@ class Front:
 
 
 def check_connection_reserve(request: web.Request) -> None:
-    """Refuse on a connection in reserve what is not for operators."""
+    """Refuse a request on a reserve connection, unless its route is for operators."""
     connection, handler = request.protocol, request.match_info.handler
     if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
         return
@@ -124,7 +124,7 @@ def check_connection_reserve(request: web.Request) -> None:
 
 
 def translate_error(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
-    """What aiohttp objects to, in our words."""
+    """Convert an aiohttp exception to our error."""
     match error.status:
         case 404:
             return HttpError(f"there is no {request.path[:100]!r} here", 404, "not_found")

@@ -1,7 +1,7 @@
-"""`/openapi.json`: what can be asked and what is answered, for programs.
+"""`/openapi.json`: the OpenAPI description of all endpoints.
 
-Made from what the handlers themselves use: the endpoints' shapes, the limits table, the knobs of
-the installed samplers. Knows no dialect; each brings its table of endpoints.
+Made from the same data that the handlers use: the endpoints' types, the limits table, the knobs of
+the installed samplers. Knows no dialect; each dialect provides its table of endpoints.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ REFUSALS = {
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
 }
-NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
+NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepted values
     "boolean": {"enum": [False, None]},
     "integer": {"enum": [0, None]},
     "string": {"enum": ["", None]},
@@ -50,7 +50,7 @@ EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes ea
 def describe(
     model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool, strict: bool
 ) -> Json:
-    """The whole document; `endpoints` have a name each, `error` is the shape of a refusal."""
+    """Build the OpenAPI document; `endpoints` maps to names, `error` is the error body's type."""
     shapes = [error, *filter(None, shapes_of(endpoints))]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
     found = dict(zip(map(id, shapes), schemas, strict=True))
@@ -79,14 +79,14 @@ def describe(
 
 
 def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    """Every shape that goes in or out."""
+    """Yield the types of all request bodies, responses and events; some are None."""
     for endpoint in endpoints:
         answer = None if endpoint.answer is str else endpoint.answer
         yield from (endpoint.body, answer, *endpoint.events, *endpoint.otherwise.values())
 
 
 def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
-    """One route."""
+    """Describe one route; `found` maps the id of a type to its schema."""
     content: Json = {}
     if endpoint.answer is str:
         content["text/plain"] = {"schema": {"type": "string"}}
@@ -105,7 +105,7 @@ def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json])
     described: Json = {"operationId": name, "summary": endpoint.summary, "responses": answers}
     if endpoint.is_open:
         described["security"] = []
-    if endpoint.events:  # what the data of each is
+    if endpoint.events:  # schemas of the events' data
         described["x-events"] = [found[id(event)] for event in endpoint.events]
     if endpoint.body is not None:
         schema = {"application/json": {"schema": found[id(endpoint.body)]}}
@@ -114,7 +114,7 @@ def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json])
 
 
 def describe_refusals(error: Json) -> Json:
-    """What any route may answer instead."""
+    """Describe the error responses, which any route may send."""
     content = {"application/json": {"schema": error}}
     return {
         str(status): {"description": why, "content": content} for status, why in REFUSALS.items()
@@ -122,12 +122,12 @@ def describe_refusals(error: Json) -> Json:
 
 
 def path_parameter(name: str) -> Json:
-    """The variable part of a path."""
+    """Describe the variable part of a path."""
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
-    """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
+    """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases."""
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
@@ -145,7 +145,7 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
 
 
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
-    """Add core knobs and those of every sampler to the fields of a body."""
+    """Add core knobs and the knobs of all samplers to the fields of a body."""
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
         fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
@@ -153,7 +153,7 @@ def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
-    """Name the aliases of each field; with `strict`, as fields of their own, since no other is."""
+    """Add aliases to the description of each field, and with `strict` as fields of their own."""
     known = list(fields)
     for own in known:
         names = aliases_of(own, known)
@@ -167,7 +167,7 @@ def add_aliases(fields: Json, *, strict: bool) -> None:
 
 
 def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> Json:
-    """The schema of a field that is there only to be refused with a reason."""
+    """Return the schema of an unsupported field: it accepts only false, 0 and empty values."""
     types = {each.get("type") for each in field.get("anyOf", [field])}
     kind = next((kind for kind in NO if kind in types), None)
     no = NO[kind] if kind else {"enum": [None, False, 0, "", [], {}]}
@@ -175,7 +175,7 @@ def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> J
 
 
 def add_bounds(field: Json, limit: Limit) -> None:
-    """Write the bounds of the limits table into a field's schema."""
+    """Write the help and bounds of the limits table into a field's schema."""
     field["description"] = limit.help
     for each in field.get("anyOf", [field]):
         match each.get("type"):
@@ -190,7 +190,7 @@ def add_bounds(field: Json, limit: Limit) -> None:
 
 
 def schema_of_limit(limit: Limit) -> Json:
-    """The schema of a core field."""
+    """Return the schema of a core field."""
     one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}
@@ -200,7 +200,7 @@ def schema_of_limit(limit: Limit) -> Json:
 
 
 def schema_of_knob(spec: KnobSpec) -> Json:
-    """The schema of a sampler's knob."""
+    """Return the schema of a sampler's knob."""
     one = schema_of_scalar(spec.kind, spec.low, spec.high)
     if spec.by_token:
         keys = {"pattern": "^(0|[1-9][0-9]{0,9})$"}
@@ -218,7 +218,7 @@ def schema_of_knob(spec: KnobSpec) -> Json:
 
 
 def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
-    """The schema of one value."""
+    """Return the schema of a single value with bounds."""
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]
     schema: Json = {"type": name}
     if kind in (int, float):
@@ -228,6 +228,6 @@ def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
 
 
 def or_null(schema: Json, help_: str) -> Json:
-    """The same, or null, which means the default."""
+    """Extend a schema by null, which means the default, and add a description."""
     branches = schema.get("anyOf", [schema])
     return {"anyOf": [*branches, {"type": "null"}], "description": help_, "default": None}

@@ -1,6 +1,6 @@
-"""Settings: everything an operator can set about the server, in one table.
+"""Settings: all options of the server, in one table.
 
-Options of the command line are generated from it; read everywhere under `serve/`, changed nowhere.
+Options of the command line are generated from it. Read everywhere under `serve/`, never changed.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server behaves; durations in seconds."""
+    """Options of the server; durations in seconds."""
 
     host: str = setting("127.0.0.1", "listen on this address; 0.0.0.0 lets the network in")
     port: int = setting(8000, "listen on this port; 0 chooses a free one")
@@ -56,7 +56,7 @@ class Settings:
         check_positive(self, may_be_zero=("port", "drain_timeout", "connections_per_address"))
 
     def _check_keys(self) -> None:
-        """Refuse a key that no client could bring, or that an empty header would match."""
+        """Raise ConfigError for a key that no client can send or that an empty header matches."""
         for number, key in enumerate(self.api_keys, 1):
             if key != key.strip() or not 0 < len(key) <= LONGEST_KEY:
                 raise ConfigError(
@@ -76,5 +76,5 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Whether the server listens only for this machine."""
         return self.host in LOOPBACK

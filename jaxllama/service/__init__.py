@@ -90,7 +90,7 @@ class GenerationService:
         log_prompts: bool = False,
         startup: Startup | None = None,
     ) -> None:
-        """Store the settings; `start` calls `open_model` in a thread, which may report to `startup`."""
+        """Store the settings; `start` will call `open_model` in a thread."""
         self.bounds = bounds
         self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
         self.failure: BaseException | None = None
@@ -122,7 +122,7 @@ class GenerationService:
         self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, wait `seconds` for open ones to end, and fail the rest with NotReady."""
+        """Refuse new requests, wait for open ones to end, and fail the rest after `seconds`."""
         self.is_draining = True
         if await self._wait_until_idle(seconds):
             return
@@ -131,7 +131,7 @@ class GenerationService:
         await self._wait_until_idle(GOODBYE_SECONDS)
 
     async def close(self, seconds: float | None = None) -> bool:
-        """Fail open requests and stop all threads; False if the engine's did not end in `seconds`."""
+        """Fail open requests and stop all threads; False if the engine did not end in `seconds`."""
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
@@ -204,7 +204,7 @@ class GenerationService:
 
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
-        """Queue the requests of `ask` and yield their `Answers`; on exit, cancel unfinished ones."""
+        """Queue the requests of `ask` and yield the `Answers`; cancel unfinished ones on exit."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(

@@ -124,7 +124,7 @@ class Answers:
         self.choices, self._owed = choices, len(choices)
 
     async def wait_for(self, work: asyncio.Future[T]) -> T:
-        """Return the result of `work`; if the request fails first, cancel `work` and raise its error."""
+        """Return the result of `work`, or cancel it and raise the error of a failed request."""
         try:
             await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -151,7 +151,7 @@ class Answers:
             self._deliver(choice, told)
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
-        """Put events into the inbox and report their times; fail the request if its client is slow."""
+        """Put events into the inbox and report delays; fail the request of a slow client."""
         if self.error is not None or not events:
             return
         now = self._clock()
@@ -219,7 +219,7 @@ class Outcome:
             **({} if self.error is None else self.error.as_facts() | {"reason": self.reason}),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
-            # Over the whole time: a short answer may come in one piece, with no token after the first.
+            # Over the whole time: a short answer may come in one piece, without later tokens.
             "tokens_per_second": round(self.generated / self.seconds, 1) if self.seconds else None,
         }
 
@@ -228,10 +228,10 @@ class Observer(Protocol):
     """Collects metrics of requests; its methods are called on the event loop."""
 
     def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
-        """Record that `tokens` tokens of an answer came `seconds` after the request or last ones."""
+        """Record `tokens` of an answer, `seconds` after the request or the tokens before."""
 
     def ended(self, outcome: Outcome, /) -> None:
-        """Record the outcome of a request that is over and holds no slot any more."""
+        """Record the outcome of a request that is over and holds no slot."""
 
 
 def outcome_of(answers: Answers) -> Outcome:

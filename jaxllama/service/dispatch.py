@@ -65,7 +65,7 @@ class Dispatch:
         choice.is_over = not self._thread.cancel(choice.ticket)
 
     async def ask(self, client: str, questions: Sequence[Question[T]]) -> list[T]:
-        """Return the engine's results for the questions of a request, computed one after another."""
+        """Return the engine's results for questions of a request, computed one by one."""
         assert self._thread is not None
         self.check(client, 1, sum(question.tokens for question in questions))
         answers = []
@@ -79,7 +79,7 @@ class Dispatch:
         return len(self.queue) + self.queue.running
 
     def _receive(self, choice: AnswerChoice, told: Told) -> None:
-        """Pass events from the engine to the choice; if it is over, note the pace and call `ended`."""
+        """Pass events from the engine on; if the choice is over, note the pace and report it."""
         choice.answers.receive(choice, told)
         if choice.is_over:
             self._pace.note_end(self._remaining)

@@ -94,7 +94,7 @@ class FairQueue(Generic[T]):
     # On the event loop.
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull if so many more do not fit; a client's first request needs only any room."""
+        """Raise QueueFull if so many more do not fit; a client's first needs only some room."""
         with self._lock:
             account = self._accounts.get(client)
             count, mine = (account.waiting, account.tokens) if account else (0, 0)
@@ -140,7 +140,7 @@ class FairQueue(Generic[T]):
     # On the engine's thread.
 
     def pop(self, free: int) -> T | None:
-        """Take the next work that fits `free` slots, or None; the caller reports its end to `ended`."""
+        """Take the next work that fits `free` slots, or None; call `ended` at its end."""
         with self._lock:
             work = self._next(free) if free > 0 else None
             if work is None:

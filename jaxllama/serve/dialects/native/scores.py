@@ -1,6 +1,7 @@
-"""Reading instead of writing: `/score` and `/classify`.
+"""`/score` and `/classify`: log-probabilities of given texts, without generating.
 
-Both ask how likely texts are after a prompt; a classification makes probabilities of that.
+Both compute how likely texts are after a prompt; a classification converts the scores of its labels
+to probabilities.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from jaxllama.service.asking import estimate_characters
 
 
 class ScoreBody(ModelBody):
-    """What could follow a prompt or a conversation: texts, or lists of token ids."""
+    """A prompt or a conversation, and continuations to score: texts or lists of token ids."""
 
     continuations: list[str | list[int]]
     prompt: str | list[int] | None = None
@@ -39,7 +40,7 @@ class ScoreBody(ModelBody):
 
 
 class Scored(msgspec.Struct):
-    """How likely the model finds one continuation: natural logarithms."""
+    """Log-probabilities (natural logarithms) of one continuation."""
 
     logprob: float
     token_logprobs: list[float]
@@ -47,14 +48,14 @@ class Scored(msgspec.Struct):
 
 
 class Scores(msgspec.Struct):
-    """One score for each continuation, in order."""
+    """Scores of all continuations, in the order of the request."""
 
     model: str
     scores: list[Scored]
 
 
 class ClassifyBody(ModelBody):
-    """Which label follows a prompt or a conversation best."""
+    """A prompt or a conversation, and labels to choose from."""
 
     labels: list[str]
     prompt: str | list[int] | None = None
@@ -63,7 +64,7 @@ class ClassifyBody(ModelBody):
 
 
 class Labelled(msgspec.Struct):
-    """How likely one label is."""
+    """Probability of one label."""
 
     label: str
     probability: float
@@ -71,21 +72,27 @@ class Labelled(msgspec.Struct):
 
 
 class Classified(msgspec.Struct):
-    """The likeliest label, and all of them in order."""
+    """The most likely label, and all labels in the order of the request."""
 
     model: str
     label: str
     labels: list[Labelled]
 
 
-SCORE = Endpoint("POST", "/score", "How likely texts are", body=ScoreBody, answer=Scores)
+SCORE = Endpoint(
+    "POST", "/score", "Compute how likely texts are after a prompt", body=ScoreBody, answer=Scores
+)
 CLASSIFY = Endpoint(
-    "POST", "/classify", "Which label fits best", body=ClassifyBody, answer=Classified
+    "POST",
+    "/classify",
+    "Choose the most likely label after a prompt",
+    body=ClassifyBody,
+    answer=Classified,
 )
 
 
 async def score(request: web.Request, service: GenerationService) -> web.Response:
-    """How likely each continuation is."""
+    """Answer with the score of each continuation."""
     body, _ = await SCORE.read(request, service, ScoreBody)
     name = check_model(body.model, service.model)
     caller = request[CALLER]
@@ -95,7 +102,7 @@ async def score(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def classify(request: web.Request, service: GenerationService) -> web.Response:
-    """Which label is the likeliest."""
+    """Answer with the most likely label and the probabilities of all."""
     body, _ = await CLASSIFY.read(request, service, ClassifyBody)
     name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
@@ -117,7 +124,7 @@ async def score_texts(
     service: GenerationService,
     caller: Caller,
 ) -> list[Score]:
-    """The score of each text after the prompt, which is computed once."""
+    """Score each text after the prompt; the prompt is computed once. `name` is for errors."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("expected either prompt or messages", "prompt")
     if not texts:

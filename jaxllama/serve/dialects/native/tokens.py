@@ -1,7 +1,7 @@
-"""Tokens and templates made visible: `/tokenize`, `/detokenize`, `/apply-template`.
+"""Tokens and templates: `/tokenize`, `/detokenize`, `/apply-template`.
 
-The first two take and give what vLLM's and llama.cpp's routes of these names do, too, so that
-clients made for those servers find what they look for.
+The first two also accept and return the fields of vLLM's and llama.cpp's routes of the same names,
+so that clients made for those servers work.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SourceField = Literal["text", "prompt", "content", "messages"]
 
 
 class ConversationBody(ModelBody, kw_only=True):
-    """A conversation, and how its prompt ends."""
+    """Base of bodies with a conversation and options for the end of its prompt."""
 
     messages: list[Turn] | None = None
     tools: list[ToolDefinition] | None = None
@@ -39,11 +39,11 @@ class ConversationBody(ModelBody, kw_only=True):
 
 
 class TokenizeBody(ConversationBody, kw_only=True):
-    """A text under one of three names, or a conversation.
+    """A text in one of three fields, or a conversation.
 
-    `text` is ours: control tokens in it are plain text unless `special`, and `begin` adds the
-    begin-of-text token. `prompt` is vLLM's and `content` is llama.cpp's: control tokens are read,
-    and the begin-of-text token is added where that server adds it.
+    `text` is our field: control tokens in it are plain text unless `special`, and `begin` adds the
+    begin-of-text token. `prompt` is vLLM's field and `content` llama.cpp's: control tokens are
+    parsed, and the begin-of-text token is added if that server adds it.
     """
 
     text: str | None = None
@@ -59,14 +59,14 @@ class TokenizeBody(ConversationBody, kw_only=True):
 
 
 class PiecedToken(msgspec.Struct):
-    """A token and its text; bytes where it is a part of a character."""
+    """A token id and its text, or its bytes if the token is a part of a character."""
 
     id: int
     piece: str | list[int]
 
 
 class Tokens(msgspec.Struct):
-    """Token ids and their number; `pieces` and `token_strs` are what each one spells."""
+    """Token ids and their number; `pieces` and `token_strs` are the texts of the tokens."""
 
     tokens: list[int | PiecedToken]
     count: int
@@ -76,14 +76,14 @@ class Tokens(msgspec.Struct):
 
 
 class DetokenizeBody(ModelBody, kw_only=True):
-    """Token ids; `special` spells control tokens out."""
+    """Token ids to convert to text; with `special`, control tokens are written as text."""
 
     tokens: list[int]
     special: bool = False
 
 
 class DetokenizedText(msgspec.Struct):
-    """A text, also under the names that vLLM and llama.cpp give it."""
+    """The text of tokens, also in the fields of vLLM (`prompt`) and llama.cpp (`content`)."""
 
     text: str
     prompt: str
@@ -91,34 +91,40 @@ class DetokenizedText(msgspec.Struct):
 
 
 class TemplateBody(ConversationBody, kw_only=True):
-    """A conversation, as a chat takes it."""
+    """A conversation in the form of a chat request."""
 
     messages: list[Turn]
 
 
 class Rendered(msgspec.Struct):
-    """What the prompt format makes of a conversation, and how the model reads it."""
+    """The prompt of a conversation, as text and as token ids."""
 
     prompt: str
     tokens: list[int]
     count: int
 
 
-TOKENIZE = Endpoint("POST", "/tokenize", "Text to token ids", body=TokenizeBody, answer=Tokens)
+TOKENIZE = Endpoint(
+    "POST",
+    "/tokenize",
+    "Convert text or a conversation to token ids",
+    body=TokenizeBody,
+    answer=Tokens,
+)
 DETOKENIZE = Endpoint(
-    "POST", "/detokenize", "Token ids to text", body=DetokenizeBody, answer=DetokenizedText
+    "POST", "/detokenize", "Convert token ids to text", body=DetokenizeBody, answer=DetokenizedText
 )
 TEMPLATE = Endpoint(
     "POST",
     "/apply-template",
-    "The prompt that a conversation becomes",
+    "Render a conversation as prompt",
     body=TemplateBody,
     answer=Rendered,
 )
 
 
 async def tokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Text or a conversation to token ids."""
+    """Answer with the token ids of a text or a conversation."""
     body, _ = await TOKENIZE.read(request, service, TokenizeBody)
     check_model(body.model, service.model)
     source = find_source(body)
@@ -141,7 +147,7 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def find_source(body: TokenizeBody) -> SourceField:
-    """Which of the fields holds the text."""
+    """Return the name of the only given source field; refuse none or several."""
     sources: tuple[SourceField, ...] = ("text", "prompt", "content", "messages")
     given = [name for name in sources if getattr(body, name) is not None]
     if len(given) != 1:
@@ -154,7 +160,7 @@ def find_source(body: TokenizeBody) -> SourceField:
 
 
 def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
-    """The token ids of a text, by default read as the server reads it that calls it so."""
+    """Tokenize the text in field `source`, with the defaults of the server that has the field."""
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
     if begin is None and (
@@ -169,7 +175,7 @@ def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -
 
 
 def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], context: int) -> Tokens:
-    """The answer, with the text of each token in the form that was asked for."""
+    """Make the answer, with the texts of the tokens in the requested form."""
     found = Tokens(list(ids), len(ids), context)
     raw = [tokenizer.piece(id_, special=True) for id_ in ids]
     pieces = [piece.decode("utf-8", "replace") for piece in raw]
@@ -187,7 +193,7 @@ def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], cont
 
 
 async def detokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Token ids to text."""
+    """Answer with the text of token ids."""
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
     check_model(body.model, service.model)
 
@@ -200,7 +206,7 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
 
 
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
-    """A conversation as the prompt it becomes."""
+    """Answer with the prompt of a conversation, as text and token ids."""
     body, _ = await TEMPLATE.read(request, service, TemplateBody)
     check_model(body.model, service.model)
     conversation = read_conversation(request, service.model, body)
@@ -213,18 +219,18 @@ async def apply_template(request: web.Request, service: GenerationService) -> we
 
 
 class RenderedConversation:
-    """A conversation that is rendered as text and as token ids."""
+    """Renders a conversation as text or as token ids."""
 
     def __init__(self, format_: str | None, turns: list[Any], **more: Any) -> None:
         self._format, self._turns, self._more = format_, turns, more
         self.size = estimate_characters([turns, more.get("tools")])  # characters
 
     def text(self, model: Model) -> str:
-        """The prompt as text."""
+        """Return the prompt as text."""
         return model.intake.with_format(self._format).chat_text(self._turns, **self._more)
 
     def ids(self, model: Model) -> list[int]:
-        """The prompt as token ids, also beyond the context."""
+        """Return the prompt as token ids, even if it exceeds the context."""
         speaking = model.intake.with_format(self._format)
         return speaking.chat_ids(self._turns, fits=False, **self._more)
 
@@ -232,7 +238,7 @@ class RenderedConversation:
 def read_conversation(
     request: web.Request, model: Model, body: ConversationBody
 ) -> RenderedConversation:
-    """The conversation of a body, in the prompt format that a chat would use for it."""
+    """Return the conversation of a body, in the prompt format that a chat would use."""
     ending = Ending.ANSWER if body.add_generation_prompt else Ending.CLOSED
     ending = Ending.LAST if body.continue_final_message else ending
     turns = [as_turn(turn) for turn in body.messages or ()]
