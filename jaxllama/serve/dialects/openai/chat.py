@@ -1,7 +1,7 @@
-"""`/v1/chat/completions`: conversations in, the assistant's next message out.
+"""`/v1/chat/completions`: generates the assistant's next message of a conversation.
 
-One file of the OpenAI dialect. Tool calls are read out of the answer (`text/tools.py`); what holds
-an answer to a shape comes from `constraints.py`.
+Part of the OpenAI dialect. Tool calls are parsed from the answer (`text/tools.py`); knobs that
+constrain the form of an answer come from `constraints.py`.
 """
 
 import time
@@ -59,7 +59,7 @@ CHAT = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation."""
+    """Generate answers to a conversation, as one response or as a stream."""
     body, knobs = await CHAT.read(request, service, ChatBody)
     model = service.model
     name = check_model(body.model, model)
@@ -98,7 +98,7 @@ def chosen_format(
     messages: Turns,
     tools: Sequence[Tool],
 ) -> str | None:
-    """The prompt format of a conversation; the answer and the log write_answer if it is a substitute."""
+    """Return the prompt format of a conversation; note a substitute for headers and log."""
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:
         request[CALLER].notes["format"] = str(chosen)
@@ -106,13 +106,13 @@ def chosen_format(
 
 
 def as_turn(turn: Turn) -> dict[str, Any]:
-    """A message as the intake takes it; templates know developers as the system."""
+    """Convert a message to the intake's form; the role developer becomes system."""
     fields: dict[str, Any] = msgspec.to_builtins(turn)
     return fields | {"role": "system" if turn.role == "developer" else turn.role}
 
 
 def ending_of(body: ChatBody) -> PromptEnding:
-    """Who speaks on: the assistant anew, or the last message goes on."""
+    """Return how the prompt ends: with a new assistant turn, or within the last message."""
     if body.continue_final_message:
         if body.add_generation_prompt:
             raise InvalidParameter(
@@ -124,14 +124,14 @@ def ending_of(body: ChatBody) -> PromptEnding:
 
 
 def logprobs_of(body: ChatBody) -> dict[str, object]:
-    """The core knob `logprobs`, which a chat says in two fields."""
+    """Convert the fields `logprobs` and `top_logprobs` to the core knob `logprobs`."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
 class ChatForm:
-    """The answers of one conversation, as messages."""
+    """Converts the answers to a conversation to OpenAI's messages or chunks."""
 
     says_done = True
 
@@ -153,12 +153,12 @@ class ChatForm:
         self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
-        """Who speaks."""
+        """Yield the first chunk of each answer, with the role."""
         for index in range(len(self._answers)):
             yield self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
-        """What is new of one answer."""
+        """Yield the chunks for an event of one answer."""
         answer = self._answers[index]
         is_end = isinstance(event, Finished)
         self._generated += isinstance(event, Token)
@@ -176,12 +176,12 @@ class ChatForm:
             yield self._chunk([ChunkChoice(index, ChatDelta(), finish_reason=answer.ending)])
 
     def end(self) -> Iterator[ChatChunk]:
-        """What it cost, if that was asked."""
+        """Yield the usage chunk if it was requested."""
         if self._counts.at_end:
             yield ChatChunk(self._id, self._created, self._name, [], usage=self._usage())
 
     def whole(self) -> ChatCompletion:
-        """All messages at once."""
+        """Return all messages as one response."""
         choices = [
             ChatChoice(
                 index,
@@ -203,7 +203,7 @@ class ChatForm:
 
 
 class ChatAnswer:
-    """One answer, as it comes: text, calls and how it ended."""
+    """Collects one answer from its events: text, tool calls, reason of its end."""
 
     def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
         self.logprobs: list[TokenLogprob] = []
@@ -217,7 +217,7 @@ class ChatAnswer:
         self._calls: list[tuple[str, list[str]]] = []  # name, pieces of arguments
 
     def receive(self, event: Event) -> ChatDelta:
-        """What an event adds."""
+        """Add an event to the answer and return what it adds as a delta."""
         pieces: Sequence[Piece] = [event.text] if event.text else []
         if self._parser is not None:
             pieces = self._parser.push(event.text)
@@ -240,7 +240,7 @@ class ChatAnswer:
         )
 
     def message(self) -> ChatMessage:
-        """All of it."""
+        """Return the answer so far as a message."""
         calls = [
             Call(CalledFunction("".join(arguments), name), id=self._id(index), type="function")
             for index, (name, arguments) in enumerate(self._calls)
@@ -249,7 +249,7 @@ class ChatAnswer:
         return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
 
     def _call(self, piece: CallDelta) -> Call:
-        """A piece of a call, which is kept."""
+        """Store a piece of a tool call and return it as a delta."""
         if piece.name is None:
             self._calls[piece.index][1].append(piece.arguments)
             return Call(CalledFunction(piece.arguments), index=piece.index)

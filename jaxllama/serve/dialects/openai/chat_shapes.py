@@ -1,4 +1,4 @@
-"""Shapes of `/v1/chat/completions`: a conversation in, messages out, whole or in chunks."""
+"""Types of `/v1/chat/completions`: request, response and stream chunks."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -23,43 +23,43 @@ TEXT_ONLY = "this model reads and writes text only"
 
 
 class TextPart(msgspec.Struct):
-    """A part of a message; only text is read."""
+    """A part of a message; only text parts are supported."""
 
     type: str
     text: str | None = None
 
 
 class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """Which function was called with what: JSON text."""
+    """A called function, with its arguments as JSON text."""
 
     name: FunctionName
     arguments: str
 
 
 class PastCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of an earlier turn."""
+    """A tool call in an earlier message."""
 
     function: PastFunction
     id: str | None = None
     type: Literal["function"] = "function"
-    index: int | None = None  # clients send back what a stream told them
+    index: int | None = None  # accepted because clients send back the calls of a stream
 
 
 class Turn(msgspec.Struct, forbid_unknown_fields=True):
-    """One message."""
+    """One message of the request's conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[PastCall] | None = None
     tool_call_id: str | None = None
-    refusal: str | None = None  # this and the next two: as clients send our answers back
+    refusal: str | None = None  # this and the next two: clients send our answers back
     annotations: list[Any] | None = None
     audio: None = None
 
 
 class ChatBody(Common, kw_only=True):
-    """A conversation, and how to go on."""
+    """Request: a conversation, and options for the answer."""
 
     messages: list[Turn]
     stream: bool | None = None
@@ -74,7 +74,7 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
-    explain: bool | None = None  # say what each sampler did to each token
+    explain: bool | None = None  # report the effect of each sampler on each token
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     audio: Any = None
@@ -104,7 +104,7 @@ class ChatBody(Common, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct):
-    """What the assistant says."""
+    """The assistant's message."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
@@ -113,7 +113,7 @@ class ChatMessage(msgspec.Struct):
 
 
 class ChatChoice(msgspec.Struct):
-    """One answer."""
+    """One answer of a response."""
 
     index: int
     message: ChatMessage
@@ -122,7 +122,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatCompletion(msgspec.Struct):
-    """All answers."""
+    """Response with all answers."""
 
     id: str
     created: int
@@ -134,7 +134,7 @@ class ChatCompletion(msgspec.Struct):
 
 
 class ChatDelta(msgspec.Struct, omit_defaults=True):
-    """What is new of an answer."""
+    """The new part of a message in a stream."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -142,7 +142,7 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct):
-    """What is new of one answer."""
+    """The new part of one answer in a stream."""
 
     index: int
     delta: ChatDelta

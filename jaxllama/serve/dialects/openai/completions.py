@@ -1,7 +1,7 @@
-"""`/v1/completions`: texts or token ids in, what follows them out.
+"""`/v1/completions`: generates continuations of texts or token ids.
 
-One file of the OpenAI dialect. `echo` puts the prompt before each answer, and its log-probabilities
-before the answer's; with `max_tokens` 0 nothing is generated, which is how texts are scored.
+Part of the OpenAI dialect. `echo` puts the prompt before each answer, and its log-probabilities
+before the answer's; with `max_tokens` 0 nothing is generated: clients score texts this way.
 """
 
 import time
@@ -41,7 +41,7 @@ from jaxllama.text.tokenizer import Tokenizer
 
 
 class CompletionBody(Common, kw_only=True):
-    """Prompts, and how to go on."""
+    """Request: prompts, and options for the answers."""
 
     prompt: Prompts
     stream: bool | None = None
@@ -49,7 +49,7 @@ class CompletionBody(Common, kw_only=True):
     n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
-    explain: bool | None = None  # say what each sampler did to each token
+    explain: bool | None = None  # report the effect of each sampler on each token
     response_format: ResponseFormat | None = None
     suffix: str | None = None
     use_beam_search: bool | None = None
@@ -61,7 +61,7 @@ class CompletionBody(Common, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct):
-    """One answer, or what is new of it."""
+    """One answer of a response, or its new part in a stream."""
 
     index: int
     text: str
@@ -70,7 +70,7 @@ class CompletionChoice(msgspec.Struct):
 
 
 class TextCompletion(msgspec.Struct):
-    """All answers."""
+    """Response with all answers."""
 
     id: str
     created: int
@@ -105,7 +105,7 @@ COMPLETIONS = Endpoint(
 
 
 async def complete(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Continue texts."""
+    """Generate continuations of prompts, as one response or as a stream."""
     body, knobs = await COMPLETIONS.read(request, service, CompletionBody)
     model = service.model
     name = check_model(body.model, model)
@@ -125,7 +125,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
         form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
         return one_json(form.whole())
     if style.spare and not style.shows_logprobs:
-        knobs["logprobs"] = 0  # the best is found by them
+        knobs["logprobs"] = 0  # needed to find the best answers
 
     def make(answers: Answers) -> CompletionForm:
         return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
@@ -135,7 +135,7 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
-    """Refuse combinations that mean nothing."""
+    """Raise InvalidParameter for options that contradict each other."""
     wanted = body.n or 1
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
@@ -161,7 +161,7 @@ def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
 
 
 def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
-    """The prompts of a request: one text or list of ids, or several."""
+    """Convert one text or list of ids, or a list of these, to a list of prompts."""
     if isinstance(prompt, str):
         return [prompt]
     texts = [each for each in prompt if isinstance(each, str)]
@@ -179,7 +179,7 @@ def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") ->
 
 
 class CompletionOptions:
-    """What is common to all answers of a request."""
+    """Options common to all answers of a request."""
 
     def __init__(
         self,
@@ -192,41 +192,41 @@ class CompletionOptions:
     ) -> None:
         self.name, self.tokenizer = name, tokenizer
         self.echoes, self.shows_logprobs = echoes, shows_logprobs
-        self.wanted = body.n or 1  # of each prompt
+        self.wanted = body.n or 1  # answers to return for each prompt
         self.asked = body.best_of or self.wanted
         self.options = body.stream_options
 
     @property
     def spare(self) -> int:
-        """Answers to each prompt that will not be told."""
+        """Number of answers to each prompt that are generated but not returned (best_of)."""
         return self.asked - self.wanted
 
     def echo(self, index: int) -> Echo | None:
-        """What is told before an answer."""
+        """Return the echo before an answer; None without `echo`."""
         return self.echoes[index // self.asked] if self.echoes else None
 
 
 class CompletionForm:
-    """The answers to prompts, as texts."""
+    """Converts the answers to prompts to OpenAI's completions or chunks."""
 
     says_done = True
 
     def __init__(self, style: CompletionOptions, id_: str, sizes: Sequence[int]) -> None:
-        """`sizes` has the tokens of each answer's prompt."""
+        """Make an empty form; `sizes` has the prompt tokens of each answer."""
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
         self._writers = [CompletionAnswer(style, index) for index in range(len(sizes))]
         self._counts = Counts(style.options, sum(sizes[:: style.asked]))
 
     def begin(self) -> Iterator[CompletionChunk]:
-        """The prompts, if they are told back."""
+        """Yield a chunk with the echo before each answer, if requested."""
         for index in range(len(self._writers)):
             echo = self._style.echo(index)
             if echo is not None:
                 yield self._chunk(CompletionChoice(index, echo.text, logprobs=echo.logprobs))
 
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
-        """What is new of one answer."""
+        """Yield the chunks for an event of one answer."""
         found = self._writers[index].receive(event)
         self._generated += isinstance(event, Token)
         if event.text or found is not None:
@@ -235,24 +235,24 @@ class CompletionForm:
             yield self._chunk(CompletionChoice(index, "", shapes.ending_of(event.reason)))
 
     def end(self) -> Iterator[CompletionChunk]:
-        """What it cost, if that was asked."""
+        """Yield the usage chunk if it was requested."""
         if self._counts.at_end:
             name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
     def whole(self) -> TextCompletion:
-        """The best answers to each prompt, in order."""
-        style, told = self._style, []
+        """Return the best `n` answers to each prompt, in the order of the prompts."""
+        style, chosen = self._style, []
         for first in range(0, len(self._writers), style.asked):
             group = self._writers[first : first + style.asked]
             if style.spare:
                 group.sort(key=CompletionAnswer.mean_logprob, reverse=True)
-            told += group[: style.wanted]
+            chosen += group[: style.wanted]
         choices = [
             CompletionChoice(
                 index, writer.text, writer.ending, writer.logprobs if style.shows_logprobs else None
             )
-            for index, writer in enumerate(told)
+            for index, writer in enumerate(chosen)
         ]
         return TextCompletion(self._id, self._created, style.name, choices, self._usage())
 
@@ -270,7 +270,7 @@ class CompletionForm:
 
 
 class CompletionAnswer:
-    """One answer, as it comes."""
+    """Collects one answer from its events: text, log-probabilities, reason of its end."""
 
     def __init__(self, style: CompletionOptions, index: int) -> None:
         echo = style.echo(index)
@@ -286,11 +286,11 @@ class CompletionAnswer:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The text so far, with the echo."""
         return "".join(self._texts)
 
     def receive(self, event: Event) -> OldLogprobs | None:
-        """Keep what is new; its log-probabilities, if they are told."""
+        """Add an event to the answer; return its log-probabilities if they were requested."""
         self._texts.append(event.text)
         if isinstance(event, Finished):
             self.usage, self.ending = event.usage, shapes.ending_of(event.reason)
@@ -306,5 +306,5 @@ class CompletionAnswer:
         return found
 
     def mean_logprob(self) -> float:
-        """How likely the model finds it, per token."""
+        """Return the mean log-probability of the tokens, by which the best answer is chosen."""
         return sum(self._values) / max(len(self._values), 1)

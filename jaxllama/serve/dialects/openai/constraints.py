@@ -1,6 +1,7 @@
-"""Constraints: from `response_format` and `tool_choice` to knobs that hold an answer to them.
+"""Constraints: converts `response_format` and `tool_choice` to knobs that constrain the answer.
 
-Asked by every endpoint that takes either; the one place where this dialect meets structured output.
+Used by every endpoint that accepts either field; the only part of this dialect that knows
+structured output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ FunctionName = Annotated[str, msgspec.Meta(pattern=FUNCTION_NAME)]
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
-    """A JSON schema, and what it is called."""
+    """A JSON schema and its name."""
 
     name: str
     description: str | None = None
@@ -27,20 +28,20 @@ class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What an answer has to look like."""
+    """Form that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """A function by its name."""
+    """The name of a function."""
 
     name: FunctionName
 
 
 class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool by its name."""
+    """A tool choice: the name of the function to call."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
@@ -67,13 +68,13 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 @dataclass(frozen=True)
 class FormKnobs:
-    """What an answer is held to: knobs, and what the client called what they were made of."""
+    """Knobs that constrain an answer, and the request fields that they were made of."""
 
     knobs: Mapping[str, object] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """These knobs and those that were sent; the same one twice is refused."""
+        """Merge with the knobs of the request; raises InvalidParameter if both have the same."""
         for name in self.knobs:
             if knobs.get(name) is not None:
                 raise InvalidParameter(
@@ -90,7 +91,7 @@ def knobs_of_request(
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
 ) -> FormKnobs:
-    """What an answer is held to by what was asked."""
+    """Return the knobs for `response_format` or for the tools; refuse a request with both."""
     form = knobs_of_format(response_format) if response_format is not None else FormKnobs()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
         calls = knobs_of_tool_choice(tools, tool_choice, style)
@@ -109,7 +110,7 @@ def knobs_of_request(
 
 
 def knobs_of_format(wanted: ResponseFormat) -> FormKnobs:
-    """What holds an answer to a format."""
+    """Return the knobs that constrain an answer to a `response_format`."""
     schema = wanted.json_schema.schema if wanted.json_schema is not None else None
     return knobs_of_form(
         wanted.type, schema, "response_format", "response_format.json_schema.schema"
@@ -122,7 +123,7 @@ def knobs_of_form(
     name: str,
     schema_name: str,
 ) -> FormKnobs:
-    """What holds an answer to one kind of form; the names are what the client calls them."""
+    """Return the knobs for one kind of form; `name` and `schema_name` are the client's fields."""
     match kind:
         case "text":
             return FormKnobs()
@@ -137,7 +138,7 @@ def knobs_of_form(
 def knobs_of_tool_choice(
     tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
 ) -> FormKnobs:
-    """What makes an answer a call."""
+    """Return the knobs that force an answer to be a call of a chosen tool."""
     name = choice.function.name if isinstance(choice, NamedTool) else None
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
     if not allowed:
@@ -156,7 +157,7 @@ def knobs_of_tool_choice(
 
 
 def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> FormKnobs:
-    """What holds the calls an answer may make: those of strict tools to their schema."""
+    """Return the knobs that constrain calls of strict tools to their schemas."""
     strict = [index for index, tool in enumerate(tools) if tool.function.strict]
     shown = [as_tool(tool) for tool in tools]
     for index in set(range(len(tools))) - set(strict):
@@ -165,12 +166,12 @@ def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> 
 
 
 def schema_path(tools: Sequence[int]) -> str:
-    """Where a client finds the schemas of these tools."""
+    """Return the path of the schemas of these tools in the request."""
     return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 
 
 def as_tool(tool: ToolDefinition) -> Tool:
-    """A tool as prompt formats show it: as it was written, without what is left out."""
+    """Convert a tool to the form of prompt formats, without fields that are null."""
     function = tool.function
     fields = {
         "name": function.name,

@@ -1,4 +1,4 @@
-"""Echo: prompts told back before their answers, with log-probabilities if that is asked.
+"""Echo: returns prompts before their answers, with log-probabilities if requested.
 
 Used by the completions endpoint. Evaluation harnesses score texts this way.
 """
@@ -19,7 +19,7 @@ from jaxllama.service import Caller, GenerationService, Model, Question
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt that is told back."""
+    """A prompt to return before its answers."""
 
     text: str
     ids: list[int]
@@ -32,7 +32,7 @@ async def make_echoes(
     service: GenerationService,
     caller: Caller,
 ) -> list[Echo]:
-    """What is told of each prompt before its answers."""
+    """Build the echo of each prompt, with log-probabilities if `logprobs` is set."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
     return [await make_echo(prompt, service, caller, count) for prompt in prompts]
@@ -41,7 +41,7 @@ async def make_echoes(
 async def make_echo(
     prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
 ) -> Echo:
-    """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
+    """Build one echo; with `count`, compute log-probabilities of its tokens and `count` others."""
     tokenizer = service.model.intake.tokenizer
 
     def read(model: Model) -> tuple[list[int], str]:
@@ -54,10 +54,10 @@ async def make_echo(
         return Echo(text, ids, None)
     tops: list[tuple[tuple[int, float], ...]] = []
 
-    def see(logits: np.ndarray) -> None:
+    def note_top(logits: np.ndarray) -> None:
         tops.extend(top_tokens(row, count) for row in logits)
 
-    begin = methodcaller("peek_by_and_by", ids, 1, see if count else None)
+    begin = methodcaller("peek_by_and_by", ids, 1, note_top if count else None)
     ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
     logprobs, writer = OldLogprobs(), LogprobsWriter(tokenizer)
     writer.add(logprobs, ids[0], None)
@@ -67,7 +67,7 @@ async def make_echo(
 
 
 def top_tokens(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
-    """The best tokens at one place, with their log-probabilities."""
+    """Return the `count` most likely tokens at one position, with their log-probabilities."""
     count = min(count, len(logits))
     best = np.argpartition(-logits, count - 1)[:count]
     best = best[np.argsort(-logits[best], kind="stable")]

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: texts or token ids in, one vector of length 1 for each out."""
+"""`/v1/embeddings`: converts texts or token ids to one vector each, of length (norm) 1."""
 
 import base64
 from operator import methodcaller
@@ -21,7 +21,7 @@ from jaxllama.service.asking import estimate_characters
 
 
 class EmbeddingBody(Common, kw_only=True):
-    """Texts, and how their vectors are wanted."""
+    """Request: texts, and options for their vectors."""
 
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
@@ -42,14 +42,14 @@ class EmbeddingVector(msgspec.Struct):
 
 
 class EmbeddingUsage(msgspec.Struct):
-    """What it cost, in tokens."""
+    """Number of tokens of a request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingList(msgspec.Struct):
-    """The vectors of all texts."""
+    """Response with the vectors of all texts."""
 
     model: str
     data: list[EmbeddingVector]
@@ -67,7 +67,7 @@ EMBEDDINGS = Endpoint(
 
 
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
-    """Turn texts into vectors."""
+    """Answer with the vector of each text."""
     body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
     name = check_model(body.model, service.model)
     texts = as_prompts(body.input, "input", "inputs")
@@ -94,14 +94,14 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
 
 
 def encode_input(model: Model, text: Prompt) -> list[int]:
-    """One text as token ids that fit."""
+    """Tokenize a text; raises an error if it exceeds the context."""
     ids = model.intake.ids(text)
     model.engine.config.check_length(len(ids), 0)
     return ids
 
 
 def encode_vector(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
-    """A vector as it was asked for."""
+    """Encode a vector in the requested `encoding_format`."""
     if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

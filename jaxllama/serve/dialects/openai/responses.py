@@ -1,6 +1,7 @@
-"""`/v1/responses`: text in, text out, in the shapes of OpenAI's newer API.
+"""`/v1/responses`: answers a conversation, in the form of OpenAI's newer API.
 
-One file of the OpenAI dialect. Nothing is kept between requests, so what builds on that is refused.
+Part of the OpenAI dialect. The server stores nothing between requests, so fields that need stored
+data are refused.
 """
 
 import time
@@ -40,7 +41,7 @@ from jaxllama.service.answers import Answers
 RESPONSES = Endpoint(
     "POST",
     "/v1/responses",
-    "Answer a conversation, in the newer shapes",
+    "Answer a conversation, in the form of OpenAI's newer API",
     body=ResponseBody,
     answer=Response,
     events=EVENTS,
@@ -49,7 +50,7 @@ RESPONSES = Endpoint(
 
 
 async def respond(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation."""
+    """Generate the answer to a conversation, as one response or as a stream."""
     body, knobs = await RESPONSES.read(request, service, ResponseBody)
     name = check_model(body.model, service.model)
     if knobs.get("logprobs") is not None:
@@ -66,7 +67,7 @@ async def respond(request: web.Request, service: GenerationService) -> web.Strea
 
 
 def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
-    """The conversation, instructions first."""
+    """Return the conversation's messages, with the instructions as first system message."""
     given = [InputMessage("user", body.input)] if isinstance(body.input, str) else body.input
     system = [InputMessage("system", body.instructions)] if body.instructions else []
     return [
@@ -79,7 +80,7 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
 
 
 def knobs_of_body(body: ResponseBody) -> FormKnobs:
-    """What the text has to look like."""
+    """Return the knobs that constrain the answer to `text.format`."""
     wanted = body.text.format if body.text is not None else None
     if wanted is None:
         return FormKnobs()
@@ -87,7 +88,7 @@ def knobs_of_body(body: ResponseBody) -> FormKnobs:
 
 
 class ResponseForm:
-    """One response."""
+    """Converts the events of an answer to one response or to stream events."""
 
     says_done = False
 
@@ -102,7 +103,7 @@ class ResponseForm:
         self._usage: Usage | None = None
 
     def begin(self) -> Iterator[StreamEvent]:
-        """Everything that comes before the text."""
+        """Yield the events before the text."""
         yield WholeEvent("response.created", self._next(), self.whole())
         yield WholeEvent("response.in_progress", self._next(), self.whole())
         item = OutputMessage(self._item, "in_progress", [])
@@ -111,7 +112,7 @@ class ResponseForm:
         yield PartEvent("response.content_part.added", self._next(), self._item, part)
 
     def take(self, index: int, event: Event) -> Iterator[StreamEvent]:
-        """What is new of the text."""
+        """Add an event of the answer; yield a stream event if it has text."""
         del index
         self._texts.append(event.text)
         if isinstance(event, Finished):
@@ -121,7 +122,7 @@ class ResponseForm:
             yield DeltaEvent("response.output_text.delta", self._next(), self._item, event.text)
 
     def end(self) -> Iterator[StreamEvent]:
-        """Everything again, whole."""
+        """Yield the events after the text, which repeat it whole."""
         message = self._message()
         part = message.content[0]
         yield TextEvent("response.output_text.done", self._next(), self._item, part.text)
@@ -132,7 +133,7 @@ class ResponseForm:
         yield WholeEvent(kind, self._next(), self.whole())
 
     def whole(self) -> Response:
-        """The response, as far as it has come."""
+        """Return the response as it is now."""
         body, usage = self._body, self._usage
         return Response(
             id=self._id,
@@ -159,12 +160,12 @@ class ResponseForm:
 
 
 def as_float(value: object) -> float | None:
-    """A knob that was given."""
+    """Return a knob's value as float; None if it was not given."""
     return float(value) if isinstance(value, int | float) else None
 
 
 def as_response_usage(usage: Usage) -> ResponseUsage:
-    """What it cost."""
+    """Convert token counts to the form of a response."""
     return ResponseUsage(
         usage.prompt,
         usage.generated,

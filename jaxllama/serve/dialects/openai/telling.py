@@ -1,7 +1,7 @@
-"""Telling: the one way from what is asked to what is answered, whole or as a stream.
+"""Writes the answers to a request, as one response or as a stream.
 
-Used by the endpoints that generate. A `Form` turns events into the chunks of its endpoint and
-keeps what the whole answer is made of, so that both say the same.
+Used by the endpoints that generate. A `Form` converts events to the chunks of its endpoint and
+collects the data of the whole answer, so that both agree.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,21 +20,21 @@ from jaxllama.service.answers import Answers
 
 
 class Form(Protocol):
-    """What one request's answers look like."""
+    """Converts the events of one request to the JSON of an endpoint."""
 
-    says_done: bool  # a stream ends with [DONE]
+    says_done: bool  # whether a stream ends with [DONE]
 
     def begin(self) -> Iterable[Any]:
-        """Chunks before the first event."""
+        """Yield the chunks before the first event."""
 
     def take(self, index: int, event: Event) -> Iterable[Any]:
-        """Chunks of one event, which are also kept."""
+        """Collect an event of answer `index`, and yield its chunks."""
 
     def end(self) -> Iterable[Any]:
-        """Chunks after the last event."""
+        """Yield the chunks after the last event."""
 
     def whole(self) -> Any:
-        """Everything at once."""
+        """Return the whole response."""
 
 
 async def write_answer(
@@ -46,7 +46,7 @@ async def write_answer(
     stream: bool | None,
     explain: bool | None = None,
 ) -> web.StreamResponse:
-    """Ask, and answer in the given form; if asked, with what each sampler did."""
+    """Run `ask` and send its answers in the given form; `explain` adds the samplers' effects."""
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)
         if not stream:
@@ -76,7 +76,7 @@ async def write_answer(
 def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
-    """Knobs of an answer that is short enough to be explained; refuses what cannot be."""
+    """Return the knobs with max_tokens set for an explanation; refuse what cannot be explained."""
     if stream or answers != 1:
         raise InvalidParameter(
             "explain is for one whole answer to one prompt; leave stream, n and best_of away",
