@@ -129,6 +129,8 @@ def translate_error(request: web.Request, error: web.HTTPException) -> JaxLlamaE
         case 404:
             return HttpError(f"there is no {request.path[:100]!r} here", 404, "not_found")
         case 405:
-            return HttpError(f"{request.method} is not for this path", 405, "method_not_allowed")
+            return HttpError(
+                f"this path does not support {request.method}", 405, "method_not_allowed"
+            )
         case _:
             return HttpError(error.reason, error.status, "refused")

@@ -17,11 +17,15 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Settings:
     """Options of the server; durations in seconds."""
 
-    host: str = setting("127.0.0.1", "listen on this address; 0.0.0.0 lets the network in")
+    host: str = setting(
+        "127.0.0.1", "listen on this address; 0.0.0.0 allows access from the network"
+    )
     port: int = setting(8000, "listen on this port; 0 chooses a free one")
-    api_keys: tuple[str, ...] = setting((), "let in only clients with this key; may be repeated")
+    api_keys: tuple[str, ...] = setting((), "accept only clients with this key; may be repeated")
     allowed_hosts: tuple[str, ...] = setting((), "accept this Host header, too; may be repeated")
-    cors_origins: tuple[str, ...] = setting((), "let pages of this origin in; may be repeated")
+    cors_origins: tuple[str, ...] = setting(
+        (), "allow web pages of this origin (CORS); may be repeated"
+    )
     tls_certificate: str | None = setting(None, "serve https with this certificate chain (PEM)")
     tls_key: str | None = setting(None, "use this private key of the certificate (PEM)")
     strict: bool = setting(False, "refuse requests with unknown fields instead of ignoring them")
@@ -70,7 +74,7 @@ class Settings:
                 ipaddress.ip_network(each)
             except ValueError as error:
                 raise ConfigError(
-                    f"trusted address {each!r} is none: {error}; expected an address such as "
+                    f"trusted address {each!r} is invalid: {error}; expected an address such as "
                     f"10.0.0.7 or a network such as 10.0.0.0/8"
                 ) from error
 

@@ -141,7 +141,7 @@ class Sse:
                 await self._request.writer.drain()
         except TimeoutError as error:
             self._abort()
-            raise SlowReader(f"the client took nothing in for {seconds} s") from error
+            raise SlowReader(f"the client read nothing for {seconds} s") from error
 
     async def _ping(self) -> None:
         """Send pings into a silent stream, so that no proxy closes the connection."""

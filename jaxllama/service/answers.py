@@ -133,22 +133,22 @@ class Answers:
             raise self.error
         return work.result()
 
-    def receive(self, choice: AnswerChoice, told: Told) -> None:
+    def receive(self, choice: AnswerChoice, update: Told) -> None:
         """Take the events of a choice, or the error that ended it, from the engine."""
-        if isinstance(told, JaxLlamaError):
+        if isinstance(update, JaxLlamaError):
             choice.is_over = True
-            self.fail(told)
+            self.fail(update)
             return
-        end = told[-1]
+        end = update[-1]
         if not isinstance(end, Finished):
-            self._deliver(choice, told)
+            self._deliver(choice, update)
             return
         choice.is_over, choice.usage = True, end.usage
         if end.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
-            self._deliver(choice, told[:-1])
+            self._deliver(choice, update[:-1])
             self.fail(end.error or Cancelled("the request was cancelled"))
         else:
-            self._deliver(choice, told)
+            self._deliver(choice, update)
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
         """Put events into the inbox and report delays; fail the request of a slow client."""

@@ -78,9 +78,9 @@ class Dispatch:
     def _remaining(self) -> int:
         return len(self.queue) + self.queue.running
 
-    def _receive(self, choice: AnswerChoice, told: Told) -> None:
+    def _receive(self, choice: AnswerChoice, update: Told) -> None:
         """Pass events from the engine on; if the choice is over, note the pace and report it."""
-        choice.answers.receive(choice, told)
+        choice.answers.receive(choice, update)
         if choice.is_over:
             self._pace.note_end(self._remaining)
             self._ended(choice)

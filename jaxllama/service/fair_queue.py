@@ -104,13 +104,14 @@ class FairQueue(Generic[T]):
         if count + items > free:
             raise QueueFull(
                 f"{self.items} requests wait already, {count} of them yours; the limit is "
-                f"{self._most_items}, and nobody may take more than is left free; try again later"
+                f"{self._most_items}, and no client may take more than it leaves free; try again "
+                f"later"
             )
         if mine + tokens > room:
             raise QueueFull(
                 f"prompts of {self.tokens} tokens wait already, {mine} of them yours; the limit "
-                f"is {self._most_tokens}, and nobody may take more than is left free; try again "
-                f"later"
+                f"is {self._most_tokens}, and no client may take more than it leaves free; try "
+                f"again later"
             )
 
     def push(self, work: T) -> None:

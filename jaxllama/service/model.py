@@ -59,8 +59,8 @@ async def make_one_token(thread: EngineThread) -> None:
     """Generate one token to prove that the engine works; raises the error if it does not."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
-    def receive(told: Told) -> None:
-        last = told if isinstance(told, JaxLlamaError) else told[-1]
+    def receive(update: Told) -> None:
+        last = update if isinstance(update, JaxLlamaError) else update[-1]
         if isinstance(last, Finished | JaxLlamaError) and not done.done():
             done.set_result(last)
 

@@ -93,7 +93,7 @@ def check_explainable(
     check_length(knobs)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
-            "logprobs is for completions and chats; an explanation says more: leave it away",
+            "logprobs is for completions and chats; an explanation has them anyway: remove it",
             "logprobs",
         )
     try:

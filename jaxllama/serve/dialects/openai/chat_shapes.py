@@ -17,8 +17,8 @@ from jaxllama.serve.dialects.openai.constraints import (
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
 
 NO_SETTING = "this model has no setting for it"
-NOTHING_STORED = "nothing is kept here"
-SHARED_UNASKED = "prompts that share a prefix share its computation anyway"
+NOTHING_STORED = "nothing is stored here"
+SHARED_UNASKED = "the KV cache of a common prefix is shared anyway"
 TEXT_ONLY = "this model reads and writes text only"
 
 
@@ -92,11 +92,11 @@ class ChatBody(Common, kw_only=True):
         "function_call": "send tool_choice instead",
         "functions": "send tools instead",
         "moderation": "there is no moderation here",
-        "web_search_options": "this server reaches no other one",
+        "web_search_options": "this server does not search the web",
     }
     unheeded: ClassVar[Mapping[str, str]] = {
         "store": NOTHING_STORED,
-        "prediction": "answers are not predicted here",
+        "prediction": "this server does not use predicted answers",
         "prompt_cache_options": SHARED_UNASKED,
         "reasoning_effort": NO_SETTING,
         "verbosity": NO_SETTING,

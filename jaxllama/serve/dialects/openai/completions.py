@@ -56,7 +56,7 @@ class CompletionBody(Common, kw_only=True):
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "suffix": "this model was not trained to fill gaps",
-        "use_beam_search": "ask for best_of; beams are for Python and the command line",
+        "use_beam_search": "send best_of; beam search is for Python and the command line",
     }
 
 
@@ -130,30 +130,30 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     def make(answers: Answers) -> CompletionForm:
         return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
 
-    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=constraint.names)
+    ask = Ask(prompts=prompts, knobs=knobs, n=style.generated, names=constraint.names)
     return await write_answer(request, service, ask, make, stream=body.stream, explain=body.explain)
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
     """Raise InvalidParameter for options that contradict each other."""
-    wanted = body.n or 1
+    count = body.n or 1
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
-    if body.best_of is not None and body.best_of < wanted:
+    if body.best_of is not None and body.best_of < count:
         raise InvalidParameter(
-            f"best_of is {body.best_of}; it must be at least n, {wanted}", "best_of"
+            f"best_of is {body.best_of}; it must be at least n, {count}", "best_of"
         )
-    if body.best_of is not None and body.best_of > wanted and body.stream:
+    if body.best_of is not None and body.best_of > count and body.stream:
         raise InvalidParameter(
             "best_of cannot stream: which answer is best is known at the end", "best_of"
         )
     if knobs.get("max_tokens") == 0 and knobs.get("negative_prompt") is not None:
         raise InvalidParameter(
-            "negative_prompt moves answers, and max_tokens is 0: nothing is generated; texts are "
-            "scored without it",
+            "negative_prompt has no effect if max_tokens is 0: nothing is generated, and texts are "
+            "scored without it; remove negative_prompt",
             "negative_prompt",
         )
-    if knobs.get("max_tokens") == 0 and (not body.echo or body.stream or wanted > 1):
+    if knobs.get("max_tokens") == 0 and (not body.echo or body.stream or count > 1):
         raise InvalidParameter(
             "max_tokens is 0; that needs echo, and neither stream nor n: nothing is generated",
             "max_tokens",
@@ -192,18 +192,18 @@ class CompletionOptions:
     ) -> None:
         self.name, self.tokenizer = name, tokenizer
         self.echoes, self.shows_logprobs = echoes, shows_logprobs
-        self.wanted = body.n or 1  # answers to return for each prompt
-        self.asked = body.best_of or self.wanted
+        self.returned = body.n or 1  # answers to return for each prompt
+        self.generated = body.best_of or self.returned
         self.options = body.stream_options
 
     @property
     def spare(self) -> int:
         """Number of answers to each prompt that are generated but not returned (best_of)."""
-        return self.asked - self.wanted
+        return self.generated - self.returned
 
     def echo(self, index: int) -> Echo | None:
         """Return the echo before an answer; None without `echo`."""
-        return self.echoes[index // self.asked] if self.echoes else None
+        return self.echoes[index // self.generated] if self.echoes else None
 
 
 class CompletionForm:
@@ -216,7 +216,7 @@ class CompletionForm:
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
         self._writers = [CompletionAnswer(style, index) for index in range(len(sizes))]
-        self._counts = Counts(style.options, sum(sizes[:: style.asked]))
+        self._counts = Counts(style.options, sum(sizes[:: style.generated]))
 
     def begin(self) -> Iterator[CompletionChunk]:
         """Yield a chunk with the echo before each answer, if requested."""
@@ -243,11 +243,11 @@ class CompletionForm:
     def whole(self) -> TextCompletion:
         """Return the best `n` answers to each prompt, in the order of the prompts."""
         style, chosen = self._style, []
-        for first in range(0, len(self._writers), style.asked):
-            group = self._writers[first : first + style.asked]
+        for first in range(0, len(self._writers), style.generated):
+            group = self._writers[first : first + style.generated]
             if style.spare:
                 group.sort(key=CompletionAnswer.mean_logprob, reverse=True)
-            chosen += group[: style.wanted]
+            chosen += group[: style.returned]
         choices = [
             CompletionChoice(
                 index, writer.text, writer.ending, writer.logprobs if style.shows_logprobs else None
@@ -259,7 +259,7 @@ class CompletionForm:
     def _usage(self) -> TokenUsage:
         usages = [writer.usage for writer in self._writers]
         if any(usages):
-            return shapes.sum_up(usages, self._style.asked)
+            return shapes.sum_up(usages, self._style.generated)
         prompt = sum(len(echo.ids) for echo in self._style.echoes)
         return TokenUsage(prompt, 0, prompt, Details(0))
 

@@ -79,7 +79,7 @@ class FormKnobs:
             if knobs.get(name) is not None:
                 raise InvalidParameter(
                     f"{self.names[name]} and {name} are given together; an answer can have one "
-                    f"form: give one",
+                    f"form: send one of them",
                     name,
                 )
         return {**knobs, **self.knobs}
@@ -109,11 +109,11 @@ def knobs_of_request(
     return calls
 
 
-def knobs_of_format(wanted: ResponseFormat) -> FormKnobs:
+def knobs_of_format(format_: ResponseFormat) -> FormKnobs:
     """Return the knobs that constrain an answer to a `response_format`."""
-    schema = wanted.json_schema.schema if wanted.json_schema is not None else None
+    schema = format_.json_schema.schema if format_.json_schema is not None else None
     return knobs_of_form(
-        wanted.type, schema, "response_format", "response_format.json_schema.schema"
+        format_.type, schema, "response_format", "response_format.json_schema.schema"
     )
 
 
@@ -143,7 +143,7 @@ def knobs_of_tool_choice(
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
     if not allowed:
         raise InvalidParameter(
-            f"tool_choice is {name or choice!r:.100}, but tools has none such; send it there",
+            f"tool_choice is {name or choice!r:.100}, but tools has no such tool; add it to tools",
             "tool_choice",
         )
     if style is None:

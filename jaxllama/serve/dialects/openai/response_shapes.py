@@ -13,8 +13,8 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
 )
 from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions
 
-NOTHING_KEPT = "nothing is kept here between requests; send the whole conversation as input"
-NO_TOOLS = "ask /v1/chat/completions for tools"
+NOTHING_KEPT = "nothing is stored here between requests; send the whole conversation as input"
+NO_TOOLS = "use /v1/chat/completions for tools"
 
 
 class InputMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,20 +74,20 @@ class ResponseBody(Common, kw_only=True):
     unsupported: ClassVar[Mapping[str, str]] = {
         "tools": NO_TOOLS,
         "background": "a response is made while its client waits",
-        "top_logprobs": "ask /v1/chat/completions for log-probabilities",
+        "top_logprobs": "use /v1/chat/completions for log-probabilities",
         "previous_response_id": NOTHING_KEPT,
         "conversation": NOTHING_KEPT,
-        "prompt": "no prompts are kept here",
+        "prompt": "no prompts are stored here",
         "max_tool_calls": NO_TOOLS,
         "moderation": "there is no moderation here",
-        "access_programs": "there are none here",
+        "access_programs": "this server has no access programs",
         "image": TEXT_ONLY,
     }
     unheeded: ClassVar[Mapping[str, str]] = {
         "store": NOTHING_KEPT,
         "include": "answers contain no further data",
         "reasoning": NO_SETTING,
-        "context_management": "a conversation is read as it is sent",
+        "context_management": "the conversation is used as it was sent",
         "prompt_cache_options": SHARED_UNASKED,
     }
 

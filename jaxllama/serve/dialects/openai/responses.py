@@ -55,7 +55,7 @@ async def respond(request: web.Request, service: GenerationService) -> web.Strea
     name = check_model(body.model, service.model)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
-            "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
+            "logprobs is not supported: use /v1/chat/completions for log-probabilities", "logprobs"
         )
     constraint = knobs_of_body(body)
     ask = Ask(messages=messages_of(body), knobs=constraint.merge(knobs), names=constraint.names)
@@ -81,10 +81,10 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
 
 def knobs_of_body(body: ResponseBody) -> FormKnobs:
     """Return the knobs that constrain the answer to `text.format`."""
-    wanted = body.text.format if body.text is not None else None
-    if wanted is None:
+    format_ = body.text.format if body.text is not None else None
+    if format_ is None:
         return FormKnobs()
-    return knobs_of_form(wanted.type, wanted.schema, "text.format", "text.format.schema")
+    return knobs_of_form(format_.type, format_.schema, "text.format", "text.format.schema")
 
 
 class ResponseForm:

@@ -24,7 +24,7 @@ class ModelBody(RequestShape, kw_only=True):
 
 
 class Common(ModelBody, kw_only=True):
-    """Base of request bodies with OpenAI's common fields about the client, of no effect."""
+    """Base of request bodies with OpenAI's fields about the client, which have no effect."""
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -158,7 +158,7 @@ class Counts:
         self._prompt = prompt  # tokens of all prompts, each counted once
 
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
-        """Return the `usage` of a chunk before the end; `generated` counts tokens of all answers."""
+        """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens."""
         if self._in_every:
             return TokenUsage(self._prompt, generated, self._prompt + generated)
         return None if self.at_end else UNSET

@@ -79,7 +79,7 @@ def explainable_knobs(
     """Return the knobs with max_tokens set for an explanation; refuse what cannot be explained."""
     if stream or answers != 1:
         raise InvalidParameter(
-            "explain is for one whole answer to one prompt; leave stream, n and best_of away",
+            "explain is for one whole answer to one prompt; remove stream, n and best_of",
             "explain",
         )
     if knobs.get("max_tokens") == 0:

@@ -1,6 +1,6 @@
 /**
- * The message field, which grows with its text, and the button that sends or stops. Used by chat.js;
- * knows nothing of conversations.
+ * The message field, which grows with its text, and the button that sends or stops. Used by
+ * chat.js; knows nothing of conversations.
  */
 
 import { byId } from "./dom.js";

@@ -136,8 +136,9 @@ function lineOf({ type, by_token, tokens, phrases }) {
 }
 
 /**
- * Make a slider beside the field, if the bounds make one useful. A knob with far bounds gets a slider
- * over the usual values; the field accepts all. The Tab key skips it, since it repeats the field.
+ * Make a slider beside the field, if the bounds make one useful. A knob with far bounds gets a
+ * slider over the usual values; the field accepts all. The Tab key skips it, since it repeats the
+ * field.
  * @param {Knob} knob
  */
 function makeSlider({ type, off, low, high, width, by_token }) {

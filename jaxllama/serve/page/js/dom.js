@@ -1,6 +1,6 @@
 /**
- * Functions that make elements. Used by every view. Text becomes text nodes, and nothing here parses
- * HTML, so a model's text can never become markup of the page.
+ * Functions that make elements. Used by every view. Text becomes text nodes, and nothing here
+ * parses HTML, so a model's text can never become markup of the page.
  */
 
 const SVG = "http://www.w3.org/2000/svg";

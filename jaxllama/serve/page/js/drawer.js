@@ -1,6 +1,6 @@
 /**
- * A column at the side of the page: beside the conversation if there is room, else over it. Used for
- * the conversations and the settings; knows nothing of its content.
+ * A column at the side of the page: beside the conversation if there is room, else over it. Used
+ * for the conversations and the settings; knows nothing of its content.
  */
 
 import { byId } from "./dom.js";

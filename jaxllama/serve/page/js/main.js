@@ -1,6 +1,6 @@
 /**
- * Entry point of the page: makes the parts, connects them, and loads the server's model and plugins.
- * Reads nothing from the URL, so that a link cannot send messages.
+ * Entry point of the page: makes the parts, connects them, and loads the server's model and
+ * plugins. Reads nothing from the URL, so that a link cannot send messages.
  */
 
 import { asServerError, Server } from "./api.js";

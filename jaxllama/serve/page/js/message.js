@@ -1,6 +1,6 @@
 /**
- * One message on the page: its text as prose, as tokens or in an edit field, and its buttons. Used by
- * messages.js; the actions of the buttons are passed in.
+ * One message on the page: its text as prose, as tokens or in an edit field, and its buttons. Used
+ * by messages.js; the actions of the buttons are passed in.
  */
 
 import { h, iconButton } from "./dom.js";

@@ -1,6 +1,6 @@
 /**
- * The list of messages of the open conversation, and the scrolling: the page follows an answer as it
- * grows, until the reader scrolls up. Used by chat.js.
+ * The list of messages of the open conversation, and the scrolling: the page follows an answer as
+ * it grows, until the reader scrolls up. Used by chat.js.
  */
 
 import { arrange } from "./dom.js";

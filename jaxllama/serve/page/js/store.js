@@ -1,7 +1,7 @@
 /**
- * The browser's storage: conversations in IndexedDB, preferences in localStorage. Without storage, or
- * without room in it, nothing is saved, but the page continues in memory and warns the reader. Knows
- * conversations, not the page.
+ * The browser's storage: conversations in IndexedDB, preferences in localStorage. Without storage,
+ * or without room in it, nothing is saved, but the page continues in memory and warns the reader.
+ * Knows conversations, not the page.
  */
 
 import { readConversation } from "./conversation.js";

@@ -1,5 +1,5 @@
-// Light or dark: the system's setting unless the reader has chosen. Loaded before the first paint, so
-// that the page never flashes in the wrong colours; knows nothing else of the page.
+// Light or dark: the system's setting unless the reader has chosen. Loaded before the first paint,
+// so that the page never flashes in the wrong colours; knows nothing else of the page.
 
 (() => {
   const KEY = "jaxllama.theme";

@@ -1,6 +1,6 @@
 /**
- * An answer as tokens, each tinted by how unlikely it was under the model; hover or focus a token to
- * see its probability and the alternatives. Used by message.js; knows nothing of conversations.
+ * An answer as tokens, each tinted by how unlikely it was under the model; hover or focus a token
+ * to see its probability and the alternatives. Used by message.js; knows nothing of conversations.
  */
 
 import { byId, h } from "./dom.js";

@@ -1,6 +1,6 @@
 /**
- * Converts between entries of a control and values of a knob: numbers, lists, numbers by token. Used
- * by controls.js; returns errors as text, never throws.
+ * Converts between entries of a control and values of a knob: numbers, lists, numbers by token.
+ * Used by controls.js; returns errors as text, never throws.
  */
 
 /** @typedef {import("./api.js").Knob} Knob */
@@ -37,8 +37,8 @@ export function readEntry(knob, field) {
 }
 
 /**
- * Show a value in a field; undefined shows the model maker's recommendation. The value may come from
- * a file, so it may be of any type.
+ * Show a value in a field; undefined shows the model maker's recommendation. The value may come
+ * from a file, so it may be of any type.
  * @param {Knob} knob
  * @param {Field} field
  * @param {any} value
