@@ -1,1 +1,1 @@
-"""The HTTP front end: sockets, guards, framing and dialects; knows the service and no engine."""
+"""The HTTP front end: sockets, access control, framing, dialects; uses the service, no engine."""

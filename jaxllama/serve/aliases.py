@@ -1,7 +1,7 @@
-"""Aliases: the names that other servers and their clients give to our request fields.
+"""Aliases: names that other servers and their clients use for our request fields.
 
-The only table of them, read when a body is decoded and when the API is described. An alias counts
-only where its own field does: `repeat_penalty` needs the sampler that has `repetition_penalty`.
+The only table of aliases, read when a body is decoded and when the API is described. An alias is
+accepted only where our field is: `repeat_penalty` needs the sampler with `repetition_penalty`.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,12 +13,14 @@ from jaxllama.errors import InvalidParameter
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name of a field; `values` are numbers that mean something else under that name."""
+    """Another name of our field `own`; `values` maps numbers that differ in meaning to ours."""
 
     own: str
-    origin: str  # who calls it so
-    values: Mapping[int, int | None] = field(default_factory=dict)  # None: as if not given
-    refused: Mapping[int, str] = field(default_factory=dict)  # why a number has no equal here
+    origin: str  # server or client that uses this name
+    values: Mapping[int, int | None] = field(default_factory=dict)  # None: treated as not given
+    refused: Mapping[int, str] = field(
+        default_factory=dict
+    )  # number -> why this server has no equivalent
 
 
 UNLIMITED = {-1: None, -2: None}  # as many tokens as fit
@@ -66,17 +68,17 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-def with_own_names(
+def rename_aliases(
     fields: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Rename the aliases among `fields`; also returns which own name came under which alias.
+    """Return the fields under our names, and a map from our names to the aliases that were used.
 
     Raises InvalidParameter if two names of one field come with different values.
     """
     found = {name: value for name, value in fields.items() if not is_alias(name, known)}
     called: dict[str, str] = {}
     for name in [name for name in fields if name not in found]:
-        own, value = ALIASES[name].own, meant(name, fields[name])
+        own, value = ALIASES[name].own, own_value(name, fields[name])
         if value is None:
             continue
         if found.get(own) not in (None, value):
@@ -91,12 +93,12 @@ def with_own_names(
 
 
 def is_alias(name: str, known: Collection[str]) -> bool:
-    """Whether a field is another name of a known one; a known field never is."""
+    """Say whether a name is an alias of a known field; a known field is no alias."""
     return name not in known and name in ALIASES and ALIASES[name].own in known
 
 
-def meant(name: str, value: Any) -> Any:
-    """The value that the own field has to have; None if it is as if not given."""
+def own_value(name: str, value: Any) -> Any:
+    """Convert an alias's value to that of our field; None means not given."""
     alias = ALIASES[name]
     if isinstance(value, int) and not isinstance(value, bool):
         if value in alias.refused:
@@ -106,5 +108,5 @@ def meant(name: str, value: Any) -> Any:
 
 
 def aliases_of(own: str, known: Collection[str]) -> list[str]:
-    """Every alias of a field, in the order of the table."""
+    """Return all aliases of a field that are accepted, in the order of the table."""
     return [name for name, alias in ALIASES.items() if alias.own == own and is_alias(name, known)]

@@ -1,7 +1,7 @@
-"""The application: every dialect's routes, and what happens around each request.
+"""The application: routes of all dialects, and the middleware around each request.
 
-Built by `server.py`. Each request gets an id and a caller, passes the guard, and whatever goes
-wrong becomes a response in the form of the dialect whose route it is.
+Built by `server.py`. Each request gets an id and a caller and passes the guard; every error becomes
+a response in the form of the dialect that owns the route.
 """
 
 import logging
@@ -25,7 +25,7 @@ from jaxllama.service.answers import Caller
 
 logger = logging.getLogger(__name__)
 
-# Headers that tell a client what was done with its request besides answering it.
+# Notes about the handling of a request -> response headers that report them to the client.
 NOTES = {"ignored": "X-Ignored-Fields", "format": "X-Prompt-Format"}
 DIALECTS: tuple[Dialect, ...] = (openai, native)
 
@@ -33,10 +33,10 @@ DIALECTS: tuple[Dialect, ...] = (openai, native)
 def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
 ) -> web.Application:
-    """The application of one service; the first dialect words what belongs to no route."""
+    """Build the application of a service; the first dialect formats errors of unknown routes."""
     everyone = (*dialects, operations, page, Docs([*dialects, operations]))
     front = Front(service, Guard(settings), everyone[0])
-    app = web.Application(middlewares=[front.attend], client_max_size=settings.body_bytes)
+    app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings
     for dialect in everyone:
         for route in dialect.routes(service):
@@ -47,28 +47,28 @@ def create_app(
 
 
 class Front:
-    """What every request passes on its way in and out."""
+    """Middleware of every request and response."""
 
     def __init__(self, service: GenerationService, guard: Guard, default: Dialect) -> None:
         self.owners: dict[Any, Dialect] = {}  # handler -> dialect
         self._service, self._guard, self._default = service, guard, default
 
     @web.middleware
-    async def attend(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Introduce the caller, ask the guard, run the handler, word what goes wrong."""
-        self._introduce(request)
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Identify the caller, check access, run the handler, and turn errors into responses."""
+        self._identify_caller(request)
         try:
             preflight = self._guard.preflight(request)
             if preflight is not None:
                 return preflight
             check_expectation(request)
-            check_place(request)
+            check_connection_reserve(request)
             self._guard.check(request, request.match_info.handler)
             return await handler(request)
         except JaxLlamaError as error:
             return self._refuse(request, error)
         except web.HTTPException as error:
-            response = self._refuse(request, worded(request, error))
+            response = self._refuse(request, translate_error(request, error))
             if hdrs.ALLOW in error.headers:
                 response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
             return response
@@ -79,7 +79,7 @@ class Front:
             return self._refuse(request, JaxLlamaError("internal error"))
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """What every response carries."""
+        """Add the headers of every response: request id, notes, CORS."""
         response.headers["X-Request-Id"] = request[CALLER].id
         response.headers["X-Content-Type-Options"] = "nosniff"
         notes = request[CALLER].notes
@@ -87,14 +87,14 @@ class Front:
             response.headers[NOTES[name]] = notes[name]
         response.headers.update(self._guard.cors(request))
 
-    def _introduce(self, request: web.Request) -> None:
+    def _identify_caller(self, request: web.Request) -> None:
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         request[CALLER] = Caller(client=self._guard.client(request), route=route)
         request[DIALECT] = self.owners.get(request.match_info.handler, self._default)
 
     def _refuse(self, request: web.Request, error: JaxLlamaError) -> web.Response:
-        """The response that says what went wrong, and the one log line of a refusal."""
+        """Make the error response; log the refusal, unless the service logs the request itself."""
         response = one_json(request[DIALECT].error_body(error), error.status)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -107,8 +107,8 @@ class Front:
         return response
 
 
-def check_place(request: web.Request) -> None:
-    """Refuse on a connection in reserve what is not for operators."""
+def check_connection_reserve(request: web.Request) -> None:
+    """Refuse a request on a reserve connection, unless its route is for operators."""
     connection, handler = request.protocol, request.match_info.handler
     if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
         return
@@ -123,12 +123,14 @@ def check_place(request: web.Request) -> None:
         raise error
 
 
-def worded(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
-    """What aiohttp objects to, in our words."""
+def translate_error(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
+    """Convert an aiohttp exception to our error."""
     match error.status:
         case 404:
             return HttpError(f"there is no {request.path[:100]!r} here", 404, "not_found")
         case 405:
-            return HttpError(f"{request.method} is not for this path", 405, "method_not_allowed")
+            return HttpError(
+                f"this path does not support {request.method}", 405, "method_not_allowed"
+            )
         case _:
             return HttpError(error.reason, error.status, "refused")

@@ -1,8 +1,8 @@
-"""A connection: one client's socket, and how long it may keep us waiting.
+"""A connection: the protocol of one client's socket, with timeouts and limits.
 
-Made by the server for each client that connects. Adds to aiohttp's protocol what that leaves out: a
-deadline for the head of a request, an end to peers that have vanished, a bound on how many
-connections there are and on how finely a body is cut, and errors as JSON. Knows no route.
+Made by the server for each client that connects. Adds to aiohttp's protocol: a deadline for the
+head of a request, detection of peers that have vanished, a limit on connections, a limit on small
+chunks in a body, and errors as JSON. Knows no route.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ from jaxllama.errors import HttpError
 from jaxllama.serve.crowd import Crowd
 from jaxllama.serve.settings import Settings
 
-SEND_BUFFER = 64 << 10  # bytes the kernel holds for a client that does not read
-PROBES = 3  # unanswered ones until a silent peer counts as gone
-PIECE = 16 << 10  # bytes that are parsed at a time
-FRAMING = 64 << 10  # bytes of a body that may be sizes and ends of chunks: 13,000 chunks at most
-LATE = (
+SEND_BUFFER = 64 << 10  # bytes that the kernel buffers for a client that does not read
+PROBES = 3  # unanswered TCP keepalive probes until a silent peer counts as gone
+PIECE = 16 << 10  # bytes to parse at a time
+FRAMING = 64 << 10  # most bytes of a body for chunk sizes and line ends: about 13,000 chunks
+HEAD_TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 )
 
 
 class Connection(web.RequestHandler):
-    """One client's socket."""
+    """Protocol of one client's connection."""
 
     __slots__ = ("_body", "_crowd", "_framing", "_late", "_settings", "address")
 
@@ -36,40 +36,40 @@ class Connection(web.RequestHandler):
         super().__init__(server, **more)
         self._settings, self._crowd = settings, crowd
         self._late: asyncio.TimerHandle | None = None
-        self._body: StreamReader | None = None  # of the newest request
-        self._framing = 0  # bytes of that body which were no content
+        self._body: StreamReader | None = None  # body of the newest request
+        self._framing = 0  # bytes of chunk framing in that body so far
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected; it is let go at once where even the reserve is full."""
+        """Register a new connection and start its timers; close it if even the reserve is full."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         if not self._crowd.admit(self):
             self.force_close()
             return
-        tune(transport.get_extra_info("socket"), self._settings.stall_seconds)
-        self._expect_head()
+        set_socket_options(transport.get_extra_info("socket"), self._settings.stall_seconds)
+        self._start_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The client is gone."""
+        """Unregister a closed connection."""
         self._crowd.remove(self)
-        self._head_is_there()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def evict(self) -> None:
-        """Close the connection in favour of a new one."""
+        """Close the idle connection to make room for a new one."""
         self.force_close()
 
     @property
     def is_spare(self) -> bool:
-        """Whether the connection is in reserve, for routes of operators only."""
+        """Whether this is a reserve connection, which serves only routes for operators."""
         return self._crowd.is_spare(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, a piece at a time."""
+        """Parse received bytes, PIECE bytes at a time."""
         if self._late is None and self._is_idle:
-            self._expect_head()
+            self._start_head_timer()
         self._parse(data[:PIECE])
         for start in range(PIECE, len(data), PIECE):
             self._parse(data[start : start + PIECE])
@@ -77,7 +77,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the rest of a response; afterwards the connection is idle if nothing else waits."""
+        """Send the rest of a response; mark the connection idle if no other request waits."""
         finished = await super().finish_response(request, resp, start_time)
         if self._is_idle:
             self._crowd.set_idle(self)
@@ -90,7 +90,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no HTTP is answered in JSON, and not worth a stack trace."""
+        """Make a JSON error response for a malformed request; log a stack trace only for 5xx."""
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun already")
         if status >= 500:  # noqa: PLR2004
@@ -103,16 +103,16 @@ class Connection(web.RequestHandler):
 
     @property
     def _is_idle(self) -> bool:
-        """No request is being answered or waits to be."""
+        """Whether no request is being answered or waits for its answer."""
         return self._current_request is None and not self._messages
 
     def _parse(self, data: bytes) -> None:
-        """Hand a piece to aiohttp's parser, and see whether it was a head or too little content."""
+        """Parse a piece with aiohttp; a new head stops its timer, too small chunks are refused."""
         requests, body = self._request_count, self._body
         before = body.total_bytes if body is not None else 0
         super().data_received(data)
         if self._request_count != requests:
-            self._head_is_there()
+            self._stop_head_timer()
             self._crowd.set_busy(self)
             self._body, self._framing = self._messages[-1][1], 0
         elif body is not None and not body.is_eof():
@@ -121,8 +121,8 @@ class Connection(web.RequestHandler):
                 self._refuse_chunks(body)
 
     def _refuse_chunks(self, body: StreamReader) -> None:
-        """Fail the request whose body is cut too finely, and parse nothing more."""
-        if self._is_idle:  # answered already; nobody reads the rest
+        """Fail a request whose body has too small chunks, and stop parsing."""
+        if self._is_idle:  # answered already; the rest is not read
             self.force_close()
             return
         message = "the body comes in chunks that are too small; send it in chunks of 1 KiB or more"
@@ -130,36 +130,36 @@ class Connection(web.RequestHandler):
         body.feed_eof()
         self.close()
 
-    def _expect_head(self) -> None:
-        self._late = self._loop.call_later(self._settings.header_seconds, self._is_late)
+    def _start_head_timer(self) -> None:
+        self._late = self._loop.call_later(self._settings.header_seconds, self._end_without_head)
 
-    def _head_is_there(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _is_late(self) -> None:
-        """The head of a request did not come in time."""
+    def _end_without_head(self) -> None:
+        """Answer 408 and close: the head of a request did not come in time."""
         self._late = None
         if self.transport is None or not self._is_idle:
             return
         limit = self._settings.header_seconds
         body = error_json(f"no request came within {limit} s", "request_timeout")
-        self.transport.write(LATE % (len(body), body))
+        self.transport.write(HEAD_TIMEOUT_RESPONSE % (len(body), body))
         self.force_close()
 
 
 def error_json(message: str, code: str) -> bytes:
-    """An error where no dialect is known yet."""
+    """Encode an error as JSON, for use where no dialect is known yet."""
     return json.dumps({"error": {"message": message.splitlines()[0], "code": code}}).encode()
 
 
-def tune(sock: socket.socket | None, seconds: float) -> None:
-    """Notice a peer that has vanished without a word, and bound what is kept for a slow one."""
+def set_socket_options(sock: socket.socket | None, seconds: float) -> None:
+    """Set keepalive, so that vanished peers are noticed, and bound the send buffer."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     pause = max(1, round(seconds / (PROBES + 1)))
-    options = {  # what a system does not know is left out
+    options = {  # options that a system does not have are skipped
         "TCP_KEEPIDLE": pause,
         "TCP_KEEPINTVL": pause,
         "TCP_KEEPCNT": PROBES,

@@ -1,12 +1,12 @@
-"""The crowd: a server's open connections, and which of them gives way when there are too many.
+"""The crowd: a server's open connections, and the choice of one to close when there are too many.
 
-Asked by each connection when it is made. A connection is idle while it has no request: nothing sent
-yet, half a head, or kept open after an answer. Knows addresses, no HTTP.
+Each connection registers itself. A connection is idle while it has no request: nothing was sent
+yet, only part of a head came, or it is kept open after an answer. Knows addresses, no HTTP.
 
-At the bound of one address or of the whole server, the connection that has been idle longest is
-closed for the new one: of the same address, or of the address with most connections. Where none is
-idle, the new one takes one of a few places in reserve, on which only routes for operators are
-served. So no crowd keeps `/health` from its answer.
+At the limit of an address or of the whole server, the longest idle connection is closed for the new
+one: of the same address, or of the address with most connections. If none is idle, the new
+connection takes a place in a small reserve, which serves only routes for operators. So `/health` is
+answered however many connections there are.
 """
 
 import ipaddress
@@ -21,33 +21,35 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class CrowdMember(Protocol):
-    """What the crowd knows of a connection."""
+    """The part of a connection that the crowd uses."""
 
     address: str
 
     def evict(self) -> None:
-        """Close an idle connection."""
+        """Close the connection, which is idle."""
 
 
 class Crowd:
     """The open connections of one server."""
 
     def __init__(self, most: int, most_per_address: int, trusted: Iterable[str] = ()) -> None:
-        """`most_per_address` 0 is no bound; `trusted` addresses and networks have none either."""
+        """Make an empty crowd; `most_per_address` 0 sets no limit, as for `trusted` networks."""
         self._most, self._most_per_address = most, most_per_address
         self._trusted = [ipaddress.ip_network(each) for each in trusted]
-        self._members: dict[CrowdMember, str] = {}  # each with the group of its address
+        self._members: dict[CrowdMember, str] = {}  # member -> group of its address
         self._counts: dict[str, int] = {}  # members of each group
-        self._idle: dict[str, dict[CrowdMember, None]] = {}  # of each group, longest idle first
+        self._idle: dict[
+            str, dict[CrowdMember, None]
+        ] = {}  # group -> idle members, longest idle first
         self._spares: set[CrowdMember] = set()  # members in reserve
 
     def __len__(self) -> int:
         return len(self._members)
 
     def admit(self, member: CrowdMember) -> bool:
-        """Add a new connection, idle; False if it has to be closed."""
+        """Add a new, idle connection, closing another if needed; False if there is no room."""
         group = group_of(member.address)
-        crowded = self._crowded(member, group)
+        crowded = self._find_full_group(member, group)
         is_spare = False
         if crowded is not None:
             oldest = next(iter(self._idle.get(crowded, ())), None)
@@ -65,7 +67,7 @@ class Crowd:
         return True
 
     def remove(self, member: CrowdMember) -> None:
-        """Forget a connection that is closed; nothing happens if it is forgotten already."""
+        """Remove a closed connection; does nothing if it was removed already."""
         if member not in self._members:
             return
         self.set_busy(member)
@@ -76,12 +78,12 @@ class Crowd:
             del self._counts[group]
 
     def set_idle(self, member: CrowdMember) -> None:
-        """A connection waits for a request."""
+        """Mark a connection as waiting for a request."""
         if member in self._members:
             self._idle.setdefault(self._members[member], {})[member] = None
 
     def set_busy(self, member: CrowdMember) -> None:
-        """A connection has a request."""
+        """Mark a connection as having a request."""
         group = self._members.get(member, "")
         idle = self._idle.get(group, {})
         idle.pop(member, None)
@@ -89,7 +91,7 @@ class Crowd:
             self._idle.pop(group, None)
 
     def is_spare(self, member: CrowdMember) -> bool:
-        """Whether a connection is in reserve; it leaves the reserve once there is room."""
+        """Say whether a connection is in the reserve, after moving it out if there is room."""
         if member not in self._spares:
             return False
         others = self._counts[self._members[member]] - 1
@@ -99,14 +101,14 @@ class Crowd:
         return False
 
     def is_trusted(self, address: str) -> bool:
-        """Whether an address has no bound: this machine's own, or one the operator trusts."""
+        """Say whether an address has no limit: it is local, or trusted by the operator."""
         found = parse_address(address)
         if found is None or found.is_loopback:
             return True
         return any(found in network for network in self._trusted)
 
-    def _crowded(self, member: CrowdMember, group: str) -> str | None:
-        """The group that has to give way to a new connection; None if there is room."""
+    def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
+        """Return the group that must close a connection for a new one; None if there is room."""
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group
         if not self._is_full():
@@ -114,16 +116,16 @@ class Crowd:
         return max(self._idle, key=self._counts.__getitem__, default="")
 
     def _is_full(self) -> bool:
-        """Whether the server's bound leaves no room."""
+        """Say whether the server has as many connections as it may have."""
         return len(self._members) - len(self._spares) >= self._most
 
     def _is_full_of(self, member: CrowdMember, others: int) -> bool:
-        """Whether the bound of a member's address leaves no room beside so many others."""
+        """Say whether the limit of a member's address is reached by `others` connections."""
         return 0 < self._most_per_address <= others and not self.is_trusted(member.address)
 
 
 def group_of(address: str) -> str:
-    """The addresses that count as one client: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return the group of an address: itself for IPv4, its 64-bit network for IPv6."""
     found = parse_address(address)
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((found, SITE), strict=False))
@@ -131,7 +133,7 @@ def group_of(address: str) -> str:
 
 
 def parse_address(text: str) -> Address | None:
-    """An IP address without its zone, an IPv4-mapped one as IPv4; None for no IP."""
+    """Parse an IP address, ignoring its zone; IPv4-mapped becomes IPv4; None if invalid."""
     try:
         found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

@@ -1,8 +1,8 @@
-"""Decoding: the body of a request, into what a dialect declared.
+"""Decoding: converts the JSON body of a request to a struct that a dialect declared.
 
-Called by every handler that takes JSON. Strict where others guess: size, time, content type,
-nesting, doubled keys, numbers no computer holds. Fields that nobody knows are left out and named in
-the answer, or refused if the operator says so. Knows no dialect.
+Called by every handler that takes JSON. Strict about size, time, content type, nesting, repeated
+keys and numbers out of range. Unknown fields are dropped and named in the response headers, or
+refused if the operator set --strict. Knows no dialect.
 """
 
 import asyncio
@@ -18,14 +18,16 @@ from aiohttp import web
 from jaxllama import strict_json
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.limits import unknown_field
-from jaxllama.serve.aliases import with_own_names
+from jaxllama.serve.aliases import rename_aliases
 from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import ALIASED, CALLER, SETTINGS
-from jaxllama.serve.unknown import drop_unknown, listed, names_in
+from jaxllama.serve.unknown import drop_unknown, join_names, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-ON_THE_LOOP = 32 << 10  # bytes of a body that is parsed at once; larger ones in a thread
+ON_THE_LOOP = (
+    32 << 10
+)  # bytes of the largest body parsed on the event loop; larger ones are parsed in a thread
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -35,20 +37,20 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """A body as its shape, the knobs beside it, and what the client should know of the decoding."""
+    """A decoded body: its struct, knobs, ignored fields and aliases."""
 
     body: T
     knobs: dict[str, Any]
-    ignored: list[str]  # fields that were left out
-    aliased: dict[str, str]  # own names of fields, and the aliases they came under
+    ignored: list[str]  # unknown fields that were dropped
+    aliased: dict[str, str]  # our field name -> alias that the client sent
 
 
 async def read_json(
     request: web.Request, shape: type[T], *, knobs: Collection[str] = ()
 ) -> tuple[T, dict[str, Any]]:
-    """Decode the body as `shape`, and return it with those of its fields that are `knobs`.
+    """Decode the body as `shape`, and return it and its fields that are in `knobs`.
 
-    A field that is neither is left out and named in the answer, or refused under --strict.
+    Other fields are dropped and named in a response header, or refused under --strict.
     """
     settings = request.app[SETTINGS]
     body = await read_body(request)
@@ -66,14 +68,14 @@ async def read_json(
 
 
 def note_ignored(request: web.Request, names: list[str]) -> None:
-    """Let the answer's headers and the log name fields that have no effect."""
+    """Add names of ignored fields to the response headers and the log."""
     notes = request[CALLER].notes
     if names:
-        notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), listed(names)]))
+        notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), join_names(names)]))
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The bytes of a JSON body, within the operator's limits."""
+    """Read a JSON body within the operator's limits of size and time, or raise HttpError."""
     settings = request.app[SETTINGS]
     check_head(request)
     try:
@@ -89,7 +91,7 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def check_head(request: web.BaseRequest, most: int | None = None) -> None:
-    """Refuse by its head a body that cannot be read."""
+    """Raise HttpError if the headers announce a body that is too large or no plain JSON."""
     if most is None:
         assert isinstance(request, web.Request)
         most = request.app[SETTINGS].body_bytes
@@ -110,12 +112,12 @@ def check_head(request: web.BaseRequest, most: int | None = None) -> None:
 
 
 def too_large(most: int) -> HttpError:
-    """The error for a body beyond the limit."""
+    """Make the error for a body larger than `most` bytes."""
     return HttpError(f"the body is larger than {most} bytes", 413, "body_too_large")
 
 
 def parse_json(body: bytes, depth: int) -> Any:
-    """JSON that means the same to everybody, or InvalidParameter."""
+    """Parse unambiguous JSON; raises InvalidParameter for any other body."""
     check_depth(body, depth)
     try:
         return strict_json.loads(body.decode())
@@ -130,9 +132,9 @@ def parse_json(body: bytes, depth: int) -> Any:
 
 
 def check_depth(body: bytes, depth: int) -> None:
-    """Refuse nesting beyond `depth`, without following it."""
+    """Raise InvalidParameter for nesting beyond `depth`, without recursion."""
     brackets = STRING.sub(b"", body).translate(BRACKETS, b"").translate(None, NO_BRACKETS)
-    for _ in range(depth):  # each round takes the innermost level off
+    for _ in range(depth):  # each round removes the innermost level
         brackets = brackets.replace(b"[]", b"")
     if brackets.count(b"[") and brackets.count(b"]"):
         raise InvalidParameter(f"the body is nested more than {depth} levels deep")
@@ -143,9 +145,9 @@ def check_depth(body: bytes, depth: int) -> None:
 def convert(
     fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, strict: bool
 ) -> Decoded[T]:
-    """JSON fields as `shape`, and the knobs among them; with `strict` all must be known."""
+    """Convert JSON fields to `shape` and knobs; with `strict`, refuse unknown fields."""
     own = set(shape.__struct_encode_fields__)
-    fields, aliased = with_own_names(fields, own | set(knobs))
+    fields, aliased = rename_aliases(fields, own | set(knobs))
     given = {key: value for key, value in fields.items() if key in knobs and key not in own}
     rest = {key: value for key, value in fields.items() if key not in given}
     unknown = next((key for key in rest if key not in own), None)
@@ -155,31 +157,33 @@ def convert(
     try:
         return Decoded(msgspec.convert(rest, shape), given, ignored, aliased)
     except msgspec.ValidationError as error:
-        raise worded(str(error), rest, shape) from error
+        raise as_invalid_parameter(str(error), rest, shape) from error
 
 
-def worded(message: str, fields: dict[str, Any], shape: type[msgspec.Struct]) -> InvalidParameter:
-    """What msgspec objects to, as an error that names the field and, if it is text, its value."""
-    where, what = place_of(message)
+def as_invalid_parameter(
+    message: str, fields: dict[str, Any], shape: type[msgspec.Struct]
+) -> InvalidParameter:
+    """Convert a msgspec error to ours, with the field's name and, if it is text, its value."""
+    where, what = split_message(message)
     unknown = UNKNOWN.fullmatch(what)
     if unknown is not None:
         refusal = unknown_field(unknown[1][:100], names_in(shape))
         refusal.field = f"{where}.{unknown[1][:100]}"
         return refusal
-    value = find(fields, where)
+    value = value_at(fields, where)
     if what.startswith("Expected `str` matching") and isinstance(value, str):
         what = f"{what}, got {value[:100]!r}"
     return InvalidParameter(f"{where}: {what}" if where else what, where)
 
 
-def place_of(message: str) -> tuple[str | None, str]:
-    """Where in the body something is wrong, and what, out of msgspec's words."""
+def split_message(message: str) -> tuple[str | None, str]:
+    """Split a msgspec message into the path in the body and the description of the error."""
     found = PATH.search(message)
     return (found[1], message[: found.start()]) if found else (None, message)
 
 
-def find(value: Any, path: str | None) -> Any:
-    """The part of a body at a path such as messages[0].content; None where it does not lead."""
+def value_at(value: Any, path: str | None) -> Any:
+    """Return the value at a path such as messages[0].content, or None if there is none."""
     for key in re.findall(r"[^.\[\]]+", path or ""):
         if isinstance(value, list) and key.isdigit():
             value = value[int(key)]

@@ -1,7 +1,7 @@
-"""`/openapi.json` and `/docs`: the API described, for programs and for people.
+"""`/openapi.json` and `/docs`: the description of the API, for programs and for people.
 
-A dialect like any other. The page is one HTML document without scripts, made from the same
-description; its policy forbids to load anything from anywhere.
+Implemented as a dialect. The page is one HTML document without scripts, made from the same
+description; its Content-Security-Policy forbids loading anything.
 """
 
 import base64
@@ -40,7 +40,7 @@ HEADERS = {
 
 
 class Docs:
-    """Describes the endpoints of some dialects."""
+    """Serves the description of all endpoints of `dialects`."""
 
     def __init__(self, dialects: Sequence[Dialect]) -> None:
         self._endpoints: dict[Endpoint, str] = {}
@@ -49,7 +49,7 @@ class Docs:
             self._endpoints |= {one: serve.__name__ for one, serve in table.items()}
 
     def routes(self, service: GenerationService) -> list[web.RouteDef]:
-        """Both forms of the description."""
+        """Return the routes `/openapi.json` and `/docs`."""
 
         async def description(request: web.Request) -> Json:
             settings = request.app[SETTINGS]
@@ -67,24 +67,24 @@ class Docs:
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:
-            """For programs."""
+            """Answer with the description as JSON."""
             return one_json(await description(request))
 
         @open_to_all
         async def docs(request: web.Request) -> web.Response:
-            """For people."""
+            """Answer with the description as an HTML page."""
             text = "".join(page(await description(request)))
             return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
         return [web.get("/openapi.json", openapi), web.get("/docs", docs)]
 
     def error_body(self, error: JaxLlamaError) -> dict[str, Any]:
-        """An error in OpenAI's form."""
+        """Return the body of an error response, in OpenAI's form."""
         return error_body(error)
 
 
 def page(document: Json) -> Iterator[str]:
-    """The description as HTML."""
+    """Yield the parts of the description as HTML."""
     yield "<!doctype html><html lang=en><meta charset=utf-8><title>API</title>"
     yield f"<style>{STYLE}</style>"
     yield '<meta name=viewport content="width=device-width">'
@@ -101,7 +101,7 @@ def page(document: Json) -> Iterator[str]:
 
 
 def fields_of(schema: Json) -> Iterator[str]:
-    """A body's fields as a table."""
+    """Yield the HTML table of a request body's fields."""
     required = schema.get("required", [])
     yield "<table><tr><th>field<th>type<th>meaning</tr>"
     for name, field in schema["properties"].items():
@@ -112,7 +112,7 @@ def fields_of(schema: Json) -> Iterator[str]:
 
 
 def type_of(schema: Json) -> str:
-    """A schema in words."""
+    """Describe the type of a schema in words."""
     if "anyOf" in schema:
         parts = [type_of(each) for each in schema["anyOf"] if each != {"type": "null"}]
         return " or ".join(dict.fromkeys(parts))
@@ -126,7 +126,7 @@ def type_of(schema: Json) -> str:
 
 
 def bounds_of(schema: Json) -> str:
-    """The bounds of a schema in words."""
+    """Describe the bounds of a schema in words; "" if it has none."""
     names = ("minimum", "maximum", "maxLength", "maxItems", "maxProperties")
     found = [f"{name} {schema[name]}" for name in names if name in schema]
     return f" ({', '.join(found)})" if found else ""

@@ -1,7 +1,7 @@
-"""Endpoints: what a route takes and gives, said once.
+"""Endpoints: declarations of routes with the types of their requests and responses.
 
-Dialects declare theirs and make routes of them; `openapi.py` describes them to the world, so that
-what it says is what the handlers use. Knows no particular endpoint.
+Dialects declare endpoints and make routes of them; `openapi.py` describes the same declarations, so
+the description agrees with the handlers. Knows no particular endpoint.
 """
 
 import functools
@@ -24,17 +24,17 @@ from jaxllama.service.asking import renamed
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
 
 
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a request may say; a field's bounds are the row of its name in the limits table."""
+class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of request bodies; bounds of a field are in the limits table under its name."""
 
-    # Fields that others have and this server cannot honour, and why; only "no" is accepted.
+    # Fields of other servers that this server does not support -> reason; refused if truthy.
     unsupported: ClassVar[Mapping[str, str]] = {}
-    # Fields that an answer may leave aside without being wrong, and why they are: named as
-    # ignored, refused under --strict.
+    # Fields that may be ignored without making the answer wrong -> reason; they are reported as
+    # ignored, and refused under --strict.
     unheeded: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
-        """Refuse what lies outside the limits or cannot be honoured."""
+        """Raise InvalidParameter for a field that is out of bounds or not supported."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if value is None or name not in FRONT:
@@ -46,53 +46,57 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         refuse_any(self, self.unsupported)
 
     def ignored(self, *, strict: bool) -> list[str]:
-        """The fields that were given and have no effect; with `strict` they are refused."""
+        """Return the given fields that have no effect; with `strict`, refuse them."""
         if strict:
             refuse_any(self, self.unheeded)
         return [name for name in self.unheeded if getattr(self, name)]
 
 
-def refuse_any(body: Body, why: Mapping[str, str]) -> None:
-    """Raise InvalidParameter for a field that is given and among those in `why`."""
+def refuse_any(body: RequestShape, why: Mapping[str, str]) -> None:
+    """Raise InvalidParameter for a given field that is a key of `why` (field -> reason)."""
     for name, reason in why.items():
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported: {reason}", name)
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=RequestShape)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One route."""
+    """Declaration of one route."""
 
     method: str
     path: str
     summary: str
-    answer: Any  # what its JSON is; str: it is plain text
-    body: type[Body] | None = None
-    events: tuple[type[msgspec.Struct], ...] = ()  # what it streams instead, where asked
-    takes_knobs: bool = False  # core knobs and those of every installed sampler
-    bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)  # other than usual
-    otherwise: Mapping[int, Any] = field(default_factory=dict, hash=False)  # instead of errors
+    answer: Any  # type of the JSON response; str: plain text
+    body: type[RequestShape] | None = None
+    events: tuple[type[msgspec.Struct], ...] = ()  # types of the events, if it can stream
+    takes_knobs: bool = False  # accepts core knobs and the knobs of all installed samplers
+    bounds: Mapping[str, Limit] = field(
+        default_factory=dict, hash=False
+    )  # limits that differ from the table
+    otherwise: Mapping[int, Any] = field(
+        default_factory=dict, hash=False
+    )  # status -> type of a response that is no error body
     is_open: bool = False  # needs no key
     is_vital: bool = False  # served on connections in reserve, too
 
     @property
     def plain_path(self) -> str:
-        """The path without what only the router understands."""
+        """The path with `{name}` in place of aiohttp's `{name:pattern}`."""
         return PATTERN.sub(r"{\1}", self.path)
 
     @property
     def name(self) -> str | None:
-        """The variable part of the path, if there is one."""
+        """Name of the variable part of the path, or None."""
         found = PATTERN.search(self.path)
         return found[1] if found else None
 
     async def read(
         self, request: web.Request, service: GenerationService, shape: type[B]
     ) -> tuple[B, dict[str, Any]]:
-        """The checked body of a request, and the knobs in it."""
+        """Read and check the body of a request; return it and the knobs in it."""
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
         body, knobs = await read_json(request, shape, knobs=known)
         body.check()
@@ -106,15 +110,15 @@ Serves = Callable[[web.Request, GenerationService], Awaitable[web.StreamResponse
 def routes_of(
     endpoints: Mapping[Endpoint, Serves], service: GenerationService
 ) -> list[web.RouteDef]:
-    """The routes of a dialect, each with its handler."""
+    """Make the aiohttp routes of endpoints, with handlers bound to `service`."""
     return [
-        web.route(endpoint.method, endpoint.path, bound(endpoint, serve, service))
+        web.route(endpoint.method, endpoint.path, bind_service(endpoint, serve, service))
         for endpoint, serve in endpoints.items()
     ]
 
 
-def bound(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
-    """An aiohttp handler of one service; its errors call fields by the names the client sent."""
+def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
+    """Make the aiohttp handler that calls `serve`; its errors name fields as the client did."""
 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:

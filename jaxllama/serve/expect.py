@@ -1,7 +1,7 @@
-"""The Expect header: `100 Continue` is sent when a handler reads the body, and not before.
+"""The Expect header: sends `100 Continue` when a handler reads the body, not earlier.
 
-aiohttp answers the header before any handler runs, also where the route is unknown. So the server
-takes the header away from requests as they are made, and keeps its value under a key of its own.
+aiohttp answers the header before any handler runs, even if the route is unknown. So the server
+removes the header from new requests and stores its value in `request[EXPECTATION]`.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ EXPECTATION = web.RequestKey("expectation", str)
 
 
 def without_expectation(make: RequestFactory) -> RequestFactory:
-    """A factory of requests without the Expect header, whose value is under `EXPECTATION`."""
+    """Wrap a request factory: move the Expect header to `request[EXPECTATION]`."""
 
     def make_request(message: RawRequestMessage, *more: Any) -> web.BaseRequest:
         if hdrs.EXPECT not in message.headers:
@@ -49,4 +49,4 @@ async def send_continue(request: web.Request) -> None:
     """Send `100 Continue` to a client that waits for it before it sends the body."""
     if EXPECTATION in request:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # or the response would count as begun
+        request.writer.output_size = 0  # otherwise the response would count as started

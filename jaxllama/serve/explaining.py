@@ -1,7 +1,7 @@
-"""Explaining: what each sampler did to each token of one answer that is whole.
+"""Explaining: the effect of each sampler on each token of one finished answer.
 
-Used by the dialects where a client asks for it. Reads the logits again and replays them; a replay
-keeps a core busy, so it is dear work. Knows no form of any dialect.
+Used by the dialects if a client sets `explain`. Computes the logits again and replays the samplers;
+a replay keeps a core busy, so it runs as dear work. Knows no dialect's JSON.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from jaxllama.request import Event, Token
 from jaxllama.service import GenerationService, Model, Question
 from jaxllama.service.answers import Answers
 
-MOST = 64  # tokens that are explained
+MOST = 64  # most tokens to explain
 
 
 def check_length(knobs: Mapping[str, Any]) -> None:
-    """Refuse more tokens than are explained."""
+    """Raise InvalidParameter if max_tokens exceeds MOST."""
     tokens = knobs.get("max_tokens")
     if isinstance(tokens, int) and tokens > MOST:
         raise InvalidParameter(
@@ -28,16 +28,16 @@ def check_length(knobs: Mapping[str, Any]) -> None:
         )
 
 
-async def recorded(
+async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
-    """The logits of each token of the only answer, which is over."""
+    """Compute the logits of each token of the only answer, which is over, as a Recording."""
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
     begin = partial(peek_at_answer, request=request, tokens=tokens)
     question = Question(begin, len(request.prompt) + len(tokens))
     asking = service.ask_engine([question], answers.caller)
-    (logits,) = await answers.unless_over(asyncio.ensure_future(asking))
+    (logits,) = await answers.wait_for(asyncio.ensure_future(asking))
 
     def keep(model: Model) -> Recording:
         return make_recording(model.intake, request, tokens, logits)
@@ -45,15 +45,15 @@ async def recorded(
     return await service.off_loop(keep, answers.caller)
 
 
-async def replayed(
+async def replay_positions(
     recording: Recording,
     changes: Mapping[str, object],
     answers: Answers,
     service: GenerationService,
 ) -> list[Position]:
-    """Replay every position, one at a time: no work is done for a client that has left.
+    """Replay the samplers at every position, with `changes` to knobs; stop if the client leaves.
 
-    Each position is dear work of its own, so other clients' work goes between two of them.
+    Each position is a separate item of dear work, so other clients' work can run in between.
     """
 
     async def replay() -> list[Position]:
@@ -68,4 +68,4 @@ async def replayed(
             found.append(one)
         return found
 
-    return await answers.unless_over(asyncio.ensure_future(replay()))
+    return await answers.wait_for(asyncio.ensure_future(replay()))

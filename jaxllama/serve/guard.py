@@ -1,8 +1,8 @@
-"""The guard: who may come in.
+"""The guard: access control by API key, Host header and origin.
 
-Asked for every request before its handler, on the route that was matched: a route that does not
-say `@open_to_all` needs a key as soon as there is one. On a loopback address it also looks at the
-Host header, because a web page elsewhere can point its own name at this machine. Knows no service.
+Called for every request before its handler, with the matched route: a route without `@open_to_all`
+needs a key if the server has keys. On a loopback address the guard also checks the Host header,
+because a foreign web page can point its own host name at this machine. Knows no service.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ H = TypeVar("H", bound=Handler)
 
 
 def serve_always(handler: H) -> H:
-    """Mark a handler that is served on connections in reserve, too."""
+    """Mark a handler that is served on reserve connections, too."""
     handler.is_vital = True  # type: ignore[attr-defined]
     return handler
 
@@ -32,7 +32,7 @@ def open_to_all(handler: H) -> H:
 
 
 class Guard:
-    """Keys, hosts and origins of one server."""
+    """Checks keys, hosts and origins for one server."""
 
     def __init__(self, settings: Settings) -> None:
         self._keys = [digest(key) for key in settings.api_keys]
@@ -42,12 +42,12 @@ class Guard:
         self._origins = frozenset(settings.cors_origins)
 
     def client(self, request: web.BaseRequest) -> str:
-        """Whom fairness counts this request for: a key, or an address."""
+        """Return the client name for the fair queue: by API key, or by address."""
         found = self._match(request)
         return f"key-{found.hex()[:8]}" if found is not None else f"at {request.remote}"
 
     def check(self, request: web.BaseRequest, handler: object) -> None:
-        """Refuse whoever may not use this handler."""
+        """Raise HttpError if the host is foreign, or if the handler needs a key and got none."""
         if self._checks_host and host_of(request) not in self._hosts:
             raise HttpError(
                 f"host {request.headers.get('Host', '')[:100]!r} is not this server's; connect as "
@@ -65,7 +65,7 @@ class Guard:
             )
 
     def cors(self, request: web.BaseRequest) -> dict[str, str]:
-        """What lets a page of an allowed origin read the response; nothing for any other."""
+        """Return the CORS headers if the request's origin is allowed, else {}."""
         origin = request.headers.get("Origin")
         if origin is None or origin not in self._origins:
             return {}
@@ -78,7 +78,7 @@ class Guard:
         }
 
     def preflight(self, request: web.BaseRequest) -> web.Response | None:
-        """The answer to a browser that asks whether it may ask."""
+        """Return the response to a CORS preflight of an allowed origin; None for other requests."""
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
         if not self.cors(request):
@@ -91,7 +91,7 @@ class Guard:
         return web.Response(status=204, headers=allowed)
 
     def _match(self, request: web.BaseRequest) -> bytes | None:
-        """The digest of the key that was brought, if it is one of ours; takes equally long."""
+        """Return the digest of the request's key if it is valid, in constant time; else None."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         given = digest(key.strip()[:LONGEST_KEY])
         found = None
@@ -102,12 +102,12 @@ class Guard:
 
 
 def digest(key: str) -> bytes:
-    """What keys are compared by: its length says nothing."""
+    """Hash a key, so that comparing keys does not reveal their lengths."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def host_of(request: web.BaseRequest) -> str:
-    """The name in the Host header, without its port; "" for what is none."""
+    """Return the host name in the Host header, without port; "" if there is not exactly one."""
     hosts = request.headers.getall("Host", [])
     if len(hosts) != 1:
         return ""

@@ -1,7 +1,7 @@
-"""A histogram: durations counted by how long they were.
+"""A histogram of durations, for metrics.
 
-Used by the metrics for what happens at every token, where a lock and a label would cost more than
-the counting. Lives on the event loop.
+Used for events that happen at every token, where the lock and labels of Prometheus' own histogram
+would cost more than the counting. Runs on the event loop.
 """
 
 from bisect import bisect_left
@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class Histogram:
-    """Durations of one kind, in seconds."""
+    """Counts durations of one kind, in seconds, in buckets."""
 
     def __init__(self, name: str, bounds: Sequence[float]) -> None:
         self.name = name
@@ -22,12 +22,12 @@ class Histogram:
         self._seconds = 0.0
 
     def observe(self, seconds: float, times: int = 1) -> None:
-        """Something took so long, or each of several things did."""
+        """Count a duration `times` times."""
         self._counts[bisect_left(self._bounds, seconds)] += times
         self._seconds += seconds * times
 
     def family(self) -> HistogramMetricFamily:
-        """As a monitor reads it."""
+        """Return the histogram in Prometheus' form."""
         labels = map(floatToGoString, self._bounds)
         buckets = list(zip(labels, accumulate(self._counts), strict=True))
         words = f"Seconds of {self.name.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""Where handlers find what belongs to the application and to their request."""
+"""Keys under which handlers find objects of the application and of their request."""
 
 from aiohttp import web
 
@@ -9,6 +9,8 @@ from jaxllama.service.answers import Caller
 
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)
-CALLER = web.RequestKey("caller", Caller)  # the client, and the request's id
-ALIASED = web.RequestKey[dict[str, str]]("aliased", dict)  # our field names -> the client's
+CALLER = web.RequestKey("caller", Caller)  # the client and the id of the request
+ALIASED = web.RequestKey[dict[str, str]](
+    "aliased", dict
+)  # our field name -> alias that the client sent
 DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The log: one line per event, for people or for machines.
+"""The log: one line per event, as text or JSON.
 
-Set up by the command that serves. A record may bring `facts`, a flat dictionary: fields of the JSON
-line, or name=value behind the message. Values are written so that no client can forge a line.
+Set up by the command that serves. A record may have `facts`, a flat dictionary: they become fields
+of the JSON line, or name=value after the message. Values are escaped, so no client can forge lines.
 """
 
 import json
@@ -12,28 +12,30 @@ from typing import Any
 
 
 class Lines(logging.Formatter):
-    """Text, with facts behind it."""
+    """Formats records as text, with facts after the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line, followed by its stack trace if it has one."""
         facts = getattr(record, "facts", {})
-        shown = [f"{name}={show(value)}" for name, value in facts.items() if value is not None]
-        line = f"{stamp(record)} {record.levelname.lower()} {record.getMessage()}"
+        shown = [
+            f"{name}={format_value(value)}" for name, value in facts.items() if value is not None
+        ]
+        line = f"{format_time(record)} {record.levelname.lower()} {record.getMessage()}"
         return " ".join([printable(line), *shown]) + self.trace(record)
 
     def trace(self, record: logging.LogRecord) -> str:
-        """Where it happened, on lines of its own."""
+        """Return the stack trace of a record on separate lines, or ""."""
         return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
 
 
 class JsonLines(Lines):
-    """JSON objects."""
+    """Formats records as JSON objects."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever happened."""
+        """Format a record as one line, including its stack trace."""
         facts: dict[str, Any] = getattr(record, "facts", {})
         entry = {
-            "time": stamp(record),
+            "time": format_time(record),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **facts,
@@ -43,28 +45,28 @@ class JsonLines(Lines):
         return json.dumps(entry, default=str)
 
 
-def stamp(record: logging.LogRecord) -> str:
-    """When it happened, in UTC."""
+def format_time(record: logging.LogRecord) -> str:
+    """Return the time of a record, in UTC with milliseconds."""
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     return f"{seconds}.{int(record.msecs):03}Z"
 
 
-def show(value: object) -> str:
-    """A value that cannot be taken for anything else."""
+def format_value(value: object) -> str:
+    """Format a value unambiguously: as JSON, unless it is a plain word."""
     if isinstance(value, str) and value.isprintable() and value and not set(value) & set(' ="'):
         return value
     return json.dumps(value, default=str)
 
 
 def printable(line: str) -> str:
-    """Without line breaks and the like."""
+    """Escape unprintable characters, such as line breaks."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def set_up(*, as_json: bool) -> None:
-    """Send everything from INFO up to standard error."""
+    """Send log records from INFO up to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # JAX logs every kind of device that is not there; of one that was asked for it raises.
+    # JAX logs every kind of device that is missing; for a requested device it raises anyway.
     logging.getLogger("jax").setLevel(logging.WARNING)

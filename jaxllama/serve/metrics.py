@@ -1,7 +1,7 @@
-"""Metrics: what a monitor reads at /metrics, in Prometheus' text form.
+"""Metrics: counters, gauges and histograms at /metrics, in Prometheus' text form.
 
-Made with the application; told by the service what happens, asks it for the rest when it is read.
-Has a registry of its own, so that two servers in one process do not mix.
+Made with the application. The service reports requests to it; gauges are read from the service when
+a monitor asks. Has its own registry, so that two servers in one process do not mix.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ COUNTERS = {
 
 
 class Metrics(Collector):
-    """Everything that is counted."""
+    """Observer of the service that collects metrics and exports them."""
 
     def __init__(self, service: GenerationService) -> None:
         self._service = service
@@ -60,7 +60,7 @@ class Metrics(Collector):
         registry.register(self)
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
-        """Tokens came; those that came together share the time."""
+        """Record the delay of tokens; tokens that came together share the time."""
         if is_first:
             self._first.observe(seconds)
             self._between.observe(0.0, tokens - 1)
@@ -68,7 +68,7 @@ class Metrics(Collector):
             self._between.observe(seconds / tokens, tokens)
 
     def ended(self, outcome: Outcome) -> None:
-        """A request is over."""
+        """Count a request that is over, with its tokens and duration."""
         self._requests.labels(outcome.route, outcome.reason).inc()
         self._tokens.labels("prompt").inc(outcome.prompt)
         self._tokens.labels("reused").inc(outcome.reused)
@@ -78,11 +78,11 @@ class Metrics(Collector):
         self._whole.observe(outcome.seconds)
 
     def text(self) -> bytes:
-        """All of it."""
+        """Return all metrics in Prometheus' text form."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What the service knows at this moment."""
+        """Yield gauges and counters of the service, and the histograms, for the registry."""
         figures = self._service.figures()
         for name, words in GAUGES.items():
             if name in figures:

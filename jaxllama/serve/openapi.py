@@ -1,7 +1,7 @@
-"""`/openapi.json`: what can be asked and what is answered, for programs.
+"""`/openapi.json`: the OpenAPI description of all endpoints.
 
-Made from what the handlers themselves use: the endpoints' shapes, the limits table, the knobs of
-the installed samplers. Knows no dialect; each brings its table of endpoints.
+Made from the same data that the handlers use: the endpoints' types, the limits table, the knobs of
+the installed samplers. Knows no dialect; each dialect provides its table of endpoints.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ import msgspec
 from jaxllama.limits import FRONT, LIMITS, Limit
 from jaxllama.sampling import KnobSpec
 from jaxllama.serve.aliases import aliases_of
-from jaxllama.serve.endpoints import Body, Endpoint
+from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.service import Model
 
 Json = dict[str, Any]
@@ -33,7 +33,7 @@ REFUSALS = {
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
 }
-NO: dict[str, Json] = {  # of a field that is not supported, what is accepted
+NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepted values
     "boolean": {"enum": [False, None]},
     "integer": {"enum": [0, None]},
     "string": {"enum": ["", None]},
@@ -50,19 +50,19 @@ EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes ea
 def describe(
     model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool, strict: bool
 ) -> Json:
-    """The whole document; `endpoints` have a name each, `error` is the shape of a refusal."""
+    """Build the OpenAPI document; `endpoints` maps to names, `error` is the error body's type."""
     shapes = [error, *filter(None, shapes_of(endpoints))]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
     found = dict(zip(map(id, shapes), schemas, strict=True))
     for endpoint in endpoints:
         if endpoint.body is not None:
-            finish(components[endpoint.body.__name__], endpoint, model, strict=strict)
+            complete_schema(components[endpoint.body.__name__], endpoint, model, strict=strict)
     if not strict:
         for each in components.values():
             each.pop("additionalProperties", None)
     paths: Json = {}
     for endpoint, name in endpoints.items():
-        described = operation(endpoint, name, found)
+        described = describe_operation(endpoint, name, found)
         if endpoint.name:
             described["parameters"] = [path_parameter(endpoint.name)]
         paths.setdefault(endpoint.plain_path, {})[endpoint.method.lower()] = described
@@ -70,7 +70,7 @@ def describe(
         "openapi": "3.1.0",
         "info": {"title": "jaxllama", "version": version("jaxllama")},
         "paths": paths,
-        "components": {"schemas": components, "responses": refusals(found[id(error)])},
+        "components": {"schemas": components, "responses": describe_refusals(found[id(error)])},
     }
     if needs_key:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -79,14 +79,14 @@ def describe(
 
 
 def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    """Every shape that goes in or out."""
+    """Yield the types of all request bodies, responses and events; some are None."""
     for endpoint in endpoints:
         answer = None if endpoint.answer is str else endpoint.answer
         yield from (endpoint.body, answer, *endpoint.events, *endpoint.otherwise.values())
 
 
-def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
-    """One route."""
+def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
+    """Describe one route; `found` maps the id of a type to its schema."""
     content: Json = {}
     if endpoint.answer is str:
         content["text/plain"] = {"schema": {"type": "string"}}
@@ -105,7 +105,7 @@ def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     described: Json = {"operationId": name, "summary": endpoint.summary, "responses": answers}
     if endpoint.is_open:
         described["security"] = []
-    if endpoint.events:  # what the data of each is
+    if endpoint.events:  # schemas of the events' data
         described["x-events"] = [found[id(event)] for event in endpoint.events]
     if endpoint.body is not None:
         schema = {"application/json": {"schema": found[id(endpoint.body)]}}
@@ -113,8 +113,8 @@ def operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
     return described
 
 
-def refusals(error: Json) -> Json:
-    """What any route may answer instead."""
+def describe_refusals(error: Json) -> Json:
+    """Describe the error responses, which any route may send."""
     content = {"application/json": {"schema": error}}
     return {
         str(status): {"description": why, "content": content} for status, why in REFUSALS.items()
@@ -122,38 +122,38 @@ def refusals(error: Json) -> Json:
 
 
 def path_parameter(name: str) -> Json:
-    """The variable part of a path."""
+    """Describe the variable part of a path."""
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def finish(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
-    """Add to a body's schema what its shape does not say: bounds, refusals and knobs."""
+def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
+    """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases."""
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
         fields["model"] = {"enum": [model.name, *sorted(model.aliases), None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
-            fields[name] = refused(field, endpoint.body, name)
+            fields[name] = schema_of_unsupported(field, endpoint.body, name)
         elif name in endpoint.body.unheeded:
             field["description"] = f"of no effect: {endpoint.body.unheeded[name]}"
         elif name in FRONT:
-            bound(field, FRONT[name])
+            add_bounds(field, FRONT[name])
     if endpoint.takes_knobs:
         add_knobs(fields, endpoint, model)
     add_aliases(fields, strict=strict)
 
 
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
-    """Add core knobs and those of every sampler to the fields of a body."""
+    """Add core knobs and the knobs of all samplers to the fields of a body."""
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
-        fields.setdefault(name, or_null(of_limit(limit), limit.help))
+        fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
-        fields.setdefault(name, or_null(of_knob(spec), spec.help))
+        fields.setdefault(name, or_null(schema_of_knob(spec), spec.help))
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
-    """Name the aliases of each field; with `strict`, as fields of their own, since no other is."""
+    """Add aliases to the description of each field, and with `strict` as fields of their own."""
     known = list(fields)
     for own in known:
         names = aliases_of(own, known)
@@ -166,16 +166,16 @@ def add_aliases(fields: Json, *, strict: bool) -> None:
             fields |= {name: {**fields[own], **same} for name in names}
 
 
-def refused(field: Json, body: type[Body], name: str) -> Json:
-    """The schema of a field that is there only to be refused with a reason."""
+def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> Json:
+    """Return the schema of an unsupported field: it accepts only false, 0 and empty values."""
     types = {each.get("type") for each in field.get("anyOf", [field])}
     kind = next((kind for kind in NO if kind in types), None)
     no = NO[kind] if kind else {"enum": [None, False, 0, "", [], {}]}
     return {**no, "description": f"not supported: {body.unsupported[name]}", "default": None}
 
 
-def bound(field: Json, limit: Limit) -> None:
-    """Write the bounds of the limits table into a field's schema."""
+def add_bounds(field: Json, limit: Limit) -> None:
+    """Write the help and bounds of the limits table into a field's schema."""
     field["description"] = limit.help
     for each in field.get("anyOf", [field]):
         match each.get("type"):
@@ -189,9 +189,9 @@ def bound(field: Json, limit: Limit) -> None:
                 each["maxLength"] = limit.longest
 
 
-def of_limit(limit: Limit) -> Json:
-    """The schema of a core field."""
-    one = of_scalar(limit.kind, limit.low, limit.high)
+def schema_of_limit(limit: Limit) -> Json:
+    """Return the schema of a core field."""
+    one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}
     if not limit.many:
@@ -199,9 +199,9 @@ def of_limit(limit: Limit) -> Json:
     return {"anyOf": [one, {"type": "array", "items": one, "maxItems": limit.most}]}
 
 
-def of_knob(spec: KnobSpec) -> Json:
-    """The schema of a sampler's knob."""
-    one = of_scalar(spec.kind, spec.low, spec.high)
+def schema_of_knob(spec: KnobSpec) -> Json:
+    """Return the schema of a sampler's knob."""
+    one = schema_of_scalar(spec.kind, spec.low, spec.high)
     if spec.by_token:
         keys = {"pattern": "^(0|[1-9][0-9]{0,9})$"}
         return {
@@ -217,8 +217,8 @@ def of_knob(spec: KnobSpec) -> Json:
     return {"type": "array", "items": one, "maxItems": spec.width}
 
 
-def of_scalar(kind: type, low: float | None, high: float | None) -> Json:
-    """The schema of one value."""
+def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
+    """Return the schema of a single value with bounds."""
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]
     schema: Json = {"type": name}
     if kind in (int, float):
@@ -228,6 +228,6 @@ def of_scalar(kind: type, low: float | None, high: float | None) -> Json:
 
 
 def or_null(schema: Json, help_: str) -> Json:
-    """The same, or null, which means the default."""
+    """Extend a schema by null, which means the default, and add a description."""
     branches = schema.get("anyOf", [schema])
     return {"anyOf": [*branches, {"type": "null"}], "description": help_, "default": None}

@@ -1,6 +1,6 @@
-"""Routes for whoever runs the server: is it alive, is it ready, how is it, stop that request.
+"""Routes for operation: health, readiness, metrics, and cancelling a request.
 
-Spoken to by load balancers, monitors and clients that change their mind. A dialect like any other.
+Used by load balancers, monitors, and clients that cancel requests. Implemented as a dialect.
 """
 
 import time
@@ -24,7 +24,7 @@ LIVE = (State.LOADING, State.READY, State.DRAINING)
 
 
 class LoadingProgress(msgspec.Struct):
-    """What a server that starts is doing, and how much of it remains."""
+    """Current stage of a server that starts, and the remaining work."""
 
     what: str
     done: int
@@ -33,14 +33,14 @@ class LoadingProgress(msgspec.Struct):
 
 
 class Status(msgspec.Struct, omit_defaults=True):
-    """What the server is doing."""
+    """State of the server."""
 
     status: State
     loading: LoadingProgress | None = None
 
 
 class CancelledRequest(msgspec.Struct):
-    """A request that was ended."""
+    """Confirmation that a request was cancelled."""
 
     id: str
     cancelled: Literal[True] = True
@@ -49,7 +49,7 @@ class CancelledRequest(msgspec.Struct):
 HEALTH = Endpoint(
     "GET",
     "/health",
-    "Whether the process should be left alone: judged by progress",
+    "Whether the process is healthy and need not be restarted, judged by its progress",
     answer=Status,
     otherwise={503: Status},
     is_open=True,
@@ -67,34 +67,34 @@ READY = Endpoint(
 METRICS = Endpoint(
     "GET",
     "/metrics",
-    "Figures for a monitor, as Prometheus reads them",
+    "Metrics in Prometheus' text form",
     answer=str,
     is_vital=True,
 )
 CANCEL = Endpoint(
     "DELETE",
     "/v1/requests/{id}",
-    "End one of your own requests; the id is that of its answer or X-Request-Id",
+    "Cancel one of your own requests; its id is in the answer and in X-Request-Id",
     answer=CancelledRequest,
 )
 
 
 async def health(request: web.Request, service: GenerationService) -> web.Response:
-    """Whether the process should be left alone."""
+    """Answer 200 if the process is healthy, 503 if it should be restarted."""
     del request
     state = service.state
     return one_json(Status(state), 200 if state in LIVE else 503)
 
 
 async def ready(request: web.Request, service: GenerationService) -> web.Response:
-    """Whether requests should be sent here."""
+    """Answer 200 if the server takes requests, else 503 with the progress of loading."""
     del request
     state = service.state
     return one_json(Status(state, loading_progress(service)), 200 if state is State.READY else 503)
 
 
 def loading_progress(service: GenerationService) -> LoadingProgress | None:
-    """How far the model's loading has come, while it goes on."""
+    """Return the progress of loading the model; None if it is not loading."""
     stage = service.startup.stage
     if stage is None:
         return None
@@ -103,7 +103,7 @@ def loading_progress(service: GenerationService) -> LoadingProgress | None:
 
 
 async def measure(request: web.Request, service: GenerationService) -> web.Response:
-    """Figures for a monitor."""
+    """Answer with all metrics."""
     del request
     assert isinstance(service.observer, Metrics)
     headers = {"Content-Type": CONTENT_TYPE_LATEST}
@@ -111,9 +111,9 @@ async def measure(request: web.Request, service: GenerationService) -> web.Respo
 
 
 async def cancel(request: web.Request, service: GenerationService) -> web.Response:
-    """End one of the caller's own requests."""
+    """Cancel one of the caller's own requests; 404 if none has the id."""
     given = request.match_info["id"]
-    id_ = given.rpartition("-")[2]  # dialects put a word before it
+    id_ = given.rpartition("-")[2]  # dialects add a prefix to the id
     if not service.cancel(id_, request[CALLER].client):
         raise HttpError(f"no request {given[:100]!r} of yours is running", 404, "request_not_found")
     return one_json(CancelledRequest(given))
@@ -128,6 +128,6 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 
 
 def routes(service: GenerationService) -> list[web.RouteDef]:
-    """All of them; from now on what happens is counted."""
+    """Return the routes of this module; also installs a `Metrics` as the service's observer."""
     service.observer = Metrics(service)
     return routes_of(ENDPOINTS, service)

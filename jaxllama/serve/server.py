@@ -1,7 +1,7 @@
-"""The server: sockets, signals, and an end without loose ends.
+"""The server: listens, handles signals, and shuts down cleanly.
 
-Run by the command line. It answers from the moment it listens, while the model still loads. The
-first SIGTERM or Ctrl-C lets it finish what runs; the second ends it at once.
+Run by the command line. The server answers as soon as it listens, while the model still loads. At
+the first SIGTERM or Ctrl-C it finishes running requests and ends; at the second it ends at once.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from jaxllama.service import GenerationService
 
 logger = logging.getLogger(__name__)
 
-LAST_SECONDS = 2.0  # for threads and handlers that should have ended by now
+LAST_SECONDS = 2.0  # last wait for threads and handlers that should have ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """One service on one address."""
+    """Serves one service on one address."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Server:
         self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, and begin to load the model."""
+        """Listen, and start to load the model; raises ConfigError if the address is taken."""
         settings = self.settings
         tls = tls_context(settings)
         await self._runner.setup()
@@ -86,7 +86,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it can be reached."""
+        """URL of the address that the server listens on."""
         assert self._listening is not None
         host, port = self._listening.sockets[0].getsockname()[:2]
         scheme = "https" if self.settings.tls_certificate else "http"
@@ -94,14 +94,14 @@ class Server:
 
     @property
     def open_url(self) -> str:
-        """A URL that a browser on this machine can open."""
+        """URL that a browser on this machine can open."""
         url = self.url
         for everywhere in ("//0.0.0.0:", "//[::]:"):
             url = url.replace(everywhere, "//localhost:")
         return url
 
     async def run(self) -> tuple[int, bool]:
-        """Serve until a signal or a failure; the exit code, and whether all threads ended."""
+        """Serve until a signal or a failure; return the exit code and whether all threads ended."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
@@ -123,7 +123,7 @@ class Server:
         return getattr(failure, "exit_code", 1), ended
 
     async def stop(self) -> bool:
-        """Finish what runs, tell the rest, let go of everything; False if a thread is stuck."""
+        """Drain the service and close everything; False if a thread did not end."""
         logger.info("stopping: finishing what runs within %s s", self.settings.drain_timeout)
         await self.service.drain(self.settings.drain_timeout)
         if self._listening is not None:
@@ -133,7 +133,7 @@ class Server:
         return ended
 
     async def _announce(self) -> None:
-        """Tell the person who waits where to go, once requests are served."""
+        """Log the URL of the page once the service is ready."""
         await self.service.ready.wait()
         logger.info("ready: open %s", self.open_url)
 
@@ -144,7 +144,7 @@ class Server:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """What makes it https, if that is asked for."""
+    """Load the certificate for https; None if none is set. Raises ConfigError if unusable."""
     if settings.tls_certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,6 +1,6 @@
-"""Settings: everything an operator can set about the server, in one table.
+"""Settings: all options of the server, in one table.
 
-Options of the command line are generated from it; read everywhere under `serve/`, changed nowhere.
+Options of the command line are generated from it. Read everywhere under `serve/`, never changed.
 """
 
 import ipaddress
@@ -15,13 +15,17 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server behaves; durations in seconds."""
+    """Options of the server; durations in seconds."""
 
-    host: str = setting("127.0.0.1", "listen on this address; 0.0.0.0 lets the network in")
+    host: str = setting(
+        "127.0.0.1", "listen on this address; 0.0.0.0 allows access from the network"
+    )
     port: int = setting(8000, "listen on this port; 0 chooses a free one")
-    api_keys: tuple[str, ...] = setting((), "let in only clients with this key; may be repeated")
+    api_keys: tuple[str, ...] = setting((), "accept only clients with this key; may be repeated")
     allowed_hosts: tuple[str, ...] = setting((), "accept this Host header, too; may be repeated")
-    cors_origins: tuple[str, ...] = setting((), "let pages of this origin in; may be repeated")
+    cors_origins: tuple[str, ...] = setting(
+        (), "allow web pages of this origin (CORS); may be repeated"
+    )
     tls_certificate: str | None = setting(None, "serve https with this certificate chain (PEM)")
     tls_key: str | None = setting(None, "use this private key of the certificate (PEM)")
     strict: bool = setting(False, "refuse requests with unknown fields instead of ignoring them")
@@ -56,7 +60,7 @@ class Settings:
         check_positive(self, may_be_zero=("port", "drain_timeout", "connections_per_address"))
 
     def _check_keys(self) -> None:
-        """Refuse a key that no client could bring, or that an empty header would match."""
+        """Raise ConfigError for a key that no client can send or that an empty header matches."""
         for number, key in enumerate(self.api_keys, 1):
             if key != key.strip() or not 0 < len(key) <= LONGEST_KEY:
                 raise ConfigError(
@@ -70,11 +74,11 @@ class Settings:
                 ipaddress.ip_network(each)
             except ValueError as error:
                 raise ConfigError(
-                    f"trusted address {each!r} is none: {error}; expected an address such as "
+                    f"trusted address {each!r} is invalid: {error}; expected an address such as "
                     f"10.0.0.7 or a network such as 10.0.0.0/8"
                 ) from error
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Whether the server listens only for this machine."""
         return self.host in LOOPBACK

@@ -1,7 +1,7 @@
-"""Unknown fields: finding the fields of a body that its shape does not have.
+"""Unknown fields: finds and removes fields of a body that its msgspec struct does not have.
 
-Used by `decode.py`, which leaves them out unless the operator wants them refused. Knows shapes and
-JSON values; must not know HTTP or any field by name.
+Used by `decode.py`, which drops them unless the operator set --strict. Knows struct types and JSON
+values; must not know HTTP or any field by name.
 """
 
 import functools
@@ -12,71 +12,71 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-LONGEST_NAME = 64  # characters of one field name that are shown
-LONGEST_LIST = 1024  # characters of all of them
+LONGEST_NAME = 64  # most characters shown of a field name
+LONGEST_LIST = 1024  # most characters shown of all field names
 UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[str]:
-    """Remove from `fields` what `shape` does not have, however deep; returns what was removed.
+    """Remove unknown fields from `fields`, at any depth, and return their paths.
 
-    Places are like `messages[].id`, each named once.
+    Paths are like `messages[].id`, each listed once.
     """
     dropped: dict[str, None] = {}
-    visit(fields, type_of(shape), "", dropped)
+    drop_from_value(fields, type_of(shape), "", dropped)
     return list(dropped)
 
 
-def visit(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
-    """Remove unknown fields from one value, in place."""
+def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
+    """Remove unknown fields from a value in place, and add their paths to `dropped`."""
     if isinstance(kind, inspect.UnionType):
-        kind = branch(value, kind)
+        kind = pick_union_type(value, kind)
     if isinstance(value, dict) and isinstance(kind, inspect.StructType):
-        visit_object(value, kind, path, dropped)
+        drop_from_object(value, kind, path, dropped)
     elif isinstance(value, dict) and isinstance(kind, inspect.DictType):
         for each in value.values():
-            visit(each, kind.value_type, f"{path}*.", dropped)
+            drop_from_value(each, kind.value_type, f"{path}*.", dropped)
     elif isinstance(value, list) and isinstance(kind, inspect.CollectionType):
         for each in value:
-            visit(each, kind.item_type, f"{path[:-1]}[].", dropped)
+            drop_from_value(each, kind.item_type, f"{path[:-1]}[].", dropped)
 
 
-def visit_object(
+def drop_from_object(
     value: dict[str, Any], kind: inspect.StructType, path: str, dropped: dict[str, None]
 ) -> None:
-    """Remove unknown fields from an object and from what it holds, in place."""
+    """Remove unknown fields from an object and its values, in place."""
     own = {field.encode_name: field.type for field in kind.fields}
     for name in [name for name in value if name not in own and name != kind.tag_field]:
         dropped[f"{path}{name}"] = None
         del value[name]
     for name, each in value.items():
         if name in own and isinstance(each, dict | list):
-            visit(each, own[name], f"{path}{name}.", dropped)
+            drop_from_value(each, own[name], f"{path}{name}.", dropped)
 
 
-def branch(value: Any, union: inspect.UnionType) -> inspect.Type:
-    """The type of a union that a value is meant to have."""
+def pick_union_type(value: Any, union: inspect.UnionType) -> inspect.Type:
+    """Return the member of a union that fits the value, or the union if none does."""
     structs = [each for each in union.types if isinstance(each, inspect.StructType)]
     if isinstance(value, dict) and len(structs) > 1:
         tagged = (each for each in structs if value.get(each.tag_field or "") == each.tag)
         return next(tagged, union)
-    wanted: dict[type, Any] = {
+    kinds: dict[type, Any] = {
         dict: inspect.StructType | inspect.DictType,
         list: inspect.CollectionType,
     }
-    fitting = wanted.get(type(value), ())
+    fitting = kinds.get(type(value), ())
     return next((each for each in union.types if isinstance(each, fitting)), union)
 
 
 @functools.cache
 def type_of(shape: type[msgspec.Struct]) -> inspect.Type:
-    """The type of a shape, taken apart."""
+    """Return msgspec's description of a struct type (cached)."""
     return inspect.type_info(shape)
 
 
 @functools.cache
 def names_in(shape: type[msgspec.Struct]) -> frozenset[str]:
-    """Every field name in a shape, however deep."""
+    """Return all field names of a struct type, at any depth (cached)."""
     names: set[str] = set()
     seen: set[Any] = set()
     rest: list[Any] = [type_of(shape)]
@@ -95,8 +95,8 @@ def names_in(shape: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(names)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as one line that is safe in a header: bounded, no character that could mean more."""
+def join_names(names: Iterable[str]) -> str:
+    """Join names to a line that is safe in a header: bounded, without special characters."""
     shown = [UNSAFE.sub("?", name[:LONGEST_NAME]) for name in names]
     line = ", ".join(shown)
     if len(line) <= LONGEST_LIST:

@@ -1,8 +1,8 @@
-"""Framing: how answers become bytes - one JSON body, or Server-Sent Events.
+"""Framing: sends answers as one JSON body or as Server-Sent Events.
 
-Used by dialects' handlers. Keeps a silent stream alive with pings, turns what goes wrong after the
-status was sent into one last event, and lets go of a client that takes nothing in. Knows no
-dialect but the shape of its errors.
+Used by dialects' handlers. Keeps a silent stream alive with pings, sends an error after the status
+line as a last event, and drops a client that reads nothing. Of a dialect it uses only the form of
+errors.
 """
 
 import asyncio
@@ -22,65 +22,67 @@ logger = logging.getLogger(__name__)
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
-NEVER_WAITS = 32 << 10  # bytes that a connection which owes nothing takes without waiting
+NEVER_WAITS = 32 << 10  # bytes that a connection with an empty send buffer accepts without waiting
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-store, no-transform",
-    "X-Accel-Buffering": "no",  # proxies must not collect the stream
+    "X-Accel-Buffering": "no",  # proxies must not buffer the stream
 }
 
 
 def encode(value: Any) -> bytes:
-    """A value as JSON; line ends inside texts are escaped by it."""
+    """Encode a value as JSON on one line; line ends in texts are escaped."""
     return msgspec.json.encode(value)
 
 
 def frame(value: Any, event: str | None = None) -> bytes:
-    """One event as it is sent."""
+    """Encode a value as one event, with an event name if given."""
     name = f"event: {event}\n".encode() if event else b""
     return b"%sdata: %s\n\n" % (name, encode(value))
 
 
-def joined(values: Iterable[Any]) -> bytes:
-    """Several events, each under its own name if its `type` is one."""
+def join_frames(values: Iterable[Any]) -> bytes:
+    """Encode several events; the `type` of a value, if any, becomes the event name."""
     return b"".join(frame(value, getattr(value, "type", None)) for value in values)
 
 
 def one_json(value: Any, status: int = 200) -> web.Response:
-    """A whole answer as one JSON body."""
+    """Make a response with a JSON body."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
 class Sse:
     """A stream of events to one client.
 
-    The status is sent with the first event or ping; what is raised before is still a response of
-    its own.
+    The status line is sent with the first event or ping; an error raised before becomes a normal
+    error response.
     """
 
     def __init__(self, request: web.Request) -> None:
         self.response = web.StreamResponse(headers=HEADERS)
         self._request = request
         self._settings = request.app[SETTINGS]
-        self._writing = asyncio.Lock()  # one writer at a time: pings come in between
+        self._writing = (
+            asyncio.Lock()
+        )  # one writer at a time, since pings are written between events
         self._loop = asyncio.get_running_loop()
         self._wrote = self._loop.time()
         self._is_finished = False
         self._pinging: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
-        """One event; waits while the client is behind."""
+        """Send one event; waits while the client reads slowly."""
         await self._write(frame(value))
 
     async def send_all(self, values: Iterable[Any]) -> None:
-        """Several events in one write."""
-        frames = joined(values)
+        """Send several events in one write; waits while the client reads slowly."""
+        frames = join_frames(values)
         if frames:
             await self._write(frames)
 
     async def finish(self, values: Iterable[Any] = (), *, says_done: bool = True) -> None:
-        """The last events, and the end that OpenAI's clients wait for."""
-        await self._write(joined(values) + (DONE if says_done else b""), is_last=True)
+        """Send the last events, [DONE] if `says_done`, and end the response."""
+        await self._write(join_frames(values) + (DONE if says_done else b""), is_last=True)
 
     async def __aenter__(self) -> Self:
         self._pinging = asyncio.create_task(self._ping())
@@ -93,7 +95,7 @@ class Sse:
         trace: TracebackType | None,
     ) -> bool:
         if self._pinging is not None:
-            async with self._writing:  # a ping that is half written has to be finished first
+            async with self._writing:  # a ping that is being written must be finished first
                 self._pinging.cancel()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
@@ -114,14 +116,14 @@ class Sse:
             if not self.response.prepared:
                 await self.response.prepare(self._request)
             write = self.response.write_eof if is_last else self.response.write
-            if self._takes_at_once(raw):
+            if self._can_write_now(raw):
                 await write(raw)
             else:
-                await self._in_time(write, raw)
+                await self._write_in_time(write, raw)
             self._wrote = self._loop.time()
 
-    def _takes_at_once(self, raw: bytes) -> bool:
-        """The client is not behind, so this write will not wait: no timer is needed for it."""
+    def _can_write_now(self, raw: bytes) -> bool:
+        """Say whether the send buffer is empty: then a write does not wait and needs no timer."""
         transport = self._request.transport
         return (
             transport is not None
@@ -129,8 +131,8 @@ class Sse:
             and len(raw) < NEVER_WAITS
         )
 
-    async def _in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
-        """Write once the client has taken in what it is owed; drop it if it does not."""
+    async def _write_in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
+        """Write after the send buffer has drained; drop the client if that takes too long."""
         seconds = self._settings.stall_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -139,18 +141,20 @@ class Sse:
                 await self._request.writer.drain()
         except TimeoutError as error:
             self._abort()
-            raise SlowReader(f"the client took nothing in for {seconds} s") from error
+            raise SlowReader(f"the client read nothing for {seconds} s") from error
 
     async def _ping(self) -> None:
-        """Say that we are still there, so that nobody in between closes the connection."""
+        """Send pings into a silent stream, so that no proxy closes the connection."""
         pause = self._settings.ping_seconds
         while True:
             await asyncio.sleep(max(0.0, self._wrote + pause - self._loop.time()))
             if self._loop.time() - self._wrote >= pause:
-                with contextlib.suppress(ConnectionError, SlowReader):  # the next event will see
+                with contextlib.suppress(
+                    ConnectionError, SlowReader
+                ):  # the next event raises it again
                     await self._write(PING)
 
     def _abort(self) -> None:
-        """Drop the connection and what it still owes."""
+        """Close the connection at once and discard unsent data."""
         if self._request.transport is not None:
             self._request.transport.abort()

@@ -1,11 +1,12 @@
-"""The service: what a front end talks to - one model, and everybody who asks it something.
+"""The service: the interface between a front end and one model that serves many clients.
 
-Made by the server, used by its dialects. It loads the model, turns what clients ask into checked
-requests off the event loop, keeps them in a fair queue, from which the engine's thread takes one
-whenever a slot is free, and knows how all of it fares. Lives on one event loop. Must not know HTTP.
+Made by the server, used by its dialects. The service loads the model, makes checked requests of
+generation tasks off the event loop, and keeps them in a fair queue, from which the engine's thread
+takes a request when a slot is free. It also reports state and metrics. Runs on one event loop; must
+not know HTTP.
 
     async with service.open(Ask(prompts=["Once"]), caller) as answers:
-        async for index, event in answers:  # leaving the block cancels what has not ended
+        async for index, event in answers:  # leaving the block cancels unfinished answers
             ...
 """
 
@@ -26,20 +27,20 @@ from jaxllama.errors import (
     TimedOut,
 )
 from jaxllama.intake import PreparedRequest
-from jaxllama.service.answers import Answers, Caller, Choice, Observer, outcome_of
+from jaxllama.service.answers import AnswerChoice, Answers, Caller, Observer, outcome_of
 from jaxllama.service.asking import (
     Ask,
     check_cost,
     count_choices,
+    estimate_size,
     has_to_compile,
-    ready_all,
-    size_of,
+    prepare_requests,
 )
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, confine, make_one_token, release
-from jaxllama.service.preparation import Preparation
+from jaxllama.service.preparation import RequestPreparation
 from jaxllama.service.slot_states import SlotState, slot_states
 from jaxllama.startup import Startup
 
@@ -60,13 +61,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SECONDS_PER_LOOK = 1.0  # between two looks at the engine's pulse
-PREPARED_PER_WAITING = 4  # requests may wait to be prepared for each that may wait for the engine
-GOODBYE_SECONDS = 2.0  # for telling clients that the server goes away
+SECONDS_PER_CHECK = 1.0  # between two checks of the engine's pulse
+PREPARED_PER_WAITING = (
+    4  # requests that may wait for preparation, per request that may wait for the engine
+)
+GOODBYE_SECONDS = 2.0  # to send clients the error that the server shuts down
 
 
 class State(StrEnum):
-    """What the service is doing."""
+    """State of the service."""
 
     LOADING = "loading"
     READY = "ready"
@@ -76,7 +79,7 @@ class State(StrEnum):
 
 
 class GenerationService:
-    """Everybody who asks one model something."""
+    """Serves the requests of all clients with one model."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class GenerationService:
         log_prompts: bool = False,
         startup: Startup | None = None,
     ) -> None:
-        """`open_model` is called in a thread by `start`, and may report to `startup`."""
+        """Store the settings; `start` will call `open_model` in a thread."""
         self.bounds = bounds
         self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
         self.failure: BaseException | None = None
@@ -98,35 +101,37 @@ class GenerationService:
         self.thread: EngineThread | None = None
         self.observer = observer
         self.log_prompts = log_prompts
-        self.preparation = Preparation(PREPARED_PER_WAITING * bounds.queue_requests)
+        self.preparation = RequestPreparation(PREPARED_PER_WAITING * bounds.queue_requests)
         self._open_model = open_model
         self._model: Model | None = None
-        self._open: dict[str, Answers] = {}  # whose dialect has not left yet
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._open: dict[
+            str, Answers
+        ] = {}  # requests whose dialect still handles them, by request id
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._weight_bytes = self._traced = 0
         self._preparing = 0
         self._opening: asyncio.Future[Model] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    # Its life.
+    # Start and stop.
 
     def start(self) -> None:
-        """Begin to load the model."""
+        """Start the background tasks that load the model and watch the engine."""
         self._tasks.append(asyncio.create_task(self._load(), name="load"))
         self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing new; let what is open end within the time, and tell the rest."""
+        """Refuse new requests, wait for open ones to end, and fail the rest after `seconds`."""
         self.is_draining = True
-        if await self._becomes_quiet(seconds):
+        if await self._wait_until_idle(seconds):
             return
         for answers in list(self._open.values()):
             answers.fail(NotReady("the server is going away; ask again elsewhere or later"))
-        await self._becomes_quiet(GOODBYE_SECONDS)
+        await self._wait_until_idle(GOODBYE_SECONDS)
 
     async def close(self, seconds: float | None = None) -> bool:
-        """End everything; False if the engine's thread did not end within the time."""
+        """Fail open requests and stop all threads; False if the engine did not end in `seconds`."""
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
@@ -144,7 +149,7 @@ class GenerationService:
 
     @property
     def state(self) -> State:
-        """What it is doing."""
+        """Return the state of the service."""
         if self.failure is not None or (self.thread is not None and self.thread.failure):
             return State.FAILED
         if self.thread is not None and self.thread.stalled() is not None:
@@ -155,19 +160,19 @@ class GenerationService:
 
     @property
     def queue(self) -> FairQueue[Ticket | Probe]:
-        """Requests and probes that wait for a slot."""
+        """The fair queue of requests and probes that wait for a slot."""
         return self._dispatch.queue
 
     @property
     def model(self) -> Model:
-        """What is served; NotReady while nothing is."""
+        """The served model; raises NotReady or EngineStopped while there is none."""
         if self._model is None:
             self._check_state()
         assert self._model is not None
         return self._model
 
     def figures(self) -> dict[str, float]:
-        """How it fares, in numbers."""
+        """Return counters and gauges of the service and the engine, by name, for metrics."""
         found: dict[str, float] = {
             "queue_requests": self.queue.items,
             "queue_tokens": self.queue.tokens,
@@ -192,14 +197,14 @@ class GenerationService:
         }
 
     def slots(self) -> list[SlotState]:
-        """What each slot of the engine does, in numbers; NotReady while there is no engine."""
+        """Return the state of every engine slot; raises NotReady while the model is not loaded."""
         return slot_states(self.model.engine)
 
-    # What dialects do.
+    # For dialects.
 
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
-        """Answers to what a client asks, as they come; leaving cancels what has not ended."""
+        """Queue the requests of `ask` and yield the `Answers`; cancel unfinished ones on exit."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
@@ -207,7 +212,7 @@ class GenerationService:
         )
         self._open[caller.id] = answers
         caller.was_opened = True
-        self._quiet.clear()
+        self._idle.clear()
         reason = "left"
         try:
             self._admit(answers, await self._prepare(answers, ask))
@@ -223,11 +228,11 @@ class GenerationService:
             answers.stop()
             del self._open[caller.id]
             if not self._open:
-                self._quiet.set()
+                self._idle.set()
             self._settle(answers)
 
     def cancel(self, id_: str, client: str) -> bool:
-        """End a request of this client, whatever it does; False if there is none."""
+        """Cancel a request by its id; False if this client has no open request with that id."""
         answers = self._open.get(id_)
         if answers is None or answers.caller.client != client:
             return False
@@ -237,10 +242,10 @@ class GenerationService:
     async def off_loop(
         self, work: Callable[[Model], T], caller: Caller, *, size: int = 0, is_dear: bool = False
     ) -> T:
-        """Return what a function of the model returns, called in a thread in the client's turn.
+        """Call `work` with the model in a thread, in the client's turn, and return its result.
 
-        For work that takes long but not the engine: tokenizing, templates. `size` is how many
-        characters it works on; long or dear work does not hold up other work.
+        For slow work that does not need the engine: tokenizing, templates. `size` is the number of
+        characters to process; long or dear (expensive) work does not delay cheap work.
         """
         self._check_state()
         model = self.model
@@ -249,18 +254,19 @@ class GenerationService:
         )
 
     async def ask_engine(self, questions: Sequence[Question[T]], caller: Caller) -> list[T]:
-        """The answers of the engine to questions of one request, such as log-probabilities.
+        """Return the engine's results for `questions` of one request, such as log-probabilities.
 
-        Each waits in the fair queue for a slot, and is read a piece per step, so that streams go
-        on. Raises QueueFull if the queue has no room. Cancelling it frees its place and its slot.
+        Each question waits in the fair queue for a slot, and the engine computes one piece of it
+        per step, so that streams continue. Raises QueueFull if the queue has no room. Cancelling
+        the call frees its place in the queue and its slot.
         """
         self._check_state()
         return await self._dispatch.ask(caller.client, questions)
 
-    # From what is asked to the queue.
+    # From a task to queued requests.
 
     def _check_state(self) -> None:
-        """Refuse while nothing can be served."""
+        """Raise NotReady or EngineStopped unless the state is READY."""
         match self.state:
             case State.FAILED:
                 raise EngineStopped("the engine has stopped; the server has to be started again")
@@ -272,7 +278,7 @@ class GenerationService:
                 raise NotReady("the model is still loading; try again in a few seconds")
 
     async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
-        """Checked requests; refused before any work if the queue is full."""
+        """Return the checked requests of `ask`; raises QueueFull before any work is done."""
         self._check_state()
         count = count_choices(ask)
         self._dispatch.check(answers.caller.client, self._preparing + count)
@@ -281,27 +287,28 @@ class GenerationService:
             intake = self.model.intake
             work = self.preparation.do(
                 answers.caller.client,
-                lambda: ready_all(intake, ask),
-                size=size_of(ask),
+                lambda: prepare_requests(intake, ask),
+                size=estimate_size(ask),
                 is_dear=has_to_compile(intake, ask),
             )
-            return await answers.unless_over(asyncio.ensure_future(work))
+            return await answers.wait_for(asyncio.ensure_future(work))
         finally:
             self._preparing -= count
 
     def _admit(self, answers: Answers, ready: list[PreparedRequest]) -> None:
-        """Into the queue, all or none."""
+        """Put all requests into the queue, or raise QueueFull and put in none."""
         check_cost(ready, self.bounds.request_tokens)
         choices = [
-            Choice(answers, index, request, tail) for index, (request, tail) in enumerate(ready)
+            AnswerChoice(answers, index, request, tail)
+            for index, (request, tail) in enumerate(ready)
         ]
         client = answers.caller.client
         self._dispatch.check(client, len(choices), sum(choice.size for choice in choices))
-        answers.begin(choices)
+        answers.expect(choices)
         self._dispatch.push(client, choices)
 
     def _settle(self, answers: Answers) -> None:
-        """Once its dialect has left and nothing of it is in the engine, a request is over."""
+        """Log and report a request, once its dialect has finished and all its choices are over."""
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)
@@ -317,10 +324,10 @@ class GenerationService:
         if self.observer is not None:
             self.observer.waited(seconds, tokens, is_first)
 
-    # In the background.
+    # Background tasks.
 
     async def _load(self) -> None:
-        """Open the model, and be ready once it has made a token."""
+        """Load the model, start the engine thread, and set `ready` once the model made a token."""
         try:
             with self.startup:
                 self._opening = asyncio.ensure_future(asyncio.to_thread(self._open_model))
@@ -345,9 +352,9 @@ class GenerationService:
         self.failed.set()
 
     async def _watch(self) -> None:
-        """Tell everybody when the engine has died or does not move."""
+        """Poll the engine thread; fail the service if it died, and open requests if it stalls."""
         while not self.failed.is_set():
-            await asyncio.sleep(SECONDS_PER_LOOK)
+            await asyncio.sleep(SECONDS_PER_CHECK)
             if self.thread is None:
                 continue
             if self.thread.failure is not None:
@@ -358,9 +365,9 @@ class GenerationService:
                 for answers in list(self._open.values()):
                     answers.fail(error)
 
-    async def _becomes_quiet(self, seconds: float) -> bool:
+    async def _wait_until_idle(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self._quiet.wait(), seconds)
+            await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             return False
         return True

@@ -1,8 +1,8 @@
 """Answers: the events of all choices of one request, as one stream.
 
-Made by the service for each request that is open; a dialect iterates it. Whatever ends it early -
-a fault, the operator's time limit, a cancellation, a reader who does not read - is raised there,
-once, and stops all choices. Lives on the event loop; must not know HTTP.
+The service makes an `Answers` for each open request; a dialect iterates it. If a request ends early
+(a fault, the operator's time limit, a cancellation, a client that does not read), the iteration
+raises the error once and all choices are cancelled. Runs on the event loop; must not know HTTP.
 """
 
 import asyncio
@@ -21,87 +21,90 @@ T = TypeVar("T")
 
 @dataclass
 class Caller:
-    """Who asks, and where; fairness goes by `client`."""
+    """The sender of a request and its route; the fair queue distinguishes callers by `client`."""
 
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     client: str = ""
     route: str = ""
-    was_opened: bool = False  # the service tells how it went
-    notes: dict[str, str] = field(default_factory=dict)  # more for the log and the answer's headers
+    was_opened: bool = False  # then the service logs the end of the request
+    notes: dict[str, str] = field(
+        default_factory=dict
+    )  # further fields for the log and the response headers
 
     def as_facts(self) -> dict[str, str]:
-        """For the log."""
+        """Return the fields for the log."""
         return {"id": self.id, "client": self.client, "route": self.route, **self.notes}
 
 
 @dataclass(eq=False, slots=True)
-class Choice:
-    """One stream of a request: waiting in the queue, in the engine, or over."""
+class AnswerChoice:
+    """One answer of a request: waiting in the queue, running in the engine, or over."""
 
     answers: "Answers"
     index: int
     request: GenerationRequest
     tail: TextTail
-    ticket: Ticket | None = None  # once it is in the queue
+    ticket: Ticket | None = None  # set when the choice is queued
     is_over: bool = False
-    usage: Usage | None = None  # once it is over, if the engine could say
-    newest: float | None = None  # when its last token came
+    usage: Usage | None = None  # set at the end, if the engine reported it
+    newest: float | None = None  # time of the newest token
 
     @property
     def size(self) -> int:
-        """Tokens of its prompts."""
+        """Number of tokens of the prompt and of a negative prompt."""
         return sum(map(len, self.request.prompts))
 
 
 class Answers:
-    """(index, event) of every choice; answer i to prompt p has the index p * n + i.
+    """Stream of (index, event) of all choices; answer i to prompt p has the index p * n + i.
 
-    Tokens, and for each choice one Finished at its end; the stream ends when all have ended.
+    Each choice yields Tokens and one Finished at its end; the stream ends when all choices ended.
     """
 
     def __init__(
         self,
         caller: Caller,
         bounds: Bounds,
-        stop: Callable[[Choice], None],
+        stop: Callable[[AnswerChoice], None],
         waited: Callable[[float, int, bool], None],
     ) -> None:
         self.caller = caller
-        self.choices: list[Choice] = []
+        self.choices: list[AnswerChoice] = []
         self.error: JaxLlamaError | None = None
-        self.refusal: JaxLlamaError | None = None  # the error that its dialect answered
+        self.refusal: JaxLlamaError | None = None  # the error that the dialect sent as response
         self._clock = asyncio.get_running_loop().time
         self.began = self._clock()
-        self.reason: str | None = None  # why its dialect has left, once it has
-        self.first: float | None = None  # when the first token of all came
+        self.reason: str | None = None  # how the request ended, set when the dialect has finished
+        self.first: float | None = None  # time of the first token of any choice
         self._bounds = bounds
         self._stop = stop
         self._waited = waited
         self._inbox: list[tuple[int, Event]] = []
-        self._oldest = 0.0  # when the first of these came
+        self._oldest = 0.0  # arrival time of the first event in the inbox
         self._awake = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._owed = 0  # choices whose end was not handed out yet
+        self._owed = 0  # choices whose Finished was not returned yet
 
     @property
     def id(self) -> str:
-        """The request's, by which it can be cancelled."""
+        """Id of the request, by which a client can cancel it."""
         return self.caller.id
 
     @property
     def requests(self) -> list[GenerationRequest]:
-        """What was asked of the engine, by index: prompts in tokens, seeds, budgets."""
+        """Requests to the engine, by index of the choice: prompt tokens, seed, token budget."""
         return [choice.request for choice in self.choices]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
-        while news := await self.news():
-            for each in news:
+        while events := await self.next_events():
+            for each in events:
                 yield each
 
-    async def news(self) -> list[tuple[int, Event]]:
-        """What has come by now, at least one event; nothing once all have ended.
+    async def next_events(self) -> list[tuple[int, Event]]:
+        """Wait for at least one event and return all that arrived; [] once all choices have ended.
 
-        An engine's call brings several tokens of a choice, which can be handed on together.
+        One engine call yields several tokens of a choice, which can be sent together. Raises the
+        request's error after the events that came before it.
         """
         while not self._inbox:
             if self.error is not None:
@@ -110,18 +113,18 @@ class Answers:
                 return []
             self._awake.clear()
             await self._awake.wait()
-        news, self._inbox = self._inbox, []
-        self._owed -= sum(isinstance(event, Finished) for _, event in news)
-        return news
+        events, self._inbox = self._inbox, []
+        self._owed -= sum(isinstance(event, Finished) for _, event in events)
+        return events
 
     # For the service.
 
-    def begin(self, choices: list[Choice]) -> None:
-        """These are what will be told."""
+    def expect(self, choices: list[AnswerChoice]) -> None:
+        """Set the choices whose events the stream will yield."""
         self.choices, self._owed = choices, len(choices)
 
-    async def unless_over(self, work: asyncio.Future[T]) -> T:
-        """The result of `work`, given up as soon as the request is."""
+    async def wait_for(self, work: asyncio.Future[T]) -> T:
+        """Return the result of `work`, or cancel it and raise the error of a failed request."""
         try:
             await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -130,25 +133,25 @@ class Answers:
             raise self.error
         return work.result()
 
-    def tell(self, choice: Choice, told: Emitted) -> None:
-        """Something happened to a choice."""
-        if isinstance(told, JaxLlamaError):
+    def receive(self, choice: AnswerChoice, update: Emitted) -> None:
+        """Take the events of a choice, or the error that ended it, from the engine."""
+        if isinstance(update, JaxLlamaError):
             choice.is_over = True
-            self.fail(told)
+            self.fail(update)
             return
-        end = told[-1]
+        end = update[-1]
         if not isinstance(end, Finished):
-            self._put(choice, told)
+            self._deliver(choice, update)
             return
         choice.is_over, choice.usage = True, end.usage
         if end.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
-            self._put(choice, told[:-1])
+            self._deliver(choice, update[:-1])
             self.fail(end.error or Cancelled("the request was cancelled"))
         else:
-            self._put(choice, told)
+            self._deliver(choice, update)
 
-    def _put(self, choice: Choice, events: Sequence[Event]) -> None:
-        """Keep what is new, unless nobody will be told."""
+    def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
+        """Put events into the inbox and report delays; fail the request of a slow client."""
         if self.error is not None or not events:
             return
         now = self._clock()
@@ -173,7 +176,7 @@ class Answers:
             )
 
     def fail(self, error: JaxLlamaError) -> None:
-        """End all choices; what was told already can still be read, then the error is raised."""
+        """Cancel all choices; the iteration yields the events in the inbox, then raises `error`."""
         if self.error is None:
             self.error = error
             self._awake.set()
@@ -181,7 +184,7 @@ class Answers:
         self.stop()
 
     def stop(self) -> None:
-        """Whatever has not ended is not wanted any more."""
+        """Cancel every choice that has not ended."""
         for choice in self.choices:
             if not choice.is_over:
                 self._stop(choice)
@@ -189,15 +192,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one request went."""
+    """Result and cost of one request, for the log and metrics."""
 
     id: str
     client: str
     route: str
     reason: str  # how it ended: stop, length, or the code of an error
     choices: int
-    prompt: int  # tokens, each prompt counted once
-    reused: int  # of these, not computed again
+    prompt: int  # prompt tokens of all choices
+    reused: int  # prompt tokens taken from the KV cache
     generated: int
     seconds: float
     seconds_to_first: float | None
@@ -205,7 +208,7 @@ class Outcome:
     error: JaxLlamaError | None = None  # why it did not end well
 
     def as_facts(self) -> dict[str, object]:
-        """For the log."""
+        """Return the fields for the log."""
         first = self.seconds_to_first
         figures = {
             name: value for name, value in vars(self).items() if name not in ("error", "notes")
@@ -216,23 +219,23 @@ class Outcome:
             **({} if self.error is None else self.error.as_facts() | {"reason": self.reason}),
             "seconds": round(self.seconds, 4),
             "seconds_to_first": None if first is None else round(first, 4),
-            # Of all its time: a short answer may come in one piece, with none behind the first.
+            # Over the whole time: a short answer may come in one piece, without later tokens.
             "tokens_per_second": round(self.generated / self.seconds, 1) if self.seconds else None,
         }
 
 
 class Observer(Protocol):
-    """Whoever counts and measures; called on the event loop."""
+    """Collects metrics of requests; its methods are called on the event loop."""
 
     def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
-        """So many tokens of one answer came, so long after the request or the ones before."""
+        """Record `tokens` of an answer, `seconds` after the request or the tokens before."""
 
     def ended(self, outcome: Outcome, /) -> None:
-        """A request is over and all it held is free."""
+        """Record the outcome of a request that is over and holds no slot."""
 
 
 def outcome_of(answers: Answers) -> Outcome:
-    """What is told about a request that is over."""
+    """Return the outcome of a request that is over."""
     caller, now = answers.caller, asyncio.get_running_loop().time()
     usages = [choice.usage for choice in answers.choices if choice.usage is not None]
     return Outcome(

@@ -1,7 +1,7 @@
-"""Asking: what one client wants, and the checked requests that it comes to.
+"""Asking: the generation task of one client (`Ask`), and the checked requests made of it.
 
-An `Ask` is made by a dialect and taken by the service, which makes requests of it in a thread.
-Knows prompts and limits; starts nothing.
+A dialect makes an `Ask`; the service makes requests of it in a thread. Knows prompts and limits;
+starts nothing.
 """
 
 import re
@@ -15,14 +15,14 @@ from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
 from jaxllama.messages import Ending, Turns
 
-MOST_VALUES = 4096  # of a request that are looked at to tell its size
-UNCOUNTED = 64 << 10  # characters that the other values are taken for
-LOOKED_UP = 4096  # characters of a constraint that is looked for among the compiled ones
+MOST_VALUES = 4096  # values of a request that are counted to estimate its size
+UNCOUNTED = 64 << 10  # characters assumed for the values beyond
+LOOKED_UP = 4096  # characters of the longest constraint that is looked up among the compiled ones
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What one client wants: `n` answers to each prompt or to a conversation, and knobs."""
+    """Task of one client: generate `n` answers to each prompt or to a conversation, with knobs."""
 
     prompts: Sequence[Prompt] = ()
     messages: Turns | None = None
@@ -30,12 +30,14 @@ class Ask:
     n: int = 1
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
-    format: str | None = None  # of the prompt; None: the model's own
-    names: Mapping[str, str] = field(default_factory=dict)  # of knobs that the client calls so
+    format: str | None = None  # prompt format; None: the model's own
+    names: Mapping[str, str] = field(
+        default_factory=dict
+    )  # knob -> name of the field that the client used for it
 
 
 def count_choices(ask: Ask) -> int:
-    """How many answers are wanted, within the limits."""
+    """Return the number of answers; raises InvalidParameter if a count exceeds its limit."""
     if bool(ask.prompts) == (ask.messages is not None):
         raise InvalidParameter("expected either prompts or messages", "messages")
     check("n", ask.n)
@@ -47,13 +49,13 @@ def count_choices(ask: Ask) -> int:
     return count
 
 
-def size_of(ask: Ask) -> int:
-    """About how many characters have to be prepared; looks at a bounded number of values."""
-    return weight([*ask.prompts, *(ask.messages or ()), *ask.tools])
+def estimate_size(ask: Ask) -> int:
+    """Estimate the number of characters to prepare, by counting a bounded number of values."""
+    return estimate_characters([*ask.prompts, *(ask.messages or ()), *ask.tools])
 
 
-def weight(value: object) -> int:
-    """About how many characters a JSON value has, or UNCOUNTED more than was counted."""
+def estimate_characters(value: object) -> int:
+    """Estimate the characters of a JSON value; UNCOUNTED is added if it has too many parts."""
     size, rest, left = 0, [value], MOST_VALUES
     while rest:
         item = rest.pop()
@@ -74,15 +76,16 @@ def weight(value: object) -> int:
 
 
 def has_to_compile(intake: Intake, ask: Ask) -> bool:
-    """Whether the request has a constraint that is not compiled yet, or a long one."""
+    """Say whether the request has a constraint that is long or not compiled yet."""
     fields = {name: ask.knobs[name] for name in FIELDS if ask.knobs.get(name)}
     if not fields:
         return False
-    return weight(list(fields.values())) > LOOKED_UP or not intake.knows_constraint(fields)
+    size = estimate_characters(list(fields.values()))
+    return size > LOOKED_UP or not intake.knows_constraint(fields)
 
 
-def ready_all(intake: Intake, ask: Ask) -> list[PreparedRequest]:
-    """The checked request of every choice; stream i of a prompt has the seed of its number."""
+def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
+    """Make the checked request of every choice; answer i to a prompt gets the i-th derived seed."""
     try:
         if ask.messages is not None:
             speaking = intake.with_format(ask.format)
@@ -95,7 +98,7 @@ def ready_all(intake: Intake, ask: Ask) -> list[PreparedRequest]:
 
 
 def check_cost(ready: Sequence[PreparedRequest], most: int) -> None:
-    """Refuse answers that may come to more tokens than one request is allowed."""
+    """Raise InvalidParameter if prompts and answers may exceed `most` tokens in total."""
     total = sum(request.cost for request, _ in ready)
     if total > most:
         raise InvalidParameter(
@@ -106,7 +109,7 @@ def check_cost(ready: Sequence[PreparedRequest], most: int) -> None:
 
 
 def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParameter:
-    """The same error, in the client's own words for what it speaks of."""
+    """Copy the error, with our field names replaced by the names that the client used."""
     field = error.field or ""
     words = str(error)
     for name, called in names.items():

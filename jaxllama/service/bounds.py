@@ -1,6 +1,6 @@
-"""Bounds: how much a service takes on; the operator's to set.
+"""Bounds: load limits and timeouts of a service, set by the operator.
 
-Read by the service and what belongs to it; the command line makes an option of each.
+Read by the service and its parts; the command line makes an option of each.
 """
 
 from dataclasses import dataclass, field, fields
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def setting(default: T, help_: str) -> T:
-    """A setting with its explanation, as a field of a dataclass."""
+    """Make a dataclass field with a default and a help text."""
     return field(default=default, metadata={"help": help_})
 
 
 def check_positive(settings: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
-    """Refuse settings whose numbers make no sense."""
+    """Raise ConfigError for a negative number, or for 0 in a field that may not be zero."""
     for each in fields(settings):
         value = getattr(settings, each.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -28,7 +28,7 @@ def check_positive(settings: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one service; durations in seconds."""
+    """Load limits and timeouts of one service; durations in seconds."""
 
     queue_requests: int = setting(512, "let at most this many answers wait; refuse more with 429")
     queue_tokens: int = setting(1_000_000, "let at most this many prompt tokens wait; refuse more")

@@ -1,7 +1,7 @@
-"""Dispatch: requests and probes on their way through the fair queue into the engine, and back.
+"""Dispatch: sends requests and probes through the fair queue to the engine, and events back.
 
-Made by the service. It refuses what the queue has no room for, and receives the events of each
-choice. Lives on the event loop; must not know HTTP.
+Made by the service. It refuses requests that do not fit in the queue, and passes the engine's
+events on to the answers. Runs on the event loop; must not know HTTP.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jaxllama.bridge import Emitted, EngineThread, Probe, Question, Ticket
 from jaxllama.errors import QueueFull
-from jaxllama.service.answers import Choice
+from jaxllama.service.answers import AnswerChoice
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.pace import Pace
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class Dispatch:
-    """The way from the event loop into one engine."""
+    """Connects the event loop with one engine."""
 
     def __init__(
         self,
         bounds: Bounds,
-        ended: Callable[[Choice], None],
+        ended: Callable[[AnswerChoice], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ended` is called for each choice that the engine is done with."""
+        """Make an empty queue; `ended` is called for each choice that the engine has finished."""
         self.queue: FairQueue[Ticket | Probe] = FairQueue(
             bounds.queue_requests, bounds.queue_tokens
         )
@@ -39,33 +39,33 @@ class Dispatch:
         self._thread: EngineThread | None = None
 
     def start(self, thread: EngineThread) -> None:
-        """From now on there is an engine; its thread empties the queue."""
+        """Set the engine thread that takes work from the queue, and divide its slots."""
         self.queue.shares = divide_slots(thread.engine.config.slots, self._reserved)
         self._thread = thread
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Refuse what does not fit, with a guess at when it might."""
+        """Raise QueueFull, with an estimated `retry_after`, if `items` more do not fit."""
         try:
             self.queue.check(client, items, tokens)
         except QueueFull as error:
             error.retry_after = self._pace.seconds_for(len(self.queue))
             raise
 
-    def push(self, client: str, choices: Sequence[Choice]) -> None:
-        """Put choices into their client's line."""
+    def push(self, client: str, choices: Sequence[AnswerChoice]) -> None:
+        """Submit choices to the engine thread; they wait in their client's line of the queue."""
         assert self._thread is not None
         for choice in choices:
-            tell = partial(self._told, choice)
-            choice.ticket = self._thread.submit(choice.request, choice.tail, tell, client)
+            receive = partial(self._receive, choice)
+            choice.ticket = self._thread.submit(choice.request, choice.tail, receive, client)
 
-    def drop(self, choice: Choice) -> None:
-        """A choice is not wanted any more."""
+    def drop(self, choice: AnswerChoice) -> None:
+        """Cancel a choice in the queue or in the engine."""
         if choice.ticket is None or self._thread is None:
             return
         choice.is_over = not self._thread.cancel(choice.ticket)
 
     async def ask(self, client: str, questions: Sequence[Question[T]]) -> list[T]:
-        """The answers to questions of one request, which are read one after the other."""
+        """Return the engine's results for questions of a request, computed one by one."""
         assert self._thread is not None
         self.check(client, 1, sum(question.tokens for question in questions))
         answers = []
@@ -78,9 +78,9 @@ class Dispatch:
     def _remaining(self) -> int:
         return len(self.queue) + self.queue.running
 
-    def _told(self, choice: Choice, told: Emitted) -> None:
-        """The engine has events of a choice."""
-        choice.answers.tell(choice, told)
+    def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
+        """Pass events from the engine on; if the choice is over, note the pace and report it."""
+        choice.answers.receive(choice, update)
         if choice.is_over:
             self._pace.note_end(self._remaining)
             self._ended(choice)

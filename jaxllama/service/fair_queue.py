@@ -1,9 +1,10 @@
-"""The fair queue: requests and probes that wait for a slot of the engine, and which is next.
+"""The fair queue: requests and probes that wait for a slot of the engine, ordered fairly.
 
 Filled by the dispatch on the event loop, emptied by the engine's thread; a lock makes both safe.
-Each client has an account of the tokens that the engine computed for it, and next is the client
-with the fewest (a virtual token counter). A client may fill at most as much of the queue as it
-leaves free, so one that floods it always leaves room for others. Knows no engine and no event loop.
+Each client has an account of the tokens that the engine computed for it, and the client with the
+fewest tokens is next (a virtual token counter). A client may fill at most as much of the queue as
+it leaves free, so a client that floods the queue leaves room for others. Knows no engine and no
+event loop.
 """
 
 import threading
@@ -16,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from jaxllama.errors import QueueFull
 from jaxllama.service.slot_shares import SlotShares, divide_slots
 
-SECONDS_REMEMBERED = 60.0  # after its last request a client is expected back for so long
+SECONDS_REMEMBERED = 60.0  # after its last request a client still counts as active
 
 
 class Work(Protocol):
@@ -24,19 +25,19 @@ class Work(Protocol):
 
     @property
     def client(self) -> str:
-        """Whom it is counted for."""
+        """Name of the client whose account is charged."""
 
     @property
     def size(self) -> int:
-        """Its tokens while it waits."""
+        """Number of tokens that count while the work waits."""
 
     @property
     def slots(self) -> int:
-        """How many slots it takes at a time."""
+        """Number of slots that the work needs at the same time."""
 
     @property
     def is_probe(self) -> bool:
-        """Whether it reads given tokens instead of generating."""
+        """Whether the work is a probe, which reads given tokens instead of generating."""
 
 
 T = TypeVar("T", bound=Work)
@@ -44,39 +45,39 @@ T = TypeVar("T", bound=Work)
 
 @dataclass
 class Account(Generic[T]):
-    """What one client waits for, holds and was given."""
+    """Waiting work, held slots and computed tokens of one client."""
 
     given: int  # tokens computed for it; a new client begins with the lowest of all accounts
     requests: OrderedDict[T, int] = field(default_factory=OrderedDict)  # waiting -> arrival
     probes: OrderedDict[T, int] = field(default_factory=OrderedDict)
-    tokens: int = 0  # that wait
+    tokens: int = 0  # tokens of waiting work
     running: int = 0  # requests and probes that were handed out and have not ended
     running_probes: int = 0
-    held: int = 0  # slots
+    held: int = 0  # slots of running work
 
     @property
     def waiting(self) -> int:
-        """How many requests and probes wait."""
+        """Number of requests and probes that wait."""
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
-        """Where work of this kind waits."""
+        """Return the line for work of this kind: requests or probes."""
         return self.probes if work.is_probe else self.requests
 
 
 class FairQueue(Generic[T]):
-    """All work that waits for one engine, by client."""
+    """Work of all clients that waits for one engine."""
 
     def __init__(
         self, items: int, tokens: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.items, self.tokens = 0, 0  # that wait
+        self.items, self.tokens = 0, 0  # waiting work, and its tokens
         self.running = 0  # requests and probes that were handed out and have not ended
         self.shares: SlotShares = divide_slots(1)
         self._most_items, self._most_tokens = items, tokens
         self._clock = clock
         self._lock = threading.RLock()
-        self._accounts: dict[str, Account[T]] = {}  # of clients that wait or hold slots
+        self._accounts: dict[str, Account[T]] = {}  # accounts of clients that wait or hold slots
         self._arrivals = 0
         self._running_probes = 0
         self._newest_client = ""
@@ -87,13 +88,13 @@ class FairQueue(Generic[T]):
 
     @property
     def is_shared(self) -> bool:
-        """Whether several clients use the server, or did within the last minute."""
+        """Whether several clients use the server, or used it within the last minute."""
         return len(self._accounts) > 1 or self._clock() < self._shared_until
 
     # On the event loop.
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull if so many more do not fit; a client's first needs only any room."""
+        """Raise QueueFull if so many more do not fit; a client's first needs only some room."""
         with self._lock:
             account = self._accounts.get(client)
             count, mine = (account.waiting, account.tokens) if account else (0, 0)
@@ -103,13 +104,14 @@ class FairQueue(Generic[T]):
         if count + items > free:
             raise QueueFull(
                 f"{self.items} requests wait already, {count} of them yours; the limit is "
-                f"{self._most_items}, and nobody may take more than is left free; try again later"
+                f"{self._most_items}, and no client may take more than it leaves free; try again "
+                f"later"
             )
         if mine + tokens > room:
             raise QueueFull(
                 f"prompts of {self.tokens} tokens wait already, {mine} of them yours; the limit "
-                f"is {self._most_tokens}, and nobody may take more than is left free; try again "
-                f"later"
+                f"is {self._most_tokens}, and no client may take more than it leaves free; try "
+                f"again later"
             )
 
     def push(self, work: T) -> None:
@@ -127,7 +129,7 @@ class FairQueue(Generic[T]):
             self.tokens += work.size
 
     def remove(self, work: T) -> bool:
-        """Take work out of its line; False if it does not wait."""
+        """Remove work from its line; False if the work does not wait."""
         with self._lock:
             account = self._accounts.get(work.client)
             if account is None or work not in account.line(work):
@@ -139,7 +141,7 @@ class FairQueue(Generic[T]):
     # On the engine's thread.
 
     def pop(self, free: int) -> T | None:
-        """Hand out the next work that may take some of `free` slots; call `ended` after it."""
+        """Take the next work that fits `free` slots, or None; call `ended` at its end."""
         with self._lock:
             work = self._next(free) if free > 0 else None
             if work is None:
@@ -154,12 +156,12 @@ class FairQueue(Generic[T]):
             return work
 
     def charge(self, work: T, tokens: int) -> None:
-        """The engine computed so many tokens for work that was handed out."""
+        """Add tokens that the engine computed for running work to its client's account."""
         with self._lock:
             self._accounts[work.client].given += tokens
 
     def ended(self, work: T) -> None:
-        """Work that was handed out holds no slot any more."""
+        """Note that running work has ended and holds no slot any more."""
         with self._lock:
             account = self._accounts[work.client]
             account.running -= 1
@@ -170,7 +172,7 @@ class FairQueue(Generic[T]):
             self._forget_if_done(work.client)
 
     def drain(self) -> list[T]:
-        """Take all work that waits."""
+        """Remove and return all work that waits."""
         with self._lock:
             found = [
                 work
@@ -181,17 +183,17 @@ class FairQueue(Generic[T]):
                 self.remove(work)
             return found
 
-    # Under the lock.
+    # Called under the lock.
 
     def _next(self, free: int) -> T | None:
-        """The work that is next for one of `free` slots, if it fits.
+        """Return the next work, or None if it does not fit `free` slots.
 
-        Clients come in the order of their accounts. One that holds many slots has to leave the
-        reserve free. Work that does not fit is not overtaken: its slots have to become free.
+        Clients are ordered by their accounts. A client that holds many slots may not use the
+        reserve. Later work does not overtake work that does not fit: it waits for enough slots.
         """
         reserved = self.shares.reserved if self.is_shared else 0
         heavy_waits = False
-        for account, work in self._heads():
+        for account, work in self._candidates():
             needed = min(work.slots, self.shares.slots)
             kept = 0 if self.shares.is_light(account.held, needed) else reserved
             if kept and heavy_waits:
@@ -203,8 +205,8 @@ class FairQueue(Generic[T]):
             heavy_waits = True
         return None
 
-    def _heads(self) -> Iterator[tuple[Account[T], T]]:
-        """The first request and probe of every client that may run, in order."""
+    def _candidates(self) -> Iterator[tuple[Account[T], T]]:
+        """Yield (account, work) of the first request and probe of each client, fairest first."""
         may_probe = self._running_probes < self.shares.probes
         found = []
         for account in self._accounts.values():
@@ -222,13 +224,13 @@ class FairQueue(Generic[T]):
         self.tokens -= work.size
 
     def _forget_if_done(self, client: str) -> None:
-        """Keep no account of a client that neither waits nor holds a slot."""
+        """Delete the account of a client that neither waits nor holds a slot."""
         account = self._accounts[client]
         if not account.waiting and not account.running:
             del self._accounts[client]
 
     def _note_client(self, client: str) -> None:
-        """Note whether a client that asks is another than before, or one beside others."""
+        """Mark the server as shared for a minute, if this client is not the only one."""
         if not client:  # the server itself
             return
         if len(self._accounts) > 1 or self._newest_client not in ("", client):

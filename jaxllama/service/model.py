@@ -1,7 +1,7 @@
-"""What is served: one model, ready to be asked.
+"""The served model: name, engine and intake.
 
-Made by whoever composes the server, proven by the service before anybody is told that it is ready.
-Must not know queues or HTTP.
+Made by the code that composes the server. The service tests it with one token before it reports
+ready. Must not know queues or HTTP.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from jaxllama.request import Finished, FinishReason, GenerationRequest
 
 @dataclass(frozen=True)
 class Model:
-    """What is served."""
+    """A loaded model: its name, engine and intake."""
 
     name: str
     engine: Engine
@@ -30,25 +30,25 @@ class Model:
 
     @property
     def knobs(self) -> frozenset[str]:
-        """Every field of a request that says how to generate."""
+        """Names of all request fields that control generation: core fields and sampler knobs."""
         return frozenset((*LIMITS, *self.intake.bank.knobs))
 
 
 def confine(intake: Intake, seconds: float) -> Intake:
-    """The intake, with a chat template - a program that came with the model - locked up."""
+    """Return a copy of the intake that runs the model's chat template in a confined process."""
     text = intake.tokenizer.text
     if text.template is None:
         return intake
     confined = copy.copy(intake)
     locked = {name: Confined(each, text, seconds=seconds) for name, each in intake.formats.items()}
-    locked[intake.format.name].start()  # the others have a process once they are asked for
+    locked[intake.format.name].start()  # the other formats start their process at first use
     confined.formats = dict(locked)
     confined.format = locked[intake.format.name]
     return confined
 
 
 def release(intake: Intake) -> None:
-    """End the processes of an intake's formats and constraints; blocks."""
+    """End the processes of an intake's formats and constraints; blocks until they ended."""
     for each in intake.formats.values():
         if isinstance(each, Confined):
             each.close()
@@ -56,15 +56,15 @@ def release(intake: Intake) -> None:
 
 
 async def make_one_token(thread: EngineThread) -> None:
-    """Prove that the engine works, before anybody is told so."""
+    """Generate one token to prove that the engine works; raises the error if it does not."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
-    def tell(told: Emitted) -> None:
-        last = told if isinstance(told, JaxLlamaError) else told[-1]
+    def receive(update: Emitted) -> None:
+        last = update if isinstance(update, JaxLlamaError) else update[-1]
         if isinstance(last, Finished | JaxLlamaError) and not done.done():
             done.set_result(last)
 
-    thread.submit(GenerationRequest(prompt=(0,), max_tokens=1, temperature=0.0), None, tell)
+    thread.submit(GenerationRequest(prompt=(0,), max_tokens=1, temperature=0.0), None, receive)
     end = await done
     if isinstance(end, JaxLlamaError):
         raise end

@@ -1,25 +1,25 @@
-"""Pace: how fast waiting work is done, for a guess at when to try again.
+"""Pace: the rate at which requests end, to estimate when a refused client should try again.
 
-Used by the dispatch. It measures the time between the ends of requests and probes, only while there
-is more to do: a quiet hour says nothing about how fast the engine is.
+Used by the dispatch. It measures the time between the ends of requests and probes, only while more
+work waits: idle time says nothing about the speed of the engine.
 """
 
 from collections.abc import Callable
 
-WEIGHT = 0.1  # of the newest time between two ends
-LEAST, MOST = 1.0, 60.0  # seconds a client is told to wait
+WEIGHT = 0.1  # weight of the newest interval in the moving average
+LEAST, MOST = 1.0, 60.0  # bounds of Retry-After, in seconds
 
 
 class Pace:
-    """The mean time between two ends, lately."""
+    """Moving average of the time between the ends of two requests."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seconds: float | None = None  # between two ends
-        self._last: float | None = None  # when the last one was; None after a quiet time
+        self._seconds: float | None = None  # average interval between two ends
+        self._last: float | None = None  # time of the last end; None after idle time
 
     def note_end(self, remaining: int) -> None:
-        """A request or probe has ended; so many wait or run."""
+        """Note that a request or probe has ended; `remaining` ones wait or run."""
         now = self._clock()
         if self._last is not None:
             gap = now - self._last
@@ -28,5 +28,5 @@ class Pace:
         self._last = now if remaining else None
 
     def seconds_for(self, items: int) -> float:
-        """How long so many requests may take, within bounds."""
+        """Estimate the seconds until `items` requests have ended, within LEAST and MOST."""
         return min(max(LEAST, (self._seconds or 0.0) * items), MOST)

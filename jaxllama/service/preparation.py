@@ -1,10 +1,10 @@
-"""Preparation: the work on requests before the engine - tokenizing, templates, constraints.
+"""Preparation: CPU work on requests before the engine, such as tokenizing and templates.
 
-Made by the service. Each piece of work waits in the line of its client, in a lane of cheap or of
-dear work; each lane has threads of its own, so cheap work never waits for dear work. A client has
-at most one piece less at work than a lane has threads, so one that floods a lane leaves a thread
-to the others, and of these the client that has used the least time comes next. Lives on the event
-loop; must not know HTTP or what the work is.
+Made by the service. Each work item waits in the line of its client, in the lane of cheap or of dear
+(expensive) work; each lane has its own threads, so cheap work never waits for dear work. A client
+runs at most one item less than a lane has threads, so a client that floods a lane leaves a thread
+to the others; among these, the client that has used the least time is next. Runs on the event loop;
+must not know HTTP or what the work is.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from jaxllama.errors import NotReady, QueueFull
 
 T = TypeVar("T")
 
-THREADS = 2  # of each lane
-CHEAP_CHARACTERS = 16 << 10  # longer work is dear
-MOST_CHARACTERS = 32 << 20  # that wait in a lane
+THREADS = 2  # in each lane
+CHEAP_CHARACTERS = 16 << 10  # work on longer texts is dear
+MOST_CHARACTERS = 32 << 20  # characters that may wait in a lane
 
 
 @dataclass(eq=False)
-class Piece:
-    """One piece of work."""
+class WorkItem:
+    """A function to call in a thread for a client, and the future of its result."""
 
     client: str
     work: Callable[[], Any]
@@ -37,62 +37,62 @@ class Piece:
 
 @dataclass
 class Line:
-    """The work of one client in one lane."""
+    """Work items of one client in one lane."""
 
-    used: float  # seconds; a new client begins with the least of all lines
-    waiting: deque[Piece] = field(default_factory=deque)
+    used: float  # seconds; a new client starts with the least of all lines
+    waiting: deque[WorkItem] = field(default_factory=deque)
     running: int = 0
 
     @property
     def size(self) -> int:
-        """Characters that wait."""
-        return sum(piece.size for piece in self.waiting)
+        """Number of characters of the waiting items."""
+        return sum(item.size for item in self.waiting)
 
 
 class Lane:
-    """Work of one kind: a line for each client, and threads."""
+    """Cheap or dear work: one line for each client, and threads that run the items."""
 
     def __init__(
         self, name: str, most: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`most` pieces may wait."""
+        """Make an empty lane in which `most` items may wait."""
         self._most = most
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
         self._clock = clock
-        self._lines: dict[str, Line] = {}  # of clients that wait or are at work
+        self._lines: dict[str, Line] = {}  # lines of clients with waiting or running items
         self._running = 0
 
     @property
     def waiting(self) -> int:
-        """Pieces that wait for a thread."""
+        """Number of items that wait for a thread."""
         return sum(len(line.waiting) for line in self._lines.values())
 
     async def do(self, client: str, work: Callable[[], T], size: int) -> T:
-        """Do a piece of work once its turn has come; raises QueueFull if it may not wait.
+        """Call `work` in a thread in the client's turn and return its result; may raise QueueFull.
 
-        Cancelling it takes it out of its line, or forgets its result if it is at work.
+        Cancelling the call removes the item from its line, or drops its result if it is running.
         """
         self._check(client, size)
-        piece = Piece(client, work, size, asyncio.get_running_loop().create_future())
+        item = WorkItem(client, work, size, asyncio.get_running_loop().create_future())
         least = min((line.used for line in self._lines.values()), default=0.0)
-        self._lines.setdefault(client, Line(least)).waiting.append(piece)
-        self._hand_out()
+        self._lines.setdefault(client, Line(least)).waiting.append(item)
+        self._start_next()
         try:
-            return await piece.done
+            return await item.done
         finally:
-            self._drop(piece)
+            self._drop(item)
 
     def close(self) -> None:
-        """Refuse what waits and end the threads after the work they do."""
+        """Fail waiting items with NotReady; threads end after the item they run."""
         for line in self._lines.values():
-            for piece in line.waiting:
-                if not piece.done.done():
-                    piece.done.set_exception(NotReady("the server is closed"))
+            for item in line.waiting:
+                if not item.done.done():
+                    item.done.set_exception(NotReady("the server is closed"))
             line.waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, client: str, size: int) -> None:
-        """Raise QueueFull where a client would take more of the lane than it leaves free."""
+        """Raise QueueFull if the client would take more of the lane than it leaves free."""
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
         free = self._most - self.waiting
@@ -106,19 +106,19 @@ class Lane:
                 f"may take more than it leaves free; try again later"
             )
 
-    def _hand_out(self) -> None:
-        """Give every free thread the next piece."""
+    def _start_next(self) -> None:
+        """Start the next items on all free threads."""
         while self._running < THREADS:
-            piece = self._next()
-            if piece is None:
+            item = self._next()
+            if item is None:
                 return
             self._running += 1
-            self._lines[piece.client].running += 1
-            work = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, piece)
-            work.add_done_callback(partial(self._ended, piece))
+            self._lines[item.client].running += 1
+            work = asyncio.get_running_loop().run_in_executor(self._pool, self._run_timed, item)
+            work.add_done_callback(partial(self._finish, item))
 
-    def _next(self) -> Piece | None:
-        """The first piece of the client that has used the least time and may have a thread."""
+    def _next(self) -> WorkItem | None:
+        """Remove and return the item to run next: of the client that has used the least time."""
         able = [
             line for line in self._lines.values() if line.waiting and line.running < THREADS - 1
         ]
@@ -126,34 +126,34 @@ class Lane:
             return None
         return min(able, key=lambda line: (line.running, line.used)).waiting.popleft()
 
-    def _timed(self, piece: Piece) -> tuple[Any, BaseException | None, float]:
-        """On a thread: do the work, and tell how long it took."""
+    def _run_timed(self, item: WorkItem) -> tuple[Any, BaseException | None, float]:
+        """Run an item (on a thread); return its result, its error and the seconds it took."""
         began = self._clock()
         try:
-            found, error = piece.work(), None
-        except BaseException as failure:  # belongs to the request, and so does a panic in Rust
+            found, error = item.work(), None
+        except BaseException as failure:  # the request gets every error, including a panic in Rust
             found, error = None, failure
         return found, error, self._clock() - began
 
-    def _ended(self, piece: Piece, work: "asyncio.Future[Any]") -> None:
-        """A thread is free again."""
+    def _finish(self, item: WorkItem, work: "asyncio.Future[Any]") -> None:
+        """Set the result of a finished item, charge its client, and start the next items."""
         self._running -= 1
-        line = self._lines[piece.client]
+        line = self._lines[item.client]
         line.running -= 1
         if not work.cancelled():
             found, error, seconds = work.result()
             line.used += seconds
-            if not piece.done.done():
-                settle(piece.done, found, error)
-        self._forget_if_idle(piece.client)
-        self._hand_out()
+            if not item.done.done():
+                set_outcome(item.done, found, error)
+        self._forget_if_idle(item.client)
+        self._start_next()
 
-    def _drop(self, piece: Piece) -> None:
-        """Take a piece out of its line if it still waits there."""
-        line = self._lines.get(piece.client)
-        if line is not None and piece in line.waiting:
-            line.waiting.remove(piece)
-            self._forget_if_idle(piece.client)
+    def _drop(self, item: WorkItem) -> None:
+        """Remove an item from its line if it still waits there."""
+        line = self._lines.get(item.client)
+        if line is not None and item in line.waiting:
+            line.waiting.remove(item)
+            self._forget_if_idle(item.client)
 
     def _forget_if_idle(self, client: str) -> None:
         line = self._lines[client]
@@ -161,33 +161,33 @@ class Lane:
             del self._lines[client]
 
 
-class Preparation:
-    """All work on requests before the engine, in two lanes."""
+class RequestPreparation:
+    """Runs CPU work on requests before the engine, in a lane of cheap and one of dear work."""
 
     def __init__(self, most: int) -> None:
-        """`most` pieces may wait in each lane."""
+        """Make two lanes in each of which `most` items may wait."""
         self.cheap, self.dear = Lane("prepare", most), Lane("prepare-dear", most)
 
     @property
     def waiting(self) -> int:
-        """Pieces that wait for a thread."""
+        """Number of items that wait for a thread."""
         return self.cheap.waiting + self.dear.waiting
 
     async def do(
         self, client: str, work: Callable[[], T], *, size: int = 0, is_dear: bool = False
     ) -> T:
-        """Do a piece of work on `size` characters in a thread, in the client's turn."""
+        """Call `work` on `size` characters in a thread, in the client's turn; return its result."""
         lane = self.dear if is_dear or size > CHEAP_CHARACTERS else self.cheap
         return await lane.do(client, work, size)
 
     def close(self) -> None:
-        """Refuse what waits and end the threads."""
+        """Fail waiting items with NotReady and end the threads."""
         self.cheap.close()
         self.dear.close()
 
 
-def settle(done: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
-    """Give a piece its result."""
+def set_outcome(done: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
+    """Set the error of a future, or its result if there is no error."""
     if error is not None:
         done.set_exception(error)
     else:

@@ -1,6 +1,6 @@
-"""Slot states: what each slot of the engine does, in numbers.
+"""Slot states: the request in each slot of the engine, in numbers.
 
-Read by the service for whoever watches it. Holds no text, no tokens and no seed of any request.
+Read by the service for monitoring. Contains no text, no tokens and no seed of any request.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,17 @@ from jaxllama.engine.generation import Generation
 
 @dataclass(frozen=True)
 class SlotState:
-    """One slot, and the request that holds it."""
+    """State of one slot and of the request that holds it."""
 
     index: int
-    cached: int  # tokens whose keys and values are in the cache
+    cached: int  # tokens in the KV cache
     task: int | None = None  # number of the request, None if the slot is free
     prompt: int = 0  # tokens of the prompt
     decoded: int = 0  # tokens of the answer so far
     most: int = 0  # tokens the answer may have
-    numbers: Mapping[str, float] = field(default_factory=dict)  # knobs that are a number each
+    numbers: Mapping[str, float] = field(
+        default_factory=dict
+    )  # knobs with a single number as value
 
     @property
     def is_held(self) -> bool:
@@ -29,12 +31,12 @@ class SlotState:
 
 
 def slot_states(engine: Engine) -> list[SlotState]:
-    """The state of every slot, in order; a glimpse that may be one step old."""
+    """Return the state of every slot, in order; it may be one step old."""
     return [state_of(engine, index, generation) for index, generation in enumerate(engine.holders)]
 
 
 def state_of(engine: Engine, index: int, generation: Generation | None) -> SlotState:
-    """The state of one slot and of the generation that holds it."""
+    """Return the state of one slot and of the generation that holds it, if any."""
     cached = len(engine.slots.slots[index].cached)
     if generation is None:
         return SlotState(index, cached)

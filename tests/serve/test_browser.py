@@ -296,7 +296,7 @@ def test_an_answer_is_regenerated_and_the_old_one_can_come_back(page: Page):
     new = texts(page)[1]
     assert new != old
     assert new.endswith("to first.")
-    page.get_by_role("button", name="Bring back the old answer").click()
+    page.get_by_role("button", name="Restore the old answer").click()
     assert texts(page) == ["first", old]
 
 

@@ -14,7 +14,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT, LIMITS
 from jaxllama.serve.aliases import ALIASES
 from jaxllama.serve.decode import check_depth, convert, parse_json
-from jaxllama.serve.unknown import listed
+from jaxllama.serve.unknown import join_names
 from tests.serve.conftest import running, scenario
 from tests.support import installed_samplers
 
@@ -137,11 +137,11 @@ def test_types_are_checked_whatever_is_ignored(fields):
 
 
 def test_the_list_of_ignored_fields_is_bounded_and_safe_in_a_header():
-    assert listed(["a", "b.c[].d-e_f"]) == "a, b.c[].d-e_f"
-    assert listed(["a\r\nSet-Cookie: x=1", "\u20ac", "x" * 1000]) == (
+    assert join_names(["a", "b.c[].d-e_f"]) == "a, b.c[].d-e_f"
+    assert join_names(["a\r\nSet-Cookie: x=1", "\u20ac", "x" * 1000]) == (
         f"a??Set-Cookie??x?1, ?, {'x' * 64}"
     )
-    long = listed(f"field_{i}" for i in range(5000))
+    long = join_names(f"field_{i}" for i in range(5000))
     assert len(long) < 1100
     shown, _, rest = long.partition(", and ")
     assert len(shown.split(", ")) + int(rest.removesuffix(" more")) == 5000

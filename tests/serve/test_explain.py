@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from jaxllama.serve.dialects.openai.telling import ready_to_explain
+from jaxllama.serve.dialects.openai.telling import explainable_knobs
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario
@@ -142,4 +142,4 @@ def test_a_completion_that_cannot_be_explained_is_refused(fields, param):
 
 
 def test_an_explained_answer_is_short_where_nobody_says_how_short():
-    assert ready_to_explain({"top_k": 1}, stream=None, answers=1) == {"top_k": 1, "max_tokens": 64}
+    assert explainable_knobs({"top_k": 1}, stream=None, answers=1) == {"top_k": 1, "max_tokens": 64}

@@ -319,7 +319,7 @@ REFUSED = [
     ({"stop": [""]}, "stop", "non-empty"),
     ({"user": "x" * 513}, "user", "513 characters; at most 512"),
     ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "17 entries"),
-    ({"store": True}, "store", "nothing is kept here"),
+    ({"store": True}, "store", "nothing is stored here"),
     ({"audio": {"voice": "x"}}, "audio", "text only"),
     ({"functions": [{}]}, "functions", "send tools instead"),
     ({"reasoning_effort": "low"}, "reasoning_effort", "no setting"),
@@ -329,7 +329,7 @@ REFUSED = [
         "is missing",
     ),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "'yaml'"),
-    ({"tool_choice": "required"}, "tool_choice", "tools has none such"),
+    ({"tool_choice": "required"}, "tool_choice", "tools has no such tool"),
     (
         {"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "f"}}},
         "tool_choice",

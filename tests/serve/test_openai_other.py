@@ -79,8 +79,8 @@ def test_the_client_s_own_stream_helper_follows():
 
 
 REFUSED_RESPONSES = [
-    ({"previous_response_id": "resp-1"}, "previous_response_id", "nothing is kept"),
-    ({"store": True}, "store", "nothing is kept"),
+    ({"previous_response_id": "resp-1"}, "previous_response_id", "nothing is stored"),
+    ({"store": True}, "store", "nothing is stored"),
     ({"tools": [{"type": "web_search"}]}, "tools", "/v1/chat/completions"),
     ({"background": True}, "background", "while its client waits"),
     ({"reasoning": {"effort": "low"}}, "reasoning", "no setting"),

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi import checks
 from jaxllama.limits import FRONT, LIMITS
 from jaxllama.serve import operations
 from jaxllama.serve.dialects import native, openai
-from jaxllama.serve.endpoints import Body
+from jaxllama.serve.endpoints import RequestShape
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import DIALECTS, HI, asked, post
 from tests.serve.conftest import config, running, scenario
@@ -170,7 +170,7 @@ def test_a_strict_server_says_that_it_takes_no_other_fields():
     assert strict["properties"]["repeat_penalty"]["anyOf"][0]["minimum"] == 0.01
 
 
-def unbounded(body: type[Body]) -> list[str]:
+def unbounded(body: type[RequestShape]) -> list[str]:
     """Fields that could be arbitrarily large or long."""
     rows = FRONT.keys() | OTHERWISE.keys() | body.unsupported.keys()
     numbers_and_texts = re.compile(r"^(?!typing.ClassVar).*\b(int|float|str|list|dict)\b")
@@ -184,12 +184,12 @@ def unbounded(body: type[Body]) -> list[str]:
 @pytest.mark.parametrize("endpoint", ASKED, ids=lambda endpoint: endpoint.path)
 def test_every_field_has_a_bound(endpoint):
     for shape in endpoint.body.__mro__:
-        if issubclass(shape, Body):
+        if issubclass(shape, RequestShape):
             assert unbounded(shape) == []
 
 
 def test_a_field_without_a_bound_is_noticed():
-    class Careless(Body):
+    class Careless(RequestShape):
         how_many: int | None = None
 
     assert unbounded(Careless) == ["how_many"]

@@ -10,8 +10,8 @@ import pytest
 from jaxllama.constraints.wanted import read_form
 from jaxllama.errors import NotReady, QueueFull
 from jaxllama.service import preparation
-from jaxllama.service.asking import Ask, has_to_compile, size_of, weight
-from jaxllama.service.preparation import CHEAP_CHARACTERS, THREADS, Lane, Preparation
+from jaxllama.service.asking import Ask, estimate_characters, estimate_size, has_to_compile
+from jaxllama.service.preparation import CHEAP_CHARACTERS, THREADS, Lane, RequestPreparation
 from jaxllama.testing import ByteTokenizer
 from tests.serve.conftest import intake_for, running, scenario, scripted
 
@@ -41,7 +41,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def test_cheap_work_does_not_wait_for_dear_work():
     async def body():
-        prepare, blocked = Preparation(512), Blocked()
+        prepare, blocked = RequestPreparation(512), Blocked()
         flood = [
             asyncio.create_task(prepare.do(client, blocked(client), is_dear=True))
             for client in ("many", "more")
@@ -58,7 +58,7 @@ def test_cheap_work_does_not_wait_for_dear_work():
 
 def test_long_work_is_dear():
     async def body():
-        prepare, blocked = Preparation(512), Blocked()
+        prepare, blocked = RequestPreparation(512), Blocked()
         long = asyncio.create_task(prepare.do("a", blocked("long"), size=CHEAP_CHARACTERS + 1))
         await until(lambda: blocked.begun == ["long"])
         assert await prepare.do("a", lambda: "short", size=CHEAP_CHARACTERS) == "short"
@@ -208,10 +208,10 @@ def test_what_waits_at_the_end_is_told():
 
 
 def test_the_size_of_a_request_is_told_without_looking_at_all_of_it():
-    assert size_of(Ask(["abc", [1, 2, 3]])) == 3
-    assert size_of(Ask(messages=[{"role": "user", "content": [{"text": "x" * 900}]}])) == 904
+    assert estimate_size(Ask(["abc", [1, 2, 3]])) == 3
+    assert estimate_size(Ask(messages=[{"role": "user", "content": [{"text": "x" * 900}]}])) == 904
     many = [{"role": "user", "content": "x"}] * 100_000
-    assert size_of(Ask(messages=many)) > CHEAP_CHARACTERS
+    assert estimate_size(Ask(messages=many)) > CHEAP_CHARACTERS
 
     class Counted(dict[str, Any]):
         looked = 0
@@ -223,7 +223,7 @@ def test_the_size_of_a_request_is_told_without_looking_at_all_of_it():
     deep: Any = Counted(a="end")
     for _ in range(10_000):
         deep = Counted(a=deep)
-    assert weight(deep) > CHEAP_CHARACTERS
+    assert estimate_characters(deep) > CHEAP_CHARACTERS
     assert Counted.looked <= 4096
 
 

@@ -1,7 +1,7 @@
-"""What a dialect is: one API, translated. A module with the two functions of `Dialect`.
+"""Dialects: each translates one HTTP API. A module with the two functions of `Dialect`.
 
-A dialect turns its JSON into an `Ask` and the events of the answers into its own bytes. Sockets,
-limits, authentication, queueing, cancellation, pings, time limits and logs are not its business.
+A dialect converts its JSON to an `Ask`, and the events of the answers to its JSON. The rest of the
+server handles sockets, limits, authentication, queueing, cancellation, pings, timeouts and logs.
 Every handler has the same five steps:
 
     def routes(service):
@@ -22,18 +22,18 @@ Every handler has the same five steps:
         return {"error": {"message": str(error), "code": error.code}}
 
 `event` is a `Token` or, once per choice, a `Finished` whose reason is LENGTH, END_TOKEN or
-STOP_STRING: everything else that can end an answer is raised by the loop. Raise what is wrong with
-a request (any `JaxLlamaError`) and leave it alone: before the first byte it becomes a response
-with `error.status` and `error_body(error)`, later one last event (`Sse` writes it). `answers` also
-has `id`, and `requests`: per index the prompt's tokens, the seed and the budget. Choice i of
+STOP_STRING: any other end of an answer is raised as an error by the loop. For a wrong request,
+raise a `JaxLlamaError` and do not catch it: before the first byte it becomes a response with
+`error.status` and `error_body(error)`, later a last event (`Sse` writes it). `answers` also has
+`id`, and `requests`: per index the prompt's tokens, the seed and the token budget. Choice i of
 prompt p has index p * n + i and the seed `choice_seed(seed, i)`.
 
 Work that takes longer than a millisecond must not run on the event loop:
 `await service.off_loop(f, request[CALLER], size=characters)` calls f(model) in a thread
-(tokenizing, templates). Work that reads in a slot without generating, such as
+(tokenizing, templates). Work that needs a slot but does not generate, such as
 `Engine.peek_in_steps`, waits in the fair queue like a generation:
-`await service.ask_engine([Question(begin, tokens)], request[CALLER])`. A handler that needs no key
-says so with `@open_to_all` from `guard`. Add the module to `DIALECTS` in `app.py`.
+`await service.ask_engine([Question(begin, tokens)], request[CALLER])`. Mark a handler that
+needs no key with `@open_to_all` from `guard`. Add the module to `DIALECTS` in `app.py`.
 """
 
 from typing import Any, Protocol
@@ -45,10 +45,10 @@ from jaxllama.service import GenerationService
 
 
 class Dialect(Protocol):
-    """One API; a module will do."""
+    """One HTTP API; implemented by a module."""
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Its routes, each with its handler."""
+        """Return the routes of the API, with their handlers."""
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
-        """An error in its own form."""
+        """Return the body of an error response in the API's form."""

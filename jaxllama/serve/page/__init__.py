@@ -1,9 +1,10 @@
-"""The page: a chat in the browser, out of the files beside this one.
+"""The page: a chat in the browser, made of the files in this folder.
 
-A dialect like any other, whose routes are `/` and the files it refers to. They are read once and
-served from memory; the browser asks each time whether its copy still holds. The page loads nothing
-from elsewhere, and its policy says so: no inline script or style, no other host, no frame around
-it, and no text that becomes HTML. It talks to the server like any client; nothing here knows how.
+Implemented as a dialect with the routes `/` and the page's files. Files are read once and served
+from memory; the browser revalidates its copy each time. The page loads nothing from other hosts,
+and its Content-Security-Policy forbids it: no inline script or style, no other host, no frame
+around the page, and no text that becomes HTML. The page uses the server's API like any client; this
+module does not know the API.
 """
 
 import hashlib
@@ -50,26 +51,26 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the page."""
+    """A file of the page, in memory."""
 
     body: bytes
     content_type: str
-    tag: str  # of this content, for the browser's cache
+    tag: str  # hash of the content, for the browser's cache
 
 
 def routes(service: GenerationService) -> list[web.RouteDef]:
-    """The page and its files."""
+    """Read the page's files and return the routes that serve them."""
     del service
     assets = dict(read_assets(files(__name__)))
 
     @open_to_all
     async def front(request: web.Request) -> web.Response:
-        """The page itself."""
+        """Answer with the page."""
         return respond(request, assets[FRONT])
 
     @open_to_all
     async def file(request: web.Request) -> web.Response:
-        """One of its files."""
+        """Answer with a file of the page; 404 if it does not exist."""
         asset = assets.get(request.match_info["path"])
         if asset is None:
             raise HttpError(f"the page has no file {request.path[:100]!r}", 404, "not_found")
@@ -79,12 +80,12 @@ def routes(service: GenerationService) -> list[web.RouteDef]:
 
 
 def error_body(error: JaxLlamaError) -> dict[str, Any]:
-    """An error as plain as can be."""
+    """Return the body of an error response: message and code."""
     return {"error": {"message": str(error), "code": error.code}}
 
 
 def respond(request: web.Request, asset: Asset) -> web.Response:
-    """A file, or the word that the browser's copy is the same."""
+    """Make the response with a file, or 304 if the browser's copy is the same."""
     known = {tag.value for tag in request.if_none_match or ()}
     if asset.tag in known:
         response = web.Response(status=304, headers=HEADERS)
@@ -97,7 +98,7 @@ def respond(request: web.Request, asset: Asset) -> web.Response:
 
 
 def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]:
-    """Every file of the page, by its path below `/page/`."""
+    """Read all files of a folder, recursively; return pairs of path below `/page/` and file."""
     found: list[tuple[str, Asset]] = []
     for entry in folder.iterdir():
         if entry.is_dir():

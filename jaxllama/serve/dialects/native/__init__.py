@@ -1,6 +1,6 @@
-"""Our own additions: tokens, templates, scores, labels, explanations, what is installed, and facts.
+"""jaxllama's own routes: tokens, templates, scores, labels, explanations, plugins, server facts.
 
-A dialect whose refusals have OpenAI's form, because it is spoken beside that one.
+A dialect whose errors have OpenAI's form, because clients use it together with that API.
 """
 
 from aiohttp import web
@@ -45,5 +45,5 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 
 
 def routes(service: GenerationService) -> list[web.RouteDef]:
-    """All of them."""
+    """Return the routes of all endpoints of this dialect."""
     return routes_of(ENDPOINTS, service)

@@ -1,7 +1,7 @@
-"""`/explain`: a short answer, and what each sampler did to each of its tokens.
+"""`/explain`: generates a short answer and reports the effect of each sampler on each token.
 
-Generates like a completion or a chat, and replays the logits (`serve/explaining.py`); with
-`what_if` once more under other numbers.
+Generates like a completion or a chat, and replays the samplers (`serve/explaining.py`); with
+`what_if` a second time with changed knobs.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from jaxllama.serve.dialects.openai.chat import as_turn
 from jaxllama.serve.dialects.openai.chat_shapes import Turn
 from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
+from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService, Model
 
-USUAL = 16  # tokens that are explained where nobody says how many
+USUAL = 16  # default of max_tokens
 
 
 class ExplainBody(ModelBody):
-    """A prompt or a conversation to go on with; `what_if` are other numbers to draw with."""
+    """A prompt or a conversation to continue; `what_if` has knobs for a second replay."""
 
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
@@ -37,10 +37,10 @@ class ExplainBody(ModelBody):
 
 
 class Explanation(msgspec.Struct):
-    """An answer token by token; under other numbers, too, if those were given.
+    """Explanation of an answer, token by token; also with the changed knobs of `what_if`.
 
-    `chance` is the uniform number that decides a draw. Every token follows the recorded ones, also
-    where other numbers would have drawn another before it.
+    `chance` is the uniform random number that decides a draw. Every position follows the recorded
+    tokens, even if changed knobs would have drawn a different token before it.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Explanation(msgspec.Struct):
 EXPLAIN = Endpoint(
     "POST",
     "/explain",
-    "What each sampler did to each token of a short answer, and what other numbers would do",
+    "Generate a short answer; report what each sampler did, and would do with other knobs",
     body=ExplainBody,
     answer=Explanation,
     takes_knobs=True,
@@ -66,11 +66,11 @@ EXPLAIN = Endpoint(
 
 
 async def explain(request: web.Request, service: GenerationService) -> web.Response:
-    """Which sampler did what to a token."""
+    """Generate a short answer and report the effect of each sampler on each token."""
     body, knobs = await EXPLAIN.read(request, service, ExplainBody)
     name = check_model(body.model, service.model)
     changes = body.what_if or {}
-    check(knobs, changes, service.model)
+    check_explainable(knobs, changes, service.model)
     messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
     prompts = [] if body.prompt is None else [body.prompt]
     if knobs.get("max_tokens") is None:
@@ -79,19 +79,21 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
     async with service.open(ask, request[CALLER]) as answers:
         check_recordable(answers.requests[0])
         events = [event async for _, event in answers]
-        recording = await recorded(answers, events, service)
-        positions = await replayed(recording, {}, answers, service)
-        others = await replayed(recording, changes, answers, service) if changes else None
+        recording = await record_answer(answers, events, service)
+        positions = await replay_positions(recording, {}, answers, service)
+        others = await replay_positions(recording, changes, answers, service) if changes else None
     text = "".join(event.text for event in events)
     return one_json(Explanation(name, text, recording.seed, positions, others))
 
 
-def check(knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model) -> None:
-    """Refuse what cannot be explained before anything is computed."""
+def check_explainable(
+    knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model
+) -> None:
+    """Raise InvalidParameter for knobs or changes that cannot be explained, before any work."""
     check_length(knobs)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
-            "logprobs is for completions and chats; an explanation says more: leave it away",
+            "logprobs is for completions and chats; an explanation has them anyway: remove it",
             "logprobs",
         )
     try:

@@ -1,7 +1,7 @@
 """Facts about the model and the engine: `/tokenizer_info`, `/props` and `/slots`.
 
-The first has the shape of vLLM's route, the others of llama.cpp's, for clients made for those
-servers. Tells numbers of other clients' requests, never their texts, tokens or seeds.
+`/tokenizer_info` has the form of vLLM's route, the others of llama.cpp's, for clients made for
+those servers. Shows numbers of other clients' requests, never their texts, tokens or seeds.
 """
 
 from importlib.metadata import version
@@ -19,12 +19,12 @@ from jaxllama.service import GenerationService, Model, SlotState
 
 NO_TASK = -1
 NO_LIMIT = -1
-# What llama.cpp's clients read as numbers, and the number that says "no bound" or "a fresh one".
+# Fields that llama.cpp's clients expect as numbers, and its number for "no limit" or "random".
 NUMBERS_THERE, UNSET_THERE = ("max_tokens", "seed"), -1
 
 
 class TokenizerInfo(msgspec.Struct):
-    """The tokenizer, as a tokenizer_config.json says it."""
+    """The tokenizer's settings, in the form of a tokenizer_config.json."""
 
     bos_token: str | None
     eos_token: str | None
@@ -41,21 +41,21 @@ class TokenizerInfo(msgspec.Struct):
 
 
 class DefaultSettings(msgspec.Struct):
-    """What holds for a request that says nothing."""
+    """Default parameters of a request."""
 
     n_ctx: int
     params: dict[str, Any]
 
 
 class Modalities(msgspec.Struct):
-    """What the model reads besides text: nothing."""
+    """Inputs of the model besides text: none."""
 
     vision: bool = False
     audio: bool = False
 
 
 class Properties(msgspec.Struct):
-    """The server; `model_path` is the model's name, for the server's disk is private."""
+    """Properties of the server; `model_path` is only the model's name: paths are private."""
 
     default_generation_settings: DefaultSettings
     total_slots: int
@@ -70,7 +70,7 @@ class Properties(msgspec.Struct):
 
 
 class NextToken(msgspec.Struct):
-    """How far an answer has come; `n_remain` is -1 where there is none."""
+    """Progress of the answer in a slot; `n_remain` is -1 if the slot is free."""
 
     has_next_token: bool
     n_remain: int
@@ -78,7 +78,7 @@ class NextToken(msgspec.Struct):
 
 
 class SlotCard(msgspec.Struct):
-    """One slot; `params` are the numbers of the request that holds it."""
+    """State of one slot; `params` has the numeric knobs of the request that holds it."""
 
     id: int
     id_task: int
@@ -92,16 +92,16 @@ class SlotCard(msgspec.Struct):
 
 
 TOKENIZER_INFO = Endpoint(
-    "GET", "/tokenizer_info", "The tokenizer, in vLLM's words", answer=TokenizerInfo
+    "GET", "/tokenizer_info", "Describe the tokenizer, in vLLM's form", answer=TokenizerInfo
 )
-PROPS = Endpoint("GET", "/props", "The server, in llama.cpp's words", answer=Properties)
+PROPS = Endpoint("GET", "/props", "Describe the server, in llama.cpp's form", answer=Properties)
 SLOTS = Endpoint(
-    "GET", "/slots", "What each slot does, in llama.cpp's words", answer=list[SlotCard]
+    "GET", "/slots", "Describe the state of each slot, in llama.cpp's form", answer=list[SlotCard]
 )
 
 
 async def tokenizer_info(request: web.Request, service: GenerationService) -> web.Response:
-    """Describe the tokenizer."""
+    """Answer with the tokenizer's settings."""
     del request
     model = service.model
     tokenizer, text = model.intake.tokenizer, model.intake.tokenizer.text
@@ -119,7 +119,7 @@ async def tokenizer_info(request: web.Request, service: GenerationService) -> we
 
 
 async def props(request: web.Request, service: GenerationService) -> web.Response:
-    """Describe the server."""
+    """Answer with the server's properties."""
     del request
     model = service.model
     config, text = model.engine.config, model.intake.tokenizer.text
@@ -138,7 +138,7 @@ async def props(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def slots(request: web.Request, service: GenerationService) -> web.Response:
-    """Describe each slot; `?fail_on_no_slot=1` makes it 503 where none is free."""
+    """Answer with the state of each slot; with `?fail_on_no_slot=1`, 503 if none is free."""
     states = service.slots()
     if request.query.get("fail_on_no_slot") == "1" and all(one.is_held for one in states):
         raise NotReady(f"all {len(states)} slots are busy; try again later")
@@ -147,7 +147,7 @@ async def slots(request: web.Request, service: GenerationService) -> web.Respons
 
 
 def default_params(model: Model) -> dict[str, Any]:
-    """Every knob's default under our name, and under llama.cpp's where it has another."""
+    """Return the defaults of all knobs, under our names and under llama.cpp's."""
     found: dict[str, Any] = {name: limit.default for name, limit in LIMITS.items()}
     found |= {
         name: spec.off if spec.width is None else []
@@ -164,7 +164,7 @@ def default_params(model: Model) -> dict[str, Any]:
 
 
 def slot_card(state: SlotState, context: int) -> SlotCard:
-    """One slot in llama.cpp's words."""
+    """Describe one slot in llama.cpp's form."""
     return SlotCard(
         id=state.index,
         id_task=NO_TASK if state.task is None else state.task,

@@ -1,4 +1,4 @@
-"""What is installed: `/v1/plugins`, out of which the page makes its controls."""
+"""`/v1/plugins`: the installed samplers, formats and presets; the page builds controls from it."""
 
 import inspect
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ SOCKETS: dict[Socket, type[Sampler]] = {"adjuster": Adjuster, "filter": Filter, 
 
 
 class KnobCard(msgspec.Struct):
-    """A parameter of a sampler."""
+    """Description of a knob, a parameter of a sampler."""
 
     name: str
     type: Literal["int", "float", "bool"]
     off: int | float | bool
-    recommended: Any  # by the model's maker, used where a request does not set it; or null
+    recommended: Any  # the model maker's value, used if a request does not set it; or null
     low: int | float | None
     high: int | float | None
     width: int | None  # None: one number; n: a list of at most n
-    by_token: bool  # an object of token ids and numbers
+    by_token: bool  # an object from token ids to numbers
     tokens: bool  # a list of token ids
     phrases: bool  # a list of texts, or of lists of token ids
-    switch: bool  # whether it turns the sampler on
+    switch: bool  # whether it switches the sampler on
     help: str
 
 
 class SamplerCard(msgspec.Struct):
-    """An installed sampler."""
+    """Description of an installed sampler."""
 
     name: str
     doc: str
@@ -48,7 +48,7 @@ class SamplerCard(msgspec.Struct):
 
 
 class FormatCard(msgspec.Struct):
-    """An installed prompt format; `chosen` is the one in use."""
+    """Description of an installed prompt format; `chosen` if it is the model's."""
 
     name: str
     doc: str
@@ -56,7 +56,7 @@ class FormatCard(msgspec.Struct):
 
 
 class PresetCard(msgspec.Struct):
-    """A named set of knobs."""
+    """Description of a preset, a named set of knob values."""
 
     name: str
     doc: str
@@ -64,12 +64,12 @@ class PresetCard(msgspec.Struct):
 
 
 class CoreCard(msgspec.Struct):
-    """A field that every request may have."""
+    """Description of a core field, which every request may have."""
 
     name: str
     type: Literal["int", "float", "bool", "str"]
     default: Any
-    recommended: Any  # by the model's maker, used where a request does not set it; or null
+    recommended: Any  # the model maker's value, used if a request does not set it; or null
     low: int | float | None
     high: int | float | None
     many: bool
@@ -79,7 +79,7 @@ class CoreCard(msgspec.Struct):
 
 
 class PluginCards(msgspec.Struct):
-    """What is installed, with every knob and its bounds."""
+    """Installed samplers, formats and presets, with all knobs and their bounds."""
 
     samplers: list[SamplerCard]
     formats: list[FormatCard]
@@ -87,16 +87,21 @@ class PluginCards(msgspec.Struct):
     core: list[CoreCard]
 
 
-PLUGINS = Endpoint("GET", "/v1/plugins", "What is installed, with bounds", answer=PluginCards)
+PLUGINS = Endpoint(
+    "GET",
+    "/v1/plugins",
+    "List the installed samplers, formats and presets, with all knobs and their bounds",
+    answer=PluginCards,
+)
 
 
 async def plugins(request: web.Request, service: GenerationService) -> web.Response:
-    """What is installed."""
+    """Answer with the description of all plugins."""
     return one_json(await service.off_loop(cards, request[CALLER]))
 
 
 def cards(model: Model) -> PluginCards:
-    """Everything that is installed, described."""
+    """Describe all installed plugins and core fields."""
     return PluginCards(
         samplers=[
             sampler_card(*item, model.intake.defaults)
@@ -116,7 +121,7 @@ def cards(model: Model) -> PluginCards:
 
 
 def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) -> SamplerCard:
-    """One sampler."""
+    """Describe a sampler."""
     specs: Mapping[str, KnobSpec] = knobs_of(kind)
     return SamplerCard(
         name=name,
@@ -128,7 +133,7 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 
 def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
-    """One knob."""
+    """Describe a knob; `defaults` has the model maker's values."""
     return KnobCard(
         name=name,
         type=spec.kind.__name__,  # type: ignore[arg-type]
@@ -146,7 +151,7 @@ def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCar
 
 
 def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
-    """One field of every request."""
+    """Describe a core field; `defaults` has the model maker's values."""
     return CoreCard(
         name=name,
         type=limit.kind.__name__,  # type: ignore[arg-type]
@@ -162,5 +167,5 @@ def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
 
 
 def doc_of(kind: type) -> str:
-    """What a plugin says about itself."""
+    """Return the docstring of a plugin."""
     return inspect.getdoc(kind) or ""

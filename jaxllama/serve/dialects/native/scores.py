@@ -1,6 +1,7 @@
-"""Reading instead of writing: `/score` and `/classify`.
+"""`/score` and `/classify`: log-probabilities of given texts, without generating.
 
-Both ask how likely texts are after a prompt; a classification makes probabilities of that.
+Both compute how likely texts are after a prompt; a classification converts the scores of its labels
+to probabilities.
 """
 
 from collections.abc import Sequence
@@ -27,11 +28,11 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Caller, GenerationService, Model, Question
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 
 
 class ScoreBody(ModelBody):
-    """What could follow a prompt or a conversation: texts, or lists of token ids."""
+    """A prompt or a conversation, and continuations to score: texts or lists of token ids."""
 
     continuations: list[str | list[int]]
     prompt: str | list[int] | None = None
@@ -39,7 +40,7 @@ class ScoreBody(ModelBody):
 
 
 class Scored(msgspec.Struct):
-    """How likely the model finds one continuation: natural logarithms."""
+    """Log-probabilities (natural logarithms) of one continuation."""
 
     logprob: float
     token_logprobs: list[float]
@@ -47,14 +48,14 @@ class Scored(msgspec.Struct):
 
 
 class Scores(msgspec.Struct):
-    """One score for each continuation, in order."""
+    """Scores of all continuations, in the order of the request."""
 
     model: str
     scores: list[Scored]
 
 
 class ClassifyBody(ModelBody):
-    """Which label follows a prompt or a conversation best."""
+    """A prompt or a conversation, and labels to choose from."""
 
     labels: list[str]
     prompt: str | list[int] | None = None
@@ -63,7 +64,7 @@ class ClassifyBody(ModelBody):
 
 
 class Labelled(msgspec.Struct):
-    """How likely one label is."""
+    """Probability of one label."""
 
     label: str
     probability: float
@@ -71,36 +72,42 @@ class Labelled(msgspec.Struct):
 
 
 class Classified(msgspec.Struct):
-    """The likeliest label, and all of them in order."""
+    """The most likely label, and all labels in the order of the request."""
 
     model: str
     label: str
     labels: list[Labelled]
 
 
-SCORE = Endpoint("POST", "/score", "How likely texts are", body=ScoreBody, answer=Scores)
+SCORE = Endpoint(
+    "POST", "/score", "Compute how likely texts are after a prompt", body=ScoreBody, answer=Scores
+)
 CLASSIFY = Endpoint(
-    "POST", "/classify", "Which label fits best", body=ClassifyBody, answer=Classified
+    "POST",
+    "/classify",
+    "Choose the most likely label after a prompt",
+    body=ClassifyBody,
+    answer=Classified,
 )
 
 
 async def score(request: web.Request, service: GenerationService) -> web.Response:
-    """How likely each continuation is."""
+    """Answer with the score of each continuation."""
     body, _ = await SCORE.read(request, service, ScoreBody)
     name = check_model(body.model, service.model)
     caller = request[CALLER]
-    scores = await scores_of(body, body.continuations, "continuations", service, caller)
+    scores = await score_texts(body, body.continuations, "continuations", service, caller)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
     return one_json(Scores(name, found))
 
 
 async def classify(request: web.Request, service: GenerationService) -> web.Response:
-    """Which label is the likeliest."""
+    """Answer with the most likely label and the probabilities of all."""
     body, _ = await CLASSIFY.read(request, service, ClassifyBody)
     name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    scores = await scores_of(body, body.labels, "labels", service, request[CALLER])
+    scores = await score_texts(body, body.labels, "labels", service, request[CALLER])
     shares = probabilities(scores, length_normalize=body.length_normalize)
     found = [
         Labelled(label, share, one.logprob)
@@ -110,14 +117,14 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     return one_json(Classified(name, best.label, found))
 
 
-async def scores_of(
+async def score_texts(
     body: ScoreBody | ClassifyBody,
     texts: Sequence[Prompt],
     name: str,
     service: GenerationService,
     caller: Caller,
 ) -> list[Score]:
-    """The score of each text after the prompt, which is computed once."""
+    """Score each text after the prompt; the prompt is computed once. `name` is for errors."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("expected either prompt or messages", "prompt")
     if not texts:
@@ -130,7 +137,7 @@ async def scores_of(
         return ids, continuations(intake, ids, texts, name)
 
     turns = [as_turn(turn) for turn in body.messages or ()]
-    size = weight([body.prompt, turns, texts])
+    size = estimate_characters([body.prompt, turns, texts])
     ids, tails = await service.off_loop(read, caller, size=size)
     total = sum(map(len, tails)) + len(ids)
     if total > service.bounds.request_tokens:

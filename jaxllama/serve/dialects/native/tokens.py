@@ -1,7 +1,7 @@
-"""Tokens and templates made visible: `/tokenize`, `/detokenize`, `/apply-template`.
+"""Tokens and templates: `/tokenize`, `/detokenize`, `/apply-template`.
 
-The first two take and give what vLLM's and llama.cpp's routes of these names do, too, so that
-clients made for those servers find what they look for.
+The first two also accept and return the fields of vLLM's and llama.cpp's routes of the same names,
+so that clients made for those servers work.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 from jaxllama.text.tokenizer import Tokenizer
 
 OF_TEXTS = ("special", "begin", "add_special_tokens", "add_special", "parse_special")
-Source = Literal["text", "prompt", "content", "messages"]
+SourceField = Literal["text", "prompt", "content", "messages"]
 
 
-class Conversation(ModelBody, kw_only=True):
-    """A conversation, and how its prompt ends."""
+class ConversationBody(ModelBody, kw_only=True):
+    """Base of bodies with a conversation and options for the end of its prompt."""
 
     messages: list[Turn] | None = None
     tools: list[ToolDefinition] | None = None
@@ -38,12 +38,12 @@ class Conversation(ModelBody, kw_only=True):
     continue_final_message: bool = False
 
 
-class TokenizeBody(Conversation, kw_only=True):
-    """A text under one of three names, or a conversation.
+class TokenizeBody(ConversationBody, kw_only=True):
+    """A text in one of three fields, or a conversation.
 
-    `text` is ours: control tokens in it are plain text unless `special`, and `begin` adds the
-    begin-of-text token. `prompt` is vLLM's and `content` is llama.cpp's: control tokens are read,
-    and the begin-of-text token is added where that server adds it.
+    `text` is our field: control tokens in it are plain text unless `special`, and `begin` adds the
+    begin-of-text token. `prompt` is vLLM's field and `content` llama.cpp's: control tokens are
+    parsed, and the begin-of-text token is added if that server adds it.
     """
 
     text: str | None = None
@@ -59,14 +59,14 @@ class TokenizeBody(Conversation, kw_only=True):
 
 
 class PiecedToken(msgspec.Struct):
-    """A token and its text; bytes where it is a part of a character."""
+    """A token id and its text, or its bytes if the token is a part of a character."""
 
     id: int
     piece: str | list[int]
 
 
 class Tokens(msgspec.Struct):
-    """Token ids and their number; `pieces` and `token_strs` are what each one spells."""
+    """Token ids and their number; `pieces` and `token_strs` are the texts of the tokens."""
 
     tokens: list[int | PiecedToken]
     count: int
@@ -76,67 +76,79 @@ class Tokens(msgspec.Struct):
 
 
 class DetokenizeBody(ModelBody, kw_only=True):
-    """Token ids; `special` spells control tokens out."""
+    """Token ids to convert to text; with `special`, control tokens are written as text."""
 
     tokens: list[int]
     special: bool = False
 
 
-class Text(msgspec.Struct):
-    """A text, also under the names that vLLM and llama.cpp give it."""
+class DetokenizedText(msgspec.Struct):
+    """The text of tokens, also in the fields of vLLM (`prompt`) and llama.cpp (`content`)."""
 
     text: str
     prompt: str
     content: str
 
 
-class TemplateBody(Conversation, kw_only=True):
-    """A conversation, as a chat takes it."""
+class TemplateBody(ConversationBody, kw_only=True):
+    """A conversation in the form of a chat request."""
 
     messages: list[Turn]
 
 
 class Rendered(msgspec.Struct):
-    """What the prompt format makes of a conversation, and how the model reads it."""
+    """The prompt of a conversation, as text and as token ids."""
 
     prompt: str
     tokens: list[int]
     count: int
 
 
-TOKENIZE = Endpoint("POST", "/tokenize", "Text to token ids", body=TokenizeBody, answer=Tokens)
-DETOKENIZE = Endpoint("POST", "/detokenize", "Token ids to text", body=DetokenizeBody, answer=Text)
+TOKENIZE = Endpoint(
+    "POST",
+    "/tokenize",
+    "Convert text or a conversation to token ids",
+    body=TokenizeBody,
+    answer=Tokens,
+)
+DETOKENIZE = Endpoint(
+    "POST", "/detokenize", "Convert token ids to text", body=DetokenizeBody, answer=DetokenizedText
+)
 TEMPLATE = Endpoint(
     "POST",
     "/apply-template",
-    "The prompt that a conversation becomes",
+    "Render a conversation as prompt",
     body=TemplateBody,
     answer=Rendered,
 )
 
 
 async def tokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Text or a conversation to token ids."""
+    """Answer with the token ids of a text or a conversation."""
     body, _ = await TOKENIZE.read(request, service, TokenizeBody)
     check_model(body.model, service.model)
-    source = source_of(body)
-    written = None
+    source = find_source(body)
+    conversation = None
     if source == "messages":
-        written = conversation_of(request, service.model, body)
+        conversation = read_conversation(request, service.model, body)
         note_ignored(request, [name for name in OF_TEXTS if getattr(body, name) is not None])
 
     def work(model: Model) -> Tokens:
         tokenizer = model.intake.tokenizer
-        ids = encode(tokenizer, body, source) if written is None else written.ids(model)
+        ids = (
+            encode_text(tokenizer, body, source)
+            if conversation is None
+            else conversation.ids(model)
+        )
         return tokens_of(tokenizer, body, ids, model.engine.config.context)
 
-    size = len(getattr(body, source)) if written is None else written.size
+    size = len(getattr(body, source)) if conversation is None else conversation.size
     return one_json(await service.off_loop(work, request[CALLER], size=size))
 
 
-def source_of(body: TokenizeBody) -> Source:
-    """Which of the fields holds the text."""
-    sources: tuple[Source, ...] = ("text", "prompt", "content", "messages")
+def find_source(body: TokenizeBody) -> SourceField:
+    """Return the name of the only given source field; refuse none or several."""
+    sources: tuple[SourceField, ...] = ("text", "prompt", "content", "messages")
     given = [name for name in sources if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidParameter(
@@ -147,8 +159,8 @@ def source_of(body: TokenizeBody) -> Source:
     return given[0]
 
 
-def encode(tokenizer: Tokenizer, body: TokenizeBody, source: Source) -> list[int]:
-    """The token ids of a text, by default read as the server reads it that calls it so."""
+def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
+    """Tokenize the text in field `source`, with the defaults of the server that has the field."""
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
     if begin is None and (
@@ -163,7 +175,7 @@ def encode(tokenizer: Tokenizer, body: TokenizeBody, source: Source) -> list[int
 
 
 def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], context: int) -> Tokens:
-    """The answer, with the text of each token in the form that was asked for."""
+    """Make the answer, with the texts of the tokens in the requested form."""
     found = Tokens(list(ids), len(ids), context)
     raw = [tokenizer.piece(id_, special=True) for id_ in ids]
     pieces = [piece.decode("utf-8", "replace") for piece in raw]
@@ -181,53 +193,55 @@ def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], cont
 
 
 async def detokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Token ids to text."""
+    """Answer with the text of token ids."""
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
     check_model(body.model, service.model)
 
-    def work(model: Model) -> Text:
+    def work(model: Model) -> DetokenizedText:
         ids = model.intake.ids(body.tokens, fits=False)
         text = model.intake.tokenizer.decode(ids, special=body.special)
-        return Text(text, text, text)
+        return DetokenizedText(text, text, text)
 
     return one_json(await service.off_loop(work, request[CALLER], size=len(body.tokens)))
 
 
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
-    """A conversation as the prompt it becomes."""
+    """Answer with the prompt of a conversation, as text and token ids."""
     body, _ = await TEMPLATE.read(request, service, TemplateBody)
     check_model(body.model, service.model)
-    written = conversation_of(request, service.model, body)
+    conversation = read_conversation(request, service.model, body)
 
     def work(model: Model) -> Rendered:
-        ids = written.ids(model)
-        return Rendered(written.text(model), ids, len(ids))
+        ids = conversation.ids(model)
+        return Rendered(conversation.text(model), ids, len(ids))
 
-    return one_json(await service.off_loop(work, request[CALLER], size=written.size))
+    return one_json(await service.off_loop(work, request[CALLER], size=conversation.size))
 
 
-class Written:
-    """A conversation that is rendered as text and as token ids."""
+class RenderedConversation:
+    """Renders a conversation as text or as token ids."""
 
     def __init__(self, format_: str | None, turns: list[Any], **more: Any) -> None:
         self._format, self._turns, self._more = format_, turns, more
-        self.size = weight([turns, more.get("tools")])  # characters
+        self.size = estimate_characters([turns, more.get("tools")])  # characters
 
     def text(self, model: Model) -> str:
-        """The prompt as text."""
+        """Return the prompt as text."""
         return model.intake.with_format(self._format).chat_text(self._turns, **self._more)
 
     def ids(self, model: Model) -> list[int]:
-        """The prompt as token ids, also beyond the context."""
+        """Return the prompt as token ids, even if it exceeds the context."""
         speaking = model.intake.with_format(self._format)
         return speaking.chat_ids(self._turns, fits=False, **self._more)
 
 
-def conversation_of(request: web.Request, model: Model, body: Conversation) -> Written:
-    """The conversation of a body, in the prompt format that a chat would use for it."""
+def read_conversation(
+    request: web.Request, model: Model, body: ConversationBody
+) -> RenderedConversation:
+    """Return the conversation of a body, in the prompt format that a chat would use."""
     ending = Ending.ANSWER if body.add_generation_prompt else Ending.CLOSED
     ending = Ending.LAST if body.continue_final_message else ending
     turns = [as_turn(turn) for turn in body.messages or ()]
     tools = [as_tool(tool) for tool in body.tools or ()]
     format_ = chosen_format(request, model, None, turns, tools)
-    return Written(format_, turns, tools=tools, ending=ending)
+    return RenderedConversation(format_, turns, tools=tools, ending=ending)

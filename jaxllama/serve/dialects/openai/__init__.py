@@ -1,4 +1,4 @@
-"""OpenAI's API: one file for each family of endpoints; `shapes.py` has what they share."""
+"""OpenAI's API: one file for each family of endpoints; `shapes.py` has their common types."""
 
 from aiohttp import web
 
@@ -24,5 +24,5 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 
 
 def routes(service: GenerationService) -> list[web.RouteDef]:
-    """All of them."""
+    """Return the routes of all endpoints of this dialect."""
     return routes_of(ENDPOINTS, service)

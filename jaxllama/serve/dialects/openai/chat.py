@@ -1,7 +1,7 @@
-"""`/v1/chat/completions`: conversations in, the assistant's next message out.
+"""`/v1/chat/completions`: generates the assistant's next message of a conversation.
 
-One file of the OpenAI dialect. Tool calls are read out of the answer (`text/tools.py`); what holds
-an answer to a shape comes from `constraints.py`.
+Part of the OpenAI dialect. Tool calls are parsed from the answer (`text/tools.py`); knobs that
+constrain the form of an answer come from `constraints.py`.
 """
 
 import time
@@ -20,16 +20,16 @@ from jaxllama.request import Event, Finished, FinishReason, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatBody,
+    ChatChoice,
     ChatChunk,
     ChatCompletion,
-    Choice,
+    ChatDelta,
+    ChatMessage,
     ChunkChoice,
-    Delta,
-    Message,
     Turn,
 )
-from jaxllama.serve.dialects.openai.constraints import as_tool, held_to
-from jaxllama.serve.dialects.openai.logprobs import new_style
+from jaxllama.serve.dialects.openai.constraints import as_tool, knobs_of_request
+from jaxllama.serve.dialects.openai.logprobs import chat_logprob
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
@@ -39,7 +39,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
+from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.service import Ask, GenerationService, Model
@@ -59,7 +59,7 @@ CHAT = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation."""
+    """Generate answers to a conversation, as one response or as a stream."""
     body, knobs = await CHAT.read(request, service, ChatBody)
     model = service.model
     name = check_model(body.model, model)
@@ -70,11 +70,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     shown = [as_tool(tool) for tool in tools]
     format_ = chosen_format(request, model, body.format, messages, shown)
     style = model.intake.with_format(format_).format.calls if tools else None
-    held = held_to(body.response_format, tools, body.tool_choice, style)
+    constraint = knobs_of_request(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
-    knobs = held.beside(knobs | logprobs_of(body))
+    knobs = constraint.merge(knobs | logprobs_of(body))
     if body.explain:
-        knobs = ready_to_explain(knobs, stream=body.stream, answers=n)
+        knobs = explainable_knobs(knobs, stream=body.stream, answers=n)
     ask = Ask(
         messages=messages,
         knobs=knobs,
@@ -82,13 +82,13 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         tools=shown,
         ending=ending_of(body),
         format=format_,
-        names=held.names,
+        names=constraint.names,
     )
 
     def form(answers: Answers) -> ChatForm:
         return ChatForm(body, model.intake.tokenizer, answers, style, name)
 
-    return await tell(request, service, ask, form, stream=body.stream, explain=body.explain)
+    return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
 
 
 def chosen_format(
@@ -98,7 +98,7 @@ def chosen_format(
     messages: Turns,
     tools: Sequence[Tool],
 ) -> str | None:
-    """The prompt format of a conversation; the answer and the log tell if it is a substitute."""
+    """Return the prompt format of a conversation; note a substitute for headers and log."""
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:
         request[CALLER].notes["format"] = str(chosen)
@@ -106,13 +106,13 @@ def chosen_format(
 
 
 def as_turn(turn: Turn) -> dict[str, Any]:
-    """A message as the intake takes it; templates know developers as the system."""
+    """Convert a message to the intake's form; the role developer becomes system."""
     fields: dict[str, Any] = msgspec.to_builtins(turn)
     return fields | {"role": "system" if turn.role == "developer" else turn.role}
 
 
 def ending_of(body: ChatBody) -> PromptEnding:
-    """Who speaks on: the assistant anew, or the last message goes on."""
+    """Return how the prompt ends: with a new assistant turn, or within the last message."""
     if body.continue_final_message:
         if body.add_generation_prompt:
             raise InvalidParameter(
@@ -124,14 +124,14 @@ def ending_of(body: ChatBody) -> PromptEnding:
 
 
 def logprobs_of(body: ChatBody) -> dict[str, object]:
-    """The core knob `logprobs`, which a chat says in two fields."""
+    """Convert the fields `logprobs` and `top_logprobs` to the core knob `logprobs`."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
 class ChatForm:
-    """The answers of one conversation, as messages."""
+    """Converts the answers to a conversation to OpenAI's messages or chunks."""
 
     says_done = True
 
@@ -145,56 +145,56 @@ class ChatForm:
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
         self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
-        self._speakers = [
-            Speaker(f"call_{answers.caller.id}_{index}", style, body)
+        self._answers = [
+            ChatAnswer(f"call_{answers.caller.id}_{index}", style, body)
             for index in range(len(answers.requests))
         ]
         self._generated = 0
         self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
-        """Who speaks."""
-        for index in range(len(self._speakers)):
-            yield self._chunk([ChunkChoice(index, Delta(role="assistant", content=""))])
+        """Yield the first chunk of each answer, with the role."""
+        for index in range(len(self._answers)):
+            yield self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
-        """What is new of one answer."""
-        speaker = self._speakers[index]
+        """Yield the chunks for an event of one answer."""
+        answer = self._answers[index]
         is_end = isinstance(event, Finished)
         self._generated += isinstance(event, Token)
-        delta = speaker.hear(event)
+        delta = answer.receive(event)
         found = (
             []
             if isinstance(event, Finished) or event.logprobs is None
-            else [new_style(self._tokenizer, event.token, event.logprobs)]
+            else [chat_logprob(self._tokenizer, event.token, event.logprobs)]
         )
-        speaker.logprobs += found
-        if found or delta != Delta():
+        answer.logprobs += found
+        if found or delta != ChatDelta():
             logprobs = Logprobs(found) if found else None
             yield self._chunk([ChunkChoice(index, delta, logprobs=logprobs)])
         if is_end:
-            yield self._chunk([ChunkChoice(index, Delta(), finish_reason=speaker.ending)])
+            yield self._chunk([ChunkChoice(index, ChatDelta(), finish_reason=answer.ending)])
 
     def end(self) -> Iterator[ChatChunk]:
-        """What it cost, if that was asked."""
+        """Yield the usage chunk if it was requested."""
         if self._counts.at_end:
             yield ChatChunk(self._id, self._created, self._name, [], usage=self._usage())
 
     def whole(self) -> ChatCompletion:
-        """All messages at once."""
+        """Return all messages as one response."""
         choices = [
-            Choice(
+            ChatChoice(
                 index,
-                speaker.message(),
-                speaker.ending,
-                logprobs=Logprobs(speaker.logprobs) if speaker.tells_logprobs else None,
+                answer.message(),
+                answer.ending,
+                logprobs=Logprobs(answer.logprobs) if answer.has_logprobs else None,
             )
-            for index, speaker in enumerate(self._speakers)
+            for index, answer in enumerate(self._answers)
         ]
         return ChatCompletion(self._id, self._created, self._name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
-        usages = [speaker.usage for speaker in self._speakers]
+        usages = [answer.usage for answer in self._answers]
         return shapes.sum_up(usages, len(usages))
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
@@ -202,12 +202,12 @@ class ChatForm:
         return ChatChunk(self._id, self._created, self._name, choices, usage=usage)
 
 
-class Speaker:
-    """One answer, as it comes: text, calls and how it ended."""
+class ChatAnswer:
+    """Collects one answer from its events: text, tool calls, reason of its end."""
 
     def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
         self.logprobs: list[TokenLogprob] = []
-        self.tells_logprobs = bool(body.logprobs)
+        self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
         self.ending: shapes.Ending = "stop"
         self._prefix = prefix
@@ -216,8 +216,8 @@ class Speaker:
         self._texts: list[str] = []
         self._calls: list[tuple[str, list[str]]] = []  # name, pieces of arguments
 
-    def hear(self, event: Event) -> Delta:
-        """What an event adds."""
+    def receive(self, event: Event) -> ChatDelta:
+        """Add an event to the answer and return what it adds as a delta."""
         pieces: Sequence[Piece] = [event.text] if event.text else []
         if self._parser is not None:
             pieces = self._parser.push(event.text)
@@ -235,21 +235,21 @@ class Speaker:
         self._texts += texts
         if self._calls and isinstance(event, Finished) and event.reason != FinishReason.LENGTH:
             self.ending = "tool_calls"
-        return Delta(
+        return ChatDelta(
             content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
         )
 
-    def message(self) -> Message:
-        """All of it."""
+    def message(self) -> ChatMessage:
+        """Return the answer so far as a message."""
         calls = [
             Call(CalledFunction("".join(arguments), name), id=self._id(index), type="function")
             for index, (name, arguments) in enumerate(self._calls)
         ]
         text = "".join(self._texts)
-        return Message(text if text or not calls else None, tool_calls=calls or UNSET)
+        return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
 
     def _call(self, piece: CallDelta) -> Call:
-        """A piece of a call, which is kept."""
+        """Store a piece of a tool call and return it as a delta."""
         if piece.name is None:
             self._calls[piece.index][1].append(piece.arguments)
             return Call(CalledFunction(piece.arguments), index=piece.index)

@@ -1,4 +1,4 @@
-"""Shapes of `/v1/chat/completions`: a conversation in, messages out, whole or in chunks."""
+"""Types of `/v1/chat/completions`: request, response and stream chunks."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -17,49 +17,49 @@ from jaxllama.serve.dialects.openai.constraints import (
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
 
 NO_SETTING = "this model has no setting for it"
-NOTHING_STORED = "nothing is kept here"
-SHARED_UNASKED = "prompts that share a prefix share its computation anyway"
+NOTHING_STORED = "nothing is stored here"
+SHARED_UNASKED = "the KV cache of a common prefix is shared anyway"
 TEXT_ONLY = "this model reads and writes text only"
 
 
 class TextPart(msgspec.Struct):
-    """A part of a message; only text is read."""
+    """A part of a message; only text parts are supported."""
 
     type: str
     text: str | None = None
 
 
 class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """Which function was called with what: JSON text."""
+    """A called function, with its arguments as JSON text."""
 
     name: FunctionName
     arguments: str
 
 
 class PastCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of an earlier turn."""
+    """A tool call in an earlier message."""
 
     function: PastFunction
     id: str | None = None
     type: Literal["function"] = "function"
-    index: int | None = None  # clients send back what a stream told them
+    index: int | None = None  # accepted because clients send back the calls of a stream
 
 
 class Turn(msgspec.Struct, forbid_unknown_fields=True):
-    """One message."""
+    """One message of the request's conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[PastCall] | None = None
     tool_call_id: str | None = None
-    refusal: str | None = None  # this and the next two: as clients send our answers back
+    refusal: str | None = None  # this and the next two: clients send our answers back
     annotations: list[Any] | None = None
     audio: None = None
 
 
 class ChatBody(Common, kw_only=True):
-    """A conversation, and how to go on."""
+    """Request: a conversation, and options for the answer."""
 
     messages: list[Turn]
     stream: bool | None = None
@@ -74,7 +74,7 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
-    explain: bool | None = None  # say what each sampler did to each token
+    explain: bool | None = None  # report the effect of each sampler on each token
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     audio: Any = None
@@ -92,19 +92,19 @@ class ChatBody(Common, kw_only=True):
         "function_call": "send tool_choice instead",
         "functions": "send tools instead",
         "moderation": "there is no moderation here",
-        "web_search_options": "this server reaches no other one",
+        "web_search_options": "this server does not search the web",
     }
     unheeded: ClassVar[Mapping[str, str]] = {
         "store": NOTHING_STORED,
-        "prediction": "answers are not predicted here",
+        "prediction": "this server does not use predicted answers",
         "prompt_cache_options": SHARED_UNASKED,
         "reasoning_effort": NO_SETTING,
         "verbosity": NO_SETTING,
     }
 
 
-class Message(msgspec.Struct):
-    """What the assistant says."""
+class ChatMessage(msgspec.Struct):
+    """The assistant's message."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
@@ -112,29 +112,29 @@ class Message(msgspec.Struct):
     tool_calls: list[Call] | UnsetType = UNSET
 
 
-class Choice(msgspec.Struct):
-    """One answer."""
+class ChatChoice(msgspec.Struct):
+    """One answer of a response."""
 
     index: int
-    message: Message
+    message: ChatMessage
     finish_reason: shapes.Ending
     logprobs: Logprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct):
-    """All answers."""
+    """Response with all answers."""
 
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: TokenUsage
     object: Literal["chat.completion"] = "chat.completion"
     explanation: list[Position] | UnsetType = UNSET
 
 
-class Delta(msgspec.Struct, omit_defaults=True):
-    """What is new of an answer."""
+class ChatDelta(msgspec.Struct, omit_defaults=True):
+    """The new part of a message in a stream."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -142,10 +142,10 @@ class Delta(msgspec.Struct, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct):
-    """What is new of one answer."""
+    """The new part of one answer in a stream."""
 
     index: int
-    delta: Delta
+    delta: ChatDelta
     finish_reason: shapes.Ending | None = None
     logprobs: Logprobs | None = None
 

@@ -1,7 +1,7 @@
-"""`/v1/completions`: texts or token ids in, what follows them out.
+"""`/v1/completions`: generates continuations of texts or token ids.
 
-One file of the OpenAI dialect. `echo` puts the prompt before each answer, and its log-probabilities
-before the answer's; with `max_tokens` 0 nothing is generated, which is how texts are scored.
+Part of the OpenAI dialect. `echo` puts the prompt before each answer, and its log-probabilities
+before the answer's; with `max_tokens` 0 nothing is generated: clients score texts this way.
 """
 
 import time
@@ -19,9 +19,9 @@ from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS, check_count
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import ResponseFormat, held_to
-from jaxllama.serve.dialects.openai.echo import Echo, echoes_of
-from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
+from jaxllama.serve.dialects.openai.constraints import ResponseFormat, knobs_of_request
+from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
+from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.serve.dialects.openai.shapes import (
     Common,
     Counts,
@@ -31,7 +31,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     TokenUsage,
     check_model,
 )
-from jaxllama.serve.dialects.openai.telling import ready_to_explain, tell
+from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -41,7 +41,7 @@ from jaxllama.text.tokenizer import Tokenizer
 
 
 class CompletionBody(Common, kw_only=True):
-    """Prompts, and how to go on."""
+    """Request: prompts, and options for the answers."""
 
     prompt: Prompts
     stream: bool | None = None
@@ -49,19 +49,19 @@ class CompletionBody(Common, kw_only=True):
     n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
-    explain: bool | None = None  # say what each sampler did to each token
+    explain: bool | None = None  # report the effect of each sampler on each token
     response_format: ResponseFormat | None = None
     suffix: str | None = None
     use_beam_search: bool | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "suffix": "this model was not trained to fill gaps",
-        "use_beam_search": "ask for best_of; beams are for Python and the command line",
+        "use_beam_search": "send best_of; beam search is for Python and the command line",
     }
 
 
-class Choice(msgspec.Struct):
-    """One answer, or what is new of it."""
+class CompletionChoice(msgspec.Struct):
+    """One answer of a response, or its new part in a stream."""
 
     index: int
     text: str
@@ -69,13 +69,13 @@ class Choice(msgspec.Struct):
     logprobs: OldLogprobs | None = None
 
 
-class Completion(msgspec.Struct):
-    """All answers."""
+class TextCompletion(msgspec.Struct):
+    """Response with all answers."""
 
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: TokenUsage
     object: Literal["text_completion"] = "text_completion"
     explanation: list[Position] | UnsetType = UNSET
@@ -87,7 +87,7 @@ class CompletionChunk(msgspec.Struct):
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: TokenUsage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
@@ -97,7 +97,7 @@ COMPLETIONS = Endpoint(
     "/v1/completions",
     "Continue texts",
     body=CompletionBody,
-    answer=Completion,
+    answer=TextCompletion,
     events=(CompletionChunk,),
     takes_knobs=True,
     bounds={"max_tokens": replace(LIMITS["max_tokens"], low=0)},
@@ -105,53 +105,55 @@ COMPLETIONS = Endpoint(
 
 
 async def complete(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Continue texts."""
+    """Generate continuations of prompts, as one response or as a stream."""
     body, knobs = await COMPLETIONS.read(request, service, CompletionBody)
     model = service.model
     name = check_model(body.model, model)
     check_options(body, knobs)
-    held = held_to(body.response_format)
-    knobs = held.beside(knobs)
+    constraint = knobs_of_request(body.response_format)
+    knobs = constraint.merge(knobs)
     prompts = as_prompts(body.prompt)
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
-        knobs = ready_to_explain(knobs, stream=body.stream, answers=count)
-    echoes = await echoes_of(prompts, knobs, service, request[CALLER]) if body.echo else []
-    tells = knobs.get("logprobs") is not None
-    style = Style(body, name, model.intake.tokenizer, echoes, tells=tells)
+        knobs = explainable_knobs(knobs, stream=body.stream, answers=count)
+    echoes = await make_echoes(prompts, knobs, service, request[CALLER]) if body.echo else []
+    shows_logprobs = knobs.get("logprobs") is not None
+    style = CompletionOptions(
+        body, name, model.intake.tokenizer, echoes, shows_logprobs=shows_logprobs
+    )
     if knobs.get("max_tokens") == 0:
         form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
         return one_json(form.whole())
-    if style.spare and not style.tells:
-        knobs["logprobs"] = 0  # the best is found by them
+    if style.spare and not style.shows_logprobs:
+        knobs["logprobs"] = 0  # needed to find the best answers
 
     def make(answers: Answers) -> CompletionForm:
         return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
 
-    ask = Ask(prompts=prompts, knobs=knobs, n=style.asked, names=held.names)
-    return await tell(request, service, ask, make, stream=body.stream, explain=body.explain)
+    ask = Ask(prompts=prompts, knobs=knobs, n=style.generated, names=constraint.names)
+    return await write_answer(request, service, ask, make, stream=body.stream, explain=body.explain)
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
-    """Refuse combinations that mean nothing."""
-    wanted = body.n or 1
+    """Raise InvalidParameter for options that contradict each other."""
+    count = body.n or 1
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
-    if body.best_of is not None and body.best_of < wanted:
+    if body.best_of is not None and body.best_of < count:
         raise InvalidParameter(
-            f"best_of is {body.best_of}; it must be at least n, {wanted}", "best_of"
+            f"best_of is {body.best_of}; it must be at least n, {count}", "best_of"
         )
-    if body.best_of is not None and body.best_of > wanted and body.stream:
+    if body.best_of is not None and body.best_of > count and body.stream:
         raise InvalidParameter(
             "best_of cannot stream: which answer is best is known at the end", "best_of"
         )
     if knobs.get("max_tokens") == 0 and knobs.get("negative_prompt") is not None:
         raise InvalidParameter(
-            "negative_prompt moves answers, and max_tokens is 0: nothing is generated; texts are "
-            "scored without it",
+            "negative_prompt has no effect if max_tokens is 0: nothing is generated, and texts are "
+            "scored without it; remove negative_prompt",
             "negative_prompt",
         )
-    if knobs.get("max_tokens") == 0 and (not body.echo or body.stream or wanted > 1):
+    if knobs.get("max_tokens") == 0 and (not body.echo or body.stream or count > 1):
         raise InvalidParameter(
             "max_tokens is 0; that needs echo, and neither stream nor n: nothing is generated",
             "max_tokens",
@@ -159,7 +161,7 @@ def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
 
 
 def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
-    """The prompts of a request: one text or list of ids, or several."""
+    """Convert one text or list of ids, or a list of these, to a list of prompts."""
     if isinstance(prompt, str):
         return [prompt]
     texts = [each for each in prompt if isinstance(each, str)]
@@ -176,8 +178,8 @@ def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") ->
     return [*texts, *lists]
 
 
-class Style:
-    """What is common to all answers of a request."""
+class CompletionOptions:
+    """Options common to all answers of a request."""
 
     def __init__(
         self,
@@ -186,89 +188,91 @@ class Style:
         tokenizer: Tokenizer,
         echoes: Sequence[Echo],
         *,
-        tells: bool,
+        shows_logprobs: bool,
     ) -> None:
         self.name, self.tokenizer = name, tokenizer
-        self.echoes, self.tells = echoes, tells
-        self.wanted = body.n or 1  # of each prompt
-        self.asked = body.best_of or self.wanted
+        self.echoes, self.shows_logprobs = echoes, shows_logprobs
+        self.returned = body.n or 1  # answers to return for each prompt
+        self.generated = body.best_of or self.returned
         self.options = body.stream_options
 
     @property
     def spare(self) -> int:
-        """Answers to each prompt that will not be told."""
-        return self.asked - self.wanted
+        """Number of answers to each prompt that are generated but not returned (best_of)."""
+        return self.generated - self.returned
 
     def echo(self, index: int) -> Echo | None:
-        """What is told before an answer."""
-        return self.echoes[index // self.asked] if self.echoes else None
+        """Return the echo before an answer; None without `echo`."""
+        return self.echoes[index // self.generated] if self.echoes else None
 
 
 class CompletionForm:
-    """The answers to prompts, as texts."""
+    """Converts the answers to prompts to OpenAI's completions or chunks."""
 
     says_done = True
 
-    def __init__(self, style: Style, id_: str, sizes: Sequence[int]) -> None:
-        """`sizes` has the tokens of each answer's prompt."""
+    def __init__(self, style: CompletionOptions, id_: str, sizes: Sequence[int]) -> None:
+        """Make an empty form; `sizes` has the prompt tokens of each answer."""
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
-        self._writers = [Writer(style, index) for index in range(len(sizes))]
-        self._counts = Counts(style.options, sum(sizes[:: style.asked]))
+        self._writers = [CompletionAnswer(style, index) for index in range(len(sizes))]
+        self._counts = Counts(style.options, sum(sizes[:: style.generated]))
 
     def begin(self) -> Iterator[CompletionChunk]:
-        """The prompts, if they are told back."""
+        """Yield a chunk with the echo before each answer, if requested."""
         for index in range(len(self._writers)):
             echo = self._style.echo(index)
             if echo is not None:
-                yield self._chunk(Choice(index, echo.text, logprobs=echo.logprobs))
+                yield self._chunk(CompletionChoice(index, echo.text, logprobs=echo.logprobs))
 
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
-        """What is new of one answer."""
-        found = self._writers[index].hear(event)
+        """Yield the chunks for an event of one answer."""
+        found = self._writers[index].receive(event)
         self._generated += isinstance(event, Token)
         if event.text or found is not None:
-            yield self._chunk(Choice(index, event.text, logprobs=found))
+            yield self._chunk(CompletionChoice(index, event.text, logprobs=found))
         if isinstance(event, Finished):
-            yield self._chunk(Choice(index, "", shapes.ending_of(event.reason)))
+            yield self._chunk(CompletionChoice(index, "", shapes.ending_of(event.reason)))
 
     def end(self) -> Iterator[CompletionChunk]:
-        """What it cost, if that was asked."""
+        """Yield the usage chunk if it was requested."""
         if self._counts.at_end:
             name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
-    def whole(self) -> Completion:
-        """The best answers to each prompt, in order."""
-        style, told = self._style, []
-        for first in range(0, len(self._writers), style.asked):
-            group = self._writers[first : first + style.asked]
+    def whole(self) -> TextCompletion:
+        """Return the best `n` answers to each prompt, in the order of the prompts."""
+        style, chosen = self._style, []
+        for first in range(0, len(self._writers), style.generated):
+            group = self._writers[first : first + style.generated]
             if style.spare:
-                group.sort(key=Writer.worth, reverse=True)
-            told += group[: style.wanted]
+                group.sort(key=CompletionAnswer.mean_logprob, reverse=True)
+            chosen += group[: style.returned]
         choices = [
-            Choice(index, writer.text, writer.ending, writer.logprobs if style.tells else None)
-            for index, writer in enumerate(told)
+            CompletionChoice(
+                index, writer.text, writer.ending, writer.logprobs if style.shows_logprobs else None
+            )
+            for index, writer in enumerate(chosen)
         ]
-        return Completion(self._id, self._created, style.name, choices, self._usage())
+        return TextCompletion(self._id, self._created, style.name, choices, self._usage())
 
     def _usage(self) -> TokenUsage:
         usages = [writer.usage for writer in self._writers]
         if any(usages):
-            return shapes.sum_up(usages, self._style.asked)
+            return shapes.sum_up(usages, self._style.generated)
         prompt = sum(len(echo.ids) for echo in self._style.echoes)
         return TokenUsage(prompt, 0, prompt, Details(0))
 
-    def _chunk(self, choice: Choice) -> CompletionChunk:
+    def _chunk(self, choice: CompletionChoice) -> CompletionChunk:
         usage = self._counts.so_far(self._generated)
         name = self._style.name
         return CompletionChunk(self._id, self._created, name, [choice], usage=usage)
 
 
-class Writer:
-    """One answer, as it comes."""
+class CompletionAnswer:
+    """Collects one answer from its events: text, log-probabilities, reason of its end."""
 
-    def __init__(self, style: Style, index: int) -> None:
+    def __init__(self, style: CompletionOptions, index: int) -> None:
         echo = style.echo(index)
         self.usage: Usage | None = None
         self.ending: Literal["stop", "length"] = "length"
@@ -276,17 +280,17 @@ class Writer:
         if echo is not None and echo.logprobs is not None:
             self.logprobs.extend(echo.logprobs)
         self._texts = [echo.text] if echo else []
-        self._old_style = OldStyle(style.tokenizer, sum(map(len, self._texts)))
-        self._tells = style.tells
+        self._logprobs_writer = LogprobsWriter(style.tokenizer, sum(map(len, self._texts)))
+        self._shows_logprobs = style.shows_logprobs
         self._values: list[float] = []
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The text so far, with the echo."""
         return "".join(self._texts)
 
-    def hear(self, event: Event) -> OldLogprobs | None:
-        """Keep what is new; its log-probabilities, if they are told."""
+    def receive(self, event: Event) -> OldLogprobs | None:
+        """Add an event to the answer; return its log-probabilities if they were requested."""
         self._texts.append(event.text)
         if isinstance(event, Finished):
             self.usage, self.ending = event.usage, shapes.ending_of(event.reason)
@@ -294,13 +298,13 @@ class Writer:
         if event.logprobs is None:
             return None
         self._values.append(event.logprobs.logprob)
-        if not self._tells:
+        if not self._shows_logprobs:
             return None
         found = OldLogprobs()
-        self._old_style.add(found, event.token, event.logprobs)
+        self._logprobs_writer.add(found, event.token, event.logprobs)
         self.logprobs.extend(found)
         return found
 
-    def worth(self) -> float:
-        """How likely the model finds it, per token."""
+    def mean_logprob(self) -> float:
+        """Return the mean log-probability of the tokens, by which the best answer is chosen."""
         return sum(self._values) / max(len(self._values), 1)

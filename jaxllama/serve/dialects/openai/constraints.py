@@ -1,6 +1,7 @@
-"""Constraints: from `response_format` and `tool_choice` to knobs that hold an answer to them.
+"""Constraints: converts `response_format` and `tool_choice` to knobs that constrain the answer.
 
-Asked by every endpoint that takes either; the one place where this dialect meets structured output.
+Used by every endpoint that accepts either field; the only part of this dialect that knows
+structured output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ FunctionName = Annotated[str, msgspec.Meta(pattern=FUNCTION_NAME)]
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
-    """A JSON schema, and what it is called."""
+    """A JSON schema and its name."""
 
     name: str
     description: str | None = None
@@ -27,20 +28,20 @@ class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What an answer has to look like."""
+    """Form that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """A function by its name."""
+    """The name of a function."""
 
     name: FunctionName
 
 
 class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool by its name."""
+    """A tool choice: the name of the function to call."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
@@ -66,36 +67,36 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 @dataclass(frozen=True)
-class Held:
-    """What an answer is held to: knobs, and what the client called what they were made of."""
+class FormKnobs:
+    """Knobs that constrain an answer, and the request fields that they were made of."""
 
     knobs: Mapping[str, object] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
-    def beside(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """These knobs and those that were sent; the same one twice is refused."""
+    def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
+        """Merge with the knobs of the request; raises InvalidParameter if both have the same."""
         for name in self.knobs:
             if knobs.get(name) is not None:
                 raise InvalidParameter(
                     f"{self.names[name]} and {name} are given together; an answer can have one "
-                    f"form: give one",
+                    f"form: send one of them",
                     name,
                 )
         return {**knobs, **self.knobs}
 
 
-def held_to(
+def knobs_of_request(
     response_format: ResponseFormat | None,
     tools: Sequence[ToolDefinition] = (),
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
-) -> Held:
-    """What an answer is held to by what was asked."""
-    form = of_format(response_format) if response_format is not None else Held()
+) -> FormKnobs:
+    """Return the knobs for `response_format` or for the tools; refuse a request with both."""
+    form = knobs_of_format(response_format) if response_format is not None else FormKnobs()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
-        calls = of_choice(tools, tool_choice, style)
+        calls = knobs_of_tool_choice(tools, tool_choice, style)
     elif any(tool.function.strict for tool in tools) and style is not None:
-        calls = of_strict(tools, style)
+        calls = knobs_of_strict_tools(tools, style)
     else:
         return form
     if form.knobs:
@@ -108,37 +109,41 @@ def held_to(
     return calls
 
 
-def of_format(wanted: ResponseFormat) -> Held:
-    """What holds an answer to a format."""
-    schema = wanted.json_schema.schema if wanted.json_schema is not None else None
-    return of_form(wanted.type, schema, "response_format", "response_format.json_schema.schema")
+def knobs_of_format(format_: ResponseFormat) -> FormKnobs:
+    """Return the knobs that constrain an answer to a `response_format`."""
+    schema = format_.json_schema.schema if format_.json_schema is not None else None
+    return knobs_of_form(
+        format_.type, schema, "response_format", "response_format.json_schema.schema"
+    )
 
 
-def of_form(
+def knobs_of_form(
     kind: Literal["text", "json_object", "json_schema"],
     schema: Mapping[str, Any] | None,
     name: str,
     schema_name: str,
-) -> Held:
-    """What holds an answer to one kind of form; the names are what the client calls them."""
+) -> FormKnobs:
+    """Return the knobs for one kind of form; `name` and `schema_name` are the client's fields."""
     match kind:
         case "text":
-            return Held()
+            return FormKnobs()
         case "json_object":
-            return Held({"json_object": True}, {"json_object": name})
+            return FormKnobs({"json_object": True}, {"json_object": name})
         case "json_schema":
             if schema is None:
                 raise InvalidParameter(f"{schema_name} is missing; send a schema", schema_name)
-            return Held({"json_schema": schema}, {"json_schema": schema_name})
+            return FormKnobs({"json_schema": schema}, {"json_schema": schema_name})
 
 
-def of_choice(tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None) -> Held:
-    """What makes an answer a call."""
+def knobs_of_tool_choice(
+    tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
+) -> FormKnobs:
+    """Return the knobs that force an answer to be a call of a chosen tool."""
     name = choice.function.name if isinstance(choice, NamedTool) else None
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
     if not allowed:
         raise InvalidParameter(
-            f"tool_choice is {name or choice!r:.100}, but tools has none such; send it there",
+            f"tool_choice is {name or choice!r:.100}, but tools has no such tool; add it to tools",
             "tool_choice",
         )
     if style is None:
@@ -148,25 +153,25 @@ def of_choice(tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallSt
             "tool_choice",
         )
     grammar = call_grammar(style, [as_tool(tools[index]) for index in allowed])
-    return Held({"grammar": grammar}, {"grammar": named(allowed)})
+    return FormKnobs({"grammar": grammar}, {"grammar": schema_path(allowed)})
 
 
-def of_strict(tools: Sequence[ToolDefinition], style: CallStyle) -> Held:
-    """What holds the calls an answer may make: those of strict tools to their schema."""
+def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> FormKnobs:
+    """Return the knobs that constrain calls of strict tools to their schemas."""
     strict = [index for index, tool in enumerate(tools) if tool.function.strict]
     shown = [as_tool(tool) for tool in tools]
     for index in set(range(len(tools))) - set(strict):
         shown[index]["function"].pop("parameters", None)
-    return Held({"grammar": open_grammar(style, shown)}, {"grammar": named(strict)})
+    return FormKnobs({"grammar": open_grammar(style, shown)}, {"grammar": schema_path(strict)})
 
 
-def named(tools: Sequence[int]) -> str:
-    """Where a client finds the schemas of these tools."""
+def schema_path(tools: Sequence[int]) -> str:
+    """Return the path of the schemas of these tools in the request."""
     return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 
 
 def as_tool(tool: ToolDefinition) -> Tool:
-    """A tool as prompt formats show it: as it was written, without what is left out."""
+    """Convert a tool to the form of prompt formats, without fields that are null."""
     function = tool.function
     fields = {
         "name": function.name,

@@ -1,4 +1,4 @@
-"""Echo: prompts told back before their answers, with log-probabilities if that is asked.
+"""Echo: returns prompts before their answers, with log-probabilities if requested.
 
 Used by the completions endpoint. Evaluation harnesses score texts this way.
 """
@@ -13,35 +13,35 @@ import numpy as np
 from jaxllama.intake import Prompt
 from jaxllama.limits import check
 from jaxllama.request import TokenLogprobs
-from jaxllama.serve.dialects.openai.logprobs import OldLogprobs, OldStyle
+from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.service import Caller, GenerationService, Model, Question
 
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt that is told back."""
+    """A prompt to return before its answers."""
 
     text: str
     ids: list[int]
     logprobs: OldLogprobs | None
 
 
-async def echoes_of(
+async def make_echoes(
     prompts: Sequence[Prompt],
     knobs: Mapping[str, object],
     service: GenerationService,
     caller: Caller,
 ) -> list[Echo]:
-    """What is told of each prompt before its answers."""
+    """Build the echo of each prompt, with log-probabilities if `logprobs` is set."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
-    return [await echo_of(prompt, service, caller, count) for prompt in prompts]
+    return [await make_echo(prompt, service, caller, count) for prompt in prompts]
 
 
-async def echo_of(
+async def make_echo(
     prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
 ) -> Echo:
-    """One prompt told back; with `count` the log-probabilities of its tokens and so many others."""
+    """Build one echo; with `count`, compute log-probabilities of its tokens and `count` others."""
     tokenizer = service.model.intake.tokenizer
 
     def read(model: Model) -> tuple[list[int], str]:
@@ -54,20 +54,20 @@ async def echo_of(
         return Echo(text, ids, None)
     tops: list[tuple[tuple[int, float], ...]] = []
 
-    def see(logits: np.ndarray) -> None:
-        tops.extend(likeliest(row, count) for row in logits)
+    def note_top(logits: np.ndarray) -> None:
+        tops.extend(top_tokens(row, count) for row in logits)
 
-    begin = methodcaller("peek_in_steps", ids, 1, see if count else None)
+    begin = methodcaller("peek_in_steps", ids, 1, note_top if count else None)
     ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
-    logprobs, writer = OldLogprobs(), OldStyle(tokenizer)
+    logprobs, writer = OldLogprobs(), LogprobsWriter(tokenizer)
     writer.add(logprobs, ids[0], None)
     for index, (token, value) in enumerate(zip(ids[1:], values.tolist(), strict=True)):
         writer.add(logprobs, token, TokenLogprobs(value, value, tops[index] if count else ()))
     return Echo(text, ids, logprobs)
 
 
-def likeliest(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
-    """The best tokens at one place, with their log-probabilities."""
+def top_tokens(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the `count` most likely tokens at one position, with their log-probabilities."""
     count = min(count, len(logits))
     best = np.argpartition(-logits, count - 1)[:count]
     best = best[np.argsort(-logits[best], kind="stable")]

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: texts or token ids in, one vector of length 1 for each out."""
+"""`/v1/embeddings`: converts texts or token ids to one vector each, of length (norm) 1."""
 
 import base64
 from operator import methodcaller
@@ -17,11 +17,11 @@ from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, Question
-from jaxllama.service.asking import weight
+from jaxllama.service.asking import estimate_characters
 
 
 class EmbeddingBody(Common, kw_only=True):
-    """Texts, and how their vectors are wanted."""
+    """Request: texts, and options for their vectors."""
 
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
@@ -33,7 +33,7 @@ class EmbeddingBody(Common, kw_only=True):
     }
 
 
-class Embedding(msgspec.Struct):
+class EmbeddingVector(msgspec.Struct):
     """The vector of one text: numbers, or the base64 of their float32 bytes."""
 
     index: int
@@ -42,17 +42,17 @@ class Embedding(msgspec.Struct):
 
 
 class EmbeddingUsage(msgspec.Struct):
-    """What it cost, in tokens."""
+    """Number of tokens of a request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingList(msgspec.Struct):
-    """The vectors of all texts."""
+    """Response with the vectors of all texts."""
 
     model: str
-    data: list[Embedding]
+    data: list[EmbeddingVector]
     usage: EmbeddingUsage
     object: Literal["list"] = "list"
 
@@ -67,12 +67,14 @@ EMBEDDINGS = Endpoint(
 
 
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
-    """Turn texts into vectors."""
+    """Answer with the vector of each text."""
     body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
     name = check_model(body.model, service.model)
     texts = as_prompts(body.input, "input", "inputs")
     all_ids = await service.off_loop(
-        lambda model: [ids_of(model, text) for text in texts], request[CALLER], size=weight(texts)
+        lambda model: [encode_input(model, text) for text in texts],
+        request[CALLER],
+        size=estimate_characters(texts),
     )
     total = sum(map(len, all_ids))
     if total > service.bounds.request_tokens:
@@ -84,22 +86,22 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
     pooling = Pooling(body.pooling or Pooling.MEAN)
     questions = [Question(methodcaller("embed_in_steps", ids), len(ids)) for ids in all_ids]
     found = [
-        Embedding(index, written(as_embedding(pooled, pooling), body))
+        EmbeddingVector(index, encode_vector(as_embedding(pooled, pooling), body))
         for index, pooled in enumerate(await service.ask_engine(questions, request[CALLER]))
     ]
     usage = EmbeddingUsage(total, total)
     return one_json(EmbeddingList(name, found, usage))
 
 
-def ids_of(model: Model, text: Prompt) -> list[int]:
-    """One text as token ids that fit."""
+def encode_input(model: Model, text: Prompt) -> list[int]:
+    """Tokenize a text; raises an error if it exceeds the context."""
     ids = model.intake.ids(text)
     model.engine.config.check_length(len(ids), 0)
     return ids
 
 
-def written(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
-    """A vector as it was asked for."""
+def encode_vector(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
+    """Encode a vector in the requested `encoding_format`."""
     if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

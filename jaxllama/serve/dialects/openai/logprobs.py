@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two forms: that of chats, and the older one of completions.
+"""Log-probabilities in OpenAI's two forms: of chats, and the older form of completions.
 
 Used by both endpoints. Knows tokens and their bytes, no handlers.
 """
@@ -21,20 +21,20 @@ class OldLogprobs(msgspec.Struct):
     text_offset: list[int] = msgspec.field(default_factory=list)
 
     def extend(self, more: "OldLogprobs") -> None:
-        """Put more tokens at the end."""
+        """Append the tokens of `more`."""
         self.tokens += more.tokens
         self.token_logprobs += more.token_logprobs
         self.top_logprobs += more.top_logprobs
         self.text_offset += more.text_offset
 
 
-def spelled(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text; part of a character becomes U+FFFD."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text; a part of a character becomes U+FFFD."""
     return tokenizer.piece(token, special=True).decode("utf-8", "replace")
 
 
-def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
-    """One token of a chat."""
+def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
+    """Convert the log-probabilities of one token to the form of chats."""
 
     def entry(id_: int, value: float) -> Alternative:
         raw = tokenizer.piece(id_, special=True)
@@ -51,8 +51,8 @@ def new_style(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLo
     )
 
 
-class OldStyle:
-    """The tokens of one completion as they come, and where each begins in the text."""
+class LogprobsWriter:
+    """Converts log-probabilities of one completion, token by token, with their text offsets."""
 
     def __init__(self, tokenizer: Tokenizer, place: int = 0) -> None:
         self._tokenizer = tokenizer
@@ -60,8 +60,8 @@ class OldStyle:
         self._place = place
 
     def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
-        """Write down one token; None for the first one of a prompt, which nothing predicts."""
-        to.tokens.append(spelled(self._tokenizer, token))
+        """Append a token to `to`; `found` is None for the first token of a prompt."""
+        to.tokens.append(token_text(self._tokenizer, token))
         to.text_offset.append(self._place)
         self._place += len(self._decoder.decode(self._tokenizer.piece(token)))
         to.token_logprobs.append(None if found is None else found.logprob)
@@ -69,6 +69,6 @@ class OldStyle:
             to.top_logprobs.append(None)
             return
         top: dict[str, float] = {}
-        for id_, value in found.top:  # two ids may be spelled alike: the likelier one counts
-            top.setdefault(spelled(self._tokenizer, id_), value)
+        for id_, value in found.top:  # two ids may have the same text: the more likely one is kept
+            top.setdefault(token_text(self._tokenizer, id_), value)
         to.top_logprobs.append(top)

@@ -1,4 +1,4 @@
-"""`/v1/models`: what is served here - one model."""
+"""`/v1/models`: lists the one served model."""
 
 from typing import Any, Literal
 
@@ -12,18 +12,18 @@ from jaxllama.service import GenerationService, Model
 
 
 class ModelCard(msgspec.Struct):
-    """A model."""
+    """Description of a model."""
 
     id: str
     created: int
     context_length: int  # tokens of prompt and answer together
-    sampling_defaults: dict[str, Any]  # knobs that a request gets where it does not set them
+    sampling_defaults: dict[str, Any]  # knobs that a request gets if it does not set them
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
 
 
 class ModelList(msgspec.Struct):
-    """All models."""
+    """Response with all models."""
 
     data: list[ModelCard]
     object: Literal["list"] = "list"
@@ -34,19 +34,19 @@ MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=Mode
 
 
 async def list_models(request: web.Request, service: GenerationService) -> web.Response:
-    """All models."""
+    """Answer with the list of models."""
     del request
     return one_json(ModelList([card(service.model, service.model.name)]))
 
 
 async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
-    """One model by its name."""
+    """Answer with the description of a model by its name; 404 for other names."""
     name = check_model(request.match_info["model"], service.model)
     return one_json(card(service.model, name))
 
 
 def card(model: Model, name: str) -> ModelCard:
-    """Describe the model under one of its names."""
+    """Describe the model under `name`, its own or an alias."""
     return ModelCard(
         id=name,
         created=int(model.loaded),

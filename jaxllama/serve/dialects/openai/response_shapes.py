@@ -1,4 +1,4 @@
-"""Shapes of `/v1/responses`: what was said in, a response out, whole or event by event."""
+"""Types of `/v1/responses`: request, response and stream events."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -13,23 +13,23 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
 )
 from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions
 
-NOTHING_KEPT = "nothing is kept here between requests; send the whole conversation as input"
-NO_TOOLS = "ask /v1/chat/completions for tools"
+NOTHING_KEPT = "nothing is stored here between requests; send the whole conversation as input"
+NO_TOOLS = "use /v1/chat/completions for tools"
 
 
 class InputMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message."""
+    """One message of the request's conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     type: Literal["message"] = "message"
-    id: str | None = None  # this and the next: as clients send our answers back
+    id: str | None = None  # this and the next: clients send our answers back
     status: str | None = None
     phase: str | None = None
 
 
 class TextFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What the text has to look like."""
+    """Form that the text must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -39,13 +39,13 @@ class TextFormat(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What the text has to look like."""
+    """Options for the text of an answer."""
 
     format: TextFormat | None = None
 
 
 class ResponseBody(Common, kw_only=True):
-    """What was said, and how to go on."""
+    """Request: a conversation, and options for the answer."""
 
     input: str | list[InputMessage]
     instructions: str | None = None
@@ -74,26 +74,26 @@ class ResponseBody(Common, kw_only=True):
     unsupported: ClassVar[Mapping[str, str]] = {
         "tools": NO_TOOLS,
         "background": "a response is made while its client waits",
-        "top_logprobs": "ask /v1/chat/completions for log-probabilities",
+        "top_logprobs": "use /v1/chat/completions for log-probabilities",
         "previous_response_id": NOTHING_KEPT,
         "conversation": NOTHING_KEPT,
-        "prompt": "no prompts are kept here",
+        "prompt": "no prompts are stored here",
         "max_tool_calls": NO_TOOLS,
         "moderation": "there is no moderation here",
-        "access_programs": "there are none here",
+        "access_programs": "this server has no access programs",
         "image": TEXT_ONLY,
     }
     unheeded: ClassVar[Mapping[str, str]] = {
         "store": NOTHING_KEPT,
-        "include": "there is nothing more to tell",
+        "include": "answers contain no further data",
         "reasoning": NO_SETTING,
-        "context_management": "a conversation is read as it is sent",
+        "context_management": "the conversation is used as it was sent",
         "prompt_cache_options": SHARED_UNASKED,
     }
 
 
 class OutputText(msgspec.Struct):
-    """What is said."""
+    """The text of an answer."""
 
     text: str
     type: Literal["output_text"] = "output_text"
@@ -115,13 +115,13 @@ class OutputMessage(msgspec.Struct):
 
 
 class OutputDetails(msgspec.Struct):
-    """How much of an answer was not shown."""
+    """Number of answer tokens that were not shown: 0."""
 
     reasoning_tokens: int = 0
 
 
 class ResponseUsage(msgspec.Struct):
-    """What it cost, in tokens."""
+    """Token counts of a request."""
 
     input_tokens: int
     output_tokens: int
@@ -131,19 +131,19 @@ class ResponseUsage(msgspec.Struct):
 
 
 class Incomplete(msgspec.Struct):
-    """Why a response is not whole."""
+    """Why a response is incomplete."""
 
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
 class TextSettings(msgspec.Struct):
-    """What the text looks like."""
+    """Form of the text of a response."""
 
     format: dict[str, str] = msgspec.field(default_factory=lambda: {"type": "text"})
 
 
 class Response(msgspec.Struct, kw_only=True):
-    """A response, as far as it has come."""
+    """A response, whole or in progress."""
 
     id: str
     created_at: int
@@ -172,7 +172,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class WholeEvent(msgspec.Struct):
-    """The response begins or ends."""
+    """Event: the response starts or ends."""
 
     type: Literal[
         "response.created", "response.in_progress", "response.completed", "response.incomplete"
@@ -182,7 +182,7 @@ class WholeEvent(msgspec.Struct):
 
 
 class ItemEvent(msgspec.Struct):
-    """The message begins or ends."""
+    """Event: the message starts or ends."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     sequence_number: int
@@ -191,7 +191,7 @@ class ItemEvent(msgspec.Struct):
 
 
 class PartEvent(msgspec.Struct):
-    """The text begins or ends."""
+    """Event: the text starts or ends."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     sequence_number: int
@@ -202,7 +202,7 @@ class PartEvent(msgspec.Struct):
 
 
 class DeltaEvent(msgspec.Struct):
-    """What is new of the text."""
+    """Event: a new part of the text."""
 
     type: Literal["response.output_text.delta"]
     sequence_number: int
@@ -214,7 +214,7 @@ class DeltaEvent(msgspec.Struct):
 
 
 class TextEvent(msgspec.Struct):
-    """All of the text."""
+    """Event: the whole text."""
 
     type: Literal["response.output_text.done"]
     sequence_number: int

@@ -1,6 +1,7 @@
-"""`/v1/responses`: text in, text out, in the shapes of OpenAI's newer API.
+"""`/v1/responses`: answers a conversation, in the form of OpenAI's newer API.
 
-One file of the OpenAI dialect. Nothing is kept between requests, so what builds on that is refused.
+Part of the OpenAI dialect. The server stores nothing between requests, so fields that need stored
+data are refused.
 """
 
 import time
@@ -12,7 +13,7 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
-from jaxllama.serve.dialects.openai.constraints import Held, of_form
+from jaxllama.serve.dialects.openai.constraints import FormKnobs, knobs_of_form
 from jaxllama.serve.dialects.openai.response_shapes import (
     EVENTS,
     DeltaEvent,
@@ -32,7 +33,7 @@ from jaxllama.serve.dialects.openai.response_shapes import (
     WholeEvent,
 )
 from jaxllama.serve.dialects.openai.shapes import Details, check_model
-from jaxllama.serve.dialects.openai.telling import tell
+from jaxllama.serve.dialects.openai.telling import write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
@@ -40,7 +41,7 @@ from jaxllama.service.answers import Answers
 RESPONSES = Endpoint(
     "POST",
     "/v1/responses",
-    "Answer a conversation, in the newer shapes",
+    "Answer a conversation, in the form of OpenAI's newer API",
     body=ResponseBody,
     answer=Response,
     events=EVENTS,
@@ -49,24 +50,24 @@ RESPONSES = Endpoint(
 
 
 async def respond(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation."""
+    """Generate the answer to a conversation, as one response or as a stream."""
     body, knobs = await RESPONSES.read(request, service, ResponseBody)
     name = check_model(body.model, service.model)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
-            "logprobs is not supported: ask /v1/chat/completions for log-probabilities", "logprobs"
+            "logprobs is not supported: use /v1/chat/completions for log-probabilities", "logprobs"
         )
-    held = held_by(body)
-    ask = Ask(messages=messages_of(body), knobs=held.beside(knobs), names=held.names)
+    constraint = knobs_of_body(body)
+    ask = Ask(messages=messages_of(body), knobs=constraint.merge(knobs), names=constraint.names)
 
     def form(answers: Answers) -> ResponseForm:
         return ResponseForm(body, name, knobs, answers.id)
 
-    return await tell(request, service, ask, form, stream=body.stream)
+    return await write_answer(request, service, ask, form, stream=body.stream)
 
 
 def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
-    """The conversation, instructions first."""
+    """Return the conversation's messages, with the instructions as first system message."""
     given = [InputMessage("user", body.input)] if isinstance(body.input, str) else body.input
     system = [InputMessage("system", body.instructions)] if body.instructions else []
     return [
@@ -78,16 +79,16 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
     ]
 
 
-def held_by(body: ResponseBody) -> Held:
-    """What the text has to look like."""
-    wanted = body.text.format if body.text is not None else None
-    if wanted is None:
-        return Held()
-    return of_form(wanted.type, wanted.schema, "text.format", "text.format.schema")
+def knobs_of_body(body: ResponseBody) -> FormKnobs:
+    """Return the knobs that constrain the answer to `text.format`."""
+    format_ = body.text.format if body.text is not None else None
+    if format_ is None:
+        return FormKnobs()
+    return knobs_of_form(format_.type, format_.schema, "text.format", "text.format.schema")
 
 
 class ResponseForm:
-    """One response."""
+    """Converts the events of an answer to one response or to stream events."""
 
     says_done = False
 
@@ -102,7 +103,7 @@ class ResponseForm:
         self._usage: Usage | None = None
 
     def begin(self) -> Iterator[StreamEvent]:
-        """Everything that comes before the text."""
+        """Yield the events before the text."""
         yield WholeEvent("response.created", self._next(), self.whole())
         yield WholeEvent("response.in_progress", self._next(), self.whole())
         item = OutputMessage(self._item, "in_progress", [])
@@ -111,7 +112,7 @@ class ResponseForm:
         yield PartEvent("response.content_part.added", self._next(), self._item, part)
 
     def take(self, index: int, event: Event) -> Iterator[StreamEvent]:
-        """What is new of the text."""
+        """Add an event of the answer; yield a stream event if it has text."""
         del index
         self._texts.append(event.text)
         if isinstance(event, Finished):
@@ -121,7 +122,7 @@ class ResponseForm:
             yield DeltaEvent("response.output_text.delta", self._next(), self._item, event.text)
 
     def end(self) -> Iterator[StreamEvent]:
-        """Everything again, whole."""
+        """Yield the events after the text, which repeat it whole."""
         message = self._message()
         part = message.content[0]
         yield TextEvent("response.output_text.done", self._next(), self._item, part.text)
@@ -132,7 +133,7 @@ class ResponseForm:
         yield WholeEvent(kind, self._next(), self.whole())
 
     def whole(self) -> Response:
-        """The response, as far as it has come."""
+        """Return the response as it is now."""
         body, usage = self._body, self._usage
         return Response(
             id=self._id,
@@ -142,11 +143,11 @@ class ResponseForm:
             output=[self._message()] if usage is not None else [],
             instructions=body.instructions,
             max_output_tokens=self._knobs.get("max_tokens"),  # type: ignore[arg-type]
-            temperature=number(self._knobs.get("temperature")),
-            top_p=number(self._knobs.get("top_p")),
+            temperature=as_float(self._knobs.get("temperature")),
+            top_p=as_float(self._knobs.get("top_p")),
             metadata=body.metadata or {},
             user=body.user,
-            usage=None if usage is None else counted(usage),
+            usage=None if usage is None else as_response_usage(usage),
             incomplete_details=Incomplete() if self._status == "incomplete" else None,
         )
 
@@ -158,13 +159,13 @@ class ResponseForm:
         return self._number
 
 
-def number(value: object) -> float | None:
-    """A knob that was given."""
+def as_float(value: object) -> float | None:
+    """Return a knob's value as float; None if it was not given."""
     return float(value) if isinstance(value, int | float) else None
 
 
-def counted(usage: Usage) -> ResponseUsage:
-    """What it cost."""
+def as_response_usage(usage: Usage) -> ResponseUsage:
+    """Convert token counts to the form of a response."""
     return ResponseUsage(
         usage.prompt,
         usage.generated,

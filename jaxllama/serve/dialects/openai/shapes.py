@@ -1,4 +1,4 @@
-"""Shapes that several endpoints of OpenAI's API share: what comes in, what goes out.
+"""Types that several endpoints of OpenAI's API share, of requests and responses.
 
 Field names and values are OpenAI's. Knows no handler.
 """
@@ -10,21 +10,21 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.request import FinishReason, Usage
-from jaxllama.serve.endpoints import Body
+from jaxllama.serve.endpoints import RequestShape
 from jaxllama.service import Model
 
 Texts = str | list[str]
 Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
 
 
-class ModelBody(Body, kw_only=True):
-    """A body that may name the model."""
+class ModelBody(RequestShape, kw_only=True):
+    """Base of request bodies with a `model` field."""
 
     model: str | None = None
 
 
 class Common(ModelBody, kw_only=True):
-    """What any request may carry. Of no effect here, but harmless: who asks and what for."""
+    """Base of request bodies with OpenAI's fields about the client, which have no effect."""
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -35,21 +35,23 @@ class Common(ModelBody, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How to stream."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, in every chunk
-    include_obfuscation: bool | None = None  # what it would hide is not sent over a wide network
+    continuous_usage_stats: bool | None = (
+        None  # vLLM's field: with include_usage, send the usage in every chunk
+    )
+    include_obfuscation: bool | None = None  # of no effect: obfuscation is for public networks
 
 
 class Details(msgspec.Struct):
-    """How much of a prompt was not computed again."""
+    """Number of prompt tokens taken from the KV cache."""
 
     cached_tokens: int
 
 
 class TokenUsage(msgspec.Struct):
-    """What a request cost, in tokens; the details are known at its end."""
+    """Token counts of a request; the details are known at its end."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -58,7 +60,7 @@ class TokenUsage(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """What is wrong."""
+    """Description of an error."""
 
     message: str
     type: str
@@ -67,13 +69,13 @@ class Problem(msgspec.Struct):
 
 
 class ErrorBody(msgspec.Struct):
-    """What every refusal looks like."""
+    """Body of an error response."""
 
     error: Problem
 
 
 class Alternative(msgspec.Struct):
-    """A token that could have been."""
+    """A token that could have been drawn, with its log-probability."""
 
     token: str
     logprob: float
@@ -81,7 +83,7 @@ class Alternative(msgspec.Struct):
 
 
 class TokenLogprob(Alternative):
-    """A token, and what could have been in its place: under the model, and as it was sampled."""
+    """A token and the likeliest alternatives: under the model, and as it was sampled."""
 
     top_logprobs: list[Alternative]
     sampled_logprob: float
@@ -96,14 +98,14 @@ class Logprobs(msgspec.Struct):
 
 
 class CalledFunction(msgspec.Struct):
-    """Which function to call with what: JSON text."""
+    """A function to call, with its arguments as JSON text."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
 class Call(msgspec.Struct):
-    """A call, or a piece of one: the first piece has the id and the name."""
+    """A tool call, or a piece of it; the first piece has the id and the name."""
 
     function: CalledFunction
     index: int | UnsetType = UNSET
@@ -118,7 +120,7 @@ RATE_LIMITED, SERVER_FAULT = 429, 500
 
 
 def error_body(error: JaxLlamaError) -> dict[str, Any]:
-    """An error in OpenAI's form."""
+    """Return the body of an error response in OpenAI's form."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error")
     if error.status == RATE_LIMITED:
         kind = "rate_limit_error"
@@ -130,7 +132,7 @@ def error_body(error: JaxLlamaError) -> dict[str, Any]:
 
 
 def check_model(asked: str | None, model: Model) -> str:
-    """The name to answer by: the one in the request, or the listed one; refuses another model's."""
+    """Return the model name for the answer; raises HttpError if `asked` is another model."""
     if asked is None or asked == model.name:
         return model.name
     if asked in model.aliases:
@@ -143,12 +145,12 @@ def check_model(asked: str | None, model: Model) -> str:
 
 
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
-    """Why an answer ended, in OpenAI's words."""
+    """Return OpenAI's finish_reason for the end of an answer."""
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
 class Counts:
-    """The usage that a stream tells: at its end, in every chunk, or never."""
+    """Makes the `usage` of stream chunks: at the end, in every chunk, or never."""
 
     def __init__(self, options: StreamOptions | None, prompt: int) -> None:
         self.at_end = bool(options and options.include_usage)
@@ -156,14 +158,14 @@ class Counts:
         self._prompt = prompt  # tokens of all prompts, each counted once
 
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
-        """The `usage` of a chunk before the end, after so many tokens of all answers."""
+        """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens."""
         if self._in_every:
             return TokenUsage(self._prompt, generated, self._prompt + generated)
         return None if self.at_end else UNSET
 
 
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
-    """The cost of a request; each prompt is counted once, though it has `per_prompt` answers."""
+    """Sum the token counts of all answers; count each prompt of `per_prompt` answers once."""
     firsts = [one for one in usages[::per_prompt] if one is not None]
     prompt = sum(one.prompt for one in firsts)
     generated = sum(one.generated for one in usages if one is not None)

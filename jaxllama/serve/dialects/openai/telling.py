@@ -1,7 +1,7 @@
-"""Telling: the one way from what is asked to what is answered, whole or as a stream.
+"""Writes the answers to a request, as one response or as a stream.
 
-Used by the endpoints that generate. A `Form` turns events into the chunks of its endpoint and
-keeps what the whole answer is made of, so that both say the same.
+Used by the endpoints that generate. A `Form` converts events to the chunks of its endpoint and
+collects the data of the whole answer, so that both agree.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.recording import check_recordable
 from jaxllama.request import Event
-from jaxllama.serve.explaining import MOST, check_length, recorded, replayed
+from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import Sse, one_json
 from jaxllama.service import Ask, GenerationService
@@ -20,24 +20,24 @@ from jaxllama.service.answers import Answers
 
 
 class Form(Protocol):
-    """What one request's answers look like."""
+    """Converts the events of one request to the JSON of an endpoint."""
 
-    says_done: bool  # a stream ends with [DONE]
+    says_done: bool  # whether a stream ends with [DONE]
 
     def begin(self) -> Iterable[Any]:
-        """Chunks before the first event."""
+        """Yield the chunks before the first event."""
 
     def take(self, index: int, event: Event) -> Iterable[Any]:
-        """Chunks of one event, which are also kept."""
+        """Collect an event of answer `index`, and yield its chunks."""
 
     def end(self) -> Iterable[Any]:
-        """Chunks after the last event."""
+        """Yield the chunks after the last event."""
 
     def whole(self) -> Any:
-        """Everything at once."""
+        """Return the whole response."""
 
 
-async def tell(
+async def write_answer(
     request: web.Request,
     service: GenerationService,
     ask: Ask,
@@ -46,40 +46,40 @@ async def tell(
     stream: bool | None,
     explain: bool | None = None,
 ) -> web.StreamResponse:
-    """Ask, and answer in the given form; if asked, with what each sampler did."""
+    """Run `ask` and send its answers in the given form; `explain` adds the samplers' effects."""
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)
         if not stream:
             if explain:
                 check_recordable(answers.requests[0])
-            told: list[Event] = []
+            received: list[Event] = []
             for _ in made.begin():
                 pass
             async for index, event in answers:
                 for _ in made.take(index, event):
                     pass
                 if explain:
-                    told.append(event)
+                    received.append(event)
             whole = made.whole()
             if explain:
-                recording = await recorded(answers, told, service)
-                whole.explanation = await replayed(recording, {}, answers, service)
+                recording = await record_answer(answers, received, service)
+                whole.explanation = await replay_positions(recording, {}, answers, service)
             return one_json(whole)
         async with Sse(request) as sse:
             await sse.send_all(made.begin())
-            while news := await answers.news():
-                await sse.send_all(chunk for each in news for chunk in made.take(*each))
+            while events := await answers.next_events():
+                await sse.send_all(chunk for each in events for chunk in made.take(*each))
             await sse.finish(made.end(), says_done=made.says_done)
     return sse.response
 
 
-def ready_to_explain(
+def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
-    """Knobs of an answer that is short enough to be explained; refuses what cannot be."""
+    """Return the knobs with max_tokens set for an explanation; refuse what cannot be explained."""
     if stream or answers != 1:
         raise InvalidParameter(
-            "explain is for one whole answer to one prompt; leave stream, n and best_of away",
+            "explain is for one whole answer to one prompt; remove stream, n and best_of",
             "explain",
         )
     if knobs.get("max_tokens") == 0:

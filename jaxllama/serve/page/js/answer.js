@@ -1,6 +1,6 @@
 /**
- * One answer while it is generated: streams into its message, keeps time, can be stopped. Used by
- * chat.js; knows the server's deltas, not the page.
+ * One answer while it is generated: appends the stream to a message, measures time, can be stopped.
+ * Used by chat.js; knows the server's deltas, not the page.
  */
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
@@ -11,7 +11,7 @@
 export class Answer {
   /**
    * @param {Conversation} conversation
-   * @param {Message} message where the answer goes, behind what is in it already
+   * @param {Message} message to which the answer is appended
    */
   constructor(conversation, message) {
     this.conversation = conversation;
@@ -22,14 +22,14 @@ export class Answer {
     this.generated = 0;
   }
 
-  /** Ask the server to go no further; what came so far stays. */
+  /** Stop the request; the text received so far stays in the message. */
   stop() {
     this.controller.abort();
   }
 
   /**
-   * Ask, and write the answer as it comes. Returns when it is over or was stopped; rejects with
-   * what went wrong.
+   * Send the request and append the answer to the message as it arrives. Returns when the answer is
+   * over or was stopped; rejects with the error.
    * @param {Server} server
    * @param {Record<string, unknown>} request
    * @param {(text: string) => void} onText called after each change of the message

@@ -1,6 +1,6 @@
 /**
- * The server: what the page asks of it, and its refusals in words. Knows HTTP and the wire form of
- * the chat API; knows nothing of the page.
+ * The server's API as the page uses it, and its errors with advice. Knows HTTP and the JSON of the
+ * chat API; knows nothing of the page.
  */
 
 import { readEvents } from "./events.js";
@@ -21,11 +21,11 @@ import { readEvents } from "./events.js";
  * @property {string} name
  * @property {string} type int, float, bool or str
  * @property {any} off
- * @property {any} [recommended] by the model's maker: what a request without this knob gets
+ * @property {any} [recommended] the model maker's value, which a request without this knob gets
  * @property {number | null} low
  * @property {number | null} high
  * @property {number | null} width null: one number; n: a list of at most n
- * @property {boolean} by_token an object of token ids and numbers
+ * @property {boolean} by_token an object from token ids to numbers
  * @property {boolean} [tokens] a list of token ids
  * @property {boolean} [phrases] a list of texts
  * @property {number} [longest] characters of a text
@@ -39,25 +39,25 @@ import { readEvents } from "./events.js";
 
 const KEY = "jaxllama.key";
 
-/** What can be done about a status, in a sentence. */
+/** Advice for the reader, by HTTP status. */
 const REMEDIES = new Map([
   [0, "Check that the server is still running and reachable, then try again."],
   [401, "Enter the API key of this server under Settings, then try again."],
   [403, "Check the API key under Settings, and that the page's address is allowed."],
-  [404, "The server may be another version than this page: reload the page."],
+  [404, "The server may have another version than this page: reload the page."],
   [408, "The server gave up waiting: try again."],
   [413, "Shorten the conversation: delete early messages."],
   [429, "The server is busy: wait a moment, then try again."],
-  [500, "The server failed at this request; its log says why. Try again."],
+  [500, "The server failed at this request; the reason is in its log. Try again."],
   [503, "The server is overloaded, starting or stopping: wait a moment, then try again."],
 ]);
 
-/** The server said no, or nothing at all. */
+/** A request was refused, failed, or got no answer. */
 export class ServerError extends Error {
   /**
    * @param {string} message
    * @param {number} [status] of HTTP; 0 if there was no answer
-   * @param {string | null} [param] the field of the request that is to blame
+   * @param {string | null} [param] the field of the request that caused the error
    * @param {string | null} [wait] seconds after which to try again
    */
   constructor(message, status = 0, param = null, wait = null) {
@@ -67,14 +67,14 @@ export class ServerError extends Error {
     this.wait = wait;
   }
 
-  /** What to do about it; nothing where the message itself says so. */
+  /** Advice for the reader; "" if the message itself says what to do. */
   get remedy() {
     if (this.wait !== null && /^\d+$/.test(this.wait)) return `Try again in ${this.wait} s.`;
     return REMEDIES.get(this.status) ?? "";
   }
 }
 
-/** The server this page came from. */
+/** Sends requests to the server that this page came from. */
 export class Server {
   constructor() {
     this.key = readKey();
@@ -102,7 +102,7 @@ export class Server {
   }
 
   /**
-   * The deltas of one answer, as they come.
+   * Request an answer and yield its deltas as they arrive.
    * @param {Record<string, unknown>} request
    * @param {AbortSignal} signal
    * @returns {AsyncGenerator<Delta>}
@@ -150,7 +150,7 @@ export class Server {
 }
 
 /**
- * Whatever went wrong, as a ServerError.
+ * Convert any error to a ServerError.
  * @param {unknown} error
  */
 export function asServerError(error) {
@@ -213,7 +213,7 @@ function readAlternative(entry) {
 }
 
 /**
- * A token's text; of a token that is only part of a character, its bytes.
+ * Return a token's text, or its bytes if the token is only part of a character.
  * @param {{token: string, bytes?: number[]}} entry
  */
 function textOf({ token, bytes }) {

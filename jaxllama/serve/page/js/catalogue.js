@@ -1,6 +1,6 @@
 /**
- * What the server has installed, put in the order in which people look for it. Used by panel.js;
- * knows neither controls nor the page.
+ * The server's samplers, presets and core fields, grouped and ordered for display. Used by
+ * panel.js; knows neither controls nor the page.
  */
 
 import { labelOf } from "./controls.js";
@@ -11,23 +11,23 @@ import { labelOf } from "./controls.js";
 /** @typedef {import("./api.js").Sampler} Sampler */
 /** @typedef {Record<string, unknown>} Knobs */
 
-/** Kinds of samplers, in the order in which they work. */
+/** Kinds of samplers, in the order in which they run. */
 const STAGES = [
   { kind: "adjuster", title: "Before temperature" },
   { kind: "filter", title: "After temperature" },
-  { kind: "shaper", title: "With temperature, or last of all" },
+  { kind: "shaper", title: "With temperature, or last" },
 ];
-/** Of the core, what the page asks for itself. */
+/** Core fields that the page sets itself. */
 const OWN = new Set(["logprobs", "preset"]);
-/** Of the core, what holds an answer to a form. */
+/** Core fields that constrain the form of an answer. */
 const FORM = new Set(["json_schema", "json_object", "regex", "choices", "grammar"]);
 
-/** Of the core, what few ask for. */
+/** Core fields that are rarely used. */
 const RARE = new Set(["guidance_scale", "negative_prompt"]);
 
 /**
- * The core's fields, by how often they are wanted.
- * @param {any[]} rows of the server's limits
+ * Group the core fields by how often they are used.
+ * @param {any[]} rows of the server's limits table
  */
 export function coreGroups(rows) {
   const knobs = rows.filter(({ name }) => !OWN.has(name)).map(coreKnob);
@@ -42,8 +42,8 @@ export function coreGroups(rows) {
 }
 
 /**
- * Samplers that have knobs, in the order in which they work; a kind that this page does not know
- * yet is a stage of its own.
+ * Group the samplers that have knobs into stages, in the order in which they run; a kind that this
+ * page does not know becomes a stage of its own.
  * @param {Sampler[]} samplers
  */
 export function stagesOf(samplers) {
@@ -61,7 +61,7 @@ export function stagesOf(samplers) {
 }
 
 /**
- * The preset that a conversation's knobs amount to, if they are one.
+ * Return the preset whose values equal a conversation's knobs, if there is one.
  * @param {Plugins} plugins
  * @param {Knobs} knobs
  * @returns {Preset | undefined}
@@ -72,7 +72,7 @@ export function presetOf(plugins, knobs) {
 }
 
 /**
- * Of some knobs those that presets are about: samplers', and of the core what any preset sets.
+ * Return the knobs that presets set: those of samplers, and core fields that any preset sets.
  * @param {Plugins} plugins
  * @param {Knobs} knobs
  * @returns {Knobs}
@@ -84,7 +84,7 @@ export function presetKnobs({ core, presets }, knobs) {
 }
 
 /**
- * A row of the server's core limits as a knob.
+ * Convert a row of the server's limits table to a knob.
  * @param {any} row
  * @returns {Knob}
  */

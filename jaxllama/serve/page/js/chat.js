@@ -1,6 +1,6 @@
 /**
- * The chat: what happens when the reader sends, stops, edits, deletes, asks again or goes on. Ties
- * the open conversation to the server and to the views; draws nothing itself.
+ * The chat: handles send, stop, edit, delete, regenerate and continue. Connects the open
+ * conversation with the server and the views; draws nothing itself.
  */
 
 import { Answer } from "./answer.js";
@@ -22,7 +22,7 @@ import { Problem } from "./problem.js";
  * @property {() => void} openSettings
  */
 
-/** What the reader can do in the open conversation. */
+/** Actions of the reader in the open conversation. */
 export class Chat {
   /** @param {Parts} parts */
   constructor({ server, library, panel, notices, announcer, openSettings }) {
@@ -36,7 +36,7 @@ export class Chat {
     this.shown = "";
     /** @type {number | undefined} */
     this.frame = undefined;
-    /** @type {Map<string, Answer>} answers on their way, by conversation */
+    /** @type {Map<string, Answer>} running answers, by id of the conversation */
     this.answers = new Map();
     this.problem = new Problem();
     /** @type {import("./messages.js").MessageList | null} */
@@ -69,7 +69,7 @@ export class Chat {
   }
 
   /**
-   * @param {string} text "" to have the last message answered
+   * @param {string} text "" to answer the last message
    * @returns {boolean} whether it was sent
    */
   send(text) {
@@ -86,7 +86,7 @@ export class Chat {
   }
 
   /**
-   * Answer anew: an answer is written again in its place, a question gets its answer again.
+   * Regenerate: replace an answer by a new one, or generate the answer to a question again.
    * @param {Message} message
    */
   regenerate(message) {
@@ -102,7 +102,7 @@ export class Chat {
   /**
    * @param {Message} message
    * @param {string} text
-   * @param {boolean} answer whether to have it answered anew
+   * @param {boolean} answer whether to generate a new answer
    */
   edit(message, text, answer) {
     if (text !== message.content) {
@@ -129,10 +129,10 @@ export class Chat {
       this.library.save(conversation);
       this.show();
     };
-    this.notices.tell("Message deleted.", { label: "Undo", act });
+    this.notices.inform("Message deleted.", { label: "Undo", act });
   }
 
-  /** Whether an answer can be asked for now; shows the setting that is in the way. */
+  /** Say whether an answer can be requested now; if not, show the invalid setting. */
   mayAnswer() {
     if (this.answers.has(this.conversation.id)) return false;
     const { wrong } = this.panel;
@@ -143,7 +143,7 @@ export class Chat {
   }
 
   /**
-   * Have an answer written at a place among the messages, over the one that is there.
+   * Generate an answer at a place among the messages, replacing the message there.
    * @param {number} place
    */
   answerAt(place) {
@@ -158,8 +158,8 @@ export class Chat {
   /**
    * Stream an answer into a message.
    * @param {Message} message
-   * @param {boolean} resume behind what is in it
-   * @param {Message | null} old what to go back to if nothing comes
+   * @param {boolean} resume whether to append to its text
+   * @param {Message | null} old the message to restore if no text arrives
    */
   async run(message, resume, old) {
     const { conversation, library } = this;
@@ -182,7 +182,7 @@ export class Chat {
     }
     this.answers.delete(conversation.id);
     if (message.finish === "stop" && message.content === before) {
-      this.notices.tell("The model ended its answer at once, without a word.");
+      this.notices.inform("The model ended its answer at once, without any text.");
     }
     if (message.content === "") this.putBack(conversation, message, old);
     else if (old) this.offerOld(conversation, message, old);
@@ -213,7 +213,7 @@ export class Chat {
     else this.library.saveSoon(conversation);
     if (conversation !== this.conversation) return;
     this.announcer.add(text);
-    // As often as the screen is drawn, however fast tokens come.
+    // At most once per frame of the screen, however fast tokens arrive.
     this.frame ??= requestAnimationFrame(() => {
       this.frame = undefined;
       if (conversation === this.conversation && this.answers.has(conversation.id)) {
@@ -244,7 +244,7 @@ export class Chat {
   }
 
   /**
-   * Put back what was there before an answer that did not come.
+   * Restore the message that was there before an answer that brought no text.
    * @param {Conversation} conversation
    * @param {Message} message
    * @param {Message | null} old
@@ -264,6 +264,6 @@ export class Chat {
       this.putBack(conversation, message, old);
       this.library.save(conversation);
     };
-    this.notices.tell("Answered again.", { label: "Bring back the old answer", act });
+    this.notices.inform("Answered again.", { label: "Restore the old answer", act });
   }
 }

@@ -1,11 +1,11 @@
 /**
- * Where the reader writes: a field that grows, and one button that sends or stops. Used by chat.js;
- * knows nothing of conversations.
+ * The message field, which grows with its text, and the button that sends or stops. Used by
+ * chat.js; knows nothing of conversations.
  */
 
 import { byId } from "./dom.js";
 
-/** The field and its button. */
+/** Controls the message field and its button. */
 export class Composer {
   /** @param {{send: (text: string) => boolean, stop: () => void}} actions */
   constructor({ send, stop }) {
@@ -20,7 +20,7 @@ export class Composer {
       else this.submit(send);
     });
     this.field.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-      // While an input method composes, Enter belongs to it.
+      // While an input method composes a character, it uses Enter itself.
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       if (!this.isAnswering) this.submit(send);
@@ -28,7 +28,7 @@ export class Composer {
     this.field.addEventListener("input", () => this.show());
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || event.defaultPrevented || !this.isAnswering) return;
-      // The first Escape closes what lies open above the page.
+      // The first Escape closes an open drawer or menu.
       if (document.querySelector(":popover-open") === null) stop();
     });
   }

@@ -1,7 +1,7 @@
 /**
- * Controls made from what the server says of its knobs: bounds, help, the value that means off.
- * Used by panel.js. A control speaks only values that the knob takes; what else is typed it
- * explains, and keeps.
+ * Controls made from the server's description of its knobs: bounds, help, the value that means off.
+ * Used by panel.js. A control reports only values that the knob accepts; for other entries it shows
+ * the error and keeps the text.
  */
 
 import { h, icon } from "./dom.js";
@@ -9,15 +9,15 @@ import { readEntry, startOf, writeEntry } from "./values.js";
 
 /** @typedef {import("./api.js").Knob} Knob */
 
-const LONGEST_LINE = 256; // characters; a knob that takes more gets room for them
+const LONGEST_LINE = 256; // characters; a knob that accepts more gets a larger field
 const WIDEST_SLIDER = 10;
-const USUAL_SPAN = 2; // of a slider for a knob whose bounds are far apart
+const USUAL_SPAN = 2; // range of a slider for a knob whose bounds are far apart
 
-/** One knob's control. */
+/** The control of one knob. */
 export class Control {
   /**
    * @param {Knob} knob
-   * @param {(name: string, value: unknown) => void} onChange given undefined for "not set"
+   * @param {(name: string, value: unknown) => void} onChange receives undefined for "not set"
    */
   constructor(knob, onChange) {
     this.knob = knob;
@@ -60,23 +60,23 @@ export class Control {
     });
   }
 
-  /** Take over what was typed, if it is a value. */
+  /** Report the entry if it is valid, else show the error. */
   typed() {
     const { value, wrong } = readEntry(this.knob, this.field);
-    this.tell(wrong);
+    this.showError(wrong);
     if (wrong) return;
     this.mark(value);
     this.onChange(this.knob.name, value);
   }
 
   /**
-   * Show a value, or with undefined what a request without the knob gets.
+   * Show a value; undefined shows the value that a request without the knob gets.
    * @param {unknown} value
    */
   set(value) {
     writeEntry(this.knob, this.field, value);
     this.mark(value);
-    this.tell(readEntry(this.knob, this.field).wrong);
+    this.showError(readEntry(this.knob, this.field).wrong);
   }
 
   /** @param {unknown} value */
@@ -87,7 +87,7 @@ export class Control {
   }
 
   /** @param {string} wrong what is wrong with the entry, or "" */
-  tell(wrong) {
+  showError(wrong) {
     this.problem.textContent = wrong;
     this.field.setAttribute("aria-invalid", String(wrong !== ""));
   }
@@ -98,7 +98,7 @@ export class Control {
 }
 
 /**
- * A knob's name for people.
+ * Return a knob's name for display.
  * @param {string} name
  */
 export function labelOf(name) {
@@ -126,7 +126,7 @@ function makeField(knob) {
 }
 
 /**
- * What a line of a list is.
+ * Describe what a line of a list field means.
  * @param {Knob} knob
  */
 function lineOf({ type, by_token, tokens, phrases }) {
@@ -136,8 +136,9 @@ function lineOf({ type, by_token, tokens, phrases }) {
 }
 
 /**
- * A slider beside the field, where the bounds make one useful. Knobs with far bounds get one over
- * the usual values; the field takes them all. It repeats the field, so keyboards pass it over.
+ * Make a slider beside the field, if the bounds make one useful. A knob with far bounds gets a
+ * slider over the usual values; the field accepts all. The Tab key skips it, since it repeats the
+ * field.
  * @param {Knob} knob
  */
 function makeSlider({ type, off, low, high, width, by_token }) {
@@ -158,7 +159,7 @@ function stepOf(low, high) {
 }
 
 /**
- * What a knob does, what it accepts and what the model's maker recommends.
+ * Return the help of a knob: its effect, its bounds and the model maker's recommendation.
  * @param {Knob} knob
  */
 function helpOf(knob) {

@@ -1,12 +1,12 @@
 /**
- * A conversation: plain data, what it becomes in a request, and the check that data from outside -
- * a file, or storage that something else wrote - is one. Knows neither page, storage nor server.
+ * A conversation: plain data, its conversion to a request, and the check of data from outside (a
+ * file, or storage written by another program). Knows neither page, storage nor server.
  */
 
 /** @typedef {{text: string, logprob: number}} Alternative */
 
 /**
- * @typedef {object} Token one token of an answer; without logprob, text whose odds nobody asked for
+ * @typedef {object} Token one token of an answer; without logprob, text without recorded probabilities
  * @property {string} text
  * @property {number} [logprob] under the model
  * @property {number} [sampled] log-probability under the distribution it was drawn from
@@ -17,7 +17,7 @@
 /**
  * @typedef {object} Stats
  * @property {number} prompt tokens of the prompt
- * @property {number} reused of these, found in the cache
+ * @property {number} reused prompt tokens found in the cache
  * @property {number} generated
  * @property {number} first seconds to the first token
  * @property {number} rate tokens per second after the first
@@ -36,18 +36,18 @@
 /**
  * @typedef {object} Conversation
  * @property {string} id
- * @property {string} title what it was named, or "" for the beginning of its first message
+ * @property {string} title given by the reader, or "" for the start of its first message
  * @property {number} updated milliseconds since 1970
  * @property {string} system
  * @property {string} format name of a prompt format, or "" for the model's own
- * @property {Record<string, unknown>} knobs only those that were changed
+ * @property {Record<string, unknown>} knobs only the changed ones
  * @property {Message[]} messages
  */
 
 const TITLE_LENGTH = 60;
 
 /**
- * An empty conversation with the settings of another.
+ * Make an empty conversation with the settings of another.
  * @param {Conversation} [like]
  * @returns {Conversation}
  */
@@ -74,7 +74,7 @@ export function newMessage(role, content) {
 }
 
 /**
- * What a conversation is called.
+ * Return the title of a conversation.
  * @param {Conversation} conversation
  */
 export function titleOf({ title, messages }) {
@@ -85,8 +85,8 @@ export function titleOf({ title, messages }) {
 }
 
 /**
- * The turns to send for an answer at place `index`; with `through`, the message there is the last
- * turn and is to be continued.
+ * Return the messages to send for an answer at place `index`; with `through`, the message there is
+ * the last one, and the answer continues it.
  * @param {Conversation} conversation
  * @param {number} index
  * @param {boolean} through
@@ -98,8 +98,8 @@ export function turnsBefore({ system, messages }, index, through) {
 }
 
 /**
- * Data from outside as a conversation, or an Error that says what is wrong with it. What is not
- * known is left behind.
+ * Convert data from outside to a conversation; throws an Error that says what is wrong with it.
+ * Unknown fields are dropped.
  * @param {any} data
  * @returns {Conversation}
  */

@@ -1,6 +1,6 @@
 /**
- * Elements, made in one call. Used by every view. Text goes in as text nodes and nothing here
- * parses HTML, so what a model says can never become part of the page.
+ * Functions that make elements. Used by every view. Text becomes text nodes, and nothing here
+ * parses HTML, so a model's text can never become markup of the page.
  */
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -8,8 +8,8 @@ const SVG = "http://www.w3.org/2000/svg";
 /** @typedef {Node | string | null | undefined | false} Child */
 
 /**
- * An element. Keys beginning with "on" are listeners, booleans switch attributes, the rest are
- * attributes.
+ * Make an element. Keys that start with "on" are listeners, booleans switch attributes, other keys
+ * are attributes.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
  * @param {Record<string, any>} [attributes]
@@ -28,7 +28,7 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 /**
- * One of the icons drawn in index.html; always decoration, the button says its name.
+ * Make an icon of index.html; it is decoration, since its button has a label.
  * @param {string} name
  */
 export function icon(name) {
@@ -42,7 +42,7 @@ export function icon(name) {
 }
 
 /**
- * A button that shows an icon only.
+ * Make a button that shows only an icon.
  * @param {string} name of the icon
  * @param {string} label
  * @param {(event: Event) => void} action
@@ -56,7 +56,7 @@ export function iconButton(name, label, action) {
 }
 
 /**
- * An element of index.html, which must be there.
+ * Return an element of index.html, which must exist.
  * @param {string} id
  * @returns {any}
  */
@@ -67,8 +67,8 @@ export function byId(id) {
 }
 
 /**
- * Make `elements` the children, in order. Those that are in place stay untouched, so that what has
- * the focus keeps it.
+ * Replace the children by `elements`, in order. Elements already in place stay untouched, so that
+ * the focus is kept.
  * @param {Element} parent
  * @param {Element[]} elements
  */
@@ -80,7 +80,7 @@ export function arrange(parent, elements) {
 }
 
 /**
- * Offer text as a file to keep.
+ * Offer text as a file to download.
  * @param {string} name
  * @param {string} text
  */

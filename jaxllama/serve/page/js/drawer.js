@@ -1,6 +1,6 @@
 /**
- * A column at the side of the page: beside the conversation where there is room, over it where
- * there is not. Used for the conversations and the settings; knows nothing of what is in it.
+ * A column at the side of the page: beside the conversation if there is room, else over it. Used
+ * for the conversations and the settings; knows nothing of its content.
  */
 
 import { byId } from "./dom.js";
@@ -10,7 +10,7 @@ export class Drawer {
   /**
    * @param {string} id of the column
    * @param {{opener: string, wide: string, isOpen?: boolean, onToggle?: (open: boolean) => void}} options
-   *   opener: the button's id; wide: media query under which it stands beside the conversation
+   *   opener: the button's id; wide: media query under which the column is beside the conversation
    */
   constructor(id, { opener, wide, isOpen = false, onToggle = () => {} }) {
     this.element = byId(id);
@@ -30,7 +30,7 @@ export class Drawer {
     this.show();
   }
 
-  /** Whether it lies over the conversation now. */
+  /** Whether the column covers the conversation now. */
   get isOver() {
     return this.isOpen && !this.wide.matches;
   }
@@ -43,7 +43,7 @@ export class Drawer {
     (open ? this.element.querySelector("[data-first]") : this.button).focus();
   }
 
-  /** Close it, if it lies over what the reader wants to see now. */
+  /** Close the column if it covers the conversation. */
   makeWay() {
     if (!this.isOver) return;
     this.isOpen = false;

@@ -1,10 +1,10 @@
 /**
- * Server-sent events: the data of each, read from the bytes of a response. Used by api.js, because
- * EventSource cannot POST. Knows no JSON.
+ * Server-sent events: parses the bytes of a response. Used by api.js, because EventSource cannot
+ * POST. Knows no JSON.
  */
 
 /**
- * The data of every event in a stream of bytes; comments, such as pings, are passed over.
+ * Yield the data of every event in a stream of bytes; comments, such as pings, are skipped.
  * @param {ReadableStream<Uint8Array>} bytes
  * @returns {AsyncGenerator<string>}
  */

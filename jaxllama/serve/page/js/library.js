@@ -1,6 +1,6 @@
 /**
- * The conversations there are, and which one is open. Used by the page and the sidebar; says
- * "change" when the list or the open one changes. Knows storage, not elements.
+ * The list of conversations, and which one is open. Used by the page and the sidebar; dispatches
+ * "change" when the list or the open conversation changes. Knows storage, not elements.
  */
 
 import { newConversation, readConversation } from "./conversation.js";
@@ -16,7 +16,7 @@ const MILLISECONDS_BETWEEN_SAVES = 1000;
 export class Library extends EventTarget {
   /**
    * @param {Store} store
-   * @param {(error: unknown) => void} onFull called when something could not be kept
+   * @param {(error: unknown) => void} onFull called when a conversation could not be saved
    */
   constructor(store, onFull) {
     super();
@@ -27,11 +27,11 @@ export class Library extends EventTarget {
     this.current = newConversation(settingsKept());
     /** @type {Set<Conversation>} */
     this.waiting = new Set();
-    /** Conversations that change here right now: what other tabs say of them is not heard. */
+    /** Conversations that change in this tab now: changes by other tabs are ignored. */
     this.busy = (/** @type {string} */ _id) => false;
   }
 
-  /** Read what is kept and open what was open. */
+  /** Read the saved conversations and open the one that was open last. */
   async load() {
     for (const each of await this.store.all()) this.conversations.set(each.id, each);
     const { open } = readChoices();
@@ -59,7 +59,7 @@ export class Library extends EventTarget {
   }
 
   /**
-   * Keep the settings of the open conversation, before anything is said in it as well.
+   * Save the settings of the open conversation, even before it has messages.
    */
   saveSettings() {
     const { system, format, knobs } = this.current;
@@ -67,13 +67,13 @@ export class Library extends EventTarget {
     if (this.has(this.current)) this.saveSoon(this.current);
   }
 
-  /** Open an empty conversation; it is kept once something is said in it. */
+  /** Open an empty conversation; it is saved once it has a message. */
   create() {
     this.open(newConversation(this.current));
   }
 
   /**
-   * Keep a conversation after it changed.
+   * Save a conversation after it changed.
    * @param {Conversation} conversation
    */
   async save(conversation) {
@@ -90,7 +90,7 @@ export class Library extends EventTarget {
   }
 
   /**
-   * Keep a conversation that changes many times a second.
+   * Save a conversation that changes many times a second, after a short delay.
    * @param {Conversation} conversation
    */
   saveSoon(conversation) {
@@ -129,7 +129,7 @@ export class Library extends EventTarget {
   }
 
   /**
-   * Take over what another tab did to a conversation.
+   * Load the change that another tab made to a conversation.
    * @param {string} id
    */
   async reread(id) {
@@ -146,7 +146,7 @@ export class Library extends EventTarget {
   }
 }
 
-/** The settings used last, if what is kept of them can be read. */
+/** Return the settings used last, if they can be read from storage. */
 function settingsKept() {
   try {
     const settings = /** @type {object} */ (readChoices().settings ?? {});

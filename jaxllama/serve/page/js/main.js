@@ -1,6 +1,6 @@
 /**
- * Where the page begins: makes the parts, ties them together, asks the server what it has. Takes
- * nothing from the address: what is sent is what the reader sends.
+ * Entry point of the page: makes the parts, connects them, and loads the server's model and
+ * plugins. Reads nothing from the URL, so that a link cannot send messages.
  */
 
 import { asServerError, Server } from "./api.js";
@@ -89,13 +89,13 @@ library.addEventListener("change", () => {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    notices.tell("Copied.");
+    notices.inform("Copied.");
   } catch {
     notices.warn("The browser does not let this page copy: select the text instead.");
   }
 }
 
-/** Ask the server for its model and its plugins; while it loads, again and again. */
+/** Load the server's model and plugins; retry while the model loads. */
 async function ask() {
   try {
     const [model, plugins] = await Promise.all([server.model(), server.plugins()]);

@@ -1,6 +1,6 @@
 /**
- * The little Markdown that models write, as elements: code, bold, italic, headings, lists, rules.
- * Links, images and HTML stay the text they are. Used for answers; knows nothing of messages.
+ * Converts the Markdown that models write to elements: code, bold, italic, headings, lists, rules.
+ * Links, images and HTML stay plain text. Used for answers; knows nothing of messages.
  */
 
 import { h } from "./dom.js";
@@ -12,10 +12,10 @@ const HEADING = /^#{1,6}\s+/;
 const BULLET = /^\s*[-*+]\s+/;
 const NUMBER = /^\s*\d{1,9}[.)]\s+/;
 const RULE = /^\s*(?:-{3,}|\*{3,}|_{3,})\s*$/;
-// Code first: nothing inside it is anything else.
+// Code first: its content has no other markup.
 const INLINE = /(`+)(.+?)\1(?!`)|\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])/gs;
 
-/** Shows a growing text, touching only the blocks that changed. */
+/** Shows a growing text, updating only the blocks that changed. */
 export class MarkdownView {
   constructor() {
     this.element = h("div", { class: "prose" });
@@ -36,7 +36,7 @@ export class MarkdownView {
 }
 
 /**
- * The blocks of a text, in order.
+ * Split a text into blocks, in order.
  * @param {string} text
  * @returns {Block[]}
  */
@@ -44,7 +44,7 @@ export function splitBlocks(text) {
   /** @type {Block[]} */
   const blocks = [];
   let fence = "";
-  let open = false; // whether the last block may go on
+  let open = false; // whether the next line may continue the last block
   for (const line of text.split("\n")) {
     const last = blocks.at(-1);
     if (fence) {

@@ -1,6 +1,6 @@
 /**
- * One message on the page: its text as prose, as tokens or under edit, and what can be done with
- * it. Used by messages.js; what a button does is decided elsewhere.
+ * One message on the page: its text as prose, as tokens or in an edit field, and its buttons. Used
+ * by messages.js; the actions of the buttons are passed in.
  */
 
 import { h, iconButton } from "./dom.js";
@@ -71,7 +71,7 @@ export class MessageView {
   show({ last, busy, writing, asTokens }) {
     this.busy = busy;
     for (const each of this.buttons) {
-      // Not `disabled`: a button that is pressed must not lose the focus by it.
+      // Not `disabled`: a pressed button would lose the focus.
       if (each !== this.buttons[0]) each.setAttribute("aria-disabled", String(busy));
     }
     this.continueButton.hidden = !last;

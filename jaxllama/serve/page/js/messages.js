@@ -1,6 +1,6 @@
 /**
- * The messages of the open conversation, one below the other, and the scrolling: the page follows
- * an answer as it grows, until the reader scrolls up. Used by chat.js.
+ * The list of messages of the open conversation, and the scrolling: the page follows an answer as
+ * it grows, until the reader scrolls up. Used by chat.js.
  */
 
 import { arrange } from "./dom.js";
@@ -9,7 +9,7 @@ import { MessageView } from "./message.js";
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").Message} Message */
 
-const NEAR = 48; // pixels from the end that still count as there
+const NEAR = 48; // pixels from the end that still count as the end
 
 /** Shows a conversation. */
 export class MessageList {
@@ -26,14 +26,14 @@ export class MessageList {
     /** @type {Map<string, MessageView>} */
     this.views = new Map();
     this.following = true;
-    this.placed = 0; // where the page itself has scrolled to
+    this.placed = 0; // the position that the page last scrolled to by itself
     scroller.addEventListener("scroll", () => this.noticeScroll());
     latest.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this.follow()).observe(scroller);
   }
 
   /**
-   * Show all messages; `writing` is the one an answer is streaming into.
+   * Show all messages; `writing` is the message that an answer is streamed into.
    * @param {Conversation} conversation
    * @param {Message | null} writing
    */
@@ -52,7 +52,7 @@ export class MessageList {
   }
 
   /**
-   * Show what changed in the message that is being written.
+   * Update the message that is being written.
    * @param {Conversation} conversation
    * @param {Message} message
    */
@@ -77,9 +77,9 @@ export class MessageList {
   }
 
   /**
-   * Put the focus on what took a message's place.
+   * Focus the message that took a deleted message's place.
    * @param {number} index
-   * @returns {boolean} whether there was something
+   * @returns {boolean} whether there was a message
    */
   focus(index) {
     const element = this.list.children[Math.min(index, this.list.children.length - 1)];
@@ -96,7 +96,7 @@ export class MessageList {
 
   follow() {
     const { scroller } = this;
-    // The reader may have scrolled up, and the page not been told yet.
+    // The reader may have scrolled up, and the scroll event may not have arrived yet.
     if (!this.following || scroller.scrollTop < this.placed) this.noticeScroll();
     if (!this.following) return;
     scroller.scrollTop = scroller.scrollHeight;

@@ -1,6 +1,6 @@
 /**
- * What the page has to say: short notices that may offer to undo something, and words for those
- * who listen instead of look. Used by everyone; knows nothing of what it says.
+ * Notices: short messages that may offer an undo, and announcements for screen readers. Used by all
+ * parts of the page; knows nothing of the content.
  */
 
 import { h, icon } from "./dom.js";
@@ -16,15 +16,15 @@ export class Notices {
   }
 
   /**
-   * Say something in passing.
+   * Show a notice that disappears after a while.
    * @param {string} text
    * @param {{label: string, act: () => void}} [offer]
    */
-  tell(text, offer) {
+  inform(text, offer) {
     const notice = this.show(text, "notice", offer);
     const leave = () => notice.remove();
     let timer = setTimeout(leave, MILLISECONDS_SHOWN);
-    // Who is about to use it is not hurried.
+    // It does not disappear while the pointer or the focus is on it.
     for (const event of ["pointerenter", "focusin"]) {
       notice.addEventListener(event, () => clearTimeout(timer));
     }
@@ -37,7 +37,7 @@ export class Notices {
   }
 
   /**
-   * Say that something went wrong; stays until it is dismissed.
+   * Show a warning that stays until it is dismissed.
    * @param {string} text
    */
   warn(text) {
@@ -69,7 +69,7 @@ export class Notices {
 
 /** Reads an answer out to screen readers, a sentence at a time: single tokens would stutter. */
 export class Announcer {
-  /** @param {HTMLElement} place a polite live region that nobody sees */
+  /** @param {HTMLElement} place a polite live region that is not visible */
   constructor(place) {
     this.place = place;
     this.rest = "";
@@ -88,7 +88,7 @@ export class Announcer {
     if (text) this.place.append(h("p", {}, text));
   }
 
-  /** Begin anew. */
+  /** Discard all text, pending and announced. */
   clear() {
     this.rest = "";
     this.place.replaceChildren();

@@ -1,6 +1,6 @@
 /**
- * The settings of the open conversation: what the model is told, prompt format, preset, and every
- * knob of every sampler that the server has. Used by chat.js; knows controls, not requests.
+ * The settings of the open conversation: system prompt, prompt format, preset, and every knob of
+ * every sampler of the server. Used by chat.js; knows controls, not requests.
  */
 
 import { coreGroups, presetKnobs, presetOf, stagesOf } from "./catalogue.js";
@@ -14,7 +14,7 @@ import { readChoices, keepChoices } from "./store.js";
 
 const ALTERNATIVES = 5;
 
-/** The settings panel. */
+/** Controls the settings panel. */
 export class Panel {
   /** @param {() => void} onChange called when a setting of the conversation changed */
   constructor(onChange) {
@@ -42,7 +42,7 @@ export class Panel {
   }
 
   /**
-   * Build the controls from what the server has.
+   * Build the controls from the server's plugins.
    * @param {Plugins} plugins
    */
   build(plugins) {
@@ -53,7 +53,7 @@ export class Panel {
     byId("core").replaceChildren(...usual.map((knob) => this.control(knob).element));
     byId("stages").replaceChildren(
       this.group("More", "", rare),
-      form.length > 0 ? this.group("Form of the answer", "What it must look like.", form) : "",
+      form.length > 0 ? this.group("Form of the answer", "The form that the answer must have.", form) : "",
       ...stagesOf(plugins.samplers).flatMap(({ title, samplers }) => [
         h("h3", {}, title),
         ...samplers.map(({ name, doc, knobs }) => this.group(labelOf(name), doc, knobs)),
@@ -85,7 +85,7 @@ export class Panel {
   }
 
   /**
-   * One sampler: its name and, folded away, its knobs.
+   * Make the group of a sampler: its name and, folded, its knobs.
    * @param {string} title
    * @param {string} doc
    * @param {Knob[]} knobs
@@ -119,7 +119,7 @@ export class Panel {
     this.showSums();
   }
 
-  /** Show what a folded group has set, the preset that this is, and knobs nobody knows. */
+  /** Update the summaries of groups, the selected preset, and the list of unknown knobs. */
   showSums() {
     const { knobs } = /** @type {Conversation} */ (this.conversation);
     for (const summary of this.summaries.values()) summary.textContent = "";
@@ -135,11 +135,11 @@ export class Panel {
     byId("unknown").textContent =
       unknown.length === 0
         ? ""
-        : `Not sent, because no sampler of this server knows it: ${unknown.join(", ")}.`;
+        : `Not sent, because no sampler of this server has it: ${unknown.join(", ")}.`;
   }
 
   /**
-   * A knob's value in a word or two: "" if it is not set and no value is recommended.
+   * Return a knob's value as short text: "" if it is not set and no value is recommended.
    * @param {string} name
    * @param {Record<string, unknown>} knobs
    */
@@ -153,7 +153,7 @@ export class Panel {
     return Object.keys(this.conversation?.knobs ?? {}).filter((name) => !this.controls.has(name));
   }
 
-  /** Take a preset's knobs in the place of those that presets are about. */
+  /** Replace the knobs that presets set by those of the selected preset. */
   usePreset() {
     const preset = this.plugins.presets.find(({ name }) => name === this.preset.value);
     const knobs = { ...this.conversation?.knobs };
@@ -163,7 +163,7 @@ export class Panel {
 
   /**
    * @param {Partial<Conversation>} changed
-   * @param {boolean} [everywhere] whether controls must follow
+   * @param {boolean} [everywhere] whether to update the controls, too
    */
   change(changed, everywhere = false) {
     const conversation = /** @type {Conversation} */ (this.conversation);
@@ -174,7 +174,7 @@ export class Panel {
   }
 
   /**
-   * The fields of a request that the settings make: only what was changed.
+   * Return the fields of a request for the changed settings.
    * @param {Conversation} conversation
    * @returns {Record<string, unknown>}
    */
@@ -188,7 +188,7 @@ export class Panel {
     };
   }
 
-  /** The first control that holds something its knob does not take. */
+  /** Return the first control with an invalid entry. */
   get wrong() {
     return [...this.controls.values()].find((control) => control.isWrong) ?? null;
   }
@@ -204,7 +204,7 @@ export class Panel {
     control?.field.focus();
   }
 
-  /** Put the focus where the API key is entered. */
+  /** Focus the field of the API key. */
   revealKey() {
     byId("access").open = true;
     byId("key").focus();

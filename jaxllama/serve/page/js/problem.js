@@ -1,13 +1,13 @@
 /**
- * What went wrong, below the messages: in words, with what can be done about it. Used by chat.js and
- * main.js; knows errors, not what was asked.
+ * The error below the messages, with advice and buttons. Used by chat.js and main.js; knows errors,
+ * not requests.
  */
 
 import { byId, h } from "./dom.js";
 
 /** @typedef {import("./api.js").ServerError} ServerError */
 
-/** The place for one problem. */
+/** Shows one error at a time. */
 export class Problem {
   constructor() {
     this.place = byId("problem");
@@ -15,7 +15,7 @@ export class Problem {
 
   /**
    * @param {ServerError} error
-   * @param {{again: () => void, settings: (() => void) | null}} offers ways on
+   * @param {{again: () => void, settings: (() => void) | null}} offers actions of its buttons
    */
   show(error, { again, settings }) {
     const button = (/** @type {string} */ label, /** @type {() => void} */ act) =>
@@ -45,7 +45,7 @@ export class Problem {
   }
 }
 
-/** @param {string} words of the server, which begins them small and ends them without a stop */
+/** @param {string} words of the server, which start in lower case and end without a period */
 function sentence(words) {
   return `${words.charAt(0).toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }

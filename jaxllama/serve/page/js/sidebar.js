@@ -1,6 +1,6 @@
 /**
- * The list of conversations: open, begin, rename, delete, export, import. Used by the page; knows
- * the library, not what is said.
+ * The list of conversations: open, create, rename, delete, export, import. Used by the page; knows
+ * the library, not the messages.
  */
 
 import { titleOf } from "./conversation.js";
@@ -118,7 +118,7 @@ export class Sidebar {
       await this.library.save(conversation);
       this.library.open(conversation);
     };
-    this.notices.tell(`Deleted “${title}”.`, { label: "Undo", act });
+    this.notices.inform(`Deleted “${title}”.`, { label: "Undo", act });
   }
 
   /** @param {Conversation[]} conversations */
@@ -134,7 +134,7 @@ export class Sidebar {
     if (!file) return;
     try {
       const count = await this.library.import(file);
-      this.notices.tell(`Imported ${count} ${count === 1 ? "conversation" : "conversations"}.`);
+      this.notices.inform(`Imported ${count} ${count === 1 ? "conversation" : "conversations"}.`);
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error);
       this.notices.warn(`${file.name} was not imported: ${why}.`);

@@ -1,7 +1,7 @@
 /**
- * The browser's storage: conversations in IndexedDB, small choices in localStorage. A browser that
- * has no storage, or no room left, costs what is kept and nothing else: everything goes on in
- * memory and the reader is told. Knows conversations, not the page.
+ * The browser's storage: conversations in IndexedDB, preferences in localStorage. Without storage,
+ * or without room in it, nothing is saved, but the page continues in memory and warns the reader.
+ * Knows conversations, not the page.
  */
 
 import { readConversation } from "./conversation.js";
@@ -12,18 +12,18 @@ const DATABASE = "jaxllama";
 const CONVERSATIONS = "conversations";
 const CHOICES = "jaxllama.choices";
 
-/** Conversations, kept. */
+/** Saves conversations. */
 export class Store {
   /** @param {IDBDatabase | null} database */
   constructor(database) {
     this.database = database;
-    /** Records that are there but are no conversations; they are left alone. */
+    /** Stored records that are no conversations; they are not changed. */
     this.unreadable = 0;
-    // Other tabs of this page learn what was saved, so that none overwrites what is newer.
+    // Other tabs are notified of each save, so that none overwrites a newer version.
     this.channel = new BroadcastChannel(DATABASE);
   }
 
-  /** Open the storage; where that fails, nothing will be kept. */
+  /** Open the storage; if that fails, nothing will be saved. */
   static async open() {
     try {
       const request = indexedDB.open(DATABASE, 1);
@@ -36,7 +36,7 @@ export class Store {
     }
   }
 
-  /** All conversations, the newest first. */
+  /** Return all conversations, the newest first. */
   async all() {
     const records = await this.run("readonly", (table) => table.getAll());
     /** @type {Conversation[]} */
@@ -45,7 +45,7 @@ export class Store {
       try {
         found.push(readConversation(record));
       } catch {
-        // Written by something else, or damaged.
+        // Written by another program, or damaged.
       }
     }
     this.unreadable = (records?.length ?? 0) - found.length;
@@ -53,7 +53,7 @@ export class Store {
   }
 
   /**
-   * One conversation as it was last saved.
+   * Return one conversation as it was last saved.
    * @param {string} id
    */
   async get(id) {
@@ -62,7 +62,7 @@ export class Store {
   }
 
   /**
-   * Keep a conversation; rejects where there is no room.
+   * Save a conversation; rejects if there is no room.
    * @param {Conversation} conversation
    */
   async put(conversation) {
@@ -77,7 +77,7 @@ export class Store {
   }
 
   /**
-   * Be told when another tab saved or deleted a conversation.
+   * Call `listener` when another tab has saved or deleted a conversation.
    * @param {(id: string) => void} listener
    */
   onChangeElsewhere(listener) {
@@ -117,7 +117,7 @@ function result(request) {
 }
 
 /**
- * The small choices: which conversation is open, which panels.
+ * Return the preferences: which conversation and which panels are open.
  * @returns {Record<string, unknown>}
  */
 export function readChoices() {
@@ -134,6 +134,6 @@ export function keepChoices(changed) {
   try {
     localStorage.setItem(CHOICES, JSON.stringify({ ...readChoices(), ...changed }));
   } catch {
-    // They are conveniences: without storage the page opens as it did the first time.
+    // Preferences are optional: without storage the page opens with its defaults.
   }
 }

@@ -1,5 +1,5 @@
-// Light or dark: the system's choice unless the reader has made another. Loaded before anything is
-// painted, so that the page never flashes in the wrong colours; knows nothing else of the page.
+// Light or dark: the system's setting unless the reader has chosen. Loaded before the first paint,
+// so that the page never flashes in the wrong colours; knows nothing else of the page.
 
 (() => {
   const KEY = "jaxllama.theme";
@@ -27,7 +27,7 @@
       try {
         localStorage.setItem(KEY, choice.value);
       } catch {
-        // Storage may be off or full: the choice then holds until the page is closed.
+        // Storage may be off or full: then the choice lasts until the page is closed.
       }
     });
   });

@@ -1,6 +1,6 @@
 /**
- * An answer as tokens, each tinted by how unlikely the model found it; hover or focus one to see
- * its odds and what else might have been said. Used by message.js; knows nothing of conversations.
+ * An answer as tokens, each tinted by how unlikely it was under the model; hover or focus a token
+ * to see its probability and the alternatives. Used by message.js; knows nothing of conversations.
  */
 
 import { byId, h } from "./dom.js";
@@ -10,7 +10,7 @@ import { byId, h } from "./dom.js";
 const VISIBLE = new Map([["\n", "↵"], ["\t", "⇥"], ["\r", "␍"], [" ", "␣"], ["", "∅"]]);
 const GAP = 8; // pixels between a token and its card
 
-/** Shows a growing list of tokens; one stop of the Tab key, arrows move inside. */
+/** Shows a growing list of tokens; one stop of the Tab key, arrow keys move between tokens. */
 export class TokenView {
   constructor() {
     this.element = h("div", {
@@ -28,7 +28,7 @@ export class TokenView {
     this.tokens = [];
   }
 
-  /** @param {Token[]} tokens those shown before, and more */
+  /** @param {Token[]} tokens the ones shown before, and new ones */
   show(tokens) {
     const shown = this.element.children.length;
     if (tokens !== this.tokens || shown > tokens.length) this.element.replaceChildren();
@@ -98,7 +98,7 @@ function tokenElement(token, first) {
     },
     token.text === "" ? "∅" : token.text.replace(/\n$/, "↵\n"),
   );
-  // Squared, so that what was nearly certain is nearly untinted.
+  // Squared, so that a nearly certain token is nearly untinted.
   if (known) element.style.setProperty("--surprise", String((1 - Math.exp(token.logprob ?? 0)) ** 2));
   return element;
 }
@@ -134,7 +134,7 @@ function hideCard() {
 }
 
 /**
- * What else could have been said: one row per token, under the model and as sampled.
+ * Make the table of alternatives: one row per token, under the model and as sampled.
  * @param {Token} token
  */
 function alternatives({ text, top = [], topSampled }) {
@@ -162,7 +162,7 @@ function alternatives({ text, top = [], topSampled }) {
 }
 
 /**
- * A token's text with its edges to be seen.
+ * Return a token's text with visible spaces and line breaks.
  * @param {string} text
  */
 function spelled(text) {

@@ -1,6 +1,6 @@
 /**
- * Conversations as a file: export, and import of what may have been edited or written by anyone.
- * Used by the page; knows the file's form, not where conversations are kept.
+ * Conversations as a file: export, and import of files that anyone may have written. Used by the
+ * page; knows the form of the file, not the storage.
  */
 
 import { readConversation } from "./conversation.js";
@@ -12,7 +12,7 @@ const VERSION = 1;
 const MOST_BYTES = 64 * 2 ** 20;
 
 /**
- * The text of a file with these conversations.
+ * Return the text of a file with these conversations.
  * @param {Conversation[]} conversations
  */
 export function toFile(conversations) {
@@ -20,7 +20,7 @@ export function toFile(conversations) {
 }
 
 /**
- * A file name that every system takes.
+ * Return a file name that is valid on every system.
  * @param {string} title
  */
 export function fileName(title) {
@@ -29,8 +29,8 @@ export function fileName(title) {
 }
 
 /**
- * The conversations of a file, all or none. Each gets an id of its own, so that an import never
- * overwrites what is there.
+ * Read the conversations of a file, all or none. Each gets a new id, so that an import never
+ * overwrites a conversation.
  * @param {Blob} file
  * @returns {Promise<Conversation[]>}
  */

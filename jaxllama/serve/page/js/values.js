@@ -1,6 +1,6 @@
 /**
- * Between what people type into a control and what a knob takes: numbers, lists, numbers by token.
- * Used by controls.js; says what is wrong in words, never throws.
+ * Converts between entries of a control and values of a knob: numbers, lists, numbers by token.
+ * Used by controls.js; returns errors as text, never throws.
  */
 
 /** @typedef {import("./api.js").Knob} Knob */
@@ -11,7 +11,7 @@ const ESCAPES = new Map([["\\n", "\n"], ["\\t", "\t"], ["\\\\", "\\"]]);
 const PAIR = /^\s*(\d+)\s*[=:]\s*(\S+)\s*$/;
 
 /**
- * The value that a request without this knob gets: the recommended one, else "off".
+ * Return the value that a request without this knob gets: the recommended one, else "off".
  * @param {Knob} knob
  */
 export function startOf({ recommended, off }) {
@@ -19,7 +19,7 @@ export function startOf({ recommended, off }) {
 }
 
 /**
- * The value of a field; undefined where it is empty or what a request without the knob gets.
+ * Return the value of a field; undefined if it is empty or equals the knob's default.
  * @param {Knob} knob
  * @param {Field} field
  * @returns {Entry}
@@ -37,8 +37,8 @@ export function readEntry(knob, field) {
 }
 
 /**
- * Show a value in a field, or with undefined what the model's maker recommends; anything at all may
- * have been in a file.
+ * Show a value in a field; undefined shows the model maker's recommendation. The value may come
+ * from a file, so it may be of any type.
  * @param {Knob} knob
  * @param {Field} field
  * @param {any} value
@@ -113,7 +113,7 @@ function linesOf(text) {
 }
 
 /**
- * Line breaks and tabs as people write them: \n, \t, and \\ for a backslash.
+ * Convert the escapes \n, \t and \\ to a line break, a tab and a backslash.
  * @param {string} text
  */
 function unescaped(text) {
