@@ -23,13 +23,13 @@ SHORT_SLOTS = (1, 16)
 @script("decode")
 @repeated
 @peer_file_options
-@click.option("--slots", multiple=True, type=click.IntRange(min=1), help="May be given again.")
+@click.option("--slots", multiple=True, type=click.IntRange(min=1), help="Slots; repeatable.")
 @click.option(
     "--depth",
     type=click.IntRange(min=2),
     default=64,
     show_default=True,
-    help="Tokens before the first that is counted.",
+    help="Length of the prompt.",
 )
 @click.option(
     "--tokens",

@@ -90,10 +90,12 @@ OPERATIONS = (
 @click.command()
 @script("kernels")
 @repeated
-@click.option("--form", "forms", type=click.Choice(FORMS), multiple=True, help="Of the weights.")
+@click.option(
+    "--form", "forms", type=click.Choice(FORMS), multiple=True, help="Form of the weights."
+)
 @click.option("--rows", type=click.IntRange(min=1), multiple=True, help="Rows of a call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the kernels.")
-@click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Body to measure.")
+@click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Instruction set.")
 def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     """Measure every matrix of the default model's shapes, in every form and for every row count."""
     if not library.available():

@@ -72,7 +72,7 @@ STEPS = 32  # steps of the engine for one figure
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Slots, all of which sample.",
+    help="Slots; all of them sample.",
 )
 def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) -> None:
     """Measure the choice of one token for each of --rows rows, and its share of a decode step.

@@ -31,9 +31,19 @@ RunLoad = Callable[[Clients], Load]
 @repeated
 @server_options
 @load_options
-@click.option("--concurrency", multiple=True, type=click.IntRange(min=1), help="Several times.")
-@click.option("--rate", multiple=True, type=click.FloatRange(min=0.01), help="Several times.")
-@click.option("--overhead", is_flag=True, help="Measure what HTTP adds to the engine's own time.")
+@click.option(
+    "--concurrency",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Streams of a closed load; may be given again.",
+)
+@click.option(
+    "--rate",
+    multiple=True,
+    type=click.FloatRange(min=0.01),
+    help="Requests per second of an open load; may be given again.",
+)
+@click.option("--overhead", is_flag=True, help="Measure the overhead of HTTP over the engine.")
 def main(  # noqa: PLR0913 - an option for each kind of load
     *,
     board: Board,

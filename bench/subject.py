@@ -150,20 +150,22 @@ def print_environment(asked: str) -> None:
 def loading_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of loading a model; the function gets them as `loading`."""
     model = f"Name, file, or one of {', '.join(FILES)} [default: smollm2-135m]."
-    kernels = "As of `jaxllama generate` [default: as it chooses]."
+    kernels = "Kernels, as in `jaxllama generate` [default: auto]."
     names = [field.name for field in dataclasses.fields(Loading)]
 
     @click.option("-m", "--model", help=model)
     @click.option(
         "--platform",
         type=click.Choice(PLATFORMS),
-        help="What JAX runs on [default: what it finds, or JAX_PLATFORMS].",
+        help="Platform of JAX [default: JAX_PLATFORMS, or JAX's choice].",
     )
     @click.option("--mesh", metavar="data=D,model=M", help="Devices to spread the model over.")
-    @click.option("--dtype", type=click.Choice(DTYPES), help="Of dense weights.")
-    @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Of the KV cache.")
+    @click.option("--dtype", type=click.Choice(DTYPES), help="Type of dense weights.")
+    @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Type of the KV cache.")
     @click.option("--kernels", type=click.Choice((AUTO, *BODIES)), help=kernels)
-    @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
+    @click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads [default: one for each core]."
+    )
     @functools.wraps(function)
     def run(**given: Any) -> None:
         loading = Loading(**{name: given.pop(name) for name in names})
@@ -200,7 +202,7 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of loading a model and --peer; the function gets a `subject`."""
 
     @subject_options
-    @click.option("--peer", type=click.Choice(PEERS), help="Measure this engine in turn with ours.")
+    @click.option("--peer", type=click.Choice(PEERS), help="Also measure this engine, in turn.")
     @functools.wraps(function)
     def run(*, subject: Subject, peer: str | None, **given: Any) -> None:
         function(subject=dataclasses.replace(subject, peer=peer), **given)
@@ -212,11 +214,11 @@ def peer_file_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `peer_options` and --peer-model; the function gets a `subject`."""
 
     @peer_options
-    @click.option("--peer-model", help="What the peer reads instead [default: the same file].")
+    @click.option("--peer-model", help="Model of the peer [default: the same file].")
     @functools.wraps(function)
     def run(*, subject: Subject, peer_model: str | None, **given: Any) -> None:
         if peer_model and not subject.peer:
-            raise click.UsageError("--peer-model is for the peer; it needs --peer.")
+            raise click.UsageError("--peer-model is the model of the peer; it needs --peer.")
         path = model_file(peer_model) if peer_model else None
         function(subject=dataclasses.replace(subject, peer_path=path), **given)
 

@@ -99,7 +99,7 @@ class Conversation:
             raise InvalidParameter(f"{path} cannot be written: {error}") from error
 
     def load(self, path: Path) -> None:
-        """Replace all messages by those of a saved file.
+        """Replace all messages by the messages of a saved file.
 
         Raises InvalidParameter if the file is no saved conversation.
         """
