@@ -178,7 +178,7 @@ class Session:
             self.say(line.removeprefix("/"))
 
     def say(self, text: str) -> None:
-        """Ask, and keep the question only if there is an answer."""
+        """Send a question and show the answer; remove the question again if there is no answer."""
         self.conversation.ask(text)
         try:
             spoken = self.listen()
