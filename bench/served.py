@@ -23,7 +23,7 @@ from child import server_process
 from environment import Environment, environment_of_server
 from subject import Loading, Subject, loading_options, subject_of
 
-ADDRESS = re.compile(r"listening on (http://\S+)")
+ADDRESS = re.compile(r"listening on (http://[^\s,]+)")
 POLL_SECONDS = 0.05  # between two requests to /ready
 
 

@@ -250,7 +250,7 @@ class Session:
         note(f"loaded {len(self.conversation.turns)} messages")
 
     def set(self, text: str) -> None:
-        """KNOB VALUE: Set a knob or preset (VALUE default resets it); alone, show the set ones."""
+        """KNOB VALUE: Set a knob or preset; default resets it; alone, show settings."""
         name, _, value = (part.strip() for part in text.partition(" "))
         name = name.removeprefix("--").replace("-", "_")
         if name and value == UNSET:
