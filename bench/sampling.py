@@ -178,7 +178,7 @@ def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> M
 def alone(choose: Callable[..., Any], arguments: tuple[Any, ...], body: str) -> Measure:
     """Return a measure of a choice in microseconds per row, without the time to make its logits."""
     _, logits, _ = arguments
-    make = jax.jit(partial(make_again, body))
+    make = jax.jit(partial(loop_without_choice, body))
     both = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(logits))
     making = per_row(lambda: jax.block_until_ready(make(logits)), len(logits))
     return lambda: (both() - making()) / CALLS
