@@ -1,7 +1,7 @@
-"""The ceilings of this machine: what its vector units can do, and how fast it reads memory.
+"""The limits of this machine: the arithmetic rate of its vector units, and its memory read rate.
 
-Used by the scripts that hold a figure against one. Compiles a few lines of C++; where that is
-impossible there is no ceiling of arithmetic, and NumPy does the reading.
+Used by the scripts that compare a figure with such a limit. Compiles a few lines of C++; where that
+is impossible there is no limit of arithmetic, and NumPy reads the memory.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ LINE = 64  # bytes
 
 
 def ceilings(threads: int) -> dict[str, float]:
-    """GOP/s of each unit there is, by `threads` threads."""
+    """Measure the GOP/s of each kind of vector unit that exists, with `threads` threads."""
     library = None
     if platform.machine() in ("x86_64", "AMD64"):
         library = compiled("peak.cc")
@@ -35,7 +35,7 @@ def ceilings(threads: int) -> dict[str, float]:
 
 
 def read_rate(words: np.ndarray, threads: int) -> float:
-    """GB/s of reading this memory once."""
+    """Measure the GB/s of reading this memory once."""
     library = compiled("read.cc")
     if library is None:
         return read_by_numpy(words, threads)
@@ -45,7 +45,10 @@ def read_rate(words: np.ndarray, threads: int) -> float:
 
 
 def read_by_numpy(words: np.ndarray, threads: int) -> float:
-    """Likewise; an `or` is what NumPy does fastest, at three quarters of what memory delivers."""
+    """Measure the GB/s of reading this memory once with NumPy.
+
+    Bitwise `or` is NumPy's fastest operation; it reaches three quarters of the memory's rate.
+    """
     parts = np.array_split(words, threads)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(len, parts))  # wakes the threads
@@ -55,7 +58,7 @@ def read_by_numpy(words: np.ndarray, threads: int) -> float:
 
 @functools.cache
 def compiled(name: str) -> ctypes.CDLL | None:
-    """One of the sources beside this file as a library, if there is a compiler for it."""
+    """Compile a C++ source of this folder and load it; return None if that fails."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None

@@ -1,4 +1,4 @@
-"""Processes that the benchmarks start, and a server that never outlives its benchmark.
+"""Child processes of the benchmarks, and a server that ends with its benchmark.
 
 Used by the scripts that start processes and by the attack in `tests/chaos`. Imports nothing but the
 standard library.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STOP_SECONDS = 30.0
-# The parent holds the other end of standard input; however it ends, the pipe closes then.
+# The parent has the other end of the pipe at standard input, which closes when the parent ends.
 SERVE = """
 import os, signal, threading
 
@@ -30,10 +30,10 @@ main()
 def server_process(
     arguments: Sequence[str], log: Path, *, python: str = sys.executable
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `jaxllama serve` of a Python environment with its log in a file, and stop it at the end.
+    """Run `jaxllama serve` of a Python environment with its log in a file; stop it at the end.
 
-    It runs in the folder of the log: a jaxllama in the current folder would go before the
-    environment's own.
+    The process runs in the folder of the log: in another current folder, a jaxllama there would be
+    imported instead of the environment's own.
     """
     command = [python, "-c", SERVE, "serve", *arguments]
     with log.open("wb") as written:
@@ -51,13 +51,13 @@ def server_process(
 
 
 def importing_bench() -> dict[str, str]:
-    """The variables of a Python process that can import the scripts of this folder."""
+    """Return environment variables for a Python process that imports the scripts of this folder."""
     folders = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process, at the latest by force."""
+    """Terminate a process; kill it if it does not end in time."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

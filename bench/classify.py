@@ -1,4 +1,4 @@
-"""Classify: many questions about one text, beside as many prompts that each bring it anew."""
+"""Classify: many questions about one text, compared with separate prompts that each have a text."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -6,7 +6,7 @@ from itertools import count
 import click
 from crowd import random_prompt
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script, seconds
-from subject import Subject, modelled
+from subject import Subject, subject_options
 
 from jaxllama import LLM
 
@@ -21,7 +21,7 @@ WORDS = ("mentioned", "praised", "good", "bad", "cheap", "loud", "late", "new", 
 @click.command()
 @script("classify")
 @repeated
-@modelled
+@subject_options
 @click.option(
     "--questions",
     type=click.IntRange(min=1),
@@ -39,9 +39,9 @@ WORDS = ("mentioned", "praised", "good", "bad", "cheap", "loud", "late", "new", 
 def main(
     *, board: Board, repetitions: int | None, subject: Subject, questions: int, tokens: int
 ) -> None:
-    """Measure classifications of a text that is new each time, two choices to a question.
+    """Measure classifications of a text that is new each time, with two choices per question.
 
-    Beside them one in fifty of the questions, each behind a text of its own, times fifty.
+    The comparison measures one in fifty of the questions, each after its own text, times fifty.
     """
     case = f"{subject.name}, {questions} questions, {tokens} tokens"
     with board.doing(case), subject.load(slots=4, length=tokens + 64) as llm:
@@ -53,13 +53,13 @@ def main(
 
 
 def question(index: int) -> str:
-    """One of many short questions, which begin alike as questions do."""
+    """Return one of many short questions that start with the same words."""
     word = WORDS[index // len(NOUNS) % len(WORDS)]
     return f" Is the {NOUNS[index % len(NOUNS)]} {word}?"
 
 
 def measures(llm: LLM, texts: Iterator[list[int]], asked: list[str]) -> tuple[Measure, Measure]:
-    """Seconds for all questions about one text, and behind texts of their own."""
+    """Return measures of the seconds of all questions about one text, and with a text for each."""
     few = asked[: max(1, len(asked) // 50)]
 
     def apart() -> None:

@@ -1,4 +1,4 @@
-"""Starting up: seconds from the command to its first token, with and without compiled programs."""
+"""Startup: seconds from the command to its first token, with and without cached programs."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 from harness import Board, how_often, repeated, script
-from subject import Loading, Subject, loaded, subject_of
+from subject import Loading, Subject, loading_options, subject_of
 
 COMMAND = ("-c", "from jaxllama.cli.main import main; main()")
 OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a time")
@@ -18,11 +18,11 @@ OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a t
 @click.command()
 @script("compile")
 @repeated
-@loaded
+@loading_options
 def main(*, board: Board, repetitions: int | None, loading: Loading) -> None:
-    """Measure `jaxllama generate -n 1` in a fresh process, each time from the empty cache on.
+    """Measure `jaxllama generate -n 1` in new processes, with an empty cache and with a filled one.
 
-    Cold compiles every program and keeps it, warm loads them.
+    The cold start compiles and stores every program, the warm start loads them.
     """
     subject = subject_of(loading)
     board.environment = subject.environment_elsewhere()
@@ -39,8 +39,8 @@ def main(*, board: Board, repetitions: int | None, loading: Loading) -> None:
 
 
 def start(subject: Subject, cache: Path) -> tuple[float, int]:
-    """Seconds to the first byte of the answer, and how many programs were compiled for it."""
-    before = kept(cache)
+    """Return the seconds to the first byte of the answer, and the number of compiled programs."""
+    before = cached_programs(cache)
     command = [sys.executable, *COMMAND, "generate", *subject.options, *OPTIONS]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
@@ -58,11 +58,11 @@ def start(subject: Subject, cache: Path) -> tuple[float, int]:
         if process.returncode:
             errors.seek(0)
             raise click.ClickException(errors.read().decode(errors="replace").strip())
-    return taken, len(kept(cache) - before)
+    return taken, len(cached_programs(cache) - before)
 
 
-def kept(cache: Path) -> set[tuple[Path, int]]:
-    """The programs on disk, each with when it was written."""
+def cached_programs(cache: Path) -> set[tuple[Path, int]]:
+    """Return the programs on disk, each with the time it was written."""
     return {(path, path.stat().st_mtime_ns) for path in cache.glob("**/*.program")}
 
 

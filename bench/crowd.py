@@ -1,7 +1,7 @@
-"""A crowd: requests that fill every slot and decode together, timed through the engine's own step.
+"""Concurrent requests that fill all slots and decode together, timed through the engine's step.
 
-Used by the scripts that measure the engine. Counts what a caller gets: sampling, host work and
-reading back included.
+Used by the scripts that measure the engine. The time includes sampling, host work and reading back,
+as for a caller.
 """
 
 import time
@@ -18,14 +18,14 @@ SEED = 0
 
 
 def random_prompt(vocab: int, length: int, seed: int = SEED) -> list[int]:
-    """Token ids; prompts of different seeds share no beginning."""
+    """Return random token ids; prompts with different seeds differ from the first token on."""
     ids = np.random.default_rng(seed).integers(0, vocab, length)
     ids[0] = seed % vocab
     return [int(token) for token in ids]
 
 
 def prompts_of(vocab: int, count: int, length: int) -> list[list[int]]:
-    """Prompts that differ in their last token only: that one is never taken from the cache."""
+    """Return prompts that differ in the last token only, which is never read from the cache."""
     shared = random_prompt(vocab, length - 1)
     return [[*shared, row % vocab] for row in range(count)]
 
@@ -36,35 +36,38 @@ def decode_rate(
     count: int,
     knobs: Mapping[str, Any] | None = None,
 ) -> float:
-    """Tokens per second of all prompts together, `count` each.
+    """Measure the tokens per second of all prompts together, with `count` tokens each.
 
-    The clock runs from where all have their first tokens to where one has its last: what is
-    counted in between took whole steps.
+    The clock runs from the time when all prompts have their first token until one of them has its
+    last: in between, all slots are busy.
     """
-    told = {submit(engine, prompt, count, knobs or {}): 0 for prompt in prompts}
+    received = {submit(engine, prompt, count, knobs or {}): 0 for prompt in prompts}
     started, counted, rate = 0.0, 0, 0.0
     while not engine.idle:
-        tokens = taken(engine.step())
+        tokens = tokens_of(engine.step())
         now = time.perf_counter()
         for token in tokens:
-            told[token.id] += 1
+            received[token.id] += 1
         if started:
             counted += len(tokens)
-        elif all(told.values()):
+        elif all(received.values()):
             started = now
-        if not rate and counted and max(told.values()) == count:
+        if not rate and counted and max(received.values()) == count:
             rate = counted / (now - started)
     return rate
 
 
 def seconds_to_first(engine: Engine, prompt: Sequence[int]) -> float:
-    """From handing a prompt in to its first token."""
+    """Measure the seconds from submitting a prompt to its first token.
+
+    Raises ClickException if tokens came from the cache.
+    """
     started = time.perf_counter()
     submit(engine, prompt, 1, {})
     first = 0.0
     while not engine.idle:
         events = engine.step()
-        if not first and taken(events):
+        if not first and tokens_of(events):
             first = time.perf_counter() - started
         for event in events:
             if isinstance(event, Finished) and event.usage.reused:
@@ -73,19 +76,19 @@ def seconds_to_first(engine: Engine, prompt: Sequence[int]) -> float:
 
 
 def submit(engine: Engine, prompt: Sequence[int], count: int, knobs: Mapping[str, Any]) -> int:
-    """Queue one prompt, greedy unless told otherwise, that nothing but its length ends."""
+    """Submit one prompt that only ends by its length, greedy by default; return its id."""
     return engine.submit(request(prompt, count, knobs)).id
 
 
 def request(prompt: Sequence[int], count: int, knobs: Mapping[str, Any]) -> GenerationRequest:
-    """A request that nothing but its length ends."""
+    """Return a request that only ends by its length, greedy by default."""
     own = {name: value for name, value in knobs.items() if name != "temperature"}
     heat = float(knobs.get("temperature", 0.0))
     return GenerationRequest(tuple(prompt), count, temperature=heat, knobs=own)
 
 
-def taken(events: Sequence[Event]) -> list[Token]:
-    """The tokens among events; a failure stops the benchmark."""
+def tokens_of(events: Sequence[Event]) -> list[Token]:
+    """Return the tokens among events; raise ClickException if a request failed."""
     for event in events:
         if isinstance(event, Finished) and event.reason is FinishReason.FAILED:
             raise click.ClickException(f"a request failed: {event.error}")

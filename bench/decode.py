@@ -9,9 +9,9 @@ from ceiling import read_rate
 from crowd import decode_rate, prompts_of, random_prompt
 from environment import cores
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
-from llamacpp import LlamaCpp
+from llamacpp import LlamaCppPeer
 from machine import stream
-from subject import Subject, compared_by_file
+from subject import Subject, peer_file_options
 
 from jaxllama import LLM
 
@@ -22,14 +22,14 @@ SHORT_SLOTS = (1, 16)
 @click.command()
 @script("decode")
 @repeated
-@compared_by_file
-@click.option("--slots", multiple=True, type=click.IntRange(min=1), help="May be given again.")
+@peer_file_options
+@click.option("--slots", multiple=True, type=click.IntRange(min=1), help="Slots; repeatable.")
 @click.option(
     "--depth",
     type=click.IntRange(min=2),
     default=64,
     show_default=True,
-    help="Tokens before the first that is counted.",
+    help="Length of the prompt.",
 )
 @click.option(
     "--tokens",
@@ -47,11 +47,11 @@ def main(
     depth: int,
     tokens: int,
 ) -> None:
-    """Measure greedy decoding behind a prompt of --depth tokens.
+    """Measure greedy decoding after a prompt of --depth tokens.
 
-    With one slot also the share of the memory's read bandwidth that its weights take. The peer
-    is counted as llama-batched-bench does: all sequences together, without sampling, and without
-    flash attention, with which it decodes slower.
+    With one slot also measures the share of the memory's read bandwidth that reading the weights
+    takes. The peer is measured as llama-batched-bench does: all sequences together, without
+    sampling, and without flash attention, with which it decodes slower.
     """
     times, length = how_often(board, repetitions), depth + tokens
     for count in slots or (SHORT_SLOTS if board.short else SLOTS):
@@ -73,25 +73,28 @@ def main(
 
 
 def rate_of_engine(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int) -> Measure:
-    """Our rate, to be measured again and again."""
+    """Return a measure of this engine's decode rate."""
     return lambda: decode_rate(llm.engine, prompts, tokens)
 
 
-def rate_of_peer(crowd: LlamaCpp, depth: int, tokens: int) -> Measure:
-    """The peer's rate, behind one prompt that all sequences share."""
+def rate_of_peer(crowd: LlamaCppPeer, depth: int, tokens: int) -> Measure:
+    """Return a measure of the peer's decode rate, after one prompt that all sequences share."""
     crowd.fill(random_prompt(crowd.vocab, depth))
     return lambda: crowd.decode_rate(depth, tokens)
 
 
 def shares_read(llm: LLM, rates: Sequence[float]) -> list[float]:
-    """The share of the bandwidth that one slot's steps take: every step reads every weight."""
+    """Return the percentage of memory bandwidth that the steps of one slot take, for each rate.
+
+    Every step reads every weight once.
+    """
     words = stream()
     best = max(read_rate(words, cores()) for _ in rates)
     return [100 * rate * weight_bytes(llm) / 1e9 / best for rate in rates]
 
 
 def weight_bytes(llm: LLM) -> int:
-    """Bytes of the weights, without an embedding that is not also the head."""
+    """Return the bytes of the weights that a step reads: all but an embedding that is no head."""
     params = llm.engine.programs.params
     read = {name: part for name, part in params.items() if name != "embed" or llm.config.tied}
     return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(read))

@@ -1,7 +1,7 @@
-"""The environment of a measurement: the machine, the device, how the model is held, the versions.
+"""The environment of a measurement: machine, device, settings of the model, and versions.
 
-Every record carries one, and the report compares no figures of different environments by mistake.
-Knows nothing of what is measured.
+Every record has one, so that the report never compares figures of different environments. Knows
+nothing of the measurements.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ CPU_DEVICE = "cpu"  # what JAX calls every processor
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Where a figure was measured; None for what the benchmark does not have."""
+    """The environment of a figure; None for fields that do not apply."""
 
-    backend: str  # of JAX: cpu, gpu or tpu; http for a server that was started elsewhere
+    backend: str  # of JAX: cpu, gpu or tpu; http for a server that is not started here
     device: str
     devices: int
     commit: str
@@ -41,7 +41,7 @@ class Environment:
         return ", ".join(f"{name} {value}" for name, value in self.fields().items())
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are set, by name."""
+        """Return the fields that are set, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -49,17 +49,17 @@ NAMES = tuple(field.name for field in dataclasses.fields(Environment))
 
 
 def environment_of_machine(threads: int | None = None, kernels: str | None = None) -> Environment:
-    """The environment of a benchmark that loads no model: this processor."""
+    """Return the environment of a benchmark that loads no model: this processor."""
     return Environment("cpu", processor(), 1, threads=threads or cores(), kernels=kernels, **code())
 
 
 def environment_of_server(url: str) -> Environment:
-    """The environment of a server that was started elsewhere: only its address is known."""
+    """Return the environment of a server that is not started here: only the address is known."""
     return Environment("http", url, 1, threads=cores(), **code())
 
 
 def environment_of_engine(engine: EngineConfig, threads: int | None = None) -> Environment:
-    """The environment of an engine in this process, on the devices that JAX finds."""
+    """Return the environment of an engine in this process, on the devices of JAX."""
     first = jax.devices()[0]
     return Environment(
         backend=jax.default_backend(),
@@ -75,7 +75,7 @@ def environment_of_engine(engine: EngineConfig, threads: int | None = None) -> E
 
 
 def check_platform(wanted: str | None) -> None:
-    """Raise ClickException if JAX runs on another platform than the one that --platform names."""
+    """Raise ClickException if JAX does not run on the platform that --platform names."""
     backend = {"cuda": "gpu", "rocm": "gpu"}.get(wanted or "", wanted)
     if wanted and jax.default_backend() != backend:
         raise click.ClickException(
@@ -85,20 +85,20 @@ def check_platform(wanted: str | None) -> None:
 
 
 def code() -> dict[str, Any]:
-    """The versions of this repository, of JAX and of jaxlib."""
+    """Return the commit of this repository and the versions of JAX and jaxlib."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     return {"commit": commit(), **versions}
 
 
 def commit() -> str:
-    """The commit that is checked out; marked if files differ from it, unknown without git."""
+    """Return the checked-out commit, with "+changes" if files differ; "unknown" without git."""
     named = git("rev-parse", "--short=12", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
     return f"{named}{'+changes' if changed else ''}" if named else "unknown"
 
 
 def git(*arguments: str) -> str:
-    """What git prints; nothing if it fails or is not installed."""
+    """Return the output of a git command; empty if it fails or git is not installed."""
     try:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
@@ -107,7 +107,7 @@ def git(*arguments: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -117,7 +117,7 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""Harness: what all benchmarks share - options, the record of a case, and fair timing.
+"""Parts that all benchmarks share: options, the record of a case, and fair timing.
 
-Imported by every script of this folder. Knows nothing of what is measured.
+Imported by every script of this folder. Knows nothing of the measurements.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The figure of one case and, where there is one, that of the peer in the same run."""
+    """The figure of one case and, where there is one, the peer's figure in the same run."""
 
     bench: str
     case: str
@@ -36,7 +36,7 @@ class Record:
     peer: str | None = None
     peer_value: float | None = None
     ratio: float | None = None  # how many times better than the peer: above 1 is faster
-    peer_setting: str | None = None  # with which the peer was faster, where it has several
+    peer_setting: str | None = None  # the setting with which the peer was fastest, if it has any
 
     @property
     def peer_label(self) -> str:
@@ -46,13 +46,13 @@ class Record:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Record":
-        """The record with these fields, as `fields` gives them; raises TypeError if it is none."""
+        """Make a record from the dictionary that `fields` returns; raise TypeError for others."""
         environment = {name: value for name, value in fields.items() if name in NAMES}
         rest = {name: value for name, value in fields.items() if name not in NAMES}
         return cls(environment=Environment(**environment), **rest)
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are set, under the names that are printed."""
+        """Return the fields that are set, by their names in the JSON output."""
         own = {name: value for name, value in vars(self).items() if name != "environment"}
         return {
             name: rounded(value) if isinstance(value, float) else value
@@ -63,14 +63,14 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """The engine or server that ours is compared with: its name and its setting in this run."""
+    """The engine or server that is compared with: its name and its setting in this run."""
 
     name: str
     setting: str | None = None
 
 
 class Board:
-    """Where a script's records go: a line of JSON each, at once, or a table at the end."""
+    """Collects the records of a script: prints each as a line of JSON, or a table at the end."""
 
     def __init__(self, bench: str, *, as_json: bool, short: bool) -> None:
         self.bench, self.as_json, self.short = bench, as_json, short
@@ -79,7 +79,7 @@ class Board:
 
     @property
     def environment(self) -> Environment:
-        """Where the next records are measured."""
+        """The environment of the next records; raises RuntimeError if it is not set yet."""
         if self._environment is None:
             raise RuntimeError(f"{self.bench} records a figure before it says where it measures")
         return self._environment
@@ -96,7 +96,7 @@ class Board:
         theirs: Sequence[float] = (),
         peer: Peer | None = None,
     ) -> None:
-        """Record a case: the medians of both sides' values, and how they compare."""
+        """Record a case: the medians of both sides' values, and their ratio."""
         value = statistics.median(ours)
         record = Record(self.bench, case, value, unit, self.environment)
         if peer is not None and theirs:
@@ -113,19 +113,19 @@ class Board:
             click.echo(json.dumps(record.fields()))
 
     def show(self) -> None:
-        """The table, unless the records were printed as lines."""
+        """Print the table, unless the records were printed as JSON."""
         if not self.as_json and self.records:
             Console().print(table(self.records))
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Tell whoever watches what is being measured."""
+        """Within the context, show on standard error which case is being measured."""
         with Console(stderr=True).status(f"{self.bench}: {what}"):
             yield
 
 
 def script(bench: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """What every script accepts; the function is called with a `board`, shown afterwards."""
+    """Add the options of every script; the function gets a `board`, which is shown at the end."""
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per case.")
@@ -142,20 +142,21 @@ def script(bench: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def repeated(function: Callable[..., None]) -> Callable[..., None]:
-    """Add --repetitions."""
+    """Add the option --repetitions."""
     words = f"Times each case is measured [default: {REPETITIONS}; short: {SHORT_REPETITIONS}]."
     return click.option("--repetitions", type=click.IntRange(min=1), help=words)(function)
 
 
 def how_often(board: Board, repetitions: int | None) -> int:
-    """The repetitions asked for, or the usual number."""
+    """Return the requested number of repetitions, or the default."""
     return repetitions or (SHORT_REPETITIONS if board.short else REPETITIONS)
 
 
 def in_turn(times: int, *measures: Callable[[], T] | None) -> list[list[T]]:
-    """Measure A B A B, so that what disturbs the machine disturbs all; an absent one gives none.
+    """Run the measures in turn, A B A B, and return a list of results for each.
 
-    A round that is not counted goes first: it touches memory, fills caches and wakes threads.
+    So a disturbance of the machine affects all of them. A measure that is None gives an empty list.
+    The first round is not counted: it touches memory, fills caches and wakes threads.
     """
     rounds = [[measure() for measure in measures if measure] for _ in range(times + 1)][1:]
     found = iter(zip(*rounds, strict=True))
@@ -163,19 +164,19 @@ def in_turn(times: int, *measures: Callable[[], T] | None) -> list[list[T]]:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 def rounded(value: float) -> float:
-    """Four digits that count; the rest is noise."""
+    """Round to four significant digits; the rest is noise."""
     return float(f"{value:.4g}")
 
 
 def table(records: Sequence[Record]) -> Table:
-    """Records as a table."""
+    """Return a table of records."""
     shown = Table(title=records[0].bench, title_justify="left", caption_justify="left")
     shown.caption = "\n".join(dict.fromkeys(str(record.environment) for record in records))
     for name in ("case", "value", "unit"):
@@ -192,5 +193,5 @@ def table(records: Sequence[Record]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """A figure for people."""
+    """Format a figure for the table; None gives an empty text."""
     return "" if value is None else f"{rounded(value):,g}"

@@ -1,7 +1,7 @@
-"""Kernels: each matrix of a model through the C++ kernels, alone - GB/s of weights and GOP/s.
+"""Kernels: each matrix of a model through the C++ kernels alone, in GB/s of weights and GOP/s.
 
-Few rows are held against the memory's bandwidth, many against what the vector units can do; both
-are measured in the same run.
+Calls with few rows are compared with the memory's bandwidth, calls with many rows with the
+arithmetic rate of the vector units; both limits are measured in the same run.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ WIDTH, FFN, QKV, VOCAB = 576, 1536, 960, 49152  # of the default model
 EPS = 1e-5
 ROWS = (1, 4, 8, 16, 32, 128, 512)
 SHORT_ROWS = (1, 16)
-FEW = 8  # rows up to which memory is what limits
-COLD = 48 << 20  # bytes of weights that no cache holds
+FEW = 8  # up to this number of rows, memory is the limit
+COLD = 48 << 20  # bytes of weights; no processor cache is as large
 SHORT_COLD = 4 << 20
-WARM = 4  # copies where it does not matter
+WARM = 4  # smallest number of copies of the weights
 DENSE: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
 FORMS = ("q4_1", "q4_0", "q4_k", "gptq", "q8_0", *DENSE)
 SHORT_FORMS = ("q4_1", "bf16")
-UNITS = {"bf16": "pairs", "f16": "floats", "f32": "floats"}  # packed ones: bytes
+UNITS = {"bf16": "pairs", "f16": "floats", "f32": "floats"}  # packed weights: bytes
 
 Call = Callable[[jax.Array, Tiled], jax.Array]
 Matrix = Packed | np.ndarray
@@ -43,7 +43,7 @@ Matrix = Packed | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One kind of call in a block of the model."""
+    """One kind of matrix multiplication in a block of the model."""
 
     name: str
     inward: int
@@ -53,28 +53,28 @@ class Operation:
 
     @property
     def multiplications(self) -> int:
-        """Per row."""
+        """Multiplications per row."""
         return self.inward * self.outward * (2 if self.pair else 1)
 
     def weight(self, form: str, noise: np.random.Generator) -> Tiled:
-        """A random one, where the kernels want it."""
+        """Return random weights in a form, laid out for the kernels."""
         matrices = [matrix(form, self, noise) for _ in range(2 if self.pair else 1)]
         made = tile_pair(*matrices) if self.pair else tile(*matrices)
         return jax.tree.map(jax.device_put, made)
 
 
 def projected(x: jax.Array, weight: Tiled) -> jax.Array:
-    """Norm and multiply."""
+    """Apply the norm and multiply."""
     return normed_matmul(x, jnp.ones(x.shape[1]), EPS, weight)
 
 
 def gated(x: jax.Array, weight: Tiled) -> jax.Array:
-    """Norm, gate and up."""
+    """Apply the norm, the gate and up matrices and SwiGLU."""
     return normed_swiglu(x, jnp.ones(x.shape[1]), EPS, weight)
 
 
 def added(x: jax.Array, weight: Tiled) -> jax.Array:
-    """Multiply and add."""
+    """Multiply and add to the residual."""
     return matmul_add(x, weight, jnp.ones((x.shape[0], weight.shape[1])))
 
 
@@ -90,10 +90,12 @@ OPERATIONS = (
 @click.command()
 @script("kernels")
 @repeated
-@click.option("--form", "forms", type=click.Choice(FORMS), multiple=True, help="Of the weights.")
+@click.option(
+    "--form", "forms", type=click.Choice(FORMS), multiple=True, help="Form of the weights."
+)
 @click.option("--rows", type=click.IntRange(min=1), multiple=True, help="Rows of a call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the kernels.")
-@click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Body to measure.")
+@click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Instruction set.")
 def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     """Measure every matrix of the default model's shapes, in every form and for every row count."""
     if not library.available():
@@ -118,7 +120,7 @@ def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
 def report(
     board: Board, case: tuple[str, Operation, int], times: int, limits: dict[str, float]
 ) -> None:
-    """Measure one case and record its rates."""
+    """Measure one case and record its time and rates."""
     form, operation, rows = case
     name = f"{library.isa()}, {form}, {operation.name}, {rows} row{'s' * (rows > 1)}"
     with board.doing(name):
@@ -136,7 +138,7 @@ def report(
 
 
 def record(board: Board, name: str, unit: str, rates: Sequence[float], limit: float | None) -> None:
-    """A rate, and its share of what is possible."""
+    """Record a rate and, if the limit is known, its percentage of the limit."""
     board.add(name, unit, rates)
     if limit:
         board.add(f"{name}, share of the ceiling", "%", [100 * rate / limit for rate in rates])
@@ -145,9 +147,10 @@ def record(board: Board, name: str, unit: str, rates: Sequence[float], limit: fl
 def measured(
     operation: Operation, form: str, sizes: tuple[int, int], times: int
 ) -> tuple[list[float], int]:
-    """Seconds of one call, and the bytes of its weights; sizes are rows and bytes of all weights.
+    """Measure the seconds of one call, and return them with the bytes of its weights.
 
-    A program makes many calls, each with weights of its own.
+    `sizes` are the number of rows and the smallest number of bytes of all weights together. A
+    program makes many calls, each with its own copy of the weights.
     """
     rows, cold = sizes
     noise = np.random.default_rng(0)
@@ -165,7 +168,7 @@ def measured(
 
 
 def matrix(form: str, operation: Operation, noise: np.random.Generator) -> Matrix:
-    """Random weights [in, out] in a form."""
+    """Return random weights [in, out] in a storage form."""
     inward, outward = operation.inward, operation.outward
     if form in DENSE:
         return noise.standard_normal((inward, outward), np.float32).astype(DENSE[form])

@@ -1,8 +1,8 @@
-"""The peer: llama.cpp on the same files, in a process of its own.
+"""The peer: llama.cpp on the same files, in its own process.
 
-Called by the scripts when --peer is given. llama.cpp can keep weights in extra buffers, in an order
-for its fastest kernels; on some processors with AMX its build for the machine dies of an illegal
-instruction there. So both settings are tried, and the faster that lives is measured.
+Used by the scripts with --peer. llama.cpp can keep weights in extra buffers, in an order for its
+fastest kernels; on some processors with AMX its native build dies of an illegal instruction with
+them. So both settings are tried, and the faster one that works is measured.
 """
 
 import importlib.util
@@ -22,20 +22,20 @@ from child import importing_bench
 
 START = "import llamacpp_worker; llamacpp_worker.main()"
 SETTINGS = {"extra buffers": True, "plain buffers": False}
-TRIALS = 2  # of each setting; the first warms up
+TRIALS = 2  # runs of each setting; the first one warms up
 STOP_SECONDS = 10.0
-UNDERSTOOD = {  # our knobs that llama.cpp has samplers for
+SUPPORTED = {  # the knobs of jaxllama for which llama.cpp has samplers
     *("temperature", "top_k", "top_p", "min_p", "logit_bias"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty"),
 }
 
 
 class PeerDied(Exception):
-    """The process ended in the middle of a call; says how."""
+    """The peer's process ended during a call; the message is the signal or exit code."""
 
 
 class Worker:
-    """A process with one model or one chain of samplers in it."""
+    """A child process with one model or one chain of samplers of llama.cpp."""
 
     def __init__(self, kind: str, *arguments: object, **named: object) -> None:
         if importlib.util.find_spec("llama_cpp") is None:
@@ -59,18 +59,21 @@ class Worker:
             raise
 
     def call(self, name: str, *arguments: object, **named: object) -> Any:
-        """What a method of the object returns; raises PeerDied if the process ends instead."""
+        """Call a method of the object in the process and return its result.
+
+        Raises PeerDied if the process ends, and ClickException if llama.cpp reports an error.
+        """
         try:
             self.connection.send((name, arguments, named))
             error, answer = self.connection.recv()
         except (EOFError, OSError) as lost:
-            raise PeerDied(how_it_ended(self.process.wait())) from lost
+            raise PeerDied(cause_of_death(self.process.wait())) from lost
         if error is not None:
             raise click.ClickException(error)
         return answer
 
     def close(self) -> None:
-        """End the process, by force if it does not see that the pipe is closed."""
+        """Close the pipe, wait for the process to end, and kill it if it does not end in time."""
         self.connection.close()
         try:
             self.process.wait(STOP_SECONDS)
@@ -79,17 +82,18 @@ class Worker:
             self.process.wait()
 
 
-def how_it_ended(code: int) -> str:
-    """The name of the signal that ended a process, or its exit code."""
+def cause_of_death(code: int) -> str:
+    """Return the name of the signal that ended a process, or its exit code."""
     with suppress(ValueError):
         return signal.Signals(-code).name
     return f"exit code {code}"
 
 
-class LlamaCpp:
-    """One model, and a cache for a number of sequences of a given length.
+class LlamaCppPeer:
+    """One model of llama.cpp with a cache for a number of sequences of a given length.
 
-    The first rate that is measured is measured with every setting, and decides which one stays.
+    Starts a process for each setting. The first rate is measured with all settings; only the
+    fastest one is kept.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class LlamaCpp:
         self.deaths: dict[str, str] = {}
         try:
             for setting, extra in SETTINGS.items():
-                with self._watching(setting):
+                with self._noting_deaths(setting):
                     worker = Worker("model", str(path), **sizes, extra_buffers=extra)
                     self.workers[setting] = worker
             self.vocab = int(self._each("vocab").popitem()[1])
@@ -123,12 +127,12 @@ class LlamaCpp:
 
     @property
     def setting(self) -> str:
-        """The setting that is measured, and which ones llama.cpp died with."""
+        """The measured setting, and the settings with which llama.cpp died."""
         died = "".join(f"; with {name} it dies of {how}" for name, how in self.deaths.items())
         return f"{' or '.join(self.workers)}{died}"
 
     def prompt_rate(self, tokens: Sequence[int]) -> float:
-        """Tokens per second of a prompt into an empty cache."""
+        """Measure the tokens per second of a prompt into an empty cache."""
         return self._rate("prompt_rate", list(tokens))
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -136,11 +140,11 @@ class LlamaCpp:
         self._each("fill", list(tokens))
 
     def decode_rate(self, depth: int, count: int) -> float:
-        """Tokens per second of `count` tokens for every sequence; then they are forgotten."""
+        """Measure the tokens per second of `count` tokens per sequence, then drop the tokens."""
         return self._rate("decode_rate", depth, count)
 
     def _rate(self, name: str, *arguments: object) -> float:
-        """A rate with the setting that stays; the first time it is chosen."""
+        """Measure a rate; the first call measures all settings and keeps the fastest."""
         rates = self._each(name, *arguments)
         if not self.is_chosen:
             for _ in range(TRIALS - 1):
@@ -155,18 +159,21 @@ class LlamaCpp:
         self.is_chosen = True
 
     def _each(self, name: str, *arguments: object) -> dict[str, Any]:
-        """What a method returns with each setting that llama.cpp lives with, by setting."""
+        """Call a method with each setting that still works; return the results by setting.
+
+        Raises ClickException if no setting works.
+        """
         found = {}
         for setting, worker in list(self.workers.items()):
-            with self._watching(setting):
+            with self._noting_deaths(setting):
                 found[setting] = worker.call(name, *arguments)
         if not found:
             raise click.ClickException(f"llama.cpp cannot be measured{self.setting}")
         return found
 
     @contextmanager
-    def _watching(self, setting: str) -> Iterator[None]:
-        """Note that llama.cpp died with a setting, instead of raising PeerDied."""
+    def _noting_deaths(self, setting: str) -> Iterator[None]:
+        """Within the context, note a PeerDied with its setting instead of raising it."""
         try:
             yield
         except PeerDied as death:
@@ -175,8 +182,8 @@ class LlamaCpp:
                 worker.close()
 
 
-class Chain:
-    """Samplers of llama.cpp, one chain per row, applied to rows of logits one after the other."""
+class LlamaCppSamplers:
+    """Chains of llama.cpp's samplers, one per row, applied to the rows of logits in turn."""
 
     def __init__(self, knobs: Mapping[str, Any], rows: np.ndarray, history: Sequence[int]) -> None:
         self.worker = Worker("chain", dict(knobs), rows, list(history))
@@ -188,9 +195,9 @@ class Chain:
         self.worker.close()
 
     def sample(self) -> list[int]:
-        """A token for every row."""
+        """Return a token for every row."""
         return list(self.worker.call("sample"))
 
     def seconds(self) -> float:
-        """Seconds of choosing a token for every row."""
+        """Measure the seconds of choosing a token for every row."""
         return float(self.worker.call("seconds"))

@@ -1,8 +1,8 @@
 """The peer's process: llama.cpp through the low-level bindings of llama-cpp-python.
 
 Started by `llamacpp.py`, which sends calls through a pipe; an illegal instruction ends this process
-alone. Counts as llama-batched-bench does: all sequences in one batch, logits for each, tokens given
-and not sampled. Knows nothing of jaxllama.
+alone. Measures as llama-batched-bench does: all sequences in one batch, logits for each, tokens
+given and not sampled. Knows nothing of jaxllama.
 """
 
 import ctypes
@@ -24,31 +24,32 @@ SEED = 1
 
 
 class PeerError(Exception):
-    """llama.cpp refuses something."""
+    """llama.cpp refused a model, a setting or a call."""
 
 
 @functools.cache
 def library() -> ModuleType:
-    """The bindings, silenced."""
+    """Import the bindings, with the log of llama.cpp switched off."""
     bindings = importlib.import_module("llama_cpp")
     bindings.llama_log_set(SILENT, None)
     bindings.llama_backend_init()
     return bindings
 
 
-def silent(_level: int, _text: bytes, _user: object) -> None:
-    """Swallow the log."""
+def ignore_log(_level: int, _text: bytes, _user: object) -> None:
+    """Ignore a log message."""
 
 
-SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(silent)
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(ignore_log)
 
 
 class Model:
-    """One model, and a cache for a number of sequences of a given length.
+    """One model with a cache for a number of sequences of a given length.
 
-    `extra_buffers` lets it keep weights in another order, or in one for AMX where there is AMX.
-    `flash` lets it choose flash attention. That is the faster for prompts; deep in a context it
-    decodes 2.6 times as fast without (16 sequences at 4,000 tokens: 390 against 1,030 ms a step).
+    `extra_buffers` lets llama.cpp reorder weights for its fastest kernels, or for AMX where there
+    is AMX. `flash` lets it choose flash attention. Prompts are faster with flash attention; deep in
+    a context it decodes 2.6 times as fast without (16 sequences at 4,000 tokens: 390 against
+    1,030 ms a step).
     """
 
     def __init__(
@@ -86,29 +87,29 @@ class Model:
             raise PeerError(f"llama.cpp makes no context of {settings.n_ctx} tokens")
         self.memory = self.lib.llama_get_memory(self.context)
         self.batch = self.lib.llama_batch_init(BATCH, 0, 1)
-        self.slots = slots_of(self.batch, BATCH)
+        self.slots = batch_arrays(self.batch, BATCH)
         self._rng = np.random.default_rng(SEED)
 
     def vocab(self) -> int:
-        """The number of tokens that the model knows."""
+        """Return the number of tokens in the model's vocabulary."""
         return int(self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model)))
 
     def prompt_rate(self, tokens: Sequence[int]) -> float:
-        """Tokens per second of a prompt into an empty cache."""
+        """Measure the tokens per second of a prompt into an empty cache."""
         self.lib.llama_memory_clear(self.memory, True)
         return len(tokens) / seconds(lambda: self._prompt(tokens))
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """The same prompt in every sequence: computed once and copied."""
+        """Put the same prompt into every sequence: compute it once and copy it."""
         self.lib.llama_memory_clear(self.memory, True)
         self._prompt(tokens)
         for sequence in range(1, self.sequences):
             self.lib.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
 
     def decode_rate(self, depth: int, count: int) -> float:
-        """Tokens per second of `count` tokens for every sequence; then they are forgotten."""
+        """Measure the tokens per second of `count` tokens per sequence, then drop the tokens."""
         ids = self._rng.integers(0, self.vocab(), (count, self.sequences))
-        self._own(range(self.sequences))
+        self._set_sequences(range(self.sequences))
         self.slots.logits[: self.sequences] = 1
 
         def decode() -> None:
@@ -121,21 +122,21 @@ class Model:
         return count * self.sequences / taken
 
     def _prompt(self, tokens: Sequence[int]) -> None:
-        """A prompt of sequence 0, in as few calls as it takes; logits for the last token only."""
-        self._own([0] * BATCH)
+        """Compute a prompt in sequence 0 in few calls, with logits for the last token only."""
+        self._set_sequences([0] * BATCH)
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
             self.slots.logits[: len(part)] = 0
             self.slots.logits[len(part) - 1] = 1
             self._decode(part, np.arange(start, start + len(part)))
 
-    def _own(self, sequences: Iterable[int]) -> None:
-        """Which sequence each token of the next calls belongs to."""
+    def _set_sequences(self, sequences: Iterable[int]) -> None:
+        """Set the sequence of each token of the next calls."""
         for index, sequence in enumerate(sequences):
             self.batch.seq_id[index][0] = sequence
 
     def _decode(self, tokens: Sequence[int] | np.ndarray, places: int | np.ndarray) -> None:
-        """One call; it returns when the logits are there."""
+        """Run one call of llama.cpp and wait until the logits are computed."""
         count = self.batch.n_tokens = len(tokens)
         self.slots.token[:count], self.slots.pos[:count] = tokens, places
         code = self.lib.llama_decode(self.context, self.batch)
@@ -144,23 +145,23 @@ class Model:
         self.lib.llama_synchronize(self.context)
 
 
-class Slots(NamedTuple):
-    """The arrays of a llama_batch, as NumPy sees them."""
+class BatchArrays(NamedTuple):
+    """The arrays of a llama_batch as NumPy arrays."""
 
     token: np.ndarray
     pos: np.ndarray
     logits: np.ndarray
 
 
-def slots_of(batch: Any, size: int) -> Slots:
-    """The arrays of a batch; every token belongs to one sequence."""
+def batch_arrays(batch: Any, size: int) -> BatchArrays:
+    """Return the arrays of a batch in which every token belongs to one sequence."""
     view = np.ctypeslib.as_array
     view(batch.n_seq_id, (size,))[:] = 1
-    return Slots(*(view(field, (size,)) for field in (batch.token, batch.pos, batch.logits)))
+    return BatchArrays(*(view(field, (size,)) for field in (batch.token, batch.pos, batch.logits)))
 
 
-class Chain:
-    """Samplers of llama.cpp, one chain per row, applied to rows of logits one after the other."""
+class SamplerChains:
+    """Chains of llama.cpp's samplers, one per row, applied to the rows of logits in turn."""
 
     def __init__(self, knobs: Mapping[str, Any], rows: np.ndarray, history: Sequence[int]) -> None:
         self.lib = library()
@@ -176,11 +177,11 @@ class Chain:
                 self.lib.llama_sampler_accept(chain, token)
 
     def seconds(self) -> float:
-        """Seconds of choosing a token for every row."""
+        """Measure the seconds of choosing a token for every row."""
         return seconds(self.sample)
 
     def sample(self) -> list[int]:
-        """A token for every row."""
+        """Return a token for every row."""
         kind = self.lib.llama_token_data_p
         drawn = []
         for chain, row in zip(self.chains, self.entries, strict=True):
@@ -193,7 +194,7 @@ class Chain:
 
 
 def make_chain(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> Any:
-    """The samplers that mean the same as our knobs, in llama.cpp's own order."""
+    """Return a chain of the samplers that match the knobs, in llama.cpp's own order."""
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     for stage in stages(lib, knobs, vocab, window):
         lib.llama_sampler_chain_add(chain, stage)
@@ -201,7 +202,7 @@ def make_chain(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: in
 
 
 def stages(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> list[Any]:
-    """The samplers that knobs ask for; penalties look at the newest `window` tokens."""
+    """Return the samplers that match the knobs; penalties count the newest `window` tokens."""
     found: list[Any] = []
     if bias := knobs.get("logit_bias"):
         pairs = (lib.llama_logit_bias * len(bias))(*bias.items())
@@ -220,7 +221,7 @@ def stages(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -
 
 
 def penalties(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int) -> list[Any]:
-    """The sampler of repetition, frequency and presence, if one of them is on."""
+    """Return the sampler of repetition, frequency and presence penalties, if one of them is on."""
     repeat = knobs.get("repetition_penalty", 1.0)
     frequency = knobs.get("frequency_penalty", 0.0)
     presence = knobs.get("presence_penalty", 0.0)
@@ -229,18 +230,18 @@ def penalties(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int
     return [lib.llama_sampler_init_penalties(vocab, window, repeat, frequency, presence)]
 
 
-MAKERS: dict[str, Callable[..., Any]] = {"model": Model, "chain": Chain}
+MAKERS: dict[str, Callable[..., Any]] = {"model": Model, "chain": SamplerChains}
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Make one object and answer calls of its methods, until the other end of the pipe closes."""
+    """Make one object and run calls of its methods from the pipe, until the other end closes."""
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     made: Any = None
     while True:

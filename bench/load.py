@@ -1,7 +1,8 @@
-"""Load: clients of an OpenAI-compatible server, and what each of them saw.
+"""Load: clients of an OpenAI-compatible server that stream answers and record what they receive.
 
-Used by `serve.py`. All clients live in one event loop; closed, each asks again once it has its
-answer, or open, they come when they come. Knows nothing of whose server it is.
+Used by `serve.py`. All clients share one event loop. In a closed load, each client sends its next
+request when it has its answer; in an open load, requests are sent at random times. Knows nothing of
+the server's implementation.
 """
 
 import asyncio
@@ -26,60 +27,62 @@ DONE = b"[DONE]"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What is asked, and how often."""
+class LoadShape:
+    """The sizes of the requests of a load, and their number."""
 
-    prompt: int = 64  # words, of about one token each
-    tokens: int = 64
+    prompt: int = 64  # words of the prompt, about one token each
+    tokens: int = 64  # tokens of the answer
     chat: bool = False
-    eos: bool = False  # the model's own end tokens end an answer
-    requests: int = 3  # of each stream in a row
-    duration: float = 20.0  # of an open load
+    eos: bool = False  # end tokens of the model end an answer
+    requests: int = 3  # requests of each stream, one after the other
+    duration: float = 20.0  # seconds of an open load
     seed: int = 0
-    patience: float = 300.0  # for one answer
+    patience: float = 300.0  # seconds to wait for one answer
 
     def __str__(self) -> str:
         return f"{self.prompt}+{self.tokens} tokens"
 
     @property
     def path(self) -> str:
-        """The endpoint."""
+        """The path of the endpoint."""
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     def text(self, number: int) -> str:
-        """A prompt of its own for each number, which no cache knows the beginning of."""
+        """Return the prompt with this number; no two prompts share a long prefix."""
         words = random.Random(f"{self.seed}, {number}").choices(WORDS, k=self.prompt)
         return " ".join(words)
 
     def body(self, model: str, number: int) -> dict[str, Any]:
-        """A whole request."""
+        """Return the body of the request with this prompt number."""
         text = self.text(number)
-        asked = {"messages": [{"role": "user", "content": text}]} if self.chat else {"prompt": text}
+        input_ = (
+            {"messages": [{"role": "user", "content": text}]} if self.chat else {"prompt": text}
+        )
         ending = {} if self.eos else {"ignore_eos": True}
         counting = {"stream": True, "stream_options": {"include_usage": True}}
         sizes = {"max_tokens": self.tokens, "temperature": 0}
-        return {"model": model, **asked, **sizes, **counting, **ending}
+        return {"model": model, **input_, **sizes, **counting, **ending}
 
 
-def shaped(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a shape; the function is called with a `shape`."""
+def load_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a load's shape; the function gets a `shape`."""
 
     def option(name: str, least: int, help_: str) -> Callable[..., Any]:
-        default = getattr(Shape, name)
+        default = getattr(LoadShape, name)
         kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=0.01)
         return click.option(f"--{name}", type=kind, default=default, show_default=True, help=help_)
 
     @option("prompt", 1, "Words of each prompt, about a token each.")
     @option("tokens", 1, "Tokens of each answer.")
     @option("requests", 1, "Requests of each stream, one after the other.")
-    @option("duration", 0, "Seconds in which requests come, with --rate.")
-    @option("seed", 0, "Of the prompts and when they come.")
+    @option("duration", 0, "Seconds in which requests are sent, with --rate.")
+    @option("seed", 0, "Seed of the prompts and of the times of requests.")
     @option("patience", 0, "Seconds that one answer may take.")
     @click.option("--chat", is_flag=True, help="Ask /v1/chat/completions, not /v1/completions.")
     @click.option("--eos", is_flag=True, help="Do not send ignore_eos: answers may end early.")
     @functools.wraps(function)
     def run(**given: Any) -> None:
-        shape = Shape(**{name: given.pop(name) for name in Shape.__dataclass_fields__})
+        shape = LoadShape(**{name: given.pop(name) for name in LoadShape.__dataclass_fields__})
         function(shape=shape, **given)
 
     return run
@@ -87,51 +90,51 @@ def shaped(function: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass
 class Answer:
-    """What one client saw; all moments of one clock."""
+    """One answer as its client received it; all times are of one clock."""
 
-    due: float  # when it was to be asked
-    texts: list[str] = field(default_factory=list)  # its pieces
-    moments: list[float] = field(default_factory=list)  # when each piece came
+    due: float  # when the request was scheduled
+    texts: list[str] = field(default_factory=list)  # the pieces of text
+    moments: list[float] = field(default_factory=list)  # when each piece was received
     tokens: int = 0
     ended: float = 0.0
-    error: str | None = None  # its kind
+    error: str | None = None  # the kind of error, if the answer is not complete
 
 
 @dataclass(frozen=True)
 class Load:
-    """What all clients saw."""
+    """The answers of all clients in one run."""
 
     answers: list[Answer]
     seconds: float
-    cores: float  # that the clients themselves took
+    cores: float  # processor time of the clients per second
 
     @property
     def whole(self) -> list[Answer]:
-        """The answers that came to their end."""
+        """The answers that are complete."""
         return [answer for answer in self.answers if answer.error is None]
 
 
 class Clients:
-    """Clients of one server; every prompt they send is a new one."""
+    """Clients of one server; every request has a new prompt."""
 
-    def __init__(self, url: str, model: str, shape: Shape) -> None:
+    def __init__(self, url: str, model: str, shape: LoadShape) -> None:
         self.url, self.model, self.shape = url, model, shape
         self.sent = 0
 
     def closed(self, streams: int) -> Load:
-        """So many streams, each of which asks again and again."""
+        """Run a number of streams, each of which sends one request after the other."""
 
         async def ask_all(http: aiohttp.ClientSession) -> list[Answer]:
             async def stream() -> list[Answer]:
                 return [await self.ask(http, self.next()) for _ in range(self.shape.requests)]
 
-            told = await asyncio.gather(*(stream() for _ in range(streams)))
-            return [each for one in told for each in one]
+            answers = await asyncio.gather(*(stream() for _ in range(streams)))
+            return [each for one in answers for each in one]
 
         return measured(ask_all)
 
     def open(self, rate: float) -> Load:
-        """Requests that come by chance, so many each second, whatever became of those before."""
+        """Send requests at random times, `rate` per second, without waiting for earlier answers."""
 
         async def ask_all(http: aiohttp.ClientSession) -> list[Answer]:
             began = time.perf_counter()
@@ -147,7 +150,7 @@ class Clients:
         return measured(ask_all)
 
     def once(self, numbers: range) -> Load:
-        """One request for each prompt, all at the same time."""
+        """Send one request for each prompt number, all at the same time."""
 
         async def ask_all(http: aiohttp.ClientSession) -> list[Answer]:
             return await asyncio.gather(*(self.ask(http, number) for number in numbers))
@@ -155,14 +158,14 @@ class Clients:
         return measured(ask_all)
 
     def next(self) -> int:
-        """The number of a new prompt."""
+        """Return the number of a new prompt."""
         self.sent += 1
         return self.sent
 
     async def ask(
         self, http: aiohttp.ClientSession, number: int, due: float | None = None
     ) -> Answer:
-        """One request and its answer; whatever goes wrong is a kind of error."""
+        """Send one request and return its answer; a failure sets the answer's error."""
         answer = Answer(time.perf_counter() if due is None else due)
         try:
             body = self.shape.body(self.model, number)
@@ -173,7 +176,7 @@ class Clients:
                 if response.status != 200:
                     answer.error = f"HTTP {response.status}"
                 else:
-                    await Listener(answer).listen(response.content)
+                    await EventReader(answer).read(response.content)
         except TimeoutError:
             answer.error = "timed out"
         except msgspec.DecodeError:
@@ -184,56 +187,56 @@ class Clients:
         return answer
 
 
-class Delta(msgspec.Struct):
-    """What is new of a message."""
+class MessageDelta(msgspec.Struct):
+    """The new text of a chat message."""
 
     content: str | None = None
 
 
-class Choice(msgspec.Struct):
-    """What is new of an answer, in either endpoint's form."""
+class StreamChoice(msgspec.Struct):
+    """The new text of one choice, in the form of either endpoint."""
 
     text: str | None = None
-    delta: Delta | None = None
+    delta: MessageDelta | None = None
 
 
-class Usage(msgspec.Struct):
-    """What it came to."""
+class TokenUsage(msgspec.Struct):
+    """The number of generated tokens, as the server counts them."""
 
     completion_tokens: int
 
 
-class Event(msgspec.Struct):
+class StreamEvent(msgspec.Struct):
     """One event of a stream."""
 
-    choices: list[Choice] = []
-    usage: Usage | None = None
+    choices: list[StreamChoice] = []
+    usage: TokenUsage | None = None
     error: Any = None
 
 
-class Listener:
-    """Reads one stream of events."""
+class EventReader:
+    """Reads the events of one stream into an answer."""
 
-    decode = msgspec.json.Decoder(Event).decode
+    decode = msgspec.json.Decoder(StreamEvent).decode
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.is_done = False
 
-    async def listen(self, content: aiohttp.StreamReader) -> None:
-        """All of it; a server that does not count tokens has its pieces counted."""
+    async def read(self, content: aiohttp.StreamReader) -> None:
+        """Read the stream to its end; count the pieces of text if the server counts no tokens."""
         rest = b""
         async for part in content.iter_any():
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
                 if line.startswith(b"data:"):
-                    self.hear(line[5:].strip())
+                    self.add_event(line[5:].strip())
         self.answer.tokens = self.answer.tokens or len(self.answer.moments)
         if not self.is_done and self.answer.error is None:
             self.answer.error = "cut off"
 
-    def hear(self, raw: bytes) -> None:
-        """One event."""
+    def add_event(self, raw: bytes) -> None:
+        """Add one event to the answer."""
         if raw == DONE:
             self.is_done = True
             return
@@ -252,7 +255,7 @@ class Listener:
 def measured(
     ask_all: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, list[Answer]]],
 ) -> Load:
-    """What clients saw, and what they took of the processor."""
+    """Run the clients; return their answers, the seconds and the processor time."""
 
     async def run() -> list[Answer]:
         connector, limits = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
@@ -267,7 +270,7 @@ def measured(
 
 
 def arrivals(rate: float, duration: float, seed: int) -> Iterator[float]:
-    """When requests come: a Poisson process, its first request at once."""
+    """Yield the times of requests: a Poisson process whose first request is at time 0."""
     chance, moment = random.Random(seed), 0.0
     while moment < duration:
         yield moment

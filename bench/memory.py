@@ -1,13 +1,13 @@
-"""Memory: what loading a model takes at most, and whether decoding lets it grow."""
+"""Memory: the peak while a model is loaded, and the growth while it decodes."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import jax
-from crowd import prompts_of, submit, taken
+from crowd import prompts_of, submit, tokens_of
 from harness import Board, script
-from subject import Subject, modelled
+from subject import Subject, subject_options
 
 from jaxllama import LLM
 from jaxllama.cli.heap import keep_large_blocks_apart
@@ -24,34 +24,34 @@ MIB = 1 << 20
 @click.command()
 @script("memory")
 @click.option("--steps", type=click.IntRange(min=1), help="Decode steps [default: 10000].")
-@modelled
+@subject_options
 def main(*, board: Board, subject: Subject, steps: int | None) -> None:
     """Measure the peak of loading and the growth over many decode steps, on Linux.
 
-    With the allocator tuned as `jaxllama serve` does.
+    The allocator is tuned as in `jaxllama serve`.
     """
     if not RESET.exists():
-        raise click.ClickException("the kernel's account of memory is needed: /proc/self")
+        raise click.ClickException("this benchmark reads /proc/self/status; it runs on Linux only")
     keep_large_blocks_apart()
     with board.doing("loading"):
         peak, held = loading(subject)
     board.add(f"{subject.name}, weights", "MiB", [held / MIB])
     board.add(f"{subject.name}, peak while loading, over the weights", "x", [peak / held])
-    wanted = steps or (SHORT_STEPS if board.short else STEPS)
+    count = steps or (SHORT_STEPS if board.short else STEPS)
     with board.doing("decoding"), subject.load(slots=SLOTS, length=PROMPT + ANSWER) as llm:
         for _ in decode(llm, ANSWER):  # warm-up
             pass
         before = resident("VmRSS")
-        sizes = [resident("VmRSS") for _ in decode(llm, wanted)]
-    case = f"{subject.name}, {SLOTS} slots, growth over {wanted} steps"
-    # What is never let go grows in both halves; what the allocator keeps for next time in one.
+        sizes = [resident("VmRSS") for _ in decode(llm, count)]
+    case = f"{subject.name}, {SLOTS} slots, growth over {count} steps"
+    # A leak grows in both halves; memory that the allocator keeps for reuse grows in the first.
     first, most = (max(before, *sizes[:end]) for end in (-(-len(sizes) // 2), len(sizes)))
     board.add(case, "MiB", [(most - before) / MIB])
     board.add(f"{case}, in their second half", "MiB", [(most - first) / MIB])
 
 
 def loading(subject: Subject) -> tuple[int, int]:
-    """Bytes by which memory rose at most while weights were read, and bytes they take."""
+    """Return the bytes by which memory grew at most during loading, and the weights' bytes."""
     with open_checkpoint(subject.path) as checkpoint:
         engine = subject.engine_config(checkpoint.config)
         mesh = make_mesh(engine, checkpoint.config)
@@ -68,7 +68,7 @@ def loading(subject: Subject) -> tuple[int, int]:
 
 
 def decode(llm: LLM, steps: int) -> Iterator[None]:
-    """At least so many decode steps with all slots at work; yields when an answer has ended."""
+    """Run at least `steps` decode steps with all slots busy; yield after each round of answers."""
     prompts = prompts_of(llm.config.vocab_size, SLOTS, PROMPT)
     done = 0
     while done < steps:
@@ -76,13 +76,13 @@ def decode(llm: LLM, steps: int) -> Iterator[None]:
         for prompt in prompts:
             submit(llm.engine, prompt, count, {})
         while not llm.engine.idle:
-            taken(llm.engine.step())
+            tokens_of(llm.engine.step())
         done += count
         yield
 
 
 def resident(name: str) -> int:
-    """Bytes of one line of the process's own account."""
+    """Return the bytes in one line of /proc/self/status."""
     lines = STATUS.read_text(encoding="utf-8").splitlines()
     line = next(line for line in lines if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

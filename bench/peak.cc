@@ -1,6 +1,6 @@
-// How much arithmetic this processor can do: the ceiling that kernels.py holds its figures against.
+// The arithmetic rate of this processor: the limit that kernels.py compares its figures with.
 //
-// Twelve independent accumulators in registers and no memory at all. Compiled by ceiling.py.
+// Twelve independent accumulators in registers, without memory access. Compiled by ceiling.py.
 #include <immintrin.h>
 
 #include <chrono>
@@ -54,8 +54,8 @@ __attribute__((target("avx512f"))) void floats() {
 
 }  // namespace
 
-// Billions of operations a second, a multiplication and an addition counting as two: of bytes (0),
-// pairs of bfloat16 (1) or float32 (2). 0 where there is no such instruction.
+// Returns billions of operations a second (a multiplication and an addition count as two) on bytes
+// (kind 0), pairs of bfloat16 (1) or float32 (2); 0 where the processor lacks the instruction.
 extern "C" double peak(int kind, int threads) {
   __builtin_cpu_init();
   const bool can = kind == 0   ? __builtin_cpu_supports("avx512vnni")

@@ -1,4 +1,4 @@
-"""Prompts: tokens per second of a fresh prompt, up to its first token."""
+"""Prompts: tokens per second of a prompt without cached prefix, up to its first token."""
 
 from contextlib import ExitStack
 from itertools import count
@@ -6,8 +6,8 @@ from itertools import count
 import click
 from crowd import random_prompt, seconds_to_first
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
-from llamacpp import LlamaCpp
-from subject import Subject, compared_by_file
+from llamacpp import LlamaCppPeer
+from subject import Subject, peer_file_options
 
 from jaxllama import LLM
 
@@ -15,7 +15,7 @@ from jaxllama import LLM
 @click.command()
 @script("prefill")
 @repeated
-@compared_by_file
+@peer_file_options
 @click.option(
     "--slots",
     type=click.IntRange(min=1),
@@ -33,10 +33,10 @@ from jaxllama import LLM
 def main(
     *, board: Board, repetitions: int | None, subject: Subject, slots: int, tokens: int
 ) -> None:
-    """Measure prompts that share nothing with what the cache holds.
+    """Measure prompts that share no prefix with the contents of the cache.
 
-    Our time runs from handing the prompt in to having its first token; the peer's is one call
-    that computes the logits of the last token.
+    The time of this engine runs from submitting the prompt to its first token; the peer's is one
+    call that computes the logits of the last token.
     """
     case, times = f"{subject.name}, {tokens} tokens", how_often(board, repetitions)
     with board.doing(case), ExitStack() as opened:
@@ -51,7 +51,7 @@ def main(
 
 
 def rate_of_engine(llm: LLM, tokens: int) -> Measure:
-    """Our rate, with another prompt every time."""
+    """Return a measure of this engine's rate, with a new prompt every time."""
     seeds = count()
 
     def rate() -> float:
@@ -61,8 +61,8 @@ def rate_of_engine(llm: LLM, tokens: int) -> Measure:
     return rate
 
 
-def rate_of_peer(reader: LlamaCpp, tokens: int) -> Measure:
-    """The peer's rate."""
+def rate_of_peer(reader: LlamaCppPeer, tokens: int) -> Measure:
+    """Return a measure of the peer's rate."""
     prompt = random_prompt(reader.vocab, tokens)
     return lambda: reader.prompt_rate(prompt)
 

@@ -1,6 +1,6 @@
-// How fast this machine reads memory: the ceiling of everything that goes through the weights once.
+// The rate at which this machine reads memory: the limit of a step that reads all weights once.
 //
-// Four places at a time in every thread, each asked for ahead. Compiled by ceiling.py.
+// Every thread reads at four places in turn and prefetches at each. Compiled by ceiling.py.
 #include <chrono>
 #include <cstddef>
 #include <thread>
@@ -29,7 +29,7 @@ void read_all(const Line* from, size_t count) {
 
 }  // namespace
 
-// GB/s of reading `count` times 64 bytes once, each thread a part.
+// Returns the GB/s of reading `count` times 64 bytes once, with an equal part for each thread.
 extern "C" double read_rate(const void* memory, size_t count, int threads) {
   const auto* lines = static_cast<const Line*>(memory);
   const size_t each = count / threads;

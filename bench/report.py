@@ -1,4 +1,4 @@
-"""The report: records of any number of runs as a markdown table and as plots."""
+"""The report: records of any number of runs as a Markdown table and as plots."""
 
 import importlib
 import json
@@ -17,8 +17,8 @@ FIGURES = ("value", "peer value", "ratio", "environment")
 OURS, PEER = "#2a6f97", "#c9a227"
 PARITY = 1.0  # as fast as the peer
 
-Name = tuple[str, str, str]  # of a curve: its title, what grows, the unit
-Curve = dict[int, tuple[float, float | None]]  # how many: ours, the peer's
+Name = tuple[str, str, str]  # of a curve: its title, "slots" or "streams", the unit
+Curve = dict[int, tuple[float, float | None]]  # number of slots: jaxllama's figure, the peer's
 
 
 @click.command()
@@ -49,7 +49,10 @@ def main(files: Sequence[Iterable[str]], out: Path) -> None:
 
 
 def read(lines: Iterable[str]) -> list[Record]:
-    """The records among lines; blank ones are skipped."""
+    """Parse the records among lines of JSON; skip blank lines.
+
+    Raises UsageError for a line that is no record.
+    """
     records = []
     for place, line in enumerate(lines, start=1):
         if line.strip():
@@ -64,19 +67,19 @@ def read(lines: Iterable[str]) -> list[Record]:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each case, peer and environment, in the order of their first."""
+    """Return the last record of each case, peer and environment, in order of first appearance."""
     last = {(each.bench, each.case, each.peer, each.environment): each for each in records}
     return list(last.values())
 
 
 def numbers(records: Iterable[Record]) -> dict[Environment, int]:
-    """The environments of records, numbered from 1 in the order of their first record."""
+    """Number the environments of records from 1, in the order of their first record."""
     found = dict.fromkeys(record.environment for record in records)
     return {environment: number for number, environment in enumerate(found, start=1)}
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """All records as a table, and their environments as another."""
+    """Return a table of all records and a table of their environments, in Markdown."""
     named = numbers(records)
     places = [[str(place), *environment_cells(each)] for each, place in named.items()]
     return (
@@ -87,26 +90,26 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A markdown table; figures stand to the right."""
+    """Return a Markdown table; columns of figures are aligned to the right."""
     ruler = ["---:" if name in FIGURES else "---" for name in columns]
     texts = [[text.replace("|", "\\|") for text in line] for line in (columns, ruler, *lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in texts)
 
 
 def cells(record: Record, place: int) -> list[str]:
-    """One line of the table of records; `place` is the number of its environment."""
+    """Return one line of the table of records; `place` is the number of its environment."""
     ratio = "" if record.ratio is None else f"{record.ratio:.2f}x"
     figures = (number(record.value), record.unit, record.peer_label, number(record.peer_value))
     return [record.bench, record.case, *figures, ratio, str(place)]
 
 
 def environment_cells(environment: Environment) -> list[str]:
-    """One line of the table of environments, without its number."""
+    """Return one line of the table of environments, without its number."""
     return [str(environment.fields().get(name, "")) for name in NAMES]
 
 
 def draw(records: Sequence[Record], out: Path) -> list[Path]:
-    """The plots that these records give."""
+    """Draw the plots for these records; return their paths."""
     plots = []
     compared = [record for record in records if record.ratio is not None]
     if compared:
@@ -117,7 +120,7 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
 
 
 def draw_ratios(records: Sequence[Record], path: Path) -> Path:
-    """A bar for each case: how many times as fast as the peer."""
+    """Draw a bar for each case: how many times as fast as the peer."""
     figure, axes = new_figure(height=1.2 + 0.35 * len(records))
     named = numbers(records)
     names = [
@@ -137,7 +140,7 @@ def draw_ratios(records: Sequence[Record], path: Path) -> Path:
 
 
 def curves(records: Iterable[Record]) -> dict[Name, Curve]:
-    """Cases that differ in their number of slots or streams only, where there are several."""
+    """Group the cases that differ only in their number of slots or streams, if it varies."""
     found: dict[Name, Curve] = {}
     named = numbers(records := list(records))
     for record in records:
@@ -153,7 +156,7 @@ def curves(records: Iterable[Record]) -> dict[Name, Curve]:
 
 
 def draw_curve(name: Name, curve: Curve, path: Path) -> Path:
-    """A figure by the number of slots or streams."""
+    """Draw a figure by the number of slots or streams."""
     title, growing, unit = name
     figure, axes = new_figure(height=4.0)
     counts = sorted(curve)
@@ -172,7 +175,7 @@ def draw_curve(name: Name, curve: Curve, path: Path) -> Path:
 
 
 def new_figure(height: float) -> tuple[Any, Any]:
-    """An empty figure; no display is needed."""
+    """Return an empty figure and its axes; raise UsageError without matplotlib."""
     try:
         plotting = importlib.import_module("matplotlib.figure")
     except ImportError as error:
@@ -184,7 +187,7 @@ def new_figure(height: float) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure, the same bytes for the same records."""
+    """Write a figure without its date, so that the same records give the same bytes."""
     figure.savefig(path, metadata={"Date": None})
     return path
 

@@ -1,7 +1,7 @@
-"""Sampling: what choosing tokens costs - greedy, by temperature, through every installed sampler.
+"""Sampling: the cost of choosing tokens - greedy, by temperature, through every installed sampler.
 
-Times the bank of samplers alone, on the model's own logits, and says what share of a whole decode
-step that is, and by what share one more sampler that nobody uses makes a step longer.
+Times the bank of samplers alone, on the model's own logits, and reports its share of a whole decode
+step, and the share that one more unused sampler adds to a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +25,8 @@ from harness import (
     seconds,
 )
 from jax import lax
-from llamacpp import UNDERSTOOD, Chain
-from subject import Subject, compared
+from llamacpp import SUPPORTED, LlamaCppSamplers
+from subject import Subject, peer_options
 
 from jaxllama import LLM
 from jaxllama.engine.choosing.bank import SamplerBank
@@ -36,7 +36,7 @@ from jaxllama.sampling import KnobSpec, knobs_of
 
 Knobs = dict[str, Any]
 
-# Sampled after words, not noise: over flat distributions filters keep thousands of tokens.
+# Prompts are text, not random tokens: over flat distributions filters keep thousands of tokens.
 TEXT = (
     "The harbour was quiet when the last of the fishing boats came in. Two men carried the nets "
     "up to the wall while a third counted the boxes and wrote the numbers in a small book. It "
@@ -57,31 +57,31 @@ COMMON = ("top_k", "top_p", "min_p", "repetition_penalty")
 COMMON_CASE = "top_k + top_p + min_p + repetition"
 WHOLE = (*COMMON, "presence_penalty", "frequency_penalty")
 WHOLE_CASE = "the whole chain, penalties included"
-FEW = 24  # samplers, beside which one more is measured
-CALLS = 10  # of the bank, for one figure
-QUICKEST_OF = 10  # figures, where two of almost the same size are compared
-STEPS = 32  # of the engine, for one figure
+FEW = 24  # number of samplers to which one more is added
+CALLS = 10  # calls of the bank for one figure
+QUICKEST_OF = 10  # number of figures whose minimum counts, to compare two almost equal times
+STEPS = 32  # steps of the engine for one figure
 
 
 @click.command()
 @script("sampling")
 @repeated
-@compared
+@peer_options
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Slots, all of which sample.",
+    help="Slots; all of them sample.",
 )
 def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) -> None:
     """Measure the choice of one token for each of --rows rows, and its share of a decode step.
 
-    The peer's samplers run on the same logits, row by row as llama.cpp does.
+    The peer's samplers run on the same logits, row by row as in llama.cpp.
     """
     times = how_often(board, repetitions)
     with subject.load(slots=rows, length=len(TEXT) + STEPS) as llm:
-        prompts = beginnings(llm.tokenize(TEXT), rows)
+        prompts = prefixes(llm.tokenize(TEXT), rows)
         logits = np.stack([llm.engine.peek(prompt, len(prompt))[1] for prompt in prompts])
         choose = jax.jit(partial(choose_again, llm.bank, llm.engine_config.kernels))
         for name, knobs in cases(llm, short=board.short):
@@ -90,8 +90,8 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
                 bank = choosing(choose, llm, (logits, prompts, knobs))
                 step = partial(decode_rate, llm.engine, prompts, STEPS, knobs)
                 other = None
-                if subject.peer and knobs.keys() <= UNDERSTOOD:
-                    chain = opened.enter_context(Chain(knobs, logits, prompts[0]))
+                if subject.peer and knobs.keys() <= SUPPORTED:
+                    chain = opened.enter_context(LlamaCppSamplers(knobs, logits, prompts[0]))
                     other = per_row_of(chain.seconds, rows)
                 ours, theirs, rates = in_turn(times, bank, other, step)
             board.add(case, "us/row", ours, theirs, Peer(subject.peer) if subject.peer else None)
@@ -108,14 +108,14 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
             board.add(f"{case}, share of a step", "%", shares)
 
 
-def beginnings(ids: Sequence[int], rows: int) -> list[list[int]]:
-    """Beginnings of one text, each a token longer than the one before."""
+def prefixes(ids: Sequence[int], rows: int) -> list[list[int]]:
+    """Return `rows` prefixes of one text, each a token longer than the one before."""
     shortest = max(2, len(ids) - rows)
     return [list(ids[: min(shortest + row, len(ids))]) for row in range(rows)]
 
 
 def cases(llm: LLM, *, short: bool) -> Iterator[tuple[str, Knobs]]:
-    """Names and knobs: plain ones, the usual chain, and every sampler alone."""
+    """Yield names and knobs: greedy, temperature, the usual chains, and every sampler alone."""
     yield "greedy", {}
     yield "temperature", {"temperature": HEAT}
     yield COMMON_CASE, {"temperature": HEAT} | {name: TYPICAL[name] for name in COMMON}
@@ -131,7 +131,7 @@ def cases(llm: LLM, *, short: bool) -> Iterator[tuple[str, Knobs]]:
 
 
 def example(spec: KnobSpec) -> object:
-    """A value that switches a knob on, whatever it means."""
+    """Return a value that switches a knob on."""
     number = next((each for each in (spec.low, spec.high) if each not in (None, spec.off)), 1)
     value = spec.kind(number if spec.off != number else spec.off + 1)
     if spec.by_token:
@@ -146,7 +146,7 @@ def example(spec: KnobSpec) -> object:
 def choosing(
     choose: Callable[..., Any], llm: LLM, given: tuple[np.ndarray, list[list[int]], Knobs]
 ) -> Measure:
-    """Microseconds per row of the bank, on rows that the engine's programs have admitted."""
+    """Return a measure of the bank's microseconds per row, with admitted rows."""
     logits, prompts, knobs = given
     state = admitted(llm, prompts, knobs)
     arguments = (state.bank, jax.device_put(logits), state.rows())
@@ -154,7 +154,10 @@ def choosing(
 
 
 def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> Measure:
-    """Microseconds per row of a bank of `count` samplers, all of them off: the quickest of some."""
+    """Return a measure of a bank of `count` samplers, all off, in microseconds per row.
+
+    The figure is the minimum of several runs.
+    """
     logits, prompts = given
     size = llm.engine_config
     bank = SamplerBank(
@@ -173,16 +176,16 @@ def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> M
 
 
 def alone(choose: Callable[..., Any], arguments: tuple[Any, ...], body: str) -> Measure:
-    """Microseconds per row of one choice, without what makes the logits for it."""
+    """Return a measure of a choice in microseconds per row, without the time to make its logits."""
     _, logits, _ = arguments
-    make = jax.jit(partial(make_again, body))
+    make = jax.jit(partial(loop_without_choice, body))
     both = per_row(lambda: jax.block_until_ready(choose(*arguments)), len(logits))
     making = per_row(lambda: jax.block_until_ready(make(logits)), len(logits))
     return lambda: (both() - making()) / CALLS
 
 
 def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> DecodeState:
-    """The state in which every prompt has a row."""
+    """Return a decode state in which every prompt has a row."""
     programs, config = llm.engine.programs, llm.engine_config
     state = programs.empty()
     for slot, prompt in enumerate(prompts):
@@ -192,11 +195,11 @@ def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> Decode
 
 
 def choose_again(bank: SamplerBank, body: str, leaves: Any, logits: Any, rows: Any) -> Any:
-    """Choose for every row, CALLS times within one program, as the decode program does."""
+    """Choose for every row CALLS times in one program, as the decode program does."""
 
     def one(index: Any, carry: Any) -> Any:
         given, leaves, _ = carry
-        given, now = made_anew(body, given, index)
+        given, now = fresh_logits(body, given, index)
         return given, *bank.choose(leaves, now, rows._replace(length=rows.length + index))
 
     shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
@@ -204,31 +207,31 @@ def choose_again(bank: SamplerBank, body: str, leaves: Any, logits: Any, rows: A
     return lax.fori_loop(0, CALLS, one, (logits, leaves, blank))[1:]
 
 
-def make_again(body: str, logits: Any) -> Any:
-    """What choosing again does beside the choice."""
+def loop_without_choice(body: str, logits: Any) -> Any:
+    """Run the loop of `choose_again` without the choice, to subtract its time."""
 
     def one(index: Any, carry: Any) -> Any:
         given, ends = carry
-        given, now = made_anew(body, given, index)
+        given, now = fresh_logits(body, given, index)
         return given, ends + now[:, -1]
 
     return lax.fori_loop(0, CALLS, one, (logits, logits[:, -1]))[1]
 
 
-def made_anew(body: str, logits: Any, index: Any) -> tuple[Any, Any]:
-    """The logits, and those of one step: the bank may move them, as nobody needs them again."""
-    # Behind the barrier they are new each time: nothing is computed once for all.
+def fresh_logits(body: str, logits: Any, index: Any) -> tuple[Any, Any]:
+    """Return the logits, and a copy of them for one step, which the bank may overwrite."""
+    # The barrier hides that the logits are equal: XLA cannot move work out of the loop.
     logits, _ = lax.optimization_barrier((logits, index))
     return body_named(body).choosing.set_aside(logits, jnp.ones(len(logits), jnp.bool_))
 
 
 def per_row(action: Callable[[], object], rows: int) -> Measure:
-    """Microseconds per row of something that serves all rows."""
+    """Return a measure of an action that serves all rows, in microseconds per row."""
     return per_row_of(lambda: seconds(action), rows)
 
 
 def per_row_of(measure: Measure, rows: int) -> Measure:
-    """Microseconds per row of something that says how many seconds all rows take."""
+    """Convert a measure in seconds for all rows to microseconds per row."""
     return lambda: measure() / rows * 1e6
 
 

@@ -1,6 +1,6 @@
-"""Served: the servers that are measured - the one at an address, or else one of our own.
+"""The measured servers: at a given address, or started by the benchmark.
 
-Used by `serve.py`. Our own runs as a process of its own, as anybody would start it.
+Used by `serve.py`. The benchmark starts its server as a separate process, as a user would.
 """
 
 import dataclasses
@@ -21,35 +21,35 @@ from urllib.parse import urlsplit
 import click
 from child import server_process
 from environment import Environment, environment_of_server
-from subject import Loading, Subject, loaded, subject_of
+from subject import Loading, Subject, loading_options, subject_of
 
-ADDRESS = re.compile(r"listening on (http://\S+)")
-LOOK_SECONDS = 0.05  # between two looks whether it is ready
+ADDRESS = re.compile(r"listening on (http://[^\s,]+)")
+POLL_SECONDS = 0.05  # between two requests to /ready
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Where the server is, or what ours is to serve; and the peer."""
+    """The address of the server, or the settings to start one; and the peer's address."""
 
     url: str | None
-    subject: Subject | None  # None: the server is not ours to start
+    subject: Subject | None  # the model to serve; None: the server runs at `url`
     slots: int
     peer: str | None = None
 
     @property
     def peer_name(self) -> str | None:
-        """What records call the peer."""
+        """The name of the peer in records."""
         return urlsplit(self.peer).netloc if self.peer else None
 
     def environment(self) -> Environment:
-        """The environment of the server, as far as it is known."""
+        """Return the environment of the server, as far as it is known."""
         if self.subject is None:
             return environment_of_server(urlsplit(self.url or "").netloc)
         return self.subject.environment_elsewhere()
 
     @contextmanager
     def running(self, context: int) -> Iterator[str]:
-        """The address of the server; ours is started, with room for so much, and stopped."""
+        """Yield the address of the server; start and stop one unless an address was given."""
         if self.url is not None:
             yield self.url
             return
@@ -62,21 +62,21 @@ class Served:
                 yield wait_until_ready(process, log)
 
 
-def reached(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of which server; the function is called with `served`."""
+def server_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the server; the function gets `served`."""
 
-    @loaded
-    @click.option("--url", help="The server [default: one of our own is started].")
-    @click.option("--peer", help="URL of a server to measure in turn with it.")
-    @click.option("--slots", type=click.IntRange(min=1), help="Of our own server [default: 16].")
+    @loading_options
+    @click.option("--url", help="Measure the server at this URL [default: start one].")
+    @click.option("--peer", help="URL of another server, measured in turn with the first.")
+    @click.option("--slots", type=click.IntRange(min=1), help="Slots to start with [default: 16].")
     @functools.wraps(function)
     def run(
         *, url: str | None, peer: str | None, slots: int | None, loading: Loading, **given: Any
     ) -> None:
         if url and (loading.is_given or slots):
             raise click.UsageError(
-                "--slots and the options of loading a model are for a server of our own; "
-                "leave them out with --url."
+                "--slots and the options of loading a model are for the server that this command "
+                "starts; leave them out with --url."
             )
         subject = None if url else subject_of(loading)
         bases = [each and each.rstrip("/").removesuffix("/v1") for each in (url, peer)]
@@ -86,26 +86,29 @@ def reached(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The address our server says, once it takes requests."""
+    """Wait until the started server accepts requests and return its address.
+
+    Raises ClickException if the process ends first.
+    """
     while process.poll() is None:
         found = ADDRESS.search(log.read_text(errors="replace"))
         if found and is_ready(found[1]):
             return found[1]
-        time.sleep(LOOK_SECONDS)
-    raise click.ClickException(f"our server did not start: {log.read_text(errors='replace')}")
+        time.sleep(POLL_SECONDS)
+    raise click.ClickException(f"the server did not start: {log.read_text(errors='replace')}")
 
 
 def is_ready(url: str) -> bool:
-    """Whether the server takes requests."""
+    """Say whether the server accepts requests."""
     try:
         with urllib.request.urlopen(f"{url}/ready"):
             return True
-    except OSError:  # refused as well as not yet
+    except OSError:  # the connection is refused, or the status is an error
         return False
 
 
 def model_of(url: str) -> str:
-    """The first model that a server lists."""
+    """Return the first model that a server lists; raise ClickException if it lists none."""
     try:
         with urllib.request.urlopen(f"{url}/v1/models") as response:
             return str(json.load(response)["data"][0]["id"])

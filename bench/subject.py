@@ -1,4 +1,4 @@
-"""The subject: which model is measured, and against what. The options that say so.
+"""The measured model and the peer, and the options that choose them.
 
 Used by the scripts that load a model.
 """
@@ -19,7 +19,7 @@ import jax
 from child import importing_bench
 from environment import Environment, check_platform, cores, environment_of_engine
 from harness import Board
-from llamacpp import LlamaCpp
+from llamacpp import LlamaCppPeer
 from write_gguf import FILES, model_file
 
 from jaxllama import LLM
@@ -47,7 +47,7 @@ class Loading:
 
     @property
     def is_given(self) -> bool:
-        """Whether any option is."""
+        """Whether any option is given."""
         return any(value is not None for value in vars(self).values())
 
     @property
@@ -60,7 +60,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Subject:
-    """The file we read and how, the peer if there is one, and the file it reads."""
+    """The measured model file and its settings, the peer if there is one, and the peer's file."""
 
     path: Path
     loading: Loading = Loading()
@@ -69,7 +69,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """How cases call the model: its file, and what was not left to jaxllama."""
+        """The name of the model in cases: its file, and the settings that were given."""
         texts = [f"{name.replace('_', ' ')} {value}" for name, value in self._unusual.items()]
         return f"{self.path.stem} ({', '.join(texts)})" if texts else self.path.stem
 
@@ -80,27 +80,27 @@ class Subject:
 
     @property
     def options(self) -> list[str]:
-        """The options of a jaxllama command that loads this model likewise."""
+        """The options with which a jaxllama command loads this model with the same settings."""
         given = self.loading.arguments.items()
         options = [f"--{name.replace('_', '-')}={value}" for name, value in given]
         return ["-m", str(self.path.resolve()), *options]
 
     @property
     def peer_name(self) -> str | None:
-        """The peer, and what it reads if that is another file than ours."""
+        """The name of the peer, with its file if it is another one."""
         return f"{self.peer} on {self.peer_path.stem}" if self.peer_path else self.peer
 
     def load(self, *, slots: int, length: int) -> LLM:
-        """The model, with room for `length` tokens in each slot."""
+        """Load the model with room for `length` tokens in each slot."""
         return LLM.load(self.path, slots=slots, context=length, **self.loading.arguments)
 
-    def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCpp:
-        """The peer, with room for as much."""
+    def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCppPeer:
+        """Load the model in the peer, with room for `length` tokens in each sequence."""
         path, threads = self.peer_path or self.path, self.loading.threads or cores()
-        return LlamaCpp(path, sequences=sequences, length=length, threads=threads, flash=flash)
+        return LlamaCppPeer(path, sequences=sequences, length=length, threads=threads, flash=flash)
 
     def engine_config(self, model: ModelConfig) -> EngineConfig:
-        """The engine that `load` makes, but for its size."""
+        """Return the engine's config as `load` chooses it, but with default sizes."""
         loading = self.loading
         return engine_config(
             model,
@@ -111,7 +111,7 @@ class Subject:
         )
 
     def environment(self) -> Environment:
-        """The environment in which this process measures it; starts JAX."""
+        """Return the environment of a measurement in this process; starts JAX."""
         check_platform(self.loading.platform)
         with open_checkpoint(self.path) as checkpoint:
             return environment_of_engine(
@@ -119,9 +119,10 @@ class Subject:
             )
 
     def environment_elsewhere(self) -> Environment:
-        """The environment in which a process that we start measures it.
+        """Return the environment of a measurement in a child process.
 
-        Found in a process, too: JAX, once started here, would keep most of a GPU's memory.
+        A child process reads it: JAX, once started in this process, would keep most of a GPU's
+        memory.
         """
         asked = json.dumps({"path": str(self.path.resolve()), **vars(self.loading)})
         found = subprocess.run(
@@ -137,7 +138,7 @@ class Subject:
 
 
 def print_environment(asked: str) -> None:
-    """Print the environment of a subject: path and loading, as a JSON object."""
+    """Print the environment of a subject, given as a JSON object of path and loading options."""
     fields = json.loads(asked)
     subject = Subject(Path(fields.pop("path")), Loading(**fields))
     try:
@@ -146,23 +147,25 @@ def print_environment(asked: str) -> None:
         sys.exit(error.message)
 
 
-def loaded(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of loading a model; the function is called with them, as `loading`."""
+def loading_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of loading a model; the function gets them as `loading`."""
     model = f"Name, file, or one of {', '.join(FILES)} [default: smollm2-135m]."
-    kernels = "As of `jaxllama generate` [default: as it chooses]."
+    kernels = "Kernels, as in `jaxllama generate` [default: auto]."
     names = [field.name for field in dataclasses.fields(Loading)]
 
     @click.option("-m", "--model", help=model)
     @click.option(
         "--platform",
         type=click.Choice(PLATFORMS),
-        help="What JAX runs on [default: what it finds, or JAX_PLATFORMS].",
+        help="Platform of JAX [default: JAX_PLATFORMS, or JAX's choice].",
     )
     @click.option("--mesh", metavar="data=D,model=M", help="Devices to spread the model over.")
-    @click.option("--dtype", type=click.Choice(DTYPES), help="Of dense weights.")
-    @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Of the KV cache.")
+    @click.option("--dtype", type=click.Choice(DTYPES), help="Type of dense weights.")
+    @click.option("--cache-dtype", type=click.Choice(CACHE_DTYPES), help="Type of the KV cache.")
     @click.option("--kernels", type=click.Choice((AUTO, *BODIES)), help=kernels)
-    @click.option("--threads", type=click.IntRange(min=1), help="[default: one for each core]")
+    @click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads [default: one for each core]."
+    )
     @functools.wraps(function)
     def run(**given: Any) -> None:
         loading = Loading(**{name: given.pop(name) for name in names})
@@ -175,17 +178,17 @@ def loaded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def subject_of(loading: Loading) -> Subject:
-    """The subject that the options of loading a model name."""
+    """Return the subject that the options of loading a model name."""
     return Subject(model_file(loading.model), loading)
 
 
-def modelled(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of loading a model; the function is called with a `subject`.
+def subject_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of loading a model; the function gets a `subject`.
 
-    The model is measured in this process, and the board is told so.
+    Sets the board's environment: the model is measured in this process.
     """
 
-    @loaded
+    @loading_options
     @functools.wraps(function)
     def run(*, board: Board, loading: Loading, **given: Any) -> None:
         subject = subject_of(loading)
@@ -195,11 +198,11 @@ def modelled(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def compared(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of loading a model and --peer; the function is called with a `subject`."""
+def peer_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of loading a model and --peer; the function gets a `subject`."""
 
-    @modelled
-    @click.option("--peer", type=click.Choice(PEERS), help="Measure this engine in turn with ours.")
+    @subject_options
+    @click.option("--peer", type=click.Choice(PEERS), help="Also measure this engine, in turn.")
     @functools.wraps(function)
     def run(*, subject: Subject, peer: str | None, **given: Any) -> None:
         function(subject=dataclasses.replace(subject, peer=peer), **given)
@@ -207,15 +210,15 @@ def compared(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def compared_by_file(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `compared` and --peer-model; the function is called with a `subject`."""
+def peer_file_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `peer_options` and --peer-model; the function gets a `subject`."""
 
-    @compared
-    @click.option("--peer-model", help="What the peer reads instead [default: the same file].")
+    @peer_options
+    @click.option("--peer-model", help="Model of the peer [default: the same file].")
     @functools.wraps(function)
     def run(*, subject: Subject, peer_model: str | None, **given: Any) -> None:
         if peer_model and not subject.peer:
-            raise click.UsageError("--peer-model is for the peer; it needs --peer.")
+            raise click.UsageError("--peer-model is the model of the peer; it needs --peer.")
         path = model_file(peer_model) if peer_model else None
         function(subject=dataclasses.replace(subject, peer_path=path), **given)
 

@@ -1,8 +1,8 @@
 """Model files for benchmarks: the default model in other types, and random models of any size.
 
-Run alone it writes them and prints where they are; the other scripts call `model_file` with what
---model was given. Files are kept beside the compiled programs, never in the repository, and are
-made again only when they are missing. Knows the GGUF format through the `gguf` library alone.
+As a script, writes the files and prints their paths; the other scripts call `model_file` with the
+value of --model. Files are kept in the user's cache folder, never in the repository, and are
+written only when they are missing. Knows the GGUF format through the `gguf` library alone.
 """
 
 import os
@@ -22,15 +22,15 @@ from jaxllama.weights.store import cache_folder, resolve
 
 MATRIX = 2  # dimensions
 SEED = 0
-FIRST_BYTES = 256  # tokens that are single bytes; the rest of a random vocabulary is filler
-NORMAL, UNUSED = 1, 5  # kinds of token
+FIRST_BYTES = 256  # number of single-byte tokens; the rest of a random vocabulary is filler
+NORMAL, UNUSED = 1, 5  # token types of GGUF
 
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The shape of a random Llama."""
+class ModelShape:
+    """The sizes of a random Llama."""
 
     name: str
     vocab: int
@@ -48,20 +48,20 @@ class Shape:
         return self.width // self.heads
 
 
-LLAMA_1B = Shape("llama-3.2-1b", 128256, 2048, 16, 32, 8, 8192, 131072, 500000.0)
-TINY = Shape("tiny", 512, 64, 2, 4, 2, 128, 1024)
+LLAMA_1B = ModelShape("llama-3.2-1b", 128256, 2048, 16, 32, 8, 8192, 131072, 500000.0)
+TINY = ModelShape("tiny", 512, 64, 2, 4, 2, 128, 1024)
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """Types of the layers' matrices, and of the embedding that is also the head."""
+    """Storage types of the layers' matrices, and of the embedding that is also the head."""
 
     layers: Type
     embedding: Type
 
     @property
     def file_type(self) -> gguf.LlamaFileType:
-        """What general.file_type calls a file by the type of most of its matrices."""
+        """The value of general.file_type, by the type of most matrices."""
         return gguf.LlamaFileType[f"MOSTLY_{self.layers.name}"]
 
 
@@ -72,12 +72,12 @@ F16 = Kinds(Type.F16, Type.F16)
 
 
 def default_in(kinds: Kinds) -> Callable[[Path], None]:
-    """Writes the default model with its matrices in other types."""
+    """Return a function that writes the default model with its matrices in other types."""
     return lambda path: requantise(resolve(None), path, kinds)
 
 
-def random_in(shape: Shape, kinds: Kinds) -> Callable[[Path], None]:
-    """Writes a random model of a shape."""
+def random_in(shape: ModelShape, kinds: Kinds) -> Callable[[Path], None]:
+    """Return a function that writes a random model of these sizes."""
     return lambda path: write_random(shape, path, kinds)
 
 
@@ -100,7 +100,7 @@ def main(names: tuple[str, ...]) -> None:
 
 
 def model_file(model: str | None) -> Path:
-    """The file behind --model: one of ours, made when missing, or whatever jaxllama opens."""
+    """Return the file that --model names; write it if it is a missing file of this module."""
     if model not in FILES:
         return resolve(model)
     folder = cache_folder() / "bench"
@@ -117,7 +117,7 @@ def model_file(model: str | None) -> Path:
 
 
 def requantise(source: Path, target: Path, kinds: Kinds) -> None:
-    """Copy a GGUF file with its matrices in other types; everything else stays as it is."""
+    """Copy a GGUF file with its matrices in other types; everything else stays unchanged."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for field in reader.fields.values():
@@ -132,7 +132,7 @@ def requantise(source: Path, target: Path, kinds: Kinds) -> None:
 
 
 def copy_field(writer: gguf.GGUFWriter, field: gguf.ReaderField) -> None:
-    """One piece of metadata, unless the writer makes it itself."""
+    """Copy one metadata field, unless the writer writes the field itself."""
     own = (gguf.Keys.General.ARCHITECTURE, "general.quantization_version", "general.file_type")
     if field.name.startswith("GGUF.") or field.name in own:
         return
@@ -141,8 +141,8 @@ def copy_field(writer: gguf.GGUFWriter, field: gguf.ReaderField) -> None:
     writer.add_key_value(field.name, field.contents(), outer, inner if is_list else None)
 
 
-def write_random(shape: Shape, target: Path, kinds: Kinds) -> None:
-    """A Llama with random weights, a vocabulary of bytes and filler, and tied embeddings."""
+def write_random(shape: ModelShape, target: Path, kinds: Kinds) -> None:
+    """Write a Llama with random weights, a vocabulary of bytes and filler, and tied embeddings."""
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_name(shape.name)
     writer.add_block_count(shape.layers)
@@ -161,7 +161,7 @@ def write_random(shape: Shape, target: Path, kinds: Kinds) -> None:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
-    """Byte-level tokens, one merge because readers want to see some, and filler."""
+    """Add a vocabulary of byte tokens, one merge, which some readers require, and filler."""
     letters = [letter(value) for value in range(FIRST_BYTES)]
     fillers = [f"<filler_{token}>" for token in range(FIRST_BYTES + 1, size)]
     writer.add_tokenizer_model("gpt2")
@@ -175,15 +175,15 @@ def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def letter(value: int) -> str:
-    """The character by which byte-level vocabularies spell a byte."""
+    """Return the character that stands for a byte in byte-level vocabularies."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     if value in plain:
         return chr(value)
     return chr(0x100 + [each for each in range(FIRST_BYTES) if each not in plain].index(value))
 
 
-def sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model; matrices are [out, in]."""
+def sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a model; matrices are [out, in]."""
     width, keys = shape.width, shape.kv_heads * shape.head_dim
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, width)}
     for layer in range(shape.layers):
@@ -203,8 +203,8 @@ def sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def random_tensors(shape: Shape) -> Tensors:
-    """Seeded weights under which activations keep the size of real models."""
+def random_tensors(shape: ModelShape) -> Tensors:
+    """Yield seeded weights, scaled so that activations stay as large as in real models."""
     rng = np.random.default_rng(SEED)
     for name, size in sizes(shape).items():
         if len(size) == MATRIX:
@@ -214,7 +214,7 @@ def random_tensors(shape: Shape) -> Tensors:
 
 
 def write(writer: gguf.GGUFWriter, tensors: Tensors, count: int, kinds: Kinds) -> None:
-    """The tensors in their final types, then the file; quantised, they fit in memory."""
+    """Quantise the tensors one at a time, then write the file."""
     writer.add_file_type(kinds.file_type)
     console = Console(stderr=True)
     with Progress(transient=True, console=console, disable=not console.is_terminal) as progress:

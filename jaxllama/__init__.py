@@ -1,12 +1,12 @@
 """jaxllama: a Llama engine compiled by XLA, whose samplers and prompt formats are plugins.
 
-The floors, bottom up; imports go down only (ARCHITECTURE.md has the whole table):
+The floors (groups of modules), bottom up; imports go down only (ARCHITECTURE.md has the details):
 
-    0  errors config shapes limits request registry      the words everybody shares
+    0  errors config shapes limits request registry      types that all floors share
     1  sampling formats                                   the sockets plugin authors read
        kernels/ model/ sharding text/ weights/            maths, text, files
     2  engine/                                            slots, state, programs: token ids only
-    3  bridge intake service                              the thread crossing; checked requests
+    3  bridge intake service                              the engine's thread; checked requests
     4  llm completion serve/                              composition root and Python API; HTTP
     5  cli/ testing/                                      everything else
 """
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """LLM is imported when first asked for: it brings JAX, which takes most of a second."""
+    """Import LLM at its first use: it imports JAX, which takes most of a second."""
     if name == "LLM":
         try:
             from jaxllama.llm import LLM  # noqa: PLC0415

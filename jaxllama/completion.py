@@ -1,4 +1,4 @@
-"""What callers of the Python API get back.
+"""Results of the Python API.
 
 Built by `llm.py`, printed by the CLI. Plain data.
 """
@@ -11,32 +11,32 @@ from jaxllama.request import FinishReason, TokenLogprobs, Usage
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer; `tokens` make `text`, the end token is not among them."""
+    """One finished answer; `tokens` are the tokens of `text`, without the end token."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     seed: int
-    logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token, if asked for
-    stop: str | None = None  # the stop string that ended it
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token, if requested
+    stop: str | None = None  # the stop string that ended the answer
 
     @property
     def mean_logprob(self) -> float:
-        """How likely the model found its tokens, on average; needs `logprobs`."""
+        """The mean log-probability of the tokens; -inf without `logprobs`."""
         values = [each.logprob for each in self.logprobs or ()]
         return math.fsum(values) / len(values) if values else -math.inf
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One of the answers that a beam search found; the end token is not among its tokens."""
+    """One of the answers that a beam search found; `tokens` leaves out the end token."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
-    logprob: float  # of the whole, the end token included
-    score: float  # by which they are ranked
+    logprob: float  # of the whole answer, including the end token
+    score: float  # by which the answers are ranked
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely the model finds a continuation."""
+    """The log-probability of a continuation after its prompt."""
 
     logprob: float  # of the whole continuation
     token_logprobs: tuple[float, ...]
@@ -59,7 +59,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Classification:
-    """How likely each choice is, if it must be one of them."""
+    """The probability of each choice, given that the answer is one of the choices."""
 
     choices: tuple[str, ...]
     probabilities: tuple[float, ...]
@@ -67,14 +67,17 @@ class Classification:
 
     @property
     def choice(self) -> str:
-        """The likeliest; of equals, the first."""
+        """The likeliest choice; of equally likely ones, the first."""
         return self.choices[max(range(len(self.choices)), key=self.probabilities.__getitem__)]
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean surprise per token; the first token of a window is not predicted."""
+    """The perplexity of a text: exp of the mean negative log-probability per token.
+
+    The first token of a window is not predicted.
+    """
 
     value: float
-    tokens: int  # predicted
+    tokens: int  # number of predicted tokens
     seconds: float

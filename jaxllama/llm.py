@@ -1,7 +1,7 @@
 """LLM: a model ready to generate. The composition root - the whole system, in order.
 
-Opens a checkpoint, makes the mesh, places the weights, compiles the programs, builds the engine;
-and is the Python API on top of it. The CLI and the server sit on this; nothing below imports it.
+Opens a checkpoint, makes the mesh, places the weights, compiles the programs, builds the engine,
+and offers the Python API. The CLI and the server use this module; lower modules never import it.
 
     with LLM.load() as llm:
         print(llm.generate("The capital of France is", max_tokens=8, temperature=0).text)
@@ -60,7 +60,7 @@ TEMPLATE_FILE = ".jinja"
 
 
 class LLM:
-    """One model, its engine, and the calls people make."""
+    """One model with its engine, and the Python API."""
 
     def __init__(
         self, engine: Engine, intake: Intake, *, config: ModelConfig, path: Path | None = None
@@ -89,12 +89,12 @@ class LLM:
         compile_cache: bool = True,
         progress: Progress | None = None,
     ) -> Self:
-        """Open a model by name, file or folder; with none, the default, pulled if needed.
+        """Load a model by name, file or folder, downloading it if needed; None is the default.
 
         slots          requests decoded together (default 16)
         context        tokens a slot holds (default: the model's, at most 4096)
         dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
-        cache_dtype    of keys and values, likewise or int8
+        cache_dtype    of keys and values: float32, bfloat16, float16 or int8
                        (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
         kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
@@ -103,8 +103,8 @@ class LLM:
                        each matrix at every use; slower, but smaller
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
-        sampling_defaults  what a request gets for the knobs it does not set: auto, what the
-                       model's maker recommends, or none, each sampler's own default
+        sampling_defaults  values of the knobs that a request does not set: auto (recommended by
+                       the model's maker) or none (each sampler's own default)
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
         """
@@ -151,11 +151,11 @@ class LLM:
         )
         return cls(Engine(programs), intake, config=config, path=path)
 
-    # What it is made of.
+    # Parts.
 
     @property
     def engine_config(self) -> EngineConfig:
-        """How the engine is sized."""
+        """The sizes and types of the engine."""
         return self.engine.config
 
     @property
@@ -165,12 +165,12 @@ class LLM:
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """How conversations become prompts."""
+        """The format that turns conversations into prompts."""
         return self.intake.format
 
     @property
     def sampling_defaults(self) -> dict[str, object]:
-        """The knobs of every request that does not set them, by name."""
+        """The values of knobs that a request does not set, by name."""
         return dict(self.intake.defaults)
 
     @property
@@ -191,14 +191,13 @@ class LLM:
     ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt (text or token ids), or each of a list; a list gives a list.
 
-        With `n` each prompt gives a list of n answers, which share its computation; answer i has
-        the seed `choice_seed(seed, i)`. With `best_of` that many are made, and the n likeliest by
-        mean log-probability are returned, best first.
+        With `n` each prompt gives a list of n answers, which share the prefill; answer i has the
+        seed `choice_seed(seed, i)`. With `best_of` this many answers are generated, and the n with
+        the highest mean log-probability are returned, best first.
 
         Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
-        temperature_last, guidance_scale and negative_prompt, what holds an answer to a form
-        (json_schema, json_object, regex, choices, grammar) and every knob of every installed
-        sampler.
+        temperature_last, guidance_scale and negative_prompt, the constraints (json_schema,
+        json_object, regex, choices, grammar) and every knob of every installed sampler.
         """
         if n is not None or best_of is not None:
             prompts = (
@@ -225,15 +224,15 @@ class LLM:
         *,
         on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Continue each (prompt, knobs); yields (index, completion) as they finish.
+        """Continue each (prompt, knobs); yield (index, completion) as the requests finish.
 
-        One that fails is raised, or given to `on_error` while the others go on.
+        A request that fails raises, or calls `on_error` while the others continue.
         """
         asked = (partial(self.intake.completion, *item) for item in items)
         return self.streams.each(asked, on_error)
 
     def stream(self, prompt: Prompt, **knobs: object) -> Stream:
-        """Continue a prompt, token by token."""
+        """Continue a prompt; return a stream of its tokens."""
         return self.streams.open(self.intake.completion(prompt, knobs))
 
     @overload
@@ -251,7 +250,7 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Answer a conversation of {role, content} messages.
 
-        With `n` or `best_of` the answers are a list, as of `generate`.
+        With `n` or `best_of` the result is a list of answers, as in `generate`.
         """
         if n is not None or best_of is not None:
             (answers,) = self.streams.several(
@@ -266,11 +265,11 @@ class LLM:
         *,
         on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Answer each (messages, knobs), like `generate_each`."""
+        """Answer each (messages, knobs); yield (index, completion), as `generate_each`."""
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
     def chat_stream(self, messages: Turns, **knobs: object) -> Stream:
-        """Answer a conversation, token by token."""
+        """Answer a conversation; return a stream of its tokens."""
         return self.streams.open(self.intake.chat(messages, knobs))
 
     def beam_search(  # noqa: PLR0913 - the search has as many knobs
@@ -284,9 +283,9 @@ class LLM:
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
     ) -> list[Hypothesis]:
-        """The likeliest answers found by following `width` at a time, best first.
+        """Search for the likeliest answers, following `width` prefixes at a time; best first.
 
-        Nothing is drawn and no sampler is asked: tokens are as likely as the model finds them.
+        Beam search draws no random numbers and uses no samplers, only the model's probabilities.
         A score is the log-probability over `length ** length_penalty`. Early stopping may be True,
         False or "never"; see `beams.SearchRules`. Fastest with at least `width` slots.
         """
@@ -300,24 +299,24 @@ class LLM:
             listed=self.engine_config.max_top_logprobs,
         )
 
-        def expand(beginnings: Sequence[beams.Tokens]) -> Sequence[beams.Likeliest]:
-            prompts = [(*request.prompt, *each) for each in beginnings]
+        def expand(prefixes: Sequence[beams.Tokens]) -> Sequence[beams.Likeliest]:
+            prompts = [(*request.prompt, *each) for each in prefixes]
             return self.streams.likeliest(prompts, rules.candidates)
 
         return [self._hypothesis(found, rules) for found in beams.search(expand, rules)]
 
-    # Reading without writing.
+    # Tokens, scores and embeddings.
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Text to token ids; `special` recognises the text of special tokens."""
+        """Return the token ids of a text; `special` recognises the text of special tokens."""
         return self.tokenizer.encode(text, special=special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Token ids to text."""
+        """Return the text of token ids."""
         return self.tokenizer.decode(ids)
 
     def score(self, prompt: Prompt, continuations: Sequence[str | Sequence[int]]) -> list[Score]:
-        """Log-probability of each continuation after the prompt; the prompt is computed once."""
+        """Return the log-probability of each continuation; the prompt is computed once."""
         ids = self.intake.ids(prompt)
         tails = scoring.continuations(self.intake, ids, continuations)
         return self._scores([ids] * len(tails), tails)
@@ -330,11 +329,11 @@ class LLM:
         *,
         length_normalize: bool = False,
     ) -> Classification | list[Classification]:
-        """How likely each choice follows the prompt and the question; several questions, a list.
+        """Return the probability of each choice after prompt and question; questions give a list.
 
-        The prompt is computed once for all questions, a question once for all choices. Whole
-        choices count, a space before them included; with `length_normalize` the mean over their
-        tokens does.
+        The prompt is computed once for all questions, and each question once for all choices. The
+        probability is that of the whole choice, including a space before it; with
+        `length_normalize` it follows from the mean log-probability of the choice's tokens.
         """
         many = [question] if isinstance(question, str) else list(question)
         found = self.classify_each(
@@ -348,7 +347,7 @@ class LLM:
         *,
         length_normalize: bool = False,
     ) -> Iterator[Classification]:
-        """Classify each (prompt, question, choices), in order; best grouped by prompt."""
+        """Classify each (prompt, question, choices) in order; fastest if grouped by prompt."""
         for prompt, group in groupby(items, key=itemgetter(0)):
             ids = self.intake.ids(prompt)
             questions = [(question, choices) for _, question, choices in group]
@@ -366,9 +365,10 @@ class LLM:
     def embed(
         self, text: Prompt | Sequence[Prompt], *, pooling: str = "mean"
     ) -> np.ndarray | list[np.ndarray]:
-        """A vector of length 1 for a text (or token ids), or one for each of a list.
+        """Return a vector of length 1 for a text (or token ids), or a list for a list of texts.
 
-        `pooling` makes it of all tokens ("mean") or of the last one, which has seen all ("last").
+        `pooling` takes the mean of all tokens ("mean") or the last token, which attends to all
+        others ("last").
         """
         if pooling not in tuple(scoring.Pooling):
             raise InvalidParameter(f"pooling is {pooling!r}; expected mean or last", "pooling")
@@ -377,7 +377,7 @@ class LLM:
         return self._embed(cast(Prompt, text), pooling)
 
     def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
-        """How surprised the model is by a text, in windows of the context, each from its start."""
+        """Return the perplexity of a text, computed in separate windows of the context size."""
         ids = self.intake.ids(text, fits=False)
         if len(ids) < 2:  # noqa: PLR2004
             raise InvalidParameter("the text has fewer than 2 tokens; nothing to predict", "text")
@@ -393,10 +393,10 @@ class LLM:
                 progress("perplexity", min(at + size, len(ids)), len(ids))
         return Perplexity(math.exp(total / count), count, time.perf_counter() - started)
 
-    # Ending.
+    # Closing.
 
     def close(self) -> None:
-        """Cancel what runs and let go of the device memory."""
+        """Cancel running requests and free the device memory."""
         self.streams.close()
         self.intake.constraints.close()
         self.engine.close()
@@ -412,7 +412,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    # How it works.
+    # Helpers.
 
     def _hypothesis(self, found: beams.Found, rules: beams.SearchRules) -> Hypothesis:
         ended = found.tokens[-1] in rules.end_ids
@@ -431,7 +431,7 @@ class LLM:
         return scoring.as_embedding(found, scoring.Pooling(pooling))
 
     def _scores(self, prompts: Sequence[list[int]], tails: Sequence[list[int]]) -> list[Score]:
-        """The score of each tail behind its prompt."""
+        """Return the score of each continuation after its prompt."""
         found: dict[int, Score] = {}
         for turn in scoring.rounds(tails):
             self.streams.pump_until_free()

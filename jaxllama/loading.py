@@ -1,7 +1,7 @@
-"""Loading: from a model's files and what people ask for to the parts an LLM is composed of.
+"""Loading: make the parts of an LLM from a model's files and the caller's settings.
 
-Used by `LLM.load` and whoever needs the same decisions (inspection, benchmarks). Decides and reads;
-owns nothing.
+Used by `LLM.load`, and by inspection and benchmarks, which need the same decisions. Decides and
+reads; owns nothing.
 """
 
 import logging
@@ -35,11 +35,14 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
-CANDIDATES = 256  # tokens a filter sees before the bank widens
+CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
-    """Return the name of the body that runs: the one asked for, or with "auto" the fastest."""
+    """Return the name of the kernels to run: the requested ones, or with "auto" the fastest.
+
+    Logs a warning if the CPU has to run without C++ kernels.
+    """
     body, passed_over = choose_body(asked, model, parse_mesh(mesh)[1])
     if passed_over and jax.default_backend() == "cpu":
         logger.warning("no C++ kernels, so plain XLA, several times slower: %s", passed_over)
@@ -57,7 +60,10 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     mesh: str | None = None,
     packed: bool = False,
 ) -> EngineConfig:
-    """The engine's size, with defaults for this model and machine."""
+    """Return the engine's sizes and types, with defaults for this model and machine.
+
+    Raises InvalidParameter or ConfigError for a value that the model or the kernels do not support.
+    """
     data, parts = parse_mesh(mesh)
     if context is not None and context > model.max_context:
         raise InvalidParameter(
@@ -87,7 +93,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 def read_weights(
     checkpoint: Checkpoint, engine: EngineConfig, mesh: Mesh, progress: Progress | None
 ) -> Tree:
-    """Every weight, read one at a time and placed on its devices."""
+    """Read every weight, one at a time, and place it on its devices; return the tree."""
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -102,13 +108,16 @@ def read_weights(
 
 
 def stored_as(params: Tree) -> list[str]:
-    """What a program depends on of the weights: how each is stored."""
+    """Return the structure, dtypes and shapes of the weights, on which compiled programs depend."""
     leaves, tree = jax.tree.flatten(params)
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
 
 
 def with_template(text: ModelText, path: Path) -> ModelText:
-    """What the model says of its text, with the user's template in place of its own."""
+    """Return the model's facts about its text with the chat template of a file.
+
+    Raises InvalidParameter if the file cannot be read.
+    """
     try:
         template = path.read_text(encoding="utf-8")
         return replace(text, template=template, is_users_template=True)
@@ -120,7 +129,7 @@ def with_template(text: ModelText, path: Path) -> ModelText:
 
 
 def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
-    """The prompt format asked for, or the one that suits the model."""
+    """Return the prompt format with this name, or without a name the one that suits the model."""
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     if name is not None:
         return formats.one(name).for_model(text)
@@ -128,7 +137,7 @@ def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
 
 
 def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
-    """Every other installed format that can be built for the model, for requests that name it."""
+    """Return all other installed formats that fit the model, for requests that name one."""
     others = []
     for name, kind in load_plugins(FORMATS, PromptFormat).loaded.items():  # type: ignore[type-abstract]
         if name == chosen.name:
@@ -143,10 +152,11 @@ def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
 def sampling_defaults_of(
     choice: str, path: Path, checkpoint: Checkpoint, specs: Mapping[str, KnobSpec]
 ) -> dict[str, object]:
-    """The knobs a request gets where it sets none: with "auto" those the model's maker recommends.
+    """Return the values of knobs that a request does not set.
 
-    `specs` are the knobs of the installed samplers. A recommendation that none of them has, or that
-    is out of its bounds, is named in the log and left out.
+    With "auto" these are the values that the model's maker recommends, with "none" there are none.
+    `specs` are the knobs of the installed samplers. A recommendation for an unknown knob, or out of
+    the knob's bounds, is logged and left out.
     """
     if choice not in SAMPLING_DEFAULTS:
         raise InvalidParameter(
@@ -172,7 +182,7 @@ def sampling_defaults_of(
 
 
 def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) -> bool:
-    """Whether a recommendation changes nothing; InvalidParameter if it cannot be followed."""
+    """Say whether a recommendation changes nothing; raise InvalidParameter if it cannot be used."""
     if name == "temperature":
         return check(name, value) == LIMITS[name].default
     if name not in specs:
@@ -182,7 +192,7 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
-    """What a compiled program depends on of each sampler: which code it is."""
+    """Return the classes and the code of samplers, on which compiled programs depend."""
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
     code = digest_code(kind.__module__ for kind in samplers.values())
     return [("class", *each) for each in classes] + [("code", *each) for each in code]
@@ -195,6 +205,6 @@ def key_of(
     samplers: Mapping[str, type[Sampler]],
     bank: SamplerBank,
 ) -> str:
-    """The key of the compiled programs; the name of a model changes none of them."""
+    """Return the key of the compiled programs; the name of the model does not change it."""
     unnamed = replace(config, name="")
     return program_key((unnamed, engine, stored_as(params), describe(samplers), bank.learned))

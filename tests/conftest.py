@@ -1,4 +1,4 @@
-"""One CPU with eight virtual devices, shapes checked, for every test."""
+"""Settings for all tests: one CPU with eight virtual devices, and a few shared fixtures."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ os.environ.pop("JAXLLAMA_MODEL", None)
 
 @pytest.fixture(scope="module")
 def few_samplers() -> Iterator[None]:
-    """LLM.load finds only the samplers that most tests need: each more is compiled every time."""
+    """Let LLM.load find only the samplers that most tests need, to save compilation time."""
     from tests.support import FEW, only  # noqa: PLC0415 - after the environment is set
 
     with only(FEW):
@@ -23,7 +23,7 @@ def few_samplers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_samplers() -> Iterator[None]:
-    """LLM.load finds no samplers at all."""
+    """Let LLM.load find no samplers."""
     from tests.support import only  # noqa: PLC0415
 
     with only(()):
@@ -32,7 +32,10 @@ def no_samplers() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_fusions() -> Iterator[None]:
-    """What samplers are tried in is not optimised anyway: leave XLA's slowest part out, too."""
+    """Switch off XLA's slowest compiler part for the programs in which samplers are tested.
+
+    These programs are compiled without optimisation anyway.
+    """
     from jaxllama.testing import proof, tryout  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as patch:

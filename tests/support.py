@@ -1,4 +1,4 @@
-"""What many tests build: engines on tiny random models, compiled once per run and size."""
+"""Helpers of many tests: engines on tiny random models, compiled once per run and size."""
 
 import contextlib
 import dataclasses
@@ -45,9 +45,9 @@ BODIES = [
 ]
 
 
-# Where programs are kept for the other test processes, of this run and of later ones.
+# The folder of compiled programs, shared by all test processes of this run and of later ones.
 KEPT = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
-# What most tests need; each sampler more is paid for by everything that compiles a decode step.
+# The samplers that most tests need; every further one slows down each compilation of a decode step.
 FEW = (
     *("constraint", "logit_bias", "min_p", "min_tokens"),
     *("mirostat", "repetition", "top_k", "top_p"),
@@ -56,7 +56,7 @@ FEW = (
 
 @dataclasses.dataclass
 class Told:
-    """What one generation told: its tokens, their log-probabilities and its end."""
+    """The events of one generation: its tokens, their log-probabilities and its end."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -70,7 +70,7 @@ def installed_samplers() -> dict[str, type[Sampler]]:
 
 @contextlib.contextmanager
 def only(names: Iterable[str]) -> Iterator[None]:
-    """LLM.load finds these samplers, and programs where tests keep them."""
+    """Within the context, LLM.load finds only these samplers and uses the tests' program folder."""
     chosen = tuple(names)
 
     def load(group: str, base: type) -> Plugins:
@@ -88,7 +88,7 @@ def only(names: Iterable[str]) -> Iterator[None]:
 def place_all(
     model: ModelConfig, engine: EngineConfig, mesh: Mesh | None = None, tree: Tree | None = None
 ) -> Tree:
-    """Lay out and place weights for an engine: a canonical tree, or random ones."""
+    """Lay out and place weights for an engine: a canonical tree, or random weights."""
     tree, leaves = tree or random_params(model), abstract_params(model)
     mesh = mesh or make_mesh(engine, model)
     preparation = Preparation(leaves, engine, mesh)
@@ -110,7 +110,10 @@ def programs(
     *,
     samplers: tuple[str, ...] | None = FEW,
 ) -> Programs:
-    """Compiled programs; kept on disk for other test processes. `samplers`: None is all of them."""
+    """Return compiled programs, cached on disk for other test processes.
+
+    `samplers` names the samplers; None means all installed ones.
+    """
     installed = installed_samplers()
     chosen = {name: installed[name] for name in (installed if samplers is None else samplers)}
     bank = SamplerBank(
@@ -121,7 +124,7 @@ def programs(
         body=engine.kernels,
     )
     mesh = make_mesh(engine, model)
-    root = KEPT / f"{model.name}-{engine.kernels}"  # in one folder only so many are kept
+    root = KEPT / f"{model.name}-{engine.kernels}"  # each folder keeps a limited number
     kept = Executables(root, program_key((model, engine, describe(chosen))))
     return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
 
@@ -136,13 +139,13 @@ def new_engine(
 
 
 def request(prompt: Iterable[int], max_tokens: int = 8, **more: object) -> GenerationRequest:
-    """A greedy request with log-probabilities unless told otherwise."""
+    """Return a request, by default greedy and with log-probabilities."""
     settings = {"temperature": 0.0, "top_logprobs": 0, **more}
     return GenerationRequest(tuple(int(i) for i in prompt), max_tokens, **settings)
 
 
 def drive(engine: Engine, told: dict[int, Told], steps: int | None = None) -> None:
-    """Step until idle (or so many times), collecting what is told."""
+    """Step the engine until it is idle (or `steps` times) and collect the events in `told`."""
     done = 0
     while not engine.idle and (steps is None or done < steps):
         for event in engine.step():
@@ -163,7 +166,7 @@ def take(told: dict[int, Told], event: Event) -> None:
 
 
 def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Told]:
-    """Submit all at once, drive to the end."""
+    """Submit all requests at once, step until the engine is idle, and return the events of each."""
     told: dict[int, Told] = {}
     generations: list[Generation] = [engine.submit(one) for one in requests]
     drive(engine, told)
@@ -171,7 +174,7 @@ def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Told]:
 
 
 def closed(engine: Engine) -> bool:
-    """Nothing is held and the ledger adds up."""
+    """Say whether the engine is idle, no slot is claimed, and the ledger's counts add up."""
     ledger = engine.ledger
     ended = ledger["finished"] + ledger["cancelled"] + ledger["failed"]
     return engine.idle and engine.slots.claimed == 0 and ledger["accepted"] == ended

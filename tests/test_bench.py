@@ -408,7 +408,7 @@ def fake_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def opened(**plan: Any) -> Any:
         (tmp_path / "plan.json").write_text(json.dumps(plan))
-        return peers.LlamaCpp(tmp_path / "plan.json", sequences=2, length=8, threads=1)
+        return peers.LlamaCppPeer(tmp_path / "plan.json", sequences=2, length=8, threads=1)
 
     return opened
 
@@ -487,7 +487,7 @@ def test_the_processes_of_the_peer_end_with_it(fake_peer: Any) -> None:
 
 def test_the_peer_draws_what_our_knobs_mean() -> None:
     pytest.importorskip("llama_cpp")
-    chain = module("llamacpp").Chain
+    chain = module("llamacpp").LlamaCppSamplers
     logits = np.array([[1.0, 3.0, 2.0, 0.0], [0.0, 1.0, 0.5, 4.0]], np.float32)
     with chain({}, logits, []) as greedy:
         assert greedy.sample() == [1, 3]
@@ -578,7 +578,7 @@ def test_a_failed_request_stops_the_benchmark() -> None:
     crowd = module("crowd")
     failed = Finished(0, FinishReason.FAILED, Usage(1, 0, 0))
     with pytest.raises(Exception, match="failed"):
-        crowd.taken([failed])
+        crowd.tokens_of([failed])
 
 
 def test_prompts_of_a_crowd_share_all_but_their_last_token() -> None:

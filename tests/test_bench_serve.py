@@ -107,7 +107,7 @@ def seen(*parts: bytes, status: int = 200) -> Any:
     """The answer that one client saw of these bytes."""
     load = module("load")
     with in_thread(saying_raw(*parts, status=status)) as url:
-        clients = load.Clients(url, "m", load.Shape(requests=1))
+        clients = load.Clients(url, "m", load.LoadShape(requests=1))
         (answer,) = clients.closed(1).answers
     return answer
 
@@ -176,7 +176,9 @@ def test_what_goes_wrong_has_a_kind(kind: str, parts: tuple[bytes, ...], status:
 
 def test_a_server_that_is_not_there_is_a_kind_of_error() -> None:
     load = module("load")
-    (answer,) = load.Clients("http://127.0.0.1:1", "m", load.Shape(requests=1)).closed(1).answers
+    (answer,) = (
+        load.Clients("http://127.0.0.1:1", "m", load.LoadShape(requests=1)).closed(1).answers
+    )
     assert answer.error == "ClientConnectorError"
 
 
@@ -186,7 +188,7 @@ def test_requests_that_were_lost_are_told_by_kind() -> None:
     lost = [load.Answer(0.0, error=kind) for kind in ("cut off", "HTTP 429", "cut off")]
     board = harness.Board("serve", as_json=False, short=False)
     board.environment = module("environment").environment_of_machine()
-    serve.tell(board, "c", [[load.Load([whole, *lost], 4.0, 0.1)]], None)
+    serve.record_loads(board, "c", [[load.Load([whole, *lost], 4.0, 0.1)]], None)
     found = {record.case: record.value for record in board.records}
     assert found["c"] == 0.5
     assert (found["c, first token, p50"], found["c, between tokens, p99"]) == (1000.0, 1000.0)
@@ -218,7 +220,7 @@ def test_clients_that_work_hard_say_so(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_is_for_a_server_of_our_own_is_refused_with_a_url(option: tuple[str, ...]) -> None:
     result = run("--url", "http://127.0.0.1:1", *option)
     assert result.exit_code == 2
-    assert "server of our own" in result.stderr
+    assert "server that this command starts" in result.stderr
 
 
 def test_an_address_without_models_is_refused() -> None:

@@ -1,1 +1,1 @@
-"""The command line, on top of the Python API: one file per command, loaded when it is asked for."""
+"""The command line on top of the Python API: one module per command, imported when it is used."""

@@ -1,7 +1,7 @@
-"""`jaxllama batch`: a file of prompts, answered as fast as the slots allow.
+"""`jaxllama batch`: answer a file of prompts, as fast as the slots allow.
 
-Every line of the input is checked before the model is loaded. Answers are appended as they finish,
-in any order; a second run goes on where the first one stopped.
+Every line of the input is checked before the model is loaded. Answers are appended in the order in
+which they finish; a second run computes only the answers that the first one did not write.
 """
 
 import itertools
@@ -24,12 +24,12 @@ from jaxllama.messages import as_message
 SHOWN = 5
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PROMPT, MESSAGES = "prompt", "messages"
-Check = Callable[[Mapping[str, Any]], None]  # of the knobs of a line
+Check = Callable[[Mapping[str, Any]], None]  # raises InvalidParameter for bad knobs of a line
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the input."""
+    """One line of the input: a prompt or a conversation with its knobs, or the error in it."""
 
     index: int  # among the lines that are not blank
     line: int
@@ -37,7 +37,7 @@ class Item:
     kind: str = PROMPT
     content: Any = None
     knobs: Mapping[str, Any] | None = None
-    error: str | None = None  # why it cannot be asked
+    error: str | None = None  # why the line cannot be answered
 
 
 @click.command("batch", cls=GenerationCommand)
@@ -75,9 +75,9 @@ def command(
     def items() -> Iterator[Item]:
         return read_items(prompts, knobs, check)
 
-    ids, problems = survey(items())
+    ids, problems = read_ids_and_errors(items())
     if problems and not keep_going:
-        raise InvalidParameter(f"{prompts} {'; '.join(problems[:SHOWN])}{and_more(problems)}")
+        raise InvalidParameter(f"{prompts} {'; '.join(problems[:SHOWN])}{hidden_count(problems)}")
     with Results(output, ids) as results:
         if results.done:
             note(f"{len(results.done)} of {len(ids)} answers are there already")
@@ -87,7 +87,7 @@ def command(
 
 
 class Batch:
-    """What is still to be asked, on its way through the engine."""
+    """A run over the items that have no answer yet: generates answers and writes them to disk."""
 
     def __init__(
         self, path: Path, items: Callable[[], Iterator[Item]], results: Results, keep_going: bool
@@ -100,7 +100,7 @@ class Batch:
         self.answered = 0
 
     def run(self, loading: Mapping[str, Any], total: int) -> None:
-        """Load the model, ask, and say how it went."""
+        """Load the model, answer all items, and print counts and speed."""
         with open_llm(loading) as llm, progress_bars() as report:
             started = time.perf_counter()
             for kind, ask in ((PROMPT, llm.generate_each), (MESSAGES, llm.chat_each)):
@@ -117,8 +117,11 @@ class Batch:
     def ask(
         self, kind: str, each: Callable[..., Iterator[tuple[int, Completion]]]
     ) -> Iterator[None]:
-        """Feed the items of one kind to the engine; yields after each answer."""
-        asked: dict[int, Item] = {}
+        """Send the items of one kind to the engine and write the answers; yield once per answer.
+
+        Without `keep_going` the first item that fails raises InvalidParameter.
+        """
+        running: dict[int, Item] = {}  # by position in the stream of requests
         positions = itertools.count()
 
         def feed() -> Iterator[tuple[Any, Mapping[str, Any]]]:
@@ -128,33 +131,33 @@ class Batch:
                 if item.error is not None:
                     self.fail(item, item.error)
                     continue
-                asked[next(positions)] = item
+                running[next(positions)] = item
                 yield item.content, item.knobs or {}
 
         def on_error(position: int, error: JaxLlamaError) -> None:
-            item = asked.pop(position)
+            item = running.pop(position)
             if not self.keep_going:
                 raise InvalidParameter(f"{self.path} line {item.line}: {error}") from error
             self.fail(item, str(error))
 
         for position, completion in each(feed(), on_error=on_error):
-            self.write(asked.pop(position), completion_fields(completion))
+            self.write(running.pop(position), completion_fields(completion))
             self.tokens += completion.usage.generated
             yield
 
     def fail(self, item: Item, error: str) -> None:
-        """Note that an item has no answer, and why."""
+        """Write an item's error to the output in place of an answer."""
         self.write(item, {"error": error})
 
     def write(self, item: Item, fields: Mapping[str, Any]) -> None:
-        """Append what became of an item."""
+        """Append one item's answer or error to the output, with its index and id."""
         named = {} if item.id is None else {"id": item.id}
         self.results.write({"index": item.index, **named, **fields})
         self.answered += 1
 
 
-def survey(items: Iterator[Item]) -> tuple[list[object], list[str]]:
-    """The id of every item, and what is wrong with the wrong ones."""
+def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[str]]:
+    """Read all items; return the id of each, and the errors with their line numbers."""
     ids, problems = [], []
     for item in items:
         ids.append(item.id)
@@ -164,7 +167,10 @@ def survey(items: Iterator[Item]) -> tuple[list[object], list[str]]:
 
 
 def read_items(path: Path, defaults: Mapping[str, Any], check: Check) -> Iterator[Item]:
-    """The lines of the input, one at a time; a wrong one comes with its error."""
+    """Yield the lines of the input one at a time; blank lines are skipped.
+
+    A line that cannot be used is yielded with its error.
+    """
     index = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -175,16 +181,16 @@ def read_items(path: Path, defaults: Mapping[str, Any], check: Check) -> Iterato
 
 
 def read_item(item: Item, line: bytes, defaults: Mapping[str, Any], check: Check) -> Item:
-    """What one line asks."""
+    """Parse one line into its prompt or messages and its knobs, or into its error."""
     id_ = None
     try:
         fields = parse(line)
         id_ = fields.pop("id", None)
-        asked = [kind for kind in (PROMPT, MESSAGES) if kind in fields]
-        if len(asked) != 1:
+        kinds = [kind for kind in (PROMPT, MESSAGES) if kind in fields]
+        if len(kinds) != 1:
             named = ", ".join(map(repr, fields)) or "nothing"
             raise InvalidParameter(f"holds {named}; expected one of prompt and messages")
-        kind = asked[0]
+        kind = kinds[0]
         content = fields.pop(kind)
         check_content(kind, content)
         check(fields)
@@ -194,7 +200,7 @@ def read_item(item: Item, line: bytes, defaults: Mapping[str, Any], check: Check
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """A line's JSON object."""
+    """Return a line's JSON object; raise InvalidParameter for any other line."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -205,7 +211,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def check_content(kind: str, content: Any) -> None:
-    """Refuse what is neither text, nor token ids, nor messages."""
+    """Raise InvalidParameter unless the content is text or token ids, or a list of messages."""
     if kind == MESSAGES:
         if not isinstance(content, list) or not content:
             raise InvalidParameter("messages is no list of {role, content}, or an empty one")
@@ -219,6 +225,6 @@ def check_content(kind: str, content: Any) -> None:
         raise InvalidParameter("prompt is neither text nor a list of token ids")
 
 
-def and_more(problems: list[str]) -> str:
-    """How many are not shown."""
+def hidden_count(problems: list[str]) -> str:
+    """Return a note with the number of problems that are not shown, or an empty text."""
     return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

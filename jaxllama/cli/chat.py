@@ -1,7 +1,7 @@
-"""`jaxllama chat`: a conversation at the terminal.
+"""`jaxllama chat`: a conversation in the terminal.
 
-Reads lines, answers them, and obeys commands that begin with a slash. Ctrl-C ends an answer, not
-the program: it is noted and acted on between two tokens, never in the middle of an engine step.
+Reads lines, answers them, and runs commands that begin with a slash. Ctrl-C ends an answer, not
+the program: a flag is set, and checked between two tokens, never in the middle of an engine step.
 """
 
 import signal
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxllama.llm import LLM
 
 PROMPT = "> "
-UNSET = "default"  # what /set takes back to the default
+UNSET = "default"  # the value with which /set resets a knob
 
 EXAMPLE = """\b
 Example of a plain text:
@@ -72,7 +72,7 @@ def command(  # noqa: PLR0913 - an argument for each option
 
 
 class Loaded:
-    """The model in use, in whose place another can be loaded; a context manager."""
+    """The loaded model, which can be replaced by another one; a context manager."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:
         self.loading = dict(loading)
@@ -80,21 +80,24 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """The name, path or address by which the model was asked for."""
+        """The name, path or address with which the model was requested."""
         return str(self.loading.get("model") or store.DEFAULT)
 
     def change(self, name: str) -> None:
-        """Load another model with the same settings; where that fails, go back to this one."""
+        """Load another model with the same settings.
+
+        On failure, loads the old one again and raises.
+        """
         with progress_bars() as report:
             store.resolve(name, progress=report)
-        wanted = {**self.loading, "model": name}
+        changed = {**self.loading, "model": name}
         self.llm.close()  # first: there may not be memory for both
         try:
-            self.llm = load_llm(wanted)
+            self.llm = load_llm(changed)
         except JaxLlamaError:
             self.llm = load_llm(self.loading)
             raise
-        self.loading = wanted
+        self.loading = changed
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +107,7 @@ class Loaded:
 
 
 class Session:
-    """One person at one terminal."""
+    """One user at one terminal: the loop that reads lines, and the commands."""
 
     def __init__(
         self,
@@ -122,11 +125,11 @@ class Session:
 
     @property
     def llm(self) -> "LLM":
-        """The model in use."""
+        """The loaded model."""
         return self.loaded.llm
 
     def vocabulary(self) -> Vocabulary:
-        """The words that the Tab key completes."""
+        """Return the words that the Tab key completes."""
         values: dict[str, Iterable[str]] = {
             **{name: named_values(each.kind) for name, each in LIMITS.items()},
             **{name: named_values(each.kind) for name, each in self.options.specs.items()},
@@ -136,7 +139,7 @@ class Session:
         return Vocabulary(list(COMMANDS), named, list(store.NAMES))
 
     def run(self) -> None:
-        """Read and answer, with Tab completion where a person types."""
+        """Read lines and answer them, with Tab completion on a terminal."""
         if not sys.stdin.isatty():
             self.read_and_answer()
             return
@@ -144,7 +147,7 @@ class Session:
             self.read_and_answer()
 
     def read_and_answer(self) -> None:
-        """Read and answer until the end of the input, /exit, or Ctrl-C twice."""
+        """Read lines and answer them until the end of the input, /exit, or Ctrl-C twice."""
         impatient = False
         while not self.over:
             try:
@@ -164,7 +167,7 @@ class Session:
                 complain(str(error))
 
     def take(self, line: str) -> None:
-        """Obey a command, or answer."""
+        """Run the line if it is a command, else answer it as a message."""
         if line.startswith("/") and not line.startswith("//"):
             name, _, argument = line[1:].partition(" ")
             obey = COMMANDS.get(name)
@@ -175,7 +178,7 @@ class Session:
             self.say(line.removeprefix("/"))
 
     def say(self, text: str) -> None:
-        """Ask, and keep the question only if there is an answer."""
+        """Send a question and show the answer; remove the question again if there is no answer."""
         self.conversation.ask(text)
         try:
             spoken = self.listen()
@@ -185,7 +188,7 @@ class Session:
         self.conversation.answer(spoken)
 
     def listen(self) -> str:
-        """Show the answer as it comes; returns what belongs into the conversation."""
+        """Print the answer while it is generated; return the text to keep in the conversation."""
         parts: list[str] = []
         stream = self.conversation.stream(self.llm, self.knobs)
         with ctrl_c_noted() as was_pressed:
@@ -219,7 +222,7 @@ class Session:
             self.again(text)
 
     def again(self, text: str) -> None:
-        """Ask in the place of the last question, which stays if that fails."""
+        """Replace the last question by this text and answer it; on failure the old turns stay."""
         turns = list(self.conversation.turns)
         if self.knobs.get("seed") is not None:
             self.knobs["seed"] += 1  # or the answer would be the same
@@ -242,16 +245,16 @@ class Session:
         note(f"saved {len(self.conversation.turns)} messages")
 
     def load(self, name: str) -> None:
-        """FILE: Go on with a saved conversation."""
+        """FILE: Continue a saved conversation."""
         self.conversation.load(path_of(name))
         note(f"loaded {len(self.conversation.turns)} messages")
 
     def set(self, text: str) -> None:
-        """KNOB VALUE: Set a knob or preset, or default; alone, show what is set."""
+        """KNOB VALUE: Set a knob or preset; default resets it; alone, show settings."""
         name, _, value = (part.strip() for part in text.partition(" "))
         name = name.removeprefix("--").replace("-", "_")
         if name and value == UNSET:
-            read_knob(name, "", self.options.specs)  # refuses a name that nobody knows
+            read_knob(name, "", self.options.specs)  # raises for an unknown name
             self.knobs.pop(name, None)
         elif value:
             found = read_knob(name, value, self.options.specs)
@@ -265,7 +268,7 @@ class Session:
             note("no knob is set")
 
     def model(self, name: str) -> None:
-        """NAME: Go on with another model; alone, show the model's name."""
+        """NAME: Continue with another model; alone, show the model's name."""
         if name:
             try:
                 self.loaded.change(name)
@@ -292,7 +295,7 @@ class Session:
         self.over = True
 
     def last_question(self) -> str:
-        """What is to be asked again."""
+        """Return the last question; raise RequestError if there is none."""
         question = self.conversation.question
         if question is None:
             raise RequestError("there is no question yet; type one")
@@ -315,17 +318,20 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
 
 
 def named_values(kind: type) -> tuple[str, ...]:
-    """The values of a knob of this type that have a name."""
+    """Return the values of a knob of this type that have a name, for Tab completion."""
     return ("true", "false") if kind is bool else ()
 
 
 def read_line() -> str:
-    """What the user typed; a prompt is shown only to people."""
+    """Read one line from standard input; the prompt sign is shown only on a terminal."""
     return input(PROMPT if sys.stdin.isatty() else "")
 
 
 def edited(text: str) -> str:
-    """The line after the user has changed it."""
+    """Let the user edit a line in the terminal and return the result.
+
+    Raises RequestError without a terminal or without readline.
+    """
     if not sys.stdin.isatty():
         raise RequestError("/edit needs the new text here: /edit TEXT")
     if readline is None:
@@ -339,20 +345,23 @@ def edited(text: str) -> str:
 
 
 def path_of(name: str) -> Path:
-    """The file a command names."""
+    """Return the file that a command names; raise RequestError if it names none."""
     if not name:
         raise RequestError("which file? expected its name after the command")
     return Path(name).expanduser()
 
 
 def complain(message: str) -> None:
-    """One line about what did not work; the conversation goes on."""
+    """Print an error in one line on standard error; the conversation continues."""
     click.secho(f"error: {message}", err=True, fg="red")
 
 
 @contextmanager
 def ctrl_c_noted() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C is only noted; a second one interrupts as usual."""
+    """Make the first Ctrl-C set a flag instead of interrupting; a second one interrupts.
+
+    Yields a function that returns the flag. The old signal handler comes back at the end.
+    """
     pressed = False
 
     def note_it(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`jaxllama check`: checks of a plugin against the contract of its socket, and its cost."""
+"""`jaxllama check`: check a plugin against the contract of its socket, and measure its cost."""
 
 import importlib
 import importlib.util
@@ -68,7 +68,10 @@ def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
 
 
 def find(plugin: str) -> dict[str, type]:
-    """The classes that PLUGIN means, by name."""
+    """Return the classes that the argument PLUGIN names, by name.
+
+    Raises BrokenPlugin if there is none.
+    """
     if plugin.endswith(".py"):
         return plugins_in(module_at(Path(plugin)), plugin)
     if ":" in plugin:
@@ -88,7 +91,7 @@ def find(plugin: str) -> dict[str, type]:
 
 
 def module_at(path: Path) -> ModuleType:
-    """Import the module in a file, under a name that hides no other module."""
+    """Import the module in a file; raise BrokenPlugin if its name would hide another module."""
     if not path.is_file():
         raise BrokenPlugin(f"{path} is no file; expected a Python file with a plugin in it")
     if is_taken(path.stem):
@@ -108,7 +111,7 @@ def module_at(path: Path) -> ModuleType:
 
 
 def plugins_in(module: ModuleType, where: str) -> dict[str, type]:
-    """Every plugin that a module defines."""
+    """Return every plugin that a module defines; raise BrokenPlugin if it defines none."""
     found = {
         name: each
         for name, each in vars(module).items()
@@ -126,12 +129,12 @@ def plugins_in(module: ModuleType, where: str) -> dict[str, type]:
 
 
 def is_own_class(value: object, module: ModuleType) -> bool:
-    """Whether a value is a class that this module defines."""
+    """Say whether a value is a class that this module defines."""
     return isinstance(value, type) and value.__module__ == module.__name__
 
 
 def plugin_at(name: str, attribute: str) -> type:
-    """The class `attribute` of a module."""
+    """Import a module and return its class `attribute`; raise BrokenPlugin if it is no plugin."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a plugin may raise anything while it is imported
@@ -145,7 +148,7 @@ def plugin_at(name: str, attribute: str) -> type:
 
 
 def is_plugin(found: object) -> TypeGuard[type]:
-    """Whether a value is a class of a socket, and not the socket itself."""
+    """Say whether a value is a plugin class, a subclass of a socket and not the socket itself."""
     return (
         isinstance(found, type)
         and issubclass(found, Sampler | PromptFormat)
@@ -154,7 +157,7 @@ def is_plugin(found: object) -> TypeGuard[type]:
 
 
 def check_one(kind: type) -> list[Outcome]:
-    """The outcome of every check of one plugin, up to the first that the others need."""
+    """Run the checks of one plugin and return their outcomes."""
     if issubclass(kind, Sampler):
         return list(check_rules(kind))
     try:
@@ -165,7 +168,10 @@ def check_one(kind: type) -> list[Outcome]:
 
 
 def check_rules(kind: type[Sampler]) -> Iterator[Outcome]:
-    """The outcome of every check of one sampler; ends with a failure that others depend on."""
+    """Run the checks of one sampler and yield their outcomes.
+
+    Stops after a failure on which the later checks depend.
+    """
     proof = Proof(kind)
     for name, check in CHECKS.items():
         try:
@@ -179,7 +185,7 @@ def check_rules(kind: type[Sampler]) -> Iterator[Outcome]:
 
 
 def outcome(check: str, result: str, words: str, *, where: str = "", hint: str = "") -> Outcome:
-    """What one check found; `where` and `hint` are for failures."""
+    """Return the result of one check as a JSON object; only failures have `where` and `hint`."""
     found = {"check": check, "outcome": result, "words": words}
     return found if result == PASSED else {**found, "where": where, "hint": hint}
 
@@ -187,7 +193,7 @@ def outcome(check: str, result: str, words: str, *, where: str = "", hint: str =
 def measured(
     kinds: Mapping[str, type], results: Mapping[str, list[Outcome]]
 ) -> Iterator[tuple[str, list[Outcome]]]:
-    """The cost of each sampler that passed every check."""
+    """Measure the cost of each sampler that passed every check, and yield it with the name."""
     company = load_plugins(SAMPLERS, Sampler).loaded
     for name, kind in kinds.items():
         if issubclass(kind, Sampler) and all(each["outcome"] == PASSED for each in results[name]):
@@ -201,7 +207,7 @@ def measured(
 
 
 def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
-    """Print the checks and the cost of one plugin for people."""
+    """Print the checks and the cost of one plugin as a table."""
     console = Console()
     table = Table("check", "", "", title=name, title_justify="left")
     for each in outcomes:
@@ -217,7 +223,7 @@ def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
 
 
 def failure(failed: Outcome) -> Iterator[str]:
-    """The lines about one failed check: the place, the source line, what is wrong, the hint."""
+    """Yield the lines about one failed check: the place, the source line, the rule, the hint."""
     yield f"{failed['check']}: {failed['where'] or 'FAILED'}"
     line = source_line(failed["where"])
     if line:
@@ -228,7 +234,7 @@ def failure(failed: Outcome) -> Iterator[str]:
 
 
 def cost_line(cost: Outcome) -> str:
-    """The cost at one size of vocabulary: microseconds of processor time per row and step."""
+    """Return the cost at one vocabulary size as text: processor time per row and step."""
     doubt = f"± {cost['unseen']:.1f} µs"
     line = f"{cost['vocabulary']:,} tokens: {max(cost['alone'], 0.0):.1f} µs"
     if cost["company"] is not None:

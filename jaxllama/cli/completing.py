@@ -10,55 +10,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 try:
-    import readline as readline  # noqa: PLC0414 - the chat edits lines with it, too
-except ImportError:  # built without it
+    import readline as readline  # noqa: PLC0414 - `chat.py` imports it from here
+except ImportError:  # this Python was built without readline
     readline = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that a line may hold."""
+    """The words that Tab completion knows."""
 
     commands: Sequence[str]
     values: Mapping[str, Sequence[str]]  # of every knob: the values that have a name
     models: Sequence[str]
 
     def completions(self, line: str) -> list[str]:
-        """The last words that the beginning of a line may be completed to."""
+        """Return the words by which the last word of an unfinished line may be completed."""
         name, space, argument = line.partition(" ")
         if not space:
             return (
-                starting(name, [f"/{each} " for each in self.commands]) if name[:1] == "/" else []
+                words_starting_with(name, [f"/{each} " for each in self.commands])
+                if name[:1] == "/"
+                else []
             )
         if name == "/set":
             return self._settings(argument)
         if name == "/model":
-            return [*starting(argument, self.models), *files(argument)]
+            return [*words_starting_with(argument, self.models), *files(argument)]
         return files(argument) if name in ("/save", "/load") else []
 
     def _settings(self, argument: str) -> list[str]:
-        """The knobs, or the values of one."""
+        """Return the completions of a /set command: names of knobs, or values of one knob."""
         knob, space, value = argument.partition(" ")
         if not space:
-            return starting(knob, [f"{each} " for each in self.values])
-        return starting(value, self.values.get(knob, ()))
+            return words_starting_with(knob, [f"{each} " for each in self.values])
+        return words_starting_with(value, self.values.get(knob, ()))
 
 
-def starting(beginning: str, words: Sequence[str]) -> list[str]:
-    """The words that begin with a text."""
-    return [each for each in words if each.startswith(beginning)]
+def words_starting_with(prefix: str, words: Sequence[str]) -> list[str]:
+    """Return the words that start with a prefix."""
+    return [each for each in words if each.startswith(prefix)]
 
 
-def files(beginning: str) -> list[str]:
-    """The files and folders whose path begins with a text; folders end in a slash."""
-    expanded = str(Path(beginning).expanduser()) if beginning.startswith("~/") else beginning
+def files(prefix: str) -> list[str]:
+    """Return the files and folders whose path starts with a prefix; folders end in a slash."""
+    expanded = str(Path(prefix).expanduser()) if prefix.startswith("~/") else prefix
     found = sorted(glob.glob(f"{glob.escape(expanded)}*"))  # noqa: PTH207 - a text, not a path
     return [f"{each}/" if Path(each).is_dir() else each for each in found]
 
 
 @contextmanager
 def tab_completes(completions: Callable[[str], list[str]]) -> Iterator[None]:
-    """Within, the Tab key completes the line that is being typed."""
+    """Within the context, let the Tab key complete the line that is being typed."""
     if readline is None:
         yield
         return

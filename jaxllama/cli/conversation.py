@@ -1,4 +1,4 @@
-"""A conversation: what was said so far, and how it is asked to go on.
+"""The messages of a conversation, and the request that continues it.
 
 Kept by `jaxllama chat`. Plain data that can be saved; knows no terminal.
 """
@@ -22,13 +22,13 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class PlainText:
-    """Continues one long text instead of answering messages."""
+    """Settings for a conversation that is one plain text, which the model continues."""
 
-    prefix: str = ""  # before what the user says
-    postfix: str = ""  # after it
+    prefix: str = ""  # before each message of the user
+    postfix: str = ""  # after each message of the user
 
     def render(self, messages: Sequence[Message]) -> str:
-        """All that was said, in a row; a system message is what the text begins with."""
+        """Join the contents of all messages into one text, the user's with prefix and postfix."""
         return "".join(
             f"{self.prefix}{each.content}{self.postfix}" if each.role == "user" else each.content
             for each in messages
@@ -37,7 +37,7 @@ class PlainText:
 
 @dataclass
 class Conversation:
-    """Messages, with the user's and the assistant's taking turns."""
+    """A system message, and the messages of user and assistant in turn."""
 
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
@@ -45,44 +45,51 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """Everything, the system message first."""
+        """All messages, the system message first."""
         begin = [] if self.system is None else [Message("system", self.system)]
         return [*begin, *self.turns]
 
     @property
     def question(self) -> str | None:
-        """What the user said last."""
-        said = [each.content for each in self.turns if each.role == "user"]
-        return said[-1] if said else None
+        """The last message of the user; None if there is none."""
+        questions = [each.content for each in self.turns if each.role == "user"]
+        return questions[-1] if questions else None
 
     def ask(self, text: str) -> None:
-        """The user speaks."""
+        """Add a message of the user."""
         self.turns.append(Message("user", text))
 
     def answer(self, text: str) -> None:
-        """The assistant has spoken."""
+        """Add a message of the assistant."""
         self.turns.append(Message("assistant", text))
 
     def undo(self) -> str | None:
-        """Forget the last question and what followed; returns the question."""
+        """Remove the last question and the messages after it; return the question or None."""
         asked = self.question
         while self.turns and self.turns.pop().role != "user":
             pass
         return asked
 
     def stream(self, llm: "LLM", knobs: Mapping[str, Any]) -> "Stream":
-        """The assistant's answer on its way."""
+        """Start generating the assistant's next message and return its stream."""
         if self.plain_text is not None:
             return llm.stream(self.plain_text.render(self.messages), **knobs)
         return llm.chat_stream(self.messages, **knobs)
 
     def ending(self, stop: str | None) -> str:
-        """What the stop text that ended an answer adds to it: the model wrote it."""
+        """Return the text to keep after an answer that ended at a stop text.
+
+        In a plain text the model wrote the stop text itself, so it is kept, unless the prefix of
+        the next message begins with it.
+        """
         plain = self.plain_text
         return stop if plain and stop and not plain.prefix.startswith(stop) else ""
 
     def save(self, path: Path) -> None:
-        """Write the messages as JSON, the whole file or nothing."""
+        """Write the messages to a file as JSON, completely or not at all.
+
+        Raises InvalidParameter if the file cannot be written.
+        """
         saved = {"messages": [message.as_json() for message in self.messages]}
         part = path.with_name(f"{path.name}.part")
         try:
@@ -92,7 +99,10 @@ class Conversation:
             raise InvalidParameter(f"{path} cannot be written: {error}") from error
 
     def load(self, path: Path) -> None:
-        """Replace everything by what was saved."""
+        """Replace all messages by the messages of a saved file.
+
+        Raises InvalidParameter if the file is no saved conversation.
+        """
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             messages = [as_message(each) for each in saved["messages"]]

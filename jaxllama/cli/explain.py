@@ -1,4 +1,4 @@
-"""`jaxllama explain`: what each sampler did to each token, and what other knobs would do."""
+"""`jaxllama explain`: show what each sampler did to each token, and what other knobs would do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -86,7 +86,7 @@ def command(  # noqa: PLR0913 - an argument per option
 
 
 def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
-    """Continue a prompt and keep the logits of every position."""
+    """Continue a prompt and return a recording with the logits of every position."""
     request, tail = llm.intake.completion(prompt, knobs)
     check_recordable(request)
     stream = llm.streams.open((request, tail))
@@ -96,7 +96,7 @@ def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
 
 
 def parse(text: str) -> dict[str, object]:
-    """`top_p=0.9,min_p=0` as knobs."""
+    """Parse `top_p=0.9,min_p=0` into knobs; raise InvalidParameter for a bad or repeated item."""
     changes: dict[str, object] = {}
     for item in filter(None, text.split(",")):
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -109,7 +109,10 @@ def parse(text: str) -> dict[str, object]:
 
 
 def number(text: str) -> object:
-    """A number or a truth; anything else stays text, and is refused as such."""
+    """Convert text to a number or to true or false; return any other text unchanged.
+
+    The check of the knob's type refuses such text later.
+    """
     for kind in (int, float):
         try:
             return kind(text)
@@ -119,12 +122,12 @@ def number(text: str) -> object:
 
 
 def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
-    """Print a table for people, and what its columns mean; `texts` are those of the tokens."""
+    """Print the table of positions and stages, then a legend; `texts` holds each token's text."""
     table = Table("token", "chance", "stage", "tokens left", "removed", "rank", "probability")
     for each in positions:
-        words = shown(each.token, texts)
+        words = token_text(each.token, texts)
         if each.token != each.recorded:
-            words += f" (was {shown(each.recorded, texts)})"
+            words += f" (was {token_text(each.recorded, texts)})"
         first = (words, f"{each.chance:.4f}")
         for stage in each.stages:
             rank = "dropped" if stage.rank is None else str(stage.rank + 1)
@@ -137,7 +140,7 @@ def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
         click.echo(f"{name:11}  {meaning}")
 
 
-def shown(token: int, texts: Sequence[str]) -> str:
-    """The text of a token in quotes; a token without text, such as an end token, by its id."""
+def token_text(token: int, texts: Sequence[str]) -> str:
+    """Return the text of a token in quotes, or its id if it has no text, as an end token."""
     text = texts[token] if token < len(texts) else ""
     return repr(text.translate(CONTROLS)) if text else f"token {token}"

@@ -1,6 +1,6 @@
-"""Figures: the tokens and seconds of the last answer and of a whole chat, in words.
+"""Counts of tokens and seconds, of the last answer and of a whole chat, as text.
 
-Kept by `jaxllama chat`. Knows usages, no terminal.
+Kept by `jaxllama chat`. Knows `Usage` records, no terminal.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ class Figures:
 
     last: Usage | None = None
     answers: int = 0
-    prompt: int = 0  # tokens of all prompts, those reused from the cache included
+    prompt: int = 0  # tokens of all prompts, including the tokens reused from the cache
     reused: int = 0
     generated: int = 0
     seconds: float = 0.0
 
     def add(self, usage: Usage) -> None:
-        """Count one more answer."""
+        """Add the usage of one more answer to the sums."""
         self.last = usage
         self.answers += 1
         self.prompt += usage.prompt
@@ -30,7 +30,7 @@ class Figures:
         self.seconds += usage.seconds
 
     def lines(self, context: int) -> Iterator[str]:
-        """The figures for people; `context` is how many tokens a slot holds."""
+        """Yield the figures as lines of text; `context` is how many tokens a slot holds."""
         last = self.last
         if last is None:
             yield "no answer yet"
@@ -44,7 +44,7 @@ class Figures:
 
 
 def summary(usage: Usage) -> str:
-    """The figures of one answer in a line."""
+    """Return the figures of one answer in one line."""
     prompt = f"prompt: {usage.prompt} tokens"
     if usage.reused:
         prompt += f", {reused(usage.reused)}"
@@ -53,16 +53,16 @@ def summary(usage: Usage) -> str:
 
 
 def timed(tokens: int, seconds: float) -> str:
-    """A number of tokens and the time from the request to the last of them."""
+    """Return a number of generated tokens, the seconds since the request, and the rate, as text."""
     rate = f" ({tokens / seconds:.1f} tok/s)" if seconds > 0 else ""
     return f"{tokens} tokens in {seconds:.2f} s{rate}"
 
 
 def first_after(usage: Usage) -> str:
-    """When the first token came."""
+    """Return the time to the first token as text."""
     return f"first token after {usage.seconds_to_first:.3f} s"
 
 
 def reused(tokens: int) -> str:
-    """Tokens that did not have to be computed again."""
+    """Return the number of prompt tokens that were reused from the KV cache as text."""
     return f"{tokens} of them reused from the KV cache"

@@ -1,4 +1,4 @@
-"""`jaxllama generate`: one prompt continued, printed as it comes, or its likeliest answers."""
+"""`jaxllama generate`: continue one prompt and stream the text, or search its likeliest answers."""
 
 import dataclasses
 import sys
@@ -18,17 +18,17 @@ from jaxllama.limits import FRONT
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
 
-BEAM_KNOBS = ("max_tokens", "stop_ids", "ignore_eos")  # those that a search takes
+BEAM_KNOBS = ("max_tokens", "stop_ids", "ignore_eos")  # the knobs that beam search accepts
 EARLY: dict[str | None, Any] = {None: False, "true": True, "false": False, "never": "never"}
 
 Search = dict[str, Any]  # arguments of LLM.beam_search
 
 
 class GenerateCommand(GenerationCommand):
-    """With beams there is a slot for each of them."""
+    """The command, with one slot for each beam."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Make room for the beams."""
+        """Raise the number of slots to the number of beams, then run the command."""
         need_slots(ctx, ctx.params["beams"] or 1)
         return super().invoke(ctx)
 
@@ -81,11 +81,13 @@ def command(  # noqa: PLR0913 - an argument for each option
     """
     if "prompt_format" in loading and not chat:
         raise click.UsageError("--format is for conversations; it needs --chat.")
-    search = search_of(beams, length_penalty, early_stopping, knobs)
+    search = search_arguments(beams, length_penalty, early_stopping, knobs)
     text = read_prompt(prompt, prompt_file)
     with open_llm(loading) as llm:
         if search is not None:
-            tell(llm.beam_search(ids_of(llm, text, chat=chat), **search), wants_json=wants_json)
+            show_answers(
+                llm.beam_search(prompt_ids(llm, text, chat=chat), **search), wants_json=wants_json
+            )
             return
         if chat:
             stream = llm.chat_stream([{"role": "user", "content": text}], **knobs)
@@ -102,13 +104,16 @@ def command(  # noqa: PLR0913 - an argument for each option
     note(summary(completion.usage))
 
 
-def search_of(
+def search_arguments(
     beams: int | None,
     length_penalty: float | None,
     early_stopping: str | None,
     knobs: Mapping[str, Any],
 ) -> Search | None:
-    """The search that is asked for, if one is."""
+    """Return the arguments of the beam search, or None if --beams is not given.
+
+    Raises UsageError for options that do not fit together.
+    """
     if beams is None:
         if length_penalty is not None or early_stopping is not None:
             raise click.UsageError("--length-penalty and --early-stopping need --beams.")
@@ -123,8 +128,11 @@ def search_of(
     return {"width": beams, "early_stopping": EARLY[early_stopping], **penalty, **knobs}
 
 
-def ids_of(llm: "LLM", text: str, *, chat: bool) -> list[int]:
-    """The prompt of a search."""
+def prompt_ids(llm: "LLM", text: str, *, chat: bool) -> list[int]:
+    """Return the token ids of the prompt of a beam search.
+
+    Raises InvalidParameter if the prompt format ends answers at a text, which beams cannot do.
+    """
     if not chat:
         return llm.intake.ids(text)
     if llm.prompt_format.stop:
@@ -136,8 +144,8 @@ def ids_of(llm: "LLM", text: str, *, chat: bool) -> list[int]:
     return llm.intake.chat_ids([{"role": "user", "content": text}])
 
 
-def tell(found: list[Hypothesis], *, wants_json: bool) -> None:
-    """Show what a search found."""
+def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:
+    """Print the answers that a beam search found."""
     if wants_json:
         click.echo(as_json({"hypotheses": [dataclasses.asdict(each) for each in found]}))
         return
@@ -147,7 +155,7 @@ def tell(found: list[Hypothesis], *, wants_json: bool) -> None:
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    """The prompt, from wherever it was said to be."""
+    """Return the prompt from -p, standard input or a file; raise UsageError unless one is given."""
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("Give one prompt: -p TEXT, -p - or --prompt-file FILE.")
     if prompt_file is not None:
@@ -159,7 +167,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 
 def decode(raw: bytes, where: str) -> str:
-    """A prompt's text, without the line break that editors and echo put at its end."""
+    """Decode UTF-8 text and remove the line break that editors and `echo` put at its end."""
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""Heap: the C allocator, made fit for a process that serves for months.
+"""Settings of the C allocator for a process that serves for months.
 
-Called by `jaxllama serve`, whose process is ours to tune; the library leaves its caller's allocator
+Called by `jaxllama serve`, which owns its process; the library leaves the allocator of its callers
 alone. Does nothing where the allocator is not glibc's. Knows no model.
 """
 
@@ -12,10 +12,10 @@ MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def keep_large_blocks_apart() -> None:
-    """Give every large block memory of its own, which goes back when it is freed.
+    """Let the allocator map every large block separately, so that freeing returns it to the system.
 
-    Otherwise what a program needs while it runs leaves holes that the next run may not fit into,
-    and the process grows by that much now and then.
+    Otherwise the blocks that a program frees leave holes in the heap which the next run may not fit
+    into, and the process grows by that much now and then.
     """
     tune = getattr(library(), "mallopt", None)
     if tune is not None:
@@ -23,12 +23,15 @@ def keep_large_blocks_apart() -> None:
 
 
 def give_back() -> None:
-    """Return what is free to the system: compiling leaves hundreds of megabytes."""
+    """Return free memory to the system: compiling leaves hundreds of megabytes of it."""
     trim = getattr(library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def library() -> ctypes.CDLL | None:
-    """The C library of this process, on Linux; not every one has what is asked of it."""
+    """Return the C library of this process on Linux, else None.
+
+    The library may lack the functions of glibc's allocator.
+    """
     return ctypes.CDLL(None) if sys.platform == "linux" else None

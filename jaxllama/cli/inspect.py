@@ -1,4 +1,4 @@
-"""`jaxllama inspect`: what a model is, and the memory it will need, without loading it."""
+"""`jaxllama inspect`: show what a model is, and the memory it will need, without loading it."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
 
 
 def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How many tensors there are, and of what kind."""
+    """Return counts and bytes of the tensors, in total and by storage type."""
     kinds = checkpoint.kinds.values()
     count, held = Counter(kind for kind, _ in kinds), Counter[str]()
     for kind, size in kinds:
@@ -86,7 +86,7 @@ def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tokenizer, and how conversations become prompts."""
+    """Return facts about the tokenizer, and the prompt format that suits the model."""
     tokenizer = checkpoint.tokenizer()
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     return {
@@ -99,13 +99,13 @@ def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The knobs a request gets where it sets none: those the model's maker recommends."""
+    """Return the knobs recommended by the model's maker, used where a request sets none."""
     specs = catalogue(load_plugins(SAMPLERS, Sampler).loaded)
     return sampling_defaults_of("auto", path, checkpoint, specs)
 
 
 def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
-    """Bytes on the device at these settings."""
+    """Return the bytes that weights, cache and unpacking take on the device at these settings."""
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
     unpacked = unpacked_bytes(checkpoint, engine)
@@ -122,7 +122,7 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """What the weights take once they are loaded."""
+    """Return the bytes of the weights after loading."""
     stays = engine.packed or body_named(engine.kernels).keeps_packed
     small: dict[str, float] = dict(STORED_BYTES) if engine.dtype == "stored" else {}
     small |= packed_bytes(checkpoint) if stays else {}
@@ -136,7 +136,10 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """What plain XLA needs to unpack the largest packed matrix in float32, one at a time."""
+    """Return the bytes of the largest packed matrix in float32; 0 if none is unpacked.
+
+    Plain XLA unpacks one matrix at a time.
+    """
     if engine.kernels != "xla" or not engine.packed:
         return 0
     packed, config = packed_bytes(checkpoint), checkpoint.config
@@ -152,7 +155,10 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def packed_bytes(checkpoint: Checkpoint) -> dict[str, float]:
-    """Bytes per weight of the kinds that can stay packed: seen on the smallest tensor of each."""
+    """Return the bytes per weight of each storage type that can stay packed.
+
+    Measured on the smallest tensor of each type.
+    """
     smallest: dict[str, tuple[int, str]] = {}
     for name, (kind, size) in checkpoint.kinds.items():
         smallest[kind] = min(smallest.get(kind, (size, name)), (size, name))
@@ -165,7 +171,7 @@ def packed_bytes(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The same, for people."""
+    """Yield the description of the model as lines of text."""
     config, tensors, text, memory = (found[key] for key in ("config", "tensors", "text", "memory"))
     yield f"{config.pop('name') or 'model'}: {found['path']} ({found['reader']})"
     rope = config.pop("rope")
@@ -174,23 +180,23 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"rope     theta {rope['theta']:g}{stretched}"
     yield f"tensors  {tensors['count']}, {tensors['weights'] / 1e6:,.1f} M weights"
     for kind, each in tensors["kinds"].items():
-        yield f"         {kind:6} {each['tensors']:5} tensors {shown(each['bytes']):>10}"
+        yield f"         {kind:6} {each['tensors']:5} tensors {size_text(each['bytes']):>10}"
     ends = ", ".join(map(str, text["end_ids"]))
     yield f"text     {text['vocabulary']} tokens, begin {text['begin_id']}, end {ends}"
     template = "yes" if text["chat_template"] else "no"
     yield f"         chat template: {template}; prompt format: {text['prompt_format']}"
     sampling = ", ".join(f"{name} {each}" for name, each in found["sampling_defaults"].items())
     yield f"sampling {sampling or 'none'} recommended by the maker: used where a request sets none"
-    yield f"memory   {shown(memory['total'])} and what the programs work with"
-    yield f"         weights {shown(memory['weights'])} ({memory['dtype']})"
+    yield f"memory   {size_text(memory['total'])} and what the programs work with"
+    yield f"         weights {size_text(memory['weights'])} ({memory['dtype']})"
     yield (
-        f"         cache {shown(memory['cache'])} ({memory['slots']} slots of "
+        f"         cache {size_text(memory['cache'])} ({memory['slots']} slots of "
         f"{memory['context']} tokens, {memory['cache_dtype']})"
     )
     if memory["unpacked"]:
-        yield f"         one unpacked matrix at a time {shown(memory['unpacked'])} (float32)"
+        yield f"         one unpacked matrix at a time {size_text(memory['unpacked'])} (float32)"
 
 
-def shown(size: int) -> str:
-    """A number of bytes for people."""
+def size_text(size: int) -> str:
+    """Return a number of bytes as text, in MiB or GiB."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,7 +1,7 @@
-"""The `jaxllama` program: its list of commands, and how failures end it.
+"""The `jaxllama` program: its list of commands, and the handling of their errors.
 
-The console script. A command's module is imported when that command is asked for, so that
-`jaxllama --help` does not wait for JAX. Knows no command but by name.
+The console script. The module of a command is imported when the command is used, so that
+`jaxllama --help` does not wait for JAX. Knows the commands by name only.
 """
 
 import importlib
@@ -31,15 +31,15 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 class Program(click.Group):
-    """The group of all commands; errors raised on purpose become one line and an exit code."""
+    """The group of all commands; an expected error ends the program with a line and exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of their table."""
+        """Return the names of the commands in the order of their table."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
+        """Import the module of a command and return the command; None if the name is unknown."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -47,13 +47,13 @@ class Program(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of commands, without importing them."""
+        """Write the table of commands for --help, without importing them."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run, and exit with the code that says how it went."""
+        """Run a command and exit with its code; an error is printed first."""
         extra["standalone_mode"] = False
         try:
             result = super().main(*args, **extra)
@@ -65,14 +65,14 @@ class Program(click.Group):
 
 
 def explain(error: Exception) -> int:
-    """Say in one line what went wrong, and return the exit code; a bug keeps its traceback."""
+    """Print an expected error in one line and return the exit code; raise any other error again."""
     if was_interrupted(error):
         return INTERRUPTED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
     if isinstance(error, click.ClickException):
-        return fail(worded(error), error.exit_code)
+        return fail(usage_message(error), error.exit_code)
     if isinstance(error, JaxLlamaError):
         return fail(str(error), error.exit_code)
     hidden = hiding(error)
@@ -82,20 +82,20 @@ def explain(error: Exception) -> int:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what began it: it leaves programs half done, which then fail to end."""
+    """Say whether an error follows from Ctrl-C, which leaves programs half done that then fail."""
     while error is not None and not isinstance(error, KeyboardInterrupt | click.Abort):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def fail(message: str, code: int) -> int:
-    """Print the one line; returns the exit code."""
+    """Print an error in one line on standard error and return its exit code."""
     click.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code
 
 
-def worded(error: click.ClickException) -> str:
-    """What click objects to, and where to read on."""
+def usage_message(error: click.ClickException) -> str:
+    """Return the message of click's error, with a pointer to --help."""
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
     return error.format_message() + (f" (see {where} --help)" if where else "")
 

@@ -1,6 +1,6 @@
-"""`jaxllama new`: a package with one sampler or prompt format in it, ready to install.
+"""`jaxllama new`: write a package with one sampler or prompt format in it, ready to install.
 
-The package it writes installs and passes its test as it is; its author goes on from there.
+The package installs and passes its test as written; the author changes it from there.
 """
 
 import keyword
@@ -38,7 +38,7 @@ class $kind(Filter):
 '''
 
 SAMPLER_TEST = '''\
-"""What $name keeps; run with `python -m pytest`."""
+"""Tests of $name; run with `python -m pytest`."""
 
 from $module import $kind
 from jaxllama.testing import check_sampler
@@ -163,7 +163,7 @@ def command(*, what: str, name: str, into: Path) -> None:
 
 
 def check_name(what: str, name: str) -> None:
-    """Refuse a name that is no name of a plugin, or that is taken."""
+    """Raise InvalidParameter if a name cannot be a plugin's name, or is already used."""
     fits = NAME.fullmatch(name) and len(name) <= LONGEST and not keyword.iskeyword(name)
     if not fits:
         raise InvalidParameter(
@@ -171,7 +171,7 @@ def check_name(what: str, name: str) -> None:
             f"{LONGEST} letters, digits and single underscores, such as warm_start",
             "name",
         )
-    if name in taken(what):
+    if name in used_names(what):
         raise InvalidParameter(
             f"{name!r} is taken by what is installed; choose another name, or see "
             f"`jaxllama plugins`",
@@ -179,8 +179,8 @@ def check_name(what: str, name: str) -> None:
         )
 
 
-def taken(what: str) -> set[str]:
-    """Names that the plugin, and the knob it begins with, cannot have."""
+def used_names(what: str) -> set[str]:
+    """Return the names that are already used by plugins or knobs."""
     if what == "format":
         formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
         return {*formats.loaded, *formats.broken}
@@ -190,7 +190,7 @@ def taken(what: str) -> set[str]:
 
 
 def files(what: str, name: str, project: str) -> dict[str, str]:
-    """What the package holds: the text of every file by its path."""
+    """Return the text of every file of the package, by its path."""
     source, test, group = PARTS[what]
     words = {
         "what": what if what == "sampler" else "prompt format",
@@ -212,7 +212,7 @@ def files(what: str, name: str, project: str) -> dict[str, str]:
 
 
 def write(folder: Path, texts: dict[str, str]) -> None:
-    """Make the folder, which must not exist."""
+    """Make the folder and write the files; raise ConfigError if the folder already exists."""
     try:
         folder.mkdir(parents=True)
         for path, text in texts.items():

@@ -1,13 +1,14 @@
-"""Open files: a connection is one, and systems often allow a process only 1,024 at first.
+"""The limit of open files: every connection is one, and systems often allow 1,024 at first.
 
-Used by `serve` before it listens. A server at that limit accepts nobody for a second at a time.
+`serve` raises the limit before it listens. A server at the limit accepts no connection for a second
+at a time.
 """
 
 import logging
 
 try:
     import resource
-except ImportError:  # a system without such limits
+except ImportError:  # a system without limits of open files
     resource = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ OTHERS = 256  # files that are no connections: weights, pipes, sockets of device
 
 
 def allow(connections: int) -> None:
-    """Raise the limit as far as so many connections need; log what to do where it cannot be."""
+    """Raise the limit of open files to fit a number of connections; log advice if it is fixed."""
     if resource is None:
         return
     needed = connections + OTHERS

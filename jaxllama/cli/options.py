@@ -1,7 +1,7 @@
-"""Options that several commands share: how to load a model, and every knob there is.
+"""Options that several commands share: how to load a model, and all knobs.
 
-Used by the commands that load a model. The knobs come from the table of limits and from whatever
-samplers are installed: this file knows none of them by name.
+Used by the commands that load a model. The knobs come from the table of limits and from the
+installed samplers: this file knows none of them by name.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from jaxllama.limits import LIMITS, Limit, check, unknown_field, unknown_preset
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import KnobSpec, Preset, Sampler
 
-ANY_VOCABULARY = MAX_INT + 1  # token ids are held against the model's own once it is loaded
+ANY_VOCABULARY = MAX_INT + 1  # token ids are checked against the model's vocabulary after loading
 SHORT = {"max_tokens": ["-n"]}
-LOAD, CORE, KNOB = "load_", "core_", "knob_"  # where the values of each kind of option go
+LOAD, CORE, KNOB = "load_", "core_", "knob_"  # prefixes of the parameters of each kind of option
 SECTIONS = {"": "Options", LOAD: "Model", CORE: "Generation", KNOB: "Samplers"}
 HUGE = 10**9
 TRUTH = {"true": True, "false": False}
 
 
 class ModelCommand(click.Command):
-    """A command that loads a model; it is called with `loading`, the arguments of LLM.load."""
+    """A command that loads a model; its function gets `loading`, the arguments of LLM.load."""
 
     def __init__(
         self, *args: Any, slots: int | None = None, leave_out: tuple[str, ...] = (), **attrs: Any
@@ -38,12 +38,12 @@ class ModelCommand(click.Command):
         self.params += kept
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Gather the options into the mappings that the callback takes."""
+        """Move the loading options into the mapping `loading`, then run the command."""
         ctx.params["loading"] = gather(ctx.params, LOAD)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options under a heading each: the command's own, of the model, of the samplers."""
+        """Write the options for --help in sections: own, model, generation, samplers."""
         params = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
         for prefix, title in SECTIONS.items():
             records = [each.get_help_record(ctx) for each in params if section(each) == prefix]
@@ -53,31 +53,31 @@ class ModelCommand(click.Command):
 
 
 class GenerationCommand(ModelCommand):
-    """A command that generates; it is also called with `knobs`, those that were given."""
+    """A command that generates; its function also gets `knobs`, the knobs that were given."""
 
     @cached_property
     def specs(self) -> dict[str, KnobSpec]:
-        """Every knob of every installed sampler."""
+        """The knobs of all installed samplers, by name."""
         return catalogue(load_plugins(SAMPLERS, Sampler).loaded)
 
     @cached_property
     def presets(self) -> dict[str, type[Preset]]:
-        """Every installed preset."""
+        """All installed presets, by name."""
         return load_plugins(PRESETS, Preset).loaded
 
     @cached_property
     def knob_options(self) -> list[click.Option]:
-        """An option for every field of a request and every knob."""
+        """An option for every field of a request and for every knob."""
         taken = {"--help", *(name for each in self.params for name in each.opts)}
         core = [limit_option(name, limit, taken) for name, limit in LIMITS.items()]
         return core + [knob_option(name, spec, taken) for name, spec in self.specs.items()]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own parameters and the knobs."""
+        """Return the command's own parameters and the options of the knobs."""
         return [*super().get_params(ctx), *self.knob_options]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Gather the knobs, and refuse bad ones before a model is loaded."""
+        """Move the knobs into the mapping `knobs`; raise for bad ones before loading a model."""
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
         ctx.params["knobs"] = knobs
         self.check(knobs)
@@ -86,7 +86,7 @@ class GenerationCommand(ModelCommand):
         return super().invoke(ctx)
 
     def check(self, knobs: Mapping[str, object]) -> None:
-        """Raise InvalidParameter for a knob or preset nobody knows, or a value out of bounds."""
+        """Raise InvalidParameter for an unknown knob or preset, or a value out of bounds."""
         check_knobs(knobs, self.specs)
         preset = knobs.get("preset")
         if preset is not None and preset not in self.presets:
@@ -94,30 +94,33 @@ class GenerationCommand(ModelCommand):
 
 
 def need_slots(ctx: click.Context, count: int) -> None:
-    """Load the model with so many slots at least, unless the user has said how many."""
+    """Raise the number of slots to `count`, unless the user gave a number."""
     given, name = ctx.params.get("load_slots"), "load_slots"
     if given is not None and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
         ctx.params[name] = max(given, count)
 
 
 def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
-    """The value of a knob from its text, as the option of that knob reads it; not checked yet."""
+    """Convert the text of a knob to a value, as the knob's option does, without checking bounds.
+
+    Raises InvalidParameter for an unknown name.
+    """
     if name in LIMITS:
         limit = LIMITS[name]
         if limit.kind is str:
             return (text,) if limit.many else text
-        return Text(name, limit.kind, many=limit.many).convert(text, None, None)
+        return TextType(name, limit.kind, many=limit.many).convert(text, None, None)
     if name not in specs:
         raise unknown_field(name, [*LIMITS, *specs])
     spec = specs[name]
     if spec.phrases:
         return (text,)
-    kind = Text(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
+    kind = TextType(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
     return kind.convert(text, None, None)
 
 
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
-    """Raise InvalidParameter for a knob nobody knows or a value outside its bounds."""
+    """Raise InvalidParameter for an unknown knob or a value outside its bounds."""
     for name, value in knobs.items():
         if name in LIMITS:
             check(name, value)
@@ -128,20 +131,20 @@ def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> N
 
 
 def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Take the parameters of one kind out of `params`; those that were not given are dropped."""
+    """Remove the parameters with this prefix from `params` and return the ones that were given."""
     names = [name for name in params if name.startswith(prefix)]
     values = {name.removeprefix(prefix): params.pop(name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def section(option: click.Option) -> str:
-    """The heading an option belongs under."""
+    """Return the prefix of the section that an option belongs to; empty for the command's own."""
     name = option.name or ""
     return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
 
 
 def loading_options(slots: int | None) -> list[click.Option]:
-    """The arguments of LLM.load."""
+    """Return the options for the arguments of LLM.load."""
     many = "16" if slots is None else str(slots)
 
     def option(*names: str, **attrs: Any) -> click.Option:
@@ -226,8 +229,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
     ]
 
 
-class Text(click.ParamType):  # type: ignore[type-arg]
-    """A value that the tables of knobs will check: only its text is read here."""
+class TextType(click.ParamType):  # type: ignore[type-arg]
+    """The type of an option whose text is only parsed here; the tables of knobs check the value."""
 
     def __init__(
         self, knob: str, kind: type, *, many: bool = False, by_token: bool = False
@@ -237,7 +240,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         self.name = f"TOKEN={one},..." if by_token else f"{one},..." if many else one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to numbers; what is no number stays text, and is refused as such."""
+        """Convert text to numbers; any other text stays text, for the later check to refuse."""
         del param, ctx
         if not isinstance(value, str):
             return value
@@ -248,7 +251,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return self._one(value)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """As it is, in its own case."""
+        """Return the placeholder for --help without changing its case."""
         del param, ctx
         return self.name
 
@@ -276,7 +279,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
 
 
 def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
-    """An option for a field that every request has."""
+    """Return the option for a field that every request has."""
     shown = limit.default if limit.default not in (None, (), False) else None
     words = help_text(limit.help, limit.low, limit.high, shown)
     names = [*SHORT.get(name, []), option_name(name, taken), CORE + name]
@@ -286,29 +289,29 @@ def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
         return click.Option(
             names, multiple=True, metavar="TEXT", help=f"{words} May be given again."
         )
-    return click.Option(names, type=Text(name, limit.kind, many=limit.many), help=words)
+    return click.Option(names, type=TextType(name, limit.kind, many=limit.many), help=words)
 
 
 def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
-    """An option for a knob of a sampler."""
+    """Return the option for a knob of a sampler."""
     many = spec.width is not None
     words = help_text(spec.help, spec.low, spec.high, None if many else spec.off)
     if spec.phrases:
         names = [option_name(name, taken), KNOB + name]
         again = f"{words} May be given again."
         return click.Option(names, multiple=True, metavar="TEXT", help=again)
-    kind = Text(name, spec.kind, many=many, by_token=spec.by_token)
+    kind = TextType(name, spec.kind, many=many, by_token=spec.by_token)
     return click.Option([option_name(name, taken), KNOB + name], type=kind, help=words)
 
 
 def option_name(name: str, taken: set[str]) -> str:
-    """--top-p for top_p; a knob may be called as an option of the command is already."""
+    """Return --top-p for top_p, or --knob-top-p if the command already has an option --top-p."""
     option = f"--{name.replace('_', '-')}"
     return f"--knob{option[1:]}" if option in taken else option
 
 
 def help_text(words: str, low: float | None, high: float | None, default: object) -> str:
-    """What a knob does, what it accepts, and what it is when not given."""
+    """Return the help of a knob: its purpose, bounds and default."""
     sentence = f"{words[:1].upper()}{words[1:]}".rstrip(".")
     facts = [bounds(low, high)] if low is not None or high is not None else []
     if default is not None:
@@ -317,7 +320,10 @@ def help_text(words: str, low: float | None, high: float | None, default: object
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """The numbers a knob accepts; a bound that only keeps numbers within 32 bits is not shown."""
+    """Return the numbers that a knob accepts as text.
+
+    A bound that only keeps numbers within 32 bits is left out.
+    """
     if high is None or high >= HUGE:
         return f"at least {low}"
     return f"at most {high}" if low is None else f"{low} to {high}"

@@ -1,4 +1,4 @@
-"""`jaxllama perplexity`: how surprised a model is by a text."""
+"""`jaxllama perplexity`: measure the perplexity of a model on a text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ NOT_USED = ("load_prompt_format", "load_sampling_defaults")
 def command(*, file: Path, wants_json: bool, loading: Mapping[str, Any]) -> None:
     """Measure the perplexity of a model on the text in FILE; lower is better.
 
-    The text is cut into windows of --context tokens; each window is read without the ones before.
+    The text is cut into windows of --context tokens, and no window sees the tokens before it.
     """
     text = decode(file.read_bytes(), str(file))
     with open_llm(loading) as llm, progress_bars() as report:

@@ -1,4 +1,4 @@
-"""`jaxllama plugins`: what is installed, and why the rest is not."""
+"""`jaxllama plugins`: list the installed plugins, and the reasons why others do not load."""
 
 import dataclasses
 import shutil
@@ -19,7 +19,7 @@ from jaxllama.weights.base import Checkpoint
 STEP = "  "
 WIDEST = 100  # columns
 
-Lines = list[tuple[int, str]]  # how far in each begins, and its text
+Lines = list[tuple[int, str]]  # the indentation in steps, and the text
 
 
 @click.command("plugins")
@@ -49,11 +49,11 @@ def command(*, wants_json: bool, markdown: bool) -> None:
         click.echo(f"{as_markdown(samplers.loaded)}\n\n{presets_as_markdown(presets.loaded)}")
     else:
         draw(found)
-    catalogue(samplers.loaded)  # a clash is shown as what it is: an error
+    catalogue(samplers.loaded)  # raises if two samplers have the same knob
 
 
 def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
-    """A sampler as a JSON object."""
+    """Return a sampler as a JSON object."""
     knobs = {
         name: {**dataclasses.asdict(spec), "type": spec.kind.__name__}
         for name, spec in knobs_of(kind).items()
@@ -62,17 +62,17 @@ def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
 
 
 def describe_preset(kind: type[Preset]) -> dict[str, Any]:
-    """A preset as a JSON object."""
+    """Return a preset as a JSON object."""
     return {"help": summary(kind), "knobs": dict(kind.knobs)}
 
 
 def summary(kind: type) -> str:
-    """The first line of a class's documentation."""
+    """Return the first line of a class's docstring."""
     return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def accepts(knob: Mapping[str, Any]) -> str:
-    """The values a knob takes, in words."""
+    """Return the values that a knob accepts as text."""
     if knob["phrases"]:
         return f"texts or lists of token ids; at most {knob['width']} tokens"
     if knob["tokens"]:
@@ -85,56 +85,59 @@ def accepts(knob: Mapping[str, Any]) -> str:
     return f"{word}; {'a mapping of tokens, ' if knob['by_token'] else ''}at most {knob['width']}"
 
 
-def sets(knobs: Mapping[str, object]) -> str:
-    """What a preset sets, in words."""
+def settings_text(knobs: Mapping[str, object]) -> str:
+    """Return the knobs that a preset sets as text."""
     return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
 def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
-    """Every knob of every sampler as a table in Markdown, in the order in which they run."""
+    """Return a Markdown table of every knob of every sampler, in running order."""
     lines = ["| sampler | knob | accepts | when not given | |", "|---|---|---|---|---|"]
     for name, kind in in_order(samplers):
         first = name
         for knob, spec in describe_sampler(kind)["knobs"].items():
-            cells = (first, f"`{knob}`", accepts(spec), not_given(spec), spec["help"])
+            cells = (first, f"`{knob}`", accepts(spec), default_text(spec), spec["help"])
             lines.append(f"| {' | '.join(cells)} |")
             first = ""
     return "\n".join(lines)
 
 
 def presets_as_markdown(presets: Mapping[str, type[Preset]]) -> str:
-    """Every preset as a table in Markdown."""
+    """Return a Markdown table of all presets."""
     lines = ["| preset | | sets |", "|---|---|---|"]
     for name, kind in presets.items():
-        lines.append(f"| `{name}` | {summary(kind)} | {sets(kind.knobs)} |")
+        lines.append(f"| `{name}` | {summary(kind)} | {settings_text(kind.knobs)} |")
     return "\n".join(lines)
 
 
 def kind_of(sampler: type[Sampler]) -> str:
-    """What it subclasses, in a word."""
+    """Return "adjuster", "shaper" or "filter": the socket that a sampler subclasses."""
     kinds = {"adjuster": Adjuster, "shaper": Shaper, "filter": Filter}
     return next(word for word, kind in kinds.items() if issubclass(sampler, kind))
 
 
 def in_order(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, type[Sampler]]]:
-    """The samplers with their names, in the order in which they run."""
+    """Return the samplers with their names, in running order."""
     return sorted(samplers.items(), key=lambda item: running_order(*item))
 
 
 def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
-    """A key to sort by: adjusters, shapers, filters, last shapers; then `order`; then name."""
+    """Return the sort key of a sampler.
+
+    Order: adjusters, shapers, filters, shapers with `last`; then by `order`, then by name.
+    """
     if issubclass(kind, Shaper):
         return (3 if kind.last else 1, kind.order, name)
     return (0 if issubclass(kind, Adjuster) else 2, kind.order, name)
 
 
-def not_given(knob: Mapping[str, Any]) -> str:
-    """What a knob is when a request does not name it."""
+def default_text(knob: Mapping[str, Any]) -> str:
+    """Return the value of a knob that a request does not set, as text."""
     return "nothing" if knob["width"] is not None else str(knob["off"]).lower()
 
 
 def draw(found: Mapping[str, Any]) -> None:
-    """Print everything for people, in lines no wider than the terminal."""
+    """Print all plugins, in lines no wider than the terminal."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     for title, entries in listing(found).items():
         if entries:
@@ -146,13 +149,13 @@ def draw(found: Mapping[str, Any]) -> None:
 
 
 def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
-    """What is shown under each title: lines with the depth at which they begin."""
+    """Return the entries under each title, as lines with their indentation."""
     return {
         "Samplers, in the order in which they run": [
             lines_of_sampler(name, sampler) for name, sampler in found["samplers"].items()
         ],
         "Presets": [
-            [(1, f"{name}: {preset['help']}"), (2, sets(preset["knobs"]))]
+            [(1, f"{name}: {preset['help']}"), (2, settings_text(preset["knobs"]))]
             for name, preset in found["presets"].items()
         ],
         "Prompt formats": [[(1, f"{name}: {text}")] for name, text in found["formats"].items()],
@@ -162,18 +165,18 @@ def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
 
 
 def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> Lines:
-    """The lines about one sampler: what it does, then two for each knob."""
+    """Return the lines about one sampler: its purpose, then two lines for each knob."""
     lines = [(1, f"{name} ({sampler['kind']}): {sampler['help']}")]
     for knob, spec in sampler["knobs"].items():
         lines += [
-            (2, f"{knob}: {accepts(spec)} [default: {not_given(spec)}]"),
+            (2, f"{knob}: {accepts(spec)} [default: {default_text(spec)}]"),
             (3, spec["help"]),
         ]
     return lines
 
 
 def wrapped(text: str, depth: int, width: int) -> str:
-    """A text of at most `width` columns, each further line one step further in."""
+    """Wrap a text to at most `width` columns; further lines are indented one step more."""
     return textwrap.fill(
         text,
         width,

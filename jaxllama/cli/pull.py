@@ -1,4 +1,4 @@
-"""`jaxllama pull`: a model in the local store, and its path as the last line."""
+"""`jaxllama pull`: download a model to the local store and print its path as the last line."""
 
 import click
 

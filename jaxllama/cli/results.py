@@ -1,7 +1,7 @@
 """The answers of a batch on disk: one JSON object per line, appended as they finish.
 
-Kept by `jaxllama batch`. A run that was killed leaves at most one torn line; opening the file again
-drops that line and failed answers, and says which answers are there. Knows JSON, no models.
+Kept by `jaxllama batch`. A run that was killed leaves at most one incomplete line; opening the file
+again drops this line and the failed answers, and keeps the rest. Knows JSON, no models.
 """
 
 import fcntl
@@ -23,12 +23,12 @@ Row = dict[str, Any]
 
 
 class Results:
-    """An open file of answers that no other process writes to; a context manager."""
+    """An open file of answers, locked against other processes; a context manager."""
 
     def __init__(self, path: Path, ids: list[object]) -> None:
         self.path = path
         self.failed = 0
-        with self._worded(), ExitStack() as opened:
+        with self._as_config_errors(), ExitStack() as opened:
             self._file = self._open()
             opened.callback(self._close)
             kept, whole = self._read(ids)
@@ -38,9 +38,9 @@ class Results:
         self.done = {row["index"] for row in kept}
 
     def write(self, row: Row) -> None:
-        """Append an answer; it is on its way to the disk when this returns."""
+        """Append an answer and flush it to the operating system."""
         self.failed += "error" in row
-        with self._worded():
+        with self._as_config_errors():
             self._file.write(as_json(row).encode() + b"\n")
             self._file.flush()
 
@@ -59,8 +59,8 @@ class Results:
         self._file.close()
 
     @contextmanager
-    def _worded(self) -> Iterator[None]:
-        """What the disk refuses, as ConfigError."""
+    def _as_config_errors(self) -> Iterator[None]:
+        """Within the context, turn an OSError of the disk into ConfigError."""
         try:
             yield
         except OSError as error:
@@ -78,7 +78,7 @@ class Results:
         return file
 
     def _read(self, ids: list[object]) -> tuple[list[Row], bool]:
-        """The answers to keep, and whether they are all that the file holds."""
+        """Return the answers to keep, and whether the file holds exactly these."""
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
         torn = lines.pop() != b""
@@ -87,7 +87,7 @@ class Results:
         return list(kept.values()), not torn and len(kept) == len(rows)
 
     def _row(self, number: int, line: bytes, ids: list[object]) -> Row:
-        """One line, if it answers one of our prompts."""
+        """Parse one line; raise ConfigError unless it answers a prompt of this input."""
         try:
             row = json.loads(line)
             index = row["index"]
@@ -101,7 +101,7 @@ class Results:
         )
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """Replace the file by its good rows, at once."""
+        """Replace the file by one with these rows only, in one step, and open it again."""
         folder = self.path.resolve().parent
         with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".batch-", delete=False) as new:
             new.writelines(as_json(row).encode() + b"\n" for row in rows)

@@ -1,7 +1,7 @@
-"""`jaxllama serve`: a server on one model.
+"""`jaxllama serve`: serve one model over HTTP.
 
-Makes settings from options - each field of `Settings` and `Bounds` is one - and runs the server on
-them. Knows no route.
+Makes settings from options - every field of `Settings` and `Bounds` is one - and runs the server
+with them. Knows no route.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from jaxllama.weights import store
 logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
-MANY = {
+REPEATABLE = {
     "api_keys": "--api-key",
     "allowed_hosts": "--allowed-host",
     "cors_origins": "--cors-origin",
@@ -46,15 +46,15 @@ MANY = {
 
 
 class ServeCommand(ModelCommand):
-    """A command with an option for every setting."""
+    """The command, with an option for every setting."""
 
     @cached_property
     def settings(self) -> list[click.Option]:
-        """The options of both tables."""
+        """The options for the fields of `Settings` and of `Bounds`."""
         return [*setting_options(Settings), *setting_options(Bounds)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The settings, then what every command that loads a model takes."""
+        """Return the options of the settings, then the options that load a model."""
         return [*self.settings, *super().get_params(ctx)]
 
 
@@ -86,20 +86,23 @@ def command(
     open_files.allow(settings.connections + RESERVE)
     if not (settings.is_loopback or settings.api_keys):
         logger.warning(
-            "everybody who can reach %s may use this server; --api-key keeps others out",
+            "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
     sys.exit(run(settings, loading))
 
 
 def run(settings: Settings, loading: Mapping[str, Any]) -> int:
-    """Serve on an event loop of its own; returns the exit code."""
+    """Serve on a new event loop; return the exit code."""
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
         return runner.run(serve(settings, loading))
 
 
 async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
-    """Run; returns the exit code."""
+    """Load the model, serve until stopped, and return the exit code.
+
+    Exits the process at once if a thread still loads or hangs in the device after the shutdown.
+    """
     name = model_name(loading.get("model"))
 
     startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
@@ -109,7 +112,7 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
         gc.collect()
         heap.give_back()
-        gc.freeze()  # or every full collection would hold up all streams for 100 ms
+        gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
         others = other_names(loading.get("model"), llm.path, llm.config.name)
         return Model(name, llm.engine, llm.intake, others - {name})
 
@@ -117,27 +120,31 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
     code, ended = await Server(service, settings).run()
-    if not ended:  # a thread still loads, or is stuck in the device: nobody can wait for it
+    if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
         logging.shutdown()
         os._exit(code)
     return code
 
 
 def model_name(model: str | None) -> str:
-    """What clients call the model."""
+    """Return the name of the model in responses: as requested, or the name of its file."""
     if model is None:
         return store.DEFAULT
     return Path(model).stem if Path(model).exists() else model
 
 
 def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
-    """What clients may call the model as well: as it was given, its file, its own name."""
+    """Return more names that clients may use: as requested, the file's, the model's own."""
     files = () if path is None else (path.name, path.stem)
     return frozenset(filter(None, (model, *files, own)))
 
 
 def keys_from(file: Path | None) -> Iterator[str]:
-    """API keys that are not on the command line, where everybody on the machine can read them."""
+    """Yield the API keys of the environment variable and of the file.
+
+    Unlike the command line, these are not visible to every user of the machine. Raises ConfigError
+    if one of them is set but holds no key.
+    """
     given = os.environ.get(KEYS_VARIABLE)
     if given is not None:
         keys = [key for key in re.split(r"[\s,]+", given) if key]
@@ -156,7 +163,7 @@ def keys_from(file: Path | None) -> Iterator[str]:
 
 
 def setting_options(table: type[Any]) -> list[click.Option]:
-    """An option for every setting that says what it is."""
+    """Return an option for every field of the table that has a help text."""
     kinds = typing.get_type_hints(table)
     return [
         setting_option(each, kinds[each.name])
@@ -166,11 +173,14 @@ def setting_options(table: type[Any]) -> list[click.Option]:
 
 
 def setting_option(setting: dataclasses.Field[Any], kind: Any) -> click.Option:
-    """One setting as an option."""
+    """Return the option for one setting."""
     words = f"{setting.metadata['help'][:1].upper()}{setting.metadata['help'][1:]}"
-    if setting.name in MANY:
+    if setting.name in REPEATABLE:
         return click.Option(
-            [MANY[setting.name], setting.name], multiple=True, metavar="TEXT", help=f"{words}."
+            [REPEATABLE[setting.name], setting.name],
+            multiple=True,
+            metavar="TEXT",
+            help=f"{words}.",
         )
     flag = f"--{setting.name.replace('_', '-')}"
     if kind is bool:

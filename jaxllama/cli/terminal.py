@@ -1,4 +1,4 @@
-"""What the commands show: progress while something loads, text as it comes, figures at the end.
+"""Output of the commands: progress of loading, text as it is generated, figures at the end.
 
 Text and results go to standard output, everything else to standard error. Knows completions, no
 engine.
@@ -23,14 +23,14 @@ from jaxllama.request import Usage
 
 Report = Callable[[str, int, int], None]  # what, done, total
 
-# A model's answer must not be able to command the terminal that shows it.
+# A model's answer must not send control sequences to the terminal that shows it.
 CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @contextmanager
 def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
-    """A bar for each thing that is reported, on a terminal; nothing anywhere else.
+    """Show progress bars on a terminal; yield the function that updates them, or None elsewhere.
 
     Without `keeps_programs` the next start compiles again, and the bar says so.
     """
@@ -64,7 +64,7 @@ def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
 
 @contextmanager
 def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
-    """Bars on a terminal; anywhere else a line for each program that has to be compiled."""
+    """Yield a progress function: bars on a terminal, else one line for each compiled program."""
     with progress_bars(keeps_programs=keeps_programs) as bars:
         if bars is not None:
             yield bars
@@ -75,25 +75,25 @@ def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
 
 @contextmanager
 def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
-    """Load a model and show progress; close it at the end."""
+    """Load a model, show progress, and close the model at the end of the context."""
     with load_llm(loading) as llm:
         yield llm
 
 
 def show(text: str) -> None:
-    """Print a piece of a model's text at once."""
+    """Print a piece of a model's text at once; a terminal gets visible control characters."""
     if sys.stdout.isatty():
         text = text.translate(CONTROLS)
     click.echo(text, nl=False)
 
 
 def note(line: str) -> None:
-    """One line for the person who watches."""
+    """Print one dim line on standard error."""
     click.secho(line, err=True, dim=True)
 
 
 def rates(usage: Usage) -> dict[str, float | None]:
-    """Tokens per second before and after the first token; None where there is nothing to time."""
+    """Return tokens per second before and after the first token; None where the time is zero."""
     computed = usage.prompt - usage.reused
     later, seconds = usage.generated - 1, usage.seconds - usage.seconds_to_first
     timed = later > 0 and seconds > 0
@@ -108,17 +108,17 @@ def rates(usage: Usage) -> dict[str, float | None]:
 
 
 def as_json(value: object) -> str:
-    """One line of JSON; -inf, which JSON cannot say, becomes null."""
+    """Return a value as one line of JSON; infinities and NaN, which JSON lacks, become null."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def completion_fields(completion: Completion) -> dict[str, Any]:
-    """A completion as a JSON object."""
+    """Return a completion as a JSON object."""
     return dataclasses.asdict(completion)
 
 
 def plain(value: Any) -> Any:
-    """`value` with nothing in it that JSON cannot say."""
+    """Copy a value for JSON: keys become text, tuples lists, infinities and NaN None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`jaxllama version`: what is installed, for reports of problems."""
+"""`jaxllama version`: print the installed versions, for problem reports."""
 
 import platform
 from importlib.metadata import version
@@ -16,5 +16,5 @@ def command() -> None:
 
 
 def python() -> str:
-    """The interpreter and the machine."""
+    """Return the version of Python, the operating system and the machine as text."""
     return f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"

@@ -1,7 +1,7 @@
 """The key/value cache: one row per slot, separate buffers per layer, updated in place.
 
-Owned by `DecodeState`, passed through the model, written by the attention operation. Columns behind
-the last one that can be attended are scratch, for rows that must leave no trace.
+Owned by `DecodeState`, passed through the model, written by the attention operation. Columns after
+the last one that can be attended to are scratch space, for rows that must not change the cache.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Linear, Embedding and Norm: the layers that hold weights.
 
-Used by every block of `llama.py`. A weight knows by itself how it is stored and multiplied
+Used by every block of `llama.py`. A weight knows how it is stored and multiplied
 (`kernels/body.py`); the layers only say which weight, norm and bias belong together.
 """
 
@@ -48,14 +48,14 @@ class Linear(nnx.Module):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Apply to every row: normed first, and added to `add`, if given."""
+        """Multiply every row by the weight, after an optional norm, and add `add` if given."""
         weight, bias, _ = self.member
         scale = None if norm is None else norm.parameters
         return weight.matmul(x, bias=bias, norm=scale, add=add, active=active)
 
     @property
     def member(self) -> GroupMember:
-        """The layer as one matrix of a group that reads the same rows."""
+        """The layer as one matrix of a group whose matrices multiply the same rows."""
         weight: Weight = self.weight.get_value()
         bias: Any = None if self.bias is None else self.bias.get_value()
         return GroupMember(weight, bias, self.outward)
@@ -64,7 +64,7 @@ class Linear(nnx.Module):
 def project(
     layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm, active: ActiveRows
 ) -> list[Array]:
-    """Apply several layers to the same normed rows."""
+    """Apply the norm once and multiply by the weights of several layers."""
     group = [layer.member for layer in layers]
     return group[0].weight.project(x, group, norm=norm.parameters, active=active)
 
@@ -85,13 +85,13 @@ class Embedding(nnx.Module):
         self.vocab = vocab
 
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:
-        """Look every token up, float32."""
+        """Return the vector of every token in float32."""
         weight: Weight = self.weight.get_value()
         return weight.take(tokens, self.vocab)
 
     def scores(
         self, x: Float[Array, "L D"], *, norm: Norm, active: ActiveRows = None
     ) -> Float[Array, "L V"]:
-        """Return how well every token of the vocabulary matches each normed row."""
+        """Return the logits of each row after the norm: its products with all token vectors."""
         weight: Weight = self.weight.get_value()
         return weight.matmul(x, norm=norm.parameters, active=active)

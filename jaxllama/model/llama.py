@@ -1,9 +1,9 @@
 """The Llama family, top-down: Llama - Block - Attention, FeedForward.
 
-Recipes for `params.py`: weights arrive from outside, the cache goes through. Three entries: `step`
-(one token for every slot), `prompt` (a run of tokens of one slot) and `branches` (several short
-runs of one slot). All are the same blocks and differ in how they attend. The residual stream is
-float32. Knows no sampler and no slot bookkeeping. Letters: `shapes.py`.
+Module definitions for `params.py`: weights are passed in, the cache is passed through. Three entry
+points: `step` (one token for every slot), `prompt` (a run of tokens of one slot) and `branches`
+(several short runs of one slot). All run the same blocks and differ in how they attend. The
+residual stream is float32. Knows no sampler and no slot bookkeeping. Letters: `shapes.py`.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class Llama(nnx.Module):
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """Compute one token for every slot; inactive rows leave no trace in the cache."""
+        """Compute one token for every slot; inactive rows do not change the cache."""
 
         def attend(qkv: Projections, rotation: Rotation, layer: LayerCache) -> Attended:
             window = self.config.window
@@ -71,7 +71,7 @@ class Llama(nnx.Module):
         start: Int[Array, ""],
         count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute a run of tokens of one slot from column `start` on; only `count` are real."""
+        """Compute a run of tokens of one slot from column `start`; the first `count` are real."""
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
@@ -139,7 +139,7 @@ class Llama(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward; each reads the normed stream and is added back to it."""
+    """Attention and feed-forward; each reads the normed stream and adds its result to it."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.attention_norm = Norm(config.width, config.norm_eps)
@@ -196,5 +196,5 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "L D"], norm: Norm, active: ActiveRows
     ) -> Float[Array, "L D"]:
-        """Apply to every row and add to it."""
+        """Apply to every row and add the result to the row."""
         return self.down(gated(self.gate, self.up, x, norm, active), add=x, active=active)

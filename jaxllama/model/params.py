@@ -1,7 +1,7 @@
-"""The weights of a model: every leaf's path, shape and logical axes, and its recipe.
+"""The weights of a model: every leaf's path, shape and logical axes, and the module's graphdef.
 
 The abstract tree is the only contract between weight files and the model; it is derived from the
-model's own modules, so the two cannot drift. Knows no file format and no values but random ones.
+model's own modules, so the two cannot differ. Knows no file format and reads no values.
 """
 
 from dataclasses import dataclass

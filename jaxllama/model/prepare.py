@@ -1,7 +1,8 @@
-"""From the canonical tree to what the programs run on: grouped, laid out by the body, placed.
+"""Turn the canonical tree of weights into the tree that the programs use.
 
-Fed one weight at a time while a checkpoint is loaded. The only code that knows both how a model
-names its weights and that a body may want several of them together.
+Weights are grouped, laid out by the body, and placed on devices, one at a time while a checkpoint
+is loaded. The only code that knows both how a model names its weights and that a body may lay out
+several of them together.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jaxllama.sharding import shard_shape
 
 
 class GroupNames(NamedTuple):
-    """The layers of one block whose matrices read the same rows."""
+    """The layers of one block whose matrices multiply the same rows."""
 
     kind: GroupKind
     layers: tuple[str, ...]
@@ -31,17 +32,17 @@ GROUPS = (
 
 
 class Preparation:
-    """Takes every canonical weight once; gives the tree the programs run on."""
+    """Takes every canonical weight once and builds the tree that the programs use."""
 
     def __init__(self, abstract: dict[str, Leaf], engine: EngineConfig, mesh: Mesh) -> None:
         self._abstract = abstract
         self._body = body_named(engine.kernels)
         self._placement = Placement(mesh, engine.dtype, engine.packed)
         self._ready: dict[str, Any] = {}
-        self._waiting: dict[str, dict[str, HostMatrix]] = {}  # by group, until it is whole
+        self._waiting: dict[str, dict[str, HostMatrix]] = {}  # by group, until it is complete
 
     def add(self, path: str, leaf: Leaf, value: HostMatrix) -> None:
-        """Take one weight; host memory is freed as soon as its group is whole."""
+        """Take one weight; its group is laid out and leaves host memory once it is complete."""
         layer = path.rpartition(".")[0]
         if not self._abstract[f"{layer}.weight"].is_matrix:
             self._ready[path] = self._vector(leaf, value)
@@ -57,7 +58,7 @@ class Preparation:
         return nest(self._ready)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, HostMatrix]) -> None:
-        """Let the body store one whole group."""
+        """Let the body lay out one complete group."""
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(
             kind=self._kind_of(layers),
@@ -90,6 +91,6 @@ class Preparation:
         return [path for path in paths if path in self._abstract]
 
     def _vector(self, leaf: Leaf, value: Any) -> Any:
-        """Place the weight of a norm: vectors are few, and numerics need them in float32."""
+        """Place the weight of a norm in float32: such vectors are small and need the precision."""
         where = shard_shape(self._placement.mesh, leaf.shape, leaf.axes)
         return jax.device_put(np.ascontiguousarray(value, np.float32), where)

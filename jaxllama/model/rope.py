@@ -1,7 +1,6 @@
 """Rotary position embedding and every rule that stretches it to long contexts.
 
-Called by `llama.py` with positions; knows the rule, not the model. The attention operation does the
-turning.
+Called by `llama.py` with positions; knows the rule, not the model. The attention operation rotates.
 """
 
 import math
@@ -14,7 +13,7 @@ from jaxllama.shapes import Array, Float, Int
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
-    """Angle per position of each pair (float64) and the scale of cos and sin."""
+    """Return the angle per position of each pair (float64), and the scale of cos and sin."""
     pairs = np.arange(head_dim // 2) * 2 / head_dim
     plain = rope.theta**-pairs
     match rope.kind:
@@ -60,8 +59,8 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
 def tables(
     rope: Rope, head_dim: int, position: Int[Array, " L"]
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
-    """Cosines and sines at each position, float32."""
+    """Return cosines and sines at each position, float32."""
     angles, scale = frequencies(rope, head_dim)
-    # float32: bf16 cannot tell position 256 from 257
+    # float32: bfloat16 rounds position 257 to 256
     turned = position.astype(jnp.float32)[:, None] * jnp.asarray(angles, jnp.float32)
     return jnp.cos(turned) * scale, jnp.sin(turned) * scale

@@ -1,9 +1,9 @@
-"""Llama over several devices with a body that splits itself: every device runs its own part.
+"""Llama over several devices with a body that XLA cannot split: each device runs its own part.
 
-Made by `steps.py` in place of `Llama`, with the same calls. XLA cannot split a foreign call, so
-the split is written out: a device holds whole slots and whole heads, its columns of the
-feed-forward and its part of the vocabulary; what must be added up, `linear.py` and the attention
-operation add up. Knows no kernel.
+Made by `steps.py` in place of `Llama`, with the same methods. XLA cannot split a foreign call, so
+the split is explicit: a device holds whole slots and whole heads, its columns of the feed-forward
+and its part of the vocabulary; `linear.py` and the attention operation sum partial results over
+devices. Knows no kernel.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ CACHE = PartitionSpec("data", "model")  # of every leaf: slots and key heads
 
 
 class SpreadLlama:
-    """The same calls as `Llama`, under `shard_map`; arguments and results are whole arrays."""
+    """The methods of `Llama`, under `shard_map`; arguments and results are whole arrays."""
 
     def __init__(
         self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Tree

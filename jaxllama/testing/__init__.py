@@ -1,7 +1,7 @@
-"""Doubles and conformance checks, for our own tests and for plugin authors.
+"""Test doubles and conformance checks, for this project's tests and for plugin authors.
 
-Imported by tests only. Names load what they need when first used: the NumPy reference needs no
-JAX, the checks no model.
+Imported by tests only. Each name is imported at its first use: the NumPy reference needs no JAX,
+and the checks need no model.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from the module that defines it."""
+    """Import a public name from the module that defines it, at its first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""A tokenizer without a file: every byte is a token, and four special tokens follow.
+"""A tokenizer without a file: every byte is a token, followed by four special tokens.
 
 For tests that need text but no model's vocabulary. Ids are below `models.TINY.vocab_size`.
 """

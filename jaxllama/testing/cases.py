@@ -1,6 +1,6 @@
-"""Rows to try samplers on: of every kind, under every setting that their knobs declare.
+"""Test rows for samplers: many kinds of logits, with every setting that the knobs declare.
 
-Used by the conformance kit. Knows no sampler; what it tries comes from the knobs' own declarations.
+Used by the conformance checks. Knows no sampler; all settings come from the knobs' declarations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ Setting = dict[str, object]
 
 
 class Case(NamedTuple):
-    """One row to try: what it holds and what its knobs are."""
+    """One row for a test: its knobs, its logits and its state."""
 
     setting: Setting
     logits: np.ndarray
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
-    """Rows of every kind under settings of every kind; the rows are the same for all samplers."""
+    """Yield rows of every kind under many settings; all samplers get the same rows."""
     rng = np.random.default_rng(0)
     wild = rng.normal(size=VOCAB) * 4
     banned = np.where(np.arange(VOCAB) % 2, wild, -np.inf)
@@ -42,7 +42,7 @@ def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
 
 
 def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
-    """Every knob at its lowest, middle and highest, and mixtures of these."""
+    """Yield settings: all knobs at their low, middle and high value, then random mixtures."""
     rng = np.random.default_rng(0)
     choices = {name: numbers_of(spec) for name, spec in specs.items()}
     for place in range(3):
@@ -55,7 +55,7 @@ def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
 
 
 def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
-    """A low, a middle and a high number that the knob accepts."""
+    """Return a low, a middle and a high number that a knob accepts."""
     if spec.kind is bool:
         return (False, True, True)
     if spec.tokens or spec.phrases:
@@ -68,7 +68,7 @@ def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
 
 
 def value_of(spec: KnobSpec, number: float | int | bool) -> object:
-    """One number as the knob wants it: plain, as a list or by token."""
+    """Return a number in the form that the knob accepts: plain, as a list or by token."""
     if spec.by_token:
         return {0: number, "7": number, VOCAB - 1: spec.off}
     if spec.phrases:
@@ -77,7 +77,7 @@ def value_of(spec: KnobSpec, number: float | int | bool) -> object:
 
 
 def row_of(rng: np.random.Generator) -> Rows:
-    """A row somewhere in its answer: from the first token to a full context."""
+    """Return a random row: at the first token, in the middle, or with a full context."""
     length = rng.choice([1, TOKENS // 2, TOKENS])
     leaves: dict[str, Any] = {
         "tokens": rng.integers(0, VOCAB, TOKENS, np.int32),
@@ -94,16 +94,16 @@ def row_of(rng: np.random.Generator) -> Rows:
 
 
 def stacked(trees: list[Any]) -> Any:
-    """Rows side by side: a new first axis."""
+    """Stack the leaves of equal trees along a new first axis, one row for each tree."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def at(tree: Any, place: int) -> Any:
-    """One row of everything."""
+    """Return one row of every leaf of a tree."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two trees are equal bit by bit."""
+    """Say whether two trees are equal bit by bit."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

@@ -1,10 +1,10 @@
-"""What a sampler costs: microseconds that it adds to each row of a step.
+"""The cost of a sampler: the microseconds that it adds to each row of a decode step.
 
 Used by `jaxllama check`. Times the compiled bank alone, many steps within one call as the decode
-program does, on logits as peaked as after words. What counts is time of processors, on one thread:
-others who use the machine hardly change that. They add to it and never take any away, so of each
-kind of step the quickest counts, and the kinds take turns; how far the quickest of some turns is
-from the quickest of all says what cannot be seen. Knows no sampler.
+program does, on logits as peaked as in text. Counts processor time on one thread, which other
+processes on the machine hardly change. They only add time, so the quickest of many turns counts for
+each kind of step, and the kinds take turns. The error is estimated from the difference between the
+quickest of some turns and the quickest of all. Knows no sampler.
 """
 
 import time
@@ -25,14 +25,14 @@ from jaxllama.kernels.cpu import library
 from jaxllama.sampling import NO_TOKEN, Filter, Sampler
 from jaxllama.testing.cases import Setting, settings_of, stacked
 
-Call = Callable[[int], Any]  # takes so many steps
+Call = Callable[[int], Any]  # runs this number of steps
 
 VOCABULARIES = (32_768, 131_072)
 ROWS = 8
-CONTEXT = 1024  # tokens a row can hold; it holds half as many to begin with
+CONTEXT = 1024  # tokens a row can hold; it starts with half as many
 CANDIDATES = 256
 TURNS = 120
-SPLIT = 4  # groups of turns whose quickest are compared
+SPLIT = 4  # groups of turns; their quickest turns are compared
 SECONDS_PER_TURN = 0.003
 STEEPNESS = 3.0  # the share of a token falls with this power of its rank
 
@@ -42,21 +42,24 @@ class Cost(NamedTuple):
 
     vocabulary: int
     alone: float
-    company: float | None  # with every filter of the company switched on, too; None: no company
-    unseen: float  # the figures may be off by this
+    company: float | None  # beside all other filters, switched on too; None: there are none
+    unseen: float  # the error of the figures
 
 
 class Added(NamedTuple):
-    """Seconds that one kind of step takes beyond another."""
+    """The seconds that one kind of step takes longer than another."""
 
     best: float
-    doubt: float  # how far the quickest of some turns are from the quickest of all
+    doubt: float  # the error, from the quickest turns of each group
 
 
 def cost_of(
     name: str, kind: type[Sampler], company: Mapping[str, type[Sampler]], vocab: int
 ) -> Cost:
-    """What the sampler adds with its knobs in the middle of their bounds."""
+    """Measure the sampler's cost with its knobs in the middle of their bounds.
+
+    Measures it alone, and beside the filters of `company`.
+    """
     others = {key: each for key, each in company.items() if issubclass(each, Filter)}
     others.pop(name, None)
     bank = SamplerBank(
@@ -87,12 +90,12 @@ def cost_of(
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
-    """Every knob of these samplers in the middle of its bounds."""
+    """Return the setting with every knob of these samplers in the middle of its bounds."""
     return list(settings_of(catalogue(samplers)))[1]
 
 
 def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
-    """Rows in the middle of an answer, at temperature 1."""
+    """Return rows in the middle of an answer, at temperature 1."""
     leaves: dict[str, Any] = {
         "tokens": rng.integers(0, vocab, (ROWS, CONTEXT), np.int32),
         "length": np.full(ROWS, CONTEXT // 2, np.int32),
@@ -108,10 +111,10 @@ def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
 
 
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
-    """Choose for every row `count` times, each time one token further on."""
+    """Choose a token for every row `count` times in one loop; each time rows are a token longer."""
 
     def one(index: Any, carry: Any) -> Any:
-        # Behind the barrier the logits are new each time: nothing is computed once for all.
+        # The barrier hides that the logits are equal: XLA cannot move work out of the loop.
         now, _ = lax.optimization_barrier((logits, index))
         length = rows.length + index % (CONTEXT // 2)
         return bank.choose(carry[0], now, rows._replace(length=length))
@@ -123,7 +126,10 @@ def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The C++ kernels on one thread: others of theirs would wait awake, which takes time, too."""
+    """Within the context, run the C++ kernels on one thread.
+
+    Waiting threads would spin, and add processor time.
+    """
     before = library.threads() if library.available() else 0
     if before:
         library.set_threads(1)
@@ -135,11 +141,11 @@ def one_thread() -> Iterator[None]:
 
 
 def added(without: Call, with_it: Call) -> Added:
-    """How much longer one kind of step takes than the other."""
+    """Measure by how many seconds one kind of step takes longer than the other."""
     pair = (without, with_it)
     for call in pair:
         call(1)  # compiles
-    # As many steps in both, so that what a call takes beside them is the same.
+    # The same number of steps in both, so that the overhead of a call cancels out.
     steps = max(1, int(SECONDS_PER_TURN / max(seconds(call, 1) for call in pair)))
     turns = np.array([[seconds(call, steps) for call in pair] for _ in range(TURNS)])
     quickest = np.array([turns[group::SPLIT].min(axis=0) for group in range(SPLIT)])
@@ -149,7 +155,7 @@ def added(without: Call, with_it: Call) -> Added:
 
 
 def seconds(call: Call, steps: int) -> float:
-    """Seconds of processor time of one step."""
+    """Return the processor seconds of one step, from one call of `steps` steps."""
     started = time.process_time()
     jax.block_until_ready(call(steps))
     return (time.process_time() - started) / steps

@@ -1,7 +1,7 @@
-"""Conformance of prompt formats, for those who write one.
+"""Conformance checks of prompt formats, for their authors.
 
-`check_format(MyFormat)` raises AssertionError with the rule that is broken. Called by tests, ours
-and those of plugin authors; must not know any format.
+`check_format(MyFormat)` raises AssertionError that names the broken rule. Called by the tests of
+this project and of plugin authors; must not know any format.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def check_format(cls: type[PromptFormat], model: ModelText = SAMPLE) -> None:
 
 
 def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
-    """What the class says about itself."""
+    """Check the class attributes: name, stop texts, and the answer of `suits`."""
     name = getattr(cls, "name", None)
     require(
         isinstance(name, str) and name.isidentifier() and name == name.lower(),
@@ -75,7 +75,7 @@ def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
 
 
 def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Message]) -> None:
-    """Every content once, in order, letter for letter."""
+    """Check that the prompt holds every message's content once, in order, unchanged."""
     place = 0
     for message in messages:
         count = text.count(message.content)
@@ -86,7 +86,7 @@ def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Messag
 
 
 def check_answer(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
-    """With `answer` the text goes on, if at all, to where the assistant begins to speak."""
+    """Check that the prompt with `answer` begins with the prompt without it."""
     for length in (2, len(CONVERSATION)):
         asked = render(prompt_format, CONVERSATION[:length])
         recorded = prompt_format.render(CONVERSATION[:length], answer=False)
@@ -100,7 +100,7 @@ def check_answer(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
 
 
 def check_odd_conversations(prompt_format: PromptFormat) -> None:
-    """What users send by mistake is rendered or refused, never anything else."""
+    """Check that unusual conversations are rendered or refused with TemplateError."""
     odd: tuple[tuple[Message, ...], ...] = (
         (),
         (Message("user", ""),),
@@ -122,7 +122,7 @@ def check_odd_conversations(prompt_format: PromptFormat) -> None:
 
 
 def check_tools(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
-    """A format that says how its model calls tools shows tools, calls and results."""
+    """Check that a format with tools renders the tools, calls and results."""
     style = prompt_format.calls
     if style is None:
         return
@@ -137,7 +137,7 @@ def check_tools(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
 
 
 def render(prompt_format: PromptFormat, messages: Sequence[Message]) -> str:
-    """The prompt, which must be text."""
+    """Render the messages; raise AssertionError unless the prompt is text."""
     text = prompt_format.render(messages)
     require(
         isinstance(text, str),
@@ -148,11 +148,11 @@ def render(prompt_format: PromptFormat, messages: Sequence[Message]) -> str:
 
 
 def require(holds: bool, cls: type[PromptFormat], broken: str) -> None:
-    """Raise AssertionError naming the format; `python -O` does not switch this off."""
+    """Raise AssertionError naming the format unless `holds`; also under `python -O`."""
     if not holds:
         raise AssertionError(f"{name_of(cls)} {broken}")
 
 
 def name_of(cls: type) -> str:
-    """Where a class comes from."""
+    """Return the module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,7 +1,7 @@
-"""Compiled checks kept on disk, so that checking a plugin again compiles only what is new.
+"""A disk cache of compiled checks, so that checking a plugin again compiles only changed code.
 
-Used by `jaxllama check`. JAX's own cache holds the programs; it loads native code, so the folder is
-used only if nobody but this user can write to it.
+Used by `jaxllama check`. JAX's own cache stores the programs; it loads native code, so the folder
+is used only if no other user can write to it.
 """
 
 import shutil
@@ -15,12 +15,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxllama.engine.executables import drop_old, is_private
 from jaxllama.engine.program_key import program_key
 
-MOST_FILES = 600  # some ten samplers; the whole folder is emptied beyond
+MOST_FILES = 600  # of about ten samplers; a folder with more files is emptied
 
 
 @contextmanager
 def programs_kept(root: Path) -> Iterator[None]:
-    """Within, every compiled program is kept under `root` and taken from there."""
+    """Within the context, store every compiled program under `root` and load it from there.
+
+    Does nothing if the folder cannot be used safely.
+    """
     folder = root / program_key(())
     if not usable(folder):
         yield
@@ -44,7 +47,7 @@ def programs_kept(root: Path) -> Iterator[None]:
 
 
 def usable(folder: Path) -> bool:
-    """Make the folder; False if it cannot be made or somebody else can write to it."""
+    """Make the folder; return False if that fails or another user can write to it."""
     try:
         if folder.is_dir() and sum(1 for _ in folder.iterdir()) > MOST_FILES:
             shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """Tiny models of every family: configs of a few thousand weights, and random weights for them.
 
-Called by tests and by plugin authors' checks. Knows names and shapes of weights, not what the
-model does with them; NumPy only, so that nothing here can borrow from the code under test.
+Called by tests and by plugin authors' checks. Knows names and shapes of weights, not the model's
+maths; NumPy only, so that nothing here can depend on the code under test.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ TINY = ModelConfig(
 
 
 def tiny(**changes: Any) -> ModelConfig:
-    """A small multi-head Llama with some fields changed."""
+    """Return the config of a small multi-head Llama with some fields changed."""
     return dataclasses.replace(TINY, **changes)
 
 
-# Original contexts are shorter than a test's prompt, so that stretched pairs matter.
+# Original contexts are shorter than a test's prompt, so that the stretching changes the results.
 _LLAMA31_ROPE = Rope(500000.0, "llama3", factor=8.0, original_context=64)
 _LLAMA32_ROPE = Rope(500000.0, "llama3", factor=32.0, original_context=128)
 
@@ -70,7 +70,7 @@ FAMILIES: dict[str, ModelConfig] = {
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight of a model by dotted path; matrices are [in out]."""
+    """Return the shape of every weight of a model, by dotted path; matrices are [in out]."""
     d, f, h = config.width, config.ffn_width, config.head_dim
     queries, keys = config.heads * h, config.kv_heads * h
     matrices = {
@@ -99,8 +99,8 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict[Any, Any]:
-    """Seeded float32 weights, nested, under which activations keep the size of real models."""
-    # RandomState, not default_rng: its stream is frozen for ever, and goldens depend on it.
+    """Return seeded float32 weights as a nested tree, scaled so that activations stay realistic."""
+    # RandomState, not default_rng: its numbers never change, and golden files depend on them.
     random = np.random.RandomState(seed)
     tree: dict[Any, Any] = {}
     for path, shape in shapes(config).items():
@@ -114,12 +114,12 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict[Any, Any]:
 
 
 def scaled(path: str, noise: np.ndarray) -> np.ndarray:
-    """Standard noise brought to the size that suits the weight called `path`."""
+    """Scale standard noise to a size that suits the weight called `path`."""
     if "norm" in path:
         return 1 + 0.2 * noise
     if path.endswith(".bias"):
         return 0.3 * noise
     fan_in = noise.shape[1] if path.startswith("embed") else noise.shape[0]
-    # Queries and keys are louder, so that attention is far from uniform and a rotation matters.
+    # Queries and keys are larger, so that attention is far from uniform and a rotation matters.
     gain = 2.0 if path.split(".")[-2] in ("q", "k", "embed", "unembed") else 1.0
     return gain * noise / math.sqrt(fan_in)

@@ -1,4 +1,4 @@
-"""The whole Llama family in NumPy: what the maths means, for tests to compare against.
+"""The whole Llama family in NumPy: a reference for tests to compare with.
 
 Called by tests and by plugin authors' checks. Written without knowledge of `jaxllama.model`, and
 must stay so: no cache, no batch, no compiler, one sequence from its first token to its last.
@@ -24,7 +24,7 @@ def logits(
     dtype: type[np.floating[Any]] = np.float64,
     last: int | None = None,
 ) -> Float[np.ndarray, "kept V"]:
-    """The logits after each token, computed in `dtype`; `last` keeps only the final few rows."""
+    """Return the logits after each token, computed in `dtype`; `last` keeps only the last rows."""
     embed = params["embed"]["weight"]
     x = embed[np.asarray(tokens)].astype(dtype)
     for i in range(config.layers):
@@ -45,7 +45,7 @@ def greedy(
     *,
     dtype: type[np.floating[Any]] = np.float64,
 ) -> list[int]:
-    """The `count` tokens that follow `prompt` when the likeliest is always taken."""
+    """Return the `count` tokens after `prompt` when the likeliest token is always chosen."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(logits(config, params, tokens, dtype=dtype, last=1)[0].argmax()))
@@ -55,7 +55,7 @@ def greedy(
 def attention(
     config: ModelConfig, weights: Tree, x: Float[np.ndarray, "L D"]
 ) -> Float[np.ndarray, "L D"]:
-    """Grouped-query attention: query head n reads key/value head n // group."""
+    """Compute grouped-query attention: query head n reads key/value head n // group."""
     length = len(x)
     q = linear(weights["q"], x).reshape(length, config.heads, config.head_dim)
     k = linear(weights["k"], x).reshape(length, config.kv_heads, config.head_dim)
@@ -75,15 +75,15 @@ def attention(
 
 
 def feed_forward(weights: Tree, x: Float[np.ndarray, "L D"]) -> Float[np.ndarray, "L D"]:
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """Compute SwiGLU: down(silu(gate(x)) * up(x))."""
     gate = linear(weights["gate"], x)
-    with np.errstate(over="ignore"):  # exp(-gate) may be inf: silu is then 0, as it should be
+    with np.errstate(over="ignore"):  # exp(-gate) may be inf: silu is then 0, which is right
         silu = gate / (1 + np.exp(-gate))
     return linear(weights["down"], silu * linear(weights["up"], x))
 
 
 def linear(weights: Tree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray, "L O"]:
-    """A matrix [in out], and a bias if there is one, in the precision of `x`."""
+    """Multiply by a matrix [in out] and add the bias if there is one, in the dtype of `x`."""
     y = x @ weights["weight"].astype(x.dtype, copy=False)
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
@@ -91,19 +91,19 @@ def linear(weights: Tree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray, "L O
 def normalize(
     config: ModelConfig, weights: Tree, x: Float[np.ndarray, "*rows I"]
 ) -> Float[np.ndarray, "*rows I"]:
-    """RMSNorm over the last axis: divided by the root of the mean square, then scaled."""
+    """Compute RMSNorm over the last axis: divide by the root mean square, then scale."""
     square = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(square + config.norm_eps) * weights["weight"].astype(x.dtype)
 
 
 def softmax(x: Float[np.ndarray, "L T"]) -> Float[np.ndarray, "L T"]:
-    """Exponentials that sum to one along the last axis."""
+    """Return the softmax along the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
-    """Which positions (columns) each position (row) attends to: itself and those before it."""
+    """Return which positions (columns) each position (row) attends to: itself and earlier ones."""
     age = np.arange(length)[:, None] - np.arange(length)[None, :]
     return (age >= 0) & (age < (window or length))
 
@@ -119,7 +119,7 @@ def rotate(config: ModelConfig, x: Float[np.ndarray, "L N H"]) -> Float[np.ndarr
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"], float]:
-    """Radians per position of each pair, and what cosine and sine are multiplied by."""
+    """Return the radians per position of each pair, and the factor of cosine and sine."""
     exponent = np.arange(0, head_dim, 2) / head_dim
     base = rope.theta**-exponent
     if rope.kind == "linear":
@@ -139,7 +139,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"],
 def llama3_frequencies(
     rope: Rope, base: Float[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, " pairs"]:
-    """Fast pairs stay, slow pairs are slowed by `factor`, in between a linear blend.
+    """Keep fast pairs, slow down slow pairs by `factor`, blend linearly in between.
 
     Speed is counted in turns over the original context.
     """
@@ -150,11 +150,11 @@ def llama3_frequencies(
 
 
 def yarn_frequencies(rope: Rope, base: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    """Like llama3, but the blend is linear in the pair's index, between two whole indices."""
+    """Blend as in llama3, but linearly in the index of the pair, between two whole indices."""
     pairs = len(base)
 
     def index_turning(turns: float) -> float:
-        """The (fractional) pair that makes so many turns over the original context."""
+        """Return the (fractional) index of the pair that makes so many turns in the context."""
         wavelength = rope.original_context / turns
         return pairs * math.log(wavelength / (2 * math.pi)) / math.log(rope.theta)
 
@@ -166,7 +166,7 @@ def yarn_frequencies(rope: Rope, base: Float[np.ndarray, " pairs"]) -> Float[np.
 
 
 def yarn_scale(rope: Rope) -> float:
-    """The attention factor: given, or grown with the logarithm of the stretch."""
+    """Return the attention factor: the given one, or one that grows with log(factor)."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     return 0.1 * math.log(rope.factor) + 1 if rope.factor > 1 else 1.0

@@ -1,7 +1,6 @@
-"""A sampler under proof, and what several checks of it need.
+"""A sampler under test, and the values that several checks of it share.
 
-Used by the checks in `samplers.py` and nobody else. Knows no rule but those without which there is
-nothing to check.
+Used only by the checks in `samplers.py`. Knows only the rules without which no check can run.
 """
 
 import functools
@@ -21,9 +20,9 @@ from jaxllama.mistakes import explain, line_of
 from jaxllama.sampling import Adjuster, Candidates, Chosen, Filter, KnobSpec, Sampler, Shaper
 from jaxllama.testing.cases import LISTED, VOCAB, Case, cases_of, stacked
 
-FEW = 8  # candidates a filter sees before the bank widens
-TEXTS = tuple(map(chr, [*range(16), *range(48, 48 + VOCAB - 16)]))  # some of every kind
-QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
+FEW = 8  # candidates that a filter sees before the bank widens the list
+TEXTS = tuple(map(chr, [*range(16), *range(48, 48 + VOCAB - 16)]))  # all kinds of characters
+QUICKLY = {"xla_backend_optimization_level": 0}  # compile fast: the code runs for milliseconds
 
 
 HINTS = {
@@ -44,7 +43,7 @@ HINTS = {
 
 
 class Broken(AssertionError):
-    """A sampler breaks a rule: where in the author's code, why, and a hint."""
+    """A sampler breaks a rule: the place in the author's code, the reason, and a hint."""
 
     def __init__(
         self, kind: type[Sampler], rule: str, why: str, *, where: str = "", hint: str = ""
@@ -57,7 +56,7 @@ class Broken(AssertionError):
 
     @classmethod
     def because(cls, kind: type[Sampler], rule: str, error: Exception) -> Self:
-        """The same from an error that the sampler caused."""
+        """Make the failure of a rule from an error that the sampler raised."""
         if not isinstance(error, BrokenPlugin):
             error = (
                 BrokenPlugin(str(error))
@@ -68,7 +67,7 @@ class Broken(AssertionError):
 
 
 class Proof:
-    """One sampler, and what several checks need of it: made when first asked for."""
+    """One sampler under test; values that several checks need are computed at first use."""
 
     def __init__(self, kind: type[Sampler]) -> None:
         self.kind = kind
@@ -78,7 +77,7 @@ class Proof:
 
     @functools.cached_property
     def specs(self) -> dict[str, KnobSpec]:
-        """The knobs, or the rule `declared` is broken."""
+        """The sampler's knobs; raises Broken with rule `declared` if they are invalid."""
         try:
             return catalogue({self.kind.__name__: self.kind})
         except PluginError as error:
@@ -86,7 +85,7 @@ class Proof:
 
     @functools.cached_property
     def bank(self) -> SamplerBank:
-        """A bank with this sampler alone, or the rule `compiled` is broken."""
+        """A bank with this sampler alone; raises Broken, rule `compiled`, if it cannot compile."""
         try:
             return bank_of(self.kind)
         except PluginError as error:
@@ -94,54 +93,54 @@ class Proof:
 
     @functools.cached_property
     def cases(self) -> list[Case]:
-        """Rows of every kind under settings of every kind."""
+        """Test rows of every kind under settings of every kind."""
         return list(cases_of(self.specs))
 
     @functools.cached_property
     def rows(self) -> Rows:
-        """The cases' rows, side by side."""
+        """The state of all test rows, stacked."""
         return stacked([case.row for case in self.cases])
 
     @functools.cached_property
     def logits(self) -> np.ndarray:
-        """The cases' logits, side by side."""
+        """The logits of all test rows, stacked."""
         return stacked([case.logits for case in self.cases])
 
     @functools.cached_property
-    def begun(self) -> list[Sampler]:
-        """The sampler as each case begins, or the rule `numbers` is broken."""
+    def started(self) -> list[Sampler]:
+        """The sampler at the start of each test row; raises Broken, rule `numbers`, on failure."""
         return [self.begin(case.setting) for case in self.cases]
 
     @functools.cached_property
     def eager(self) -> list[np.ndarray]:
-        """What it says to each case when nothing is compiled."""
+        """The sampler's result for each test row, computed without compiling."""
         return [
             np.asarray(call(row, case.logits, case.row))
-            for row, case in zip(self.begun, self.cases, strict=True)
+            for row, case in zip(self.started, self.cases, strict=True)
         ]
 
     @functools.cached_property
-    def asked(self) -> list[int]:
-        """The cases in which it is switched on."""
+    def active_cases(self) -> list[int]:
+        """The indices of the test rows that switch the sampler on."""
         return [i for i, case in enumerate(self.cases) if switches_on(self.kind, case.setting)]
 
     @functools.cached_property
-    def filled(self) -> Any:
-        """The leaves of the bank for all cases."""
+    def leaves(self) -> Any:
+        """The bank's leaves for all test rows, stacked."""
         return stacked([self.bank.row(case.setting) for case in self.cases])
 
     @functools.cached_property
-    def off(self) -> Any:
-        """The leaves of the bank where no row asks for anything."""
+    def leaves_off(self) -> Any:
+        """The bank's leaves for as many rows with all knobs off."""
         return stacked([self.bank.row({})] * len(self.cases))
 
     @functools.cached_property
-    def crowd(self) -> tuple[Any, ChosenTokens]:
-        """The bank after one step of all cases together, and what they got."""
-        return self.step(self.filled, self.rows)
+    def batch_step(self) -> tuple[Any, Choice]:
+        """The bank's leaves and the choices after one step of all test rows together."""
+        return self.step(self.leaves, self.rows)
 
     def begin(self, setting: Mapping[str, object]) -> Sampler:
-        """The sampler as a row with these knobs begins."""
+        """Return the sampler at the start of a row with these knobs; raise Broken on failure."""
         known = learn(self.kind.__name__, self.kind, TEXTS, VOCAB)
         try:
             self.bank.check(setting)
@@ -149,8 +148,8 @@ class Proof:
         except Exception as error:  # start() is the author's code
             raise Broken.because(self.kind, "numbers", error) from error
 
-    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, ChosenTokens]:
-        """One step of the compiled bank, as many rows as there are cases."""
+    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, Choice]:
+        """Run one step of the compiled bank for all test rows; return new leaves and choices."""
         logits = self.logits if logits is None else logits
         return jax.device_get(self._step(filled, logits, rows))
 
@@ -160,7 +159,7 @@ class Proof:
 
 
 def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
-    """What the sampler says to one row; a filter is shown the whole vocabulary, sorted."""
+    """Apply the sampler to one row; a filter gets the whole vocabulary, sorted."""
     sampler, logits, row = jax.tree.map(jnp.asarray, (sampler, logits, row))
     about = context(row, type(sampler).__name__)
     if isinstance(sampler, Adjuster | Shaper):
@@ -175,20 +174,20 @@ def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
 
 
 def chosen_with(share: Any) -> Chosen:
-    """A token that was drawn with this probability, under the model and as sampled."""
+    """Return a chosen token whose probability is `share`, both under the model and as sampled."""
     share = jnp.float32(share)
     return Chosen(jnp.int32(1), jnp.log(share), share, share)
 
 
 def bank_of(kind: type[Sampler] | None) -> SamplerBank:
-    """A bank with this sampler alone, or with none."""
+    """Return a bank with this sampler alone, or without samplers."""
     samplers = {} if kind is None else {kind.__name__: kind}
     return SamplerBank(samplers, vocab=VOCAB, candidates=FEW, top_logprobs=LISTED, texts=TEXTS)
 
 
 @functools.cache
-def plain_choice() -> ChosenTokens:
-    """What is chosen for the rows of every check when no sampler is installed."""
+def plain_choice() -> Choice:
+    """Return the choices for the test rows when no sampler is installed."""
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])
     return jax.device_get(

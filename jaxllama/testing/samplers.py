@@ -1,7 +1,8 @@
-"""Proof that a sampler is fit to run: every promise of the sampler socket, tried out.
+"""Conformance checks of samplers: every rule of the sampler socket, tested on example rows.
 
-Called by tests, ours and those of plugin authors: `check_sampler(MinP)`, and by `jaxllama check`.
-Raises AssertionError that names the broken rule. Knows no sampler.
+`check_sampler(MinP)` is called by the tests of this project and of plugin authors; `jaxllama check`
+runs the checks one by one. A check raises AssertionError that names the broken rule. Knows no
+sampler.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ from jaxllama.testing.cases import VOCAB, Case, Setting, at, row_of, same, setti
 from jaxllama.testing.proof import QUICKLY, Broken, Proof, call, chosen_with, plain_choice
 
 HOST_PRIMITIVES = ("callback", "debug_print", "infeed", "outfeed")
-STEPS = 3  # in a row, for what is carried along
-ROUNDS = 40  # of draws, each as many as there are cases
-USUAL = 5  # draws that a cell of a chi-square test should expect at least
-UNLIKELY = 4.75  # standard deviations that a sound sampler exceeds once in a million times
+STEPS = 3  # calls of observe() in a row, to test the state that it carries
+ROUNDS = 40  # rounds of draws; each round draws once per case
+USUAL = 5  # smallest expected count of a cell in a chi-square test
+UNLIKELY = 4.75  # standard deviations that a correct sampler exceeds once in a million times
 
 
 def check_declared(proof: Proof) -> None:
@@ -40,15 +41,15 @@ def check_declared(proof: Proof) -> None:
 
 
 def check_compiled(proof: Proof) -> None:
-    """It traces, and returns the shape and type its socket asks for."""
+    """The sampler can be traced, and returns the shape and type that its socket requires."""
     _ = proof.bank
 
 
 def check_host(proof: Proof) -> None:
-    """It never calls back to the host."""
+    """The sampler never calls back to the host."""
     row, case = proof.begin({}), proof.cases[0]
-    # Fresh functions: JAX 0.10 holds two dataclasses with like fields for one when it looks up
-    # what it traced before.
+    # New function objects: JAX 0.10 mistakes two dataclasses with equal fields for each other when
+    # it looks up earlier traces.
     for traced in (
         jax.make_jaxpr(functools.partial(call))(row, case.logits, case.row),
         jax.make_jaxpr(lambda row: row.observe(chosen_with(0.5)))(row),
@@ -59,20 +60,20 @@ def check_host(proof: Proof) -> None:
 
 
 def check_numbers(proof: Proof) -> None:
-    """Any setting fits the same program: changing numbers never recompiles."""
-    _ = proof.begun
-    proof.step(proof.off, proof.rows)
-    proof.step(proof.crowd[0], proof.rows)
+    """Any setting fits the same program: changing knob values never recompiles."""
+    _ = proof.started
+    proof.step(proof.leaves_off, proof.rows)
+    proof.step(proof.batch_step[0], proof.rows)
     if proof.traces != 1:
         raise Broken(proof.kind, "numbers", f"{proof.traces} traces for the same shapes")
 
 
 def check_finite(proof: Proof) -> None:
-    """It makes no NaN and no +inf, and its state stays finite."""
+    """The sampler makes no NaN and no +inf, and its state stays finite."""
     for case, moved in moved_logits(proof):
         if np.isnan(moved).any() or np.isposinf(moved).any():
             raise Broken(proof.kind, "finite", f"NaN or +inf with {case.setting}")
-    for row in proof.begun:
+    for row in proof.started:
         after = row
         for share in (0.5, 1.0, 1e-6):
             after = after.observe(chosen_with(share))
@@ -83,32 +84,32 @@ def check_finite(proof: Proof) -> None:
 
 
 def check_nonempty(proof: Proof) -> None:
-    """It leaves something to choose."""
+    """At least one token is left to choose."""
     for case, moved in moved_logits(proof):
         if np.isneginf(moved).all():
             raise Broken(proof.kind, "nonempty", f"every token is banned with {case.setting}")
-    if not proof.crowd[1].finite.all():
-        worst = proof.cases[int(np.argmin(proof.crowd[1].finite))].setting
+    if not proof.batch_step[1].finite.all():
+        worst = proof.cases[int(np.argmin(proof.batch_step[1].finite))].setting
         raise Broken(proof.kind, "nonempty", f"nothing is left to choose from with {worst}")
 
 
 def check_jit(proof: Proof) -> None:
-    """Compiled over a batch it says the same as one by one and not compiled."""
-    together = np.asarray(proof.mapped(stacked(proof.begun), proof.logits, proof.rows))
+    """Compiled over a batch, the sampler returns the same as row by row without compiling."""
+    together = np.asarray(proof.mapped(stacked(proof.started), proof.logits, proof.rows))
     for case, one, compiled in zip(proof.cases, proof.eager, together, strict=True):
         if not close(one, compiled):
             raise Broken(proof.kind, "jit", f"compiled and not compiled differ with {case.setting}")
 
 
 def check_scan(proof: Proof) -> None:
-    """What it carries from token to token is the same in a compiled loop."""
+    """The state that observe() carries from token to token is the same in a compiled loop."""
 
     def step(sampler: Sampler, share: Any) -> tuple[Sampler, None]:
         return sampler.observe(chosen_with(share)), None
 
     shares = jnp.linspace(0.2, 0.9, STEPS)
     loop = jax.jit(jax.vmap(lambda sampler: jax.lax.scan(step, sampler, shares)[0]))
-    begun = [jax.tree.map(jnp.asarray, proof.begun[i]) for i in proof.asked[::4]]
+    begun = [jax.tree.map(jnp.asarray, proof.started[i]) for i in proof.active_cases[::4]]
     if not begun:
         return
     together = jax.device_get(loop(jax.tree.map(jnp.asarray, stacked(begun))))
@@ -120,7 +121,7 @@ def check_scan(proof: Proof) -> None:
 
 
 def check_held(proof: Proof) -> None:
-    """A claim of `held_only` holds: shown those tokens alone it says what it says of all."""
+    """A claim of `held_only` holds: with only the row's own tokens, the result is the same."""
     if not (issubclass(proof.kind, Adjuster) and proof.kind.held_only):
         return
     bank, name = proof.bank, proof.kind.__name__
@@ -129,18 +130,18 @@ def check_held(proof: Proof) -> None:
             adjust(PLAIN.choosing, bank.adjusters, {name: {}}, filled, rows, logits).logits
         ),
         compiler_options=QUICKLY,
-    )(proof.filled, proof.logits, proof.rows)
-    for i in proof.asked:
+    )(proof.leaves, proof.logits, proof.rows)
+    for i in proof.active_cases:
         if proof.cases[i].row.temperature > 0 and not close(proof.eager[i], np.asarray(moved[i])):
-            why = f"shown only what its row holds, it differs with {proof.cases[i].setting}"
+            why = f"given only the tokens of its row, it differs with {proof.cases[i].setting}"
             raise Broken(proof.kind, "held", why)
 
 
 def check_greedy(proof: Proof) -> None:
-    """A claim of `keeps_greedy` holds."""
+    """A claim of `keeps_greedy` holds: the likeliest token stays the likeliest."""
     if not proof.kind.keeps_greedy:
         return
-    for i in proof.asked:
+    for i in proof.active_cases:
         case, answer = proof.cases[i], proof.eager[i]
         if not issubclass(proof.kind, Filter):
             kept = answer[case.logits.argmax()] == answer.max()
@@ -151,42 +152,43 @@ def check_greedy(proof: Proof) -> None:
 
 
 def check_off(proof: Proof) -> None:
-    """A row that does not ask for it is as if it were not installed."""
-    if not same(proof.step(proof.off, proof.rows)[1], plain_choice()):
-        raise Broken(proof.kind, "off", "it changes rows that do not ask for it")
+    """A row with the sampler's knobs off is the same as without the sampler installed."""
+    if not same(proof.step(proof.leaves_off, proof.rows)[1], plain_choice()):
+        raise Broken(proof.kind, "off", "it changes rows in which its knobs are off")
 
 
 def check_alone(proof: Proof) -> None:
-    """A row gets the same whatever its neighbours do."""
+    """The result of a row does not depend on the other rows."""
     for place, case in enumerate(proof.cases):
         only = proof.rows._replace(active=np.arange(len(proof.cases)) == place)
-        if not same(at(proof.step(proof.filled, only), place), at(proof.crowd, place)):
+        if not same(at(proof.step(proof.leaves, only), place), at(proof.batch_step, place)):
             raise Broken(proof.kind, "alone", f"neighbours change the row with {case.setting}")
 
 
 def check_history(proof: Proof) -> None:
-    """Tokens taken back leave nothing behind: what lies past `length` does not count."""
+    """Tokens past `length`, such as those taken back, change nothing."""
     rows: Any = proof.rows
     past = np.arange(rows.tokens.shape[1]) >= rows.length[:, None]
     tokens = np.where(past, (rows.tokens + 1) % VOCAB, rows.tokens)
-    after = proof.step(proof.filled, rows._replace(tokens=tokens))
+    after = proof.step(proof.leaves, rows._replace(tokens=tokens))
     for index, case in enumerate(proof.cases):
-        if not same(at(after, index), at(proof.crowd, index)):
+        if not same(at(after, index), at(proof.batch_step, index)):
             why = f"tokens past the row's length change it with {case.setting}"
             raise Broken(proof.kind, "history", why)
 
 
 def check_distribution(proof: Proof) -> None:
-    """Tokens are drawn as often as what it says of the whole vocabulary declares (chi-square)."""
+    """Tokens are drawn as often as the sampler's result for the row says (chi-square)."""
     settings = list(settings_of(proof.specs))
     for setting in (settings[1], settings[-1]):
         expected, drawn = tally(proof, setting)
         if drawn[expected == 0].any():
             token = int(np.argmax(np.where(expected == 0, drawn, 0)))
-            why = f"token {token} is drawn though it is not kept, with {setting}"
+            why = f"token {token} is drawn although the sampler drops it, with {setting}"
             raise Broken(proof.kind, "distribution", why)
         if chi_square(expected, drawn) > UNLIKELY:
-            raise Broken(proof.kind, "distribution", f"drawn otherwise than it says with {setting}")
+            why = f"tokens are not drawn as often as the sampler says, with {setting}"
+            raise Broken(proof.kind, "distribution", why)
 
 
 CHECKS: Mapping[str, Callable[[Proof], None]] = MappingProxyType(
@@ -207,7 +209,7 @@ CHECKS: Mapping[str, Callable[[Proof], None]] = MappingProxyType(
         "distribution": check_distribution,
     }
 )
-NEEDED = ("declared", "compiled", "host", "numbers")  # by the checks after them
+NEEDED = ("declared", "compiled", "host", "numbers")  # the later checks depend on these
 
 
 def check_sampler(kind: type[Sampler]) -> None:
@@ -228,13 +230,16 @@ def run_check(name: str, proof: Proof) -> None:
 
 
 def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
-    """What it makes of logits where it is on; of a filter nothing: the bank sees to it."""
+    """Yield each case that switches the sampler on, with the logits that the sampler returns.
+
+    Yields nothing for a filter, which returns no logits.
+    """
     if not issubclass(proof.kind, Filter):
-        yield from ((proof.cases[i], proof.eager[i]) for i in proof.asked)
+        yield from ((proof.cases[i], proof.eager[i]) for i in proof.active_cases)
 
 
 def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """How often each token should be drawn with this setting, and how often it is."""
+    """Count how often each token should be drawn with this setting, and how often it is drawn."""
     rng = np.random.default_rng(1)
     count = len(proof.cases)
     logits = (rng.normal(size=VOCAB) * 2).astype(np.float32)
@@ -249,38 +254,40 @@ def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     expected, drawn = np.zeros(VOCAB), np.zeros(VOCAB, int)
     for _ in range(ROUNDS):
         rows = rows._replace(seed=rng.integers(0, 2**32, (count, 2), np.uint32))
-        said = np.asarray(proof.mapped(begun, many - logits.max() * is_late(proof.kind), rows))
-        shares = [declared(proof.kind, one, logits) for one in said] if is_on else [soft(logits)]
+        said = np.asarray(
+            proof.mapped(begun, many - logits.max() * takes_relative_logits(proof.kind), rows)
+        )
+        shares = [declared(proof.kind, one, logits) for one in said] if is_on else [softmax(logits)]
         expected += np.sum(shares, axis=0) * (1 if is_on else count)
         drawn += np.bincount(proof.step(filled, rows, many)[1].token, minlength=VOCAB)
     return expected, drawn
 
 
-def is_late(kind: type[Sampler]) -> bool:
-    """Whether it is shown logits relative to the likeliest token."""
+def takes_relative_logits(kind: type[Sampler]) -> bool:
+    """Say whether the sampler gets logits relative to the likeliest token, as shapers do."""
     return issubclass(kind, Shaper)
 
 
 def declared(kind: type[Sampler], said: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """The probabilities that follow from what a sampler says of one row."""
+    """Return the probabilities that follow from the sampler's result for one row."""
     if not issubclass(kind, Filter):
-        return soft(said if (said > -np.inf).any() else logits)
+        return softmax(said if (said > -np.inf).any() else logits)
     order = np.argsort(-logits, kind="stable")
     keep = said.copy()
     keep[0] |= kind.keeps_greedy
     kept = np.full(VOCAB, -np.inf)
     kept[order] = np.where(keep | (not keep.any()), logits[order], -np.inf)
-    return soft(kept)
+    return softmax(kept)
 
 
-def soft(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of logits."""
     weights = np.exp(logits.astype(np.float64) - logits.max())
     return weights / weights.sum()
 
 
 def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
-    """How far two counts are apart, as standard deviations of a normal distribution."""
+    """Return the distance of two counts in standard deviations of a normal distribution."""
     often = expected >= USUAL
     cells = [*zip(expected[often], drawn[often], strict=True)]
     if expected[~often].sum() > 0:
@@ -295,12 +302,12 @@ def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
 
 
 def close(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal but for rounding."""
+    """Say whether two arrays are equal but for rounding."""
     return np.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def primitives(jaxpr: Jaxpr) -> Iterator[str]:
-    """The names of everything a traced program does, inner programs included."""
+    """Yield the names of all primitives of a traced program and of its inner programs."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for value in jax.tree.leaves(

@@ -1,15 +1,15 @@
 """An engine that answers from a script: the real engine over programs without a model.
 
-For tests of whatever stands on the engine. Requests queue, fill slots, stream, stop, fail and are
-cancelled exactly as always, because only the compiled programs are replaced. Starts in a blink.
+For tests of code that uses the engine. Requests queue, fill slots, stream, stop, fail and are
+cancelled as always, because only the compiled programs are replaced. Starts in milliseconds.
 
     engine = ScriptedEngine(lambda prompt: b"Hello!")  # to every prompt; then END_ID
     engine.submit(GenerationRequest(prompt=(72, 105), max_tokens=10, stop_ids=(END_ID,)))
     while not engine.idle:
         events = engine.step()
 
-Temperature, samplers and contrasts change nothing; where a constraint forbids a token, the lowest
-that it allows is said instead. Wherever the script says token t, the model's log-probabilities are
+Temperature, samplers and guidance change nothing; where a constraint forbids a token, the lowest
+allowed token is drawn instead. Where the script gives token t, the model's log-probabilities are
 -ln 2 for t, -2 ln 2 for t + 1, -3 ln 2 for t + 2, and so on around the vocabulary.
 """
 
@@ -31,8 +31,8 @@ from jaxllama.sharding import make_mesh
 from jaxllama.testing.byte_tokenizer import END_ID
 from jaxllama.testing.models import TINY
 
-# A token, or what goes wrong instead: an exception is raised by the decode call (each time it is
-# reached; the engine will replay), None is a row whose logits were not numbers.
+# A token, or a failure: an exception is raised by the decode call (each time the row reaches it;
+# the engine will replay), None stands for logits that are not numbers.
 Said: TypeAlias = int | Exception | None
 Script: TypeAlias = Callable[[tuple[int, ...]], Sequence[Said]]  # prompt -> answer
 
@@ -40,7 +40,7 @@ SMALL = EngineConfig(slots=4, context=256, steps_per_sync=1, candidates=TINY.voc
 
 
 class ScriptedEngine(Engine):
-    """The engine, over programs that follow a script."""
+    """The engine, over programs that answer from a script."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ScriptedEngine(Engine):
 
 @dataclass
 class ScriptedRow:
-    """What the decode program keeps of one row."""
+    """The state of one decoding row, as the decode program keeps it."""
 
     prompt: tuple[int, ...]
     answer: Sequence[Said]
@@ -70,19 +70,19 @@ class ScriptedRow:
     stop_ids: frozenset[int]
     temperature: float
     wants: bool
-    leader: int  # of a guidance row: the row whose tokens it takes; -1: other rows
+    leader: int  # of a guidance row: the row whose tokens it repeats; -1: none
 
 
 @dataclass
 class ScriptedState:
-    """All slots: the tokens in each one's cache, and the rows that decode."""
+    """The state of all slots: the tokens in each cache, and the rows that decode."""
 
     cached: np.ndarray
     rows: dict[int, ScriptedRow] = field(default_factory=dict)
 
 
 class ScriptedPrograms(Programs):
-    """The engine's programs, on the host, in Python; the state is changed in place."""
+    """The engine's programs in Python on the host; the state is changed in place."""
 
     def __init__(self, script: Script, config: EngineConfig, bank: SamplerBank) -> None:
         super().__init__(TINY, config, bank, {}, make_mesh(config, TINY))
@@ -92,16 +92,16 @@ class ScriptedPrograms(Programs):
         """Free nothing: the state is on the host."""
 
     def empty(self) -> Any:
-        """No row, nothing cached."""
+        """Return a state without rows and with an empty cache."""
         return ScriptedState(np.full((self.engine.slots, self.engine.columns), -1))
 
     def prefill(self, state: Any, slot: Any, ids: Any, start: Any, count: Any) -> Any:
-        """Note what is cached."""
+        """Store the tokens in the slot's cache."""
         state.cached[slot, start : start + count] = ids[:count]
         return state
 
     def admit(self, state: Any, slot: Any, row: RowStart) -> Any:
-        """Let a row begin, at the place in its answer that its tokens have reached."""
+        """Start a row; a row with drawn tokens continues its answer after them."""
         known = row.tokens[: row.length + 1].tolist()
         prompt = tuple(known[: row.prompt])
         state.rows[int(slot)] = ScriptedRow(
@@ -118,7 +118,7 @@ class ScriptedPrograms(Programs):
         return state
 
     def decode(self, state: Any, steps: Any, allowed: Any = None) -> tuple[Any, StepOutput]:
-        """Say the next word of every answer, up to `steps` times."""
+        """Draw the next token of every row, up to `steps` times."""
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):
@@ -139,7 +139,7 @@ class ScriptedPrograms(Programs):
         return state, output
 
     def said(self, row: ScriptedRow, allowed: np.ndarray | None) -> int | None:
-        """What a row draws next."""
+        """Return the next token of a row, or None; raise if the script says so."""
         said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
         if isinstance(said, Exception):
             raise said
@@ -148,23 +148,23 @@ class ScriptedPrograms(Programs):
         return said
 
     def release(self, state: Any, mask: Any) -> Any:
-        """Drop rows."""
+        """Remove the rows of the slots in the mask."""
         for slot in np.flatnonzero(mask):
             state.rows.pop(int(slot), None)
         return state
 
     def scrub(self, state: Any, slot: Any) -> Any:
-        """Forget what is cached."""
+        """Clear the slot's cache."""
         state.cached[slot] = -1
         return state
 
     def copy(self, state: Any, source: Any, target: Any, count: Any) -> Any:
-        """Copy the beginning of what is cached."""
+        """Copy the first `count` tokens of one slot's cache into another's."""
         state.cached[target, :count] = state.cached[source, :count]
         return state
 
     def peek(self, state: Any, slot: Any, pairs: Any, start: Any, last: Any) -> tuple[Any, Peek]:
-        """Log-probabilities of targets, each after all that is cached before it."""
+        """Return the log-probability of each target token after the tokens before it."""
         ids, targets = pairs
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
         logits = np.zeros((len(ids), TINY.vocab_size), np.float32)
@@ -174,7 +174,7 @@ class ScriptedPrograms(Programs):
         return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
     def weigh(self, state: Any, slot: Any, runs: Runs) -> tuple[Any, Any]:
-        """Log-probabilities of tokens, each after all that is cached before it at its turn."""
+        """Return the log-probabilities of tokens of several runs, computed one by one."""
         starts, counts = np.asarray(runs.places)
         size = len(runs.ids) // len(starts)
         after = {}
@@ -188,7 +188,7 @@ class ScriptedPrograms(Programs):
         return state, np.stack(rows)[place, token].astype(np.float32)
 
     def embed(self, state: Any, slot: Any, ids: Any, start: Any, last: Any) -> tuple[Any, Pooled]:
-        """Each token's vector points along the axis of its number, as long as its place."""
+        """Return a pooled vector: token t at place p adds p + 1 on the axis of t."""
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
         rows = np.zeros((int(last) + 1, TINY.width), np.float32)
         places = np.arange(int(last) + 1)
@@ -196,7 +196,7 @@ class ScriptedPrograms(Programs):
         return state, Pooled(rows.sum(0), rows[-1])
 
     def blank_output(self) -> StepOutput:
-        """What a call returns when no row decodes."""
+        """Return the output of a call in which no row decodes."""
         shape = (self.engine.steps_per_sync, self.engine.slots)
         lists = (*shape, self.bank.top_logprobs)
         return StepOutput(
@@ -214,7 +214,7 @@ class ScriptedPrograms(Programs):
         )
 
     def note(self, output: Any, place: tuple[int, int], row: ScriptedRow, said: int | None) -> None:
-        """Write what one row drew at one step."""
+        """Write the token that one row drew at one step into the output."""
         choice = output.choice
         choice.finite[place] = said is not None
         token = 0 if said is None else said
@@ -229,14 +229,14 @@ class ScriptedPrograms(Programs):
 
 
 def nearest_allowed(words: np.ndarray, said: int) -> int:
-    """The scripted token where a constraint allows it, else the lowest that it does allow."""
+    """Return the scripted token if the constraint allows it, else the lowest allowed token."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return said if bits[said] else int(np.flatnonzero(bits)[0])
 
 
 def logprobs_around(answer: Sequence[Said]) -> np.ndarray:
-    """Log-probabilities of the whole vocabulary where the script goes on with `answer`."""
+    """Return log-probabilities of the whole vocabulary when the script continues with `answer`."""
     token = answer[0] if answer else END_ID
-    assert isinstance(token, int), "a script cannot go wrong where it is only looked at"
+    assert isinstance(token, int), "a script cannot fail where its logits are only read"
     distance = (np.arange(TINY.vocab_size) - token) % TINY.vocab_size
     return (-(distance + 1) * math.log(2)).astype(np.float32)

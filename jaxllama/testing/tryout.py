@@ -1,7 +1,7 @@
-"""A tryout: a compiled bank of samplers over a small vocabulary, for hand-made rows.
+"""A compiled bank of samplers over a small vocabulary, for hand-made rows.
 
-Used by tests of samplers, ours and those of plugin authors: give it logits and knobs, look at what
-was chosen and at what could have been. Knows nothing about what it tries.
+Used by tests of samplers, this project's and those of plugin authors: give it logits and knobs,
+check the chosen token and the tokens that could have been drawn. Knows no sampler.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ import numpy as np
 from jaxllama.engine.choosing.bank import ChosenTokens, Rows, SamplerBank
 from jaxllama.sampling import NO_TOKEN, Sampler
 
-STOP_IDS = 4  # places for them in a row
-QUICKLY = {"xla_backend_optimization_level": 0}  # the code runs for milliseconds
+STOP_IDS = 4  # how many stop ids a row can hold
+QUICKLY = {"xla_backend_optimization_level": 0}  # compile fast: the code runs for milliseconds
 Knobs = Mapping[str, object]
 
 
 class Tryout:
-    """A bank of `samplers` for up to `slots` rows; every survivor of a row is listed."""
+    """A bank of `samplers` for up to `slots` rows; all tokens that survive in a row are listed."""
 
     def __init__(
         self,
@@ -42,14 +42,15 @@ class Tryout:
         self.traces = 0
         self._step = jax.jit(self._traced, compiler_options=QUICKLY)
 
-    def choose(
-        self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any
-    ) -> ChosenTokens:
-        """What every given row gets; `fields` are those of `Rows`, one for all or one for each."""
+    def choose(self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any) -> Choice:
+        """Return the choice for every given row.
+
+        `fields` are fields of `Rows`, one value for all rows or one for each.
+        """
         return self.step(self.fill(knobs), logits, **fields)[1]
 
-    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
-        """The bank after one step, and what the given rows got."""
+    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, Choice]:
+        """Run one step; return the bank's new leaves and the choices for the given rows."""
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)
         padded = np.zeros((self.slots, logits.shape[1]), np.float32)
@@ -58,7 +59,10 @@ class Tryout:
         return filled, jax.tree.map(lambda leaf: leaf[:count], choice)
 
     def fill(self, knobs: Sequence[Knobs] | Knobs) -> Any:
-        """Bank leaves: the same knobs in every row, or each row's own, checked first."""
+        """Return bank leaves with the same knobs in every row, or with the knobs of each row.
+
+        Checks the knobs first.
+        """
         each = [knobs] * self.slots if isinstance(knobs, Mapping) else list(knobs)
         each += [{}] * (self.slots - len(each))
         for one in each:
@@ -67,7 +71,7 @@ class Tryout:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows) if rows[0] else {}
 
     def rows(self, count: int, **fields: Any) -> Rows:
-        """`count` active rows with these fields; the slots behind them are idle."""
+        """Return `count` active rows with these fields; the rows after them are idle."""
         slots = self.slots
         blank: dict[str, np.ndarray] = {
             "tokens": np.zeros((slots, self.context), np.int32),
@@ -96,6 +100,6 @@ class Tryout:
         return self.bank.choose(filled, logits, rows)
 
 
-def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
-    """The tokens a row could have drawn, likeliest first."""
+def survivors(choice: Choice, row: int = 0) -> list[int]:
+    """Return the tokens that a row could have drawn, likeliest first."""
     return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()

@@ -1,7 +1,7 @@
-"""check_weights: whether a weight format keeps the contract of its socket, shown on one model.
+"""Conformance checks of a weight format, on one model in the format.
 
-Called by the tests of format authors, ours included. Judges through the public socket only; knows
-no format.
+Called by the tests of format authors and of this project. Uses the public socket only; knows no
+format.
 """
 
 import shutil
@@ -19,12 +19,12 @@ from jaxllama.weights.base import Checkpoint, check_tensors
 from jaxllama.weights.layout import Stored
 
 FLOATS = ("float32", "float16", "bfloat16")
-CUTS = (0.0, 0.1, 0.5, 0.9)  # where copies are truncated, as parts of their length
-EMBEDDING = "embed.weight"  # the one matrix that is canonical by rows
+CUTS = (0.0, 0.1, 0.5, 0.9)  # the fractions of a file that truncated copies keep
+EMBEDDING = "embed.weight"  # the only matrix whose canonical form is [vocab, width]
 
 
 def check_weights(path: Path | str) -> None:
-    """Open a small model of the format and raise AssertionError at the first broken promise."""
+    """Open a small model of the format; raise AssertionError at the first broken rule."""
     path = Path(path)
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
@@ -40,14 +40,14 @@ def check_weights(path: Path | str) -> None:
             tokens <= config.vocab_size,
             f"the tokenizer has {tokens} tokens; the model has room for {config.vocab_size}",
         )
-        checkpoint.close()  # and once more by the with statement
+        checkpoint.close()  # the with statement closes it again, which must be harmless
     with tempfile.TemporaryDirectory() as folder:
         check_recognizer(type(checkpoint), path, Path(folder))
         check_damage(path, Path(folder))
 
 
 def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
-    """One weight: a finite float array or a Packed matrix, of the canonical shape."""
+    """Check that a weight is a finite float array or a Packed matrix, of the canonical shape."""
     if isinstance(value, Packed):
         check_packed(weight, leaf, value)
         return
@@ -61,7 +61,7 @@ def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
 
 
 def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
-    """One Packed matrix: parts that fit each other and the leaf."""
+    """Check that the parts of a Packed matrix fit each other and the leaf."""
     expect(leaf.is_matrix, f"{weight} is Packed; expected that of matrices only")
     shape = value.shape[::-1] if weight == EMBEDDING else value.shape
     expect(shape == leaf.shape, f"{weight} has shape {shape}; expected {leaf.shape}")
@@ -80,20 +80,20 @@ def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
 
 
 def check_repeats(weight: str, first: Stored, second: Stored) -> None:
-    """Two reads give equal values in memory of their own."""
+    """Check that two reads give equal values in separate memory."""
     for one, other in zip(parts(first), parts(second), strict=True):
         expect(np.array_equal(one, other), f"{weight} differs when it is read again")
         expect(not np.shares_memory(one, other), f"{weight} shares memory between two reads")
 
 
 def parts(value: Stored) -> list[np.ndarray]:
-    """The arrays a weight consists of."""
+    """Return the arrays that a weight consists of."""
     held = (value.codes, value.scales, value.minima) if isinstance(value, Packed) else (value,)
     return [np.asarray(part) for part in held if part is not None]
 
 
 def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -> None:
-    """It claims this model, and neither text nor an empty folder."""
+    """Check that the format recognizes this model, but neither text nor an empty folder."""
     (folder / "note.txt").write_text("no model\n")
     (folder / "nothing").mkdir()
     expect(format_class.recognizes(path), f"{path} is not recognised")
@@ -102,7 +102,7 @@ def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -
 
 
 def check_damage(path: Path, folder: Path) -> None:
-    """A copy with any of its files cut short is a CheckpointError, or is read as if whole."""
+    """Check truncated copies: each raises CheckpointError or is read completely."""
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     copy = folder / f"damaged{path.suffix}"
     for file in files:
@@ -119,7 +119,7 @@ def check_damage(path: Path, folder: Path) -> None:
 
 
 def check_refused(path: Path, what: str) -> None:
-    """Opening and reading a damaged model fails in the declared way, if at all."""
+    """Check that a damaged model is read, or fails with CheckpointError and no other error."""
     try:
         with open_checkpoint(path) as checkpoint:
             abstract = abstract_params(checkpoint.config)
@@ -135,6 +135,6 @@ def check_refused(path: Path, what: str) -> None:
 
 
 def expect(held: bool, broken: str) -> None:
-    """Raise with the broken promise unless it held."""
+    """Raise AssertionError with the message `broken` unless `held`."""
     if not held:
         raise AssertionError(broken)

@@ -1,1 +1,1 @@
-"""An attack on a running server: `make chaos`. No part of the tests; `python -m tests.chaos -h`."""
+"""An attack on a running server: `make chaos`. No test runs it; see `python -m tests.chaos -h`."""

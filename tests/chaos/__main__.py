@@ -53,17 +53,17 @@ def main(
     report = Report()
     python = str(Path(python).absolute())  # not resolved: a link into an environment is its Python
     report.figure("attacked", python=python, **package_of(python), quick=quick, seed=seed)
-    wanted = parts or (("fairness",) if scenarios else PARTS)
+    chosen = parts or (("fairness",) if scenarios else PARTS)
     counts = {
         "disconnects": leaving or (200 if quick else 6000),
         "hostile": requests or (600 if quick else 20_000),
     }
 
     async def run() -> None:
-        if "fairness" in wanted:
+        if "fairness" in chosen:
             await be_unfair(python, report, quick=quick, names=scenarios)
         for name, attack in (("disconnects", disconnects.attack), ("hostile", hostile.attack)):
-            if name in wanted:
+            if name in chosen:
                 async with target(python) as server:
                     await attack(server, report, count=counts[name], seed=seed)
                     keep(server.log, keep_log, name)
@@ -74,7 +74,7 @@ def main(
 
 
 async def be_unfair(python: str, report: Report, *, quick: bool, names: tuple[str, ...]) -> None:
-    """Run the scenarios of fairness; each has a server that is at rest."""
+    """Run the scenarios of fairness; each starts on a server without open requests."""
     sizes = fairness.QUICK if quick else fairness.Sizes()
     left = [
         scenario
@@ -88,11 +88,11 @@ async def be_unfair(python: str, report: Report, *, quick: bool, names: tuple[st
                 await scenario(at)
                 if not (server.is_alive and await server.settle(30.0)):
                     break  # the next one gets a new server
-                await at.light.first_token(Waits())  # waits for what the engine still does
+                await at.light.first_token(Waits())  # waits until the engine has finished its work
 
 
 def keep(log: Path, folder: Path | None, name: str) -> None:
-    """Copy the server's log, if it is wanted."""
+    """Copy the server's log to a folder, if one is given."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.log").write_bytes(log.read_bytes())

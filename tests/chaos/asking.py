@@ -1,4 +1,4 @@
-"""Asking: the requests of well-behaved clients, and how long they wait.
+"""Well-behaved clients: their requests, and the times they wait.
 
 Used by every attack. Sends only fields that every version of the server knows.
 """
@@ -27,19 +27,19 @@ WORDS = (
 
 
 def words(count: int, seed: object) -> str:
-    """A text of so many words, its own for each seed."""
+    """Return a text of `count` words; different seeds give different texts."""
     return " ".join(random.Random(str(seed)).choices(WORDS, k=count))
 
 
 class Client:
-    """A client with one key; a connection for every request."""
+    """A client with one key; it opens a connection for every request."""
 
     def __init__(self, http: aiohttp.ClientSession, server: Target) -> None:
         self.http, self.url = http, server.url
         self.sent = 0
 
     async def ask(self, path: str, body: dict[str, Any] | bytes) -> tuple[int, bytes]:
-        """Status and body of the answer to one POST; status 0 if the connection broke."""
+        """Send one POST; return status and body of the answer, status 0 if the connection broke."""
         given = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         try:
@@ -49,7 +49,7 @@ class Client:
             return 0, type(error).__name__.encode()
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The events of a streamed completion; raises ClientError if it is refused or cut."""
+        """Yield the events of a streamed completion; raise ClientError if it is refused or cut."""
         path, body = "/v1/completions", body | {"stream": True}
         async with self.http.post(self.url + path, json=body) as response:
             response.raise_for_status()
@@ -58,18 +58,18 @@ class Client:
                     yield json.loads(line[6:])
 
     async def first_token(self, waits: "Waits") -> None:
-        """Note the seconds until the first token of a short completion that no cache knows."""
+        """Record the seconds to the first token of a short completion without cached prefix."""
         started = time.perf_counter()
         moments = await self._moments(2, waits)
         waits.seconds += [moment - started for moment in moments[:1]]
 
     async def between_tokens(self, tokens: int, waits: "Waits") -> None:
-        """Note the seconds between the events of one stream."""
+        """Record the seconds between the events of one stream."""
         moments = await self._moments(tokens, waits)
         waits.seconds += [late - early for early, late in pairwise(moments)]
 
     async def _moments(self, count: int, waits: "Waits") -> list[float]:
-        """When each event of a completion that no cache knows comes; failures are noted."""
+        """Stream a completion without cached prefix; return the event times, record failures."""
         self.sent += 1
         prompt = words(8, f"{id(self)}, {self.sent}")
         body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
@@ -93,7 +93,7 @@ class Client:
 
 @dataclass
 class Waits:
-    """How long one client waits, again and again, and how often it gets nothing."""
+    """The times that one client waits, and counts of its failures by kind."""
 
     seconds: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ class Waits:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Median, 99th percentile and worst, and the failures by kind."""
+        """The median, 99th percentile and maximum of the times, and the failures by kind."""
         return {
             **spread(self.seconds),
             **({"failed": dict(self.failures)} if +self.failures else {}),
@@ -112,7 +112,7 @@ class Waits:
 
 @asynccontextmanager
 async def client(server: Target, key: str) -> AsyncIterator[Client]:
-    """A client with this key."""
+    """Yield a client with this key."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     limits = aiohttp.ClientTimeout(total=None)
     headers = {"Authorization": f"Bearer {key}"}
@@ -121,5 +121,5 @@ async def client(server: Target, key: str) -> AsyncIterator[Client]:
 
 
 async def statuses(answers: Iterable[Awaitable[tuple[int, bytes]]]) -> Counter[int]:
-    """How often each status came back."""
+    """Run the requests and count the statuses of their answers."""
     return Counter(status for status, _ in await asyncio.gather(*answers))

@@ -1,4 +1,4 @@
-"""Canaries: requests of a neighbour whose answers must never change, sent all through an attack."""
+"""Canaries: requests of another client during an attack, whose answers must not change."""
 
 import asyncio
 import contextlib
@@ -48,14 +48,14 @@ QUESTIONS: list[Question] = [
     ("/score", {"prompt": PROMPT, "continuations": [" the sea", " a storm was near"]}),
     ("/v1/embeddings", {"input": [PROMPT], "encoding_format": "base64"}),
 ]
-STREAMED = 2  # of the first questions, which are also asked as streams
-KEPT = ("choices", "scores", "data")  # of an answer; the rest has ids and times
+STREAMED = 2  # the first questions, which are also sent as streaming requests
+KEPT = ("choices", "scores", "data")  # compared fields of an answer; the others hold ids and times
 REFUSED = (429, 503)
 SECONDS = 300.0
 
 
 class Canaries:
-    """Ask every question once for the right answers, then again and again in the background."""
+    """Sends every question once to learn the right answers, then repeatedly in the background."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -65,12 +65,12 @@ class Canaries:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What came of them."""
+        """Counts of the answers by outcome, and the first changed answers."""
         return {"canaries": dict(self.outcomes), "canaries_changed": self.changed[:5]}
 
     @property
     def hold(self) -> dict[str, bool]:
-        """Whether all that were answered got the right answer, and some were answered."""
+        """The promises: no answer changes, some are right, none fails but by a refusal."""
         return {
             "no canary changes": not self.changed,
             "canaries are answered": self.outcomes["right"] > 0,
@@ -78,7 +78,7 @@ class Canaries:
         }
 
     async def learn(self) -> None:
-        """Find the right answers, on a server that is alone."""
+        """Record the right answers of a server without other load; raise if one fails."""
         for number in range(len(QUESTIONS) + STREAMED):
             outcome, answer = await self._ask(number)
             if outcome:
@@ -87,7 +87,10 @@ class Canaries:
 
     @contextlib.asynccontextmanager
     async def singing(self, streams: int = 3) -> AsyncIterator[None]:
-        """Ask them all the time, some at once; each question is finished before this is left."""
+        """Within the context, send questions all the time in several streams.
+
+        Waits at the end until each stream has finished its question.
+        """
         over = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for stream in range(streams):
@@ -98,7 +101,7 @@ class Canaries:
                 over.set()
 
     async def _sing(self, number: int, over: asyncio.Event) -> None:
-        """Ask one question after the other."""
+        """Send one question after the other and count the outcomes."""
         while not over.is_set():
             number = (number + 1) % len(self.right)
             outcome, answer = await self._ask(number)
@@ -112,7 +115,7 @@ class Canaries:
                 self.changed.append(f"canary {number}: {answer[:200]}")
 
     async def _ask(self, number: int) -> tuple[str, str]:
-        """What went wrong, if anything, and the answer."""
+        """Send one question; return its failure (empty for none) and its answer."""
         try:
             async with asyncio.timeout(SECONDS):
                 if number >= len(QUESTIONS):
@@ -120,7 +123,7 @@ class Canaries:
                 status, answer = await self.client.ask(*QUESTIONS[number])
         except TimeoutError:
             return "timed out", ""
-        except aiohttp.ClientError as error:  # of a stream: the others return a status
+        except aiohttp.ClientError as error:  # from a stream: other requests return a status
             status, answer = getattr(error, "status", 0), str(error).encode()
         if status != 200:
             return "refused" if status in REFUSED else f"status {status}", ""
@@ -128,7 +131,10 @@ class Canaries:
         return "", json.dumps({name: whole[name] for name in KEPT if name in whole})
 
     async def _streamed(self, body: dict[str, Any]) -> str:
-        """The digest of a stream's texts, reasons and log-probabilities, however it was cut."""
+        """Return a digest of a stream's texts, reasons and log-probabilities.
+
+        It does not depend on how the text is cut into events.
+        """
         text, rest = "", []
         async for event in self.client.stream(body):
             if "choices" not in event:
@@ -144,5 +150,5 @@ class Canaries:
 
 
 def tokens_of(logprobs: dict[str, Any] | None) -> list[Any]:
-    """The log-probabilities of an event's tokens."""
+    """Return the log-probabilities of an event's tokens."""
     return list((logprobs or {}).get("token_logprobs") or [])

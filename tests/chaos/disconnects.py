@@ -1,4 +1,4 @@
-"""Disconnects: clients that leave at any moment, beside canaries that must not notice."""
+"""Disconnects: clients that close their connection at any moment, beside canaries."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,17 @@ from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import ATTACKER, NEIGHBOUR, Target
 
 AT_ONCE = 24
-MOST_SECONDS = 1800.0  # of all disconnects together
-LONGEST = 2.0  # seconds that a client stays
+MOST_SECONDS = 1800.0  # for all disconnects together
+LONGEST = 2.0  # longest time in seconds before a client closes its connection
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends RST at once
 
 
 async def attack(server: Target, report: Report, *, count: int, seed: int) -> None:
-    """Leave so many times and say what came of the canaries and of the server's resources."""
+    """Disconnect `count` times; report the canaries and the server's resources."""
     async with client(server, NEIGHBOUR) as neighbour:
         canaries = Canaries(neighbour)
         await canaries.learn()
-        await leave_often(server, max(20, count // 40), seed + 1)  # what is made once, is made
+        await leave_often(server, max(20, count // 40), seed + 1)  # allocates what is used once
         steadiness = await Steadiness.begin(server)
         started = time.monotonic()
         async with canaries.singing():
@@ -46,7 +46,7 @@ async def attack(server: Target, report: Report, *, count: int, seed: int) -> No
 
 
 async def leave_often(server: Target, count: int, seed: int) -> Counter[str]:
-    """Leave so many times, some clients at once; returns how often in which phase."""
+    """Disconnect `count` times with several clients at once; return the counts by phase."""
     numbers = within(MOST_SECONDS, count)
     phases: Counter[str] = Counter()
 
@@ -59,7 +59,7 @@ async def leave_often(server: Target, count: int, seed: int) -> Counter[str]:
 
 
 async def leave_once(server: Target, chance: random.Random) -> str:
-    """Connect, send a request or a part of one, and leave; returns the phase."""
+    """Connect, send a request or a part of it, and disconnect; return the phase."""
     phase, sent, stay = plan(chance)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -83,7 +83,7 @@ async def leave_once(server: Target, chance: random.Random) -> str:
 
 
 def plan(chance: random.Random) -> tuple[str, bytes, float]:
-    """The phase in which a client leaves, the bytes that it sends before, and how long it stays."""
+    """Choose the phase in which a client disconnects, the bytes it sends, and how long it stays."""
     path, body = question(chance)
     raw = json.dumps(body).encode()
     head = (
@@ -104,7 +104,7 @@ def plan(chance: random.Random) -> tuple[str, bytes, float]:
 
 
 def question(chance: random.Random) -> tuple[str, dict[str, Any]]:
-    """A request of any kind, its prompt its own or one that many share."""
+    """Choose a request of any kind; its prompt is unique or shared by many requests."""
     text = words(chance.choice((4, 40, 400)), chance.choice((0, 1, chance.random())))
     sizes = {"max_tokens": chance.choice((1, 30, 300)), "ignore_eos": True, "seed": 1}
     stream = {"stream": chance.random() < 0.6}

@@ -1,7 +1,7 @@
-"""Fairness: what one key can do to another, a line of JSON for each way.
+"""Fairness: the effect of one key's load on another key's client, a line of JSON per scenario.
 
-Each scenario measures a light client alone, then beside one heavy client. Figures, no promises:
-they depend on the machine, so compare two versions on the same one.
+Each scenario measures a light client alone, then beside one heavy client. It gives figures, not
+promises: they depend on the machine, so compare two versions on the same one.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from tests.chaos.asking import PATIENCE, Client, Waits, client, statuses, words
 from tests.chaos.report import Report
 from tests.chaos.target import ATTACKER, NEIGHBOUR, Target
 
-LONG = 1_900_000  # bytes of a body that is just allowed
-CAP_SECONDS = 180.0  # of measuring one scenario
-HEAD_START = 0.3  # seconds, so that the heavy requests come first
-HEALTH_SECONDS = 5.0  # of waiting for /health
+LONG = 1_900_000  # bytes of a body just below the limit
+CAP_SECONDS = 180.0  # longest time of one scenario
+HEAD_START = 0.3  # seconds by which the heavy requests come first
+HEALTH_SECONDS = 5.0  # time limit of /health
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each scenario does."""
+    """The size of each scenario."""
 
     scores: int = 300
     embeddings: int = 24
@@ -67,7 +67,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(server: Target, report: Report, sizes: Sizes) -> AsyncIterator[Stage]:
-    """Both clients of a server."""
+    """Yield a heavy client and a light client of a server."""
     async with client(server, ATTACKER) as heavy, client(server, NEIGHBOUR) as light:
         yield Stage(server, heavy, light, report, sizes)
 
@@ -75,7 +75,7 @@ async def stage(server: Target, report: Report, sizes: Sizes) -> AsyncIterator[S
 async def beside(
     at: Stage, name: str, heavy: Awaitable[Counter[int]], *, pause: float = 0.1
 ) -> None:
-    """Print how long the light client waits for its first token, alone and beside requests."""
+    """Report the light client's seconds to the first token, alone and beside the heavy requests."""
     alone, crowded = Waits(), Waits()
     for _ in range(5):
         await at.light.first_token(alone)
@@ -98,7 +98,7 @@ async def beside(
 
 
 async def ended(task: "asyncio.Future[Counter[int]]") -> dict[str, int] | str:
-    """The statuses of heavy requests, which are given up if they still run."""
+    """Return the counts of the heavy requests' statuses; cancel the requests if they still run."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task])
@@ -106,29 +106,29 @@ async def ended(task: "asyncio.Future[Counter[int]]") -> dict[str, int] | str:
     return {str(status): count for status, count in sorted(task.result().items())}
 
 
-# Ways of being heavy.
+# Scenarios.
 
 
 async def twelve_scores(at: Stage) -> None:
-    """Twelve scores of one key."""
+    """Send twelve scores of one key."""
     await beside(at, "twelve scores", statuses(score(at.heavy, number) for number in range(12)))
 
 
 async def many_scores(at: Stage) -> None:
-    """Hundreds of scores of one key."""
+    """Send hundreds of scores of one key."""
     count = at.sizes.scores
     heavy = statuses(score(at.heavy, 100 + number) for number in range(count))
     await beside(at, f"{count} scores", heavy)
 
 
 def score(heavy: Client, number: int) -> Awaitable[tuple[int, bytes]]:
-    """A score of 16 continuations of a long prompt."""
+    """Send one score of 16 continuations of a long prompt."""
     continuations = [f" {words(6, each)}" for each in range(16)]
     return heavy.ask("/score", {"prompt": words(400, number), "continuations": continuations})
 
 
 async def embeddings(at: Stage) -> None:
-    """Embeddings of eight long texts each."""
+    """Send embeddings of eight long texts each."""
 
     def one(number: int) -> Awaitable[tuple[int, bytes]]:
         texts = [words(200, f"{number}, {each}") for each in range(8)]
@@ -139,7 +139,7 @@ async def embeddings(at: Stage) -> None:
 
 
 async def regexes(at: Stage) -> None:
-    """Regular expressions that are dear to compile."""
+    """Send regular expressions that are expensive to compile."""
 
     def one(number: int) -> Awaitable[tuple[int, bytes]]:
         asked = {"prompt": "a", "max_tokens": 4, "regex": f"(a{{1000}}){{1000}}b{number}"}
@@ -150,20 +150,20 @@ async def regexes(at: Stage) -> None:
 
 
 async def tokenizations(at: Stage) -> None:
-    """Texts as long as a body may be, to be cut into tokens."""
+    """Tokenize texts as long as a body may be."""
     count = at.sizes.tokenizations
     heavy = statuses(at.heavy.ask("/tokenize", long_text(each)) for each in range(count))
     await beside(at, f"{count} tokenizations of 1.9 MB", heavy)
 
 
 def long_text(number: int) -> bytes:
-    """The body of a long tokenization."""
+    """Return the body of a long tokenization."""
     piece = words(1000, number)
     return json.dumps({"text": (f"{piece} " * (LONG // len(piece) + 1))[:LONG]}).encode()
 
 
 async def completions(at: Stage) -> None:
-    """A flood of completions of one key; the light client comes once a second."""
+    """Send a flood of completions of one key; the light client sends one request a second."""
 
     def one(number: int) -> Awaitable[tuple[int, bytes]]:
         asked = {"prompt": words(20, f"flood {number}"), "max_tokens": 64, "ignore_eos": True}
@@ -175,7 +175,7 @@ async def completions(at: Stage) -> None:
 
 
 async def ambiguous_grammar(at: Stage) -> None:
-    """A grammar whose parser has more and more ways: the pace of a neighbour's stream."""
+    """Send a grammar whose number of parses grows; measure another client's stream."""
     alone, slow = Waits(), Waits()
     await at.light.between_tokens(64, alone)
     asked = {"prompt": "Hello", "max_tokens": 200, "grammar": "root ::= root root | [a-z ]"}
@@ -199,7 +199,7 @@ async def ambiguous_grammar(at: Stage) -> None:
 
 
 def reason_of(answer: bytes) -> str:
-    """How a completion ended, or why it was refused."""
+    """Return the finish reason of a completion, or the reason why it was refused."""
     with contextlib.suppress(ValueError, LookupError):
         whole: dict[str, Any] = json.loads(answer)
         if "choices" in whole:
@@ -209,7 +209,7 @@ def reason_of(answer: bytes) -> str:
 
 
 async def idle_connections(at: Stage) -> None:
-    """Connections that say nothing: whether /health still answers."""
+    """Open connections that send nothing; measure whether /health still answers."""
     alone = await healths(at.server, 1.0)
     count = at.sizes.idle
     allow_files(count + 500)
@@ -230,7 +230,7 @@ async def idle_connections(at: Stage) -> None:
 
 
 async def healths(server: Target, seconds: float) -> Waits:
-    """How long /health takes each time, without a key, and how it fails."""
+    """Measure repeatedly how long /health takes without a key, and count its failures."""
     waits = Waits()
     limit = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
     until = time.perf_counter() + seconds
@@ -252,16 +252,16 @@ async def healths(server: Target, seconds: float) -> Waits:
     return waits
 
 
-def allow_files(wanted: int) -> None:
-    """Allow this process so many open files, as far as it may."""
+def allow_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def frozen(at: Stage) -> None:
-    """A process that is stopped for a while: what comes of twelve running requests."""
+    """Stop the server's process for a while; report how twelve running requests end."""
     started = [asyncio.Event() for _ in range(12)]
 
     async def one(number: int) -> str:
@@ -295,7 +295,7 @@ async def frozen(at: Stage) -> None:
 
 
 async def memory(at: Stage) -> None:
-    """Memory before, during and after six long tokenizations."""
+    """Measure the memory before, during and after six long tokenizations."""
     before = at.server.resources()
     task = asyncio.ensure_future(
         statuses(at.heavy.ask("/tokenize", long_text(each)) for each in range(6))

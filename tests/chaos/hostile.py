@@ -1,4 +1,4 @@
-"""Hostile requests, thousands of them, beside canaries that must not notice."""
+"""Thousands of hostile requests, beside canaries that must not be affected."""
 
 import asyncio
 import contextlib
@@ -14,26 +14,26 @@ from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import NEIGHBOUR, Target
 
 AT_ONCE = 16
-WHOLE_SECONDS = 60.0  # for the answer to a whole request
-PART_SECONDS = 1.0  # where the server may wait for more
-MOST_SECONDS = 3600.0  # of all requests together
-MOST_BYTES = 1 << 20  # read of one answer
+WHOLE_SECONDS = 60.0  # to wait for the answer to a complete request
+PART_SECONDS = 1.0  # to wait for the answer to an incomplete request
+MOST_SECONDS = 3600.0  # for all requests together
+MOST_BYTES = 1 << 20  # largest part of an answer that is read
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 PROVISIONAL = re.compile(rb"\AHTTP/1\.[01] 1\d\d.*?\r\n\r\n", re.DOTALL)
 KEPT_EXAMPLES = 5
 
 
 class Outcomes:
-    """What the server answered to each kind of request."""
+    """The server's statuses by kind of request."""
 
     def __init__(self) -> None:
         self.by_kind: dict[str, Counter[str]] = {}
-        self.errors: list[str] = []  # requests that were answered 500
-        self.unanswered: list[str] = []  # whole requests without an answer
+        self.errors: list[str] = []  # requests with a status of 500
+        self.unanswered: list[str] = []  # complete requests without an answer
 
     @property
     def total(self) -> int:
-        """How many requests were sent."""
+        """The number of requests."""
         return sum(found.total() for found in self.by_kind.values())
 
     def add(self, kind: str, number: int, shot: Shot, status: str) -> None:
@@ -47,11 +47,11 @@ class Outcomes:
 
 
 async def attack(server: Target, report: Report, *, count: int, seed: int) -> None:
-    """Send so many and say what came of the canaries and of the server's resources."""
+    """Send `count` hostile requests; report the canaries and the server's resources."""
     async with client(server, NEIGHBOUR) as neighbour:
         canaries = Canaries(neighbour)
         await canaries.learn()
-        await fire(server, max(100, count // 20), seed + 1)  # what is made once, is made
+        await fire(server, max(100, count // 20), seed + 1)  # allocates what is used once
         steadiness = await Steadiness.begin(server)
         started = time.monotonic()
         async with canaries.singing():
@@ -76,7 +76,7 @@ async def attack(server: Target, report: Report, *, count: int, seed: int) -> No
 
 
 async def fire(server: Target, count: int, seed: int) -> Outcomes:
-    """Send so many, some at once."""
+    """Send `count` hostile requests, several at once, and return the outcomes."""
     outcomes, numbers = Outcomes(), within(MOST_SECONDS, count)
 
     async def send() -> None:
@@ -89,7 +89,7 @@ async def fire(server: Target, count: int, seed: int) -> Outcomes:
 
 
 async def status_of(port: int, shot: Shot) -> str:
-    """The status that the server answers, or how it answers nothing."""
+    """Send one request; return the status of the answer, or the kind of failure."""
     answer, how = b"", "closed"
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -99,7 +99,7 @@ async def status_of(port: int, shot: Shot) -> str:
         try:
             async with asyncio.timeout(WHOLE_SECONDS if shot.is_whole else PART_SECONDS):
                 writer.write(shot.raw)
-                with contextlib.suppress(OSError):  # it may answer before it has read all
+                with contextlib.suppress(OSError):  # the server may answer before it has read all
                     await writer.drain()
                 while len(answer) < MOST_BYTES and (more := await reader.read(1 << 16)):
                     answer += more

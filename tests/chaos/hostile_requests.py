@@ -1,7 +1,7 @@
-"""Hostile requests: what no good client sends, as bytes on a connection.
+"""Hostile requests, as bytes on a connection: requests that no well-behaved client sends.
 
-Each kind is a function of a seeded source of chance. None costs much by its size: what may be dear
-is bounded by a few tokens, and the dearest come seldom.
+Each kind is a function of a seeded random generator. No request is expensive by its size: expensive
+requests are limited to a few tokens, and the most expensive ones are rare.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.chaos.target import ATTACKER
 
 
 class Shot(NamedTuple):
-    """The bytes of one request; `is_whole` if a server has no reason to wait for more."""
+    """The bytes of one request; `is_whole` if it is complete, so that the server must answer."""
 
     raw: bytes
     is_whole: bool = True
@@ -160,7 +160,7 @@ GARBAGE = (
 def post(
     path: str, body: bytes, *, more: tuple[str, ...] = (), key: str | None = None, **line: str
 ) -> bytes:
-    """The bytes of a POST, or of another method or version; text goes out as UTF-8."""
+    """Return the bytes of a POST, or of another method or version; text is encoded as UTF-8."""
     auth = f"Authorization: Bearer {ATTACKER}" if key is None else key
     own = [each for each in ("Host: 127.0.0.1", auth, "Connection: close") if each]
     names = {each.split(":")[0].lower() for each in more}
@@ -174,12 +174,12 @@ def post(
 
 
 def sent(path: str, body: object) -> Shot:
-    """A JSON body; lone surrogates are escaped."""
+    """Return a POST with a JSON body; lone surrogates are escaped."""
     return Shot(post(path, json.dumps(body).encode()))
 
 
 def target_of(chance: random.Random) -> tuple[str, dict[str, Any]]:
-    """An endpoint and a body that is right for it."""
+    """Choose an endpoint and a valid body for it."""
     path = chance.choice(list(BODIES))
     return path, dict(BODIES[path])
 
@@ -188,7 +188,7 @@ def target_of(chance: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def wrong_types(chance: random.Random) -> Shot:
-    """Fields with values of any type, known fields and fields of other endpoints."""
+    """Return known fields, and fields of other endpoints, with values of any type."""
     path, body = target_of(chance)
     for _ in range(chance.randint(1, 3)):
         own = chance.random() < 0.5
@@ -197,7 +197,7 @@ def wrong_types(chance: random.Random) -> Shot:
 
 
 def wrong_body(chance: random.Random) -> Shot:
-    """A body that is no object, or no JSON at all."""
+    """Return a body that is no object, or no JSON."""
     texts = (
         "",
         "null",
@@ -216,7 +216,7 @@ def wrong_body(chance: random.Random) -> Shot:
 
 
 def deep_nesting(chance: random.Random) -> Shot:
-    """Lists or objects in each other."""
+    """Return deeply nested lists or objects."""
     path, body = target_of(chance)
     depth = chance.choice((60, 65, 1000, 100_000))
     left, right = chance.choice((("[", "]"), ('{"a":', "}")))
@@ -226,7 +226,7 @@ def deep_nesting(chance: random.Random) -> Shot:
 
 
 def wild_numbers(chance: random.Random) -> Shot:
-    """Numbers that JSON or float64 does not have."""
+    """Return numbers that JSON or float64 does not have."""
     path, body = target_of(chance)
     name = chance.choice(FIELDS)
     body.pop(name, None)
@@ -235,7 +235,7 @@ def wild_numbers(chance: random.Random) -> Shot:
 
 
 def surrogates(chance: random.Random) -> Shot:
-    """Halves of characters, in texts and names."""
+    """Return lone surrogates in texts and names."""
     path, body = target_of(chance)
     name = chance.choice(list(body))
     body[name if chance.random() < 0.7 else f"{name}\udc00"] = f"a{chance.choice(HALVES)}b"
@@ -243,7 +243,7 @@ def surrogates(chance: random.Random) -> Shot:
 
 
 def doubled_keys(chance: random.Random) -> Shot:
-    """The same name twice."""
+    """Return an object with the same name twice."""
     path, body = target_of(chance)
     name = chance.choice(list(body))
     value = json.dumps(chance.choice(VALUES))
@@ -251,7 +251,7 @@ def doubled_keys(chance: random.Random) -> Shot:
 
 
 def bad_constraint(chance: random.Random) -> Shot:
-    """Schemas, regexes and grammars that are wrong, empty or dear."""
+    """Return schemas, regexes and grammars that are wrong, empty or expensive."""
     path = chance.choice(("/v1/completions", "/v1/chat/completions"))
     body = BODIES[path] | {"max_tokens": 4}
     kind = chance.choice(("regex", "grammar", "schema", "schema text", "format", "choices"))
@@ -272,7 +272,7 @@ def bad_constraint(chance: random.Random) -> Shot:
 
 
 def bad_template(chance: random.Random) -> Shot:
-    """Templates, and what they are given."""
+    """Return chat templates and template variables that are wrong or expensive."""
     body = dict(CHAT)
     if chance.random() < 0.5:
         body["chat_template"] = chance.choice(TEMPLATES)
@@ -283,7 +283,7 @@ def bad_template(chance: random.Random) -> Shot:
 
 
 def bad_tools(chance: random.Random) -> Shot:
-    """Tools with names and parameters that cannot be."""
+    """Return tools with invalid names and parameters."""
     names = ("", "\0", "<|im_end|>", "a" * 3000, "a b", SURROGATE, '"', "é", "get_weather")
     parameters = chance.choice((*SCHEMAS, None, [], "a", 5))
     function = {"name": chance.choice(names), "parameters": parameters}
@@ -294,7 +294,7 @@ def bad_tools(chance: random.Random) -> Shot:
 
 
 def bad_headers(chance: random.Random) -> Shot:
-    """Headers that are wrong, doubled, folded or huge."""
+    """Return headers that are wrong, doubled, folded or huge."""
     path, body = target_of(chance)
     raw = json.dumps(body).encode()
     more = tuple(chance.choices(HEADERS, k=chance.choice((1, 1, 2, 150))))
@@ -303,7 +303,7 @@ def bad_headers(chance: random.Random) -> Shot:
 
 
 def expectations(chance: random.Random) -> Shot:
-    """Expect, also where nothing is there or the version knows no such thing."""
+    """Return Expect headers, also on unknown paths and in HTTP versions without them."""
     path = chance.choice((*BODIES, "/nope", "/health", "/v1/models"))
     more = (chance.choice(("Expect: 100-continue", "Expect: x", "Expect: 100-continue, x")),)
     body = json.dumps(BODIES.get(path, {})).encode()
@@ -313,7 +313,7 @@ def expectations(chance: random.Random) -> Shot:
 
 
 def chunk_tricks(chance: random.Random) -> Shot:
-    """Chunks of one byte, with wrong sizes, extensions or trailers, or without an end."""
+    """Return a body in chunks of one byte, with wrong sizes, extensions, trailers or no end."""
     path, body = target_of(chance)
     raw = json.dumps(body).encode()
     trick = chance.randrange(8)
@@ -323,7 +323,7 @@ def chunk_tricks(chance: random.Random) -> Shot:
         1: b"-5\r\n" + whole,
         2: b"ffffffffffffffff\r\n" + raw,
         3: b"%x;%s\r\n%s\r\n0\r\n\r\n" % (len(raw), b"e" * 20000, raw),
-        4: whole,  # without an end
+        4: whole,  # without the last chunk
         5: whole + b"0\r\n" + b"X: y\r\n" * 300 + b"\r\n",
         6: b"%x\r\n%sxx\r\n0\r\n\r\n" % (len(raw), raw),
         7: b"zz\r\n" + whole,
@@ -332,7 +332,7 @@ def chunk_tricks(chance: random.Random) -> Shot:
 
 
 def over_long(chance: random.Random) -> Shot:
-    """Prompts, bodies and declared lengths beyond what may be."""
+    """Return prompts, bodies and declared lengths above the limits."""
     path, body = target_of(chance)
     declared = chance.choice((2**21 + 1, 2**31, 2**62))
     if chance.random() < 0.3:
@@ -345,7 +345,7 @@ def over_long(chance: random.Random) -> Shot:
 
 
 def invalid_utf8(chance: random.Random) -> Shot:
-    """Bytes that are no UTF-8."""
+    """Return a body that is not UTF-8."""
     path, body = target_of(chance)
     raw = bytearray(json.dumps(body).encode())
     for _ in range(chance.randint(1, 5)):
@@ -354,20 +354,20 @@ def invalid_utf8(chance: random.Random) -> Shot:
 
 
 def unknown_routes(chance: random.Random) -> Shot:
-    """Paths and methods that are not there."""
+    """Return requests with unknown paths and methods."""
     path = chance.choice((*PATHS, *BODIES))
     return Shot(post(path, b"{}", method=chance.choice(("GET", "POST", *METHODS))), is_whole=False)
 
 
 def wrong_keys(chance: random.Random) -> Shot:
-    """No key, wrong ones, or right ones in wrong places."""
+    """Return requests without a key, with a wrong one, or with the right one in a wrong place."""
     path, body = target_of(chance)
     query = f"?api_key={ATTACKER}" if chance.random() < 0.2 else ""
     return Shot(post(path + query, json.dumps(body).encode(), key=chance.choice(KEYS)))
 
 
 def garbage(chance: random.Random) -> Shot:
-    """What is no HTTP, and many requests at once."""
+    """Return bytes that are no HTTP, or many requests at once."""
     if chance.random() < 0.3:
         return Shot(chance.randbytes(chance.randrange(1, 3000)), is_whole=False)
     if chance.random() < 0.2:
@@ -398,7 +398,7 @@ KINDS: tuple[tuple[Callable[[random.Random], Shot], int], ...] = (
 
 
 def hostile(seed: int, number: int) -> tuple[str, Shot]:
-    """The kind and the bytes of one request, the same for the same numbers."""
+    """Return the kind and the bytes of request `number`; equal arguments give equal bytes."""
     chance = random.Random(f"{seed}, {number}")
     kinds, weights = zip(*KINDS, strict=True)
     kind = chance.choices(kinds, weights)[0]

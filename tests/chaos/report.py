@@ -11,24 +11,24 @@ import click
 
 
 class Report:
-    """Prints lines as they come and remembers the broken promises."""
+    """Prints figures as lines of JSON and collects the broken promises."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
 
     def figure(self, name: str, **values: Any) -> None:
-        """Print one line."""
+        """Print one line of figures."""
         click.echo(json.dumps({"name": name, **values}))
 
     def promise(self, name: str, promises: dict[str, bool], **values: Any) -> None:
-        """Print one line that also says which promises were broken."""
+        """Print one line of figures with the broken promises, and collect these."""
         broken = [each for each, holds in promises.items() if not holds]
         self.broken += [f"{name}: {each}" for each in broken]
         self.figure(name, **values, broken=broken)
 
 
 def within(seconds: float, count: int) -> Iterator[int]:
-    """Numbers from 0 to `count`, which end early once so many seconds have passed."""
+    """Yield the numbers from 0 to `count` - 1; end early after `seconds` seconds."""
     until = time.monotonic() + seconds
     for number in range(count):
         if time.monotonic() > until:
@@ -37,7 +37,7 @@ def within(seconds: float, count: int) -> Iterator[int]:
 
 
 def spread(seconds: Iterable[float]) -> dict[str, float | int]:
-    """Median, 99th percentile and worst of some times."""
+    """Return the median, 99th percentile, maximum and number of some times."""
     found = sorted(seconds)
     if not found:
         return {"count": 0}

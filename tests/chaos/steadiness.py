@@ -1,4 +1,4 @@
-"""Steadiness: whether a server holds after an attack what it held before."""
+"""Steadiness: compare a server's resources before and after an attack."""
 
 import asyncio
 import dataclasses
@@ -6,14 +6,14 @@ from typing import Any
 
 from tests.chaos.target import Resources, Target
 
-MOST_GROWTH = 0.10  # of memory
-MOST_MORE = 2  # file descriptors or threads: the log, a pool's thread
+MOST_GROWTH = 0.10  # allowed growth of memory
+MOST_MORE = 2  # allowed growth of file descriptors or threads: the log, a thread of a pool
 SETTLE_SECONDS = 120.0
 
 
 @dataclasses.dataclass
 class Steadiness:
-    """What a server held before an attack."""
+    """The resources of a server before an attack."""
 
     server: Target
     before: Resources
@@ -21,16 +21,16 @@ class Steadiness:
 
     @classmethod
     async def begin(cls, server: Target) -> "Steadiness":
-        """Take account of a server that is at rest."""
+        """Wait until the server has no open request and record its resources."""
         await server.settle()
         await asyncio.sleep(2.0)
         return cls(server, server.resources(), server.tracebacks())
 
     async def end(self) -> tuple[dict[str, Any], dict[str, bool]]:
-        """Figures and promises, once the server is at rest again."""
+        """Wait until the server has no open request; return figures and promises."""
         is_settled = await self.server.settle(SETTLE_SECONDS)
         before, after = self.before, self.server.resources()
-        for _ in range(30):  # connections end a little after their requests
+        for _ in range(30):  # connections close a little after their requests
             if self._is_back(after):
                 break
             await asyncio.sleep(1.0)
@@ -52,7 +52,7 @@ class Steadiness:
         return figures, promises
 
     def _is_back(self, after: Resources) -> bool:
-        """Whether all that goes back has gone back."""
+        """Say whether memory, file descriptors and threads are back within their limits."""
         before = self.before
         return (
             after.memory <= before.memory * (1 + MOST_GROWTH)

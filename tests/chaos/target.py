@@ -1,6 +1,7 @@
-"""The server under attack: a process of its own, seen only from outside.
+"""The server under attack: a separate process, observed only from outside.
 
-Reads its log and what /proc says of its processes, so that any version can be attacked.
+Reads the server's log and the data of /proc about its processes, so that any version can be
+attacked.
 """
 
 import asyncio
@@ -23,20 +24,20 @@ from child import server_process
 
 ATTACKER, NEIGHBOUR = "attackers-key", "neighbours-key"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
-START_SECONDS = 600.0  # compiles everything where the cache is empty
+START_SECONDS = 600.0  # with an empty cache the server compiles all programs
 OPEN_REQUESTS = re.compile(r"^jaxllama_open_requests (\S+)$", re.MULTILINE)
 MIB = 1 << 20
 
 
 class NoServer(Exception):
-    """The server did not start, or is gone."""
+    """The server did not start, or has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What the server's processes hold."""
+    """The resources of the server's processes."""
 
-    rss_mib: float  # of the server itself
+    rss_mib: float  # of the server's main process
     children_rss_mib: float
     fds: int
     threads: int
@@ -44,13 +45,13 @@ class Resources:
 
     @property
     def memory(self) -> float:
-        """MiB of all processes together."""
+        """The MiB of all processes together."""
         return round(self.rss_mib + self.children_rss_mib, 1)
 
 
 @dataclasses.dataclass
 class Target:
-    """A server that listens."""
+    """A running server process, its log and its port."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -58,7 +59,7 @@ class Target:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -67,11 +68,11 @@ class Target:
         return self.process.poll() is None
 
     def tracebacks(self) -> int:
-        """How many there are in the log."""
+        """Count the tracebacks in the log."""
         return self.log.read_text(errors="replace").count("Traceback (most recent call last)")
 
     def resources(self) -> Resources:
-        """What its processes hold now."""
+        """Return the resources that the server's processes use now."""
         pid = self.process.pid
         children = children_of(pid)
         return Resources(
@@ -83,15 +84,15 @@ class Target:
         )
 
     def freeze(self) -> None:
-        """Stop it as the shell's Ctrl-Z does."""
+        """Stop the process, as Ctrl-Z in a shell does."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run on."""
+        """Let the stopped process continue."""
         self.process.send_signal(signal.SIGCONT)
 
     async def is_ready(self) -> bool:
-        """Whether it takes requests."""
+        """Say whether the server accepts requests."""
         try:
             async with aiohttp.ClientSession() as http, http.get(f"{self.url}/ready") as response:
                 return response.status == 200
@@ -99,7 +100,7 @@ class Target:
             return False
 
     async def open_requests(self) -> float:
-        """Requests that it has not finished, by its own account."""
+        """Return the number of unfinished requests, from the server's metrics."""
         headers = {"Authorization": f"Bearer {NEIGHBOUR}"}
         async with (
             aiohttp.ClientSession(headers=headers) as http,
@@ -109,7 +110,7 @@ class Target:
             return float(found[1]) if found else 0.0
 
     async def settle(self, seconds: float = 60.0) -> bool:
-        """Wait until it is ready and has no open request; False if it is not after so long."""
+        """Wait until the server is ready and has no open request; False after `seconds`."""
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(seconds):
                 while not await self.is_ready() or await self.open_requests():
@@ -120,7 +121,7 @@ class Target:
 
 @contextlib.asynccontextmanager
 async def target(python: str, options: tuple[str, ...] = ()) -> AsyncIterator[Target]:
-    """Run `jaxllama serve` of that Python with two keys, on the default model, until left."""
+    """Run `jaxllama serve` with that Python, two keys and the default model; yield the server."""
     keys = [f"--api-key={key}" for key in (ATTACKER, NEIGHBOUR)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -134,7 +135,7 @@ async def target(python: str, options: tuple[str, ...] = ()) -> AsyncIterator[Ta
 
 
 def has_address(server: Target) -> bool:
-    """Read the port from the log, once it is there."""
+    """Read the port from the log; return False if it is not there yet."""
     found = ADDRESS.search(server.log.read_text(errors="replace"))
     if found:
         server.port = int(found[1])
@@ -142,7 +143,7 @@ def has_address(server: Target) -> bool:
 
 
 async def wait_until(server: Target, holds: Callable[[], bool]) -> None:
-    """Wait until something holds, as long as the server lives."""
+    """Wait until `holds` returns True; raise NoServer if the server ends."""
     async with asyncio.timeout(START_SECONDS):
         while not holds():
             check_alive(server)
@@ -156,7 +157,7 @@ def check_alive(server: Target) -> None:
 
 
 def package_of(python: str) -> dict[str, Any]:
-    """Where that Python's jaxllama is, and the commit of its checkout."""
+    """Return the folder of that Python's jaxllama, and the commit of its checkout."""
     code = "import jaxllama; print(jaxllama.__file__)"
     found = subprocess.run(
         [python, "-P", "-c", code], capture_output=True, text=True, check=False, cwd="/"
@@ -170,7 +171,7 @@ def package_of(python: str) -> dict[str, Any]:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that it has started, and theirs."""
+    """Return the ids of all processes that a process started, directly or not."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -180,7 +181,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def rss(pid: int) -> int:
-    """Bytes of memory that a process holds; 0 if it is gone."""
+    """Return the bytes of memory that a process uses; 0 if it has ended."""
     with contextlib.suppress(OSError):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -188,7 +189,7 @@ def rss(pid: int) -> int:
 
 
 def count(folder: Path) -> int:
-    """Entries of a folder; 0 if it is gone."""
+    """Return the number of entries of a folder; 0 if it does not exist."""
     with contextlib.suppress(OSError):
         return len(list(folder.iterdir()))
     return 0

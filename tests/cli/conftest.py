@@ -1,4 +1,4 @@
-"""A model without weights behind the command line: the real LLM over a scripted engine."""
+"""Fixtures for the command line: the real LLM over a scripted engine, without weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from jaxllama.testing.scripted import SMALL, Said, ScriptedEngine
 
 
 class Brackets(PromptFormat):
-    """[role]content ... [assistant]"""
+    """A prompt format that renders [role]content ... [assistant]."""
 
     name = "brackets"
     stop = ("[user]",)
@@ -33,7 +33,7 @@ class Brackets(PromptFormat):
 
 @dataclass
 class Scripted:
-    """What stands behind the command line in a test, and what was asked of it."""
+    """The model that the commands load in a test, and a record of loads and prompts."""
 
     answer: Callable[[str], Sequence[Said]]
     loaded: list[dict[str, Any]] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Scripted:
 
 
 def shout(prompt: str) -> bytes:
-    """The last question, or the whole prompt, in capitals."""
+    """Return the last question, or the whole prompt, in capitals."""
     return prompt.rpartition("[user]")[2].removesuffix("[assistant]").upper().encode()
 
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """What the commands load; set `answer` to change what it says."""
+    """Replace LLM.load by a scripted model; a test sets `answer` to change its answers."""
     scripted = Scripted(shout)
     monkeypatch.setattr(LLM, "load", scripted.load)
     return scripted
@@ -69,7 +69,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run the program in an empty folder; a traceback fails the test."""
+    """Return a function that runs the program in an empty folder; a traceback fails the test."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: object, said: str | bytes | None = None) -> Result:

@@ -76,7 +76,7 @@ def test_an_empty_key_file_is_no_open_door(run, served, tmp_path):
 @pytest.mark.usefixtures("served")
 def test_an_open_door_to_the_network_is_warned_of(run, caplog):
     assert run("serve", "--host", "0.0.0.0").exit_code == 0
-    assert "everybody who can reach 0.0.0.0" in caplog.text
+    assert "every client that can reach 0.0.0.0" in caplog.text
     caplog.clear()
     assert run("serve", "--host", "0.0.0.0", "--api-key", "k").exit_code == 0
     assert not caplog.text

@@ -1,4 +1,4 @@
-"""Two compiled banks of every installed sampler: one for hand-made rows, one for many."""
+"""Two compiled banks of every installed sampler: one for few hand-made rows, one for many rows."""
 
 import pytest
 
@@ -6,16 +6,16 @@ from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 from jaxllama.testing.tryout import Tryout
 
-TEXTS = ("a", "No\n", " I", "x:")  # of the first four tokens; the others have none
+TEXTS = ("a", "No\n", " I", "x:")  # texts of the first four tokens; the other tokens have none
 
 
 @pytest.fixture(scope="session")
 def four() -> Tryout:
-    """Four tokens, eight slots."""
+    """Return a bank with four tokens and eight slots."""
     return Tryout(load_plugins(SAMPLERS, Sampler).loaded, vocab=4, slots=8, texts=TEXTS)
 
 
 @pytest.fixture(scope="session")
 def many() -> Tryout:
-    """Fifty tokens, three hundred slots."""
+    """Return a bank with fifty tokens and three hundred slots."""
     return Tryout(load_plugins(SAMPLERS, Sampler).loaded, vocab=50, slots=300, texts=TEXTS)

@@ -1,4 +1,4 @@
-"""The real OpenAI client on a server with a scripted engine."""
+"""The official OpenAI client on a server with a scripted engine."""
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +20,7 @@ DIALECTS = [dialect, native]
 
 
 def saying(answer: bytes | Sequence[bytes], **sizes: Any) -> ScriptedEngine:
-    """An engine that always says the same, or one thing after the other."""
+    """Return an engine that always gives the same answer, or one answer after the other."""
     if isinstance(answer, bytes):
         return ScriptedEngine(lambda _: answer, config=config(**sizes))
     turns = iter(answer)
@@ -31,7 +31,7 @@ def saying(answer: bytes | Sequence[bytes], **sizes: Any) -> ScriptedEngine:
 async def asked(
     engine: Engine | None = None, **more: Any
 ) -> AsyncIterator[tuple[Running, openai.AsyncOpenAI]]:
-    """A server, and OpenAI's own client of it."""
+    """Run a server and yield it with an OpenAI client."""
     engine = engine or saying(b"Hello!")
     async with running(engine, dialects=DIALECTS, **more) as live, client_of(live) as client:
         yield live, client
@@ -45,7 +45,7 @@ async def client_of(live: Running, **more: Any) -> AsyncIterator[openai.AsyncOpe
 
 
 async def post(live: Running, path: str, body: Any, status: int = 200) -> Any:
-    """The JSON answer of one request without a client of OpenAI's."""
+    """Send one POST without the OpenAI client and return its JSON answer."""
     async with live.http.post(f"{live.url}{path}", json=body) as response:
         found = await response.json()
         assert response.status == status, found
@@ -53,7 +53,7 @@ async def post(live: Running, path: str, body: Any, status: int = 200) -> Any:
 
 
 async def fetch(live: Running, path: str) -> Any:
-    """The JSON answer of one GET."""
+    """Send one GET and return its JSON answer."""
     async with live.http.get(f"{live.url}{path}") as response:
         assert response.status == 200, await response.text()
         return await response.json()

@@ -1,4 +1,4 @@
-"""A server on the scripted engine, with a dialect of a few lines."""
+"""A server on the scripted engine, with a small dialect for tests."""
 
 import asyncio
 import contextlib
@@ -29,11 +29,11 @@ from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.support import closed
 
-SECONDS = 60.0  # no test takes as long
+SECONDS = 60.0  # time limit of a test
 
 
 class Say(msgspec.Struct):
-    """What the tests' dialect is asked."""
+    """The request body of the tests' dialect."""
 
     prompt: str = "hello"
     messages: list[dict[str, Any]] | None = None
@@ -75,7 +75,7 @@ def chunk(index: int, event: Event) -> dict[str, Any]:
 
 @dataclass
 class Running:
-    """A server that listens, and a client of it."""
+    """A running server and an HTTP client of it."""
 
     server: Server
     engine: Engine
@@ -88,14 +88,14 @@ class Running:
         return self.server.service
 
     async def say(self, status: int = 200, **body: Any) -> dict[str, Any]:
-        """The answer to one request, which must have this status."""
+        """Send one request and return its answer, which must have this status."""
         async with self.http.post(f"{self.url}/say", json=body) as response:
             text = await response.text()
             assert response.status == status, text
             return json.loads(text)
 
     async def stream(self, **body: Any) -> list[dict[str, Any]]:
-        """All events of one streamed answer."""
+        """Send one request and return all events of the streamed answer."""
         async with self.http.post(f"{self.url}/say", json={"stream": True, **body}) as response:
             assert response.status == 200, await response.text()
             return events_of(await response.text())
@@ -105,19 +105,19 @@ class Running:
             return response.status
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Come back when something holds; the test's own time limit ends what never does."""
+        """Wait until `holds` returns True; the time limit of the test ends an endless wait."""
         while not holds():
             await asyncio.sleep(0.001)
 
     async def settled(self) -> None:
-        """Nothing is held any more and the ledger adds up."""
+        """Wait until no request is left, then check that the engine's ledger adds up."""
         thread = self.service.thread
         await self.until(lambda: thread.pulse.busy_since is None and not self.service.queue)
         assert closed(self.engine)
 
 
 async def connect(url: str, raw: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection of our own, on which something has been sent."""
+    """Open a connection and send some bytes on it."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(raw)
@@ -126,7 +126,7 @@ async def connect(url: str, raw: bytes = b"") -> tuple[asyncio.StreamReader, asy
 
 
 def post(body: Any, *more: str, path: str = "/say") -> bytes:
-    """A request as it goes over the wire."""
+    """Return the bytes of a POST request."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = [f"POST {path} HTTP/1.1", "Host: localhost", *more]
     if not any(line.lower().startswith("content-type") for line in more):
@@ -137,7 +137,7 @@ def post(body: Any, *more: str, path: str = "/say") -> bytes:
 
 
 def events_of(text: str) -> list[Any]:
-    """The data of Server-Sent Events, decoded; comments are left out."""
+    """Return the decoded data of Server-Sent Events, without comments."""
     found: list[Any] = []
     for block in text.split("\n\n"):
         data = [line[6:] for line in block.split("\n") if line.startswith("data: ")]
@@ -146,7 +146,7 @@ def events_of(text: str) -> list[Any]:
 
 
 def scripted(answer: bytes = b"Hello!", **sizes: Any) -> ScriptedEngine:
-    """An engine that says the same to everybody."""
+    """Return an engine that gives the same answer to every prompt."""
     return ScriptedEngine(lambda _: answer, config=config(**sizes))
 
 
@@ -170,7 +170,7 @@ async def running(
     aliases: frozenset[str] = frozenset(),
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A server on a free port; at the end it must have let go of everything."""
+    """Run a server on a free port; at the end, check that it stops and has freed everything."""
     engine = engine or scripted()
     model = Model("scripted", engine, intake or intake_for(engine), aliases)
     settings = {"port": 0, "drain_timeout": 0.0} | settings
@@ -197,10 +197,10 @@ def scenario(body: Any) -> None:
 
 
 class Gate:
-    """Holds an engine between its steps; `let(n)` lets it make n more, `open` all of them."""
+    """Stops an engine between its steps; `let(n)` allows n more steps, `open` allows all."""
 
     def __init__(self, engine: Engine) -> None:
-        self.steps = 0  # made since the gate was put up
+        self.steps = 0  # number of steps since the gate was set
         self._allowed = threading.Semaphore(0)
         self._is_open = threading.Event()
         self._step = engine.step
@@ -211,7 +211,7 @@ class Gate:
             self._allowed.release()
 
     async def advance(self, holds: Callable[[], bool]) -> None:
-        """Step by step, until something holds."""
+        """Let the engine make single steps until `holds` returns True."""
         while not holds():
             before = self.steps
             self.let()
@@ -233,7 +233,7 @@ class Gate:
 
 @dataclass
 class Held:
-    """The step of an engine behind a gate."""
+    """The step function of an engine with a gate."""
 
     gate: Gate
 

@@ -1,4 +1,4 @@
-"""Weight plugins are looked up once for this folder: 700 look-ups would take most of its time."""
+"""One look-up of the weight plugins for this folder: 700 look-ups would take most of its time."""
 
 from collections.abc import Iterator
 
