@@ -135,7 +135,7 @@ class Proof:
         return stacked([self.bank.row({})] * len(self.cases))
 
     @functools.cached_property
-    def batch_step(self) -> tuple[Any, Choice]:
+    def batch_step(self) -> tuple[Any, ChosenTokens]:
         """The bank's leaves and the choices after one step of all test rows together."""
         return self.step(self.leaves, self.rows)
 
@@ -148,7 +148,7 @@ class Proof:
         except Exception as error:  # start() is the author's code
             raise Broken.because(self.kind, "numbers", error) from error
 
-    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, Choice]:
+    def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, ChosenTokens]:
         """Run one step of the compiled bank for all test rows; return new leaves and choices."""
         logits = self.logits if logits is None else logits
         return jax.device_get(self._step(filled, logits, rows))
@@ -186,7 +186,7 @@ def bank_of(kind: type[Sampler] | None) -> SamplerBank:
 
 
 @functools.cache
-def plain_choice() -> Choice:
+def plain_choice() -> ChosenTokens:
     """Return the choices for the test rows when no sampler is installed."""
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])

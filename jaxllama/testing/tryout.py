@@ -42,14 +42,16 @@ class Tryout:
         self.traces = 0
         self._step = jax.jit(self._traced, compiler_options=QUICKLY)
 
-    def choose(self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any) -> Choice:
+    def choose(
+        self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any
+    ) -> ChosenTokens:
         """Return the choice for every given row.
 
         `fields` are fields of `Rows`, one value for all rows or one for each.
         """
         return self.step(self.fill(knobs), logits, **fields)[1]
 
-    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, Choice]:
+    def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
         """Run one step; return the bank's new leaves and the choices for the given rows."""
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)
@@ -100,6 +102,6 @@ class Tryout:
         return self.bank.choose(filled, logits, rows)
 
 
-def survivors(choice: Choice, row: int = 0) -> list[int]:
+def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
     """Return the tokens that a row could have drawn, likeliest first."""
     return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()
