@@ -369,7 +369,7 @@ def ready(process: "subprocess.Popen[str]", log: Any) -> str:
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.5)
         log.seek(0)
-        found = re.search(r"listening on (http\S+)", log.read())
+        found = re.search(r"listening on (http[^\s,]+)", log.read())
         if found is None:
             continue
         try:
