@@ -20,11 +20,9 @@ from jaxllama.errors import (
 from jaxllama.formats import Message, ModelText
 from jaxllama.intake import Intake
 from jaxllama.kernels.cpu import library
-from jaxllama.kernels.packed import Packed, unpack
+from jaxllama.kernels.packed import Packed, dense_of, unpack
 from jaxllama.llm import LLM
 from jaxllama.loading import choose_kernels, named_or_suiting, with_template
-from jaxllama.model.params import abstract_params
-from jaxllama.model.prepare import unpacked
 from jaxllama.request import FinishReason, choice_seed
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
@@ -305,7 +303,6 @@ def test_dtypes_change_little(tmp_path):
 
 def test_unpacked_is_exactly_what_unpack_means():
     rng = np.random.default_rng(0)
-    leaf = abstract_params(MODEL)["blocks.0.ffn.gate.weight"]
     scales = rng.random((8, 2), np.float32).astype(np.float16)
     packed = Packed(rng.integers(0, 256, (8, 32), np.uint8), scales, -scales, 4, 32)
     as_jax = dataclasses.replace(
@@ -314,7 +311,7 @@ def test_unpacked_is_exactly_what_unpack_means():
         scales=jnp.asarray(scales),
         minima=jnp.asarray(-scales),
     )
-    assert np.array_equal(unpacked(leaf, packed), np.asarray(unpack(as_jax)).T)
+    assert np.array_equal(dense_of(packed), np.asarray(unpack(as_jax)).T)
 
 
 def test_recommended_sampling_is_what_a_silent_request_gets(tmp_path):

@@ -15,6 +15,7 @@ from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import PromptSpan
 from jaxllama.kernels.cpu import CPU, library
+from jaxllama.loading import choose_kernels
 from jaxllama.request import Contrast
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
@@ -123,7 +124,7 @@ def test_gathered_shapes_are_noticed():
 def test_weights_and_cache_lie_in_parts():
     ready = programs(MODEL, sharded(2, 4))
     q = ready.params["blocks"][0]["attention"]["q"]["weight"]
-    assert q.addressable_shards[0].data.shape == (MODEL.width, MODEL.width // 4)
+    assert q.array.addressable_shards[0].data.shape == (MODEL.width, MODEL.width // 4)
     keys = ready.tree_of(ready.empty()).cache[0].keys
     assert keys.addressable_shards[0].data.shape[:2] == (4, 1)
 
@@ -159,7 +160,7 @@ def test_mesh_that_does_not_fit_is_refused(data, model, word):
 
 def test_kernels_without_whole_blocks_are_refused():
     with pytest.raises(ConfigError, match=r"attention 64 wide .* blocks of 32.*--kernels xla"):
-        make_mesh(sharded(1, 4, KERNELS), MODEL)
+        choose_kernels("cpu", "model=4", dataclasses.replace(WIDE, head_dim=32, heads=2))
 
 
 def test_slots_must_divide_over_the_mesh():

@@ -105,7 +105,8 @@ def test_old_state_is_freed_before_a_new_one_is_made(name):
     watched = OneStateAtATime(programs(), name)
     engine = Engine(watched)
     told: dict[int, Told] = {}
-    generations = [engine.submit(one) for one in [*some_requests(), request(range(80), 6)]]
+    long = request([7], 60)  # still running when it is cancelled
+    generations = [engine.submit(one) for one in [long, *some_requests(), request(range(80), 6)]]
     drive(engine, told, 8)
     engine.cancel(generations[0])
     drive(engine, told)
