@@ -8,6 +8,7 @@ import pytest
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.kernels.cpu import attention as cpu_attention
+from jaxllama.kernels.cpu import library
 from jaxllama.limits import LIMITS
 from jaxllama.loading import choose_kernels
 from jaxllama.request import GenerationRequest

@@ -140,7 +140,7 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
     Plain XLA unpacks one matrix at a time.
     """
-    if engine.kernels != "xla" or not engine.packed:
+    if not engine.packed or body_named(engine.kernels).keeps_packed:
         return 0
     packed, config = packed_bytes(checkpoint), checkpoint.config
     sizes = [

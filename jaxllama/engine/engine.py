@@ -31,7 +31,7 @@ from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading, Sent
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import SlotTable
+from jaxllama.engine.slots import Claim, SlotTable
 from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
@@ -496,6 +496,7 @@ class Engine:
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         try:
+            self._copy_for_probe(claim, known)
             probe, before = begin(claim.slot), self._probes.computed
             self._state = next(probe)
             while True:
@@ -516,6 +517,16 @@ class Engine:
         finally:
             if table.slots[claim.slot].owner == -1:
                 table.release(claim.slot)
+
+    def _copy_for_probe(self, claim: Claim, known: Sequence[int]) -> None:
+        """Copy the prefix that another slot has cached already into the slot of a probe."""
+        if claim.source is None:
+            return
+        source, own = (self.slots.slots[each].cached for each in (claim.source, claim.slot))
+        there = min(own.shared_with(source), len(source), len(known))
+        if there > len(own):
+            prefix = known[:there]
+            self._state = self._prompts.copy(self._state, claim.source, claim.slot, prefix)
 
     # Faults.
 

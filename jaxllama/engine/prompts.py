@@ -115,8 +115,16 @@ class Prompts:
             return state
         generation.source = generation.follows = None
         if there > generation.filled:
-            numbers = (np.int32(source.index), np.int32(generation.slot), np.int32(there))
-            state = self._programs.copy(state, *numbers)
-            own.extend(generation.known[len(own) : there])
+            state = self.copy(state, source.index, generation.slot, generation.known[:there])
             generation.filled = generation.reused = there
+        return state
+
+    def copy(
+        self, state: StateLeaves, source: int, target: int, prefix: Sequence[int]
+    ) -> StateLeaves:
+        """Copy the cache rows of a prefix from one slot to another that has its first tokens."""
+        numbers = (np.int32(source), np.int32(target), np.int32(len(prefix)))
+        state = self._programs.copy(state, *numbers)
+        cached = self._slots[target].cached
+        cached.extend(prefix[len(cached) :])
         return state

@@ -27,9 +27,9 @@ def copy(tmp_path, monkeypatch):
 
 
 def isa_of(path):
-    library = ctypes.CDLL(str(path))
-    library.declare(library)
-    return library.jaxllama_isa().decode()
+    found = ctypes.CDLL(str(path))
+    library.declare(found)
+    return found.jaxllama_isa().decode()
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
@@ -80,7 +80,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
 @built
 def test_without_the_library_its_functions_say_why(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLLAMA_LIBRARY", str(tmp_path / "none.so"))
-    monkeypatch.setattr(cpu, "load", load)
+    monkeypatch.setattr(library, "load", load)
     with pytest.raises(RuntimeError, match=r"none\.so does not exist"):
         library.isa()
 

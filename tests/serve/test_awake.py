@@ -8,6 +8,7 @@ from jaxllama.cli import serve
 from jaxllama.serve.awake import MOST_BETWEEN_BEATS, NAP, AwakeClock, AwakeLoop
 from jaxllama.serve.settings import Settings
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.fair_queue import FairQueue
 from tests.serve.conftest import Gate, connect, events_of, post, running, scripted
 
 STOP = 1000.0  # seconds, longer than every deadline
@@ -60,7 +61,7 @@ def test_a_clock_that_did_not_beat_counts_little_before_and_after_it_notices():
 def test_an_engine_is_not_stalled_because_the_process_was_stopped():
     monotonic = Monotonic()
     clock = AwakeClock(monotonic)
-    thread = EngineThread(scripted(), clock=clock.time)
+    thread = EngineThread(scripted(), FairQueue(1, 1), clock=clock.time)
     thread.pulse = Pulse(9, 1.0, 0.1, clock.time())
     monotonic.now += STOP
     assert thread.stalled() is None

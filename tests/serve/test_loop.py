@@ -68,7 +68,7 @@ def test_nothing_that_clients_send_holds_the_loop(longest):
 
     async def body():
         engine = ScriptedEngine(lambda prompt: prompt, config=config(slots=16))
-        async with running(engine) as live:
+        async with running(engine, strict=True) as live:
             prompts = ["p" * random_.randrange(1, 200) for _ in range(48)]
             await asyncio.gather(
                 *(refused(live, each) for each in large),
