@@ -176,7 +176,7 @@ def source_line(where: str) -> str:
 
 
 def line_of(kind: type, method: str | None = None) -> str:
-    """Return "file:line" of the start of a class, or of a method it defines; "" if unknown."""
+    """Return "file:line" of the method, or of the class if it has none; "" if unknown."""
     function = vars(kind).get(method) if method else None
     if isinstance(function, FunctionType):
         return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"

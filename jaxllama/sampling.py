@@ -305,6 +305,6 @@ def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
 
 
 def token_sets_of(sampler: type[Sampler]) -> dict[str, Callable[[str], bool]]:
-    """Return the token sets that a sampler declares, each with its test."""
+    """Return the token sets a sampler declares, each with the test of token texts that makes it."""
     fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
     return {field.name: field.metadata[_SET] for field in fields if _SET in field.metadata}

@@ -354,8 +354,8 @@ def test_loading_leaves_no_thread_behind(tmp_path):
 
 
 def test_without_a_library_plain_jax_runs_and_says_so(monkeypatch, caplog):
-    missing = cpu.Loaded(None, "no compiler was there")
-    monkeypatch.setattr(cpu, "load", lambda: missing)
+    missing = library.Loaded(None, "no compiler was there")
+    monkeypatch.setattr(library, "load", lambda: missing)
     assert choose_kernels("auto", None, MODEL) == "xla"
     assert "slower: no compiler was there" in caplog.text
     with pytest.raises(ConfigError, match="no compiler was there"):

@@ -24,7 +24,7 @@ class Vocabulary:
     models: Sequence[str]
 
     def completions(self, line: str) -> list[str]:
-        """Return the words by which the last word of an unfinished line may be completed."""
+        """Return completions of a chat command or of its argument: knob, value, model or file."""
         name, space, argument = line.partition(" ")
         if not space:
             return (

@@ -149,7 +149,7 @@ def draw(found: Mapping[str, Any]) -> None:
 
 
 def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
-    """Return the entries under each title, as lines with their indentation."""
+    """Return the installed plugins by section title, as indented lines: samplers, presets, ..."""
     return {
         "Samplers, in the order in which they run": [
             lines_of_sampler(name, sampler) for name, sampler in found["samplers"].items()

@@ -124,7 +124,7 @@ def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
 
 
 def common_blocks(one: Sequence[TokenBlock], other: Sequence[TokenBlock]) -> int:
-    """Count the common blocks of two paths by binary search: after one difference all differ."""
+    """Count the leading blocks that two tree paths share (same objects), by binary search."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

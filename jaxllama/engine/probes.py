@@ -76,7 +76,7 @@ class Probes:
     def weigh(
         self, state: StateLeaves, slot: int, continuations: Sequence[Continuation], shared: int
     ) -> ProbeSteps[list[np.ndarray]]:
-        """Return the log-probabilities of the weighed tokens of each continuation.
+        """Return the log-probabilities of each continuation's tokens from its start on.
 
         The first `shared` tokens of all continuations are equal.
         """

@@ -217,7 +217,7 @@ class Programs:
         return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]
 
     def _row(self) -> RowStart:
-        """Return an abstract RowStart: the fields of the state without the slot dimension."""
+        """Return a RowStart of shapes and types only: the state's fields without the slot axis."""
         fields = [field.name for field in dataclasses.fields(RowStart)]
         state = {name: getattr(self._state, name) for name in fields}
         return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))

@@ -278,9 +278,7 @@ class Body:
 
     name: str  # as in EngineConfig.kernels and --kernels
     missing: Callable[[], str]  # the reason why it cannot run on this machine; empty if it can
-    refuses: Callable[
-        [ModelConfig, int], str
-    ]  # the reason against a model and a number of parts, or empty
+    refuses: Callable[[ModelConfig, int], str]  # the reason against a model in so many parts
     attention: Callable[[int], AttentionOps]  # by head size
     choosing: Choosing
     lay_out: Callable[[MatrixGroup, Placement], list[Placed]]  # one result per matrix

@@ -88,7 +88,7 @@ def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Ar
 def read_columns(
     part: Shaped[Array, "S K T *H"], slot: Array, start: Array, count: int
 ) -> Shaped[Array, "1 K L *H"]:
-    """Read a run of columns of one row."""
+    """Read `count` columns of one row from `start` on; the slot axis stays, of size 1."""
     if slots_are_split():
         # A slice along a split axis would gather the whole cache; a gather moves one row's part.
         return jnp.swapaxes(part[slot, :, start + jnp.arange(count)], 0, 1)[None]

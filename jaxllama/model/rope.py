@@ -59,7 +59,7 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
 def tables(
     rope: Rope, head_dim: int, position: Int[Array, " L"]
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
-    """Return cosines and sines at each position, float32."""
+    """Return cosines and sines at each position, times the rotary rule's scale, in float32."""
     angles, scale = frequencies(rope, head_dim)
     # float32: bfloat16 rounds position 257 to 256
     turned = position.astype(jnp.float32)[:, None] * jnp.asarray(angles, jnp.float32)

@@ -60,7 +60,7 @@ class Metrics(Collector):
         registry.register(self)
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
-        """Record the delay of tokens; tokens that came together share the time."""
+        """Record the time to the first token (others with it count 0), or the time per token."""
         if is_first:
             self._first.observe(seconds)
             self._between.observe(0.0, tokens - 1)

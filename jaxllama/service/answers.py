@@ -151,7 +151,7 @@ class Answers:
             self._deliver(choice, update)
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
-        """Put events into the inbox and report delays; fail the request of a slow client."""
+        """Queue events for the client, report delays; fail if too many wait for too long."""
         if self.error is not None or not events:
             return
         now = self._clock()

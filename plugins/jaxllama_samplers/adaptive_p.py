@@ -47,7 +47,7 @@ class AdaptiveP(Shaper):
         return dataclasses.replace(self, total=self.adaptive_target * weight, weight=weight)
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """Return the scores; banned tokens stay at -inf."""
+        """Score tokens by how near their probability is to the target; banned ones stay at -inf."""
         del context
         aim = jnp.clip(2 * self.adaptive_target - self.total / self.weight, 0.0, 1.0)
         distance = jnp.abs(jax.nn.softmax(logits) - aim) / WIDTH

@@ -269,7 +269,7 @@ def test_a_real_model_answers_those_who_stay_as_if_they_were_alone(monkeypatch):
 
     async def body():
         engine = new_engine(engine=KERNELS)
-        monkeypatch.setattr(Programs, "delete", lambda *_: None)  # other tests use its weights
+        monkeypatch.setattr(Programs, "delete_weights", lambda _: None)  # other tests use them
         patient = Bounds(patience_seconds=300)  # programs may still have to be compiled
         async with running(engine, bounds=patient, seconds=300) as live:
             asks = [

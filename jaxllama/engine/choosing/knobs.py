@@ -85,7 +85,7 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 
 
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Check a list of numbers, of token ids or of phrases."""
+    """Raise InvalidParameter unless value is a list whose length and items spec allows."""
     if not isinstance(value, list | tuple):
         raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
     check_width(name, len(value), spec)

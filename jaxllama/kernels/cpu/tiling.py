@@ -152,7 +152,7 @@ def tiling_input(matrix: Any) -> TilingInput:
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
-    """Say whether every minimum is -8 scales; a first check of one output is usually enough."""
+    """Say whether every minimum is -8 scales; checks the first output alone, to stop early."""
     return all(
         bool(np.all(minima[part].astype(np.float32) == scales[part].astype(np.float32) * -MIDDLE))
         for part in (slice(0, 1), slice(1, None))
