@@ -6,15 +6,13 @@ import json
 import random
 import socket
 import struct
-import time
 from collections import Counter
 from typing import Any
 
-from tests.chaos.asking import client, words
-from tests.chaos.canary import Canaries
+from tests.chaos.asking import words
+from tests.chaos.beside import attack_beside_canaries
 from tests.chaos.report import Report, within
-from tests.chaos.steadiness import Steadiness
-from tests.chaos.target import ATTACKER, NEIGHBOUR, Target
+from tests.chaos.target import ATTACKER, Target
 
 AT_ONCE = 24
 MOST_SECONDS = 1800.0  # for all disconnects together
@@ -24,23 +22,16 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends RST at once
 
 async def attack(server: Target, report: Report, *, count: int, seed: int) -> None:
     """Disconnect `count` times; report the canaries and the server's resources."""
-    async with client(server, NEIGHBOUR) as neighbour:
-        canaries = Canaries(neighbour)
-        await canaries.learn()
-        await leave_often(server, max(20, count // 40), seed + 1)  # allocates what is used once
-        steadiness = await Steadiness.begin(server)
-        started = time.monotonic()
-        async with canaries.singing():
-            phases = await leave_often(server, count, seed)
-            seconds = time.monotonic() - started
-        figures, promises = await steadiness.end()
+    phases, promises, figures = await attack_beside_canaries(
+        server,
+        lambda: leave_often(server, max(20, count // 40), seed + 1),
+        lambda: leave_often(server, count, seed),
+    )
     report.promise(
         "disconnects",
-        canaries.hold | promises | {"all have left": phases.total() == count},
+        promises | {"all have left": phases.total() == count},
         disconnects=phases.total(),
-        seconds=round(seconds, 1),
         phases=dict(phases),
-        **canaries.figures,
         **figures,
     )
 

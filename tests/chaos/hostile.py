@@ -3,15 +3,12 @@
 import asyncio
 import contextlib
 import re
-import time
 from collections import Counter
 
-from tests.chaos.asking import client
-from tests.chaos.canary import Canaries
+from tests.chaos.beside import attack_beside_canaries
 from tests.chaos.hostile_requests import Shot, hostile
 from tests.chaos.report import Report, within
-from tests.chaos.steadiness import Steadiness
-from tests.chaos.target import NEIGHBOUR, Target
+from tests.chaos.target import Target
 
 AT_ONCE = 16
 WHOLE_SECONDS = 60.0  # to wait for the answer to a complete request
@@ -48,29 +45,21 @@ class Outcomes:
 
 async def attack(server: Target, report: Report, *, count: int, seed: int) -> None:
     """Send `count` hostile requests; report the canaries and the server's resources."""
-    async with client(server, NEIGHBOUR) as neighbour:
-        canaries = Canaries(neighbour)
-        await canaries.learn()
-        await fire(server, max(100, count // 20), seed + 1)  # allocates what is used once
-        steadiness = await Steadiness.begin(server)
-        started = time.monotonic()
-        async with canaries.singing():
-            outcomes = await fire(server, count, seed)
-            seconds = time.monotonic() - started
-        figures, promises = await steadiness.end()
+    outcomes, promises, figures = await attack_beside_canaries(
+        server,
+        lambda: fire(server, max(100, count // 20), seed + 1),
+        lambda: fire(server, count, seed),
+    )
     report.promise(
         "hostile requests",
-        canaries.hold
-        | promises
+        promises
         | {"no answer is a 500": not outcomes.errors, "all are sent": outcomes.total == count},
         requests=outcomes.total,
-        seconds=round(seconds, 1),
         statuses={kind: dict(found) for kind, found in sorted(outcomes.by_kind.items())},
         answered_500=len(outcomes.errors),
         examples_500=[each[:600] for each in outcomes.errors[:KEPT_EXAMPLES]],
         whole_but_unanswered=len(outcomes.unanswered),
         examples_unanswered=[each[:300] for each in outcomes.unanswered[:KEPT_EXAMPLES]],
-        **canaries.figures,
         **figures,
     )
 

@@ -43,17 +43,6 @@ class TiledWeight:
             return summed(x, self.tiled, add, active)
         return fused(x, self.tiled, norm, add, active)
 
-    def project(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight,
-        active: ActiveRows,
-    ) -> list[Array]:
-        """Multiply norm(x) by the matrix of a group of one."""
-        return [self.matmul(x, norm=norm, active=active) for _ in group]
-
     def gated(
         self,
         x: Float[Array, "L I"],
