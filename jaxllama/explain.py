@@ -5,6 +5,7 @@ is on, together with the samplers before it, and compares the results: no sample
 here. It needs no model. Called by `jaxllama explain` and the server's `/explain`.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,17 +63,32 @@ def replay(
     Every position follows the recorded tokens, even if the changes would have drawn another token
     before it: the logits after that token are not recorded.
     """
-    return list(replay_in_steps(recording, samplers, changes))
+    changes = changes or {}
+    return list(Replay(with_changes(recording, changes), samplers, changes).positions())
 
 
-def replay_in_steps(
+def replay_in_server(
     recording: Recording,
     samplers: Mapping[str, type[Sampler]],
-    changes: Mapping[str, object] | None = None,
+    changes: Mapping[str, object],
 ) -> Iterator[Position]:
-    """Replay like `replay`, one position per iteration; refuse invalid changes at once."""
-    changed = with_changes(recording, changes or {})
-    return Replay(changed, samplers, changes or {}).positions()
+    """Replay one position per iteration, in a process whose JAX caches belong to the server.
+
+    Refuses invalid changes at once.
+
+    A replay compiles its operations one by one: some 250 MiB for each list of samplers. Only those
+    of the latest list are kept, so clients cannot fill the memory with different lists.
+    """
+    found = Replay(with_changes(recording, changes), samplers, changes)
+    drop_other_replays((*found.names, str(recording.logits.shape[-1])))
+    return found.positions()
+
+
+@functools.lru_cache(maxsize=1)  # a miss means that another list of samplers was replayed last
+def drop_other_replays(kind: tuple[str, ...]) -> None:
+    """Free the operations that replays compiled, unless the latest replay was of this kind."""
+    del kind
+    jax.clear_caches()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:

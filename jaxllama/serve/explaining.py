@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.explain import Position, replay_in_steps
+from jaxllama.explain import Position, replay_in_server
 from jaxllama.recording import Recording, make_recording, peek_at_answer
 from jaxllama.request import Event, Token
 from jaxllama.service import GenerationService, Model, Question
@@ -59,7 +59,7 @@ async def replay_positions(
     async def replay() -> list[Position]:
         caller = answers.caller
         positions = await service.off_loop(
-            lambda model: replay_in_steps(recording, model.intake.bank.samplers, changes),
+            lambda model: replay_in_server(recording, model.intake.bank.samplers, changes),
             caller,
             is_dear=True,
         )

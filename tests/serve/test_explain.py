@@ -3,8 +3,10 @@
 import asyncio
 import threading
 
+import jax
 import pytest
 
+from jaxllama import explain
 from jaxllama.serve.dialects.openai.telling import explainable_knobs
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
@@ -35,6 +37,23 @@ def test_each_token_is_explained_stage_by_stage():
                 last = {"name": "top_k", "kept": 1, "rank": 0, "p": 1.0}
                 assert stages["top_k"].items() >= last.items()
                 assert stages["top_k"]["removed"] == pytest.approx(1 / 2, rel=1e-4)
+
+    scenario(body)
+
+
+def test_only_the_operations_of_the_latest_samplers_are_kept(monkeypatch):
+    """Else clients fill the memory: each list of samplers compiles operations of its own."""
+    cleared = []
+    explain.drop_other_replays.cache_clear()
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+
+    async def body():
+        async with asked(engine()) as (live, _):
+            counts = []
+            for knobs in ({"top_k": 1}, {"top_k": 2}, {"top_k": 0}, {"top_k": 0}, {"top_k": 1}):
+                await post(live, "/explain", ASK | knobs)
+                counts.append(len(cleared))
+            assert counts == [1, 1, 2, 2, 3]
 
     scenario(body)
 
