@@ -18,9 +18,7 @@ class Alias:
     own: str
     origin: str  # server or client that uses this name
     values: Mapping[int, int | None] = field(default_factory=dict)  # None: treated as not given
-    refused: Mapping[int, str] = field(
-        default_factory=dict
-    )  # number -> why this server has no equivalent
+    refused: Mapping[int, str] = field(default_factory=dict)  # number -> why it has no equivalent
 
 
 UNLIMITED = {-1: None, -2: None}  # as many tokens as fit
@@ -47,7 +45,7 @@ ALIASES: dict[str, Alias] = {
     # Penalties.
     "repeat_penalty": Alias("repetition_penalty", "llama.cpp, Ollama"),
     "rep_pen": Alias("repetition_penalty", "KoboldAI"),
-    "repeat_last_n": Alias("repetition_window", "llama.cpp, Ollama", ALL, NONE),
+    "repeat_last_n": Alias("repetition_window", "llama.cpp, Ollama"),
     "dry_penalty_last_n": Alias("dry_range", "llama.cpp", ALL, NONE),
     # Filters and shapes.
     "typical": Alias("typical_p", "KoboldAI"),

@@ -153,12 +153,18 @@ def test_knobs_are_kept_apart():
 
 
 def test_an_alias_counts_as_its_own_field():
-    known = {"repetition_penalty", "max_tokens", "repetition_window"}
-    sent = {"repeat_penalty": 1.1, "n_predict": -1, "repeat_last_n": -1, "rep_pen": 1.1}
+    known = {"repetition_penalty", "max_tokens", "dry_range"}
+    sent = {"repeat_penalty": 1.1, "n_predict": -1, "dry_penalty_last_n": -1, "rep_pen": 1.1}
     found = convert(sent, Outer, known, strict=True)
-    assert found.knobs == {"repetition_penalty": 1.1, "repetition_window": 0}
-    assert set(found.aliased) == {"repetition_penalty", "repetition_window"}
+    assert found.knobs == {"repetition_penalty": 1.1, "dry_range": 0}
+    assert set(found.aliased) == {"repetition_penalty", "dry_range"}
     assert convert({"rep_pen": 2}, Outer, (), strict=False).ignored == ["rep_pen"]
+
+
+@pytest.mark.parametrize("window", [-1, 0, 64])  # all tokens, no token, the newest 64
+def test_the_window_of_the_repetition_penalty_means_what_it_means_in_llama_cpp(window):
+    found = convert({"repeat_last_n": window}, Outer, {"repetition_window"}, strict=True)
+    assert found.knobs == {"repetition_window": window}
 
 
 @pytest.mark.parametrize(
@@ -166,12 +172,12 @@ def test_an_alias_counts_as_its_own_field():
     [
         ({"n_predict": 3, "max_tokens": 4}, "max_tokens is 4 and n_predict is 3; .* differ"),
         ({"n_predict": 3, "max_length": 4}, "is [34] and .* is [34]; .* differ"),
-        ({"repeat_last_n": 0}, "repeat_last_n is 0: 0 turns the penalty off"),
+        ({"dry_penalty_last_n": 0}, "dry_penalty_last_n is 0: 0 turns the penalty off"),
     ],
 )
 def test_names_of_one_field_that_differ_are_refused(sent, words):
     with pytest.raises(InvalidParameter, match=words):
-        convert(sent, Outer, {"max_tokens", "repetition_window"}, strict=False)
+        convert(sent, Outer, {"max_tokens", "dry_range"}, strict=False)
 
 
 def test_every_alias_leads_to_a_field_that_exists():
