@@ -23,10 +23,8 @@ class AwakeClock:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._state = (
-            monotonic(),
-            0.0,
-        )  # time of the last beat, seconds lost so far; one tuple, so threads see both
+        # Time of the last beat, and seconds lost so far: one tuple, so threads see both.
+        self._state = (monotonic(), 0.0)
 
     def beat(self) -> None:
         """Record that the process runs now; a gap since the last beat counts as lost time."""

@@ -38,9 +38,8 @@ class Crowd:
         self._trusted = [ipaddress.ip_network(each) for each in trusted]
         self._members: dict[CrowdMember, str] = {}  # member -> group of its address
         self._counts: dict[str, int] = {}  # members of each group
-        self._idle: dict[
-            str, dict[CrowdMember, None]
-        ] = {}  # group -> idle members, longest idle first
+        # Idle members of each group, longest idle first.
+        self._idle: dict[str, dict[CrowdMember, None]] = {}
         self._spares: set[CrowdMember] = set()  # members in reserve
 
     def __len__(self) -> int:

@@ -25,9 +25,8 @@ from jaxllama.serve.unknown import drop_unknown, join_names, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-ON_THE_LOOP = (
-    32 << 10
-)  # bytes of the largest body parsed on the event loop; larger ones are parsed in a thread
+# Bytes of the largest body parsed on the event loop; larger ones are parsed in a thread.
+ON_THE_LOOP = 32 << 10
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)

@@ -73,12 +73,10 @@ class Endpoint:
     body: type[RequestShape] | None = None
     events: tuple[type[msgspec.Struct], ...] = ()  # types of the events, if it can stream
     takes_knobs: bool = False  # accepts core knobs and the knobs of all installed samplers
-    bounds: Mapping[str, Limit] = field(
-        default_factory=dict, hash=False
-    )  # limits that differ from the table
-    otherwise: Mapping[int, Any] = field(
-        default_factory=dict, hash=False
-    )  # status -> type of a response that is no error body
+    # Limits that differ from the table.
+    bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)
+    # Status -> type of a response that is no error body.
+    otherwise: Mapping[int, Any] = field(default_factory=dict, hash=False)
     is_open: bool = False  # needs no key
     is_vital: bool = False  # served on connections in reserve, too
 

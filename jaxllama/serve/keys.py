@@ -10,7 +10,6 @@ from jaxllama.service.answers import Caller
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)
 CALLER = web.RequestKey("caller", Caller)  # the client and the id of the request
-ALIASED = web.RequestKey[dict[str, str]](
-    "aliased", dict
-)  # our field name -> alias that the client sent
+# Our field name -> alias that the client sent.
+ALIASED = web.RequestKey[dict[str, str]]("aliased", dict)
 DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]

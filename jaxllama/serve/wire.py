@@ -62,9 +62,8 @@ class Sse:
         self.response = web.StreamResponse(headers=HEADERS)
         self._request = request
         self._settings = request.app[SETTINGS]
-        self._writing = (
-            asyncio.Lock()
-        )  # one writer at a time, since pings are written between events
+        # One writer at a time, since pings are written between events.
+        self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._wrote = self._loop.time()
         self._is_finished = False

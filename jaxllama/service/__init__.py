@@ -104,9 +104,8 @@ class GenerationService:
         self.preparation = RequestPreparation(PREPARED_PER_WAITING * bounds.queue_requests)
         self._open_model = open_model
         self._model: Model | None = None
-        self._open: dict[
-            str, Answers
-        ] = {}  # requests whose dialect still handles them, by request id
+        # Requests whose dialect still handles them, by request id.
+        self._open: dict[str, Answers] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._weight_bytes = self._traced = 0

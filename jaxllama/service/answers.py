@@ -27,9 +27,8 @@ class Caller:
     client: str = ""
     route: str = ""
     was_opened: bool = False  # then the service logs the end of the request
-    notes: dict[str, str] = field(
-        default_factory=dict
-    )  # further fields for the log and the response headers
+    # Further fields for the log and the response headers.
+    notes: dict[str, str] = field(default_factory=dict)
 
     def as_facts(self) -> dict[str, str]:
         """Return the fields for the log."""

@@ -31,9 +31,8 @@ class Ask:
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
     format: str | None = None  # prompt format; None: the model's own
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # knob -> name of the field that the client used for it
+    # Knob -> name of the field that the client used for it.
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def count_choices(ask: Ask) -> int:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from jaxllama.errors import ConfigError
 
 FEWEST_DIVIDED = 4  # an engine with fewer slots has no reserve
-MOST_PROBES = (
-    4  # a step computes a piece of one probe, so running more probes at a time is no faster
-)
+# A step computes a piece of one probe, so running more probes at a time is no faster.
+MOST_PROBES = 4
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ class SlotState:
     prompt: int = 0  # tokens of the prompt
     decoded: int = 0  # tokens of the answer so far
     most: int = 0  # tokens the answer may have
-    numbers: Mapping[str, float] = field(
-        default_factory=dict
-    )  # knobs with a single number as value
+    # Knobs with a single number as value.
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_held(self) -> bool:

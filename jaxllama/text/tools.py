@@ -183,9 +183,8 @@ class ToolParser:
             return False
         if not isinstance(call, dict):
             return False
-        nothing: dict[str, Any] | None = (
-            {} if self._hermes else None
-        )  # the Hermes opener marks it as a call even without arguments
+        # The Hermes opener marks it as a call even without arguments.
+        nothing: dict[str, Any] | None = {} if self._hermes else None
         name, arguments = call.get("name"), call.get("arguments", call.get("parameters", nothing))
         if not is_function_name(name) or not isinstance(arguments, dict):
             return False

@@ -25,9 +25,8 @@ class Turns(PromptFormat):
     around: ClassVar[Mapping[str, tuple[str, str]]]
     folds_system: ClassVar[bool] = False
     preamble: ClassVar[str] = ""
-    tokens: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # a model that has all these tokens uses this format
+    # A model that has all these tokens uses this format.
+    tokens: ClassVar[frozenset[str]] = frozenset()
     names: ClassVar[tuple[str, ...]] = ()  # so does a model whose name contains one of these
 
     def __init__(self, begin: str = "", end: str = "") -> None:

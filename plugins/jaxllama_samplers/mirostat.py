@@ -51,9 +51,8 @@ class Mirostat(Filter):
         second = surprise <= self.limit
         first = best.rank < zipf_count(best, self.limit)
         if best.p.shape[0] < FITTED:
-            first = first | (
-                best.size > best.p.shape[0]
-            )  # too few to fit: keep all, so that the engine calls again with more candidates
+            # Too few to fit: keep all, so that the engine calls again with more candidates.
+            first = first | (best.size > best.p.shape[0])
         return jnp.where(self.mirostat == 1, first, second)
 
     def observe(self, chosen: Chosen) -> "Mirostat":

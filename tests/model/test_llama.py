@@ -16,9 +16,8 @@ from tests.support import place_all
 SLOTS, SLOT = 3, 1  # the sequence lies in the middle slot
 PIECE = 60  # tokens of one prompt call
 STEPS = 20
-QUICK = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)  # compiling is the test's time
+# Compiling is the test's time.
+QUICK = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LENGTH = 2 * PIECE + STEPS  # beyond one block of keys (128 columns)
 TOKENS = np.random.RandomState(7).randint(0, 256, LENGTH)
 

@@ -51,9 +51,8 @@ class Tiled:
     zero: int = dataclasses.field(metadata={"static": True})  # the code that means 0, below q8
     spare_in: int = dataclasses.field(metadata={"static": True})  # rows that pad the last block
     spare_out: int = dataclasses.field(metadata={"static": True})  # columns that pad the last tile
-    paired: bool = dataclasses.field(
-        metadata={"static": True}
-    )  # two matrices, alternating every 16 outputs
+    # Two matrices, alternating every 16 outputs.
+    paired: bool = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
