@@ -129,7 +129,7 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
     dense = 4 if engine.dtype == "stored" else jnp.dtype(engine.dtype).itemsize
     total = 0.0
     for path, leaf in abstract_params(checkpoint.config).items():
-        kind, _ = checkpoint.kinds.get(checkpoint.table[path].name, ("", 0))
+        kind, _ = checkpoint.kinds.get(checkpoint.table[path].names[0], ("", 0))
         each = small.get(kind, dense) if leaf.is_matrix else VECTOR_BYTES
         total += math.prod(leaf.shape) * each
     return round(total)
@@ -147,7 +147,7 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
         math.prod(leaf.shape) * FLOAT32_BYTES
         for path, leaf in abstract_params(config).items()
         if leaf.is_matrix
-        and checkpoint.kinds[checkpoint.table[path].name][0] in packed
+        and checkpoint.kinds[checkpoint.table[path].names[0]][0] in packed
         # An embedding that is no output head is read row by row.
         and (config.tied or path != EMBEDDING)
     ]

@@ -22,6 +22,8 @@ Part = Any  # an Array in programs; NumPy from readers, a shape or sharding whil
 class Packed:
     """A logical [in, out] matrix stored by output: weight = scale * code + minimum.
 
+    A stack of matrices (experts) has one more axis before these, in every array.
+
     codes    bits 4: UInt8 [out, in/2], low nibble the even input; else Int8 [out, in], of which
              the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0
     scales   [out, in/group], float16 where that is exact, else float32
@@ -37,10 +39,10 @@ class Packed:
     order: Part | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Return the logical shape [in, out]."""
-        out, stored = self.codes.shape
-        return (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
+    def shape(self) -> tuple[int, ...]:
+        """Return the logical shape [in, out], after the axes of a stack."""
+        *outer, out, stored = self.codes.shape
+        return *outer, (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
 
     @property
     def nbytes(self) -> int:
@@ -67,15 +69,15 @@ def unpack_after(
 
 def unpack(packed: Packed) -> Float[Array, "O I"]:
     """Unpack the matrix by output, float32, exactly, with inputs in stored order."""
-    out = packed.codes.shape[0]
+    outer = packed.codes.shape[:-1]
     codes = packed.codes
     if packed.bits == 4:  # noqa: PLR2004
-        codes = jnp.stack([codes & 15, codes >> 4], axis=-1).reshape(out, -1)
-    grouped = codes.reshape(out, -1, packed.group).astype(jnp.float32)
+        codes = jnp.stack([codes & 15, codes >> 4], axis=-1)
+    grouped = codes.reshape(*outer, -1, packed.group).astype(jnp.float32)
     values = grouped * packed.scales.astype(jnp.float32)[..., None]
     if packed.minima is not None:
         values = values + packed.minima.astype(jnp.float32)[..., None]
-    return values.reshape(out, -1)
+    return values.reshape(*outer, -1)
 
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
@@ -92,6 +94,8 @@ def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
 
 def dense_of(value: Packed) -> np.ndarray:
     """Return the packed matrix as dense [in, out] float32, on the host."""
+    if len(value.shape) > 2:  # noqa: PLR2004 - a stack
+        return np.stack([dense_of(one_of(value, i)) for i in range(value.shape[0])])
     width, out = value.shape
     groups = width // value.group
     matrix = np.empty((width, out), np.float32)
@@ -109,3 +113,14 @@ def dense_of(value: Packed) -> np.ndarray:
     if value.order is not None:
         matrix[np.asarray(value.order)] = matrix.copy()
     return matrix
+
+
+def one_of(stack: Packed, place: int) -> Packed:
+    """Return one matrix of a stack."""
+    return dataclasses.replace(
+        stack,
+        codes=stack.codes[place],
+        scales=stack.scales[place],
+        minima=None if stack.minima is None else stack.minima[place],
+        order=None if stack.order is None else stack.order[place],
+    )

@@ -6,6 +6,7 @@ format.
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, check_tensors
-from jaxllama.weights.layout import Stored
+from jaxllama.weights.layout import TRANSPOSE
+from jaxllama.weights.rules import restore
+from jaxllama.weights.stored import Stored, part_of, unpacked
 
 FLOATS = ("float32", "float16", "bfloat16")
 CUTS = (0.0, 0.1, 0.5, 0.9)  # the fractions of a file that truncated copies keep
@@ -31,10 +34,13 @@ def check_weights(path: Path | str) -> None:
         expect(isinstance(config, ModelConfig), f"config is {config!r}; expected a ModelConfig")
         abstract = abstract_params(config)
         check_tensors(abstract, checkpoint)
+        values = {}
         for weight, leaf in abstract.items():
-            value = checkpoint.read(weight, leaf)
+            value = values[weight] = checkpoint.read(weight, leaf)
             check_value(weight, leaf, value)
             check_repeats(weight, value, checkpoint.read(weight, leaf))
+            check_parts(checkpoint, weight, leaf, value)
+        check_way_back(checkpoint, values)
         tokens = checkpoint.tokenizer().vocab_size
         expect(
             tokens <= config.vocab_size,
@@ -86,9 +92,41 @@ def check_repeats(weight: str, first: Stored, second: Stored) -> None:
         expect(not np.shares_memory(one, other), f"{weight} shares memory between two reads")
 
 
+def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) -> None:
+    """Check that reading a part along each axis gives that part of the whole weight."""
+    is_turned = isinstance(value, Packed) and weight != EMBEDDING
+    for axis, size in enumerate(leaf.shape):
+        step = 1
+        if isinstance(value, Packed) and axis == len(leaf.shape) - (2 if is_turned else 1):
+            step = size if value.order is not None else value.group  # only whole groups are cut
+        for start, stop in ((0, size // 3), (size // 3, size)):
+            ends = slice(start // step * step, max(stop // step, 1) * step)
+            index = tuple(ends if i == axis else slice(0, n) for i, n in enumerate(leaf.shape))
+            found = checkpoint.read(weight, leaf, index)
+            wanted = part_of(value, TRANSPOSE.source(index, ())[0] if is_turned else index)
+            for one, other in zip(parts(found), parts(wanted), strict=True):
+                expect(
+                    np.array_equal(one, other),
+                    f"{weight} read in part, {ends.start} to {ends.stop} of axis {axis}, differs "
+                    f"from the same part of the whole",
+                )
+
+
+def check_way_back(checkpoint: Checkpoint, values: Mapping[str, Stored]) -> None:
+    """Check that the rules, reversed, make the tensors of the file from our weights."""
+    for name, tensor in restore(checkpoint.table, values, values.__getitem__):
+        stored = unpacked(checkpoint.read_stored(name))
+        expect(
+            np.array_equal(unpacked(tensor).astype(np.float32), stored.astype(np.float32)),
+            f"{name} differs when it is made from our weights; a step's inverse does not undo it",
+        )
+
+
 def parts(value: Stored) -> list[np.ndarray]:
     """Return the arrays that a weight consists of."""
-    held = (value.codes, value.scales, value.minima) if isinstance(value, Packed) else (value,)
+    if not isinstance(value, Packed):
+        return [value]
+    held = (value.codes, value.scales, value.minima, value.order)
     return [np.asarray(part) for part in held if part is not None]
 
 

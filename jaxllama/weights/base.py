@@ -1,13 +1,12 @@
 """The weight-format socket: the interface of a format, and the filling of a parameter tree from it.
 
-A format is five parts in one class: a recogniser, a configuration, a table from our names to
-the names in the file, a tensor reader and a tokenizer. It returns tensors in canonical layout; it
-knows no device, no sharding and no kernel. Called by `llm.py` and the CLI.
+A format is five parts in one class: a recogniser, a configuration, a table from our paths to the
+tensors of the file (`rules.py`), a tensor reader and a tokenizer. It returns tensors in canonical
+layout; it knows no device, no sharding and no kernel. Called by `llm.py` and the CLI.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,24 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 from jaxllama.config import ModelConfig
 from jaxllama.errors import BadTensors
 from jaxllama.model.params import Leaf, Tree, nest
-from jaxllama.weights.layout import Shape, Stored, arrange, arranged_shape
+from jaxllama.weights.rules import Rule, read_weight, stored_shapes
+from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
 
 Place = Callable[[str, Leaf, Stored], Any]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The origin of one weight: its name in the file, and the layout steps to canonical layout.
-
-    In a format's table both the key and the name hold `{i}` in place of the layer's number.
-    """
-
-    name: str
-    steps: tuple[str, ...] = ()
 
 
 class Checkpoint(ABC):
@@ -56,7 +45,7 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to the name in the file, for every weight this format can hold."""
+        """Map our path to its rule, for every weight this format can hold."""
 
     @property
     @abstractmethod
@@ -80,6 +69,13 @@ class Checkpoint(ABC):
     def read_stored(self, name: str) -> Stored:
         """Read one tensor as stored in the file, into new memory; a matrix may be Packed."""
 
+    def read_part(self, name: str, index: Index) -> Stored:
+        """Read a part of one tensor as stored in the file, into new memory.
+
+        Reads all of it by default; a format that can should read the part alone.
+        """
+        return part_of(self.read_stored(name), index)
+
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer that came with the model."""
@@ -88,12 +84,20 @@ class Checkpoint(ABC):
     def close(self) -> None:
         """Close the files; may be called again."""
 
-    def read(self, path: str, leaf: Leaf) -> Stored:
-        """Read one weight and convert it to canonical layout."""
+    def read(self, path: str, leaf: Leaf, index: Index | None = None) -> Stored:
+        """Read one weight, or the part `index` of it, in canonical layout.
+
+        Raises ValueError for a part that separates inputs of a packed matrix which share a scale.
+        """
         rule = self.table.get(path)
         if rule is None:
             raise BadTensors(f"{path} {list(leaf.shape)} has no place in this format")
-        return arrange(self.read_stored(rule.name), rule.steps, self.config)
+        return read_weight(rule, leaf.shape, index, self._read_any)
+
+    def _read_any(self, name: str, index: Index) -> Stored:
+        """Read a tensor or a part of it."""
+        is_whole = index == whole(self.shapes[name])
+        return self.read_stored(name) if is_whole else self.read_part(name, index)
 
     def __enter__(self) -> Self:
         return self
@@ -129,37 +133,15 @@ def fill(
 def check_tensors(abstract: Mapping[str, Leaf], checkpoint: Checkpoint) -> None:
     """Raise one BadTensors that lists every missing, surplus and misshapen tensor."""
     table, shapes = checkpoint.table, checkpoint.shapes
-    used: set[str] = set()
-    problems: list[str] = []
-    for path, leaf in abstract.items():
-        rule = table.get(path)
-        if rule is None:
-            problems.append(f"{path} has no place in this format")
-            continue
-        used.add(rule.name)
-        if rule.name not in shapes:
-            problems.append(f"{rule.name} is missing")
-            continue
-        shape = arranged_shape(shapes[rule.name], rule.steps)
-        if shape != leaf.shape:
-            stored = list(shapes[rule.name])
-            wanted = list(arranged_shape(leaf.shape, rule.steps[::-1]))
-            problems.append(f"{rule.name} has shape {stored}, expected {wanted}")
-    problems += [f"{name} is surplus" for name in shapes if name not in used]
+    problems = [f"{path} has no place in this format" for path in abstract if path not in table]
+    expected = stored_shapes(table, abstract)
+    for name, shape in expected.items():
+        if name not in shapes:
+            problems.append(f"{name} is missing")
+        elif shapes[name] != shape:
+            problems.append(f"{name} has shape {list(shapes[name])}, expected {list(shape)}")
+    problems += [f"{name} is surplus" for name in shapes if name not in expected]
     if problems:
         raise BadTensors(
             f"{len(problems)} tensors do not fit the model's configuration: " + "; ".join(problems)
         )
-
-
-def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
-    """Expand a format's table: one row per layer for each row with `{i}`."""
-    whole: dict[str, Rule] = {}
-    for path, rule in table.items():
-        if "{i}" not in path:
-            whole[path] = rule
-            continue
-        for i in range(layers):
-            number = str(i)
-            whole[path.replace("{i}", number)] = Rule(rule.name.replace("{i}", number), rule.steps)
-    return whole

@@ -6,18 +6,21 @@ what the converter did to them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from jaxllama.config import ModelConfig
-from jaxllama.weights.base import Checkpoint, Rule, expand
+from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.gguf_blocks import decode
 from jaxllama.weights.gguf_config import PAIRED, ROPE_FACTORS, read_config
 from jaxllama.weights.gguf_header import MAGIC, read_header
-from jaxllama.weights.layout import Shape, Stored
+from jaxllama.weights.layout import TRANSPOSED, UnpairRope
 from jaxllama.weights.recommended import from_gguf
+from jaxllama.weights.rules import Rule, expand
+from jaxllama.weights.stored import Index, Shape, Stored, read_rows
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
@@ -25,10 +28,10 @@ if TYPE_CHECKING:
 TABLE: dict[str, Rule] = {
     "embed.weight": Rule("token_embd.weight"),
     "blocks.{i}.attention_norm.weight": Rule("blk.{i}.attn_norm.weight"),
-    "blocks.{i}.attention.q.weight": Rule("blk.{i}.attn_q.weight", ("transpose",)),
-    "blocks.{i}.attention.k.weight": Rule("blk.{i}.attn_k.weight", ("transpose",)),
-    "blocks.{i}.attention.v.weight": Rule("blk.{i}.attn_v.weight", ("transpose",)),
-    "blocks.{i}.attention.o.weight": Rule("blk.{i}.attn_output.weight", ("transpose",)),
+    "blocks.{i}.attention.q.weight": Rule("blk.{i}.attn_q.weight", TRANSPOSED),
+    "blocks.{i}.attention.k.weight": Rule("blk.{i}.attn_k.weight", TRANSPOSED),
+    "blocks.{i}.attention.v.weight": Rule("blk.{i}.attn_v.weight", TRANSPOSED),
+    "blocks.{i}.attention.o.weight": Rule("blk.{i}.attn_output.weight", TRANSPOSED),
     "blocks.{i}.attention.q.bias": Rule("blk.{i}.attn_q.bias"),
     "blocks.{i}.attention.k.bias": Rule("blk.{i}.attn_k.bias"),
     "blocks.{i}.attention.v.bias": Rule("blk.{i}.attn_v.bias"),
@@ -36,21 +39,26 @@ TABLE: dict[str, Rule] = {
     "blocks.{i}.attention.q_norm.weight": Rule("blk.{i}.attn_q_norm.weight"),
     "blocks.{i}.attention.k_norm.weight": Rule("blk.{i}.attn_k_norm.weight"),
     "blocks.{i}.ffn_norm.weight": Rule("blk.{i}.ffn_norm.weight"),
-    "blocks.{i}.ffn.gate.weight": Rule("blk.{i}.ffn_gate.weight", ("transpose",)),
-    "blocks.{i}.ffn.up.weight": Rule("blk.{i}.ffn_up.weight", ("transpose",)),
-    "blocks.{i}.ffn.down.weight": Rule("blk.{i}.ffn_down.weight", ("transpose",)),
+    "blocks.{i}.ffn.gate.weight": Rule("blk.{i}.ffn_gate.weight", TRANSPOSED),
+    "blocks.{i}.ffn.up.weight": Rule("blk.{i}.ffn_up.weight", TRANSPOSED),
+    "blocks.{i}.ffn.down.weight": Rule("blk.{i}.ffn_down.weight", TRANSPOSED),
     "blocks.{i}.ffn.gate.bias": Rule("blk.{i}.ffn_gate.bias"),
     "blocks.{i}.ffn.up.bias": Rule("blk.{i}.ffn_up.bias"),
     "blocks.{i}.ffn.down.bias": Rule("blk.{i}.ffn_down.bias"),
     "final_norm.weight": Rule("output_norm.weight"),
-    "unembed.weight": Rule("output.weight", ("transpose",)),
+    "unembed.weight": Rule("output.weight", TRANSPOSED),
 }
-PAIRED_TABLE: dict[str, Rule] = TABLE | {
-    "blocks.{i}.attention.q.weight": Rule("blk.{i}.attn_q.weight", ("unpair_query", "transpose")),
-    "blocks.{i}.attention.k.weight": Rule("blk.{i}.attn_k.weight", ("unpair_key", "transpose")),
-    "blocks.{i}.attention.q.bias": Rule("blk.{i}.attn_q.bias", ("unpair_query",)),
-    "blocks.{i}.attention.k.bias": Rule("blk.{i}.attn_k.bias", ("unpair_key",)),
-}
+
+
+def paired_table(head_dim: int) -> dict[str, Rule]:
+    """Return the table of files in which rotated numbers of a head are neighbours."""
+    unpair = UnpairRope(head_dim)
+    changed = {}
+    for letter in "qk":
+        matrix, bias = (f"blocks.{{i}}.attention.{letter}.{part}" for part in ("weight", "bias"))
+        changed[matrix] = replace(TABLE[matrix], steps=(unpair, *TRANSPOSED))
+        changed[bias] = replace(TABLE[bias], steps=(unpair,))
+    return TABLE | changed
 
 
 class GgufCheckpoint(Checkpoint):
@@ -90,8 +98,9 @@ class GgufCheckpoint(Checkpoint):
     @cached_property
     def table(self) -> Mapping[str, Rule]:
         """Map our path to the name in the file."""
-        architecture = self._header.metadata["general.architecture"]
-        return expand(PAIRED_TABLE if architecture in PAIRED else TABLE, self._config.layers)
+        is_paired = self._header.metadata["general.architecture"] in PAIRED
+        rules = paired_table(self._config.head_dim) if is_paired else TABLE
+        return expand(rules, self._config.layers)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
@@ -117,6 +126,19 @@ class GgufCheckpoint(Checkpoint):
         """Read one tensor, rows first; a matrix of a packed type stays packed."""
         entry = self._header.tensors[name]
         return decode(entry.kind, self._file.read(entry.offset, entry.nbytes), entry.shape)
+
+    def read_part(self, name: str, index: Index) -> Stored:
+        """Read the rows of one tensor that the part needs."""
+        entry = self._header.tensors[name]
+        if len(entry.shape) == 1:  # may be one block
+            return super().read_part(name, index)
+        row = entry.nbytes // entry.shape[0]
+
+        def read(start: int, stop: int) -> Stored:
+            raw = self._file.read(entry.offset + start * row, (stop - start) * row)
+            return decode(entry.kind, raw, (stop - start, *entry.shape[1:]))
+
+        return read_rows(index, entry.shape, entry.nbytes, read)
 
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer that the metadata describes."""

@@ -5,8 +5,9 @@ Packed with exactly the values of the file; float types stay as stored; the `ggu
 dequantises all others. Knows nothing of names and headers.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -58,8 +59,9 @@ def decode(
     """Convert the bytes of one tensor, stored row by row, to an array or a Packed matrix."""
     if kind.name in FLOATS:
         return raw.view(FLOATS[kind.name]).reshape(shape)
-    if kind.name in PACKERS and len(shape) == 2:  # noqa: PLR2004 - a matrix
-        return PACKERS[kind.name](raw.reshape(shape[0], -1, kind.size))
+    if kind.name in PACKERS and len(shape) > 1:
+        matrix = PACKERS[kind.name](raw.reshape(math.prod(shape[:-1]), -1, kind.size))
+        return matrix if len(shape) == 2 else stacked(matrix, shape[:-1])  # noqa: PLR2004
     rows = raw.reshape(*shape[:-1], shape[-1] // kind.block * kind.size)
     with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
         return gguf.dequantize(rows, gguf.GGMLQuantizationType[kind.name])
@@ -173,6 +175,16 @@ def packed(
         for name, part in parts.items()
     }
     return Packed(**flat, bits=bits, group=group)
+
+
+def stacked(matrix: Packed, outer: tuple[int, ...]) -> Packed:
+    """Split the outputs of a matrix: experts that a file stores one after the other."""
+    return replace(
+        matrix,
+        codes=matrix.codes.reshape(*outer, -1),
+        scales=matrix.scales.reshape(*outer, -1),
+        minima=None if matrix.minima is None else matrix.minima.reshape(*outer, -1),
+    )
 
 
 def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O B"]:

@@ -15,12 +15,13 @@ import numpy as np
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import UnsupportedModel
-from jaxllama.weights.base import Checkpoint, Rule, expand
+from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import read_json, shown
 from jaxllama.weights.huggingface_config import read_config
-from jaxllama.weights.layout import Shape, Stored
+from jaxllama.weights.layout import TRANSPOSED
 from jaxllama.weights.recommended import from_generation_config
+from jaxllama.weights.rules import Rule, expand
 from jaxllama.weights.safetensors_header import SafeTensor
 from jaxllama.weights.shards import (
     INDEX,
@@ -30,6 +31,7 @@ from jaxllama.weights.shards import (
     join_shards,
     read_index,
 )
+from jaxllama.weights.stored import Index, Shape, Stored, read_rows
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
@@ -44,7 +46,6 @@ DTYPES: dict[str, Any] = {
 GPTQ_CONFIG = "quantize_config.json"  # older files use it instead of a field of config.json
 QWEIGHT = ".qweight"
 SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
-TRANSPOSED = ("transpose",)
 
 TABLE: dict[str, Rule] = {
     "embed.weight": Rule("model.embed_tokens.weight"),
@@ -138,6 +139,17 @@ class HuggingFaceCheckpoint(Checkpoint):
         file, tensor = self._tensors[name]
         raw = file.read(tensor.offset, tensor.nbytes)
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def read_part(self, name: str, index: Index) -> Stored:
+        """Read the rows of one tensor that the part needs."""
+        file, tensor = self._tensors[name]
+        row = tensor.nbytes // tensor.shape[0]
+
+        def read(start: int, stop: int) -> Stored:
+            raw = file.read(tensor.offset + start * row, (stop - start) * row)
+            return raw.view(DTYPES[tensor.dtype]).reshape(stop - start, *tensor.shape[1:])
+
+        return read_rows(index, tensor.shape, tensor.nbytes, read)
 
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer from tokenizer.json."""

@@ -1,92 +1,192 @@
-"""Layout steps: conversions of a stored tensor to canonical layout, named once for all formats.
+"""Layout steps: reversible conversions of a stored tensor to canonical layout.
 
-Named in the tables of weight formats, applied by `Checkpoint.read`. A step works on a dense array
-as stored in the file, and on a Packed matrix by permuting its rows. Knows no file format.
+Named in the rules of weight formats. A step is a value: a plugin may bring steps of its own by
+subclassing `Step`. Axes are those of the file; a Packed matrix counts as [out, in] and stays so.
+Knows no file format.
 """
 
-import dataclasses
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 
-from jaxllama.config import ModelConfig
 from jaxllama.kernels.packed import Packed
+from jaxllama.weights.stored import Index, Shape, Stored, move_rows, part_of, whole
 
-Stored = np.ndarray | Packed
-Shape = tuple[int, ...]
+
+class Step(ABC):
+    """One conversion: its effect on values, on shapes before any value is read, and its inverse.
+
+    Subclasses are frozen dataclasses, so that tables can be compared.
+    """
+
+    @abstractmethod
+    def apply(self, stored: Stored) -> Stored:
+        """Convert a tensor, or a part that `source` asked for."""
+
+    @abstractmethod
+    def shape(self, shape: Shape) -> Shape:
+        """Return the shape after the step."""
+
+    @abstractmethod
+    def inverse(self) -> "Step":
+        """Return the step that undoes this one."""
+
+    def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
+        """Return the part of the input, of this shape, that gives part `index` of the result.
+
+        The second index is the place of the wanted part in the converted one. By default the whole
+        input is converted.
+        """
+        return whole(shape), index
 
 
 @dataclass(frozen=True)
-class Step:
-    """One conversion: its effect on the values, and on the shape before any value is read."""
+class Transpose(Step):
+    """Swaps the last two axes: [out, in] to our [in, out]; a Packed matrix stays by output."""
 
-    apply: Callable[[Stored, ModelConfig], Stored]
-    shape: Callable[[Shape], Shape]
+    def apply(self, stored: Stored) -> Stored:
+        """Transpose a dense tensor."""
+        if isinstance(stored, Packed):
+            return stored
+        return np.ascontiguousarray(stored.swapaxes(-1, -2))
 
+    def shape(self, shape: Shape) -> Shape:
+        """Swap the last two sizes."""
+        return (*shape[:-2], *shape[:-3:-1])
 
-def transpose(stored: Stored, config: ModelConfig) -> Stored:
-    """Transpose [out, in] to our [in, out]; a Packed matrix is stored by output already."""
-    del config
-    return stored if isinstance(stored, Packed) else np.ascontiguousarray(stored.T)
+    def inverse(self) -> "Transpose":
+        """Return the same step."""
+        return self
 
-
-def unpair_query(stored: Stored, config: ModelConfig) -> Stored:
-    """Reorder the rows of query heads: rotated neighbours become rotated halves."""
-    return over_rows(stored, lambda rows: unpair_rope(rows, config.heads))
-
-
-def unpair_key(stored: Stored, config: ModelConfig) -> Stored:
-    """Reorder the rows of key heads: rotated neighbours become rotated halves."""
-    return over_rows(stored, lambda rows: unpair_rope(rows, config.kv_heads))
-
-
-def same(shape: Shape) -> Shape:
-    """Return the shape after a step that only moves values."""
-    return shape
+    def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
+        """Swap the last two slices; all of the converted part is wanted."""
+        del shape
+        inner = (*index[:-2], *index[:-3:-1])
+        return inner, whole(tuple(each.stop - each.start for each in index))
 
 
-def reverse(shape: Shape) -> Shape:
-    """Return the shape after a transpose."""
-    return shape[::-1]
+@dataclass(frozen=True)
+class UnpairRope(Step):
+    """Reorders the rows of each head: rotated neighbours become rotated halves."""
+
+    head_dim: int
+
+    def apply(self, stored: Stored) -> Stored:
+        """Move the rows of whole heads."""
+        return move_rows(stored, self._move)
+
+    def shape(self, shape: Shape) -> Shape:
+        """Return the same shape."""
+        return shape
+
+    def inverse(self) -> Step:
+        """Return the step that pairs the halves again."""
+        return PairRope(self.head_dim)
+
+    def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
+        """Widen the rows to whole heads."""
+        del shape
+        rows, size = index[0], self.head_dim
+        start, stop = rows.start // size * size, -(-rows.stop // size) * size
+        kept = slice(rows.start - start, rows.stop - start)
+        others = tuple(slice(0, each.stop - each.start) for each in index[1:])
+        return (slice(start, stop), *index[1:]), (kept, *others)
+
+    def _move(self, rows: np.ndarray) -> np.ndarray:
+        pairs = self.head_dim // 2
+        moved = rearrange(rows, "(heads pairs two) ... -> heads two pairs ...", pairs=pairs, two=2)
+        return moved.reshape(rows.shape)
 
 
-STEPS: dict[str, Step] = {
-    "transpose": Step(transpose, reverse),
-    "unpair_query": Step(unpair_query, same),
-    "unpair_key": Step(unpair_key, same),
-}
+@dataclass(frozen=True)
+class PairRope(UnpairRope):
+    """Reorders the rows of each head: rotated halves become rotated neighbours."""
+
+    def inverse(self) -> Step:
+        """Return the step that separates the pairs again."""
+        return UnpairRope(self.head_dim)
+
+    def _move(self, rows: np.ndarray) -> np.ndarray:
+        pairs = self.head_dim // 2
+        moved = rearrange(rows, "(heads two pairs) ... -> heads pairs two ...", pairs=pairs, two=2)
+        return moved.reshape(rows.shape)
 
 
-def arrange(stored: Stored, steps: tuple[str, ...], config: ModelConfig) -> Stored:
+@dataclass(frozen=True)
+class Shift(Step):
+    """Adds a number to a dense tensor, in float32: norms that a file stores as w - 1."""
+
+    amount: float
+
+    def apply(self, stored: Stored) -> Stored:
+        """Add the number to every value."""
+        if isinstance(stored, Packed):
+            raise ValueError("a packed matrix cannot be shifted; expected a dense tensor")
+        return stored.astype(np.float32) + np.float32(self.amount)
+
+    def shape(self, shape: Shape) -> Shape:
+        """Return the same shape."""
+        return shape
+
+    def inverse(self) -> Step:
+        """Return the step that subtracts the number."""
+        return Shift(-self.amount)
+
+    def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
+        """Read the same part."""
+        del shape
+        return index, whole(tuple(each.stop - each.start for each in index))
+
+
+TRANSPOSE = Transpose()
+TRANSPOSED = (TRANSPOSE,)  # the steps of a plain matrix that is stored as [out, in]
+
+
+def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
     """Convert a stored tensor to canonical layout."""
     for step in steps:
-        stored = STEPS[step].apply(stored, config)
+        stored = step.apply(stored)
     return stored
 
 
-def arranged_shape(shape: Shape, steps: tuple[str, ...]) -> Shape:
+def arranged_shape(shape: Shape, steps: Sequence[Step]) -> Shape:
     """Return the shape that `arrange` will give, without reading values."""
     for step in steps:
-        shape = STEPS[step].shape(shape)
+        shape = step.shape(shape)
     return shape
 
 
-def unpair_rope(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of each head: rotated pairs side by side become first and second halves."""
-    return rearrange(rows, "(heads pairs two) ... -> (heads two pairs) ...", heads=heads, two=2)
+def inverted(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Return the steps that undo these steps."""
+    return tuple(step.inverse() for step in reversed(steps))
 
 
-def over_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Stored:
-    """Apply a permutation of rows; in a Packed matrix, to codes, scales and minima alike."""
-    if not isinstance(stored, Packed):
-        return move(stored)
-    parts: dict[str, Any] = {
-        name: None if part is None else move(np.asarray(part))
-        for name, part in (
-            ("codes", stored.codes), ("scales", stored.scales), ("minima", stored.minima)
-        )
-    }  # fmt: skip
-    return dataclasses.replace(stored, **parts)
+def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -> Stored:
+    """Convert the part of a tensor that `sources` found; `places` are its second result."""
+    is_flipped = False
+    for step, place in zip(steps, places, strict=True):
+        part = step.apply(part)
+        is_flipped ^= isinstance(step, Transpose)
+        if isinstance(part, Packed) and is_flipped:
+            place = TRANSPOSE.source(place, ())[0]
+        part = part_of(part, place)
+    return part
+
+
+def sources(index: Index, steps: Sequence[Step], shape: Shape) -> tuple[Index, list[Index]]:
+    """Find the part of a stored tensor from which the steps make part `index` of the result.
+
+    `shape` is that of the stored tensor. Also returns, for each step, the place of the wanted part
+    in the result of the step.
+    """
+    shapes = [shape]
+    for step in steps[:-1]:
+        shapes.append(step.shape(shapes[-1]))
+    places: list[Index] = []
+    for step, before in zip(reversed(steps), reversed(shapes), strict=False):
+        index, place = step.source(index, before)
+        places.append(place)
+    return index, places[::-1]

@@ -1,0 +1,281 @@
+"""Rules: which tensors of a file become which of our weights, and how; and the way back.
+
+A format's table maps our paths to rules. A rule is data: shapes are known before any value is
+read, a part of a weight needs only parts of the tensors, and every rule can be reversed. Called by
+`base.py`, which reads with them, and by exports. Knows no file format.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TypeVar
+
+from jaxllama.errors import BrokenPlugin
+from jaxllama.model.params import Leaf
+from jaxllama.weights.layout import (
+    Step,
+    arrange,
+    arrange_part,
+    arranged_shape,
+    inverted,
+    sources,
+)
+from jaxllama.weights.stored import (
+    Index,
+    Shape,
+    Stored,
+    bounded,
+    concatenate,
+    part_of,
+    shape_of,
+    stack,
+    unstack,
+    whole,
+)
+
+T = TypeVar("T")
+ReadPart = Callable[[str, Index], Stored]  # name of a tensor in the file, wanted part
+
+
+class Join(ABC):
+    """How several tensors of a file make one."""
+
+    @abstractmethod
+    def apply(self, parts: Sequence[Stored]) -> Stored:
+        """Join the tensors, or the parts of them that `sources` asked for."""
+
+    @abstractmethod
+    def shapes(self, shape: Shape, count: int) -> list[Shape]:
+        """Return the shape of each of `count` tensors that make one of this shape."""
+
+    @abstractmethod
+    def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
+        """Map the number of each tensor that part `index` needs to the part needed of it."""
+
+    @abstractmethod
+    def split(self, stored: Stored, count: int) -> list[Stored]:
+        """Undo `apply`."""
+
+
+@dataclass(frozen=True)
+class Concatenate(Join):
+    """Tensors of equal size, one after the other along an axis: shards of a matrix."""
+
+    axis: int = 0
+
+    def apply(self, parts: Sequence[Stored]) -> Stored:
+        """Concatenate the tensors."""
+        return concatenate(parts, self.axis)
+
+    def shapes(self, shape: Shape, count: int) -> list[Shape]:
+        """Cut the axis into equal parts; the first ones are larger if it does not divide."""
+        ranges = self._ranges(shape, count)
+        return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
+
+    def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
+        """Leave out the tensors that the part does not touch."""
+        wanted = index[self.axis]
+        found = {}
+        for number, (start, stop) in enumerate(self._ranges(shape, count)):
+            first, last = max(wanted.start, start), min(wanted.stop, stop)
+            if first < last:
+                found[number] = with_axis(index, self.axis, slice(first - start, last - start))
+        return found
+
+    def split(self, stored: Stored, count: int) -> list[Stored]:
+        """Cut the tensor into equal parts."""
+        shape = shape_of(stored)
+        cuts = (slice(*ends) for ends in self._ranges(shape, count))
+        return [part_of(stored, with_axis(whole(shape), self.axis, each)) for each in cuts]
+
+    def _ranges(self, shape: Shape, count: int) -> list[tuple[int, int]]:
+        size, more = divmod(shape[self.axis], count)
+        ends = accumulate((size + (number < more) for number in range(count)), initial=0)
+        return list(pairwise(ends))
+
+
+@dataclass(frozen=True)
+class Stack(Join):
+    """Tensors of equal shape along a new first axis: the experts of a layer."""
+
+    def apply(self, parts: Sequence[Stored]) -> Stored:
+        """Stack the tensors."""
+        return stack(parts)
+
+    def shapes(self, shape: Shape, count: int) -> list[Shape]:
+        """Leave out the first axis, whose size is the number of tensors."""
+        return [shape[1:]] * count
+
+    def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
+        """Leave out the tensors that the part does not touch."""
+        del shape, count
+        return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
+
+    def split(self, stored: Stored, count: int) -> list[Stored]:
+        """Return each slice along the first axis."""
+        del count
+        return unstack(stored)
+
+
+@dataclass(frozen=True)
+class Copies(Join):
+    """Equal tensors, of which the first is read: norms that every shard repeats."""
+
+    def apply(self, parts: Sequence[Stored]) -> Stored:
+        """Return the first tensor."""
+        return parts[0]
+
+    def shapes(self, shape: Shape, count: int) -> list[Shape]:
+        """Return the same shape for all."""
+        return [shape] * count
+
+    def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
+        """Read the first tensor alone."""
+        del shape, count
+        return {0: index}
+
+    def split(self, stored: Stored, count: int) -> list[Stored]:
+        """Repeat the tensor."""
+        return [stored] * count
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A range along one axis of a tensor that holds several of our weights."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The origin of one weight: tensors of the file, joined or cut, then converted by the steps.
+
+    `theirs` is the name of one tensor, or the names of several and their `join`. Of several weights
+    from one tensor, each rule has the same `theirs` and a `cut`; together they use all of it. In a
+    format's table both the key and the names hold `{i}` in place of the layer's number.
+    """
+
+    theirs: str | tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    join: Join | None = None
+    cut: Cut | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for several names without a way to join them, or a join and a cut."""
+        if (len(self.names) > 1 and self.join is None) or (self.join and self.cut):
+            raise ValueError(
+                f"the rule of {self.names} has join {self.join} and cut {self.cut}; expected a "
+                f"join for several names, and not both a join and a cut"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the tensors."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    """Return `count` names with `{n}` replaced by the numbers from 0: experts, or shards."""
+    return tuple(name.replace("{n}", str(number)) for number in range(count))
+
+
+def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
+    """Expand a format's table: one row per layer for each row with `{i}`."""
+    full: dict[str, Rule] = {}
+    for path, rule in table.items():
+        if "{i}" not in path:
+            full[path] = rule
+            continue
+        for i in range(layers):
+            names = tuple(name.replace("{i}", str(i)) for name in rule.names)
+            theirs = names if len(names) > 1 else names[0]
+            full[path.replace("{i}", str(i))] = replace(rule, theirs=theirs)
+    return full
+
+
+def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -> Stored:
+    """Read part `index` of the weight with this shape, or all of it, in canonical layout.
+
+    Only the parts of tensors that it needs are read.
+    """
+    before = arranged_shape(shape, inverted(rule.steps))
+    wanted = whole(shape) if index is None else bounded(index, shape)
+    needed, places = sources(wanted, rule.steps, before)
+    if rule.join is not None:
+        parts = rule.join.sources(needed, before, len(rule.names))
+        part = rule.join.apply([read(rule.names[i], each) for i, each in parts.items()])
+    else:
+        part = read(rule.names[0], inside(needed, rule.cut))
+    return arrange_part(part, rule.steps, places)
+
+
+def restore(
+    table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
+) -> Iterator[tuple[str, Stored]]:
+    """Yield every tensor of the file with its name, made from our weights: the way back.
+
+    `read(path)` returns a weight in canonical layout.
+    """
+    for names, members in by_tensor(table, paths).items():
+        first = table[members[0]]
+        used = members if first.cut else members[:1]
+        pieces = [arrange(read(path), inverted(table[path].steps)) for path in used]
+        tensor = concatenate(pieces, first.cut.axis) if first.cut else pieces[0]
+        parts = [tensor] if first.join is None else first.join.split(tensor, len(names))
+        yield from zip(names, parts, strict=True)
+
+
+def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
+    """Return the shape that every tensor of the file must have for these weights.
+
+    Raises BrokenPlugin if the cuts of a tensor do not adjoin or differ from the weights' sizes.
+    """
+    expected: dict[str, Shape] = {}
+    for names, members in by_tensor(table, leaves).items():
+        first = table[members[0]]
+        pieces = [
+            arranged_shape(leaves[each].shape, inverted(table[each].steps)) for each in members
+        ]
+        shape = pieces[0]
+        if first.cut is not None:
+            axis = first.cut.axis
+            ends = [0, *accumulate(piece[axis] for piece in pieces)]
+            cuts = [table[each].cut for each in members]
+            if cuts != [Cut(axis, *range_) for range_ in pairwise(ends)]:
+                raise BrokenPlugin(
+                    f"the rules of {names[0]} cut {cuts}; the weights {', '.join(members)} need "
+                    f"axis {axis} cut at {ends}"
+                )
+            shape = with_axis(shape, axis, ends[-1])
+        shapes = [shape] if first.join is None else first.join.shapes(shape, len(names))
+        expected |= zip(names, shapes, strict=True)
+    return expected
+
+
+def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Group our paths by the tensors that they come from, those of one tensor in its order."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in paths:
+        if path in table:
+            found.setdefault(table[path].names, []).append(path)
+    for members in found.values():
+        members.sort(key=lambda path: cut.start if (cut := table[path].cut) else 0)
+    return found
+
+
+def inside(index: Index, cut: Cut | None) -> Index:
+    """Return the place, in the tensor that is cut, of a part of the cut."""
+    if cut is None:
+        return index
+    part = index[cut.axis]
+    return with_axis(index, cut.axis, slice(cut.start + part.start, cut.start + part.stop))
+
+
+def with_axis(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:
+    """Return the values with one replaced: sizes of a shape, or slices of an index."""
+    changed = list(values)
+    changed[axis] = value
+    return tuple(changed)

@@ -1,0 +1,187 @@
+"""Stored tensors: what readers return, dense or packed, and how it is cut and joined.
+
+Axes are those of the file. A Packed matrix counts as [out, in] here, because its arrays lie that
+way. Called by rules, steps and readers; knows no file format and no model.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from jaxllama.kernels.packed import Packed, dense_of, one_of
+
+Stored = np.ndarray | Packed
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]  # a slice with start and stop for each dimension
+
+CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut out of them
+
+
+def whole(shape: Shape) -> Index:
+    """Return the index of a whole tensor."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def bounded(index: Index, shape: Shape) -> Index:
+    """Return the index with every start and stop as a number.
+
+    Raises ValueError if it does not name a part: too few slices, a step, or nothing inside.
+    """
+    ends = [each.indices(size) for each, size in zip(index, shape, strict=False)]
+    if len(index) != len(shape) or any(start >= stop or by != 1 for start, stop, by in ends):
+        raise ValueError(
+            f"{index} is no part of {list(shape)}; expected a slice for each dimension, with "
+            f"something inside and without a step"
+        )
+    return tuple(slice(start, stop) for start, stop, _ in ends)
+
+
+def shape_of(stored: Stored) -> Shape:
+    """Return the shape in the file; of a Packed matrix [out, in]."""
+    if not isinstance(stored, Packed):
+        return stored.shape
+    *outer, inward, outward = stored.shape
+    return (*outer, outward, inward)
+
+
+def part_of(stored: Stored, index: Index) -> Stored:
+    """Return a part in memory of its own; the tensor itself if the part is all of it.
+
+    Raises ValueError if the part separates inputs of a Packed matrix that share a scale.
+    """
+    if index == whole(shape_of(stored)):
+        return stored
+    if not isinstance(stored, Packed):
+        return stored[index].copy()
+    *rows, inputs = index
+    groups = between_groups(inputs, stored)
+    per_code = 2 if stored.bits == 4 else 1  # noqa: PLR2004 - two per byte
+    codes = slice(inputs.start // per_code, inputs.stop // per_code)
+    return dataclasses.replace(
+        stored,
+        codes=stored.codes[(*rows, codes)].copy(),
+        scales=stored.scales[(*rows, groups)].copy(),
+        minima=None if stored.minima is None else stored.minima[(*rows, groups)].copy(),
+        order=None if stored.order is None else stored.order[tuple(rows[:-1])].copy(),
+    )
+
+
+def between_groups(inputs: slice, packed: Packed) -> slice:
+    """Return the groups of a range of inputs; raise ValueError if the range has only part of one.
+
+    Sorted inputs (`order`) are not cut at all.
+    """
+    width, group = packed.shape[-2], packed.group
+    if (inputs.start, inputs.stop) == (0, width):
+        return slice(0, -(-width // group))
+    if packed.order is not None:
+        raise ValueError(f"the inputs of a packed matrix of {width} are sorted; read all of them")
+    if inputs.start % group or inputs.stop % group:
+        raise ValueError(
+            f"inputs {inputs.start} to {inputs.stop} of a packed matrix; expected multiples of "
+            f"{group}, which share a scale"
+        )
+    return slice(inputs.start // group, inputs.stop // group)
+
+
+def concatenate(parts: Sequence[Stored], axis: int) -> Stored:
+    """Join tensors along an axis of the file; matrices packed in different ways become float32."""
+    if len(parts) == 1:
+        return parts[0]
+    packed = alike(parts)
+    if not packed:
+        return np.concatenate([unpacked(each) for each in parts], axis)
+    by_input = axis in (-1, len(packed[0].shape) - 1)
+    if by_input and any(each.order is not None for each in packed):
+        return np.concatenate([unpacked(each) for each in parts], axis)
+    return merged(packed, lambda arrays: np.concatenate(arrays, axis), packed[0].order)
+
+
+def stack(parts: Sequence[Stored]) -> Stored:
+    """Join tensors along a new first axis; matrices packed in different ways become float32."""
+    packed = alike(parts)
+    if not packed:
+        return np.stack([unpacked(each) for each in parts])
+    order = packed[0].order
+    return merged(packed, np.stack, None if order is None else np.stack([order] * len(packed)))
+
+
+def unstack(stored: Stored) -> list[Stored]:
+    """Undo `stack`: return each slice along the first axis."""
+    if not isinstance(stored, Packed):
+        return list(stored)
+    return [one_of(stored, place) for place in range(len(stored.codes))]
+
+
+def alike(parts: Sequence[Stored]) -> list[Packed]:
+    """Return the parts if all are packed in the same way, else an empty list."""
+    packed = [each for each in parts if isinstance(each, Packed)]
+    kinds = {
+        (
+            each.bits,
+            each.group,
+            each.minima is None,
+            None if each.order is None else np.asarray(each.order).tobytes(),
+        )
+        for each in packed
+    }
+    return packed if len(packed) == len(parts) and len(kinds) == 1 else []
+
+
+def merged(
+    parts: Sequence[Packed],
+    join: Callable[[list[np.ndarray]], np.ndarray],
+    order: np.ndarray | None,
+) -> Packed:
+    """Join each array of matrices that are packed in the same way."""
+    minima = [each.minima for each in parts if each.minima is not None]
+    return dataclasses.replace(
+        parts[0],
+        codes=join([each.codes for each in parts]),
+        scales=join([each.scales for each in parts]),
+        minima=join(minima) if minima else None,
+        order=order,
+    )
+
+
+def unpacked(stored: Stored) -> np.ndarray:
+    """Return a tensor as an array with the axes of the file."""
+    return dense_of(stored).swapaxes(-1, -2) if isinstance(stored, Packed) else stored
+
+
+def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Stored:
+    """Apply a permutation of rows; in a Packed matrix, to codes, scales and minima alike."""
+    if not isinstance(stored, Packed):
+        return move(stored)
+    return dataclasses.replace(
+        stored,
+        codes=move(np.asarray(stored.codes)),
+        scales=move(np.asarray(stored.scales)),
+        minima=None if stored.minima is None else move(np.asarray(stored.minima)),
+    )
+
+
+def read_rows(
+    index: Index, shape: Shape, nbytes: int, read: Callable[[int, int], Stored]
+) -> Stored:
+    """Read a part of a tensor that a file stores row by row, with little more in memory.
+
+    `read(start, stop)` returns whole rows (slices along the first axis) of a tensor that takes
+    `nbytes` in the file. Where only some columns are wanted, few rows are read at a time.
+    """
+    rows, columns = index[0], index[1:]
+    if columns == whole(shape[1:]):
+        return read(rows.start, rows.stop)
+    step = max(1, CHUNK * shape[0] // max(nbytes, 1))
+    parts = [
+        part_of(read(start, stop), (slice(0, stop - start), *columns))
+        for start, stop in chunks(rows, step)
+    ]
+    return concatenate(parts, 0)
+
+
+def chunks(rows: slice, step: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive ranges of at most `step` rows; one empty range if there are no rows."""
+    for start in range(rows.start, max(rows.stop, rows.start + 1), step):
+        yield start, min(start + step, rows.stop)
