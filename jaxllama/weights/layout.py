@@ -170,9 +170,8 @@ def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -
     for step, place in zip(steps, places, strict=True):
         part = step.apply(part)
         is_flipped ^= isinstance(step, Transpose)
-        if isinstance(part, Packed) and is_flipped:
-            place = TRANSPOSE.source(place, ())[0]
-        part = part_of(part, place)
+        by_output = isinstance(part, Packed) and is_flipped  # so its axes are still the file's
+        part = part_of(part, TRANSPOSE.source(place, ())[0] if by_output else place)
     return part
 
 

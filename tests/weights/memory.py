@@ -25,7 +25,7 @@ class MemoryCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return False
+        return path.exists()
 
     @classmethod
     def open(cls, path: Path) -> Self:

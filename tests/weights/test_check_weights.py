@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from writers import flatten, write_gguf, write_hf
+from writers import flatten, gguf_vocabulary, write_gguf, write_hf, write_tokenizer_json
 
 from jaxllama.errors import BadTensors
 from jaxllama.kernels.packed import Packed
@@ -15,20 +15,15 @@ from jaxllama.testing import check_weights, random_params, tiny
 from jaxllama.testing.weights import check_packed, check_value
 from jaxllama.weights.gguf import GgufCheckpoint
 from jaxllama.weights.huggingface import HuggingFaceCheckpoint
+from jaxllama.weights.layout import UnpairRope
 
 CONFIG = tiny(name="small", width=32, heads=2, kv_heads=1, ffn_width=32, layers=1)
 PARAMS = flatten(random_params(CONFIG))
-TOKENS = [f"<0x{i:02X}>" for i in range(256)] + [f"token{i}" for i in range(256, CONFIG.vocab_size)]
 
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
-    vocabulary = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *TOKENS[3:]],
-        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (CONFIG.vocab_size - 3),
-        "tokenizer.ggml.scores": [0.0] * CONFIG.vocab_size,
-    }
+    vocabulary = gguf_vocabulary(CONFIG.vocab_size)
     write_gguf(tmp_path / "m.gguf", CONFIG, PARAMS, kind="Q4_0", metadata=vocabulary)
     return tmp_path / "m.gguf"
 
@@ -36,14 +31,7 @@ def gguf_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def hf_folder(tmp_path: Path) -> Path:
     write_hf(tmp_path / "model", CONFIG, PARAMS)
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-        "decoder": {"type": "ByteFallback"},
-        "model": {"type": "BPE", "byte_fallback": True, "merges": [],
-                  "vocab": {text: i for i, text in enumerate(TOKENS)}},
-    }  # fmt: skip
-    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    write_tokenizer_json(tmp_path / "model", CONFIG.vocab_size)
     return tmp_path / "model"
 
 
@@ -102,6 +90,24 @@ def test_reader_that_hands_out_one_array(monkeypatch: pytest.MonkeyPatch, hf_fol
         lambda self, name: kept.setdefault(name, read(self, name)),
     )
     assert "shares memory" in words
+
+
+def test_reader_of_parts_that_takes_the_wrong_one(monkeypatch: pytest.MonkeyPatch, hf_folder: Path):
+    words = broken(
+        monkeypatch,
+        hf_folder,
+        "read_part",
+        lambda self, name, index: self.read_stored(name)[
+            tuple(slice(0, each.stop - each.start) for each in index)
+        ],
+    )
+    assert "read in part" in words and "differs from the same part of the whole" in words
+
+
+def test_step_whose_inverse_does_not_undo_it(monkeypatch: pytest.MonkeyPatch, gguf_file: Path):
+    monkeypatch.setattr(UnpairRope, "inverse", lambda self: self)
+    with pytest.raises(AssertionError, match=r"blk\.0\.attn_[qk]\.weight differs when it is made"):
+        check_weights(gguf_file)
 
 
 def test_reader_that_forgets_a_tensor(monkeypatch: pytest.MonkeyPatch, hf_folder: Path):

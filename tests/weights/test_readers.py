@@ -15,8 +15,9 @@ from jaxllama.errors import BadTensors
 from jaxllama.kernels.packed import Packed, unpack
 from jaxllama.model.params import abstract_params
 from jaxllama.testing import FAMILIES, random_params, tiny
-from jaxllama.weights import open_checkpoint
+from jaxllama.weights import open_checkpoint, stored
 from jaxllama.weights.base import Checkpoint, fill
+from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.gguf_blocks import KINDS as KINDS_BY_NUMBER
 
 WIDE = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=1)
@@ -154,6 +155,49 @@ def test_rope_factors_of_a_gguf_reach_the_configuration(tmp_path: Path):
     with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
         assert checkpoint.config.rope.kind == "factors"
         assert checkpoint.config.rope.factors == pytest.approx(config.rope.factors)
+
+
+@pytest.mark.parametrize("form", ["GGUF F32", "GGUF Q8_0", "safetensors"])
+def test_a_part_by_output_reads_its_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+):
+    path = tmp_path if form == "safetensors" else tmp_path / "m.gguf"
+    if form == "safetensors":
+        write_hf(path, WIDE, written(WIDE))
+    else:
+        write_gguf(path, WIDE, written(WIDE), kind=form.split()[1])
+    leaf = abstract_params(WIDE)["blocks.0.ffn.up.weight"]
+    read, counts = BinaryFile.read, []
+    with open_checkpoint(path) as checkpoint:
+        monkeypatch.setattr(
+            BinaryFile, "read", lambda *asked: counts.append(asked[2]) or read(*asked)
+        )
+        checkpoint.read("blocks.0.ffn.up.weight", leaf)
+        all_bytes, counts[:] = sum(counts), []
+        checkpoint.read("blocks.0.ffn.up.weight", leaf, (slice(0, WIDE.width), slice(64, 128)))
+    assert sum(counts) == all_bytes * 64 // WIDE.ffn_width
+
+
+@pytest.mark.parametrize("form", ["GGUF F32", "GGUF Q8_0", "safetensors"])
+def test_a_part_by_input_reads_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+):
+    path = tmp_path if form == "safetensors" else tmp_path / "m.gguf"
+    if form == "safetensors":
+        write_hf(path, WIDE, written(WIDE))
+    else:
+        write_gguf(path, WIDE, written(WIDE), kind=form.split()[1])
+    name, leaf = "blocks.0.ffn.down.weight", abstract_params(WIDE)["blocks.0.ffn.down.weight"]
+    read, counts = BinaryFile.read, []
+    with open_checkpoint(path) as checkpoint:
+        whole = dense(name, checkpoint.read(name, leaf))
+        monkeypatch.setattr(
+            BinaryFile, "read", lambda *asked: counts.append(asked[2]) or read(*asked)
+        )
+        monkeypatch.setattr(stored, "CHUNK", 16384)
+        part = checkpoint.read(name, leaf, (slice(128, 256), slice(0, WIDE.width)))
+    np.testing.assert_array_equal(dense(name, part), whole[128:256])
+    assert len(counts) > 1 and max(counts) <= 16384
 
 
 def test_tied_model_ignores_a_saved_head(tmp_path: Path):

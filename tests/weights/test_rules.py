@@ -1,4 +1,4 @@
-"""Rules: several tensors to one weight, several weights from one tensor, parts, and the way back."""
+"""Rules: several tensors to one weight, several weights from one tensor, parts, the way back."""
 
 import itertools
 from dataclasses import dataclass
@@ -288,7 +288,9 @@ def test_several_names_without_a_join_are_refused():
         Rule(("a", "b"), join=Stack(), cut=Cut(0, 0, 1))
 
 
-@pytest.mark.parametrize("index", [(slice(0, 3),), (slice(3, 3), slice(0, 5)), (slice(0, 9, 2),) * 2])
+@pytest.mark.parametrize(
+    "index", [(slice(0, 3),), (slice(3, 3), slice(0, 5)), (slice(0, 9, 2),) * 2]
+)
 def test_an_index_that_is_no_part_is_refused(index):
     checkpoint = MemoryCheckpoint({"a": MATRIX}, {"a": Rule("a")})
     with pytest.raises(ValueError, match="is no part of"):

@@ -157,6 +157,33 @@ def write_gguf(
     return expected
 
 
+def tokens(vocab_size: int) -> list[str]:
+    """A vocabulary of all bytes, filled up with made-up tokens."""
+    return [f"<0x{i:02X}>" for i in range(256)] + [f"token{i}" for i in range(256, vocab_size)]
+
+
+def gguf_vocabulary(vocab_size: int) -> dict[str, object]:
+    """The metadata of a byte vocabulary whose first three tokens are special."""
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *tokens(vocab_size)[3:]],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (vocab_size - 3),
+        "tokenizer.ggml.scores": [0.0] * vocab_size,
+    }
+
+
+def write_tokenizer_json(folder: Path, vocab_size: int) -> None:
+    """The tokenizer.json of a byte vocabulary."""
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "ByteFallback"},
+        "model": {"type": "BPE", "byte_fallback": True, "merges": [],
+                  "vocab": {text: i for i, text in enumerate(tokens(vocab_size))}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) -> None:
     """The keys every converter writes."""
     writer.add_block_count(config.layers)
