@@ -93,7 +93,10 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 def read_weights(
     checkpoint: Checkpoint, engine: EngineConfig, mesh: Mesh, progress: Progress | None
 ) -> Tree:
-    """Read every weight, one at a time, and place it on its devices; return the tree."""
+    """Read every weight, one at a time, and place it on its devices; return the tree.
+
+    On a mesh, only the parts of matrices that this machine's devices hold are read.
+    """
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -102,7 +105,8 @@ def read_weights(
     started = time.perf_counter()
     abstract = abstract_params(checkpoint.config)
     preparation = Preparation(abstract, engine, mesh)
-    fill(loading_order(abstract), checkpoint, preparation.add, report)
+    leaves, in_parts = loading_order(abstract), mesh.size > 1
+    fill(leaves, checkpoint, preparation.add, report, in_parts=in_parts)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
     return preparation.tree()
 

@@ -93,6 +93,18 @@ class GroupMember(NamedTuple):
 HostMatrix = np.ndarray | Packed  # as a reader returns it: [in, out], or [vocab, width]
 
 
+class UnreadMatrix(NamedTuple):
+    """A matrix that is still in its file, so that each device's part can be read by itself."""
+
+    shape: tuple[int, ...]
+    read: Callable[[tuple[slice, ...] | None], HostMatrix]  # a part, or all of it
+
+
+def in_memory(matrix: HostMatrix | UnreadMatrix) -> HostMatrix:
+    """Return the whole matrix, read from its file if it still lies there."""
+    return matrix.read(None) if isinstance(matrix, UnreadMatrix) else matrix
+
+
 class GroupKind(Enum):
     """The role of a group of matrices in the model."""
 
@@ -106,7 +118,7 @@ class MatrixGroup(NamedTuple):
     """Matrices that read the same rows, with their biases, as they come from a file."""
 
     kind: GroupKind
-    matrices: list[HostMatrix]
+    matrices: list[HostMatrix | UnreadMatrix]
     biases: list[np.ndarray | None]
     axes: tuple[str | None, str | None]  # logical axes of the first matrix
 

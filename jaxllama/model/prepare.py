@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig
 from jaxllama.kernels import body_named
-from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placement
+from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placement, UnreadMatrix
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.sharding import shard_shape
+
+Given = HostMatrix | UnreadMatrix
 
 
 class GroupNames(NamedTuple):
@@ -39,9 +41,9 @@ class Preparation:
         self._body = body_named(engine.kernels)
         self._placement = Placement(mesh, engine.dtype, engine.packed)
         self._ready: dict[str, Any] = {}
-        self._waiting: dict[str, dict[str, HostMatrix]] = {}  # by group, until it is complete
+        self._waiting: dict[str, dict[str, Given]] = {}  # by group, until it is complete
 
-    def add(self, path: str, leaf: Leaf, value: HostMatrix) -> None:
+    def add(self, path: str, leaf: Leaf, value: Given) -> None:
         """Take one weight; its group is laid out and leaves host memory once it is complete."""
         layer = path.rpartition(".")[0]
         if not self._abstract[f"{layer}.weight"].is_matrix:
@@ -57,7 +59,7 @@ class Preparation:
         """Return the whole tree; every weight must have been added."""
         return nest(self._ready)
 
-    def _lay_out(self, layers: tuple[str, ...], given: dict[str, HostMatrix]) -> None:
+    def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
         """Let the body lay out one complete group."""
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(

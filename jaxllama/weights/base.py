@@ -7,12 +7,14 @@ layout; it knows no device, no sharding and no kernel. Called by `llm.py` and th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import BadTensors
+from jaxllama.kernels.body import UnreadMatrix
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.weights.rules import Rule, read_weight, stored_shapes
 from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
@@ -20,7 +22,7 @@ from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
 
-Place = Callable[[str, Leaf, Stored], Any]
+Place = Callable[[str, Leaf, Any], Any]  # path, leaf, and its Stored value or an UnreadMatrix
 Progress = Callable[[int, int], None]
 
 
@@ -116,15 +118,23 @@ def fill(
     checkpoint: Checkpoint,
     place: Place,
     progress: Progress | None = None,
+    *,
+    in_parts: bool = False,
 ) -> Tree:
     """Build the parameter tree from the results of `place`, called with one tensor after another.
 
-    Only one tensor at a time is in host memory. Raises BadTensors if tensors do not fit.
+    Only one tensor at a time is in host memory; with `in_parts`, `place` reads the parts of
+    matrices that it needs itself. Raises BadTensors if tensors do not fit.
     """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}
     for path, leaf in abstract.items():
-        placed[path] = place(path, leaf, checkpoint.read(path, leaf))
+        value: Stored | UnreadMatrix
+        if in_parts and leaf.is_matrix:
+            value = UnreadMatrix(leaf.shape, partial(checkpoint.read, path, leaf))
+        else:
+            value = checkpoint.read(path, leaf)
+        placed[path] = place(path, leaf, value)
         if progress is not None:
             progress(len(placed), len(abstract))
     return nest(placed)

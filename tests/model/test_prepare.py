@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxllama.errors import ConfigError
+from jaxllama.kernels.body import UnreadMatrix
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.tiled import untile
 from jaxllama.kernels.cpu.tiling import tile
@@ -21,11 +22,21 @@ from jaxllama.sharding import make_mesh
 from jaxllama.testing import random_params, tiny
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import fill
-from tests.support import BODIES, KERNELS, MODEL
+from jaxllama.weights.stored import part_of
+from tests.support import BODIES, ENGINE, KERNELS, MODEL
 from tests.weights.writers import flatten, write_gguf
 
 SPLIT = dataclasses.replace(KERNELS, model_parallel=2)
 WIDE = dataclasses.replace(MODEL, width=64)
+MESH = {"model_parallel": 2, "data_parallel": 2}
+PARTED = [
+    dataclasses.replace(ENGINE, **MESH),
+    dataclasses.replace(ENGINE, packed=True, **MESH),
+    pytest.param(
+        dataclasses.replace(KERNELS, **MESH),
+        marks=pytest.mark.skipif(not library.available(), reason=library.why_not()),
+    ),
+]
 
 
 def some_packed(bits: int, inward: int, outward: int) -> Packed:
@@ -235,3 +246,70 @@ def test_sorted_inputs_are_not_split_over_devices():
     config = split_model()
     with pytest.raises(ConfigError, match="inputs are sorted"):
         prepared(config, ffn__down_weight=sorted_by_activity(config.ffn_width, config.width, 32))
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("engine", PARTED, ids=["xla", "xla packed", "cpu"])
+def test_weights_read_in_parts_are_those_read_whole(tmp_path, kind, engine):
+    """Every array, its placement included; and no part that is read is more than a device's."""
+    config = tiny(name="parted", width=64, kv_heads=2, ffn_width=128)
+    params = flatten(random_params(config))
+    write_gguf(tmp_path / "m.gguf", config, params, kind=kind)
+    leaves, mesh, trees, read = abstract_params(config), make_mesh(engine, config), [], []
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        for in_parts in (False, True):
+            preparation = Preparation(leaves, engine, mesh)
+
+            def add(path, leaf, value, add=preparation.add):
+                if isinstance(value, UnreadMatrix):
+                    value = value._replace(read=recorded(read, value.read))
+                add(path, leaf, value)
+
+            fill(leaves, checkpoint, add, in_parts=in_parts)
+            trees.append(preparation.tree())
+    assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
+    for one, other in zip(*map(jax.tree.leaves, trees), strict=True):
+        assert one.sharding == other.sharding and one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    if engine.kernels == "xla":
+        split = [leaf for leaf in leaves.values() if leaf.is_matrix]
+        assert sum(read) == sum(np.prod(leaf.shape) for leaf in split)  # each part once
+        assert max(read) == max(np.prod(leaf.shape) for leaf in split) // 2
+
+
+def recorded(sizes, read):
+    """A reader that notes the size of every part, samples of one output aside."""
+
+    def note(index):
+        value = read(index)
+        if index is None or all(each != slice(0, 1) for each in index):
+            sizes.append(np.prod(value.shape))
+        return value
+
+    return note
+
+
+@pytest.mark.parametrize("width", [64, 192])
+def test_packed_inputs_that_devices_cannot_share_are_read_whole(width):
+    """Sorted inputs, and groups of 64 of which one and a half would be each device's."""
+    config = split_model(ffn_width=width)
+    matrix = some_packed(4, width, config.width)
+    if width == 64:
+        matrix = sorted_by_activity(width, config.width, 32)
+    else:
+        matrix = dataclasses.replace(matrix, scales=matrix.scales[:, ::2].copy(), group=64)
+    engine = dataclasses.replace(SPLIT, kernels="xla", dtype="float32", packed=True)
+    leaves = abstract_params(config)
+    preparation = Preparation(leaves, engine, make_mesh(engine, config))
+    asked = []
+
+    def read(index):
+        asked.append(index)
+        sample = part_of(matrix, (slice(0, 1), slice(0, width)))
+        return matrix if index is None else sample
+
+    path = "blocks.0.ffn.down.weight"
+    preparation.add(path, leaves[path], UnreadMatrix(leaves[path].shape, read))
+    held = preparation.tree()["blocks"][0]["ffn"]["down"]["weight"].packed
+    assert asked[-1] is None
+    np.testing.assert_array_equal(dense_of(jax.tree.map(np.asarray, held)), dense_of(matrix))

@@ -11,7 +11,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placed, Placement
+from jaxllama.kernels.body import (
+    GroupKind,
+    HostMatrix,
+    MatrixGroup,
+    Placed,
+    Placement,
+    in_memory,
+)
 from jaxllama.kernels.cpu.tiled import Tiled
 from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
 from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
@@ -51,7 +58,8 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
-    matrices = [kept(each, to.dtype, by_output=embedding) for each in group.matrices]
+    given = [in_memory(each) for each in group.matrices]
+    matrices = [kept(each, to.dtype, by_output=embedding) for each in given]
     biases: list[Any] = group.biases
     runs = [list(run) for _, run in groupby(range(len(matrices)), lambda i: kind_of(matrices[i]))]
     if len(runs) > 1 and group.kind is GroupKind.QKV and parts == 1:

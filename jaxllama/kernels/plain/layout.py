@@ -1,14 +1,22 @@
 """How the plain body stores weights: each matrix by itself, placed by the rules of the mesh."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placed, Placement
+from jaxllama.kernels.body import (
+    GroupKind,
+    HostMatrix,
+    MatrixGroup,
+    Placed,
+    Placement,
+    UnreadMatrix,
+)
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain.weights import DenseWeight, PackedWeight
 from jaxllama.shapes import Array
@@ -21,24 +29,86 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Place every matrix and bias; packed matrices are unpacked unless they shall stay packed."""
     by_output = group.kind is GroupKind.EMBEDDING
     return [
-        Placed(weight_of(matrix, group.axes, to, by_output=by_output), placed_bias(bias, group, to))
+        Placed(placed(matrix, group.axes, to, by_output=by_output), placed_bias(bias, group, to))
         for matrix, bias in zip(group.matrices, group.biases, strict=True)
     ]
+
+
+def placed(
+    matrix: HostMatrix | UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool
+) -> DenseWeight | PackedWeight:
+    """Place one matrix; of an unread one, only the largest part is in memory beside the result."""
+    if isinstance(matrix, UnreadMatrix):
+        if not must_be_whole(matrix, axes, to, by_output=by_output):
+            return weight_in_parts(matrix, axes, to, by_output=by_output)
+        matrix = matrix.read(None)
+    return weight_of(matrix, axes, to, by_output=by_output)
 
 
 def weight_of(
     matrix: HostMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
     """Place one matrix."""
+    held = prepared(matrix, to, by_output=by_output)
+    if isinstance(held, PackedWeight):
+        by_axis = axes if by_output else axes[::-1]
+        return PackedWeight(place_packed(held.packed, by_axis, to.mesh))
+    where = shard_shape(to.mesh, held.array.shape, axes)
+    return DenseWeight(jax.device_put(held.array, where), by_output)
+
+
+def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool) -> bool:
+    """Say whether devices split inputs that share a scale or are sorted; reads one output."""
+    inward = 1 if by_output else 0
+    split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]
+    if split == matrix.shape[inward]:
+        return False
+    one, each = slice(0, 1), slice(0, None)
+    sample = matrix.read((one, each) if by_output else (each, one))
+    return isinstance(sample, Packed) and (sample.order is not None or split % sample.group != 0)
+
+
+def weight_in_parts(
+    matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool
+) -> DenseWeight | PackedWeight:
+    """Read the part of each device by itself, once for all devices that hold the same part."""
+    where = shard_shape(to.mesh, matrix.shape, axes)
+    parts = []
+    for index, devices in devices_by_part(where, matrix.shape):
+        held = prepared(matrix.read(index), to, by_output=by_output)
+        parts += [jax.device_put(held, device) for device in devices]
+    counts = zip(axes, matrix.shape, where.shard_shape(matrix.shape), strict=True)
+    cuts = {None: 1} | {axis: full // part for axis, full, part in counts}
+    by_axis = axes if by_output or isinstance(parts[0], DenseWeight) else axes[::-1]
+
+    def assemble(*arrays: Array) -> Array:
+        split = by_axis if arrays[0].ndim == len(by_axis) else (None,)  # the order of inputs
+        shape = tuple(size * cuts[axis] for size, axis in zip(arrays[0].shape, split, strict=True))
+        placement = shard_shape(to.mesh, shape, split)
+        return jax.make_array_from_single_device_arrays(shape, placement, list(arrays))
+
+    assembled: DenseWeight | PackedWeight = jax.tree.map(assemble, *parts)
+    return assembled
+
+
+def devices_by_part(
+    where: NamedSharding, shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, ...], list[jax.Device]]]:
+    """Yield every part of an array that this machine's devices hold, with these devices."""
+    found: dict[tuple[tuple[int | None, int | None], ...], list[jax.Device]] = {}
+    for device, index in where.addressable_devices_indices_map(shape).items():
+        found.setdefault(tuple((each.start, each.stop) for each in index or ()), []).append(device)
+    for ends, devices in found.items():
+        yield tuple(slice(*each) for each in ends), devices
+
+
+def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeight | PackedWeight:
+    """Return a matrix, or a part, as the weight that programs use, still on the host."""
     if isinstance(matrix, Packed):
         if to.packed:
-            return PackedWeight(
-                place_packed(matrix, axes[::-1] if not by_output else axes, to.mesh)
-            )
+            return PackedWeight(matrix)
         matrix = dense_of(matrix).T if by_output else dense_of(matrix)
-    where = shard_shape(to.mesh, matrix.shape, axes)
-    array = jax.device_put(np.ascontiguousarray(matrix, jnp.dtype(to.dtype)), where)
-    return DenseWeight(array, by_output)
+    return DenseWeight(np.ascontiguousarray(matrix, jnp.dtype(to.dtype)), by_output)
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:
