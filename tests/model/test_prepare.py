@@ -193,25 +193,46 @@ def sorted_by_activity(inward, outward, group):
     return dataclasses.replace(packed, scales=scales, group=group, order=order)
 
 
+def asymmetric(bits, inward, outward, group, *, is_sorted):
+    """A matrix as GPTQ and AWQ store it: a scale and a zero for each group of inputs."""
+    codes = some_packed(bits, inward, outward).codes
+    rng = np.random.default_rng(bits)
+    scales = rng.random((outward, inward // group)).astype(np.float32)
+    zeros = rng.integers(0, 16, scales.shape)
+    order = rng.permutation(inward).astype(np.int32) if is_sorted else None
+    return Packed(codes, scales, (scales * -zeros).astype(np.float32), bits, group, order)
+
+
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("group", [32, 128])
-def test_sorted_inputs_meet_their_weights(body, group):
-    """q, k and v in one order are one matrix of kernels; the plain path sorts the inputs."""
+@pytest.mark.parametrize(
+    ("bits", "group", "is_sorted"),
+    [(4, 32, True), (4, 64, False), (4, 128, True), (4, 256, True), (8, 128, False), (8, 64, True)],
+)
+def test_groups_of_any_size_and_sorted_inputs_meet_their_weights(body, bits, group, is_sorted):
+    """q, k and v of one kind are one matrix of kernels; the plain path sorts the inputs."""
     config = split_model(width=256)
     engine = dataclasses.replace(body, packed=body.kernels == "xla")
     leaves, given = abstract_params(config), {}
     preparation = Preparation(leaves, engine, make_mesh(engine, config))
     for name in "qkv":
         path = f"blocks.0.attention.{name}.weight"
-        given[name] = sorted_by_activity(*leaves[path].shape, group)
+        given[name] = asymmetric(bits, *leaves[path].shape, group, is_sorted=is_sorted)
+        if is_sorted:
+            order = given["q"].order
+            given[name] = dataclasses.replace(given[name], order=order)
         preparation.add(path, leaves[path], given[name])
     made = preparation.tree()["blocks"][0]["attention"]
     x = np.random.default_rng(5).standard_normal((3, config.width), dtype=np.float32)
     expected = np.concatenate([x @ dense_of(each) for each in given.values()], axis=1)
     if body.kernels == "xla":
+        assert all(made[name]["weight"].packed.codes.dtype.itemsize == 1 for name in "qkv")
         found = np.concatenate([times(made[name]["weight"], x) for name in "qkv"], axis=1)
     else:
-        assert [each.kind for each in made["q"]["weight"].parts] == ["q4"]
+        (tiled,) = made["q"]["weight"].parts
+        assert tiled.kind == f"q{bits}"
+        sorted_rows = slice(None) if given["q"].order is None else given["q"].order
+        exact = np.concatenate([dense_of(each)[sorted_rows] for each in given.values()], axis=1)
+        np.testing.assert_array_equal(untile(tiled), exact)
         found = times(made["q"]["weight"], x)
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
