@@ -23,7 +23,7 @@ COMMANDS = {
     "pull": "Download a model and print its path.",
     "inspect": "Show what a model is and how much memory it needs.",
     "plugins": "List samplers, presets, prompt formats and weight readers.",
-    "new": "Write a package with a sampler or prompt format to start from.",
+    "new": "Write a package with a sampler, prompt format or weight format to start from.",
     "check": "Check that a sampler or prompt format keeps its contract.",
     "version": "Print the versions of jaxllama, JAX and Python.",
 }

@@ -1,4 +1,4 @@
-"""`jaxllama new`: write a package with one sampler or prompt format in it, ready to install.
+"""`jaxllama new`: write a package with one plugin in it, ready to install.
 
 The package installs and passes its test as written; the author changes it from there.
 """
@@ -10,138 +10,38 @@ from string import Template
 
 import click
 
+from jaxllama.cli.templates import (
+    FORMAT,
+    FORMAT_TEST,
+    PROJECT,
+    README,
+    SAMPLER,
+    SAMPLER_TEST,
+    USES,
+    WEIGHTS_READER,
+    WEIGHTS_TEST,
+)
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.limits import LIMITS
-from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
+from jaxllama.registry import FORMATS, SAMPLERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Sampler, knobs_of
+from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import reason
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 
-SAMPLER = '''\
-"""$name: a sampler for jaxllama."""
-
-from jaxllama.sampling import Candidates, Context, Filter, Knob, knob
-from jaxllama.shapes import Array, Bool
-
-
-class $kind(Filter):
-    """Draw among tokens at least `$name` times as likely as the likeliest."""
-
-    $name: Knob = knob(off=0.0, low=0.0, high=1.0, help="smallest share of the top probability")
-
-    def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """True where a candidate may be drawn."""
-        return best.p >= self.$name * best.p[0]
-'''
-
-SAMPLER_TEST = '''\
-"""Tests of $name; run with `python -m pytest`."""
-
-from $module import $kind
-from jaxllama.testing import check_sampler
-from jaxllama.testing.tryout import Tryout, survivors
-
-LOGITS = [[2.0, 1.9, 0.0, -3.0]]
-
-
-def test_it_keeps_the_contract_of_samplers():
-    check_sampler($kind)
-
-
-def test_only_tokens_close_to_the_likeliest_are_drawn():
-    tryout = Tryout({"$name": $kind}, vocab=4, slots=1)
-    assert survivors(tryout.choose(LOGITS, {"$name": 0.5})) == [0, 1]
-    assert survivors(tryout.choose(LOGITS, {"$name": 0.0})) == [0, 1, 2, 3]
-'''
-
-FORMAT = '''\
-"""$name: a prompt format for jaxllama."""
-
-from collections.abc import Sequence
-
-from jaxllama.formats import Message, PromptFormat
-
-
-class $kind(PromptFormat):
-    """[user] ... [end] [assistant] ..."""
-
-    name = "$name"
-    stop = ("[end]",)
-
-    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Every message in its brackets, and where the assistant begins to speak."""
-        turns = [f"[{message.role}]\\n{message.content}\\n[end]\\n" for message in messages]
-        return "".join(turns) + ("[assistant]\\n" if answer else "")
-'''
-
-FORMAT_TEST = '''\
-"""What $name renders; run with `python -m pytest`."""
-
-from $module import $kind
-from jaxllama.formats import Message
-from jaxllama.testing import check_format
-
-
-def test_it_keeps_the_contract_of_formats():
-    check_format($kind)
-
-
-def test_a_question_is_followed_by_the_head_of_the_answer():
-    text = $kind().render([Message("user", "Hello")])
-    assert text == "[user]\\nHello\\n[end]\\n[assistant]\\n"
-'''
-
-PROJECT = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "$project"
-version = "0.1.0"
-description = "The $what $name for jaxllama"
-readme = "README.md"
-requires-python = ">=3.11"
-dependencies = ["jaxllama"]
-
-[project.optional-dependencies]
-test = ["pytest"]
-
-[project.entry-points."$group"]
-$name = "$module:$kind"
-
-[tool.hatch.build.targets.wheel]
-only-include = ["$module.py"]
-"""
-
-README = """\
-# $project
-
-The $what `$name` for jaxllama. It is all in `$module.py`.
-
-    pip install -e .
-    python -m pytest
-    jaxllama check $name
-    jaxllama plugins
-
-$use
-"""
-
-USES = {
-    "sampler": "Once it is installed, `$name` is an option of the command line, an argument of\n"
-    "`LLM.generate` and a field of every request:\n\n"
-    '    jaxllama generate -p "Once upon a time" --$option 0.1',
-    "format": "Once it is installed, it can be asked for by name:\n\n"
-    "    jaxllama chat --format $name",
+WORDS = {"sampler": "sampler", "format": "prompt format", "weights": "weight format"}
+PARTS = {
+    "sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS),
+    "format": (FORMAT, FORMAT_TEST, FORMATS),
+    "weights": (WEIGHTS_READER, WEIGHTS_TEST, WEIGHTS),
 }
-PARTS = {"sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS), "format": (FORMAT, FORMAT_TEST, FORMATS)}
 
 
 @click.command("new")
-@click.argument("what", type=click.Choice(list(PARTS)), metavar="sampler|format")
+@click.argument("what", type=click.Choice(list(PARTS)), metavar="sampler|format|weights")
 @click.argument("name")
 @click.option(
     "--into",
@@ -150,7 +50,7 @@ PARTS = {"sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS), "format": (FORMAT, FORMAT
     help="Create the package in this folder [default: the current one].",
 )
 def command(*, what: str, name: str, into: Path) -> None:
-    """Write a package with a sampler or prompt format called NAME.
+    """Write a package with a sampler, prompt format or weight format called NAME.
 
     The package can be installed as it is and passes its own test; change it from there.
     """
@@ -158,7 +58,7 @@ def command(*, what: str, name: str, into: Path) -> None:
     project = f"jaxllama-{name.replace('_', '-')}"
     folder = into / project
     write(folder, files(what, name, project))
-    click.echo(f"{folder}: a {what} called {name}")
+    click.echo(f"{folder}: a {WORDS[what]} called {name}")
     click.echo(f"next: cd {folder} && pip install -e . && python -m pytest")
 
 
@@ -167,8 +67,8 @@ def check_name(what: str, name: str) -> None:
     fits = NAME.fullmatch(name) and len(name) <= LONGEST and not keyword.iskeyword(name)
     if not fits:
         raise InvalidParameter(
-            f"{name[:100]!r} cannot be the name of a {what}; expected a lower-case word of at most "
-            f"{LONGEST} letters, digits and single underscores, such as warm_start",
+            f"{name[:100]!r} cannot be the name of a {WORDS[what]}; expected a lower-case word "
+            f"of at most {LONGEST} letters, digits and single underscores, such as warm_start",
             "name",
         )
     if name in used_names(what):
@@ -184,6 +84,9 @@ def used_names(what: str) -> set[str]:
     if what == "format":
         formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
         return {*formats.loaded, *formats.broken}
+    if what == "weights":
+        readers = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
+        return {*readers.loaded, *readers.broken}
     samplers = load_plugins(SAMPLERS, Sampler)
     knobs = (name for kind in samplers.loaded.values() for name in knobs_of(kind))
     return {*samplers.loaded, *samplers.broken, *knobs, *LIMITS}
@@ -193,7 +96,8 @@ def files(what: str, name: str, project: str) -> dict[str, str]:
     """Return the text of every file of the package, by its path."""
     source, test, group = PARTS[what]
     words = {
-        "what": what if what == "sampler" else "prompt format",
+        "what": WORDS[what],
+        "check": "jaxllama pull path/to/model" if what == "weights" else f"jaxllama check {name}",
         "name": name,
         "option": name.replace("_", "-"),
         "kind": "".join(part.capitalize() for part in name.split("_")),

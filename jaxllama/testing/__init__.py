@@ -10,6 +10,8 @@ from typing import Any
 _HOME = {
     "FAMILIES": "models",
     "random_params": "models",
+    "flatten": "models",
+    "byte_tokenizer_json": "models",
     "tiny": "models",
     "ByteTokenizer": "byte_tokenizer",
     "ScriptedEngine": "scripted",

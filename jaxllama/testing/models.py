@@ -1,11 +1,13 @@
-"""Tiny models of every family: configs of a few thousand weights, and random weights for them.
+"""Tiny models of every family: configs of a few thousand weights, random weights, a tokenizer.
 
 Called by tests and by plugin authors' checks. Knows names and shapes of weights, not the model's
 maths; NumPy only, so that nothing here can depend on the code under test.
 """
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,30 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict[Any, Any]:
         noise = random.standard_normal(shape)
         node[last] = scaled(path, noise).astype(np.float32)
     return tree
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of a nested tree by dotted path."""
+    flat: dict[str, np.ndarray] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def byte_tokenizer_json(vocab_size: int) -> str:
+    """Return the text of a tokenizer.json: all bytes, filled up with made-up tokens."""
+    tokens = [f"<0x{i:02X}>" for i in range(256)]
+    tokens += [f"token{i}" for i in range(256, vocab_size)]
+    return json.dumps(
+        {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+            "normalizer": None, "pre_tokenizer": None, "post_processor": None,
+            "decoder": {"type": "ByteFallback"},
+            "model": {"type": "BPE", "byte_fallback": True, "merges": [],
+                      "vocab": {text: i for i, text in enumerate(tokens)}},
+        }
+    )  # fmt: skip
 
 
 def scaled(path: str, noise: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ format.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,24 @@ from jaxllama.weights.stored import Stored, part_of, unpacked
 
 FLOATS = ("float32", "float16", "bfloat16")
 CUTS = (0.0, 0.1, 0.5, 0.9)  # the fractions of a file that truncated copies keep
+Opener = Callable[[Path], Checkpoint]
 EMBEDDING = "embed.weight"  # the only matrix whose canonical form is [vocab, width]
 
 
-def check_weights(path: Path | str) -> None:
-    """Open a small model of the format; raise AssertionError at the first broken rule."""
+def check_weights(
+    path: Path | str,
+    format_class: type[Checkpoint] | None = None,
+    *,
+    expected: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Open a small model of the format; raise AssertionError at the first broken rule.
+
+    The format is `format_class`, or the installed one that recognises the model. `expected` are the
+    model's weights by our paths, in canonical layout, as far as they are known.
+    """
     path = Path(path)
-    with open_checkpoint(path) as checkpoint:
+    opener = open_checkpoint if format_class is None else format_class.open
+    with opener(path) as checkpoint:
         config = checkpoint.config
         expect(isinstance(config, ModelConfig), f"config is {config!r}; expected a ModelConfig")
         abstract = abstract_params(config)
@@ -40,6 +51,8 @@ def check_weights(path: Path | str) -> None:
             check_value(weight, leaf, value)
             check_repeats(weight, value, checkpoint.read(weight, leaf))
             check_parts(checkpoint, weight, leaf, value)
+            if expected is not None and weight in expected:
+                check_equal(weight, value, expected[weight])
         check_way_back(checkpoint, values)
         tokens = checkpoint.tokenizer().vocab_size
         expect(
@@ -49,7 +62,7 @@ def check_weights(path: Path | str) -> None:
         checkpoint.close()  # the with statement closes it again, which must be harmless
     with tempfile.TemporaryDirectory() as folder:
         check_recognizer(type(checkpoint), path, Path(folder))
-        check_damage(path, Path(folder))
+        check_damage(path, Path(folder), opener)
 
 
 def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
@@ -83,6 +96,15 @@ def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
         expect(part.dtype.name in FLOATS, f"{weight}: {name} are {part.dtype}; expected floats")
         finite = np.isfinite(np.asarray(part, np.float32)).all()
         expect(bool(finite), f"{weight}: {name} hold NaN or infinity")
+
+
+def check_equal(weight: str, value: Stored, wanted: np.ndarray) -> None:
+    """Check that a weight has the values that were written."""
+    dense = unpacked(value)
+    if isinstance(value, Packed) and weight != EMBEDDING:
+        dense = dense.swapaxes(-1, -2)
+    same = np.array_equal(dense.astype(np.float32), np.asarray(wanted, np.float32))
+    expect(same, f"{weight} differs from the weight that was written")
 
 
 def check_repeats(weight: str, first: Stored, second: Stored) -> None:
@@ -139,7 +161,7 @@ def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -
         expect(not format_class.recognizes(other), f"{other.name} is recognised as a model")
 
 
-def check_damage(path: Path, folder: Path) -> None:
+def check_damage(path: Path, folder: Path, opener: Opener) -> None:
     """Check truncated copies: each raises CheckpointError or is read completely."""
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     copy = folder / f"damaged{path.suffix}"
@@ -153,13 +175,13 @@ def check_damage(path: Path, folder: Path) -> None:
             damaged = copy / file.relative_to(path)
         for cut in CUTS:
             damaged.write_bytes(whole[: int(len(whole) * cut)])
-            check_refused(copy, f"{file.name} cut to {cut:.0%}")
+            check_refused(copy, f"{file.name} cut to {cut:.0%}", opener)
 
 
-def check_refused(path: Path, what: str) -> None:
+def check_refused(path: Path, what: str, opener: Opener) -> None:
     """Check that a damaged model is read, or fails with CheckpointError and no other error."""
     try:
-        with open_checkpoint(path) as checkpoint:
+        with opener(path) as checkpoint:
             abstract = abstract_params(checkpoint.config)
             check_tensors(abstract, checkpoint)
             for weight, leaf in abstract.items():

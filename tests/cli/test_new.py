@@ -37,9 +37,12 @@ open(out, "w").write(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> dict[str, str]:
-    """An environment with a new sampler, a new format and a sampler that is broken."""
+    """An environment with a new sampler, two new formats and a sampler that is broken."""
     folder = tmp_path_factory.mktemp("kit")
-    for what, name in (("sampler", "eager"), ("format", "cornered"), ("sampler", "faulty")):
+    kit = (
+        ("sampler", "eager"), ("format", "cornered"), ("weights", "folded"), ("sampler", "faulty")
+    )  # fmt: skip
+    for what, name in kit:
         program("new", what, name, cwd=folder)
     faulty = folder / "jaxllama-faulty" / "jaxllama_faulty.py"
     faulty.write_text(f"{faulty.read_text()}\nraise RuntimeError('half done')\n")
@@ -65,10 +68,10 @@ def program(*arguments: str, cwd: Path | str, **environment: str) -> str:
 
 
 def test_packages_pass_their_tests_as_generated(installed):
-    folders = ("jaxllama-eager", "jaxllama-cornered")
+    folders = ("jaxllama-eager", "jaxllama-cornered", "jaxllama-folded")
     path = {"PYTHONPATH": installed["PYTHONPATH"]}
     told = python("-m", "pytest", "-q", *folders, cwd=installed["folder"], **path)
-    assert "4 passed" in told
+    assert "7 passed" in told
 
 
 def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
@@ -78,6 +81,14 @@ def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
     assert "cornered" in found["formats"] and "top_p" in found["samplers"]
     ((name, why),) = found["broken"].items()
     assert "faulty" in name and "RuntimeError: half done" in why
+
+
+def test_installed_weight_format_opens_its_models(installed):
+    folder = Path(installed["folder"]) / "jaxllama-folded"
+    code = "import sys, pathlib, test_jaxllama_folded as t; t.write_model(pathlib.Path('model'))"
+    python("-c", code, cwd=folder, PYTHONPATH=installed["PYTHONPATH"])
+    told = program("inspect", "model", cwd=folder, PYTHONPATH=installed["PYTHONPATH"])
+    assert "model: model (Folded)" in told and "21 tensors" in told.replace("  ", " ")
 
 
 def test_installed_plugins_run_in_a_model(installed, tmp_path):
@@ -104,11 +115,12 @@ def test_new_overwrites_nothing(run: Callable):
     [
         ("sampler", "Daring", "cannot be the name of a sampler"),
         ("sampler", "a/../b", "cannot be the name of a sampler"),
-        ("format", "class", "cannot be the name of a format"),
+        ("format", "class", "cannot be the name of a prompt format"),
         ("sampler", "x" * 41, "cannot be the name of a sampler"),
         ("sampler", "top_p", "'top_p' is taken"),
         ("sampler", "seed", "'seed' is taken"),
         ("format", "chatml", "'chatml' is taken"),
+        ("weights", "gguf", "'gguf' is taken"),
     ],
 )
 def test_new_refuses_names_that_do_not_do(run: Callable, what, name, words):

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import save_file
 
 from jaxllama.config import ModelConfig
+from jaxllama.testing.models import byte_tokenizer_json, flatten  # noqa: F401 - for callers
 
 HF_PARTS = {
     "embed": "model.embed_tokens",
@@ -157,16 +158,12 @@ def write_gguf(
     return expected
 
 
-def tokens(vocab_size: int) -> list[str]:
-    """A vocabulary of all bytes, filled up with made-up tokens."""
-    return [f"<0x{i:02X}>" for i in range(256)] + [f"token{i}" for i in range(256, vocab_size)]
-
-
 def gguf_vocabulary(vocab_size: int) -> dict[str, object]:
     """The metadata of a byte vocabulary whose first three tokens are special."""
+    tokens = [f"<0x{i:02X}>" if i < 256 else f"token{i}" for i in range(vocab_size)]
     return {
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *tokens(vocab_size)[3:]],
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *tokens[3:]],
         "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (vocab_size - 3),
         "tokenizer.ggml.scores": [0.0] * vocab_size,
     }
@@ -174,14 +171,7 @@ def gguf_vocabulary(vocab_size: int) -> dict[str, object]:
 
 def write_tokenizer_json(folder: Path, vocab_size: int) -> None:
     """The tokenizer.json of a byte vocabulary."""
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-        "decoder": {"type": "ByteFallback"},
-        "model": {"type": "BPE", "byte_fallback": True, "merges": [],
-                  "vocab": {text: i for i, text in enumerate(tokens(vocab_size))}},
-    }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").write_text(byte_tokenizer_json(vocab_size))
 
 
 def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) -> None:
@@ -248,12 +238,3 @@ def unpair(rows: np.ndarray, heads: int) -> np.ndarray:
     back = np.empty_like(rows)
     back[went] = rows
     return back
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """A nested tree by dotted path."""
-    flat = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
