@@ -27,7 +27,7 @@ class Packed:
     codes    bits 4: UInt8 [out, in/2], low nibble the even input; else Int8 [out, in], of which
              the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0
     scales   [out, in/group], float16 where that is exact, else float32
-    minima   like scales, or None where the format has none
+    minima   like scales, or None where the format has none; -zero * scale where it has zeros
     order    Int32 [in], or None: the input that the k-th stored one is (act-order GPTQ sorts them)
     """
 
