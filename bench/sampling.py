@@ -30,6 +30,7 @@ from subject import Subject, peer_options
 
 from jaxllama import LLM
 from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.probes import finish
 from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.kernels import body_named
 from jaxllama.sampling import KnobSpec, knobs_of
@@ -82,7 +83,9 @@ def main(*, board: Board, repetitions: int | None, subject: Subject, rows: int) 
     times = how_often(board, repetitions)
     with subject.load(slots=rows, length=len(TEXT) + STEPS) as llm:
         prompts = prefixes(llm.tokenize(TEXT), rows)
-        logits = np.stack([llm.engine.peek(prompt, len(prompt))[1] for prompt in prompts])
+        logits = np.stack(
+            [finish(llm.engine.probes.peek(prompt, len(prompt)))[1] for prompt in prompts]
+        )
         choose = jax.jit(partial(choose_again, llm.bank, llm.engine_config.kernels))
         for name, knobs in cases(llm, short=board.short):
             case = f"{subject.name}, {rows} rows, {name}"

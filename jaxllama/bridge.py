@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from jaxllama.engine.engine import Engine, InSteps
+from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Generation
+from jaxllama.engine.probes import InSteps
 from jaxllama.errors import EngineStopped, JaxLlamaError
 from jaxllama.request import Event, Finished, GenerationRequest, TextTail, Token
 
@@ -62,7 +63,7 @@ class Ticket:
 class Question(Generic[T]):
     """A reading in a slot without generation: log-probabilities, logits or an embedding.
 
-    `begin` creates the engine's generator, such as `Engine.peek_in_steps`; its return value is the
+    `begin` creates the engine's generator, such as `Probes.peek`; its return value is the
     answer.
     """
 

@@ -13,6 +13,8 @@ RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
 SAMPLING_DEFAULTS = ("auto", "none")  # auto: the model maker's recommended sampling is the default
+MOST_STEPS = 1024  # of one decode call: its results take memory for each step
+MOST_SYNC_MS = 10_000.0
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 
@@ -123,8 +125,9 @@ class EngineConfig:
 
     slots: int = 16
     context: int = 4096  # tokens a slot holds, prompt and generated together
-    prefill_chunk: int = 32  # most prompt tokens between two decode steps
-    steps_per_sync: int = 4  # decode steps per host round trip when no request waits
+    prefill_chunk: int = 32  # most prompt tokens of one prefill call, between two decode calls
+    steps_per_sync: int = 4  # most decode steps of one call
+    sync_ms: float = 50.0  # about the longest decode call; a fifth while clients share the engine
     candidates: int = 256  # tokens that a filter sees at first; more if it keeps the last of them
     max_stop_ids: int = 32  # of a request, together with the model's end tokens
     max_top_logprobs: int = 20
@@ -142,6 +145,14 @@ class EngineConfig:
         for name in (*positive, *more):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.steps_per_sync > MOST_STEPS:
+            raise ConfigError(
+                f"steps_per_sync is {self.steps_per_sync}; it must be at most {MOST_STEPS}"
+            )
+        if not 0 < self.sync_ms <= MOST_SYNC_MS:
+            raise ConfigError(
+                f"sync_ms is {self.sync_ms}; it must be above 0 and at most {MOST_SYNC_MS:g}"
+            )
         if self.cache_dtype not in CACHE_DTYPES:
             raise ConfigError(
                 f"cache_dtype is {self.cache_dtype!r}; expected one of {CACHE_DTYPES}"

@@ -24,8 +24,9 @@ from jaxllama import beams, scoring
 from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
-from jaxllama.engine.engine import Engine, finish
+from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
@@ -84,6 +85,9 @@ class LLM:
         kernels: str = "auto",
         threads: int | None = None,
         packed: bool = False,
+        prefill_chunk: int | None = None,
+        steps_per_sync: int | None = None,
+        sync_ms: float | None = None,
         prompt_format: str | None = None,
         sampling_defaults: str = "auto",
         compile_cache: bool = True,
@@ -101,6 +105,11 @@ class LLM:
         threads        of the C++ library (default: the processors this process may use)
         packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
                        each matrix at every use; slower, but smaller
+        prefill_chunk  most prompt tokens between two decode calls, rounded up to whole prompt tiles
+                       (default: 128 with kernels "cpu", else 32)
+        steps_per_sync most decode steps of one call (default 4)
+        sync_ms        milliseconds that a decode call should take at most; a fifth of them while
+                       several clients share the engine (default 50)
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         sampling_defaults  values of the knobs that a request does not set: auto (recommended by
@@ -122,6 +131,9 @@ class LLM:
                 cache_dtype=cache_dtype,
                 mesh=mesh,
                 packed=packed,
+                prefill_chunk=prefill_chunk,
+                steps_per_sync=steps_per_sync,
+                sync_ms=sync_ms,
             )
             samplers = load_plugins(SAMPLERS, Sampler)
             tokenizer = checkpoint.tokenizer()
@@ -427,7 +439,7 @@ class LLM:
 
     def _embed(self, text: Prompt, pooling: str) -> np.ndarray:
         self.streams.pump_until_free()
-        found = self.engine.embed(self.intake.ids(text))
+        found = finish(self.engine.probes.embed(self.intake.ids(text)))
         return scoring.as_embedding(found, scoring.Pooling(pooling))
 
     def _scores(self, prompts: Sequence[list[int]], tails: Sequence[list[int]]) -> list[Score]:
@@ -443,4 +455,4 @@ class LLM:
 
     def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
         self.streams.pump_until_free()
-        return self.engine.peek(ids, start)
+        return finish(self.engine.probes.peek(ids, start))

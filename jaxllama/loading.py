@@ -59,10 +59,14 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     cache_dtype: str | None = None,
     mesh: str | None = None,
     packed: bool = False,
+    prefill_chunk: int | None = None,
+    steps_per_sync: int | None = None,
+    sync_ms: float | None = None,
 ) -> EngineConfig:
-    """Return the engine's sizes and types, with defaults for this model and machine.
+    """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
-    Raises InvalidParameter or ConfigError for a value that the model or the kernels do not support.
+    Rounds `prefill_chunk` up to whole prompt tiles. Raises InvalidParameter or ConfigError for a
+    value that the model or the kernels do not support.
     """
     data, parts = parse_mesh(mesh)
     if context is not None and context > model.max_context:
@@ -76,10 +80,12 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         raise ConfigError(
             f"dtype is {dtype!r}; kernels {body!r} take one of {', '.join(chosen.dtypes)}"
         )
-    return EngineConfig(
+    engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
-        prefill_chunk=chosen.prefill_chunk,
+        prefill_chunk=chosen.prefill_chunk if prefill_chunk is None else prefill_chunk,
+        steps_per_sync=chosen.steps_per_sync if steps_per_sync is None else steps_per_sync,
+        sync_ms=chosen.sync_ms if sync_ms is None else sync_ms,
         candidates=min(CANDIDATES, model.vocab_size),
         kernels=chosen.name,
         dtype=dtype or chosen.default_dtype(),
@@ -88,6 +94,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         data_parallel=data,
         model_parallel=parts,
     )
+    return replace(engine, prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots))
 
 
 def read_weights(
@@ -209,6 +216,10 @@ def key_of(
     samplers: Mapping[str, type[Sampler]],
     bank: SamplerBank,
 ) -> str:
-    """Return the key of the compiled programs; the name of the model does not change it."""
+    """Return the key of the compiled programs.
+
+    The name of the model does not change it, nor do the settings that only the host uses.
+    """
     unnamed = replace(config, name="")
-    return program_key((unnamed, engine, stored_as(params), describe(samplers), bank.learned))
+    sized = replace(engine, queue_limit=1, sync_ms=1.0)
+    return program_key((unnamed, sized, stored_as(params), describe(samplers), bank.learned))

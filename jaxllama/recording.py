@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllama.engine.engine import Engine, InSteps
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.probes import InSteps
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.intake import Intake
 from jaxllama.request import GenerationRequest
@@ -89,7 +90,7 @@ def peek_at_answer(
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
         known = [*request.prompt, *tokens[:-1]]
-        yield from engine.peek_in_steps(known, len(request.prompt), found.append)
+        yield from engine.probes.peek(known, len(request.prompt), found.append)
     return np.concatenate(found)
 
 

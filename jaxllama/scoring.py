@@ -11,7 +11,8 @@ from enum import StrEnum
 import numpy as np
 
 from jaxllama.completion import Classification, Score
-from jaxllama.engine.engine import Engine, InSteps
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.probes import InSteps
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
 
@@ -70,11 +71,11 @@ def weigh(
     A generator, like the engine's probes; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
-        probe = engine.peek_in_steps([*prompts[0], *tails[0]], len(prompts[0]))
+        probe = engine.probes.peek([*prompts[0], *tails[0]], len(prompts[0]))
         return [(yield from probe)[0]]
     pairs = zip(prompts, tails, strict=True)
     weighed = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.weigh_in_steps(weighed))
+    return (yield from engine.probes.weigh(weighed))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
@@ -116,7 +117,7 @@ def check_choices(choices: Sequence[str], name: str = "choices") -> None:
 
 
 def as_embedding(found: tuple[np.ndarray, np.ndarray], pooling: Pooling) -> np.ndarray:
-    """Choose the vector of `Engine.embed` that `pooling` names, scaled to length 1."""
+    """Choose the vector of `Probes.embed` that `pooling` names, scaled to length 1."""
     vector = found[pooling is Pooling.LAST]
     length = float(np.linalg.norm(vector))
     if not math.isfinite(length) or length == 0:

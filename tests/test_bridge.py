@@ -184,7 +184,7 @@ def test_stop_ends_open_streams():
 def test_a_question_waits_for_a_slot():
     async def scenario(thread):
         streams = [Told(thread, asked(n, 40)) for n in range(8)]  # twice the slots
-        short = Question(lambda engine: engine.peek_in_steps((1, 2, 3), 1), tokens=3)
+        short = Question(lambda engine: engine.probes.peek((1, 2, 3), 1), tokens=3)
         _, logits = await thread.ask(short)
         assert len(logits) == thread.engine.bank.vocab
         for told in streams:
@@ -207,7 +207,7 @@ def test_what_a_question_raises_belongs_to_the_one_who_asks():
 
 
 def test_a_question_that_does_not_fit_is_refused():
-    too_long = Question(lambda engine: engine.peek_in_steps((1,) * 1000, 1), tokens=1000)
+    too_long = Question(lambda engine: engine.probes.peek((1,) * 1000, 1), tokens=1000)
 
     async def scenario(thread):
         with pytest.raises(PromptTooLong):
@@ -218,8 +218,8 @@ def test_a_question_that_does_not_fit_is_refused():
 
 
 LONG = tuple(range(100)) * 2
-PEEK = Question(lambda engine: engine.peek_in_steps(LONG, 1), tokens=200)
-EMBED = Question(lambda engine: engine.embed_in_steps(LONG), tokens=200)
+PEEK = Question(lambda engine: engine.probes.peek(LONG, 1), tokens=200)
+EMBED = Question(lambda engine: engine.probes.embed(LONG), tokens=200)
 
 
 def test_a_long_look_and_streams_take_turns():

@@ -35,7 +35,7 @@ def test_stream_that_outlives_its_model_ends():
 
 def test_waiting_for_a_slot_that_nobody_frees_is_an_error():
     llm = scripted_llm()
-    borrowed = [llm.engine.peek_in_steps([1, index], 1) for index in range(SMALL.slots)]
+    borrowed = [llm.engine.probes.peek([1, index], 1) for index in range(SMALL.slots)]
     for look in borrowed:
         next(look)
     with pytest.raises(EngineStopped, match="a slot was borrowed"):

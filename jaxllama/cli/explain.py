@@ -13,7 +13,7 @@ from rich.text import Text
 from jaxllama.cli.options import GenerationCommand, check_knobs
 from jaxllama.cli.terminal import CONTROLS, as_json, note, open_llm
 from jaxllama.engine.choosing.knobs import catalogue
-from jaxllama.engine.engine import finish
+from jaxllama.engine.probes import finish
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, replay
 from jaxllama.llm import LLM

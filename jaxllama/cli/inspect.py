@@ -48,8 +48,7 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
     MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
     that is not on this machine yet is downloaded.
     """
-    names = ("slots", "context", "dtype", "cache_dtype", "packed")
-    sizes = {name: loading[name] for name in names if loading.get(name) is not None}
+    sizes = {name: value for name, value in loading.items() if name not in ("kernels", "threads")}
     with progress_bars() as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
@@ -63,6 +62,7 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
             "text": describe_text(checkpoint),
             "sampling_defaults": describe_sampling(path, checkpoint),
             "memory": describe_memory(checkpoint, engine),
+            "engine": describe_engine(engine),
         }
     if wants_json:
         click.echo(as_json(found))
@@ -118,6 +118,17 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
         "cache": cache,
         "unpacked": unpacked,
         "total": weights + cache + unpacked,
+    }
+
+
+def describe_engine(engine: EngineConfig) -> dict[str, Any]:
+    """Return the kernels that run the model here, and how much they do in one call."""
+    return {
+        "kernels": engine.kernels,
+        "prompt_tile": body_named(engine.kernels).prompt_tile(engine.slots),
+        "prefill_chunk": engine.prefill_chunk,
+        "steps_per_sync": engine.steps_per_sync,
+        "sync_ms": engine.sync_ms,
     }
 
 
@@ -195,6 +206,15 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if memory["unpacked"]:
         yield f"         one unpacked matrix at a time {size_text(memory['unpacked'])} (float32)"
+    engine = found["engine"]
+    yield (
+        f"engine   kernels {engine['kernels']}: up to {engine['prefill_chunk']} prompt tokens per "
+        f"prefill call, in tiles of {engine['prompt_tile']}"
+    )
+    yield (
+        f"         up to {engine['steps_per_sync']} steps per decode call, about "
+        f"{engine['sync_ms']:g} ms"
+    )
 
 
 def size_text(size: int) -> str:

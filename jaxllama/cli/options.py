@@ -208,6 +208,28 @@ def loading_options(slots: int | None) -> list[click.Option]:
             "matrix at every use: less memory, more time per token.",
         ),
         option(
+            *("--prefill-chunk", "load_prefill_chunk"),
+            type=int,
+            metavar="N",
+            help="Compute at most this many prompt tokens between two decode calls, rounded up to "
+            "whole prompt tiles of the kernels. More finish a prompt sooner; fewer delay other "
+            f"answers less [default: {per_body('prefill_chunk')}].",
+        ),
+        option(
+            *("--steps-per-sync", "load_steps_per_sync"),
+            type=int,
+            metavar="N",
+            help="Decode at most this many tokens of each answer before the host reads them "
+            f"[default: {per_body('steps_per_sync')}].",
+        ),
+        option(
+            *("--sync-ms", "load_sync_ms"),
+            type=float,
+            metavar="MS",
+            help="Decode only as many tokens at a time as fit into this time; a fifth of it while "
+            f"several clients use the server [default: {per_body('sync_ms')}].",
+        ),
+        option(
             *("--format", "load_prompt_format"),
             metavar="NAME",
             help="Use this prompt format for conversations, or a .jinja file with a chat template "
@@ -227,6 +249,14 @@ def loading_options(slots: int | None) -> list[click.Option]:
             help="Compile every program again, and keep none on disk for the next start.",
         ),
     ]
+
+
+def per_body(setting: str) -> str:
+    """Return the default of a setting, by the kernels that have it if they differ."""
+    defaults = {name: f"{getattr(body, setting):g}" for name, body in BODIES.items()}
+    if len(set(defaults.values())) == 1:
+        return next(iter(defaults.values()))
+    return ", ".join(f"{value} with --kernels {name}" for name, value in defaults.items())
 
 
 class TextType(click.ParamType):  # type: ignore[type-arg]

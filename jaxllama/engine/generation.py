@@ -78,6 +78,15 @@ class Generation:
             id_, plain, None, self.submitted, self.client, leader=self, emitted=self.emitted
         )
 
+    def rewind(self, *, redraw: bool) -> None:
+        """Go back to WAITING after a fault; with `redraw`, all emitted tokens are drawn again."""
+        self.phase, self.slot = Phase.WAITING, -1
+        self.source = self.follows = self.guidance = None
+        if redraw:
+            self.replayed += len(self.emitted)
+            self.emitted.clear()
+            self.guide = None
+
     @property
     def newest(self) -> int:
         """Return the last known token, which the next step feeds."""

@@ -1,9 +1,8 @@
 """Probes: read what the model computes for given tokens, without drawing any.
 
-Used by the engine, which claims the slot. Each method is a generator: it takes the device state,
-yields the next state after each call of a program, is sent the state as it is then, and returns
-its result. The tokens it computes are noted as cached in the slot, so the next probe of the same
-prefix starts after it.
+Each probe is a generator that runs one program at a time, in a free slot, so that the engine can
+step in between; `finish` runs one whole. The tokens it computes are noted as cached in the slot, so
+the next probe of the same prefix starts after it.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -11,6 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxllama.config import EngineConfig
+from jaxllama.engine.batch import Batch
 from jaxllama.engine.branches import (
     PAIRS,
     RUN,
@@ -20,75 +21,143 @@ from jaxllama.engine.branches import (
     build_tree,
     cut_runs,
     group_runs,
+    shared_prefix,
 )
-from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompts import Prompts
-from jaxllama.engine.slots import SlotTable
-from jaxllama.engine.state import StateLeaves
+from jaxllama.engine.recovery import Recovery
+from jaxllama.engine.slots import Claim, SlotTable
 from jaxllama.engine.steps import Runs
+from jaxllama.errors import GenerationFailed, QueueFull
+
+NO_ID = -1  # no token: shares a prefix with nothing
+NO_OWNER = -1  # owner of the slots that probes hold: no generation has this id
 
 Result = TypeVar("Result")
-ProbeSteps = Generator[StateLeaves, StateLeaves, Result]
+InSteps = Generator[int, None, Result]  # yields how many tokens each of its calls has computed
 OnLogits = Callable[[np.ndarray], object]  # gets logits [R V] of consecutive tokens
 
 
 class Probes:
-    """The probes of one engine."""
+    """The probes of one engine; each raises QueueFull if no slot is free."""
 
-    def __init__(self, programs: Programs, slots: SlotTable, prompts: Prompts) -> None:
-        self._programs = programs
-        self._slots = slots.slots
+    def __init__(
+        self, batch: Batch, slots: SlotTable, prompts: Prompts, recovery: Recovery
+    ) -> None:
+        self._batch = batch
+        self._table = slots
         self._prompts = prompts
-        self.computed = 0  # tokens, by all probes together
+        self._recovery = recovery
 
     def peek(
-        self,
-        state: StateLeaves,
-        slot: int,
-        ids: Sequence[int],
-        start: int,
-        on_logits: OnLogits | None,
-    ) -> ProbeSteps[tuple[np.ndarray, np.ndarray]]:
+        self, ids: Sequence[int], start: int, on_logits: OnLogits | None = None
+    ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Return the log-probabilities of ids[start:] and the logits after the last token.
 
         Calls `on_logits` with all logits from the token before `start` on, tile by tile.
         """
-        state = yield from self._fill(state, slot, ids, start - 1)
-        cached = self._slots[slot].cached
-        tile, found = self._programs.tile, []
+        self._config.check_length(len(ids), 0)
+        return self._run(ids[:start], lambda slot: self._peek(slot, ids, start, on_logits))
+
+    def weigh(self, continuations: Sequence[Continuation]) -> InSteps[list[np.ndarray]]:
+        """Return the log-probabilities of the weighed tokens of many continuations.
+
+        A continuation is token ids and the index, at least 1, of the first token to weigh. A prefix
+        that several continuations share is computed once: this method is for many short
+        continuations of one long prefix.
+        """
+        for ids, _ in continuations:
+            self._config.check_length(len(ids), 0)
+        shared = shared_prefix(continuations)
+        known = continuations[0][0][:shared]
+        return self._run(known, lambda slot: self._weigh(slot, continuations, shared))
+
+    def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
+        """Return the final hidden states of `ids` after the last norm: their mean, and the last."""
+        self._config.check_length(len(ids), 0)
+        return self._run((), lambda slot: self._embed(slot, ids))
+
+    @property
+    def _config(self) -> EngineConfig:
+        return self._batch.programs.engine
+
+    # The slot of a probe.
+
+    def _run(
+        self, known: Sequence[int], begin: Callable[[int], InSteps[Result]]
+    ) -> InSteps[Result]:
+        """Run a probe in a free slot, one that has most of `known` cached; may be closed early.
+
+        Raises QueueFull if no slot is free, GenerationFailed if the engine restarts in between.
+        """
+        claim = self._table.claim(NO_OWNER, (*known, NO_ID))
+        if claim is None:
+            raise QueueFull("all slots are busy; step the engine until one is free")
+        restarts = self._batch.restarts
+        try:
+            self._copy_prefix(claim, known)
+            probe = begin(claim.slot)
+            while True:
+                yield next(probe)
+                if self._batch.restarts != restarts:
+                    raise GenerationFailed(
+                        "the engine restarted after a fault; send the request again"
+                    )
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        except GenerationFailed:
+            raise
+        except Exception as error:
+            self._recovery.recover(error, blame=False)
+            raise
+        finally:
+            if self._batch.restarts == restarts:
+                self._table.release(claim.slot)
+
+    def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
+        """Copy the prefix that another slot has cached already into the slot of a probe."""
+        if claim.source is None:
+            return
+        source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
+        there = min(own.shared_with(source), len(source), len(known))
+        if there > len(own):
+            self._prompts.copy(claim.source, claim.slot, known[:there])
+
+    # The programs of a probe.
+
+    def _peek(
+        self, slot: int, ids: Sequence[int], start: int, on_logits: OnLogits | None
+    ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
+        """Prefill up to the token before `start`, then peek at the rest, tile by tile."""
+        yield from self._fill(slot, ids, start - 1)
+        cached = self._table.slots[slot].cached
+        tile, found = self._batch.programs.tile, []
         for at in range(start - 1, len(ids), tile):
             rows = min(tile, len(ids) - at)
             following = ids[at + 1 : at + 1 + rows]
             pairs = np.zeros((2, tile), np.int32)
             pairs[0, :rows] = ids[at : at + rows]
             pairs[1, : len(following)] = following
-            numbers = (np.int32(slot), pairs, np.int32(at), np.int32(rows - 1))
-            state, seen = self._programs.peek(state, *numbers)
+            seen = self._batch.peek(slot, pairs, at, rows - 1)
             cached.cut(at)
             cached.extend(ids[at : at + rows])
-            self.computed += rows
-            state = yield state
+            yield rows
             found.append(np.asarray(seen.logprob)[: len(following)])  # waits: logits are large
             if on_logits is not None:
                 on_logits(np.asarray(seen.logits)[:rows])
         return np.concatenate(found), np.asarray(seen.logits)[rows - 1]
 
-    def weigh(
-        self, state: StateLeaves, slot: int, continuations: Sequence[Continuation], shared: int
-    ) -> ProbeSteps[list[np.ndarray]]:
-        """Return the log-probabilities of each continuation's tokens from its start on.
-
-        The first `shared` tokens of all continuations are equal.
-        """
-        state = yield from self._fill(state, slot, continuations[0][0], shared)
+    def _weigh(
+        self, slot: int, continuations: Sequence[Continuation], shared: int
+    ) -> InSteps[list[np.ndarray]]:
+        """Prefill the first `shared` tokens, which all continuations have, then weigh the rest."""
+        yield from self._fill(slot, continuations[0][0], shared)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
         sent = []
         runs = cut_runs(build_tree(continuations, shared), shared)
-        for call in group_runs(runs, self._programs.tile // RUN):
-            state, logprobs = self._programs.weigh(state, np.int32(slot), self._arguments(call))
-            sent.append((call, logprobs))
-            self.computed += sum(len(run.tokens) for run in call)
-            state = yield state
+        for call in group_runs(runs, self._batch.programs.tile // RUN):
+            sent.append((call, self._batch.weigh(slot, self._arguments(call))))
+            yield sum(len(run.tokens) for run in call)
         for call, logprobs in sent:
             all_keys = [keys for run in call for _, _, keys in run.targets]
             for keys, logprob in zip(all_keys, np.asarray(logprobs).tolist(), strict=False):
@@ -96,38 +165,28 @@ class Probes:
                     found[index][place] = logprob
         return found
 
-    def embed(
-        self, state: StateLeaves, slot: int, ids: Sequence[int]
-    ) -> ProbeSteps[tuple[np.ndarray, np.ndarray]]:
-        """Return the final hidden states of `ids` after the last norm: their mean, and the last."""
-        tile, found = self._programs.tile, []
+    def _embed(self, slot: int, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
+        """Pool the hidden states tile by tile."""
+        tile, found = self._batch.programs.tile, []
         for at in range(0, len(ids), tile):
             rows = min(tile, len(ids) - at)
             padded = np.zeros(tile, np.int32)
             padded[:rows] = ids[at : at + rows]
-            numbers = (np.int32(slot), padded, np.int32(at), np.int32(rows - 1))
-            state, seen = self._programs.embed(state, *numbers)
-            self._slots[slot].cached.extend(ids[at : at + rows])
-            found.append(seen)
-            self.computed += rows
-            state = yield state
+            found.append(self._batch.embed(slot, padded, at, rows - 1))
+            self._table.slots[slot].cached.extend(ids[at : at + rows])
+            yield rows
         total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
         return total / len(ids), np.asarray(found[-1].last)
 
-    def _fill(
-        self, state: StateLeaves, slot: int, ids: Sequence[int], end: int
-    ) -> ProbeSteps[StateLeaves]:
+    def _fill(self, slot: int, ids: Sequence[int], end: int) -> InSteps[None]:
         """Prefill the tokens of ids[:end] that the slot has not cached yet."""
-        cached = self._slots[slot].cached
+        cached = self._table.slots[slot].cached
         while len(cached) < end:
-            state, count = self._prompts.send(state, slot, ids, len(cached), end)
-            self.computed += count
-            state = yield state
-        return state
+            yield self._prompts.send(slot, ids, len(cached), end)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
         """Lay out the runs of one call as the arrays of the `weigh` program."""
-        count = self._programs.tile // RUN
+        count = self._batch.programs.tile // RUN
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
         pairs = np.zeros((2, PAIRS), np.int32)
         rows: dict[int, int] = {}  # row with targets: its index among these rows
@@ -141,3 +200,12 @@ class Probes:
         padded = np.zeros(TARGET_ROWS, np.int32)
         padded[: len(rows)] = list(rows)
         return Runs(ids.reshape(-1), places, padded, pairs)  # type: ignore[arg-type]
+
+
+def finish(probe: InSteps[Result]) -> Result:
+    """Run a probe to its end and return its result."""
+    while True:
+        try:
+            next(probe)
+        except StopIteration as end:
+            return end.value

@@ -2,8 +2,7 @@
 
 Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
 prompts of one client. A prefix that another slot has is copied; if another request is still
-computing the prefix, the prompt waits for it. Each method takes the device state and returns the
-next one. Knows no queue, no decoding, no faults.
+computing the prefix, the prompt waits for it. Knows no queue, no decoding, no faults.
 """
 
 from collections import deque
@@ -11,18 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation, Phase
-from jaxllama.engine.programs import Programs
 from jaxllama.engine.slots import Claim, SlotTable
-from jaxllama.engine.state import StateLeaves
 
 
 class Prompts:
     """The prompts in prefill."""
 
-    def __init__(self, programs: Programs, slots: SlotTable) -> None:
-        self._programs = programs
-        self._slots = slots.slots
+    def __init__(self, batch: Batch, slots: SlotTable) -> None:
+        self._batch = batch
+        self._table = slots
         self._filling: deque[Generation] = deque()
         self._chunks = 0  # sent so far
         self._last_chunk: dict[str, int] = {}  # client: the number of its last chunk
@@ -30,23 +28,23 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._filling)
 
-    def take(self, state: StateLeaves, generation: Generation, claim: Claim) -> StateLeaves:
+    def take(self, generation: Generation, claim: Claim) -> None:
         """Start the prefill of a generation in its claimed slot; copy a prefix that is cached."""
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
         generation.in_cache = False
         self._filling.append(generation)
         if claim.source is None:
-            return state
+            return
         generation.source = claim.source
         # A prompt only waits for an older claim, so prompts never wait in a circle.
-        generation.follows = self._slots[claim.source].owner
-        return self._copy_prefix(state, generation)
+        generation.follows = self._table.slots[claim.source].owner
+        self._copy_prefix(generation)
 
     def resume(self, generation: Generation) -> None:
         """Start prefill again after forced tokens were emitted; the slot keeps its cache."""
         generation.phase, generation.in_cache = Phase.FILLING, False
-        generation.filled = len(self._slots[generation.slot].cached)
+        generation.filled = len(self._table.slots[generation.slot].cached)
         self._filling.append(generation)
 
     def drop(self, generation: Generation) -> None:
@@ -54,8 +52,12 @@ class Prompts:
         if generation in self._filling:
             self._filling.remove(generation)
 
-    def advance(self, state: StateLeaves) -> tuple[StateLeaves, list[Generation]]:
-        """Compute one chunk of the next prompt; also return the prompts that are complete.
+    def clear(self) -> None:
+        """Stop the prefill of all prompts."""
+        self._filling.clear()
+
+    def advance(self) -> list[Generation]:
+        """Compute one chunk of the next prompt; return the prompts that are complete.
 
         The next prompt belongs to the client whose last chunk is the oldest, so a client with one
         prompt never waits for all prompts of another client.
@@ -63,7 +65,7 @@ class Prompts:
         ready: list[Generation] = []
         for generation in self._in_turn():
             self._filling.remove(generation)
-            state = self._copy_prefix(state, generation)
+            self._copy_prefix(generation)
             if generation.source is not None:
                 self._filling.append(generation)
                 continue
@@ -71,8 +73,7 @@ class Prompts:
             missing = end > generation.filled
             if missing:
                 slot, start = generation.slot, generation.filled
-                state, count = self.send(state, slot, known, start, end)
-                generation.filled += count
+                generation.filled += self.send(slot, known, start, end)
                 self._chunks += 1
                 self._last_chunk[generation.client] = self._chunks
             if generation.filled == end:
@@ -82,7 +83,7 @@ class Prompts:
                 self._filling.append(generation)
             if missing:
                 break
-        return state, ready
+        return ready
 
     def _in_turn(self) -> list[Generation]:
         """Sort the prompts by turn; forget the clients that have no prompt here."""
@@ -92,39 +93,33 @@ class Prompts:
         }
         return sorted(self._filling, key=lambda one: self._last_chunk.get(one.client, 0))
 
-    def send(
-        self, state: StateLeaves, slot: int, ids: Sequence[int], start: int, end: int
-    ) -> tuple[StateLeaves, int]:
-        """Compute one chunk of ids[start:end] in a slot; also return its number of tokens."""
-        count = min(end - start, self._programs.chunk)
-        chunk = np.zeros(self._programs.chunk, np.int32)
+    def send(self, slot: int, ids: Sequence[int], start: int, end: int) -> int:
+        """Compute one chunk of ids[start:end] in a slot; return its number of tokens."""
+        size = self._batch.programs.chunk
+        count = min(end - start, size)
+        chunk = np.zeros(size, np.int32)
         chunk[:count] = ids[start : start + count]
-        numbers = (np.int32(slot), chunk, np.int32(start), np.int32(count))
-        state = self._programs.prefill(state, *numbers)
-        self._slots[slot].cached.extend(ids[start : start + count])
-        return state, count
+        self._batch.prefill(slot, chunk, start, count)
+        self._table.slots[slot].cached.extend(ids[start : start + count])
+        return count
 
-    def _copy_prefix(self, state: StateLeaves, generation: Generation) -> StateLeaves:
+    def _copy_prefix(self, generation: Generation) -> None:
         """Copy a shared prefix from another slot, unless that slot is still computing it."""
         if generation.source is None:
-            return state
-        source, own = self._slots[generation.source], self._slots[generation.slot].cached
+            return
+        slots = self._table.slots
+        source, own = slots[generation.source], slots[generation.slot].cached
         coming = min(own.shared_with(source.cached), len(generation.known) - 1)
         there = min(coming, len(source.cached))
         if there < coming and source.owner is not None and source.owner == generation.follows:
-            return state
+            return
         generation.source = generation.follows = None
         if there > generation.filled:
-            state = self.copy(state, source.index, generation.slot, generation.known[:there])
+            self.copy(source.index, generation.slot, generation.known[:there])
             generation.filled = generation.reused = there
-        return state
 
-    def copy(
-        self, state: StateLeaves, source: int, target: int, prefix: Sequence[int]
-    ) -> StateLeaves:
+    def copy(self, source: int, target: int, prefix: Sequence[int]) -> None:
         """Copy the cache rows of a prefix from one slot to another that has its first tokens."""
-        numbers = (np.int32(source), np.int32(target), np.int32(len(prefix)))
-        state = self._programs.copy(state, *numbers)
-        cached = self._slots[target].cached
+        self._batch.copy(source, target, len(prefix))
+        cached = self._table.slots[target].cached
         cached.extend(prefix[len(cached) :])
-        return state

@@ -1,66 +1,82 @@
-"""Recovery: decide which request to blame when a program fails.
+"""Recovery: what the engine does when a program fails - new state, and a replay of live requests.
 
-Used by the engine after a fault. After a first fault no request is blamed: all live requests are
-replayed. Requests that see a second fault become suspects and run alone, one after the other, until
-they have drawn a few more tokens. A request that makes the engine fail while it runs alone is
-guilty. Plain Python.
+Used by the engine and its probes. A failed program has consumed the state, so the rest of it is
+freed, a new state is made, and the live requests start again with their prompts and the tokens that
+they have emitted. `suspects.py` decides which request is blamed. Knows no schedule: the engine
+passes the functions that clear it and that fail a request.
 """
 
+import logging
+import traceback
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation
+from jaxllama.engine.suspects import Suspects
+from jaxllama.errors import GenerationFailed, JaxLlamaError
 
-CLEARED_AFTER = 8  # tokens a suspect must draw alone
+logger = logging.getLogger(__name__)
+
+Clear = Callable[[], list[Generation]]  # empties all slots; returns the generations they held
+Fail = Callable[[Generation, JaxLlamaError], None]
 
 
 class Recovery:
-    """Keeps the suspects, and the suspect that runs alone."""
+    """Restarts one engine after a fault."""
 
-    def __init__(self) -> None:
-        self.suspects: deque[Generation] = deque()
-        self.alone: Generation | None = None
+    def __init__(
+        self, batch: Batch, waiting: deque[Generation], *, clear: Clear, fail: Fail
+    ) -> None:
+        """Work on the engine's batch and its queue of waiting requests."""
+        self._batch, self._waiting = batch, waiting
+        self._clear, self._fail = clear, fail
+        self.suspects = Suspects()
         self.faults = 0
-        self._drawn = 0
 
-    def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """Return the requests to replay together after a fault, and the guilty one, if any.
+    @contextmanager
+    def guard(self, *, blame: bool = True) -> Iterator[None]:
+        """Run programs in this context; replay the live requests after a fault or an interrupt.
 
-        Requests with a second fault become suspects.
+        A fault is logged and does not leave the context.
+        """
+        try:
+            yield
+        except Exception as error:
+            logger.exception("a program failed; replaying live requests")
+            self.recover(error, blame=blame)
+        except BaseException as error:  # Ctrl-C may have come between a donation and its result
+            self._requeue(self._restart(error))
+            self._batch.renew()
+            raise
+
+    def recover(self, error: Exception, *, blame: bool) -> None:
+        """Queue the live requests again, fail the guilty one, and make a new state.
+
+        Without `blame` no request is failed: a cancelled request or a probe caused the fault.
+        Raises the error of `Programs.empty`; the next step then tries again to make a state.
         """
         self.faults += 1
-        self._drawn = 0
+        live = self._restart(error)
+        again, guilty = self.suspects.judge(live) if blame else (self.suspects.excuse(live), None)
+        self._requeue(again)
+        if guilty is not None:
+            failure = GenerationFailed(f"this request made the engine fail repeatedly: {error}")
+            failure.__cause__ = error
+            self._fail(guilty, failure)
+        self._batch.renew()
+
+    def _restart(self, error: BaseException) -> list[Generation]:
+        """Free the old state, clear the schedule, rewind the live requests and return them."""
+        self._batch.drop()
+        traceback.clear_frames(error.__traceback__)  # a failed call may hold arrays of its own
+        live = self._clear()
         for generation in live:
-            generation.faults += 1
-        if self.alone is not None or (len(live) == 1 and live[0].faults > 1):
-            guilty = self.alone if self.alone is not None else live[0]
-            self.alone = None
-            return [one for one in live if one is not guilty], guilty
-        self.suspects.extend(one for one in live if one.faults > 1)
-        return [one for one in live if one.faults == 1], None
+            keeps_state = self._batch.programs.bank.remembers(generation.request.knobs)
+            generation.rewind(redraw=keeps_state)
+        return live
 
-    def excuse(self, live: list[Generation]) -> list[Generation]:
-        """Return the requests to replay together after a fault that none of them caused.
-
-        Suspects stay suspects; one that ran alone goes first again.
-        """
-        self.faults += 1
-        if self.alone in live and self.alone is not None:
-            self.suspects.appendleft(self.alone)
-            self.alone, self._drawn = None, 0
-        return [one for one in live if one not in self.suspects]
-
-    def progressed(self, generation: Generation) -> None:
-        """Count a drawn token of the suspect that runs alone; clear it after CLEARED_AFTER."""
-        if generation is not self.alone:
-            return
-        self._drawn += 1
-        if self._drawn >= CLEARED_AFTER:
-            self.forget(generation)
-
-    def forget(self, generation: Generation) -> None:
-        """Remove a generation that has ended or is cleared from the suspects."""
-        if generation in self.suspects:
-            self.suspects.remove(generation)
-        if generation is self.alone:
-            self.alone, self._drawn = None, 0
-            generation.faults = 0
+    def _requeue(self, generations: list[Generation]) -> None:
+        """Put generations in front of the queue, in their order."""
+        self._waiting.extendleft(reversed(generations))

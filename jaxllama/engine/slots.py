@@ -44,8 +44,13 @@ class SlotTable:
     """All slots; gives each request the slot that saves the most work."""
 
     def __init__(self, count: int) -> None:
+        self._count = count
+        self.clear()
+
+    def clear(self) -> None:
+        """Free all slots and forget all cached tokens."""
         self._root = TokenBlock()
-        self.slots = [Slot(index, SlotTokens(index, self._root)) for index in range(count)]
+        self.slots = [Slot(index, SlotTokens(index, self._root)) for index in range(self._count)]
         self._clock = 0
 
     @property

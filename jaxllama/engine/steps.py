@@ -20,6 +20,7 @@ from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.spread import SpreadLlama
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 
@@ -65,8 +66,9 @@ class Steps:
     ) -> None:
         """Build the functions; `where` is the partition of every weight on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
-        self.tile = body_named(engine.kernels).prompt_tile(engine.slots)
-        self.chunk = -(-engine.prefill_chunk // self.tile) * self.tile
+        body = body_named(engine.kernels)
+        self.tile = body.prompt_tile(engine.slots)
+        self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
 
     def _model(self, params: Tree) -> Llama | SpreadLlama:
         if self.where is not None:
@@ -222,6 +224,7 @@ class Steps:
         return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])
 
 
+@scoped
 def apply_guidance(
     logits: Float[Array, "S V"], state: DecodeState, active: Bool[Array, " S"]
 ) -> Float[Array, "S V"]:

@@ -291,7 +291,7 @@ class Body:
     name: str  # as in EngineConfig.kernels and --kernels
     missing: Callable[[], str]  # the reason why it cannot run on this machine; empty if it can
     refuses: Callable[[ModelConfig, int], str]  # the reason against a model in so many parts
-    attention: Callable[[int], AttentionOps]  # by head size
+    attention: AttentionOps
     choosing: Choosing
     lay_out: Callable[[MatrixGroup, Placement], list[Placed]]  # one result per matrix
     joins: bool  # whether matrices that read the same rows arrive as one group
@@ -300,4 +300,11 @@ class Body:
     keeps_packed: bool  # packed weights always stay packed
     prompt_tile: Callable[[int], int]  # rows of a prompt per iteration, by the number of slots
     prefill_chunk: int  # default of EngineConfig.prefill_chunk
+    steps_per_sync: int  # default of EngineConfig.steps_per_sync
+    sync_ms: float  # default of EngineConfig.sync_ms
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map
+
+    def whole_tiles(self, tokens: int, slots: int) -> int:
+        """Round a number of prompt tokens up to whole tiles: the seed contract knows no others."""
+        tile = self.prompt_tile(slots)
+        return -(-tokens // tile) * tile

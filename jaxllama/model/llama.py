@@ -121,8 +121,10 @@ class Llama(nnx.Module):
         self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply embedding and all blocks."""
-        x = constrain(self.embed(tokens), rows.axis, "width")
-        rotation = rope.tables(self.config.rope, self.config.head_dim, rows.position)
+        with jax.named_scope("embed"):
+            x = constrain(self.embed(tokens), rows.axis, "width")
+        with jax.named_scope("rope_tables"):
+            rotation = rope.tables(self.config.rope, self.config.head_dim, rows.position)
         layers = []
         for index, (block, layer) in enumerate(zip(self.blocks, cache, strict=True)):
             with jax.named_scope(f"block_{index}"):

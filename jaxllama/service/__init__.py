@@ -183,7 +183,7 @@ class GenerationService:
         engine, pulse = self.thread.engine, self.thread.pulse
         counts = engine.counts
         found |= {f"engine_{phase}": counts[phase] for phase in ("waiting", "filling", "running")}
-        seconds, traced = engine.step_seconds, sum(engine.programs.traces.values())
+        seconds, traced = engine.calls.step_seconds, sum(engine.programs.traces.values())
         return found | {
             "slots": engine.config.slots,
             "slots_used": counts["slots"],

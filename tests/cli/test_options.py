@@ -100,6 +100,7 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         *("-m", "x.gguf", "--slots", "3", "--context", "99", "--dtype", "float16"),
         *("--cache-dtype", "bfloat16", "--mesh", "data=2", "--packed", "--format", "plain"),
         *("--no-compile-cache", "--kernels", "xla", "--threads", "2"),
+        *("--prefill-chunk", "64", "--steps-per-sync", "2", "--sync-ms", "12.5"),
     )
     assert seen["loading"] == {
         "model": "x.gguf",
@@ -110,6 +111,9 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         "mesh": "data=2",
         "kernels": "xla",
         "threads": 2,
+        "prefill_chunk": 64,
+        "steps_per_sync": 2,
+        "sync_ms": 12.5,
         "packed": True,
         "prompt_format": "plain",
         "compile_cache": False,

@@ -85,6 +85,10 @@ def test_inspect_shows_the_model_and_its_memory(run, gguf):
     assert found["memory"]["weights"] == weights * 4
     assert found["memory"]["cache"] > 0 and found["memory"]["slots"] == 4
     assert found["text"]["end_ids"] == [2] and found["text"]["chat_template"] is False
+    sizes = ("--kernels", "xla", "--slots", "12", "--prefill-chunk", "30", "--steps-per-sync", "2")
+    shown = run("inspect", gguf, *sizes, "--sync-ms", "5").stdout
+    assert "up to 36 prompt tokens per prefill call, in tiles of 12" in shown
+    assert "up to 2 steps per decode call, about 5 ms" in shown
     more = json.loads(run("inspect", gguf, "--json", "--slots", "8", "--context", "128").stdout)
     assert more["memory"]["cache"] == 2 * found["memory"]["cache"]
     small = ("--cache-dtype", "int8", "--slots", "8", "--context", "128")

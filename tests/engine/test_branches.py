@@ -13,6 +13,7 @@ from jaxllama.engine.branches import (
     shared_prefix,
 )
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.probes import finish
 from tests.support import BODIES, MODEL, closed, new_engine, programs, request, run
 
 STEM = list(range(40))
@@ -73,9 +74,9 @@ def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
 def test_what_all_ways_share_is_computed_once():
     engine = Engine(Counted(programs()))
     continuations = [([*range(150), 200 + i, 3], 150) for i in range(8)]
-    engine.weigh(continuations)
+    finish(engine.probes.weigh(continuations))
     before = dict(engine.programs.calls)
-    engine.weigh(continuations)
+    finish(engine.probes.weigh(continuations))
     assert engine.programs.calls["prefill"] == before["prefill"] > 0
     assert before["weigh"] <= 16
 
@@ -100,7 +101,7 @@ def test_weighing_leaves_other_answers_alone():
     while not engine.idle:
         told += engine.step()
         if engine.counts["running"]:
-            engine.weigh([([*STEM, 5, 6], len(STEM)), ([*STEM, 7], len(STEM))])
+            finish(engine.probes.weigh([([*STEM, 5, 6], len(STEM)), ([*STEM, 7], len(STEM))]))
     assert [event.token for event in told if hasattr(event, "token")] == alone.tokens
     assert generation.is_over
     assert closed(engine)
@@ -109,6 +110,6 @@ def test_weighing_leaves_other_answers_alone():
 def test_a_way_without_a_common_beginning_is_weighed_too():
     engine = new_engine()
     continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
-    found = engine.weigh(continuations)
+    found = finish(engine.probes.weigh(continuations))
     for (ids, start), values in zip(continuations, found, strict=True):
         assert np.allclose(values, new_engine().peek(ids, start)[0], rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.probes import finish
 from jaxllama.errors import InvalidParameter, PromptTooLong
 from jaxllama.request import Contrast, FinishReason
 from tests.engine.test_recovery import Faulty, poison
@@ -34,7 +35,8 @@ def contrasted(scale: float = 3.0, max_tokens: int = 8, own=OWN, **more):
 def by_hand(engine: Engine, scale: float, answer: list[int]) -> np.ndarray:
     """The formula, on what two separate looks say behind the same answer."""
     own, other = (
-        engine.peek([*prompt, *answer], len(prompt) + len(answer))[1] for prompt in (OWN, OTHER)
+        finish(engine.probes.peek([*prompt, *answer], len(prompt) + len(answer)))[1]
+        for prompt in (OWN, OTHER)
     )
     logits = other + scale * (own - other)
     return logits - np.logaddexp.reduce(logits.astype(np.float64))

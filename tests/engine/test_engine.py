@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxllama.engine.engine import finish
 from jaxllama.engine.generation import Phase
+from jaxllama.engine.probes import finish
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
 from jaxllama.testing import FAMILIES, random_params
@@ -166,7 +166,7 @@ def test_short_prompt_is_not_stuck_behind_a_long_one():
 def test_peek_agrees_with_the_logprobs_of_generation():
     engine = new_engine()
     told = run(engine, [request(range(30), 10)])[0]
-    logprobs, logits = engine.peek([*range(30), *told.tokens], 30)
+    logprobs, logits = finish(engine.probes.peek([*range(30), *told.tokens], 30))
     assert np.allclose(logprobs, told.logprobs, atol=1e-5)
     assert logits.shape == (MODEL.vocab_size,)
     assert engine.slots.claimed == 0
@@ -175,15 +175,15 @@ def test_peek_agrees_with_the_logprobs_of_generation():
 def test_peek_in_a_warm_slot_gives_the_same():
     engine = new_engine()
     ids = list(range(64))
-    first, _ = engine.peek(ids, 1)
-    second, _ = engine.peek(ids, 20)
+    first, _ = finish(engine.probes.peek(ids, 1))
+    second, _ = finish(engine.probes.peek(ids, 20))
     assert np.allclose(first[19:], second, atol=1e-6)
 
 
 def test_a_look_sees_the_logits_of_every_place():
     engine = new_engine()
     ids, seen = list(range(100)), []  # more than one tile
-    logprobs, last = finish(engine.peek_in_steps(ids, 30, seen.append))
+    logprobs, last = finish(engine.probes.peek(ids, 30, seen.append))
     logits = np.concatenate(seen)
     assert (logits[-1] == last).all()
     totals = np.logaddexp.reduce(logits[:-1], axis=1)
@@ -195,8 +195,8 @@ def test_an_embedding_is_what_the_head_reads(engine):
     """Its product with a token's vector is that token's logit: the head is tied."""
     engine = new_engine(engine=engine)
     ids = list(range(100))  # more than one tile
-    _, last = engine.embed(ids)
-    _, logits = engine.peek(ids, 99)
+    _, last = finish(engine.probes.embed(ids))
+    _, logits = finish(engine.probes.peek(ids, 99))
     table = random_params(MODEL)["embed"]["weight"]
     spread = np.abs(logits).max()
     assert np.allclose(table @ last, logits, atol=spread / 50)  # the kernels round to 8 bits
@@ -206,9 +206,9 @@ def test_an_embedding_is_what_the_head_reads(engine):
 def test_an_embedding_does_not_depend_on_what_is_cached():
     engine = new_engine()
     ids = list(range(70))
-    first = engine.embed(ids)
+    first = finish(engine.probes.embed(ids))
     run(engine, [request(ids, 3)])
-    again = engine.embed(ids)
+    again = finish(engine.probes.embed(ids))
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
 
@@ -216,8 +216,8 @@ def test_an_embedding_does_not_depend_on_what_is_cached():
 def test_a_mean_embedding_is_the_mean_of_all_tokens():
     engine = new_engine()
     ids = [5, 9, 200]
-    each = [engine.embed(ids[: count + 1])[1] for count in range(3)]
-    assert np.allclose(engine.embed(ids)[0], np.mean(each, axis=0), atol=1e-5)
+    each = [finish(engine.probes.embed(ids[: count + 1]))[1] for count in range(3)]
+    assert np.allclose(finish(engine.probes.embed(ids))[0], np.mean(each, axis=0), atol=1e-5)
 
 
 def test_rows_of_another_family_decode_too():

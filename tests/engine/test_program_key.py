@@ -120,10 +120,10 @@ def test_another_driver_or_runtime_changes_the_key(monkeypatch, tmp_path):
         assert machine() != others
 
 
-def key_of_file(path) -> str:
+def key_of_file(path, **settings) -> str:
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
-        engine: EngineConfig = engine_config(config, "xla", slots=2, context=64)
+        engine: EngineConfig = engine_config(config, "xla", slots=2, context=64, **settings)
         mesh = make_mesh(engine, config)
         bank = SamplerBank({}, vocab=config.vocab_size, candidates=8, top_logprobs=2)
         return key_of(config, engine, read_weights(checkpoint, engine, mesh, None), {}, bank)
@@ -137,6 +137,15 @@ def test_same_model_from_gguf_and_hugging_face_has_the_same_key(tmp_path, name, 
     write_gguf(tmp_path / "one.gguf", config, params)
     write_hf(tmp_path / "other", config, params)
     assert key_of_file(tmp_path / "one.gguf") == key_of_file(tmp_path / "other")
+
+
+def test_only_settings_of_the_programs_change_the_key(tmp_path):
+    path = write_hf(tmp_path / "model", tiny(), flatten(random_params(tiny())))
+    key = key_of_file(path)
+    assert key_of_file(path, sync_ms=7.0) == key
+    assert key_of_file(path, prefill_chunk=30) == key  # rounded up to the default
+    assert key_of_file(path, prefill_chunk=64) != key
+    assert key_of_file(path, steps_per_sync=2) != key
 
 
 def test_another_model_has_another_key(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Phase
+from jaxllama.engine.probes import finish
 from jaxllama.errors import GenerationFailed
 from jaxllama.request import FinishReason
 from tests.support import ENGINE, MODEL, Told, closed, drive, new_engine, programs, request, run
@@ -43,7 +44,7 @@ def test_fault_while_probing_blames_no_running_request():
     for _ in range(3):
         drive(engine, told, 2)
         with pytest.raises(RuntimeError, match="injected fault"):
-            engine.peek([1, 2, 3], 1)
+            finish(engine.probes.peek([1, 2, 3], 1))
     drive(engine, told)
     assert [told[one.id].tokens for one in generations] == [one.tokens for one in expected[:2]]
 
@@ -274,13 +275,13 @@ def test_interrupt_in_the_middle_of_a_step_loses_nothing():
 
 def poison(engine: Engine, slot: int) -> None:
     """Write NaN into one slot's keys and values."""
-    state = engine.programs.tree_of(engine._state)
+    state = engine.programs.tree_of(engine._batch._state)
 
     def spoiled(part):
         return part if part.dtype == jnp.int8 else part.at[slot, :, :4].set(jnp.nan)
 
     state = dataclasses.replace(state, cache=jax.tree.map(spoiled, state.cache))
-    engine._state = tuple(jax.tree.leaves(state))
+    engine._batch._state = tuple(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -1,13 +1,29 @@
 """How many decode steps one call of the engine makes."""
 
+import dataclasses
 import itertools
+import math
+
+import pytest
 
 from jaxllama.config import EngineConfig
+from jaxllama.errors import ConfigError
 from jaxllama.request import GenerationRequest, Token
 from jaxllama.testing import ScriptedEngine
 
 MOST = 8  # steps of a call
 SIZE = EngineConfig(slots=16, context=256, steps_per_sync=MOST, candidates=256)
+
+
+class Slow:
+    """The tokens of a call, ready 5 ms per step after the host begins to wait for them."""
+
+    def __init__(self, tokens, timed):
+        self.tokens, self.timed = tokens, timed
+
+    def __array__(self, dtype=None, copy=None):
+        self.timed.seconds += 0.005 * (self.tokens >= 0).any(axis=1).sum()
+        return self.tokens
 
 
 class Timed:
@@ -17,17 +33,15 @@ class Timed:
         self.engine = ScriptedEngine(lambda _: b"x" * 200, config=config)
         self.seconds, self.calls, self.submitted = 0.0, [], 0
         self.engine._clock = lambda: self.seconds
-        decode, read = self.engine.programs.decode, self.engine._read
+        self.engine.calls._clock = self.engine._clock
+        decode = self.engine.programs.decode
 
         def counted(state, steps, *more):
             self.calls.append(int(steps))
-            return decode(state, steps, *more)
+            state, output = decode(state, steps, *more)
+            return state, output._replace(token=Slow(output.token, self))
 
-        def waited(sent):
-            self.seconds += 0.005 * (sent.output.token >= 0).any(axis=1).sum()
-            return read(sent)
-
-        self.engine.programs.decode, self.engine._read = counted, waited
+        self.engine.programs.decode = counted
 
     def submit(self, count=1, tokens=64):
         """Requests whose prompts share no beginning, so each takes a prefill call."""
@@ -73,6 +87,42 @@ def test_a_call_ends_with_the_first_row_that_reaches_its_budget():
     assert sum(timed.calls) <= left + 1
 
 
+def test_settings_bound_the_steps_of_a_call_and_the_tokens_of_a_prompt_chunk():
+    for setting, expected in (
+        ({"steps_per_sync": 3}, [1, 3, 3]),
+        ({"sync_ms": 10.0}, [1, 2, 2]),
+        ({"sync_ms": 0.5}, [1, 1, 1]),
+        ({"prefill_chunk": 32}, [1, MOST, MOST]),
+    ):
+        timed = Timed(dataclasses.replace(SIZE, **setting))
+        timed.warm()
+        timed.submit()
+        timed.step(3)
+        assert timed.calls == expected, setting
+    for chunk, chunks in ((32, 4), (64, 2), (100, 1)):  # 100 is rounded up to 112: whole tiles
+        timed = Timed(dataclasses.replace(SIZE, prefill_chunk=chunk))
+        timed.engine.submit(GenerationRequest(tuple(range(101)), 5))
+        timed.step(chunks - 1)
+        assert timed.engine.counts["filling"] == (chunks > 1)
+        timed.step()
+        assert timed.engine.counts["filling"] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"prefill_chunk": 0}, "prefill_chunk is 0; it must be at least 1"),
+        ({"steps_per_sync": 0}, "steps_per_sync is 0; it must be at least 1"),
+        ({"steps_per_sync": 2000}, "steps_per_sync is 2000; it must be at most 1024"),
+        ({"sync_ms": 0.0}, "sync_ms is 0.0; it must be above 0 and at most 10000"),
+        ({"sync_ms": math.nan}, "sync_ms is nan"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SIZE, **setting)
+
+
 def test_requests_that_wait_outside_the_engine_end_a_call_as_well():
     for wait, expected in ((False, MOST), (True, 3)):
         timed = Timed()
@@ -106,7 +156,7 @@ def test_chunks_do_not_queue_up_on_the_device_while_several_clients_use_the_engi
     for is_shared, expected in ((False, 0), (True, 5)):
         timed, waits = Timed(), []
         timed.engine.is_shared = is_shared
-        timed.engine._state.block_until_ready = lambda waits=waits: waits.append(1)
+        timed.engine._batch._state.block_until_ready = lambda waits=waits: waits.append(1)
         timed.engine.submit(GenerationRequest(tuple(range(200)), 5))
         timed.step(5)
         assert timed.engine.counts["filling"] == 1

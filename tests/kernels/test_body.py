@@ -143,7 +143,7 @@ def test_attention_agrees_with_the_plain_one(body, head_dim):
         angles = rng.random((rows, head_dim // 2)).astype(np.float32)
         return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
-    mine, plain = body.attention(head_dim), PLAIN.attention(head_dim)
+    mine, plain = body.attention, PLAIN.attention
     position, active = jnp.array([3, 140, 9]), jnp.array([True, True, False])
     given = (projections(slots), rotation(slots))
     for window in (None, 16):
@@ -165,6 +165,15 @@ def test_attention_agrees_with_the_plain_one(body, head_dim):
 def test_a_body_has_all_operations(body):
     assert isinstance(body.choosing, Choosing)
     assert body_named(body.name) is body and body.prompt_tile(16) >= 1
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_prompt_chunks_are_whole_tiles(body):
+    for slots in (1, 12, 16):
+        tile = body.prompt_tile(slots)
+        assert [body.whole_tiles(count, slots) for count in (1, tile, tile + 1)] == [
+            tile, tile, 2 * tile,
+        ]  # fmt: skip
 
 
 def test_an_unknown_body_is_refused():

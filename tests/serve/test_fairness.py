@@ -63,7 +63,7 @@ class Simulation:
     def probe(self, client, *, tokens=400):
         """Let a probe wait; the list gets the number of turns until its answer."""
         ids = [self.random.randrange(250) for _ in range(tokens)]
-        question = Question(lambda engine: engine.peek_in_steps(ids, 1), tokens)
+        question = Question(lambda engine: engine.probes.peek(ids, 1), tokens)
         return self.answer_to(question, client)
 
     def answer_to(self, question, client):
@@ -218,7 +218,7 @@ def test_a_probe_costs_the_tokens_that_it_computes():
     ids = list(range(200))
 
     def begin(engine):
-        yield from engine.peek_in_steps(ids, 150)
+        yield from engine.probes.peek(ids, 150)
         costs.append(one.queue._accounts["light"].given)
 
     for _ in range(2):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxllama.engine.probes import finish
 from jaxllama.errors import GenerationFailed, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.testing import ScriptedEngine
@@ -119,14 +120,14 @@ def test_logprobs_halve_from_the_token_that_is_said():
 
 def test_peek_sees_the_same_probabilities():
     engine = ScriptedEngine(lambda prompt: [len(prompt)])
-    logprobs, logits = engine.peek([9, 1, 3, 3], 1)
+    logprobs, logits = finish(engine.probes.peek([9, 1, 3, 3], 1))
     assert logprobs == pytest.approx([-math.log(2), -2 * math.log(2), -math.log(2)])
     assert int(np.argmax(logits)) == 4
 
 
 def test_embeddings_tell_which_tokens_and_where():
     engine = ScriptedEngine(lambda _: b"")
-    mean, last = engine.embed([3, 5, 3])
+    mean, last = finish(engine.probes.embed([3, 5, 3]))
     assert mean[[3, 5]] == pytest.approx([4 / 3, 2 / 3])
     assert np.flatnonzero(last).tolist() == [3]
 

@@ -15,6 +15,7 @@ from jaxllama.engine.choosing.rows import Rows, context, is_asked, is_warm, some
 from jaxllama.engine.choosing.token_sets import Sets, informed
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN, Adjuster, Sampler
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float
 
 SamplerNames = Sequence[str]
@@ -41,6 +42,7 @@ class AdjustedLogits(NamedTuple):
     sound: Bool[Array, " S"]
 
 
+@scoped
 def adjust(
     ops: Choosing,
     kinds: Mapping[str, type[Adjuster]],
@@ -129,4 +131,5 @@ def ask(
         assert isinstance(sampler, Adjuster)
         return informed(sampler, adjusting.sets[name])(logits, context(row, name))
 
-    return jax.vmap(one)(adjusting.bank[name], logits, rows)
+    with jax.named_scope(name):
+        return jax.vmap(one)(adjusting.bank[name], logits, rows)

@@ -47,6 +47,7 @@ from jaxllama.kernels.plain.choice import at
 from jaxllama.limits import LIMITS, unknown_field
 from jaxllama.mistakes import SUBCLASS, line_of
 from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 __all__ = ["Bank", "ChosenTokens", "Rows", "SamplerBank"]
@@ -290,15 +291,17 @@ class SamplerBank:
         def observed(name: str, on: Array, old: Sampler) -> Sampler:
             shown = drawn.shown.get(name, drawn.logprob)
             chosen = (drawn.token, logprob, jnp.exp(drawn.logprob), jnp.exp(shown))
-            return jax.lax.cond(
-                jnp.any(on),
-                lambda: where_rows(on, jax.vmap(one)(old, chosen), old),
-                lambda: old,
-            )
+            with jax.named_scope(f"{name}_observes"):
+                return jax.lax.cond(
+                    jnp.any(on),
+                    lambda: where_rows(on, jax.vmap(one)(old, chosen), old),
+                    lambda: old,
+                )
 
         return bank | {name: observed(name, on, bank[name]) for name, on in watching.items()}
 
 
+@scoped
 def draw_from_all(
     ops: Choosing,
     weighted: WeightedLogits,

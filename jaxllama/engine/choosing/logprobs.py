@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import NO_TOKEN
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 
@@ -41,6 +42,7 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
     )
 
 
+@scoped
 def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed:
     """List the `size` likeliest tokens of the vocabulary with their log-probabilities."""
     count = max(1, min(size, weighted.logits.shape[-1]))
@@ -65,6 +67,7 @@ def list_if(active: Bool[Array, " S"], make: Callable[[], Listed], size: int) ->
     return jax.lax.cond(jnp.any(active), listed, lambda: nothing)
 
 
+@scoped
 def logprob_if(
     ops: Choosing,
     active: Bool[Array, " S"],

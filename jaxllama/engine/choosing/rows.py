@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxllama.engine.choosing import random_numbers
 from jaxllama.sampling import NO_TOKEN, Adjuster, Context, KnobSpec, Pairs, Sampler, knobs_of
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
     )
 
 
+@scoped
 def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
     """Compute the `chance` of every sampler at once: separate code for each compiles slowly."""
     if not names:

@@ -14,6 +14,7 @@ from jaxllama.engine.choosing.logprobs import WeightedLogits
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels.body import Choosing
 from jaxllama.sampling import Sampler, Shaper
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 ShaperKinds = Mapping[str, type[Shaper]]  # in order
@@ -83,11 +84,13 @@ def shape_one(
         return jnp.where(jnp.max(shaped) > -jnp.inf, shaped, logits)
 
     def changed(old: Array) -> Array:
-        return where_rows(on, jax.vmap(one)(old, shaping.shapers[name], shaping.rows), old)
+        with jax.named_scope(name):
+            return where_rows(on, jax.vmap(one)(old, shaping.shapers[name], shaping.rows), old)
 
     return jax.lax.cond(jnp.any(on), changed, lambda old: old, logits)
 
 
+@scoped
 def shape_early(
     ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
 ) -> WeightedLogits:
@@ -105,6 +108,7 @@ def shape_early(
     return jax.lax.cond(jnp.any(on), shaped, lambda: weighted)
 
 
+@scoped
 def shape_all(
     ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
 ) -> tuple[WeightedLogits, dict[str, Float[Array, "S V"]]]:

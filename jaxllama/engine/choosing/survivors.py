@@ -17,6 +17,7 @@ from jaxllama.engine.choosing.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
 from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 # Takes the index of a filter, its rows and the survivors so far; returns the survivors after it.
@@ -55,6 +56,7 @@ class CandidateRows(NamedTuple):
     active: Bool[Array, " S"]  # rows whose result is used
 
 
+@scoped
 def draw_survivors(
     ops: Choosing, kinds: CandidateSamplers, given: CandidateRows, *, width: int, listed: int
 ) -> Draws:
@@ -127,9 +129,10 @@ def kept_by(
         assert isinstance(sampler, Filter)
         return sampler(best, context(row, name))
 
-    candidates = Candidates(*best, *spread(best, given, fresh))
-    keep = jax.vmap(one)(given.filters[name], candidates, given.rows)
-    return keep.at[:, 0].set(True) if kind.keeps_greedy else keep
+    with jax.named_scope(name):
+        candidates = Candidates(*best, *spread(best, given, fresh))
+        keep = jax.vmap(one)(given.filters[name], candidates, given.rows)
+        return keep.at[:, 0].set(True) if kind.keeps_greedy else keep
 
 
 def spread(

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.config import DTYPES, ModelConfig
-from jaxllama.kernels import plain
 from jaxllama.kernels.body import (
     AttentionOps,
     Body,
@@ -28,13 +27,6 @@ from jaxllama.shapes import Array
 __all__ = ["CPU"]
 
 PROMPT_TILE = 64  # rows of a prompt that go through the kernels together
-
-
-def attention_for(head_dim: int) -> AttentionOps:
-    """Return attention by the library; head sizes without a kernel get the plain one."""
-    if head_dim in SIZES:
-        return AttentionOps(step, where_slot_lies(prompt))
-    return plain.attention_for(head_dim)
 
 
 def step(
@@ -105,7 +97,7 @@ CPU = Body(
     name="cpu",
     missing=missing,
     refuses=refuses,
-    attention=attention_for,
+    attention=AttentionOps(step, where_slot_lies(prompt)),
     choosing=choice,
     lay_out=lay_out,
     joins=True,
@@ -114,5 +106,7 @@ CPU = Body(
     keeps_packed=True,
     prompt_tile=lambda _slots: PROMPT_TILE,
     prefill_chunk=128,
+    steps_per_sync=4,
+    sync_ms=50.0,
     splits_itself=True,
 )

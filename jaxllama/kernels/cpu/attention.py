@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxllama.kernels.body import PromptSpan, Rotation
 from jaxllama.kernels.cpu import library
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # ATTEND_BLOCK of cpu/attend.h: columns of one partial result
@@ -21,6 +22,7 @@ STORED = ("uint16", "bfloat16", "float16", "float32", "int8")  # uint16 holds th
 Cache = tuple[Array, ...]
 
 
+@scoped
 def attend_step(
     qkv: Float[Array, "S W"],
     rotation: Rotation,
@@ -49,6 +51,7 @@ def attend_step(
     return out, cache
 
 
+@scoped
 def attend_prompt(
     qkv: Float[Array, "L W"],
     rotation: Rotation,

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxllama.kernels.body import Best, HeldTokens, Survey
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.spread import by_rows
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 GROUP, SPAN, BLOCK = 64, 256, 4096  # as in cpu/choose.h; they determine the scratch sizes
 
 
+@scoped
 @by_rows
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
     """Compute `choice.survey` in one pass."""
@@ -30,6 +32,7 @@ def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
     return Survey(*found)
 
 
+@scoped
 @by_rows
 def best_candidates(
     logits: Float[Array, "S V"],
@@ -54,6 +57,7 @@ def best_candidates(
     return ids, relative, total
 
 
+@scoped
 @by_rows
 def draw(
     logits: Float[Array, "S V"],
@@ -73,6 +77,7 @@ def draw(
     return token, total
 
 
+@scoped
 @by_rows
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
@@ -88,6 +93,7 @@ def logprob(
     return found
 
 
+@scoped
 @by_rows
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
@@ -99,6 +105,7 @@ def set_aside(
     return same, copy
 
 
+@scoped
 @by_rows
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
@@ -111,6 +118,7 @@ def take_held(
     return HeldTokens(*call(logits, tokens, count))
 
 
+@scoped
 @by_rows
 def put_held(
     logits: Float[Array, "S V"],
@@ -127,6 +135,7 @@ def put_held(
     return found
 
 
+@scoped
 @by_rows
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best

@@ -13,13 +13,7 @@ from jaxllama.kernels.plain.attention import attend_prompt, attend_step
 from jaxllama.kernels.plain.layout import lay_out
 from jaxllama.kernels.plain.matmul import ROW_TILE
 
-__all__ = ["PLAIN", "attention_for"]
-
-
-def attention_for(head_dim: int) -> AttentionOps:
-    """Return attention for any head size."""
-    del head_dim
-    return AttentionOps(attend_step, attend_prompt)
+__all__ = ["PLAIN"]
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
@@ -37,7 +31,7 @@ PLAIN = Body(
     name="xla",
     missing=lambda: "",
     refuses=refuses,
-    attention=attention_for,
+    attention=AttentionOps(attend_step, attend_prompt),
     choosing=choice,
     lay_out=lay_out,
     joins=False,
@@ -46,5 +40,7 @@ PLAIN = Body(
     keeps_packed=False,
     prompt_tile=prompt_tile,
     prefill_chunk=32,
+    steps_per_sync=4,
+    sync_ms=50.0,
     splits_itself=False,
 )

@@ -22,6 +22,7 @@ from jaxllama.kernels.storage import (
     read_columns,
     sides,
 )
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int
 
 HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
@@ -29,6 +30,7 @@ HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -i
 ReadBlock = Callable[[Array], tuple[Array, Array]]
 
 
+@scoped
 def attend_step(
     projections: Projections,
     rotation: Rotation,
@@ -58,6 +60,7 @@ def attend_step(
 
 
 @where_slot_lies
+@scoped
 def attend_prompt(
     projections: Projections,
     rotation: Rotation,

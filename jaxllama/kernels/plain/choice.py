@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.kernels.body import Best, HeldTokens, Survey
+from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabulary is slow
 
 
+@scoped
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
@@ -22,6 +24,7 @@ def set_aside(
     return logits, logits
 
 
+@scoped
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
     """Find the likeliest token of every row, and whether its logits are sound."""
     del active
@@ -49,6 +52,7 @@ def likeliest(logits: Float[Array, "S V"]) -> tuple[Int32[Array, " S"], Float[Ar
     return jnp.where(first < vocab, first, 0), best
 
 
+@scoped
 def best_candidates(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
@@ -77,6 +81,7 @@ def largest(
     return jax.lax.optimization_barrier(ids), jax.lax.optimization_barrier(values)
 
 
+@scoped
 def draw(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
@@ -105,6 +110,7 @@ def draw(
     return block * BLOCK + place, jnp.log(reached[:, -1])
 
 
+@scoped
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
@@ -113,6 +119,7 @@ def logprob(
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
+@scoped
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
@@ -136,6 +143,7 @@ def take_held(
     return HeldTokens(first, held, is_sound(held))
 
 
+@scoped
 def put_held(
     logits: Float[Array, "S V"],
     tokens: Int32[Array, "S T"],
@@ -148,6 +156,7 @@ def put_held(
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(logits, ids, held)
 
 
+@scoped
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:

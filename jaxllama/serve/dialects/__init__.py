@@ -31,7 +31,7 @@ prompt p has index p * n + i and the seed `choice_seed(seed, i)`.
 Work that takes longer than a millisecond must not run on the event loop:
 `await service.off_loop(f, request[CALLER], size=characters)` calls f(model) in a thread
 (tokenizing, templates). Work that needs a slot but does not generate, such as
-`Engine.peek_in_steps`, waits in the fair queue like a generation:
+`Probes.peek`, waits in the fair queue like a generation:
 `await service.ask_engine([Question(begin, tokens)], request[CALLER])`. Mark a handler that
 needs no key with `@open_to_all` from `guard`. Add the module to `DIALECTS` in `app.py`.
 """

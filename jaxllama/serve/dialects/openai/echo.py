@@ -6,7 +6,6 @@ Used by the completions endpoint. Evaluation harnesses score texts this way.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 
 import numpy as np
 
@@ -57,8 +56,9 @@ async def make_echo(
     def note_top(logits: np.ndarray) -> None:
         tops.extend(top_tokens(row, count) for row in logits)
 
-    begin = methodcaller("peek_in_steps", ids, 1, note_top if count else None)
-    ((values, _),) = await service.ask_engine([Question(begin, len(ids))], caller)
+    on_logits = note_top if count else None
+    question = Question(lambda engine: engine.probes.peek(ids, 1, on_logits), len(ids))
+    ((values, _),) = await service.ask_engine([question], caller)
     logprobs, writer = OldLogprobs(), LogprobsWriter(tokenizer)
     writer.add(logprobs, ids[0], None)
     for index, (token, value) in enumerate(zip(ids[1:], values.tolist(), strict=True)):

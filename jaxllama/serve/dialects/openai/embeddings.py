@@ -1,7 +1,6 @@
 """`/v1/embeddings`: converts texts or token ids to one vector each, of length (norm) 1."""
 
 import base64
-from operator import methodcaller
 from typing import ClassVar, Literal
 
 import msgspec
@@ -84,7 +83,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
             "input",
         )
     pooling = Pooling(body.pooling or Pooling.MEAN)
-    questions = [Question(methodcaller("embed_in_steps", ids), len(ids)) for ids in all_ids]
+    questions = [embedding_question(ids) for ids in all_ids]
     found = [
         EmbeddingVector(index, encode_vector(as_embedding(pooled, pooling), body))
         for index, pooled in enumerate(await service.ask_engine(questions, request[CALLER]))
@@ -98,6 +97,11 @@ def encode_input(model: Model, text: Prompt) -> list[int]:
     ids = model.intake.ids(text)
     model.engine.config.check_length(len(ids), 0)
     return ids
+
+
+def embedding_question(ids: list[int]) -> Question[tuple[np.ndarray, np.ndarray]]:
+    """Build the question that asks the engine for the hidden states of one text."""
+    return Question(lambda engine: engine.probes.embed(ids), len(ids))
 
 
 def encode_vector(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:

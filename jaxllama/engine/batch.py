@@ -1,0 +1,88 @@
+"""The batch: the state of all rows on the device, and the program calls that change it.
+
+Used by the engine, its prompts, its calls and its probes. The only owner of the state: every
+program consumes the state and returns the next one. Knows slots and arrays, not requests.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllama.engine.programs import Programs
+from jaxllama.engine.state import RowStart, StateLeaves
+from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
+
+
+class Batch:
+    """The device state of one engine. A call of any program may fail and lose the state."""
+
+    def __init__(self, programs: Programs) -> None:
+        self.programs = programs
+        self.restarts = 0  # how many states were dropped so far
+        self._state: StateLeaves = programs.empty()
+        self._is_lost = False  # the state was dropped, and no new one is made yet
+
+    def prefill(self, slot: int, ids: np.ndarray, start: int, count: int) -> None:
+        """Compute the cache of the first `count` of `ids` in a slot, from column `start` on."""
+        numbers = (np.int32(slot), ids, np.int32(start), np.int32(count))
+        self._state = self.programs.prefill(self._state, *numbers)
+
+    def admit(self, slot: int, row: RowStart) -> None:
+        """Write the row of a slot, so that it starts to decode."""
+        self._state = self.programs.admit(self._state, np.int32(slot), row)
+
+    def decode(self, steps: int, allowed: np.ndarray | None = None) -> StepOutput:
+        """Draw up to `steps` tokens for every active row; return the output without waiting."""
+        self._state, output = self.programs.decode(self._state, np.int32(steps), allowed)
+        return output
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Stop the rows of these slots."""
+        mask = np.zeros(self.programs.engine.slots, np.bool_)
+        mask[list(slots)] = True
+        self._state = self.programs.release(self._state, mask)
+
+    def scrub(self, slot: int) -> None:
+        """Zero the cache of a slot."""
+        self._state = self.programs.scrub(self._state, np.int32(slot))
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first `count` cache columns of one slot to another."""
+        numbers = (np.int32(source), np.int32(target), np.int32(count))
+        self._state = self.programs.copy(self._state, *numbers)
+
+    def peek(self, slot: int, pairs: np.ndarray, start: int, last: int) -> Peek:
+        """Compute the log-probability of each target after its id, and all logits up to `last`."""
+        numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
+        self._state, found = self.programs.peek(self._state, *numbers)
+        return found
+
+    def weigh(self, slot: int, runs: Runs) -> Any:
+        """Compute the log-probabilities of the targets of short runs of tokens."""
+        self._state, logprobs = self.programs.weigh(self._state, np.int32(slot), runs)
+        return logprobs
+
+    def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
+        """Pool the final hidden states of `ids` up to row `last`."""
+        numbers = (np.int32(slot), ids, np.int32(start), np.int32(last))
+        self._state, found = self.programs.embed(self._state, *numbers)
+        return found
+
+    def wait(self) -> None:
+        """Wait until the device has run every program that was sent."""
+        jax.block_until_ready(self._state)
+
+    def drop(self) -> None:
+        """Free the device memory of the state, except arrays that a failed program consumed."""
+        if not self._is_lost:
+            self.programs.delete(self._state)
+        self._is_lost = True
+        self.restarts += 1
+
+    def renew(self) -> None:
+        """Make a new state, with every row inert, if the old one was dropped."""
+        if self._is_lost:
+            self._state = self.programs.empty()
+            self._is_lost = False

@@ -1,0 +1,60 @@
+"""Decode calls: the ones that were sent to the device and not read yet, and how long steps take.
+
+Used by the engine. A call is kept with the generations that owned its rows when it was sent.
+Knows no queue and emits nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxllama.engine.batch import Batch
+from jaxllama.engine.generation import Generation
+from jaxllama.engine.reading import Reading, Sent
+
+
+class DecodeCalls:
+    """The unread decode calls of one engine, oldest first."""
+
+    def __init__(self, batch: Batch, clock: Callable[[], float]) -> None:
+        self._batch = batch
+        self._clock = clock
+        self._sent: deque[Sent] = deque()
+        self._last_read = 0.0
+        self.step_seconds = 0.0  # duration of one decode step, as last measured
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def send(
+        self,
+        steps: int,
+        owners: Sequence[Generation | None],
+        allowed: np.ndarray | None = None,
+    ) -> None:
+        """Send a call of up to `steps` steps; rows without an owner are ignored when it is read."""
+        output = self._batch.decode(steps, allowed)
+        self._sent.append(Sent(output, steps, list(owners)))
+
+    def read(self) -> Reading:
+        """Wait for the oldest call, measure its steps and return its tokens."""
+        reading = Reading(self._sent.popleft())
+        now = self._clock()
+        if reading.steps_taken and self._last_read:
+            self.step_seconds = (now - self._last_read) / reading.steps_taken
+        self._last_read = now if self._sent else 0.0
+        return reading
+
+    def clear(self) -> None:
+        """Drop all unread calls."""
+        self._sent.clear()
+        self._last_read = 0.0
+
+    def steps_in(self, seconds: float) -> int:
+        """Return about how many steps fit into so many seconds; 1 before the first measurement."""
+        return round(seconds / self.step_seconds) if self.step_seconds else 1
+
+    def steps_sent(self, generation: Generation) -> int:
+        """Count the steps of unread calls that include this generation's row."""
+        return sum(sent.steps for sent in self._sent if sent.owners[generation.slot] is generation)
