@@ -17,9 +17,9 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.limits import check
 from jaxllama.request import GenerationRequest
 
-Tokens = tuple[int, ...]
+TokenIds = tuple[int, ...]
 Likeliest = Sequence[tuple[int, float]]  # token ids and log-probabilities, best first
-Expand = Callable[[Sequence[Tokens]], Sequence[Likeliest]]  # next tokens of each prefix
+Expand = Callable[[Sequence[TokenIds]], Sequence[Likeliest]]  # next tokens of each prefix
 
 EarlyStopping = bool | Literal["never"]
 
@@ -27,14 +27,14 @@ EarlyStopping = bool | Literal["never"]
 class Beam(NamedTuple):
     """A prefix of an answer, and its log-probability."""
 
-    tokens: Tokens
+    tokens: TokenIds
     logprob: float
 
 
-class Found(NamedTuple):
+class BeamAnswer(NamedTuple):
     """A whole answer; its last token is an end token, unless it reached `max_tokens`."""
 
-    tokens: Tokens
+    tokens: TokenIds
     logprob: float
     score: float
 
@@ -56,7 +56,7 @@ class SearchRules:
 
     @property
     def candidates(self) -> int:
-        """Count the next tokens to list per prefix: `width`, and as many as may end it."""
+        """Count the next tokens to list per prefix: `width`, and one for each end token."""
         return self.width + len(self.end_ids)
 
     def score(self, logprob: float, length: int) -> float:
@@ -67,7 +67,7 @@ class SearchRules:
         """Say whether the last token of a prefix is an end token."""
         return beam.tokens[-1] in self.end_ids
 
-    def can_improve(self, best: Beam, found: Sequence[Found]) -> bool:
+    def can_improve(self, best: Beam, found: Sequence[BeamAnswer]) -> bool:
         """Say whether extending the best prefix may still improve the answers found."""
         if len(found) < self.width:
             return True
@@ -105,14 +105,14 @@ def rules_of(
     return rules
 
 
-def search(expand: Expand, rules: SearchRules) -> list[Found]:
+def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
     """Search for the `width` best answers; return them best first."""
-    running, found = [Beam((), 0.0)], list[Found]()
+    running, found = [Beam((), 0.0)], list[BeamAnswer]()
     for length in range(1, rules.max_tokens + 1):
         extended = extend(running, expand([beam.tokens for beam in running]))
         is_last = length == rules.max_tokens
         whole = [beam for beam in extended[: rules.width] if is_last or rules.ends(beam)]
-        found += [Found(*beam, rules.score(beam.logprob, length)) for beam in whole]
+        found += [BeamAnswer(*beam, rules.score(beam.logprob, length)) for beam in whole]
         found = sorted(found, key=lambda each: -each.score)[: rules.width]
         running = [beam for beam in extended if not rules.ends(beam)][: rules.width]
         if not running or not rules.can_improve(running[0], found):

@@ -45,7 +45,7 @@ class Ticket:
 
     @property
     def size(self) -> int:
-        """Count the tokens of its prompts."""
+        """Count the tokens of the request's prompts."""
         return sum(map(len, self.request.prompts))
 
     @property
@@ -61,7 +61,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """A reading in a slot without generation: log-probabilities, logits or an embedding.
+    """A question that the model answers without generating: log-probabilities or an embedding.
 
     `begin` creates the engine's generator, such as `Probes.peek`; its return value is the
     answer.
@@ -82,7 +82,7 @@ class Probe:
 
     @property
     def size(self) -> int:
-        """Return the most tokens that it computes."""
+        """Return the most tokens that the probe computes."""
         return self.question.tokens
 
     @property
@@ -106,13 +106,13 @@ class Backlog(Protocol):
         """Say whether several clients use the engine."""
 
     def push(self, work: Ticket | Probe, /) -> None:
-        """Add work that waits."""
+        """Add a request or probe to the backlog."""
 
     def remove(self, work: Ticket | Probe, /) -> bool:
-        """Take work out; return False if it does not wait here."""
+        """Remove a request or probe; return False if it is not in the backlog."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
-        """Take the next work that fits into `free` slots; the caller calls `ended` at its end."""
+        """Remove and return the next work that fits into `free` slots; `ended` reports its end."""
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
         """Note that the engine computed `tokens` tokens for this work."""
@@ -121,12 +121,12 @@ class Backlog(Protocol):
         """Note that work from `pop` holds no slot any more."""
 
     def drain(self) -> list[Ticket | Probe]:
-        """Take out all work."""
+        """Remove and return all work."""
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """Counts and times of the thread's steps; replaced whole."""
+    """Counts and times of the thread's steps; immutable, replaced after each step."""
 
     steps: int = 0
     seconds: float = 0.0  # of all steps together
@@ -294,7 +294,7 @@ class EngineThread:
             job[0]()
 
     def _take_work(self) -> None:
-        """Take the work that fits into free slots, and update the engine's flags about the rest."""
+        """Take the work that fits into free slots; set the engine's flags about the rest."""
         claimed = sum(probe.steps is None for probe in self._probes)  # for probes that will start
         while work := self.backlog.pop(self.engine.room - claimed):
             if isinstance(work, Ticket):

@@ -163,7 +163,7 @@ class Replay:
             leaves = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), after)
 
     def stacked(self, leaves: Bank) -> Bank:
-        """Stack one row per stage, with this and all earlier stages on; in the last row, all."""
+        """Stack one row per stage, with this stage and all earlier ones on; in the last, all."""
         each, on = [], dict(self.off)
         for name in self.names:
             if name in leaves:
@@ -182,7 +182,7 @@ class Replay:
         return shares
 
     def rows(self, index: int) -> Rows:
-        """Build the engine's row once per stage; stages before the temperature have 1 for it."""
+        """Build one engine row per stage, at temperature 1 before the stage of the temperature."""
         mine = self.recording
         known = [*mine.prompt, *mine.tokens[:index]]
         tokens = np.zeros(mine.columns, np.int32)
@@ -220,7 +220,7 @@ def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
 
 
 def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
-    """Return the shapers that do not have to come last."""
+    """Return the shapers that do not always act after the filters."""
     return {name: kind for name, kind in shapers.items() if not kind.last}
 
 

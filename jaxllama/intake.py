@@ -19,7 +19,7 @@ from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import (
     Ending,
-    Turns,
+    Messages,
     as_messages,
     guard_json,
     guard_message,
@@ -85,7 +85,7 @@ class Intake:
         chosen.format = self.formats[name]
         return chosen
 
-    def format_for(self, name: str | None, messages: Turns, tools: Sequence[Tool]) -> str | None:
+    def format_for(self, name: str | None, messages: Messages, tools: Sequence[Tool]) -> str | None:
         """Choose the prompt format for a conversation; None means the model's own format.
 
         Returns `name` if it is given. If the conversation needs tools and the model's own format
@@ -102,7 +102,7 @@ class Intake:
 
     def chat(
         self,
-        messages: Turns,
+        messages: Messages,
         knobs: Mapping[str, object],
         *,
         tools: Sequence[Tool] = (),
@@ -145,7 +145,7 @@ class Intake:
 
     def chat_ids(
         self,
-        messages: Turns,
+        messages: Messages,
         *,
         tools: Sequence[Tool] = (),
         ending: Ending = Ending.ANSWER,
@@ -170,7 +170,7 @@ class Intake:
         return ids
 
     def chat_text(
-        self, messages: Turns, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
+        self, messages: Messages, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
     ) -> str:
         """Render a conversation as prompt text with the prompt format."""
         return render(self.format, as_messages(messages), tools, ending)
@@ -257,7 +257,7 @@ class Intake:
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
 
     def knows_constraint(self, fields: Mapping[str, object]) -> bool:
-        """Say whether the constraint in these fields is already compiled, or absent.
+        """Say whether these fields set no constraint, or one that is already compiled.
 
         Returns True for invalid fields as well, because they cost no compiling.
         """

@@ -33,7 +33,6 @@ from jaxllama.formats import PromptFormat
 from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
-    Progress,
     choose_kernels,
     engine_config,
     key_of,
@@ -43,11 +42,12 @@ from jaxllama.loading import (
     sampling_defaults_of,
     with_template,
 )
-from jaxllama.messages import Turns
+from jaxllama.messages import Messages
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
 from jaxllama.sharding import make_mesh
+from jaxllama.startup import Progress
 from jaxllama.streams import OnError, Stream, Streams
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
@@ -249,16 +249,26 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Turns, *, n: None = None, best_of: None = None, **knobs: object
+        self, messages: Messages, *, n: None = None, best_of: None = None, **knobs: object
     ) -> Completion: ...
 
     @overload
     def chat(
-        self, messages: Turns, *, n: int | None = None, best_of: int | None = None, **knobs: object
+        self,
+        messages: Messages,
+        *,
+        n: int | None = None,
+        best_of: int | None = None,
+        **knobs: object,
     ) -> Completion | list[Completion]: ...
 
     def chat(
-        self, messages: Turns, *, n: int | None = None, best_of: int | None = None, **knobs: object
+        self,
+        messages: Messages,
+        *,
+        n: int | None = None,
+        best_of: int | None = None,
+        **knobs: object,
     ) -> Completion | list[Completion]:
         """Answer a conversation of {role, content} messages.
 
@@ -273,14 +283,14 @@ class LLM:
 
     def chat_each(
         self,
-        items: Iterable[tuple[Turns, Mapping[str, object]]],
+        items: Iterable[tuple[Messages, Mapping[str, object]]],
         *,
         on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Answer each (messages, knobs); yield (index, completion), as `generate_each`."""
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
-    def chat_stream(self, messages: Turns, **knobs: object) -> Stream:
+    def chat_stream(self, messages: Messages, **knobs: object) -> Stream:
         """Answer a conversation; return a stream of its tokens."""
         return self.streams.open(self.intake.chat(messages, knobs))
 
@@ -311,7 +321,7 @@ class LLM:
             listed=self.engine_config.max_top_logprobs,
         )
 
-        def expand(prefixes: Sequence[beams.Tokens]) -> Sequence[beams.Likeliest]:
+        def expand(prefixes: Sequence[beams.TokenIds]) -> Sequence[beams.Likeliest]:
             prompts = [(*request.prompt, *each) for each in prefixes]
             return self.streams.likeliest(prompts, rules.candidates)
 
@@ -426,7 +436,7 @@ class LLM:
 
     # Helpers.
 
-    def _hypothesis(self, found: beams.Found, rules: beams.SearchRules) -> Hypothesis:
+    def _hypothesis(self, found: beams.BeamAnswer, rules: beams.SearchRules) -> Hypothesis:
         ended = found.tokens[-1] in rules.end_ids
         tokens = found.tokens[:-1] if ended else found.tokens
         return Hypothesis(

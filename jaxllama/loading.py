@@ -6,7 +6,7 @@ reads; owns nothing.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,11 @@ from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.sampling import KnobSpec, Sampler
 from jaxllama.sharding import parse_mesh
+from jaxllama.startup import Progress
 from jaxllama.weights.base import Checkpoint, fill
 from jaxllama.weights.store import recommended_for
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096

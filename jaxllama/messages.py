@@ -12,8 +12,8 @@ from typing import Any
 from jaxllama.errors import InvalidParameter, TemplateError
 from jaxllama.formats import Message, PromptFormat, Tool, ToolCall
 
-Turns = Sequence[Message | Mapping[str, Any]]
-Guard = Callable[[str], str]
+Messages = Sequence[Message | Mapping[str, Any]]
+GuardText = Callable[[str], str]
 
 
 class Ending(StrEnum):
@@ -56,7 +56,7 @@ def refuse_tools(
         )
 
 
-def needs_tools(messages: Turns, tools: Sequence[Tool]) -> bool:
+def needs_tools(messages: Messages, tools: Sequence[Tool]) -> bool:
     """Say whether a conversation has tools, tool calls or tool results."""
     return bool(tools) or any(
         message.tool_calls or message.role == "tool"
@@ -80,7 +80,7 @@ def cut_after(text: str, content: str) -> str:
     )
 
 
-def guard_message(message: Message, guard: Guard) -> Message:
+def guard_message(message: Message, guard: GuardText) -> Message:
     """Return a copy of the message in which no text is read as a control token."""
     return Message(
         role=guard(message.role),
@@ -94,7 +94,7 @@ def guard_message(message: Message, guard: Guard) -> Message:
     )
 
 
-def guard_json(value: Any, guard: Guard) -> Any:
+def guard_json(value: Any, guard: GuardText) -> Any:
     """Return a copy of a JSON value with every text in it guarded, keys included."""
     if isinstance(value, str):
         return guard(value)
@@ -105,7 +105,7 @@ def guard_json(value: Any, guard: Guard) -> Any:
     return value
 
 
-def as_messages(messages: Turns) -> list[Message]:
+def as_messages(messages: Messages) -> list[Message]:
     """Convert a conversation from its JSON form; raise InvalidParameter if it is malformed."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise InvalidParameter(
@@ -116,7 +116,7 @@ def as_messages(messages: Turns) -> list[Message]:
     return [as_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def with_system(messages: Turns, text: str) -> list[Message]:
+def with_system(messages: Messages, text: str) -> list[Message]:
     """Return the conversation with the system message `text`; replace an existing first one."""
     turns = as_messages(messages)
     begins = bool(turns) and turns[0].role == "system"

@@ -30,7 +30,7 @@ class Pooling(StrEnum):
 def continuations(
     intake: Intake, prompt: Sequence[int], texts: Sequence[Prompt], name: str = "continuations"
 ) -> list[list[int]]:
-    """Tokenize the continuations of a prompt; refuse empty ones, and prompts too long with them."""
+    """Tokenize the continuations of a prompt; refuse empty and too long ones."""
     if not prompt:
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
     tails = []
@@ -51,7 +51,7 @@ def following(intake: Intake, text: Prompt) -> list[int]:
 
 
 def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group the indexes of continuations into probes that are short enough for other clients."""
+    """Group the indexes of continuations into probes, so short that other clients do not wait."""
     short = [index for index, tail in enumerate(tails) if len(tail) <= LONGEST_SHORT]
     together = [short[at : at + AT_A_TIME] for at in range(0, len(short), AT_A_TIME)]
     alone = [[index] for index, tail in enumerate(tails) if len(tail) > LONGEST_SHORT]

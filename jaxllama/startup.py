@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
+
 COMPILING = "compiling "  # prefix of a stage; the name of a program follows
 WORDS = {"weights": "loading weights", "programs": "loading programs"}
 SILENCE = 10.0  # most seconds without a line
@@ -40,7 +42,7 @@ class Startup:
         keeps_programs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare to print with `say`; `keeps_programs`: the next start will not compile again."""
+        """Print lines with `say`; `keeps_programs`: the next start finds the compiled programs."""
         self.stage: StartupStage | None = None  # replaced whole: other threads read it
         self._say, self._keeps_programs, self._clock = say, keeps_programs, clock
         self._last_line = clock()

@@ -103,7 +103,7 @@ class Streams:
     def several(
         self, firsts: Iterable[Callable[[], PreparedRequest]], n: int | None, best_of: int | None
     ) -> Iterator[list[Completion]]:
-        """Yield n answers to each request, in order; with `best_of`, the likeliest n of so many."""
+        """Yield n answers to each request, in order: with `best_of`, the likeliest n of those."""
         n = 1 if n is None else n
         check("n", n)
         check("best_of", best_of)
@@ -278,7 +278,7 @@ class Stream:
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Order the indexes of prompts: first one per prompt without its last token, then the rest."""
+    """Order the indexes of prompts: of those with equal tokens but the last, one each first."""
     firsts: dict[tuple[int, ...], int] = {}
     others = []
     for index, prompt in enumerate(prompts):

@@ -4,6 +4,7 @@ Nothing here looks at how long anything took.
 """
 
 import dataclasses
+import gzip
 import importlib
 import json
 import math
@@ -57,7 +58,7 @@ FIGURES = [
     {"bench": "machine", "case": "read, 1 thread", "value": 22.5, "unit": "GB/s"},
 ]
 RECORDS: list[dict[str, Any]] = [figure | MACHINE for figure in FIGURES]
-LOADERS = {"classify", "compile", "decode", "memory", "prefill", "sampling", "serve"}  # of a model
+LOADERS = {"classify", "compile", "decode", "memory", "prefill", "sampling", "serve", "trace"}
 LOADING = (
     *("--platform", "cpu", "--dtype", "float32", "--cache-dtype", "bfloat16"),
     *("--mesh", "data=1,model=2", "--kernels", "xla"),
@@ -235,7 +236,7 @@ def test_make_bench_runs_every_script_that_measures() -> None:
     makefile = (ROOT / "Makefile").read_text()
     listed = re.search(r"^BENCHES := (.*)$", makefile, re.MULTILINE)
     assert listed is not None
-    assert set(SCRIPTS) - set(listed[1].split()) == {"report", "write_gguf"}
+    assert set(SCRIPTS) - set(listed[1].split()) == {"report", "trace", "write_gguf"}
 
 
 # The scripts, on a tiny model.
@@ -300,6 +301,18 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
         f"tiny-q4_0, 2 rows, {name}, share of a step"
         for name in (*names, "sampler 25, which nobody uses")
     }
+
+
+def test_a_trace_has_the_names_of_the_source(tmp_path: Path) -> None:
+    sizes = ("--slots", "2", "--prompt", "40", "--steps", "2")
+    result = run("trace", "-m", TINY, "--out", str(tmp_path), *sizes)
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = " ".join(event.get("name", "") for event in events)
+    assert all(part in names for part in ("block_0/attention/", "block_1/feed_forward", "head"))
+    (profile,) = tmp_path.rglob("*.xplane.pb")
+    assert b"block_0/attention" in profile.read_bytes()
 
 
 def test_memory_tells_the_peak_of_loading_and_the_growth_of_decoding() -> None:

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from jaxllama.bridge import EngineThread, Question, Ticket
+from jaxllama.engine.probes import finish
 from jaxllama.errors import EngineStopped, GenerationFailed, JaxLlamaError, PromptTooLong
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.service.fair_queue import FairQueue
@@ -237,7 +238,7 @@ def test_a_long_look_and_streams_take_turns():
         seen, _ = await looking
         await stream.all()
         await thread.stop()
-        assert (seen == scripted().peek(LONG, 1)[0]).all()
+        assert (seen == finish(scripted().probes.peek(LONG, 1))[0]).all()
 
     asyncio.run(main())
     while_streaming = calls[: len(calls) - calls[::-1].index("decode")]

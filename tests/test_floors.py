@@ -18,8 +18,8 @@ PACKAGES = {
 }
 
 # What each part may import: our parts, then other people's packages.
-WORDS = "errors config shapes limits request registry mistakes strict_json worker_pool"
-MATHS = f"{WORDS} sharding kernels model sampling"
+WORDS = "errors config shapes limits request registry mistakes startup strict_json worker_pool"
+MATHS = f"{WORDS} scopes sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
 FLOORS: dict[str, tuple[str, str]] = {
@@ -38,7 +38,8 @@ FLOORS: dict[str, tuple[str, str]] = {
     "sampling": (WORDS, "jax"),
     "formats": (WORDS, ""),
     "sharding": (WORDS, "jax numpy"),
-    "kernels": (f"{WORDS} sharding", "jax numpy ctypes einops"),
+    "scopes": ("", "jax"),
+    "kernels": (f"{WORDS} scopes sharding", "jax numpy ctypes einops"),
     "model": (f"{WORDS} sharding kernels", "jax numpy flax einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),
     "weights": (
@@ -54,7 +55,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
     "service": (
-        f"{WORDS} engine formats bridge messages intake constraints confined startup",
+        f"{WORDS} engine formats bridge messages intake constraints confined",
         "asyncio concurrent",
     ),
     "service.fair_queue": (f"{WORDS} service", "threading"),
@@ -76,7 +77,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     ),
     # 5: on top of everything
     "cli": (
-        f"{WHOLE} llm loading streams recording explain bounds service serve startup",
+        f"{WHOLE} llm loading streams recording explain bounds service serve",
         "jax click rich asyncio",
     ),
     "cli.heap": ("", "ctypes"),

@@ -82,11 +82,11 @@ def command(
         if results.done:
             note(f"{len(results.done)} of {len(ids)} answers are there already")
         if len(results.done) < len(ids):
-            Batch(prompts, items, results, keep_going).run(loading, len(ids))
+            BatchRun(prompts, items, results, keep_going).run(loading, len(ids))
         return 1 if results.failed else 0
 
 
-class Batch:
+class BatchRun:
     """A run over the items that have no answer yet: generates answers and writes them to disk."""
 
     def __init__(

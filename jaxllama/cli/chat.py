@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from jaxllama.cli.completing import Vocabulary, readline, tab_completes
+from jaxllama.cli.completing import CompletionWords, readline, tab_completes
 from jaxllama.cli.conversation import Conversation, PlainText
 from jaxllama.cli.figures import Figures
 from jaxllama.cli.options import GenerationCommand, read_knob
@@ -66,12 +66,12 @@ def command(  # noqa: PLR0913 - an argument for each option
             )
         conversation = Conversation(prompt, plain_text=PlainText(prefix or "", postfix or ""))
     assert isinstance(context.command, GenerationCommand)
-    with Loaded(loading) as loaded:
+    with ChatModel(loading) as loaded:
         note("Type a message; /help lists the commands, Ctrl-C stops an answer.")
         Session(loaded, conversation, knobs, context.command).run()
 
 
-class Loaded:
+class ChatModel:
     """The loaded model, which can be replaced by another one; a context manager."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class Session:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: ChatModel,
         conversation: Conversation,
         knobs: Mapping[str, Any],
         options: GenerationCommand,
@@ -128,7 +128,7 @@ class Session:
         """The loaded model."""
         return self.loaded.llm
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> CompletionWords:
         """Return the words that the Tab key completes."""
         values: dict[str, Iterable[str]] = {
             **{name: named_values(each.kind) for name, each in LIMITS.items()},
@@ -136,7 +136,7 @@ class Session:
         }
         values["preset"] = self.options.presets
         named = {name: [*each, UNSET] for name, each in values.items()}
-        return Vocabulary(list(COMMANDS), named, list(store.NAMES))
+        return CompletionWords(list(COMMANDS), named, list(store.NAMES))
 
     def run(self) -> None:
         """Read lines and answer them, with Tab completion on a terminal."""

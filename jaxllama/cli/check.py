@@ -39,7 +39,7 @@ SOCKETS = (Sampler, Adjuster, Filter, Shaper, PromptFormat)
 PASSED, FAILED = "passed", "FAILED"
 COLOURS = {PASSED: "green", FAILED: "red"}
 
-Outcome = dict[str, Any]
+CheckOutcome = dict[str, Any]
 
 
 @click.command("check")
@@ -156,7 +156,7 @@ def is_plugin(found: object) -> TypeGuard[type]:
     )
 
 
-def check_one(kind: type) -> list[Outcome]:
+def check_one(kind: type) -> list[CheckOutcome]:
     """Run the checks of one plugin and return their outcomes."""
     if issubclass(kind, Sampler):
         return list(check_rules(kind))
@@ -167,7 +167,7 @@ def check_one(kind: type) -> list[Outcome]:
     return [outcome("format", PASSED, "It renders as formats promise.")]
 
 
-def check_rules(kind: type[Sampler]) -> Iterator[Outcome]:
+def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:
     """Run the checks of one sampler and yield their outcomes.
 
     Stops after a failure on which the later checks depend.
@@ -184,15 +184,17 @@ def check_rules(kind: type[Sampler]) -> Iterator[Outcome]:
             yield outcome(name, PASSED, " ".join((check.__doc__ or "").split()))
 
 
-def outcome(check: str, result: str, words: str, *, where: str = "", hint: str = "") -> Outcome:
+def outcome(
+    check: str, result: str, words: str, *, where: str = "", hint: str = ""
+) -> CheckOutcome:
     """Return the result of one check as a JSON object; only failures have `where` and `hint`."""
     found = {"check": check, "outcome": result, "words": words}
     return found if result == PASSED else {**found, "where": where, "hint": hint}
 
 
 def measured(
-    kinds: Mapping[str, type], results: Mapping[str, list[Outcome]]
-) -> Iterator[tuple[str, list[Outcome]]]:
+    kinds: Mapping[str, type], results: Mapping[str, list[CheckOutcome]]
+) -> Iterator[tuple[str, list[CheckOutcome]]]:
     """Measure the cost of each sampler that passed every check, and yield it with the name."""
     company = load_plugins(SAMPLERS, Sampler).loaded
     for name, kind in kinds.items():
@@ -206,7 +208,7 @@ def measured(
             yield name, [cost._asdict() for cost in found]
 
 
-def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
+def draw(name: str, outcomes: list[CheckOutcome], costs: list[CheckOutcome]) -> None:
     """Print the checks and the cost of one plugin as a table."""
     console = Console()
     table = Table("check", "", "", title=name, title_justify="left")
@@ -222,7 +224,7 @@ def draw(name: str, outcomes: list[Outcome], costs: list[Outcome]) -> None:
         console.print(Text(cost_line(cost)), soft_wrap=True)
 
 
-def failure(failed: Outcome) -> Iterator[str]:
+def failure(failed: CheckOutcome) -> Iterator[str]:
     """Yield the lines about one failed check: the place, the source line, the rule, the hint."""
     yield f"{failed['check']}: {failed['where'] or 'FAILED'}"
     line = source_line(failed["where"])
@@ -233,7 +235,7 @@ def failure(failed: Outcome) -> Iterator[str]:
         yield f"  hint: {failed['hint']}"
 
 
-def cost_line(cost: Outcome) -> str:
+def cost_line(cost: CheckOutcome) -> str:
     """Return the cost at one vocabulary size as text: processor time per row and step."""
     doubt = f"± {cost['unseen']:.1f} µs"
     line = f"{cost['vocabulary']:,} tokens: {max(cost['alone'], 0.0):.1f} µs"

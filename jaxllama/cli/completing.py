@@ -16,7 +16,7 @@ except ImportError:  # this Python was built without readline
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class CompletionWords:
     """The words that Tab completion knows."""
 
     commands: Sequence[str]

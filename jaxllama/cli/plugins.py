@@ -19,7 +19,7 @@ from jaxllama.weights.base import Checkpoint
 STEP = "  "
 WIDEST = 100  # columns
 
-Lines = list[tuple[int, str]]  # the indentation in steps, and the text
+IndentedLines = list[tuple[int, str]]  # the indentation in steps, and the text
 
 
 @click.command("plugins")
@@ -148,7 +148,7 @@ def draw(found: Mapping[str, Any]) -> None:
             click.echo()
 
 
-def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
+def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
     """Return the installed plugins by section title, as indented lines: samplers, presets, ..."""
     return {
         "Samplers, in the order in which they run": [
@@ -164,7 +164,7 @@ def listing(found: Mapping[str, Any]) -> dict[str, list[Lines]]:
     }
 
 
-def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> Lines:
+def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> IndentedLines:
     """Return the lines about one sampler: its purpose, then two lines for each knob."""
     lines = [(1, f"{name} ({sampler['kind']}): {sampler['help']}")]
     for knob, spec in sampler["knobs"].items():

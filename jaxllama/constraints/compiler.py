@@ -88,7 +88,7 @@ class Compiler:
         )
 
     def _try(self, form: AnswerForm) -> None:
-        """Compile in another process first, which may fail or be killed; raises like `compile`."""
+        """Try to compile in another process, which may be killed; raise like `compile`."""
         try:
             complaint = self._workers.ask(lambda worker: worker.complaint(form.grammar))
         except TooCostly as error:

@@ -125,7 +125,7 @@ class AnswerFollower:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Add the processor time of the `with` block to the total."""
+        """Add the processor time of this context to the total of the answer."""
         began = self._clock()
         try:
             yield
@@ -149,7 +149,7 @@ def is_over_limit(said: str) -> bool:
 
 
 def plain(said: str) -> str:
-    """Reword an error of llguidance for the author of a grammar or schema."""
+    """Return an error of llguidance in words for the author of a grammar or schema."""
     line = first_line(said)
     if UNSATISFIABLE in said:
         return (

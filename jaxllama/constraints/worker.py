@@ -130,7 +130,7 @@ def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoRet
 
 
 def rehearse(matcher: LLMatcher) -> None:
-    """Follow a grammar for the first steps of an answer; the matcher keeps any error."""
+    """Advance a grammar by a few tokens, to find its errors; the matcher keeps them."""
     for _ in range(REHEARSED):
         if matcher.is_error() or matcher.is_stopped():
             return

@@ -73,7 +73,7 @@ def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
 
 
 def split_targets(run: TokenRun) -> Iterator[TokenRun]:
-    """Repeat a run with a part of its targets each time, if one call cannot hold them all."""
+    """Yield a run, several times with a part of its targets if one call cannot hold them all."""
     for first in range(0, max(len(run.targets), 1), PAIRS):
         yield TokenRun(run.start, run.tokens, run.targets[first : first + PAIRS])
 

@@ -345,7 +345,7 @@ class Engine:
     ) -> None:
         """End a generation: emit Finished, set its phase to DONE, free its slots.
 
-        The only place that does so.
+        No other method ends a generation.
         """
         phase, generation.phase = generation.phase, Phase.DONE
         del self._live[generation.id]

@@ -55,7 +55,7 @@ class Generation:
 
     @property
     def known(self) -> Sequence[int]:
-        """List prompt and emitted tokens: a step feeds the last, the others must be cached."""
+        """List prompt and emitted tokens; all but the last must be cached before a decode step."""
         return (*self.request.prompt, *self.emitted) if self.emitted else self.request.prompt
 
     @property
@@ -89,7 +89,7 @@ class Generation:
 
     @property
     def newest(self) -> int:
-        """Return the last known token, which the next step feeds."""
+        """Return the last token, which is the input of the next decode step."""
         return self.emitted[-1] if self.emitted else self.request.prompt[-1]
 
     def usage(self) -> Usage:

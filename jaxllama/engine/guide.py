@@ -25,7 +25,7 @@ class Guide:
         return not self.due and self._follower.done
 
     def advance(self, token: int) -> None:
-        """Follow one more token of the answer; raise ValueError if another token was forced."""
+        """Advance by one token of the answer; raise ValueError if another token was forced."""
         if self.due and self.due.popleft() != token:
             raise ValueError(f"token {token} is not the one that had to come")
         self._follower.advance(token)

@@ -16,8 +16,8 @@ from jaxllama.engine.programs import Programs
 from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
 from jaxllama.request import FinishReason
 
-Emit = Callable[[Generation, int], None]  # adds a token to the answer and emits it
-End = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
+EmitToken = Callable[[Generation, int], None]  # adds a token to the answer and emits it
+EndAnswer = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
 
 WAIT_SECONDS = 0.02  # most seconds to wait for a mask when every row waits for one
 ROWS_A_TOKEN = 32  # prompt rows that cost about as much as a step with one row
@@ -26,7 +26,7 @@ ROWS_A_TOKEN = 32  # prompt rows that cost about as much as a step with one row
 class Guides:
     """Follows the constraints of one engine's requests."""
 
-    def __init__(self, emit: Emit, end: End, programs: Programs) -> None:
+    def __init__(self, emit: EmitToken, end: EndAnswer, programs: Programs) -> None:
         self._emit, self._end = emit, end
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
@@ -51,7 +51,7 @@ class Guides:
             self._skip(generation, generation.guide, shortest=1)
 
     def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
-        """Return `Rows.allowed` of the next step, and fill `waiting`.
+        """Return the masks of allowed tokens (`Rows.allowed`) for the next step; fill `waiting`.
 
         A row whose mask is still being computed gets no allowed token, nor does its guidance row:
         both skip the step, and `waiting` lists the generation. A generation whose guide fails is
@@ -89,7 +89,7 @@ class Guides:
         return self._skip(generation, guide, shortest=max(2, rows * self._tile // ROWS_A_TOKEN))
 
     def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
-        """Emit the forced tokens without a decode step for each.
+        """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
         Returns False if the answer has ended, there are fewer than `shortest`, or the steps are
         needed: for log-probabilities, or for samplers that keep state.

@@ -50,7 +50,7 @@ class SlotTokens:
         self.extend((token,))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Note that more tokens are cached: the planned ones, or other tokens in their place."""
+        """Note that these tokens are cached too; planned tokens that differ are dropped."""
         new = array("i", tokens)
         stop = self.count + len(new)
         if self._tokens[self.count : stop] != new:
@@ -124,7 +124,7 @@ def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
 
 
 def common_blocks(one: Sequence[TokenBlock], other: Sequence[TokenBlock]) -> int:
-    """Count the leading blocks that two tree paths share (same objects), by binary search."""
+    """Count the leading blocks that two tree paths share, by binary search for the same object."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -72,7 +72,7 @@ def flags() -> list[tuple[str, str]]:
 
 
 def cpu_features() -> str:
-    """Return the feature line of the first processor; its name if there is no /proc."""
+    """Return the features of the first processor from /proc; its name where there is no /proc."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

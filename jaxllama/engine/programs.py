@@ -39,10 +39,9 @@ from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shar
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.kernels import body_named
 from jaxllama.model.params import Tree
+from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]  # label, done, total
 
 NAMES = (
     *("empty", "admit", "release", "scrub", "copy"),
@@ -89,7 +88,7 @@ class Programs:
 
     @property
     def weight_bytes(self) -> int:
-        """Return the bytes of weights that a decode step reads, about."""
+        """Return about how many bytes of weights a decode step reads."""
         return sum(leaf.nbytes for leaf in self._weights)
 
     def warm_up(self, progress: Progress | None = None) -> None:
@@ -200,7 +199,7 @@ class Programs:
         }[name]
 
     def _outputs(self, name: str, leaf: Any) -> Any:
-        """Build a tree like a program's result: the state's shardings, then `leaf` everywhere."""
+        """Return the shardings of a program's results: the state's, and `leaf` for the others."""
         extra = {
             "decode": StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields))),
             "peek": Peek(leaf, leaf),

@@ -48,7 +48,7 @@ class Prompts:
         self._filling.append(generation)
 
     def drop(self, generation: Generation) -> None:
-        """Stop the prefill of a generation, if it is still here."""
+        """Stop the prefill of a generation; do nothing if it is not in prefill."""
         if generation in self._filling:
             self._filling.remove(generation)
 
@@ -86,7 +86,7 @@ class Prompts:
         return ready
 
     def _in_turn(self) -> list[Generation]:
-        """Sort the prompts by turn; forget the clients that have no prompt here."""
+        """Return the prompts in the order of their turns; forget clients without a prompt."""
         clients = {generation.client for generation in self._filling}
         self._last_chunk = {
             client: last for client, last in self._last_chunk.items() if client in clients

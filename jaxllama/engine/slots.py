@@ -71,7 +71,7 @@ class SlotTable:
     def claim(self, owner: int, ids: Sequence[int]) -> Claim | None:
         """Claim a free slot for a prompt; return None if no slot is free.
 
-        Plans the prompt's tokens in the slot. The last token is never reused: a step computes it.
+        Notes the tokens that the slot will hold. The last one is never reused: a step computes it.
         """
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:
@@ -94,7 +94,7 @@ class SlotTable:
         return claim
 
     def _closest(self, path: Sequence[TokenBlock], usable: bytes) -> tuple[Slot, int]:
-        """Find the slot that has or plans the longest prefix of `usable`, and its length.
+        """Find the slot that has, or will have, the longest prefix of `usable`, and its length.
 
         Of several such slots, prefers a free one, then the one with the fewest tokens.
         """

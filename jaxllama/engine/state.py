@@ -98,7 +98,7 @@ def row_start(
 ) -> RowStart:
     """Build the row of a request whose `known` tokens are in the cache, all but the last.
 
-    With a `leader`, it is the guidance row of that row.
+    With a `leader` (a slot), the row is the guidance row of the leader's row.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known

@@ -25,7 +25,7 @@ from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 
 class StepOutput(NamedTuple):
-    """The output of a decode call; step k of slot s is [k, s]."""
+    """The output of a decode call; [k, s] belongs to step k and slot s."""
 
     token: Int32[Array, "steps S"]  # -1: the row was inert
     choice: ChosenTokens  # every leaf [steps, S, ...]

@@ -90,6 +90,7 @@ class GroupMember(NamedTuple):
 
 # How weights are laid out at load.
 
+Axes = tuple[str | None, str | None]  # logical axes of a matrix: of its inputs, of its outputs
 HostMatrix = np.ndarray | Packed  # as a reader returns it: [in, out], or [vocab, width]
 
 
@@ -120,7 +121,7 @@ class MatrixGroup(NamedTuple):
     kind: GroupKind
     matrices: list[HostMatrix | UnreadMatrix]
     biases: list[np.ndarray | None]
-    axes: tuple[str | None, str | None]  # logical axes of the first matrix
+    axes: Axes  # of the first matrix
 
 
 class Placement(NamedTuple):

@@ -61,5 +61,5 @@ class AwakeLoop(asyncio.SelectorEventLoop):
         super().__init__(BeatingSelector(self._awake))
 
     def time(self) -> float:
-        """Return the seconds since a fixed moment in which the process ran."""
+        """Return the seconds since a fixed moment, without pauses of the whole process."""
         return self._awake.time()

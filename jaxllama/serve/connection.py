@@ -107,7 +107,7 @@ class Connection(web.RequestHandler):
         return self._current_request is None and not self._messages
 
     def _parse(self, data: bytes) -> None:
-        """Parse a piece with aiohttp; a new head stops its timer, too small chunks are refused."""
+        """Parse bytes with aiohttp; refuse too small chunks. A complete head stops its timer."""
         requests, body = self._request_count, self._body
         before = body.total_bytes if body is not None else 0
         super().data_received(data)
@@ -139,7 +139,7 @@ class Connection(web.RequestHandler):
             self._late = None
 
     def _end_without_head(self) -> None:
-        """Answer 408 and close: the head of a request did not come in time."""
+        """Answer 408 and close the connection: the head of a request did not come in time."""
         self._late = None
         if self.transport is None or not self._is_idle:
             return

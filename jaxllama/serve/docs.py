@@ -67,12 +67,12 @@ class Docs:
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:
-            """Answer with the description as JSON."""
+            """Serve the description of the API as JSON."""
             return one_json(await description(request))
 
         @open_to_all
         async def docs(request: web.Request) -> web.Response:
-            """Answer with the description as an HTML page."""
+            """Serve the description of the API as an HTML page."""
             text = "".join(page(await description(request)))
             return web.Response(text=text, content_type="text/html", headers=HEADERS)
 

@@ -53,7 +53,7 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def refuse_any(body: RequestShape, why: Mapping[str, str]) -> None:
-    """Raise InvalidParameter for a given field that is a key of `why` (field -> reason)."""
+    """Raise InvalidParameter if a field of `why` (field -> reason) is given."""
     for name, reason in why.items():
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported: {reason}", name)
@@ -116,7 +116,7 @@ def routes_of(
 
 
 def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
-    """Make the aiohttp handler that calls `serve`; its errors name fields as the client did."""
+    """Make the aiohttp handler that calls `serve`; errors name fields by the client's names."""
 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:

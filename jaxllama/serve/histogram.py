@@ -22,7 +22,7 @@ class Histogram:
         self._seconds = 0.0
 
     def observe(self, seconds: float, times: int = 1) -> None:
-        """Count a duration `times` times."""
+        """Add a duration to the histogram, `times` times."""
         self._counts[bisect_left(self._bounds, seconds)] += times
         self._seconds += seconds * times
 

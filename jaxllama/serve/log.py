@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 
-class Lines(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """Formats records as text, with facts after the message."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,7 +28,7 @@ class Lines(logging.Formatter):
         return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
 
 
-class JsonLines(Lines):
+class JsonLines(LineFormatter):
     """Formats records as JSON objects."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -66,7 +66,7 @@ def printable(line: str) -> str:
 def set_up(*, as_json: bool) -> None:
     """Send log records from INFO up to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else Lines())
+    handler.setFormatter(JsonLines() if as_json else LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # JAX logs every kind of device that is missing; for a requested device it raises anyway.
     logging.getLogger("jax").setLevel(logging.WARNING)

@@ -60,7 +60,7 @@ class Metrics(Collector):
         registry.register(self)
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
-        """Record the time to the first token (others with it count 0), or the time per token."""
+        """Record the time to a first token, or the time of each of `tokens` later ones."""
         if is_first:
             self._first.observe(seconds)
             self._between.observe(0.0, tokens - 1)

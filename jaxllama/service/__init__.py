@@ -307,7 +307,7 @@ class GenerationService:
         self._dispatch.push(client, choices)
 
     def _settle(self, answers: Answers) -> None:
-        """Log and report a request, once its dialect has finished and all its choices are over."""
+        """Log a request and count it in the metrics, once its dialect and its choices ended."""
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)

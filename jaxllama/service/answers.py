@@ -150,7 +150,7 @@ class Answers:
             self._deliver(choice, update)
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
-        """Queue events for the client, report delays; fail if too many wait for too long."""
+        """Queue events for the client and record delays; fail if too many wait for too long."""
         if self.error is not None or not events:
             return
         now = self._clock()
@@ -234,7 +234,7 @@ class Observer(Protocol):
 
 
 def outcome_of(answers: Answers) -> Outcome:
-    """Return the outcome of a request that is over."""
+    """Return result and cost of a request that is over, for the log and metrics."""
     caller, now = answers.caller, asyncio.get_running_loop().time()
     usages = [choice.usage for choice in answers.choices if choice.usage is not None]
     return Outcome(

@@ -13,7 +13,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message, Tool
 from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
-from jaxllama.messages import Ending, Turns
+from jaxllama.messages import Ending, Messages
 
 MOST_VALUES = 4096  # values of a request that are counted to estimate its size
 UNCOUNTED = 64 << 10  # characters assumed for the values beyond
@@ -22,10 +22,10 @@ LOOKED_UP = 4096  # characters of the longest constraint that is looked up among
 
 @dataclass(frozen=True)
 class Ask:
-    """Task of one client: generate `n` answers to each prompt or to a conversation, with knobs."""
+    """The request of one client: `n` answers to each prompt or to a conversation, with knobs."""
 
     prompts: Sequence[Prompt] = ()
-    messages: Turns | None = None
+    messages: Messages | None = None
     knobs: Mapping[str, object] = field(default_factory=dict)
     n: int = 1
     tools: Sequence[Tool] = ()

@@ -79,7 +79,7 @@ class Dispatch:
         return len(self.queue) + self.queue.running
 
     def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Pass events from the engine on; if the choice is over, note the pace and report it."""
+        """Give events of the engine to their choice; at its end, update the pace and report it."""
         choice.answers.receive(choice, update)
         if choice.is_over:
             self._pace.note_end(self._remaining)

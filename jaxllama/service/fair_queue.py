@@ -94,7 +94,7 @@ class FairQueue(Generic[T]):
     # On the event loop.
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull if so many more do not fit; a client's first needs only some room."""
+        """Raise QueueFull if `items` more do not fit; first items of a client fit in any room."""
         with self._lock:
             account = self._accounts.get(client)
             count, mine = (account.waiting, account.tokens) if account else (0, 0)

@@ -25,7 +25,7 @@ from jaxllama.kernels.cpu import library
 from jaxllama.sampling import NO_TOKEN, Filter, Sampler
 from jaxllama.testing.cases import Setting, settings_of, stacked
 
-Call = Callable[[int], Any]  # runs this number of steps
+RunSteps = Callable[[int], Any]  # runs this number of steps
 
 VOCABULARIES = (32_768, 131_072)
 ROWS = 8
@@ -77,7 +77,7 @@ def cost_of(
     steps = jax.jit(partial(choose_again, bank))
     rows = full_rows(rng, vocab)
 
-    def call(knobs: Setting) -> Call:
+    def call(knobs: Setting) -> RunSteps:
         leaves = jax.device_put(stacked([bank.row(knobs)] * ROWS))
         return partial(steps, leaves, logits, rows)
 
@@ -140,7 +140,7 @@ def one_thread() -> Iterator[None]:
             library.set_threads(before)
 
 
-def added(without: Call, with_it: Call) -> Added:
+def added(without: RunSteps, with_it: RunSteps) -> Added:
     """Measure by how many seconds one kind of step takes longer than the other."""
     pair = (without, with_it)
     for call in pair:
@@ -154,7 +154,7 @@ def added(without: Call, with_it: Call) -> Added:
     return Added(float(best[1] - best[0]), float(doubt.sum()))
 
 
-def seconds(call: Call, steps: int) -> float:
+def seconds(call: RunSteps, steps: int) -> float:
     """Return the processor seconds of one step, from one call of `steps` steps."""
     started = time.process_time()
     jax.block_until_ready(call(steps))

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 
 from jaxllama.config import ModelConfig, Rope
 
-Tree = dict[Any, Any]  # nested; `blocks` is keyed by layer number, leaves are arrays
+NumpyTree = dict[Any, Any]  # nested; `blocks` is keyed by layer number, leaves are arrays
 
 
 def logits(
     config: ModelConfig,
-    params: Tree,
+    params: NumpyTree,
     tokens: Sequence[int] | Int[np.ndarray, " L"],
     *,
     dtype: type[np.floating[Any]] = np.float64,
@@ -39,7 +39,7 @@ def logits(
 
 def greedy(
     config: ModelConfig,
-    params: Tree,
+    params: NumpyTree,
     prompt: Sequence[int],
     count: int,
     *,
@@ -53,7 +53,7 @@ def greedy(
 
 
 def attention(
-    config: ModelConfig, weights: Tree, x: Float[np.ndarray, "L D"]
+    config: ModelConfig, weights: NumpyTree, x: Float[np.ndarray, "L D"]
 ) -> Float[np.ndarray, "L D"]:
     """Compute grouped-query attention: query head n reads key/value head n // group."""
     length = len(x)
@@ -74,7 +74,7 @@ def attention(
     return linear(weights["o"], np.concatenate(heads, axis=-1))
 
 
-def feed_forward(weights: Tree, x: Float[np.ndarray, "L D"]) -> Float[np.ndarray, "L D"]:
+def feed_forward(weights: NumpyTree, x: Float[np.ndarray, "L D"]) -> Float[np.ndarray, "L D"]:
     """Compute SwiGLU: down(silu(gate(x)) * up(x))."""
     gate = linear(weights["gate"], x)
     with np.errstate(over="ignore"):  # exp(-gate) may be inf: silu is then 0, which is right
@@ -82,14 +82,14 @@ def feed_forward(weights: Tree, x: Float[np.ndarray, "L D"]) -> Float[np.ndarray
     return linear(weights["down"], silu * linear(weights["up"], x))
 
 
-def linear(weights: Tree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray, "L O"]:
+def linear(weights: NumpyTree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray, "L O"]:
     """Multiply by a matrix [in out] and add the bias if there is one, in the dtype of `x`."""
     y = x @ weights["weight"].astype(x.dtype, copy=False)
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
 def normalize(
-    config: ModelConfig, weights: Tree, x: Float[np.ndarray, "*rows I"]
+    config: ModelConfig, weights: NumpyTree, x: Float[np.ndarray, "*rows I"]
 ) -> Float[np.ndarray, "*rows I"]:
     """Compute RMSNorm over the last axis: divide by the root mean square, then scale."""
     square = np.mean(x * x, axis=-1, keepdims=True)
@@ -119,7 +119,7 @@ def rotate(config: ModelConfig, x: Float[np.ndarray, "L N H"]) -> Float[np.ndarr
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"], float]:
-    """Return the radians per position of each pair, and the factor of cosine and sine."""
+    """Return the angle per position of each pair of dimensions, and the factor of cos and sin."""
     exponent = np.arange(0, head_dim, 2) / head_dim
     base = rope.theta**-exponent
     if rope.kind == "linear":

@@ -126,7 +126,7 @@ class Proof:
 
     @functools.cached_property
     def leaves(self) -> Any:
-        """The bank's leaves for all test rows, stacked."""
+        """The knob and state arrays of all test rows, stacked."""
         return stacked([self.bank.row(case.setting) for case in self.cases])
 
     @functools.cached_property

@@ -15,7 +15,7 @@ from jaxllama.sampling import NO_TOKEN, Sampler
 
 STOP_IDS = 4  # how many stop ids a row can hold
 QUICKLY = {"xla_backend_optimization_level": 0}  # compile fast: the code runs for milliseconds
-Knobs = Mapping[str, object]
+KnobValues = Mapping[str, object]
 
 
 class Tryout:
@@ -43,7 +43,7 @@ class Tryout:
         self._step = jax.jit(self._traced, compiler_options=QUICKLY)
 
     def choose(
-        self, logits: Any, knobs: Sequence[Knobs] | Knobs = (), **fields: Any
+        self, logits: Any, knobs: Sequence[KnobValues] | KnobValues = (), **fields: Any
     ) -> ChosenTokens:
         """Return the choice for every given row.
 
@@ -60,7 +60,7 @@ class Tryout:
         filled, choice = jax.device_get(self._step(filled, padded, self.rows(count, **fields)))
         return filled, jax.tree.map(lambda leaf: leaf[:count], choice)
 
-    def fill(self, knobs: Sequence[Knobs] | Knobs) -> Any:
+    def fill(self, knobs: Sequence[KnobValues] | KnobValues) -> Any:
         """Return bank leaves with the same knobs in every row, or with the knobs of each row.
 
         Checks the knobs first.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
 
 Place = Callable[[str, Leaf, Any], Any]  # path, leaf, and its Stored value or an UnreadMatrix
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 
 
 class Checkpoint(ABC):
@@ -117,7 +117,7 @@ def fill(
     abstract: Mapping[str, Leaf],
     checkpoint: Checkpoint,
     place: Place,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
     *,
     in_parts: bool = False,
 ) -> Tree:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from jaxllama.errors import CheckpointError, DownloadFailed
+from jaxllama.startup import Progress
 from jaxllama.weights.binary import reason
-
-Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
 
 CHUNK = 1 << 18  # bytes between two calls of progress
 SECONDS_SILENT = 60  # a server that sends nothing for this long is given up

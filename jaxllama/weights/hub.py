@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxllama.errors import CheckpointError, DownloadFailed
+from jaxllama.startup import Progress
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.download import PLAIN, Progress, shortened
+from jaxllama.weights.download import PLAIN, shortened
 
 SHOWN = 8
 NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)

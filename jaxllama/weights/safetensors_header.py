@@ -84,7 +84,7 @@ def whole_numbers(values: object, label: str) -> tuple[int, ...]:
 
 
 def check_tiling(tensors: list[SafeTensor], start: int, file: BinaryFile) -> None:
-    """Raise unless the tensors fill the data from its first byte to its last."""
+    """Raise unless the tensors fill the data section from first to last byte without gaps."""
     reached, before = start, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != reached:

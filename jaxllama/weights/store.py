@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed
+from jaxllama.startup import Progress
 from jaxllama.weights import check_path, open_checkpoint
 from jaxllama.weights.binary import reason
-from jaxllama.weights.download import PLAIN, Progress, fetch, shortened
+from jaxllama.weights.download import PLAIN, fetch, shortened
 from jaxllama.weights.hub import hub_model
 from jaxllama.weights.wheel import SCRATCH, WheelModel
 

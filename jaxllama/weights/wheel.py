@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from jaxllama.errors import DownloadFailed
-from jaxllama.weights.download import Progress
+from jaxllama.startup import Progress
 
 CHUNK = 1 << 20
 SECONDS_PER_CHECK = 0.2  # between two checks of the size of pip's download

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from jaxllama.cli import chat
-from jaxllama.cli.completing import Vocabulary, tab_completes
+from jaxllama.cli.completing import CompletionWords, tab_completes
 from jaxllama.errors import BadHeader, RequestError
 from jaxllama.llm import LLM
 
@@ -233,7 +233,7 @@ def test_a_model_that_does_not_load_leaves_the_old_one(run, model, tmp_path, mon
     assert len(model.loaded) == 2  # a name that leads nowhere costs no loading
 
 
-WORDS = Vocabulary(
+WORDS = CompletionWords(
     commands=["set", "save", "model"],
     values={"top_p": ["default"], "top_k": ["default"], "preset": ["sphinx", "precise", "default"]},
     models=["smollm2-135m"],

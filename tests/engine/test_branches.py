@@ -65,9 +65,9 @@ def test_no_call_is_asked_for_more_than_it_takes():
 @pytest.mark.parametrize("engine", BODIES)
 def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
     continuations = random_continuations(np.random.default_rng(2), 24)
-    together = new_engine(MODEL, engine).weigh(continuations)
+    together = finish(new_engine(MODEL, engine).probes.weigh(continuations))
     for (ids, start), found in zip(continuations, together, strict=True):
-        alone, _ = new_engine(MODEL, engine).peek(ids, start)
+        alone, _ = finish(new_engine(MODEL, engine).probes.peek(ids, start))
         assert np.allclose(found, alone, rtol=0, atol=1e-5)
 
 
@@ -112,4 +112,4 @@ def test_a_way_without_a_common_beginning_is_weighed_too():
     continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
     found = finish(engine.probes.weigh(continuations))
     for (ids, start), values in zip(continuations, found, strict=True):
-        assert np.allclose(values, new_engine().peek(ids, start)[0], rtol=0, atol=1e-5)
+        assert np.allclose(values, finish(new_engine().probes.peek(ids, start))[0], rtol=0, atol=1e-5)

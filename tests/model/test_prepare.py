@@ -13,7 +13,7 @@ from jaxllama.kernels.body import UnreadMatrix
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.tiled import untile
 from jaxllama.kernels.cpu.tiling import tile
-from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
+from jaxllama.kernels.cpu.weights import InGroup, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params
@@ -91,12 +91,14 @@ def test_a_mix_of_k_quants_stays_as_small_as_its_file_and_as_exact(tmp_path, mos
     assert held <= 1.03 * sum(size_in_file(path, expected[path], kinds) for path in expected)
     block = tree["blocks"][0]
     np.testing.assert_array_equal(
-        untile(block["ffn"]["down"]["weight"].tiled), expected["blocks.0.ffn.down.weight"]
+        untile(block["ffn"]["down"]["weight"].parts[0]), expected["blocks.0.ffn.down.weight"]
     )
     for each, name in zip(block["attention"]["q"]["weight"].parts, ("qk", "v"), strict=True):
         whole = [expected[f"blocks.0.attention.{letter}.weight"] for letter in name]
         np.testing.assert_array_equal(untile(each), np.concatenate(whole, axis=1))
-    np.testing.assert_array_equal(untile(tree["embed"]["weight"].tiled), expected["embed.weight"].T)
+    np.testing.assert_array_equal(
+        untile(tree["embed"]["weight"].parts[0]), expected["embed.weight"].T
+    )
 
 
 def size_in_file(path, value, kinds):
@@ -117,7 +119,7 @@ def test_six_bits_with_damaged_scales_are_still_told():
     leaves = abstract_params(config)
     preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
     preparation.add("embed.weight", leaves["embed.weight"], packed)
-    held = preparation.tree()["embed"]["weight"].tiled
+    held = preparation.tree()["embed"]["weight"].parts[0]
     assert held.kind == "f32" and held.shape == (256, 64)
     assert np.isnan(untile(held)[:, 3]).any() and np.isfinite(untile(held)[:, 4]).all()
 
@@ -167,10 +169,10 @@ def test_each_device_has_its_own_columns_of_the_feed_forward():
     made = prepared(config, ffn__gate_weight=gate, ffn__up_weight=up, ffn__down_weight=down)["ffn"]
     for index in range(2):
         own = [np.split(dense_of(each), 2, axis=1)[index] for each in (gate, up)]
-        found = untile(part(made["gate"]["weight"].tiled, index))
+        found = untile(part(made["gate"]["weight"].parts[0], index))
         assert np.array_equal(found, np.concatenate(own, axis=1))
         assert np.array_equal(
-            untile(part(made["down"]["weight"].tiled, index)),
+            untile(part(made["down"]["weight"].parts[0], index)),
             np.split(dense_of(down), 2, axis=0)[index],
         )
 
@@ -248,8 +250,8 @@ def times(weight, x):
 def test_several_matrices_multiply_as_one():
     parts = [put(tile(some_packed(bits, 64, outward))) for bits, outward in ((4, 40), (8, 24))]
     x = np.random.default_rng(0).random((3, 64), np.float32)
-    expected = np.concatenate([times(TiledWeight(part), x) for part in parts], axis=1)
-    np.testing.assert_array_equal(times(JoinedWeight(tuple(parts)), x), expected)
+    expected = np.concatenate([times(TiledWeight((part,)), x) for part in parts], axis=1)
+    np.testing.assert_array_equal(times(TiledWeight(tuple(parts)), x), expected)
 
 
 def put(weight):

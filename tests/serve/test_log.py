@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxllama.serve.log import JsonLines, Lines
+from jaxllama.serve.log import JsonLines, LineFormatter
 from tests.serve.conftest import running, scenario, scripted
 
 
@@ -67,14 +67,14 @@ def test_a_refusal_is_one_line_with_the_field_and_the_reason(
     assert line["reason"] == reason
     assert line["field"] == field
     assert why in line["why"]
-    (text,) = lines_of(caplog, Lines())
+    (text,) = lines_of(caplog, LineFormatter())
     assert "\n" not in text
 
 
 def test_values_cannot_pass_for_other_fields():
     record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO"})
     record.facts = {"route": 'GET /x" reason=done', "none": None, "n": 3, "reason": "done"}
-    text = Lines().format(record)
+    text = LineFormatter().format(record)
     assert text.endswith('info a\\nb route="GET /x\\" reason=done" n=3 reason=done')
 
 
@@ -85,7 +85,7 @@ def test_a_failure_brings_its_trace():
         info = (type(error), error, error.__traceback__)
     record = logging.makeLogRecord({"msg": "bad", "levelname": "ERROR", "exc_info": info})
     assert "ZeroDivisionError" in json.loads(JsonLines().format(record))["trace"]
-    assert "ZeroDivisionError" in Lines().format(record)
+    assert "ZeroDivisionError" in LineFormatter().format(record)
 
 
 def test_devices_that_are_not_there_are_no_line_but_warnings_of_jax_are():

@@ -51,7 +51,7 @@ def adjust(
     rows: Rows,
     logits: Float[Array, "S V"],
 ) -> AdjustedLogits:
-    """Apply every adjuster; also return whether the logits were sound before."""
+    """Apply every adjuster in order; return also which rows had no NaN or +inf before."""
     on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
     adjusting = Adjusting(kinds, sets, bank, rows, on)
     whole = [name for name, kind in kinds.items() if not kind.held_only]
@@ -80,12 +80,12 @@ def adjust(
 
 
 def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Return the rows in which an adjuster acts: greedy ones only if it can change their token."""
+    """Return the rows in which an adjuster acts; it skips greedy rows whose token it keeps."""
     return is_asked(sampler, rows) & (is_warm(rows) | (not kind.keeps_greedy))
 
 
 def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
-    """Group neighbouring adjusters that read only the tokens of a row; the others stand alone."""
+    """Group neighbouring adjusters that read only the tokens of a row; others get own groups."""
     found: list[SamplerNames] = []
     for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):
         names = list(run)
@@ -104,7 +104,7 @@ def move_held(
 ) -> AdjustedLogits:
     """Apply adjusters that read only the logits of the tokens in their row.
 
-    For them, a token's id is the place at which the row has it first.
+    They see the index at which a token first occurs in the row as its id.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)

@@ -151,7 +151,7 @@ def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") 
 
 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
-    """Check one number against the knob's bounds, and the range of its array."""
+    """Check one number against the knob's bounds and the range of its array's type."""
     if spec.kind is bool:
         if not isinstance(value, bool):
             raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)

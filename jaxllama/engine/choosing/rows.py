@@ -57,7 +57,7 @@ def context(row: Rows, name: str) -> Context:
 
 
 def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
-    """Return one uniform number for one row: of the draw, or of the sampler called `name`.
+    """Return one uniform random number for one row: for the draw, or for the sampler `name`.
 
     It depends on the row's seed and length alone, so no other row and no other installed sampler
     can change it.
@@ -132,7 +132,7 @@ def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
 
 
 def where_rows(on: Bool[Array, " S"], new: T, old: T) -> T:
-    """Take `new` in the rows that are on, `old` bit for bit in the others; for leaves [S ...]."""
+    """Return `new` in the rows that are on, unchanged `old` in the others; trees of [S ...]."""
     return jax.tree.map(
         lambda a, b: jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a.astype(b.dtype), b), new, old
     )

@@ -40,7 +40,7 @@ class Shaping(NamedTuple):
 def plan(
     kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, active: Bool[Array, " S"]
 ) -> Shaping:
-    """Decide where each shaper acts: where the temperature does, or always after the filters."""
+    """Decide for each row whether a shaper acts before the filters or after them."""
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
         name: on[name] if kind.last else on[name] & rows.temperature_last

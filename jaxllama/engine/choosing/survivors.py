@@ -60,7 +60,7 @@ class CandidateRows(NamedTuple):
 def draw_survivors(
     ops: Choosing, kinds: CandidateSamplers, given: CandidateRows, *, width: int, listed: int
 ) -> Draws:
-    """Draw one token per row among the `width` best candidates, of those that all filters keep.
+    """Draw one token per row from the candidates, `width` per row, that all filters keep.
 
     A row whose last candidate was kept by a filter might have kept more. Such a row is drawn again
     from more candidates, up to the whole vocabulary, so the result never depends on `width`.
@@ -120,7 +120,7 @@ def narrow(
 def kept_by(
     name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
 ) -> Bool[Array, "S C"]:
-    """Return which survivors one filter keeps, in every row.
+    """Call one filter for every row; return which of the remaining candidates it keeps.
 
     `fresh` marks the rows in which no other filter has been applied yet.
     """
@@ -138,7 +138,7 @@ def kept_by(
 def spread(
     best: Best, given: CandidateRows, fresh: Bool[Array, " S"]
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
-    """Return entropy and number of the survivors; in fresh rows, of the whole vocabulary.
+    """Return entropy and number of the remaining candidates; in fresh rows, of all tokens.
 
     Costs nothing for a filter that reads neither: the compiler drops it.
     """
@@ -158,7 +158,7 @@ def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float
 def pick(
     ops: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, given: CandidateRows, listed: int
 ) -> Draws:
-    """Apply the late temperature and shapers, draw, and list the first survivors as sampled."""
+    """Apply temperature and shapers that come after the filters, draw, and list the likeliest."""
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
     mine = given.shaping.within(given.active)

@@ -41,7 +41,7 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
 
 def informed(sampler: S, sets: Sets) -> S:
-    """Fill in the token sets of a sampler."""
+    """Return a copy of a sampler that holds its token sets."""
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]
 
 

@@ -108,7 +108,7 @@ def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
 
 
 def hint_for(made: Any, expected: Any, row: Sampler) -> str:
-    """Suggest how to correct the returned array."""
+    """Return a hint for the plugin's author: how to correct the array that a sampler returned."""
     if made.shape != expected.shape:
         shown = "best.ids" if isinstance(row, Filter) else "logits"
         return f"return one number for each token, in the shape of `{shown}`"

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import (
+    Axes,
     GroupKind,
     HostMatrix,
     MatrixGroup,
@@ -21,28 +22,20 @@ from jaxllama.kernels.body import (
 )
 from jaxllama.kernels.cpu.tiled import Tiled
 from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
-from jaxllama.kernels.cpu.weights import InGroup, JoinedWeight, TiledWeight
+from jaxllama.kernels.cpu.weights import InGroup, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES
 
 STORED = "stored"  # dtype of dense weights: each file's own
 
-Axes = tuple[str | None, str | None]  # of inputs and outputs
-
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Tile a group; the first weight holds all of it, biases included."""
     axes = group.axes[::-1] if group.kind is GroupKind.EMBEDDING else group.axes
-    weight: TiledWeight | JoinedWeight
-    if group.kind is GroupKind.QKV:
-        weight = JoinedWeight(
-            tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
-        )
-    else:
-        (tiled,) = tiles_of(group, to)
-        splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
-        weight = TiledWeight(place_tiled(tiled, axes, to.mesh), splits_inputs)
+    parts = tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
+    splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
+    weight = TiledWeight(parts, splits_inputs)
     inside = InGroup()
     return [
         Placed(inside if index else weight, None if bias is None else inside)

@@ -5,11 +5,12 @@ file format.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
+from jaxllama.kernels.packed import Part
 from jaxllama.shapes import Float
 
 Kind = Literal["q4", "q5", "q6", "q8", "bf16", "f16", "f32"]
@@ -20,8 +21,6 @@ BLOCK = 32  # inputs
 EIGHT = 8  # blocks that share one unit of K-quant scales
 SIXTEEN = 16  # inputs that share a scale in a q6
 NIBBLES = 512  # bytes that store the low four bits of a block
-
-Part = Any  # an Array in programs, NumPy while tiling, a sharding in trees of shardings
 
 
 @jax.tree_util.register_dataclass

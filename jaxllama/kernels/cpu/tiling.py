@@ -50,7 +50,7 @@ def tile(
     Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
     """
     offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
-    places = [Place(int(offset), -1) for offset in offsets[:-1]]
+    places = [OutputPlace(int(offset), -1) for offset in offsets[:-1]]
     return tile_matrices(matrices, places, int(offsets[-1]), biases, order)
 
 
@@ -64,7 +64,9 @@ def tile_pair(
     """Tile gate and up for `normed_swiglu`, alternating every sixteen outputs."""
     if count_outputs(gate) != count_outputs(up):
         raise ValueError(f"gate has {count_outputs(gate)} outputs and up has {count_outputs(up)}")
-    return tile_matrices((gate, up), [Place(0, 0), Place(0, 1)], count_outputs(gate), biases, order)
+    return tile_matrices(
+        (gate, up), [OutputPlace(0, 0), OutputPlace(0, 1)], count_outputs(gate), biases, order
+    )
 
 
 def can_tile(matrix: PackedMatrix) -> bool:
@@ -73,7 +75,7 @@ def can_tile(matrix: PackedMatrix) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class OutputPlace:
     """The target of the outputs of one matrix: after other outputs, or one half of every tile."""
 
     offset: int
@@ -107,7 +109,7 @@ def count_outputs(matrix: PackedMatrix | np.ndarray) -> int:
 
 def tile_matrices(
     matrices: Sequence[PackedMatrix | np.ndarray],
-    places: Sequence[Place],
+    places: Sequence[OutputPlace],
     outward: int,
     biases: Sequence[np.ndarray | None],
     order: np.ndarray | None,
@@ -201,7 +203,7 @@ def with_minima(source: TilingInput) -> TilingInput:
     return dataclasses.replace(source, minima=narrow if exact else minima, zero=0)
 
 
-def tile_packed(sources: list[TilingInput], places: Sequence[Place], count: int) -> Tiled:
+def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count: int) -> Tiled:
     """Tile packed matrices: codes with the C++ library, scales with NumPy."""
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
@@ -228,7 +230,9 @@ def tile_packed(sources: list[TilingInput], places: Sequence[Place], count: int)
     )  # fmt: skip
 
 
-def tile_halves(sources: list[TilingInput], places: Sequence[Place], codes: np.ndarray) -> Tiled:
+def tile_halves(
+    sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
+) -> Tiled:
     """Build a q6 matrix: two signed steps per block and output, one unit for eight blocks."""
     count, blocks = codes.shape[:2]
     found = [split_into_signed_steps(each) for each in sources]
@@ -303,7 +307,7 @@ def find_steps(
 
 
 def tile_factors(
-    parts: Sequence[Sequence[np.ndarray]], places: Sequence[Place], count: int
+    parts: Sequence[Sequence[np.ndarray]], places: Sequence[OutputPlace], count: int
 ) -> np.ndarray:
     """Tile the arrays [out, groups] of each matrix: [tiles, groups, arrays per matrix, 32]."""
     sample = parts[0][0]
@@ -315,7 +319,7 @@ def tile_factors(
     return np.ascontiguousarray(shaped.transpose(0, 3, 2, 1))
 
 
-def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) -> Tiled:
+def tile_dense(matrices: list[np.ndarray], places: Sequence[OutputPlace], count: int) -> Tiled:
     """Tile dense matrices with the C++ library; the dtype stays."""
     first = matrices[0]
     kind = DENSE.get(first.dtype.name)
@@ -342,7 +346,7 @@ def tile_dense(matrices: list[np.ndarray], places: Sequence[Place], count: int) 
 def tile_biases(
     biases: Sequence[np.ndarray | None],
     matrices: Sequence[PackedMatrix | np.ndarray],
-    places: Sequence[Place],
+    places: Sequence[OutputPlace],
     count: int,
 ) -> np.ndarray | None:
     """Return biases as [tiles, 32], zero for a matrix without one; None if no matrix has one."""

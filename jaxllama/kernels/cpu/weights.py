@@ -23,9 +23,13 @@ from jaxllama.sharding import add_up, own_parts
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledWeight:
-    """One matrix, or gate and up in one, including the bias."""
+    """The matrices of a group with their biases, outputs side by side.
 
-    tiled: Tiled
+    `parts` has one set of tiles for each kind of storage; only queries, keys and values can have
+    several. Gate and up share their tiles.
+    """
+
+    parts: tuple[Tiled, ...]
     splits_inputs: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def matmul(
@@ -39,53 +43,12 @@ class TiledWeight:
     ) -> Float[Array, "L O"]:
         """Return norm(x) · weight + its bias + add; inactive rows become 0."""
         del bias  # in the tiles
+        tiled = self.parts[0]
         if self.splits_inputs and norm is None and own_parts("model") > 1:
-            return summed(x, self.tiled, add, active)
-        return fused(x, self.tiled, norm, add, active)
-
-    def gated(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight,
-        active: ActiveRows,
-    ) -> Float[Array, "L O"]:
-        """Return silu(norm(x) · gate) * (norm(x) · up) from the tiles that hold both."""
-        del group
-        return matmul.normed_swiglu(x, norm.weight, norm.eps, self.tiled, active)
-
-    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
-        own = self.tiled.shape[1]
-        if own == vocab:
-            return matmul.take_rows(self.tiled, tokens)
-        place = tokens - lax.axis_index("model") * own
-        mine = (place >= 0) & (place < own)
-        rows = matmul.take_rows(self.tiled, jnp.clip(place, 0, own - 1))
-        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class JoinedWeight:
-    """The matrices of a group side by side: one set of tiles for each kind of storage."""
-
-    parts: tuple[Tiled, ...]
-
-    def matmul(
-        self,
-        x: Float[Array, "L I"],
-        *,
-        bias: Any = None,
-        norm: NormWeight | None = None,
-        add: Array | None = None,
-        active: ActiveRows = None,
-    ) -> Float[Array, "L O"]:
-        """Return norm(x) times all matrices, outputs one after the other."""
-        del bias
-        outputs = [fused(x, part, norm, None, active) for part in self.parts]
-        y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+            return summed(x, tiled, add, active)
+        if len(self.parts) == 1:
+            return fused(x, tiled, norm, add, active)
+        y = jnp.concatenate([fused(x, part, norm, None, active) for part in self.parts], axis=1)
         return y if add is None else add + y
 
     def project(
@@ -99,6 +62,29 @@ class JoinedWeight:
         """Multiply norm(x) by every matrix of the group."""
         cuts = list(accumulate(member.width for member in group))[:-1]
         return jnp.split(self.matmul(x, norm=norm, active=active), cuts, axis=1)
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return silu(norm(x) · gate) * (norm(x) · up) from the tiles that hold both."""
+        del group
+        return matmul.normed_swiglu(x, norm.weight, norm.eps, self.parts[0], active)
+
+    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
+        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        (tiled,) = self.parts
+        own = tiled.shape[1]
+        if own == vocab:
+            return matmul.take_rows(tiled, tokens)
+        place = tokens - lax.axis_index("model") * own
+        mine = (place >= 0) & (place < own)
+        rows = matmul.take_rows(tiled, jnp.clip(place, 0, own - 1))
+        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
 
 
 @jax.tree_util.register_dataclass

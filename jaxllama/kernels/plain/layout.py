@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllama.kernels.body import (
+    Axes,
     GroupKind,
     HostMatrix,
     MatrixGroup,
@@ -21,8 +22,6 @@ from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain.weights import DenseWeight, PackedWeight
 from jaxllama.shapes import Array
 from jaxllama.sharding import shard_shape
-
-Axes = tuple[str | None, str | None]
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:

@@ -65,12 +65,12 @@ def routes(service: GenerationService) -> list[web.RouteDef]:
 
     @open_to_all
     async def front(request: web.Request) -> web.Response:
-        """Answer with the page."""
+        """Serve the page itself."""
         return respond(request, assets[FRONT])
 
     @open_to_all
     async def file(request: web.Request) -> web.Response:
-        """Answer with a file of the page; 404 if it does not exist."""
+        """Serve a file of the page; 404 if it does not exist."""
         asset = assets.get(request.match_info["path"])
         if asset is None:
             raise HttpError(f"the page has no file {request.path[:100]!r}", 404, "not_found")

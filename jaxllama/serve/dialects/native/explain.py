@@ -89,7 +89,7 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
 def check_explainable(
     knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model
 ) -> None:
-    """Raise InvalidParameter for knobs or changes that cannot be explained, before any work."""
+    """Raise InvalidParameter for knobs or changes that an explanation does not support."""
     check_length(knobs)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(

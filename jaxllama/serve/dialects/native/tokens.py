@@ -160,7 +160,7 @@ def find_source(body: TokenizeBody) -> SourceField:
 
 
 def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
-    """Tokenize the text in field `source`, with the defaults of the server that has the field."""
+    """Tokenize the text in field `source`, with the defaults of the API the field comes from."""
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
     if begin is None and (
@@ -175,7 +175,7 @@ def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -
 
 
 def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], context: int) -> Tokens:
-    """Make the answer, with the texts of the tokens in the requested form."""
+    """Build the response body, with the texts of the tokens in the requested form."""
     found = Tokens(list(ids), len(ids), context)
     raw = [tokenizer.piece(id_, special=True) for id_ in ids]
     pieces = [piece.decode("utf-8", "replace") for piece in raw]

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
 from jaxllama.messages import Ending as PromptEnding
-from jaxllama.messages import Turns
+from jaxllama.messages import Messages
 from jaxllama.request import Event, Finished, FinishReason, Token, Usage
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
@@ -95,10 +95,10 @@ def chosen_format(
     request: web.Request,
     model: Model,
     name: str | None,
-    messages: Turns,
+    messages: Messages,
     tools: Sequence[Tool],
 ) -> str | None:
-    """Return the prompt format of a conversation; note a substitute for headers and log."""
+    """Return the prompt format of a conversation; if another one had to be taken, note it."""
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:
         request[CALLER].notes["format"] = str(chosen)
@@ -209,7 +209,7 @@ class ChatAnswer:
         self.logprobs: list[TokenLogprob] = []
         self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
-        self.ending: shapes.Ending = "stop"
+        self.ending: shapes.ChatFinish = "stop"
         self._prefix = prefix
         self._parser = None if style is None else ToolParser(style)
         self._only_one = body.parallel_tool_calls is False

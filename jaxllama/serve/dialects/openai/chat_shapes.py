@@ -117,7 +117,7 @@ class ChatChoice(msgspec.Struct):
 
     index: int
     message: ChatMessage
-    finish_reason: shapes.Ending
+    finish_reason: shapes.ChatFinish
     logprobs: Logprobs | None = None
 
 
@@ -146,7 +146,7 @@ class ChunkChoice(msgspec.Struct):
 
     index: int
     delta: ChatDelta
-    finish_reason: shapes.Ending | None = None
+    finish_reason: shapes.ChatFinish | None = None
     logprobs: Logprobs | None = None
 
 

@@ -26,7 +26,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     Common,
     Counts,
     Details,
-    Prompts,
+    PromptField,
     StreamOptions,
     TokenUsage,
     check_model,
@@ -43,7 +43,7 @@ from jaxllama.text.tokenizer import Tokenizer
 class CompletionBody(Common, kw_only=True):
     """Request: prompts, and options for the answers."""
 
-    prompt: Prompts
+    prompt: PromptField
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -160,7 +160,7 @@ def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
         )
 
 
-def as_prompts(prompt: Prompts, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
+def as_prompts(prompt: PromptField, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
     """Convert one text or list of ids, or a list of these, to a list of prompts."""
     if isinstance(prompt, str):
         return [prompt]

@@ -11,7 +11,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
 from jaxllama.scoring import Pooling, as_embedding
 from jaxllama.serve.dialects.openai.completions import as_prompts
-from jaxllama.serve.dialects.openai.shapes import Common, Prompts, check_model
+from jaxllama.serve.dialects.openai.shapes import Common, PromptField, check_model
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -22,7 +22,7 @@ from jaxllama.service.asking import estimate_characters
 class EmbeddingBody(Common, kw_only=True):
     """Request: texts, and options for their vectors."""
 
-    input: Prompts
+    input: PromptField
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
     dimensions: int | None = None

@@ -101,14 +101,14 @@ class OutputText(msgspec.Struct):
     logprobs: list[None] = msgspec.field(default_factory=list)
 
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ResponseStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputMessage(msgspec.Struct):
     """The assistant's message."""
 
     id: str
-    status: Status
+    status: ResponseStatus
     content: list[OutputText]
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
@@ -148,7 +148,7 @@ class Response(msgspec.Struct, kw_only=True):
     id: str
     created_at: int
     model: str
-    status: Status
+    status: ResponseStatus
     output: list[OutputMessage]
     instructions: str | None
     max_output_tokens: int | None

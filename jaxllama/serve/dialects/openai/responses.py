@@ -26,8 +26,8 @@ from jaxllama.serve.dialects.openai.response_shapes import (
     PartEvent,
     Response,
     ResponseBody,
+    ResponseStatus,
     ResponseUsage,
-    Status,
     StreamEvent,
     TextEvent,
     WholeEvent,
@@ -99,7 +99,7 @@ class ResponseForm:
         self._id, self._item = f"resp-{id_}", f"msg-{id_}"
         self._created, self._number = int(time.time()), -1
         self._texts: list[str] = []
-        self._status: Status = "in_progress"
+        self._status: ResponseStatus = "in_progress"
         self._usage: Usage | None = None
 
     def begin(self) -> Iterator[StreamEvent]:

@@ -14,7 +14,7 @@ from jaxllama.serve.endpoints import RequestShape
 from jaxllama.service import Model
 
 Texts = str | list[str]
-Prompts = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
+PromptField = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
 
 
 class ModelBody(RequestShape, kw_only=True):
@@ -113,7 +113,7 @@ class Call(msgspec.Struct):
     type: Literal["function"] | UnsetType = UNSET
 
 
-Ending = Literal["stop", "length", "tool_calls"]
+ChatFinish = Literal["stop", "length", "tool_calls"]
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 RATE_LIMITED, SERVER_FAULT = 429, 500
