@@ -112,4 +112,6 @@ def test_a_way_without_a_common_beginning_is_weighed_too():
     continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
     found = finish(engine.probes.weigh(continuations))
     for (ids, start), values in zip(continuations, found, strict=True):
-        assert np.allclose(values, finish(new_engine().probes.peek(ids, start))[0], rtol=0, atol=1e-5)
+        assert np.allclose(
+            values, finish(new_engine().probes.peek(ids, start))[0], rtol=0, atol=1e-5
+        )
