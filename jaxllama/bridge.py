@@ -112,7 +112,7 @@ class Backlog(Protocol):
         """Remove a request or probe; return False if it is not in the backlog."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
-        """Remove and return the next work that fits into `free` slots; `ended` reports its end."""
+        """Remove and return the next work that fits `free` slots; call `ended` when it ends."""
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
         """Note that the engine computed `tokens` tokens for this work."""
@@ -294,7 +294,7 @@ class EngineThread:
             job[0]()
 
     def _take_work(self) -> None:
-        """Take the work that fits into free slots; set the engine's flags about the rest."""
+        """Take the work that fits into free slots; set `requests_wait` and `is_shared`."""
         claimed = sum(probe.steps is None for probe in self._probes)  # for probes that will start
         while work := self.backlog.pop(self.engine.room - claimed):
             if isinstance(work, Ticket):

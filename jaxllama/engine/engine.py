@@ -380,11 +380,11 @@ class Engine:
             self._release(generation)
 
     def _release(self, generation: Generation) -> None:
-        """Make the rows of a generation on the device inert."""
+        """Stop the rows of a generation on the device."""
         self._batch.release([part.slot for part in generation.parts])
 
     def _clear(self) -> list[Generation]:
-        """Take every generation out of its slot, and return them; cached tokens are forgotten."""
+        """Free all slots and forget cached tokens; return the generations that held slots."""
         held = [one for one in self._live.values() if one.phase is not Phase.WAITING]
         self._running = [None] * self.config.slots
         self.calls.clear()

@@ -152,7 +152,7 @@ class Programs:
         return self.compiled("admit")(state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
-        """Make rows inert."""
+        """Stop the rows in `mask`: they decode no further."""
         return self.compiled("release")(state, mask)
 
     def scrub(self, state: StateLeaves, slot: Any) -> StateLeaves:

@@ -82,7 +82,7 @@ class Steps:
     def prefill(
         self, params: Tree, state: DecodeState, slot: Array, ids: Array, start: Array, count: Array
     ) -> DecodeState:
-        """Compute the cache of `count` tokens in a slot by tiles; later columns are scratch."""
+        """Compute the cache of `count` tokens in a slot by tiles; may overwrite later columns."""
 
         def tile(index: Array, cache: KVCache) -> KVCache:
             at = index * self.tile
@@ -153,7 +153,7 @@ class Steps:
         return write_row(state, slot, row, self.bank)
 
     def release(self, state: DecodeState, mask: Bool[Array, " S"]) -> DecodeState:
-        """Make rows inert."""
+        """Stop the rows in `mask`: they decode no further."""
         return dataclasses.replace(state, budget=jnp.where(mask, 0, state.budget))
 
     def scrub(self, state: DecodeState, slot: Array) -> DecodeState:

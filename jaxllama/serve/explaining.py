@@ -31,7 +31,7 @@ def check_length(knobs: Mapping[str, Any]) -> None:
 async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
-    """Compute the logits of each token of the only answer, which is over, as a Recording."""
+    """Compute the recording of the only answer, which has ended: the logits of each token."""
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
     begin = partial(peek_at_answer, request=request, tokens=tokens)

@@ -49,7 +49,7 @@ def count_choices(ask: Ask) -> int:
 
 
 def estimate_size(ask: Ask) -> int:
-    """Estimate the number of characters to prepare, by counting a bounded number of values."""
+    """Estimate the number of characters in a request, from a bounded number of its values."""
     return estimate_characters([*ask.prompts, *(ask.messages or ()), *ask.tools])
 
 

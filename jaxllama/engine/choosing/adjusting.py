@@ -125,7 +125,7 @@ def move_held(
 def ask(
     adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
 ) -> Float[Array, "S N"]:
-    """Call one adjuster for every row."""
+    """Call one adjuster for every row; return the new logits."""
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:
         assert isinstance(sampler, Adjuster)
