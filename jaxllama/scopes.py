@@ -9,15 +9,15 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
-def scoped(function: Callable[Given, Result]) -> Callable[Given, Result]:
+def scoped(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Trace a function in a scope with the function's name; may be recursive."""
 
     @wraps(function)
-    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         with jax.named_scope(function.__name__):
             return function(*args, **kwargs)
 
