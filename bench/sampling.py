@@ -30,6 +30,7 @@ from subject import Subject, peer_options
 
 from jaxllama import LLM
 from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import TokenChooser
 from jaxllama.engine.probes import finish
 from jaxllama.engine.state import DecodeState, row_start
 from jaxllama.kernels import body_named
@@ -169,7 +170,7 @@ def unused(llm: LLM, given: tuple[np.ndarray, list[list[int]]], count: int) -> M
         candidates=size.candidates,
         top_logprobs=size.max_top_logprobs,
         body=size.kernels,
-        texts=llm.tokenizer.texts(),
+        texts=llm.tokenizer.texts,
     )
     choose = jax.jit(partial(choose_again, bank, size.kernels))
     rows = admitted(llm, prompts, {"temperature": HEAT}).rows()
@@ -199,13 +200,14 @@ def admitted(llm: LLM, prompts: Sequence[Sequence[int]], knobs: Knobs) -> Decode
 
 def choose_again(bank: SamplerBank, body: str, leaves: Any, logits: Any, rows: Any) -> Any:
     """Choose for every row CALLS times in one program, as the decode program does."""
+    chooser = TokenChooser(bank)
 
     def one(index: Any, carry: Any) -> Any:
         given, leaves, _ = carry
         given, now = fresh_logits(body, given, index)
-        return given, *bank.choose(leaves, now, rows._replace(length=rows.length + index))
+        return given, *chooser.choose(leaves, now, rows._replace(length=rows.length + index))
 
-    shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
+    shapes = jax.eval_shape(chooser.choose, leaves, logits, rows)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
     return lax.fori_loop(0, CALLS, one, (logits, leaves, blank))[1:]
 

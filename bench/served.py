@@ -86,7 +86,7 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait until the started server accepts requests and return its address.
+    """Wait until the started server has compiled everything and return its address.
 
     Raises ClickException if the process ends first.
     """
@@ -99,10 +99,10 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def is_ready(url: str) -> bool:
-    """Say whether the server accepts requests."""
+    """Say whether the server accepts requests, and compiles no programs behind them."""
     try:
-        with urllib.request.urlopen(f"{url}/ready"):
-            return True
+        with urllib.request.urlopen(f"{url}/ready") as response:
+            return "compiling" not in json.load(response)
     except OSError:  # the connection is refused, or the status is an error
         return False
 

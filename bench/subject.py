@@ -92,7 +92,9 @@ class Subject:
 
     def load(self, *, slots: int, length: int) -> LLM:
         """Load the model with room for `length` tokens in each slot."""
-        return LLM.load(self.path, slots=slots, context=length, **self.loading.arguments)
+        llm = LLM.load(self.path, slots=slots, context=length, **self.loading.arguments)
+        llm.engine.programs.finish()  # nothing is compiled beside a measurement
+        return llm
 
     def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCppPeer:
         """Load the model in the peer, with room for `length` tokens in each sequence."""

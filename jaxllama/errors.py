@@ -28,6 +28,7 @@ Wording: the wrong value - the expected value - the remedy.
     ├── Cancelled                   an authorised client has cancelled the request
     ├── SlowReader                  the client reads its answer too slowly
     ├── EngineStopped               the engine has stopped; no request can be served
+    ├── CompiledLate                a program was compiled after the start, which was forbidden
     └── GenerationFailed            this request failed inside the engine (NaN, repeated fault)
 """
 
@@ -206,6 +207,12 @@ class EngineStopped(JaxLlamaError):
 
     status = 503
     code = "engine_stopped"
+
+
+class CompiledLate(JaxLlamaError):
+    """Something was compiled after the start, which `--strict-compile` forbids."""
+
+    code = "compiled_late"
 
 
 class GenerationFailed(JaxLlamaError):

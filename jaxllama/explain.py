@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Bank, ChosenTokens, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import Bank, SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
 from jaxllama.engine.choosing.knobs import switches_on
-from jaxllama.engine.choosing.rows import chance
+from jaxllama.engine.choosing.rows import Rows, chance
 from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import body_named, fastest_body
 from jaxllama.limits import LIMITS, check, unknown_field
@@ -133,7 +134,7 @@ class Replay:
             candidates=recording.candidates,
             top_logprobs=vocab,
             body=body,
-            texts=recording.texts,
+            texts=lambda: recording.texts,
         )
         known = {knob for kind in samplers.values() for knob in knobs_of(kind)}
         for name in changes:
@@ -152,7 +153,7 @@ class Replay:
             logits = jax.numpy.stack([self.recording.logits[index]] * len(self.names))
             # Without compilation, only the branches that are taken run.
             with jax.disable_jit():
-                after, choice = self.bank.choose(self.stacked(leaves), logits, rows)
+                after, choice = TokenChooser(self.bank).choose(self.stacked(leaves), logits, rows)
                 uniform = float(jax.vmap(chance)(rows)[-1])
             token = int(choice.token[-1])
             shares = [self.shares(choice, place) for place in range(len(self.names))]

@@ -25,7 +25,7 @@ from jaxllama.completion import Classification, Completion, Hypothesis, Perplexi
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.executables import Executables
+from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import InvalidParameter
@@ -91,6 +91,8 @@ class LLM:
         prompt_format: str | None = None,
         sampling_defaults: str = "auto",
         compile_cache: bool = True,
+        compile_behind: bool = True,
+        strict_compile: bool = False,
         progress: Progress | None = None,
     ) -> Self:
         """Load a model by name, file or folder, downloading it if needed; None is the default.
@@ -115,6 +117,10 @@ class LLM:
         sampling_defaults  values of the knobs that a request does not set: auto (recommended by
                        the model's maker) or none (each sampler's own default)
         compile_cache  keep compiled programs on disk for the next start
+        compile_behind compile the programs that a first request does not need on a thread, after
+                       this call; otherwise each is compiled when it is needed
+        strict_compile compile everything before this call returns; any compilation of this process
+                       after it raises CompiledLate, until the model is closed
         progress       called with (what, done, total) while loading
         """
         path = resolve(model, progress=progress)
@@ -145,23 +151,30 @@ class LLM:
                 vocab=config.vocab_size,
                 candidates=engine.candidates,
                 top_logprobs=engine.max_top_logprobs,
-                texts=tokenizer.texts(),
+                texts=tokenizer.texts,
                 body=engine.kernels,
+                trial=False,
             )
             defaults = sampling_defaults_of(sampling_defaults, path, checkpoint, bank.knobs)
             chosen = named_or_suiting(prompt_format, tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
-        key = key_of(config, engine, params, samplers.loaded, bank)
-        executables = Executables(cache_folder() / "programs", key) if compile_cache else None
+        key = key_of(config, engine, params, samplers.loaded, tokenizer.digest)
+        executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
-        programs.warm_up(progress)
+        if strict_compile:
+            programs.warm_up(progress)
+        else:
+            programs.prepare(progress, behind=compile_behind)
         presets = load_plugins(PRESETS, Preset).loaded
         others = other_formats(chosen, tokenizer.text)
         intake = Intake(
             tokenizer, chosen, bank, engine, presets, other_formats=others, defaults=defaults
         )
-        return cls(Engine(programs), intake, config=config, path=path)
+        runs = Engine(programs)
+        if strict_compile:
+            programs.seal()
+        return cls(runs, intake, config=config, path=path)
 
     # Parts.
 

@@ -14,7 +14,6 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
-from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.program_key import digest_code, program_key
 from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
@@ -24,7 +23,7 @@ from jaxllama.limits import LIMITS, check
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
-from jaxllama.sampling import KnobSpec, Sampler
+from jaxllama.sampling import KnobSpec, Sampler, token_sets_of
 from jaxllama.sharding import parse_mesh
 from jaxllama.startup import Progress
 from jaxllama.weights.base import Checkpoint, fill
@@ -213,12 +212,15 @@ def key_of(
     engine: EngineConfig,
     params: Tree,
     samplers: Mapping[str, type[Sampler]],
-    bank: SamplerBank,
+    vocabulary: str,
 ) -> str:
     """Return the key of the compiled programs.
 
     The name of the model does not change it, nor do the settings that only the host uses.
+    `vocabulary` is a digest of the tokens, of which samplers may have sets.
     """
     unnamed = replace(config, name="")
     sized = replace(engine, queue_limit=1, sync_ms=1.0)
-    return program_key((unnamed, sized, stored_as(params), describe(samplers), bank.learned))
+    has_sets = any(map(token_sets_of, samplers.values()))
+    vocabulary = vocabulary if has_sets else ""
+    return program_key((unnamed, sized, stored_as(params), describe(samplers), vocabulary))

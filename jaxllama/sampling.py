@@ -215,6 +215,9 @@ class Sampler:
 
     order: ClassVar[int] = 0  # a lower order runs earlier among adjusters, filters or shapers
     keeps_greedy: ClassVar[bool] = False  # promises that the likeliest token stays the likeliest
+    # True: many requests use the sampler, and it compiles fast. The first decode program of a fresh
+    # installation contains only common samplers; requests with others wait for the next one.
+    common: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a frozen dataclass and register it as a pytree of its fields."""

@@ -221,11 +221,13 @@ def test_how_a_process_loads_a_model_is_recorded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     subjects: list[Any] = []
 
-    def start(subject: Any, _cache: Path) -> tuple[float, int]:
+    def start(subject: Any, _cache: Path) -> Any:
         subjects.append(subject)
-        return 1.0, 2
+        return module("compile").Start(1.0, 2.0, 3.0, 4)
 
     monkeypatch.setattr(module("compile"), "start", start)
+    loads = {"first": 1.0, "all": 2.0, "programs": {"decode": 1.0}}
+    monkeypatch.setattr(module("compile"), "load", lambda *_: loads)
     check_loading(records("compile", "-m", TINY, "--repetitions", "1", *LOADING))
     assert subjects[0].options[2:] == [
         *("--mesh=data=1,model=2", "--dtype=float32", "--cache-dtype=bfloat16", "--kernels=xla")
@@ -322,13 +324,15 @@ def test_memory_tells_the_peak_of_loading_and_the_growth_of_decoding() -> None:
     assert "tiny-q4_0, 4 slots, growth over 20 steps, in their second half" in found
 
 
-def test_a_cold_start_compiles_every_program_and_a_warm_one_none(
+def test_a_first_start_compiles_and_a_second_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("XLA_FLAGS")  # one device is enough
     found = records("compile", "-m", TINY, "--repetitions", "1")
-    assert found["tiny-q4_0, cold start, compiled"]["value"] > 0
-    assert found["tiny-q4_0, warm start, compiled"]["value"] == 0
+    assert found["tiny-q4_0, first start, compiled"]["value"] == 4
+    assert found["tiny-q4_0, second start, compiled"]["value"] == 0
+    assert found["tiny-q4_0, first start with 16 slots, decode"]["value"] > 0
+    assert "tiny-q4_0, second start with 16 slots, decode_lean" not in found
 
 
 def test_a_start_that_fails_says_why() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from jax._src import compiler
 
+from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables, read_own, write_own
 from jaxllama.engine.program_key import program_key
-from jaxllama.engine.programs import NAMES, Programs
+from jaxllama.engine.programs import LEAN, NAMES, WHOLE, Programs
+from jaxllama.errors import BrokenPlugin, CompiledLate
 from tests.support import (
     BODIES,
     ENGINE,
@@ -23,6 +26,7 @@ from tests.support import (
     new_engine,
     programs,
     request,
+    run,
 )
 
 
@@ -86,7 +90,7 @@ def test_compilations_are_noticed(monkeypatch):
 def test_second_start_compiles_nothing(tmp_path, monkeypatch):
     first = fresh_programs(tmp_path)
     first.warm_up()
-    assert set(first.traces.elements()) == set(NAMES)
+    assert set(first.traces.elements()) == set(NAMES) - {LEAN}
     second = fresh_programs(tmp_path)
     names = compilations(monkeypatch)
     second.warm_up()
@@ -97,16 +101,78 @@ def test_second_start_compiles_nothing(tmp_path, monkeypatch):
 def test_progress_names_each_program_that_is_not_on_disk(tmp_path):
     heard = []
     fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
-    total = len(NAMES)
+    names = [name for name in NAMES if name != LEAN]
+    total = len(names)
     each = [
         told
-        for done, name in enumerate(NAMES)
+        for done, name in enumerate(names)
         for told in [("programs", done, total), (f"compiling {name}", done, total)]
     ]
     assert heard == [*each, ("programs", total, total)]
     heard.clear()
     fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
     assert heard == [("programs", done, total) for done in range(total + 1)]
+
+
+def test_first_start_makes_a_lean_program_first_and_the_others_behind(tmp_path):
+    first = fresh_programs(tmp_path)
+    first.prepare()
+    assert {"empty", "admit", "prefill", LEAN} <= first.made.keys()
+    first.finish()
+    assert not first.pending
+    assert first.made.keys() == set(NAMES)
+    second = fresh_programs(tmp_path)
+    second.prepare()
+    assert WHOLE in second.made
+    second.finish()
+    assert second.made.keys() == set(NAMES) - {LEAN}
+    assert not any(made.is_compiled for made in second.made.values())
+
+
+def test_samplers_are_tried_before_programs_are_kept(tmp_path):
+    tried = []
+    for _ in range(2):
+        programs = fresh_programs(tmp_path)
+        programs.bank = SimpleNamespace(try_samplers=lambda: tried.append("tried"))
+        programs.prepare(behind=False)
+        programs.finish()
+    assert tried == ["tried"]
+    programs = fresh_programs(tmp_path / "other")
+
+    def refuse():
+        raise BrokenPlugin("no good")
+
+    programs.bank = SimpleNamespace(try_samplers=refuse)
+    with pytest.raises(BrokenPlugin):
+        programs.prepare(behind=False)
+    assert not programs.executables.has("empty")
+    assert not programs.pending
+
+
+def test_start_of_a_short_command_compiles_what_it_needs(tmp_path):
+    programs = fresh_programs(tmp_path)
+    programs.prepare(behind=False)
+    programs.finish()
+    assert programs.made.keys() == {"empty", "admit", "prefill", LEAN}
+    assert all(map(programs.is_ready, NAMES))  # the others are made when they are called
+    told = run(Engine(programs), [request([1, 2, 3], 4), request([1, 2, 3], 4)])
+    assert told[0].tokens == told[1].tokens
+    assert WHOLE not in programs.made
+
+
+def test_sealed_programs_refuse_to_compile(tmp_path):
+    programs = fresh_programs(tmp_path)
+    programs.compiled("release")
+    programs.seal()
+    try:
+        programs.compiled("release")
+        with pytest.raises(CompiledLate, match="program scrub"):
+            programs.compiled("scrub")
+        with pytest.raises(CompiledLate, match="something was compiled"):
+            jax.jit(lambda x: x * 54321 + 9)(np.float32(1))
+    finally:
+        programs.stop()
+    programs.compiled("scrub")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])

@@ -48,6 +48,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     ),
     # 2: token ids only
     "engine": (MATHS, "jax numpy"),
+    "engine.compiling": (WORDS, "jax threading"),
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
     "messages": (f"{WORDS} formats", ""),
@@ -81,6 +82,7 @@ FLOORS: dict[str, tuple[str, str]] = {
         "jax click rich asyncio",
     ),
     "cli.heap": ("", "ctypes"),
+    "cli.main": (f"{WORDS} cli", "click threading"),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     # Plugins hang off the sockets, ours like anyone's.
@@ -266,7 +268,7 @@ def test_only_programs_are_jitted(name):
         ("llm", "import asyncio"),
         ("weights.store", "import torch"),
         ("weights.store", "import pickle"),
-        ("jaxllama_samplers.top_p", "from jaxllama.engine.choosing.bank import Rows"),
+        ("jaxllama_samplers.top_p", "from jaxllama.engine.choosing.rows import Rows"),
         ("jaxllama_formats.chatml", "import jax"),
         ("engine.engine", "import jaxllama"),
     ],

@@ -18,7 +18,7 @@ from jaxllama.cli.completing import CompletionWords, readline, tab_completes
 from jaxllama.cli.conversation import Conversation, PlainText
 from jaxllama.cli.figures import Figures
 from jaxllama.cli.options import GenerationCommand, read_knob
-from jaxllama.cli.terminal import load_llm, note, progress_bars, show
+from jaxllama.cli.terminal import close_llm, load_llm, note, progress_bars, show
 from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
 from jaxllama.limits import LIMITS
 from jaxllama.weights import store
@@ -91,7 +91,7 @@ class ChatModel:
         with progress_bars() as report:
             store.resolve(name, progress=report)
         changed = {**self.loading, "model": name}
-        self.llm.close()  # first: there may not be memory for both
+        close_llm(self.llm)  # first: there may not be memory for both
         try:
             self.llm = load_llm(changed)
         except JaxLlamaError:
@@ -103,7 +103,7 @@ class ChatModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.llm.close()
+        close_llm(self.llm)
 
 
 class Session:

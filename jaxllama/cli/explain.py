@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913 - an argument per option
     if source is not None:
         recording = Recording.load(source)
     else:
-        with open_llm(loading) as llm:
+        with open_llm(loading, is_short=True) as llm:
             recording = record(llm, prompt or "", **knobs)
     if target is not None:
         recording.save(target)

@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913 - an argument for each option
         raise click.UsageError("--format is for conversations; it needs --chat.")
     search = search_arguments(beams, length_penalty, early_stopping, knobs)
     text = read_prompt(prompt, prompt_file)
-    with open_llm(loading) as llm:
+    with open_llm(loading, is_short=True) as llm:
         if search is not None:
             show_answers(
                 llm.beam_search(prompt_ids(llm, text, chat=chat), **search), wants_json=wants_json

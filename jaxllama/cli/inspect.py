@@ -14,17 +14,26 @@ from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig
 from jaxllama.engine.choosing.knobs import catalogue
+from jaxllama.engine.executables import PROGRAMS, Executables
+from jaxllama.engine.programs import PURPOSES
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
 from jaxllama.kernels.packed import Packed
-from jaxllama.loading import choose_kernels, engine_config, sampling_defaults_of
+from jaxllama.loading import (
+    choose_kernels,
+    engine_config,
+    key_of,
+    read_weights,
+    sampling_defaults_of,
+)
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
+from jaxllama.sharding import make_mesh
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
-from jaxllama.weights.store import resolve
+from jaxllama.weights.store import cache_folder, resolve
 
 NOT_LOADED = (
     "load_model",
@@ -32,6 +41,7 @@ NOT_LOADED = (
     "load_prompt_format",
     "load_sampling_defaults",
     "load_compile_cache",
+    "load_strict_compile",
 )
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 FLOAT32_BYTES = 4
@@ -41,8 +51,16 @@ EMBEDDING = "embed.weight"
 
 @click.command("inspect", cls=ModelCommand, leave_out=NOT_LOADED)
 @click.argument("model", required=False)
+@click.option(
+    "--programs",
+    "wants_programs",
+    is_flag=True,
+    help="Also list the compiled programs: purpose, size, seconds to compile. Reads the weights.",
+)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
-def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> None:
+def command(
+    *, model: str | None, wants_programs: bool, wants_json: bool, loading: dict[str, Any]
+) -> None:
     """Show what MODEL is and how much memory it needs with these settings.
 
     MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
@@ -64,6 +82,8 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
             "memory": describe_memory(checkpoint, engine),
             "engine": describe_engine(engine),
         }
+        if wants_programs:
+            found["programs"] = describe_programs(checkpoint, engine)
     if wants_json:
         click.echo(as_json(found))
         return
@@ -130,6 +150,22 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
         "steps_per_sync": engine.steps_per_sync,
         "sync_ms": engine.sync_ms,
     }
+
+
+def describe_programs(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
+    """Return the key of the compiled programs at these settings, and what is kept of each.
+
+    The layout of the weights is a part of the key.
+    """
+    params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
+    samplers = load_plugins(SAMPLERS, Sampler).loaded
+    key = key_of(checkpoint.config, engine, params, samplers, checkpoint.tokenizer().digest)
+    kept = Executables(cache_folder() / PROGRAMS, key)
+    found = {}
+    for name, purpose in PURPOSES.items():
+        about = kept.about(name)
+        found[name] = {"purpose": purpose, "kept": None if about is None else about._asdict()}
+    return {"key": key, "folder": str(kept.folder), "list": found}
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
@@ -215,6 +251,18 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"         up to {engine['steps_per_sync']} steps per decode call, about "
         f"{engine['sync_ms']:g} ms"
     )
+    if "programs" in found:
+        yield from program_lines(found["programs"])
+
+
+def program_lines(programs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the list of compiled programs as lines of text."""
+    yield f"programs key {programs['key']}, in {programs['folder']}"
+    for name, each in programs["list"].items():
+        kept, state = each["kept"], "not kept"
+        if kept is not None:
+            state = f"{size_text(kept['size'])}, {kept['seconds']:.1f} s to compile"
+        yield f"         {name:12} {state:30} {each['purpose']}"
 
 
 def size_text(size: int) -> str:

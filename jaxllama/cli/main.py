@@ -5,11 +5,14 @@ The console script. The module of a command is imported when the command is used
 """
 
 import importlib
+import os
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 import click
 
+from jaxllama.cli.garbage import collect_rarely
 from jaxllama.errors import JaxLlamaError
 from jaxllama.mistakes import hiding
 
@@ -28,6 +31,7 @@ COMMANDS = {
     "version": "Print the versions of jaxllama, JAX and Python.",
 }
 INTERRUPTED = 130  # what shells expect after Ctrl-C
+COMPILER = "compiler"  # name of the thread that compiles programs
 
 
 class Program(click.Group):
@@ -55,13 +59,22 @@ class Program(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command and exit with its code; an error is printed first."""
         extra["standalone_mode"] = False
+        collect_rarely()
         try:
             result = super().main(*args, **extra)
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            leave(INTERRUPTED)
         except Exception as error:
-            sys.exit(explain(error))
+            leave(explain(error))
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program; after Ctrl-C at once, even if a program is still being compiled."""
+    if code == INTERRUPTED and any(each.name == COMPILER for each in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)  # a normal exit waits for the thread
+    sys.exit(code)
 
 
 def explain(error: Exception) -> int:

@@ -248,6 +248,13 @@ def loading_options(slots: int | None) -> list[click.Option]:
             default=None,
             help="Compile every program again, and keep none on disk for the next start.",
         ),
+        option(
+            *("--strict-compile", "load_strict_compile"),
+            is_flag=True,
+            default=None,
+            help="Compile everything before the first request; any compilation after that is an "
+            "error.",
+        ),
     ]
 
 

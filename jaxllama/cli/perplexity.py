@@ -22,7 +22,7 @@ def command(*, file: Path, wants_json: bool, loading: Mapping[str, Any]) -> None
     The text is cut into windows of --context tokens, and no window sees the tokens before it.
     """
     text = decode(file.read_bytes(), str(file))
-    with open_llm(loading) as llm, progress_bars() as report:
+    with open_llm(loading, is_short=True) as llm, progress_bars() as report:
         found = llm.perplexity(text, progress=report)
     if wants_json:
         fields = {"perplexity": found.value, "tokens": found.tokens, "seconds": found.seconds}

@@ -22,6 +22,7 @@ import click
 
 import jaxllama
 from jaxllama.cli import heap, open_files
+from jaxllama.cli.garbage import collect_as_usual
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError
 from jaxllama.serve import log
@@ -112,6 +113,7 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
         gc.collect()
         heap.give_back()
+        collect_as_usual()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
         others = other_names(loading.get("model"), llm.path, llm.config.name)
         return Model(name, llm.engine, llm.intake, others - {name})

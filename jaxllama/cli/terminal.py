@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import jaxllama
 from jaxllama import startup
+from jaxllama.cli.garbage import collect_as_usual
 from jaxllama.completion import Completion
 from jaxllama.request import Usage
 
@@ -37,6 +36,15 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console  # noqa: PLC0415 - heavy, and for terminals alone
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,7 +67,9 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
 def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
     """Load a model and show progress."""
     with startup_shown(keeps_programs=loading.get("compile_cache", True)) as report:
-        return jaxllama.LLM.load(progress=report, **loading)
+        llm = jaxllama.LLM.load(progress=report, **loading)
+    collect_as_usual()
+    return llm
 
 
 @contextmanager
@@ -74,10 +84,28 @@ def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
 
 
 @contextmanager
-def open_llm(loading: Mapping[str, Any]) -> Iterator["jaxllama.LLM"]:
-    """Load a model, show progress, and close the model at the end of the context."""
-    with load_llm(loading) as llm:
+def open_llm(loading: Mapping[str, Any], *, is_short: bool = False) -> Iterator["jaxllama.LLM"]:
+    """Load a model, show progress, and close the model at the end of the context.
+
+    A command that `is_short` compiles only the programs that it calls: it would end before others.
+    """
+    llm = load_llm({**loading, "compile_behind": False} if is_short else loading)
+    if is_short:
+        llm.engine.programs.report = lambda what, done, total: note(
+            f"{startup.describe(what, done, total)}..."
+        )
+    try:
         yield llm
+    finally:
+        close_llm(llm)
+
+
+def close_llm(llm: "jaxllama.LLM") -> None:
+    """Close a model; say for which program the command waits, if one is being compiled."""
+    pending = llm.engine.programs.pending
+    if pending:
+        note(f"compiling {pending[0]} to its end, for the next start; Ctrl-C skips that")
+    llm.close()
 
 
 def show(text: str) -> None:

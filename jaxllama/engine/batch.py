@@ -33,9 +33,14 @@ class Batch:
         """Write the row of a slot, so that it starts to decode."""
         self._state = self.programs.admit(self._state, np.int32(slot), row)
 
-    def decode(self, steps: int, allowed: np.ndarray | None = None) -> StepOutput:
-        """Draw up to `steps` tokens for every active row; return the output without waiting."""
-        self._state, output = self.programs.decode(self._state, np.int32(steps), allowed)
+    def decode(
+        self, steps: int, allowed: np.ndarray | None = None, *, lean: bool = False
+    ) -> StepOutput:
+        """Draw up to `steps` tokens for every active row; return the output without waiting.
+
+        `lean`: all rows use common samplers only.
+        """
+        self._state, output = self.programs.decode(self._state, np.int32(steps), allowed, lean)
         return output
 
     def release(self, slots: Sequence[int]) -> None:

@@ -34,7 +34,8 @@ class DecodeCalls:
         allowed: np.ndarray | None = None,
     ) -> None:
         """Send a call of up to `steps` steps; rows without an owner are ignored when it is read."""
-        output = self._batch.decode(steps, allowed)
+        lean = all(owner is None or owner.is_common for owner in owners)
+        output = self._batch.decode(steps, allowed, lean=lean)
         self._sent.append(Sent(output, steps, list(owners)))
 
     def read(self) -> Reading:

@@ -16,14 +16,14 @@ import itertools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
 from jaxllama.engine.probes import Probes
-from jaxllama.engine.programs import Programs
+from jaxllama.engine.programs import SECONDS_PER_WAIT, WHOLE, Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading
 from jaxllama.engine.recovery import Recovery
@@ -43,6 +43,7 @@ from jaxllama.request import (
 logger = logging.getLogger(__name__)
 
 SHARED_CALLS = 5  # how many times shorter decode calls are while several clients use the engine
+MOST_WAITING_PER_SLOT = 16  # more requests are not asked for while some wait for samplers
 
 
 class Engine:
@@ -63,6 +64,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation | None] = [None] * self.config.slots
         self._events: list[Event] = []
+        self._has_logged_wait = False
         self._batch = Batch(programs)
         self.slots = SlotTable(self.config.slots)
         self.calls = DecodeCalls(self._batch, clock)
@@ -89,7 +91,17 @@ class Engine:
         self.config.check_stop_ids(len(request.stop_ids))
         for prompt in request.prompts:
             self.config.check_length(len(prompt), request.max_tokens)
-        generation = Generation(next(self._ids), request, tail, self._clock(), client)
+        used = self.bank.switched_on(request.knobs, is_constrained=request.constraint is not None)
+        is_common = used <= self.bank.common
+        generation = Generation(
+            next(self._ids), request, tail, self._clock(), client, is_common=is_common
+        )
+        if not (is_common or self.programs.is_ready(WHOLE) or self._has_logged_wait):
+            self._has_logged_wait = True
+            logger.info(
+                "requests that use %s wait until the decode program with all samplers is there",
+                ", ".join(sorted(used - self.bank.common)),
+            )
         self._live[generation.id] = generation
         self._waiting.append(generation)
         self.ledger["accepted"] += 1
@@ -107,6 +119,7 @@ class Engine:
             self.cancel(generation)
         self.calls.clear()
         self._batch.drop()
+        self.programs.stop()
         self.programs.delete_weights()
 
     @property
@@ -140,11 +153,14 @@ class Engine:
     def room(self) -> int:
         """Count the free slots left for new requests, minus those that waiting requests will take.
 
-        0 while requests suspected of a fault run alone.
+        0 while requests suspected of a fault run alone. Requests whose samplers are still being
+        compiled take no slot, but their number is limited.
         """
         if self.recovery.suspects:
             return 0
-        return self.slots.free - sum(len(one.request.prompts) for one in self._waiting)
+        if len(self._waiting) >= MOST_WAITING_PER_SLOT * self.config.slots:
+            return 0
+        return self.slots.free - sum(len(one.request.prompts) for one in self._admissible)
 
     @property
     def owes_first_token(self) -> bool:
@@ -161,6 +177,7 @@ class Engine:
             self._fill_prompts()
             self._decode()
             self._limit_queued_work()
+            self._wait_for_samplers()
         events, self._events = self._events, []
         return events
 
@@ -169,22 +186,30 @@ class Engine:
     def _admit_waiting(self) -> None:
         """Give free slots to waiting requests, oldest first; a suspect of a fault runs alone.
 
-        A request that needs two slots is not overtaken by later ones.
+        A request that needs two slots is not overtaken by later ones. A request whose samplers are
+        still being compiled is.
         """
         suspects = self.recovery.suspects
         while suspects.alone is None:
-            queue = suspects.waiting or self._waiting
-            if not queue or self.slots.free < len(queue[0].request.prompts):
+            first = suspects.waiting[0] if suspects.waiting else None
+            generation = first or next(self._admissible, None)
+            if generation is None or self.slots.free < len(generation.request.prompts):
                 return
-            if queue is suspects.waiting:
-                suspects.alone = queue[0]
-            generation = queue.popleft()
+            suspects.alone = first
+            (self._waiting if first is None else suspects.waiting).remove(generation)
             generation.add_guidance_row(next(self._ids))
             for part in generation.parts:
                 claim = self.slots.claim(part.id, part.known)
                 assert claim is not None
                 self._prompts.take(part, claim)
             self._guides.begin(generation)
+
+    @property
+    def _admissible(self) -> Iterator[Generation]:
+        """Yield the waiting requests whose samplers are compiled, oldest first."""
+        if self.programs.is_ready(WHOLE):
+            return iter(self._waiting)
+        return (one for one in self._waiting if one.is_common)
 
     def _fill_prompts(self) -> None:
         """Prefill one chunk; start decoding each request whose prompts are all in the cache."""
@@ -246,6 +271,16 @@ class Engine:
         """
         if self.is_shared and not self.calls:
             self._batch.wait()
+
+    def _wait_for_samplers(self) -> None:
+        """Wait a moment if nothing can run until the decode program with all samplers is there."""
+        if self._waiting and self._is_resting and not self.programs.is_ready(WHOLE):
+            self.programs.wait(WHOLE, SECONDS_PER_WAIT)
+
+    @property
+    def _is_resting(self) -> bool:
+        """Say whether no row runs, no prompt is in prefill and no event is pending."""
+        return not (self._events or self.calls or self._prompts or any(self._running))
 
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:
         """Emit the tokens of a decode call; `guided` selects only rows with or without a guide."""

@@ -6,6 +6,7 @@ user can write, and if its digest matches. A program whose file has any fault is
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -13,14 +14,24 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.experimental import serialize_executable
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"jaxllama-program-1\n"
+MAGIC = b"jaxllama-program-2\n"
+PROGRAMS = "programs"  # folder in the cache
+DIGEST_BYTES = 32
+LONGEST_FACTS = 1000  # bytes
 KEPT = 16  # folders; the least recently used ones are deleted
+
+
+class KeptProgram(NamedTuple):
+    """The file of a compiled program."""
+
+    size: int  # bytes
+    seconds: float  # that compiling took
 
 
 class Executables:
@@ -29,17 +40,31 @@ class Executables:
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / key
 
+    def has(self, name: str) -> bool:
+        """Say whether a file of this program exists; only loading shows whether it is usable."""
+        return self._path(name).exists()
+
+    def about(self, name: str) -> KeptProgram | None:
+        """Return the size of a program's file and the seconds of compiling; None without a file."""
+        try:
+            with self._path(name).open("rb") as file:
+                file.seek(len(MAGIC) + DIGEST_BYTES)
+                seconds = json.loads(file.readline(LONGEST_FACTS))["seconds"]
+            return KeptProgram(self._path(name).stat().st_size, float(seconds))
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
         """Load one program; return None if its file is missing or cannot be trusted.
 
         `trees` are the structures of its arguments and results, which the file does not decide.
         """
-        path = self.folder / f"{name}.program"
         try:
-            payload = read_own(path)
+            payload = read_own(self._path(name))
             if payload is None:
                 return None
             os.utime(self.folder)
+            _, _, payload = payload.partition(b"\n")
             return serialize_executable.deserialize_and_load(
                 payload, *trees, execution_devices=devices
             )
@@ -47,14 +72,18 @@ class Executables:
             logger.warning("program %s on disk is not usable, compiling: %s", name, error)
             return None
 
-    def save(self, name: str, compiled: Any) -> None:
-        """Write a program to disk; log a warning if that fails (the next start compiles again)."""
+    def save(self, name: str, compiled: Any, seconds: float) -> None:
+        """Write a program and the seconds it took to compile; log a warning if that fails."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
-            write_own(self.folder / f"{name}.program", payload)
+            facts = json.dumps({"seconds": round(seconds, 2)}).encode()
+            write_own(self._path(name), facts + b"\n" + payload)
             drop_old(self.folder.parent)
         except Exception as error:
             logger.warning("program %s was not kept: %s", name, error)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.program"
 
 
 def read_own(path: Path) -> bytes | None:
@@ -68,7 +97,7 @@ def read_own(path: Path) -> bytes | None:
         if not is_private(place):
             raise PermissionError(f"{place} is not owned by this user alone")
     blob = path.read_bytes()
-    digest, payload = blob[len(MAGIC) :][:32], blob[len(MAGIC) + 32 :]
+    digest, payload = blob[len(MAGIC) :][:DIGEST_BYTES], blob[len(MAGIC) + DIGEST_BYTES :]
     if not blob.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
         raise ValueError("the file is damaged")
     return payload

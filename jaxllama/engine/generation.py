@@ -31,6 +31,7 @@ class Generation:
     tail: TextTail | None
     submitted: float
     client: str = ""  # prompts of different clients take turns
+    is_common: bool = True  # it uses only common samplers, which every decode program has
     phase: Phase = Phase.WAITING
     slot: int = -1
     filled: int = 0  # prompt tokens in the cache

@@ -23,6 +23,7 @@ from jaxllama.engine.branches import (
     group_runs,
     shared_prefix,
 )
+from jaxllama.engine.programs import SECONDS_PER_WAIT
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.slots import Claim, SlotTable
@@ -56,7 +57,7 @@ class Probes:
         Calls `on_logits` with all logits from the token before `start` on, tile by tile.
         """
         self._config.check_length(len(ids), 0)
-        return self._run(ids[:start], lambda slot: self._peek(slot, ids, start, on_logits))
+        return self._run("peek", ids[:start], lambda slot: self._peek(slot, ids, start, on_logits))
 
     def weigh(self, continuations: Sequence[Continuation]) -> InSteps[list[np.ndarray]]:
         """Return the log-probabilities of the weighed tokens of many continuations.
@@ -69,12 +70,12 @@ class Probes:
             self._config.check_length(len(ids), 0)
         shared = shared_prefix(continuations)
         known = continuations[0][0][:shared]
-        return self._run(known, lambda slot: self._weigh(slot, continuations, shared))
+        return self._run("weigh", known, lambda slot: self._weigh(slot, continuations, shared))
 
     def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Return the final hidden states of `ids` after the last norm: their mean, and the last."""
         self._config.check_length(len(ids), 0)
-        return self._run((), lambda slot: self._embed(slot, ids))
+        return self._run("embed", (), lambda slot: self._embed(slot, ids))
 
     @property
     def _config(self) -> EngineConfig:
@@ -83,19 +84,19 @@ class Probes:
     # The slot of a probe.
 
     def _run(
-        self, known: Sequence[int], begin: Callable[[int], InSteps[Result]]
+        self, program: str, known: Sequence[int], begin: Callable[[int], InSteps[Result]]
     ) -> InSteps[Result]:
         """Run a probe in a free slot, one that has most of `known` cached; may be closed early.
 
-        Raises QueueFull if no slot is free, GenerationFailed if the engine restarts in between.
+        Waits in its slot while `program` is being compiled. Raises QueueFull if no slot is free,
+        GenerationFailed if the engine restarts in between.
         """
         claim = self._table.claim(NO_OWNER, (*known, NO_ID))
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         restarts = self._batch.restarts
         try:
-            self._copy_prefix(claim, known)
-            probe = begin(claim.slot)
+            probe = self._once_compiled(program, claim, known, begin)
             while True:
                 yield next(probe)
                 if self._batch.restarts != restarts:
@@ -114,9 +115,25 @@ class Probes:
             if self._batch.restarts == restarts:
                 self._table.release(claim.slot)
 
+    def _once_compiled(
+        self,
+        program: str,
+        claim: Claim,
+        known: Sequence[int],
+        begin: Callable[[int], InSteps[Result]],
+    ) -> InSteps[Result]:
+        """Run a probe once its program is compiled; yield 0 before that."""
+        programs = self._batch.programs
+        while not programs.is_ready(program):
+            rests = all(slot.owner in (None, NO_OWNER) for slot in self._table.slots)
+            programs.wait(program, SECONDS_PER_WAIT if rests else 0.0)
+            yield 0
+        self._copy_prefix(claim, known)
+        return (yield from begin(claim.slot))
+
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
         """Copy the prefix that another slot has cached already into the slot of a probe."""
-        if claim.source is None:
+        if claim.source is None or not self._batch.programs.is_ready("copy"):
             return
         source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
         there = min(own.shared_with(source), len(source), len(known))

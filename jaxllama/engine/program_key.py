@@ -29,6 +29,12 @@ RUNTIMES = (
     *("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
     *("jax-rocm7-plugin", "jax-rocm7-pjrt", "libtpu"),
 )
+# Our sources that change programs; the texts of tokens decide which token sets they contain.
+FOLDERS = ("engine", "kernels", "model")
+FILES = (
+    *("config.py", "sampling.py", "sharding.py", "kernels/_cpu.so"),
+    *("text/tokenizer.py", "text/vocabulary.py"),
+)
 DRIVER = Path("/proc/driver/nvidia/version")
 # Packages that plugins import, and whose version or source is in the key already.
 KNOWN = frozenset((*sys.stdlib_module_names, "jax", "jaxlib", "jaxllama"))
@@ -84,10 +90,10 @@ def sources() -> str:
     """Return a digest of this package's own sources: an edit may change a program."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for folder in ("engine", "kernels", "model"):
+    for folder in FOLDERS:
         for path in sorted((package / folder).glob("**/*.py")):
             digest.update(path.read_bytes())
-    for name in ("config.py", "sampling.py", "sharding.py", "kernels/_cpu.so"):
+    for name in FILES:
         path = package / name
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()

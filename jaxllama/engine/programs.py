@@ -5,10 +5,15 @@ are called as compiled objects, so a wrong shape raises instead of recompiling. 
 results are plain tuples of arrays, because JAX would traverse a tree at every call: the engine
 keeps a state as the leaves of a `DecodeState`.
 
+A first request needs few of them. `prepare` makes these, and lets a thread make the others behind
+it; `is_ready` says whether a call would have to wait. On a fresh installation rows are served by
+`decode_lean`, which has the common samplers alone, until `decode` is compiled.
+
     empty    () -> state                                       every row inert
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
     admit    (state, slot, parcel of a RowStart)               a row starts to decode
     decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
+    decode_lean                                                           the same, see above
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
     copy     (state, source, target, count)                    a prefix of a cache row
@@ -21,9 +26,8 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +35,48 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
-from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
+from jaxllama.engine.compiling import Compiler, allow_compilations, forbid_compilations
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack, size_of, unpack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
+from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
 from jaxllama.model.params import Tree
 from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
 
-NAMES = (
-    *("empty", "admit", "release", "scrub", "copy"),
-    *("prefill", "decode", "peek", "weigh", "embed"),
-)
+SECONDS_PER_WAIT = 0.02  # for a program that the thread makes: then callers may act again
+LOGGED_SECONDS = 1.0  # a program that took less is not logged
+
+LEAN, WHOLE = "decode_lean", "decode"
+# Every program with its purpose, in the order in which requests need them.
+PURPOSES = {
+    "empty": "makes the state of an engine",
+    "admit": "lets a row start to decode",
+    "prefill": "computes the cache of a prompt",
+    LEAN: "draws tokens with the common samplers, until decode is compiled",
+    "copy": "reuses a prefix that another slot has cached",
+    "release": "stops rows that a client cancels or a stop string ends",
+    "scrub": "clears the cache of a row with NaN",
+    WHOLE: "draws tokens with all samplers",
+    "peek": "reads log-probabilities and logits of given tokens",
+    "embed": "computes embeddings",
+    "weigh": "scores short continuations",
+}
+NAMES = tuple(PURPOSES)
+FIRST = ("empty", "admit", "prefill")  # and a decode program
+
+
+class Made(NamedTuple):
+    """The origin of a program of this process."""
+
+    is_compiled: bool  # False: loaded from disk
+    seconds: float  # to compile or load it
 
 
 class Programs:
@@ -67,12 +97,20 @@ class Programs:
         self.executables = executables
         self.steps = Steps(model, engine, bank, split_of(params, engine, mesh))
         self.traces: Counter[str] = Counter()
-        self._compiled: dict[str, Any] = {}
+        self.made: dict[str, Made] = {}
+        self.is_sealed = False  # compiling is an error from now on
+        self._compiler = Compiler(self._make)
+        self._serves_lean = False
+        self._planned: frozenset[str] = frozenset()  # made at the start, or behind it
+        self.report: Progress = lambda *_: None  # called before each compilation
+        self._goal: Sequence[str] = ()  # the programs that a start waits for
+        self._compiling: set[str] = set()  # names of programs that are, or were, compiled
         self._weights = leaves_of(params)
         abstract = jax.eval_shape(self.steps.empty)
         shardings = state_shardings(mesh, abstract)
         self._shardings = leaves_of(shardings)
         self._state = jax.tree.map(with_sharding, abstract, shardings)
+        self._params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._every_token = jax.device_put(every_token(engine.slots, bank.vocab), self._whole)
 
@@ -91,28 +129,89 @@ class Programs:
         """Return about how many bytes of weights a decode step reads."""
         return sum(leaf.nbytes for leaf in self._weights)
 
+    def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
+        """Make the programs of a first request; with `behind`, start to make the others.
+
+        Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
+        Without `behind`, another program is made when it is called.
+        """
+        self.report = progress or self.report
+        self._serves_lean = not self._is_kept(WHOLE)
+        chooser = LEAN if self._serves_lean else WHOLE
+        first = (*FIRST, chooser)
+        rest = [name for name in NAMES if name not in (*first, LEAN)] if behind else []
+        self._planned = frozenset((*first, *rest))
+        self._compiler.start([chooser, *rest])  # the slowest of the first, beside the others
+        try:
+            self._try_samplers()
+            self._make_all(first)
+        except BaseException:
+            self._compiler.stop()
+            raise
+
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load all programs; afterwards `traces` does not change.
 
-        Calls `progress` with "programs" before each program, and with "compiling NAME" as well if
-        the program is not on disk.
+        Calls `progress` as `prepare` does. `decode_lean` is left out: nothing calls it any more.
         """
-        report = progress or (lambda *_: None)
-        for done, name in enumerate(NAMES):
-            report("programs", done, len(NAMES))
-            self.compiled(name, partial(report, f"compiling {name}", done, len(NAMES)))
-        report("programs", len(NAMES), len(NAMES))
+        self.report = progress or self.report
+        self._planned = frozenset(NAMES)
+        self._try_samplers()
+        self._make_all([name for name in NAMES if name != LEAN])
 
-    def compiled(self, name: str, on_compile: Callable[[], None] = lambda: None) -> Any:
+    def compiled(self, name: str) -> Any:
         """Return the executable of one program: from memory, from disk, or compiled now.
 
-        Calls `on_compile` before it compiles.
+        If the thread is making it, waits for it.
         """
-        if name not in self._compiled:
-            started = time.perf_counter()
-            self._compiled[name], origin = self._load_or_compile(name, on_compile)
-            logger.info("%s %s in %.2f s", name, origin, time.perf_counter() - started)
-        return self._compiled[name]
+        made = self._compiler.made.get(name)
+        return self._compiler.get(name) if made is None else made
+
+    def is_ready(self, name: str) -> bool:
+        """Say whether a call of this program would not wait for the thread."""
+        return not self._compiler.is_pending(name)
+
+    def wait(self, name: str, seconds: float) -> None:
+        """Let the thread make this program next; wait for it, at most so many seconds."""
+        self._compiler.hurry(name)
+        self._compiler.wait(name, seconds)
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """List the programs that the thread still has to make, the present one first."""
+        return self._compiler.pending
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Count the programs by origin, the seconds they took, and those compiled unplanned."""
+        made = list(self.made.items())
+        compiled = [each.seconds for _, each in made if each.is_compiled]
+        loaded = [each.seconds for _, each in made if not each.is_compiled]
+        late = [name for name, each in made if each.is_compiled and name not in self._planned]
+        return {
+            "programs_compiled": len(compiled),
+            "programs_loaded": len(loaded),
+            "program_compile_seconds": sum(compiled),
+            "program_load_seconds": sum(loaded),
+            "programs_pending": len(self.pending),
+            "recompilations": len(late),
+        }
+
+    def finish(self) -> None:
+        """Wait until the thread has made all its programs."""
+        self._compiler.join()
+
+    def seal(self) -> None:
+        """Let every compilation in this process raise CompiledLate, until `stop`."""
+        self.is_sealed = True
+        forbid_compilations()
+
+    def stop(self) -> None:
+        """Let the thread end after the program that it is making, and wait for that."""
+        self._compiler.stop()
+        if self.is_sealed:
+            allow_compilations()
+            self.is_sealed = False
 
     def delete(self, state: StateLeaves) -> None:
         """Free the device memory of a state."""
@@ -140,12 +239,18 @@ class Programs:
         return self.compiled("prefill")(self._weights, state, slot, ids, start, count)
 
     def decode(
-        self, state: StateLeaves, steps: Any, allowed: Any = None
+        self, state: StateLeaves, steps: Any, allowed: Any = None, lean: bool = False
     ) -> tuple[StateLeaves, StepOutput]:
-        """Draw up to `steps` tokens for every active row; all tokens are allowed by default."""
+        """Draw up to `steps` tokens for every active row; all tokens are allowed by default.
+
+        `lean`: all rows use common samplers only, so the lean program may run if the whole one is
+        not there yet.
+        """
         if allowed is None:
             allowed = self._every_token
-        return self.compiled("decode")(self._weights, state, steps, allowed)
+        made = self._compiler.made
+        name = LEAN if lean and self._serves_lean and WHOLE not in made else WHOLE
+        return self.compiled(name)(self._weights, state, steps, allowed)
 
     def admit(self, state: StateLeaves, slot: Any, row: RowStart) -> StateLeaves:
         """Write one row, so that it starts to decode."""
@@ -180,7 +285,7 @@ class Programs:
     def _arguments(self, name: str) -> tuple[Any, ...]:
         """Return the abstract arguments of a program, as `Steps` takes them."""
         state, number = self._state, self._small(())
-        params = jax.tree.map(lambda x: with_sharding(x, x.sharding), self.params)
+        params = self._params
         ids = self._small((self.chunk,))
         pairs = self._small((2, self.tile))
         mask = self._small((self.engine.slots,), jnp.bool_)
@@ -188,7 +293,8 @@ class Programs:
         return {
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
-            "decode": (params, state, number, allowed),
+            LEAN: (params, state, number, allowed),
+            WHOLE: (params, state, number, allowed),
             "admit": (state, number, self._row()),
             "release": (state, mask),
             "scrub": (state, number),
@@ -200,8 +306,10 @@ class Programs:
 
     def _outputs(self, name: str, leaf: Any) -> Any:
         """Return the shardings of a program's results: the state's, and `leaf` for the others."""
+        output = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
         extra = {
-            "decode": StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields))),
+            LEAN: output,
+            WHOLE: output,
             "peek": Peek(leaf, leaf),
             "weigh": leaf,
             "embed": Pooled(leaf, leaf),
@@ -225,19 +333,65 @@ class Programs:
         """Return an abstract array that every device holds whole."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
 
-    def _load_or_compile(self, name: str, on_compile: Callable[[], None]) -> tuple[Any, str]:
+    def _try_samplers(self) -> None:
+        """Try the samplers, unless the first program is on disk: it was kept after their trial."""
+        if not self._is_kept(FIRST[0]):
+            self.bank.try_samplers()
+
+    def _make_all(self, names: Sequence[str]) -> None:
+        """Make these programs and report how many of them are made; later, report nothing."""
+        self._goal = names
+        for name in names:
+            what = f"compiling {name}" if name in self._compiling else "programs"
+            self.report(what, self._reached, len(names))
+            self.compiled(name)
+        self.report("programs", len(names), len(names))
+        self._goal, self.report = (), lambda *_: None
+
+    @property
+    def _reached(self) -> int:
+        """Count the programs made of those that a start waits for."""
+        return sum(name in self.made for name in self._goal)
+
+    def _make(self, name: str) -> Any:
+        """Load or compile a program, note how, and log it if it took long."""
+        started = time.perf_counter()
         arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
         called = tuple(map(self._as_called, arguments))
-        if self.executables is not None:
-            trees = (jax.tree.structure((called, {})), jax.tree.structure(outputs))
-            loaded = self.executables.load(name, trees, list(self.mesh.devices.flat))
-            if loaded is not None:
-                return loaded, "loaded"
-        on_compile()
-        compiled = self._compile(name, arguments, called, outputs)
-        if self.executables is not None:
-            self.executables.save(name, compiled)
-        return compiled, "compiled"
+        found = self._load(name, called, outputs)
+        is_compiled = found is None
+        if found is None:
+            self._refuse_if_sealed(name)
+            self._compiling.add(name)
+            if name in self._goal or not self._goal:
+                self.report(f"compiling {name}", self._reached, max(1, len(self._goal)))
+            found = self._compile(name, arguments, called, outputs)
+        seconds = time.perf_counter() - started
+        self.made[name] = Made(is_compiled, seconds)
+        level = logging.INFO if seconds >= LOGGED_SECONDS else logging.DEBUG
+        origin = "compiled" if is_compiled else "loaded"
+        logger.log(level, "%s %s in %.2f s", name, origin, seconds)
+        if is_compiled and self.executables is not None:
+            self.executables.save(name, found, seconds)
+        return found
+
+    def _load(self, name: str, called: tuple[Any, ...], outputs: Any) -> Any | None:
+        """Load a program from disk; None if it is not there."""
+        if self.executables is None:
+            return None
+        trees = (jax.tree.structure((called, {})), jax.tree.structure(outputs))
+        return self.executables.load(name, trees, list(self.mesh.devices.flat))
+
+    def _is_kept(self, name: str) -> bool:
+        """Say whether a program is on disk."""
+        return self.executables is not None and self.executables.has(name)
+
+    def _refuse_if_sealed(self, name: str) -> None:
+        if self.is_sealed:
+            raise CompiledLate(
+                f"program {name} would be compiled after the start; expected that nothing is "
+                f"(leave out --strict-compile to allow it)"
+            )
 
     def _as_called(self, argument: Any) -> Any:
         """Convert an abstract argument to the form in which a call passes it."""

@@ -114,7 +114,8 @@ class Prompts:
         if there < coming and source.owner is not None and source.owner == generation.follows:
             return
         generation.source = generation.follows = None
-        if there > generation.filled:
+        # While the program is being compiled, computing the prefix again is faster than waiting.
+        if there > generation.filled and self._batch.programs.is_ready("copy"):
             self.copy(source.index, generation.slot, generation.known[:there])
             generation.filled = generation.reused = there
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllama.engine.choosing.bank import ChosenTokens
+from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.steps import StepOutput
 from jaxllama.request import TokenLogprobs

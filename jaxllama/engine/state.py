@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.choosing.bank import Bank, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import Bank, SamplerBank
+from jaxllama.engine.choosing.rows import Rows
 from jaxllama.model.cache import KVCache, empty_cache
 from jaxllama.request import GenerationRequest
 from jaxllama.sampling import NO_TOKEN

@@ -5,6 +5,7 @@ rows and tokens, not requests.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
-from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.storage import read_columns, write_columns
@@ -66,6 +68,7 @@ class Steps:
     ) -> None:
         """Build the functions; `where` is the partition of every weight on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
+        self._whole, self._lean = TokenChooser(bank), TokenChooser(bank, bank.common)
         body = body_named(engine.kernels)
         self.tile = body.prompt_tile(engine.slots)
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
@@ -102,11 +105,27 @@ class Steps:
         `allowed` is the same for all steps, so with guided rows the engine asks for one step. A
         row without any allowed token skips the call: its mask is still being computed.
         """
+        return self._decode(self._whole, params, state, steps, allowed)
+
+    def decode_lean(
+        self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
+    ) -> tuple[DecodeState, StepOutput]:
+        """Decode with the common samplers alone: the same bits in rows that use no others."""
+        return self._decode(self._lean, params, state, steps, allowed)
+
+    def _decode(
+        self,
+        chooser: TokenChooser,
+        params: Tree,
+        state: DecodeState,
+        steps: Array,
+        allowed: UInt32[Array, "S W"],
+    ) -> tuple[DecodeState, StepOutput]:
         most = self.engine.steps_per_sync
 
         def one(carry: tuple[Array, DecodeState, StepOutput]) -> Any:
             done, state, output = carry
-            state, now = self._step(params, state, allowed)
+            state, now = self._step(chooser, params, state, allowed)
             output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
             return done + 1, state, output
 
@@ -114,14 +133,18 @@ class Steps:
             done, state, _ = carry
             return (done < steps) & jnp.any(state.active)
 
-        shapes = jax.eval_shape(self._step, params, state, allowed)[1]
+        shapes = jax.eval_shape(partial(self._step, chooser), params, state, allowed)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         blank = blank._replace(token=blank.token - 1)
         _, state, output = lax.while_loop(more, one, (jnp.int32(0), state, blank))
         return state, output
 
     def _step(
-        self, params: Tree, state: DecodeState, allowed: UInt32[Array, "S W"]
+        self,
+        chooser: TokenChooser,
+        params: Tree,
+        state: DecodeState,
+        allowed: UInt32[Array, "S W"],
     ) -> tuple[DecodeState, StepOutput]:
         """Draw one token for every active row."""
         model = self._model(params)
@@ -131,7 +154,7 @@ class Steps:
         rows = state.rows()
         rows = rows._replace(active=rows.active & able, allowed=allowed)
         logits = apply_guidance(model.head(hidden, active), state, active)
-        bank, choice = self.bank.choose(state.bank, logits, rows)
+        bank, choice = chooser.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
         token, finite = choice.token[state.speaker], choice.finite[state.speaker]
         place = jnp.where(active, length, state.tokens.shape[1])  # inert rows: out of bounds

@@ -7,6 +7,7 @@ Used by every block of `llama.py`. A weight knows how it is stored and multiplie
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -15,11 +16,16 @@ from jaxllama.kernels.plain.matmul import norm
 from jaxllama.shapes import Array, Float, Int
 
 
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    """Return a weight of these sizes without values, which a file or a program gives it."""
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
 class Norm(nnx.Module):
     """Root-mean-square norm."""
 
     def __init__(self, width: int, eps: float) -> None:
-        self.weight = nnx.Param(jnp.zeros(width), axes=("width",))
+        self.weight = nnx.Param(shape(width), axes=("width",))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
@@ -36,8 +42,8 @@ class Linear(nnx.Module):
     """x · weight + bias; the sum is float32 in every storage format."""
 
     def __init__(self, inward: int, outward: int, axes: tuple[str, str], *, bias: bool) -> None:
-        self.weight = nnx.Param(jnp.zeros((inward, outward)), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(outward), axes=axes[1:]) if bias else None
+        self.weight = nnx.Param(shape(inward, outward), axes=axes)
+        self.bias = nnx.Param(shape(outward), axes=axes[1:]) if bias else None
         self.outward = outward
 
     def __call__(
@@ -81,7 +87,7 @@ class Embedding(nnx.Module):
     """Token vectors; also the output head of a tied model."""
 
     def __init__(self, vocab: int, width: int) -> None:
-        self.weight = nnx.Param(jnp.zeros((vocab, width)), axes=("vocab", "width"))
+        self.weight = nnx.Param(shape(vocab, width), axes=("vocab", "width"))
         self.vocab = vocab
 
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:

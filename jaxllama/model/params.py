@@ -34,7 +34,7 @@ class Leaf:
 def recipe(config: ModelConfig, body: str = plain.PLAIN.name) -> tuple[Any, Any]:
     """Return (graphdef, abstract state), from which `nnx.merge` makes the model."""
     attention = body_named(body).attention
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, attention)))
+    graphdef, state = nnx.split(Llama(config, attention))
     return graphdef, state
 
 

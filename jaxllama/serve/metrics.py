@@ -30,11 +30,16 @@ GAUGES = {
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
     "ready": "1 when requests are taken",
+    "programs_pending": "Programs still being compiled or loaded behind the requests",
 }
 COUNTERS = {
     "engine_steps": "Steps of the engine",
     "engine_step_seconds": "Time in steps of the engine",
-    "recompilations": "Programs compiled since the model was loaded; expected to stay 0",
+    "programs_compiled": "Programs compiled",
+    "programs_loaded": "Programs loaded from disk",
+    "program_compile_seconds": "Time in compiling programs",
+    "program_load_seconds": "Time in loading programs",
+    "recompilations": "Programs compiled that the start had not planned; expected to stay 0",
     "faults": "Times a program failed and what was live was replayed",
 }
 

@@ -32,11 +32,19 @@ class LoadingProgress(msgspec.Struct):
     seconds: float
 
 
+class CompilingProgress(msgspec.Struct):
+    """The program that a ready server compiles behind the requests, and how many are left."""
+
+    what: str
+    remaining: int
+
+
 class Status(msgspec.Struct, omit_defaults=True):
     """State of the server."""
 
     status: State
     loading: LoadingProgress | None = None
+    compiling: CompilingProgress | None = None
 
 
 class CancelledRequest(msgspec.Struct):
@@ -87,10 +95,11 @@ async def health(request: web.Request, service: GenerationService) -> web.Respon
 
 
 async def ready(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer 200 if the server takes requests, else 503 with the progress of loading."""
+    """Answer 200 if the server takes requests, else 503; with the progress of the start."""
     del request
     state = service.state
-    return one_json(Status(state, loading_progress(service)), 200 if state is State.READY else 503)
+    status = Status(state, loading_progress(service), compiling_progress(service))
+    return one_json(status, 200 if state is State.READY else 503)
 
 
 def loading_progress(service: GenerationService) -> LoadingProgress | None:
@@ -100,6 +109,12 @@ def loading_progress(service: GenerationService) -> LoadingProgress | None:
         return None
     seconds = round(time.monotonic() - stage.began, 1)
     return LoadingProgress(stage.what, stage.done, stage.total - stage.done, seconds)
+
+
+def compiling_progress(service: GenerationService) -> CompilingProgress | None:
+    """Return the progress of compiling behind the requests; None once everything is compiled."""
+    pending = service.compiling
+    return CompilingProgress(pending[0], len(pending)) if pending else None
 
 
 async def measure(request: web.Request, service: GenerationService) -> web.Response:

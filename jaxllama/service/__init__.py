@@ -108,7 +108,7 @@ class GenerationService:
         self._open: dict[str, Answers] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._weight_bytes = self._traced = 0
+        self._weight_bytes = 0
         self._preparing = 0
         self._opening: asyncio.Future[Model] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,7 +143,8 @@ class GenerationService:
         if self._model is not None:
             await asyncio.to_thread(release, self._model.intake)
             if stopped:
-                self._model.engine.close()
+                # Waits for a program that is being compiled.
+                await asyncio.to_thread(self._model.engine.close)
         return stopped
 
     @property
@@ -183,7 +184,7 @@ class GenerationService:
         engine, pulse = self.thread.engine, self.thread.pulse
         counts = engine.counts
         found |= {f"engine_{phase}": counts[phase] for phase in ("waiting", "filling", "running")}
-        seconds, traced = engine.calls.step_seconds, sum(engine.programs.traces.values())
+        seconds = engine.calls.step_seconds
         return found | {
             "slots": engine.config.slots,
             "slots_used": counts["slots"],
@@ -191,9 +192,14 @@ class GenerationService:
             "weight_bytes_per_second": self._weight_bytes / seconds if seconds else 0.0,
             "engine_steps": pulse.steps,
             "engine_step_seconds": pulse.seconds,
-            "recompilations": traced - self._traced,
             "faults": engine.recovery.faults,
+            **engine.programs.figures,
         }
+
+    @property
+    def compiling(self) -> tuple[str, ...]:
+        """List the programs that are compiled behind the requests, the present one first."""
+        return () if self._model is None else self._model.engine.programs.pending
 
     def slots(self) -> list[SlotState]:
         """Return the state of every engine slot; raises NotReady while the model is not loaded."""
@@ -340,7 +346,6 @@ class GenerationService:
             self.thread = thread
             await make_one_token(thread)
             self._weight_bytes = model.engine.programs.weight_bytes
-            self._traced = sum(model.engine.programs.traces.values())
             self._model = replace(model, intake=intake)
             self.ready.set()
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import Rows
+from jaxllama.engine.choosing.rows import Rows
 from jaxllama.sampling import NO_TOKEN, KnobSpec
 
 VOCAB = 64

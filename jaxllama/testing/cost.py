@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxllama.engine.choosing.bank import Rows, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import TokenChooser
 from jaxllama.engine.choosing.knobs import catalogue
+from jaxllama.engine.choosing.rows import Rows
 from jaxllama.kernels import fastest_body
 from jaxllama.kernels.cpu import library
 from jaxllama.sampling import NO_TOKEN, Filter, Sampler
@@ -112,14 +114,15 @@ def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
 
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
     """Choose a token for every row `count` times in one loop; each time rows are a token longer."""
+    chooser = TokenChooser(bank)
 
     def one(index: Any, carry: Any) -> Any:
         # The barrier hides that the logits are equal: XLA cannot move work out of the loop.
         now, _ = lax.optimization_barrier((logits, index))
         length = rows.length + index % (CONTEXT // 2)
-        return bank.choose(carry[0], now, rows._replace(length=length))
+        return chooser.choose(carry[0], now, rows._replace(length=length))
 
-    shapes = jax.eval_shape(bank.choose, leaves, logits, rows)
+    shapes = jax.eval_shape(chooser.choose, leaves, logits, rows)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
     return lax.fori_loop(0, count, one, (leaves, blank))
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.choosing.bank import ChosenTokens, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
 from jaxllama.engine.choosing.knobs import catalogue, switches_on
-from jaxllama.engine.choosing.rows import context
+from jaxllama.engine.choosing.rows import Rows, context
 from jaxllama.engine.choosing.token_sets import informed, learn
 from jaxllama.errors import BrokenPlugin, JaxLlamaError, PluginError
 from jaxllama.mistakes import explain, line_of
@@ -155,7 +156,7 @@ class Proof:
 
     def _choose(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, ChosenTokens]:
         self.traces += 1
-        return self.bank.choose(filled, logits, rows)
+        return TokenChooser(self.bank).choose(filled, logits, rows)
 
 
 def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
@@ -182,7 +183,9 @@ def chosen_with(share: Any) -> Chosen:
 def bank_of(kind: type[Sampler] | None) -> SamplerBank:
     """Return a bank with this sampler alone, or without samplers."""
     samplers = {} if kind is None else {kind.__name__: kind}
-    return SamplerBank(samplers, vocab=VOCAB, candidates=FEW, top_logprobs=LISTED, texts=TEXTS)
+    return SamplerBank(
+        samplers, vocab=VOCAB, candidates=FEW, top_logprobs=LISTED, texts=lambda: TEXTS
+    )
 
 
 @functools.cache
@@ -191,5 +194,5 @@ def plain_choice() -> ChosenTokens:
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])
     return jax.device_get(
-        jax.jit(bank_of(None).choose, compiler_options=QUICKLY)({}, logits, rows)[1]
+        jax.jit(TokenChooser(bank_of(None)).choose, compiler_options=QUICKLY)({}, logits, rows)[1]
     )

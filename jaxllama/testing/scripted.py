@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxllama.config import EngineConfig
-from jaxllama.engine.choosing.bank import ChosenTokens, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart
@@ -117,8 +118,11 @@ class ScriptedPrograms(Programs):
         )
         return state
 
-    def decode(self, state: Any, steps: Any, allowed: Any = None) -> tuple[Any, StepOutput]:
+    def decode(
+        self, state: Any, steps: Any, allowed: Any = None, lean: bool = False
+    ) -> tuple[Any, StepOutput]:
         """Draw the next token of every row, up to `steps` times."""
+        del lean
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.choosing.bank import ChosenTokens, Rows, SamplerBank
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
+from jaxllama.engine.choosing.rows import Rows
 from jaxllama.sampling import NO_TOKEN, Sampler
 
 STOP_IDS = 4  # how many stop ids a row can hold
@@ -36,7 +38,7 @@ class Tryout:
             vocab=vocab,
             candidates=candidates or vocab,
             top_logprobs=vocab,
-            texts=texts,
+            texts=lambda: texts,
         )
         self.slots, self.context = slots, context
         self.traces = 0
@@ -99,7 +101,7 @@ class Tryout:
 
     def _traced(self, filled: Any, logits: Any, rows: Rows) -> tuple[Any, ChosenTokens]:
         self.traces += 1
-        return self.bank.choose(filled, logits, rows)
+        return TokenChooser(self.bank).choose(filled, logits, rows)
 
 
 def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:

@@ -163,6 +163,11 @@ class Tokenizer:
             return b""
         return self._vocabulary.piece(token, special=special)
 
+    @property
+    def digest(self) -> str:
+        """Return a digest of the tokens: equal digests mean equal `texts`."""
+        return self._vocabulary.digest
+
     def texts(self) -> tuple[str, ...]:
         """Return the text of every single token; bytes that are no UTF-8 become U+FFFD."""
         pieces = map(self.piece, range(self.vocab_size))

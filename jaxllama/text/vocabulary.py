@@ -3,6 +3,7 @@
 Built by the readers of tokenizer files, used by `Tokenizer`. Knows no encoding and no model.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -40,6 +41,12 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of all tokens."""
+        parts = ("\0".join(self.texts).encode("utf-8", "surrogatepass"), self.kinds)
+        return hashlib.sha256(b"\0".join((*parts, bytes((self.spelling,))))).hexdigest()
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """Return the bytes of one token; b"" for a control or unknown token unless `special`."""

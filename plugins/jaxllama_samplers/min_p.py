@@ -8,6 +8,7 @@ class MinP(Filter):
     """Keep tokens at least `min_p` times as likely as the likeliest: p >= min_p * max(p)."""
 
     order = 30
+    common = True
 
     min_p: Knob = knob(
         off=0.0,

@@ -8,6 +8,7 @@ class TopK(Filter):
     """Keep the `top_k` likeliest tokens: rank < top_k."""
 
     order = 10
+    common = True
 
     top_k: Knob = knob(off=0, low=0, help="keep only this many of the likeliest tokens; 0 = all")
 

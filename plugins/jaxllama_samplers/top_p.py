@@ -15,6 +15,7 @@ class TopP(Filter):
     """
 
     order = 20
+    common = True
 
     top_p: Knob = knob(
         off=1.0,

@@ -92,10 +92,10 @@ class Target:
         self.process.send_signal(signal.SIGCONT)
 
     async def is_ready(self) -> bool:
-        """Say whether the server accepts requests."""
+        """Say whether the server accepts requests, and compiles no programs behind them."""
         try:
             async with aiohttp.ClientSession() as http, http.get(f"{self.url}/ready") as response:
-                return response.status == 200
+                return response.status == 200 and "compiling" not in await response.json()
         except aiohttp.ClientError:
             return False
 

@@ -47,6 +47,7 @@ class Scripted:
 
     def load(self, model: str | None = None, **settings: Any) -> LLM:
         settings.pop("progress")
+        settings.pop("compile_behind", None)
         self.loaded.append({"model": model, **settings})
         config = replace(SMALL, slots=settings.get("slots") or SMALL.slots)
         samplers = load_plugins(SAMPLERS, Sampler).loaded

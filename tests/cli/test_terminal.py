@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,7 @@ class Screen(io.StringIO):
 def compiling(monkeypatch):
     """A model of which one of nine programs has to be compiled; returns what that shows."""
 
-    def shown(*, is_terminal, **loading):
+    def shown(*, is_terminal, pending=(), **loading):
         screen = Screen(is_terminal=is_terminal)
         monkeypatch.setattr(sys, "stderr", screen)
         monkeypatch.setenv("TERM", "xterm")
@@ -34,7 +35,10 @@ def compiling(monkeypatch):
             def load(self, progress, **_):
                 for what, done in [("weights", 9), ("programs", 1), ("compiling decode", 1)]:
                     progress(what, done, 9)
-                return io.BytesIO()  # something to leave
+                programs = SimpleNamespace(pending=pending)
+                return SimpleNamespace(
+                    engine=SimpleNamespace(programs=programs), close=lambda: None
+                )
 
         monkeypatch.setattr(jaxllama, "LLM", Pretended())
         with open_llm(loading):
@@ -52,6 +56,11 @@ def test_without_a_terminal_what_is_compiled_is_a_line(compiling):
 def test_without_a_cache_every_start_compiles(compiling):
     shown = compiling(is_terminal=False, compile_cache=False)
     assert shown == "compiling: decode (2 of 9)...\n"
+
+
+def test_a_command_that_waits_for_a_program_says_so(compiling):
+    shown = compiling(is_terminal=False, pending=("decode", "peek"))
+    assert "compiling decode to its end, for the next start; Ctrl-C skips that" in shown
 
 
 def test_a_terminal_has_a_bar_with_the_same_words(compiling):

@@ -3,10 +3,12 @@
 import inspect
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jaxllama.cli.options import loading_options
+from jaxllama.engine.executables import write_own
 from jaxllama.intake import Intake
 from jaxllama.llm import LLM
 from jaxllama.testing import ByteTokenizer, random_params
@@ -121,6 +123,19 @@ def test_inspect_counts_the_matrix_that_packed_weights_are_unpacked_to(run, tmp_
     assert (
         "one unpacked matrix at a time" in run("inspect", "q8.gguf", *sizes[1:], "--packed").stdout
     )
+
+
+def test_inspect_lists_the_programs_and_what_is_kept_of_them(run, gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines = run("inspect", gguf, "--programs").stdout.splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("decode ")]
+    assert "not kept" in line and line.endswith("draws tokens with all samplers")
+    found = json.loads(run("inspect", gguf, "--programs", "--json").stdout)["programs"]
+    file = Path(found["folder"]) / "decode.program"
+    write_own(file, b'{"seconds": 12.5}\n...')
+    lines = run("inspect", gguf, "--programs").stdout.splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("decode ")]
+    assert "12.5 s to compile" in line
 
 
 def test_inspect_is_readable(run, gguf):

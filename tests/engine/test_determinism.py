@@ -1,11 +1,14 @@
 """The seed contract: what a request gets depends on its prompt, seed and knobs alone."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.programs import LEAN, WHOLE, Programs
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Contrast
 from tests.support import (
@@ -18,6 +21,7 @@ from tests.support import (
     closed,
     drive,
     new_engine,
+    programs,
     request,
     run,
 )
@@ -49,14 +53,41 @@ def same(one: Told, other: Told, engine: EngineConfig) -> bool:
     return one.tokens == other.tokens and close
 
 
+class Changing:
+    """Programs that are there or not, and of which the lean decode program runs or not, by lot."""
+
+    def __init__(self, programs: Programs, rng: np.random.Generator) -> None:
+        self._programs, self._rng = programs, rng
+        self.ran: Counter[str] = Counter()
+
+    def __getattr__(self, name: str):
+        return getattr(self._programs, name)
+
+    def is_ready(self, _name: str) -> bool:
+        return self._rng.random() < 0.5
+
+    def wait(self, name: str, seconds: float) -> None:
+        pass
+
+    def decode(self, state, steps, allowed=None, lean=False):
+        name = LEAN if lean and self._rng.random() < 0.5 else WHOLE
+        self.ran[name] += 1
+        allowed = self._programs._every_token if allowed is None else allowed
+        return self._programs.compiled(name)(self._programs._weights, state, steps, allowed)
+
+
 @pytest.mark.parametrize("body", BODIES)
 def test_500_random_schedules_change_nothing(body):
-    """Joins, leaves, cancels, prefix hits and chunk boundaries against solo runs."""
+    """Joins, leaves, cancels, prefix hits and chunk boundaries against solo runs.
+
+    In the schedules, calls change between the lean and the whole decode program.
+    """
     rng = np.random.default_rng(1)
     stems = [rng.integers(0, 256, n).tolist() for n in (40, 70, 12)]
     pool = [random_request(rng, stems) for _ in range(40)]
     solo = [run(new_engine(MODEL, body), [one])[0] for one in pool]
-    engine = new_engine(MODEL, body)
+    changing = Changing(programs(MODEL, body), rng)
+    engine = Engine(changing)
     for _ in range(SCHEDULES):
         told: dict[int, Told] = {}
         expected: dict[int, int] = {}
@@ -76,6 +107,7 @@ def test_500_random_schedules_change_nothing(body):
             else:
                 assert same(told[id_], solo[index], body), f"request {index} came out differently"
     assert closed(engine)
+    assert min(changing.ran[LEAN], changing.ran[WHOLE]) > SCHEDULES
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -9,7 +9,6 @@ import pytest
 
 from jaxllama.config import EngineConfig
 from jaxllama.engine import program_key
-from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.program_key import machine
 from jaxllama.loading import describe, engine_config, key_of, read_weights
 from jaxllama.registry import SAMPLERS, load_plugins
@@ -125,8 +124,7 @@ def key_of_file(path, **settings) -> str:
         config = checkpoint.config
         engine: EngineConfig = engine_config(config, "xla", slots=2, context=64, **settings)
         mesh = make_mesh(engine, config)
-        bank = SamplerBank({}, vocab=config.vocab_size, candidates=8, top_logprobs=2)
-        return key_of(config, engine, read_weights(checkpoint, engine, mesh, None), {}, bank)
+        return key_of(config, engine, read_weights(checkpoint, engine, mesh, None), {}, "tokens")
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6, 3e-6])

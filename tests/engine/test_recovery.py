@@ -345,9 +345,12 @@ class WithParams:
         self._programs, self._weights = programs, tuple(jax.tree.leaves(params))
 
     def __getattr__(self, name):
-        if name in ("prefill", "decode"):
-            compiled = self._programs.compiled(name)
-            return lambda state, *args: compiled(self._weights, state, *args)
+        if name == "prefill":
+            return lambda *args: self._programs.compiled(name)(self._weights, *args)
+        if name == "decode":
+            return lambda state, steps, *_: self._programs.compiled(name)(
+                self._weights, state, steps, self._programs._every_token
+            )
         return getattr(self._programs, name)
 
 

@@ -45,6 +45,19 @@ def test_the_port_answers_while_the_model_loads():
     scenario(body)
 
 
+def test_a_ready_server_says_what_it_still_compiles(monkeypatch):
+    async def body():
+        engine = scripted()
+        pending = property(lambda _: ("decode", "peek"))
+        monkeypatch.setattr(type(engine.programs), "pending", pending)
+        async with running(engine) as live, live.http.get(f"{live.url}/ready") as response:
+            found = await response.json()
+            assert response.status == 200
+            assert found["compiling"] == {"what": "decode", "remaining": 2}
+
+    scenario(body)
+
+
 def test_while_the_model_loads_ready_says_what_is_compiled_and_how_much_remains():
     async def body():
         engine, loading, go_on = scripted(), threading.Event(), threading.Event()

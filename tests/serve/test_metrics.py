@@ -33,6 +33,9 @@ def test_requests_tokens_waits_and_steps_are_counted():
             assert found["jaxllama_slots"] == 4
             assert found["jaxllama_slots_used"] == 0
             assert found["jaxllama_recompilations_total"] == 0
+            assert found["jaxllama_programs_pending"] == 0
+            assert found["jaxllama_programs_compiled_total"] == 0
+            assert found["jaxllama_program_load_seconds_total"] == 0
             assert found["jaxllama_queue_requests"] == 0
 
     scenario(body)

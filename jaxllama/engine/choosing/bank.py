@@ -1,93 +1,33 @@
-"""The sampler bank: applies every installed sampler, in order, to the whole batch.
+"""The sampler bank: the catalogue of the installed samplers, on the host.
 
-Built by `llm.py` from the sampler plugins. Validates and encodes knobs on the host; `choose` runs
-inside the decode program. Knows rows, not requests. Knob values are leaves [S] and the list of
-samplers is structure, so a new value never recompiles.
+Built by `llm.py` from the sampler plugins. Validates and encodes the knobs of requests, and says
+which samplers they switch on; `chooser.py` applies the samplers in the decode program. Knob values
+are leaves [S] and the list of samplers is structure, so a new value never recompiles.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.engine.choosing.adjusting import adjust
-from jaxllama.engine.choosing.knobs import begin_row, catalogue, check_knob, switches_on
-from jaxllama.engine.choosing.logprobs import (
-    Listed,
-    WeightedLogits,
-    list_if,
-    list_likeliest,
-    list_padded,
-    logprob_if,
-)
-from jaxllama.engine.choosing.rows import (
-    Rows,
-    chance,
-    is_warm,
-    some,
-    switched_on,
-    where_rows,
-    with_chances,
-)
-from jaxllama.engine.choosing.shaping import plan, remembers, shape_all, shape_early, shown_at
-from jaxllama.engine.choosing.survivors import (
-    CandidateRows,
-    CandidateSamplers,
-    Draws,
-    draw_survivors,
-)
-from jaxllama.engine.choosing.token_sets import digest, informed, learn
+from jaxllama.engine.choosing.knobs import begin_row, catalogue, check_knob, turns_on
+from jaxllama.engine.choosing.token_sets import Sets, informed, learn
 from jaxllama.engine.choosing.trial import try_sampler
 from jaxllama.errors import BrokenPlugin
-from jaxllama.kernels import body_named
-from jaxllama.kernels.body import Choosing
-from jaxllama.kernels.plain.choice import at
 from jaxllama.limits import LIMITS, unknown_field
 from jaxllama.mistakes import SUBCLASS, line_of
-from jaxllama.sampling import Adjuster, Chosen, Filter, Sampler, Shaper, knobs_of
-from jaxllama.scopes import scoped
-from jaxllama.shapes import Array, Bool, Float, Int32
-
-__all__ = ["Bank", "ChosenTokens", "Rows", "SamplerBank"]
+from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper, knobs_of, token_sets_of
+from jaxllama.shapes import Array, Int32
 
 Bank: TypeAlias = dict[str, Sampler]  # one instance per sampler, leaves [S]
 
-COLDEST = 1e-30  # a positive temperature is at least this: float32 flushes smaller ones to 0
-
-
-class ChosenTokens(NamedTuple):
-    """The chosen token of every row, and its log-probabilities."""
-
-    token: Int32[Array, " S"]  # 0 where inactive or not finite
-    finite: Bool[Array, " S"]  # False: the logits held NaN or +inf, or no token was left
-    logprob: Float[Array, " S"]  # of the token under the model; 0 where not requested
-    sampled: Float[Array, " S"]  # log-probability with which it was drawn; 0 at temperature 0
-    top_ids: Int32[Array, "S M"]  # likeliest under the model; NO_TOKEN where not requested
-    top_logprobs: Float[Array, "S M"]
-    sampled_ids: Int32[Array, "S M"]  # likeliest as sampled, else NO_TOKEN
-    sampled_logprobs: Float[Array, "S M"]
-
-
-class AdjustedRows(NamedTuple):
-    """The rows and their logits after the adjusters."""
-
-    rows: Rows
-    logits: Float[Array, "S V"]
-    likeliest: Int32[Array, " S"]
-    best: Float[Array, " S"]  # logit of the likeliest token
-    live: Bool[Array, " S"]  # active, with finite logits to choose from
-    wants: Bool[Array, " S"]  # live, and log-probabilities are requested
-
 
 class SamplerBank:
-    """The installed samplers: checks their knobs on the host, applies them in the decode program.
+    """The installed samplers, in order: checks and encodes their knobs."""
 
-    `texts` are the texts of the tokens, for samplers with token sets.
-    """
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sizes of the choice, and its texts
         self,
         samplers: Mapping[str, type[Sampler]],
         *,
@@ -95,13 +35,19 @@ class SamplerBank:
         candidates: int,
         top_logprobs: int,
         body: str = "xla",
-        texts: Sequence[str] = (),
+        texts: Callable[[], Sequence[str]] = tuple,
+        trial: bool = True,
     ) -> None:
+        """List the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
+
+        `texts` returns the texts of the tokens, for samplers with token sets. Without `trial`,
+        `Programs` tries the samplers if it has to compile programs.
+        """
         self.knobs = catalogue(samplers)
         self.vocab = vocab
         self.candidates = min(candidates, vocab)
         self.top_logprobs = top_logprobs
-        self._ops = body_named(body).choosing
+        self.body = body  # name of the kernels that the chooser uses
         ordered = sorted(samplers.items(), key=lambda item: (item[1].order, item[0]))
         self.adjusters = {name: kind for name, kind in ordered if issubclass(kind, Adjuster)}
         self.filters = {name: kind for name, kind in ordered if issubclass(kind, Filter)}
@@ -118,21 +64,36 @@ class SamplerBank:
                     where=line_of(samplers[name]),
                     hint=SUBCLASS,
                 )
-        self._observers = {
-            name: kind
-            for name, kind in self.samplers.items()
-            if kind.observe is not Sampler.observe
-        }
-        self._sets = {name: learn(name, kind, texts, vocab) for name, kind in self.samplers.items()}
-        self._off = {name: begin_row(name, kind, {}) for name, kind in self.samplers.items()}
-        for name, row in self._off.items():
-            known = informed(row, self._sets[name])
-            try_sampler(name, known, vocab=vocab, candidates=self.candidates)
+        kinds = self.samplers.items()
+        self.observers = {name for name, kind in kinds if kind.observe is not Sampler.observe}
+        self.common = frozenset(name for name, kind in kinds if kind.common)
+        self._constraining = {name for name, kind in self.adjusters.items() if kind.constrains}
+        self._owners = {knob: name for name, kind in kinds for knob in knobs_of(kind)}
+        self._texts = texts
+        self._is_tried = False
+        self._off = {name: begin_row(name, kind, {}) for name, kind in kinds}
+        if trial:
+            self.try_samplers()
+
+    @cached_property
+    def sets(self) -> dict[str, Sets]:
+        """The token sets of each sampler, which are constants of the compiled programs."""
+        kinds, texts = self.samplers.items(), self._texts() if self.has_sets else ()
+        return {name: learn(name, kind, texts, self.vocab) for name, kind in kinds}
 
     @property
-    def learned(self) -> str:
-        """Return a digest of the token sets, which are constants of the compiled programs."""
-        return digest(self._sets)
+    def has_sets(self) -> bool:
+        """Say whether some sampler declares a token set."""
+        return any(map(token_sets_of, self.samplers.values()))
+
+    def try_samplers(self) -> None:
+        """Trace every sampler alone, once; raise BrokenPlugin for one that cannot be compiled."""
+        if self._is_tried:
+            return
+        for name, row in self._off.items():
+            known = informed(row, self.sets[name])
+            try_sampler(name, known, vocab=self.vocab, candidates=self.candidates)
+        self._is_tried = True
 
     def check(self, knobs: Mapping[str, object]) -> None:
         """Raise InvalidParameter for an unknown knob or a value it does not accept."""
@@ -141,9 +102,21 @@ class SamplerBank:
                 raise unknown_field(name, [*self.knobs, *LIMITS])
             check_knob(name, value, self.knobs[name], self.vocab)
 
+    def switched_on(
+        self, knobs: Mapping[str, object], *, is_constrained: bool = False
+    ) -> frozenset[str]:
+        """Return the names of the samplers that act in a row with these knobs.
+
+        `is_constrained`: the row has a constraint, for which some samplers act without a knob.
+        """
+        found = {
+            self._owners[name] for name, value in knobs.items() if turns_on(value, self.knobs[name])
+        }
+        return frozenset(found | self._constraining if is_constrained else found)
+
     def remembers(self, knobs: Mapping[str, object]) -> bool:
         """Say whether a sampler keeps state from token to token in a row with these knobs."""
-        return any(switches_on(kind, knobs) for kind in self._observers.values())
+        return not self.observers.isdisjoint(self.switched_on(knobs))
 
     def row(self, knobs: Mapping[str, object]) -> Bank:
         """Encode knobs that `check` accepted as the leaves of one row (NumPy, no slot axis)."""
@@ -161,159 +134,3 @@ class SamplerBank:
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
         """Replace one row of the bank; pure, for the admit program. Consumes `bank`."""
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)
-
-    def choose(
-        self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
-    ) -> tuple[Bank, ChosenTokens]:
-        """Choose one token for every row and update the bank; pure, for the decode program.
-
-        Whether a branch runs depends on the whole batch; its result for a row does not.
-        """
-        rows = with_chances(rows, list(self.samplers))
-        asks = rows.active & (rows.top_logprobs >= 0)
-        watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
-        # The model's own logits are kept for rows that need them: adjusters change logits in place.
-        logits, model = self._ops.set_aside(logits, some((asks, *watching.values()), rows))
-        adjusted, sound = adjust(self._ops, self.adjusters, self._sets, bank, rows, logits)
-        found = self._ops.survey(adjusted, rows.active)
-        finite = sound & found.sound & (found.best > -jnp.inf)
-        live = rows.active & finite
-        wants = live & asks
-        ready = AdjustedRows(rows, adjusted, found.token, found.best, live, wants)
-        drawn = self._draw(bank, ready)
-        token = jnp.where(live, drawn.token, 0)
-        watching = {name: live & on for name, on in watching.items()}
-        needed = some((wants, *watching.values()), rows)
-        logprob = logprob_if(self._ops, needed, model, token)
-        under_model = self._list_under_model(model, ready)
-        as_sampled = list_if(ready.wants, lambda: drawn.listed, self.top_logprobs)
-        watched = self._observe(bank, watching, logprob, drawn)
-        return watched, ChosenTokens(
-            token=token,
-            finite=finite | ~rows.active,
-            logprob=jnp.where(ready.wants, logprob, 0.0),
-            sampled=jnp.where(live, drawn.logprob, 0.0),
-            top_ids=under_model.ids,
-            top_logprobs=under_model.logprobs,
-            sampled_ids=as_sampled.ids,
-            sampled_logprobs=as_sampled.logprobs,
-        )
-
-    def _draw(self, bank: Bank, ready: AdjustedRows) -> Draws:
-        """Choose a token for every row; rows at temperature 0 cost only their maximum."""
-        certainty = jnp.zeros_like(ready.best)
-        alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
-        certain = self._shown(Draws(ready.likeliest, certainty, alone, {}))
-        sampled = ready.live & is_warm(ready.rows)
-        return jax.lax.cond(
-            jnp.any(sampled),
-            lambda: where_rows(sampled, self._sample(bank, ready, sampled, certain), certain),
-            lambda: certain,
-        )
-
-    def _sample(
-        self, bank: Bank, ready: AdjustedRows, sampled: Bool[Array, " S"], certain: Draws
-    ) -> Draws:
-        """Draw for the sampled rows: among survivors where a filter is on, else among all."""
-        heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
-        chances = jax.vmap(chance)(ready.rows)
-        filters = {name: bank[name] for name in self.filters}
-        filtered = sampled & some(map(switched_on, filters.values()), ready.rows)
-        shapers = {name: bank[name] for name in self.shapers}
-        shaping = plan(self.shapers, shapers, ready.rows, sampled)
-        acted = some((*shaping.early.values(), *shaping.late.values()), ready.rows)
-        shaped, free = (sampled & ~filtered & each for each in (acted, ~acted))
-        size, last = self.top_logprobs, ready.rows.temperature_last
-
-        def draw_free() -> Draws:
-            weighted = WeightedLogits(ready.logits, ready.best, heat, free)
-            drawn = draw_from_all(self._ops, weighted, chances, free & ready.wants, size)
-            return self._shown(drawn)
-
-        def draw_shaped(others: Draws) -> Draws:
-            weighted = WeightedLogits(ready.logits, ready.best, heat, shaped)
-            weighted, shown = shape_all(self._ops, self.shapers, shaping, weighted)
-            drawn = draw_from_all(self._ops, weighted, chances, shaped & ready.wants, size)
-            drawn = drawn._replace(shown=shown_at(shown, shaping.within(shaped).late, drawn.token))
-            return where_rows(shaped, drawn, others)
-
-        def draw_filtered(others: Draws) -> Draws:
-            weighted = WeightedLogits(
-                ready.logits, ready.best, jnp.where(last, 1.0, heat), filtered
-            )
-            weighted = shape_early(self._ops, self.shapers, shaping, weighted)
-            given = CandidateRows(
-                filters,
-                shaping,
-                ready.rows,
-                weighted.logits,
-                weighted.best,
-                early=weighted.heat,
-                late=jnp.where(last, heat, 1.0),
-                chances=chances,
-                active=filtered,
-            )
-            kinds = CandidateSamplers(self.filters, self.shapers)
-            found = draw_survivors(self._ops, kinds, given, width=self.candidates, listed=size)
-            return where_rows(filtered, found, others)
-
-        draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)
-        draws = jax.lax.cond(jnp.any(shaped), draw_shaped, lambda others: others, draws)
-        return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
-
-    def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` for rows where no shaper acts: a shaper would see the final logits."""
-        memories = [name for name, kind in self.shapers.items() if remembers(kind)]
-        return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
-
-    def _list_under_model(self, logits: Float[Array, "S V"], ready: AdjustedRows) -> Listed:
-        """List the likeliest tokens at temperature 1, without any sampler."""
-
-        def likeliest() -> Listed:
-            best = self._ops.survey(logits, ready.wants).best
-            weighted = WeightedLogits(logits, best, jnp.ones_like(best), ready.wants)
-            return list_likeliest(self._ops, weighted, self.top_logprobs)
-
-        return list_if(ready.wants, likeliest, self.top_logprobs)
-
-    def _observe(
-        self,
-        bank: Bank,
-        watching: dict[str, Bool[Array, " S"]],
-        logprob: Float[Array, " S"],
-        drawn: Draws,
-    ) -> Bank:
-        """Let samplers with state observe the tokens of their rows."""
-
-        def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
-            return sampler.observe(Chosen(*chosen))
-
-        def observed(name: str, on: Array, old: Sampler) -> Sampler:
-            shown = drawn.shown.get(name, drawn.logprob)
-            chosen = (drawn.token, logprob, jnp.exp(drawn.logprob), jnp.exp(shown))
-            with jax.named_scope(f"{name}_observes"):
-                return jax.lax.cond(
-                    jnp.any(on),
-                    lambda: where_rows(on, jax.vmap(one)(old, chosen), old),
-                    lambda: old,
-                )
-
-        return bank | {name: observed(name, on, bank[name]) for name, on in watching.items()}
-
-
-@scoped
-def draw_from_all(
-    ops: Choosing,
-    weighted: WeightedLogits,
-    chances: Float[Array, " S"],
-    listing: Bool[Array, " S"],
-    size: int,
-) -> Draws:
-    """Draw from the whole vocabulary; list the `size` likeliest tokens of rows in `listing`."""
-    token, log_total = ops.draw(
-        weighted.logits, weighted.best, weighted.heat, chances, weighted.active
-    )
-    logprob = (at(weighted.logits, token) - weighted.best) / weighted.heat - log_total
-    listed_rows = weighted._replace(active=listing)
-    listed = list_if(listing, lambda: list_likeliest(ops, listed_rows, size), size)
-    return Draws(token, logprob, listed, {})

@@ -238,15 +238,16 @@ def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sa
 
 def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
     """Say whether these knobs turn the sampler on."""
-    for name, spec in knobs_of(kind).items():
-        if not spec.switch or knobs.get(name) is None:
-            continue
-        leaf, off = encode_knob(knobs[name], spec), encode_knob(None, spec)
-        if any(
-            np.any(a != b) for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(off), strict=True)
-        ):
-            return True
-    return False
+    return any(turns_on(knobs.get(name), spec) for name, spec in knobs_of(kind).items())
+
+
+def turns_on(value: object, spec: KnobSpec) -> bool:
+    """Say whether this value of a knob turns its sampler on; None means `off`."""
+    if not spec.switch or value is None:
+        return False
+    leaf, off = encode_knob(value, spec), encode_knob(None, spec)
+    pairs = zip(jax.tree.leaves(leaf), jax.tree.leaves(off), strict=True)
+    return any(np.any(one != other) for one, other in pairs)
 
 
 def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:

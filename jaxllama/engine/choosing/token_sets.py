@@ -4,7 +4,6 @@ Used by the bank when it is built. Knows texts of tokens, no tokenizer.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -43,12 +42,3 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 def informed(sampler: S, sets: Sets) -> S:
     """Return a copy of a sampler that holds its token sets."""
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]
-
-
-def digest(sets: Mapping[str, Sets]) -> str:
-    """Return a digest of all token sets, for the key of compiled programs."""
-    found = hashlib.sha256()
-    for name, fields in sorted(sets.items()):
-        for field, tokens in sorted(fields.items()):
-            found.update(f"{name}.{field}\n".encode() + np.packbits(tokens).tobytes())
-    return found.hexdigest()

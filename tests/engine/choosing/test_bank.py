@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import TokenChooser
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.kernels.cpu import choice as cpu_choice
 from jaxllama.kernels.cpu import library
@@ -460,6 +461,13 @@ def test_bank_knows_which_requests_it_remembers(wide: Tryout):
     assert not wide.bank.remembers({"top_k": 3})
 
 
+def test_bank_knows_which_samplers_knobs_switch_on(wide: Tryout):
+    knobs = {"tally": 1.0, "top_k": 0, "top_p": 0.5, "min_p": None}
+    assert wide.bank.switched_on(knobs) == {"tally", "top_p"}
+    assert wide.bank.switched_on({}) == frozenset()
+    assert wide.bank.common == {"top_k", "top_p", "min_p"} & set(wide.bank.samplers)
+
+
 def test_written_row_replaces_one_slot(wide: Tryout):
     bank = wide.bank.write(
         jax.tree.map(jnp.asarray, wide.bank.empty(3)), jnp.int32(1), wide.bank.row({"top_k": 7})
@@ -526,7 +534,7 @@ def by_kernels(narrow: Tryout):
 
     def choose(filled, given, rows):
         given, logits = cpu_choice.set_aside(given, rows.active)
-        return given, bank.choose(filled, logits, rows)[1]
+        return given, TokenChooser(bank).choose(filled, logits, rows)[1]
 
     logits = np.zeros((SLOTS, VOCAB), np.float32)
     traced = jax.jit(choose, donate_argnums=1).lower(bank.empty(SLOTS), logits, narrow.rows(SLOTS))
@@ -565,7 +573,7 @@ def test_candidates_are_found_without_sorting_the_vocabulary():
     bank = SamplerBank(kinds, vocab=4096, candidates=32, top_logprobs=20)
     rows = Tryout({}, vocab=4096, slots=3).rows(3)
     logits = np.zeros((3, 4096), np.float32)
-    lowered = jax.jit(bank.choose).lower(bank.empty(3), logits, rows)
+    lowered = jax.jit(TokenChooser(bank).choose).lower(bank.empty(3), logits, rows)
     text = lowered.compile(QUICKLY).as_text()
     lines = text.splitlines()
     found = [line for line in lines if 'custom_call_target="TopK"' in line]
@@ -593,7 +601,7 @@ def test_sharded_rows_and_vocabulary_choose_the_same_tokens():
         jax.device_put(logits, jax.NamedSharding(mesh, jax.P("data", "model"))),
         jax.device_put(narrow.rows(SLOTS, **fields), by_row),
     )
-    eight = jax.jit(narrow.bank.choose, compiler_options=QUICKLY)(*spread)[1]
+    eight = jax.jit(TokenChooser(narrow.bank).choose, compiler_options=QUICKLY)(*spread)[1]
     np.testing.assert_array_equal(one.token, eight.token)
     np.testing.assert_allclose(one.sampled, eight.sampled, atol=1e-5)
 
