@@ -95,7 +95,7 @@ def test_a_model_cannot_command_the_terminal(run, model, monkeypatch):
     model.answer = lambda _: b"\x1b[2Ja\tb\x07"
     assert run("generate", "-p", "a").stdout == "\x1b[2Ja\tb\x07\n"
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
-    monkeypatch.setattr("jaxllama.cli.terminal.Progress", NoBars)
+    monkeypatch.setattr("rich.progress.Progress", NoBars)
     shown = run("generate", "-p", "a").stdout
     assert "\x1b[2J" not in shown and "\u241b[2Ja\tb\u2407" in shown
 
