@@ -21,7 +21,7 @@ SECONDS_PER_SWITCH = 0.0005
 COMPILATION = "/jax/core/compile/backend_compile_duration"  # event that JAX reports
 
 
-class Compiler:
+class ProgramCompiler:
     """The programs made so far, and the names of those that the thread has still to make."""
 
     def __init__(self, make: Callable[[str], Any]) -> None:

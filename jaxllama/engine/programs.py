@@ -38,7 +38,7 @@ from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
-from jaxllama.engine.compiling import Compiler, allow_compilations, forbid_compilations
+from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack, size_of, unpack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
@@ -99,7 +99,7 @@ class Programs:
         self.traces: Counter[str] = Counter()
         self.made: dict[str, Made] = {}
         self.is_sealed = False  # compiling is an error from now on
-        self._compiler = Compiler(self._make)
+        self._compiler = ProgramCompiler(self._make)
         self._serves_lean = False
         self._planned: frozenset[str] = frozenset()  # made at the start, or behind it
         self.report: Progress = lambda *_: None  # called before each compilation

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jaxllama.engine.compiling import Compiler
+from jaxllama.engine.compiling import ProgramCompiler
 
 SOON = 30.0  # seconds: more than any wait of these tests needs
 
@@ -32,7 +32,7 @@ class Making:
 
 def test_a_call_makes_a_program_once():
     making = Making()
-    compiler = Compiler(making)
+    compiler = ProgramCompiler(making)
     assert [compiler.get("a"), compiler.get("a")] == ["A", "A"]
     assert making.order == ["a"]
 
@@ -40,7 +40,7 @@ def test_a_call_makes_a_program_once():
 def test_the_thread_makes_programs_in_order_and_a_hurried_one_next():
     making = Making()
     making.hold("a")
-    compiler = Compiler(making)
+    compiler = ProgramCompiler(making)
     compiler.start(["a", "b", "c", "d"])
     assert making.begun["a"].wait(SOON)
     assert compiler.pending == ("a", "b", "c", "d")
@@ -59,7 +59,7 @@ def test_the_thread_makes_programs_in_order_and_a_hurried_one_next():
 def test_a_call_waits_for_the_thread_and_makes_what_nothing_makes_yet():
     making = Making()
     making.hold("a")
-    compiler = Compiler(making)
+    compiler = ProgramCompiler(making)
     compiler.start(["a", "b"])
     assert making.begun["a"].wait(SOON)
     assert compiler.get("b") == "B"
@@ -73,7 +73,7 @@ def test_a_call_waits_for_the_thread_and_makes_what_nothing_makes_yet():
 def test_stop_waits_for_the_present_program_only():
     making = Making()
     making.hold("a")
-    compiler = Compiler(making)
+    compiler = ProgramCompiler(making)
     compiler.start(["a", "b"])
     assert making.begun["a"].wait(SOON)
     threading.Timer(0.0, making.gates["a"].set).start()
@@ -85,7 +85,7 @@ def test_stop_waits_for_the_present_program_only():
 
 def test_a_failure_on_the_thread_is_raised_where_the_program_is_called(caplog):
     making = Making()
-    compiler = Compiler(making)
+    compiler = ProgramCompiler(making)
     compiler.start(["broken", "a"])
     compiler.join()
     assert compiler.made == {"a": "A"}
