@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 STOP_SECONDS = 30.0
 # The parent has the other end of the pipe at standard input, which closes when the parent ends.
@@ -56,7 +57,7 @@ def importing_bench() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """Terminate a process; kill it if it does not end in time."""
     process.terminate()
     try:

@@ -58,7 +58,17 @@ FIGURES = [
     {"bench": "machine", "case": "read, 1 thread", "value": 22.5, "unit": "GB/s"},
 ]
 RECORDS: list[dict[str, Any]] = [figure | MACHINE for figure in FIGURES]
-LOADERS = {"classify", "compile", "decode", "memory", "prefill", "sampling", "serve", "trace"}
+LOADERS = {
+    "classify",
+    "compile",
+    "decode",
+    "memory",
+    "prefill",
+    "sampling",
+    "serve",
+    "trace",
+    "versus",
+}
 LOADING = (
     *("--platform", "cpu", "--dtype", "float32", "--cache-dtype", "bfloat16"),
     *("--mesh", "data=1,model=2", "--kernels", "xla"),
@@ -238,7 +248,9 @@ def test_make_bench_runs_every_script_that_measures() -> None:
     makefile = (ROOT / "Makefile").read_text()
     listed = re.search(r"^BENCHES := (.*)$", makefile, re.MULTILINE)
     assert listed is not None
-    assert set(SCRIPTS) - set(listed[1].split()) == {"report", "trace", "write_gguf"}
+    assert set(SCRIPTS) - set(listed[1].split()) == {
+        *("report", "trace", "versus", "write_gguf"),
+    }
 
 
 # The scripts, on a tiny model.
@@ -303,6 +315,28 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
         f"tiny-q4_0, 2 rows, {name}, share of a step"
         for name in (*names, "sampler 25, which nobody uses")
     }
+
+
+def test_two_checkouts_are_measured_in_pairs() -> None:
+    cases = ("--decode", "2", "--prefill", "40")
+    found = records("versus", "-m", TINY, "--repetitions", "2", *cases, sys.executable)
+    assert list(found) == [
+        f"{TINY}, {case}{tail}"
+        for case in ("decode 2 slots", "prefill 40 tokens")
+        for tail in ("", ", pairs")
+    ]
+    rates = found[f"{TINY}, decode 2 slots"]
+    assert rates["peer"] == f"jaxllama {module('environment').commit().removesuffix('+changes')}"
+    assert found[f"{TINY}, decode 2 slots, pairs"]["value"] > 0
+
+
+def test_an_environment_without_jaxllama_is_no_other_side(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    result = run("versus", "-m", TINY, "--decode", "1", str(python))
+    assert result.exit_code == 1
+    assert f"the process of {python} ended" in result.output
 
 
 def test_a_trace_has_the_names_of_the_source(tmp_path: Path) -> None:
