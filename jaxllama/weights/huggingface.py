@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, safetensors and tokenizer.json.
+"""Hugging Face folders: config.json, safetensors and tokenizer.json or tokenizer.model.
 
 Found through its entry point. Shards are checked by `safetensors_header.py`; the meaning of
 config.json is in `huggingface_config.py`. Code in the folder is never run.
@@ -152,10 +152,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         return read_rows(index, tensor.shape, tensor.nbytes, read)
 
     def tokenizer(self) -> "Tokenizer":
-        """Build the tokenizer from tokenizer.json."""
-        from jaxllama.text.sources import tokenizer_from_json  # noqa: PLC0415 - heavy
+        """Build the tokenizer from tokenizer.json, or else from tokenizer.model."""
+        from jaxllama.text.sources import tokenizer_from_folder  # noqa: PLC0415 - heavy
 
-        return tokenizer_from_json(self._folder)
+        return tokenizer_from_folder(self._folder)
 
     def close(self) -> None:
         """Close the shards."""
