@@ -17,11 +17,17 @@ from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
 from jaxllama.kernels.packed import Packed
-from jaxllama.loading import choose_kernels, engine_config, sampling_defaults_of
+from jaxllama.loading import (
+    choose_kernels,
+    engine_config,
+    sampling_defaults_of,
+    tokenizer_for,
+)
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
+from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.store import resolve
@@ -59,7 +65,7 @@ def command(*, model: str | None, wants_json: bool, loading: dict[str, Any]) -> 
             "reader": type(checkpoint).__name__,
             "config": dataclasses.asdict(checkpoint.config),
             "tensors": describe_tensors(checkpoint),
-            "text": describe_text(checkpoint),
+            "text": describe_text(tokenizer_for(checkpoint, loading.get("tokenizer"))),
             "sampling_defaults": describe_sampling(path, checkpoint),
             "memory": describe_memory(checkpoint, engine),
             "engine": describe_engine(engine),
@@ -85,9 +91,8 @@ def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_text(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return facts about the tokenizer, and the prompt format that suits the model."""
-    tokenizer = checkpoint.tokenizer()
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     return {
         "vocabulary": tokenizer.vocab_size,

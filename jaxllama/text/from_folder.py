@@ -131,7 +131,7 @@ def read_added(said: SideFiles) -> dict[int, AddedText]:
     for key, entry in described.items():
         fields = entry if isinstance(entry, dict) else {}
         token = int(key) if key.isdecimal() and len(key) <= ID_DIGITS else None
-        content = fields.get("content")
+        content: Any = fields.get("content")
         check_token(token, content, where)
         added[token] = AddedText(
             content,

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the texts are meant to be hard
 """Train small vocabularies and ask SentencePiece, tiktoken and transformers; run by hand, rarely.
 
 Needs packages that are no dependencies of the project, and none of the project itself:
@@ -11,6 +12,7 @@ the ids that the libraries give for them.
 
 import base64
 import io
+import itertools
 import json
 import random
 import struct
@@ -31,8 +33,10 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>")
-RULES = ("41\t61", "42\t62", "c4\t", "41 301\te1", "2126\t3c9", "3000\t20", "a8\t20 308", "fb03\t66 66 69",
-         "ab\t22 20", "9\t20 20", "1f642\t3a 29")  # fmt: skip
+RULES = (
+    "41\t61", "42\t62", "c4\t", "41 301\te1", "2126\t3c9", "3000\t20", "a8\t20 308",
+    "fb03\t66 66 69", "ab\t22 20", "9\t20 20", "1f642\t3a 29",
+)  # fmt: skip
 SIDE_FILES: dict[str, dict[str, Any]] = {  # of a folder with 600 pieces
     "tokenizer_config.json": {
         "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True,
@@ -56,8 +60,8 @@ POOLS = (
     ".,!?;:-_()[]{}<>|`~^$+=*&%#@/\\\"'", "àéîõüßñçøåÆŒﬁﬃ", "абвгдежзий", "你好世界中文字符",
     "こんにちはカタカナｶﾞﾊﾟ", "한국어 텍스트 각", "🙂👍🏽👨‍👩‍👧‍👦🇫🇷❤️", "०१२٠١٢²³½ⅣⅫ①",
     "\u00a0\u2003\u3000\u200b\u200d\u2028\u0085\ufeff\u1680\u00ad", "e\u0301o\u0308A\u0301\u0327",
-    "ไทย ελληνικά עברית العربية हिन्दी ﷺ", "\x00\x01\x7f\x1b\x1c", "ＡＢＣ１２３！＂ Ω Å ℌ ㍿ \u2581",
-    "a\u0300\u0301\u0323b\uff21\u0301",
+    "ไทย ελληνικά עברית العربية हिन्दी ﷺ", "\x00\x01\x7f\x1b\x1c", "ＡＢＣ１２３！＂ Ω Å ℌ ㍿",
+    "a\u0300\u0301\u0323b\uff21\u0301\u2581",
 )  # fmt: skip
 SAID = (
     "", " ", "  ", "\n", "a", " a", "Hello, world!", "  leading and  inner   and trailing  ",
@@ -69,8 +73,10 @@ SAID = (
     "x \n\n y \n\n", "<s>[INST] x </s><unk><0x0A><0x41> <0xZZ> <0x4", "<unk><s></s><pad>",
     "family 👨‍👩‍👧‍👦 flag 🇫🇷 heart ❤️", "東京 Tokyo 서울 Seoul", "\u2581\u2581a b\u2581", "\u2581",
     "a" * 300, "ab" * 150, "abcabc" * 60, "=" * 99, "the" * 70, "lorem ipsum dolor " * 12,
-    "https://example.org/a/b?c=d&e=%20f#g", "\ufffd\ufffe\uffff", "<start_of_turn>user\n<end_of_turn>",
-    "[INS[INST]T] [INST", "  [INST]  x", "a[X]b [X] c  [X  Y] ", "<|begin_of_text|> <|end_of_text|>",
+    "https://example.org/a/b?c=d&e=%20f#g", "\ufffd\ufffe\uffff",
+    "<start_of_turn>user\n<end_of_turn>",
+    "[INS[INST]T] [INST", "  [INST]  x", "a[X]b [X] c  [X  Y] ",
+    "<|begin_of_text|> <|end_of_text|>",
 )  # fmt: skip
 SHARED = {"minloglevel": 2, "num_threads": 1, "character_coverage": 0.98}
 SYMBOLS = ["[INST]", "[INST", "[X]", "[X  Y]", "\n\n", "<start_of_turn>"]
@@ -199,7 +205,7 @@ def ask_llama2c(raw: bytes, texts: list[str]) -> dict[str, Any]:
         while True:
             pairs = [
                 (scores[token], -place, token)
-                for place, pair in enumerate(zip(ids, ids[1:], strict=False))
+                for place, pair in enumerate(itertools.pairwise(ids))
                 if (token := known.get(b"".join(texts_by_id[each] for each in pair))) is not None
             ]
             if not pairs:
