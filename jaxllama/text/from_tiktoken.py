@@ -25,7 +25,7 @@ from jaxllama.text.tokenizer import (
     find_end_ids,
     library_errors,
 )
-from jaxllama.text.vocabulary import BYTE_LEVEL, Spelling, TokenKind, Vocabulary
+from jaxllama.text.vocabulary import Spelling, TokenKind, Vocabulary, byte_level_encode
 
 BYTES = 256
 MAX_TOKENS = 1 << 20
@@ -50,7 +50,6 @@ FOREIGN = {
     199998: "o200k_base (GPT-4o)",
     200000: "Llama 4",
 }
-CHARACTERS = sorted(BYTE_LEVEL, key=BYTE_LEVEL.__getitem__)  # of byte-level tokens, by byte
 
 
 def tokenizer_from_tiktoken(path: Path) -> Tokenizer:
@@ -61,7 +60,7 @@ def tokenizer_from_tiktoken(path: Path) -> Tokenizer:
 def tiktoken_parts(path: Path) -> TokenizerParts:
     """Return the parts of a file's tokenizer."""
     tokens = read_tokens(read_vocabulary(path), str(path))
-    ranks = {byte_level(token): rank for rank, token in enumerate(tokens)}
+    ranks = {byte_level_encode(token): rank for rank, token in enumerate(tokens)}
     cutting = find_cutting("llama-bpe")
     merges = merges_of({text: -rank for text, rank in ranks.items()})
     with library_errors(f"{path}: the tokens do not build a vocabulary"):
@@ -132,8 +131,3 @@ def read_line(line: bytes, where: str) -> tuple[bytes, int]:
     if not token or not number.isdigit() or len(number) > len(str(MAX_TOKENS)):
         raise BadTokenizer(f"{where} is {line[:60]!r}; expected a token in base64 and its rank")
     return token, int(number)
-
-
-def byte_level(token: bytes) -> str:
-    """Return a token with one printable character for each byte."""
-    return "".join([CHARACTERS[byte] for byte in token])

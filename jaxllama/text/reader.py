@@ -18,12 +18,15 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from jaxllama.errors import BadTokenizer
+from jaxllama.formats import ModelText
+from jaxllama.text.files import read_head, read_vocabulary
 from jaxllama.text.specials import Special, Specials
 from jaxllama.text.tokenizer import Tokenizer, TokenizerParts, TokenizerRules
-from jaxllama.text.vocabulary import Spelling, TokenKind, Vocabulary
+from jaxllama.text.vocabulary import Spelling, TokenKind, Vocabulary, byte_level_encode
 
 __all__ = [
     "BadTokenizer",
+    "ModelText",
     "Special",
     "Specials",
     "Spelling",
@@ -33,6 +36,9 @@ __all__ = [
     "TokenizerReader",
     "TokenizerRules",
     "Vocabulary",
+    "byte_level_encode",
+    "read_head",
+    "read_vocabulary",
 ]
 
 
