@@ -49,7 +49,7 @@ PARTS = {
 }
 CHECKS = {
     "weights": "jaxllama pull path/to/model",
-    "tokenizer": "jaxllama inspect --tokenizer path/to/file",
+    "tokenizer": "jaxllama inspect path/to/model --tokenizer path/to/file",
 }
 
 
@@ -63,9 +63,10 @@ CHECKS = {
     help="Create the package in this folder [default: the current one].",
 )
 def command(*, what: str, name: str, into: Path) -> None:
-    """Write a package with a sampler, prompt format, weight format or tokenizer reader.
+    """Write a package with a sampler, prompt format or reader of files called NAME.
 
-    It is called NAME. The package can be installed as it is and passes its own test; change it from there.
+    `weights` reads models and `tokenizer` tokenizers. The package can be installed as it is and
+    passes its own test; change it from there.
     """
     check_name(what, name)
     project = f"jaxllama-{name.replace('_', '-')}"

@@ -128,7 +128,7 @@ def is_inside_character(raw: bytes, at: int) -> bool:
 def one_of(codes: Iterable[int]) -> str:
     """Return a pattern for one of some characters, with neighbours written as ranges."""
     ranges: list[list[int]] = []
-    for code in sorted(codes):
+    for code in sorted(each for each in codes if each <= MAX_CODE):
         if ranges and code == ranges[-1][1] + 1:
             ranges[-1][1] = code
         else:

@@ -171,6 +171,13 @@ def test_a_trie_of_loops_is_refused():
         CharacterMap(trie(*enumerate(everywhere)), "x")
 
 
+def test_a_character_past_unicode_has_no_rule():
+    """The bytes F4 BF BF BF, which no text contains."""
+    units = [(0xF4, 0xF4 << 10 | 0xF4), (0xBF, 0xBF << 10 | 0x100 | 0xBF)]
+    rules = CharacterMap(trie(*units), "x")
+    assert rules.rule_at("\U0010ffff", 0) is None
+
+
 def test_a_trie_that_points_outside_has_no_rule():
     rules = CharacterMap(trie((0x61, 0x200 | 0x1FFFF << 10 | 0x100 | 0x61)), "x")
     assert rules.rule_at("aaa", 0) is None
