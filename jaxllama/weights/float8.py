@@ -6,7 +6,6 @@ float32. Knows names of scales, no model.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ UNUSED = (".input_scale", ".input_scale_ub", ".output_scale", ".k_scale", ".v_sc
 METHODS = ("fp8", "fbgemm_fp8", "modelopt", "compressed-tensors")
 FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors that may hold float8
 USUAL_BLOCK = (128, 128)
+ONE: tuple[Shape, ...] = ((), (1,), (1, 1))  # shapes of a single scale
 
 
 def is_float8_method(method: CheckedFields) -> bool:
@@ -49,35 +49,40 @@ def scale_of(name: str, names: Mapping[str, object]) -> str | None:
     return next((name + ending for ending in SCALES if name + ending in names), None)
 
 
-def is_scale(name: str, names: Mapping[str, object]) -> bool:
-    """Say whether a tensor is a scale, of a matrix or of what is not rounded here."""
+def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
+    """Say whether a tensor is a scale, of a float8 matrix or of what is not rounded here."""
     stems = (name.removesuffix(ending) for ending in SCALES if name.endswith(ending))
-    return name.endswith(UNUSED) or any(stem in names for stem in stems)
+    return name.endswith(UNUSED) or any(dtypes.get(stem) in FLOAT8 for stem in stems)
 
 
 def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -> None:
     """Raise BadTensors unless scales of a shape fit a matrix."""
     blocks = tuple(-(-size // each) for size, each in zip(shape, block, strict=False))
-    if scale not in ((), (1,), (1, 1), shape[:1], (*shape[:1], 1), blocks):
+    if len(shape) != len(block) or scale not in (*ONE, *per_row(shape), blocks):
         raise BadTensors(
             f"the scales of {shown(name)} {list(shape)} have shape {list(scale)}; expected one, "
             f"one for each row, or {list(blocks)} for blocks of {list(block)}"
         )
 
 
+def per_row(shape: Shape) -> tuple[Shape, Shape]:
+    """Return the shapes that scales of each row of a matrix may have."""
+    return shape[:1], (*shape[:1], 1)
+
+
 def scaled(
     values: np.ndarray, scale: np.ndarray, index: Index, shape: Shape, block: tuple[int, int]
 ) -> np.ndarray:
     """Return part `index` of a matrix, whose values are given, times its scales."""
-    result = values.astype(np.float32)
+    rows, columns = (np.arange(each.start, each.stop) for each in index)
     factors = scale.astype(np.float32)
-    if factors.size == 1:
-        result *= factors.reshape(())
-    elif factors.size == shape[0]:
-        rows: Any = (slice(index[0].start, index[0].stop), *(None,) * (len(shape) - 1))
-        result *= factors.reshape(-1)[rows]
-    else:
-        columns = np.arange(index[1].start, index[1].stop) // block[1]
-        for row in range(index[0].start, index[0].stop):
-            result[row - index[0].start] *= factors[row // block[0], columns]
+    result = values.astype(np.float32)
+    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
+        if scale.shape in ONE:
+            result *= factors.reshape(())
+        elif scale.shape in per_row(shape):
+            result *= factors.reshape(-1, 1)[rows]
+        else:
+            for place, row in enumerate(rows // block[0]):
+                result[place] *= factors[row, columns // block[1]]
     return result

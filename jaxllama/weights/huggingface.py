@@ -117,10 +117,11 @@ class HuggingFaceCheckpoint(Checkpoint):
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
         """Map the name of every tensor to its stored shape; omit tensors that are never loaded."""
+        dtypes = {name: entry.dtype for name, entry in self._entries.items()}
         return {
             name: entry.shape
             for name, entry in self._entries.items()
-            if not is_superfluous(name, self._config) and not float8.is_scale(name, self._entries)
+            if not is_superfluous(name, self._config) and not float8.is_scale(name, dtypes)
         }
 
     @property

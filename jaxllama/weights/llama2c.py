@@ -5,6 +5,7 @@ and must give exactly the size of the file. Versions 0 and 1 hold float32; versi
 groups that share a scale, which stay packed. The tokenizer is a second file beside it.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Llama2cTensor:
     @property
     def items(self) -> int:
         """Return the number of elements."""
-        return int(np.prod(self.shape, dtype=object))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -188,7 +189,8 @@ class Llama2cCheckpoint(Checkpoint):
             return Packed(codes, scales.reshape(len(codes), -1), None, bits=8, group=tensor.group)
         # A group that spans two rows has no place in a packed matrix.
         each = np.repeat(scales, tensor.group)[first - low * tensor.group :][:count]
-        return codes.astype(np.float32) * each.reshape(shape)
+        with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
+            return codes.astype(np.float32) * each.reshape(shape)
 
 
 def config_of(header: Llama2cHeader, name: str) -> ModelConfig:

@@ -90,3 +90,19 @@ def test_other_methods_are_refused(tmp_path: Path, method: dict):
     error = refusal(folder)
     assert isinstance(error, UnsupportedModel)
     assert "weights are quantized with" in str(error)
+
+
+def test_scales_of_a_matrix_that_is_not_float8_are_surplus(tmp_path: Path):
+    folder, _ = write_float8(tmp_path, MODEL, PARAMS)
+    tensors = hf_tensors(PARAMS)
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] = np.ones((), np.float32)
+    save_safetensors(folder / "model.safetensors", tensors)
+    assert "model.layers.0.mlp.up_proj.weight_scale is surplus" in str(refusal(folder))
+
+
+def test_as_many_blocks_as_rows_are_blocks(tmp_path: Path):
+    """Four rows and four blocks along a row: the shape of the scales tells which they are."""
+    model = tiny(name="m", vocab_size=64, width=32, heads=2, kv_heads=1, ffn_width=4, layers=1)
+    folder, expected = write_float8(tmp_path, model, random_weights(model), block=(4, 8))
+    with open_checkpoint(folder) as it:
+        assert_same(read_all(it), expected)

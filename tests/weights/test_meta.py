@@ -139,6 +139,11 @@ def test_the_feed_forward_without_a_rule_is_that_of_the_tensors(tmp_path: Path):
     assert config_of(tmp_path, multiple_of="", hidden_dim=32).ffn_width == 32
 
 
+def test_a_window_and_a_head_size_are_read_where_they_are_stated(tmp_path: Path):
+    config = config_of(tmp_path, sliding_window=12, head_dim=8)
+    assert (config.window, config.head_dim) == (12, 8)
+
+
 @pytest.mark.parametrize(
     ("fields", "context"),
     [
