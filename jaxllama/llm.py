@@ -40,6 +40,7 @@ from jaxllama.loading import (
     other_formats,
     read_weights,
     sampling_defaults_of,
+    tokenizer_for,
     with_template,
 )
 from jaxllama.messages import Messages
@@ -88,6 +89,7 @@ class LLM:
         prefill_chunk: int | None = None,
         steps_per_sync: int | None = None,
         sync_ms: float | None = None,
+        tokenizer: str | Path | None = None,
         prompt_format: str | None = None,
         sampling_defaults: str = "auto",
         compile_cache: bool = True,
@@ -112,6 +114,7 @@ class LLM:
         steps_per_sync most decode steps of one call (default 4)
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
+        tokenizer      a tokenizer file, or a folder with one, instead of the model's own
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         sampling_defaults  values of the knobs that a request does not set: auto (recommended by
@@ -142,24 +145,24 @@ class LLM:
                 sync_ms=sync_ms,
             )
             samplers = load_plugins(SAMPLERS, Sampler)
-            tokenizer = checkpoint.tokenizer()
+            chosen_tokenizer = tokenizer_for(checkpoint, tokenizer)
             if prompt_format is not None and prompt_format.endswith(TEMPLATE_FILE):
-                tokenizer.text = with_template(tokenizer.text, Path(prompt_format))
+                chosen_tokenizer.text = with_template(chosen_tokenizer.text, Path(prompt_format))
                 prompt_format = None
             bank = SamplerBank(
                 samplers.loaded,
                 vocab=config.vocab_size,
                 candidates=engine.candidates,
                 top_logprobs=engine.max_top_logprobs,
-                texts=tokenizer.texts,
+                texts=chosen_tokenizer.texts,
                 body=engine.kernels,
                 trial=False,
             )
             defaults = sampling_defaults_of(sampling_defaults, path, checkpoint, bank.knobs)
-            chosen = named_or_suiting(prompt_format, tokenizer.text)
+            chosen = named_or_suiting(prompt_format, chosen_tokenizer.text)
             devices = make_mesh(engine, config)
             params = read_weights(checkpoint, engine, devices, progress)
-        key = key_of(config, engine, params, samplers.loaded, tokenizer.digest)
+        key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
         executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
         programs = Programs(config, engine, bank, params, devices, executables=executables)
         if strict_compile:
@@ -167,9 +170,9 @@ class LLM:
         else:
             programs.prepare(progress, behind=compile_behind)
         presets = load_plugins(PRESETS, Preset).loaded
-        others = other_formats(chosen, tokenizer.text)
+        others = other_formats(chosen, chosen_tokenizer.text)
         intake = Intake(
-            tokenizer, chosen, bank, engine, presets, other_formats=others, defaults=defaults
+            chosen_tokenizer, chosen, bank, engine, presets, other_formats=others, defaults=defaults
         )
         runs = Engine(programs)
         if strict_compile:

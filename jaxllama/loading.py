@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.program_key import digest_code, program_key
-from jaxllama.errors import ConfigError, InvalidParameter, JaxLlamaError
+from jaxllama.errors import BadTokenizer, ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
 from jaxllama.limits import LIMITS, check
@@ -26,6 +26,8 @@ from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.sampling import KnobSpec, Sampler, token_sets_of
 from jaxllama.sharding import parse_mesh
 from jaxllama.startup import Progress
+from jaxllama.text.opening import open_tokenizer
+from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights.base import Checkpoint, fill
 from jaxllama.weights.store import recommended_for
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
+LEAST_OF_VOCABULARY = 0.9  # models have more places than tokens, to fill blocks
 CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
 
@@ -120,6 +123,23 @@ def stored_as(params: Tree) -> list[str]:
     """Return the structure, dtypes and shapes of the weights, on which compiled programs depend."""
     leaves, tree = jax.tree.flatten(params)
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
+
+
+def tokenizer_for(checkpoint: Checkpoint, path: Path | str | None) -> Tokenizer:
+    """Return the tokenizer in a file or folder, or with None the model's own.
+
+    Raises BadTokenizer if its size shows that it belongs to another model.
+    """
+    if path is None:
+        return checkpoint.tokenizer()
+    tokenizer = open_tokenizer(path)
+    found, places = tokenizer.vocab_size, checkpoint.config.vocab_size
+    if not LEAST_OF_VOCABULARY * places <= found <= places:
+        raise BadTokenizer(
+            f"the tokenizer {path} has {found} tokens; the model {checkpoint.config.name} has "
+            f"{places}: expected as many, or up to a tenth fewer (use the model's own tokenizer)"
+        )
+    return tokenizer
 
 
 def with_template(text: ModelText, path: Path) -> ModelText:

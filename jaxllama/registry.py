@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 SAMPLERS = "jaxllama.samplers"
 FORMATS = "jaxllama.formats"
 WEIGHTS = "jaxllama.weights"
+TOKENIZERS = "jaxllama.tokenizers"
 PRESETS = "jaxllama.presets"
 
 T = TypeVar("T")

@@ -84,13 +84,14 @@ class ChatModel:
         return str(self.loading.get("model") or store.DEFAULT)
 
     def change(self, name: str) -> None:
-        """Load another model with the same settings.
+        """Load another model with the same settings, but with its own tokenizer.
 
         On failure, loads the old one again and raises.
         """
         with progress_bars() as report:
             store.resolve(name, progress=report)
         changed = {**self.loading, "model": name}
+        changed.pop("tokenizer", None)
         close_llm(self.llm)  # first: there may not be memory for both
         try:
             self.llm = load_llm(changed)

@@ -25,12 +25,14 @@ from jaxllama.loading import (
     key_of,
     read_weights,
     sampling_defaults_of,
+    tokenizer_for,
 )
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
+from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.store import cache_folder, resolve
@@ -43,6 +45,7 @@ NOT_LOADED = (
     "load_compile_cache",
     "load_strict_compile",
 )
+NO_SIZES = ("kernels", "threads", "tokenizer")
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 FLOAT32_BYTES = 4
 VECTOR_BYTES = FLOAT32_BYTES  # of norms and biases
@@ -66,24 +69,25 @@ def command(
     MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
     that is not on this machine yet is downloaded.
     """
-    sizes = {name: value for name, value in loading.items() if name not in ("kernels", "threads")}
+    sizes = {name: value for name, value in loading.items() if name not in NO_SIZES}
     with progress_bars() as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
         body = choose_kernels(loading.get("kernels", "auto"), None, checkpoint.config)
         engine = engine_config(checkpoint.config, body, **sizes)
+        tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,
             "config": dataclasses.asdict(checkpoint.config),
             "tensors": describe_tensors(checkpoint),
-            "text": describe_text(checkpoint),
+            "text": describe_text(tokenizer),
             "sampling_defaults": describe_sampling(path, checkpoint),
             "memory": describe_memory(checkpoint, engine),
             "engine": describe_engine(engine),
         }
         if wants_programs:
-            found["programs"] = describe_programs(checkpoint, engine)
+            found["programs"] = describe_programs(checkpoint, engine, tokenizer)
     if wants_json:
         click.echo(as_json(found))
         return
@@ -105,9 +109,8 @@ def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def describe_text(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_text(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return facts about the tokenizer, and the prompt format that suits the model."""
-    tokenizer = checkpoint.tokenizer()
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     return {
         "vocabulary": tokenizer.vocab_size,
@@ -152,14 +155,16 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
-def describe_programs(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
+def describe_programs(
+    checkpoint: Checkpoint, engine: EngineConfig, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Return the key of the compiled programs at these settings, and what is kept of each.
 
     The layout of the weights is a part of the key.
     """
     params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
-    key = key_of(checkpoint.config, engine, params, samplers, checkpoint.tokenizer().digest)
+    key = key_of(checkpoint.config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
     found = {}
     for name, purpose in PURPOSES.items():

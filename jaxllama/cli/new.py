@@ -17,6 +17,8 @@ from jaxllama.cli.templates import (
     README,
     SAMPLER,
     SAMPLER_TEST,
+    TOKENIZER_READER,
+    TOKENIZER_TEST,
     USES,
     WEIGHTS_READER,
     WEIGHTS_TEST,
@@ -24,24 +26,35 @@ from jaxllama.cli.templates import (
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.limits import LIMITS
-from jaxllama.registry import FORMATS, SAMPLERS, WEIGHTS, load_plugins
+from jaxllama.registry import FORMATS, SAMPLERS, TOKENIZERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Sampler, knobs_of
+from jaxllama.text.reader import TokenizerReader
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import reason
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 
-WORDS = {"sampler": "sampler", "format": "prompt format", "weights": "weight format"}
+WORDS = {
+    "sampler": "sampler",
+    "format": "prompt format",
+    "weights": "weight format",
+    "tokenizer": "tokenizer reader",
+}
 PARTS = {
     "sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS),
     "format": (FORMAT, FORMAT_TEST, FORMATS),
     "weights": (WEIGHTS_READER, WEIGHTS_TEST, WEIGHTS),
+    "tokenizer": (TOKENIZER_READER, TOKENIZER_TEST, TOKENIZERS),
+}
+CHECKS = {
+    "weights": "jaxllama pull path/to/model",
+    "tokenizer": "jaxllama inspect path/to/model --tokenizer path/to/file",
 }
 
 
 @click.command("new")
-@click.argument("what", type=click.Choice(list(PARTS)), metavar="sampler|format|weights")
+@click.argument("what", type=click.Choice(list(PARTS)), metavar="|".join(PARTS))
 @click.argument("name")
 @click.option(
     "--into",
@@ -50,9 +63,10 @@ PARTS = {
     help="Create the package in this folder [default: the current one].",
 )
 def command(*, what: str, name: str, into: Path) -> None:
-    """Write a package with a sampler, prompt format or weight format called NAME.
+    """Write a package with a sampler, prompt format or reader of files called NAME.
 
-    The package can be installed as it is and passes its own test; change it from there.
+    `weights` reads models and `tokenizer` tokenizers. The package can be installed as it is and
+    passes its own test; change it from there.
     """
     check_name(what, name)
     project = f"jaxllama-{name.replace('_', '-')}"
@@ -87,6 +101,9 @@ def used_names(what: str) -> set[str]:
     if what == "weights":
         readers = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
         return {*readers.loaded, *readers.broken}
+    if what == "tokenizer":
+        tokenizers = load_plugins(TOKENIZERS, TokenizerReader)  # type: ignore[type-abstract]
+        return {*tokenizers.loaded, *tokenizers.broken}
     samplers = load_plugins(SAMPLERS, Sampler)
     knobs = (name for kind in samplers.loaded.values() for name in knobs_of(kind))
     return {*samplers.loaded, *samplers.broken, *knobs, *LIMITS}
@@ -97,7 +114,7 @@ def files(what: str, name: str, project: str) -> dict[str, str]:
     source, test, group = PARTS[what]
     words = {
         "what": WORDS[what],
-        "check": "jaxllama pull path/to/model" if what == "weights" else f"jaxllama check {name}",
+        "check": CHECKS.get(what, f"jaxllama check {name}"),
         "name": name,
         "option": name.replace("_", "-"),
         "kind": "".join(part.capitalize() for part in name.split("_")),

@@ -230,6 +230,12 @@ def loading_options(slots: int | None) -> list[click.Option]:
             f"several clients use the server [default: {per_body('sync_ms')}].",
         ),
         option(
+            *("--tokenizer", "load_tokenizer"),
+            metavar="PATH",
+            help="Use this tokenizer file, or the one in this folder: tokenizer.json, "
+            "tokenizer.model, tokenizer.bin or GGUF [default: the model's own].",
+        ),
+        option(
             *("--format", "load_prompt_format"),
             metavar="NAME",
             help="Use this prompt format for conversations, or a .jinja file with a chat template "

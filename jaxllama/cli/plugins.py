@@ -12,8 +12,9 @@ from jaxllama.cli.options import bounds
 from jaxllama.cli.terminal import as_json
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.formats import PromptFormat
-from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, WEIGHTS, load_plugins
+from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, TOKENIZERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of
+from jaxllama.text.reader import TokenizerReader
 from jaxllama.weights.base import Checkpoint
 
 STEP = "  "
@@ -26,14 +27,15 @@ IndentedLines = list[tuple[int, str]]  # the indentation in steps, and the text
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 @click.option("--markdown", is_flag=True, help="Print samplers and presets as Markdown tables.")
 def command(*, wants_json: bool, markdown: bool) -> None:
-    """List the installed samplers with their knobs, presets, prompt formats and weight readers."""
+    """List the installed samplers with their knobs, presets, prompt formats and file readers."""
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
+    tokenizers = load_plugins(TOKENIZERS, TokenizerReader)  # type: ignore[type-abstract]
     presets = load_plugins(PRESETS, Preset)
     broken = {
         f"{each.group} {name}": str(error)
-        for each in (samplers, presets, formats, weights)
+        for each in (samplers, presets, formats, weights, tokenizers)
         for name, error in each.broken.items()
     }
     found = {
@@ -41,6 +43,7 @@ def command(*, wants_json: bool, markdown: bool) -> None:
         "presets": {name: describe_preset(kind) for name, kind in presets.loaded.items()},
         "formats": {name: summary(kind) for name, kind in formats.loaded.items()},
         "weights": {name: summary(kind) for name, kind in weights.loaded.items()},
+        "tokenizers": {name: summary(kind) for name, kind in tokenizers.loaded.items()},
         "broken": broken,
     }
     if wants_json:
@@ -160,6 +163,9 @@ def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
         ],
         "Prompt formats": [[(1, f"{name}: {text}")] for name, text in found["formats"].items()],
         "Weight readers": [[(1, f"{name}: {text}")] for name, text in found["weights"].items()],
+        "Tokenizer readers": [
+            [(1, f"{name}: {text}")] for name, text in found["tokenizers"].items()
+        ],
         "Broken": [[(1, f"{name}: {text}")] for name, text in found["broken"].items()],
     }
 

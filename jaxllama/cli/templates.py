@@ -287,6 +287,89 @@ def test_a_file_that_is_too_short_is_refused(tmp_path):
         $kind.open(tmp_path / "model")
 '''
 
+TOKENIZER_READER = '''\
+"""$name: a reader of tokenizer files for jaxllama."""
+
+from pathlib import Path
+
+import tokenizers
+from jaxllama.text.reader import (
+    BadTokenizer,
+    ModelText,
+    Special,
+    Specials,
+    Spelling,
+    TokenKind,
+    Tokenizer,
+    TokenizerParts,
+    TokenizerReader,
+    TokenizerRules,
+    Vocabulary,
+    byte_level_encode,
+    read_head,
+    read_vocabulary,
+)
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+MAGIC = b"$name\\n"
+CONTROL = ("<s>", "</s>")
+
+
+class $kind(TokenizerReader):
+    """A list of words: the line "$name", then one word per line; other words are bytes."""
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Say whether the file starts with the line "$name"."""
+        return read_head(path)[0].startswith(MAGIC)
+
+    @classmethod
+    def open(cls, path: Path) -> Tokenizer:
+        """Ids 0 to 255 are bytes, then come the words of the file, then <s> and </s>."""
+        words = read_words(path)
+        alphabet = [byte_level_encode(bytes((byte,))) for byte in range(256)]
+        ids = {text: token for token, text in enumerate([*alphabet, *words])}
+        encoder = tokenizers.Tokenizer(BPE(ids, [], ignore_merges=True))
+        encoder.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        begin, end = len(ids), len(ids) + 1
+        kinds = bytes([TokenKind.NORMAL] * len(ids) + [TokenKind.CONTROL] * len(CONTROL))
+        return TokenizerParts(
+            encoder,
+            Vocabulary((*ids, *CONTROL), kinds, Spelling.BYTE_LEVEL),
+            Specials({"<s>": Special(begin), "</s>": Special(end)}, {}),
+            TokenizerRules(begin_id=begin, end_ids=(end,), adds_begin=True),
+            ModelText(begin="<s>", end="</s>", name=path.stem, special=frozenset(CONTROL)),
+        ).build()
+
+
+def read_words(path: Path) -> list[str]:
+    """The words of a file, as the library spells them; raise BadTokenizer for anything else."""
+    raw = read_vocabulary(path)
+    if not raw.startswith(MAGIC):
+        raise BadTokenizer(f"{path} does not start with {MAGIC!r}")
+    return sorted({byte_level_encode(line) for line in raw.splitlines()[1:] if len(line) > 1})
+'''
+
+TOKENIZER_TEST = '''\
+"""Tests of $name; run with `python -m pytest`."""
+
+from $module import MAGIC, $kind
+from jaxllama.testing import check_tokenizer
+
+
+def test_it_keeps_the_contract_of_tokenizers(tmp_path):
+    (tmp_path / "words").write_bytes(MAGIC + b"Hello\\n world\\n")
+    check_tokenizer($kind, tmp_path / "words")
+
+
+def test_words_are_tokens(tmp_path):
+    (tmp_path / "words").write_bytes(MAGIC + b"Hello\\n world\\n")
+    ours = $kind.open(tmp_path / "words")
+    assert len(ours.encode("Hello world", begin=False)) == 2
+    assert ours.decode(ours.encode("Hello there")) == "Hello there"
+'''
+
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -332,4 +415,6 @@ USES = {
     "weights": "Once it is installed, every command opens models of the format:\n\n"
     "    jaxllama inspect path/to/model\n"
     "    jaxllama chat --model path/to/model",
+    "tokenizer": "Once it is installed, a model can be used with such a file:\n\n"
+    "    jaxllama generate --tokenizer path/to/file -p Hello",
 }

@@ -18,6 +18,7 @@ _HOME = {
     "check_sampler": "samplers",
     "check_format": "formats",
     "check_weights": "weights",
+    "check_tokenizer": "tokenizer_files",
 }
 
 __all__ = list(_HOME)

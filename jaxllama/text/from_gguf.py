@@ -21,7 +21,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from jaxllama.errors import BadTokenizer
 from jaxllama.formats import ModelText
 from jaxllama.text.pretokenize import Cutting, find_cutting
-from jaxllama.text.scored import merges_of
+from jaxllama.text.scored import scored_encoder
 from jaxllama.text.specials import Special, Specials
 from jaxllama.text.tokenizer import Tokenizer, TokenizerRules, find_end_ids, library_errors
 from jaxllama.text.vocabulary import SPACE, Spelling, TokenKind, Vocabulary, is_byte
@@ -64,20 +64,15 @@ def build_scored(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tokeniz
     """Build a SentencePiece BPE: the whole text is one word, unknown characters become bytes."""
     scores = fields.scores(PREFIX + "scores", len(vocabulary))
     mergeable = ids_of(vocabulary, {TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED})
-    merges = merges_of({text: scores[token] for text, token in mergeable.items()})
-    ids = mergeable | ids_of(vocabulary, {TokenKind.BYTE, TokenKind.UNKNOWN})
+    others = ids_of(vocabulary, {TokenKind.BYTE, TokenKind.UNKNOWN})
     unknown = fields.token(PREFIX + "unknown_token_id", len(vocabulary), default=0)
     unknown_text = vocabulary.texts[unknown] if unknown is not None else None
-    with library_errors(f"{PREFIX}tokens do not build a vocabulary"):
-        encoder = tokenizers.Tokenizer(
-            BPE(
-                ids,
-                merges,
-                unk_token=unknown_text if unknown_text in ids else None,
-                fuse_unk=True,
-                byte_fallback=True,
-            )
-        )
+    encoder = scored_encoder(
+        mergeable,
+        {text: scores[token] for text, token in mergeable.items()},
+        others,
+        unknown_text if unknown_text in mergeable.keys() | others.keys() else None,
+    )
     has_prefix = fields.flag(PREFIX + "add_space_prefix", default=True)
     spaces: list[Normalizer] = [Replace(" ", SPACE)]
     encoder.normalizer = Normalizers([Prepend(SPACE), *spaces] if has_prefix else spaces)

@@ -1,6 +1,7 @@
-"""Merges of a scored vocabulary: expresses SentencePiece BPE as plain byte-pair encoding.
+"""Scored vocabularies: expresses SentencePiece BPE as plain byte-pair encoding.
 
-Called by the readers of SentencePiece vocabularies. Knows texts and scores, nothing of tokens.
+Called by the readers of vocabularies whose merges are no list, but follow from a score or rank of
+each piece. Knows texts, scores and ids; must not know files.
 
 SentencePiece joins, of all neighbours whose union is a piece, the pair with the best-scored union,
 leftmost first. Byte-pair encoding joins the neighbours whose pair ranks first. If every split of a
@@ -10,9 +11,39 @@ piece can overlap in a text, and then the left one must win.
 
 from collections.abc import Mapping
 
+import tokenizers
+from tokenizers.models import BPE
+
 from jaxllama.errors import BadTokenizer
+from jaxllama.text.tokenizer import library_errors
 
 LONGEST = 256  # characters of a piece; the number of its splits grows with the square
+
+
+def scored_encoder(
+    pieces: Mapping[str, int],
+    scores: Mapping[str, float],
+    others: Mapping[str, int],
+    unknown: str | None,
+    *,
+    falls_back: bool = True,
+) -> tokenizers.Tokenizer:
+    """Build an encoder that reads a text as one word and merges `pieces` by their scores.
+
+    `others` are tokens that no merge makes: bytes, which unknown characters become, and the token
+    `unknown` for characters that have none.
+    """
+    merges = merges_of(scores)
+    with library_errors("the pieces do not build a vocabulary"):
+        return tokenizers.Tokenizer(
+            BPE(
+                {**pieces, **others},
+                merges,
+                unk_token=unknown,
+                fuse_unk=True,
+                byte_fallback=falls_back,
+            )
+        )
 
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ Built by `sources.py`, called by `llm.py` and the service; `Tail` uses it for th
 Must not know files, templates or the engine.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,14 +35,18 @@ END_TEXTS = (
 )
 
 
+Normalize = Callable[[str], str]
+
+
 @dataclass(frozen=True)
 class TokenizerRules:
-    """The begin and end tokens of a checkpoint, and how to use them."""
+    """The begin and end tokens of a checkpoint, how to use them, and how text is normalized."""
 
     begin_id: int | None = None
     end_ids: tuple[int, ...] = ()  # all tokens that end an answer
     adds_begin: bool = False  # prompts start with the begin-of-text token
     drops_space: bool = False  # the space before a text is an artefact of its encoding
+    normalize: Normalize | None = None  # applied to text before the library encodes it
 
 
 class Tokenizer:
@@ -111,7 +115,7 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += run(self._encoders[bool(ids) or not start], part)
+                ids += self._run(part, bool(ids) or not start)
                 read += len(part)
             if most is not None and len(ids) > most and len(text) - read > PIECE:
                 raise PromptTooLong(
@@ -143,7 +147,12 @@ class Tokenizer:
         if any(depends_on_neighbours(encoder) for encoder in self._encoders):
             return Cuts()
         tokens = (self.piece(token, special=True) for token in range(self.vocab_size))
-        return find_cuts(lambda text, follows: run(self._encoders[follows], text), tokens)
+        return find_cuts(self._run, tokens)
+
+    def _run(self, text: str, follows: bool) -> list[int]:
+        """Normalize and encode a text without special tokens; `follows` other text or not."""
+        normalize = self._rules.normalize
+        return run(self._encoders[follows], normalize(text) if normalize else text)
 
     def guard(self, text: str) -> str:
         """Mark a user's text, so that `encode(special=True)` reads no control token in it.
@@ -183,6 +192,22 @@ class Tokenizer:
         if start and self.drops_space:
             raw = raw.removeprefix(b" ")
         return raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """What a Tokenizer is made of, by a reader that others may add tokens and rules to."""
+
+    encoder: tokenizers.Tokenizer
+    vocabulary: Vocabulary
+    specials: Specials
+    rules: TokenizerRules
+    text: ModelText
+
+    def build(self) -> Tokenizer:
+        """Build the tokenizer; a text after another one is encoded as any text."""
+        encoders = (self.encoder, self.encoder)
+        return Tokenizer(encoders, self.vocabulary, self.specials, self.rules, self.text)
 
 
 def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:

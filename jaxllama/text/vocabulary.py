@@ -87,6 +87,12 @@ def byte_level_alphabet() -> Mapping[str, int]:
 
 
 BYTE_LEVEL = byte_level_alphabet()
+BYTE_LEVEL_CHARACTERS = sorted(BYTE_LEVEL, key=BYTE_LEVEL.__getitem__)  # by byte
+
+
+def byte_level_encode(raw: bytes) -> str:
+    """Return the text of the byte-level token with these bytes."""
+    return "".join([BYTE_LEVEL_CHARACTERS[byte] for byte in raw])
 
 
 def byte_level_decode(text: str) -> bytes:

@@ -88,7 +88,9 @@ def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
     scales = halves(blocks, 0)
     if not (np.abs(scales) <= LARGEST_EIGHTH).all():
         scales = scales.astype(np.float32)
-    return packed(4, pair_neighbours(blocks[..., None, 2:]), scales, scales * -8)
+    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
+        minima = scales * -8
+    return packed(4, pair_neighbours(blocks[..., None, 2:]), scales, minima)
 
 
 def pack_q4_1(blocks: UInt8[np.ndarray, "O B 20"]) -> Packed:

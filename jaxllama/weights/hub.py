@@ -19,6 +19,7 @@ from jaxllama.weights.download import PLAIN, shortened
 SHOWN = 8
 NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)
 KEPT = re.compile(r"[\w.-]+[.](safetensors|json)|tokenizer[.]model", re.ASCII)
+TORCH = re.compile(r"pytorch_model[\w.-]*[.]bin", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class HubModel:
             named = [name for name in weights if name.startswith("model")]
             return [name for name in kept if name not in weights] + (named or weights)
         whole = [name for name in files if name.endswith(".gguf") and "/" not in name]
+        torch = [name for name in files if TORCH.fullmatch(name)]
+        if torch and not whole:
+            return kept + torch
         if len(whole) != 1:
             hint = f"; choose one: hf:{self.repo}/{whole[0]}" if whole else ""
             raise DownloadFailed(

@@ -1,7 +1,7 @@
-"""Hugging Face folders: config.json, safetensors and tokenizer.json.
+"""Hugging Face folders: config.json, safetensors or pytorch_model.bin, and a tokenizer.
 
-Found through its entry point. Shards are checked by `safetensors_header.py`; the meaning of
-config.json is in `huggingface_config.py`. Code in the folder is never run.
+Found through its entry point. `shards.py` finds and checks the files; the meaning of config.json is
+in `huggingface_config.py`. Code in the folder is never run.
 """
 
 from collections.abc import Mapping
@@ -10,39 +10,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import UnsupportedModel
+from jaxllama.weights import float8
 from jaxllama.weights.base import Checkpoint
-from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import read_json, shown
 from jaxllama.weights.huggingface_config import read_config
 from jaxllama.weights.layout import TRANSPOSED
 from jaxllama.weights.recommended import from_generation_config
 from jaxllama.weights.rules import Rule, expand
-from jaxllama.weights.safetensors_header import SafeTensor
 from jaxllama.weights.shards import (
-    INDEX,
+    SAFETENSORS,
+    TensorEntry,
+    TensorFile,
     check_index,
     check_unused,
+    find_kind,
     find_shards,
     join_shards,
     read_index,
 )
-from jaxllama.weights.stored import Index, Shape, Stored, read_rows
+from jaxllama.weights.stored import Index, Shape, Stored, whole
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 MAX_CONFIG = 1 << 20  # bytes
-DTYPES: dict[str, Any] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": ml_dtypes.bfloat16,
-}
+DTYPES = ("F32", "F16", "BF16")
 GPTQ_CONFIG = "quantize_config.json"  # older files use it instead of a field of config.json
 QWEIGHT = ".qweight"
 SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
@@ -75,32 +72,35 @@ TABLE: dict[str, Rule] = {
 class HuggingFaceCheckpoint(Checkpoint):
     """One folder as `save_pretrained` writes it."""
 
-    def __init__(self, folder: Path, files: list[BinaryFile]) -> None:
+    def __init__(self, folder: Path, files: list[TensorFile]) -> None:
         self._folder = folder
         self._files = files
         self._tensors = join_shards(files)
-        check_dense(folder, {name: tensor for name, (_, tensor) in self._tensors.items()})
+        self._entries = {name: file.tensors[name] for name, file in self._tensors.items()}
+        check_dense(folder, self._entries)
         fields = read_json(folder / CONFIG, MAX_CONFIG)
+        self._block = float8.read_block(fields)
         self._config = read_config(fields, folder.resolve().name, len(self._tensors))
         self._check_dtypes()
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a folder with a config.json and at least one safetensors file."""
-        return (path / CONFIG).is_file() and any(path.glob("*.safetensors"))
+        """Say whether `path` is a folder with a config.json and at least one file of weights."""
+        return (path / CONFIG).is_file() and find_kind(path) is not None
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Check every shard's header and read the configuration."""
+        kind = find_kind(path) or SAFETENSORS
         with ExitStack() as opened:
-            index = read_index(path)
+            index = read_index(path, kind)
             files = []
-            for shard in find_shards(path, index):
-                files.append(BinaryFile(shard))
+            for shard in find_shards(path, kind, index):
+                files.append(kind.open(shard))
                 opened.callback(files[-1].close)
             checkpoint = cls(path, files)
-            check_index(path / INDEX, index or {}, checkpoint._tensors)
-            check_unused(path, checkpoint._tensors)
+            check_index(path / kind.index, index or {}, checkpoint._tensors)
+            check_unused(path, kind, checkpoint._tensors)
             opened.pop_all()
         return checkpoint
 
@@ -117,17 +117,18 @@ class HuggingFaceCheckpoint(Checkpoint):
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
         """Map the name of every tensor to its stored shape; omit tensors that are never loaded."""
+        dtypes = {name: entry.dtype for name, entry in self._entries.items()}
         return {
-            name: tensor.shape
-            for name, (_, tensor) in self._tensors.items()
-            if not is_superfluous(name, self._config)
+            name: entry.shape
+            for name, entry in self._entries.items()
+            if not is_superfluous(name, self._config) and not float8.is_scale(name, dtypes)
         }
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
         """Return element type and bytes of every tensor."""
-        entries = ((name, self._tensors[name][1]) for name in self.shapes)
-        return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
+        entries = ((name, self._entries[name]) for name in self.shapes)
+        return {name: (entry.dtype, entry.nbytes) for name, entry in entries}
 
     @property
     def recommended(self) -> Mapping[str, object]:
@@ -135,42 +136,53 @@ class HuggingFaceCheckpoint(Checkpoint):
         return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor in the file's own precision."""
-        file, tensor = self._tensors[name]
-        raw = file.read(tensor.offset, tensor.nbytes)
-        return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+        """Read one tensor in the file's own precision; float8 times its scales becomes float32."""
+        values = self._tensors[name].read(name)
+        return self._scaled(name, values, whole(values.shape))
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read the rows of one tensor that the part needs."""
-        file, tensor = self._tensors[name]
-        row = tensor.nbytes // tensor.shape[0]
-
-        def read(start: int, stop: int) -> Stored:
-            raw = file.read(tensor.offset + start * row, (stop - start) * row)
-            return raw.view(DTYPES[tensor.dtype]).reshape(stop - start, *tensor.shape[1:])
-
-        return read_rows(index, tensor.shape, tensor.nbytes, read)
+        return self._scaled(name, self._tensors[name].read_part(name, index), index)
 
     def tokenizer(self) -> "Tokenizer":
-        """Build the tokenizer from tokenizer.json."""
-        from jaxllama.text.sources import tokenizer_from_json  # noqa: PLC0415 - heavy
+        """Build the tokenizer from tokenizer.json, or else from tokenizer.model."""
+        from jaxllama.text.sources import tokenizer_from_folder  # noqa: PLC0415 - heavy
 
-        return tokenizer_from_json(self._folder)
+        return tokenizer_from_folder(self._folder)
 
     def close(self) -> None:
         """Close the shards."""
         for file in self._files:
             file.close()
 
+    def _scaled(self, name: str, values: Any, index: Index) -> Stored:
+        """Multiply a part of a float8 matrix by its scales."""
+        entry = self._entries[name]
+        if entry.dtype not in float8.FLOAT8:
+            return values
+        scale = float8.scale_of(name, self._entries)
+        if scale is None:
+            return values.astype(np.float32)
+        factors = self._tensors[scale].read(scale)
+        return float8.scaled(values, factors, index, entry.shape, self._block)
+
     def _check_dtypes(self) -> None:
         """Raise UnsupportedModel unless every tensor of the model has a supported float type."""
         for name in self.shapes:
-            file, tensor = self._tensors[name]
-            if tensor.dtype not in DTYPES:
-                raise UnsupportedModel(
-                    f"{file.path}: tensor {shown(name)} has dtype {tensor.dtype}, which is not "
-                    f"supported; expected one of {', '.join(DTYPES)}"
-                )
+            entry = self._entries[name]
+            self._check_dtype(name, (*DTYPES, *float8.FLOAT8))
+            scale = float8.scale_of(name, self._entries) if entry.dtype in float8.FLOAT8 else None
+            if scale is not None:
+                self._check_dtype(scale, DTYPES)
+                float8.check_scale(name, self._entries[scale].shape, entry.shape, self._block)
+
+    def _check_dtype(self, name: str, expected: tuple[str, ...]) -> None:
+        dtype = self._entries[name].dtype
+        if dtype not in expected:
+            raise UnsupportedModel(
+                f"{self._tensors[name].path}: tensor {shown(name)} has dtype {dtype}, which is not "
+                f"supported; expected one of {', '.join(expected)}"
+            )
 
 
 def is_superfluous(name: str, config: ModelConfig) -> bool:
@@ -178,7 +190,7 @@ def is_superfluous(name: str, config: ModelConfig) -> bool:
     return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")
 
 
-def check_dense(folder: Path, tensors: Mapping[str, SafeTensor]) -> None:
+def check_dense(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
     """Raise UnsupportedModel for GPTQ and AWQ weights, which not every folder's config.json names.
 
     Both keep a matrix as `qweight`, eight weights to an integer: GPTQ packs inputs, AWQ outputs.

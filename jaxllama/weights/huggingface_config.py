@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
 from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, CheckedFields, read_layers, shown
+from jaxllama.weights.float8 import is_float8_method
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def check_kind(fields: CheckedFields) -> str:
             f"{fields.where}: architecture {shown(architecture)} is not supported; expected one "
             f"of {', '.join(FAMILIES)}"
         )
-    if fields.has("quantization_config"):
-        method = fields.inner("quantization_config").text("quant_method", "unknown")
+    quantization = fields.inner("quantization_config")
+    if fields.has("quantization_config") and not is_float8_method(quantization):
+        method = quantization.text("quant_method", "unknown")
         raise UnsupportedModel(
             f"{fields.where}: weights are quantized with {shown(method)}, which is not supported; "
             f"use the unquantized model or a GGUF file"

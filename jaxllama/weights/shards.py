@@ -1,42 +1,97 @@
-"""Shards: finds the safetensors files of a model in a folder and checks them against its index.
+"""Shards: finds the files of a model's weights in a folder and checks them against their index.
 
-Called by the Hugging Face reader. Knows names of files and tensors, no model.
+Called by the Hugging Face reader. Knows the names of safetensors and torch files, no model.
 """
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from jaxllama.errors import BadHeader, BadTensors, CheckpointError
-from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import read_json, shown
-from jaxllama.weights.safetensors_header import SafeTensor, read_safetensors_header
+from jaxllama.weights.safetensors_file import SafetensorsFile
+from jaxllama.weights.stored import Index, Shape, Stored
+from jaxllama.weights.torch_file import TorchFile
 
 logger = logging.getLogger(__name__)
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MAX_SHARDS = 1024
 MAX_LISTED = 8  # names in one error
-PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-
-Located = Mapping[str, tuple[BinaryFile, SafeTensor]]  # tensors by name, each with its file
 
 
-def read_index(folder: Path) -> dict[str, str] | None:
+class TensorEntry(Protocol):
+    """A tensor of a file: its element type by the name in safetensors, its shape and size."""
+
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> Shape: ...  # noqa: D102
+    @property
+    def nbytes(self) -> int: ...  # noqa: D102
+
+
+class TensorFile(Protocol):
+    """An open file of tensors."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def tensors(self) -> Mapping[str, TensorEntry]: ...  # noqa: D102
+    def read(self, name: str) -> np.ndarray: ...  # noqa: D102
+    def read_part(self, name: str, index: Index) -> Stored: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """How the files of one kind are called, and how one is opened."""
+
+    kind: str
+    single: str
+    pattern: str  # of files that may hold weights
+    open: Callable[[Path], TensorFile]
+
+    @property
+    def index(self) -> str:
+        """Return the name of the file that lists the shards."""
+        return f"{self.single}.index.json"
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files of this kind in a folder."""
+        return sorted(folder.glob(self.pattern))
+
+
+SAFETENSORS = ShardKind("safetensors", "model.safetensors", "*.safetensors", SafetensorsFile)
+TORCH = ShardKind("torch", "pytorch_model.bin", "pytorch_model*.bin", TorchFile)
+KINDS = (SAFETENSORS, TORCH)  # the first of which a folder has files is read
+
+Located = Mapping[str, TensorFile]  # tensors by name, each with its file
+
+
+def find_kind(folder: Path) -> ShardKind | None:
+    """Return the kind of a folder's files; None if it has none."""
+    return next((kind for kind in KINDS if kind.files(folder)), None)
+
+
+def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
     """Map every tensor to its shard by the folder's index; None without an index.
 
     Every shard must be a plain file name, so that none lies outside the folder.
     """
-    if not (folder / INDEX).exists():
+    if not (folder / kind.index).exists():
         return None
-    index = read_json(folder / INDEX)
+    index = read_json(folder / kind.index)
+    plain = re.compile(rf"[\w.-]+{re.escape(Path(kind.single).suffix)}", re.ASCII)
     shards: dict[str, str] = {}
     for tensor, name in index.inner("weight_map").values.items():
-        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+        if not isinstance(name, str) or not plain.fullmatch(name):
             raise BadHeader(
-                f"{index.where}: weight_map names {shown(name)}; expected a safetensors file "
+                f"{index.where}: weight_map names {shown(name)}; expected a {kind.kind} file "
                 f"in the folder"
             )
         shards[tensor] = name
@@ -54,31 +109,31 @@ def read_index(folder: Path) -> dict[str, str] | None:
     return shards
 
 
-def find_shards(folder: Path, index: Mapping[str, str] | None) -> list[Path]:
+def find_shards(folder: Path, kind: ShardKind, index: Mapping[str, str] | None) -> list[Path]:
     """Return the files that hold the weights: the shards of the index, or the only file."""
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    found = sorted(folder.glob("*.safetensors"))
+    if (folder / kind.single).exists():
+        return [folder / kind.single]
+    found = kind.files(folder)
     if len(found) != 1:
         raise CheckpointError(
-            f"{folder} has {len(found)} safetensors files and neither {SINGLE} nor {INDEX}; "
-            f"expected one of these"
+            f"{folder} has {len(found)} {kind.kind} files and neither {kind.single} nor "
+            f"{kind.index}; expected one of these"
         )
     return found
 
 
-def join_shards(shards: Iterable[BinaryFile]) -> dict[str, tuple[BinaryFile, SafeTensor]]:
-    """Read the header of every shard; raise BadHeader if two hold a tensor of the same name."""
-    joined: dict[str, tuple[BinaryFile, SafeTensor]] = {}
+def join_shards(shards: Iterable[TensorFile]) -> dict[str, TensorFile]:
+    """Map every tensor to its file; raise BadHeader if two hold a tensor of the same name."""
+    joined: dict[str, TensorFile] = {}
     for file in shards:
-        for name, tensor in read_safetensors_header(file).items():
+        for name in file.tensors:
             if name in joined:
                 raise BadHeader(
-                    f"{file.path}: tensor {shown(name)} is in {joined[name][0].path.name} too"
+                    f"{file.path}: tensor {shown(name)} is in {joined[name].path.name} too"
                 )
-            joined[name] = (file, tensor)
+            joined[name] = file
     return joined
 
 
@@ -86,7 +141,7 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
     """Raise BadTensors that lists the tensors which are not in the shard that the index names."""
     wrong = []
     for name, shard in index.items():
-        found = tensors[name][0].path.name if name in tensors else "no shard"
+        found = tensors[name].path.name if name in tensors else "no shard"
         if found != shard:
             wrong.append(f"{shown(name)} is mapped to {shard} and lies in {found}")
     if wrong:
@@ -96,13 +151,13 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
         )
 
 
-def check_unused(folder: Path, tensors: Located) -> None:
-    """Warn about safetensors files that are not read; raise if one repeats a tensor."""
-    used = {file.path for file, _ in tensors.values()}
-    for path in sorted(set(folder.glob("*.safetensors")) - used):
-        twice = sorted(tensor_names(path) & tensors.keys())
+def check_unused(folder: Path, kind: ShardKind, tensors: Located) -> None:
+    """Warn about files of the kind that are not read; raise if one repeats a tensor."""
+    used = {file.path for file in tensors.values()}
+    for path in sorted(set(kind.files(folder)) - used):
+        twice = sorted(tensor_names(path, kind) & tensors.keys())
         if twice:
-            file = tensors[twice[0]][0].path.name
+            file = tensors[twice[0]].path.name
             raise BadTensors(
                 f"{folder} holds {len(twice)} tensors twice, in {path.name} and in {file} or "
                 f"beside it: {listed(twice)}; move the files that are not meant out of the folder"
@@ -110,18 +165,14 @@ def check_unused(folder: Path, tensors: Located) -> None:
         logger.warning("%s is not read: it is not one of the model's shards", path)
 
 
-def tensor_names(path: Path) -> set[str]:
+def tensor_names(path: Path, kind: ShardKind) -> set[str]:
     """Return the names of the tensors in one file; an empty set if it cannot be read."""
     try:
-        file = BinaryFile(path)
+        file = kind.open(path)
     except CheckpointError:
         return set()
-    try:
-        return set(read_safetensors_header(file))
-    except CheckpointError:
-        return set()
-    finally:
-        file.close()
+    file.close()
+    return set(file.tensors)
 
 
 def listed(names: list[str], separator: str = ", ") -> str:

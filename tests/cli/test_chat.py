@@ -208,8 +208,9 @@ def test_set_reads_lists_texts_and_mappings_as_options_do(run, monkeypatch):
 
 def test_another_model_goes_on_with_the_conversation(run, model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"x")
-    options = ["--context", "100"]
+    options = ["--context", "100", "--tokenizer", "of-the-first"]
     result = talk(run, "one", "/model other.gguf", "two", "/model", options=options)
+    assert [each.get("tokenizer") for each in model.loaded] == ["of-the-first", None]
     assert [each["model"] for each in model.loaded] == [None, "other.gguf"]
     assert all(each["context"] == 100 for each in model.loaded)
     assert model.prompts[-1] == "[user]one[assistant]ONE[user]two[assistant]"

@@ -37,10 +37,11 @@ open(out, "w").write(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> dict[str, str]:
-    """An environment with a new sampler, two new formats and a sampler that is broken."""
+    """An environment with a new plugin of each kind and a sampler that is broken."""
     folder = tmp_path_factory.mktemp("kit")
     kit = (
-        ("sampler", "eager"), ("format", "cornered"), ("weights", "folded"), ("sampler", "faulty")
+        ("sampler", "eager"), ("format", "cornered"), ("weights", "folded"), ("sampler", "faulty"),
+        ("tokenizer", "word_list"),
     )  # fmt: skip
     for what, name in kit:
         program("new", what, name, cwd=folder)
@@ -68,10 +69,10 @@ def program(*arguments: str, cwd: Path | str, **environment: str) -> str:
 
 
 def test_packages_pass_their_tests_as_generated(installed):
-    folders = ("jaxllama-eager", "jaxllama-cornered", "jaxllama-folded")
+    folders = [f"jaxllama-{each}" for each in ("eager", "cornered", "folded", "word-list")]
     path = {"PYTHONPATH": installed["PYTHONPATH"]}
     told = python("-m", "pytest", "-q", *folders, cwd=installed["folder"], **path)
-    assert "7 passed" in told
+    assert "9 passed" in told
 
 
 def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
@@ -79,6 +80,7 @@ def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
     found = json.loads(program("plugins", "--json", cwd=installed["folder"], **path))
     assert found["samplers"]["eager"]["knobs"]["eager"]["high"] == 1.0
     assert "cornered" in found["formats"] and "top_p" in found["samplers"]
+    assert "word_list" in found["tokenizers"] and "sentencepiece" in found["tokenizers"]
     ((name, why),) = found["broken"].items()
     assert "faulty" in name and "RuntimeError: half done" in why
 
@@ -121,6 +123,7 @@ def test_new_overwrites_nothing(run: Callable):
         ("sampler", "seed", "'seed' is taken"),
         ("format", "chatml", "'chatml' is taken"),
         ("weights", "gguf", "'gguf' is taken"),
+        ("tokenizer", "gguf", "'gguf' is taken"),
     ],
 )
 def test_new_refuses_names_that_do_not_do(run: Callable, what, name, words):

@@ -14,6 +14,7 @@ from jaxllama.llm import LLM
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
 from tests.support import ENGINE, MODEL, new_engine
+from tests.text.golden_files import content
 from tests.weights.writers import flatten, write_gguf
 
 LOAD = LLM.__dict__["load"]  # before this folder's fixture replaces it
@@ -97,6 +98,18 @@ def test_inspect_shows_the_model_and_its_memory(run, gguf):
     less = json.loads(run("inspect", gguf, "--json", *small).stdout)
     head = MODEL.head_dim  # float16 against one byte each and a scale
     assert less["memory"]["cache"] * 2 * head == more["memory"]["cache"] * (head + 4)
+
+
+def test_inspect_shows_another_tokenizer_and_refuses_one_of_another_model(run, gguf, tmp_path):
+    other = {**TOKENIZER, "tokenizer.ggml.eos_token_id": 5}
+    write_gguf(tmp_path / "other.gguf", MODEL, {}, metadata=other)
+    asked = ("inspect", gguf, "--json", "--tokenizer")
+    found = json.loads(run(*asked, tmp_path / "other.gguf").stdout)
+    assert found["text"]["end_ids"][0] == 5
+    (tmp_path / "tokenizer.model").write_bytes(content("tiktoken.model"))
+    refused = run(*asked, tmp_path / "tokenizer.model")
+    assert refused.exit_code == 2
+    assert f"the model tiny has {MODEL.vocab_size}" in refused.stderr
 
 
 def test_inspect_shows_the_sampling_that_is_recommended(run, tmp_path):

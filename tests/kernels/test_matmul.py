@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from jaxllama.kernels.cpu import library, tiling
+from jaxllama.kernels.cpu.layout import kept
 from jaxllama.kernels.cpu.matmul import (
     attributes,
     check,
@@ -439,6 +440,15 @@ def test_six_bits_whose_scales_are_no_steps_have_no_tiles(noise):
     assert not tiling.can_tile(matrix)
     with pytest.raises(ValueError, match="signed bytes"):
         tile(matrix)
+
+
+@pytest.mark.parametrize(("width", "group"), [(64, 16), (64, 8), (48, 16), (80, 40)])
+def test_groups_that_are_no_blocks_have_no_tiles_and_become_dense(width, group):
+    scales = np.full((32, width // group), 0.5, np.float32)
+    matrix = Packed(np.full((32, width), 3, np.int8), scales, None, 8, group)
+    assert not tiling.can_tile(matrix)
+    dense = kept(matrix, "stored", by_output=False)
+    np.testing.assert_array_equal(dense, np.full((width, 32), 1.5, np.float32))
 
 
 def test_five_bits_with_and_without_minima_share_tiles(noise):

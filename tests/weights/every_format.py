@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import llama2c_reference
 import ml_dtypes
 import numpy as np
+from hf_writer import write_float8, write_hf_torch
+from llama2c_writer import byte_pieces, write_llama2c, write_tokenizer
+from meta_writer import write_meta, write_sentencepiece
 from writers import gguf_vocabulary, write_gguf, write_hf, write_tokenizer_json
 
 from jaxllama.config import ModelConfig
@@ -51,6 +55,60 @@ def hugging_face(dtype: str, shards: int = 1) -> Writer:
     return write
 
 
+def hugging_face_torch(dtype: str, shards: int = 1) -> Writer:
+    """A Hugging Face folder with pytorch_model.bin, in one file or in shards."""
+
+    def write(folder: Path, config: ModelConfig, weights: Weights) -> tuple[Path, Weights]:
+        kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        held = {path: value.astype(kind) for path, value in weights.items()}
+        write_hf_torch(folder / "model", config, held, shards=shards)
+        write_tokenizer_json(folder / "model", config.vocab_size)
+        return folder / "model", {path: value.astype(np.float32) for path, value in held.items()}
+
+    return write
+
+
+def hugging_face_float8(dtype: str, scaling: str) -> Writer:
+    """A Hugging Face folder whose blocks' matrices are float8 with scales."""
+
+    def write(folder: Path, config: ModelConfig, weights: Weights) -> tuple[Path, Weights]:
+        write_tokenizer_json(folder, config.vocab_size)
+        return write_float8(folder, config, weights, dtype=dtype, scaling=scaling)
+
+    return write
+
+
+def meta(dtype: str, shards: int = 1, *, embedding_axis: int = 1) -> Writer:
+    """A folder as Meta publishes it."""
+
+    def write(folder: Path, config: ModelConfig, weights: Weights) -> tuple[Path, Weights]:
+        kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        write_meta(
+            folder / "model",
+            config,
+            weights,
+            shards=shards,
+            dtype=dtype,
+            embedding_axis=embedding_axis,
+        )
+        write_sentencepiece(folder / "model/tokenizer.model", config.vocab_size)
+        held = {path: value.astype(kind).astype(np.float32) for path, value in weights.items()}
+        return folder / "model", held
+
+    return write
+
+
+def llama2c(version: int) -> Writer:
+    """A llama2.c file; what version 2 holds is what the reference reads from it."""
+
+    def write(folder: Path, config: ModelConfig, weights: Weights) -> tuple[Path, Weights]:
+        write_tokenizer(folder / "tokenizer.bin", byte_pieces(config.vocab_size))
+        path = write_llama2c(folder / "model.bin", config, weights, version=version)
+        return path, llama2c_reference.weights(path)
+
+    return write
+
+
 FORMATS: dict[str, Format] = {
     "GGUF F32": Format(gguf_of("F32")),
     "GGUF F16": Format(gguf_of("F16"), 3e-4),
@@ -61,4 +119,14 @@ FORMATS: dict[str, Format] = {
     "Hugging Face float32": Format(hugging_face("float32")),
     "Hugging Face bfloat16": Format(hugging_face("bfloat16"), 3e-3),
     "Hugging Face in shards": Format(hugging_face("float16", shards=3), 3e-4),
+    "Hugging Face torch": Format(hugging_face_torch("float32")),
+    "Hugging Face torch in shards": Format(hugging_face_torch("bfloat16", shards=2), 3e-3),
+    "Hugging Face float8 in blocks": Format(hugging_face_float8("F8_E4M3", "block"), 0.04),
+    "Hugging Face float8 by rows": Format(hugging_face_float8("F8_E5M2", "row"), 0.08),
+    "Meta": Format(meta("bfloat16"), 3e-3),
+    "Meta in shards": Format(meta("float16", shards=2), 3e-4),
+    "Meta in shards, embedding by rows": Format(meta("float32", shards=4, embedding_axis=0)),
+    "llama2.c version 0": Format(llama2c(0)),
+    "llama2.c version 1": Format(llama2c(1)),
+    "llama2.c version 2": Format(llama2c(2), 0.006, is_packed=True),
 }

@@ -534,6 +534,16 @@ def test_a_gguf_repository_gives_its_only_file(hub, home):
     assert store.resolve("hf:owner/name") == home / "owner--name" / "x.Q4_1.gguf"
 
 
+@pytest.mark.usefixtures("home")
+def test_files_of_torch_come_where_there_is_nothing_else(hub, monkeypatch):
+    torch = {"pytorch_model-00001-of-00002.bin": b"", "pytorch_model-00002-of-00002.bin": b""}
+    others = {"config.json": b"{}", "pytorch_model.bin.index.json": b"{}"}
+    hub.files = {**torch, **others, "training_args.bin": b"", "optimizer.bin": b""}
+    monkeypatch.setattr("jaxllama.weights.hub.HubModel.check", lambda *_: None)
+    path = store.resolve("hf:owner/name")
+    assert {file.name for file in path.iterdir()} == {*torch, *others}
+
+
 def test_of_several_gguf_files_one_is_named(hub, home):
     hub.files = {"x.Q4_1.gguf": MODEL, "x.Q8_0.gguf": MODEL}
     with pytest.raises(DownloadFailed, match=r"choose one: hf:owner/name/x.Q4_1.gguf"):

@@ -70,7 +70,13 @@ def tile_pair(
 
 
 def can_tile(matrix: PackedMatrix) -> bool:
-    """Say whether a packed matrix can be tiled exactly; for six bits that depends on its scales."""
+    """Say whether a packed matrix can be tiled exactly.
+
+    It needs whole blocks and groups of them; for six bits it depends on the scales too.
+    """
+    least, width = least_group(matrix.bits), matrix.codes.shape[1] * codes_per_byte(matrix.bits)
+    if matrix.group % least or width % BLOCK:
+        return False
     return matrix.bits != 6 or split_into_signed_steps(tiling_input(matrix)) is not None  # noqa: PLR2004
 
 
@@ -138,9 +144,8 @@ def tiling_input(matrix: Any) -> TilingInput:
     """Check a packed matrix and derive its zero and shift; raises ValueError."""
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)
-    width = codes.shape[1] * (2 if matrix.bits == 4 else 1)  # noqa: PLR2004 - two per byte
-    least = SIXTEEN if matrix.bits == 6 else BLOCK  # noqa: PLR2004
-    if matrix.group % least or width % BLOCK:
+    width = codes.shape[1] * codes_per_byte(matrix.bits)
+    if matrix.group % least_group(matrix.bits) or width % BLOCK:
         raise ValueError(
             f"groups of {matrix.group} in {width} inputs; the kernels take whole blocks of {BLOCK}"
         )
@@ -151,6 +156,16 @@ def tiling_input(matrix: Any) -> TilingInput:
     if matrix.bits == 4 and minima is not None and is_symmetric(scales, minima):  # noqa: PLR2004
         minima, zero = None, MIDDLE
     return TilingInput(codes.view(np.uint8), scales, minima, matrix.bits, matrix.group, zero, shift)
+
+
+def codes_per_byte(bits: int) -> int:
+    """Return how many codes a byte of a packed matrix holds."""
+    return 2 if bits == 4 else 1  # noqa: PLR2004
+
+
+def least_group(bits: int) -> int:
+    """Return the number of which every group of inputs must be a multiple."""
+    return SIXTEEN if bits == 6 else BLOCK  # noqa: PLR2004
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:

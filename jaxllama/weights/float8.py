@@ -1,0 +1,88 @@
+"""Float8 weights: finds the scales beside a matrix and multiplies them in.
+
+Called by the Hugging Face reader. A scale belongs to the whole matrix, to each row, or to each
+block; makers call it `weight_scale` or `weight_scale_inv`, and both multiply. The result is
+float32. Knows names of scales, no model.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxllama.errors import BadTensors, UnsupportedModel
+from jaxllama.weights.fields import CheckedFields, shown
+from jaxllama.weights.stored import Index, Shape
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")  # names in safetensors
+SCALES = ("_scale_inv", "_scale")  # after the name of a matrix
+# Scales of rounded activations and caches, which are not rounded here.
+UNUSED = (".input_scale", ".input_scale_ub", ".output_scale", ".k_scale", ".v_scale", ".kv_scale")
+METHODS = ("fp8", "fbgemm_fp8", "modelopt", "compressed-tensors")
+FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors that may hold float8
+USUAL_BLOCK = (128, 128)
+ONE: tuple[Shape, ...] = ((), (1,), (1, 1))  # shapes of a single scale
+
+
+def is_float8_method(method: CheckedFields) -> bool:
+    """Say whether a quantization_config is one of float8 weights."""
+    name = method.text("quant_method", "")
+    if name == "compressed-tensors":
+        return method.text("format", "") in FORMATS
+    return name in METHODS
+
+
+def read_block(fields: CheckedFields) -> tuple[int, int]:
+    """Return rows and columns of the blocks that share a scale."""
+    stated = fields.inner("quantization_config").items("weight_block_size")
+    match stated:
+        case []:
+            return USUAL_BLOCK
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+    raise UnsupportedModel(
+        f"{fields.where}: weight_block_size is {shown(stated)}; expected two positive numbers"
+    )
+
+
+def scale_of(name: str, names: Mapping[str, object]) -> str | None:
+    """Return the name of a matrix's scales; None if it has none."""
+    return next((name + ending for ending in SCALES if name + ending in names), None)
+
+
+def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
+    """Say whether a tensor is a scale, of a float8 matrix or of what is not rounded here."""
+    stems = (name.removesuffix(ending) for ending in SCALES if name.endswith(ending))
+    return name.endswith(UNUSED) or any(dtypes.get(stem) in FLOAT8 for stem in stems)
+
+
+def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -> None:
+    """Raise BadTensors unless scales of a shape fit a matrix."""
+    blocks = tuple(-(-size // each) for size, each in zip(shape, block, strict=False))
+    if len(shape) != len(block) or scale not in (*ONE, *per_row(shape), blocks):
+        raise BadTensors(
+            f"the scales of {shown(name)} {list(shape)} have shape {list(scale)}; expected one, "
+            f"one for each row, or {list(blocks)} for blocks of {list(block)}"
+        )
+
+
+def per_row(shape: Shape) -> tuple[Shape, Shape]:
+    """Return the shapes that scales of each row of a matrix may have."""
+    return shape[:1], (*shape[:1], 1)
+
+
+def scaled(
+    values: np.ndarray, scale: np.ndarray, index: Index, shape: Shape, block: tuple[int, int]
+) -> np.ndarray:
+    """Return part `index` of a matrix, whose values are given, times its scales."""
+    rows, columns = (np.arange(each.start, each.stop) for each in index)
+    factors = scale.astype(np.float32)
+    result = values.astype(np.float32)
+    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
+        if scale.shape in ONE:
+            result *= factors.reshape(())
+        elif scale.shape in per_row(shape):
+            result *= factors.reshape(-1, 1)[rows]
+        else:
+            for place, row in enumerate(rows // block[0]):
+                result[place] *= factors[row, columns // block[1]]
+    return result
