@@ -29,7 +29,7 @@ from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
 from jaxllama.weights import store
@@ -65,8 +65,19 @@ class ServeCommand(ModelCommand):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
+@click.option(
+    "--embedding-model",
+    metavar="MODEL",
+    help="Serve this encoder at /v1/embeddings, too: minilm (84 MB) or a sentence-transformers "
+    "folder.",
+)
 def command(
-    name: str | None, api_key_file: Path | None, loading: Mapping[str, Any], **options: Any
+    *,
+    name: str | None,
+    api_key_file: Path | None,
+    embedding_model: str | None,
+    loading: Mapping[str, Any],
+    **options: Any,
 ) -> None:
     """Serve MODEL over HTTP until the program is stopped; --model names it as well.
 
@@ -89,16 +100,18 @@ def command(
             "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
-    sys.exit(run(settings, loading))
+    sys.exit(run(settings, loading, embedding_model))
 
 
-def run(settings: Settings, loading: Mapping[str, Any]) -> int:
+def run(settings: Settings, loading: Mapping[str, Any], embedding_model: str | None = None) -> int:
     """Serve on a new event loop; return the exit code."""
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
-        return runner.run(serve(settings, loading))
+        return runner.run(serve(settings, loading, embedding_model))
 
 
-async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
+async def serve(
+    settings: Settings, loading: Mapping[str, Any], embedding_model: str | None = None
+) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
     Exits the process at once if a thread still loads or hangs in the device after the shutdown.
@@ -110,11 +123,12 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
+        encoder = open_encoder(embedding_model, loading, startup)
         gc.collect()
         heap.give_back()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
         others = other_names(loading.get("model"), llm.path, llm.config.name)
-        return Model(name, llm.engine, llm.intake, others - {name})
+        return Model(name, llm.engine, llm.intake, others - {name}, encoder=encoder)
 
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
@@ -126,11 +140,27 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     return code
 
 
+def open_encoder(
+    model: str | None, loading: Mapping[str, Any], startup: Startup
+) -> ServedEncoder | None:
+    """Load the encoder that is served beside the model, if one is given."""
+    if model is None:
+        return None
+    keeps = loading.get("compile_cache", True)
+    encoder = jaxllama.Encoder.load(model, compile_cache=keeps, progress=startup.report)
+    name = model_name(model)
+    others = other_names(model, encoder.path, encoder.config.name)
+    return ServedEncoder(name, encoder, others - {name})
+
+
 def model_name(model: str | None) -> str:
     """Return the name of the model in responses: as requested, or the name of its file."""
     if model is None:
         return store.DEFAULT
-    return Path(model).stem if Path(model).exists() else model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name  # a dot in the name of a folder begins no suffix
+    return path.stem if path.exists() else model
 
 
 def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
