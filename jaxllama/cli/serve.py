@@ -65,19 +65,8 @@ class ServeCommand(ModelCommand):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
-@click.option(
-    "--embedding-model",
-    metavar="MODEL",
-    help="Serve this encoder at /v1/embeddings, too: minilm (84 MB) or a sentence-transformers "
-    "folder.",
-)
 def command(
-    *,
-    name: str | None,
-    api_key_file: Path | None,
-    embedding_model: str | None,
-    loading: Mapping[str, Any],
-    **options: Any,
+    name: str | None, api_key_file: Path | None, loading: Mapping[str, Any], **options: Any
 ) -> None:
     """Serve MODEL over HTTP until the program is stopped; --model names it as well.
 
@@ -100,18 +89,16 @@ def command(
             "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
-    sys.exit(run(settings, loading, embedding_model))
+    sys.exit(run(settings, loading))
 
 
-def run(settings: Settings, loading: Mapping[str, Any], embedding_model: str | None = None) -> int:
+def run(settings: Settings, loading: Mapping[str, Any]) -> int:
     """Serve on a new event loop; return the exit code."""
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
-        return runner.run(serve(settings, loading, embedding_model))
+        return runner.run(serve(settings, loading))
 
 
-async def serve(
-    settings: Settings, loading: Mapping[str, Any], embedding_model: str | None = None
-) -> int:
+async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
     Exits the process at once if a thread still loads or hangs in the device after the shutdown.
@@ -123,7 +110,7 @@ async def serve(
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
-        encoder = open_encoder(embedding_model, loading, startup)
+        encoder = open_encoder(settings.embedding_model, loading, startup)
         gc.collect()
         heap.give_back()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms

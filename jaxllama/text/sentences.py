@@ -101,9 +101,7 @@ def from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
             lowercase=config.get("do_lower_case", True),
         )
         library.pre_tokenizer = BertPreTokenizer()
-        library.post_processor = BertProcessing(
-            (LAST, ids[LAST]), (FIRST, ids[FIRST])
-        )
+        library.post_processor = BertProcessing((LAST, ids[LAST]), (FIRST, ids[FIRST]))
         library.add_special_tokens(list(BERT_TOKENS))
     return library
 

