@@ -209,10 +209,10 @@ def test_work_that_needs_no_slot_waits_for_none_but_for_its_turn():
     queue = new_queue(slots=4, reserved=1)
     push(queue, "large", slots=4)
     push(queue, "encoder", 3, slots=0, is_probe=True)
-    assert clients(queue, free=0, count=1) == ["encoder"]
-    assert clients(queue, free=0) == []  # one probe of a client runs at a time
-    assert clients(queue, free=3) == []
-    assert clients(queue, free=4) == ["large"]
+    assert queue.pop(0).client == "encoder"
+    assert queue.pop(0) is None  # one probe of a client runs at a time
+    assert queue.pop(3) is None
+    assert queue.pop(4).client == "large"
 
 
 def test_work_without_slots_is_ordered_by_the_accounts_of_its_clients():
