@@ -66,13 +66,13 @@ class Encoder:
         compile_cache: bool = True,
         progress: Progress | None = None,
     ) -> Self:
-        """Load a sentence-transformers folder, or a named model, which is downloaded if needed.
+        """Load a sentence-transformers folder, minilm or hf:owner/name, downloaded if needed.
 
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
         """
         report = progress or (lambda *_: None)
-        path = resolve(model, progress=progress)
+        path = resolve(model, progress=progress, encoder=True)
         mesh = jax.make_mesh(
             (1, 1), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:1]
         )

@@ -50,8 +50,8 @@ class Settings:
     drain_timeout: float = setting(30.0, "let requests finish for this many seconds after a signal")
     embedding_model: str | None = setting(
         None,
-        "serve this encoder at /v1/embeddings, too: minilm (84 MB) or a sentence-transformers "
-        "folder",
+        "serve this encoder at /v1/embeddings, too: minilm (84 MB), hf:owner/name or a "
+        "sentence-transformers folder",
     )
     log_json: bool = setting(False, "write log lines as JSON objects")
     log_prompts: bool = setting(False, "write the prompts of clients to the log, too")

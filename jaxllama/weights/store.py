@@ -24,7 +24,7 @@ from jaxllama.startup import Progress
 from jaxllama.weights import check_path, open_checkpoint
 from jaxllama.weights.binary import reason
 from jaxllama.weights.download import PLAIN, fetch, shortened
-from jaxllama.weights.hub import hub_model
+from jaxllama.weights.hub import hub_encoder, hub_model
 from jaxllama.weights.wheel import SCRATCH, WheelFolder, WheelModel
 
 
@@ -123,9 +123,15 @@ def recommended_for(path: Path) -> dict[str, object]:
     return {}
 
 
-def resolve(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """Return the path of a model given by name, address, file or folder; download it if missing."""
-    source = find_source(model)
+def resolve(
+    model: str | Path | None = None, *, progress: Progress | None = None, encoder: bool = False
+) -> Path:
+    """Return the path of a model given by name, address, file or folder; download it if missing.
+
+    With `encoder`, hf:owner/name is an encoder's repository.
+    """
+    is_hub_encoder = encoder and isinstance(model, str) and model.startswith("hf:")
+    source = hub_encoder(str(model)) if is_hub_encoder else find_source(model)
     if isinstance(source, Path):
         return source
     with disk_errors():

@@ -14,6 +14,7 @@ import pytest
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed, UnknownFormat
 from jaxllama.weights import download, store
 from jaxllama.weights.wheel import WheelFolder, WheelModel, watch
+from tests.weights.encoder_writer import write_encoder
 
 MODEL = b"GGUF" + bytes(range(256)) * 5000  # only its first bytes matter here
 PAGE = b"<html>not found</html>"
@@ -527,6 +528,7 @@ class Hub:
         del repo
         (local_dir / ".cache").mkdir(parents=True)
         for name in allow_patterns:
+            (local_dir / name).parent.mkdir(exist_ok=True)
             (local_dir / name).write_bytes(self.files[name])
 
 
@@ -551,6 +553,23 @@ def test_only_what_is_needed_comes_from_the_hub(hub, home):
     ]
     store.resolve("hf:owner/name")
     assert hub.asked == ["owner/name"]
+
+
+def test_an_encoder_comes_from_the_hub_with_its_modules(hub, home, tmp_path):
+    folder = write_encoder(tmp_path / "bert")
+    whole = {str(each.relative_to(folder)): each for each in folder.rglob("*.*")}
+    hub.files = {name: each.read_bytes() for name, each in whole.items()}
+    hub.files |= dict.fromkeys(["modeling_x.py", "onnx/model.safetensors", "README.md"], b"")
+    path = store.resolve("hf:owner/name", encoder=True)
+    assert path == home / "owner--name"
+    assert {str(each.relative_to(path)) for each in path.rglob("*.*")} == set(whole)
+    hub.files["config.json"] = b'{"architectures": ["ModernBertModel"]}'
+    with pytest.raises(DownloadFailed, match="ModernBertModel"):
+        store.resolve("hf:owner/other", encoder=True)
+    hub.files = {"pytorch_model.bin": b""}
+    with pytest.raises(DownloadFailed, match="no safetensors"):
+        store.resolve("hf:owner/third", encoder=True)
+    assert contents(home) == ["owner--name"]
 
 
 def test_a_gguf_repository_gives_its_only_file(hub, home):
