@@ -26,7 +26,7 @@ from jaxllama.engine.probes import InSteps, finish
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.program_key import program_key
 from jaxllama.errors import GenerationFailed, InvalidParameter, PromptTooLong
-from jaxllama.limits import check
+from jaxllama.limits import FRONT, check_number_or_text
 from jaxllama.model.bert import encoder_shapes
 from jaxllama.model.params import nest
 from jaxllama.text.sentences import SentenceTokenizer, sentence_tokenizer
@@ -135,7 +135,8 @@ class Encoder:
         """
         room = self.config.max_length - self.tokenizer.special_count
         if isinstance(text, str):
-            ids = self.tokenizer.encode(self._prompt(prompt_name) + str(check("sentence", text)))
+            check_number_or_text("input", text, FRONT["sentence"])
+            ids = self.tokenizer.encode(self._prompt(prompt_name) + text)
         else:
             ids = self._checked(text)
         if len(ids) > room and not truncate:

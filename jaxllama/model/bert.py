@@ -1,9 +1,10 @@
-"""BERT-family encoders, top-down: Bert - EncoderBlock, and the pooling of texts.
+"""BERT-family encoders: the embeddings of tokens, a block, and the pooling of texts.
 
-Module definitions: weights are passed in, as in `llama.py`. A call computes one tile: the tokens of
+Module definitions: weights are passed in, as in `llama.py`. A call works on one tile: the tokens of
 several texts, one after the other. Each token attends to all tokens of its own text. Norms come
-after the residual sums. Everything is float32 in plain JAX, which for these sizes is as fast as the
-C++ kernels on float32 weights. Knows no tokenizer and no queue. Letters: `shapes.py`; R are texts.
+after the residual sums. All blocks are alike, so that one program serves all of them. Everything is
+float32 in plain JAX, which is as fast here as the C++ kernels on float32 weights. Knows no
+tokenizer and no queue. Letters: `shapes.py`; R are texts.
 """
 
 from collections.abc import Callable
@@ -42,40 +43,32 @@ class TextTile(NamedTuple):
     text: Int[Array, " L"]  # number of the text, from 0
 
 
-class Bert(nnx.Module):
-    """Embeddings, blocks, pooling."""
+class TokenEmbeddings(nnx.Module):
+    """The sum of a vector for the token, one for its place and one for its type, normed."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        width = config.width
-        self.config = config
+        width, buckets = config.width, config.relative_buckets
+        self.first, self.buckets = config.first_position, buckets
         self.embed = Table(config.vocab_size, width)
         self.positions = Table(config.positions, width)
         self.types = Table(config.token_types, width) if config.token_types else None
         self.norm = LayerNorm(width, config.norm_eps)
-        buckets = config.relative_buckets
         self.distances = Table(buckets, config.heads) if buckets else None
-        self.blocks = nnx.List([EncoderBlock(config) for _ in range(config.layers)])
 
-    def __call__(self, tile: TextTile, texts: int) -> Float[Array, "R D"]:
-        """Return the vectors of the first `texts` texts; absent texts have no meaningful vector."""
-        x = self.embed(tile.ids) + self.positions(tile.place + self.config.first_position)
+    def __call__(self, tile: TextTile) -> Float[Array, "L D"]:
+        """Return the first hidden state of every token."""
+        x = self.embed(tile.ids) + self.positions(tile.place + self.first)
         if self.types is not None:
             x = x + self.types(jnp.zeros_like(tile.ids))
-        x = self.norm(x)
-        bias = None if self.distances is None else self._biases(tile.place)
-        for index, block in enumerate(self.blocks):
-            with jax.named_scope(f"block_{index}"):
-                x = block(x, tile.text, bias)
-        with jax.named_scope("pooling"):
-            found = POOLINGS[self.config.pooling](x, tile.text, texts)
-            return scaled_to_one(found) if self.config.normalizes else found
+        return self.norm(x)
 
-    def _biases(self, place: Int[Array, " L"]) -> Float[Array, "N L L"]:
-        """Return the attention bias of every head for every query and key, by their distance."""
-        assert self.distances is not None
-        classes = distance_classes(place[None, :] - place[:, None], self.config.relative_buckets)
+    def biases(self, tile: TextTile) -> Float[Array, "N L L"] | None:
+        """Return the attention bias of every head for every query and key; None without biases."""
+        if self.distances is None:
+            return None
+        classes = distance_classes(tile.place[None, :] - tile.place[:, None], self.buckets)
         rows = self.distances(classes.reshape(-1))
-        return rearrange(rows, "(l m) n -> n l m", l=place.shape[0])
+        return rearrange(rows, "(l m) n -> n l m", l=tile.place.shape[0])
 
 
 class EncoderBlock(nnx.Module):
@@ -189,6 +182,14 @@ def distance_classes(distance: Int[Array, "L M"], count: int) -> Int[Array, "L M
 # Pooling.
 
 
+def pool(
+    x: Float[Array, "L D"], text: Int[Array, " L"], texts: int, config: EncoderConfig
+) -> Float[Array, "R D"]:
+    """Return the vectors of the first `texts` texts; those of absent texts have no meaning."""
+    found = POOLINGS[config.pooling](x, text, texts)
+    return scaled_to_one(found) if config.normalizes else found
+
+
 def members(text: Int[Array, " L"], texts: int) -> Bool[Array, "R L"]:
     """Say which rows belong to each text."""
     return text[None, :] == jnp.arange(texts)[:, None]
@@ -237,22 +238,42 @@ def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
 
 
 @cache
-def encoder_recipe(config: EncoderConfig) -> tuple[Any, Any]:
-    """Return (graphdef, abstract state), from which `nnx.merge` makes the model."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Bert(config)))
+def embeddings_recipe(config: EncoderConfig) -> tuple[Any, Any]:
+    """Return (graphdef, abstract state) of the embeddings, from which `nnx.merge` makes them."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: TokenEmbeddings(config)))
     return graphdef, state
 
 
-def encoder_of(config: EncoderConfig, params: Tree) -> Bert:
-    """Build the model around its weights, inside a program."""
-    model: Bert = nnx.merge(encoder_recipe(config)[0], params)
-    return model
+@cache
+def block_recipe(config: EncoderConfig) -> tuple[Any, Any]:
+    """Return (graphdef, abstract state) of one block."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: EncoderBlock(config)))
+    return graphdef, state
+
+
+def embeddings_of(config: EncoderConfig, params: Tree) -> TokenEmbeddings:
+    """Build the embeddings around their weights, inside a program."""
+    module: TokenEmbeddings = nnx.merge(embeddings_recipe(config)[0], params)
+    return module
+
+
+def block_of(config: EncoderConfig, params: Tree) -> EncoderBlock:
+    """Build a block around its weights, inside a program."""
+    module: EncoderBlock = nnx.merge(block_recipe(config)[0], params)
+    return module
 
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of the model by dotted path; matrices are [in, out]."""
-    leaves = nnx.to_flat_state(encoder_recipe(config)[1])
+    block = shapes_of(block_recipe(config)[1])
+    return shapes_of(embeddings_recipe(config)[1]) | {
+        f"blocks.{i}.{path}": shape for i in range(config.layers) for path, shape in block.items()
+    }
+
+
+def shapes_of(state: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every leaf of an abstract state by dotted path."""
     return {
         ".".join(str(key) for key in path): tuple(variable.get_value().shape)
-        for path, variable in leaves
+        for path, variable in nnx.to_flat_state(state)
     }
