@@ -42,9 +42,10 @@ $(READY): pyproject.toml $(wildcard $(KERNELS:%=jaxllama/kernels/cpu/%))
 serve: install
 	@$(BIN)/jaxllama serve
 
-# Tests of the default model run where it can be fetched, and say so where they cannot.
+# Tests of real models run where these can be fetched, and say so where they cannot.
 test: install
 	@$(BIN)/jaxllama pull smollm2-135m || echo "no default model: its tests will be skipped"
+	@$(BIN)/jaxllama pull minilm || echo "no encoder: its test will be skipped"
 	$(BIN)/python -m pytest
 
 check: install
