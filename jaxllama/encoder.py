@@ -10,7 +10,7 @@ together. Knows no queue and no HTTP.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +22,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllama.config import EncoderConfig
 from jaxllama.engine.encoding import TextEncoder
-from jaxllama.engine.probes import InSteps, finish
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.probes import InSteps, finish
 from jaxllama.engine.program_key import program_key
 from jaxllama.errors import GenerationFailed, InvalidParameter, PromptTooLong
 from jaxllama.limits import FRONT, check_number_or_text
 from jaxllama.model.bert import encoder_shapes
 from jaxllama.model.params import nest
+from jaxllama.startup import Progress
 from jaxllama.text.sentences import SentenceTokenizer, sentence_tokenizer
 from jaxllama.weights.sentence_transformers import SentenceFolder, SentencePrompts
 from jaxllama.weights.store import cache_folder, resolve
@@ -36,7 +37,6 @@ from jaxllama.weights.store import cache_folder, resolve
 logger = logging.getLogger(__name__)
 
 Text = str | Sequence[int]
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 DEFAULT = "minilm"
 SHORTEST = 1e-12  # a vector is scaled to length 1 by at least this length

@@ -19,14 +19,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EncoderConfig
-from jaxllama.engine.probes import InSteps
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.probes import InSteps
 from jaxllama.model.bert import QUERIES, TextTile, block_of, embeddings_of, pool
 from jaxllama.model.params import Tree
+from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 SIZES = (32, 128, 512, 2048)  # tokens of a tile; the last one of a model holds its longest text
 USUAL = 128  # tokens of a tile where there are many short texts; larger ones are no faster

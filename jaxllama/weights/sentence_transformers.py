@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import BadHeader, BadTensors, UnknownFormat, UnsupportedModel
+from jaxllama.weights.base import CountProgress
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.encoder_config import (
     SentenceSteps,
@@ -66,8 +67,7 @@ SUPERFLUOUS = re.compile(
 )
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 
-Progress = Callable[[int, int], None]
-Place = Callable[[np.ndarray], Any]
+PlaceArray = Callable[[np.ndarray], Any]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class SentenceFolder:
         return folder
 
     def read_weights(
-        self, shapes: Mapping[str, tuple[int, ...]], place: Place, progress: Progress
+        self, shapes: Mapping[str, tuple[int, ...]], place: PlaceArray, progress: CountProgress
     ) -> dict[str, Any]:
         """Return `place` of every weight as float32 in canonical layout, by our dotted path.
 

@@ -174,6 +174,8 @@ def encode_input(model: Model, text: Prompt) -> list[int]:
 def embedding_question(ids: list[int]) -> Question[tuple[np.ndarray, np.ndarray]]:
     """Build the question that asks the engine for the hidden states of one text."""
     return Question(lambda engine: engine.probes.embed(ids), len(ids))
+
+
 def encode_vectors(vectors: Sequence[np.ndarray], body: EmbeddingBody) -> list[msgspec.Raw]:
     """Encode each `EmbeddingVector` as JSON; many vectors take long, so call it in a thread."""
     return [
