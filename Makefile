@@ -6,7 +6,7 @@ KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
-BENCHES := machine kernels decode prefill classify sampling memory compile serve
+BENCHES := machine kernels decode prefill classify encode sampling memory compile serve
 CLIENTS := openai litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
 	"lm-eval[api]"
 COMPARED := decode prefill sampling
@@ -42,9 +42,10 @@ $(READY): pyproject.toml $(wildcard $(KERNELS:%=jaxllama/kernels/cpu/%))
 serve: install
 	@$(BIN)/jaxllama serve
 
-# Tests of the default model run where it can be fetched, and say so where they cannot.
+# Tests of real models run where these can be fetched, and say so where they cannot.
 test: install
 	@$(BIN)/jaxllama pull smollm2-135m || echo "no default model: its tests will be skipped"
+	@$(BIN)/jaxllama pull minilm || echo "no encoder: its test will be skipped"
 	$(BIN)/python -m pytest
 
 check: install

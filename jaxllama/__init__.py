@@ -6,11 +6,12 @@ The floors (groups of modules), bottom up; imports go down only (ARCHITECTURE.md
     1  sampling formats                                   the sockets plugin authors read
        kernels/ model/ sharding text/ weights/            maths, text, files
     2  engine/                                            slots, state, programs: token ids only
-    3  bridge intake service                              the engine's thread; checked requests
+    3  bridge intake encoder service                      the engine's thread; checked requests
     4  llm completion serve/                              composition root and Python API; HTTP
     5  cli/ testing/                                      everything else
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from jaxllama.completion import Classification, Completion, Delta, Hypothesis, Perplexity, Score
@@ -21,6 +22,7 @@ from jaxllama.mistakes import hiding
 from jaxllama.request import FinishReason, TokenLogprobs, Usage
 
 if TYPE_CHECKING:
+    from jaxllama.encoder import Encoder
     from jaxllama.llm import LLM
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Classification",
     "Completion",
     "Delta",
+    "Encoder",
     "EngineConfig",
     "FinishReason",
     "Hypothesis",
@@ -43,15 +46,17 @@ __all__ = [
 ]
 
 
+FIRST_USED = {"LLM": "jaxllama.llm", "Encoder": "jaxllama.encoder"}
+
+
 def __getattr__(name: str) -> object:
-    """Import LLM at its first use: it imports JAX, which takes most of a second."""
-    if name == "LLM":
+    """Import LLM and Encoder at their first use: JAX takes most of a second to import."""
+    if name in FIRST_USED:
         try:
-            from jaxllama.llm import LLM  # noqa: PLC0415
+            return getattr(import_module(FIRST_USED[name]), name)
         except (ImportError, AttributeError) as error:
             hidden = hiding(error)
             if hidden is None:
                 raise
             raise hidden from error
-        return LLM
     raise AttributeError(f"module 'jaxllama' has no attribute {name!r}")

@@ -61,14 +61,14 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """A question that the model answers without generating: log-probabilities or an embedding.
+    """A question answered without generating: log-probabilities, logits or an embedding.
 
-    `begin` creates the engine's generator, such as `Probes.peek`; its return value is the
-    answer.
+    `begin` creates a generator, such as `Probes.peek`; its return value is the answer.
     """
 
     begin: Callable[[Engine], InSteps[T]]
     tokens: int  # the most tokens that it computes
+    slots: int = 1  # 0 if it runs beside the engine's slots, as an encoder does
 
 
 @dataclass(eq=False, slots=True)
@@ -87,8 +87,8 @@ class Probe:
 
     @property
     def slots(self) -> int:
-        """Return 1: a probe needs one slot."""
-        return 1
+        """Return 1, or 0 for a question that needs no slot."""
+        return self.question.slots
 
     @property
     def is_probe(self) -> bool:
@@ -295,13 +295,14 @@ class EngineThread:
 
     def _take_work(self) -> None:
         """Take the work that fits into free slots; set `requests_wait` and `is_shared`."""
-        claimed = sum(probe.steps is None for probe in self._probes)  # for probes that will start
+        # For probes that will start.
+        claimed = sum(probe.slots for probe in self._probes if probe.steps is None)
         while work := self.backlog.pop(self.engine.room - claimed):
             if isinstance(work, Ticket):
                 self._submit(work)
             else:
                 self._probes.append(work)
-                claimed += 1
+                claimed += work.slots
         self.engine.requests_wait = bool(self.backlog)
         self.engine.is_shared = self.backlog.is_shared
 

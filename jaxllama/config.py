@@ -10,6 +10,8 @@ from typing import Literal
 from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+EncoderPooling = Literal["mean", "mean_sqrt", "cls", "max", "last"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
 SAMPLING_DEFAULTS = ("auto", "none")  # auto: the model maker's recommended sampling is the default
@@ -199,3 +201,45 @@ class EngineConfig:
                 f"{prompt + new}; a slot holds {self.context} (lower max_tokens or start "
                 f"with a larger --context)"
             )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of a BERT-family encoder, and how it makes one vector of a text."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    positions: int  # rows of the position table
+    max_length: int  # tokens of a text, special ones included
+    first_position: int = 0  # row of the first token; RoBERTa and MPNet leave rows free
+    token_types: int = 0  # rows of the table of token types, of which texts use the first; 0: none
+    relative_buckets: int = 0  # MPNet: attention biases by distance, in so many classes
+    norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    pooling: EncoderPooling = "mean"
+    normalizes: bool = False  # vectors have length 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "layers", "heads", "ffn_width", "max_length"):
+            if getattr(self, name) < 1:
+                raise UnsupportedModel(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise UnsupportedModel(
+                f"a width of {self.width} does not divide into {self.heads} heads"
+            )
+        if self.first_position + self.max_length > self.positions:
+            raise UnsupportedModel(
+                f"texts of {self.max_length} tokens need {self.first_position + self.max_length} "
+                f"positions; the model has {self.positions}"
+            )
+        if not 0 < self.norm_eps < 1:
+            raise UnsupportedModel(f"norm epsilon is {self.norm_eps}; it must lie in (0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        """Return the size of a head."""
+        return self.width // self.heads

@@ -29,6 +29,7 @@ from jaxllama.kernels.cpu import library
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
 from tests.support import only
+from tests.weights.encoder_writer import write_encoder
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
@@ -44,7 +45,11 @@ KEYS = {"bench", "case", "value", "unit"}
 CODE_KEYS = {"commit", "jax", "jaxlib"}
 MACHINE_KEYS = {"backend", "device", "devices", "threads"}
 MODEL_KEYS = {"mesh", "dtype", "cache_dtype", "kernels"}
-WITHOUT_MODEL = {"machine": set(), "kernels": {"kernels"}}  # what they say of those
+WITHOUT_MODEL = {
+    "machine": set(),
+    "encode": set(),
+    "kernels": {"kernels"},
+}  # what they say of those
 MACHINE = {"backend": "cpu", "device": "some processor", "devices": 1, "threads": 2} | {
     "commit": "0123456789ab",
     "jax": "1.0",
@@ -269,6 +274,16 @@ def test_kernels_are_held_against_the_machine() -> None:
     assert units == {"us", "GB/s", "GOP/s", "%"}
     assert found["ceiling, memory"]["unit"] == "GB/s"
     assert f"{library.isa()}, q8_0, down, 1 row, weights, share of the ceiling" in found
+
+
+def test_encode_measures_texts_of_several_lengths(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "bert")
+    found = records("encode", "--encoder", str(folder), "--texts", "3", "--repetitions", "1")
+    assert [(case, record["unit"]) for case, record in found.items()] == [
+        ("bert, 3 texts of 12 tokens", "texts/s"),
+        ("bert, 3 texts of 32 tokens", "texts/s"),
+        ("bert, 1 text of 12 tokens", "ms"),
+    ]
 
 
 def test_decode_measures_every_number_of_slots_asked_for() -> None:

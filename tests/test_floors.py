@@ -55,8 +55,9 @@ FLOORS: dict[str, tuple[str, str]] = {
     "constraints": (f"{WORDS} text", "llguidance threading concurrent"),
     "intake": (f"{ENGINE} formats messages text constraints", ""),
     "confined": (f"{WORDS} formats", "multiprocessing"),
+    "encoder": (f"{ENGINE} text weights", "jax numpy"),
     "service": (
-        f"{WORDS} engine formats bridge messages intake constraints confined",
+        f"{WORDS} engine formats bridge messages intake encoder constraints confined",
         "asyncio concurrent",
     ),
     "service.fair_queue": (f"{WORDS} service", "threading"),
@@ -70,10 +71,10 @@ FLOORS: dict[str, tuple[str, str]] = {
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy"),
     "__main__": ("cli", ""),
-    "": (f"{WORDS} formats completion llm", ""),  # jaxllama/__init__.py
+    "": (f"{WORDS} formats completion encoder llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion recording explain "
-        "service",
+        "encoder service",
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything
@@ -91,7 +92,7 @@ FLOORS: dict[str, tuple[str, str]] = {
 }
 GUARDED = {"threading", "asyncio", "multiprocessing", "concurrent", "pickle", "marshal", "ctypes"}
 # The dice, too: traced in place, and one call where nothing is compiled.
-JITTED_IN = ("engine.programs", "engine.choosing.random_numbers", "testing")
+JITTED_IN = ("engine.programs", "engine.encoding", "engine.choosing.random_numbers", "testing")
 CHANGING = {
     *("append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove"),
     *("discard", "clear", "sort", "reverse"),

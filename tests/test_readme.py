@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import pytest
 
 import jaxllama
@@ -95,6 +96,26 @@ def test_a_document_is_filled_in_field_by_field(monkeypatch):
     assert set(values["person"]) == set(values["fields"])
     assert values["person"]["mood"] in ("cheerful", "grumpy")
     assert 18 <= values["person"]["age"] <= 99
+
+
+class FewVectors:
+    """Stands in for an encoder."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def encode(self, texts):
+        assert len(texts) == 3
+        return np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+
+
+def test_vectors_tell_how_alike_texts_are(monkeypatch, capsys):
+    monkeypatch.setattr(jaxllama.Encoder, "load", {"minilm": FewVectors()}.get)
+    exec(compile(blocks("python")[3], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
 
 
 def sampler(source: str, monkeypatch: pytest.MonkeyPatch) -> type[Sampler]:

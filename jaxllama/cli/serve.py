@@ -30,7 +30,7 @@ from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
 from jaxllama.weights import store
@@ -111,12 +111,13 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
+        encoder = open_encoder(settings.embedding_model, loading, startup)
         gc.collect()
         heap.give_back()
         collect_as_usual()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
         others = other_names(loading.get("model"), llm.path, llm.config.name)
-        return Model(name, llm.engine, llm.intake, others - {name})
+        return Model(name, llm.engine, llm.intake, others - {name}, encoder=encoder)
 
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
@@ -128,11 +129,27 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     return code
 
 
+def open_encoder(
+    model: str | None, loading: Mapping[str, Any], startup: Startup
+) -> ServedEncoder | None:
+    """Load the encoder that is served beside the model, if one is given."""
+    if model is None:
+        return None
+    keeps = loading.get("compile_cache", True)
+    encoder = jaxllama.Encoder.load(model, compile_cache=keeps, progress=startup.report)
+    name = model_name(model)
+    others = other_names(model, encoder.path, encoder.config.name)
+    return ServedEncoder(name, encoder, others - {name})
+
+
 def model_name(model: str | None) -> str:
     """Return the name of the model in responses: as requested, or the name of its file."""
     if model is None:
         return store.DEFAULT
-    return Path(model).stem if Path(model).exists() else model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name  # a dot in the name of a folder begins no suffix
+    return path.stem if path.exists() else model
 
 
 def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:

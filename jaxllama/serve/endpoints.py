@@ -72,6 +72,7 @@ class Endpoint:
     answer: Any  # type of the JSON response; str: plain text
     body: type[RequestShape] | None = None
     events: tuple[type[msgspec.Struct], ...] = ()  # types of the events, if it can stream
+    takes_encoder: bool = False  # its `model` may be the encoder
     takes_knobs: bool = False  # accepts core knobs and the knobs of all installed samplers
     # Limits that differ from the table.
     bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)

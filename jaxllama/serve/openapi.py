@@ -131,7 +131,9 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
-        fields["model"] = {"enum": [model.name, *sorted(model.aliases), None], "default": None}
+        encoder = model.encoder if endpoint.takes_encoder else None
+        names = [model.name, *sorted(model.aliases), *sorted(encoder.names if encoder else ())]
+        fields["model"] = {"enum": [*names, None], "default": None}
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
             fields[name] = schema_of_unsupported(field, endpoint.body, name)

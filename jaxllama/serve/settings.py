@@ -48,6 +48,11 @@ class Settings:
     ping_seconds: float = setting(10.0, "send a ping into a stream after this many silent seconds")
     stall_seconds: float = setting(30.0, "drop a client that reads nothing for this many seconds")
     drain_timeout: float = setting(30.0, "let requests finish for this many seconds after a signal")
+    embedding_model: str | None = setting(
+        None,
+        "serve this encoder at /v1/embeddings, too: minilm (84 MB), hf:owner/name or a "
+        "sentence-transformers folder",
+    )
     log_json: bool = setting(False, "write log lines as JSON objects")
     log_prompts: bool = setting(False, "write the prompts of clients to the log, too")
     bounds: Bounds = field(default_factory=Bounds)

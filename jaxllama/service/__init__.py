@@ -39,7 +39,7 @@ from jaxllama.service.asking import (
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
-from jaxllama.service.model import Model, confine, make_one_token, release
+from jaxllama.service.model import Model, ServedEncoder, confine, make_one_token, release
 from jaxllama.service.preparation import RequestPreparation
 from jaxllama.service.slot_states import SlotState, slot_states
 from jaxllama.startup import Startup
@@ -53,6 +53,7 @@ __all__ = [
     "Model",
     "Observer",
     "Question",
+    "ServedEncoder",
     "SlotState",
     "State",
 ]
@@ -145,6 +146,8 @@ class GenerationService:
             if stopped:
                 # Waits for a program that is being compiled.
                 await asyncio.to_thread(self._model.engine.close)
+                if self._model.encoder is not None:
+                    self._model.encoder.encoder.close()
         return stopped
 
     @property

@@ -33,7 +33,7 @@ class Work(Protocol):
 
     @property
     def slots(self) -> int:
-        """Number of slots that the work needs at the same time."""
+        """Number of slots that the work needs at the same time; 0 for an encoder's work."""
 
     @property
     def is_probe(self) -> bool:
@@ -143,7 +143,7 @@ class FairQueue(Generic[T]):
     def pop(self, free: int) -> T | None:
         """Take the next work that fits `free` slots, or None; call `ended` at its end."""
         with self._lock:
-            work = self._next(free) if free > 0 else None
+            work = self._next(free)
             if work is None:
                 return None
             account = self._accounts[work.client]
@@ -190,19 +190,21 @@ class FairQueue(Generic[T]):
 
         Clients are ordered by their accounts. A client that holds many slots may not use the
         reserve. Later work does not overtake work that does not fit: it waits for enough slots.
+        Work that needs no slot waits for none.
         """
         reserved = self.shares.reserved if self.is_shared else 0
-        heavy_waits = False
+        heavy_waits = is_full = False
         for account, work in self._candidates():
             needed = min(work.slots, self.shares.slots)
+            if not needed:
+                return work
             kept = 0 if self.shares.is_light(account.held, needed) else reserved
-            if kept and heavy_waits:
+            if is_full or (kept and heavy_waits):
                 continue
             if needed <= free - kept:
                 return work
-            if not kept:
-                return None
-            heavy_waits = True
+            is_full = not kept
+            heavy_waits = heavy_waits or kept > 0
         return None
 
     def _candidates(self) -> Iterator[tuple[Account[T], T]]:

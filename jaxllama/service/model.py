@@ -1,4 +1,4 @@
-"""The served model: name, engine and intake.
+"""The served model: name, engine and intake; and the encoder served beside it, if there is one.
 
 Made by the code that composes the server. The service tests it with one token before it reports
 ready. Must not know queues or HTTP.
@@ -11,11 +11,27 @@ from dataclasses import dataclass, field
 
 from jaxllama.bridge import Emitted, EngineThread
 from jaxllama.confined import Confined
+from jaxllama.encoder import Encoder
 from jaxllama.engine.engine import Engine
-from jaxllama.errors import EngineStopped, JaxLlamaError
+from jaxllama.errors import ConfigError, EngineStopped, JaxLlamaError
 from jaxllama.intake import Intake
 from jaxllama.limits import LIMITS
 from jaxllama.request import Finished, FinishReason, GenerationRequest
+
+
+@dataclass(frozen=True)
+class ServedEncoder:
+    """A loaded encoder and its name."""
+
+    name: str
+    encoder: Encoder
+    aliases: frozenset[str] = frozenset()  # other names that requests may use
+    loaded: float = field(default_factory=time.time)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names that requests may use."""
+        return self.aliases | {self.name}
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,14 @@ class Model:
     intake: Intake
     aliases: frozenset[str] = frozenset()  # other names that requests may use
     loaded: float = field(default_factory=time.time)
+    encoder: ServedEncoder | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None and self.encoder.name in (self.name, *self.aliases):
+            raise ConfigError(
+                f"model and embedding model are both named {self.encoder.name!r}; requests could "
+                f"not tell them apart (rename one of the files)"
+            )
 
     @property
     def knobs(self) -> frozenset[str]:

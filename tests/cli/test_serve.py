@@ -1,11 +1,15 @@
 """`jaxllama serve`: options into settings."""
 
+from types import SimpleNamespace
+
 import pytest
 
+import jaxllama
 from jaxllama.cli import serve
 from jaxllama.serve.crowd import RESERVE
 from jaxllama.serve.settings import Settings
 from jaxllama.service.bounds import Bounds
+from jaxllama.startup import Startup
 
 
 @pytest.fixture
@@ -52,8 +56,30 @@ def test_a_model_is_listed_as_it_was_given_and_has_its_files_names_as_well(tmp_p
     assert serve.model_name("smollm2-135m") == serve.model_name(None) == "smollm2-135m"
     assert serve.model_name("hf:owner/name") == "hf:owner/name"
     assert serve.model_name(str(file)) == "Tiny.Q4"
+    (tmp_path / "bge-small-v1.5").mkdir()
+    assert serve.model_name(str(tmp_path / "bge-small-v1.5")) == "bge-small-v1.5"
     others = serve.other_names(str(file), file, "Tiny 1M")
     assert others == {str(file), "Tiny.Q4.gguf", "Tiny.Q4", "Tiny 1M"}
+
+
+def test_an_embedding_model_is_loaded_under_its_own_name(run, served, monkeypatch, tmp_path):
+    assert run("serve", "--embedding-model", "minilm").exit_code == 0
+    assert served["settings"].embedding_model == "minilm"
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    folder.mkdir()
+    seen = []
+
+    def load(model, **settings):
+        seen.append((model, settings["compile_cache"]))
+        return SimpleNamespace(path=folder, config=SimpleNamespace(name="MiniLM"))
+
+    monkeypatch.setattr(jaxllama.Encoder, "load", load)
+    startup = Startup(seen.append)
+    assert serve.open_encoder(None, {}, startup) is None
+    found = serve.open_encoder("minilm", {"compile_cache": False}, startup)
+    assert found.names == {"minilm", "all-MiniLM-L6-v2", "MiniLM"} and found.name == "minilm"
+    assert serve.open_encoder(str(folder), {}, startup).name == "all-MiniLM-L6-v2"
+    assert seen == [("minilm", False), (str(folder), True)]
 
 
 def test_keys_come_from_options_the_environment_and_a_file(run, served, tmp_path, monkeypatch):

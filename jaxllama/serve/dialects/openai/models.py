@@ -1,14 +1,15 @@
-"""`/v1/models`: lists the one served model."""
+"""`/v1/models`: lists the served model, and the encoder beside it if there is one."""
 
 from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from jaxllama.serve.dialects.openai.shapes import check_model
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService, Model
+from jaxllama.service import GenerationService, Model, ServedEncoder
 
 
 class ModelCard(msgspec.Struct):
@@ -20,6 +21,7 @@ class ModelCard(msgspec.Struct):
     sampling_defaults: dict[str, Any]  # knobs that a request gets if it does not set them
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
+    dimensions: int | UnsetType = UNSET  # numbers of a vector; of encoders only
 
 
 class ModelList(msgspec.Struct):
@@ -34,14 +36,21 @@ MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=Mode
 
 
 async def list_models(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the list of models."""
+    """Answer with the list of models, the one that generates first."""
     del request
-    return one_json(ModelList([card(service.model, service.model.name)]))
+    model = service.model
+    cards = [card(model, model.name)]
+    if model.encoder is not None:
+        cards.append(encoder_card(model.encoder, model.encoder.name))
+    return one_json(ModelList(cards))
 
 
 async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
     """Answer with the description of a model by its name; 404 for other names."""
-    name = check_model(request.match_info["model"], service.model)
+    asked, served = request.match_info["model"], service.model.encoder
+    if served is not None and asked in served.names:
+        return one_json(encoder_card(served, asked))
+    name = check_model(asked, service.model)
     return one_json(card(service.model, name))
 
 
@@ -52,4 +61,16 @@ def card(model: Model, name: str) -> ModelCard:
         created=int(model.loaded),
         context_length=model.engine.config.context,
         sampling_defaults=model.intake.defaults,
+    )
+
+
+def encoder_card(served: ServedEncoder, name: str) -> ModelCard:
+    """Describe the encoder under `name`, its own or an alias."""
+    config = served.encoder.config
+    return ModelCard(
+        id=name,
+        created=int(served.loaded),
+        context_length=config.max_length,
+        sampling_defaults={},
+        dimensions=config.width,
     )

@@ -137,6 +137,13 @@ def check_model(asked: str | None, model: Model) -> str:
         return model.name
     if asked in model.aliases:
         return asked
+    if model.encoder is not None and asked in model.encoder.names:
+        raise HttpError(
+            f"model {asked!r} only makes vectors of texts; use it with /v1/embeddings, and "
+            f"{model.name!r} here",
+            404,
+            "model_not_found",
+        )
     raise HttpError(
         f"model {asked[:100]!r} does not exist here; this server serves {model.name!r}",
         404,
