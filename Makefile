@@ -51,7 +51,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench
 
 format: install
 	$(BIN)/ruff format .
