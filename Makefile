@@ -52,7 +52,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench
 
 format: install
 	$(BIN)/ruff format .

@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from jax._src import compiler
 from jax.sharding import Mesh
 
 from jaxllama import llm
@@ -29,6 +31,7 @@ from jaxllama.request import Event, Finished, GenerationRequest, Token
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.testing import FAMILIES, random_params
+from jaxllama.testing.tryout import QUICKLY
 
 MODEL = dataclasses.replace(FAMILIES["smollm2"], head_dim=32, max_context=512)
 ENGINE = EngineConfig(slots=4, context=200, candidates=32, cache_dtype="float32")
@@ -82,6 +85,23 @@ def only(names: Iterable[str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llm, "load_plugins", load)
         patch.setattr(llm, "cache_folder", lambda: KEPT)
+        yield
+
+
+@contextlib.contextmanager
+def quick_operations() -> Iterator[None]:
+    """Within the context, JAX compiles operations without optimisation: each runs a few times.
+
+    Not for the engine's programs: other tests read them, and find them on disk.
+    """
+    original = compiler.get_compile_options
+
+    def quickly(*given: Any, env_options_overrides: dict[str, Any], **named: Any) -> Any:
+        overrides = {**QUICKLY, **env_options_overrides}
+        return original(*given, env_options_overrides=overrides, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quickly)
         yield
 
 

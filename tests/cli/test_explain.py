@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +14,7 @@ from jaxllama.llm import LLM
 from jaxllama.recording import Recording
 from jaxllama.testing import ByteTokenizer
 from jaxllama_formats.chatml import ChatMl
-from tests.support import ENGINE, MODEL, installed_samplers, new_engine
+from tests.support import ENGINE, MODEL, installed_samplers, new_engine, quick_operations
 
 KNOBS = {
     "top_k": 40,
@@ -33,6 +34,14 @@ def recording() -> Recording:
     engine = new_engine()
     llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
     return record(llm, "hello", **KNOBS)  # nothing of the model goes further than this
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(recording) -> Iterator[None]:
+    """Replays run hundreds of operations a few times each."""
+    del recording  # the engine's programs are compiled before
+    with quick_operations():
+        yield
 
 
 @pytest.fixture(scope="module")

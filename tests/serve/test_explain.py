@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -11,10 +12,17 @@ from jaxllama.serve.dialects.openai.telling import explainable_knobs
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario
-from tests.support import installed_samplers
+from tests.support import installed_samplers, quick_operations
 
 USED = ("constraint", "top_k")
 ASK = {"prompt": "a", "max_tokens": 2, "temperature": 1.0, "top_k": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Replays run hundreds of operations a few times each."""
+    with quick_operations():
+        yield
 
 
 def engine():

@@ -3,6 +3,7 @@
 Called by the bank for every installed sampler. Traces one row abstractly; computes nothing.
 """
 
+import functools
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -21,7 +22,17 @@ WIDE = (np.float64, np.int64)  # the default types of NumPy
 
 
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
-    """Raise BrokenPlugin unless the sampler can be traced and returns the shapes of its kind."""
+    """Raise BrokenPlugin unless the sampler can be traced and returns the shapes of its kind.
+
+    A sampler that passed is not traced again with the same name and sizes.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x)), row)
+    trace_all(name, shapes, vocab=vocab, candidates=candidates)
+
+
+@functools.lru_cache(maxsize=256)  # a failure is raised and not kept
+def trace_all(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
+    """Trace `__call__` and `observe` for a row of shapes and types; raise BrokenPlugin."""
 
     def call(sampler: Sampler) -> Array:
         if isinstance(sampler, Adjuster | Shaper):

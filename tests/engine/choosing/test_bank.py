@@ -1,5 +1,6 @@
 """The bank: order of work, exactness for any width, rows that cannot disturb each other."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -654,6 +655,25 @@ def test_unusable_samplers_are_refused_in_one_line(samplers, error, words):
         SamplerBank(samplers, vocab=8, candidates=8, top_logprobs=2)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sampler_is_traced_once_for_each_size_until_it_passes():
+    traced = []
+
+    class Watched(Adjuster):
+        strength: Knob = knob(off=0.0, help="a number")
+
+        def __call__(self, logits, context):
+            del context
+            traced.append(len(logits))
+            return logits[: 8 if len(traced) > 1 else 7]
+
+    with pytest.raises(BrokenPlugin, match=r"returns float32\[7\]"):
+        SamplerBank({"watched": Watched}, vocab=8, candidates=8, top_logprobs=2)
+    for vocab in (8, 8, 9, 8):
+        with contextlib.suppress(BrokenPlugin):  # of nine tokens it returns eight
+            SamplerBank({"watched": Watched}, vocab=vocab, candidates=8, top_logprobs=2)
+    assert traced == [8, 8, 9]
 
 
 @pytest.mark.parametrize(
