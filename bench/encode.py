@@ -6,7 +6,7 @@ import click
 import jax
 import numpy as np
 from environment import environment_of_machine
-from harness import Board, how_often, in_turn, repeated, script, seconds
+from harness import Board, Measure, how_often, in_turn, repeated, script, seconds
 
 from jaxllama import Encoder
 
@@ -33,12 +33,17 @@ def main(*, board: Board, repetitions: int | None, encoder: str, texts: int) -> 
             many = random_texts(loaded, texts, length)
             case = f"{name}, {texts} texts of {length} tokens"
             with board.doing(case):
-                (taken,) = in_turn(times, lambda many=many: seconds(lambda: loaded.encode(many)))
+                (taken,) = in_turn(times, encoding(loaded, many))
             board.add(case, "texts/s", [texts / each for each in taken])
         one = random_texts(loaded, 1, lengths[0])
         with board.doing("one text"):
-            (taken,) = in_turn(times, lambda: seconds(lambda: loaded.encode(one)))
+            (taken,) = in_turn(times, encoding(loaded, one))
         board.add(f"{name}, 1 text of {lengths[0]} tokens", "ms", [1000 * each for each in taken])
+
+
+def encoding(encoder: Encoder, texts: list[list[int]]) -> Measure:
+    """Return a measure of the seconds that encoding the texts takes."""
+    return lambda: seconds(lambda: encoder.encode(texts))
 
 
 def random_texts(encoder: Encoder, count: int, length: int) -> list[list[int]]:

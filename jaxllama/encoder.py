@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllama.config import EncoderConfig
 from jaxllama.engine.encoding import TextEncoder
-from jaxllama.engine.executables import Executables
+from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.probes import InSteps, finish
 from jaxllama.engine.program_key import program_key
 from jaxllama.errors import GenerationFailed, InvalidParameter, PromptTooLong
@@ -89,7 +89,7 @@ class Encoder:
             )
             prompts = folder.prompts
         logger.info("weights of %s in %.2f s", config.name, time.perf_counter() - started)
-        executables = Executables(cache_folder() / "programs", key_of(config))
+        executables = Executables(cache_folder() / PROGRAMS, key_of(config))
         kept = executables if compile_cache else None
         texts = TextEncoder(config, nest(weights), mesh, executables=kept)
         texts.warm_up(progress)

@@ -185,7 +185,7 @@ class TextEncoder:
         with jax.set_mesh(self.mesh):
             compiled = jax.jit(traced, out_shardings=self._whole).lower(*arguments).compile()
         if self._executables is not None:
-            self._executables.save(called, compiled)
+            self._executables.save(called, compiled, time.perf_counter() - started)
         logger.info("%s compiled in %.2f s", called, time.perf_counter() - started)
         return compiled
 

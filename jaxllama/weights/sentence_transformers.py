@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import BadHeader, BadTensors, UnknownFormat, UnsupportedModel
@@ -34,9 +33,11 @@ from jaxllama.weights.fields import (
     shown,
 )
 from jaxllama.weights.shards import (
-    INDEX,
-    Located,
+    SAFETENSORS,
+    TensorEntry,
+    TensorFile,
     check_index,
+    find_kind,
     find_shards,
     join_shards,
     listed,
@@ -56,17 +57,14 @@ MAX_JSON_FILE = 1 << 20  # bytes
 MAX_PROMPT = 4096  # characters
 STEPS = ("Transformer", "Pooling", "Normalize")
 PLAIN_FOLDER = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
-DTYPES: dict[str, Any] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": ml_dtypes.bfloat16,
-}
+DTYPES = ("F32", "F16", "BF16")
 # Tensors that are saved with an encoder and not needed for vectors of texts.
 SUPERFLUOUS = re.compile(
     r"embeddings\.position_ids|(pooler|cls|lm_head|classifier|vocab_\w+)\..*", re.ASCII
 )
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 
+Named = Mapping[str, tuple[TensorFile, str]]  # our names, each with its file and its name there
 PlaceArray = Callable[[np.ndarray], Any]
 
 
@@ -81,7 +79,9 @@ class SentencePrompts:
 class SentenceFolder:
     """An open folder; as a context manager, it closes the files at exit."""
 
-    def __init__(self, folder: Path, files: list[BinaryFile], tensors: Located) -> None:
+    def __init__(
+        self, folder: Path, files: list[TensorFile], tensors: Mapping[str, TensorFile]
+    ) -> None:
         self.path = folder
         modules = read_modules(folder)
         self.encoder_path = inside(folder, modules.get("Transformer", ""))
@@ -104,13 +104,14 @@ class SentenceFolder:
         """Check every header and read the configuration; raise UnknownFormat for another model."""
         where = weights_folder(path)
         with ExitStack() as opened:
-            index = read_index(where)
+            kind = find_kind(where) or SAFETENSORS
+            index = read_index(where, kind)
             files = []
-            for shard in find_shards(where, index):
-                files.append(BinaryFile(shard))
+            for shard in find_shards(where, kind, index):
+                files.append(kind.open(shard))
                 opened.callback(files[-1].close)
             tensors = join_shards(files)
-            check_index(where / INDEX, index or {}, tensors)
+            check_index(where / kind.index, index or {}, tensors)
             folder = cls(path, files, tensors)
             opened.pop_all()
         return folder
@@ -153,13 +154,13 @@ class SentenceFolder:
             layer, _, last = path.rpartition(".")
             name = names[path] = f"{layers[layer]}.{last}"
             wanted = shape[::-1] if is_transposed(path) else shape
-            found = self._tensors.get(name)
+            found = self._entry(name)
             if found is None:
                 problems.append(f"{name} is missing")
-            elif found[1].shape != wanted:
-                problems.append(f"{name} has shape {list(found[1].shape)}, expected {list(wanted)}")
-            elif found[1].dtype not in DTYPES:
-                problems.append(f"{name} has dtype {found[1].dtype}, expected {', '.join(DTYPES)}")
+            elif found.shape != wanted:
+                problems.append(f"{name} has shape {list(found.shape)}, expected {list(wanted)}")
+            elif found.dtype not in DTYPES:
+                problems.append(f"{name} has dtype {found.dtype}, expected {', '.join(DTYPES)}")
         known = set(names.values())
         problems += [
             f"{shown(name)} is surplus"
@@ -173,10 +174,16 @@ class SentenceFolder:
             )
         return names
 
+    def _entry(self, name: str) -> TensorEntry | None:
+        """Return type and shape of a tensor; None if no file has it."""
+        if name not in self._tensors:
+            return None
+        file, own = self._tensors[name]
+        return file.tensors[own]
+
     def _read(self, name: str, transposed: bool) -> np.ndarray:
-        file, tensor = self._tensors[name]
-        raw = file.read(tensor.offset, tensor.nbytes)
-        stored = raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape).astype(np.float32)
+        file, own = self._tensors[name]
+        stored = file.read(own).astype(np.float32)
         return np.ascontiguousarray(stored.T) if transposed else stored
 
 
@@ -298,13 +305,13 @@ def read_prompts(folder: Path) -> SentencePrompts:
     return SentencePrompts(texts, default)
 
 
-def renamed(tensors: Located, prefix: str) -> Located:
+def renamed(tensors: Mapping[str, TensorFile], prefix: str) -> Named:
     """Return the tensors under the names of a bare encoder with today's names of norms."""
     found = {}
-    for name, tensor in tensors.items():
+    for name, file in tensors.items():
         plain = name.removeprefix(prefix)
         for old, new in OLD_NAMES.items():
             if plain.endswith(old):
                 plain = plain.removesuffix(old) + new
-        found[plain] = tensor
+        found[plain] = (file, name)
     return found
