@@ -263,7 +263,7 @@ def test_a_tensor_of_another_type_is_named(tmp_path: Path):
     writer.save_torch(tmp_path / "consolidated.00.pth", tensors)
     error = refusal(tmp_path)
     assert isinstance(error, UnsupportedModel)
-    assert "'norm.weight' has dtype int8" in str(error)
+    assert "'norm.weight' has dtype I8" in str(error)
 
 
 def test_a_shard_that_is_no_checkpoint(tmp_path: Path):
