@@ -10,6 +10,8 @@ from typing import Literal
 from jaxllama.errors import ConfigError, InvalidParameter, PromptTooLong, UnsupportedModel
 
 RopeKind = Literal["none", "linear", "ntk", "llama3", "yarn", "factors"]
+Norms = Literal["before", "after", "around"]  # where a block norms: its inputs, its results or both
+QkNorm = Literal["head", "all"]  # what a norm of queries and keys spans: a head, or all heads
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 EncoderPooling = Literal["mean", "mean_sqrt", "cls", "max", "last"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,8 +34,11 @@ class Rope:
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float | None = None  # yarn: scale of cos and sin; None = 0.1 ln(factor) + 1
+    # yarn, factors: scale of cos and sin; None: 0.1 ln(factor) + 1 for yarn, 1 for factors
+    attention_factor: float | None = None
     factors: tuple[float, ...] = ()  # factors: one divisor per rotated pair
+    # factors: the divisors in a slot that holds more than `original_context` tokens; () = `factors`
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -57,7 +62,12 @@ class Rope:
             raise UnsupportedModel(
                 f"rope kind {self.kind!r} comes with {len(self.factors)} factors"
             )
-        if not all(math.isfinite(factor) and factor > 0 for factor in self.factors):
+        if len(self.long_factors) not in (0, len(self.factors)):
+            raise UnsupportedModel(
+                f"there are {len(self.long_factors)} long rope factors and {len(self.factors)} "
+                f"short ones; expected as many"
+            )
+        if not all(math.isfinite(each) and each > 0 for each in self.factors + self.long_factors):
             raise UnsupportedModel("rope factors must all be positive numbers")
         if self.original_context < 1:
             raise UnsupportedModel(
@@ -68,6 +78,33 @@ class Rope:
     def scaled(self) -> bool:
         """Say whether cos and sin have an explicit scale."""
         return self.attention_factor is not None
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What a layer uses of the model's options; a model without an option ignores its field."""
+
+    windowed: bool = True  # attends within the model's window
+    rotated: bool = True  # SmolLM3: False for layers without rotary embedding
+    sparse: bool = True  # its feed-forward is the model's mixture of experts
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: for each token a router chooses a few of many feed-forwards."""
+
+    count: int
+    used: int  # per token
+    width: int  # of the feed-forward of one expert
+    normed: bool = True  # the weights of the used experts add up to 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.used <= self.count:
+            raise UnsupportedModel(
+                f"{self.used} experts are used per token; expected 1 to {self.count}, their number"
+            )
+        if self.width < 1:
+            raise UnsupportedModel(f"an expert's width is {self.width}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -88,8 +125,22 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     out_bias: bool = False  # bias of the attention output projection
     ffn_bias: bool = False
-    qk_norm: bool = False  # Qwen3: RMSNorm over each query and key head
+    qk_norm: bool = False  # Qwen3: RMSNorm of queries and keys
+    qk_norm_over: QkNorm = "head"  # OLMo 2: all heads together
     window: int | None = None  # Mistral: a token attends to this many newest positions
+    # The layers' differences, one per layer, repeated from the start: Gemma 2 alternates two.
+    pattern: tuple[LayerSpec, ...] = (LayerSpec(),)
+    rotary_dim: int | None = None  # Phi-4-mini: the first numbers of a head rotate; None: all
+    local_rope: Rope | None = None  # Gemma 3: of layers with a window; None: `rope`
+    norms: Norms = "before"  # OLMo 2: after; Gemma: around
+    activation: Activation = "silu"  # silu, or Gemma: gelu_tanh
+    experts: Experts | None = None  # Mixtral, Qwen3-MoE
+    query_scale: float | None = None  # of attention scores; None: 1 / sqrt(head size)
+    attention_cap: float | None = None  # Gemma 2: scores become cap * tanh(score / cap)
+    logit_cap: float | None = None  # Gemma 2: the same for logits
+    embed_scale: float = 1.0  # Gemma, Granite: token vectors are multiplied by it
+    residual_scale: float = 1.0  # Granite: so are the results of attention and feed-forward
+    logit_scale: float = 1.0  # Granite: and the logits
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -109,16 +160,64 @@ class ModelConfig:
             raise UnsupportedModel(f"sliding window is {self.window}; it must be at least 1")
         if not 0 < self.norm_eps < 1:
             raise UnsupportedModel(f"norm epsilon is {self.norm_eps}; it must lie in (0, 1)")
-        if self.rope.factors and len(self.rope.factors) != self.head_dim // 2:
-            raise UnsupportedModel(
-                f"{len(self.rope.factors)} rope factors; head size {self.head_dim} needs "
-                f"{self.head_dim // 2}"
-            )
+        self._check_rotation()
+        self._check_layers()
+        self._check_scales()
 
     @property
     def group(self) -> int:
         """Return the number of query heads that share one key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def rotated(self) -> int:
+        """Return how many numbers of a head rotate."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """Return the differences of every layer, one per layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
+
+    def window_of(self, layer: LayerSpec) -> int | None:
+        """Return the window of a layer; None if it attends to all positions."""
+        return self.window if layer.windowed else None
+
+    def rope_of(self, layer: LayerSpec) -> Rope | None:
+        """Return the rotary embedding of a layer; None if it has none."""
+        if not layer.rotated:
+            return None
+        return self.local_rope if self.local_rope and self.window_of(layer) else self.rope
+
+    def experts_of(self, layer: LayerSpec) -> Experts | None:
+        """Return the mixture of experts of a layer; None if it has one feed-forward."""
+        return self.experts if layer.sparse else None
+
+    def _check_rotation(self) -> None:
+        if self.rotated % 2 or not 0 < self.rotated <= self.head_dim:
+            raise UnsupportedModel(
+                f"{self.rotated} numbers of a head of {self.head_dim} rotate; expected an even "
+                f"number up to {self.head_dim}"
+            )
+        for rope in (self.rope, self.local_rope or self.rope):
+            if rope.factors and len(rope.factors) != self.rotated // 2:
+                raise UnsupportedModel(
+                    f"{len(rope.factors)} rope factors; head size {self.rotated} needs "
+                    f"{self.rotated // 2}"
+                )
+
+    def _check_layers(self) -> None:
+        if not 1 <= len(self.pattern) <= self.layers:
+            raise UnsupportedModel(
+                f"{len(self.pattern)} layers are described; expected 1 to {self.layers}"
+            )
+
+    def _check_scales(self) -> None:
+        positive = ("query_scale", "attention_cap", "logit_cap")
+        for name in (*positive, "embed_scale", "residual_scale", "logit_scale"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UnsupportedModel(f"{name} is {value}; it must be a positive number")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from jaxllama.loading import (
     with_template,
 )
 from jaxllama.messages import Messages
+from jaxllama.model import rope
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
@@ -90,6 +91,9 @@ class LLM:
         steps_per_sync: int | None = None,
         sync_ms: float | None = None,
         tokenizer: str | Path | None = None,
+        rope_scale: float | None = None,
+        rope_alpha: float | None = None,
+        rope_theta: float | None = None,
         prompt_format: str | None = None,
         sampling_defaults: str = "auto",
         compile_cache: bool = True,
@@ -115,6 +119,10 @@ class LLM:
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
         tokenizer      a tokenizer file, or a folder with one, instead of the model's own
+        rope_scale     divide positions by this, for texts so many times longer than trained for; in
+                       place of the model's own rule
+        rope_alpha     stretch the base of the rotary embedding by the NTK rule
+        rope_theta     replace the base of the rotary embedding
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         sampling_defaults  values of the knobs that a request does not set: auto (recommended by
@@ -128,7 +136,7 @@ class LLM:
         """
         path = resolve(model, progress=progress)
         with open_checkpoint(path) as checkpoint:
-            config = checkpoint.config
+            config = rope.overridden(checkpoint.config, rope_scale, rope_alpha, rope_theta)
             if threads is not None:
                 library.set_threads(threads)
             engine = engine_config(
@@ -144,6 +152,7 @@ class LLM:
                 steps_per_sync=steps_per_sync,
                 sync_ms=sync_ms,
             )
+            config = rope.fitted(config, engine.context)
             samplers = load_plugins(SAMPLERS, Sampler)
             chosen_tokenizer = tokenizer_for(checkpoint, tokenizer)
             if prompt_format is not None and prompt_format.endswith(TEMPLATE_FILE):

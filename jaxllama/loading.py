@@ -112,7 +112,7 @@ def read_weights(
 
     started = time.perf_counter()
     abstract = abstract_params(checkpoint.config)
-    preparation = Preparation(abstract, engine, mesh)
+    preparation = Preparation(abstract, engine, mesh, checkpoint.config.activation)
     leaves, in_parts = loading_order(abstract), mesh.size > 1
     fill(leaves, checkpoint, preparation.add, report, in_parts=in_parts)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)

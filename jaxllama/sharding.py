@@ -21,6 +21,7 @@ RULES: dict[str | None, str | None] = {
     "kv_heads": "model",
     "ffn": "model",
     "vocab": "model",
+    "experts": None,
     "rows": None,  # tokens of a call: few, and every device needs all of them
     "width": None,
     None: None,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, progress_bars
-from jaxllama.config import EngineConfig
+from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.programs import PURPOSES
@@ -27,6 +27,7 @@ from jaxllama.loading import (
     sampling_defaults_of,
     tokenizer_for,
 )
+from jaxllama.model import rope
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
@@ -45,7 +46,8 @@ NOT_LOADED = (
     "load_compile_cache",
     "load_strict_compile",
 )
-NO_SIZES = ("kernels", "threads", "tokenizer")
+ROPE = ("rope_scale", "rope_alpha", "rope_theta")
+NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE)
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 FLOAT32_BYTES = 4
 VECTOR_BYTES = FLOAT32_BYTES  # of norms and biases
@@ -73,13 +75,15 @@ def command(
     with progress_bars() as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
-        body = choose_kernels(loading.get("kernels", "auto"), None, checkpoint.config)
-        engine = engine_config(checkpoint.config, body, **sizes)
+        config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
+        body = choose_kernels(loading.get("kernels", "auto"), None, config)
+        engine = engine_config(config, body, **sizes)
+        config = rope.fitted(config, engine.context)
         tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,
-            "config": dataclasses.asdict(checkpoint.config),
+            "config": dataclasses.asdict(config),
             "tensors": describe_tensors(checkpoint),
             "text": describe_text(tokenizer),
             "sampling_defaults": describe_sampling(path, checkpoint),
@@ -87,7 +91,7 @@ def command(
             "engine": describe_engine(engine),
         }
         if wants_programs:
-            found["programs"] = describe_programs(checkpoint, engine, tokenizer)
+            found["programs"] = describe_programs(checkpoint, config, engine, tokenizer)
     if wants_json:
         click.echo(as_json(found))
         return
@@ -156,7 +160,7 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
 
 
 def describe_programs(
-    checkpoint: Checkpoint, engine: EngineConfig, tokenizer: Tokenizer
+    checkpoint: Checkpoint, config: ModelConfig, engine: EngineConfig, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return the key of the compiled programs at these settings, and what is kept of each.
 
@@ -164,7 +168,7 @@ def describe_programs(
     """
     params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
-    key = key_of(checkpoint.config, engine, params, samplers, tokenizer.digest)
+    key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
     found = {}
     for name, purpose in PURPOSES.items():
@@ -175,14 +179,18 @@ def describe_programs(
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
     """Return the bytes of the weights after loading."""
-    stays = engine.packed or body_named(engine.kernels).keeps_packed
+    keeps_packed = body_named(engine.kernels).keeps_packed
+    stays = engine.packed or keeps_packed
     small: dict[str, float] = dict(STORED_BYTES) if engine.dtype == "stored" else {}
     small |= packed_bytes(checkpoint) if stays else {}
     dense = 4 if engine.dtype == "stored" else jnp.dtype(engine.dtype).itemsize
     total = 0.0
     for path, leaf in abstract_params(checkpoint.config).items():
         kind, _ = checkpoint.kinds.get(checkpoint.table[path].names[0], ("", 0))
-        each = small.get(kind, dense) if leaf.is_matrix else VECTOR_BYTES
+        if leaf.is_stack and not keeps_packed:
+            each: float = dense
+        else:
+            each = small.get(kind, dense) if leaf.is_matrix or leaf.is_stack else VECTOR_BYTES
         total += math.prod(leaf.shape) * each
     return round(total)
 
@@ -226,10 +234,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the description of the model as lines of text."""
     config, tensors, text, memory = (found[key] for key in ("config", "tensors", "text", "memory"))
     yield f"{config.pop('name') or 'model'}: {found['path']} ({found['reader']})"
-    rope = config.pop("rope")
-    stretched = "" if rope["kind"] == "none" else f", {rope['kind']} by {rope['factor']:g}"
-    yield "config   " + ", ".join(f"{key} {each}" for key, each in config.items() if each)
-    yield f"rope     theta {rope['theta']:g}{stretched}"
+    yield from config_lines(config)
     yield f"tensors  {tensors['count']}, {tensors['weights'] / 1e6:,.1f} M weights"
     for kind, each in tensors["kinds"].items():
         yield f"         {kind:6} {each['tensors']:5} tensors {size_text(each['bytes']):>10}"
@@ -268,6 +273,41 @@ def program_lines(programs: Mapping[str, Any]) -> Iterator[str]:
         if kept is not None:
             state = f"{size_text(kept['size'])}, {kept['seconds']:.1f} s to compile"
         yield f"         {name:12} {state:30} {each['purpose']}"
+
+
+def config_lines(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the shape of the model, its rotary embedding, the kinds of layers and the experts."""
+    turned, local, pattern, experts = (
+        config.pop(name) for name in ("rope", "local_rope", "pattern", "experts")
+    )
+    usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    stated = {key: each for key, each in config.items() if each and each != usual[key]}
+    yield "config   " + ", ".join(f"{key} {each}" for key, each in stated.items())
+    yield f"rope     {rope_text(turned)}"
+    if local is not None:
+        yield f"         {rope_text(local)} in layers with a window"
+    if len(pattern) > 1:
+        kinds = {"windowed": "have the window", "rotated": "rotate", "sparse": "have experts"}
+        counts = {
+            words: sum(spec[name] for spec in pattern)
+            for name, words in kinds.items()
+            if not all(spec[name] for spec in pattern)
+        }
+        yield "layers   " + ", ".join(
+            f"{count} of {len(pattern)} {words}" for words, count in counts.items()
+        )
+    if experts is not None:
+        yield (
+            f"experts  {experts['count']} of width {experts['width']}, {experts['used']} used per "
+            f"token"
+        )
+
+
+def rope_text(rope: Mapping[str, Any]) -> str:
+    """Return the base of a rotary embedding and its rule for long texts."""
+    kind, factor = rope["kind"], rope["factor"]
+    rules = {"none": "", "factors": f", {len(rope['factors'])} factors"}
+    return f"theta {rope['theta']:g}{rules.get(kind, f', {kind} by {factor:g}')}"
 
 
 def size_text(size: int) -> str:

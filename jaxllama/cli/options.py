@@ -236,6 +236,26 @@ def loading_options(slots: int | None) -> list[click.Option]:
             "tokenizer.model, tokenizer.bin or GGUF [default: the model's own].",
         ),
         option(
+            *("--rope-scale", "load_rope_scale"),
+            type=float,
+            metavar="FACTOR",
+            help="Divide positions by this, for texts so many times longer than the model was "
+            "trained for, in place of its own rule [default: the model's rule].",
+        ),
+        option(
+            *("--rope-alpha", "load_rope_alpha"),
+            type=float,
+            metavar="FACTOR",
+            help="Stretch the base of the rotary embedding by the NTK rule, for longer texts "
+            "[default: 1].",
+        ),
+        option(
+            *("--rope-theta", "load_rope_theta"),
+            type=float,
+            metavar="BASE",
+            help="Replace the base of the rotary embedding [default: the model's].",
+        ),
+        option(
             *("--format", "load_prompt_format"),
             metavar="NAME",
             help="Use this prompt format for conversations, or a .jinja file with a chat template "

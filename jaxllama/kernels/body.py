@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllama.config import ModelConfig
+from jaxllama.config import Activation, ModelConfig
 from jaxllama.kernels.packed import Packed
 from jaxllama.kernels.storage import Layer
 from jaxllama.shapes import Array, Bool, Float, Int, Int32
@@ -61,7 +61,7 @@ class Weight(Protocol):
         x: Float[Array, "L I"],
         group: "Sequence[GroupMember]",
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
         active: ActiveRows,
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of a group whose first member is this weight."""
@@ -71,13 +71,34 @@ class Weight(Protocol):
         x: Float[Array, "L I"],
         group: "Sequence[GroupMember]",
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return silu(norm(x) · gate) * (norm(x) · up) for a group of these two matrices."""
+        """Return activation(norm(x) · gate) * (norm(x) · up) for a group of these two matrices."""
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up the embedding of every token, float32."""
+
+
+@runtime_checkable
+class ExpertWeights(Protocol):
+    """The matrices of all experts that take the same place; a pytree, as a weight is."""
+
+    def gated(
+        self,
+        expert: Int[Array, ""],
+        x: Float[Array, "L I"],
+        up: Any,
+        activation: Activation,
+        active: Bool[Array, " L"],
+    ) -> Float[Array, "L O"]:
+        """Return activation(x · gate) * (x · up) of one expert; `up` are the other matrices."""
+
+    def matmul(
+        self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
+    ) -> Float[Array, "L O"]:
+        """Return x · weight of one expert."""
 
 
 class GroupMember(NamedTuple):
@@ -91,7 +112,8 @@ class GroupMember(NamedTuple):
 # How weights are laid out at load.
 
 Axes = tuple[str | None, str | None]  # logical axes of a matrix: of its inputs, of its outputs
-HostMatrix = np.ndarray | Packed  # as a reader returns it: [in, out], or [vocab, width]
+# As a reader returns it: [in, out], or [vocab, width]; of experts [experts, in, out].
+HostMatrix = np.ndarray | Packed
 
 
 class UnreadMatrix(NamedTuple):
@@ -113,6 +135,9 @@ class GroupKind(Enum):
     EMBEDDING = "embedding"
     QKV = "qkv"
     GATE_UP = "gate_up"
+    EXPERT = "expert"  # one matrix of every expert
+    EXPERT_GATE_UP = "expert_gate_up"
+    GATE_UP_APART = "gate_up_apart"  # with an activation that matmuls do not apply by themselves
 
 
 class MatrixGroup(NamedTuple):
@@ -304,6 +329,8 @@ class Body:
     steps_per_sync: int  # default of EngineConfig.steps_per_sync
     sync_ms: float  # default of EngineConfig.sync_ms
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map
+    # Attention with this cap on scores; None where the body has none.
+    capped_attention: Callable[[float], AttentionOps] | None = None
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
         """Round a number of prompt tokens up to whole tiles: the seed contract knows no others."""

@@ -1,16 +1,17 @@
-"""Linear, Embedding and Norm: the layers that hold weights.
+"""Linear, Embedding and Norm: the layers that hold weights, and Ends, how they join the stream.
 
 Used by every block of `llama.py`. A weight knows how it is stored and multiplied
 (`kernels/body.py`); the layers only say which weight, norm and bias belong together.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight, Weight
 from jaxllama.kernels.plain.matmul import norm
 from jaxllama.shapes import Array, Float, Int
@@ -68,19 +69,26 @@ class Linear(nnx.Module):
 
 
 def project(
-    layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm, active: ActiveRows
+    layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm | None, active: ActiveRows
 ) -> list[Array]:
-    """Apply the norm once and multiply by the weights of several layers."""
+    """Apply the norm once, if there is one, and multiply by the weights of several layers."""
     group = [layer.member for layer in layers]
-    return group[0].weight.project(x, group, norm=norm.parameters, active=active)
+    scale = None if norm is None else norm.parameters
+    return group[0].weight.project(x, group, norm=scale, active=active)
 
 
 def gated(
-    gate: Linear, up: Linear, x: Float[Array, "L I"], norm: Norm, active: ActiveRows
+    layers: tuple[Linear, Linear],
+    x: Float[Array, "L I"],
+    norm: Norm | None,
+    activation: Activation,
+    active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Return silu(gate(norm(x))) * up(norm(x))."""
-    group = [gate.member, up.member]
-    return group[0].weight.gated(x, group, norm=norm.parameters, active=active)
+    """Return activation(gate(norm(x))) * up(norm(x)) for the layers (gate, up)."""
+    group = [layer.member for layer in layers]
+    scale = None if norm is None else norm.parameters
+    weight: Weight = group[0].weight
+    return weight.gated(x, group, norm=scale, activation=activation, active=active)
 
 
 class Embedding(nnx.Module):
@@ -101,3 +109,31 @@ class Embedding(nnx.Module):
         """Return the logits of each row after the norm: its products with all token vectors."""
         weight: Weight = self.weight.get_value()
         return weight.matmul(x, norm=norm.parameters, active=active)
+
+
+class Ends(NamedTuple):
+    """How half a block reads the stream and adds its result to it."""
+
+    before: Norm | None  # of its input
+    after: Norm | None  # of its result
+    scale: float  # of its result
+
+    def add(
+        self, last: Linear, inner: Float[Array, "L I"], x: Float[Array, "L D"], active: ActiveRows
+    ) -> Float[Array, "L D"]:
+        """Multiply by the last matrix and add the result to the stream `x`."""
+        if self.after is None and self.scale == 1:
+            return last(inner, add=x, active=active)  # one operation for bodies that fuse them
+        return self.add_result(last(inner, active=active), x)
+
+    def add_result(
+        self, result: Float[Array, "L D"], x: Float[Array, "L D"]
+    ) -> Float[Array, "L D"]:
+        """Add a result to the stream `x`."""
+        normed = result if self.after is None else self.after(result)
+        return x + scaled(normed, self.scale)
+
+
+def scaled(x: Float[Array, "*L D"], scale: float) -> Float[Array, "*L D"]:
+    """Multiply by a scale; a scale of 1 adds nothing to the program."""
+    return x if scale == 1 else x * scale

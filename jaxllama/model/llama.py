@@ -6,6 +6,7 @@ points: `step` (one token for every slot), `prompt` (a run of tokens of one slot
 residual stream is float32. Knows no sampler and no slot bookkeeping. Letters: `shapes.py`.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,16 +15,17 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from jaxllama.config import ModelConfig
+from jaxllama.config import LayerSpec, ModelConfig
 from jaxllama.kernels.body import ActiveRows, AttentionOps, Projections, PromptSpan, Rotation
 from jaxllama.model import rope
 from jaxllama.model.cache import KVCache, LayerCache
-from jaxllama.model.linear import Embedding, Linear, Norm, gated, project
+from jaxllama.model.experts import ExpertsLayer
+from jaxllama.model.linear import Embedding, Ends, Linear, Norm, gated, project, scaled
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
 
 Attended = tuple[Array, LayerCache]  # mixed values [L W], and the layer with the new columns
-Attend = Callable[[Projections, Rotation, LayerCache], Attended]
+Attend = Callable[[Projections, Rotation, LayerCache, int | None], Attended]  # last: the window
 AttendLayer = Callable[[Projections], Attended]
 
 
@@ -42,7 +44,7 @@ class Llama(nnx.Module):
         self.config = config
         self.attention = attention
         self.embed = Embedding(config.vocab_size, config.width)
-        self.blocks = nnx.List([Block(config) for _ in range(config.layers)])
+        self.blocks = nnx.List([Block(config, spec) for spec in config.specs])
         self.final_norm = Norm(config.width, config.norm_eps)
         head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
         self.unembed = None if config.tied else head
@@ -56,8 +58,9 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "S D"], KVCache]:
         """Compute one token for every slot; inactive rows do not change the cache."""
 
-        def attend(qkv: Projections, rotation: Rotation, layer: LayerCache) -> Attended:
-            window = self.config.window
+        def attend(
+            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+        ) -> Attended:
             out, new = self.attention.step(qkv, rotation, layer.arrays, position, active, window)
             return out, LayerCache(*new)
 
@@ -75,9 +78,10 @@ class Llama(nnx.Module):
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
-        def attend(qkv: Projections, rotation: Rotation, layer: LayerCache) -> Attended:
+        def attend(
+            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+        ) -> Attended:
             span = PromptSpan(slot, start, real)
-            window = self.config.window
             out, new = self.attention.prompt(qkv, rotation, layer.arrays, span, window)
             return out, LayerCache(*new)
 
@@ -102,15 +106,15 @@ class Llama(nnx.Module):
         size = tokens.shape[0] // runs
         position = (starts[:, None] + jnp.arange(size, dtype=jnp.int32)).reshape(-1)
 
-        def attend(qkv: Projections, rotation: Rotation, layer: LayerCache) -> Attended:
+        def attend(
+            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+        ) -> Attended:
             mixed = []
             for run in range(runs):
                 of_run = slice(run * size, (run + 1) * size)
                 own_qkv, own_rotation = jax.tree.map(lambda x, at=of_run: x[at], (qkv, rotation))
                 span = PromptSpan(slot, starts[run], counts[run])
-                out, new = self.attention.prompt(
-                    own_qkv, own_rotation, layer.arrays, span, self.config.window
-                )
+                out, new = self.attention.prompt(own_qkv, own_rotation, layer.arrays, span, window)
                 layer = LayerCache(*new)
                 mixed.append(out)
             return jnp.concatenate(mixed), layer
@@ -121,14 +125,17 @@ class Llama(nnx.Module):
         self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply embedding and all blocks."""
+        config = self.config
         with jax.named_scope("embed"):
-            x = constrain(self.embed(tokens), rows.axis, "width")
+            x = constrain(scaled(self.embed(tokens), config.embed_scale), rows.axis, "width")
         with jax.named_scope("rope_tables"):
-            rotation = rope.tables(self.config.rope, self.config.head_dim, rows.position)
+            ropes = dict.fromkeys(config.rope_of(spec) for spec in config.specs)
+            rotations = {each: rope.layer_tables(config, each, rows.position) for each in ropes}
         layers = []
-        for index, (block, layer) in enumerate(zip(self.blocks, cache, strict=True)):
+        for index, (block, spec) in enumerate(zip(self.blocks, config.specs, strict=True)):
+            given = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
             with jax.named_scope(f"block_{index}"):
-                x, updated = block(x, rows, lambda qkv, at=layer: attend(qkv, rotation, at))
+                x, updated = block(x, rows, lambda qkv, at=given: attend(qkv, *at))
             layers.append(updated)
         return x, tuple(layers)
 
@@ -136,27 +143,40 @@ class Llama(nnx.Module):
         """Return the logits of the next token, float32."""
         with jax.named_scope("head"):
             if self.unembed is None:
-                return self.embed.scores(hidden, norm=self.final_norm, active=active)
-            return self.unembed(hidden, norm=self.final_norm, active=active)
+                logits = self.embed.scores(hidden, norm=self.final_norm, active=active)
+            else:
+                logits = self.unembed(hidden, norm=self.final_norm, active=active)
+            return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward; each reads the normed stream and adds its result to it."""
+    """Attention and feed-forward; each reads the stream and adds its result to it.
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.attention_norm = Norm(config.width, config.norm_eps)
+    A model norms the inputs of both, their results, or inputs and results.
+    """
+
+    def __init__(self, config: ModelConfig, spec: LayerSpec) -> None:
+        before = config.norms != "after"
+        after = config.norms != "before"
+        self.attention_norm = Norm(config.width, config.norm_eps) if before else None
         self.attention = Attention(config)
-        self.ffn_norm = Norm(config.width, config.norm_eps)
-        self.ffn = FeedForward(config)
+        self.attention_out_norm = Norm(config.width, config.norm_eps) if after else None
+        self.ffn_norm = Norm(config.width, config.norm_eps) if before else None
+        experts = config.experts_of(spec)
+        self.ffn = FeedForward(config) if experts is None else ExpertsLayer(config, experts)
+        self.ffn_out_norm = Norm(config.width, config.norm_eps) if after else None
+        self.scale = config.residual_scale
 
     def __call__(
         self, x: Float[Array, "L D"], rows: RowInfo, attend: AttendLayer
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """Apply to every row; `attend` also appends to the layer's cache and returns it."""
         with jax.named_scope("attention"):
-            x, layer = self.attention(x, self.attention_norm, attend, rows.active)
+            ends = Ends(self.attention_norm, self.attention_out_norm, self.scale)
+            x, layer = self.attention(x, ends, attend, rows.active)
         with jax.named_scope("feed_forward"):
-            x = self.ffn(constrain(x, rows.axis, "width"), self.ffn_norm, rows.active)
+            ends = Ends(self.ffn_norm, self.ffn_out_norm, self.scale)
+            x = self.ffn(constrain(x, rows.axis, "width"), ends, rows.active)
         return constrain(x, rows.axis, "width"), layer
 
 
@@ -165,38 +185,60 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         width, bias = config.width, config.qkv_bias
-        self.head_dim = config.head_dim
+        self.head_dim, self.rotated = config.head_dim, config.rotated
+        # Attention divides by the root of the head size; another scale is applied to the queries.
+        root = math.sqrt(config.head_dim)
+        self.scale = 1.0 if config.query_scale is None else config.query_scale * root
         inner, shared = (count * config.head_dim for count in (config.heads, config.kv_heads))
         self.q = Linear(width, inner, ("width", "heads"), bias=bias)
         self.k = Linear(width, shared, ("width", "kv_heads"), bias=bias)
         self.v = Linear(width, shared, ("width", "kv_heads"), bias=bias)
         self.o = Linear(inner, width, ("heads", "width"), bias=config.out_bias)
-        self.q_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.norms_all = config.qk_norm_over == "all"
+        spans = (inner, shared) if self.norms_all else (config.head_dim, config.head_dim)
+        norms = [Norm(span, config.norm_eps) if config.qk_norm else None for span in spans]
+        self.q_norm, self.k_norm = norms
 
     def __call__(
-        self, x: Float[Array, "L D"], norm: Norm, attend: AttendLayer, active: ActiveRows
+        self, x: Float[Array, "L D"], ends: Ends, attend: AttendLayer, active: ActiveRows
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """Norm, project, rotate and attend, project back, add."""
-        outputs = project((self.q, self.k, self.v), x, norm, active)
-        q, k, v = (rearrange(out, "l (n h) -> l n h", h=self.head_dim) for out in outputs)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        mixed, layer = attend((q, k, v))
-        return self.o(mixed, add=x, active=active), layer
+        q, k, v = project((self.q, self.k, self.v), x, ends.before, active)
+        if self.norms_all:
+            q, k = self.normed(q, k)
+        q, k, v = (rearrange(out, "l (n h) -> l n h", h=self.head_dim) for out in (q, k, v))
+        if not self.norms_all:
+            q, k = self.normed(q, k)
+        if self.rotated != self.head_dim:
+            q, k = (rope.pair_up(each, self.rotated) for each in (q, k))
+        mixed, layer = attend((scaled(q, self.scale), k, v))
+        return ends.add(self.o, mixed, x, active), layer
+
+    def normed(self, q: Array, k: Array) -> tuple[Array, Array]:
+        """Norm queries and keys, if the model does."""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
 
 class FeedForward(nnx.Module):
-    """x + down(silu(gate(norm(x))) * up(norm(x)))."""
+    """x + down(silu(gate(norm(x))) * up(norm(x))), or with gelu in place of silu."""
 
     def __init__(self, config: ModelConfig) -> None:
         width, inner, bias = config.width, config.ffn_width, config.ffn_bias
+        self.activation = config.activation
         self.gate = Linear(width, inner, ("width", "ffn"), bias=bias)
         self.up = Linear(width, inner, ("width", "ffn"), bias=bias)
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
     def __call__(
-        self, x: Float[Array, "L D"], norm: Norm, active: ActiveRows
+        self, x: Float[Array, "L D"], ends: Ends, active: ActiveRows
     ) -> Float[Array, "L D"]:
         """Apply to every row and add the result to the row."""
-        return self.down(gated(self.gate, self.up, x, norm, active), add=x, active=active)
+        inner = gated((self.gate, self.up), x, ends.before, self.activation, active)
+        return ends.add(self.down, inner, x, active)
+
+
+def capped(x: Float[Array, "L V"], cap: float | None) -> Float[Array, "L V"]:
+    """Bend numbers so that none exceeds `cap`; None leaves them as they are."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

@@ -11,7 +11,9 @@ from typing import Any
 from flax import nnx
 
 from jaxllama.config import ModelConfig
+from jaxllama.errors import ConfigError
 from jaxllama.kernels import body_named, plain
+from jaxllama.kernels.body import AttentionOps, Body
 from jaxllama.model.llama import Llama
 
 Tree = dict[Any, Any]  # nested; leaves are arrays (norms) and weights (kernels/body.py)
@@ -29,11 +31,25 @@ class Leaf:
         """Whether the leaf may be Packed: it enters a matmul."""
         return len(self.shape) == 2  # noqa: PLR2004
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether the leaf holds the matrices of all experts of a layer."""
+        return len(self.shape) == 3  # noqa: PLR2004
+
+
+def attention_of(body: Body, cap: float | None) -> AttentionOps:
+    """Return a body's attention, with a cap on scores if the model has one."""
+    if cap is None:
+        return body.attention
+    if body.capped_attention is None:
+        raise ConfigError(f"kernels {body.name!r} have no attention with a cap on scores")
+    return body.capped_attention(cap)
+
 
 @cache
 def recipe(config: ModelConfig, body: str = plain.PLAIN.name) -> tuple[Any, Any]:
     """Return (graphdef, abstract state), from which `nnx.merge` makes the model."""
-    attention = body_named(body).attention
+    attention = attention_of(body_named(body), config.attention_cap)
     graphdef, state = nnx.split(Llama(config, attention))
     return graphdef, state
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllama.config import EngineConfig
+from jaxllama.config import Activation, EngineConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placement, UnreadMatrix
 from jaxllama.model.params import Leaf, Tree, nest
@@ -31,13 +31,21 @@ GROUPS = (
     GroupNames(GroupKind.QKV, ("q", "k", "v")),
     GroupNames(GroupKind.GATE_UP, ("gate", "up")),
 )
+GROUPS_APART = (GROUPS[0], GroupNames(GroupKind.GATE_UP_APART, ("gate", "up")))
 
 
 class Preparation:
     """Takes every canonical weight once and builds the tree that the programs use."""
 
-    def __init__(self, abstract: dict[str, Leaf], engine: EngineConfig, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        abstract: dict[str, Leaf],
+        engine: EngineConfig,
+        mesh: Mesh,
+        activation: Activation = "silu",
+    ) -> None:
         self._abstract = abstract
+        self._groups = GROUPS if activation == "silu" else GROUPS_APART
         self._body = body_named(engine.kernels)
         self._placement = Placement(mesh, engine.dtype, engine.packed)
         self._ready: dict[str, Any] = {}
@@ -46,7 +54,7 @@ class Preparation:
     def add(self, path: str, leaf: Leaf, value: Given) -> None:
         """Take one weight; its group is laid out and leaves host memory once it is complete."""
         layer = path.rpartition(".")[0]
-        if not self._abstract[f"{layer}.weight"].is_matrix:
+        if not (self._abstract[f"{layer}.weight"].is_matrix or leaf.is_stack):
             self._ready[path] = self._vector(leaf, value)
             return
         layers = self._group_of(layer)
@@ -66,7 +74,7 @@ class Preparation:
             kind=self._kind_of(layers),
             matrices=[given[f"{layer}.weight"] for layer in layers],
             biases=[given.get(f"{layer}.bias") for layer in layers],  # type: ignore[misc]
-            axes=(first.axes[0], first.axes[1]),
+            axes=(first.axes[-2], first.axes[-1]),
         )
         for layer, placed in zip(layers, self._body.lay_out(group, self._placement), strict=True):
             self._ready[f"{layer}.weight"] = placed.weight
@@ -76,16 +84,20 @@ class Preparation:
     def _group_of(self, layer: str) -> tuple[str, ...]:
         """Return the paths of the layers that are laid out together with this one."""
         parent, _, name = layer.rpartition(".")
-        for group in GROUPS if self._body.joins else ():
+        for group in self._groups if self._body.joins else ():
             if name in group.layers:
                 return tuple(f"{parent}.{each}" for each in group.layers)
         return (layer,)
 
     def _kind_of(self, layers: tuple[str, ...]) -> GroupKind:
         names = tuple(layer.rpartition(".")[2] for layer in layers)
+        if self._abstract[f"{layers[0]}.weight"].is_stack:
+            return GroupKind.EXPERT if len(layers) == 1 else GroupKind.EXPERT_GATE_UP
         if self._abstract[f"{layers[0]}.weight"].axes[0] == "vocab":
             return GroupKind.EMBEDDING
-        return next((group.kind for group in GROUPS if group.layers == names), GroupKind.SINGLE)
+        return next(
+            (group.kind for group in self._groups if group.layers == names), GroupKind.SINGLE
+        )
 
     def _leaves(self, layer: str) -> list[str]:
         """Return the paths of the leaves that a layer has."""

@@ -1,4 +1,4 @@
-"""The whole Llama family in NumPy: a reference for tests to compare with.
+"""Llama and its relatives in NumPy: a reference for tests to compare with.
 
 Called by tests and by plugin authors' checks. Written without knowledge of `jaxllama.model`, and
 must stay so: no cache, no batch, no compiler, one sequence from its first token to its last.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxllama.config import ModelConfig, Rope
+from jaxllama.config import LayerSpec, ModelConfig, Rope
 
 NumpyTree = dict[Any, Any]  # nested; `blocks` is keyed by layer number, leaves are arrays
 
@@ -26,15 +26,18 @@ def logits(
 ) -> Float[np.ndarray, "kept V"]:
     """Return the logits after each token, computed in `dtype`; `last` keeps only the last rows."""
     embed = params["embed"]["weight"]
-    x = embed[np.asarray(tokens)].astype(dtype)
-    for i in range(config.layers):
+    x = embed[np.asarray(tokens)].astype(dtype) * config.embed_scale
+    for i, spec in enumerate(config.specs):
         block = params["blocks"][i]
-        x = x + attention(config, block["attention"], normalize(config, block["attention_norm"], x))
-        x = x + feed_forward(block["ffn"], normalize(config, block["ffn_norm"], x))
+        for part, apply in (("attention", attention), ("ffn", feed_forward)):
+            normed = normalize(config, block.get(f"{part}_norm"), x)
+            result = apply(config, spec, block[part], normed)
+            result = normalize(config, block.get(f"{part}_out_norm"), result)
+            x = x + result * config.residual_scale
     x = normalize(config, params["final_norm"], x)[-last if last else 0 :]
-    if config.tied:
-        return x @ embed.T.astype(dtype, copy=False)
-    return linear(params["unembed"], x)
+    head = embed.T.astype(dtype, copy=False)
+    scores = x @ head if config.tied else linear(params["unembed"], x)
+    return capped(scores * config.logit_scale, config.logit_cap)
 
 
 def greedy(
@@ -53,33 +56,61 @@ def greedy(
 
 
 def attention(
-    config: ModelConfig, weights: NumpyTree, x: Float[np.ndarray, "L D"]
+    config: ModelConfig, spec: LayerSpec, weights: NumpyTree, x: Float[np.ndarray, "L D"]
 ) -> Float[np.ndarray, "L D"]:
     """Compute grouped-query attention: query head n reads key/value head n // group."""
-    length = len(x)
-    q = linear(weights["q"], x).reshape(length, config.heads, config.head_dim)
-    k = linear(weights["k"], x).reshape(length, config.kv_heads, config.head_dim)
-    v = linear(weights["v"], x).reshape(length, config.kv_heads, config.head_dim)
-    if config.qk_norm:
-        q = normalize(config, weights["q_norm"], q)
-        k = normalize(config, weights["k_norm"], k)
-    q = rotate(config, q)
-    k = rotate(config, k)
-    mask = visible(length, config.window)
+    q, k, v = (linear(weights[name], x) for name in "qkv")
+    if config.qk_norm and config.qk_norm_over == "all":
+        q, k = normalize(config, weights["q_norm"], q), normalize(config, weights["k_norm"], k)
+    q, k, v = (each.reshape(len(x), -1, config.head_dim) for each in (q, k, v))
+    if config.qk_norm and config.qk_norm_over == "head":
+        q, k = normalize(config, weights["q_norm"], q), normalize(config, weights["k_norm"], k)
+    rope = config.rope_of(spec)
+    if rope is not None:
+        q, k = rotate(rope, config.rotary_dim, q), rotate(rope, config.rotary_dim, k)
+    mask = visible(len(x), config.window_of(spec))
+    scale = config.query_scale or 1 / math.sqrt(config.head_dim)
     heads = []
     for n in range(config.heads):
         keys, values = k[:, n // config.group], v[:, n // config.group]
-        scores = q[:, n] @ keys.T / math.sqrt(config.head_dim)
+        scores = capped(q[:, n] @ keys.T * scale, config.attention_cap)
         heads.append(softmax(np.where(mask, scores, -np.inf)) @ values)
     return linear(weights["o"], np.concatenate(heads, axis=-1))
 
 
-def feed_forward(weights: NumpyTree, x: Float[np.ndarray, "L D"]) -> Float[np.ndarray, "L D"]:
-    """Compute SwiGLU: down(silu(gate(x)) * up(x))."""
-    gate = linear(weights["gate"], x)
-    with np.errstate(over="ignore"):  # exp(-gate) may be inf: silu is then 0, which is right
-        silu = gate / (1 + np.exp(-gate))
-    return linear(weights["down"], silu * linear(weights["up"], x))
+def feed_forward(
+    config: ModelConfig, spec: LayerSpec, weights: NumpyTree, x: Float[np.ndarray, "L D"]
+) -> Float[np.ndarray, "L D"]:
+    """Compute down(silu(gate(x)) * up(x)), or a mixture of such experts."""
+    experts = config.experts_of(spec)
+    if experts is None:
+        gate = activate(config, linear(weights["gate"], x))
+        return linear(weights["down"], gate * linear(weights["up"], x))
+    shares = softmax(linear(weights["router"], x))
+    result = np.zeros_like(x)
+    for row, share in enumerate(shares):
+        used = np.argsort(-share, kind="stable")[: experts.used]
+        total = share[used].sum() if experts.normed else 1.0
+        for n in used:
+            gate, up, down = (
+                weights[name]["weight"][n].astype(x.dtype) for name in ("gate", "up", "down")
+            )
+            inner = activate(config, x[row] @ gate) * (x[row] @ up)
+            result[row] += share[n] / total * (inner @ down)
+    return result
+
+
+def activate(config: ModelConfig, x: Float[np.ndarray, "*L F"]) -> Float[np.ndarray, "*L F"]:
+    """Compute SiLU, or GELU by its tanh approximation."""
+    if config.activation == "gelu_tanh":
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    with np.errstate(over="ignore"):  # exp(-x) may be inf: silu is then 0, which is right
+        return x / (1 + np.exp(-x))
+
+
+def capped(x: Float[np.ndarray, "L T"], cap: float | None) -> Float[np.ndarray, "L T"]:
+    """Bend numbers so that none exceeds the cap, if there is one."""
+    return x if cap is None else np.tanh(x / cap) * cap
 
 
 def linear(weights: NumpyTree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray, "L O"]:
@@ -89,9 +120,11 @@ def linear(weights: NumpyTree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray,
 
 
 def normalize(
-    config: ModelConfig, weights: NumpyTree, x: Float[np.ndarray, "*rows I"]
+    config: ModelConfig, weights: NumpyTree | None, x: Float[np.ndarray, "*rows I"]
 ) -> Float[np.ndarray, "*rows I"]:
-    """Compute RMSNorm over the last axis: divide by the root mean square, then scale."""
+    """Compute RMSNorm over the last axis, if there are weights of a norm."""
+    if weights is None:
+        return x
     square = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(square + config.norm_eps) * weights["weight"].astype(x.dtype)
 
@@ -108,14 +141,17 @@ def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
     return (age >= 0) & (age < (window or length))
 
 
-def rotate(config: ModelConfig, x: Float[np.ndarray, "L N H"]) -> Float[np.ndarray, "L N H"]:
-    """Rotate pair j = (x[j], x[j + H/2]) of every head by position * frequency[j]."""
-    frequency, scale = frequencies(config.rope, config.head_dim)
+def rotate(
+    rope: Rope, size: int | None, x: Float[np.ndarray, "L N H"]
+) -> Float[np.ndarray, "L N H"]:
+    """Rotate pair j = (x[j], x[j + size/2]) of every head by position * frequency[j]."""
+    x, still = x[..., :size], x[..., size or x.shape[-1] :]
+    frequency, scale = frequencies(rope, x.shape[-1])
     angle = np.arange(len(x))[:, None, None] * frequency
     cos = (scale * np.cos(angle)).astype(x.dtype)
     sin = (scale * np.sin(angle)).astype(x.dtype)
     a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return np.concatenate([a * cos - b * sin, a * sin + b * cos, still], axis=-1)
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"], float]:
@@ -132,7 +168,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"],
     if rope.kind == "yarn":
         return yarn_frequencies(rope, base), yarn_scale(rope)
     if rope.kind == "factors":
-        return base / np.array(rope.factors), 1.0
+        return base / np.array(rope.factors), rope.attention_factor or 1.0
     return base, 1.0
 
 

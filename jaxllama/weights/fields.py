@@ -15,7 +15,7 @@ from jaxllama.weights.binary import BinaryFile
 MAX_SIZE = 2**24  # of one dimension: a matrix then has at most 2**48 weights, far from 2**63
 MAX_HEADS = 2**12  # heads times head size is a dimension too
 MAX_LAYERS = 2**10  # the largest models have some 130
-BLOCK_TENSORS = 9  # two norms, four matrices of attention, three of the feed-forward
+BLOCK_TENSORS = 6  # Phi-3, the fewest: two norms, two matrices of attention and two of feed-forward
 MAX_CONTEXT = 2**31 - 1
 MAX_JSON = 16 << 20  # bytes; parsing may take twenty times as much memory
 REQUIRED: Final[Any] = object()

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from jaxllama.config import ModelConfig
+from jaxllama.weights.architectures import Architecture, by_gguf_name, fused_rules
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.gguf_blocks import decode
-from jaxllama.weights.gguf_config import PAIRED, ROPE_FACTORS, read_config
+from jaxllama.weights.gguf_config import FACTORS, read_config
 from jaxllama.weights.gguf_header import MAGIC, read_header
 from jaxllama.weights.layout import TRANSPOSED, UnpairRope
 from jaxllama.weights.recommended import from_gguf
@@ -39,6 +40,8 @@ TABLE: dict[str, Rule] = {
     "blocks.{i}.attention.q_norm.weight": Rule("blk.{i}.attn_q_norm.weight"),
     "blocks.{i}.attention.k_norm.weight": Rule("blk.{i}.attn_k_norm.weight"),
     "blocks.{i}.ffn_norm.weight": Rule("blk.{i}.ffn_norm.weight"),
+    "blocks.{i}.attention_out_norm.weight": Rule("blk.{i}.post_attention_norm.weight"),
+    "blocks.{i}.ffn_out_norm.weight": Rule("blk.{i}.post_ffw_norm.weight"),
     "blocks.{i}.ffn.gate.weight": Rule("blk.{i}.ffn_gate.weight", TRANSPOSED),
     "blocks.{i}.ffn.up.weight": Rule("blk.{i}.ffn_up.weight", TRANSPOSED),
     "blocks.{i}.ffn.down.weight": Rule("blk.{i}.ffn_down.weight", TRANSPOSED),
@@ -50,15 +53,36 @@ TABLE: dict[str, Rule] = {
 }
 
 
-def paired_table(head_dim: int) -> dict[str, Rule]:
-    """Return the table of files in which rotated numbers of a head are neighbours."""
+EXPERTS: dict[str, Rule] = {
+    "blocks.{i}.ffn.router.weight": Rule("blk.{i}.ffn_gate_inp.weight", TRANSPOSED),
+    "blocks.{i}.ffn.gate.weight": Rule("blk.{i}.ffn_gate_exps.weight", TRANSPOSED),
+    "blocks.{i}.ffn.up.weight": Rule("blk.{i}.ffn_up_exps.weight", TRANSPOSED),
+    "blocks.{i}.ffn.down.weight": Rule("blk.{i}.ffn_down_exps.weight", TRANSPOSED),
+}
+QKV, GATE_UP = "blk.{i}.attn_qkv.weight", "blk.{i}.ffn_up.weight"
+
+
+def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
+    """Return the names and layouts of an architecture's tensors."""
+    table = dict(TABLE)
+    if family.paired:
+        table |= paired_rules(config.head_dim)
+    if family.fused:
+        table |= fused_rules(config, QKV, GATE_UP)
+    if config.experts is not None:
+        table |= EXPERTS
+    return table
+
+
+def paired_rules(head_dim: int) -> dict[str, Rule]:
+    """Return the rules of files in which rotated numbers of a head are neighbours."""
     unpair = UnpairRope(head_dim)
     changed = {}
     for letter in "qk":
         matrix, bias = (f"blocks.{{i}}.attention.{letter}.{part}" for part in ("weight", "bias"))
         changed[matrix] = replace(TABLE[matrix], steps=(unpair, *TRANSPOSED))
         changed[bias] = replace(TABLE[bias], steps=(unpair,))
-    return TABLE | changed
+    return changed
 
 
 class GgufCheckpoint(Checkpoint):
@@ -98,17 +122,14 @@ class GgufCheckpoint(Checkpoint):
     @cached_property
     def table(self) -> Mapping[str, Rule]:
         """Map our path to the name in the file."""
-        is_paired = self._header.metadata["general.architecture"] in PAIRED
-        rules = paired_table(self._config.head_dim) if is_paired else TABLE
-        return expand(rules, self._config.layers)
+        family = by_gguf_name(self._header.metadata["general.architecture"], self._file.path.name)
+        return expand(table_of(family, self._config), self._config.layers)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
         """Map the name of every tensor to its stored shape."""
         return {
-            name: entry.shape
-            for name, entry in self._header.tensors.items()
-            if name != ROPE_FACTORS
+            name: entry.shape for name, entry in self._header.tensors.items() if name not in FACTORS
         }
 
     @property

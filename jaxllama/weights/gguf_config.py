@@ -5,11 +5,13 @@ show the model's shape, but not where weights go in the parameter tree.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllama.config import ModelConfig, Rope
+from jaxllama.config import Experts, LayerSpec, ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
+from jaxllama.weights.architectures import Architecture, by_gguf_name, pattern_of
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import (
     MAX_CONTEXT,
@@ -21,17 +23,17 @@ from jaxllama.weights.fields import (
 )
 from jaxllama.weights.gguf_header import GgufHeader
 
-# The converter of `llama` files puts rotated pairs side by side; other converters do not.
-PAIRED = ("llama",)
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral is saved as llama
 ROPE_FACTORS = "rope_freqs.weight"  # read with the configuration, no weight of the model
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"  # Phi-3's
+FACTORS = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
 
 
 def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
     """Return the model's shape from metadata, checked against the tensors in the file."""
     where = file.path.name
     fields = CheckedFields(header.metadata, where)
-    architecture = check_kind(fields)
+    family = find_architecture(fields)
+    architecture = family.gguf
     tensors = header.tensors
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:  # noqa: PLR2004
@@ -40,8 +42,8 @@ def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
     heads = head_count(fields, f"{architecture}.attention.head_count")
     kv_heads = head_count(fields, f"{architecture}.attention.head_count_kv", heads)
     width = fields.whole(f"{architecture}.embedding_length")
-    head_dim = read_head_dim(fields, architecture, width // heads)
-    window = f"{architecture}.attention.sliding_window"
+    head_dim, rotary_dim = read_head_dim(fields, family, width // heads)
+    rotated = rotary_dim or head_dim
     try:
         return ModelConfig(
             vocab_size=read_vocab_size(fields, header, architecture),
@@ -53,30 +55,32 @@ def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
             ffn_width=fields.whole(f"{architecture}.feed_forward_length"),
             max_context=fields.whole(f"{architecture}.context_length", high=MAX_CONTEXT),
             norm_eps=fields.real(f"{architecture}.attention.layer_norm_rms_epsilon"),
-            rope=read_rope(fields, architecture, read_factors(header, file, head_dim)),
+            rope=read_rope(fields, architecture, Factors.of(header, file, rotated)),
+            local_rope=read_local_rope(fields, family),
+            rotary_dim=rotary_dim,
             tied="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
             out_bias="blk.0.attn_output.bias" in tensors,
             ffn_bias="blk.0.ffn_up.bias" in tensors,
-            qk_norm=architecture not in PAIRED and "blk.0.attn_q_norm.weight" in tensors,
-            window=fields.whole(window, high=MAX_CONTEXT) if fields.has(window) else None,
+            qk_norm=not family.paired and "blk.0.attn_q_norm.weight" in tensors,
+            qk_norm_over=family.qk_norm_over,
+            norms=family.norms,
+            activation=family.activation,
+            experts=read_mixture(fields, architecture),
             name=fields.text("general.name", file.path.stem),
+            **read_layer_specs(fields, family, layers),
+            **read_scales(fields, family, layers, (width, heads)),
         )
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from error
 
 
-def check_kind(fields: CheckedFields) -> str:
+def find_architecture(fields: CheckedFields) -> Architecture:
     """Return the architecture.
 
     Raise UnsupportedModel unless the file is a supported whole model.
     """
-    architecture = fields.text("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedModel(
-            f"{fields.where}: architecture {shown(architecture)} is not supported; expected one "
-            f"of {', '.join(ARCHITECTURES)}"
-        )
+    family = by_gguf_name(fields.text("general.architecture"), fields.where)
     kind = fields.text("general.type", "model")
     if kind != "model":
         raise UnsupportedModel(f"{fields.where}: general.type is {shown(kind)}; expected 'model'")
@@ -85,9 +89,64 @@ def check_kind(fields: CheckedFields) -> str:
             f"{fields.where}: is one part of a split model; merge the parts with "
             f"llama-gguf-split --merge"
         )
-    if fields.whole(f"{architecture}.expert_count", 0, low=0) > 0:
-        raise UnsupportedModel(f"{fields.where}: is a mixture of experts, which is not supported")
-    return architecture
+    return family
+
+
+def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
+    """Return the mixture of experts, if the model has one."""
+    count = fields.whole(f"{architecture}.expert_count", 0, low=0, high=MAX_HEADS)
+    if count == 0:
+        return None
+    dense = fields.whole(f"{architecture}.feed_forward_length")
+    width = fields.whole(f"{architecture}.expert_feed_forward_length", dense)
+    return Experts(count, fields.whole(f"{architecture}.expert_used_count", high=count), width)
+
+
+def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
+    """Return the window and the pattern of layers; the period is fixed by the architecture."""
+    key = f"{family.gguf}.attention.sliding_window"
+    window = fields.whole(key, 0, low=0, high=MAX_CONTEXT) or None  # 0 means none: Phi-4
+    if window is not None and family.norms == "after":
+        raise UnsupportedModel(
+            f"{key} is {window}; a sliding window is not supported for {family.title} (OLMo 3)"
+        )
+    full, still = family.full_every if window else 0, family.unrotated_every
+    specs = [
+        LayerSpec(
+            windowed=not (full and (index + 1) % full == 0),
+            rotated=not (still and (index + 1) % still == 0),
+        )
+        for index in range(layers)
+    ]
+    return {"window": window, "pattern": pattern_of(specs)}
+
+
+def read_scales(
+    fields: CheckedFields, family: Architecture, layers: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the multipliers and caps, Gemma's and Granite's; `size` is (width, heads)."""
+    width, heads = size
+    prefix = family.gguf
+    found: dict[str, Any] = {}
+    caps = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+    for ours, theirs in caps.items():
+        if fields.has(f"{prefix}.{theirs}") or getattr(family, ours) is not None:
+            found[ours] = fields.real(f"{prefix}.{theirs}", getattr(family, ours), above=0)
+    if layers == family.gguf_wide_queries:
+        found["query_scale"] = (width / heads) ** -0.5
+    if family.scales_embedding:
+        found["embed_scale"] = math.sqrt(width)
+    if family.has_multipliers:
+        scales = {
+            "query_scale": "attention.scale",
+            "embed_scale": "embedding_scale",
+            "residual_scale": "residual_scale",
+        }
+        for ours, theirs in scales.items():
+            if fields.has(f"{prefix}.{theirs}"):
+                found[ours] = fields.real(f"{prefix}.{theirs}", above=0)
+        found["logit_scale"] = 1 / fields.real(f"{prefix}.logit_scale", 1.0, above=0)
+    return found
 
 
 def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
@@ -102,18 +161,23 @@ def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
     return CheckedFields({key: value[0]}, fields.where).whole(key, high=MAX_HEADS)
 
 
-def read_head_dim(fields: CheckedFields, architecture: str, default: int) -> int:
-    """Return the size of a head; keys, values and the rotated part must agree on it."""
-    key = f"{architecture}.attention.key_length"
-    head_dim = fields.whole(key, default, high=MAX_HEADS)
-    for other in ("attention.value_length", "rope.dimension_count"):
-        size = fields.whole(f"{architecture}.{other}", head_dim)
+def read_head_dim(
+    fields: CheckedFields, family: Architecture, default: int
+) -> tuple[int, int | None]:
+    """Return the size of a head and its rotated part, None if all of it rotates."""
+    prefix = family.gguf
+    head_dim = fields.whole(f"{prefix}.attention.key_length", default, high=MAX_HEADS)
+    rotary_dim = fields.whole(f"{prefix}.rope.dimension_count", head_dim)
+    sizes = {"attention.value_length": fields.whole(f"{prefix}.attention.value_length", head_dim)}
+    if not family.may_rotate_part:
+        sizes["rope.dimension_count"] = rotary_dim
+    for other, size in sizes.items():
         if size != head_dim:
             raise UnsupportedModel(
-                f"{fields.where}: {architecture}.{other} is {size} and the head size "
+                f"{fields.where}: {prefix}.{other} is {size} and the head size "
                 f"{head_dim}; expected them equal"
             )
-    return head_dim
+    return head_dim, None if rotary_dim == head_dim else rotary_dim
 
 
 def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str) -> int:
@@ -133,40 +197,83 @@ def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str
     return rows
 
 
-def read_factors(header: GgufHeader, file: BinaryFile, head_dim: int) -> tuple[float, ...]:
-    """Return the divisor of each rotated pair (Llama 3.1); () if the file has none."""
-    entry = header.tensors.get(ROPE_FACTORS)
+class Factors(NamedTuple):
+    """The divisors of rotated pairs that a file has as tensors; () where it has none."""
+
+    always: tuple[float, ...]  # Llama 3.1
+    short: tuple[float, ...]  # Phi-3: up to the trained context
+    long: tuple[float, ...]  # and beyond
+
+    @classmethod
+    def of(cls, header: GgufHeader, file: BinaryFile, rotated: int) -> "Factors":
+        """Read all of them."""
+        return cls(*(read_factors(header, file, name, rotated) for name in FACTORS))
+
+
+def read_factors(
+    header: GgufHeader, file: BinaryFile, name: str, rotated: int
+) -> tuple[float, ...]:
+    """Return the divisor of each rotated pair; () if the file has none."""
+    entry = header.tensors.get(name)
     if entry is None:
         return ()
-    if entry.kind.name != "F32" or entry.shape != (head_dim // 2,):
+    if entry.kind.name != "F32" or entry.shape != (rotated // 2,):
         raise BadHeader(
-            f"{file.path.name}: {ROPE_FACTORS} is {entry.kind.name} {list(entry.shape)}; "
-            f"expected F32 [{head_dim // 2}]"
+            f"{file.path.name}: {name} is {entry.kind.name} {list(entry.shape)}; "
+            f"expected F32 [{rotated // 2}]"
         )
     factors = file.read(entry.offset, entry.nbytes).view("<f4")
     if not (np.isfinite(factors) & (factors > 0)).all():
-        raise BadHeader(f"{file.path.name}: {ROPE_FACTORS} holds values that are not positive")
+        raise BadHeader(f"{file.path.name}: {name} holds values that are not positive")
     return tuple(factors.tolist())
 
 
-def read_rope(fields: CheckedFields, architecture: str, factors: tuple[float, ...]) -> Rope:
+def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rope:
     """Return the rotary embedding from the `rope.*` keys."""
     prefix = f"{architecture}.rope"
     theta = fields.real(f"{prefix}.freq_base", 10000.0, above=1)
+    if factors.short or factors.long:
+        return read_longrope(fields, architecture, theta, factors)
     factor = fields.real(f"{prefix}.scaling.factor", fields.real(f"{prefix}.scale_linear", 0.0))
     factor = factor or 1.0  # 0 and absent both mean unscaled
     kind = fields.text(f"{prefix}.scaling.type", "linear")
-    if kind == "yarn" and not factors:
+    if kind == "yarn" and not factors.always:
         return read_yarn(fields, architecture, theta, factor)
     if kind not in ("none", "linear"):
         raise UnsupportedModel(
             f"{fields.where}: {prefix}.scaling.type is {shown(kind)}"
-            f"{' with rope_freqs' if factors else ''}; expected none, linear or yarn"
+            f"{' with rope_freqs' if factors.always else ''}; expected none, linear or yarn"
         )
     factor = 1.0 if kind == "none" else factor
-    if factors:
-        return Rope(theta, "factors", factors=tuple(factor * each for each in factors))
+    if factors.always:
+        return Rope(theta, "factors", factors=tuple(factor * each for each in factors.always))
     return Rope(theta) if factor == 1.0 else Rope(theta, "linear", factor)
+
+
+def read_local_rope(fields: CheckedFields, family: Architecture) -> Rope | None:
+    """Return the rotary embedding of layers with a window, if theirs is another."""
+    if family.local_theta is None:
+        return None
+    return Rope(fields.real(f"{family.gguf}.rope.freq_base_swa", family.local_theta, above=1))
+
+
+def read_longrope(fields: CheckedFields, architecture: str, theta: float, factors: Factors) -> Rope:
+    """Return the rotary embedding with two sets of factors: Phi-3's for short and long texts."""
+    scaling = f"{architecture}.rope.scaling"
+    if not (factors.short and factors.long):
+        raise BadHeader(
+            f"{fields.where}: has only one of {SHORT_FACTORS} and {LONG_FACTORS}; expected both"
+        )
+    trained = fields.whole(f"{architecture}.context_length", high=MAX_CONTEXT)
+    original = f"{scaling}.original_context_length"
+    return Rope(
+        theta,
+        "factors",
+        original_context=fields.whole(original, trained, high=MAX_CONTEXT),
+        attention_factor=fields.real(f"{scaling}.attn_factor", 1.0, above=0),
+        factors=factors.short,
+        long_factors=() if factors.short == factors.long else factors.long,
+    )
 
 
 def read_yarn(fields: CheckedFields, architecture: str, theta: float, factor: float) -> Rope:

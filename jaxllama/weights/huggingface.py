@@ -15,9 +15,10 @@ import numpy as np
 from jaxllama.config import ModelConfig
 from jaxllama.errors import UnsupportedModel
 from jaxllama.weights import float8
+from jaxllama.weights.architectures import Architecture, expert_rules, fused_rules, shifted
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.fields import read_json, shown
-from jaxllama.weights.huggingface_config import read_config
+from jaxllama.weights.huggingface_config import find_architecture, read_config
 from jaxllama.weights.layout import TRANSPOSED
 from jaxllama.weights.recommended import from_generation_config
 from jaxllama.weights.rules import Rule, expand
@@ -67,6 +68,17 @@ TABLE: dict[str, Rule] = {
     "final_norm.weight": Rule("model.norm.weight"),
     "unembed.weight": Rule("lm_head.weight", TRANSPOSED),
 }
+# Names in models that norm their results.
+RESULT_NORMS: dict[str, Rule] = {
+    "blocks.{i}.attention_out_norm.weight": Rule(
+        "model.layers.{i}.post_attention_layernorm.weight"
+    ),
+    "blocks.{i}.ffn_norm.weight": Rule("model.layers.{i}.pre_feedforward_layernorm.weight"),
+    "blocks.{i}.ffn_out_norm.weight": Rule("model.layers.{i}.post_feedforward_layernorm.weight"),
+}
+QKV, GATE_UP = (
+    f"model.layers.{{i}}.{name}.weight" for name in ("self_attn.qkv_proj", "mlp.gate_up_proj")
+)
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -80,6 +92,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         check_dense(folder, self._entries)
         fields = read_json(folder / CONFIG, MAX_CONFIG)
         self._block = float8.read_block(fields)
+        self._family = find_architecture(fields)
         self._config = read_config(fields, folder.resolve().name, len(self._tensors))
         self._check_dtypes()
 
@@ -112,7 +125,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     @cached_property
     def table(self) -> Mapping[str, Rule]:
         """Map our path to the name in the file."""
-        return expand(TABLE, self._config.layers)
+        return table_of(self._family, self._config)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
@@ -183,6 +196,23 @@ class HuggingFaceCheckpoint(Checkpoint):
                 f"{self._tensors[name].path}: tensor {shown(name)} has dtype {dtype}, which is not "
                 f"supported; expected one of {', '.join(expected)}"
             )
+
+
+def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
+    """Return the names and layouts of an architecture's tensors."""
+    table = dict(TABLE)
+    if family.norms != "before":
+        table |= RESULT_NORMS
+    if family.fused:
+        table |= fused_rules(config, QKV, GATE_UP)
+    if family.adds_one:
+        table = shifted(table)
+    table = expand(table, config.layers)
+    if family.experts is not None and config.experts is not None:
+        rules = expand(expert_rules(family.experts, config.experts.count), config.layers)
+        sparse = tuple(f"blocks.{i}." for i, spec in enumerate(config.specs) if spec.sparse)
+        table |= {path: rule for path, rule in rules.items() if path.startswith(sparse)}
+    return table
 
 
 def is_superfluous(name: str, config: ModelConfig) -> bool:

@@ -5,51 +5,35 @@ architecture. Knows no tensors.
 """
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
-from jaxllama.config import ModelConfig, Rope
+from jaxllama.config import Experts, LayerSpec, ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
+from jaxllama.weights.architectures import (
+    Architecture,
+    by_class_name,
+    class_name_of,
+    pattern_of,
+)
 from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, CheckedFields, read_layers, shown
 from jaxllama.weights.float8 import is_float8_method
 
-
-@dataclass(frozen=True)
-class Family:
-    """The properties of an architecture that its config.json may omit."""
-
-    max_context: int
-    kv_heads: int | None = None  # None: as many as query heads
-    head_dim: int | None = None  # None: width / heads
-    qkv_bias: bool | None = None  # None: attention_bias says
-    out_bias: bool | None = None
-    may_bias_ffn: bool = False
-    qk_norm: bool = False
-
-
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(2048, may_bias_ffn=True),
-    "MistralForCausalLM": Family(131072, kv_heads=8, qkv_bias=False, out_bias=False),
-    "Qwen2ForCausalLM": Family(32768, kv_heads=32, qkv_bias=True, out_bias=False),
-    "Qwen3ForCausalLM": Family(32768, kv_heads=32, head_dim=128, qk_norm=True),
-}
-MODEL_TYPES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-DEFAULT_WINDOW = 4096
+ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new")}
+EXPERT_COUNTS = ("num_local_experts", "num_experts")  # both are used for either architecture
+EXPERT_TENSORS = 3
+FULL, SLIDING = "full_attention", "sliding_attention"  # in layer_types, and keys of rope_parameters
 
 
 def read_config(fields: CheckedFields, name: str, tensors: int) -> ModelConfig:
     """Return the shape of the model `name`, which is saved in `tensors` tensors."""
-    architecture = check_kind(fields)
-    family = FAMILIES[architecture]
+    family = find_architecture(fields)
     heads = fields.whole("num_attention_heads", high=MAX_HEADS)
     width = fields.whole("hidden_size")
+    head_dim = fields.whole("head_dim", family.head_dim or width // heads, high=MAX_HEADS)
     layers = read_layers(fields, "num_hidden_layers", tensors)
     bias = fields.flag("attention_bias", False)
     max_context = fields.whole("max_position_embeddings", family.max_context, high=MAX_CONTEXT)
+    rope, local_rope = read_ropes(fields, family, max_context)
     try:
         return ModelConfig(
             vocab_size=fields.whole("vocab_size"),
@@ -57,32 +41,35 @@ def read_config(fields: CheckedFields, name: str, tensors: int) -> ModelConfig:
             layers=layers,
             heads=heads,
             kv_heads=read_kv_heads(fields, family, heads),
-            head_dim=fields.whole("head_dim", family.head_dim or width // heads, high=MAX_HEADS),
+            head_dim=head_dim,
             ffn_width=fields.whole("intermediate_size"),
             max_context=max_context,
-            norm_eps=fields.real("rms_norm_eps", 1e-6),
-            rope=read_rope(fields, max_context),
-            tied=fields.flag("tie_word_embeddings", False),
+            norm_eps=fields.real("rms_norm_eps", family.norm_eps),
+            rope=rope,
+            local_rope=local_rope,
+            rotary_dim=read_rotary_dim(fields, family, head_dim),
+            tied=fields.flag("tie_word_embeddings", family.tied),
             qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
             out_bias=bias if family.out_bias is None else family.out_bias,
             ffn_bias=family.may_bias_ffn and fields.flag("mlp_bias", False),
             qk_norm=family.qk_norm,
-            window=read_window(fields, architecture, layers),
+            qk_norm_over=family.qk_norm_over,
+            norms=family.norms,
+            activation=family.activation,
+            experts=read_mixture(fields, family, layers, tensors),
             name=name,
+            **read_layer_specs(fields, family, layers),
+            **read_scales(fields, family, width),
         )
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{fields.where}: {error}") from error
 
 
-def check_kind(fields: CheckedFields) -> str:
+def find_architecture(fields: CheckedFields) -> Architecture:
     """Return the architecture; raise UnsupportedModel unless it and its storage are supported."""
     stated = fields.items("architectures")
-    architecture = stated[0] if stated else MODEL_TYPES.get(fields.text("model_type", ""))
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise UnsupportedModel(
-            f"{fields.where}: architecture {shown(architecture)} is not supported; expected one "
-            f"of {', '.join(FAMILIES)}"
-        )
+    name = stated[0] if stated else class_name_of(fields.text("model_type", ""))
+    family = by_class_name(name, fields.where)
     quantization = fields.inner("quantization_config")
     if fields.has("quantization_config") and not is_float8_method(quantization):
         method = quantization.text("quant_method", "unknown")
@@ -90,15 +77,23 @@ def check_kind(fields: CheckedFields) -> str:
             f"{fields.where}: weights are quantized with {shown(method)}, which is not supported; "
             f"use the unquantized model or a GGUF file"
         )
-    activation = fields.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
+    expected = ACTIVATIONS[family.activation]
+    for key in ("hidden_activation", "hidden_act"):  # the first one counts where both are
+        activation = fields.text(key, expected[0])
+        if fields.has(key) and activation not in expected:
+            raise UnsupportedModel(
+                f"{fields.where}: {key} is {shown(activation)}; expected {expected[0]!r}"
+            )
+        if fields.has(key):
+            break
+    if fields.flag("use_bidirectional_attention", False):
         raise UnsupportedModel(
-            f"{fields.where}: hidden_act is {shown(activation)}; expected 'silu'"
+            f"{fields.where}: use_bidirectional_attention is true; expected a model that generates"
         )
-    return architecture
+    return family
 
 
-def read_kv_heads(fields: CheckedFields, family: Family, heads: int) -> int:
+def read_kv_heads(fields: CheckedFields, family: Architecture, heads: int) -> int:
     """Return the number of key/value heads.
 
     Null means as many as query heads; absent means the family's default.
@@ -108,42 +103,153 @@ def read_kv_heads(fields: CheckedFields, family: Family, heads: int) -> int:
     return family.kv_heads or heads
 
 
-def read_window(fields: CheckedFields, architecture: str, layers: int) -> int | None:
-    """Return the sliding window; None if no layer has one, refused if only some layers have it."""
-    # absent means the default, null means none
-    without = fields.values.get("sliding_window", DEFAULT_WINDOW) is None
-    if architecture == "LlamaForCausalLM" or without:
+def read_rotary_dim(fields: CheckedFields, family: Architecture, head_dim: int) -> int | None:
+    """Return how many numbers of a head rotate; None if all do."""
+    rules = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    for holder in (fields, rules):
+        part = holder.real("partial_rotary_factor", 1.0)
+        if part == 1.0:
+            continue
+        if not (family.may_rotate_part and 0 < part < 1):
+            raise UnsupportedModel(
+                f"{holder.where}: partial_rotary_factor is {part}, which is not supported for "
+                f"{family.title}; expected 1"
+            )
+        return int(head_dim * part)
+    return None
+
+
+def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict[str, Any]:
+    """Return the multipliers and caps: Gemma's and Granite's."""
+    caps = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+    found: dict[str, Any] = {}
+    for ours, theirs in caps.items():
+        usual = getattr(family, ours)
+        is_null = theirs in fields.values and not fields.has(theirs)  # means none
+        if fields.has(theirs) or (usual is not None and not is_null):
+            found[ours] = fields.real(theirs, usual, above=0)
+    if family.query_scalar is not None:
+        scalar = fields.real("query_pre_attn_scalar", family.query_scalar, above=0)
+        found["query_scale"] = scalar**-0.5
+    if family.scales_embedding:
+        found["embed_scale"] = math.sqrt(width)
+    if family.has_multipliers:
+        found |= {
+            "query_scale": fields.real("attention_multiplier", 1.0, above=0),
+            "embed_scale": fields.real("embedding_multiplier", 1.0, above=0),
+            "residual_scale": fields.real("residual_multiplier", 1.0, above=0),
+            "logit_scale": 1 / fields.real("logits_scaling", 1.0, above=0),
+        }
+    return found
+
+
+def read_mixture(
+    fields: CheckedFields, family: Architecture, layers: int, tensors: int
+) -> Experts | None:
+    """Return the mixture of experts, if the architecture has one."""
+    if family.experts is None:
         return None
-    sliding = layers if architecture == "MistralForCausalLM" else sliding_layers(fields, layers)
-    if sliding not in (0, layers):
-        raise UnsupportedModel(
-            f"{fields.where}: {sliding} of {layers} layers have a sliding window; expected all "
-            f"or none"
+    key = next((each for each in EXPERT_COUNTS if fields.has(each)), EXPERT_COUNTS[0])
+    count = fields.whole(key, family.experts.default_count, high=MAX_HEADS)
+    needed = sum(sparse_layers(fields, family, layers)) * count * EXPERT_TENSORS
+    if needed > tensors:  # bounds memory: the table has a row for every expert
+        raise BadHeader(
+            f"{fields.where}: {key} is {count}; so many experts need at least {needed} tensors, "
+            f"and there are {tensors}"
         )
-    return fields.whole("sliding_window", DEFAULT_WINDOW, high=MAX_CONTEXT) if sliding else None
+    return Experts(
+        count,
+        fields.whole("num_experts_per_tok", family.experts.default_used, high=count),
+        fields.whole(family.experts.width, family.experts.default_width),
+        normed=fields.flag("norm_topk_prob", family.experts.normed),
+    )
 
 
-def sliding_layers(fields: CheckedFields, layers: int) -> int:
-    """Return the number of layers of a Qwen model that have the window."""
-    if fields.has("layer_types"):
-        return fields.items("layer_types").count("sliding_attention")
-    if not fields.flag("use_sliding_window", False):
-        return 0
-    return max(layers - fields.whole("max_window_layers", 28, low=0), 0)
+def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
+    """Return the window and the pattern of layers."""
+    windowed = windowed_layers(fields, family, layers)
+    rotated = rotated_layers(fields, family, layers)
+    sparse = sparse_layers(fields, family, layers)
+    window = None
+    if any(windowed):
+        window = fields.whole("sliding_window", family.window or 0, high=MAX_CONTEXT)
+    else:
+        windowed = [True] * layers  # no window for any of them
+    specs = [LayerSpec(*each) for each in zip(windowed, rotated, sparse, strict=True)]
+    return {"window": window, "pattern": pattern_of(specs)}
 
 
-def read_rope(fields: CheckedFields, max_context: int) -> Rope:
-    """Return the rotary embedding.
+def windowed_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
+    """Say for every layer whether it attends within the window."""
+    # absent means the default, null means none
+    if not family.has_window or fields.values.get("sliding_window", family.window) is None:
+        return [False] * layers
+    if fields.has("layer_types") and (family.asks_for_window or family.full_every):
+        return [kind == SLIDING for kind in listed(fields, "layer_types", layers)]
+    if family.asks_for_window:
+        if not fields.flag("use_sliding_window", False):
+            return [False] * layers
+        first = fields.whole("max_window_layers", 28, low=0)
+        return [index >= first for index in range(layers)]
+    every = family.full_every
+    if every:
+        every = fields.whole("sliding_window_pattern", every, high=MAX_HEADS)
+    return [not (every and (index + 1) % every == 0) for index in range(layers)]
+
+
+def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
+    """Say for every layer whether it has rotary embedding: SmolLM3 lists 1 for yes, 0 for no."""
+    if not family.unrotated_every:
+        return [True] * layers
+    if fields.has("no_rope_layers"):
+        return [each == 1 for each in listed(fields, "no_rope_layers", layers)]
+    every = fields.whole("no_rope_layer_interval", family.unrotated_every, high=MAX_HEADS)
+    return [(index + 1) % every != 0 for index in range(layers)]
+
+
+def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
+    """Say for every layer whether its feed-forward is a mixture of experts."""
+    if family.experts is None:
+        return [True] * layers
+    step = fields.whole("decoder_sparse_step", 1, high=MAX_HEADS)
+    dense = {each for each in fields.items("mlp_only_layers") if isinstance(each, int)}
+    return [(index + 1) % step == 0 and index not in dense for index in range(layers)]
+
+
+def listed(fields: CheckedFields, key: str, layers: int) -> list[object]:
+    """Return a list with a value for every layer; raise BadHeader if its length differs."""
+    values = fields.items(key)
+    if len(values) < layers:
+        raise BadHeader(
+            f"{fields.where}: {key} has {len(values)} values; expected one for each of {layers} "
+            f"layers"
+        )
+    return values[:layers]
+
+
+def read_ropes(
+    fields: CheckedFields, family: Architecture, max_context: int
+) -> tuple[Rope, Rope | None]:
+    """Return the rotary embedding, and that of layers with a window if theirs is another.
 
     Reads `rope_parameters`, or the older fields `rope_theta` and `rope_scaling`.
     """
     rule = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
-    theta = rule.real("rope_theta", fields.real("rope_theta", 10000.0), above=1)
-    for holder in (fields, rule):
-        if holder.real("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModel(
-                f"{holder.where}: partial_rotary_factor differs from 1, which is not supported"
-            )
+    theta = fields.real("rope_theta", family.theta, above=1)
+    if family.local_theta is None:
+        return read_rope(fields, rule, theta, max_context), None
+    base = fields.real("rope_local_base_freq", family.local_theta, above=1)
+    if not (rule.has(FULL) or rule.has(SLIDING)):
+        return read_rope(fields, rule, theta, max_context), Rope(base)
+    return (
+        read_rope(fields, rule.inner(FULL), theta, max_context),
+        read_rope(fields, rule.inner(SLIDING), base, max_context),
+    )
+
+
+def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int) -> Rope:
+    """Return the rotary embedding that a rule describes."""
+    theta = rule.real("rope_theta", theta, above=1)
     if any(isinstance(value, dict) for value in rule.values.values()):
         raise UnsupportedModel(f"{rule.where}: differs between layers, which is not supported")
     kind = rule.text("rope_type", rule.text("type", "default"))
@@ -156,10 +262,44 @@ def read_rope(fields: CheckedFields, max_context: int) -> Rope:
             return read_llama3(rule, theta, max_context)
         case "yarn":
             return read_yarn(rule, theta, max_context)
+        case "longrope" | "su":  # su is an older name
+            return read_longrope(fields, rule, theta, max_context)
     raise UnsupportedModel(
         f"{rule.where}: rope type {shown(kind)} is not supported; expected one of default, "
-        f"linear, dynamic, llama3, yarn"
+        f"linear, dynamic, llama3, yarn, longrope"
     )
+
+
+def read_longrope(
+    fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int
+) -> Rope:
+    """Return the rotary embedding with two sets of factors: Phi-3's for short and long texts."""
+    stated = "original_max_position_embeddings"
+    holder = fields if fields.has(stated) else rule
+    original = holder.whole(stated, max_context, high=MAX_CONTEXT)
+    factor = rule.real("factor", max_context / original, above=0)
+    usual = 1.0
+    if factor > 1 and original > 1:
+        usual = math.sqrt(1 + math.log(factor) / math.log(original))
+    short, long = (read_factors(rule, key) for key in ("short_factor", "long_factor"))
+    return Rope(
+        theta,
+        "factors",
+        original_context=original,
+        attention_factor=rule.real("attention_factor", usual, above=0),
+        factors=short,
+        long_factors=() if short == long else long,
+    )
+
+
+def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
+    """Return a list of positive numbers, one for each rotated pair."""
+    values = rule.items(key)
+    if not values or len(values) > MAX_HEADS:
+        raise BadHeader(
+            f"{rule.where}: {key} has {len(values)} values; expected one for each rotated pair"
+        )
+    return tuple(CheckedFields({key: value}, rule.where).real(key, above=0) for value in values)
 
 
 def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:

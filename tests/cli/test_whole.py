@@ -2,12 +2,14 @@
 
 import inspect
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from jaxllama.cli.inspect import config_lines
 from jaxllama.cli.options import loading_options
+from jaxllama.config import Experts, LayerSpec, Rope
 from jaxllama.engine.executables import write_own
 from jaxllama.intake import Intake
 from jaxllama.llm import LLM
@@ -149,6 +151,38 @@ def test_inspect_lists_the_programs_and_what_is_kept_of_them(run, gguf, tmp_path
     lines = run("inspect", gguf, "--programs").stdout.splitlines()
     (line,) = [line for line in lines if line.strip().startswith("decode ")]
     assert "12.5 s to compile" in line
+
+
+def test_inspect_shows_the_rotation_that_options_change(run, gguf):
+    options = ("--rope-scale", "4", "--rope-theta", "2e5", "--context", str(MODEL.max_context * 4))
+    found = json.loads(run("inspect", gguf, "--json", *options).stdout)["config"]
+    assert (found["rope"]["kind"], found["rope"]["factor"]) == ("linear", 4.0)
+    assert (found["rope"]["theta"], found["max_context"]) == (2e5, MODEL.max_context * 4)
+    assert "theta 200000, linear by 4" in run("inspect", gguf, *options).stdout
+    result = run("inspect", gguf, "--rope-alpha", "-1")
+    assert result.exit_code != 0
+    assert "rope_alpha is -1.0; it must be a number above 0" in result.stderr
+
+
+def test_inspect_shows_the_differences_of_layers():
+    specs = (LayerSpec(sparse=False), *[LayerSpec()] * 3, LayerSpec(windowed=False))
+    model = replace(
+        MODEL,
+        layers=5,
+        window=9,
+        pattern=specs,
+        local_rope=Rope(5e3),
+        experts=Experts(8, 2, 48),
+        attention_cap=50.0,
+    )
+    shown = "\n".join(config_lines(asdict(model)))
+    for words in (
+        "attention_cap 50.0",
+        "theta 5000 in layers with a window",
+        "4 of 5 have the window, 4 of 5 have experts",
+        "8 of width 48, 2 used per token",
+    ):
+        assert words in shown
 
 
 def test_inspect_is_readable(run, gguf):

@@ -1,6 +1,7 @@
 """Every body keeps the contract of `kernels/body.py`, and nothing else asks for its name."""
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -223,3 +224,46 @@ def test_no_module_outside_the_kernels_compares_the_name_of_a_body():
 )
 def test_a_comparison_would_be_found(source):
     assert comparisons(source) == [1]
+
+
+@pytest.mark.parametrize("form", ["dense", "packed"])
+@pytest.mark.parametrize("body", RUNNABLE)
+def test_one_expert_of_several_is_computed_for_the_rows_that_use_it(body, form):
+    count, inner = 3, 32
+    names = ("gate", "up", "down")
+    parts = {name: [matrix_of(form, name, inner) for _ in range(count)] for name in names}
+    stacks = {name: stacked([given for given, _ in pairs]) for name, pairs in parts.items()}
+    both = [stacks["gate"], stacks["up"]]
+    gate, up = (each.weight for each in laid_out(body, GroupKind.EXPERT_GATE_UP, both, [None] * 2))
+    (last,) = laid_out(body, GroupKind.EXPERT, [stacks["down"]], [None], ("ffn", "width"))
+    used = jnp.array([True, False, True, True, False])
+    rows = x / 200  # packed weights are large, and silu shall not be a straight line
+    for expert in range(count):
+        number = jnp.int32(expert)
+        inside = gate.gated(number, jnp.asarray(rows), up, "silu", used)
+        found = np.asarray(last.weight.matmul(number, inside, used))
+        ours = {name: parts[name][expert][1] for name in names}
+        gated = rows @ ours["gate"]
+        expected = (gated / (1 + np.exp(-gated)) * (rows @ ours["up"])) @ ours["down"]
+        error = np.abs(found - expected)[np.asarray(used)].max() / np.abs(expected).max()
+        assert error < 2 * TOLERANCE[form]  # inputs are rounded twice
+
+
+def matrix_of(form, name, inner):
+    """A matrix of an expert: WIDTH inputs, or for the last one WIDTH outputs."""
+    given, dense = matrix(form, inner if name != "down" else WIDTH)
+    if name != "down":
+        return given, dense
+    if form == "dense":
+        return given[:inner], dense[:inner]
+    half = dataclasses.replace(
+        given, codes=given.codes[:, : inner // 2], scales=given.scales[:, : inner // 32]
+    )
+    return half, dense_of(half)
+
+
+def stacked(matrices):
+    if not isinstance(matrices[0], Packed):
+        return np.stack(matrices)
+    codes, scales = (np.stack([getattr(m, name) for m in matrices]) for name in ("codes", "scales"))
+    return Packed(codes, scales, None, 4, 32)

@@ -1,13 +1,16 @@
 """Rotary positions: the rules against the NumPy reference, the rotation against its meaning."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllama.config import Rope
+from jaxllama.errors import InvalidParameter
 from jaxllama.kernels.plain import attention as reference
 from jaxllama.model import rope
-from jaxllama.testing import numpy_llama
+from jaxllama.testing import numpy_llama, tiny
 
 RULES = {
     "plain": Rope(10000.0),
@@ -82,3 +85,53 @@ def test_neighbouring_positions_stay_apart_at_the_end_of_a_long_context():
     first = turned(RULES["llama31"], vector, 131070)
     second = turned(RULES["llama31"], vector, 131071)
     assert np.abs(first - second).max() > 0.5
+
+
+def test_overrides_change_base_and_rule():
+    model = tiny(rope=Rope(5e5, "llama3", 8.0, original_context=64), max_context=100)
+    assert rope.overridden(model) is model
+    scaled = rope.overridden(model, scale=4.0)
+    assert (scaled.rope, scaled.max_context) == (Rope(5e5, "linear", 4.0), 400)
+    assert rope.overridden(model, scale=1.0).rope == Rope(5e5)
+    based = rope.overridden(model, theta=1e6)
+    assert (based.rope.theta, based.rope.kind, based.max_context) == (1e6, "llama3", 100)
+    stretched = rope.overridden(tiny(), alpha=2.0)
+    ntk = rope.frequencies(Rope(kind="ntk", factor=2.0), 16)[0]
+    np.testing.assert_allclose(rope.frequencies(stretched.rope, 16)[0], ntk)
+    assert stretched.max_context == 2 * tiny().max_context
+    both = rope.overridden(tiny(), scale=2.0, alpha=2.0, theta=2e4).rope
+    assert both == Rope(2e4 * 2 ** (16 / 14), "linear", 2.0)
+
+
+@pytest.mark.parametrize("name", ["scale", "alpha", "theta"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_overrides_that_are_no_factors_are_refused(name: str, value: float):
+    with pytest.raises(InvalidParameter, match=f"rope_{name} is {value}; it must be a number"):
+        rope.overridden(tiny(), **{name: value})
+
+
+def test_factors_are_chosen_by_the_context_of_a_slot():
+    factors = {"factors": (1.0,) * 8, "long_factors": (2.0,) * 8}
+    model = tiny(rope=Rope(kind="factors", original_context=64, **factors))
+    assert rope.fitted(model, 64).rope.factors == (1.0,) * 8
+    assert rope.fitted(model, 65).rope.factors == (2.0,) * 8
+    assert rope.fitted(model, 65).rope.long_factors == ()
+    assert rope.fitted(tiny(), 65) == tiny()
+
+
+def test_a_part_of_a_head_rotates():
+    x = np.random.default_rng(0).standard_normal((3, 2, 16)).astype(np.float32)
+    config = tiny(rotary_dim=12)
+    cos, sin = rope.layer_tables(config, config.rope, jnp.arange(3))
+    found = np.asarray(reference.rotate(rope.pair_up(jnp.asarray(x), 12), cos, sin))
+    part = np.asarray(
+        reference.rotate(jnp.asarray(x[..., :12]), *rope.tables(config.rope, 12, jnp.arange(3)))
+    )
+    np.testing.assert_allclose(found[..., [*range(6), *range(8, 14)]], part, rtol=1e-6)
+    np.testing.assert_array_equal(found[..., [6, 7, 14, 15]], x[..., 12:])
+
+
+def test_layers_without_rotation_leave_heads_as_they_are():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 16)), jnp.float32)
+    cos, sin = rope.layer_tables(tiny(), None, jnp.arange(3))
+    np.testing.assert_array_equal(reference.rotate(x, cos, sin), x)

@@ -8,7 +8,7 @@ import pytest
 from writers import flatten, hf_config, write_gguf
 
 from jaxllama.config import ModelConfig, Rope
-from jaxllama.errors import CheckpointError, UnsupportedModel
+from jaxllama.errors import BadHeader, CheckpointError, UnsupportedModel
 from jaxllama.testing import FAMILIES, random_params, tiny
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.fields import CheckedFields
@@ -82,7 +82,8 @@ def test_rope_of_config_json(case: str):
 
 
 REFUSED_ROPES: dict[str, tuple[dict[str, object], str]] = {
-    "longrope": ({"rope_scaling": {"type": "longrope", "factor": 2}}, "'longrope' is not"),
+    "unknown": ({"rope_scaling": {"type": "spiral", "factor": 2}}, "'spiral' is not"),
+    "longrope without factors": ({"rope_scaling": {"type": "longrope"}}, "short_factor has 0"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "partial, new form": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary"),
     "by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1}}}, "between layers"),
@@ -128,8 +129,10 @@ def test_model_type_stands_in_for_architectures():
     assert config_of("architectures", model_type="qwen3").qk_norm
     with pytest.raises(UnsupportedModel, match="expected one of LlamaForCausalLM, Mistral"):
         config_of("architectures", model_type="gpt2")
-    with pytest.raises(UnsupportedModel, match="MixtralForCausalLM"):
-        config_of(architectures=["MixtralForCausalLM"])
+    with pytest.raises(
+        UnsupportedModel, match=r"'MambaForCausalLM' is not .* \(state space layers"
+    ):
+        config_of(architectures=["MambaForCausalLM"])
 
 
 def test_quantized_and_foreign_models_are_refused():
@@ -145,7 +148,7 @@ def test_mistral_window():
     assert config_of(architectures=mistral, sliding_window=None).window is None
 
 
-def test_qwen_window_counts_only_where_every_layer_has_it():
+def test_qwen_window_counts_only_where_it_is_asked_for():
     def window(**fields: object) -> int | None:
         return config_of(architectures=["Qwen2ForCausalLM"], sliding_window=12, **fields).window
 
@@ -155,10 +158,18 @@ def test_qwen_window_counts_only_where_every_layer_has_it():
     assert window(use_sliding_window=True, max_window_layers=2) is None
     assert window(layer_types=["full_attention"] * 2) is None
     assert window(layer_types=["sliding_attention"] * 2) == 12
-    with pytest.raises(UnsupportedModel, match="1 of 2 layers have a sliding window"):
-        window(use_sliding_window=True, max_window_layers=1)
-    with pytest.raises(UnsupportedModel, match="1 of 2 layers"):
-        window(layer_types=["full_attention", "sliding_attention"])
+    with pytest.raises(BadHeader, match="layer_types has 1 values"):
+        window(layer_types=["sliding_attention"])
+
+
+def test_some_layers_may_have_the_window():
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 12, "num_hidden_layers": 4}
+    late = config_of(**qwen, use_sliding_window=True, max_window_layers=3)
+    assert [late.window_of(spec) for spec in late.specs] == [None, None, None, 12]
+    kinds = ["full_attention", "sliding_attention"] * 2
+    mixed = config_of(**qwen, layer_types=kinds)
+    assert [mixed.window_of(spec) for spec in mixed.specs] == [None, 12, None, 12]
+    assert len(mixed.pattern) == 2
 
 
 GGUF_ROPES: dict[str, tuple[dict[str, object], Rope]] = {

@@ -78,6 +78,31 @@ def refuses(model: ModelConfig, parts: int) -> str:
             f"the model's head size is {model.head_dim}; the C++ kernels take {SIZES[0]} to "
             f"{SIZES[-1]} in steps of {SIZES.step}: choose --kernels xla"
         )
+    if lacking := without_kernel(model, parts):
+        return f"the C++ kernels have no {lacking}, which this model has: choose --kernels xla"
+    return does_not_divide(model, parts)
+
+
+def without_kernel(model: ModelConfig, parts: int) -> str:
+    """Name a property of the model that the kernels cannot compute; empty if there is none."""
+    lacking = {
+        "cap on attention scores": model.attention_cap is not None,
+        "mixture of such experts": model.experts is not None and not takes(model, parts),
+        "norm of queries and keys over all heads on several devices": (
+            model.qk_norm and model.qk_norm_over == "all" and parts > 1
+        ),
+    }
+    return next((name for name, lacks in lacking.items() if lacks), "")
+
+
+def takes(model: ModelConfig, parts: int) -> bool:
+    """Say whether the kernels can compute the experts: on one device, each in whole blocks."""
+    widths = (model.width, model.experts.width if model.experts else 0)
+    return parts == 1 and model.activation == "silu" and not any(each % BLOCK for each in widths)
+
+
+def does_not_divide(model: ModelConfig, parts: int) -> str:
+    """Say which width does not divide over so many devices; empty if all do."""
     heads = model.heads * model.head_dim
     sizes = {
         "attention": heads,

@@ -88,16 +88,38 @@ ffi::Error read_weights(Form form, const ffi::AnyBuffer& codes, const ffi::AnyBu
   return read_scales(scales, steps, w);
 }
 
-ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer norm,
-                    ffi::AnyBuffer order, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
-                    ffi::AnyBuffer steps, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
-                    ffi::ResultBuffer<ffi::F32> y, int64_t kind, int64_t group, int64_t zero,
-                    int64_t swiglu, float eps) {
+// One of several matrices of equal size whose tiles lie one after the other.
+struct Part {
+  int64_t index, count;
+};
+
+// Narrows the weights to one part; false if there is no such part.
+bool take_part(Part part, const ffi::AnyBuffer& scales, const ffi::AnyBuffer& steps, Weights* w) {
+  if (part.count < 1 || part.index < 0 || part.index >= part.count) return false;
+  if (w->tiles % part.count != 0) return false;
+  w->tiles /= part.count;
+  w->codes += part.index * w->tiles * w->blocks * static_cast<int64_t>(block_bytes(w->kind));
+  if (w->scaling != Scales::none) {
+    const auto bytes = static_cast<int64_t>(scales.size_bytes()) / part.count;
+    w->scales = static_cast<const uint8_t*>(w->scales) + part.index * bytes;
+  }
+  if (!is_empty(steps)) {
+    w->steps += part.index * (static_cast<int64_t>(steps.size_bytes()) / part.count);
+  }
+  return true;
+}
+
+ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& wanted,
+                         const ffi::AnyBuffer& norm, const ffi::AnyBuffer& order,
+                         const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
+                         const ffi::AnyBuffer& steps, const ffi::AnyBuffer& bias,
+                         const ffi::AnyBuffer& residual, ffi::ResultBuffer<ffi::F32>& y, Form form,
+                         int64_t swiglu, float eps, Part part) {
   Weights weights;
-  if (ffi::Error error = read_weights({kind, group, zero}, codes, scales, steps, &weights);
-      error.failure()) {
+  if (ffi::Error error = read_weights(form, codes, scales, steps, &weights); error.failure()) {
     return error;
   }
+  if (!take_part(part, scales, steps, &weights)) return bad("there is no such expert");
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2 || in[0] != out[0]) return bad("x and y differ in rows");
   const int64_t width = in[1], outward = out[1];
@@ -141,6 +163,25 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuff
   return ffi::Error::Success();
 }
 
+ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer norm,
+                    ffi::AnyBuffer order, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
+                    ffi::AnyBuffer steps, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
+                    ffi::ResultBuffer<ffi::F32> y, int64_t kind, int64_t group, int64_t zero,
+                    int64_t swiglu, float eps) {
+  return multiply_part(x, wanted, norm, order, codes, scales, steps, bias, residual, y,
+                       {kind, group, zero}, swiglu, eps, {0, 1});
+}
+
+ffi::Error multiply_expert(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer none,
+                           ffi::AnyBuffer codes, ffi::AnyBuffer scales, ffi::AnyBuffer steps,
+                           ffi::BufferR0<ffi::S32> expert, ffi::ResultBuffer<ffi::F32> y,
+                           int64_t kind, int64_t group, int64_t zero, int64_t swiglu,
+                           int64_t experts) {
+  if (!is_empty(none)) return bad("an expert has no norm, bias or residual");
+  return multiply_part(x, wanted, none, none, codes, scales, steps, none, none, y,
+                       {kind, group, zero}, swiglu, 0.0f, {*expert.typed_data(), experts});
+}
+
 ffi::Error look_up(ffi::Buffer<ffi::S32> tokens, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
                    ffi::AnyBuffer steps, ffi::ResultBuffer<ffi::F32> y, int64_t kind,
                    int64_t group, int64_t zero, int64_t outward) {
@@ -182,6 +223,22 @@ JAXLLAMA_TARGET(matmul, multiply,
                     .Attr<int64_t>("zero")
                     .Attr<int64_t>("swiglu")
                     .Attr<float>("eps"));
+
+JAXLLAMA_TARGET(matmul_expert, multiply_expert,
+                ffi::Ffi::Bind()
+                    .Arg<Float>()  // x [rows, width]
+                    .Arg<Any>()    // active rows [rows], or empty: all
+                    .Arg<Any>()    // empty
+                    .Arg<Any>()    // codes of all experts
+                    .Arg<Any>()    // scales, or empty
+                    .Arg<Any>()    // steps, or empty
+                    .Arg<ffi::BufferR0<ffi::S32>>()  // number of the expert
+                    .Ret<Float>()                    // y [rows, outward of one expert]
+                    .Attr<int64_t>("kind")
+                    .Attr<int64_t>("group")
+                    .Attr<int64_t>("zero")
+                    .Attr<int64_t>("swiglu")
+                    .Attr<int64_t>("experts"));
 
 JAXLLAMA_TARGET(take_rows, look_up,
                 ffi::Ffi::Bind()

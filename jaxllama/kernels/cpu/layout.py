@@ -18,11 +18,12 @@ from jaxllama.kernels.body import (
     MatrixGroup,
     Placed,
     Placement,
+    UnreadMatrix,
     in_memory,
 )
 from jaxllama.kernels.cpu.tiled import Tiled
 from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
-from jaxllama.kernels.cpu.weights import InGroup, TiledWeight
+from jaxllama.kernels.cpu.weights import InGroup, TiledExperts, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES
@@ -30,12 +31,24 @@ from jaxllama.sharding import RULES
 STORED = "stored"  # dtype of dense weights: each file's own
 
 
+APART = (GroupKind.QKV, GroupKind.GATE_UP_APART)  # groups whose outputs are returned one by one
+
+# Groups of matrices of experts, and the kinds that they have when the experts lie side by side.
+EXPERTS = {GroupKind.EXPERT: GroupKind.SINGLE, GroupKind.EXPERT_GATE_UP: GroupKind.GATE_UP}
+
+
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Tile a group; the first weight holds all of it, biases included."""
     axes = group.axes[::-1] if group.kind is GroupKind.EMBEDDING else group.axes
-    parts = tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
-    splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
-    weight = TiledWeight(parts, splits_inputs)
+    weight: TiledWeight | TiledExperts
+    if group.kind in EXPERTS:
+        (tiled,) = tiles_of(experts_side_by_side(group), to)
+        count = group.matrices[0].shape[0]
+        weight = TiledExperts(place_tiled(tiled, axes, to.mesh), count)
+    else:
+        parts = tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
+        splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
+        weight = TiledWeight(parts, splits_inputs)
     inside = InGroup()
     return [
         Placed(inside if index else weight, None if bias is None else inside)
@@ -55,17 +68,33 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     matrices = [kept(each, to.dtype, by_output=embedding) for each in given]
     biases: list[Any] = group.biases
     runs = [list(run) for _, run in groupby(range(len(matrices)), lambda i: kind_of(matrices[i]))]
-    if len(runs) > 1 and group.kind is GroupKind.QKV and parts == 1:
+    if len(runs) > 1 and group.kind in APART and parts == 1:
         return [side_by_side(tile, matrices, biases, run) for run in runs]
     if len(runs) > 1:
         matrices = [widened(each) for each in matrices]
     if embedding and isinstance(matrices[0], np.ndarray):
         matrices = [matrices[0].T]
-    if group.kind is GroupKind.QKV and parts > 1:
+    if group.kind in APART and parts > 1:
         matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
         biases = [own_outputs(each, i, parts) for i in range(parts) for each in biases]
     how = tile_pair if group.kind is GroupKind.GATE_UP else tile
     return [side_by_side(how, matrices, biases, range(len(matrices)))]
+
+
+def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
+    """Return a group of experts' matrices as matrices [in, experts * out]."""
+
+    def joined(value: HostMatrix) -> HostMatrix:
+        if not isinstance(value, Packed):
+            return np.concatenate(list(value), axis=1)
+        parts = (value.codes, value.scales, value.minima)
+        codes, scales, minima = (
+            None if part is None else part.reshape(-1, part.shape[-1]) for part in parts
+        )
+        return dataclasses.replace(value, codes=codes, scales=scales, minima=minima)
+
+    matrices: list[HostMatrix | UnreadMatrix] = [joined(in_memory(each)) for each in group.matrices]
+    return group._replace(kind=EXPERTS[group.kind], matrices=matrices)
 
 
 def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:

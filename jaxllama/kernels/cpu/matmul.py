@@ -51,6 +51,41 @@ def matmul_add(
     return multiply(x, None, 0.0, weight, residual, active)
 
 
+def matmul_expert(
+    x: Float[Array, "L I"],
+    weights: Tiled,
+    expert: tuple[Int[Array, ""], int],
+    active: ActiveRows,
+) -> Float[Array, "L O"]:
+    """Return x · weight of one expert, or silu(x · gate) * (x · up) if the matrix is paired.
+
+    `weights` hold the matrices of all experts side by side; `expert` is (number, count).
+    """
+    number, count = expert
+    outward = weights.shape[1]
+    if outward % (count * weights.tile) or weights.bias is not None or weights.order is not None:
+        raise ValueError(
+            f"{count} experts have {outward} outputs together; expected whole tiles of "
+            f"{weights.tile} for each, without bias and with inputs in their order"
+        )
+    check(x, None, weights, None)
+    library.loaded()
+    call = jax.ffi.ffi_call(
+        "jaxllama_matmul_expert",
+        jax.ShapeDtypeStruct((x.shape[0], outward // count), jnp.float32),
+    )
+    return call(
+        x,
+        or_empty(active, jnp.bool_),
+        or_empty(None),
+        *stored(weights),
+        number.astype(jnp.int32),
+        **attributes(weights),
+        swiglu=np.int64(weights.paired),
+        experts=np.int64(count),
+    )
+
+
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
     """Unpack some outputs of the matrix: an embedding lookup; ids past the end are clamped."""
     if weight.paired or weight.order is not None:

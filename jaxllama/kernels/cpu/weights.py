@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
 from jaxllama.kernels.cpu import matmul
 from jaxllama.kernels.cpu.tiled import Tiled
-from jaxllama.shapes import Array, Float, Int
+from jaxllama.kernels.plain.matmul import activated
+from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import add_up, own_parts
 
 
@@ -56,7 +58,7 @@ class TiledWeight:
         x: Float[Array, "L I"],
         group: Sequence[GroupMember],
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
         active: ActiveRows,
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group."""
@@ -68,12 +70,16 @@ class TiledWeight:
         x: Float[Array, "L I"],
         group: Sequence[GroupMember],
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return silu(norm(x) · gate) * (norm(x) · up) from the tiles that hold both."""
-        del group
-        return matmul.normed_swiglu(x, norm.weight, norm.eps, self.parts[0], active)
+        """Return activation(norm(x) · gate) * (norm(x) · up); tiles that hold both give silu."""
+        if activation != "silu":
+            gate, up = self.project(x, group, norm=norm, active=active)
+            return activated(gate, activation) * up
+        weight, eps = (None, 0.0) if norm is None else norm
+        return matmul.normed_swiglu(x, weight, eps, self.parts[0], active)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up embeddings; where the vocabulary is split, each device looks up its own."""
@@ -85,6 +91,35 @@ class TiledWeight:
         mine = (place >= 0) & (place < own)
         rows = matmul.take_rows(tiled, jnp.clip(place, 0, own - 1))
         return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TiledExperts:
+    """The matrices of all experts that take the same place, or gate and up in one."""
+
+    tiled: Tiled  # experts side by side, along the outputs
+    count: int = dataclasses.field(metadata={"static": True})
+
+    def gated(
+        self,
+        expert: Int[Array, ""],
+        x: Float[Array, "L I"],
+        up: Any,
+        activation: Activation,
+        active: Bool[Array, " L"],
+    ) -> Float[Array, "L O"]:
+        """Return silu(x · gate) * (x · up) of one expert from the tiles that hold both."""
+        del up
+        if activation != "silu":
+            raise ValueError(f"activation is {activation!r}; tiles of gate and up give silu only")
+        return matmul.matmul_expert(x, self.tiled, (expert, self.count), active)
+
+    def matmul(
+        self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
+    ) -> Float[Array, "L O"]:
+        """Return x · weight of one expert; inactive rows become 0."""
+        return matmul.matmul_expert(x, self.tiled, (expert, self.count), active)
 
 
 @jax.tree_util.register_dataclass

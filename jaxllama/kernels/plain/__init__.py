@@ -4,6 +4,8 @@ Runs on every platform. XLA orders the sums of a matmul by its shape, so this bo
 contract by fixed shapes: see `matmul.py`.
 """
 
+from functools import partial
+
 import jax
 
 from jaxllama.config import DTYPES, ModelConfig
@@ -12,8 +14,15 @@ from jaxllama.kernels.plain import choice
 from jaxllama.kernels.plain.attention import attend_prompt, attend_step
 from jaxllama.kernels.plain.layout import lay_out
 from jaxllama.kernels.plain.matmul import ROW_TILE
+from jaxllama.kernels.spread import where_slot_lies
 
 __all__ = ["PLAIN"]
+
+
+def capped_attention(cap: float) -> AttentionOps:
+    """Return attention whose scores do not exceed a cap."""
+    step, prompt = (partial(each, cap=cap) for each in (attend_step, attend_prompt))
+    return AttentionOps(step, where_slot_lies(prompt))
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
@@ -31,7 +40,7 @@ PLAIN = Body(
     name="xla",
     missing=lambda: "",
     refuses=refuses,
-    attention=AttentionOps(attend_step, attend_prompt),
+    attention=AttentionOps(attend_step, where_slot_lies(attend_prompt)),
     choosing=choice,
     lay_out=lay_out,
     joins=False,
@@ -43,4 +52,5 @@ PLAIN = Body(
     steps_per_sync=4,
     sync_ms=50.0,
     splits_itself=False,
+    capped_attention=capped_attention,
 )

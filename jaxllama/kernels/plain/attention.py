@@ -12,7 +12,6 @@ from jax import lax
 
 from jaxllama.config import KEY_BLOCK
 from jaxllama.kernels.body import Projections, PromptSpan, Rotation
-from jaxllama.kernels.spread import where_slot_lies
 from jaxllama.kernels.storage import (
     Layer,
     append_prompt,
@@ -31,17 +30,18 @@ ReadBlock = Callable[[Array], tuple[Array, Array]]
 
 
 @scoped
-def attend_step(
+def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the cap
     projections: Projections,
     rotation: Rotation,
     layer: Layer,
     position: Int[Array, " S"],
     active: Bool[Array, " S"],
     window: int | None,
+    cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`.
 
-    Rows that are not active write to scratch.
+    Rows that are not active write to scratch. With a cap, no score exceeds it.
     """
     q, k, v = rotated(projections, rotation)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
@@ -55,11 +55,10 @@ def attend_step(
         k, v = (tuple(cut(part, block) for part in side) for side in (keys, values))
         return meant(k), meant(v)
 
-    out = attend_blocks(q, read, jnp.where(active, position, 0), window)
+    out = attend_blocks(q, read, jnp.where(active, position, 0), window, cap)
     return out, layer_of(keys, values)
 
 
-@where_slot_lies
 @scoped
 def attend_prompt(
     projections: Projections,
@@ -67,6 +66,7 @@ def attend_prompt(
     layer: Layer,
     span: PromptSpan,
     window: int | None,
+    cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`.
 
@@ -87,7 +87,7 @@ def attend_prompt(
         k, v = (tuple(cut(part, block) for part in side) for side in (keys, values))
         return meant(k), meant(v)
 
-    return attend_blocks(q, read, position, window), layer_of(keys, values)
+    return attend_blocks(q, read, position, window, cap), layer_of(keys, values)
 
 
 def rotated(projections: Projections, rotation: Rotation) -> Projections:
@@ -106,7 +106,11 @@ def rotate(
 
 
 def attend_blocks(
-    q: Float[Array, "L N H"], read: ReadBlock, position: Int[Array, " L"], window: int | None
+    q: Float[Array, "L N H"],
+    read: ReadBlock,
+    position: Int[Array, " L"],
+    window: int | None,
+    cap: float | None,
 ) -> Float[Array, "L W"]:
     """Compute softmax attention over blocks of keys with a running maximum and sum, float32."""
     rows, heads, size = q.shape
@@ -122,7 +126,7 @@ def attend_blocks(
     def block(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         k, v = read(index)
         seen = visible(index, position, window)[:, None, None, :]
-        return fold_block(grouped, k, v, seen, carry)
+        return fold_block((grouped, k, v), seen, carry, cap)
 
     start = (
         jnp.full((*grouped.shape[:3], 1), HIDDEN, jnp.float32),
@@ -143,16 +147,18 @@ def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Boo
 
 
 def fold_block(
-    q: Float[Array, "L K G H"],
-    k: Float[Array, "L K B H"],
-    v: Float[Array, "L K B H"],
+    qkv: tuple[Float[Array, "L K G H"], Float[Array, "L K B H"], Float[Array, "L K B H"]],
     seen: Bool[Array, "L 1 1 B"],
     carry: tuple[Array, Array, Array],
+    cap: float | None,
 ) -> tuple[Array, Array, Array]:
     """Add one block to the running softmax; a block that no row may see changes no bit."""
+    q, k, v = qkv
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
     scores = jnp.einsum("lkgh,lkbh->lkgb", q, k, **contract)
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(seen, scores, HIDDEN)
     higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weight = jnp.where(seen, jnp.exp(scores - higher), 0.0)

@@ -17,15 +17,23 @@ from jaxllama.kernels.body import (
     Placed,
     Placement,
     UnreadMatrix,
+    in_memory,
 )
 from jaxllama.kernels.packed import Packed, dense_of
-from jaxllama.kernels.plain.weights import DenseWeight, PackedWeight
+from jaxllama.kernels.plain.weights import DenseExperts, DenseWeight, PackedWeight
 from jaxllama.shapes import Array
 from jaxllama.sharding import shard_shape
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Place every matrix and bias; packed matrices are unpacked unless they shall stay packed."""
+    """Place every matrix and bias; packed matrices are unpacked unless they shall stay packed.
+
+    Matrices of experts are always unpacked.
+    """
+    if group.kind in (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP):
+        return [
+            Placed(experts_of(in_memory(each), group.axes, to), None) for each in group.matrices
+        ]
     by_output = group.kind is GroupKind.EMBEDDING
     return [
         Placed(placed(matrix, group.axes, to, by_output=by_output), placed_bias(bias, group, to))
@@ -108,6 +116,13 @@ def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeig
             return PackedWeight(matrix)
         matrix = dense_of(matrix).T if by_output else dense_of(matrix)
     return DenseWeight(np.ascontiguousarray(matrix, jnp.dtype(to.dtype)), by_output)
+
+
+def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
+    """Place one matrix of every expert."""
+    dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
+    where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
+    return DenseExperts(jax.device_put(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:

@@ -5,9 +5,11 @@ rows share the call, every matmul of a program has the same number of rows, neve
 ROW_TILE (fewer are padded), and prompts go through in tiles of exactly the decode step's rows.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxllama.config import Activation
 from jaxllama.shapes import Array, Float
 
 ROW_TILE = 8  # fewer rows cost the same on XLA:CPU, except a single one
@@ -42,3 +44,8 @@ def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Flo
     """Apply a root-mean-square norm in float32."""
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)
+
+
+def activated(x: Float[Array, "*L D"], activation: Activation) -> Float[Array, "*L D"]:
+    """Apply the activation of a gated feed-forward: silu, or gelu by its tanh approximation."""
+    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=True)

@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
 from jaxllama.kernels.packed import Packed, in_order, take_rows, unpack_after
-from jaxllama.kernels.plain.matmul import matmul, matmul_by_output, norm
-from jaxllama.shapes import Array, Float, Int
+from jaxllama.kernels.plain.matmul import activated, matmul, matmul_by_output, norm
+from jaxllama.shapes import Array, Bool, Float, Int
 
 
 class StandaloneWeight:
@@ -40,12 +42,12 @@ class StandaloneWeight:
         x: Float[Array, "L I"],
         group: Sequence[GroupMember],
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
         active: ActiveRows,
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group."""
         del active
-        x = normed(x, norm)
+        x = x if norm is None else normed(x, norm)
         return [member.weight.matmul(x, bias=member.bias) for member in group]
 
     def gated(
@@ -53,12 +55,13 @@ class StandaloneWeight:
         x: Float[Array, "L I"],
         group: Sequence[GroupMember],
         *,
-        norm: NormWeight,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return silu(norm(x) · gate) * (norm(x) · up)."""
+        """Return activation(norm(x) · gate) * (norm(x) · up)."""
         gate, up = self.project(x, group, norm=norm, active=active)
-        return jax.nn.silu(gate) * up
+        return activated(gate, activation) * up
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +98,33 @@ class PackedWeight(StandaloneWeight):
         """Look up the embedding of every token, float32."""
         del vocab
         return take_rows(self.packed, tokens)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseExperts:
+    """The matrices of all experts that take the same place, as an array [experts, in, out]."""
+
+    array: Any
+
+    def gated(
+        self,
+        expert: Int[Array, ""],
+        x: Float[Array, "L I"],
+        up: Any,
+        activation: Activation,
+        active: Bool[Array, " L"],
+    ) -> Float[Array, "L O"]:
+        """Return activation(x · gate) * (x · up) of one expert."""
+        gate = activated(self.matmul(expert, x, active), activation)
+        return gate * up.matmul(expert, x, active)
+
+    def matmul(
+        self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
+    ) -> Float[Array, "L O"]:
+        """Return x · weight of one expert."""
+        del active
+        return matmul(x, lax.dynamic_index_in_dim(self.array, expert, keepdims=False))
 
 
 def normed(x: Float[Array, "L I"], by: NormWeight) -> Float[Array, "L I"]:

@@ -1,0 +1,76 @@
+"""A mixture of experts: a router chooses a few of many feed-forwards for each token.
+
+Used by the blocks of `llama.py` in place of one feed-forward. Experts that some row uses are
+computed one after the other, others are skipped: the result of a row is the sum over its own
+experts in their order, so other rows change no bit of it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxllama.config import Experts, ModelConfig
+from jaxllama.kernels.body import ActiveRows
+from jaxllama.model.linear import Ends, Linear, shape
+from jaxllama.shapes import Array, Bool, Float
+
+
+class ExpertsLayer(nnx.Module):
+    """x + the weighted sum of down(silu(gate(norm(x))) * up(norm(x))) over the chosen experts."""
+
+    def __init__(self, config: ModelConfig, experts: Experts) -> None:
+        width, count = config.width, experts.count
+        self.experts, self.activation = experts, config.activation
+        self.router = Linear(width, count, ("width", "experts"), bias=False)
+        inward, outward = (count, width, experts.width), (count, experts.width, width)
+        self.gate = ExpertMatrices(inward, ("experts", "width", "ffn"))
+        self.up = ExpertMatrices(inward, ("experts", "width", "ffn"))
+        self.down = ExpertMatrices(outward, ("experts", "ffn", "width"))
+
+    def __call__(
+        self, x: Float[Array, "L D"], ends: Ends, active: ActiveRows
+    ) -> Float[Array, "L D"]:
+        """Apply to every row and add the result to the row."""
+        normed = x if ends.before is None else ends.before(x)
+        shares = chosen_shares(self.router(normed), self.experts)
+        if active is not None:
+            shares = jnp.where(active[:, None], shares, 0.0)
+
+        def add_expert(index: Array, total: Array) -> Array:
+            share = lax.dynamic_index_in_dim(shares, index, axis=1)
+            used = share > 0
+
+            def add() -> Array:
+                result = self.apply(index, normed, used[:, 0])
+                return total + jnp.where(used, share * result, 0.0)
+
+            return lax.cond(jnp.any(used), add, lambda: total)
+
+        result = lax.fori_loop(0, self.experts.count, add_expert, jnp.zeros_like(x))
+        return ends.add_result(result, x)
+
+    def apply(
+        self, index: Array, x: Float[Array, "L D"], used: Bool[Array, " L"]
+    ) -> Float[Array, "L D"]:
+        """Compute the feed-forward of one expert for the rows that use it."""
+        gate, up, down = (each.weight.get_value() for each in (self.gate, self.up, self.down))
+        inner = gate.gated(index, x, up, self.activation, used)
+        result: Array = down.matmul(index, inner, used)
+        return result
+
+
+class ExpertMatrices(nnx.Module):
+    """The matrices of all experts that take the same place."""
+
+    def __init__(self, sizes: tuple[int, int, int], axes: tuple[str, str, str]) -> None:
+        self.weight = nnx.Param(shape(*sizes), axes=axes)
+
+
+def chosen_shares(scores: Float[Array, "L E"], experts: Experts) -> Float[Array, "L E"]:
+    """Return the weight of every expert for each row: its probability, or 0 if it is not chosen."""
+    best, chosen = lax.top_k(jax.nn.softmax(scores, axis=-1), experts.used)
+    if experts.normed:
+        best = best / jnp.sum(best, axis=-1, keepdims=True)
+    places = jax.nn.one_hot(chosen, experts.count, dtype=best.dtype)
+    return jnp.einsum("lk,lke->le", best, places)
