@@ -189,7 +189,7 @@ WRONG_KEYS: dict[str, tuple[dict[str, object], str]] = {
     "base infinite": ({"llama.rope.freq_base": float("inf")}, "finite"),
     "factor": ({"llama.rope.scaling.factor": -4.0}, "rope factor is -4"),
     "longrope": ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
-    "window": ({"llama.attention.sliding_window": 0}, "sliding_window is 0"),
+    "window": ({"llama.attention.sliding_window": 2**31}, "sliding_window is 2147483648"),
     "width": ({"llama.embedding_length": 2**24}, "has shape"),
     "wide beyond reason": ({"llama.embedding_length": 2**31}, "llama.embedding_length"),
     "feed-forward width": ({"llama.feed_forward_length": 31}, "ffn_gate.weight has shape"),
