@@ -1,6 +1,7 @@
 """Encode: texts per second of an encoder, and the milliseconds of one short text."""
 
 import dataclasses
+from functools import partial
 
 import click
 import jax
@@ -33,11 +34,11 @@ def main(*, board: Board, repetitions: int | None, encoder: str, texts: int) -> 
             many = random_texts(loaded, texts, length)
             case = f"{name}, {texts} texts of {length} tokens"
             with board.doing(case):
-                (taken,) = in_turn(times, lambda many=many: seconds(lambda: loaded.encode(many)))
+                (taken,) = in_turn(times, partial(seconds, partial(loaded.encode, many)))
             board.add(case, "texts/s", [texts / each for each in taken])
         one = random_texts(loaded, 1, lengths[0])
         with board.doing("one text"):
-            (taken,) = in_turn(times, lambda: seconds(lambda: loaded.encode(one)))
+            (taken,) = in_turn(times, partial(seconds, partial(loaded.encode, one)))
         board.add(f"{name}, 1 text of {lengths[0]} tokens", "ms", [1000 * each for each in taken])
 
 

@@ -184,9 +184,10 @@ class TextEncoder:
         traced.__name__ = called
         with jax.set_mesh(self.mesh):
             compiled = jax.jit(traced, out_shardings=self._whole).lower(*arguments).compile()
+        seconds = time.perf_counter() - started
         if self._executables is not None:
-            self._executables.save(called, compiled)
-        logger.info("%s compiled in %.2f s", called, time.perf_counter() - started)
+            self._executables.save(called, compiled, seconds)
+        logger.info("%s compiled in %.2f s", called, seconds)
         return compiled
 
 

@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
 from jaxllama.errors import BadTokenizer
-from jaxllama.text.from_json import MAX_SIDE_FILE, MAX_TOKENIZER, read_object, read_text
+from jaxllama.text.files import MAX_SIDE_FILE, read_object, read_text
+from jaxllama.text.from_json import MAX_TOKENIZER
 from jaxllama.text.token_ids import check_ids
 from jaxllama.text.tokenizer import check_unicode, library_errors, run
 

@@ -1,4 +1,4 @@
-"""Sentence-transformers folders: modules.json, an encoder in safetensors, pooling and prompts.
+"""Sentence-transformers folders: modules.json, an encoder's weights, pooling and prompts.
 
 Opened by `encoder.py`. Shards are checked by `shards.py`; `encoder_config.py` knows the meaning of
 the JSON files. Nothing outside the folder is read and no code in it is run.
@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import BadHeader, BadTensors, UnknownFormat, UnsupportedModel
@@ -34,9 +33,11 @@ from jaxllama.weights.fields import (
     shown,
 )
 from jaxllama.weights.shards import (
-    INDEX,
+    SAFETENSORS,
     Located,
+    TensorFile,
     check_index,
+    find_kind,
     find_shards,
     join_shards,
     listed,
@@ -56,11 +57,7 @@ MAX_JSON_FILE = 1 << 20  # bytes
 MAX_PROMPT = 4096  # characters
 STEPS = ("Transformer", "Pooling", "Normalize")
 PLAIN_FOLDER = re.compile(r"(?!\.)[\w.-]+", re.ASCII)
-DTYPES: dict[str, Any] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": ml_dtypes.bfloat16,
-}
+DTYPES = ("F32", "F16", "BF16")
 # Tensors that are saved with an encoder and not needed for vectors of texts.
 SUPERFLUOUS = re.compile(
     r"embeddings\.position_ids|(pooler|cls|lm_head|classifier|vocab_\w+)\..*", re.ASCII
@@ -81,7 +78,7 @@ class SentencePrompts:
 class SentenceFolder:
     """An open folder; as a context manager, it closes the files at exit."""
 
-    def __init__(self, folder: Path, files: list[BinaryFile], tensors: Located) -> None:
+    def __init__(self, folder: Path, files: list[TensorFile], tensors: Located) -> None:
         self.path = folder
         modules = read_modules(folder)
         self.encoder_path = inside(folder, modules.get("Transformer", ""))
@@ -104,13 +101,14 @@ class SentenceFolder:
         """Check every header and read the configuration; raise UnknownFormat for another model."""
         where = weights_folder(path)
         with ExitStack() as opened:
-            index = read_index(where)
+            kind = find_kind(where) or SAFETENSORS
+            index = read_index(where, kind)
             files = []
-            for shard in find_shards(where, index):
-                files.append(BinaryFile(shard))
+            for shard in find_shards(where, kind, index):
+                files.append(kind.open(shard))
                 opened.callback(files[-1].close)
             tensors = join_shards(files)
-            check_index(where / INDEX, index or {}, tensors)
+            check_index(where / kind.index, index or {}, tensors)
             folder = cls(path, files, tensors)
             opened.pop_all()
         return folder
@@ -156,10 +154,12 @@ class SentenceFolder:
             found = self._tensors.get(name)
             if found is None:
                 problems.append(f"{name} is missing")
-            elif found[1].shape != wanted:
-                problems.append(f"{name} has shape {list(found[1].shape)}, expected {list(wanted)}")
-            elif found[1].dtype not in DTYPES:
-                problems.append(f"{name} has dtype {found[1].dtype}, expected {', '.join(DTYPES)}")
+                continue
+            entry = found[0].tensors[found[1]]
+            if entry.shape != wanted:
+                problems.append(f"{name} has shape {list(entry.shape)}, expected {list(wanted)}")
+            elif entry.dtype not in DTYPES:
+                problems.append(f"{name} has dtype {entry.dtype}, expected {', '.join(DTYPES)}")
         known = set(names.values())
         problems += [
             f"{shown(name)} is surplus"
@@ -174,9 +174,8 @@ class SentenceFolder:
         return names
 
     def _read(self, name: str, transposed: bool) -> np.ndarray:
-        file, tensor = self._tensors[name]
-        raw = file.read(tensor.offset, tensor.nbytes)
-        stored = raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape).astype(np.float32)
+        file, own_name = self._tensors[name]
+        stored = file.read(own_name).astype(np.float32)
         return np.ascontiguousarray(stored.T) if transposed else stored
 
 
@@ -298,13 +297,13 @@ def read_prompts(folder: Path) -> SentencePrompts:
     return SentencePrompts(texts, default)
 
 
-def renamed(tensors: Located, prefix: str) -> Located:
-    """Return the tensors under the names of a bare encoder with today's names of norms."""
+def renamed(tensors: Located, prefix: str) -> dict[str, tuple[TensorFile, str]]:
+    """Map the names of a bare encoder, with today's names of norms, to files and names in them."""
     found = {}
-    for name, tensor in tensors.items():
+    for name, file in tensors.items():
         plain = name.removeprefix(prefix)
         for old, new in OLD_NAMES.items():
             if plain.endswith(old):
                 plain = plain.removesuffix(old) + new
-        found[plain] = tensor
+        found[plain] = file, name
     return found
