@@ -1,4 +1,4 @@
-"""Sentence-transformers folders: modules.json, an encoder in safetensors, pooling and prompts.
+"""Sentence-transformers folders: modules.json, an encoder's weights, pooling and prompts.
 
 Opened by `encoder.py`. Shards are checked by `shards.py`; `encoder_config.py` knows the meaning of
 the JSON files. Nothing outside the folder is read and no code in it is run.
@@ -34,7 +34,7 @@ from jaxllama.weights.fields import (
 )
 from jaxllama.weights.shards import (
     SAFETENSORS,
-    TensorEntry,
+    Located,
     TensorFile,
     check_index,
     find_kind,
@@ -64,7 +64,6 @@ SUPERFLUOUS = re.compile(
 )
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 
-Named = Mapping[str, tuple[TensorFile, str]]  # our names, each with its file and its name there
 PlaceArray = Callable[[np.ndarray], Any]
 
 
@@ -79,9 +78,7 @@ class SentencePrompts:
 class SentenceFolder:
     """An open folder; as a context manager, it closes the files at exit."""
 
-    def __init__(
-        self, folder: Path, files: list[TensorFile], tensors: Mapping[str, TensorFile]
-    ) -> None:
+    def __init__(self, folder: Path, files: list[TensorFile], tensors: Located) -> None:
         self.path = folder
         modules = read_modules(folder)
         self.encoder_path = inside(folder, modules.get("Transformer", ""))
@@ -154,13 +151,15 @@ class SentenceFolder:
             layer, _, last = path.rpartition(".")
             name = names[path] = f"{layers[layer]}.{last}"
             wanted = shape[::-1] if is_transposed(path) else shape
-            found = self._entry(name)
+            found = self._tensors.get(name)
             if found is None:
                 problems.append(f"{name} is missing")
-            elif found.shape != wanted:
-                problems.append(f"{name} has shape {list(found.shape)}, expected {list(wanted)}")
-            elif found.dtype not in DTYPES:
-                problems.append(f"{name} has dtype {found.dtype}, expected {', '.join(DTYPES)}")
+                continue
+            entry = found[0].tensors[found[1]]
+            if entry.shape != wanted:
+                problems.append(f"{name} has shape {list(entry.shape)}, expected {list(wanted)}")
+            elif entry.dtype not in DTYPES:
+                problems.append(f"{name} has dtype {entry.dtype}, expected {', '.join(DTYPES)}")
         known = set(names.values())
         problems += [
             f"{shown(name)} is surplus"
@@ -174,16 +173,9 @@ class SentenceFolder:
             )
         return names
 
-    def _entry(self, name: str) -> TensorEntry | None:
-        """Return type and shape of a tensor; None if no file has it."""
-        if name not in self._tensors:
-            return None
-        file, own = self._tensors[name]
-        return file.tensors[own]
-
     def _read(self, name: str, transposed: bool) -> np.ndarray:
-        file, own = self._tensors[name]
-        stored = file.read(own).astype(np.float32)
+        file, own_name = self._tensors[name]
+        stored = file.read(own_name).astype(np.float32)
         return np.ascontiguousarray(stored.T) if transposed else stored
 
 
@@ -305,13 +297,13 @@ def read_prompts(folder: Path) -> SentencePrompts:
     return SentencePrompts(texts, default)
 
 
-def renamed(tensors: Mapping[str, TensorFile], prefix: str) -> Named:
-    """Return the tensors under the names of a bare encoder with today's names of norms."""
+def renamed(tensors: Located, prefix: str) -> dict[str, tuple[TensorFile, str]]:
+    """Map the names of a bare encoder, with today's names of norms, to files and names in them."""
     found = {}
     for name, file in tensors.items():
         plain = name.removeprefix(prefix)
         for old, new in OLD_NAMES.items():
             if plain.endswith(old):
                 plain = plain.removesuffix(old) + new
-        found[plain] = (file, name)
+        found[plain] = file, name
     return found
