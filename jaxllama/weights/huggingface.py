@@ -20,11 +20,11 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.fields import read_json, shown
 from jaxllama.weights.huggingface_config import find_architecture, read_config
 from jaxllama.weights.layout import TRANSPOSED
+from jaxllama.weights.quantized import find_quantized, is_part, read_scheme
 from jaxllama.weights.recommended import from_generation_config
 from jaxllama.weights.rules import Rule, expand
 from jaxllama.weights.shards import (
     SAFETENSORS,
-    TensorEntry,
     TensorFile,
     check_index,
     check_unused,
@@ -33,7 +33,7 @@ from jaxllama.weights.shards import (
     join_shards,
     read_index,
 )
-from jaxllama.weights.stored import Index, Shape, Stored, whole
+from jaxllama.weights.stored import Index, Shape, Stored, unpacked, whole
 
 if TYPE_CHECKING:
     from jaxllama.text.tokenizer import Tokenizer
@@ -41,8 +41,12 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 MAX_CONFIG = 1 << 20  # bytes
 DTYPES = ("F32", "F16", "BF16")
-GPTQ_CONFIG = "quantize_config.json"  # older files use it instead of a field of config.json
-QWEIGHT = ".qweight"
+BIASES = {  # the field of ModelConfig that says whether a layer has one
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_bias"),
+    "o_proj": "out_bias",
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "ffn_bias"),
+}
+MAX_BIAS = 1 << 20  # bytes of a bias that is read to see whether it is zero
 SUPERFLUOUS = ".rotary_emb.inv_freq"  # buffers that old versions saved; computed, never loaded
 
 TABLE: dict[str, Rule] = {
@@ -89,8 +93,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._files = files
         self._tensors = join_shards(files)
         self._entries = {name: file.tensors[name] for name, file in self._tensors.items()}
-        check_dense(folder, self._entries)
         fields = read_json(folder / CONFIG, MAX_CONFIG)
+        scheme = read_scheme(folder, fields, self._entries)
+        self._quantized = find_quantized(self._entries, scheme)
         self._block = float8.read_block(fields)
         self._family = find_architecture(fields)
         self._config = read_config(fields, folder.resolve().name, len(self._tensors))
@@ -131,17 +136,25 @@ class HuggingFaceCheckpoint(Checkpoint):
     def shapes(self) -> Mapping[str, Shape]:
         """Map the name of every tensor to its stored shape; omit tensors that are never loaded."""
         dtypes = {name: entry.dtype for name, entry in self._entries.items()}
-        return {
+        dense = {
             name: entry.shape
             for name, entry in self._entries.items()
-            if not is_superfluous(name, self._config) and not float8.is_scale(name, dtypes)
+            if not is_part(name, self._quantized)
+            and not float8.is_scale(name, dtypes)
+            and not self._is_idle_bias(name)
+        }
+        found = dense | {name: matrix.shape for name, matrix in self._quantized.items()}
+        return {
+            name: shape for name, shape in found.items() if not is_superfluous(name, self._config)
         }
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
         """Return element type and bytes of every tensor."""
-        entries = ((name, self._entries[name]) for name in self.shapes)
-        return {name: (entry.dtype, entry.nbytes) for name, entry in entries}
+        packed = {name: (each.kind, each.nbytes) for name, each in self._quantized.items()}
+        entries = ((name, self._entries[name]) for name in self.shapes if name not in packed)
+        dense = {name: (entry.dtype, entry.nbytes) for name, entry in entries}
+        return {name: packed.get(name) or dense[name] for name in self.shapes}
 
     @property
     def recommended(self) -> Mapping[str, object]:
@@ -149,12 +162,21 @@ class HuggingFaceCheckpoint(Checkpoint):
         return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor in the file's own precision; float8 times its scales becomes float32."""
+        """Read one tensor in the file's own precision; a quantised matrix stays packed.
+
+        Float8 times its scales becomes float32.
+        """
+        matrix = self._quantized.get(name)
+        if matrix is not None:
+            return matrix.read(whole(matrix.shape), self._read_array)
         values = self._tensors[name].read(name)
         return self._scaled(name, values, whole(values.shape))
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read the rows of one tensor that the part needs."""
+        matrix = self._quantized.get(name)
+        if matrix is not None:
+            return matrix.read(index, self._read_array)
         return self._scaled(name, self._tensors[name].read_part(name, index), index)
 
     def tokenizer(self) -> "Tokenizer":
@@ -167,6 +189,20 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Close the shards."""
         for file in self._files:
             file.close()
+
+    def _read_array(self, name: str, index: Index) -> np.ndarray:
+        """Read a part of one tensor of the file as it is."""
+        return unpacked(self._tensors[name].read_part(name, index))
+
+    def _is_idle_bias(self, name: str) -> bool:
+        """Say whether a bias is all zeros that the model does not have: GPTQ's writers add them."""
+        *_, layer, last = ("", *name.split("."))
+        field = BIASES.get(layer)
+        if not self._quantized or last != "bias" or field is None or getattr(self._config, field):
+            return False
+        entry = self._entries[name]
+        is_vector = len(entry.shape) == 1 and 0 < entry.nbytes <= MAX_BIAS
+        return is_vector and entry.dtype in DTYPES and not self._tensors[name].read(name).any()
 
     def _scaled(self, name: str, values: Any, index: Index) -> Stored:
         """Multiply a part of a float8 matrix by its scales."""
@@ -181,7 +217,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def _check_dtypes(self) -> None:
         """Raise UnsupportedModel unless every tensor of the model has a supported float type."""
-        for name in self.shapes:
+        for name in self.shapes.keys() - self._quantized.keys():
             entry = self._entries[name]
             self._check_dtype(name, (*DTYPES, *float8.FLOAT8))
             scale = float8.scale_of(name, self._entries) if entry.dtype in float8.FLOAT8 else None
@@ -218,20 +254,3 @@ def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
 def is_superfluous(name: str, config: ModelConfig) -> bool:
     """Say whether a tensor is known to be saved without being needed."""
     return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")
-
-
-def check_dense(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
-    """Raise UnsupportedModel for GPTQ and AWQ weights, which not every folder's config.json names.
-
-    Both keep a matrix as `qweight`, eight weights to an integer: GPTQ packs inputs, AWQ outputs.
-    """
-    packed = next((name for name in tensors if name.endswith(QWEIGHT)), None)
-    if packed is None and not (folder / GPTQ_CONFIG).exists():
-        return
-    scales = None if packed is None else tensors.get(packed.removesuffix(QWEIGHT) + ".scales")
-    is_awq = scales is not None and scales.shape[-1:] != tensors[str(packed)].shape[-1:]
-    sign = GPTQ_CONFIG if packed is None else f"tensor {shown(packed)}"
-    raise UnsupportedModel(
-        f"{folder} holds weights quantized with {'AWQ' if is_awq else 'GPTQ'} ({sign}), which is "
-        f"not supported yet; use the unquantized model or a GGUF file of it"
-    )

@@ -17,6 +17,7 @@ from jaxllama.weights.architectures import (
 )
 from jaxllama.weights.fields import MAX_CONTEXT, MAX_HEADS, CheckedFields, read_layers, shown
 from jaxllama.weights.float8 import is_float8_method
+from jaxllama.weights.quantized import METHODS
 
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new")}
 EXPERT_COUNTS = ("num_local_experts", "num_experts")  # both are used for either architecture
@@ -71,11 +72,12 @@ def find_architecture(fields: CheckedFields) -> Architecture:
     name = stated[0] if stated else class_name_of(fields.text("model_type", ""))
     family = by_class_name(name, fields.where)
     quantization = fields.inner("quantization_config")
-    if fields.has("quantization_config") and not is_float8_method(quantization):
-        method = quantization.text("quant_method", "unknown")
+    method = quantization.text("quant_method", "unknown")
+    is_known = method in METHODS or is_float8_method(quantization)
+    if fields.has("quantization_config") and not is_known:
         raise UnsupportedModel(
             f"{fields.where}: weights are quantized with {shown(method)}, which is not supported; "
-            f"use the unquantized model or a GGUF file"
+            f"expected gptq or awq, or use the unquantized model or a GGUF file"
         )
     expected = ACTIVATIONS[family.activation]
     for key in ("hidden_activation", "hidden_act"):  # the first one counts where both are

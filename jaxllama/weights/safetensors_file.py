@@ -21,6 +21,7 @@ DTYPES: dict[str, Any] = {  # others are listed by `tensors`, and cannot be read
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I32": np.dtype("<i4"),  # codes of GPTQ and AWQ
 }
 
 

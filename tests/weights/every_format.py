@@ -15,6 +15,7 @@ import numpy as np
 from hf_writer import write_float8, write_hf_torch
 from llama2c_writer import byte_pieces, write_llama2c, write_tokenizer
 from meta_writer import write_meta, write_sentencepiece
+from quantized_writer import Quantizer
 from writers import gguf_vocabulary, write_gguf, write_hf, write_tokenizer_json
 
 from jaxllama.config import ModelConfig
@@ -29,6 +30,7 @@ class Format(NamedTuple):
     write: Writer
     error: float = 0.0  # root mean square, of the largest matrix error relative to the matrix
     is_packed: bool = False  # whether matrices stay in the file's few bits
+    dense: tuple[str, ...] = ()  # matrices that do not
 
 
 def gguf_of(kind: str) -> Writer:
@@ -109,6 +111,19 @@ def llama2c(version: int) -> Writer:
     return write
 
 
+DENSE = ("embed.weight", "unembed.weight")
+QUANTIZERS = {
+    "GPTQ": Quantizer(is_symmetric=True),
+    "GPTQ 8-bit": Quantizer(bits=8, biases=True),
+    "GPTQ 8-bit symmetric": Quantizer(bits=8, group=16, is_symmetric=True, says="file"),
+    "GPTQ sorted": Quantizer(sorts=True),
+    "GPTQ 8-bit sorted": Quantizer(bits=8, sorts=True, says="none"),
+    "GPTQ of one group": Quantizer(bits=8, group=-1, g_idx=False, says="none"),
+    "GPTQ v2": Quantizer(format="gptq_v2", says="file", head=True),
+    "AWQ": Quantizer("awq"),
+    "AWQ of another writer": Quantizer("awq", group=16, says="file"),
+    "AWQ without a word": Quantizer("awq", says="none"),
+}
 FORMATS: dict[str, Format] = {
     "GGUF F32": Format(gguf_of("F32")),
     "GGUF F16": Format(gguf_of("F16"), 3e-4),
@@ -129,4 +144,8 @@ FORMATS: dict[str, Format] = {
     "llama2.c version 0": Format(llama2c(0)),
     "llama2.c version 1": Format(llama2c(1)),
     "llama2.c version 2": Format(llama2c(2), 0.006, is_packed=True),
+    **{
+        name: Format(each.write, each.error, True, DENSE[: 1 if each.head else 2])
+        for name, each in QUANTIZERS.items()
+    },
 }

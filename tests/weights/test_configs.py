@@ -136,8 +136,8 @@ def test_model_type_stands_in_for_architectures():
 
 
 def test_quantized_and_foreign_models_are_refused():
-    with pytest.raises(UnsupportedModel, match="quantized with 'gptq'"):
-        config_of(quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedModel, match="quantized with 'exl2'"):
+        config_of(quantization_config={"quant_method": "exl2", "bits": 4})
     with pytest.raises(UnsupportedModel, match="hidden_act is 'gelu'"):
         config_of(hidden_act="gelu")
 

@@ -1,7 +1,6 @@
 """Hugging Face folders that are truncated, corrupt or hostile: one clear error, quickly."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -193,38 +192,6 @@ def test_another_unused_file_is_named_in_the_log(folder: Path, caplog, raw: byte
     assert [each.getMessage() for each in caplog.records] == [
         f"{folder / 'adapter.safetensors'} is not read: it is not one of the model's shards"
     ]
-
-
-def quantized(folder: Path, qweight: list[int]) -> Path:
-    """The folder as GPTQ and AWQ leave it: one matrix is a qweight of integers and its scales."""
-    sizes = {"qweight": 4 * math.prod(qweight), "scales": 2 * 2 * 32}
-    header, offset = {}, 0
-    for (part, size), dtype in zip(sizes.items(), ("I32", "F16"), strict=True):
-        shape = qweight if part == "qweight" else [2, 32]
-        offsets = [offset, offset + size]
-        header[f"model.layers.0.mlp.up_proj.{part}"] = {
-            "dtype": dtype, "shape": shape, "data_offsets": offsets
-        }  # fmt: skip
-        offset += size
-    (folder / "model.safetensors").write_bytes(safetensors_bytes(header, offset))
-    return folder
-
-
-@pytest.mark.parametrize(("qweight", "method"), [([8, 32], "GPTQ"), ([64, 4], "AWQ")])
-def test_quantized_tensors_are_called_what_they_are(folder: Path, qweight: list[int], method: str):
-    error = refusal(quantized(folder, qweight))
-    assert isinstance(error, UnsupportedModel)
-    assert f"weights quantized with {method} (tensor 'model.layers.0.mlp.up_proj.qweight')" in str(
-        error
-    )
-    assert "not supported yet; use the unquantized model or a GGUF file of it" in str(error)
-
-
-def test_a_quantize_config_beside_the_configuration_is_gptq(folder: Path):
-    (folder / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
-    assert "weights quantized with GPTQ (quantize_config.json), which is not supported yet" in str(
-        refusal(folder)
-    )
 
 
 def test_several_safetensors_without_an_index(folder: Path):
