@@ -67,6 +67,16 @@ class Tokenizer:
         self.text = text
 
     @property
+    def encoder(self) -> tokenizers.Tokenizer:
+        """Return the library's tokenizer for the start of a text: what exports write."""
+        return self._encoders[0]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens by id."""
+        return self._vocabulary
+
+    @property
     def vocab_size(self) -> int:
         """Return the largest id plus one; the model's own table may be padded beyond it."""
         return len(self._vocabulary)

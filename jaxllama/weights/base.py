@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from jaxllama.config import ModelConfig
-from jaxllama.errors import BadTensors
+from jaxllama.errors import BadTensors, UnsupportedModel
 from jaxllama.kernels.body import UnreadMatrix
 from jaxllama.model.params import Leaf, Tree, nest
 from jaxllama.weights.rules import Rule, read_weight, stored_shapes
 from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
 
 if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
     from jaxllama.text.tokenizer import Tokenizer
 
 Place = Callable[[str, Leaf, Any], Any]  # path, leaf, and its Stored value or an UnreadMatrix
@@ -81,6 +82,13 @@ class Checkpoint(ABC):
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer that came with the model."""
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the tokenizer as the model has it, for exports; refused by default."""
+        raise UnsupportedModel(
+            f"models read by {type(self).__name__} cannot be written in another format: the reader "
+            f"does not hand on their tokenizer"
+        )
 
     @abstractmethod
     def close(self) -> None:

@@ -24,6 +24,7 @@ from jaxllama.weights.rules import Rule, expand
 from jaxllama.weights.stored import Index, Shape, Stored, read_rows
 
 if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
     from jaxllama.text.tokenizer import Tokenizer
 
 TABLE: dict[str, Rule] = {
@@ -166,6 +167,12 @@ class GgufCheckpoint(Checkpoint):
         from jaxllama.text.sources import tokenizer_from_gguf  # noqa: PLC0415 - heavy
 
         return tokenizer_from_gguf(dict(self._header.metadata))
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the metadata of the tokenizer."""
+        from jaxllama.text.exchange import source_of_metadata  # noqa: PLC0415 - heavy
+
+        return source_of_metadata(self._header.metadata)
 
     def close(self) -> None:
         """Close the file."""

@@ -36,6 +36,7 @@ from jaxllama.weights.shards import (
 from jaxllama.weights.stored import Index, Shape, Stored, unpacked, whole
 
 if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
     from jaxllama.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -184,6 +185,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         from jaxllama.text.sources import tokenizer_from_folder  # noqa: PLC0415 - heavy
 
         return tokenizer_from_folder(self._folder)
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the tokenizer files of the folder."""
+        from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
+
+        return source_of_folder(self._folder)
 
     def close(self) -> None:
         """Close the shards."""

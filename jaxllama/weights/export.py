@@ -1,0 +1,119 @@
+"""Export: writes a model in another format, tensor by tensor, complete or not at all.
+
+Called by `jaxllama export`. `gguf_writer.py` and `folder_writer.py` know the formats; this file
+chooses one, writes beside the target under another name, and opens the result to compare it with
+the source before it gets its name.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+
+from jaxllama.config import ModelConfig, Rope
+from jaxllama.errors import CheckpointError, ConfigError, UnsupportedModel
+from jaxllama.model.params import abstract_params
+from jaxllama.model.rope import frequencies
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import Checkpoint, Progress, check_tensors
+from jaxllama.weights.folder_writer import write_folder
+from jaxllama.weights.gguf_writer import write_gguf
+
+Writer = Callable[[Checkpoint, Path, Progress], None]
+
+GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+DTYPES = {"": None, "-f32": "F32", "-f16": "F16", "-bf16": "BF16"}
+TARGETS: dict[str, Writer] = {
+    **{f"gguf-{kind.lower()}": partial(write_gguf, kind) for kind in GGUF_KINDS},
+    **{f"safetensors{name}": partial(write_folder, dtype) for name, dtype in DTYPES.items()},
+}
+
+
+def export(
+    source: Path, target: Path, to: str, *, replaces: bool = False, progress: Progress
+) -> None:
+    """Write the model at `source` to `target` in the format `to`, a name in TARGETS.
+
+    Raises ConfigError if the target exists and `replaces` is false, and UnsupportedModel if the
+    format has no place for something in the model.
+    """
+    if to not in TARGETS:
+        raise ConfigError(f"--to is {to!r}; expected one of {', '.join(TARGETS)}")
+    with open_checkpoint(source) as checkpoint, fresh(target, source, replaces=replaces) as made:
+        check_tensors(abstract_params(checkpoint.config), checkpoint)
+        TARGETS[to](checkpoint, made.path, progress)
+        compare(checkpoint.config, made.path)
+        made.keep()
+
+
+@dataclass
+class Made:
+    """A new file or folder under a name of its own, until it is complete."""
+
+    path: Path
+    target: Path
+
+    def keep(self) -> None:
+        """Give it its final name, in place of what is there."""
+        if self.target.is_dir() and not self.target.is_symlink():
+            shutil.rmtree(self.target)
+        self.path.replace(self.target)
+
+
+class fresh:  # noqa: N801 - a context manager, used like a function
+    """Holds a new folder beside the target and removes what is left of it at the end."""
+
+    def __init__(self, target: Path, source: Path, *, replaces: bool) -> None:
+        if target.exists() and not replaces:
+            raise ConfigError(f"{target} exists; choose another name or add --force")
+        if target.exists() and (target.samefile(source) or target in source.resolve().parents):
+            raise ConfigError(f"{target} is or holds the model to read; choose another name")
+        self._target = target
+
+    def __enter__(self) -> Made:
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(mkdtemp(prefix=".writing-", dir=self._target.parent))
+        except OSError as error:
+            raise CheckpointError(f"{self._target} cannot be written: {error.strerror}") from error
+        return Made(self._folder / self._target.name, self._target)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{self._target} cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def compare(config: ModelConfig, path: Path) -> None:
+    """Raise UnsupportedModel unless the file that was written describes the same model."""
+    with open_checkpoint(path) as written:
+        other = written.config
+        check_tensors(abstract_params(other), written)
+    found = list(differences(config, other))
+    if found:
+        raise UnsupportedModel(
+            f"the format has no place for {', '.join(found)} of the model; choose another format"
+        )
+
+
+def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
+    """Yield the names of fields that differ; rotary rules are compared by their frequencies."""
+    for name in type(one).__dataclass_fields__:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if name == "name" or mine == theirs:
+            continue
+        if isinstance(mine, Rope) and isinstance(theirs, Rope):
+            (slow, scale), (found, factor) = (
+                frequencies(each, one.head_dim) for each in (mine, theirs)
+            )
+            if np.allclose(slow, found, rtol=1e-6, atol=0) and abs(scale - factor) <= 1e-6 * scale:
+                continue
+        if isinstance(mine, float) and np.float32(mine) == np.float32(theirs):
+            continue
+        yield f"{name} {mine}"

@@ -1,0 +1,161 @@
+"""Writes a model as a Hugging Face folder: config.json, tokenizer files, safetensors.
+
+Called by `export.py`. Names of tensors come from the reader's own table, in reverse. The header is
+written first, then one tensor after the other.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxllama.config import ModelConfig, Rope
+from jaxllama.errors import UnsupportedModel
+from jaxllama.model.params import abstract_params
+from jaxllama.model.rope import frequencies
+from jaxllama.weights.base import Checkpoint, Progress
+from jaxllama.weights.gguf_writer import to_half
+from jaxllama.weights.huggingface import DTYPES, TABLE
+from jaxllama.weights.rules import expand, restore, stored_shapes
+from jaxllama.weights.stored import unpacked
+
+TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as divisors
+
+
+def write_folder(dtype: str | None, source: Checkpoint, path: Path, progress: Progress) -> None:
+    """Write the model to the folder `path` in a dtype; by default dense weights keep theirs.
+
+    Packed matrices become dense, in float32 by default, which is exact.
+    """
+    from jaxllama.text.exchange import as_files  # noqa: PLC0415 - heavy
+
+    config = source.config
+    leaves = abstract_params(config)
+    table = expand(TABLE, config.layers)
+    path.mkdir()
+    for name, raw in as_files(source.tokenizer_source()).items():
+        (path / name).write_bytes(raw)
+    origin = {rule.names[0]: source.table[each] for each, rule in table.items()}
+    dtypes = {}
+    for name in stored_shapes(table, leaves):
+        stored = source.kinds.get(origin[name].names[0], ("F32", 0))[0]
+        dtypes[name] = dtype or (stored if stored in DTYPES else "F32")
+    common = max(dtypes.values(), key=list(dtypes.values()).count)
+    fields = config_fields(config) | {"torch_dtype": TORCH[common]}
+    (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    shapes = stored_shapes(table, leaves)
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(header_of(shapes, dtypes))
+        made = restore(table, leaves, lambda each: source.read(each, leaves[each]))
+        for done, (name, tensor) in enumerate(made, 1):
+            file.write(converted(name, unpacked(tensor), dtypes[name]).tobytes())
+            progress(done, len(shapes))
+
+
+def header_of(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> bytes:
+    """Return the start of a safetensors file, padded to a multiple of eight bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPES[dtypes[name]]).itemsize
+        header[name] = {
+            "dtype": dtypes[name],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a tensor in another dtype; raise UnsupportedModel for values beyond float16."""
+    if dtype == "F16":
+        return tensor if tensor.dtype == np.float16 else to_half(name, tensor.astype(np.float32))
+    if dtype == "BF16":
+        return tensor.astype(ml_dtypes.bfloat16)
+    return tensor.astype("<f4")
+
+
+def config_fields(config: ModelConfig) -> dict[str, Any]:
+    """Return config.json of a model."""
+    architecture, model_type = kind_of(config)
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": rope_fields(config),
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.ffn_bias,
+        "sliding_window": config.window,
+    }
+    if config.window is not None and model_type.startswith("qwen"):
+        fields |= {"use_sliding_window": True, "max_window_layers": 0}
+    return fields
+
+
+def kind_of(config: ModelConfig) -> tuple[str, str]:
+    """Return the architecture and model type that have these properties."""
+    if config.qk_norm:
+        return "Qwen3ForCausalLM", "qwen3"
+    if config.qkv_bias and not config.out_bias:
+        return "Qwen2ForCausalLM", "qwen2"
+    if config.window is not None:
+        return "MistralForCausalLM", "mistral"
+    return "LlamaForCausalLM", "llama"
+
+
+def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
+    """Return `rope_scaling`; None for the plain rule."""
+    rope = as_llama3(config) if config.rope.kind == "factors" else config.rope
+    match rope.kind:
+        case "none":
+            return None
+        case "linear":
+            return {"rope_type": "linear", "factor": rope.factor}
+        case "llama3":
+            return {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+                "original_max_position_embeddings": rope.original_context,
+            }
+        case "yarn":
+            return {
+                "rope_type": "yarn",
+                "factor": rope.factor,
+                "original_max_position_embeddings": rope.original_context,
+                "beta_fast": rope.beta_fast,
+                "beta_slow": rope.beta_slow,
+                "attention_factor": rope.attention_factor,
+            }
+    raise UnsupportedModel(
+        f"config.json has no place for the rotary rule {rope.kind!r} of the model; export to GGUF"
+    )
+
+
+def as_llama3(config: ModelConfig) -> Rope:
+    """Return Llama 3's rule for divisors that follow it; else the rule as it is."""
+    wanted, _ = frequencies(config.rope, config.head_dim)
+    for factor in LLAMA3_FACTORS:
+        rope = Rope(config.rope.theta, "llama3", factor)
+        if np.allclose(frequencies(rope, config.head_dim)[0], wanted, rtol=1e-5, atol=0):
+            return rope
+    return config.rope

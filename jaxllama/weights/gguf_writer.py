@@ -1,0 +1,204 @@
+"""Writes a model as a GGUF file, one tensor after the other.
+
+Called by `export.py`. Names and orders of tensors come from the reader's own table, in reverse. A
+matrix that is packed like the wanted type keeps its bits; the `gguf` library quantises others.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from jaxllama.config import ModelConfig
+from jaxllama.errors import UnsupportedModel
+from jaxllama.kernels.packed import Packed
+from jaxllama.model.params import abstract_params
+from jaxllama.model.rope import frequencies
+from jaxllama.weights.base import Checkpoint, Progress
+from jaxllama.weights.gguf import TABLE, paired_table
+from jaxllama.weights.gguf_config import ROPE_FACTORS
+from jaxllama.weights.rules import Rule, expand, restore, stored_shapes
+from jaxllama.weights.stored import Stored, unpacked
+
+Kind = gguf.GGMLQuantizationType
+BLOCK = 32
+BYTES = {Kind.Q8_0: 34, Kind.Q4_0: 18, Kind.Q4_1: 20}  # of a block
+PACKED_BITS = {Kind.Q8_0: 8, Kind.Q4_0: 4, Kind.Q4_1: 4}
+MIDDLE = 8  # the code that means 0 in Q4_0
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def write_gguf(kind: str, source: Checkpoint, path: Path, progress: Progress) -> None:
+    """Write the model to `path` with matrices of the type `kind`; vectors are float32."""
+    from jaxllama.text.exchange import as_metadata  # noqa: PLC0415 - heavy
+
+    config = source.config
+    leaves = abstract_params(config)
+    architecture, table = layout_of(config)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(config.name)
+    add_config(writer, config, architecture)
+    factors = rotary_factors(config)
+    for key, value in as_metadata(source.tokenizer_source(), config.vocab_size).items():
+        add_value(writer, key, value)
+    shapes = stored_shapes(table, leaves)
+    kinds = {name: kind_of(shape, Kind[kind]) for name, shape in shapes.items()}
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    for name, shape in shapes.items():
+        size = bytes_of(shape, kinds[name])
+        row = (*shape[:-1], size // int(np.prod(shape[:-1], dtype=np.int64)))
+        writer.add_tensor_info(name, row, np.dtype(np.uint8), size, raw_dtype=kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    try:
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        made = restore(table, leaves, lambda each: source.read(each, leaves[each]))
+        for done, (name, tensor) in enumerate(made, 1):
+            writer.write_tensor_data(encode(name, tensor, kinds[name]))
+            progress(done, len(shapes))
+    finally:
+        writer.close()
+
+
+def layout_of(config: ModelConfig) -> tuple[str, Mapping[str, Rule]]:
+    """Return GGUF's name of the architecture, and the table of its tensors."""
+    if config.qk_norm:
+        return "qwen3", expand(TABLE, config.layers)
+    if config.qkv_bias and not config.out_bias:
+        return "qwen2", expand(TABLE, config.layers)
+    return "llama", expand(paired_table(config.head_dim), config.layers)
+
+
+def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) -> None:
+    """Write the model's shape under the keys of llama.cpp."""
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_context)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope.theta)
+    if architecture == "llama":
+        writer.add_rope_dimension_count(config.head_dim)
+    if config.window is not None:
+        writer.add_sliding_window(config.window)
+    rope = config.rope
+    if rope.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.kind))
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+        writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
+        if rope.attention_factor is not None:
+            usual = frequencies(dataclasses.replace(rope, attention_factor=None), config.head_dim)[
+                1
+            ]
+            writer.add_float32(
+                f"{architecture}.rope.scaling.attn_factor", rope.attention_factor / usual
+            )
+
+
+def rotary_factors(config: ModelConfig) -> np.ndarray | None:
+    """Return the divisor of each rotated pair, for rules that GGUF keeps as a tensor."""
+    if config.rope.kind not in ("llama3", "factors"):
+        return None
+    pairs = np.arange(config.head_dim // 2) * 2 / config.head_dim
+    return (config.rope.theta**-pairs / frequencies(config.rope, config.head_dim)[0]).astype("<f4")
+
+
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Write a key of the tokenizer with the type that its value has in Python."""
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, str(value))
+
+
+def kind_of(shape: tuple[int, ...], wanted: Any) -> Any:
+    """Return the type of one tensor: rows that are no whole blocks become float16."""
+    if len(shape) == 1:
+        return Kind.F32
+    return Kind.F16 if wanted in BYTES and shape[-1] % BLOCK else wanted
+
+
+def bytes_of(shape: tuple[int, ...], kind: Any) -> int:
+    """Return the bytes that a tensor takes."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape, dtype=np.int64)) // block * size
+
+
+def encode(name: str, tensor: Stored, kind: Any) -> np.ndarray:
+    """Return the bytes of a tensor in a type."""
+    if isinstance(tensor, Packed):
+        blocks = blocks_of(tensor, kind)
+        if blocks is not None:
+            return blocks
+    dense = np.ascontiguousarray(unpacked(tensor))
+    if kind == Kind.F32:
+        return dense.astype("<f4")
+    if kind == Kind.BF16:
+        return dense.astype(ml_dtypes.bfloat16).view(np.uint8)
+    dense = dense.astype(np.float32)
+    if kind == Kind.F16:
+        return to_half(name, dense).view(np.uint8)
+    return gguf.quantize(dense.reshape(-1, dense.shape[-1]), kind)
+
+
+def to_half(name: str, dense: np.ndarray) -> np.ndarray:
+    """Return the values in float16; raise UnsupportedModel if one is too large for it."""
+    most = float(np.abs(dense).max(initial=0))
+    if most > LARGEST:
+        raise UnsupportedModel(
+            f"{name} holds {most:g}, which is too large for float16; choose F32 or BF16"
+        )
+    return dense.astype("<f2")
+
+
+def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
+    """Return the blocks of a matrix whose codes and scales the type can hold as they are."""
+    if PACKED_BITS.get(kind) != packed.bits or packed.order is not None or packed.group % BLOCK:
+        return None
+    repeats = packed.group // BLOCK
+    scales = np.repeat(packed.scales, repeats, axis=-1)
+    minima = None if packed.minima is None else np.repeat(packed.minima, repeats, axis=-1)
+    parts = factors_of(scales, minima, kind)
+    if parts is None:
+        return None
+    count = BLOCK // 2 if packed.bits == 4 else BLOCK  # noqa: PLR2004 - two per byte
+    codes = packed.codes.view(np.uint8).reshape(*scales.shape, count)
+    if packed.bits == 4:  # noqa: PLR2004 - of 32 weights, byte j holds j and j + 16
+        single = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*scales.shape, 2, 16)
+        codes = single[..., 0, :] | single[..., 1, :] << 4
+    heads = [np.ascontiguousarray(each, "<f2")[..., None].view(np.uint8) for each in parts]
+    return np.concatenate([*heads, codes], axis=-1).reshape(-1, scales.shape[-1] * BYTES[kind])
+
+
+def factors_of(scales: np.ndarray, minima: np.ndarray | None, kind: Any) -> list[np.ndarray] | None:
+    """Return the float16 numbers in front of each block; None if the type cannot hold them."""
+    if (minima is None) != (kind == Kind.Q8_0):
+        return None
+    if kind == Kind.Q4_0 and not np.array_equal(minima, scales.astype(np.float32) * -MIDDLE):  # type: ignore[arg-type]
+        return None
+    parts = [scales] if kind != Kind.Q4_1 or minima is None else [scales, minima]
+    with np.errstate(over="ignore"):
+        narrow = [each.astype(np.float16) for each in parts]
+    is_exact = all((one == other).all() for one, other in zip(parts, narrow, strict=True))
+    return narrow if is_exact else None
