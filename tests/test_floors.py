@@ -46,6 +46,8 @@ FLOORS: dict[str, tuple[str, str]] = {
         f"{WORDS} formats sharding kernels model text",
         "numpy einops gguf huggingface_hub jaxtyping ml_dtypes safetensors",
     ),
+    "weights.native": (f"{WORDS} kernels text weights", "numpy msgspec"),
+    "weights.native_store": (f"{WORDS} weights", "numpy tensorstore"),
     # 2: token ids only
     "engine": (MATHS, "jax numpy"),
     "engine.compiling": (WORDS, "jax threading"),

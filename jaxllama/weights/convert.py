@@ -1,0 +1,195 @@
+"""Convert: writes any model as our own checkpoint, weight by weight, quantised if asked.
+
+Called by `jaxllama convert`. Reports how far each weight is from the source's.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+
+from jaxllama.errors import ConfigError
+from jaxllama.kernels.packed import Packed
+from jaxllama.model.params import Leaf, abstract_params
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.base import Checkpoint, Progress, check_tensors
+from jaxllama.weights.export import fresh
+from jaxllama.weights.gguf_writer import to_half
+from jaxllama.weights.native import (
+    ARRAYS,
+    EMBEDDING,
+    FORMAT,
+    MANIFEST,
+    METADATA,
+    MIDDLE,
+    VERSION,
+    Form,
+    Manifest,
+    manifest_text,
+)
+from jaxllama.weights.native_store import ArrayStore
+from jaxllama.weights.quantize import quantize
+from jaxllama.weights.stored import Stored, unpacked
+
+FLOATS: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+BITS = {"int8": 8, "int4": 4}
+STORED = "stored"
+DTYPES = (STORED, *FLOATS, *BITS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The form in which matrices are written; vectors are float32."""
+
+    dtype: str = STORED  # one of DTYPES; "stored": as the source has them
+    group: int = 32  # inputs that share a scale
+    minimises_error: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for numbers that cannot be."""
+        if self.dtype not in DTYPES or self.group < 2 or self.group % 2:  # noqa: PLR2004
+            raise ConfigError(
+                f"dtype {self.dtype} in groups of {self.group}; expected one of "
+                f"{', '.join(DTYPES)}, and an even group"
+            )
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """How far one weight is from the source's: squared difference, and square of the source."""
+
+    path: str
+    form: str
+    difference: float
+    square: float
+
+    @property
+    def relative(self) -> float:
+        """Return the root of the mean square, relative to the weights."""
+        return float(np.sqrt(self.difference / self.square)) if self.square else 0.0
+
+
+def convert(
+    source: Path, target: Path, recipe: Recipe, *, replaces: bool = False, progress: Progress
+) -> list[WeightError]:
+    """Write the model at `source` as a checkpoint of our own; returns the error of every weight."""
+    errors: list[WeightError] = []
+    with open_checkpoint(source) as checkpoint, fresh(target, source, replaces=replaces) as made:
+        leaves = abstract_params(checkpoint.config)
+        check_tensors(leaves, checkpoint)
+        made.path.mkdir()
+        store, forms = ArrayStore(made.path / ARRAYS), {}
+        for done, (path, leaf) in enumerate(leaves.items(), 1):
+            given = checkpoint.read(path, leaf)
+            value = changed(path, leaf, given, recipe)
+            forms[path] = write_weight(store, path, value)
+            errors.append(error_of(path, given, value))
+            progress(done, len(leaves))
+        store.close()
+        files = write_tokenizer(made.path, checkpoint)
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
+            config=checkpoint.config,
+            weights=forms,
+            files=files,
+            recommended=dict(checkpoint.recommended),
+            provenance={
+                "source": source.name,
+                "reader": type(checkpoint).__name__,
+                "jaxllama": version("jaxllama"),
+                "dtype": recipe.dtype,
+                "minimises_error": recipe.minimises_error,
+            },
+        )
+        (made.path / MANIFEST).write_bytes(manifest_text(manifest))
+        open_checkpoint(made.path).close()
+        made.keep()
+    return errors
+
+
+def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
+    """Return a weight in the form that the recipe asks for.
+
+    A matrix whose inputs are no whole groups becomes bfloat16.
+    """
+    if not leaf.is_matrix:
+        return unpacked(value).astype(np.float32)
+    if recipe.dtype == STORED:
+        return value
+    bits = BITS.get(recipe.dtype)
+    if bits is None:
+        dense = canonical(path, value)
+        if recipe.dtype == "f16":
+            return to_half(path, dense.astype(np.float32))
+        return dense.astype(FLOATS[recipe.dtype])
+    by_output = unpacked(value) if isinstance(value, Packed) or path == EMBEDDING else value.T
+    if by_output.shape[1] % recipe.group:
+        return canonical(path, value).astype(ml_dtypes.bfloat16)
+    return quantize(
+        by_output,
+        cast(Any, bits),
+        recipe.group,
+        minimises_error=recipe.minimises_error,
+    )
+
+
+def canonical(path: str, value: Stored) -> np.ndarray:
+    """Return a matrix as a dense array in canonical layout."""
+    if not isinstance(value, Packed):
+        return value
+    return unpacked(value) if path == EMBEDDING else unpacked(value).T
+
+
+def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
+    """Write the arrays of one weight and return its form."""
+    if not isinstance(value, Packed):
+        store.write(f"{path}/value", np.ascontiguousarray(value))
+        return Form(value.shape, value.dtype.name)
+    inward, out = value.shape
+    scales = np.asarray(value.scales)
+    minima = None if value.minima is None else np.asarray(value.minima)
+    is_symmetric = (
+        minima is not None
+        and minima.dtype == scales.dtype
+        and np.array_equal(minima, scales * scales.dtype.type(-MIDDLE))
+    )
+    form = Form(
+        (out, inward),
+        scales.dtype.name,
+        value.bits,
+        value.group,
+        minima=minima is not None and not is_symmetric,
+        symmetric=is_symmetric,
+        order=value.order is not None,
+    )
+    for part in form.arrays():
+        store.write(f"{path}/{part}", np.asarray(getattr(value, part)))
+    return form
+
+
+def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """Write the tokenizer as the source has it; returns each file with its SHA-256."""
+    source = checkpoint.tokenizer_source()
+    files = dict(source.files)
+    if source.metadata:
+        files = {METADATA: json.dumps(dict(source.metadata), ensure_ascii=False).encode()}
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    return {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+
+
+def error_of(path: str, given: Stored, value: Stored) -> WeightError:
+    """Compare a weight with the source's."""
+    form = f"int{value.bits}" if isinstance(value, Packed) else value.dtype.name
+    before = canonical(path, given).astype(np.float32)
+    square = float(np.vdot(before, before))
+    if value is given:
+        return WeightError(path, form, 0.0, square)
+    rest = canonical(path, value).astype(np.float32) - before
+    return WeightError(path, form, float(np.vdot(rest, rest)), square)

@@ -1,0 +1,278 @@
+"""Our own checkpoints: a folder with a manifest, the tokenizer, and the arrays in a store.
+
+Found through its entry point; written by `convert.py`. The manifest (`jaxllama.json`) holds the
+model's configuration, the form of every weight, where they come from, and checksums of the other
+files. Weights are in canonical layout, so loading converts nothing, and a part of a weight is read
+without the rest.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+import numpy as np
+
+from jaxllama.config import ModelConfig
+from jaxllama.errors import BadHeader, UnsupportedModel
+from jaxllama.kernels.packed import Packed
+from jaxllama.weights.base import Checkpoint
+from jaxllama.weights.binary import BinaryFile
+from jaxllama.weights.fields import BLOCK_TENSORS, MAX_LAYERS, CheckedFields, read_json
+from jaxllama.weights.layout import TRANSPOSED
+from jaxllama.weights.native_store import ArrayStore
+from jaxllama.weights.rules import Rule
+from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
+
+if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
+    from jaxllama.text.tokenizer import Tokenizer
+
+MANIFEST = "jaxllama.json"
+ARRAYS = "arrays"
+METADATA = "tokenizer.ggml.json"  # the tokenizer of a GGUF file
+FORMAT, VERSION = "jaxllama checkpoint", 1
+MAX_MANIFEST = 16 << 20  # bytes
+MAX_TEXT = 256 << 20
+EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
+MIDDLE = 8  # minima of symmetric four-bit matrices are -8 scales, and are not stored
+
+
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The form of one weight: a dense array, or the arrays of a packed matrix stored by output."""
+
+    shape: tuple[int, ...]  # packed: [out, in]
+    dtype: str  # packed: of the scales
+    bits: int = 0  # 0: dense
+    group: int = 0
+    minima: bool = False
+    symmetric: bool = False
+    order: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all arrays."""
+        return sum(math.prod(shape) * itemsize(dtype) for shape, dtype in self.arrays().values())
+
+    def arrays(self) -> dict[str, tuple[Shape, str]]:
+        """Return shape and dtype of each array, by the part of the weight that it is."""
+        if not self.bits:
+            return {"value": (self.shape, self.dtype)}
+        out, inward = self.shape
+        half = self.bits == 4  # noqa: PLR2004
+        groups = (out, inward // self.group)
+        found: dict[str, tuple[Shape, str]] = {
+            "codes": ((out, inward // 2 if half else inward), "uint8" if half else "int8"),
+            "scales": (groups, self.dtype),
+        }
+        if self.minima:
+            found["minima"] = (groups, self.dtype)
+        if self.order:
+            found["order"] = ((inward,), "int32")
+        return found
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a checkpoint says about itself."""
+
+    format: str
+    version: int
+    config: ModelConfig
+    weights: dict[str, Form]
+    files: dict[str, str]  # the tokenizer's files, with their SHA-256
+    recommended: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+class NativeCheckpoint(Checkpoint):
+    """One folder as `jaxllama convert` writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._manifest = read_manifest(folder)
+        self._store = ArrayStore(folder / ARRAYS)
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Say whether `path` is a folder with a manifest."""
+        return (path / MANIFEST).is_file()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read and check the manifest."""
+        return cls(path)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Return the model's shape."""
+        return self._manifest.config
+
+    @cached_property
+    def table(self) -> Mapping[str, Rule]:
+        """Map every weight to itself: they are canonical."""
+        return {
+            path: Rule(path, TRANSPOSED if form.bits and path != EMBEDDING else ())
+            for path, form in self._manifest.weights.items()
+        }
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Map every weight to its stored shape."""
+        return {path: form.shape for path, form in self._manifest.weights.items()}
+
+    @property
+    def kinds(self) -> Mapping[str, tuple[str, int]]:
+        """Return the storage type and bytes of every weight."""
+        names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+        return {
+            path: (f"int{form.bits}" if form.bits else names[form.dtype], form.nbytes)
+            for path, form in self._manifest.weights.items()
+        }
+
+    @property
+    def recommended(self) -> Mapping[str, object]:
+        """Return the sampling that the source recommended."""
+        return self._manifest.recommended
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """Return where the checkpoint comes from."""
+        return self._manifest.provenance
+
+    def read_stored(self, name: str) -> Stored:
+        """Read one weight."""
+        return self.read_part(name, whole(self._manifest.weights[name].shape))
+
+    def read_part(self, name: str, index: Index) -> Stored:
+        """Read a part of one weight: the chunks that it lies in."""
+        form = self._manifest.weights[name]
+        if not form.bits:
+            return self._array(name, "value", index)
+        rows, inputs = index
+        unit = math.lcm(form.group, 2)
+        if form.order or inputs.start % unit or inputs.stop % unit:
+            inputs = slice(0, form.shape[1])
+        groups = (rows, slice(inputs.start // form.group, inputs.stop // form.group))
+        per_code = 2 if form.bits == 4 else 1  # noqa: PLR2004 - two per byte
+        codes = (rows, slice(inputs.start // per_code, inputs.stop // per_code))
+        scales = self._array(name, "scales", groups)
+        minima = self._array(name, "minima", groups) if form.minima else None
+        packed = Packed(
+            self._array(name, "codes", codes),
+            scales,
+            scales * scales.dtype.type(-MIDDLE) if form.symmetric else minima,
+            form.bits,  # type: ignore[arg-type]  # checked with the manifest
+            form.group,
+            self._array(name, "order", (slice(0, form.shape[1]),)) if form.order else None,
+        )
+        kept = slice(index[1].start - inputs.start, index[1].stop - inputs.start)
+        return part_of(packed, (slice(0, rows.stop - rows.start), kept))
+
+    def tokenizer(self) -> "Tokenizer":
+        """Build the tokenizer that was written with the weights."""
+        return self.tokenizer_source().build()
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the tokenizer as the source had it; its files must have their checksums."""
+        from jaxllama.text.exchange import TokenizerSource  # noqa: PLC0415 - heavy
+
+        files = {name: self._file(name, digest) for name, digest in self._manifest.files.items()}
+        if METADATA in files:
+            path = self._folder / METADATA
+            return TokenizerSource(metadata=read_json(path, MAX_TEXT).values)
+        return TokenizerSource(files=files)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def _array(self, name: str, part: str, index: Index) -> np.ndarray:
+        shape, dtype = self._manifest.weights[name].arrays()[part]
+        return self._store.read(f"{name}/{part}", shape, dtype, index)
+
+    def _file(self, name: str, digest: str) -> bytes:
+        """Read one file of the tokenizer; raise BadHeader if its checksum differs."""
+        file = BinaryFile(self._folder / name)
+        try:
+            if file.size > MAX_TEXT:
+                raise BadHeader(f"{file.path} has {file.size} bytes; expected at most {MAX_TEXT}")
+            raw = file.read(0, file.size).tobytes()
+        finally:
+            file.close()
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise BadHeader(f"{file.path} has another checksum than {MANIFEST} says; it is damaged")
+        return raw
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest; raise BadHeader if it is wrong."""
+    from jaxllama.text.exchange import FOLDER_FILES  # noqa: PLC0415 - heavy
+
+    fields = read_json(folder / MANIFEST, MAX_MANIFEST)
+    if (fields.text("format"), fields.whole("version")) != (FORMAT, VERSION):
+        raise UnsupportedModel(
+            f"{fields.where} is version {fields.whole('version')} of {fields.text('format')!r}; "
+            f"expected version {VERSION} of {FORMAT!r}"
+        )
+    try:
+        manifest = msgspec.convert(fields.values, Manifest)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise BadHeader(f"{fields.where}: {error}") from error
+    unknown = set(manifest.files) - {*FOLDER_FILES, METADATA}
+    if unknown:
+        raise BadHeader(f"{fields.where} names {min(unknown)!r:.80}; expected tokenizer files")
+    layers = manifest.config.layers
+    if layers > MAX_LAYERS or layers * BLOCK_TENSORS > len(manifest.weights):
+        raise BadHeader(
+            f"{fields.where}: config says {layers} layers and there are "
+            f"{len(manifest.weights)} weights"
+        )
+    check_forms(folder, manifest, fields)
+    return manifest
+
+
+def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None:
+    """Raise BadHeader for a form that cannot be, or weights larger than all files together."""
+    for path, form in manifest.weights.items():
+        is_packed = form.bits != 0
+        is_sound = form.dtype in ("float32", "float16", "bfloat16") and all(
+            0 < size < 1 << 40 for size in form.shape
+        )
+        if is_packed:
+            is_sound = is_sound and is_packable(form)
+        if not is_sound or "/" in path:
+            raise BadHeader(f"{fields.where}: {path!r:.80} has the form {form}, which cannot be")
+    arrays = folder / ARRAYS
+    held = sum(each.stat().st_size for each in arrays.rglob("*") if each.is_file())
+    needed = sum(form.nbytes for form in manifest.weights.values())
+    if needed > held:
+        raise BadHeader(
+            f"{arrays} has {held} bytes and {MANIFEST} lists weights of {needed}; it is incomplete"
+        )
+
+
+def is_packable(form: Form) -> bool:
+    """Say whether bits, groups and sizes of a packed matrix fit each other."""
+    return (
+        form.bits in (4, 5, 6, 8)
+        and len(form.shape) == 2  # noqa: PLR2004
+        and form.group > 0
+        and form.shape[1] % form.group == 0
+        and (form.bits != 4 or form.group % 2 == 0)  # noqa: PLR2004
+        and not (form.minima and form.symmetric)
+    )
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes of one number."""
+    return {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}.get(dtype, 1)
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """Return the manifest as it is written."""
+    raw = msgspec.json.encode(manifest)
+    return json.dumps(json.loads(raw), indent=1).encode() + b"\n"

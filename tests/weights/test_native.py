@@ -1,0 +1,199 @@
+"""Our own checkpoints: every weight back as it was, in parts or quantised; damage is found."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from every_format import FORMATS, Format
+from hostile import outcome
+from writers import flatten
+
+from jaxllama.errors import BadHeader, CheckpointError, ConfigError, UnsupportedModel
+from jaxllama.kernels.packed import Packed
+from jaxllama.model.params import abstract_params
+from jaxllama.testing import check_weights, random_params, tiny
+from jaxllama.testing.weights import parts
+from jaxllama.weights import open_checkpoint
+from jaxllama.weights.convert import Recipe, convert
+from jaxllama.weights.quantize import quantize
+from jaxllama.weights.stored import unpacked
+
+CONFIG = tiny(name="one", kv_heads=2)
+WEIGHTS = flatten(random_params(CONFIG))
+
+
+def made(source: Path, target: Path, recipe: Recipe = Recipe(), **options):  # noqa: B008 - frozen
+    return convert(source, target, recipe, progress=lambda *_: None, **options)
+
+
+def weights(path: Path) -> Iterator[tuple[str, np.ndarray | Packed]]:
+    with open_checkpoint(path) as checkpoint:
+        for each, leaf in abstract_params(checkpoint.config).items():
+            yield each, checkpoint.read(each, leaf)
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    source, _ = FORMATS["GGUF Q4_0"].write(tmp_path, CONFIG, WEIGHTS)
+    made(source, tmp_path / "native")
+    return tmp_path / "native"
+
+
+@pytest.mark.parametrize(
+    "name", ["GGUF Q5_1", "GGUF Q8_0", "GPTQ sorted", "AWQ", "Hugging Face bfloat16"]
+)
+def test_every_weight_is_kept_in_its_form(tmp_path: Path, name: str):
+    case: Format = FORMATS[name]
+    source, _ = case.write(tmp_path, CONFIG, WEIGHTS)
+    errors = made(source, tmp_path / "native")
+    assert all(each.difference == 0 for each in errors)
+    for (path, one), (_, other) in zip(weights(source), weights(tmp_path / "native"), strict=True):
+        assert type(one) is type(other)
+        pairs = zip(parts(one), parts(other), strict=True)
+        if "norm" in path:
+            pairs = zip([one.astype(np.float32)], [other], strict=True)
+        for part, found in pairs:
+            assert part.dtype == found.dtype
+            np.testing.assert_array_equal(part, found)
+    with open_checkpoint(source) as one, open_checkpoint(tmp_path / "native") as other:
+        assert dataclasses.replace(other.config, name="") == dataclasses.replace(
+            one.config, name=""
+        )
+        text = "Hello, wörld 123"
+        assert other.tokenizer().encode(text) == one.tokenizer().encode(text)
+
+
+@pytest.mark.parametrize("name", ["GGUF Q4_0", "GPTQ sorted", "Hugging Face float32"])
+def test_it_keeps_the_contract_of_readers(tmp_path: Path, name: str):
+    source, held = FORMATS[name].write(tmp_path, CONFIG, WEIGHTS)
+    made(source, tmp_path / "native")
+    check_weights(tmp_path / "native", expected=held)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bound"),
+    [
+        (Recipe("bf16"), 3e-3), (Recipe("f16"), 3e-4), (Recipe("f32"), 0.0),
+        (Recipe("int8"), 0.008), (Recipe("int4"), 0.11), (Recipe("int4", 16), 0.1),
+        (Recipe("int4", minimises_error=True), 0.1),
+    ],
+)  # fmt: skip
+def test_the_error_of_each_weight_is_reported(tmp_path: Path, recipe: Recipe, bound: float):
+    source, held = FORMATS["Hugging Face float32"].write(tmp_path, CONFIG, WEIGHTS)
+    errors = {each.path: each for each in made(source, tmp_path / "native", recipe)}
+    for path, value in weights(tmp_path / "native"):
+        wide = unpacked(value).astype(np.float32)
+        is_turned = isinstance(value, Packed) and path != "embed.weight"
+        rest = (wide.T if is_turned else wide) - held[path]
+        wanted = float(np.sqrt(np.sum(rest**2) / np.sum(held[path] ** 2)))
+        assert errors[path].relative == pytest.approx(wanted, rel=1e-4)
+        assert errors[path].relative <= bound
+        assert isinstance(value, Packed) == (held[path].ndim == 2 and recipe.dtype[:3] == "int")
+
+
+def test_minimised_scales_are_at_least_as_good_as_those_of_gguf():
+    matrix = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    quantized = gguf.quantize(matrix, gguf.GGMLQuantizationType.Q4_0)
+    peer = gguf.dequantize(quantized, gguf.GGMLQuantizationType.Q4_0)
+    plain, best = (quantize(matrix, 4, 32, minimises_error=each) for each in (False, True))
+    errors = [np.sum((unpacked(each) - matrix) ** 2) for each in (plain, best)]
+    theirs = np.sum((peer - matrix) ** 2)
+    assert errors[0] < 1.02 * theirs
+    assert errors[1] < 0.95 * theirs
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_of_zeros_stay_zeros(bits):
+    assert not unpacked(
+        quantize(np.zeros((2, 64), np.float32), bits, 32, minimises_error=True)
+    ).any()
+
+
+def test_inputs_that_are_no_whole_groups_stay_dense(tmp_path: Path):
+    source, _ = FORMATS["Hugging Face float32"].write(tmp_path, CONFIG, WEIGHTS)
+    made(source, tmp_path / "native", Recipe("int8", 64))
+    forms = {path: value for path, value in weights(tmp_path / "native")}  # noqa: C416
+    assert isinstance(forms["blocks.0.ffn.up.weight"], Packed)  # 64 inputs
+    assert forms["blocks.0.ffn.down.weight"].dtype.name == "bfloat16"  # 96
+
+
+def test_a_recipe_that_cannot_be():
+    for wrong in ({"dtype": "int3"}, {"group": 0}, {"group": 7}):
+        with pytest.raises(ConfigError, match="expected one of stored, f32"):
+            Recipe(**wrong)
+
+
+def test_nothing_is_overwritten_unasked(native: Path):
+    with pytest.raises(ConfigError, match="add --force"):
+        made(native, native)
+    with pytest.raises(ConfigError, match="is or holds the model"):
+        made(native, native, replaces=True)
+    assert outcome(native) is None
+
+
+CHANGES = {
+    "version": (lambda m: m.update(version=2), UnsupportedModel, "version 2 of"),
+    "an unknown field": (lambda m: m.update(more=1), BadHeader, "unknown field"),
+    "a width that is text": (lambda m: m["config"].update(width="w"), BadHeader, "width"),
+    "layers without weights": (lambda m: m["config"].update(layers=9), BadHeader, "9 layers and"),
+    "no heads": (lambda m: m["config"].update(heads=0), CheckpointError, "heads"),
+    "a path for a tokenizer": (
+        lambda m: m["files"].update({"../x": "0"}), BadHeader, "expected tokenizer files",
+    ),
+    "a checksum": (
+        lambda m: m["files"].update({"tokenizer.ggml.json": "0"}), BadHeader, "another checksum",
+    ),
+    "a huge weight": (
+        lambda m: m["weights"]["embed.weight"].update(shape=[2**30, 64]), BadHeader, "incomplete",
+    ),
+    "bits of no kind": (
+        lambda m: m["weights"]["embed.weight"].update(bits=3), BadHeader, "which cannot be",
+    ),
+    "groups that do not divide": (
+        lambda m: m["weights"]["embed.weight"].update(group=24), BadHeader, "which cannot be",
+    ),
+    "a dtype of no kind": (
+        lambda m: m["weights"]["embed.weight"].update(dtype="int7"), BadHeader, "which cannot be",
+    ),
+    "another shape": (
+        lambda m: m["weights"]["final_norm.weight"].update(shape=[32]), CheckpointError, "expected",
+    ),
+    "a weight elsewhere": (
+        lambda m: m["weights"].update({"../a": m["weights"]["embed.weight"]}), BadHeader, "cannot",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_manifest_that_lies(native: Path, name: str):
+    change, kind, message = CHANGES[name]
+    manifest = json.loads((native / "jaxllama.json").read_text())
+    change(manifest)
+    (native / "jaxllama.json").write_text(json.dumps(manifest))
+    with pytest.raises(kind, match=message), open_checkpoint(native) as checkpoint:
+        checkpoint.tokenizer()
+        dict(weights(native))
+
+
+def test_damaged_arrays_are_found(native: Path):
+    files = [each for each in (native / "arrays").rglob("*") if each.is_file()]
+    largest = max(files, key=lambda each: each.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    largest.write_bytes(bytes(raw))
+    with pytest.raises(CheckpointError, match="it is damaged or incomplete"):
+        dict(weights(native))
+
+
+def test_the_store_is_imported_when_it_is_used():
+    code = (
+        "import sys; import jaxllama.weights.native, jaxllama.weights.convert\n"
+        "assert not {'tensorstore', 'orbax'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
