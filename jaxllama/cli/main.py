@@ -24,6 +24,8 @@ COMMANDS = {
     "batch": "Answer a file of prompts; continue where a run stopped.",
     "perplexity": "Measure the perplexity of a model on a text.",
     "pull": "Download a model and print its path.",
+    "list": "List the models in the store.",
+    "remove": "Delete a model from the store.",
     "convert": "Write a model as a checkpoint of our own, quantised if asked.",
     "export": "Write a model as a GGUF file or a Hugging Face folder.",
     "inspect": "Show what a model is and how much memory it needs.",

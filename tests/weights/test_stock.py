@@ -1,0 +1,75 @@
+"""The models in the store: listed with their names and sizes, removed one at a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+from every_format import FORMATS
+from writers import flatten
+
+from jaxllama.cli.main import main
+from jaxllama.errors import CheckpointError
+from jaxllama.testing import random_params, tiny
+from jaxllama.weights.stock import discard, stocked
+
+CONFIG = tiny(layers=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    monkeypatch.setenv("JAXLLAMA_HOME", str(folder))
+    weights = flatten(random_params(CONFIG))
+    made, _ = FORMATS["Hugging Face float32"].write(tmp_path, CONFIG, weights)
+    made.rename(folder / "owner--name")
+    (folder / "owner--name--x.gguf").mkdir()
+    made, _ = FORMATS["GGUF F32"].write(tmp_path, CONFIG, weights)
+    made.rename(folder / "owner--name--x.gguf" / "x.gguf")
+    (folder / "bad.gguf").write_bytes(b"GGUF but no more")
+    (folder / "README.md").write_text("notes")
+    (folder / "x.part").write_text("half")
+    (folder / ".pull-1").mkdir()
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes((folder / "owner--name--x.gguf" / "x.gguf").read_bytes())
+    (folder / "linked.gguf").symlink_to(outside)
+    return folder
+
+
+def test_models_are_listed_by_the_name_that_commands_take(store: Path):
+    found = {each.name: each for each in stocked()}
+    assert list(found) == ["bad.gguf", "hf:owner/name", "hf:owner/name/x.gguf", "linked.gguf"]
+    assert found["hf:owner/name/x.gguf"].reader == "GgufCheckpoint"
+    assert found["hf:owner/name"].nbytes == sum(
+        each.stat().st_size for each in (store / "owner--name").iterdir()
+    )
+    assert found["bad.gguf"].problem and not found["bad.gguf"].reader
+
+
+@pytest.mark.parametrize("name", ["hf:owner/name", "owner--name", "bad.gguf", "linked.gguf"])
+def test_one_model_is_removed_and_the_others_stay(store: Path, tmp_path: Path, name: str):
+    before = {each.name for each in stocked()}
+    gone = discard(name)
+    assert {each.name for each in stocked()} == before - {gone.name}
+    assert (tmp_path / "outside.gguf").exists()
+    assert (store / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", ["hf:owner/nam", "../outside.gguf", "README.md", ".", ""])
+def test_what_is_no_model_of_the_store_is_not_removed(store: Path, name: str):
+    before = sorted(store.rglob("*"))
+    with pytest.raises(CheckpointError, match="the store has no model"):
+        discard(name)
+    assert sorted(store.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("store")
+def test_the_commands(capsys: pytest.CaptureFixture[str]):
+    for arguments in (["list"], ["list", "--json"], ["remove", "linked.gguf"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    first, *_, middle, last = capsys.readouterr().out.splitlines()
+    assert "damaged" in first
+    assert len(json.loads(middle)["models"]) == 4
+    assert last.endswith("linked.gguf")
