@@ -13,14 +13,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxllama.errors import BadTokenizer, UnsupportedModel
+from jaxllama.text.from_folder import tokenizer_from_folder
 from jaxllama.text.from_gguf import PREFIX, tokenizer_from_gguf
-from jaxllama.text.from_json import state_of, tokenizer_from_json
+from jaxllama.text.from_json import state_of
 from jaxllama.text.pretokenize import CUTTINGS
 from jaxllama.text.tokenizer import Tokenizer, library_errors
 from jaxllama.text.vocabulary import SPACE, Spelling, TokenKind
 
 FOLDER_FILES = (
     "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "config.json",  # may name end tokens
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -50,11 +54,11 @@ class TokenizerSource:
         with TemporaryDirectory() as folder:
             for name, raw in self.files.items():
                 (Path(folder) / name).write_bytes(raw)
-            return tokenizer_from_json(Path(folder))
+            return tokenizer_from_folder(Path(folder))
 
 
 def source_of_folder(folder: Path) -> TokenizerSource:
-    """Return the tokenizer files of a folder; raise BadTokenizer if there is no tokenizer.json."""
+    """Return the tokenizer files of a folder; raise BadTokenizer if there is no tokenizer."""
     found = {}
     for name in FOLDER_FILES:
         path = folder / name
@@ -62,8 +66,8 @@ def source_of_folder(folder: Path) -> TokenizerSource:
             if path.stat().st_size > MAX_FILE:
                 raise BadTokenizer(f"{path} has more than {MAX_FILE} bytes, the most that is read")
             found[name] = path.read_bytes()
-    if FOLDER_FILES[0] not in found:
-        raise BadTokenizer(f"{folder} has no tokenizer.json; expected one to write to the new file")
+    if found.keys().isdisjoint(FOLDER_FILES[:2]):
+        raise BadTokenizer(f"{folder} has no tokenizer.json to write to the new file")
     return TokenizerSource(files=found)
 
 

@@ -260,6 +260,13 @@ ARCHITECTURES = (
     ),
 )
 
+# The fields of ModelConfig that exports write; models with others are refused.
+WRITABLE = (
+    *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width"),
+    *("max_context", "norm_eps", "rope", "tied", "qkv_bias", "out_bias", "ffn_bias"),
+    *("qk_norm", "window", "name"),
+)
+
 # Known architectures that are not supported, by any of their names, and what they need.
 EXPERTS_OF_ITS_OWN = "shared experts or another router"
 IMAGES = "images; the text model alone is supported as a GGUF file"
@@ -316,6 +323,27 @@ def class_name_of(model_type: str) -> str | None:
     """Return the class name that a model type of config.json stands for."""
     names = {each.model_type: each.class_name for each in ARCHITECTURES}
     return names.get(model_type, model_type or None)
+
+
+def family_of(config: ModelConfig) -> Architecture:
+    """Return the architecture to write a model as: the first that has all of its properties.
+
+    Raises UnsupportedModel for a model that exports cannot write yet.
+    """
+    plain = ModelConfig(**{name: getattr(config, name) for name in WRITABLE})
+    if plain != config:
+        raise UnsupportedModel(
+            f"exports have no place for a property of {config.name or 'the model'} yet; expected a "
+            f"model like Llama, Mistral, Qwen2 or Qwen3 (convert writes every model)"
+        )
+    name = "LlamaForCausalLM"
+    if config.qk_norm:
+        name = "Qwen3ForCausalLM"
+    elif config.qkv_bias and not config.out_bias:
+        name = "Qwen2ForCausalLM"
+    elif config.window is not None:
+        name = "MistralForCausalLM"
+    return by_class_name(name, config.name)
 
 
 def unsupported(name: object, where: str, expected: Iterable[str]) -> UnsupportedModel:

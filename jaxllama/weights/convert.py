@@ -17,7 +17,7 @@ from jaxllama.errors import ConfigError
 from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.base import Checkpoint, Progress, check_tensors
+from jaxllama.weights.base import Checkpoint, CountProgress, check_tensors
 from jaxllama.weights.export import fresh
 from jaxllama.weights.gguf_writer import to_half
 from jaxllama.weights.native import (
@@ -75,7 +75,7 @@ class WeightError:
 
 
 def convert(
-    source: Path, target: Path, recipe: Recipe, *, replaces: bool = False, progress: Progress
+    source: Path, target: Path, recipe: Recipe, *, replaces: bool = False, progress: CountProgress
 ) -> list[WeightError]:
     """Write the model at `source` as a checkpoint of our own; returns the error of every weight."""
     errors: list[WeightError] = []

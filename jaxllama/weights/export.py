@@ -19,11 +19,11 @@ from jaxllama.errors import CheckpointError, ConfigError, UnsupportedModel
 from jaxllama.model.params import abstract_params
 from jaxllama.model.rope import frequencies
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.base import Checkpoint, Progress, check_tensors
+from jaxllama.weights.base import Checkpoint, CountProgress, check_tensors
 from jaxllama.weights.folder_writer import write_folder
 from jaxllama.weights.gguf_writer import write_gguf
 
-Writer = Callable[[Checkpoint, Path, Progress], None]
+Writer = Callable[[Checkpoint, Path, CountProgress], None]
 
 GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 DTYPES = {"": None, "-f32": "F32", "-f16": "F16", "-bf16": "BF16"}
@@ -34,7 +34,7 @@ TARGETS: dict[str, Writer] = {
 
 
 def export(
-    source: Path, target: Path, to: str, *, replaces: bool = False, progress: Progress
+    source: Path, target: Path, to: str, *, replaces: bool = False, progress: CountProgress
 ) -> None:
     """Write the model at `source` to `target` in the format `to`, a name in TARGETS.
 

@@ -16,17 +16,22 @@ from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import UnsupportedModel
 from jaxllama.model.params import abstract_params
 from jaxllama.model.rope import frequencies
-from jaxllama.weights.base import Checkpoint, Progress
+from jaxllama.weights.architectures import family_of
+from jaxllama.weights.base import Checkpoint, CountProgress
 from jaxllama.weights.gguf_writer import to_half
-from jaxllama.weights.huggingface import DTYPES, TABLE
-from jaxllama.weights.rules import expand, restore, stored_shapes
+from jaxllama.weights.huggingface import DTYPES, table_of
+from jaxllama.weights.rules import restore, stored_shapes
 from jaxllama.weights.stored import unpacked
 
+SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as divisors
 
 
-def write_folder(dtype: str | None, source: Checkpoint, path: Path, progress: Progress) -> None:
+def write_folder(
+    dtype: str | None, source: Checkpoint, path: Path, progress: CountProgress
+) -> None:
     """Write the model to the folder `path` in a dtype; by default dense weights keep theirs.
 
     Packed matrices become dense, in float32 by default, which is exact.
@@ -35,17 +40,20 @@ def write_folder(dtype: str | None, source: Checkpoint, path: Path, progress: Pr
 
     config = source.config
     leaves = abstract_params(config)
-    table = expand(TABLE, config.layers)
+    table = table_of(family_of(config), config)
     path.mkdir()
-    for name, raw in as_files(source.tokenizer_source()).items():
+    files = as_files(source.tokenizer_source())
+    for name, raw in files.items():
         (path / name).write_bytes(raw)
+    said = json.loads(files.get("config.json", b"{}"))
+    special = {key: said[key] for key in SPECIAL if key in said}
     origin = {rule.names[0]: source.table[each] for each, rule in table.items()}
     dtypes = {}
     for name in stored_shapes(table, leaves):
         stored = source.kinds.get(origin[name].names[0], ("F32", 0))[0]
         dtypes[name] = dtype or (stored if stored in DTYPES else "F32")
     common = max(dtypes.values(), key=list(dtypes.values()).count)
-    fields = config_fields(config) | {"torch_dtype": TORCH[common]}
+    fields = config_fields(config) | special | {"torch_dtype": TORCH[common]}
     (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     shapes = stored_shapes(table, leaves)
     with (path / "model.safetensors").open("wb") as file:
@@ -61,7 +69,7 @@ def header_of(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPES[dtypes[name]]).itemsize
+        size = int(np.prod(shape, dtype=np.int64)) * SIZES[dtypes[name]]
         header[name] = {
             "dtype": dtypes[name],
             "shape": list(shape),
@@ -84,10 +92,10 @@ def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return config.json of a model."""
-    architecture, model_type = kind_of(config)
+    family = family_of(config)
     fields: dict[str, Any] = {
-        "architectures": [architecture],
-        "model_type": model_type,
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
@@ -105,20 +113,9 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         "mlp_bias": config.ffn_bias,
         "sliding_window": config.window,
     }
-    if config.window is not None and model_type.startswith("qwen"):
+    if config.window is not None and family.asks_for_window:
         fields |= {"use_sliding_window": True, "max_window_layers": 0}
     return fields
-
-
-def kind_of(config: ModelConfig) -> tuple[str, str]:
-    """Return the architecture and model type that have these properties."""
-    if config.qk_norm:
-        return "Qwen3ForCausalLM", "qwen3"
-    if config.qkv_bias and not config.out_bias:
-        return "Qwen2ForCausalLM", "qwen2"
-    if config.window is not None:
-        return "MistralForCausalLM", "mistral"
-    return "LlamaForCausalLM", "llama"
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ matrix that is packed like the wanted type keeps its bits; the `gguf` library qu
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from jaxllama.errors import UnsupportedModel
 from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import abstract_params
 from jaxllama.model.rope import frequencies
-from jaxllama.weights.base import Checkpoint, Progress
-from jaxllama.weights.gguf import TABLE, paired_table
+from jaxllama.weights.architectures import family_of
+from jaxllama.weights.base import Checkpoint, CountProgress
+from jaxllama.weights.gguf import table_of
 from jaxllama.weights.gguf_config import ROPE_FACTORS
-from jaxllama.weights.rules import Rule, expand, restore, stored_shapes
+from jaxllama.weights.rules import expand, restore, stored_shapes
 from jaxllama.weights.stored import Stored, unpacked
 
 Kind = gguf.GGMLQuantizationType
@@ -32,13 +32,14 @@ MIDDLE = 8  # the code that means 0 in Q4_0
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def write_gguf(kind: str, source: Checkpoint, path: Path, progress: Progress) -> None:
+def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgress) -> None:
     """Write the model to `path` with matrices of the type `kind`; vectors are float32."""
     from jaxllama.text.exchange import as_metadata  # noqa: PLC0415 - heavy
 
     config = source.config
     leaves = abstract_params(config)
-    architecture, table = layout_of(config)
+    family = family_of(config)
+    architecture, table = family.gguf, expand(table_of(family, config), config.layers)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(config.name)
     add_config(writer, config, architecture)
@@ -65,15 +66,6 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: Progress) ->
             progress(done, len(shapes))
     finally:
         writer.close()
-
-
-def layout_of(config: ModelConfig) -> tuple[str, Mapping[str, Rule]]:
-    """Return GGUF's name of the architecture, and the table of its tensors."""
-    if config.qk_norm:
-        return "qwen3", expand(TABLE, config.layers)
-    if config.qkv_bias and not config.out_bias:
-        return "qwen2", expand(TABLE, config.layers)
-    return "llama", expand(paired_table(config.head_dim), config.layers)
 
 
 def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) -> None:
