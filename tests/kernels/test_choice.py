@@ -269,7 +269,7 @@ def test_survivors_close_ranks_and_are_weighed_anew(ops, width):
     rng = np.random.default_rng(width)
     best, keep = candidates(rng, 40, width), rng.random((40, width)) < 0.4
     keep[0] = False  # nobody: everybody
-    left, last = jax.jit(ops.close_ranks)(keep, np.ones(40, bool), best)
+    left, last = jax.device_get(jax.jit(ops.close_ranks)(keep, np.ones(40, bool), best))
     for row in range(40):
         alive = best.logits[row] > -np.inf
         kept = keep[row] & alive if (keep[row] & alive).any() else alive
