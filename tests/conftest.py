@@ -30,6 +30,18 @@ def no_samplers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_loads() -> Iterator[None]:
+    """Let LLM.load find no samplers and compile without optimisation.
+
+    For tests of the way from a file to text; not of bits, copies or memory.
+    """
+    from tests.support import QuickPrograms, only  # noqa: PLC0415
+
+    with only((), kind=QuickPrograms):
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_fusions() -> Iterator[None]:
     """Switch off XLA's slowest compiler part for the programs in which samplers are tested.

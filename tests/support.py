@@ -48,6 +48,7 @@ BODIES = [
 ]
 
 
+COMPILE_OPTIONS = compiler.get_compile_options
 # The folder of compiled programs, shared by all test processes of this run and of later ones.
 KEPT = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
 # The samplers that most tests need; every further one slows down each compilation of a decode step.
@@ -55,6 +56,8 @@ FEW = (
     *("constraint", "logit_bias", "min_p", "min_tokens"),
     *("mirostat", "repetition", "top_k", "top_p"),
 )
+# What requests at random ask for.
+CHAIN = ("min_p", "repetition", "top_k", "top_p")
 
 
 @dataclasses.dataclass
@@ -71,9 +74,19 @@ def installed_samplers() -> dict[str, type[Sampler]]:
     return load_plugins(SAMPLERS, Sampler).loaded
 
 
+class QuickPrograms(Programs):
+    """Programs compiled without optimisation: for tests of the meaning, not of bits or copies."""
+
+    def _compiler_options(self) -> dict[str, Any]:
+        return {**(super()._compiler_options() or {}), **QUICKLY}
+
+
 @contextlib.contextmanager
-def only(names: Iterable[str]) -> Iterator[None]:
-    """Within the context, LLM.load finds only these samplers and uses the tests' program folder."""
+def only(names: Iterable[str], *, kind: type[Programs] = Programs) -> Iterator[None]:
+    """Within the context, LLM.load finds only these samplers and uses the tests' program folder.
+
+    `kind` is the class of the programs; each has a folder of its own.
+    """
     chosen = tuple(names)
 
     def load(group: str, base: type) -> Plugins:
@@ -84,7 +97,8 @@ def only(names: Iterable[str]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llm, "load_plugins", load)
-        patch.setattr(llm, "cache_folder", lambda: KEPT)
+        patch.setattr(llm, "cache_folder", lambda: KEPT / kind.__name__)
+        patch.setattr(llm, "Programs", kind)
         yield
 
 
@@ -94,14 +108,21 @@ def quick_operations() -> Iterator[None]:
 
     Not for the engine's programs: other tests read them, and find them on disk.
     """
-    original = compiler.get_compile_options
 
     def quickly(*given: Any, env_options_overrides: dict[str, Any], **named: Any) -> Any:
         overrides = {**QUICKLY, **env_options_overrides}
-        return original(*given, env_options_overrides=overrides, **named)
+        return COMPILE_OPTIONS(*given, env_options_overrides=overrides, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", quickly)
+        yield
+
+
+@contextlib.contextmanager
+def usual_options() -> Iterator[None]:
+    """Within the context, JAX compiles as in production, also inside `quick_operations`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", COMPILE_OPTIONS)
         yield
 
 
@@ -129,6 +150,7 @@ def programs(
     engine: EngineConfig = ENGINE,
     *,
     samplers: tuple[str, ...] | None = FEW,
+    kind: type[Programs] = Programs,
 ) -> Programs:
     """Return compiled programs, cached on disk for other test processes.
 
@@ -145,8 +167,8 @@ def programs(
     )
     mesh = make_mesh(engine, model)
     root = KEPT / f"{model.name}-{engine.kernels}"  # each folder keeps a limited number
-    kept = Executables(root, program_key((model, engine, describe(chosen))))
-    return Programs(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
+    kept = Executables(root, program_key((model, engine, describe(chosen), kind)))
+    return kind(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
 
 
 def new_engine(
@@ -154,8 +176,9 @@ def new_engine(
     engine: EngineConfig = ENGINE,
     *,
     samplers: tuple[str, ...] | None = FEW,
+    kind: type[Programs] = Programs,
 ) -> Engine:
-    return Engine(programs(model, engine, samplers=samplers))
+    return Engine(programs(model, engine, samplers=samplers, kind=kind))
 
 
 def request(prompt: Iterable[int], max_tokens: int = 8, **more: object) -> GenerationRequest:

@@ -17,9 +17,11 @@ from jaxllama.engine.programs import LEAN, NAMES, WHOLE, Programs
 from jaxllama.errors import BrokenPlugin, CompiledLate
 from tests.support import (
     BODIES,
+    CHAIN,
     ENGINE,
     FEW,
     MODEL,
+    QuickPrograms,
     Told,
     closed,
     drive,
@@ -34,7 +36,7 @@ def fresh_programs(root) -> Programs:
     """Programs that nothing has compiled yet; those with samplers are read back all the time."""
     shared = programs(MODEL, ENGINE, samplers=())
     kept = Executables(root, program_key(("test",)))
-    return Programs(MODEL, ENGINE, shared.bank, shared.params, shared.mesh, executables=kept)
+    return QuickPrograms(MODEL, ENGINE, shared.bank, shared.params, shared.mesh, executables=kept)
 
 
 def compilations(monkeypatch) -> list[str]:
@@ -87,20 +89,27 @@ def test_compilations_are_noticed(monkeypatch):
     assert len(names) == 1
 
 
-def test_second_start_compiles_nothing(tmp_path, monkeypatch):
-    first = fresh_programs(tmp_path)
-    first.warm_up()
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    """The folder of a first start, its programs, and the progress that it reported."""
+    folder, heard = tmp_path_factory.mktemp("first"), []
+    first = fresh_programs(folder)
+    first.warm_up(lambda *told: heard.append(told))
+    return folder, first, heard
+
+
+def test_second_start_compiles_nothing(first_start, monkeypatch):
+    folder, first, _ = first_start
     assert set(first.traces.elements()) == set(NAMES) - {LEAN}
-    second = fresh_programs(tmp_path)
+    second = fresh_programs(folder)
     names = compilations(monkeypatch)
     second.warm_up()
     assert not second.traces
     assert names == []
 
 
-def test_progress_names_each_program_that_is_not_on_disk(tmp_path):
-    heard = []
-    fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
+def test_progress_names_each_program_that_is_not_on_disk(first_start):
+    folder, _, heard = first_start
     names = [name for name in NAMES if name != LEAN]
     total = len(names)
     each = [
@@ -109,9 +118,9 @@ def test_progress_names_each_program_that_is_not_on_disk(tmp_path):
         for told in [("programs", done, total), (f"compiling {name}", done, total)]
     ]
     assert heard == [*each, ("programs", total, total)]
-    heard.clear()
-    fresh_programs(tmp_path).warm_up(lambda *told: heard.append(told))
-    assert heard == [("programs", done, total) for done in range(total + 1)]
+    again = []
+    fresh_programs(folder).warm_up(lambda *told: again.append(told))
+    assert again == [("programs", done, total) for done in range(total + 1)]
 
 
 def test_first_start_makes_a_lean_program_first_and_the_others_behind(tmp_path):
@@ -226,7 +235,7 @@ def cache_sized(text: str, shape: tuple[int, ...], operations: str) -> list[str]
 def test_no_program_copies_or_converts_the_cache(name, dtype, body):
     engine = dataclasses.replace(body, cache_dtype=dtype)
     # What samplers do to the cache shows with any dtype: other tests compile these two anyway.
-    samplers = FEW if dtype in ("float32", "int8") else ()
+    samplers = {"float32": FEW, "int8": CHAIN}.get(dtype, ())
     shared = programs(MODEL, engine, samplers=samplers)
     text = shared.compiled(name).as_text()
     for part in jax.tree.leaves(shared._state.cache[0]):

@@ -44,7 +44,7 @@ TOKENIZER = {
     "tokenizer.ggml.add_space_prefix": False,
 }
 
-pytestmark = pytest.mark.usefixtures("no_samplers")
+pytestmark = pytest.mark.usefixtures("quick_loads")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`jaxllama check`: a line for every check, and an exit code."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from jaxllama.testing.kept import programs_kept
 from jaxllama.testing.samplers import CHECKS
 from jaxllama.weights.store import cache_folder
 from jaxllama_samplers.min_p import MinP
+from tests.support import quick_operations
 
 SOUND = """
 from jaxllama.sampling import Filter, knob
@@ -28,6 +30,13 @@ BANS_ALL = (
     .replace("best.p >= self.strength * best.p[0]", "best - float('inf')")
 )
 SHORTER = BANS_ALL.replace("BansAll", "Shorter").replace("best - float('inf')", "best[1:]")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """No time is looked at here, so nothing has to run fast."""
+    with quick_operations():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from jaxllama.kernels.cpu import library
 from jaxllama.request import Contrast
 from tests.support import (
     BODIES,
+    CHAIN,
     ENGINE,
     KERNELS,
     MODEL,
@@ -126,8 +127,8 @@ def test_int8_cache_keeps_the_contract(body):
     rng = np.random.default_rng(4)
     small = dataclasses.replace(body, cache_dtype="int8")
     pool = [random_request(rng, [rng.integers(0, 256, 60).tolist()]) for _ in range(12)]
-    solo = [run(new_engine(MODEL, small), [one])[0] for one in pool]
-    crowd = run(new_engine(MODEL, small), pool)
+    solo = [run(new_engine(MODEL, small, samplers=CHAIN), [one])[0] for one in pool]
+    crowd = run(new_engine(MODEL, small, samplers=CHAIN), pool)
     assert all(same(one, other, small) for one, other in zip(solo, crowd, strict=True))
     wide = run(new_engine(MODEL, body), pool)
     gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(solo, wide, strict=True)]

@@ -11,7 +11,18 @@ from jaxllama.engine.probes import finish
 from jaxllama.errors import PromptTooLong, QueueFull
 from jaxllama.request import FinishReason
 from jaxllama.testing import FAMILIES, random_params
-from tests.support import BODIES, ENGINE, MODEL, Told, closed, drive, new_engine, request, run
+from tests.support import (
+    BODIES,
+    ENGINE,
+    MODEL,
+    QuickPrograms,
+    Told,
+    closed,
+    drive,
+    new_engine,
+    request,
+    run,
+)
 
 
 def test_more_requests_than_slots_all_finish():
@@ -225,5 +236,6 @@ def test_rows_of_another_family_decode_too():
     window = FAMILIES["mistral"].window
     assert window < 40
     model = dataclasses.replace(FAMILIES["qwen3"], max_context=512, window=window)
-    told = run(new_engine(model, samplers=()), [request(range(40), 5)])[0]
+    engine = new_engine(model, samplers=(), kind=QuickPrograms)
+    told = run(engine, [request(range(40), 5)])[0]
     assert len(told.tokens) == 5

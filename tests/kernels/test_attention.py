@@ -16,6 +16,7 @@ from jaxllama.kernels.body import PromptSpan
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.attention import attend_prompt, attend_step
 from jaxllama.kernels.plain import attention as reference
+from tests.support import usual_options
 
 pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "kernels are there"
@@ -385,7 +386,8 @@ def test_int8_column_of_zeros_has_scale_zero():
 def cache_sized_copies(shape, step_of):
     """How many cache-sized copies the compiled loop of steps contains."""
     cache = filled_cache(shape, "uint16")
-    compiled = jax.jit(step_of, donate_argnums=0).lower(cache).compile()
+    with usual_options():
+        compiled = jax.jit(step_of, donate_argnums=0).lower(cache).compile()
     size = f"u16[{shape.slots},{shape.kv_heads},{shape.columns},{shape.size}]"
     return sum(
         size in line.split("copy(")[0]
