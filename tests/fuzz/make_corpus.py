@@ -12,6 +12,7 @@ from tests.fuzz.targets import CORPUS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
 
+from every_format import FORMATS
 from hf_writer import write_float8, write_hf_torch
 from llama2c_writer import write_llama2c
 from meta_writer import write_meta
@@ -19,6 +20,7 @@ from trees import random_weights
 from writers import write_gguf, write_hf
 
 from jaxllama.testing import tiny
+from jaxllama.weights.convert import Recipe, convert
 
 MODEL = tiny(
     name="m", vocab_size=16, width=8, heads=2, kv_heads=1, head_dim=4, ffn_width=8, layers=1,
@@ -61,6 +63,18 @@ def write_models(root: Path) -> None:
         folder = root / "llama2c" / f"v{version}"
         folder.mkdir(parents=True)
         write_llama2c(folder / "model.bin", MODEL, weights, version=version, group=8)
+    write_native(root / "native" / "int4")
+
+
+def write_native(folder: Path) -> None:
+    """Write a checkpoint of our own, with a tokenizer."""
+    config = tiny(name="m", width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=32, layers=1)
+    with tempfile.TemporaryDirectory() as source:
+        path, _ = FORMATS["Hugging Face bfloat16"].write(
+            Path(source), config, random_weights(config)
+        )
+        folder.parent.mkdir()
+        convert(path, folder, Recipe("int4"), progress=lambda *_: None)
 
 
 if __name__ == "__main__":

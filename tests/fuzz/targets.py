@@ -19,6 +19,7 @@ from jaxllama.weights.gguf import GgufCheckpoint
 from jaxllama.weights.huggingface import HuggingFaceCheckpoint
 from jaxllama.weights.llama2c import Llama2cCheckpoint
 from jaxllama.weights.meta import MetaCheckpoint
+from jaxllama.weights.native import NativeCheckpoint
 
 CORPUS = Path(__file__).parent / "corpus.zip"  # sound models: target/model/files
 MORE_MEMORY = 16 << 20  # bytes above the input's own size
@@ -43,6 +44,7 @@ TARGETS = {
     "meta_pickle": Target(MetaCheckpoint, "consolidated.00/data.pkl"),
     "meta_params": Target(MetaCheckpoint, "params.json"),
     "llama2c": Target(Llama2cCheckpoint, "model.bin", is_folder=False),
+    "native": Target(NativeCheckpoint, "jaxllama.json"),
 }
 
 
