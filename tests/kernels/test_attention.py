@@ -194,7 +194,7 @@ def attend_plainly(q, keys, values, position, window):
         cut = [lax.dynamic_slice_in_dim(x, block * KEY_BLOCK, KEY_BLOCK, 2) for x in (keys, values)]
         return tuple(cut)
 
-    return reference.attend_blocks(q, read, position, window)
+    return reference.attend_blocks(q, read, position, window, None)
 
 
 def plain_attention(shape, q, cache, slots, position):
