@@ -119,7 +119,7 @@ def test_health_is_answered_beside_more_idle_connections_than_there_is_room_for(
 
 
 @pytest.mark.parametrize(
-    "url", [{"keepalive_seconds": 2.0, "connections": IDLERS + 10}], indirect=True
+    "url", [{"keepalive_seconds": 8.0, "connections": IDLERS + 10}], indirect=True
 )
 def test_ten_thousand_idle_connections_are_borne_and_let_go(url):
     async def idle(turn: asyncio.Semaphore) -> asyncio.StreamReader:
