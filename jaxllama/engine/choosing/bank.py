@@ -110,7 +110,9 @@ class SamplerBank:
         `is_constrained`: the row has a constraint, for which some samplers act without a knob.
         """
         found = {
-            self._owners[name] for name, value in knobs.items() if turns_on(value, self.knobs[name])
+            self._owners[name]
+            for name, value in knobs.items()
+            if name in self.knobs and turns_on(value, self.knobs[name])
         }
         return frozenset(found | self._constraining if is_constrained else found)
 
