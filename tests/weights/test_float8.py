@@ -81,7 +81,7 @@ def test_wrong_block_sizes_are_refused(tmp_path: Path, size: list):
 @pytest.mark.parametrize(
     "method",
     [
-        {"quant_method": "bitsandbytes"}, {"quant_method": "awq"}, {}, {"quant_method": "hqq"},
+        {"quant_method": "bitsandbytes"}, {"quant_method": "exl2"}, {}, {"quant_method": "hqq"},
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from memory import MemoryCheckpoint
+from in_memory import MemoryCheckpoint
 
 from jaxllama.errors import BadTensors, BrokenPlugin
 from jaxllama.kernels.packed import Packed
