@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def start(subject: Subject, cache: Path) -> Start:
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=keeping_in(cache)
+            command, stdout=subprocess.PIPE, stderr=errors, env=keeping_in(cache, os.environ)
         )
         with process:
             assert process.stdout is not None
@@ -102,7 +103,7 @@ def load(subject: Subject, cache: Path) -> dict[str, Any]:
     asked = json.dumps({"model": str(subject.path.resolve()), **subject.loading.arguments})
     found = subprocess.run(
         [sys.executable, "-c", LIKE_A_SERVER, asked],
-        env=importing_bench() | keeping_in(cache),
+        env=keeping_in(cache, importing_bench()),
         capture_output=True,
         text=True,
         check=False,
@@ -127,9 +128,9 @@ def report_programs(asked: str) -> None:
     click.echo(json.dumps(figures))
 
 
-def keeping_in(cache: Path) -> dict[str, str]:
+def keeping_in(cache: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return environment variables with which compiled programs are kept in this folder."""
-    return os.environ | {"XDG_CACHE_HOME": str(cache)}
+    return {**environment, "XDG_CACHE_HOME": str(cache)}
 
 
 def processor_seconds() -> float:
