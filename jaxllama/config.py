@@ -19,6 +19,9 @@ CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and he
 SAMPLING_DEFAULTS = ("auto", "none")  # auto: the model maker's recommended sampling is the default
 MOST_STEPS = 1024  # of one decode call: its results take memory for each step
 MOST_SYNC_MS = 10_000.0
+RANK_STEP = 16  # ranks of adapters are padded to a multiple of this
+MOST_RANK = 256
+MOST_ADAPTERS = 64
 KEY_BLOCK = 128  # cache columns attended per step of the blocked attention loop
 
 
@@ -239,8 +242,11 @@ class EngineConfig:
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
+    adapter_slots: int = 0  # low-rank adapters that can be loaded at the same time; 0: none
+    adapter_rank: int = RANK_STEP  # highest rank of an adapter
 
     def __post_init__(self) -> None:
+        self._check_adapters()
         positive = ("slots", "context", "prefill_chunk", "steps_per_sync", "candidates")
         more = ("max_stop_ids", "data_parallel", "model_parallel", "queue_limit")
         for name in (*positive, *more):
@@ -262,6 +268,17 @@ class EngineConfig:
             raise ConfigError(
                 f"{self.slots} slots do not divide over data={self.data_parallel}; "
                 f"choose --slots as a multiple of it"
+            )
+
+    def _check_adapters(self) -> None:
+        if not 0 <= self.adapter_slots <= MOST_ADAPTERS:
+            raise ConfigError(
+                f"adapter_slots is {self.adapter_slots}; it must be 0 to {MOST_ADAPTERS}"
+            )
+        if self.adapter_rank % RANK_STEP or not RANK_STEP <= self.adapter_rank <= MOST_RANK:
+            raise ConfigError(
+                f"adapter_rank is {self.adapter_rank}; it must be a multiple of {RANK_STEP}, at "
+                f"most {MOST_RANK}"
             )
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeGuard
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
 from jaxllama.constraints.wanted import read_form, schema_text
+from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat, Tool
@@ -27,7 +28,7 @@ from jaxllama.messages import (
     render,
     with_system,
 )
-from jaxllama.request import Constraint, Contrast, GenerationRequest, choice_seed
+from jaxllama.request import AdapterUse, Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ class Intake:
         *,
         other_formats: Iterable[PromptFormat] = (),
         defaults: Mapping[str, object] | None = None,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         """Store the parts of a model; `defaults` are knobs for requests that do not set them.
 
@@ -61,6 +63,7 @@ class Intake:
         self.engine = engine
         self.presets = dict(presets or {})
         self.defaults = dict(defaults or {})
+        self.adapters = adapters
         self.constraints = Compiler(tokenizer, bank.vocab)
         bare = replace(tokenizer.text, template=None)  # with a template, no other format suits
         self._tool_format = next(
@@ -212,11 +215,24 @@ class Intake:
             knobs=set_,
             constraint=constraint,
             contrast=contrast,
+            adapter=self.adapter(core["lora"], given.get("lora_scale")),
         )
         self.engine.check_stop_ids(len(request.stop_ids))
         self._check_counts(request)
         texts: tuple[str, ...] = core["stop"]  # type: ignore[assignment]
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
+
+    def adapter(self, name: object, scale: object = None) -> AdapterUse | None:
+        """Return the use of a loaded adapter by its name; None without a name."""
+        if name is None:
+            if scale is not None:
+                raise InvalidParameter(
+                    "lora_scale is given without lora; name the adapter that it scales",
+                    "lora_scale",
+                )
+            return None
+        factor: float = check("lora_scale", scale)  # type: ignore[assignment]
+        return loaded(self.adapters).use(str(name), factor)
 
     def _contrast(
         self,

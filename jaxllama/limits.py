@@ -47,6 +47,8 @@ LIMITS: dict[str, Limit] = {
         help="move away from the answer to this prompt (in a chat: to this system message)",
         longest=64 << 10,
     ),
+    "lora": Limit(str, None, help="apply this loaded adapter to the answer", longest=128),
+    "lora_scale": Limit(float, 1.0, -100.0, 100.0, "multiply the effect of the adapter by this"),
     "json_schema": Limit(str, None, help="hold the answer to this JSON schema", longest=64 << 10),
     "json_object": Limit(bool, False, help="make the answer a JSON object"),
     "regex": Limit(str, None, help="make the whole answer match this pattern", longest=4096),

@@ -23,6 +23,7 @@ import numpy as np
 from jaxllama import beams, scoring
 from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import PROGRAMS, Executables
@@ -33,6 +34,8 @@ from jaxllama.formats import PromptFormat
 from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
+    adapter_sizes,
+    check_adapter_name,
     choose_kernels,
     engine_config,
     key_of,
@@ -45,6 +48,7 @@ from jaxllama.loading import (
 )
 from jaxllama.messages import Messages
 from jaxllama.model import rope
+from jaxllama.model.adapters import empty_adapters
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
@@ -53,6 +57,7 @@ from jaxllama.startup import Progress
 from jaxllama.streams import OnError, Stream, Streams
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
+from jaxllama.weights.lora import read_adapter
 from jaxllama.weights.store import cache_folder, resolve
 
 logger = logging.getLogger(__name__)
@@ -94,6 +99,9 @@ class LLM:
         rope_scale: float | None = None,
         rope_alpha: float | None = None,
         rope_theta: float | None = None,
+        lora: Mapping[str, str | Path] | None = None,
+        lora_slots: int | None = None,
+        lora_rank: int | None = None,
         prompt_format: str | None = None,
         sampling_defaults: str = "auto",
         compile_cache: bool = True,
@@ -123,6 +131,10 @@ class LLM:
                        place of the model's own rule
         rope_alpha     stretch the base of the rotary embedding by the NTK rule
         rope_theta     replace the base of the rotary embedding
+        lora           LoRA adapters to load: folders by the names that requests give them
+        lora_slots     adapters that can be loaded together (default: as many as `lora` has)
+        lora_rank      the highest rank of an adapter, rounded up to a multiple of 16 (default: the
+                       highest of `lora`, at least 16)
         prompt_format  name of a prompt format, or a .jinja file with a chat template (default: the
                        format that suits the model)
         sampling_defaults  values of the knobs that a request does not set: auto (recommended by
@@ -151,6 +163,7 @@ class LLM:
                 prefill_chunk=prefill_chunk,
                 steps_per_sync=steps_per_sync,
                 sync_ms=sync_ms,
+                **adapter_sizes(lora or {}, lora_slots, lora_rank),
             )
             config = rope.fitted(config, engine.context)
             samplers = load_plugins(SAMPLERS, Sampler)
@@ -173,7 +186,11 @@ class LLM:
             params = read_weights(checkpoint, engine, devices, progress)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
         executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
-        programs = Programs(config, engine, bank, params, devices, executables=executables)
+        blocks = empty_adapters(config, engine, devices) if engine.adapter_slots else None
+        programs = Programs(
+            config, engine, bank, params, devices, executables=executables, adapters=blocks
+        )
+        adapters = None if blocks is None else LoadedAdapters(programs, blocks)
         if strict_compile:
             programs.warm_up(progress)
         else:
@@ -181,9 +198,18 @@ class LLM:
         presets = load_plugins(PRESETS, Preset).loaded
         others = other_formats(chosen, chosen_tokenizer.text)
         intake = Intake(
-            chosen_tokenizer, chosen, bank, engine, presets, other_formats=others, defaults=defaults
+            chosen_tokenizer,
+            chosen,
+            bank,
+            engine,
+            presets,
+            other_formats=others,
+            defaults=defaults,
+            adapters=adapters,
         )
-        runs = Engine(programs)
+        for name, folder in (lora or {}).items():
+            loaded(adapters).load(name, read_adapter(Path(folder), config, engine))
+        runs = Engine(programs, adapters=adapters)
         if strict_compile:
             programs.seal()
         return cls(runs, intake, config=config, path=path)
@@ -214,6 +240,26 @@ class LLM:
     def bank(self) -> SamplerBank:
         """The installed samplers and their knobs."""
         return self.engine.bank
+
+    # Adapters.
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the loaded adapters."""
+        return () if self.engine.adapters is None else self.engine.adapters.names
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load a LoRA adapter from a PEFT folder; one with the same name is replaced.
+
+        Requests name it in the knob `lora`. Needs a free place: see `lora_slots` of `load`.
+        """
+        adapters = loaded(self.engine.adapters)
+        check_adapter_name(name)
+        adapters.load(name, read_adapter(Path(path), self.config, self.engine_config))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter; requests that use it go on to their end."""
+        loaded(self.engine.adapters).unload(name)
 
     # Generation.
 

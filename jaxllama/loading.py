@@ -5,6 +5,7 @@ reads; owns nothing.
 """
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxllama.config import SAMPLING_DEFAULTS, EngineConfig, ModelConfig
+from jaxllama.config import RANK_STEP, SAMPLING_DEFAULTS, EngineConfig, ModelConfig
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.program_key import digest_code, program_key
 from jaxllama.errors import BadTokenizer, ConfigError, InvalidParameter, JaxLlamaError
@@ -29,6 +30,7 @@ from jaxllama.startup import Progress
 from jaxllama.text.opening import open_tokenizer
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights.base import Checkpoint, fill
+from jaxllama.weights.lora import rank_of
 from jaxllama.weights.store import recommended_for
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
 LEAST_OF_VOCABULARY = 0.9  # models have more places than tokens, to fill blocks
+ADAPTER_NAME = r"[A-Za-z0-9._:/-]{1,128}"
 CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
 
@@ -63,6 +66,8 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     prefill_chunk: int | None = None,
     steps_per_sync: int | None = None,
     sync_ms: float | None = None,
+    adapter_slots: int = 0,
+    adapter_rank: int = RANK_STEP,
 ) -> EngineConfig:
     """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
@@ -94,8 +99,42 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         cache_dtype=cache_dtype or ("float16" if on_cpu else "bfloat16"),
         data_parallel=data,
         model_parallel=parts,
+        adapter_slots=adapter_slots,
+        adapter_rank=adapter_rank,
     )
     return replace(engine, prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots))
+
+
+def adapter_sizes(
+    lora: Mapping[str, str | Path], slots: int | None, rank: int | None
+) -> dict[str, int]:
+    """Return the number of places for adapters and their rank, as `engine_config` takes them.
+
+    Both are made large enough for the given adapters.
+    """
+    for name in lora:
+        check_adapter_name(name)
+    if slots is not None and slots < len(lora):
+        raise InvalidParameter(
+            f"lora_slots is {slots}, and {len(lora)} adapters are given; expected at least as many",
+            "lora_slots",
+        )
+    ranks = [rank_of(Path(folder)) for folder in lora.values()] if rank is None else [rank]
+    highest = max((RANK_STEP, *ranks))
+    return {
+        "adapter_slots": len(lora) if slots is None else slots,
+        "adapter_rank": -(-highest // RANK_STEP) * RANK_STEP,
+    }
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise InvalidParameter for a name that could not be written in a request or a header."""
+    if not re.fullmatch(ADAPTER_NAME, name):
+        raise InvalidParameter(
+            f"the adapter name {name[:100]!r} is not usable; expected 1 to 128 letters, digits or "
+            f"characters of ._:/-",
+            "lora",
+        )
 
 
 def read_weights(

@@ -90,7 +90,9 @@ def peek_at_answer(
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if tokens:
         known = [*request.prompt, *tokens[:-1]]
-        yield from engine.probes.peek(known, len(request.prompt), found.append)
+        yield from engine.probes.peek(
+            known, len(request.prompt), found.append, adapter=request.adapter
+        )
     return np.concatenate(found)
 
 

@@ -70,6 +70,20 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class AdapterUse:
+    """A loaded low-rank adapter that a request uses, and the scale of its effect."""
+
+    id: int  # of this loading: an adapter loaded later has another id
+    number: int  # its place in the adapter arrays
+    scale: float = 1.0
+
+    @property
+    def key(self) -> tuple[int, float]:
+        """Return what the keys and values of a prompt depend on."""
+        return self.id, self.scale
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One validated prompt in token ids, and how to continue it."""
 
@@ -83,6 +97,7 @@ class GenerationRequest:
     knobs: Mapping[str, object] = field(default_factory=dict)
     constraint: Constraint | None = None
     contrast: Contrast | None = None
+    adapter: AdapterUse | None = None
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:

@@ -15,6 +15,7 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.probes import InSteps
 from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
+from jaxllama.request import AdapterUse
 
 LONGEST_SHORT = 32  # most tokens of a continuation weighed with others; longer ones fill tiles
 AT_A_TIME = 64  # continuations that are weighed together
@@ -64,18 +65,22 @@ def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> in
 
 
 def weigh(
-    engine: Engine, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    tails: Sequence[Sequence[int]],
+    adapter: AdapterUse | None = None,
 ) -> InSteps[list[np.ndarray]]:
     """Compute the log-probabilities of each tail's tokens after its prompt, for one of `rounds`.
 
     A generator, like the engine's probes; raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
-        probe = engine.probes.peek([*prompts[0], *tails[0]], len(prompts[0]))
+        ids = [*prompts[0], *tails[0]]
+        probe = engine.probes.peek(ids, len(prompts[0]), adapter=adapter)
         return [(yield from probe)[0]]
     pairs = zip(prompts, tails, strict=True)
     weighed = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.probes.weigh(weighed))
+    return (yield from engine.probes.weigh(weighed, adapter=adapter))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:

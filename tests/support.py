@@ -24,6 +24,7 @@ from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import describe
+from jaxllama.model.adapters import empty_adapters
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import SAMPLERS, Plugins, load_plugins
@@ -168,7 +169,9 @@ def programs(
     mesh = make_mesh(engine, model)
     root = KEPT / f"{model.name}-{engine.kernels}"  # each folder keeps a limited number
     kept = Executables(root, program_key((model, engine, describe(chosen), kind)))
-    return kind(model, engine, bank, place_all(model, engine, mesh), mesh, executables=kept)
+    weights = place_all(model, engine, mesh)
+    adapters = empty_adapters(model, engine, mesh) if engine.adapter_slots else None
+    return kind(model, engine, bank, weights, mesh, executables=kept, adapters=adapters)
 
 
 def new_engine(

@@ -4,8 +4,9 @@ Used by the commands that load a model. The knobs come from the table of limits 
 installed samplers: this file knows none of them by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import click
@@ -39,7 +40,9 @@ class ModelCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Move the loading options into the mapping `loading`, then run the command."""
-        ctx.params["loading"] = gather(ctx.params, LOAD)
+        ctx.params["loading"] = loading = gather(ctx.params, LOAD)
+        if "lora" in loading:
+            loading["lora"] = adapters_by_name(loading["lora"])
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -79,6 +82,9 @@ class GenerationCommand(ModelCommand):
     def invoke(self, ctx: click.Context) -> Any:
         """Move the knobs into the mapping `knobs`; raise for bad ones before loading a model."""
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
+        adapters = adapters_by_name(ctx.params.get(f"{LOAD}lora") or ())
+        if len(adapters) == 1:
+            knobs = {"lora": next(iter(adapters)), **knobs}
         ctx.params["knobs"] = knobs
         self.check(knobs)
         if "negative_prompt" in knobs:
@@ -117,6 +123,22 @@ def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
         return (text,)
     kind = TextType(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
     return kind.convert(text, None, None)
+
+
+def adapters_by_name(given: Sequence[str]) -> dict[str, str]:
+    """Split NAME=PATH; without a name, an adapter is called as its folder.
+
+    Raises InvalidParameter if two adapters have one name.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).resolve().name, text
+        if name in found:
+            raise InvalidParameter(f"two adapters are named {name!r}; expected one of each", "lora")
+        found[name] = path
+    return found
 
 
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
@@ -254,6 +276,26 @@ def loading_options(slots: int | None) -> list[click.Option]:
             type=float,
             metavar="BASE",
             help="Replace the base of the rotary embedding [default: the model's].",
+        ),
+        option(
+            *("--lora", "load_lora"),
+            multiple=True,
+            metavar="[NAME=]PATH",
+            help="Load the LoRA adapter of a PEFT folder; requests name it. May be given again. A "
+            "command that generates applies it if it is the only one.",
+        ),
+        option(
+            *("--lora-slots", "load_lora_slots"),
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Make room for so many adapters [default: those of --lora].",
+        ),
+        option(
+            *("--lora-rank", "load_lora_rank"),
+            type=click.IntRange(min=1),
+            metavar="R",
+            help="Make room for adapters up to this rank, rounded up to a multiple of 16 [default: "
+            "the highest of --lora, at least 16].",
         ),
         option(
             *("--format", "load_prompt_format"),

@@ -10,37 +10,50 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxllama.engine.adapters import LoadedAdapters
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart, StateLeaves
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
+from jaxllama.request import AdapterUse
 
 
 class Batch:
     """The device state of one engine. A call of any program may fail and lose the state."""
 
-    def __init__(self, programs: Programs) -> None:
+    def __init__(self, programs: Programs, adapters: LoadedAdapters | None = None) -> None:
         self.programs = programs
+        self.adapters = adapters
         self.restarts = 0  # how many states were dropped so far
         self._state: StateLeaves = programs.empty()
         self._is_lost = False  # the state was dropped, and no new one is made yet
 
-    def prefill(self, slot: int, ids: np.ndarray, start: int, count: int) -> None:
+    def prefill(
+        self, slot: int, ids: np.ndarray, start: int, count: int, use: AdapterUse | None = None
+    ) -> None:
         """Compute the cache of the first `count` of `ids` in a slot, from column `start` on."""
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(count))
-        self._state = self.programs.prefill(self._state, *numbers)
+        self._state = self.programs.prefill(self._state, *numbers, self._adapter(use))
 
     def admit(self, slot: int, row: RowStart) -> None:
         """Write the row of a slot, so that it starts to decode."""
         self._state = self.programs.admit(self._state, np.int32(slot), row)
 
     def decode(
-        self, steps: int, allowed: np.ndarray | None = None, *, lean: bool = False
+        self,
+        steps: int,
+        allowed: np.ndarray | None = None,
+        *,
+        lean: bool = False,
+        adapted: bool = False,
     ) -> StepOutput:
         """Draw up to `steps` tokens for every active row; return the output without waiting.
 
-        `lean`: all rows use common samplers only.
+        `lean`: all rows use common samplers only. `adapted`: some row has an adapter.
         """
-        self._state, output = self.programs.decode(self._state, np.int32(steps), allowed, lean)
+        adapter = self.adapters.blocks if adapted and self.adapters is not None else None
+        self._state, output = self.programs.decode(
+            self._state, np.int32(steps), allowed, lean=lean, adapter=adapter
+        )
         return output
 
     def release(self, slots: Sequence[int]) -> None:
@@ -58,15 +71,19 @@ class Batch:
         numbers = (np.int32(source), np.int32(target), np.int32(count))
         self._state = self.programs.copy(self._state, *numbers)
 
-    def peek(self, slot: int, pairs: np.ndarray, start: int, last: int) -> Peek:
+    def peek(
+        self, slot: int, pairs: np.ndarray, start: int, last: int, use: AdapterUse | None = None
+    ) -> Peek:
         """Compute the log-probability of each target after its id, and all logits up to `last`."""
         numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
-        self._state, found = self.programs.peek(self._state, *numbers)
+        self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))
         return found
 
-    def weigh(self, slot: int, runs: Runs) -> Any:
+    def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
         """Compute the log-probabilities of the targets of short runs of tokens."""
-        self._state, logprobs = self.programs.weigh(self._state, np.int32(slot), runs)
+        self._state, logprobs = self.programs.weigh(
+            self._state, np.int32(slot), runs, self._adapter(use)
+        )
         return logprobs
 
     def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
@@ -85,6 +102,10 @@ class Batch:
             self.programs.delete(self._state)
         self._is_lost = True
         self.restarts += 1
+
+    def _adapter(self, use: AdapterUse | None) -> StateLeaves | None:
+        """Return the last argument of a call with an adapter."""
+        return None if use is None or self.adapters is None else self.adapters.of_slot(use)
 
     def renew(self) -> None:
         """Make a new state, with every row inert, if the old one was dropped."""

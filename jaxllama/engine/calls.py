@@ -35,7 +35,8 @@ class DecodeCalls:
     ) -> None:
         """Send a call of up to `steps` steps; rows without an owner are ignored when it is read."""
         lean = all(owner is None or owner.is_common for owner in owners)
-        output = self._batch.decode(steps, allowed, lean=lean)
+        adapted = any(owner is not None and owner.request.adapter for owner in owners)
+        output = self._batch.decode(steps, allowed, lean=lean, adapted=adapted)
         self._sent.append(Sent(output, steps, list(owners)))
 
     def read(self) -> Reading:

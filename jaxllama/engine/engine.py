@@ -18,12 +18,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
+from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
 from jaxllama.engine.probes import Probes
-from jaxllama.engine.programs import SECONDS_PER_WAIT, WHOLE, Programs
+from jaxllama.engine.programs import ADAPTED, SECONDS_PER_WAIT, WHOLE, Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading
 from jaxllama.engine.recovery import Recovery
@@ -50,9 +51,14 @@ class Engine:
     """Runs all live requests of one model on one batch of slots."""
 
     def __init__(
-        self, programs: Programs, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        programs: Programs,
+        *,
+        adapters: LoadedAdapters | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.programs = programs
+        self.adapters = adapters
         self.config = programs.engine
         self.bank = programs.bank
         self.ledger: Counter[str] = Counter()  # accepted, finished, cancelled, failed
@@ -65,7 +71,7 @@ class Engine:
         self._running: list[Generation | None] = [None] * self.config.slots
         self._events: list[Event] = []
         self._has_logged_wait = False
-        self._batch = Batch(programs)
+        self._batch = Batch(programs, adapters)
         self.slots = SlotTable(self.config.slots)
         self.calls = DecodeCalls(self._batch, clock)
         self.recovery = Recovery(self._batch, self._waiting, clear=self._clear, fail=self._fail)
@@ -102,6 +108,8 @@ class Engine:
                 "requests that use %s wait until the decode program with all samplers is there",
                 ", ".join(sorted(used - self.bank.common)),
             )
+        if request.adapter is not None:
+            loaded(self.adapters).begin(request.adapter)
         self._live[generation.id] = generation
         self._waiting.append(generation)
         self.ledger["accepted"] += 1
@@ -121,6 +129,8 @@ class Engine:
         self._batch.drop()
         self.programs.stop()
         self.programs.delete_weights()
+        if self.adapters is not None:
+            self.adapters.drop()
 
     @property
     def idle(self) -> bool:
@@ -177,7 +187,7 @@ class Engine:
             self._fill_prompts()
             self._decode()
             self._limit_queued_work()
-            self._wait_for_samplers()
+            self._wait_for_program()
         events, self._events = self._events, []
         return events
 
@@ -199,17 +209,26 @@ class Engine:
             (self._waiting if first is None else suspects.waiting).remove(generation)
             generation.add_guidance_row(next(self._ids))
             for part in generation.parts:
-                claim = self.slots.claim(part.id, part.known)
+                use = part.request.adapter
+                claim = self.slots.claim(part.id, part.known, use and use.key)
                 assert claim is not None
                 self._prompts.take(part, claim)
             self._guides.begin(generation)
 
     @property
     def _admissible(self) -> Iterator[Generation]:
-        """Yield the waiting requests whose samplers are compiled, oldest first."""
-        if self.programs.is_ready(WHOLE):
+        """Yield the waiting requests whose decode program is compiled, oldest first."""
+        ready = {name: self.programs.is_ready(name) for name in (WHOLE, ADAPTED)}
+        if all(ready.values()):
             return iter(self._waiting)
-        return (one for one in self._waiting if one.is_common)
+        return (one for one in self._waiting if all(map(ready.get, self._needed_by(one))))
+
+    def _needed_by(self, generation: Generation) -> Iterator[str]:
+        """Yield the programs that must be compiled before a request can be admitted."""
+        if not generation.is_common:
+            yield WHOLE
+        if generation.request.adapter is not None:
+            yield ADAPTED
 
     def _fill_prompts(self) -> None:
         """Prefill one chunk; start decoding each request whose prompts are all in the cache."""
@@ -272,10 +291,13 @@ class Engine:
         if self.is_shared and not self.calls:
             self._batch.wait()
 
-    def _wait_for_samplers(self) -> None:
-        """Wait a moment if nothing can run until the decode program with all samplers is there."""
-        if self._waiting and self._is_resting and not self.programs.is_ready(WHOLE):
-            self.programs.wait(WHOLE, SECONDS_PER_WAIT)
+    def _wait_for_program(self) -> None:
+        """Wait a moment if nothing can run until the decode program of a request is there."""
+        if not (self._waiting and self._is_resting):
+            return
+        missing = (n for n in self._needed_by(self._waiting[0]) if not self.programs.is_ready(n))
+        for name in itertools.islice(missing, 1):
+            self.programs.wait(name, SECONDS_PER_WAIT)
 
     @property
     def _is_resting(self) -> bool:
@@ -391,6 +413,8 @@ class Engine:
         usage = generation.usage()
         self._events.append(Finished(generation.id, reason, usage, text, stop, error))
         self.recovery.suspects.forget(generation)
+        if generation.request.adapter is not None:
+            loaded(self.adapters).end(generation.request.adapter)
         match phase:  # last, because a device call may fail: by now the event exists
             case Phase.WAITING:
                 if generation in self._waiting:

@@ -73,7 +73,11 @@ class Generation:
         if contrast is None:
             return
         plain = GenerationRequest(
-            contrast.prompt, request.max_tokens, temperature=0.0, stop_ids=request.stop_ids
+            contrast.prompt,
+            request.max_tokens,
+            temperature=0.0,
+            stop_ids=request.stop_ids,
+            adapter=request.adapter,
         )
         self.guidance = Generation(
             id_, plain, None, self.submitted, self.client, leader=self, emitted=self.emitted

@@ -32,7 +32,7 @@ class SlotTokens:
     """
 
     def __init__(self, slot: int, root: TokenBlock) -> None:
-        self._slot, self._root = slot, root
+        self._slot, self.root = slot, root
         self.count = 0  # cached tokens
         self._tokens = array("i")
         self._path: list[TokenBlock] = []  # the whole blocks of the tokens
@@ -75,6 +75,11 @@ class SlotTokens:
         self.count = min(self.count, length)
         self._truncate(self.count)
 
+    def restart(self, root: TokenBlock) -> None:
+        """Forget all tokens, and keep later ones in another tree."""
+        self.cut(0)
+        self.root = root
+
     def shared_with(self, other: "SlotTokens") -> int:
         """Return the length of the prefix that two slots share, planned tokens included."""
         blocks = common_blocks(self._path, other._path)
@@ -93,7 +98,7 @@ class SlotTokens:
     def _push(self, tokens: "array[int]") -> None:
         self._tokens += tokens
         for number in range(len(self._path), len(self._tokens) // BLOCK):
-            parent = self._path[-1] if self._path else self._root
+            parent = self._path[-1] if self._path else self.root
             key = self.block(number)
             child = parent.children.get(key)
             if child is None:

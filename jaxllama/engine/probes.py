@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxllama.config import EngineConfig
+from jaxllama.engine.adapters import loaded
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.branches import (
     PAIRS,
@@ -23,12 +24,13 @@ from jaxllama.engine.branches import (
     group_runs,
     shared_prefix,
 )
-from jaxllama.engine.programs import SECONDS_PER_WAIT
+from jaxllama.engine.programs import SECONDS_PER_WAIT, SUFFIX
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.slots import Claim, SlotTable
 from jaxllama.engine.steps import Runs
 from jaxllama.errors import GenerationFailed, QueueFull
+from jaxllama.request import AdapterUse
 
 NO_ID = -1  # no token: shares a prefix with nothing
 NO_OWNER = -1  # owner of the slots that probes hold: no generation has this id
@@ -50,16 +52,27 @@ class Probes:
         self._recovery = recovery
 
     def peek(
-        self, ids: Sequence[int], start: int, on_logits: OnLogits | None = None
+        self,
+        ids: Sequence[int],
+        start: int,
+        on_logits: OnLogits | None = None,
+        *,
+        adapter: AdapterUse | None = None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Return the log-probabilities of ids[start:] and the logits after the last token.
 
         Calls `on_logits` with all logits from the token before `start` on, tile by tile.
         """
         self._config.check_length(len(ids), 0)
-        return self._run("peek", ids[:start], lambda slot: self._peek(slot, ids, start, on_logits))
 
-    def weigh(self, continuations: Sequence[Continuation]) -> InSteps[list[np.ndarray]]:
+        def begin(slot: int) -> InSteps[tuple[np.ndarray, np.ndarray]]:
+            return self._peek(slot, ids, start, on_logits, adapter)
+
+        return self._run("peek", ids[:start], begin, adapter)
+
+    def weigh(
+        self, continuations: Sequence[Continuation], *, adapter: AdapterUse | None = None
+    ) -> InSteps[list[np.ndarray]]:
         """Return the log-probabilities of the weighed tokens of many continuations.
 
         A continuation is token ids and the index, at least 1, of the first token to weigh. A prefix
@@ -70,7 +83,11 @@ class Probes:
             self._config.check_length(len(ids), 0)
         shared = shared_prefix(continuations)
         known = continuations[0][0][:shared]
-        return self._run("weigh", known, lambda slot: self._weigh(slot, continuations, shared))
+
+        def begin(slot: int) -> InSteps[list[np.ndarray]]:
+            return self._weigh(slot, continuations, shared, adapter)
+
+        return self._run("weigh", known, begin, adapter)
 
     def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Return the final hidden states of `ids` after the last norm: their mean, and the last."""
@@ -84,14 +101,31 @@ class Probes:
     # The slot of a probe.
 
     def _run(
-        self, program: str, known: Sequence[int], begin: Callable[[int], InSteps[Result]]
+        self,
+        program: str,
+        known: Sequence[int],
+        begin: Callable[[int], InSteps[Result]],
+        adapter: AdapterUse | None = None,
+    ) -> InSteps[Result]:
+        """Run a probe whose adapter, if any, stays loaded until its end."""
+        if adapter is None:
+            return (yield from self._in_slot(program, known, begin, None))
+        with loaded(self._batch.adapters).held(adapter):
+            return (yield from self._in_slot(program + SUFFIX, known, begin, adapter))
+
+    def _in_slot(
+        self,
+        program: str,
+        known: Sequence[int],
+        begin: Callable[[int], InSteps[Result]],
+        adapter: AdapterUse | None,
     ) -> InSteps[Result]:
         """Run a probe in a free slot, one that has most of `known` cached; may be closed early.
 
         Waits in its slot while `program` is being compiled. Raises QueueFull if no slot is free,
         GenerationFailed if the engine restarts in between.
         """
-        claim = self._table.claim(NO_OWNER, (*known, NO_ID))
+        claim = self._table.claim(NO_OWNER, (*known, NO_ID), adapter and adapter.key)
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         restarts = self._batch.restarts
@@ -143,10 +177,15 @@ class Probes:
     # The programs of a probe.
 
     def _peek(
-        self, slot: int, ids: Sequence[int], start: int, on_logits: OnLogits | None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        start: int,
+        on_logits: OnLogits | None,
+        adapter: AdapterUse | None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Prefill up to the token before `start`, then peek at the rest, tile by tile."""
-        yield from self._fill(slot, ids, start - 1)
+        yield from self._fill(slot, ids, start - 1, adapter)
         cached = self._table.slots[slot].cached
         tile, found = self._batch.programs.tile, []
         for at in range(start - 1, len(ids), tile):
@@ -155,7 +194,7 @@ class Probes:
             pairs = np.zeros((2, tile), np.int32)
             pairs[0, :rows] = ids[at : at + rows]
             pairs[1, : len(following)] = following
-            seen = self._batch.peek(slot, pairs, at, rows - 1)
+            seen = self._batch.peek(slot, pairs, at, rows - 1, adapter)
             cached.cut(at)
             cached.extend(ids[at : at + rows])
             yield rows
@@ -165,15 +204,19 @@ class Probes:
         return np.concatenate(found), np.asarray(seen.logits)[rows - 1]
 
     def _weigh(
-        self, slot: int, continuations: Sequence[Continuation], shared: int
+        self,
+        slot: int,
+        continuations: Sequence[Continuation],
+        shared: int,
+        adapter: AdapterUse | None,
     ) -> InSteps[list[np.ndarray]]:
         """Prefill the first `shared` tokens, which all continuations have, then weigh the rest."""
-        yield from self._fill(slot, continuations[0][0], shared)
+        yield from self._fill(slot, continuations[0][0], shared, adapter)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
         sent = []
         runs = cut_runs(build_tree(continuations, shared), shared)
         for call in group_runs(runs, self._batch.programs.tile // RUN):
-            sent.append((call, self._batch.weigh(slot, self._arguments(call))))
+            sent.append((call, self._batch.weigh(slot, self._arguments(call), adapter)))
             yield sum(len(run.tokens) for run in call)
         for call, logprobs in sent:
             all_keys = [keys for run in call for _, _, keys in run.targets]
@@ -195,11 +238,13 @@ class Probes:
         total = np.sum([np.asarray(seen.total) for seen in found], axis=0)
         return total / len(ids), np.asarray(found[-1].last)
 
-    def _fill(self, slot: int, ids: Sequence[int], end: int) -> InSteps[None]:
+    def _fill(
+        self, slot: int, ids: Sequence[int], end: int, adapter: AdapterUse | None
+    ) -> InSteps[None]:
         """Prefill the tokens of ids[:end] that the slot has not cached yet."""
         cached = self._table.slots[slot].cached
         while len(cached) < end:
-            yield self._prompts.send(slot, ids, len(cached), end)
+            yield self._prompts.send(slot, ids, len(cached), end, adapter)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
         """Lay out the runs of one call as the arrays of the `weigh` program."""

@@ -20,6 +20,12 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
     weigh    (params, state, slot, Runs) -> state, log-probabilities [B]
     embed    (params, state, slot, ids [R], start, last) -> state, Pooled
+
+With low-rank adapters there is a second program of each that multiplies by weights, for calls with
+a row that has an adapter. It takes the adapters' arrays last, and the slot's adapter and scale:
+
+    prefill_adapted, decode_adapted, peek_adapted, weigh_adapted
+    adapt    (adapters, number, weights) -> adapters           one adapter is replaced
 """
 
 import dataclasses
@@ -45,7 +51,10 @@ from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shar
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
+from jaxllama.model.adapters import AdapterMatrices, AdapterWeights, adapter_shapes
 from jaxllama.model.params import Tree
+from jaxllama.model.rows import AdapterBlocks, SlotAdapter
+from jaxllama.model.spread import Partitions
 from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
@@ -53,7 +62,8 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_WAIT = 0.02  # for a program that the thread makes: then callers may act again
 LOGGED_SECONDS = 1.0  # a program that took less is not logged
 
-LEAN, WHOLE = "decode_lean", "decode"
+SUFFIX = "_adapted"  # of programs for calls with an adapter
+LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
 # Every program with its purpose, in the order in which requests need them.
 PURPOSES = {
     "empty": "makes the state of an engine",
@@ -69,7 +79,15 @@ PURPOSES = {
     "weigh": "scores short continuations",
 }
 NAMES = tuple(PURPOSES)
+ADAPTER_PURPOSES = {
+    "adapt": "loads a low-rank adapter",
+    "prefill_adapted": "computes the cache of a prompt with an adapter",
+    ADAPTED: "draws tokens while a row has an adapter",
+    "peek_adapted": "reads log-probabilities and logits with an adapter",
+    "weigh_adapted": "scores short continuations with an adapter",
+}
 FIRST = ("empty", "admit", "prefill")  # and a decode program
+FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Made(NamedTuple):
@@ -82,7 +100,7 @@ class Made(NamedTuple):
 class Programs:
     """The compiled programs of one model and one engine size, and the weights they run on."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each argument is a part of a program
         self,
         model: ModelConfig,
         engine: EngineConfig,
@@ -91,11 +109,14 @@ class Programs:
         mesh: Mesh,
         *,
         executables: Executables | None = None,
+        adapters: AdapterBlocks | None = None,
     ) -> None:
+        """Prepare to make the programs; `adapters` are the arrays of adapters, if there are any."""
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.params = params
         self.executables = executables
-        self.steps = Steps(model, engine, bank, split_of(params, engine, mesh))
+        self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
+        self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
         self.traces: Counter[str] = Counter()
         self.made: dict[str, Made] = {}
         self.is_sealed = False  # compiling is an error from now on
@@ -111,6 +132,7 @@ class Programs:
         self._shardings = leaves_of(shardings)
         self._state = jax.tree.map(with_sharding, abstract, shardings)
         self._params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
+        self._adapters = jax.tree.map(lambda x: with_sharding(x, x.sharding), adapters)
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._every_token = jax.device_put(every_token(engine.slots, bank.vocab), self._whole)
 
@@ -139,7 +161,7 @@ class Programs:
         self._serves_lean = not self._is_kept(WHOLE)
         chooser = LEAN if self._serves_lean else WHOLE
         first = (*FIRST, chooser)
-        rest = [name for name in NAMES if name not in (*first, LEAN)] if behind else []
+        rest = [name for name in self.names if name not in (*first, LEAN)] if behind else []
         self._planned = frozenset((*first, *rest))
         self._compiler.start([chooser, *rest])  # the slowest of the first, beside the others
         try:
@@ -155,9 +177,9 @@ class Programs:
         Calls `progress` as `prepare` does. `decode_lean` is left out: nothing calls it any more.
         """
         self.report = progress or self.report
-        self._planned = frozenset(NAMES)
+        self._planned = frozenset(self.names)
         self._try_samplers()
-        self._make_all([name for name in NAMES if name != LEAN])
+        self._make_all([name for name in self.names if name != LEAN])
 
     def compiled(self, name: str) -> Any:
         """Return the executable of one program: from memory, from disk, or compiled now.
@@ -234,12 +256,29 @@ class Programs:
         """Make a new state with every row inert."""
         return self.compiled("empty")()
 
-    def prefill(self, state: StateLeaves, slot: Any, ids: Any, start: Any, count: Any) -> Any:
+    # `adapter` has the arrays of all adapters, and for programs of one slot its adapter and scale.
+
+    def prefill(
+        self,
+        state: StateLeaves,
+        slot: Any,
+        ids: Any,
+        start: Any,
+        count: Any,
+        adapter: StateLeaves | None = None,
+    ) -> Any:
         """Compute the cache of `count` tokens of `ids` in a slot, from column `start` on."""
-        return self.compiled("prefill")(self._weights, state, slot, ids, start, count)
+        run = self.compiled(named("prefill", adapter))
+        return run(self._weights, state, slot, ids, start, count, *given(adapter))
 
     def decode(
-        self, state: StateLeaves, steps: Any, allowed: Any = None, lean: bool = False
+        self,
+        state: StateLeaves,
+        steps: Any,
+        allowed: Any = None,
+        *,
+        lean: bool = False,
+        adapter: StateLeaves | None = None,
     ) -> tuple[StateLeaves, StepOutput]:
         """Draw up to `steps` tokens for every active row; all tokens are allowed by default.
 
@@ -250,7 +289,8 @@ class Programs:
             allowed = self._every_token
         made = self._compiler.made
         name = LEAN if lean and self._serves_lean and WHOLE not in made else WHOLE
-        return self.compiled(name)(self._weights, state, steps, allowed)
+        run = self.compiled(name if adapter is None else ADAPTED)
+        return run(self._weights, state, steps, allowed, *given(adapter))
 
     def admit(self, state: StateLeaves, slot: Any, row: RowStart) -> StateLeaves:
         """Write one row, so that it starts to decode."""
@@ -268,17 +308,34 @@ class Programs:
         """Copy the first `count` cache columns, rounded up to whole blocks."""
         return self.compiled("copy")(state, source, target, count)
 
-    def peek(self, state: StateLeaves, slot: Any, pairs: Any, start: Any, last: Any) -> Any:
+    def peek(
+        self,
+        state: StateLeaves,
+        slot: Any,
+        pairs: Any,
+        start: Any,
+        last: Any,
+        adapter: StateLeaves | None = None,
+    ) -> Any:
         """Return the next state, and the log-probability of each target with all logits."""
-        return self.compiled("peek")(self._weights, state, slot, pairs, start, last)
+        run = self.compiled(named("peek", adapter))
+        return run(self._weights, state, slot, pairs, start, last, *given(adapter))
 
-    def weigh(self, state: StateLeaves, slot: Any, runs: Runs) -> Any:
+    def weigh(
+        self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
+    ) -> Any:
         """Return the next state, and the log-probabilities of the targets of short runs."""
-        return self.compiled("weigh")(self._weights, state, slot, runs)
+        return self.compiled(named("weigh", adapter))(
+            self._weights, state, slot, runs, *given(adapter)
+        )
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
         """Return the next state, and the pooled final hidden states of ids up to row `last`."""
         return self.compiled("embed")(self._weights, state, slot, ids, start, last)
+
+    def adapt(self, blocks: StateLeaves, number: Any, weights: AdapterWeights) -> StateLeaves:
+        """Return the arrays of all adapters with one of them replaced; keeps the old arrays."""
+        return self.compiled("adapt")(blocks, number, leaves_of(weights))
 
     # Compiling.
 
@@ -290,6 +347,13 @@ class Programs:
         pairs = self._small((2, self.tile))
         mask = self._small((self.engine.slots,), jnp.bool_)
         allowed = self._small(self._every_token.shape, jnp.uint32)
+        if name == "adapt":
+            return (self._adapters, number, self._adapter_weights())
+        if name == ADAPTED:
+            return (*self._arguments(WHOLE), self._adapters)
+        if name.endswith(SUFFIX):
+            own = SlotAdapter(self._adapters, number, self._small((), jnp.float32))
+            return (*self._arguments(name.removesuffix(SUFFIX)), own)
         return {
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
@@ -314,7 +378,24 @@ class Programs:
             "weigh": leaf,
             "embed": Pooled(leaf, leaf),
         }
-        return (self._shardings, extra[name]) if name in extra else self._shardings
+        if name == "adapt":
+            return tuple(each.sharding for each in leaves_of(self._adapters))
+        plain = name.removesuffix(SUFFIX)
+        return (self._shardings, extra[plain]) if plain in extra else self._shardings
+
+    def _adapter_weights(self) -> AdapterWeights:
+        """Return the abstract matrices of one adapter."""
+
+        def small(shape: tuple[int, ...]) -> Any:
+            return self._small(shape, jnp.float32)
+
+        return {
+            index: {
+                name: AdapterMatrices(small(shape.a), tuple(map(small, shape.b)))
+                for name, shape in block.items()
+            }
+            for index, block in adapter_shapes(self.model, self.engine).items()
+        }
 
     def _runs(self) -> Runs:
         """Return abstract runs, as many as fill a tile."""
@@ -397,19 +478,19 @@ class Programs:
         """Convert an abstract argument to the form in which a call passes it."""
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
-        if isinstance(argument, dict | DecodeState):
+        if isinstance(argument, FLAT):
             return leaves_of(argument)
         return argument
 
     def _compile(
         self, name: str, arguments: tuple[Any, ...], called: tuple[Any, ...], outputs: Any
     ) -> Any:
-        function: Callable[..., Any] = getattr(self.steps, name)
+        function: Callable[..., Any] = getattr(self.steps, function_of(name))
 
         def traced(*args: Any) -> Any:
             self.traces[name] += 1
             found = function(*map(as_tree, arguments, args))
-            if isinstance(found, DecodeState):
+            if isinstance(found, FLAT):
                 return leaves_of(found)
             state, output = found
             return leaves_of(state), output
@@ -435,7 +516,7 @@ def as_tree(like: Any, argument: Any) -> Any:
     """Convert a passed argument back to the tree that `like` has."""
     if isinstance(like, RowStart):
         return unpack(argument, like)
-    if isinstance(like, dict | DecodeState):
+    if isinstance(like, FLAT):
         return jax.tree.unflatten(jax.tree.structure(like), argument)
     return argument
 
@@ -445,12 +526,28 @@ def leaves_of(tree: Any) -> StateLeaves:
     return tuple(jax.tree.leaves(tree))
 
 
-def split_of(params: Tree, engine: EngineConfig, mesh: Mesh) -> Tree | None:
+def function_of(name: str) -> str:
+    """Return the name of the function in `Steps` of a program."""
+    return name if name == ADAPTED else name.removesuffix(SUFFIX)
+
+
+def named(name: str, adapter: StateLeaves | None) -> str:
+    """Return the program of this name for calls with or without an adapter."""
+    return name if adapter is None else name + SUFFIX
+
+
+def given(adapter: StateLeaves | None) -> tuple[StateLeaves, ...]:
+    """Return the last arguments of a call: the adapters, if it has any."""
+    return () if adapter is None else (adapter,)
+
+
+def split_of(
+    params: Tree, adapters: AdapterBlocks | None, engine: EngineConfig, mesh: Mesh
+) -> Partitions | None:
     """Return the partition of every weight; None unless the kernels need it (several devices)."""
     if not body_named(engine.kernels).splits_itself or mesh.size == 1:
         return None
-    where: Tree = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
-    return where
+    return Partitions(*jax.tree.map(lambda leaf: leaf.sharding.spec, (params, adapters)))
 
 
 def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.slots import Claim, SlotTable
+from jaxllama.request import AdapterUse
 
 
 class Prompts:
@@ -73,7 +74,7 @@ class Prompts:
             missing = end > generation.filled
             if missing:
                 slot, start = generation.slot, generation.filled
-                generation.filled += self.send(slot, known, start, end)
+                generation.filled += self.send(slot, known, start, end, generation.request.adapter)
                 self._chunks += 1
                 self._last_chunk[generation.client] = self._chunks
             if generation.filled == end:
@@ -93,13 +94,20 @@ class Prompts:
         }
         return sorted(self._filling, key=lambda one: self._last_chunk.get(one.client, 0))
 
-    def send(self, slot: int, ids: Sequence[int], start: int, end: int) -> int:
+    def send(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        start: int,
+        end: int,
+        adapter: AdapterUse | None = None,
+    ) -> int:
         """Compute one chunk of ids[start:end] in a slot; return its number of tokens."""
         size = self._batch.programs.chunk
         count = min(end - start, size)
         chunk = np.zeros(size, np.int32)
         chunk[:count] = ids[start : start + count]
-        self._batch.prefill(slot, chunk, start, count)
+        self._batch.prefill(slot, chunk, start, count, adapter)
         self._table.slots[slot].cached.extend(ids[start : start + count])
         return count
 

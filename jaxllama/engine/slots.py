@@ -18,6 +18,9 @@ from jaxllama.engine.prefixes import (
     longest_prefix,
 )
 
+# Keys and values depend on the adapter, and on its scale: prefixes are shared within one such pair.
+AdapterKey = tuple[int, float] | None
+
 LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as it reuses
 
 
@@ -29,6 +32,7 @@ class Slot:
     cached: SlotTokens  # tokens whose keys are, or will be, in the cache
     owner: int | None = None  # id of the generation that holds it
     used: int = 0  # when it was last claimed; 0: it has nothing cached
+    adapter: AdapterKey = None  # with which its tokens were computed
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class SlotTable:
 
     def clear(self) -> None:
         """Free all slots and forget all cached tokens."""
-        self._root = TokenBlock()
-        self.slots = [Slot(index, SlotTokens(index, self._root)) for index in range(self._count)]
+        root = TokenBlock()
+        self.slots = [Slot(index, SlotTokens(index, root)) for index in range(self._count)]
         self._clock = 0
 
     @property
@@ -68,7 +72,7 @@ class SlotTable:
         """Say whether no slot is free."""
         return self.free == 0
 
-    def claim(self, owner: int, ids: Sequence[int]) -> Claim | None:
+    def claim(self, owner: int, ids: Sequence[int], adapter: AdapterKey = None) -> Claim | None:
         """Claim a free slot for a prompt; return None if no slot is free.
 
         Notes the tokens that the slot will hold. The last one is never reused: a step computes it.
@@ -78,14 +82,20 @@ class SlotTable:
             return None
         prompt = array("i", ids)
         usable = prompt[:-1].tobytes()
-        path = known_blocks(self._root, usable)
-        source, shared = self._closest(path, usable)
+        same = [slot for slot in self.slots if slot.adapter == adapter]
+        root = same[0].cached.root if same else TokenBlock()
+        path = known_blocks(root, usable)
+        source, shared = self._closest(same, path, usable)
         victim = min(free, key=attrgetter("used"))
         # Reusing a slot loses its tokens after the shared prefix: only if they are few.
-        if source.owner is None and (source.cached.count - shared) * LITTLE <= shared:
-            victim = source
+        if source is not None and source.owner is None:
+            loses = source.cached.count - shared
+            victim = source if loses * LITTLE <= shared else victim
+        if victim.adapter != adapter:
+            victim.adapter = adapter
+            victim.cached.restart(root)
         claim = Claim(victim.index, victim.cached.shared(path, usable))
-        if source is not victim and shared > claim.reused:
+        if source is not None and source is not victim and shared > claim.reused:
             claim = Claim(victim.index, claim.reused, source.index)
         self._clock += 1
         victim.owner, victim.used = owner, self._clock
@@ -93,12 +103,17 @@ class SlotTable:
         victim.cached.plan(prompt, path)
         return claim
 
-    def _closest(self, path: Sequence[TokenBlock], usable: bytes) -> tuple[Slot, int]:
+    def _closest(
+        self, same: Sequence[Slot], path: Sequence[TokenBlock], usable: bytes
+    ) -> tuple[Slot | None, int]:
         """Find the slot that has, or will have, the longest prefix of `usable`, and its length.
 
-        Of several such slots, prefers a free one, then the one with the fewest tokens.
+        `same` are the slots with the same adapter. Of several such slots, prefers a free one, then
+        the one with the fewest tokens.
         """
-        near = [self.slots[index] for index in path[-1].slots] if path else self.slots
+        if not same:
+            return None, 0
+        near = [self.slots[index] for index in path[-1].slots] if path else list(same)
         blocks = len(path)
         rest = usable[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
         more, have = longest_prefix([slot.cached.block(blocks) for slot in near], rest)

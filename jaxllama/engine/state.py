@@ -42,6 +42,8 @@ class DecodeState:
     top_logprobs: Int32[Array, " S"]  # -1: none requested
     leader: Int32[Array, " S"]  # of a guidance row: the row whose tokens it takes; -1: other rows
     contrast: Float[Array, " S"]  # guidance scale: moves logits away from the guidance row's
+    adapter: Int32[Array, " S"]  # low-rank adapter by its number; -1: none
+    adapter_scale: Float[Array, " S"]
     bank: Bank
 
     @property
@@ -86,6 +88,8 @@ class RowStart:
     top_logprobs: Any
     leader: Any
     contrast: Any
+    adapter: Any
+    adapter_scale: Any
     bank: Bank
 
 
@@ -119,6 +123,8 @@ def row_start(
         top_logprobs=np.int32(-1 if request.top_logprobs is None else request.top_logprobs),
         leader=np.int32(leader),
         contrast=np.float32(1.0 if request.contrast is None else request.contrast.scale),
+        adapter=np.int32(-1 if request.adapter is None else request.adapter.number),
+        adapter_scale=np.float32(0.0 if request.adapter is None else request.adapter.scale),
         bank=bank.row(request.knobs),
     )
 
@@ -143,6 +149,8 @@ def empty_state(
         top_logprobs=none - 1,
         leader=none - 1,
         contrast=jnp.ones(slots, jnp.float32),
+        adapter=none - 1,
+        adapter_scale=jnp.zeros(slots, jnp.float32),
         bank=bank.empty(slots),
     )
 

@@ -17,11 +17,14 @@ from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
+from jaxllama.kernels.body import AdapterRows
 from jaxllama.kernels.storage import read_columns, write_columns
+from jaxllama.model.adapters import AdapterWeights, write_adapter
 from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
-from jaxllama.model.spread import SpreadLlama
+from jaxllama.model.rows import AdapterBlocks, Adapters, SlotAdapter, of_rows
+from jaxllama.model.spread import Partitions, SpreadLlama
 from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
@@ -64,7 +67,7 @@ class Steps:
         model: ModelConfig,
         engine: EngineConfig,
         bank: SamplerBank,
-        where: Tree | None = None,
+        where: Partitions | None = None,
     ) -> None:
         """Build the functions; `where` is the partition of every weight on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
@@ -82,16 +85,25 @@ class Steps:
         """Make a state with every row inert."""
         return empty_state(self.model, self.engine, self.bank, self.tile)
 
-    def prefill(
-        self, params: Tree, state: DecodeState, slot: Array, ids: Array, start: Array, count: Array
+    def prefill(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
+        self,
+        params: Tree,
+        state: DecodeState,
+        slot: Array,
+        ids: Array,
+        start: Array,
+        count: Array,
+        adapter: SlotAdapter | None = None,
     ) -> DecodeState:
         """Compute the cache of `count` tokens in a slot by tiles; may overwrite later columns."""
+        adapters = of_rows(adapter, self.tile)
 
         def tile(index: Array, cache: KVCache) -> KVCache:
             at = index * self.tile
             tokens = lax.dynamic_slice_in_dim(ids, at, self.tile)
             real = jnp.minimum(count - at, self.tile)
-            return self._model(params).prompt(tokens, cache, slot, start + at, real)[1]
+            model = self._model(params)
+            return model.prompt(tokens, cache, slot, start + at, real, adapters)[1]
 
         tiles = (count + self.tile - 1) // self.tile
         cache = lax.fori_loop(0, tiles, tile, state.cache)
@@ -107,6 +119,17 @@ class Steps:
         """
         return self._decode(self._whole, params, state, steps, allowed)
 
+    def decode_adapted(
+        self,
+        params: Tree,
+        state: DecodeState,
+        steps: Array,
+        allowed: UInt32[Array, "S W"],
+        adapters: AdapterBlocks,
+    ) -> tuple[DecodeState, StepOutput]:
+        """Decode rows of which some have an adapter: the same bits in rows that have none."""
+        return self._decode(self._whole, params, state, steps, allowed, adapters)
+
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
@@ -120,12 +143,13 @@ class Steps:
         state: DecodeState,
         steps: Array,
         allowed: UInt32[Array, "S W"],
+        adapters: AdapterBlocks | None = None,
     ) -> tuple[DecodeState, StepOutput]:
         most = self.engine.steps_per_sync
 
         def one(carry: tuple[Array, DecodeState, StepOutput]) -> Any:
             done, state, output = carry
-            state, now = self._step(chooser, params, state, allowed)
+            state, now = self._step(chooser, params, state, allowed, adapters)
             output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
             return done + 1, state, output
 
@@ -133,7 +157,8 @@ class Steps:
             done, state, _ = carry
             return (done < steps) & jnp.any(state.active)
 
-        shapes = jax.eval_shape(partial(self._step, chooser), params, state, allowed)[1]
+        step = partial(self._step, chooser)
+        shapes = jax.eval_shape(step, params, state, allowed, adapters)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         blank = blank._replace(token=blank.token - 1)
         _, state, output = lax.while_loop(more, one, (jnp.int32(0), state, blank))
@@ -145,12 +170,16 @@ class Steps:
         params: Tree,
         state: DecodeState,
         allowed: UInt32[Array, "S W"],
+        adapters: AdapterBlocks | None,
     ) -> tuple[DecodeState, StepOutput]:
         """Draw one token for every active row."""
         model = self._model(params)
         able = jnp.any(allowed != 0, axis=-1)
         active = state.active & able
-        hidden, cache = model.step(state.pending, state.cache, state.length, active)
+        own = None
+        if adapters is not None:
+            own = Adapters(adapters, AdapterRows(state.adapter, state.adapter_scale))
+        hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
         rows = state.rows()
         rows = rows._replace(active=rows.active & able, allowed=allowed)
         logits = apply_guidance(model.head(hidden, active), state, active)
@@ -199,7 +228,7 @@ class Steps:
         blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
         return dataclasses.replace(state, cache=lax.fori_loop(0, blocks, block, state.cache))
 
-    def peek(
+    def peek(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
         self,
         params: Tree,
         state: DecodeState,
@@ -207,11 +236,13 @@ class Steps:
         pairs: Int32[Array, "2 R"],
         start: Array,
         last: Array,
+        adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Peek]:
         """Compute the log-probability of each target after its id, and all logits up to `last`."""
         ids, targets = pairs
         model = self._model(params)
-        hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
+        adapters = of_rows(adapter, ids.shape[0])
+        hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1, adapters)
         logits = model.head(hidden, jnp.arange(ids.shape[0]) <= last)
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
@@ -219,11 +250,17 @@ class Steps:
         return state, Peek(chosen - total, logits)
 
     def weigh(
-        self, params: Tree, state: DecodeState, slot: Array, runs: Runs
+        self,
+        params: Tree,
+        state: DecodeState,
+        slot: Array,
+        runs: Runs,
+        adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Float[Array, " B"]]:
         """Compute the log-probabilities of the targets of short runs."""
         model = self._model(params)
-        hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places)
+        adapters = of_rows(adapter, runs.ids.shape[0])
+        hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
         logits = model.head(hidden[runs.rows])
         row, token = runs.pairs
         logprob = logits[row, token] - jax.nn.logsumexp(logits, axis=-1)[row]
@@ -245,6 +282,12 @@ class Steps:
         real = jnp.arange(ids.shape[0]) <= last
         total = jnp.sum(jnp.where(real[:, None], normed, 0.0), axis=0)
         return dataclasses.replace(state, cache=cache), Pooled(total, normed[last])
+
+    def adapt(
+        self, adapters: AdapterBlocks, number: Int32[Array, ""], weights: AdapterWeights
+    ) -> AdapterBlocks:
+        """Replace one adapter in the arrays of all."""
+        return write_adapter(adapters, number, weights)
 
 
 @scoped

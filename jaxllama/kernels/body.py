@@ -62,9 +62,13 @@ class Weight(Protocol):
         group: "Sequence[GroupMember]",
         *,
         norm: NormWeight | None,
+        add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of a group whose first member is this weight."""
+        """Multiply norm(x) by every matrix of a group whose first member is this weight.
+
+        Add `add`, the width of all results side by side, if given.
+        """
 
     def gated(
         self,
@@ -73,9 +77,13 @@ class Weight(Protocol):
         *,
         norm: NormWeight | None,
         activation: Activation = "silu",
+        add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up) for a group of these two matrices."""
+        """Return activation(norm(x) · gate) * (norm(x) · up) for a group of these two matrices.
+
+        Add `add`, twice as wide, to both products before the activation, if given.
+        """
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up the embedding of every token, float32."""
@@ -99,6 +107,49 @@ class ExpertWeights(Protocol):
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
         """Return x · weight of one expert."""
+
+
+class AdapterRows(NamedTuple):
+    """The low-rank adapter of every row, by its number in the adapter arrays, and its scale."""
+
+    number: Int32[Array, " L"]  # below 0: none
+    scale: Float[Array, " L"]
+
+
+@runtime_checkable
+class AdapterGroup(Protocol):
+    """The matrices of all low-rank adapters for one group of weights; a pytree."""
+
+    def delta(
+        self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
+    ) -> Float[Array, "L O"]:
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+
+        The outputs of all weights of the group lie side by side.
+        """
+
+    def written(self, number: Int32[Array, ""], a: Array, b: Sequence[Array]) -> "AdapterGroup":
+        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+
+
+class AdapterShape(NamedTuple):
+    """The sizes and places of the adapter arrays of one group of weights."""
+
+    inward: int
+    outward: tuple[int, ...]  # of each weight
+    axes: "Axes"  # logical axes of the weights: of their inputs, of their outputs
+    adapters: int
+    rank: int
+
+    @property
+    def a(self) -> tuple[int, int]:
+        """Return the shape of the first matrices of one adapter, side by side."""
+        return self.inward, len(self.outward) * self.rank
+
+    @property
+    def b(self) -> tuple[tuple[int, int], ...]:
+        """Return the shape of the second matrix of one adapter for each weight."""
+        return tuple((self.rank, each) for each in self.outward)
 
 
 class GroupMember(NamedTuple):
@@ -329,6 +380,7 @@ class Body:
     steps_per_sync: int  # default of EngineConfig.steps_per_sync
     sync_ms: float  # default of EngineConfig.sync_ms
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map
+    adapter_group: Callable[[AdapterShape, "Placement"], AdapterGroup]  # without any adapter
     # Attention with this cap on scores; None where the body has none.
     capped_attention: Callable[[float], AttentionOps] | None = None
 

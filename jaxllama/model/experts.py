@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 
 from jaxllama.config import Experts, ModelConfig
-from jaxllama.kernels.body import ActiveRows
 from jaxllama.model.linear import Ends, Linear, shape
+from jaxllama.model.rows import BlockRows
 from jaxllama.shapes import Array, Bool, Float
 
 
@@ -28,14 +28,12 @@ class ExpertsLayer(nnx.Module):
         self.up = ExpertMatrices(inward, ("experts", "width", "ffn"))
         self.down = ExpertMatrices(outward, ("experts", "ffn", "width"))
 
-    def __call__(
-        self, x: Float[Array, "L D"], ends: Ends, active: ActiveRows
-    ) -> Float[Array, "L D"]:
+    def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
         """Apply to every row and add the result to the row."""
         normed = x if ends.before is None else ends.before(x)
         shares = chosen_shares(self.router(normed), self.experts)
-        if active is not None:
-            shares = jnp.where(active[:, None], shares, 0.0)
+        if rows.active is not None:
+            shares = jnp.where(rows.active[:, None], shares, 0.0)
 
         def add_expert(index: Array, total: Array) -> Array:
             share = lax.dynamic_index_in_dim(shares, index, axis=1)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight, Weight
 from jaxllama.kernels.plain.matmul import norm
+from jaxllama.model.rows import ALL_ROWS, MatmulRows
 from jaxllama.shapes import Array, Float, Int
 
 
@@ -53,12 +54,15 @@ class Linear(nnx.Module):
         *,
         norm: Norm | None = None,
         add: Array | None = None,
-        active: ActiveRows = None,
+        rows: MatmulRows = ALL_ROWS,
     ) -> Float[Array, "L O"]:
         """Multiply every row by the weight, after an optional norm, and add `add` if given."""
         weight, bias, _ = self.member
         scale = None if norm is None else norm.parameters
-        return weight.matmul(x, bias=bias, norm=scale, add=add, active=active)
+        delta = rows.delta(x, scale)
+        if delta is not None:
+            add = delta if add is None else add + delta
+        return weight.matmul(x, bias=bias, norm=scale, add=add, active=rows.active)
 
     @property
     def member(self) -> GroupMember:
@@ -69,12 +73,13 @@ class Linear(nnx.Module):
 
 
 def project(
-    layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm | None, active: ActiveRows
+    layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm | None, rows: MatmulRows
 ) -> list[Array]:
     """Apply the norm once, if there is one, and multiply by the weights of several layers."""
     group = [layer.member for layer in layers]
     scale = None if norm is None else norm.parameters
-    return group[0].weight.project(x, group, norm=scale, active=active)
+    add = rows.delta(x, scale)
+    return group[0].weight.project(x, group, norm=scale, add=add, active=rows.active)
 
 
 def gated(
@@ -82,13 +87,14 @@ def gated(
     x: Float[Array, "L I"],
     norm: Norm | None,
     activation: Activation,
-    active: ActiveRows,
+    rows: MatmulRows,
 ) -> Float[Array, "L O"]:
     """Return activation(gate(norm(x))) * up(norm(x)) for the layers (gate, up)."""
     group = [layer.member for layer in layers]
     scale = None if norm is None else norm.parameters
     weight: Weight = group[0].weight
-    return weight.gated(x, group, norm=scale, activation=activation, active=active)
+    add = rows.delta(x, scale)
+    return weight.gated(x, group, norm=scale, activation=activation, add=add, active=rows.active)
 
 
 class Embedding(nnx.Module):
@@ -119,12 +125,12 @@ class Ends(NamedTuple):
     scale: float  # of its result
 
     def add(
-        self, last: Linear, inner: Float[Array, "L I"], x: Float[Array, "L D"], active: ActiveRows
+        self, last: Linear, inner: Float[Array, "L I"], x: Float[Array, "L D"], rows: MatmulRows
     ) -> Float[Array, "L D"]:
         """Multiply by the last matrix and add the result to the stream `x`."""
         if self.after is None and self.scale == 1:
-            return last(inner, add=x, active=active)  # one operation for bodies that fuse them
-        return self.add_result(last(inner, active=active), x)
+            return last(inner, add=x, rows=rows)  # one operation for bodies that fuse them
+        return self.add_result(last(inner, rows=rows), x)
 
     def add_result(
         self, result: Float[Array, "L D"], x: Float[Array, "L D"]

@@ -8,7 +8,6 @@ residual stream is float32. Knows no sampler and no slot bookkeeping. Letters: `
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,13 @@ from jaxllama.model import rope
 from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.experts import ExpertsLayer
 from jaxllama.model.linear import Embedding, Ends, Linear, Norm, gated, project, scaled
+from jaxllama.model.rows import Adapters, BlockRows, MatmulRows, RowInfo
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
 
 Attended = tuple[Array, LayerCache]  # mixed values [L W], and the layer with the new columns
 Attend = Callable[[Projections, Rotation, LayerCache, int | None], Attended]  # last: the window
 AttendLayer = Callable[[Projections], Attended]
-
-
-class RowInfo(NamedTuple):
-    """The rows of a call."""
-
-    position: Int[Array, " L"]
-    active: ActiveRows  # None: all of them
-    axis: str  # logical axis that the rows lie on: slots, or tokens of a prompt ("rows")
 
 
 class Llama(nnx.Module):
@@ -55,6 +47,7 @@ class Llama(nnx.Module):
         cache: KVCache,
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
         """Compute one token for every slot; inactive rows do not change the cache."""
 
@@ -64,7 +57,8 @@ class Llama(nnx.Module):
             out, new = self.attention.step(qkv, rotation, layer.arrays, position, active, window)
             return out, LayerCache(*new)
 
-        return self.through(tokens, cache, attend, RowInfo(position, active, "slots"))
+        rows = RowInfo(position, active, "slots", adapters)
+        return self.through(tokens, cache, attend, rows)
 
     def prompt(
         self,
@@ -73,6 +67,7 @@ class Llama(nnx.Module):
         slot: Int[Array, ""],
         start: Int[Array, ""],
         count: Int[Array, ""] | None = None,
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute a run of tokens of one slot from column `start`; the first `count` are real."""
         real = jnp.int32(tokens.shape[0]) if count is None else count
@@ -86,7 +81,7 @@ class Llama(nnx.Module):
             return out, LayerCache(*new)
 
         active = jnp.arange(tokens.shape[0]) < real
-        return self.through(tokens, cache, attend, RowInfo(position, active, "rows"))
+        return self.through(tokens, cache, attend, RowInfo(position, active, "rows", adapters))
 
     def branches(
         self,
@@ -94,6 +89,7 @@ class Llama(nnx.Module):
         cache: KVCache,
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute runs of equal size in one slot, one after the other.
 
@@ -119,7 +115,7 @@ class Llama(nnx.Module):
                 mixed.append(out)
             return jnp.concatenate(mixed), layer
 
-        return self.through(tokens, cache, attend, RowInfo(position, None, "rows"))
+        return self.through(tokens, cache, attend, RowInfo(position, None, "rows", adapters))
 
     def through(
         self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
@@ -135,7 +131,9 @@ class Llama(nnx.Module):
         for index, (block, spec) in enumerate(zip(self.blocks, config.specs, strict=True)):
             given = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
             with jax.named_scope(f"block_{index}"):
-                x, updated = block(x, rows, lambda qkv, at=given: attend(qkv, *at))
+                x, updated = block(
+                    x, rows.of_block(index), rows.axis, lambda qkv, at=given: attend(qkv, *at)
+                )
             layers.append(updated)
         return x, tuple(layers)
 
@@ -145,7 +143,7 @@ class Llama(nnx.Module):
             if self.unembed is None:
                 logits = self.embed.scores(hidden, norm=self.final_norm, active=active)
             else:
-                logits = self.unembed(hidden, norm=self.final_norm, active=active)
+                logits = self.unembed(hidden, norm=self.final_norm, rows=MatmulRows(active))
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
@@ -168,16 +166,19 @@ class Block(nnx.Module):
         self.scale = config.residual_scale
 
     def __call__(
-        self, x: Float[Array, "L D"], rows: RowInfo, attend: AttendLayer
+        self, x: Float[Array, "L D"], rows: BlockRows, axis: str, attend: AttendLayer
     ) -> tuple[Float[Array, "L D"], LayerCache]:
-        """Apply to every row; `attend` also appends to the layer's cache and returns it."""
+        """Apply to every row; `attend` also appends to the layer's cache and returns it.
+
+        `axis` is the logical axis that the rows lie on.
+        """
         with jax.named_scope("attention"):
             ends = Ends(self.attention_norm, self.attention_out_norm, self.scale)
-            x, layer = self.attention(x, ends, attend, rows.active)
+            x, layer = self.attention(x, ends, attend, rows)
         with jax.named_scope("feed_forward"):
             ends = Ends(self.ffn_norm, self.ffn_out_norm, self.scale)
-            x = self.ffn(constrain(x, rows.axis, "width"), ends, rows.active)
-        return constrain(x, rows.axis, "width"), layer
+            x = self.ffn(constrain(x, axis, "width"), ends, rows)
+        return constrain(x, axis, "width"), layer
 
 
 class Attention(nnx.Module):
@@ -200,10 +201,10 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = norms
 
     def __call__(
-        self, x: Float[Array, "L D"], ends: Ends, attend: AttendLayer, active: ActiveRows
+        self, x: Float[Array, "L D"], ends: Ends, attend: AttendLayer, rows: BlockRows
     ) -> tuple[Float[Array, "L D"], LayerCache]:
         """Norm, project, rotate and attend, project back, add."""
-        q, k, v = project((self.q, self.k, self.v), x, ends.before, active)
+        q, k, v = project((self.q, self.k, self.v), x, ends.before, rows.of("qkv"))
         if self.norms_all:
             q, k = self.normed(q, k)
         q, k, v = (rearrange(out, "l (n h) -> l n h", h=self.head_dim) for out in (q, k, v))
@@ -212,7 +213,7 @@ class Attention(nnx.Module):
         if self.rotated != self.head_dim:
             q, k = (rope.pair_up(each, self.rotated) for each in (q, k))
         mixed, layer = attend((scaled(q, self.scale), k, v))
-        return ends.add(self.o, mixed, x, active), layer
+        return ends.add(self.o, mixed, x, rows.of("o")), layer
 
     def normed(self, q: Array, k: Array) -> tuple[Array, Array]:
         """Norm queries and keys, if the model does."""
@@ -231,12 +232,11 @@ class FeedForward(nnx.Module):
         self.up = Linear(width, inner, ("width", "ffn"), bias=bias)
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
-    def __call__(
-        self, x: Float[Array, "L D"], ends: Ends, active: ActiveRows
-    ) -> Float[Array, "L D"]:
+    def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
         """Apply to every row and add the result to the row."""
-        inner = gated((self.gate, self.up), x, ends.before, self.activation, active)
-        return ends.add(self.down, inner, x, active)
+        both = (self.gate, self.up)
+        inner = gated(both, x, ends.before, self.activation, rows.of("gate_up"))
+        return ends.add(self.down, inner, x, rows.of("down"))
 
 
 def capped(x: Float[Array, "L V"], cap: float | None) -> Float[Array, "L V"]:

@@ -8,31 +8,40 @@ devices. Knows no kernel.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.kernels.body import ActiveRows
+from jaxllama.kernels.body import ActiveRows, AdapterRows
 from jaxllama.model.cache import KVCache
 from jaxllama.model.linear import Norm
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
+from jaxllama.model.rows import Adapters
 from jaxllama.shapes import Array, Bool, Float, Int
 
 WHOLE, SLOTS = PartitionSpec(), PartitionSpec("data")
 CACHE = PartitionSpec("data", "model")  # of every leaf: slots and key heads
 
 
+class Partitions(NamedTuple):
+    """The partition of every leaf of the weights, and of the adapters."""
+
+    params: Tree
+    adapters: Any  # as AdapterBlocks
+
+
 class SpreadLlama:
     """The methods of `Llama`, under `shard_map`; arguments and results are whole arrays."""
 
     def __init__(
-        self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Tree
+        self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Partitions
     ) -> None:
         """Keep the weights; `where` holds the partition of every leaf of `params`."""
-        self.config, self.engine, self.params, self.where = config, engine, params, where
+        self.config, self.engine, self.params, self.where = config, engine, params, where.params
+        self._adapter_parts = where.adapters
         self.own = part_of(config, engine.model_parallel)
 
     def step(
@@ -41,11 +50,12 @@ class SpreadLlama:
         cache: KVCache,
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
         """Compute one token for every slot; every device computes its own slots."""
-        given = (SLOTS, CACHE, SLOTS, SLOTS)
+        given = (SLOTS, CACHE, SLOTS, SLOTS, self._adapters(adapters, SLOTS))
         found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
-            tokens, cache, position, active
+            tokens, cache, position, active, adapters
         )
         return found
 
@@ -56,11 +66,12 @@ class SpreadLlama:
         slot: Int[Array, ""],
         start: Int[Array, ""],
         count: Int[Array, ""],
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute a run of tokens of one slot on every device; only its owner stores keys."""
-        given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE)
+        given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
-            tokens, cache, slot, start, count
+            tokens, cache, slot, start, count, adapters
         )
         return found
 
@@ -70,11 +81,12 @@ class SpreadLlama:
         cache: KVCache,
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],
+        adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute short runs of one slot on every device; only the slot's owner stores keys."""
-        given = (WHOLE, CACHE, WHOLE, WHOLE)
+        given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
-            tokens, cache, slot, places
+            tokens, cache, slot, places, adapters
         )
         return found
 
@@ -93,6 +105,10 @@ class SpreadLlama:
     def final_norm(self) -> Norm:
         """The final norm, for whole vectors."""
         return model_of(self.own, self.params, self.engine.kernels).final_norm
+
+    def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
+        """Return the partition of every leaf of the adapters; `rows` is that of the rows."""
+        return adapters and Adapters(self._adapter_parts, AdapterRows(rows, rows))
 
     def _everywhere(
         self, method: Callable[..., Any], given: tuple[PartitionSpec, ...], result: Any

@@ -17,6 +17,7 @@ from jaxllama.kernels.body import (
     Rotation,
 )
 from jaxllama.kernels.cpu import choice, library
+from jaxllama.kernels.cpu.adapters import adapter_group
 from jaxllama.kernels.cpu.attention import SIZES, attend_prompt, attend_step
 from jaxllama.kernels.cpu.layout import STORED, lay_out
 from jaxllama.kernels.cpu.tiled import BLOCK
@@ -134,4 +135,5 @@ CPU = Body(
     steps_per_sync=4,
     sync_ms=50.0,
     splits_itself=True,
+    adapter_group=adapter_group,
 )

@@ -144,9 +144,10 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
       (bias.element_type() != ffi::F32 || !has_shape(bias, {weights.tiles, kTile}))) {
     return bad("the bias must be float32 [tiles, 32]");
   }
+  const int64_t added = swiglu ? 2 * outward : outward;
   if (!is_empty(residual) &&
-      (residual.element_type() != ffi::F32 || !has_shape(residual, {in[0], outward}))) {
-    return bad("the residual must be float32, as y");
+      (residual.element_type() != ffi::F32 || !has_shape(residual, {in[0], added}))) {
+    return bad("the residual must be float32, as y, or twice as wide for gates and values");
   }
   const auto* places = data<int32_t>(order);
   for (int64_t k = 0; places != nullptr && k < width; ++k) {
@@ -216,7 +217,7 @@ JAXLLAMA_TARGET(matmul, multiply,
                     .Arg<Any>()    // scales, or empty
                     .Arg<Any>()    // steps, or empty
                     .Arg<Any>()    // bias [tiles, 32], or empty
-                    .Arg<Any>()    // residual [rows, outward], or empty
+                    .Arg<Any>()    // residual [rows, outward], with swiglu twice as wide; or empty
                     .Ret<Float>()  // y [rows, outward]
                     .Attr<int64_t>("kind")
                     .Attr<int64_t>("group")

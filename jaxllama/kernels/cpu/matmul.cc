@@ -129,19 +129,19 @@ bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, con
     if (wanted[row]) places.push_back(row);
   }
   const auto count = static_cast<int64_t>(places.size());
-  const int64_t width = rows.width, outward = finish.outward;
+  const int64_t width = rows.width, outward = finish.outward, added = added_width(finish);
   Rows some = rows;
   Finish there = finish;
   some.count = count;
   if (count > 0 && places.back() >= count) {  // gather the active rows, then move results back
-    together.resize(static_cast<size_t>(count * (width + outward)));
+    together.resize(static_cast<size_t>(count * (width + added)));
     float* const x = together.data();
     float* const residual = x + count * width;
     for (int64_t each = 0; each < count; ++each) {
       std::memcpy(x + each * width, rows.x + places[each] * width, width * sizeof(float));
       if (finish.residual == nullptr) continue;
-      std::memcpy(residual + each * outward, finish.residual + places[each] * outward,
-                  outward * sizeof(float));
+      std::memcpy(residual + each * added, finish.residual + places[each] * added,
+                  added * sizeof(float));
     }
     some.x = x;
     if (finish.residual != nullptr) there.residual = residual;

@@ -25,11 +25,16 @@ struct Rows {
 // The operations on the sums.
 struct Finish {
   const float* bias;      // [tiles][32], or null
-  const float* residual;  // [rows, outward] to add, or null
+  const float* residual;  // [rows, added_width()] to add to the sums, or null
   float* y;               // [rows, outward]
   int64_t outward;
   bool swiglu;  // outputs alternate, sixteen gates, sixteen values: y = silu(gate) * value
 };
+
+// Returns the width of the residual: with swiglu, all gates come first, then all values.
+[[maybe_unused]] static int64_t added_width(const Finish& finish) {
+  return finish.swiglu ? 2 * finish.outward : finish.outward;
+}
 
 // Converts a sum of codes to a number. An instruction set may start its sums at the bits of a large
 // float, so that they are floats without a conversion; `lift` then subtracts that float.

@@ -37,11 +37,15 @@ def normed_swiglu(
     eps: float,
     gate_up: Tiled,
     active: ActiveRows = None,
+    add: Float[Array, "L G"] | None = None,
 ) -> Float[Array, "L F"]:
-    """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`."""
+    """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`.
+
+    `add` [L, 2 * F] is added to the products of gate and up, which lie side by side.
+    """
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
-    return multiply(x, norm, eps, gate_up, None, active)
+    return multiply(x, norm, eps, gate_up, add, active)
 
 
 def matmul_add(
@@ -105,7 +109,7 @@ def multiply(
     norm: Float[Array, " I"] | None,
     eps: float,
     weight: Tiled,
-    residual: Float[Array, "L O"] | None,
+    residual: Float[Array, "L _"] | None,  # twice as wide if the matrix is paired
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
     """Call the matmul handler; the public functions of this module differ in its arguments."""
@@ -136,7 +140,7 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
     expected = {
         "x": (x, (x.shape[0], inward)),
         "norm": (norm, (inward,)),
-        "residual": (residual, (x.shape[0], outward)),
+        "residual": (residual, (x.shape[0], outward * (2 if weight.paired else 1))),
     }
     for name, (array, shape) in expected.items():
         if array is not None and (array.shape != shape or array.dtype != jnp.float32):

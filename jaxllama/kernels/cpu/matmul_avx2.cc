@@ -1,4 +1,5 @@
 // Matmul with AVX2, FMA and F16C: sixteen lanes are two registers.
+#include "adapt.h"
 #include "matmul.h"
 
 #include <immintrin.h>
@@ -311,9 +312,12 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
 }
 
 #include "matmul_body.h"
+// Uses its functions.
+#include "adapt_body.h"
 
 }  // namespace
 
 const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+const AdaptOps adapt_ops = {adapt};
 
 }  // namespace jaxllama::avx2

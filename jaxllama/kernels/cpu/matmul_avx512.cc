@@ -1,4 +1,5 @@
 // Matmul with AVX-512: VNNI for codes, BF16 for pairs of bfloat16.
+#include "adapt.h"
 #include "matmul.h"
 
 #include <immintrin.h>
@@ -240,9 +241,12 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
 }
 
 #include "matmul_body.h"
+// Uses its functions.
+#include "adapt_body.h"
 
 }  // namespace
 
 const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+const AdaptOps adapt_ops = {adapt};
 
 }  // namespace jaxllama::avx512

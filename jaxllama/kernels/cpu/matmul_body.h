@@ -454,14 +454,27 @@ inline void store_part(float* to, F value, int64_t left) {
   for (int64_t each = 0; each < left; ++each) to[each] = part[each];
 }
 
+// Adds sixteen numbers of the residual of a row, if there is one.
+inline F with_residual(const Finish& finish, int64_t row, int64_t at, int64_t left, F value) {
+  if (finish.residual == nullptr) return value;
+  return add(load_part(finish.residual + row * added_width(finish) + at, left), value);
+}
+
 // Writes sixteen finished outputs of a row, from output `at` on.
 inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
   const int64_t left = finish.outward - at;
   if (left <= 0) return;
-  if (finish.residual != nullptr) {
-    value = add(load_part(finish.residual + row * finish.outward + at, left), value);
-  }
-  store_part(finish.y + row * finish.outward + at, value, left);
+  store_part(finish.y + row * finish.outward + at, with_residual(finish, row, at, left, value),
+             left);
+}
+
+// Writes sixteen outputs of a gated feed-forward.
+inline void put_gated(const Finish& finish, int64_t row, int64_t at, F gate, F value) {
+  const int64_t left = finish.outward - at;
+  if (left <= 0) return;
+  gate = with_residual(finish, row, at, left, gate);
+  value = with_residual(finish, row, finish.outward + at, left, value);
+  store_part(finish.y + row * finish.outward + at, swiglu(gate, value), left);
 }
 
 template <int N>
@@ -473,7 +486,7 @@ void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
       for (int h = 0; h < 2; ++h) sums[r][h] = add(sums[r][h], load(finish.bias + at + h * kHalf));
     }
     if (finish.swiglu) {
-      put(finish, row, tile * kHalf, swiglu(sums[r][0], sums[r][1]));
+      put_gated(finish, row, tile * kHalf, sums[r][0], sums[r][1]);
     } else {
       put(finish, row, at, sums[r][0]);
       put(finish, row, at + kHalf, sums[r][1]);
@@ -491,7 +504,7 @@ inline void expect_outputs(const Finish& finish, int64_t tile, Band band) {
     for (int64_t at = tile * outputs; at < end; at += per_line) {
       const int64_t place = (band.first + r) * finish.outward + at;
       __builtin_prefetch(finish.y + place, 1);
-      if (finish.residual != nullptr) __builtin_prefetch(finish.residual + place);
+      if (finish.residual != nullptr && !finish.swiglu) __builtin_prefetch(finish.residual + place);
     }
   }
 }

@@ -1,4 +1,5 @@
 // Matmul in plain C++, for any processor.
+#include "adapt.h"
 #include "matmul.h"
 
 #include "half.h"
@@ -235,9 +236,12 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
 }
 
 #include "matmul_body.h"
+// Uses its functions.
+#include "adapt_body.h"
 
 }  // namespace
 
 const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+const AdaptOps adapt_ops = {adapt};
 
 }  // namespace jaxllama::portable

@@ -59,11 +59,12 @@ class TiledWeight:
         group: Sequence[GroupMember],
         *,
         norm: NormWeight | None,
+        add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group."""
+        """Multiply norm(x) by every matrix of the group, and add `add`."""
         cuts = list(accumulate(member.width for member in group))[:-1]
-        return jnp.split(self.matmul(x, norm=norm, active=active), cuts, axis=1)
+        return jnp.split(self.matmul(x, norm=norm, add=add, active=active), cuts, axis=1)
 
     def gated(
         self,
@@ -72,14 +73,18 @@ class TiledWeight:
         *,
         norm: NormWeight | None,
         activation: Activation = "silu",
+        add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up); tiles that hold both give silu."""
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both.
+
+        Tiles that hold both matrices give silu.
+        """
         if activation != "silu":
-            gate, up = self.project(x, group, norm=norm, active=active)
+            gate, up = self.project(x, group, norm=norm, add=add, active=active)
             return activated(gate, activation) * up
         weight, eps = (None, 0.0) if norm is None else norm
-        return matmul.normed_swiglu(x, weight, eps, self.parts[0], active)
+        return matmul.normed_swiglu(x, weight, eps, self.parts[0], active, add)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up embeddings; where the vocabulary is split, each device looks up its own."""
@@ -136,11 +141,8 @@ def fused(
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
     """Call the kernel that norms, multiplies and adds in one pass."""
-    if add is not None:
-        return matmul.matmul_add(x, tiled, add, active)
-    if norm is None:
-        return matmul.normed_matmul(x, None, 0.0, tiled, active)
-    return matmul.normed_matmul(x, norm.weight, norm.eps, tiled, active)
+    weight, eps = (None, 0.0) if norm is None else norm
+    return matmul.multiply(x, weight, eps, tiled, add, active)
 
 
 def summed(

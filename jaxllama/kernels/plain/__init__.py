@@ -11,6 +11,7 @@ import jax
 from jaxllama.config import DTYPES, ModelConfig
 from jaxllama.kernels.body import AttentionOps, Body
 from jaxllama.kernels.plain import choice
+from jaxllama.kernels.plain.adapters import adapter_group
 from jaxllama.kernels.plain.attention import attend_prompt, attend_step
 from jaxllama.kernels.plain.layout import lay_out
 from jaxllama.kernels.plain.matmul import ROW_TILE
@@ -52,5 +53,6 @@ PLAIN = Body(
     steps_per_sync=4,
     sync_ms=50.0,
     splits_itself=False,
+    adapter_group=adapter_group,
     capped_attention=capped_attention,
 )

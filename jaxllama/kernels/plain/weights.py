@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -43,12 +44,17 @@ class StandaloneWeight:
         group: Sequence[GroupMember],
         *,
         norm: NormWeight | None,
+        add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group."""
+        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
         del active
         x = x if norm is None else normed(x, norm)
-        return [member.weight.matmul(x, bias=member.bias) for member in group]
+        found = [member.weight.matmul(x, bias=member.bias) for member in group]
+        if add is None:
+            return found
+        cuts = list(accumulate(member.width for member in group))[:-1]
+        return [y + part for y, part in zip(found, jnp.split(add, cuts, axis=1), strict=True)]
 
     def gated(
         self,
@@ -57,10 +63,11 @@ class StandaloneWeight:
         *,
         norm: NormWeight | None,
         activation: Activation = "silu",
+        add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up)."""
-        gate, up = self.project(x, group, norm=norm, active=active)
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
+        gate, up = self.project(x, group, norm=norm, add=add, active=active)
         return activated(gate, activation) * up
 
 

@@ -1,0 +1,151 @@
+"""Loaded adapters: the arrays of all low-rank adapters on the device, and who uses which.
+
+Used by the engine, which loads and unloads between steps; `use` may be called from any thread. An
+adapter has a number, its place in the arrays, until it is unloaded and its last request has ended.
+Knows no files and no requests.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxllama.engine.programs import Programs, leaves_of
+from jaxllama.engine.state import StateLeaves
+from jaxllama.errors import ConfigError, InvalidParameter
+from jaxllama.model.adapters import AdapterWeights
+from jaxllama.model.rows import AdapterBlocks
+from jaxllama.request import AdapterUse
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """One adapter on the device."""
+
+    name: str
+    id: int  # of this loading
+    number: int  # its place in the arrays
+
+
+class LoadedAdapters:
+    """The adapters of one engine."""
+
+    def __init__(self, programs: Programs, blocks: AdapterBlocks) -> None:
+        self._programs = programs
+        self._blocks = leaves_of(blocks)
+        self._count = programs.engine.adapter_slots
+        self._ids = itertools.count()
+        self._loaded: dict[str, LoadedAdapter] = {}  # replaced as a whole: other threads read it
+        self._uses: Counter[int] = Counter()  # requests in the engine, by id of the adapter
+        self._numbers: dict[int, int] = {}  # id: number, until unloaded and unused
+        self.requests: Counter[str] = Counter()  # accepted so far, by name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """List the loaded adapters, the oldest first."""
+        return tuple(self._loaded)
+
+    def load(self, name: str, weights: AdapterWeights) -> None:
+        """Load an adapter; a loaded one with the same name is unloaded first.
+
+        Raises ConfigError if no place is free.
+        """
+        taken = set(self._numbers.values())
+        replaced = self._loaded.get(name)
+        if replaced is not None and not self._uses[replaced.id]:
+            taken.discard(replaced.number)
+        free = [number for number in range(self._count) if number not in taken]
+        if not free:
+            raise ConfigError(
+                f"{self._count} adapters are loaded or still in use, which is the most that fit; "
+                f"unload one, or start with a larger --lora-slots"
+            )
+        self._blocks = self._programs.adapt(self._blocks, np.int32(free[0]), weights)
+        if replaced is not None:
+            self.unload(name)
+        adapter = LoadedAdapter(name, next(self._ids), free[0])
+        self._numbers[adapter.id] = adapter.number
+        self._loaded = {**self._loaded, name: adapter}
+
+    def unload(self, name: str) -> None:
+        """Refuse the adapter to new requests; those that use it go on to their end."""
+        gone = self._find(name)
+        self._loaded = {each: one for each, one in self._loaded.items() if each != name}
+        self._free_unused(gone.id)
+
+    def use(self, name: str, scale: float) -> AdapterUse:
+        """Return the use of a loaded adapter; InvalidParameter if there is none of this name."""
+        found = self._find(name)
+        return AdapterUse(found.id, found.number, scale)
+
+    def begin(self, use: AdapterUse) -> None:
+        """Note that a request in the engine uses an adapter, which must still be loaded."""
+        name = next((each.name for each in self._loaded.values() if each.id == use.id), None)
+        if name is None:
+            raise InvalidParameter(
+                "the adapter was unloaded while the request waited; send the request again with "
+                "another one",
+                "lora",
+            )
+        self._uses[use.id] += 1
+        self.requests[name] += 1
+
+    def end(self, use: AdapterUse) -> None:
+        """Note that a request that used an adapter has ended."""
+        self._uses[use.id] -= 1
+        if not any(each.id == use.id for each in self._loaded.values()):
+            self._free_unused(use.id)
+
+    @contextmanager
+    def held(self, use: AdapterUse) -> Iterator[None]:
+        """Keep an adapter in its place in this context, even if it is unloaded."""
+        self.begin(use)
+        try:
+            yield
+        finally:
+            self.end(use)
+
+    @property
+    def blocks(self) -> StateLeaves:
+        """The arrays of all adapters, for a decode call."""
+        return self._blocks
+
+    def of_slot(self, use: AdapterUse) -> StateLeaves:
+        """Return the arrays of all adapters, and one adapter with its scale, for a call."""
+        return (*self._blocks, np.int32(use.number), np.float32(use.scale))
+
+    def drop(self) -> None:
+        """Free the device memory of the arrays."""
+        for leaf in self._blocks:
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+
+    def _find(self, name: str) -> LoadedAdapter:
+        found = self._loaded.get(name)
+        if found is None:
+            known = ", ".join(self._loaded) or "none"
+            raise InvalidParameter(
+                f"lora is {name[:100]!r}; expected the name of a loaded adapter: {known}", "lora"
+            )
+        return found
+
+    def _free_unused(self, id_: int) -> None:
+        """Free the number of an unloaded adapter that no request uses."""
+        if not self._uses[id_]:
+            del self._uses[id_]
+            self._numbers.pop(id_, None)
+
+
+def loaded(adapters: LoadedAdapters | None) -> LoadedAdapters:
+    """Return the adapters of an engine; raise InvalidParameter if it has no place for any."""
+    if adapters is None:
+        raise InvalidParameter(
+            "lora is given, but no adapter can be loaded here; start with --lora NAME=PATH or "
+            "with --lora-slots",
+            "lora",
+        )
+    return adapters

@@ -1,0 +1,76 @@
+"""Low-rank adapters of the C++ body: each row is multiplied by the matrices of its own adapter.
+
+On a mesh each device has the part of the matrices that its weights have.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.kernels.body import AdapterRows, AdapterShape, NormWeight, Placement
+from jaxllama.kernels.cpu import library
+from jaxllama.kernels.cpu.matmul import or_empty
+from jaxllama.shapes import Array, Float, Int32
+from jaxllama.sharding import RULES, add_up, shard_shape
+
+MOST_PARTS = 3  # weights of one group that the kernel takes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HalfAdapters:
+    """The matrices of N adapters of rank R for a group of G weights, in float16."""
+
+    a: Any  # [N, I, G * R]
+    b: tuple[Any, ...]  # [N, R, O] of each weight
+    splits_inputs: bool = dataclasses.field(metadata={"static": True})
+
+    def delta(
+        self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
+    ) -> Float[Array, "L O"]:
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        width = sum(each.shape[2] for each in self.b)
+        weight, eps = (None, 0.0) if norm is None else norm
+        absent = (jnp.zeros(0, jnp.float16),) * (MOST_PARTS - len(self.b))
+        library.loaded()
+        call = jax.ffi.ffi_call(
+            "jaxllama_adapt", jax.ShapeDtypeStruct((x.shape[0], width), jnp.float32)
+        )
+        found: Array = call(
+            *(x, rows.number, rows.scale, or_empty(weight), self.a, *self.b, *absent),
+            eps=np.float32(eps),
+        )
+        return add_up(found, "model") if self.splits_inputs else found
+
+    def written(
+        self,
+        number: Int32[Array, ""],
+        a: Float[Array, "I W"],
+        b: Sequence[Float[Array, "R _"]],
+    ) -> "HalfAdapters":
+        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        outs = zip(self.b, b, strict=True)
+        return dataclasses.replace(
+            self,
+            a=self.a.at[number].set(a.astype(self.a.dtype)),
+            b=tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in outs),
+        )
+
+
+def adapter_group(shape: AdapterShape, to: Placement) -> HalfAdapters:
+    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    inner, outer = shape.axes
+
+    def zeros(sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+        return jax.device_put(np.zeros(sizes, np.float16), shard_shape(to.mesh, sizes, axes))
+
+    count, rank = shape.adapters, shape.rank
+    return HalfAdapters(
+        zeros((count, shape.inward, len(shape.outward) * rank), (None, inner, None)),
+        tuple(zeros((count, rank, each), (None, None, outer)) for each in shape.outward),
+        splits_inputs=RULES[inner] is not None,
+    )

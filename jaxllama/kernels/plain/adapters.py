@@ -1,0 +1,74 @@
+"""Low-rank adapters of the plain body: all adapters in one matmul, masked by row.
+
+A row is multiplied by the matrices of every adapter, and the products of other adapters than its
+own are dropped: the shapes, and so the bits of a row, do not depend on the adapters of its batch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama.kernels.body import AdapterRows, AdapterShape, NormWeight, Placement
+from jaxllama.kernels.plain.matmul import matmul
+from jaxllama.kernels.plain.matmul import norm as normed
+from jaxllama.shapes import Array, Float, Int32
+from jaxllama.sharding import shard_shape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseAdapters:
+    """The matrices of N adapters of rank R for a group of G weights."""
+
+    a: Any  # [I, N, G, R]
+    b: tuple[Any, ...]  # [N, R, O] of each weight
+
+    def delta(
+        self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
+    ) -> Float[Array, "L O"]:
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        inward, count, parts, rank = self.a.shape
+        x = x if norm is None else normed(x, *norm)
+        ranks = matmul(x, self.a.reshape(inward, -1)).reshape(-1, count, parts, rank)
+        own = rows.number[:, None] == jnp.arange(count)
+        ranks = jnp.where(own[:, :, None, None], ranks * rows.scale[:, None, None, None], 0.0)
+        found = [
+            matmul(ranks[:, :, part].reshape(-1, count * rank), b.reshape(count * rank, -1))
+            for part, b in enumerate(self.b)
+        ]
+        return jnp.concatenate(found, axis=1)
+
+    def written(
+        self,
+        number: Int32[Array, ""],
+        a: Float[Array, "I W"],
+        b: Sequence[Float[Array, "R _"]],
+    ) -> "DenseAdapters":
+        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        inward, _, parts, rank = self.a.shape
+        own = a.reshape(inward, parts, rank).astype(self.a.dtype)
+        outs = zip(self.b, b, strict=True)
+        return DenseAdapters(
+            self.a.at[:, number].set(own),
+            tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in outs),
+        )
+
+
+def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
+    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    inner, outer = shape.axes
+    a = (shape.inward, shape.adapters, len(shape.outward), shape.rank)
+
+    def zeros(sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+        return jax.device_put(np.zeros(sizes, to.dtype), shard_shape(to.mesh, sizes, axes))
+
+    return DenseAdapters(
+        zeros(a, (inner, None, None, None)),
+        tuple(
+            zeros((shape.adapters, shape.rank, each), (None, None, outer)) for each in shape.outward
+        ),
+    )

@@ -1,0 +1,96 @@
+"""Low-rank adapters: which weights they change, and their arrays for all blocks.
+
+Used to make the arrays and to read an adapter for them. The arrays have a fixed number of adapters
+and a fixed rank, so programs do not depend on the adapters that are loaded.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.kernels import body_named
+from jaxllama.kernels.body import AdapterShape, Placement
+from jaxllama.model.params import abstract_params
+from jaxllama.model.rows import AdapterBlocks
+from jaxllama.shapes import Array, Int32
+
+# The groups of weights of a block: its layer in the model, and the weights in order.
+ADAPTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qkv": ("attention", ("q", "k", "v")),
+    "o": ("attention", ("o",)),
+    "gate_up": ("ffn", ("gate", "up")),
+    "down": ("ffn", ("down",)),
+}
+LAYERS = {name: layer for layer, names in ADAPTED.values() for name in names}  # of each weight
+
+
+class AdapterMatrices(NamedTuple):
+    """The matrices of one adapter for one group of weights, on the host."""
+
+    a: np.ndarray  # [inward, weights * rank]
+    b: tuple[np.ndarray, ...]  # of each weight [rank, outward]
+
+
+AdapterWeights = Mapping[int, Mapping[str, AdapterMatrices]]  # of one adapter
+
+
+class AdaptedWeight(NamedTuple):
+    """The sizes of one weight that adapters can change."""
+
+    inward: int
+    outward: int
+
+
+def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
+    """Return the weights that adapters can change, by path: all but those of experts."""
+    found = {}
+    for path, leaf in abstract_params(config).items():
+        if path.startswith("blocks.") and path.endswith(".weight") and leaf.is_matrix:
+            layer, name = path.split(".")[2:4]
+            if LAYERS.get(name) == layer:
+                found[path] = AdaptedWeight(*leaf.shape)
+    return found
+
+
+def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[str, AdapterShape]]:
+    """Return the sizes of the adapter arrays, by block and group of weights."""
+    leaves = abstract_params(config)
+    blocks: dict[int, dict[str, AdapterShape]] = {}
+    for index in range(config.layers):
+        blocks[index] = {}
+        for group, (layer, names) in ADAPTED.items():
+            paths = [f"blocks.{index}.{layer}.{name}.weight" for name in names]
+            if not all(path in leaves and leaves[path].is_matrix for path in paths):
+                continue  # experts
+            inner, outer = leaves[paths[0]].axes
+            blocks[index][group] = AdapterShape(
+                leaves[paths[0]].shape[0],
+                tuple(leaves[path].shape[1] for path in paths),
+                (inner, outer),
+                engine.adapter_slots,
+                engine.adapter_rank,
+            )
+    return blocks
+
+
+def empty_adapters(config: ModelConfig, engine: EngineConfig, mesh: Mesh) -> AdapterBlocks:
+    """Make the arrays of all blocks on their devices, without any adapter in them."""
+    body = body_named(engine.kernels)
+    to = Placement(mesh, engine.dtype, engine.packed)
+    return {
+        index: {name: body.adapter_group(shape, to) for name, shape in block.items()}
+        for index, block in adapter_shapes(config, engine).items()
+    }
+
+
+def write_adapter(
+    blocks: AdapterBlocks, number: Int32[Array, ""], weights: AdapterWeights
+) -> AdapterBlocks:
+    """Return the arrays with one adapter replaced."""
+    return {
+        index: {name: group.written(number, *weights[index][name]) for name, group in block.items()}
+        for index, block in blocks.items()
+    }

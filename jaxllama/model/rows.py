@@ -1,0 +1,87 @@
+"""The rows of a call: which of them are used, and which low-rank adapter each has.
+
+Passed from `llama.py` down to every matmul. An adapter adds scale * (x · a) · b to x · weight. The
+weights of a group read the same rows, so the group has one array of all `a`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxllama.kernels.body import ActiveRows, AdapterGroup, AdapterRows, NormWeight
+from jaxllama.shapes import Array, Float, Int, Int32
+
+AdapterBlocks = dict[int, dict[str, AdapterGroup]]  # by block, then by group of weights
+
+
+class Adapters(NamedTuple):
+    """The arrays of all adapters, and the adapter of every row of a call."""
+
+    blocks: AdapterBlocks
+    rows: AdapterRows
+
+
+class SlotAdapter(NamedTuple):
+    """The arrays of all adapters, and the adapter of the one slot of a call."""
+
+    blocks: AdapterBlocks
+    number: Int32[Array, ""]
+    scale: Float[Array, ""]
+
+    def of_rows(self, count: int) -> Adapters:
+        """Return the adapters of so many rows of the slot."""
+        number, scale = (jnp.full(count, each) for each in (self.number, self.scale))
+        return Adapters(self.blocks, AdapterRows(number, scale))
+
+
+class MatmulRows(NamedTuple):
+    """The rows of the matmuls of one group of weights, and the adapters that change them."""
+
+    active: ActiveRows = None  # rows whose result is used; None: all of them
+    group: AdapterGroup | None = None
+    adapters: AdapterRows | None = None
+
+    def delta(self, x: Float[Array, "L I"], norm: NormWeight | None) -> Array | None:
+        """Return what the adapters add to the products of norm(x); None if there are none."""
+        if self.group is None or self.adapters is None:
+            return None
+        return self.group.delta(x, norm=norm, rows=self.adapters)
+
+
+class BlockRows(NamedTuple):
+    """The rows of all matmuls of one block."""
+
+    active: ActiveRows = None
+    groups: Mapping[str, AdapterGroup] = {}  # by the name of a group of weights
+    adapters: AdapterRows | None = None
+
+    def of(self, group: str) -> MatmulRows:
+        """Return the rows of the matmuls of one group of weights."""
+        return MatmulRows(self.active, self.groups.get(group), self.adapters)
+
+
+class RowInfo(NamedTuple):
+    """The rows of a call."""
+
+    position: Int[Array, " L"]
+    active: ActiveRows  # None: all of them
+    axis: str  # logical axis that the rows lie on: slots, or tokens of a prompt ("rows")
+    adapters: Adapters | None  # None: no row has one
+
+    def of_block(self, index: int) -> BlockRows:
+        """Return the rows of the matmuls of one block; inactive rows have no adapter."""
+        if self.adapters is None:
+            return BlockRows(self.active)
+        number, scale = self.adapters.rows
+        if self.active is not None:
+            number = jnp.where(self.active, number, -1)
+        return BlockRows(self.active, self.adapters.blocks[index], AdapterRows(number, scale))
+
+
+ALL_ROWS = MatmulRows()
+
+
+def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
+    """Return the adapters of so many rows of one slot; None if there are none."""
+    return None if adapter is None else adapter.of_rows(count)

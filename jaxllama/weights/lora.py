@@ -1,0 +1,255 @@
+"""LoRA adapters: reads a PEFT folder, adapter_config.json and its tensors, for one model.
+
+Called when an adapter is loaded. The scale alpha / r is multiplied into the second matrix, and
+ranks are padded with zeros to the rank of the adapter arrays. All problems of a file are found
+before anything is returned; code in the folder is never run.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.errors import BadTensors, UnknownFormat, UnsupportedModel
+from jaxllama.model.adapters import (
+    ADAPTED,
+    LAYERS,
+    AdaptedWeight,
+    AdapterMatrices,
+    AdapterWeights,
+    adapted_weights,
+    adapter_shapes,
+)
+from jaxllama.weights.fields import CheckedFields, read_json, shown
+from jaxllama.weights.safetensors_file import SafetensorsFile
+from jaxllama.weights.shards import TensorFile, listed
+from jaxllama.weights.torch_file import TorchFile
+
+CONFIG = "adapter_config.json"
+FILES = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
+MAX_CONFIG = 1 << 20  # bytes
+TINY_BIAS = 1e-6  # a bias up to this changes nothing that float16 shows
+MOST_HALF = 65504.0  # the largest float16
+# Where PEFT puts a tensor: its layer in the model, and which of the two matrices it is.
+NAME = re.compile(
+    r"(?:base_model\.)?(?:model\.)*layers\.(?P<block>[0-9]{1,4})\."
+    r"(?:self_attn|mlp)\.(?P<name>\w+)_proj\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+)
+BIAS = re.compile(r".*\.bias")
+# Settings of PEFT that change the meaning of the tensors, with the value that does not.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "fan_in_fan_out": (None, False),
+    "use_dora": (None, False),
+    "lora_bias": (None, False),
+    "layer_replication": (None,),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "use_qalora": (None, False),
+    "alora_invocation_tokens": (None,),
+}
+# Ways to begin training that change the model itself, too.
+CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq")
+
+
+class AdapterSettings(NamedTuple):
+    """What adapter_config.json says about ranks and scales."""
+
+    rank: int
+    alpha: float
+    by_root: bool  # rsLoRA: alpha is divided by the root of the rank
+    ranks: Mapping[str, int]  # by the end of a layer's name
+    alphas: Mapping[str, float]
+
+    @property
+    def highest(self) -> int:
+        """Return the highest rank of any layer."""
+        return max((self.rank, *self.ranks.values()))
+
+    def of(self, layer: str) -> tuple[int, float]:
+        """Return the rank of a layer, and the scale of its effect."""
+        rank = next((value for name, value in self.ranks.items() if fits(name, layer)), self.rank)
+        alpha = next((v for name, v in self.alphas.items() if fits(name, layer)), self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.by_root else rank)
+
+
+class AdapterPair(NamedTuple):
+    """The two matrices of one weight: x · a · b is added to x · weight."""
+
+    a: np.ndarray  # [inward, rank]
+    b: np.ndarray  # [rank, outward], multiplied by the scale
+
+
+def read_adapter(path: Path, model: ModelConfig, engine: EngineConfig) -> AdapterWeights:
+    """Read the adapter in a folder for this model, padded to the engine's rank.
+
+    Raises UnknownFormat, UnsupportedModel, BadHeader or BadTensors.
+    """
+    file_path = find_file(path)
+    settings = read_settings(read_json(path / CONFIG, MAX_CONFIG))
+    if (rank := settings.highest) > engine.adapter_rank:
+        raise UnsupportedModel(
+            f"the adapter {path} has rank {rank}; this engine takes at most "
+            f"{engine.adapter_rank} (start with --lora-rank {-(-rank // 16) * 16})"
+        )
+    with closing(FILES[file_path.name](file_path)) as file:
+        return arranged(dict(read_pairs(file, settings, model)), model, engine)
+
+
+def rank_of(path: Path) -> int:
+    """Return the highest rank of the adapter in a folder."""
+    find_file(path)
+    return read_settings(read_json(path / CONFIG, MAX_CONFIG)).highest
+
+
+def find_file(path: Path) -> Path:
+    """Return the file with the tensors of an adapter folder."""
+    if not (path / CONFIG).is_file():
+        raise UnknownFormat(
+            f"{path} is no adapter; expected a folder with {CONFIG} and {' or '.join(FILES)}, as "
+            f"PEFT's save_pretrained writes it"
+        )
+    found = next((path / name for name in FILES if (path / name).is_file()), None)
+    if found is None:
+        raise UnknownFormat(f"{path} has no tensors; expected {' or '.join(FILES)} in it")
+    return found
+
+
+def read_settings(fields: CheckedFields) -> AdapterSettings:
+    """Read adapter_config.json; refuse settings that this engine does not have."""
+    kind = fields.text("peft_type", "LORA")
+    if kind != "LORA":
+        raise UnsupportedModel(f"peft_type is {kind[:60]!r}; expected LORA")
+    for name, allowed in UNSUPPORTED.items():
+        value = fields.values.get(name)
+        if value not in allowed:
+            raise UnsupportedModel(
+                f"{CONFIG} has {name} {shown(value)}; expected {shown(allowed[-1])}: adapters with "
+                f"it are not supported"
+            )
+    begin = str(fields.values.get("init_lora_weights") or "").lower()
+    if begin.startswith(CHANGE_THE_MODEL):
+        raise UnsupportedModel(
+            f"init_lora_weights is {begin[:60]!r}, which changes the model's own weights, too; "
+            f"convert the adapter with PEFT's path_initial_model_for_weight_conversion first"
+        )
+    return AdapterSettings(
+        rank=fields.whole("r", low=1, high=1 << 16),
+        alpha=fields.real("lora_alpha"),
+        by_root=bool(fields.values.get("use_rslora")),
+        ranks=numbers(fields, "rank_pattern", int),
+        alphas=numbers(fields, "alpha_pattern", float),
+    )
+
+
+def numbers(fields: CheckedFields, key: str, kind: type) -> dict[str, int | float]:
+    """Read a table of positive numbers by layer; empty if there is none."""
+    given = fields.values.get(key) or {}
+    if not isinstance(given, dict):
+        raise BadTensors(f"{CONFIG} has {key} {shown(given)}; expected a table of numbers")
+    for name, value in given.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (kind is float and isinstance(value, float))) or not 0 < value < 1 << 16:
+            raise BadTensors(
+                f"{CONFIG} has {key} {shown(value)} for {name[:80]!r}; expected a positive number"
+            )
+    return given
+
+
+def fits(name: str, layer: str) -> bool:
+    """Say whether a name of a table, the end of a path, means this layer."""
+    return layer == name or layer.endswith(f".{name.removeprefix('^')}")
+
+
+def read_pairs(
+    file: TensorFile, settings: AdapterSettings, model: ModelConfig
+) -> Iterator[tuple[str, AdapterPair]]:
+    """Yield the matrices of every weight that the adapter changes, by our path."""
+    weights = adapted_weights(model)
+    found, problems = sort_tensors(file, weights)
+    for path, sides in found.items():
+        problems += misfits(path, sides, file, weights[path], settings)
+    if not found and not problems:
+        problems.append("it has no lora_A and lora_B tensors")
+    if problems:
+        raise BadTensors(f"the adapter {file.path} does not fit: {listed(problems, '; ')}")
+    for path, sides in found.items():
+        _, scale = settings.of(sides["A"].partition(".lora_")[0])
+        a = file.read(sides["A"]).astype(np.float32).T
+        b = file.read(sides["B"]).astype(np.float32).T * np.float32(scale)
+        for name, values in ((sides["A"], a), (sides["B"], b)):
+            if not np.all(np.abs(values) <= MOST_HALF):  # NaN, too
+                raise BadTensors(
+                    f"{name} holds numbers that are not finite or, scaled, above {MOST_HALF:g}"
+                )
+        yield path, AdapterPair(a, b)
+
+
+def sort_tensors(
+    file: TensorFile, weights: Mapping[str, AdaptedWeight]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Sort the names of tensors by our path and side; list the ones that have no place."""
+    found: dict[str, dict[str, str]] = {}
+    problems = []
+    for name, tensor in file.tensors.items():
+        match = NAME.fullmatch(name)
+        layer = match and LAYERS.get(match["name"])
+        path = f"blocks.{match['block']}.{layer}.{match['name']}.weight" if match else ""
+        if path in weights and match is not None:
+            found.setdefault(path, {})[match["side"]] = name
+        elif not (BIAS.fullmatch(name) and is_tiny(file, name, tensor.nbytes)):
+            problems.append(f"{name} changes nothing that this model has and adapters can change")
+    return found, problems
+
+
+def is_tiny(file: TensorFile, name: str, size: int) -> bool:
+    """Say whether a bias is so small that it may be left out."""
+    return size <= MAX_CONFIG and bool(np.all(np.abs(file.read(name)) <= TINY_BIAS))
+
+
+def misfits(
+    path: str,
+    sides: Mapping[str, str],
+    file: TensorFile,
+    weight: AdaptedWeight,
+    settings: AdapterSettings,
+) -> Iterator[str]:
+    """Yield what is wrong with the two tensors of one weight."""
+    if len(sides) < 2:  # noqa: PLR2004
+        yield f"{next(iter(sides.values()))} comes without the other matrix of {path}"
+        return
+    rank, _ = settings.of(sides["A"].partition(".lora_")[0])
+    expected = {"A": (rank, weight.inward), "B": (weight.outward, rank)}
+    for side, name in sides.items():
+        tensor = file.tensors[name]
+        if tuple(tensor.shape) != expected[side]:
+            yield f"{name} has shape {list(tensor.shape)}; expected {list(expected[side])}"
+        elif tensor.dtype not in ("F32", "F16", "BF16"):
+            yield f"{name} has type {tensor.dtype}; expected F32, F16 or BF16"
+
+
+def arranged(
+    pairs: Mapping[str, AdapterPair], model: ModelConfig, engine: EngineConfig
+) -> AdapterWeights:
+    """Put the matrices side by side by group of weights; weights without any get zeros."""
+    result: dict[int, dict[str, AdapterMatrices]] = {}
+    for index, groups in adapter_shapes(model, engine).items():
+        result[index] = {}
+        for group, shape in groups.items():
+            layer, names = ADAPTED[group]
+            a = np.zeros(shape.a, np.float32)
+            b = tuple(np.zeros(each, np.float32) for each in shape.b)
+            for number, name in enumerate(names):
+                pair = pairs.get(f"blocks.{index}.{layer}.{name}.weight")
+                if pair is not None:
+                    rank = len(pair.b)
+                    start = number * engine.adapter_rank
+                    a[:, start : start + rank] = pair.a
+                    b[number][:rank] = pair.b
+            result[index][group] = AdapterMatrices(a, b)
+    return result
