@@ -77,11 +77,6 @@ class AdapterUse:
     number: int  # its place in the adapter arrays
     scale: float = 1.0
 
-    @property
-    def key(self) -> tuple[int, float]:
-        """Return what the keys and values of a prompt depend on."""
-        return self.id, self.scale
-
 
 @dataclass(frozen=True)
 class GenerationRequest:

@@ -28,7 +28,7 @@ from jaxllama.engine.programs import ADAPTED, SECONDS_PER_WAIT, WHOLE, Programs
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import SlotTable
+from jaxllama.engine.slots import SlotTable, key_of
 from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
@@ -209,8 +209,7 @@ class Engine:
             (self._waiting if first is None else suspects.waiting).remove(generation)
             generation.add_guidance_row(next(self._ids))
             for part in generation.parts:
-                use = part.request.adapter
-                claim = self.slots.claim(part.id, part.known, use and use.key)
+                claim = self.slots.claim(part.id, part.known, key_of(part.request.adapter))
                 assert claim is not None
                 self._prompts.take(part, claim)
             self._guides.begin(generation)

@@ -27,7 +27,7 @@ from jaxllama.engine.branches import (
 from jaxllama.engine.programs import SECONDS_PER_WAIT, SUFFIX
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import Claim, SlotTable
+from jaxllama.engine.slots import Claim, SlotTable, key_of
 from jaxllama.engine.steps import Runs
 from jaxllama.errors import GenerationFailed, QueueFull
 from jaxllama.request import AdapterUse
@@ -125,7 +125,7 @@ class Probes:
         Waits in its slot while `program` is being compiled. Raises QueueFull if no slot is free,
         GenerationFailed if the engine restarts in between.
         """
-        claim = self._table.claim(NO_OWNER, (*known, NO_ID), adapter and adapter.key)
+        claim = self._table.claim(NO_OWNER, (*known, NO_ID), key_of(adapter))
         if claim is None:
             raise QueueFull("all slots are busy; step the engine until one is free")
         restarts = self._batch.restarts

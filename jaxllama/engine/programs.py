@@ -352,7 +352,8 @@ class Programs:
         if name == ADAPTED:
             return (*self._arguments(WHOLE), self._adapters)
         if name.endswith(SUFFIX):
-            own = SlotAdapter(self._adapters, number, self._small((), jnp.float32))
+            scale: Any = self._small((), jnp.float32)
+            own = SlotAdapter(self._adapters, number, scale)  # type: ignore[arg-type]
             return (*self._arguments(name.removesuffix(SUFFIX)), own)
         return {
             "empty": (),

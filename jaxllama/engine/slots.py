@@ -17,11 +17,17 @@ from jaxllama.engine.prefixes import (
     known_blocks,
     longest_prefix,
 )
+from jaxllama.request import AdapterUse
 
 # Keys and values depend on the adapter, and on its scale: prefixes are shared within one such pair.
 AdapterKey = tuple[int, float] | None
 
 LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as it reuses
+
+
+def key_of(adapter: AdapterUse | None) -> AdapterKey:
+    """Return what the keys and values of a prompt depend on, beside its tokens."""
+    return None if adapter is None else (adapter.id, adapter.scale)
 
 
 @dataclass(slots=True)
@@ -32,7 +38,7 @@ class Slot:
     cached: SlotTokens  # tokens whose keys are, or will be, in the cache
     owner: int | None = None  # id of the generation that holds it
     used: int = 0  # when it was last claimed; 0: it has nothing cached
-    adapter: AdapterKey = None  # with which its tokens were computed
+    adapter: AdapterKey = None  # what its tokens were computed with
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ and a fixed rank, so programs do not depend on the adapters that are loaded.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
@@ -28,10 +27,10 @@ LAYERS = {name: layer for layer, names in ADAPTED.values() for name in names}  #
 
 
 class AdapterMatrices(NamedTuple):
-    """The matrices of one adapter for one group of weights, on the host."""
+    """The matrices of one adapter for one group of weights, float32."""
 
-    a: np.ndarray  # [inward, weights * rank]
-    b: tuple[np.ndarray, ...]  # of each weight [rank, outward]
+    a: Any  # [inward, weights * rank]
+    b: tuple[Any, ...]  # of each weight [rank, outward]
 
 
 AdapterWeights = Mapping[int, Mapping[str, AdapterMatrices]]  # of one adapter

@@ -108,7 +108,8 @@ class SpreadLlama:
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
         """Return the partition of every leaf of the adapters; `rows` is that of the rows."""
-        return adapters and Adapters(self._adapter_parts, AdapterRows(rows, rows))
+        parts: Any = rows
+        return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))
 
     def _everywhere(
         self, method: Callable[..., Any], given: tuple[PartitionSpec, ...], result: Any

@@ -96,8 +96,13 @@ class ScriptedPrograms(Programs):
         """Return a state without rows and with an empty cache."""
         return ScriptedState(np.full((self.engine.slots, self.engine.columns), -1))
 
-    def prefill(self, state: Any, slot: Any, ids: Any, start: Any, count: Any) -> Any:
+    # Scripts know no adapters: `adapter` changes nothing.
+
+    def prefill(
+        self, state: Any, slot: Any, ids: Any, start: Any, count: Any, adapter: Any = None
+    ) -> Any:
         """Store the tokens in the slot's cache."""
+        del adapter
         state.cached[slot, start : start + count] = ids[:count]
         return state
 
@@ -119,10 +124,16 @@ class ScriptedPrograms(Programs):
         return state
 
     def decode(
-        self, state: Any, steps: Any, allowed: Any = None, lean: bool = False
+        self,
+        state: Any,
+        steps: Any,
+        allowed: Any = None,
+        *,
+        lean: bool = False,
+        adapter: Any = None,
     ) -> tuple[Any, StepOutput]:
         """Draw the next token of every row, up to `steps` times."""
-        del lean
+        del lean, adapter
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):
@@ -167,8 +178,11 @@ class ScriptedPrograms(Programs):
         state.cached[target, :count] = state.cached[source, :count]
         return state
 
-    def peek(self, state: Any, slot: Any, pairs: Any, start: Any, last: Any) -> tuple[Any, Peek]:
+    def peek(
+        self, state: Any, slot: Any, pairs: Any, start: Any, last: Any, adapter: Any = None
+    ) -> tuple[Any, Peek]:
         """Return the log-probability of each target token after the tokens before it."""
+        del adapter
         ids, targets = pairs
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
         logits = np.zeros((len(ids), TINY.vocab_size), np.float32)
@@ -177,8 +191,9 @@ class ScriptedPrograms(Programs):
             logits[row] = logprobs_around(self.script(context))
         return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
-    def weigh(self, state: Any, slot: Any, runs: Runs) -> tuple[Any, Any]:
+    def weigh(self, state: Any, slot: Any, runs: Runs, adapter: Any = None) -> tuple[Any, Any]:
         """Return the log-probabilities of tokens of several runs, computed one by one."""
+        del adapter
         starts, counts = np.asarray(runs.places)
         size = len(runs.ids) // len(starts)
         after = {}

@@ -7,10 +7,10 @@ before anything is returned; code in the folder is never run.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,10 @@ from jaxllama.weights.shards import TensorFile, listed
 from jaxllama.weights.torch_file import TorchFile
 
 CONFIG = "adapter_config.json"
-FILES = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
+FILES: dict[str, Callable[[Path], TensorFile]] = {
+    "adapter_model.safetensors": SafetensorsFile,
+    "adapter_model.bin": TorchFile,
+}
 MAX_CONFIG = 1 << 20  # bytes
 TINY_BIAS = 1e-6  # a bias up to this changes nothing that float16 shows
 MOST_HALF = 65504.0  # the largest float16
@@ -55,6 +58,9 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 # Ways to begin training that change the model itself, too.
 CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq")
+
+
+T = TypeVar("T", int, float)
 
 
 class AdapterSettings(NamedTuple):
@@ -147,7 +153,7 @@ def read_settings(fields: CheckedFields) -> AdapterSettings:
     )
 
 
-def numbers(fields: CheckedFields, key: str, kind: type) -> dict[str, int | float]:
+def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
     """Read a table of positive numbers by layer; empty if there is none."""
     given = fields.values.get(key) or {}
     if not isinstance(given, dict):
