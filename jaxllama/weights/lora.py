@@ -159,6 +159,11 @@ def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
     if not isinstance(given, dict):
         raise BadTensors(f"{CONFIG} has {key} {shown(given)}; expected a table of numbers")
     for name, value in given.items():
+        if not re.fullmatch(r"\^?[\w.]+", name):
+            raise UnsupportedModel(
+                f"{CONFIG} has {key} for {name[:80]!r}; expected names of layers, such as "
+                f"q_proj or layers.0.self_attn.q_proj (patterns are not supported)"
+            )
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole or (kind is float and isinstance(value, float))) or not 0 < value < 1 << 16:
             raise BadTensors(
@@ -187,7 +192,8 @@ def read_pairs(
     for path, sides in found.items():
         _, scale = settings.of(sides["A"].partition(".lora_")[0])
         a = file.read(sides["A"]).astype(np.float32).T
-        b = file.read(sides["B"]).astype(np.float32).T * np.float32(scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            b = file.read(sides["B"]).astype(np.float32).T * np.float32(scale)
         for name, values in ((sides["A"], a), (sides["B"], b)):
             if not np.all(np.abs(values) <= MOST_HALF):  # NaN, too
                 raise BadTensors(

@@ -14,6 +14,8 @@ from jaxllama.config import EngineConfig
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import BODIES, body_named, choose_body, fastest_body
 from jaxllama.kernels.body import (
+    AdapterRows,
+    AdapterShape,
     Choosing,
     GroupKind,
     GroupMember,
@@ -267,3 +269,48 @@ def stacked(matrices):
         return np.stack(matrices)
     codes, scales = (np.stack([getattr(m, name) for m in matrices]) for name in ("codes", "scales"))
     return Packed(codes, scales, None, 4, 32)
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+def test_each_row_gets_the_delta_of_its_own_adapter(body):
+    to = Placement(make_mesh(EngineConfig(kernels=body.name), MODEL), "float32", packed=False)
+    outward = (96, 40, 33)  # the last is no multiple of a vector
+    group = body.adapter_group(AdapterShape(WIDTH, outward, ("width", "heads"), 3, 16), to)
+    half = rng.standard_normal
+    a = [half((WIDTH, 48), np.float32).astype(np.float16) for _ in range(3)]
+    b = [[half((16, each), np.float32).astype(np.float16) for each in outward] for _ in range(3)]
+    for number in (0, 2):
+        group = group.written(
+            jnp.int32(number), jnp.asarray(a[number]), [*map(jnp.asarray, b[number])]
+        )
+    rows = AdapterRows(jnp.array([2, -1, 0, 1, 2]), jnp.array([1, 5, -0.5, 1, 0], jnp.float32))
+    for by, given in ((None, x), (norm, normed(x))):
+        found = np.asarray(group.delta(jnp.asarray(x), norm=by, rows=rows))
+        assert found.shape == (ROWS, sum(outward))
+        for row, (number, scale) in enumerate(zip(*map(np.asarray, rows), strict=True)):
+            expected = np.zeros(sum(outward))
+            if number in (0, 2):
+                ranks = scale * (given[row] @ a[number].astype(np.float64))
+                parts = (ranks[i * 16 : i * 16 + 16] @ b[number][i] for i in range(3))
+                expected = np.concatenate(list(parts))
+            np.testing.assert_allclose(found[row], expected, rtol=0, atol=2e-4)
+            alone = AdapterRows(*(each[row : row + 1] for each in rows))
+            same = group.delta(jnp.asarray(x[row : row + 1]), norm=by, rows=alone)
+            if body.name == "cpu":  # bit for bit in any company
+                np.testing.assert_array_equal(np.asarray(same)[0], found[row])
+
+
+@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("form", TOLERANCE)
+def test_a_delta_is_added_before_the_activation(body, form):
+    (gate, one), (up, two) = matrix(form, 64), matrix(form, 64)
+    placed = laid_out(body, GroupKind.GATE_UP, [gate, up], [None, None], ("width", "ffn"))
+    members = [GroupMember(each.weight, each.bias, 64) for each in placed]
+    add = 0.1 * rng.standard_normal((ROWS, 128), np.float32)
+    active = jnp.array([True, False, True, True, False])
+    found = placed[0].weight.gated(
+        jnp.asarray(x), members, norm=norm, add=jnp.asarray(add), active=active
+    )
+    inner = np.maximum(normed(x) @ one + add[:, :64], -80)  # there silu is zero
+    expected = inner / (1 + np.exp(-inner)) * (normed(x) @ two + add[:, 64:])
+    close(np.asarray(found)[np.asarray(active)], expected[np.asarray(active)], form)
