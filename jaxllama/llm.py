@@ -23,7 +23,7 @@ import numpy as np
 from jaxllama import beams, scoring
 from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.adapters import LoadedAdapters, loaded
+from jaxllama.engine.adapters import LoadedAdapters, check_adapter_name, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import PROGRAMS, Executables
@@ -35,7 +35,6 @@ from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     adapter_sizes,
-    check_adapter_name,
     choose_kernels,
     engine_config,
     key_of,

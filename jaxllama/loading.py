@@ -5,7 +5,6 @@ reads; owns nothing.
 """
 
 import logging
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllama.config import RANK_STEP, SAMPLING_DEFAULTS, EngineConfig, ModelConfig
+from jaxllama.engine.adapters import check_adapter_name
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.program_key import digest_code, program_key
 from jaxllama.errors import BadTokenizer, ConfigError, InvalidParameter, JaxLlamaError
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
 LEAST_OF_VOCABULARY = 0.9  # models have more places than tokens, to fill blocks
-ADAPTER_NAME = r"[A-Za-z0-9._:/-]{1,128}"
 CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
 
@@ -125,16 +124,6 @@ def adapter_sizes(
         "adapter_slots": len(lora) if slots is None else slots,
         "adapter_rank": -(-highest // RANK_STEP) * RANK_STEP,
     }
-
-
-def check_adapter_name(name: str) -> None:
-    """Raise InvalidParameter for a name that could not be written in a request or a header."""
-    if not re.fullmatch(ADAPTER_NAME, name):
-        raise InvalidParameter(
-            f"the adapter name {name[:100]!r} is not usable; expected 1 to 128 letters, digits or "
-            f"characters of ._:/-",
-            "lora",
-        )
 
 
 def read_weights(

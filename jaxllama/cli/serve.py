@@ -13,8 +13,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,22 @@ from jaxllama.errors import ConfigError
 from jaxllama.serve import log
 from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.installed import open_dialects
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
 from jaxllama.weights import store
+from jaxllama.weights.lora import read_adapter
 
 logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
 REPEATABLE = {
+    "dialects": "--dialects",
+    "dialect_options": "--dialect-option",
     "api_keys": "--api-key",
     "allowed_hosts": "--allowed-host",
     "cors_origins": "--cors-origin",
@@ -82,6 +87,7 @@ def command(
     loading = dict(loading) if name is None else {**loading, "model": name}
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
+    options["dialects"] = tuple(split(options["dialects"]))
     settings = Settings(bounds=bounds, **options)
     log.set_up(as_json=settings.log_json)
     open_files.allow(settings.connections + RESERVE)
@@ -90,16 +96,23 @@ def command(
             "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
-    sys.exit(run(settings, loading))
+    dialects = open_dialects(settings)
+    sys.exit(run(settings, loading, dialects))
 
 
-def run(settings: Settings, loading: Mapping[str, Any]) -> int:
+def split(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the names in texts with commas."""
+    for text in texts:
+        yield from filter(None, map(str.strip, text.split(",")))
+
+
+def run(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
     """Serve on a new event loop; return the exit code."""
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
-        return runner.run(serve(settings, loading))
+        return runner.run(serve(settings, loading, dialects))
 
 
-async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
+async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
     Exits the process at once if a thread still loads or hangs in the device after the shutdown.
@@ -117,12 +130,19 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
         collect_as_usual()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
         others = other_names(loading.get("model"), llm.path, llm.config.name)
-        return Model(name, llm.engine, llm.intake, others - {name}, encoder=encoder)
+        return Model(
+            name,
+            llm.engine,
+            llm.intake,
+            others - {name},
+            encoder=encoder,
+            read_adapter=partial(read_adapter, model=llm.config, engine=llm.engine_config),
+        )
 
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
-    code, ended = await Server(service, settings).run()
+    code, ended = await Server(service, settings, dialects).run()
     if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
         logging.shutdown()
         os._exit(code)

@@ -6,6 +6,7 @@ Knows no files and no requests.
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,14 @@ import numpy as np
 
 from jaxllama.engine.programs import Programs, leaves_of
 from jaxllama.engine.state import StateLeaves
-from jaxllama.errors import ConfigError, InvalidParameter
+from jaxllama.errors import InvalidParameter
 from jaxllama.model.adapters import AdapterWeights
 from jaxllama.model.rows import AdapterBlocks
 from jaxllama.request import AdapterUse
+
+__all__ = ["AdapterWeights", "LoadedAdapter", "LoadedAdapters", "check_adapter_name", "loaded"]
+
+ADAPTER_NAME = r"[A-Za-z0-9._:/-]{1,128}"
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,9 @@ class LoadedAdapters:
         return tuple(self._loaded)
 
     def load(self, name: str, weights: AdapterWeights) -> None:
-        """Load an adapter; a loaded one with the same name is unloaded first.
+        """Load an adapter; a loaded one with the same name is replaced.
 
-        Raises ConfigError if no place is free.
+        Raises InvalidParameter if no place is free.
         """
         taken = set(self._numbers.values())
         replaced = self._loaded.get(name)
@@ -60,9 +65,10 @@ class LoadedAdapters:
             taken.discard(replaced.number)
         free = [number for number in range(self._count) if number not in taken]
         if not free:
-            raise ConfigError(
+            raise InvalidParameter(
                 f"{self._count} adapters are loaded or still in use, which is the most that fit; "
-                f"unload one, or start with a larger --lora-slots"
+                f"unload one, or start with a larger --lora-slots",
+                "lora",
             )
         self._blocks = self._programs.adapt(self._blocks, np.int32(free[0]), weights)
         if replaced is not None:
@@ -149,3 +155,13 @@ def loaded(adapters: LoadedAdapters | None) -> LoadedAdapters:
             "lora",
         )
     return adapters
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise InvalidParameter for a name that could not be written in a request or a header."""
+    if not re.fullmatch(ADAPTER_NAME, name):
+        raise InvalidParameter(
+            f"the adapter name {name[:100]!r} is not usable; expected 1 to 128 letters, digits or "
+            f"characters of ._:/-",
+            "lora",
+        )

@@ -21,6 +21,7 @@ from jaxllama.limits import unknown_field
 from jaxllama.serve.aliases import rename_aliases
 from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import ALIASED, CALLER, SETTINGS
+from jaxllama.serve.origin import is_from_page
 from jaxllama.serve.unknown import drop_unknown, join_names, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -31,6 +32,7 @@ BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 PATH = re.compile(r" - at `\$\.?(.*)`$")
+MISSING = re.compile(r"Object missing required field `(.*)`")
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 
@@ -45,19 +47,18 @@ class Decoded(Generic[T]):
 
 
 async def read_json(
-    request: web.Request, shape: type[T], *, knobs: Collection[str] = ()
+    request: web.Request, shape: type[T], *, knobs: Collection[str] = (), any_type: bool = False
 ) -> tuple[T, dict[str, Any]]:
     """Decode the body as `shape`, and return it and its fields that are in `knobs`.
 
-    Other fields are dropped and named in a response header, or refused under --strict.
+    Other fields are dropped and named in a response header, or refused under --strict. With
+    `any_type`, the content type is not checked, unless a web page sends the body.
     """
     settings = request.app[SETTINGS]
-    body = await read_body(request)
+    body = await read_body(request, any_type=any_type)
 
     def decode() -> Decoded[T]:
-        fields = parse_json(body, settings.json_depth)
-        if not isinstance(fields, dict):
-            raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+        fields = parse_object(body, settings.json_depth)
         return convert(fields, shape, knobs, strict=settings.strict)
 
     found = decode() if len(body) < ON_THE_LOOP else await asyncio.to_thread(decode)
@@ -73,10 +74,26 @@ def note_ignored(request: web.Request, names: list[str]) -> None:
         notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), join_names(names)]))
 
 
-async def read_body(request: web.Request) -> bytes:
+async def peek_names(request: web.Request) -> Collection[str]:
+    """Return the names of the body's fields; a handler can read the body again."""
+    body, depth = await read_body(request), request.app[SETTINGS].json_depth
+    if len(body) < ON_THE_LOOP:
+        return parse_object(body, depth).keys()
+    return (await asyncio.to_thread(parse_object, body, depth)).keys()
+
+
+async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
     """Read a JSON body within the operator's limits of size and time, or raise HttpError."""
     settings = request.app[SETTINGS]
-    check_head(request)
+    check_head(request, settings.body_bytes, any_type=any_type and not is_from_page(request))
+    return await read_raw(request)
+
+
+async def read_raw(request: web.Request) -> bytes:
+    """Read a body of any type within the operator's limits of size and time."""
+    settings = request.app[SETTINGS]
+    if (request.content_length or 0) > settings.body_bytes:
+        raise too_large(settings.body_bytes)
     try:
         async with asyncio.timeout(settings.body_seconds):
             await send_continue(request)
@@ -89,15 +106,21 @@ async def read_body(request: web.Request) -> bytes:
         raise too_large(settings.body_bytes) from error
 
 
-def check_head(request: web.BaseRequest, most: int | None = None) -> None:
+async def read_text(request: web.Request) -> str:
+    """Read a body of any type as text; raises InvalidParameter if it is no UTF-8."""
+    try:
+        return (await read_raw(request)).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"the body is not UTF-8: {error.reason}") from error
+
+
+def check_head(request: web.BaseRequest, most: int, *, any_type: bool = False) -> None:
     """Raise HttpError if the headers announce a body that is too large or no plain JSON."""
-    if most is None:
-        assert isinstance(request, web.Request)
-        most = request.app[SETTINGS].body_bytes
     if (request.content_length or 0) > most:
         raise too_large(most)
     charset = (request.charset or "utf-8").lower()
-    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
+    is_json = request.content_type == "application/json" or any_type
+    if not is_json or charset not in ("utf-8", "utf8"):
         kind = request.headers.get("Content-Type", "missing")
         raise HttpError(
             f"content type is {kind[:100]!r}; expected application/json in UTF-8",
@@ -113,6 +136,14 @@ def check_head(request: web.BaseRequest, most: int | None = None) -> None:
 def too_large(most: int) -> HttpError:
     """Make the error for a body larger than `most` bytes."""
     return HttpError(f"the body is larger than {most} bytes", 413, "body_too_large")
+
+
+def parse_object(body: bytes, depth: int) -> dict[str, Any]:
+    """Parse a JSON object; raises InvalidParameter for any other body."""
+    fields = parse_json(body, depth)
+    if not isinstance(fields, dict):
+        raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+    return fields
 
 
 def parse_json(body: bytes, depth: int) -> Any:
@@ -153,6 +184,8 @@ def convert(
     if strict and unknown is not None:
         raise unknown_field(unknown[:100], [*own, *knobs])
     ignored = [] if strict else drop_unknown(rest, shape)
+    named = zip(shape.__struct_fields__, shape.__struct_encode_fields__, strict=True)
+    aliased |= {field: name for field, name in named if field != name}
     try:
         return Decoded(msgspec.convert(rest, shape), given, ignored, aliased)
     except msgspec.ValidationError as error:
@@ -172,7 +205,9 @@ def as_invalid_parameter(
     value = value_at(fields, where)
     if what.startswith("Expected `str` matching") and isinstance(value, str):
         what = f"{what}, got {value[:100]!r}"
-    return InvalidParameter(f"{where}: {what}" if where else what, where)
+    missing = MISSING.fullmatch(what)
+    field = ".".join(filter(None, (where, missing[1]))) if missing is not None else where
+    return InvalidParameter(f"{where}: {what}" if where else what, field)
 
 
 def split_message(message: str) -> tuple[str | None, str]:

@@ -30,6 +30,7 @@ GAUGES = {
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
     "ready": "1 when requests are taken",
+    "adapters": "LoRA adapters loaded",
     "programs_pending": "Programs still being compiled or loaded behind the requests",
 }
 COUNTERS = {
@@ -95,5 +96,11 @@ class Metrics(Collector):
         for name, words in COUNTERS.items():
             if name in figures:
                 yield CounterMetricFamily(f"jaxllama_{name}", words, figures[name])
+        of_adapters = CounterMetricFamily(
+            "jaxllama_adapter_requests", "Requests with a LoRA adapter", labels=["adapter"]
+        )
+        for name, count in self._service.adapter_requests().items():
+            of_adapters.add_metric([name], count)
+        yield of_adapters
         for histogram in (self._first, self._between, self._whole):
             yield histogram.family()

@@ -12,18 +12,25 @@ not know HTTP.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 from jaxllama.bridge import EngineThread, Probe, Question, Ticket
+from jaxllama.engine.adapters import AdapterWeights, check_adapter_name, loaded
+from jaxllama.engine.engine import Engine
+from jaxllama.engine.probes import InSteps
 from jaxllama.errors import (
     Cancelled,
+    CheckpointError,
     EngineStopped,
+    InvalidParameter,
     JaxLlamaError,
     NotReady,
+    QueueFull,
     TimedOut,
 )
 from jaxllama.intake import PreparedRequest
@@ -66,6 +73,8 @@ SECONDS_PER_CHECK = 1.0  # between two checks of the engine's pulse
 PREPARED_PER_WAITING = (
     4  # requests that may wait for preparation, per request that may wait for the engine
 )
+AHEAD = 2  # answers of one large request that are under way at a time, per slot
+SECONDS_PER_TRY = 0.1  # until a large request tries again to put more into a full queue
 GOODBYE_SECONDS = 2.0  # to send clients the error that the server shuts down
 
 
@@ -196,8 +205,14 @@ class GenerationService:
             "engine_steps": pulse.steps,
             "engine_step_seconds": pulse.seconds,
             "faults": engine.recovery.faults,
+            "adapters": 0 if engine.adapters is None else len(engine.adapters.names),
             **engine.programs.figures,
         }
+
+    def adapter_requests(self) -> dict[str, int]:
+        """Count the accepted requests of each LoRA adapter, by its name."""
+        adapters = None if self.thread is None else self.thread.engine.adapters
+        return {} if adapters is None else dict(adapters.requests)
 
     @property
     def compiling(self) -> tuple[str, ...]:
@@ -213,6 +228,37 @@ class GenerationService:
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
         """Queue the requests of `ask` and yield the `Answers`; cancel unfinished ones on exit."""
+        async with self._opened(caller) as answers:
+            self._check_state()
+            ready = await self._prepare(answers, ask)
+            answers.expect(len(ready))
+            self._admit(answers, ready)
+            yield answers
+
+    @asynccontextmanager
+    async def open_many(self, asks: Sequence[Ask], caller: Caller) -> AsyncIterator[Answers]:
+        """Yield the `Answers` to many tasks of one client; cancel unfinished ones on exit.
+
+        The queue takes them piece by piece, so that their number is not bounded by its length: at
+        most twice as many as there are slots are in the queue or in the engine at a time. Answers
+        are numbered in the order of the tasks.
+        """
+        async with self._opened(caller) as answers:
+            self._check_state()
+            answers.expect(sum(map(count_choices, asks)))
+            rest = iter(asks)
+            for first in rest:
+                self._admit(answers, await self._prepare(answers, first))
+                break
+            feeding = asyncio.create_task(self._feed(answers, rest))
+            try:
+                yield answers
+            finally:
+                feeding.cancel()
+
+    @asynccontextmanager
+    async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
+        """Yield the empty `Answers` of a request; at its end, cancel and log it."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
@@ -223,7 +269,6 @@ class GenerationService:
         self._idle.clear()
         reason = "left"
         try:
-            self._admit(answers, await self._prepare(answers, ask))
             yield answers
             reason = "done"
         except JaxLlamaError as error:
@@ -255,7 +300,7 @@ class GenerationService:
         For slow work that does not need the engine: tokenizing, templates. `size` is the number of
         characters to process; long or dear (expensive) work does not delay cheap work.
         """
-        self._check_state()
+        self._check_state(caller)
         model = self.model
         return await self.preparation.do(
             caller.client, lambda: work(model), size=size, is_dear=is_dear
@@ -268,14 +313,53 @@ class GenerationService:
         per step, so that streams continue. Raises QueueFull if the queue has no room. Cancelling
         the call frees its place in the queue and its slot.
         """
-        self._check_state()
+        self._check_state(caller)
         return await self._dispatch.ask(caller.client, questions)
+
+    async def load_adapter(self, name: str, path: Path, caller: Caller) -> None:
+        """Load a LoRA adapter from a folder; one with this name is replaced.
+
+        The engine loads it between two steps. Raises InvalidParameter if it cannot be loaded.
+        """
+        check_adapter_name(name)
+
+        def read(model: Model) -> AdapterWeights:
+            assert model.read_adapter is not None
+            loaded(model.engine.adapters)
+            try:
+                return model.read_adapter(path)
+            except CheckpointError as error:
+                raise InvalidParameter(str(error), "lora_path") from error
+
+        weights = await self.off_loop(read, caller, is_dear=True)
+
+        def load(engine: Engine) -> InSteps[None]:
+            loaded(engine.adapters).load(name, weights)
+            yield 0
+
+        await self.ask_engine([Question(load, tokens=1, slots=0)], caller)
+        logger.info("adapter %s loaded from %s", name, path)
+
+    async def unload_adapter(self, name: str, caller: Caller) -> None:
+        """Unload a LoRA adapter; requests that use it go on to their end."""
+
+        def unload(engine: Engine) -> InSteps[None]:
+            loaded(engine.adapters).unload(name)
+            yield 0
+
+        await self.ask_engine([Question(unload, tokens=1, slots=0)], caller)
+        logger.info("adapter %s unloaded", name)
 
     # From a task to queued requests.
 
-    def _check_state(self) -> None:
-        """Raise NotReady or EngineStopped unless the state is READY."""
+    def _check_state(self, caller: Caller | None = None) -> None:
+        """Raise NotReady or EngineStopped unless the state is READY.
+
+        While the service drains, the caller of an open request may finish it.
+        """
         match self.state:
+            case State.DRAINING if caller is not None and caller.id in self._open:
+                return
             case State.FAILED:
                 raise EngineStopped("the engine has stopped; the server has to be started again")
             case State.STALLED:
@@ -287,7 +371,7 @@ class GenerationService:
 
     async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
         """Return the checked requests of `ask`; raises QueueFull before any work is done."""
-        self._check_state()
+        self._check_state(answers.caller)
         count = count_choices(ask)
         self._dispatch.check(answers.caller.client, self._preparing + count)
         self._preparing += count
@@ -308,12 +392,33 @@ class GenerationService:
         check_cost(ready, self.bounds.request_tokens)
         choices = [
             AnswerChoice(answers, index, request, tail)
-            for index, (request, tail) in enumerate(ready)
+            for index, (request, tail) in enumerate(ready, len(answers.choices))
         ]
         client = answers.caller.client
         self._dispatch.check(client, len(choices), sum(choice.size for choice in choices))
-        answers.expect(choices)
+        answers.add(choices)
         self._dispatch.push(client, choices)
+
+    async def _feed(self, answers: Answers, asks: Iterator[Ask]) -> None:
+        """Queue the tasks of a request one after the other, as its earlier ones end."""
+        most = AHEAD * self.model.engine.config.slots
+        try:
+            for ask in asks:
+                while answers.running >= most:
+                    answers.freed.clear()
+                    await answers.freed.wait()
+                await self._admit_patiently(answers, ask)
+        except JaxLlamaError as error:
+            answers.fail(error)
+
+    async def _admit_patiently(self, answers: Answers, ask: Ask) -> None:
+        """Queue the requests of `ask`; while the queue is full, wait and try again."""
+        while True:
+            try:
+                self._admit(answers, await self._prepare(answers, ask))
+                return
+            except QueueFull:
+                await asyncio.sleep(SECONDS_PER_TRY)
 
     def _settle(self, answers: Answers) -> None:
         """Log a request and count it in the metrics, once its dialect and its choices ended."""

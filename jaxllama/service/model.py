@@ -7,11 +7,15 @@ ready. Must not know queues or HTTP.
 import asyncio
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jaxllama.bridge import Emitted, EngineThread
+from jaxllama.config import ModelConfig
 from jaxllama.confined import Confined
 from jaxllama.encoder import Encoder
+from jaxllama.engine.adapters import AdapterWeights
 from jaxllama.engine.engine import Engine
 from jaxllama.errors import ConfigError, EngineStopped, JaxLlamaError
 from jaxllama.intake import Intake
@@ -44,6 +48,7 @@ class Model:
     aliases: frozenset[str] = frozenset()  # other names that requests may use
     loaded: float = field(default_factory=time.time)
     encoder: ServedEncoder | None = None
+    read_adapter: Callable[[Path], AdapterWeights] | None = None  # from a folder, for this model
 
     def __post_init__(self) -> None:
         if self.encoder is not None and self.encoder.name in (self.name, *self.aliases):
@@ -51,6 +56,26 @@ class Model:
                 f"model and embedding model are both named {self.encoder.name!r}; requests could "
                 f"not tell them apart (rename one of the files)"
             )
+
+    @property
+    def shape(self) -> ModelConfig:
+        """Sizes of the network."""
+        return self.engine.programs.model
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self.engine.programs.weight_bytes
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names that requests may use for the model without an adapter."""
+        return self.aliases | {self.name}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded LoRA adapters."""
+        return () if self.engine.adapters is None else self.engine.adapters.names
 
     @property
     def knobs(self) -> frozenset[str]:

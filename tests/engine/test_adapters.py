@@ -11,7 +11,7 @@ from jaxllama.engine.adapters import LoadedAdapters
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
-from jaxllama.errors import ConfigError, InvalidParameter
+from jaxllama.errors import InvalidParameter
 from jaxllama.model.adapters import empty_adapters
 from jaxllama.request import AdapterUse, Contrast
 from jaxllama.testing import random_params
@@ -179,7 +179,7 @@ def test_changing_adapters_compiles_nothing_and_lets_running_requests_finish(fol
         use(engine, "one")
     for name in ("a", "b", "c"):  # the place of the running one is not free
         adapters.load(name, read_adapter(folders["two"], MODEL, engine.config))
-    with pytest.raises(ConfigError, match="4 adapters are loaded or still in use"):
+    with pytest.raises(InvalidParameter, match="4 adapters are loaded or still in use"):
         adapters.load("d", read_adapter(folders["two"], MODEL, engine.config))
     drive(engine, told)
     assert told[running.id].tokens == expected

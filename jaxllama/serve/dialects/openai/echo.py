@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllama.intake import Prompt
 from jaxllama.limits import check
-from jaxllama.request import TokenLogprobs
+from jaxllama.request import AdapterUse, TokenLogprobs
 from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.service import Caller, GenerationService, Model, Question
 
@@ -34,11 +34,16 @@ async def make_echoes(
     """Build the echo of each prompt, with log-probabilities if `logprobs` is set."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
-    return [await make_echo(prompt, service, caller, count) for prompt in prompts]
+    adapter = service.model.intake.adapter(knobs.get("lora"), knobs.get("lora_scale"))
+    return [await make_echo(prompt, service, caller, count, adapter) for prompt in prompts]
 
 
 async def make_echo(
-    prompt: Prompt, service: GenerationService, caller: Caller, count: int | None
+    prompt: Prompt,
+    service: GenerationService,
+    caller: Caller,
+    count: int | None,
+    adapter: AdapterUse | None,
 ) -> Echo:
     """Build one echo; with `count`, compute log-probabilities of its tokens and `count` others."""
     tokenizer = service.model.intake.tokenizer
@@ -57,7 +62,9 @@ async def make_echo(
         tops.extend(top_tokens(row, count) for row in logits)
 
     on_logits = note_top if count else None
-    question = Question(lambda engine: engine.probes.peek(ids, 1, on_logits), len(ids))
+    question = Question(
+        lambda engine: engine.probes.peek(ids, 1, on_logits, adapter=adapter), len(ids)
+    )
     ((values, _),) = await service.ask_engine([question], caller)
     logprobs, writer = OldLogprobs(), LogprobsWriter(tokenizer)
     writer.add(logprobs, ids[0], None)

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from jaxllama.serve.dialects.openai.shapes import check_model
+from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, ServedEncoder
@@ -22,6 +22,7 @@ class ModelCard(msgspec.Struct):
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
     dimensions: int | UnsetType = UNSET  # numbers of a vector; of encoders only
+    parent: str | UnsetType = UNSET  # the model that an adapter changes; of adapters only
 
 
 class ModelList(msgspec.Struct):
@@ -39,7 +40,7 @@ async def list_models(request: web.Request, service: GenerationService) -> web.R
     """Answer with the list of models, the one that generates first."""
     del request
     model = service.model
-    cards = [card(model, model.name)]
+    cards = [card(model, each) for each in (model.name, *model.adapters)]
     if model.encoder is not None:
         cards.append(encoder_card(model.encoder, model.encoder.name))
     return one_json(ModelList(cards))
@@ -50,7 +51,7 @@ async def describe_model(request: web.Request, service: GenerationService) -> we
     asked, served = request.match_info["model"], service.model.encoder
     if served is not None and asked in served.names:
         return one_json(encoder_card(served, asked))
-    name = check_model(asked, service.model)
+    name = check_adapted(asked, service.model, {})
     return one_json(card(service.model, name))
 
 
@@ -61,6 +62,7 @@ def card(model: Model, name: str) -> ModelCard:
         created=int(model.loaded),
         context_length=model.engine.config.context,
         sampling_defaults=model.intake.defaults,
+        parent=UNSET if name in model.names else model.name,
     )
 
 
