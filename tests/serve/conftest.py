@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -171,11 +172,13 @@ async def running(
     seconds: float = SECONDS,
     aliases: frozenset[str] = frozenset(),
     encoder: ServedEncoder | None = None,
+    read_adapter: Callable[[Path], Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """Run a server on a free port; at the end, check that it stops and has freed everything."""
     engine = engine or scripted()
-    model = Model("scripted", engine, intake or intake_for(engine), aliases, encoder=encoder)
+    intake = intake or intake_for(engine)
+    model = Model("scripted", engine, intake, aliases, encoder=encoder, read_adapter=read_adapter)
     settings = {"port": 0, "drain_timeout": 0.0} | settings
     log_prompts = settings.get("log_prompts", False)
     service = GenerationService(lambda: model, bounds or Bounds(), log_prompts=log_prompts)
