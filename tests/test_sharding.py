@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,20 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.adapters import LoadedAdapters
+from jaxllama.engine.engine import Engine
 from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import PromptSpan
 from jaxllama.kernels.cpu import CPU, library
 from jaxllama.loading import choose_kernels
+from jaxllama.model.adapters import empty_adapters
 from jaxllama.request import Contrast
 from jaxllama.sharding import make_mesh, parse_mesh
 from jaxllama.testing import FAMILIES
-from tests.support import ENGINE, KERNELS, new_engine, programs, request, run
+from jaxllama.weights.lora import read_adapter
+from tests.adapter_writer import random_adapter, write_adapter
+from tests.support import ENGINE, KERNELS, QuickPrograms, new_engine, programs, request, run
 
 MODEL = dataclasses.replace(FAMILIES["llama3"], kv_heads=4, max_context=512)
 BASE = dataclasses.replace(ENGINE, slots=8)
@@ -69,6 +75,27 @@ def test_kernels_with_split_slots_give_the_bits_of_one_device():
     answers = run(new_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
     assert [one.logprobs for one in answers] == [one.logprobs for one in expected]
+
+
+@pytest.mark.parametrize(
+    "base", [pytest.param(ENGINE, id="xla"), pytest.param(KERNELS, marks=built)]
+)
+def test_adapters_on_a_mesh_give_the_tokens_of_one_device(base: EngineConfig, tmp_path: Path):
+    folder = write_adapter(tmp_path, random_adapter(WIDE))
+    base = dataclasses.replace(base, adapter_slots=2)
+
+    def answers(engine: EngineConfig) -> list[list[int]]:
+        made = programs(WIDE, engine, samplers=(), kind=QuickPrograms)
+        adapters = LoadedAdapters(made, empty_adapters(WIDE, engine, made.mesh))
+        adapters.load("one", read_adapter(folder, WIDE, engine))
+        use = adapters.use("one", 1.0)
+        asked = [
+            request(range(number, number + 30), 8, adapter=use if number % 2 else None)
+            for number in range(6)
+        ]
+        return [told.tokens for told in run(Engine(made, adapters=adapters), asked)]
+
+    assert answers(sharded(2, 2, base)) == answers(base)
 
 
 @built

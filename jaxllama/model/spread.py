@@ -112,7 +112,7 @@ class SpreadLlama:
         return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))
 
     def _everywhere(
-        self, method: Callable[..., Any], given: tuple[PartitionSpec, ...], result: Any
+        self, method: Callable[..., Any], given: tuple[Any, ...], result: Any
     ) -> Callable[..., Any]:
         """Wrap a method of the model so that every device runs it on its own part."""
 
