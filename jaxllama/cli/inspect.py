@@ -15,11 +15,12 @@ from jaxllama.cli.terminal import as_json, progress_bars
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
-from jaxllama.engine.programs import PURPOSES
+from jaxllama.engine.programs import ADAPTER_PURPOSES, PURPOSES
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
 from jaxllama.kernels.packed import Packed
 from jaxllama.loading import (
+    adapter_sizes,
     choose_kernels,
     engine_config,
     key_of,
@@ -28,6 +29,7 @@ from jaxllama.loading import (
     tokenizer_for,
 )
 from jaxllama.model import rope
+from jaxllama.model.adapters import adapter_shapes
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
@@ -47,7 +49,8 @@ NOT_LOADED = (
     "load_strict_compile",
 )
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
-NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE)
+LORA = ("lora", "lora_slots", "lora_rank")
+NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE, *LORA)
 STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
 FLOAT32_BYTES = 4
 VECTOR_BYTES = FLOAT32_BYTES  # of norms and biases
@@ -77,7 +80,8 @@ def command(
     with open_checkpoint(path) as checkpoint:
         config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
         body = choose_kernels(loading.get("kernels", "auto"), None, config)
-        engine = engine_config(config, body, **sizes)
+        lora, slots, rank = (loading.get(name) for name in LORA)
+        engine = engine_config(config, body, **sizes, **adapter_sizes(lora or {}, slots, rank))
         config = rope.fitted(config, engine.context)
         tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
         found = {
@@ -136,6 +140,7 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
     unpacked = unpacked_bytes(checkpoint, engine)
+    adapters = adapter_bytes(checkpoint.config, engine)
     return {
         "slots": engine.slots,
         "context": engine.context,
@@ -144,7 +149,8 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
         "weights": weights,
         "cache": cache,
         "unpacked": unpacked,
-        "total": weights + cache + unpacked,
+        "adapters": adapters,
+        "total": weights + cache + unpacked + adapters,
     }
 
 
@@ -171,7 +177,8 @@ def describe_programs(
     key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
     found = {}
-    for name, purpose in PURPOSES.items():
+    purposes = PURPOSES | (ADAPTER_PURPOSES if engine.adapter_slots else {})
+    for name, purpose in purposes.items():
         about = kept.about(name)
         found[name] = {"purpose": purpose, "kept": None if about is None else about._asdict()}
     return {"key": key, "folder": str(kept.folder), "list": found}
@@ -193,6 +200,14 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
             each = small.get(kind, dense) if leaf.is_matrix or leaf.is_stack else VECTOR_BYTES
         total += math.prod(leaf.shape) * each
     return round(total)
+
+
+def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
+    """Return the bytes of the places for LoRA adapters."""
+    dtype = body_named(engine.kernels).adapter_dtype or engine.dtype
+    shapes = [each for block in adapter_shapes(config, engine).values() for each in block.values()]
+    values = sum(math.prod(part) for shape in shapes for part in (shape.a, *shape.b))
+    return engine.adapter_slots * values * jnp.dtype(dtype).itemsize if engine.adapter_slots else 0
 
 
 def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
@@ -250,6 +265,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"         cache {size_text(memory['cache'])} ({memory['slots']} slots of "
         f"{memory['context']} tokens, {memory['cache_dtype']})"
     )
+    if memory["adapters"]:
+        yield f"         room for LoRA adapters {size_text(memory['adapters'])}"
     if memory["unpacked"]:
         yield f"         one unpacked matrix at a time {size_text(memory['unpacked'])} (float32)"
     engine = found["engine"]

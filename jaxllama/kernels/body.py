@@ -381,6 +381,7 @@ class Body:
     sync_ms: float  # default of EngineConfig.sync_ms
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map
     adapter_group: Callable[[AdapterShape, "Placement"], AdapterGroup]  # without any adapter
+    adapter_dtype: str | None  # of the arrays of adapters; None: that of dense weights
     # Attention with this cap on scores; None where the body has none.
     capped_attention: Callable[[float], AttentionOps] | None = None
 

@@ -136,4 +136,5 @@ CPU = Body(
     sync_ms=50.0,
     splits_itself=True,
     adapter_group=adapter_group,
+    adapter_dtype="float16",
 )

@@ -54,5 +54,6 @@ PLAIN = Body(
     sync_ms=50.0,
     splits_itself=False,
     adapter_group=adapter_group,
+    adapter_dtype=None,
     capped_attention=capped_attention,
 )
