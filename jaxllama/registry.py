@@ -19,6 +19,7 @@ FORMATS = "jaxllama.formats"
 WEIGHTS = "jaxllama.weights"
 TOKENIZERS = "jaxllama.tokenizers"
 PRESETS = "jaxllama.presets"
+DIALECTS = "jaxllama.dialects"
 
 T = TypeVar("T")
 

@@ -88,6 +88,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "cli.main": (f"{WORDS} cli", "click threading"),
     "cli.check": (f"{WHOLE} testing cli", "click rich"),  # runs the conformance kit for authors
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
+    "testing.dialects": (f"{WHOLE} service serve testing", "msgspec"),
     # Plugins hang off the sockets, ours like anyone's.
     "jaxllama_samplers": ("sampling shapes", "jax"),
     "jaxllama_formats": ("formats errors", "jinja2"),

@@ -11,6 +11,8 @@ from string import Template
 import click
 
 from jaxllama.cli.templates import (
+    DIALECT,
+    DIALECT_TEST,
     FORMAT,
     FORMAT_TEST,
     PROJECT,
@@ -26,8 +28,9 @@ from jaxllama.cli.templates import (
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.limits import LIMITS
-from jaxllama.registry import FORMATS, SAMPLERS, TOKENIZERS, WEIGHTS, load_plugins
+from jaxllama.registry import DIALECTS, FORMATS, SAMPLERS, TOKENIZERS, WEIGHTS, load_plugins
 from jaxllama.sampling import Sampler, knobs_of
+from jaxllama.serve.dialect import Dialect
 from jaxllama.text.reader import TokenizerReader
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import reason
@@ -40,15 +43,18 @@ WORDS = {
     "format": "prompt format",
     "weights": "weight format",
     "tokenizer": "tokenizer reader",
+    "dialect": "dialect",
 }
 PARTS = {
     "sampler": (SAMPLER, SAMPLER_TEST, SAMPLERS),
     "format": (FORMAT, FORMAT_TEST, FORMATS),
     "weights": (WEIGHTS_READER, WEIGHTS_TEST, WEIGHTS),
     "tokenizer": (TOKENIZER_READER, TOKENIZER_TEST, TOKENIZERS),
+    "dialect": (DIALECT, DIALECT_TEST, DIALECTS),
 }
 CHECKS = {
     "weights": "jaxllama pull path/to/model",
+    "dialect": "jaxllama serve",
     "tokenizer": "jaxllama inspect path/to/model --tokenizer path/to/file",
 }
 
@@ -63,10 +69,10 @@ CHECKS = {
     help="Create the package in this folder [default: the current one].",
 )
 def command(*, what: str, name: str, into: Path) -> None:
-    """Write a package with a sampler, prompt format or reader of files called NAME.
+    """Write a package with a sampler, prompt format, reader of files or dialect called NAME.
 
-    `weights` reads models and `tokenizer` tokenizers. The package can be installed as it is and
-    passes its own test; change it from there.
+    `weights` reads models, `tokenizer` tokenizers; a dialect is an HTTP API. The package can be
+    installed as it is and passes its own test; change it from there.
     """
     check_name(what, name)
     project = f"jaxllama-{name.replace('_', '-')}"
@@ -104,6 +110,9 @@ def used_names(what: str) -> set[str]:
     if what == "tokenizer":
         tokenizers = load_plugins(TOKENIZERS, TokenizerReader)  # type: ignore[type-abstract]
         return {*tokenizers.loaded, *tokenizers.broken}
+    if what == "dialect":
+        dialects = load_plugins(DIALECTS, Dialect)  # type: ignore[type-abstract]
+        return {*dialects.loaded, *dialects.broken}
     samplers = load_plugins(SAMPLERS, Sampler)
     knobs = (name for kind in samplers.loaded.values() for name in knobs_of(kind))
     return {*samplers.loaded, *samplers.broken, *knobs, *LIMITS}

@@ -12,8 +12,17 @@ from jaxllama.cli.options import bounds
 from jaxllama.cli.terminal import as_json
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.formats import PromptFormat
-from jaxllama.registry import FORMATS, PRESETS, SAMPLERS, TOKENIZERS, WEIGHTS, load_plugins
+from jaxllama.registry import (
+    DIALECTS,
+    FORMATS,
+    PRESETS,
+    SAMPLERS,
+    TOKENIZERS,
+    WEIGHTS,
+    load_plugins,
+)
 from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of
+from jaxllama.serve.dialect import Dialect
 from jaxllama.text.reader import TokenizerReader
 from jaxllama.weights.base import Checkpoint
 
@@ -27,15 +36,16 @@ IndentedLines = list[tuple[int, str]]  # the indentation in steps, and the text
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 @click.option("--markdown", is_flag=True, help="Print samplers and presets as Markdown tables.")
 def command(*, wants_json: bool, markdown: bool) -> None:
-    """List the installed samplers with their knobs, presets, prompt formats and file readers."""
+    """List the installed samplers with their knobs, presets, prompt formats, readers, dialects."""
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]
     tokenizers = load_plugins(TOKENIZERS, TokenizerReader)  # type: ignore[type-abstract]
+    dialects = load_plugins(DIALECTS, Dialect)  # type: ignore[type-abstract]
     presets = load_plugins(PRESETS, Preset)
     broken = {
         f"{each.group} {name}": str(error)
-        for each in (samplers, presets, formats, weights, tokenizers)
+        for each in (samplers, presets, formats, weights, tokenizers, dialects)
         for name, error in each.broken.items()
     }
     found = {
@@ -44,6 +54,7 @@ def command(*, wants_json: bool, markdown: bool) -> None:
         "formats": {name: summary(kind) for name, kind in formats.loaded.items()},
         "weights": {name: summary(kind) for name, kind in weights.loaded.items()},
         "tokenizers": {name: summary(kind) for name, kind in tokenizers.loaded.items()},
+        "dialects": {name: summary(kind) for name, kind in dialects.loaded.items()},
         "broken": broken,
     }
     if wants_json:
@@ -166,6 +177,7 @@ def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
         "Tokenizer readers": [
             [(1, f"{name}: {text}")] for name, text in found["tokenizers"].items()
         ],
+        "Dialects": [[(1, f"{name}: {text}")] for name, text in found["dialects"].items()],
         "Broken": [[(1, f"{name}: {text}")] for name, text in found["broken"].items()],
     }
 

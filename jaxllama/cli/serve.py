@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from jaxllama.errors import ConfigError
 from jaxllama.serve import log
 from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.installed import open_dialects
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model, ServedEncoder
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "JAXLLAMA_API_KEYS"
 REPEATABLE = {
+    "dialects": "--dialects",
+    "dialect_options": "--dialect-option",
     "api_keys": "--api-key",
     "allowed_hosts": "--allowed-host",
     "cors_origins": "--cors-origin",
@@ -82,6 +86,7 @@ def command(
     loading = dict(loading) if name is None else {**loading, "model": name}
     bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
     options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
+    options["dialects"] = tuple(split(options["dialects"]))
     settings = Settings(bounds=bounds, **options)
     log.set_up(as_json=settings.log_json)
     open_files.allow(settings.connections + RESERVE)
@@ -90,16 +95,23 @@ def command(
             "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
-    sys.exit(run(settings, loading))
+    dialects = open_dialects(settings)
+    sys.exit(run(settings, loading, dialects))
 
 
-def run(settings: Settings, loading: Mapping[str, Any]) -> int:
+def split(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the names in texts with commas."""
+    for text in texts:
+        yield from filter(None, map(str.strip, text.split(",")))
+
+
+def run(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
     """Serve on a new event loop; return the exit code."""
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
-        return runner.run(serve(settings, loading))
+        return runner.run(serve(settings, loading, dialects))
 
 
-async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
+async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
     Exits the process at once if a thread still loads or hangs in the device after the shutdown.
@@ -122,7 +134,7 @@ async def serve(settings: Settings, loading: Mapping[str, Any]) -> int:
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
-    code, ended = await Server(service, settings).run()
+    code, ended = await Server(service, settings, dialects).run()
     if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
         logging.shutdown()
         os._exit(code)

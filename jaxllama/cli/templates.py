@@ -370,6 +370,132 @@ def test_words_are_tokens(tmp_path):
     assert ours.decode(ours.encode("Hello there")) == "Hello there"
 '''
 
+DIALECT = '''\
+"""$name: a dialect for jaxllama, with the route POST /$option."""
+
+import msgspec
+from aiohttp import web
+from jaxllama.serve.dialects import (
+    JSON_LINES,
+    Ask,
+    Dialect,
+    Endpoint,
+    GenerationService,
+    JaxLlamaError,
+    RequestShape,
+    TextForm,
+    write_answer,
+)
+
+
+class ${kind}Body(RequestShape, kw_only=True):
+    """Request: a text to continue, and any sampler's knobs beside it."""
+
+    text: str
+    stream: bool | None = None
+
+
+class ${kind}Piece(msgspec.Struct):
+    """One line of the stream."""
+
+    text: str
+    done: bool = False
+
+
+class ${kind}Answer(msgspec.Struct):
+    """The whole answer."""
+
+    text: str
+    tokens: int
+
+
+class ${kind}Error(msgspec.Struct):
+    """Body of an error."""
+
+    error: str
+
+
+CONTINUE = Endpoint(
+    "POST",
+    "/$option",
+    "Continue a text",
+    body=${kind}Body,
+    answer=${kind}Answer,
+    events=(${kind}Piece,),
+    framing=JSON_LINES,
+    takes_knobs=True,
+)
+
+
+async def continue_text(request: web.Request, service: GenerationService) -> web.StreamResponse:
+    """Continue a text, as one answer or line by line."""
+    body, knobs = await CONTINUE.read(request, service, ${kind}Body)
+    ask = Ask(prompts=[body.text], knobs=knobs)
+    return await write_answer(
+        request, service, ask, ${kind}Form, stream=body.stream, framing=CONTINUE.framing
+    )
+
+
+class ${kind}Form(TextForm):
+    """Converts the events of an answer to lines, or to the whole answer."""
+
+    def piece(self, index: int, text: str) -> ${kind}Piece:
+        """Return the line for a piece of the text."""
+        return ${kind}Piece(text)
+
+    def last(self, index: int) -> ${kind}Piece:
+        """Return the line for the end of the answer."""
+        return ${kind}Piece("", done=True)
+
+    def whole(self) -> ${kind}Answer:
+        """Return the whole answer."""
+        return ${kind}Answer(self.text, self.usage().generated)
+
+
+class $kind(Dialect):
+    """A text at POST /$option, and its continuation as JSON or as lines of JSON."""
+
+    name = "$name"
+    endpoints = {CONTINUE: continue_text}
+    error_type = ${kind}Error
+
+    def error_body(self, error: JaxLlamaError, /) -> ${kind}Error:
+        """Return the body of an error."""
+        return ${kind}Error(str(error))
+'''
+
+DIALECT_TEST = '''\
+"""Tests of $name; run with `python -m pytest`."""
+
+import asyncio
+import json
+
+import aiohttp
+
+from $module import $kind
+from jaxllama.testing import check_dialect, served
+
+
+def test_it_keeps_the_contract_of_dialects():
+    check_dialect($kind)
+
+
+def test_a_stream_has_the_text_of_the_whole_answer():
+    async def ask() -> None:
+        async with served($kind(), b"Hello!") as url, aiohttp.ClientSession() as http:
+            async with http.post(f"{url}/$option", json={"text": "hi"}) as answer:
+                assert await answer.json() == {"text": "Hello!", "tokens": 7}
+            body = {"text": "hi", "stream": True}
+            async with http.post(f"{url}/$option", json=body) as answer:
+                lines = [json.loads(line) async for line in answer.content]
+            assert "".join(line["text"] for line in lines) == "Hello!"
+            assert [line["done"] for line in lines].index(True) == len(lines) - 1
+            async with http.post(f"{url}/$option", json={"text": 1}) as answer:
+                assert answer.status == 400 and "text" in (await answer.json())["error"]
+
+    asyncio.run(ask())
+'''
+
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -415,6 +541,9 @@ USES = {
     "weights": "Once it is installed, every command opens models of the format:\n\n"
     "    jaxllama inspect path/to/model\n"
     "    jaxllama chat --model path/to/model",
+    "dialect": "Once it is installed, every server has its routes:\n\n"
+    "    jaxllama serve\n"
+    '    curl localhost:8000/$option --json \'{"text": "Once upon a time"}\'',
     "tokenizer": "Once it is installed, a model can be used with such a file:\n\n"
     "    jaxllama generate --tokenizer path/to/file -p Hello",
 }

@@ -1,25 +1,26 @@
 """The application: routes of all dialects, and the middleware around each request.
 
 Built by `server.py`. Each request gets an id and a caller and passes the guard; every error becomes
-a response in the form of the dialect that owns the route.
+a response in the form of the dialect whose route was meant (`routing.py`).
 """
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from aiohttp import hdrs, web
 
 from jaxllama.errors import HttpError, JaxLlamaError
-from jaxllama.serve import operations, page
 from jaxllama.serve.connection import Connection
-from jaxllama.serve.dialects import Dialect, native, openai
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.docs import Docs
 from jaxllama.serve.expect import check_expectation
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
+from jaxllama.serve.operations import Operations
+from jaxllama.serve.page import Page
+from jaxllama.serve.routing import RouteTable
 from jaxllama.serve.settings import Settings
-from jaxllama.serve.wire import one_json
+from jaxllama.serve.wire import one_body
 from jaxllama.service import GenerationService, State
 from jaxllama.service.answers import Caller
 
@@ -27,21 +28,21 @@ logger = logging.getLogger(__name__)
 
 # Notes about the handling of a request -> response headers that report them to the client.
 NOTES = {"ignored": "X-Ignored-Fields", "format": "X-Prompt-Format"}
-DIALECTS: tuple[Dialect, ...] = (openai, native)
 
 
 def create_app(
-    service: GenerationService, settings: Settings, dialects: Sequence[Dialect] = DIALECTS
+    service: GenerationService, settings: Settings, dialects: Sequence[Dialect]
 ) -> web.Application:
-    """Build the application of a service; the first dialect formats errors of unknown routes."""
-    everyone = (*dialects, operations, page, Docs([*dialects, operations]))
-    front = Front(service, Guard(settings), everyone[0])
+    """Build the application of a service, with our own routes beside those of the dialects."""
+    table = RouteTable(settings.root_dialect)
+    described = [*dialects, Operations()]
+    for dialect in (*described, Page(), Docs(described, settings.root_dialect)):
+        table.add(dialect, dialect.routes(service))
+    headers = dict.fromkeys(header for each in dialects for header in each.headers)
+    front = Front(service, Guard(settings, headers), table)
     app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings
-    for dialect in everyone:
-        for route in dialect.routes(service):
-            front.owners[route.handler] = dialect
-            route.register(app.router)
+    app.router.add_routes(table.routes())
     app.on_response_prepare.append(front.add_headers)
     return app
 
@@ -49,21 +50,20 @@ def create_app(
 class Front:
     """Middleware of every request and response."""
 
-    def __init__(self, service: GenerationService, guard: Guard, default: Dialect) -> None:
-        self.owners: dict[Any, Dialect] = {}  # handler -> dialect
-        self._service, self._guard, self._default = service, guard, default
+    def __init__(self, service: GenerationService, guard: Guard, table: RouteTable) -> None:
+        self._service, self._guard, self._table = service, guard, table
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Identify the caller, check access, run the handler, and turn errors into responses."""
-        self._identify_caller(request)
+        key = self._identify_caller(request)
         try:
             preflight = self._guard.preflight(request)
             if preflight is not None:
                 return preflight
             check_expectation(request)
             check_connection_reserve(request)
-            self._guard.check(request, request.match_info.handler)
+            self._guard.check(request, request.match_info.handler, key)
             return await handler(request)
         except JaxLlamaError as error:
             return self._refuse(request, error)
@@ -87,22 +87,27 @@ class Front:
             response.headers[NOTES[name]] = notes[name]
         response.headers.update(self._guard.cors(request))
 
-    def _identify_caller(self, request: web.Request) -> None:
+    def _identify_caller(self, request: web.Request) -> str:
+        """Set the dialect and the caller of a request, and return its API key."""
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
-        request[CALLER] = Caller(client=self._guard.client(request), route=route)
-        request[DIALECT] = self.owners.get(request.match_info.handler, self._default)
+        dialect = self._table.owner(request.match_info.handler, request.path)
+        key = dialect.key(request)
+        request[CALLER] = Caller(client=self._guard.client(request, key), route=route)
+        request[DIALECT] = dialect
+        return key
 
     def _refuse(self, request: web.Request, error: JaxLlamaError) -> web.Response:
         """Make the error response; log the refusal, unless the service logs the request itself."""
-        response = one_json(request[DIALECT].error_body(error), error.status)
+        dialect = request[DIALECT]
+        response = one_body(dialect.error_body(error), dialect.error_status(error))
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
         if self._service.state is State.DRAINING or not request.content.at_eof():
             response.force_close()
         caller = request[CALLER]
         if not caller.was_opened:
-            facts = {"status": error.status, **error.as_facts()}
+            facts = {"status": response.status, **error.as_facts()}
             logger.info("refused", extra={"facts": caller.as_facts() | facts})
         return response
 

@@ -45,19 +45,18 @@ class Decoded(Generic[T]):
 
 
 async def read_json(
-    request: web.Request, shape: type[T], *, knobs: Collection[str] = ()
+    request: web.Request, shape: type[T], *, knobs: Collection[str] = (), any_type: bool = False
 ) -> tuple[T, dict[str, Any]]:
     """Decode the body as `shape`, and return it and its fields that are in `knobs`.
 
-    Other fields are dropped and named in a response header, or refused under --strict.
+    Other fields are dropped and named in a response header, or refused under --strict. With
+    `any_type`, the content type is not checked, unless a web page sends the body.
     """
     settings = request.app[SETTINGS]
-    body = await read_body(request)
+    body = await read_body(request, any_type=any_type)
 
     def decode() -> Decoded[T]:
-        fields = parse_json(body, settings.json_depth)
-        if not isinstance(fields, dict):
-            raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+        fields = parse_object(body, settings.json_depth)
         return convert(fields, shape, knobs, strict=settings.strict)
 
     found = decode() if len(body) < ON_THE_LOOP else await asyncio.to_thread(decode)
@@ -73,10 +72,18 @@ def note_ignored(request: web.Request, names: list[str]) -> None:
         notes["ignored"] = ", ".join(filter(None, [notes.get("ignored"), join_names(names)]))
 
 
-async def read_body(request: web.Request) -> bytes:
+async def peek_names(request: web.Request) -> Collection[str]:
+    """Return the names of the body's fields; a handler can read the body again."""
+    body, depth = await read_body(request), request.app[SETTINGS].json_depth
+    if len(body) < ON_THE_LOOP:
+        return parse_object(body, depth).keys()
+    return (await asyncio.to_thread(parse_object, body, depth)).keys()
+
+
+async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
     """Read a JSON body within the operator's limits of size and time, or raise HttpError."""
     settings = request.app[SETTINGS]
-    check_head(request)
+    check_head(request, settings.body_bytes, any_type=any_type and not is_from_page(request))
     try:
         async with asyncio.timeout(settings.body_seconds):
             await send_continue(request)
@@ -89,15 +96,18 @@ async def read_body(request: web.Request) -> bytes:
         raise too_large(settings.body_bytes) from error
 
 
-def check_head(request: web.BaseRequest, most: int | None = None) -> None:
+def is_from_page(request: web.BaseRequest) -> bool:
+    """Say whether a web page sends the request: its form may have any content type but JSON."""
+    return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+
+
+def check_head(request: web.BaseRequest, most: int, *, any_type: bool = False) -> None:
     """Raise HttpError if the headers announce a body that is too large or no plain JSON."""
-    if most is None:
-        assert isinstance(request, web.Request)
-        most = request.app[SETTINGS].body_bytes
     if (request.content_length or 0) > most:
         raise too_large(most)
     charset = (request.charset or "utf-8").lower()
-    if request.content_type != "application/json" or charset not in ("utf-8", "utf8"):
+    is_json = request.content_type == "application/json" or any_type
+    if not is_json or charset not in ("utf-8", "utf8"):
         kind = request.headers.get("Content-Type", "missing")
         raise HttpError(
             f"content type is {kind[:100]!r}; expected application/json in UTF-8",
@@ -113,6 +123,14 @@ def check_head(request: web.BaseRequest, most: int | None = None) -> None:
 def too_large(most: int) -> HttpError:
     """Make the error for a body larger than `most` bytes."""
     return HttpError(f"the body is larger than {most} bytes", 413, "body_too_large")
+
+
+def parse_object(body: bytes, depth: int) -> dict[str, Any]:
+    """Parse a JSON object; raises InvalidParameter for any other body."""
+    fields = parse_json(body, depth)
+    if not isinstance(fields, dict):
+        raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
+    return fields
 
 
 def parse_json(body: bytes, depth: int) -> Any:

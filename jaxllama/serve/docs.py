@@ -13,12 +13,13 @@ from typing import Any
 from aiohttp import web
 
 from jaxllama.errors import JaxLlamaError
-from jaxllama.serve.dialects import Dialect
-from jaxllama.serve.dialects.openai.shapes import ErrorBody, error_body
-from jaxllama.serve.endpoints import Endpoint, Serves
+from jaxllama.serve.answering.problem import error_body
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER, SETTINGS
-from jaxllama.serve.openapi import PREFIX, Json, describe
+from jaxllama.serve.openapi import PREFIX, Json, RouteName, describe
+from jaxllama.serve.routing import ROOT, has_root
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
 
@@ -39,16 +40,26 @@ HEADERS = {
 }
 
 
-class Docs:
+class Docs(Dialect):
     """Serves the description of all endpoints of `dialects`."""
 
-    def __init__(self, dialects: Sequence[Dialect]) -> None:
-        self._endpoints: dict[Endpoint, str] = {}
-        for dialect in dialects:
-            table: dict[Endpoint, Serves] = getattr(dialect, "ENDPOINTS", {})
-            self._endpoints |= {one: serve.__name__ for one, serve in table.items()}
+    name = "docs"
 
-    def routes(self, service: GenerationService) -> list[web.RouteDef]:
+    def __init__(self, dialects: Sequence[Dialect], root_dialect: str | None = None) -> None:
+        """Take the endpoints of the dialects, `/` only of `root_dialect`."""
+        super().__init__()
+        self._endpoints: dict[Endpoint, RouteName] = {}
+        names: set[str] = set()
+        for dialect in dialects:
+            for endpoint, serve in dialect.endpoints.items():
+                if endpoint.path == ROOT and not has_root(dialect, root_dialect):
+                    continue
+                name = serve.__name__
+                name = f"{dialect.name}_{name}" if name in names else name
+                names.add(name)
+                self._endpoints[endpoint] = RouteName(name, dialect.name, dialect.error_type)
+
+    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
         """Return the routes `/openapi.json` and `/docs`."""
 
         async def description(request: web.Request) -> Json:
@@ -57,7 +68,6 @@ class Docs:
                 lambda model: describe(
                     model,
                     self._endpoints,
-                    ErrorBody,
                     needs_key=bool(settings.api_keys),
                     strict=settings.strict,
                 ),
@@ -78,7 +88,7 @@ class Docs:
 
         return [web.get("/openapi.json", openapi), web.get("/docs", docs)]
 
-    def error_body(self, error: JaxLlamaError) -> dict[str, Any]:
+    def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response, in OpenAI's form."""
         return error_body(error)
 
@@ -96,8 +106,9 @@ def page(document: Json) -> Iterator[str]:
             yield f"<p>{escape(operation['summary'])}.</p>"
             body = operation.get("requestBody")
             if body is not None:
-                name = body["content"]["application/json"]["schema"]["$ref"].removeprefix(PREFIX)
-                yield from fields_of(schemas[name])
+                schema = body["content"]["application/json"]["schema"]
+                for each in schema.get("anyOf", [schema]):
+                    yield from fields_of(schemas[each["$ref"].removeprefix(PREFIX)])
 
 
 def fields_of(schema: Json) -> Iterator[str]:

@@ -18,6 +18,7 @@ from jaxllama.limits import FRONT, Limit, check, check_count
 from jaxllama.serve.decode import note_ignored, read_json
 from jaxllama.serve.guard import Handler, open_to_all, serve_always
 from jaxllama.serve.keys import ALIASED, SETTINGS
+from jaxllama.serve.wire import SSE, Framing
 from jaxllama.service import GenerationService
 from jaxllama.service.asking import renamed
 
@@ -32,6 +33,8 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # Fields that may be ignored without making the answer wrong -> reason; they are reported as
     # ignored, and refused under --strict.
     unheeded: ClassVar[Mapping[str, str]] = {}
+    # A field that only this body has, where another dialect has the same path.
+    told_by: ClassVar[str | None] = None
 
     def check(self) -> None:
         """Raise InvalidParameter for a field that is out of bounds or not supported."""
@@ -80,6 +83,9 @@ class Endpoint:
     otherwise: Mapping[int, Any] = field(default_factory=dict, hash=False)
     is_open: bool = False  # needs no key
     is_vital: bool = False  # served on connections in reserve, too
+    # Reads bodies of any content type, as the system it comes from does; not those of web pages.
+    any_type: bool = False
+    framing: Framing = SSE  # of the stream
 
     @property
     def plain_path(self) -> str:
@@ -97,7 +103,7 @@ class Endpoint:
     ) -> tuple[B, dict[str, Any]]:
         """Read and check the body of a request; return it and the knobs in it."""
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
-        body, knobs = await read_json(request, shape, knobs=known)
+        body, knobs = await read_json(request, shape, knobs=known, any_type=self.any_type)
         body.check()
         note_ignored(request, body.ignored(strict=request.app[SETTINGS].strict))
         return body, knobs
@@ -116,6 +122,11 @@ def routes_of(
     ]
 
 
+def told_by(handler: object) -> str | None:
+    """Return the field that tells a body to be this handler's; None if there is none."""
+    return getattr(handler, "told_by", None)
+
+
 def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
     """Make the aiohttp handler that calls `serve`; errors name fields by the client's names."""
 
@@ -129,6 +140,8 @@ def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) 
                 raise
             raise renamed(error, aliased) from error
 
+    if endpoint.body is not None:
+        handler.told_by = endpoint.body.told_by  # type: ignore[attr-defined]
     if endpoint.is_vital:
         serve_always(handler)
     return open_to_all(handler) if endpoint.is_open else handler

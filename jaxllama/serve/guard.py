@@ -7,7 +7,7 @@ because a foreign web page can point its own host name at this machine. Knows no
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from aiohttp import web
@@ -34,19 +34,21 @@ def open_to_all(handler: H) -> H:
 class Guard:
     """Checks keys, hosts and origins for one server."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, headers: Iterable[str] = ()) -> None:
+        """Read the keys, hosts and origins; web pages may send `headers`, too."""
         self._keys = [digest(key) for key in settings.api_keys]
         names = (*LOOPBACK, "[::1]", *settings.allowed_hosts)
         self._hosts = frozenset(map(str.lower, names))
         self._checks_host = settings.is_loopback or bool(settings.allowed_hosts)
         self._origins = frozenset(settings.cors_origins)
+        self._headers = ", ".join(("Authorization", "Content-Type", *headers))
 
-    def client(self, request: web.BaseRequest) -> str:
+    def client(self, request: web.BaseRequest, key: str) -> str:
         """Return the client name for the fair queue: by API key, or by address."""
-        found = self._match(request)
+        found = self._match(key)
         return f"key-{found.hex()[:8]}" if found is not None else f"at {request.remote}"
 
-    def check(self, request: web.BaseRequest, handler: object) -> None:
+    def check(self, request: web.BaseRequest, handler: object, key: str) -> None:
         """Raise HttpError if the host is foreign, or if the handler needs a key and got none."""
         if self._checks_host and host_of(request) not in self._hosts:
             raise HttpError(
@@ -57,7 +59,7 @@ class Guard:
             )
         if not self._keys or getattr(handler, "open_to_all", False):
             return
-        if self._match(request) is None:
+        if self._match(key) is None:
             raise HttpError(
                 "this server needs an API key; send the header Authorization: Bearer KEY",
                 401,
@@ -85,20 +87,25 @@ class Guard:
             return None
         allowed = {
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Allow-Headers": self._headers,
             "Access-Control-Max-Age": "600",
         }
         return web.Response(status=204, headers=allowed)
 
-    def _match(self, request: web.BaseRequest) -> bytes | None:
-        """Return the digest of the request's key if it is valid, in constant time; else None."""
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        given = digest(key.strip()[:LONGEST_KEY])
+    def _match(self, key: str) -> bytes | None:
+        """Return the digest of a key if it is valid, in constant time; else None."""
+        given = digest(key[:LONGEST_KEY])
         found = None
         for own in self._keys:
             if hmac.compare_digest(own, given):
                 found = own
-        return found if scheme.lower() == "bearer" else None
+        return found
+
+
+def bearer_key(request: web.BaseRequest) -> str:
+    """Return the key of the header `Authorization: Bearer KEY`; "" if there is none."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def digest(key: str) -> bytes:

@@ -1,15 +1,28 @@
 """Keys under which handlers find objects of the application and of their request."""
 
+from typing import Any, Protocol
+
 from aiohttp import web
 
-from jaxllama.serve.dialects import Dialect
+from jaxllama.errors import JaxLlamaError
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService
 from jaxllama.service.answers import Caller
+
+
+class ErrorForm(Protocol):
+    """The form in which a dialect sends errors."""
+
+    def error_body(self, error: JaxLlamaError, /) -> Any:
+        """Return the body of an error response: a value for JSON, or a str for plain text."""
+
+    def error_status(self, error: JaxLlamaError, /) -> int:
+        """Return the status of an error response."""
+
 
 SERVICE = web.AppKey("service", GenerationService)
 SETTINGS = web.AppKey("settings", Settings)
 CALLER = web.RequestKey("caller", Caller)  # the client and the id of the request
 # Our field name -> alias that the client sent.
 ALIASED = web.RequestKey[dict[str, str]]("aliased", dict)
-DIALECT = web.RequestKey[Dialect]("dialect", object)  # type: ignore[arg-type]
+DIALECT = web.RequestKey[ErrorForm]("dialect", object)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ the installed samplers. Knows no dialect; each dialect provides its table of end
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +14,9 @@ import msgspec
 from jaxllama.limits import FRONT, LIMITS, Limit
 from jaxllama.sampling import KnobSpec
 from jaxllama.serve.aliases import aliases_of
+from jaxllama.serve.answering.problem import ErrorBody
 from jaxllama.serve.endpoints import Endpoint, RequestShape
+from jaxllama.serve.wire import SSE
 from jaxllama.service import Model
 
 Json = dict[str, Any]
@@ -40,6 +43,7 @@ NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepte
     "array": {"enum": [[], None]},
 }
 
+TEXT: Json = {"type": "string"}
 EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes each event
     "type": "object",
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
@@ -47,30 +51,44 @@ EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes ea
 }
 
 
+@dataclass(frozen=True)
+class RouteName:
+    """The name of an endpoint's operation, its dialect, and the type of the dialect's errors."""
+
+    operation: str
+    dialect: str
+    error: Any  # str: plain text
+
+
 def describe(
-    model: Model, endpoints: Mapping[Endpoint, str], error: Any, *, needs_key: bool, strict: bool
+    model: Model, endpoints: Mapping[Endpoint, RouteName], *, needs_key: bool, strict: bool
 ) -> Json:
-    """Build the OpenAPI document; `endpoints` maps to names, `error` is the error body's type."""
-    shapes = [error, *filter(None, shapes_of(endpoints))]
+    """Build the OpenAPI document of all endpoints."""
+    shapes = [each for each in shapes_of(endpoints) if each not in (None, str)]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
     found = dict(zip(map(id, shapes), schemas, strict=True))
     for endpoint in endpoints:
         if endpoint.body is not None:
-            complete_schema(components[endpoint.body.__name__], endpoint, model, strict=strict)
+            name = found[id(endpoint.body)]["$ref"].removeprefix(PREFIX)
+            complete_schema(components[name], endpoint, model, strict=strict)
     if not strict:
         for each in components.values():
             each.pop("additionalProperties", None)
     paths: Json = {}
+    refusals: Json = {}
     for endpoint, name in endpoints.items():
         described = describe_operation(endpoint, name, found)
+        refusals |= describe_refusals(name, found)
         if endpoint.name:
             described["parameters"] = [path_parameter(endpoint.name)]
-        paths.setdefault(endpoint.plain_path, {})[endpoint.method.lower()] = described
+        methods = paths.setdefault(endpoint.plain_path, {})
+        method = endpoint.method.lower()
+        methods[method] = join(methods[method], described) if method in methods else described
     document: Json = {
         "openapi": "3.1.0",
         "info": {"title": "jaxllama", "version": version("jaxllama")},
         "paths": paths,
-        "components": {"schemas": components, "responses": describe_refusals(found[id(error)])},
+        "components": {"schemas": components, "responses": refusals},
     }
     if needs_key:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -78,31 +96,51 @@ def describe(
     return document
 
 
-def shapes_of(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    """Yield the types of all request bodies, responses and events; some are None."""
-    for endpoint in endpoints:
-        answer = None if endpoint.answer is str else endpoint.answer
-        yield from (endpoint.body, answer, *endpoint.events, *endpoint.otherwise.values())
+def join(one: Json, other: Json) -> Json:
+    """Describe a path that two dialects have: the body tells which one answers."""
+    bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
+    answer = {"description": "the answer"}
+    contents = [each["responses"]["200"]["content"] for each in (one, other)]
+    merged = {kind: part for content in contents for kind, part in content.items()}
+    joined = {**one, "summary": f"{one['summary']}; or, told by the body: {other['summary']}"}
+    joined["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": {"anyOf": bodies}}},
+    }
+    joined["responses"] = {**one["responses"], "200": {**answer, "content": merged}}
+    return joined
 
 
-def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json]) -> Json:
+def shapes_of(endpoints: Mapping[Endpoint, RouteName]) -> Iterable[Any]:
+    """Yield the types of all request bodies, responses, events and errors; some are None."""
+    for endpoint, name in endpoints.items():
+        yield from (endpoint.body, endpoint.answer, *endpoint.events)
+        yield from (*endpoint.otherwise.values(), name.error)
+
+
+def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, Json]) -> Json:
     """Describe one route; `found` maps the id of a type to its schema."""
     content: Json = {}
-    if endpoint.answer is str:
-        content["text/plain"] = {"schema": {"type": "string"}}
-    else:
-        content["application/json"] = {"schema": found[id(endpoint.answer)]}
-    if endpoint.events:
+    if endpoint.answer is not None:
+        content |= content_of(endpoint.answer, found)
+    if endpoint.framing is SSE and endpoint.events:
         content["text/event-stream"] = {"schema": EVENT}
+    elif endpoint.framing is not SSE:
+        kind = endpoint.framing.content_type.partition(";")[0]
+        content[kind] = {"schema": found[id(endpoint.events[0])] if endpoint.events else TEXT}
     answers: Json = {"200": {"description": "the answer", "content": content}}
     for status in REFUSALS:
-        answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
+        answers[str(status)] = {"$ref": f"#/components/responses/{refusal_key(name, status)}"}
     for status, shape in endpoint.otherwise.items():
         answers[str(status)] = {
             "description": "the answer, which is no",
             "content": {"application/json": {"schema": found[id(shape)]}},
         }
-    described: Json = {"operationId": name, "summary": endpoint.summary, "responses": answers}
+    described: Json = {
+        "operationId": name.operation,
+        "summary": endpoint.summary,
+        "responses": answers,
+    }
     if endpoint.is_open:
         described["security"] = []
     if endpoint.events:  # schemas of the events' data
@@ -113,11 +151,24 @@ def describe_operation(endpoint: Endpoint, name: str, found: Mapping[int, Json])
     return described
 
 
-def describe_refusals(error: Json) -> Json:
-    """Describe the error responses, which any route may send."""
-    content = {"application/json": {"schema": error}}
+def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
+    """Describe a body of a type: JSON, or plain text for str."""
+    if shape is str:
+        return {"text/plain": {"schema": TEXT}}
+    return {"application/json": {"schema": found[id(shape)]}}
+
+
+def refusal_key(name: RouteName, status: int) -> str:
+    """Return the name of an error response of a dialect among the components."""
+    return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
+
+
+def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
+    """Describe the error responses, which any route of a dialect may send."""
+    content = content_of(name.error, found)
     return {
-        str(status): {"description": why, "content": content} for status, why in REFUSALS.items()
+        refusal_key(name, status): {"description": why, "content": content}
+        for status, why in REFUSALS.items()
     }
 
 

@@ -4,21 +4,20 @@ Used by load balancers, monitors, and clients that cancel requests. Implemented 
 """
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from jaxllama.errors import HttpError
-from jaxllama.serve.dialects.openai.shapes import error_body
-from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
+from jaxllama.errors import HttpError, JaxLlamaError
+from jaxllama.serve.answering.problem import error_body
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.metrics import Metrics
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, State
-
-__all__ = ["ENDPOINTS", "error_body", "routes"]
 
 LIVE = (State.LOADING, State.READY, State.DRAINING)
 
@@ -142,7 +141,17 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 }
 
 
-def routes(service: GenerationService) -> list[web.RouteDef]:
-    """Return the routes of this module; also installs a `Metrics` as the service's observer."""
-    service.observer = Metrics(service)
-    return routes_of(ENDPOINTS, service)
+class Operations(Dialect):
+    """The routes for operation."""
+
+    name = "operations"
+    endpoints = ENDPOINTS
+
+    def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
+        """Return the body of an error response."""
+        return error_body(error)
+
+    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
+        """Return the routes; also installs a `Metrics` as the service's observer."""
+        service.observer = Metrics(service)
+        return super().routes(service)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from jaxllama.errors import ConfigError
-from jaxllama.serve.app import DIALECTS, create_app
+from jaxllama.serve.app import create_app
 from jaxllama.serve.connection import Connection
 from jaxllama.serve.crowd import Crowd
-from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.expect import without_expectation
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService
@@ -35,7 +35,7 @@ class Server:
         self,
         service: GenerationService,
         settings: Settings,
-        dialects: Sequence[Dialect] = DIALECTS,
+        dialects: Sequence[Dialect],
     ) -> None:
         self.service, self.settings = service, settings
         self.crowd = Crowd(

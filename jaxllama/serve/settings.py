@@ -28,6 +28,15 @@ class Settings:
     )
     tls_certificate: str | None = setting(None, "serve https with this certificate chain (PEM)")
     tls_key: str | None = setting(None, "use this private key of the certificate (PEM)")
+    dialects: tuple[str, ...] = setting(
+        (), "serve these APIs only, with commas between their names; all without this option"
+    )
+    dialect_options: tuple[str, ...] = setting(
+        (), "set an option of a dialect, such as rllama.path=/infer; may be repeated"
+    )
+    root_dialect: str | None = setting(
+        None, "let this dialect answer at the path /, in place of the chat page"
+    )
     strict: bool = setting(False, "refuse requests with unknown fields instead of ignoring them")
     connections: int = setting(
         1024, "accept this many connections at a time; a new one then closes the longest idle one"

@@ -1,7 +1,7 @@
-"""Framing: sends answers as one JSON body or as Server-Sent Events.
+"""Framing: sends answers as one body, or as a stream in one of several framings.
 
 Used by dialects' handlers. Keeps a silent stream alive with pings, sends an error after the status
-line as a last event, and drops a client that reads nothing. Of a dialect it uses only the form of
+line as a last chunk, and drops a client that reads nothing. Of a dialect it uses only the form of
 errors.
 """
 
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,11 +21,8 @@ from jaxllama.serve.keys import CALLER, DIALECT, SETTINGS
 
 logger = logging.getLogger(__name__)
 
-PING = b": ping\n\n"
-DONE = b"data: [DONE]\n\n"
 NEVER_WAITS = 32 << 10  # bytes that a connection with an empty send buffer accepts without waiting
 HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-store, no-transform",
     "X-Accel-Buffering": "no",  # proxies must not buffer the stream
 }
@@ -41,9 +39,43 @@ def frame(value: Any, event: str | None = None) -> bytes:
     return b"%sdata: %s\n\n" % (name, encode(value))
 
 
-def join_frames(values: Iterable[Any]) -> bytes:
-    """Encode several events; the `type` of a value, if any, becomes the event name."""
-    return b"".join(frame(value, getattr(value, "type", None)) for value in values)
+def event_frame(value: Any) -> bytes:
+    """Encode a value as one event; its `type`, if any, becomes the event name."""
+    return frame(value, getattr(value, "type", None))
+
+
+def line_frame(value: Any) -> bytes:
+    """Encode a value as one line of JSON."""
+    return encode(value) + b"\n"
+
+
+def text_frame(value: Any) -> bytes:
+    """Encode a text as it is."""
+    return str(value).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How the chunks of a stream become bytes; a chunk of type `bytes` is written as it is."""
+
+    content_type: str
+    encode: Callable[[Any], bytes]
+    done: bytes = b""  # the end of a stream, for forms that say when they are done
+    ping: bytes = b""  # keeps a silent stream alive; b"": the framing has nothing to say
+    has_errors: bool = True  # whether an error can be the last chunk, else the stream breaks off
+
+    def join(self, values: Iterable[Any]) -> bytes:
+        """Encode several chunks."""
+        return b"".join(
+            value if isinstance(value, bytes) else self.encode(value) for value in values
+        )
+
+
+SSE = Framing(
+    "text/event-stream; charset=utf-8", event_frame, done=b"data: [DONE]\n\n", ping=b": ping\n\n"
+)
+JSON_LINES = Framing("application/x-ndjson", line_frame)
+TEXT = Framing("text/plain; charset=utf-8", text_frame, has_errors=False)
 
 
 def one_json(value: Any, status: int = 200) -> web.Response:
@@ -51,15 +83,23 @@ def one_json(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
-class Sse:
-    """A stream of events to one client.
+def one_body(value: Any, status: int = 200) -> web.Response:
+    """Make a response with a text as it is, or with any other value as JSON."""
+    if isinstance(value, str):
+        return web.Response(text=value, status=status)
+    return one_json(value, status)
 
-    The status line is sent with the first event or ping; an error raised before becomes a normal
+
+class Stream:
+    """A stream of chunks to one client.
+
+    The status line is sent with the first chunk or ping; an error raised before becomes a normal
     error response.
     """
 
-    def __init__(self, request: web.Request) -> None:
-        self.response = web.StreamResponse(headers=HEADERS)
+    def __init__(self, request: web.Request, framing: Framing = SSE) -> None:
+        self.response = web.StreamResponse(headers={"Content-Type": framing.content_type} | HEADERS)
+        self._framing = framing
         self._request = request
         self._settings = request.app[SETTINGS]
         # One writer at a time, since pings are written between events.
@@ -70,21 +110,23 @@ class Sse:
         self._pinging: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
-        """Send one event; waits while the client reads slowly."""
-        await self._write(frame(value))
+        """Send one chunk; waits while the client reads slowly."""
+        await self._write(self._framing.join([value]))
 
     async def send_all(self, values: Iterable[Any]) -> None:
-        """Send several events in one write; waits while the client reads slowly."""
-        frames = join_frames(values)
-        if frames:
-            await self._write(frames)
+        """Send several chunks in one write; waits while the client reads slowly."""
+        raw = self._framing.join(values)
+        if raw:
+            await self._write(raw)
 
     async def finish(self, values: Iterable[Any] = (), *, says_done: bool = True) -> None:
-        """Send the last events, [DONE] if `says_done`, and end the response."""
-        await self._write(join_frames(values) + (DONE if says_done else b""), is_last=True)
+        """Send the last chunks, the framing's own end if `says_done`, and end the response."""
+        end = self._framing.done if says_done else b""
+        await self._write(self._framing.join(values) + end, is_last=True)
 
     async def __aenter__(self) -> Self:
-        self._pinging = asyncio.create_task(self._ping())
+        if self._framing.ping:
+            self._pinging = asyncio.create_task(self._ping())
         return self
 
     async def __aexit__(
@@ -104,6 +146,9 @@ class Sse:
         if not isinstance(error, JaxLlamaError):
             logger.error("request %s failed", self._request[CALLER].id, exc_info=error)
             error = JaxLlamaError("internal error")
+        if not self._framing.has_errors:
+            self._abort()
+            return False
         await self.send(self._request[DIALECT].error_body(error))
         return True
 
@@ -151,7 +196,7 @@ class Sse:
                 with contextlib.suppress(
                     ConnectionError, SlowReader
                 ):  # the next event raises it again
-                    await self._write(PING)
+                    await self._write(self._framing.ping)
 
     def _abort(self) -> None:
         """Close the connection at once and discard unsent data."""

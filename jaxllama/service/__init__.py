@@ -255,7 +255,7 @@ class GenerationService:
         For slow work that does not need the engine: tokenizing, templates. `size` is the number of
         characters to process; long or dear (expensive) work does not delay cheap work.
         """
-        self._check_state()
+        self._check_state(caller)
         model = self.model
         return await self.preparation.do(
             caller.client, lambda: work(model), size=size, is_dear=is_dear
@@ -268,14 +268,19 @@ class GenerationService:
         per step, so that streams continue. Raises QueueFull if the queue has no room. Cancelling
         the call frees its place in the queue and its slot.
         """
-        self._check_state()
+        self._check_state(caller)
         return await self._dispatch.ask(caller.client, questions)
 
     # From a task to queued requests.
 
-    def _check_state(self) -> None:
-        """Raise NotReady or EngineStopped unless the state is READY."""
+    def _check_state(self, caller: Caller | None = None) -> None:
+        """Raise NotReady or EngineStopped unless the state is READY.
+
+        While the service drains, the caller of an open request may finish it.
+        """
         match self.state:
+            case State.DRAINING if caller is not None and caller.id in self._open:
+                return
             case State.FAILED:
                 raise EngineStopped("the engine has stopped; the server has to be started again")
             case State.STALLED:

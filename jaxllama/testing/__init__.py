@@ -19,6 +19,8 @@ _HOME = {
     "check_format": "formats",
     "check_weights": "weights",
     "check_tokenizer": "tokenizer_files",
+    "check_dialect": "dialects",
+    "served": "dialects",
 }
 
 __all__ = list(_HOME)

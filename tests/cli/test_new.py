@@ -41,7 +41,7 @@ def installed(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("kit")
     kit = (
         ("sampler", "eager"), ("format", "cornered"), ("weights", "folded"), ("sampler", "faulty"),
-        ("tokenizer", "word_list"),
+        ("tokenizer", "word_list"), ("dialect", "talk_back"),
     )  # fmt: skip
     for what, name in kit:
         program("new", what, name, cwd=folder)
@@ -69,10 +69,11 @@ def program(*arguments: str, cwd: Path | str, **environment: str) -> str:
 
 
 def test_packages_pass_their_tests_as_generated(installed):
-    folders = [f"jaxllama-{each}" for each in ("eager", "cornered", "folded", "word-list")]
+    names = ("eager", "cornered", "folded", "word-list", "talk-back")
+    folders = [f"jaxllama-{each}" for each in names]
     path = {"PYTHONPATH": installed["PYTHONPATH"]}
     told = python("-m", "pytest", "-q", *folders, cwd=installed["folder"], **path)
-    assert "9 passed" in told
+    assert "11 passed" in told
 
 
 def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
@@ -80,6 +81,7 @@ def test_installed_plugins_are_listed_and_the_broken_one_is_named(installed):
     found = json.loads(program("plugins", "--json", cwd=installed["folder"], **path))
     assert found["samplers"]["eager"]["knobs"]["eager"]["high"] == 1.0
     assert "cornered" in found["formats"] and "top_p" in found["samplers"]
+    assert "talk_back" in found["dialects"] and "openai" in found["dialects"]
     assert "word_list" in found["tokenizers"] and "sentencepiece" in found["tokenizers"]
     ((name, why),) = found["broken"].items()
     assert "faulty" in name and "RuntimeError: half done" in why
@@ -124,6 +126,7 @@ def test_new_overwrites_nothing(run: Callable):
         ("format", "chatml", "'chatml' is taken"),
         ("weights", "gguf", "'gguf' is taken"),
         ("tokenizer", "gguf", "'gguf' is taken"),
+        ("dialect", "openai", "'openai' is taken"),
     ],
 )
 def test_new_refuses_names_that_do_not_do(run: Callable, what, name, words):

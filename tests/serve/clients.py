@@ -8,15 +8,15 @@ import openai
 
 from jaxllama.engine.engine import Engine
 from jaxllama.intake import Intake
-from jaxllama.serve.dialects import native
-from jaxllama.serve.dialects import openai as dialect
+from jaxllama.serve.dialects.native import Native
+from jaxllama.serve.dialects.openai import OpenAI
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.serve.conftest import Running, config, running
 
 MODEL = "scripted"
 HI = [{"role": "user", "content": "hi"}]
-DIALECTS = [dialect, native]
+DIALECTS = [OpenAI(), Native()]
 
 
 def saying(answer: bytes | Sequence[bytes], **sizes: Any) -> ScriptedEngine:

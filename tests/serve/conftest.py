@@ -18,11 +18,11 @@ from jaxllama.errors import JaxLlamaError
 from jaxllama.intake import Intake
 from jaxllama.request import Event
 from jaxllama.serve.decode import read_json
-from jaxllama.serve.dialects import Dialect
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
-from jaxllama.serve.wire import Sse, one_json
+from jaxllama.serve.wire import Stream, one_json
 from jaxllama.service import Ask, GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
@@ -41,8 +41,10 @@ class Say(msgspec.Struct):
     stream: bool = False
 
 
-class TinyDialect:
+class TinyDialect(Dialect):
     """POST /say: the texts of all choices, whole or streamed."""
+
+    name = "tiny"
 
     def routes(self, service: GenerationService) -> list[web.RouteDef]:
         async def say(request: web.Request) -> web.StreamResponse:
@@ -56,7 +58,7 @@ class TinyDialect:
                         texts[index] += event.text
                     seeds = [each.seed for each in answers.requests]
                     return one_json({"id": f"say-{answers.id}", "texts": texts, "seeds": seeds})
-                async with Sse(request) as sse:
+                async with Stream(request) as sse:
                     async for index, event in answers:
                         await sse.send(chunk(index, event))
                     await sse.finish()

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jaxllama import explain
-from jaxllama.serve.dialects.openai.telling import explainable_knobs
+from jaxllama.serve.answering.writing import explainable_knobs
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario

@@ -10,11 +10,11 @@ import pytest
 
 from jaxllama.bridge import EngineThread, Probe, Question
 from jaxllama.request import GenerationRequest, Token
-from jaxllama.serve.dialects import native, openai
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.slot_shares import divide_slots
 from jaxllama.testing import ScriptedEngine
+from tests.serve import clients
 from tests.serve.conftest import Gate, TinyDialect, config, running, scenario, scripted
 
 SECONDS_PER_STEP = 0.02  # a simulation's second has fifty steps
@@ -245,7 +245,7 @@ def test_a_turn_computes_one_piece_of_a_probe_beside_a_step():
 # Through the server.
 
 KEYS = ("many", "one")
-DIALECTS = (TinyDialect(), openai, native)
+DIALECTS = (TinyDialect(), *clients.DIALECTS)
 
 
 def key(name):

@@ -9,9 +9,10 @@ import pytest
 from multidict import CIMultiDict
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.app import DIALECTS, create_app
-from jaxllama.serve.guard import Guard, host_of, open_to_all
+from jaxllama.serve.app import create_app
+from jaxllama.serve.guard import Guard, bearer_key, host_of, open_to_all
 from jaxllama.serve.settings import Settings
+from tests.serve.clients import DIALECTS
 from tests.serve.conftest import running, scenario
 
 OPEN = {"/", "/page/{path}", "/health", "/ready", "/docs", "/openapi.json"}
@@ -21,7 +22,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 def test_every_route_but_the_listed_ones_needs_a_key():
     async def body():
         async with running(api_keys=("secret",), dialects=DIALECTS) as live:
-            app = create_app(live.service, live.server.settings)
+            app = create_app(live.service, live.server.settings, DIALECTS)
             paths = {resource.canonical for resource in app.router.resources()}
             assert len(paths) > len(OPEN)
             for route in sorted({*paths, "/nothing", "/v1", "/admin"} - OPEN):
@@ -77,7 +78,8 @@ def test_each_of_several_keys_opens():
 def test_anything_else_opens_nothing(value):
     guard = Guard(Settings(api_keys=("one",), host="0.0.0.0"))
     with pytest.raises(HttpError) as caught:
-        guard.check(a_request(Authorization=value), None)
+        request = a_request(Authorization=value)
+        guard.check(request, None, bearer_key(request))
     assert caught.value.status == 401
 
 
@@ -94,17 +96,17 @@ def test_keys_are_compared_in_constant_time_and_all_of_them(monkeypatch):
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
     guard = Guard(Settings(api_keys=("first", "second", "third"), host="0.0.0.0"))
-    guard.check(a_request(Authorization="Bearer first"), None)
+    guard.check(a_request(), None, "first")
     assert len(compared) == 3
     assert all(len(a) == len(b) == 32 for a, b in compared)
 
 
 def test_who_is_served_is_a_key_or_an_address_and_never_the_key_itself():
     guard = Guard(Settings(api_keys=("s3cret",)))
-    name = guard.client(a_request(Authorization="Bearer s3cret"))
+    name = guard.client(a_request(), "s3cret")
     assert name.startswith("key-")
     assert "s3cret" not in name
-    assert guard.client(a_request()) == "at 10.0.0.1"
+    assert guard.client(a_request(), "") == "at 10.0.0.1"
 
 
 def test_a_handler_that_says_so_is_open():
@@ -114,7 +116,7 @@ def test_a_handler_that_says_so_is_open():
     async def handler(request):
         return request
 
-    guard.check(a_request(), handler)
+    guard.check(a_request(), handler, "")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_handler_that_says_so_is_open():
     ],
 )
 def test_our_own_names_pass(host):
-    Guard(Settings(allowed_hosts=("models.example",))).check(a_request(Host=host), None)
+    Guard(Settings(allowed_hosts=("models.example",))).check(a_request(Host=host), None, "")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_our_own_names_pass(host):
 )
 def test_other_names_do_not_on_a_loopback_address(host):
     with pytest.raises(HttpError) as caught:
-        Guard(Settings()).check(a_request(Host=host), None)
+        Guard(Settings()).check(a_request(Host=host), None, "")
     assert caught.value.status == 403
 
 
@@ -163,7 +165,7 @@ def test_two_hosts_are_none():
 
 
 def test_an_address_that_the_network_sees_takes_any_name():
-    Guard(Settings(host="0.0.0.0")).check(a_request(Host="models.lan"), None)
+    Guard(Settings(host="0.0.0.0")).check(a_request(Host="models.lan"), None, "")
 
 
 def test_no_origin_is_welcome_unless_named():

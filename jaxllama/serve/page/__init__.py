@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from jaxllama.errors import HttpError, JaxLlamaError
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.guard import open_to_all
 from jaxllama.service import GenerationService
 
@@ -58,30 +59,34 @@ class Asset:
     tag: str  # hash of the content, for the browser's cache
 
 
-def routes(service: GenerationService) -> list[web.RouteDef]:
-    """Read the page's files and return the routes that serve them."""
-    del service
-    assets = dict(read_assets(files(__name__)))
+class Page(Dialect):
+    """The routes of the page; the page itself is at `/`, and at `/page/index.html` in any case."""
 
-    @open_to_all
-    async def front(request: web.Request) -> web.Response:
-        """Serve the page itself."""
-        return respond(request, assets[FRONT])
+    name = "page"
 
-    @open_to_all
-    async def file(request: web.Request) -> web.Response:
-        """Serve a file of the page; 404 if it does not exist."""
-        asset = assets.get(request.match_info["path"])
-        if asset is None:
-            raise HttpError(f"the page has no file {request.path[:100]!r}", 404, "not_found")
-        return respond(request, asset)
+    def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
+        """Return the body of an error response: message and code."""
+        return {"error": {"message": str(error), "code": error.code}}
 
-    return [web.get("/", front), web.get("/page/{path:.+}", file)]
+    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
+        """Read the page's files and return the routes that serve them."""
+        del service
+        assets = dict(read_assets(files(__name__)))
 
+        @open_to_all
+        async def front(request: web.Request) -> web.Response:
+            """Serve the page itself."""
+            return respond(request, assets[FRONT])
 
-def error_body(error: JaxLlamaError) -> dict[str, Any]:
-    """Return the body of an error response: message and code."""
-    return {"error": {"message": str(error), "code": error.code}}
+        @open_to_all
+        async def file(request: web.Request) -> web.Response:
+            """Serve a file of the page; 404 if it does not exist."""
+            asset = assets.get(request.match_info["path"])
+            if asset is None:
+                raise HttpError(f"the page has no file {request.path[:100]!r}", 404, "not_found")
+            return respond(request, asset)
+
+        return [web.get("/", front), web.get("/page/{path:.+}", file)]
 
 
 def respond(request: web.Request, asset: Asset) -> web.Response:

@@ -3,8 +3,11 @@
 A dialect whose errors have OpenAI's form, because clients use it together with that API.
 """
 
-from aiohttp import web
+from typing import Any
 
+from jaxllama.errors import JaxLlamaError
+from jaxllama.serve.answering.problem import error_body
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.dialects.native.explain import EXPLAIN, explain
 from jaxllama.serve.dialects.native.facts import (
     PROPS,
@@ -24,11 +27,7 @@ from jaxllama.serve.dialects.native.tokens import (
     detokenize,
     tokenize,
 )
-from jaxllama.serve.dialects.openai.shapes import error_body
-from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
-from jaxllama.service import GenerationService
-
-__all__ = ["ENDPOINTS", "error_body", "routes"]
+from jaxllama.serve.endpoints import Endpoint, Serves
 
 ENDPOINTS: dict[Endpoint, Serves] = {
     TOKENIZE: tokenize,
@@ -44,6 +43,12 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 }
 
 
-def routes(service: GenerationService) -> list[web.RouteDef]:
-    """Return the routes of all endpoints of this dialect."""
-    return routes_of(ENDPOINTS, service)
+class Native(Dialect):
+    """Our own routes: tokens, templates, scores, labels, explanations, plugins and facts."""
+
+    name = "native"
+    endpoints = ENDPOINTS
+
+    def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
+        """Return the body of an error response."""
+        return error_body(error)

@@ -15,9 +15,8 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, check_changes
 from jaxllama.limits import LIMITS
 from jaxllama.recording import check_recordable
-from jaxllama.serve.dialects.openai.chat import as_turn
-from jaxllama.serve.dialects.openai.chat_shapes import Turn
-from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
+from jaxllama.serve.answering.models import ModelBody, check_model
+from jaxllama.serve.answering.turns import Turn, as_turn
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER

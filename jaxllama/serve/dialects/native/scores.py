@@ -4,31 +4,20 @@ Both compute how likely texts are after a prompt; a classification converts the 
 to probabilities.
 """
 
-from collections.abc import Sequence
-from functools import partial
-
 import msgspec
 from aiohttp import web
 
-from jaxllama.completion import Score
 from jaxllama.errors import InvalidParameter
-from jaxllama.intake import Prompt
 from jaxllama.scoring import (
-    as_score,
-    continuations,
     probabilities,
-    rounds,
-    tokens_to_weigh,
-    weigh,
 )
-from jaxllama.serve.dialects.openai.chat import as_turn
-from jaxllama.serve.dialects.openai.chat_shapes import Turn
-from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
+from jaxllama.serve.answering.models import ModelBody, check_model
+from jaxllama.serve.answering.scores import Prefix, score_texts
+from jaxllama.serve.answering.turns import Turn, as_turn
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import Caller, GenerationService, Model, Question
-from jaxllama.service.asking import estimate_characters
+from jaxllama.service import GenerationService
 
 
 class ScoreBody(ModelBody):
@@ -96,7 +85,8 @@ async def score(request: web.Request, service: GenerationService) -> web.Respons
     body, _ = await SCORE.read(request, service, ScoreBody)
     name = check_model(body.model, service.model)
     caller = request[CALLER]
-    scores = await score_texts(body, body.continuations, "continuations", service, caller)
+    prefix = prefix_of(body)
+    scores = await score_texts(prefix, body.continuations, "continuations", service, caller)
     found = [Scored(one.logprob, list(one.token_logprobs), list(one.tokens)) for one in scores]
     return one_json(Scores(name, found))
 
@@ -107,7 +97,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     name = check_model(body.model, service.model)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    scores = await score_texts(body, body.labels, "labels", service, request[CALLER])
+    scores = await score_texts(prefix_of(body), body.labels, "labels", service, request[CALLER])
     shares = probabilities(scores, length_normalize=body.length_normalize)
     found = [
         Labelled(label, share, one.logprob)
@@ -117,43 +107,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     return one_json(Classified(name, best.label, found))
 
 
-async def score_texts(
-    body: ScoreBody | ClassifyBody,
-    texts: Sequence[Prompt],
-    name: str,
-    service: GenerationService,
-    caller: Caller,
-) -> list[Score]:
-    """Score each text after the prompt; the prompt is computed once. `name` is for errors."""
-    if (body.prompt is None) == (body.messages is None):
-        raise InvalidParameter("expected either prompt or messages", "prompt")
-    if not texts:
-        raise InvalidParameter(f"{name} is empty; expected at least one text", name)
-
-    def read(model: Model) -> tuple[list[int], list[list[int]]]:
-        intake = model.intake
-        is_chat = body.messages is not None
-        ids = intake.chat_ids(turns) if is_chat else intake.ids(body.prompt or "")
-        return ids, continuations(intake, ids, texts, name)
-
-    turns = [as_turn(turn) for turn in body.messages or ()]
-    size = estimate_characters([body.prompt, turns, texts])
-    ids, tails = await service.off_loop(read, caller, size=size)
-    total = sum(map(len, tails)) + len(ids)
-    if total > service.bounds.request_tokens:
-        raise InvalidParameter(
-            f"prompt and {name} have {total} tokens; this server allows "
-            f"{service.bounds.request_tokens} for one request",
-            name,
-        )
-    parts = rounds(tails)
-    questions = []
-    for part in parts:
-        now = [tails[index] for index in part]
-        begin = partial(weigh, prompts=[ids] * len(now), tails=now)
-        questions.append(Question(begin, tokens_to_weigh(ids, now)))
-    found: dict[int, Score] = {}
-    for part, answer in zip(parts, await service.ask_engine(questions, caller), strict=True):
-        for index, logprobs in zip(part, answer, strict=True):
-            found[index] = as_score(logprobs, tails[index])
-    return [found[index] for index in range(len(tails))]
+def prefix_of(body: ScoreBody | ClassifyBody) -> Prefix:
+    """Return the prompt or the conversation of a body."""
+    turns = None if body.messages is None else [as_turn(turn) for turn in body.messages]
+    return Prefix(body.prompt, turns)

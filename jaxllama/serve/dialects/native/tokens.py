@@ -13,11 +13,10 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.messages import Ending
+from jaxllama.serve.answering.constraints import ToolDefinition, as_tool
+from jaxllama.serve.answering.models import ModelBody, check_model
+from jaxllama.serve.answering.turns import Turn, as_turn, chosen_format
 from jaxllama.serve.decode import note_ignored
-from jaxllama.serve.dialects.openai.chat import as_turn, chosen_format
-from jaxllama.serve.dialects.openai.chat_shapes import Turn
-from jaxllama.serve.dialects.openai.constraints import ToolDefinition, as_tool
-from jaxllama.serve.dialects.openai.shapes import ModelBody, check_model
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json

@@ -1,17 +1,16 @@
 """OpenAI's API: one file for each family of endpoints; `shapes.py` has their common types."""
 
-from aiohttp import web
+from typing import Any
 
+from jaxllama.errors import JaxLlamaError
+from jaxllama.serve.answering.problem import error_body
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.dialects.openai.chat import CHAT, chat
 from jaxllama.serve.dialects.openai.completions import COMPLETIONS, complete
 from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
 from jaxllama.serve.dialects.openai.responses import RESPONSES, respond
-from jaxllama.serve.dialects.openai.shapes import error_body
-from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
-from jaxllama.service import GenerationService
-
-__all__ = ["ENDPOINTS", "error_body", "routes"]
+from jaxllama.serve.endpoints import Endpoint, Serves
 
 ENDPOINTS: dict[Endpoint, Serves] = {
     CHAT: chat,
@@ -23,6 +22,12 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 }
 
 
-def routes(service: GenerationService) -> list[web.RouteDef]:
-    """Return the routes of all endpoints of this dialect."""
-    return routes_of(ENDPOINTS, service)
+class OpenAI(Dialect):
+    """OpenAI's API: chats, completions, responses, embeddings and models, below /v1."""
+
+    name = "openai"
+    endpoints = ENDPOINTS
+
+    def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
+        """Return the body of an error response."""
+        return error_body(error)

@@ -6,17 +6,18 @@ constrain the form of an answer come from `constraints.py`.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import CallStyle, Tool
+from jaxllama.formats import CallStyle
 from jaxllama.messages import Ending as PromptEnding
-from jaxllama.messages import Messages
 from jaxllama.request import Event, Finished, FinishReason, Token, Usage
+from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
+from jaxllama.serve.answering.models import check_model
+from jaxllama.serve.answering.turns import as_turn, chosen_format
+from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatBody,
@@ -26,9 +27,7 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatDelta,
     ChatMessage,
     ChunkChoice,
-    Turn,
 )
-from jaxllama.serve.dialects.openai.constraints import as_tool, knobs_of_request
 from jaxllama.serve.dialects.openai.logprobs import chat_logprob
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
@@ -37,12 +36,9 @@ from jaxllama.serve.dialects.openai.shapes import (
     Logprobs,
     TokenLogprob,
     TokenUsage,
-    check_model,
 )
-from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.keys import CALLER
-from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.tools import CallDelta, Piece, ToolParser
@@ -89,26 +85,6 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         return ChatForm(body, model.intake.tokenizer, answers, style, name)
 
     return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
-
-
-def chosen_format(
-    request: web.Request,
-    model: Model,
-    name: str | None,
-    messages: Messages,
-    tools: Sequence[Tool],
-) -> str | None:
-    """Return the prompt format of a conversation; if another one had to be taken, note it."""
-    chosen = model.intake.format_for(name, messages, tools)
-    if chosen != name:
-        request[CALLER].notes["format"] = str(chosen)
-    return chosen
-
-
-def as_turn(turn: Turn) -> dict[str, Any]:
-    """Convert a message to the intake's form; the role developer becomes system."""
-    fields: dict[str, Any] = msgspec.to_builtins(turn)
-    return fields | {"role": "system" if turn.role == "developer" else turn.role}
 
 
 def ending_of(body: ChatBody) -> PromptEnding:

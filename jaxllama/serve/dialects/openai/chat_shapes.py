@@ -7,55 +7,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.explain import Position
-from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import (
-    FunctionName,
+from jaxllama.serve.answering.constraints import (
     ResponseFormat,
     ToolChoice,
     ToolDefinition,
 )
+from jaxllama.serve.answering.turns import Turn
+from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
 
 NO_SETTING = "this model has no setting for it"
 NOTHING_STORED = "nothing is stored here"
 SHARED_UNASKED = "the KV cache of a common prefix is shared anyway"
 TEXT_ONLY = "this model reads and writes text only"
-
-
-class TextPart(msgspec.Struct):
-    """A part of a message; only text parts are supported."""
-
-    type: str
-    text: str | None = None
-
-
-class PastFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """A called function, with its arguments as JSON text."""
-
-    name: FunctionName
-    arguments: str
-
-
-class PastCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool call in an earlier message."""
-
-    function: PastFunction
-    id: str | None = None
-    type: Literal["function"] = "function"
-    index: int | None = None  # accepted because clients send back the calls of a stream
-
-
-class Turn(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of the request's conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[PastCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None  # this and the next two: clients send our answers back
-    annotations: list[Any] | None = None
-    audio: None = None
 
 
 class ChatBody(Common, kw_only=True):

@@ -15,23 +15,22 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position
-from jaxllama.intake import Prompt
-from jaxllama.limits import LIMITS, check_count
+from jaxllama.limits import LIMITS
 from jaxllama.request import Event, Finished, Token, Usage
+from jaxllama.serve.answering.constraints import ResponseFormat, knobs_of_request
+from jaxllama.serve.answering.models import check_model
+from jaxllama.serve.answering.prompts import PromptField, as_prompts
+from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
-from jaxllama.serve.dialects.openai.constraints import ResponseFormat, knobs_of_request
 from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
 from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.serve.dialects.openai.shapes import (
     Common,
     Counts,
     Details,
-    PromptField,
     StreamOptions,
     TokenUsage,
-    check_model,
 )
-from jaxllama.serve.dialects.openai.telling import explainable_knobs, write_answer
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
@@ -158,24 +157,6 @@ def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
             "max_tokens is 0; that needs echo, and neither stream nor n: nothing is generated",
             "max_tokens",
         )
-
-
-def as_prompts(prompt: PromptField, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
-    """Convert one text or list of ids, or a list of these, to a list of prompts."""
-    if isinstance(prompt, str):
-        return [prompt]
-    texts = [each for each in prompt if isinstance(each, str)]
-    lists = [each for each in prompt if isinstance(each, list)]
-    ids = [each for each in prompt if isinstance(each, int)]
-    if ids and len(ids) == len(prompt):
-        return [ids]
-    if not prompt or len(prompt) not in (len(texts), len(lists)):
-        raise InvalidParameter(
-            f"{name} is an empty or a mixed list; expected texts, token ids, or lists of token ids",
-            name,
-        )
-    check_count(limit, len(prompt))
-    return [*texts, *lists]
 
 
 class CompletionOptions:

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from jaxllama.serve.dialects.openai.shapes import check_model
+from jaxllama.serve.answering.models import check_model
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, ServedEncoder

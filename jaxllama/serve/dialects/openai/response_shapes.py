@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from jaxllama.serve.answering.turns import TextPart
 from jaxllama.serve.dialects.openai.chat_shapes import (
     NO_SETTING,
     SHARED_UNASKED,
     TEXT_ONLY,
-    TextPart,
 )
 from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions
 

@@ -13,7 +13,9 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
-from jaxllama.serve.dialects.openai.constraints import FormKnobs, knobs_of_form
+from jaxllama.serve.answering.constraints import FormKnobs, knobs_of_form
+from jaxllama.serve.answering.models import check_model
+from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.dialects.openai.response_shapes import (
     EVENTS,
     DeltaEvent,
@@ -32,8 +34,7 @@ from jaxllama.serve.dialects.openai.response_shapes import (
     TextEvent,
     WholeEvent,
 )
-from jaxllama.serve.dialects.openai.shapes import Details, check_model
-from jaxllama.serve.dialects.openai.telling import write_answer
+from jaxllama.serve.dialects.openai.shapes import Details
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers

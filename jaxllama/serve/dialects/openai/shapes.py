@@ -3,24 +3,13 @@
 Field names and values are OpenAI's. Knows no handler.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.request import FinishReason, Usage
-from jaxllama.serve.endpoints import RequestShape
-from jaxllama.service import Model
-
-Texts = str | list[str]
-PromptField = str | list[str | int | list[int]]  # one text, texts, one list of token ids, or lists
-
-
-class ModelBody(RequestShape, kw_only=True):
-    """Base of request bodies with a `model` field."""
-
-    model: str | None = None
+from jaxllama.serve.answering.models import ModelBody
 
 
 class Common(ModelBody, kw_only=True):
@@ -57,21 +46,6 @@ class TokenUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Details | UnsetType = UNSET
-
-
-class Problem(msgspec.Struct):
-    """Description of an error."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(msgspec.Struct):
-    """Body of an error response."""
-
-    error: Problem
 
 
 class Alternative(msgspec.Struct):
@@ -114,41 +88,6 @@ class Call(msgspec.Struct):
 
 
 ChatFinish = Literal["stop", "length", "tool_calls"]
-
-ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-RATE_LIMITED, SERVER_FAULT = 429, 500
-
-
-def error_body(error: JaxLlamaError) -> dict[str, Any]:
-    """Return the body of an error response in OpenAI's form."""
-    kind = ERROR_TYPES.get(error.status, "invalid_request_error")
-    if error.status == RATE_LIMITED:
-        kind = "rate_limit_error"
-    elif error.status >= SERVER_FAULT:
-        kind = "server_error"
-    field = error.field if isinstance(error, InvalidParameter) else None
-    problem = Problem(str(error), kind, field, error.code)
-    return {"error": msgspec.to_builtins(problem)}
-
-
-def check_model(asked: str | None, model: Model) -> str:
-    """Return the model name for the answer; raises HttpError if `asked` is another model."""
-    if asked is None or asked == model.name:
-        return model.name
-    if asked in model.aliases:
-        return asked
-    if model.encoder is not None and asked in model.encoder.names:
-        raise HttpError(
-            f"model {asked!r} only makes vectors of texts; use it with /v1/embeddings, and "
-            f"{model.name!r} here",
-            404,
-            "model_not_found",
-        )
-    raise HttpError(
-        f"model {asked[:100]!r} does not exist here; this server serves {model.name!r}",
-        404,
-        "model_not_found",
-    )
 
 
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:

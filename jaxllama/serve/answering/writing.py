@@ -14,7 +14,7 @@ from jaxllama.recording import check_recordable
 from jaxllama.request import Event
 from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import Sse, one_json
+from jaxllama.serve.wire import SSE, Framing, Stream, one_body
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
 
@@ -22,7 +22,7 @@ from jaxllama.service.answers import Answers
 class Form(Protocol):
     """Converts the events of one request to the JSON of an endpoint."""
 
-    says_done: bool  # whether a stream ends with [DONE]
+    says_done: bool  # whether a stream ends with the end of its framing, such as [DONE]
 
     def begin(self) -> Iterable[Any]:
         """Yield the chunks before the first event."""
@@ -37,7 +37,7 @@ class Form(Protocol):
         """Return the whole response."""
 
 
-async def write_answer(
+async def write_answer(  # noqa: PLR0913 - options of the answer
     request: web.Request,
     service: GenerationService,
     ask: Ask,
@@ -45,6 +45,7 @@ async def write_answer(
     *,
     stream: bool | None,
     explain: bool | None = None,
+    framing: Framing = SSE,
 ) -> web.StreamResponse:
     """Run `ask` and send its answers in the given form; `explain` adds the samplers' effects."""
     async with service.open(ask, request[CALLER]) as answers:
@@ -64,13 +65,13 @@ async def write_answer(
             if explain:
                 recording = await record_answer(answers, received, service)
                 whole.explanation = await replay_positions(recording, {}, answers, service)
-            return one_json(whole)
-        async with Sse(request) as sse:
-            await sse.send_all(made.begin())
+            return one_body(whole)
+        async with Stream(request, framing) as chunks:
+            await chunks.send_all(made.begin())
             while events := await answers.next_events():
-                await sse.send_all(chunk for each in events for chunk in made.take(*each))
-            await sse.finish(made.end(), says_done=made.says_done)
-    return sse.response
+                await chunks.send_all(chunk for each in events for chunk in made.take(*each))
+            await chunks.finish(made.end(), says_done=made.says_done)
+    return chunks.response
 
 
 def explainable_knobs(

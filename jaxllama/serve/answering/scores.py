@@ -1,0 +1,70 @@
+"""Scores: how likely given texts are after a prompt.
+
+Used by every dialect that scores or classifies. Knows no dialect's JSON.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from jaxllama.completion import Score
+from jaxllama.errors import InvalidParameter
+from jaxllama.intake import Prompt
+from jaxllama.messages import Ending, Messages
+from jaxllama.scoring import as_score, continuations, rounds, tokens_to_weigh, weigh
+from jaxllama.service import Caller, GenerationService, Model, Question
+from jaxllama.service.asking import estimate_characters
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The text before the scored ones: either a prompt or a conversation."""
+
+    prompt: Prompt | None = None
+    messages: Messages | None = None
+    ending: Ending = Ending.ANSWER
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidParameter("expected either prompt or messages", "prompt")
+
+
+async def score_texts(
+    prefix: Prefix,
+    texts: Sequence[Prompt],
+    name: str,
+    service: GenerationService,
+    caller: Caller,
+) -> list[Score]:
+    """Score each text after the prefix, which is computed once. `name` is for errors."""
+    if not texts:
+        raise InvalidParameter(f"{name} is empty; expected at least one text", name)
+
+    def read(model: Model) -> tuple[list[int], list[list[int]]]:
+        intake = model.intake
+        if prefix.messages is not None:
+            ids = intake.chat_ids(prefix.messages, ending=prefix.ending)
+        else:
+            ids = intake.ids(prefix.prompt or "")
+        return ids, continuations(intake, ids, texts, name)
+
+    size = estimate_characters([prefix.prompt, prefix.messages, texts])
+    ids, tails = await service.off_loop(read, caller, size=size)
+    total = sum(map(len, tails)) + len(ids)
+    if total > service.bounds.request_tokens:
+        raise InvalidParameter(
+            f"prompt and {name} have {total} tokens; this server allows "
+            f"{service.bounds.request_tokens} for one request",
+            name,
+        )
+    parts = rounds(tails)
+    questions = []
+    for part in parts:
+        now = [tails[index] for index in part]
+        begin = partial(weigh, prompts=[ids] * len(now), tails=now)
+        questions.append(Question(begin, tokens_to_weigh(ids, now)))
+    found: dict[int, Score] = {}
+    for part, answer in zip(parts, await service.ask_engine(questions, caller), strict=True):
+        for index, logprobs in zip(part, answer, strict=True):
+            found[index] = as_score(logprobs, tails[index])
+    return [found[index] for index in range(len(tails))]

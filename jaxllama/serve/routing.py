@@ -1,0 +1,129 @@
+"""Routing: which dialect owns a route, and which one a client meant that found no route.
+
+Used by `app.py`. Where two dialects want `/`, our page keeps it unless the operator gave it away;
+where two want the same path, the body tells whose it is (`RequestShape.told_by`). Knows no dialect.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from jaxllama.errors import ConfigError
+from jaxllama.serve.decode import peek_names
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.endpoints import told_by
+from jaxllama.serve.guard import Handler
+from jaxllama.serve.keys import DIALECT
+
+ROOT = "/"
+
+
+@dataclass(frozen=True)
+class OwnedRoute:
+    """A route, and the dialect that it belongs to."""
+
+    dialect: Dialect
+    route: web.RouteDef
+
+
+class RouteTable:
+    """All routes of a server, with their dialects."""
+
+    def __init__(self, root_dialect: str | None = None) -> None:
+        """Make an empty table; `/` goes to `root_dialect`, None: to the page."""
+        self._root_dialect = root_dialect
+        self._routes: dict[tuple[str, str], list[OwnedRoute]] = {}
+        self._owners: dict[Any, Dialect] = {}  # handler -> dialect
+        self._default: Dialect | None = None
+
+    def add(self, dialect: Dialect, routes: Iterable[web.RouteDef]) -> None:
+        """Add the routes of a dialect; the last dialect owns paths that are like no other."""
+        for route in routes:
+            if route.path == ROOT and not has_root(dialect, self._root_dialect):
+                continue
+            self._routes.setdefault((route.method, route.path), []).append(
+                OwnedRoute(dialect, route)
+            )
+        self._default = dialect
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes to register; raises ConfigError if two dialects have the same one."""
+        found = []
+        for (method, path), owned in self._routes.items():
+            handler: Handler = owned[0].route.handler  # type: ignore[assignment]
+            if len(owned) > 1:
+                handler = share(owned)
+            self._owners[handler] = owned[0].dialect
+            found.append(web.route(method, path, handler))
+        return found
+
+    def owner(self, handler: object, path: str) -> Dialect:
+        """Return the dialect of a handler; of another one, the dialect whose paths are closest."""
+        dialect = self._owners.get(handler)
+        return dialect if dialect is not None else self._closest(path)
+
+    def _closest(self, path: str) -> Dialect:
+        assert self._default is not None
+        best, most = self._default, 0
+        parts = path.split("/")[1:]
+        for (_, route), owned in self._routes.items():
+            count = common_parts(parts, route.split("/")[1:])
+            if count > most:
+                best, most = owned[0].dialect, count
+        return best
+
+
+def has_root(dialect: Dialect, chosen: str | None) -> bool:
+    """Say whether a dialect gets the path `/`; `chosen` is the operator's choice."""
+    return dialect.name == (chosen or "page")
+
+
+def common_parts(path: list[str], route: list[str]) -> int:
+    """Count the parts at which a path and a route begin alike."""
+    count = 0
+    for given, own in zip(path, route, strict=False):
+        if not given or not (given == own or own.startswith("{")):
+            break
+        count += 1
+    return count
+
+
+def share(owned: list[OwnedRoute]) -> Handler:
+    """Make the handler of a path that several dialects have: a field of the body tells whose.
+
+    Raises ConfigError if nothing tells them apart.
+    """
+    marked: dict[str, OwnedRoute] = {}
+    rest: list[OwnedRoute] = []
+    for each in owned:
+        mark = told_by(each.route.handler)
+        if mark is None or mark in marked:
+            rest.append(each)
+        else:
+            marked[mark] = each
+    if len(rest) > 1:
+        names = " and ".join(each.dialect.name for each in rest)
+        raise ConfigError(
+            f"{names} both have the route {owned[0].route.method} {owned[0].route.path}; choose "
+            f"one of them with --dialects"
+        )
+    usual = rest[0] if rest else owned[0]
+    return SharedHandler(marked, usual).handle
+
+
+class SharedHandler:
+    """The handler of a path that several dialects have."""
+
+    def __init__(self, marked: Mapping[str, OwnedRoute], usual: OwnedRoute) -> None:
+        """Store the routes by the field that tells a body to be theirs, and the one of the rest."""
+        self._marked, self._usual = marked, usual
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Find out whose body it is and let that dialect answer."""
+        names = await peek_names(request)
+        meant = next((own for mark, own in self._marked.items() if mark in names), self._usual)
+        request[DIALECT] = meant.dialect
+        answer: web.StreamResponse = await meant.route.handler(request)  # type: ignore[operator,arg-type,misc,assignment]
+        return answer

@@ -1,0 +1,93 @@
+"""How each route that generates is asked, and what its answer and its errors look like.
+
+`test_dialects.py` runs all of them through the same tests. A new dialect is one more `Way`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.installed import open_dialects
+from jaxllama.serve.settings import Settings
+from tests.serve.conftest import events_of
+
+HI = [{"role": "user", "content": "hi"}]
+ANSWER = "A \u20ac sign, and more."
+
+Body = dict[str, Any]
+
+
+def everyone(**settings: Any) -> list[Dialect]:
+    """All installed dialects."""
+    return open_dialects(Settings(**settings))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One route that generates."""
+
+    name: str
+    path: str
+    body: Body
+    text: Callable[[Any], str]  # of a whole answer: JSON, or text if it is none
+    stream: Body | None = None  # what to add to the body for a stream; None: there are none
+    pieces: Callable[[str], list[str]] | None = None  # the texts of a stream
+    message: Callable[[Any], str] = lambda error: error["error"]["message"]
+    key: Callable[[str], Mapping[str, str]] = lambda key: {"Authorization": f"Bearer {key}"}
+    limit: Body = field(default_factory=lambda: {"max_tokens": -1})  # a value out of its bounds
+    statuses: Mapping[int, int] = field(default_factory=dict)  # the usual ones -> its own
+
+
+def read(raw: str) -> Any:
+    """The JSON of an answer, or its text if it is none."""
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw
+
+
+def deltas(raw: str) -> list[str]:
+    """The texts of a stream of OpenAI's chat."""
+    events = [event for event in events_of(raw) if event != "[DONE]"]
+    return [event["choices"][0]["delta"].get("content", "") for event in events]
+
+
+WAYS = [
+    Way(
+        "openai-chat",
+        "/v1/chat/completions",
+        {"messages": HI},
+        lambda answer: answer["choices"][0]["message"]["content"],
+        {"stream": True},
+        deltas,
+    ),
+    Way(
+        "openai-completions",
+        "/v1/completions",
+        {"prompt": "hi"},
+        lambda answer: answer["choices"][0]["text"],
+        {"stream": True},
+        lambda raw: [each["choices"][0]["text"] for each in events_of(raw) if each != "[DONE]"],
+    ),
+    Way(
+        "openai-responses",
+        "/v1/responses",
+        {"input": "hi"},
+        lambda answer: answer["output"][0]["content"][0]["text"],
+        {"stream": True},
+        lambda raw: [
+            event["delta"]
+            for event in events_of(raw)
+            if event["type"] == "response.output_text.delta"
+        ],
+        limit={"max_output_tokens": -1},
+    ),
+    Way(
+        "native-explain",
+        "/explain",
+        {"prompt": "hi", "max_tokens": 40},
+        lambda answer: answer["text"],
+    ),
+]
