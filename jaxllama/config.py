@@ -179,6 +179,18 @@ class ModelConfig:
         """Return the differences of every layer, one per layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
+    @property
+    def parameters(self) -> int:
+        """Return the number of weights in matrices; norms and biases are not counted."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        dense, experts = 3 * self.width * self.ffn_width, 0
+        mixed = [layer.sparse for layer in self.specs]
+        if self.experts is not None:
+            one = self.experts.count * self.width * (3 * self.experts.width + 1)
+            experts = sum(mixed) * (one - dense)
+        ends = self.vocab_size * self.width * (1 if self.tied else 2)
+        return ends + self.layers * (attention + dense) + experts
+
     def window_of(self, layer: LayerSpec) -> int | None:
         """Return the window of a layer; None if it attends to all positions."""
         return self.window if layer.windowed else None

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from jaxllama.bridge import Emitted, EngineThread
+from jaxllama.config import ModelConfig
 from jaxllama.confined import Confined
 from jaxllama.encoder import Encoder
 from jaxllama.engine.engine import Engine
@@ -51,6 +52,16 @@ class Model:
                 f"model and embedding model are both named {self.encoder.name!r}; requests could "
                 f"not tell them apart (rename one of the files)"
             )
+
+    @property
+    def shape(self) -> ModelConfig:
+        """Sizes of the network."""
+        return self.engine.programs.model
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self.engine.programs.weight_bytes
 
     @property
     def knobs(self) -> frozenset[str]:

@@ -37,6 +37,7 @@ class Way:
     message: Callable[[Any], str] = lambda error: error["error"]["message"]
     key: Callable[[str], Mapping[str, str]] = lambda key: {"Authorization": f"Bearer {key}"}
     limit: Body = field(default_factory=lambda: {"max_tokens": -1})  # a value out of its bounds
+    limited: str | None = None  # its name in the error, if it is not that of the field
     statuses: Mapping[int, int] = field(default_factory=dict)  # the usual ones -> its own
 
 
@@ -52,6 +53,17 @@ def deltas(raw: str) -> list[str]:
     """The texts of a stream of OpenAI's chat."""
     events = [event for event in events_of(raw) if event != "[DONE]"]
     return [event["choices"][0]["delta"].get("content", "") for event in events]
+
+
+def lines(raw: str) -> list[Any]:
+    """The lines of a stream of JSON."""
+    return [json.loads(line) for line in raw.splitlines()]
+
+
+def ollama_message(error: Any) -> str:
+    """The message of an error of Ollama."""
+    assert set(error) == {"error"}
+    return error["error"]
 
 
 WAYS = [
@@ -89,5 +101,27 @@ WAYS = [
         "/explain",
         {"prompt": "hi", "max_tokens": 40},
         lambda answer: answer["text"],
+    ),
+    Way(
+        "ollama-chat",
+        "/api/chat",
+        {"model": "scripted:latest", "messages": HI, "stream": False},
+        lambda answer: answer["message"]["content"],
+        {"stream": True},
+        lambda raw: [line["message"]["content"] for line in lines(raw)],
+        message=ollama_message,
+        limit={"options": {"num_predict": -5}},
+        limited="options.num_predict",
+    ),
+    Way(
+        "ollama-generate",
+        "/api/generate",
+        {"model": "scripted", "prompt": "hi", "stream": False},
+        lambda answer: answer["response"],
+        {"stream": None},
+        lambda raw: [line["response"] for line in lines(raw)],
+        message=ollama_message,
+        limit={"options": {"top_k": -1}},
+        limited="options.top_k",
     ),
 ]

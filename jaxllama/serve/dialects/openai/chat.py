@@ -5,7 +5,7 @@ constrain the form of an answer come from `constraints.py`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from aiohttp import web
 from msgspec import UNSET
@@ -13,9 +13,11 @@ from msgspec import UNSET
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle
 from jaxllama.messages import Ending as PromptEnding
-from jaxllama.request import Event, Finished, FinishReason, Token, Usage
+from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
+from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
 from jaxllama.serve.answering.models import check_model
+from jaxllama.serve.answering.parsed import ParsedAnswer
 from jaxllama.serve.answering.turns import as_turn, chosen_format
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
@@ -28,20 +30,18 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
     ChatMessage,
     ChunkChoice,
 )
-from jaxllama.serve.dialects.openai.logprobs import chat_logprob
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
     Counts,
     Logprobs,
-    TokenLogprob,
     TokenUsage,
 )
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
 from jaxllama.text.tokenizer import Tokenizer
-from jaxllama.text.tools import CallDelta, Piece, ToolParser
+from jaxllama.text.tools import CallDelta
 
 CHAT = Endpoint(
     "POST",
@@ -187,30 +187,17 @@ class ChatAnswer:
         self.usage: Usage | None = None
         self.ending: shapes.ChatFinish = "stop"
         self._prefix = prefix
-        self._parser = None if style is None else ToolParser(style)
-        self._only_one = body.parallel_tool_calls is False
-        self._texts: list[str] = []
-        self._calls: list[tuple[str, list[str]]] = []  # name, pieces of arguments
+        self._parsed = ParsedAnswer(style, only_one=body.parallel_tool_calls is False)
 
     def receive(self, event: Event) -> ChatDelta:
         """Add an event to the answer and return what it adds as a delta."""
-        pieces: Sequence[Piece] = [event.text] if event.text else []
-        if self._parser is not None:
-            pieces = self._parser.push(event.text)
+        pieces = self._parsed.receive(event)
         if isinstance(event, Finished):
-            if self._parser is not None:
-                pieces = [*pieces, *self._parser.flush()]
             self.usage = event.usage
-            self.ending = shapes.ending_of(event.reason)
+            has_called = self._parsed.has_called
+            self.ending = "tool_calls" if has_called else shapes.ending_of(event.reason)
         texts = [piece for piece in pieces if isinstance(piece, str)]
-        calls = [
-            self._call(piece)
-            for piece in pieces
-            if isinstance(piece, CallDelta) and not (self._only_one and piece.index)
-        ]
-        self._texts += texts
-        if self._calls and isinstance(event, Finished) and event.reason != FinishReason.LENGTH:
-            self.ending = "tool_calls"
+        calls = [self._call(piece) for piece in pieces if isinstance(piece, CallDelta)]
         return ChatDelta(
             content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
         )
@@ -218,18 +205,16 @@ class ChatAnswer:
     def message(self) -> ChatMessage:
         """Return the answer so far as a message."""
         calls = [
-            Call(CalledFunction("".join(arguments), name), id=self._id(index), type="function")
-            for index, (name, arguments) in enumerate(self._calls)
+            Call(CalledFunction(call.arguments, call.name), id=self._id(index), type="function")
+            for index, call in enumerate(self._parsed.calls)
         ]
-        text = "".join(self._texts)
+        text = self._parsed.text
         return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
 
     def _call(self, piece: CallDelta) -> Call:
-        """Store a piece of a tool call and return it as a delta."""
+        """Return a piece of a tool call as a delta."""
         if piece.name is None:
-            self._calls[piece.index][1].append(piece.arguments)
             return Call(CalledFunction(piece.arguments), index=piece.index)
-        self._calls.append((piece.name, [piece.arguments]))
         function = CalledFunction(piece.arguments, piece.name)
         return Call(function, index=piece.index, id=self._id(piece.index), type="function")
 

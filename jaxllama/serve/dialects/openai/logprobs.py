@@ -1,6 +1,6 @@
-"""Log-probabilities in OpenAI's two forms: of chats, and the older form of completions.
+"""Log-probabilities in OpenAI's older form, of completions.
 
-Used by both endpoints. Knows tokens and their bytes, no handlers.
+Knows tokens and their bytes, no handlers.
 """
 
 import codecs
@@ -8,7 +8,7 @@ import codecs
 import msgspec
 
 from jaxllama.request import TokenLogprobs
-from jaxllama.serve.dialects.openai.shapes import Alternative, TokenLogprob
+from jaxllama.serve.answering.logprobs import token_text
 from jaxllama.text.tokenizer import Tokenizer
 
 
@@ -26,29 +26,6 @@ class OldLogprobs(msgspec.Struct):
         self.token_logprobs += more.token_logprobs
         self.top_logprobs += more.top_logprobs
         self.text_offset += more.text_offset
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token as text; a part of a character becomes U+FFFD."""
-    return tokenizer.piece(token, special=True).decode("utf-8", "replace")
-
-
-def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
-    """Convert the log-probabilities of one token to the form of chats."""
-
-    def entry(id_: int, value: float) -> Alternative:
-        raw = tokenizer.piece(id_, special=True)
-        return Alternative(raw.decode("utf-8", "replace"), value, list(raw))
-
-    own = entry(token, found.logprob)
-    return TokenLogprob(
-        token=own.token,
-        logprob=own.logprob,
-        bytes=own.bytes,
-        top_logprobs=[entry(id_, value) for id_, value in found.top],
-        sampled_logprob=found.sampled,
-        top_sampled_logprobs=[entry(id_, value) for id_, value in found.top_sampled],
-    )
 
 
 class LogprobsWriter:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.request import FinishReason, Usage
+from jaxllama.serve.answering.logprobs import TokenLogprob
 from jaxllama.serve.answering.models import ModelBody
 
 
@@ -46,22 +47,6 @@ class TokenUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Details | UnsetType = UNSET
-
-
-class Alternative(msgspec.Struct):
-    """A token that could have been drawn, with its log-probability."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(Alternative):
-    """A token and the likeliest alternatives: under the model, and as it was sampled."""
-
-    top_logprobs: list[Alternative]
-    sampled_logprob: float
-    top_sampled_logprobs: list[Alternative]
 
 
 class Logprobs(msgspec.Struct):

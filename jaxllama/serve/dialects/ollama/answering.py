@@ -1,0 +1,324 @@
+"""`/api/chat` and `/api/generate`: answers to conversations and prompts.
+
+Part of the Ollama dialect. Streams unless the client says `"stream": false`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from aiohttp import web
+from msgspec import UNSET
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.formats import CallStyle
+from jaxllama.request import Event, Finished, FinishReason, Token
+from jaxllama.serve.answering.constraints import as_tool
+from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
+from jaxllama.serve.answering.nested import read_options
+from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.turns import chosen_format
+from jaxllama.serve.answering.writing import write_answer
+from jaxllama.serve.dialects.ollama.shapes import (
+    LOADING_OPTIONS,
+    AnswerBody,
+    OllamaCall,
+    OllamaCalledFunction,
+    OllamaChatBody,
+    OllamaChatted,
+    OllamaGenerateBody,
+    OllamaGenerated,
+    OllamaMessage,
+    OllamaTurn,
+    check_name,
+    form_of,
+    now,
+    timings_of,
+)
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER
+from jaxllama.serve.wire import JSON_LINES, one_json
+from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service.answers import Answers
+from jaxllama.service.asking import estimate_characters
+from jaxllama.text.tokenizer import Tokenizer
+
+CHAT = Endpoint(
+    "POST",
+    "/api/chat",
+    "Answer a conversation, in Ollama's form",
+    body=OllamaChatBody,
+    answer=OllamaChatted,
+    events=(OllamaChatted,),
+    framing=JSON_LINES,
+    any_type=True,
+)
+GENERATE = Endpoint(
+    "POST",
+    "/api/generate",
+    "Answer a prompt, in Ollama's form",
+    body=OllamaGenerateBody,
+    answer=OllamaGenerated,
+    events=(OllamaGenerated,),
+    framing=JSON_LINES,
+    any_type=True,
+)
+
+
+async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
+    """Answer a conversation; without messages, say that the model is loaded."""
+    body, _ = await CHAT.read(request, service, OllamaChatBody)
+    model = service.model
+    name = check_name(body.model, model)
+    if not body.messages:
+        message = OllamaMessage("assistant", "")
+        loaded = OllamaChatted(
+            model=name, created_at=now(), message=message, done=True, done_reason="load"
+        )
+        return one_json(loaded)
+    knobs, names = knobs_of(request, model, body)
+    messages = [as_message(turn, index) for index, turn in enumerate(body.messages)]
+    tools = [as_tool(tool) for tool in body.tools or ()]
+    format_ = chosen_format(request, model, None, messages, tools)
+    style = model.intake.with_format(format_).format.calls if tools else None
+    ask = Ask(messages=messages, knobs=knobs, tools=tools, format=format_, names=names)
+
+    def form(answers: Answers) -> OllamaChatForm:
+        return OllamaChatForm(name, model.intake.tokenizer, answers, style)
+
+    streams = body.stream is not False
+    return await write_answer(request, service, ask, form, stream=streams, framing=JSON_LINES)
+
+
+async def generate(request: web.Request, service: GenerationService) -> web.StreamResponse:
+    """Answer a prompt; without one, say that the model is loaded."""
+    body, _ = await GENERATE.read(request, service, OllamaGenerateBody)
+    model = service.model
+    name = check_name(body.model, model)
+    if not body.prompt:
+        loaded = OllamaGenerated(
+            model=name, created_at=now(), response="", done=True, done_reason="load"
+        )
+        return one_json(loaded)
+    knobs, names = knobs_of(request, model, body)
+    if body.raw:
+        if body.system or body.context:
+            raise InvalidParameter(
+                "raw sends the prompt as it is; remove system and context", "raw"
+            )
+        ask = Ask(prompts=[body.prompt], knobs=knobs, names=names)
+    elif body.context:
+        ask = Ask(prompts=[await continued(request, service, body)], names=names, knobs=knobs)
+    else:
+        ask = Ask(messages=messages_of(body), knobs=knobs, names=names)
+
+    def form(answers: Answers) -> GenerateForm:
+        return GenerateForm(name, model.intake.tokenizer, answers, has_context=not body.raw)
+
+    streams = body.stream is not False
+    return await write_answer(request, service, ask, form, stream=streams, framing=JSON_LINES)
+
+
+def messages_of(body: OllamaGenerateBody) -> list[dict[str, Any]]:
+    """Return the conversation of a prompt and a system message."""
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    return [*system, {"role": "user", "content": body.prompt}]
+
+
+async def continued(
+    request: web.Request, service: GenerationService, body: OllamaGenerateBody
+) -> list[int]:
+    """Return the tokens of an earlier `context` and of the new prompt after it."""
+    past, messages = body.context or [], messages_of(body)
+
+    def read(model: Model) -> list[int]:
+        return [*model.intake.ids(past), *model.intake.chat_ids(messages)]
+
+    size = len(past) + estimate_characters(messages)
+    return await service.off_loop(read, request[CALLER], size=size)
+
+
+def knobs_of(
+    request: web.Request, model: Model, body: AnswerBody
+) -> tuple[dict[str, object], Mapping[str, str]]:
+    """Return the knobs of a body, and the client's name of each."""
+    options, names = read_options(
+        request, body.options or {}, model.knobs, unheeded=LOADING_OPTIONS
+    )
+    if is_random(options.get("seed")):
+        del options["seed"]
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
+    if body.logprobs:
+        options["logprobs"] = body.top_logprobs or 0
+    form = form_of(body)
+    return form.merge(options), {**names, **form.names}
+
+
+def is_random(seed: object) -> bool:
+    """Say whether a seed asks for a random one: a negative number."""
+    return isinstance(seed, int) and seed < 0
+
+
+def as_message(turn: OllamaTurn, index: int) -> dict[str, Any]:
+    """Convert a message to the intake's form."""
+    if turn.images:
+        raise InvalidParameter(
+            f"messages[{index}].images is not supported: this model reads text only",
+            f"messages[{index}].images",
+        )
+    fields: dict[str, Any] = {"role": turn.role, "content": turn.content or ""}
+    if turn.tool_calls:
+        fields["tool_calls"] = [
+            {
+                "id": call.id or "",
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in turn.tool_calls
+        ]
+    if turn.tool_name:
+        fields["name"] = turn.tool_name
+    if turn.tool_call_id:
+        fields["tool_call_id"] = turn.tool_call_id
+    return fields
+
+
+class GenerateForm:
+    """Converts the events of an answer to Ollama's lines, or to one response."""
+
+    says_done = False
+
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, answers: Answers, *, has_context: bool
+    ) -> None:
+        self._name, self._tokenizer = name, tokenizer
+        self._tokens = list(answers.requests[0].prompt) if has_context else None
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._end: Finished | None = None
+
+    def begin(self) -> Sequence[Any]:
+        """Return no lines: the first has text."""
+        return ()
+
+    def take(self, index: int, event: Event) -> Iterator[OllamaGenerated]:
+        """Collect an event, and yield its lines."""
+        del index
+        found = logprobs_of(self._tokenizer, event)
+        self._logprobs += found
+        if isinstance(event, Token) and self._tokens is not None:
+            self._tokens.append(event.token)
+        if event.text:
+            self._texts.append(event.text)
+        if event.text or found:
+            yield self._line(event.text, found)
+        if isinstance(event, Finished):
+            self._end = event
+
+    def end(self) -> Iterator[OllamaGenerated]:
+        """Yield the last line."""
+        yield self._last("", [])
+
+    def whole(self) -> OllamaGenerated:
+        """Return the whole answer."""
+        return self._last("".join(self._texts), self._logprobs)
+
+    def _line(self, text: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
+        return OllamaGenerated(
+            model=self._name,
+            created_at=now(),
+            response=text,
+            done=False,
+            logprobs=logprobs or None,
+        )
+
+    def _last(self, text: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
+        return OllamaGenerated(
+            model=self._name,
+            created_at=now(),
+            response=text,
+            done=True,
+            context=self._tokens,
+            logprobs=logprobs or None,
+            **timings_of_end(self._end),
+        )
+
+
+class OllamaChatForm:
+    """Converts the events of an answer to Ollama's messages, or to one response."""
+
+    says_done = False
+
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, answers: Answers, style: CallStyle | None
+    ) -> None:
+        self._name, self._tokenizer = name, tokenizer
+        self._id = f"call_{answers.caller.id}"
+        self._parsed = ParsedAnswer(style)
+        self._logprobs: list[TokenLogprob] = []
+
+    def begin(self) -> Sequence[Any]:
+        """Return no lines: the first has text."""
+        return ()
+
+    def take(self, index: int, event: Event) -> Iterator[OllamaChatted]:
+        """Collect an event, and yield the line with its text."""
+        del index
+        pieces = self._parsed.receive(event)
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        found = logprobs_of(self._tokenizer, event)
+        self._logprobs += found
+        if text or found:
+            yield self._line(OllamaMessage("assistant", text), found)
+
+    def end(self) -> Iterator[OllamaChatted]:
+        """Yield the calls, which are sent whole, and the last line."""
+        if self._parsed.calls:
+            yield self._line(OllamaMessage("assistant", "", self._calls()), [])
+        yield self._last(OllamaMessage("assistant", ""), [])
+
+    def whole(self) -> OllamaChatted:
+        """Return the whole answer."""
+        calls = self._calls() if self._parsed.calls else UNSET
+        message = OllamaMessage("assistant", self._parsed.text, calls)
+        return self._last(message, self._logprobs)
+
+    def _calls(self) -> list[OllamaCall]:
+        return [
+            OllamaCall(
+                f"{self._id}_{index}", OllamaCalledFunction(index, call.name, call.as_object())
+            )
+            for index, call in enumerate(self._parsed.calls)
+        ]
+
+    def _line(self, message: OllamaMessage, logprobs: list[TokenLogprob]) -> OllamaChatted:
+        return OllamaChatted(
+            model=self._name,
+            created_at=now(),
+            message=message,
+            done=False,
+            logprobs=logprobs or None,
+        )
+
+    def _last(self, message: OllamaMessage, logprobs: list[TokenLogprob]) -> OllamaChatted:
+        return OllamaChatted(
+            model=self._name,
+            created_at=now(),
+            message=message,
+            done=True,
+            logprobs=logprobs or None,
+            **timings_of_end(self._parsed.end),
+        )
+
+
+def logprobs_of(tokenizer: Tokenizer, event: Event) -> list[TokenLogprob]:
+    """Return the log-probabilities of an event, [] if it has none."""
+    if isinstance(event, Finished) or event.logprobs is None:
+        return []
+    return [chat_logprob(tokenizer, event.token, event.logprobs)]
+
+
+def timings_of_end(end: Finished | None) -> dict[str, Any]:
+    """Return the durations and counts of an answer that is over."""
+    if end is None:
+        return {}
+    return timings_of(end.usage, is_cut=end.reason is FinishReason.LENGTH)

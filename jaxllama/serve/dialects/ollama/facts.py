@@ -1,0 +1,258 @@
+"""`/api/tags`, `/api/show`, `/api/ps`, `/api/pull` and `/api/version`: facts about the model.
+
+Part of the Ollama dialect. A server has one model, which is loaded as long as it runs; pulling
+another one is refused, because this server could not serve it.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.errors import HttpError
+from jaxllama.serve.dialects.ollama.shapes import LATEST, check_name
+from jaxllama.serve.endpoints import Endpoint, RequestShape
+from jaxllama.serve.keys import CALLER
+from jaxllama.serve.wire import JSON_LINES, Stream, one_json
+from jaxllama.service import GenerationService, Model
+
+API_VERSION = "0.12.6"  # of the Ollama whose API this is: clients ask for a lowest one
+FOREVER = "2318-01-01T00:00:00Z"  # as Ollama says of a model that it never unloads
+MILLION, BILLION = 10**6, 10**9
+
+
+class ModelDetails(msgspec.Struct):
+    """What kind of model it is."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class TaggedModel(msgspec.Struct):
+    """A model that can be used."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: ModelDetails
+
+
+class TaggedModels(msgspec.Struct):
+    """All models that can be used."""
+
+    models: list[TaggedModel]
+
+
+class RunningModel(msgspec.Struct):
+    """A model that is loaded."""
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: ModelDetails
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class RunningModels(msgspec.Struct):
+    """All models that are loaded."""
+
+    models: list[RunningModel]
+
+
+class ShowBody(RequestShape, kw_only=True):
+    """The model to describe; `name` is the older name of the field."""
+
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None  # adds the vocabulary to model_info
+
+
+class ShownModel(msgspec.Struct):
+    """Description of a model."""
+
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetails
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+    license: str = ""
+
+
+class PullBody(RequestShape, kw_only=True):
+    """The model to fetch; `name` is the older name of the field."""
+
+    model: str | None = None
+    name: str | None = None
+    insecure: bool | None = None  # of no effect where nothing is fetched
+    stream: bool | None = None  # None: true
+
+
+class PullProgress(msgspec.Struct):
+    """One line of the progress."""
+
+    status: str
+
+
+class VersionAnswer(msgspec.Struct):
+    """The version of the API."""
+
+    version: str
+
+
+TAGS = Endpoint("GET", "/api/tags", "List the models, in Ollama's form", answer=TaggedModels)
+PS = Endpoint("GET", "/api/ps", "List the loaded models, in Ollama's form", answer=RunningModels)
+SHOW = Endpoint(
+    "POST",
+    "/api/show",
+    "Describe a model, in Ollama's form",
+    body=ShowBody,
+    answer=ShownModel,
+    any_type=True,
+)
+PULL = Endpoint(
+    "POST",
+    "/api/pull",
+    "Make sure that a model is here, in Ollama's form",
+    body=PullBody,
+    answer=PullProgress,
+    events=(PullProgress,),
+    framing=JSON_LINES,
+    any_type=True,
+)
+VERSION = Endpoint(
+    "GET", "/api/version", "The version of Ollama whose API this is", answer=VersionAnswer
+)
+
+
+async def tags(request: web.Request, service: GenerationService) -> web.Response:
+    """Answer with the served model, and the encoder beside it."""
+    del request
+    model = service.model
+    names = [model.name, *([model.encoder.name] if model.encoder is not None else [])]
+    return one_json(TaggedModels([tagged(model, name) for name in names]))
+
+
+async def ps(request: web.Request, service: GenerationService) -> web.Response:
+    """Answer with the served model, which is always loaded."""
+    del request
+    model = service.model
+    one = tagged(model, model.name)
+    running = RunningModel(
+        name=one.name,
+        model=one.model,
+        size=one.size,
+        digest=one.digest,
+        details=one.details,
+        expires_at=FOREVER,
+        size_vram=0,
+        context_length=model.engine.config.context,
+    )
+    return one_json(RunningModels([running]))
+
+
+async def show(request: web.Request, service: GenerationService) -> web.Response:
+    """Answer with the description of a model."""
+    body, _ = await SHOW.read(request, service, ShowBody)
+    model = service.model
+    check_name(asked_of(body.model, body.name), model)
+    verbose = bool(body.verbose)
+    return one_json(await service.off_loop(lambda each: describe(each, verbose), request[CALLER]))
+
+
+async def pull(request: web.Request, service: GenerationService) -> web.StreamResponse:
+    """Answer with the progress of fetching a model: the served one is here already."""
+    body, _ = await PULL.read(request, service, PullBody)
+    check_name(asked_of(body.model, body.name), service.model)
+    steps = [PullProgress(each) for each in ("pulling manifest", "verifying", "success")]
+    if body.stream is False:
+        return one_json(steps[-1])
+    async with Stream(request, JSON_LINES) as lines:
+        await lines.finish(steps)
+    return lines.response
+
+
+async def tell_version(request: web.Request, service: GenerationService) -> web.Response:
+    """Answer with the version of the API."""
+    del request, service
+    return one_json(VersionAnswer(API_VERSION))
+
+
+def asked_of(model: str | None, name: str | None) -> str:
+    """Return the name of the model in a body; refuse a body without one."""
+    asked = model or name
+    if not asked:
+        raise HttpError("model is required", 400, "model_required")
+    return asked
+
+
+def tagged(model: Model, name: str) -> TaggedModel:
+    """Describe the model, or the encoder, under a name."""
+    encoder = model.encoder if model.encoder is not None and model.encoder.name == name else None
+    loaded = model.loaded if encoder is None else encoder.loaded
+    return TaggedModel(
+        name=f"{name}{LATEST}",
+        model=f"{name}{LATEST}",
+        modified_at=f"{datetime.fromtimestamp(loaded, UTC).replace(tzinfo=None).isoformat()}Z",
+        size=model.weight_bytes if encoder is None else 0,
+        digest=hashlib.sha256(name.encode()).hexdigest(),  # of the name: files are not digested
+        details=details_of(model) if encoder is None else encoder_details(),
+    )
+
+
+def details_of(model: Model) -> ModelDetails:
+    """Describe what kind of model is served."""
+    count = model.shape.parameters
+    size = f"{count / BILLION:.1f}B" if count >= BILLION else f"{count / MILLION:.2f}M"
+    return ModelDetails("", "jaxllama", "llama", ["llama"], size, "unknown")
+
+
+def encoder_details() -> ModelDetails:
+    """Describe what kind of model an encoder is."""
+    return ModelDetails("", "jaxllama", "bert", ["bert"], "unknown", "unknown")
+
+
+def describe(model: Model, verbose: bool) -> ShownModel:
+    """Describe the served model."""
+    text, intake, shape = model.intake.tokenizer.text, model.intake, model.shape
+    defaults = intake.defaults
+    parameters = "\n".join(f"{name} {json.dumps(value)}" for name, value in defaults.items())
+    tools = intake.with_format(intake.format_for(None, [], [{}])).format.calls is not None
+    info: dict[str, Any] = {
+        "general.architecture": "llama",
+        "general.parameter_count": shape.parameters,
+        "general.name": model.name,
+        "llama.context_length": model.engine.config.context,
+        "llama.embedding_length": shape.width,
+        "llama.block_count": shape.layers,
+        "llama.attention.head_count": shape.heads,
+        "llama.attention.head_count_kv": shape.kv_heads,
+        "llama.vocab_size": intake.tokenizer.vocab_size,
+    }
+    if verbose:
+        pieces = range(intake.tokenizer.vocab_size)
+        info["tokenizer.ggml.tokens"] = [
+            intake.tokenizer.piece(id_, special=True).decode("utf-8", "replace") for id_ in pieces
+        ]
+    return ShownModel(
+        modelfile=f"FROM {model.name}\n",
+        parameters=parameters,
+        template=text.template or "",
+        details=details_of(model),
+        model_info=info,
+        capabilities=["completion", "embedding", *(["tools"] if tools else [])],
+        modified_at=tagged(model, model.name).modified_at,
+    )
