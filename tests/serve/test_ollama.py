@@ -1,4 +1,4 @@
-"""The Ollama dialect: lines as Ollama writes them, driven by its own client where it is installed."""
+"""The Ollama dialect: lines, counts, calls and facts in Ollama's form."""
 
 import pytest
 
@@ -185,6 +185,23 @@ def test_the_served_model_is_listed_shown_loaded_and_here():
             for path in ("/api/show", "/api/pull", "/api/generate"):
                 wrong = await post(live, path, {"model": "llama3.2"}, 404)
                 assert wrong["error"].startswith("model 'llama3.2' not found")
+
+    scenario(body)
+
+
+def test_texts_become_vectors():
+    async def body():
+        async with serving() as live:
+            asked = {"model": MODEL, "input": ["one", "two " * 2000]}
+            found = await post(live, "/api/embed", asked)
+            assert len(found["embeddings"]) == 2 and found["prompt_eval_count"] > 3
+            old = await post(live, "/api/embeddings", {"model": MODEL, "prompt": "one"})
+            assert old["embedding"] == found["embeddings"][0]
+            assert (await post(live, "/api/embed", {"model": MODEL}))["embeddings"] == []
+            wrong = await post(live, "/api/embed", asked | {"truncate": False}, 400)
+            assert "context" in wrong["error"]
+            wrong = await post(live, "/api/embed", asked | {"dimensions": 2}, 400)
+            assert "dimensions" in wrong["error"]
 
     scenario(body)
 
