@@ -14,7 +14,7 @@ from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
 from jaxllama.constraints.wanted import read_form, schema_text
 from jaxllama.engine.choosing.bank import SamplerBank
-from jaxllama.errors import InvalidParameter
+from jaxllama.errors import InvalidParameter, PromptTooLong
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import (
@@ -95,10 +95,16 @@ class Intake:
             return name
         return self._tool_format
 
-    def completion(self, prompt: Prompt, knobs: Mapping[str, object]) -> PreparedRequest:
-        """Prepare a request that continues a prompt."""
+    def completion(
+        self, prompt: Prompt, knobs: Mapping[str, object], *, total: int | None = None
+    ) -> PreparedRequest:
+        """Prepare a request that continues a prompt.
+
+        With `total`, the answer is cut so that prompt and answer have at most that many tokens.
+        """
         # The answer continues a text, so a leading space is part of the answer.
-        return self._prepare(self.ids(prompt), knobs, (), start=False, other=self.ids)
+        ids = self.ids(prompt)
+        return self._prepare(ids, knobs, (), start=False, other=self.ids, total=total)
 
     def chat(
         self,
@@ -107,15 +113,20 @@ class Intake:
         *,
         tools: Sequence[Tool] = (),
         ending: Ending = Ending.ANSWER,
+        total: int | None = None,
     ) -> PreparedRequest:
-        """Prepare a request that answers a conversation, or continues its last message."""
+        """Prepare a request that answers a conversation, or continues its last message.
+
+        With `total`, the answer is cut so that prompt and answer have at most that many tokens.
+        """
         ids = self.chat_ids(messages, tools=tools, ending=ending)
         start = ending is not Ending.LAST
 
         def other(system: str) -> list[int]:
             return self.chat_ids(with_system(messages, system), tools=tools, ending=ending)
 
-        return self._prepare(ids, knobs, self.format.stop, start=start, other=other)
+        stop = self.format.stop
+        return self._prepare(ids, knobs, stop, start=start, other=other, total=total)
 
     @property
     def most(self) -> int:
@@ -183,6 +194,7 @@ class Intake:
         *,
         start: bool,
         other: Callable[[str], list[int]],
+        total: int | None,
     ) -> PreparedRequest:
         """Check all knobs and build the request and its text tail.
 
@@ -198,6 +210,8 @@ class Intake:
         asked: int | None = core["max_tokens"]  # type: ignore[assignment]
         contrast = self._contrast(given, core, other)
         longest = max(len(ids), 0 if contrast is None else len(contrast.prompt))
+        if total is not None:
+            asked = cut_answer(asked, longest, min(total, self.engine.context))
         self.engine.check_length(longest, asked or 0)
         stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
         seed = core["seed"]
@@ -300,6 +314,15 @@ class Intake:
             return [list(item)]
         written = [self.tokenizer.encode(text, begin=False) for text in (item, f" {item}")]
         return written if written[0] != written[1] else written[:1]
+
+
+def cut_answer(asked: int | None, prompt: int, total: int) -> int:
+    """Return the tokens of an answer that fits into `total` with its prompt."""
+    if prompt >= total:
+        raise PromptTooLong(
+            f"the prompt has {prompt} tokens; prompt and answer together may have {total}"
+        )
+    return total - prompt if asked is None else min(asked, total - prompt)
 
 
 def is_single_prompt(prompt: object) -> bool:

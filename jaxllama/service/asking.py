@@ -31,6 +31,8 @@ class Ask:
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
     format: str | None = None  # prompt format; None: the model's own
+    # Most tokens of prompt and answer together: a longer answer is cut, not refused.
+    total: int | None = None
     # Knob -> name of the field that the client used for it.
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,9 +90,15 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
     try:
         if ask.messages is not None:
             speaking = intake.with_format(ask.format)
-            firsts = [speaking.chat(ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending)]
+            firsts = [
+                speaking.chat(
+                    ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending, total=ask.total
+                )
+            ]
         else:
-            firsts = [intake.completion(prompt, ask.knobs) for prompt in ask.prompts]
+            firsts = [
+                intake.completion(prompt, ask.knobs, total=ask.total) for prompt in ask.prompts
+            ]
     except InvalidParameter as error:
         raise renamed(error, ask.names) from error
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]

@@ -66,6 +66,12 @@ def ollama_message(error: Any) -> str:
     return error["error"]
 
 
+def anthropic_message(error: Any) -> str:
+    """The message of an error of Anthropic."""
+    assert error["type"] == "error" and error["error"]["type"].endswith(("_error", "_large"))
+    return error["error"]["message"]
+
+
 WAYS = [
     Way(
         "openai-chat",
@@ -123,5 +129,19 @@ WAYS = [
         message=ollama_message,
         limit={"options": {"top_k": -1}},
         limited="options.top_k",
+    ),
+    Way(
+        "anthropic-messages",
+        "/v1/messages",
+        {"model": "scripted", "max_tokens": 100, "messages": HI},
+        lambda answer: answer["content"][0]["text"],
+        {"stream": True},
+        lambda raw: [
+            event["delta"]["text"]
+            for event in events_of(raw)
+            if event["type"] == "content_block_delta"
+        ],
+        key=lambda key: {"X-Api-Key": key},
+        message=anthropic_message,
     ),
 ]

@@ -80,7 +80,14 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     tools = [as_tool(tool) for tool in body.tools or ()]
     format_ = chosen_format(request, model, None, messages, tools)
     style = model.intake.with_format(format_).format.calls if tools else None
-    ask = Ask(messages=messages, knobs=knobs, tools=tools, format=format_, names=names)
+    ask = Ask(
+        messages=messages,
+        knobs=knobs,
+        tools=tools,
+        format=format_,
+        names=names,
+        total=model.engine.config.context,
+    )
 
     def form(answers: Answers) -> OllamaChatForm:
         return OllamaChatForm(name, model.intake.tokenizer, answers, style)
@@ -100,16 +107,18 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
         )
         return one_json(loaded)
     knobs, names = knobs_of(request, model, body)
+    total = model.engine.config.context
     if body.raw:
         if body.system or body.context:
             raise InvalidParameter(
                 "raw sends the prompt as it is; remove system and context", "raw"
             )
-        ask = Ask(prompts=[body.prompt], knobs=knobs, names=names)
+        ask = Ask(prompts=[body.prompt], knobs=knobs, names=names, total=total)
     elif body.context:
-        ask = Ask(prompts=[await continued(request, service, body)], names=names, knobs=knobs)
+        past = await continued(request, service, body)
+        ask = Ask(prompts=[past], names=names, knobs=knobs, total=total)
     else:
-        ask = Ask(messages=messages_of(body), knobs=knobs, names=names)
+        ask = Ask(messages=messages_of(body), knobs=knobs, names=names, total=total)
 
     def form(answers: Answers) -> GenerateForm:
         return GenerateForm(name, model.intake.tokenizer, answers, has_context=not body.raw)

@@ -1,0 +1,137 @@
+"""Conversion of Anthropic's conversations and tools to the forms of the intake.
+
+A message of blocks becomes several: results of tools have a role of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.messages import Ending
+from jaxllama.serve.answering.constraints import (
+    Function,
+    NamedFunction,
+    NamedTool,
+    ToolChoice,
+    ToolDefinition,
+)
+from jaxllama.serve.dialects.anthropic.shapes import (
+    Block,
+    ConversationParams,
+    CustomTool,
+    DocumentBlock,
+    ImageBlock,
+    MessageParam,
+    TextBlock,
+    ToolChoiceParam,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+
+Json = dict[str, Any]
+
+
+def messages_of(body: ConversationParams) -> list[Json]:
+    """Return the conversation, the system prompt first."""
+    system = text_of(body.system or "", "system")
+    found: list[Json] = [{"role": "system", "content": system}] if system else []
+    for index, message in enumerate(body.messages):
+        found += turns_of(message, f"messages[{index}]")
+    return found
+
+
+def ending_of(body: ConversationParams) -> Ending:
+    """Return how the prompt ends: an assistant's message at the end is continued."""
+    if body.messages and body.messages[-1].role == "assistant":
+        return Ending.LAST
+    return Ending.ANSWER
+
+
+def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
+    """Yield the messages that a message stands for: results of tools, then the rest."""
+    if isinstance(message.content, str):
+        yield {"role": message.role, "content": message.content}
+        return
+    texts: list[str] = []
+    calls: list[Json] = []
+    for index, block in enumerate(message.content):
+        place = f"{where}.content[{index}]"
+        if isinstance(block, ToolResultBlock):
+            yield result_of(block, place)
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": block.input}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        else:
+            texts += readable(block, place)
+    if texts or calls:
+        turn: Json = {"role": message.role, "content": "\n\n".join(texts)}
+        yield turn | ({"tool_calls": calls} if calls else {})
+
+
+def result_of(block: ToolResultBlock, where: str) -> Json:
+    """Return the message of a tool's result."""
+    text = text_of(block.content or "", f"{where}.content")
+    content = f"Error: {text}" if block.is_error else text
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+
+
+def text_of(content: str | Sequence[Block], where: str) -> str:
+    """Return a text, or the texts of blocks with an empty line between them."""
+    if isinstance(content, str):
+        return content
+    parts = [readable(block, f"{where}[{index}]") for index, block in enumerate(content)]
+    return "\n\n".join(text for part in parts for text in part)
+
+
+def readable(block: Block, where: str) -> list[str]:
+    """Return the texts of a block; [] for thinking of earlier answers; refuse images."""
+    match block:
+        case TextBlock():
+            return [block.text]
+        case ImageBlock():
+            raise InvalidParameter(f"{where} is an image; this model reads text only", where)
+        case DocumentBlock():
+            if block.source.type != "text" or block.source.data is None:
+                raise InvalidParameter(
+                    f"{where} is a document of type {block.source.type[:100]!r}; this model reads "
+                    f"text only: send a source of type text",
+                    where,
+                )
+            heads = [each for each in (block.title, block.context) if each]
+            return ["\n".join([*heads, block.source.data])]
+        case _:
+            return []
+
+
+def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
+    """Convert tools to the common form; refuse those that a server would run."""
+    found = []
+    for index, tool in enumerate(tools):
+        if tool.type not in (None, "custom"):
+            raise InvalidParameter(
+                f"tools[{index}].type is {tool.type!r}; this server runs no tools itself: send "
+                f"tools of type custom, with an input_schema",
+                f"tools[{index}].type",
+            )
+        schema = tool.input_schema
+        found.append(
+            ToolDefinition(Function(tool.name, tool.description, schema, strict=tool.strict))
+        )
+    return found
+
+
+def choice_of(choice: ToolChoiceParam | None) -> ToolChoice | None:
+    """Convert a tool choice to the common form."""
+    if choice is None:
+        return None
+    match choice.type:
+        case "any":
+            return "required"
+        case "tool":
+            if choice.name is None:
+                raise InvalidParameter(
+                    "tool_choice.name is missing; name the tool to call", "tool_choice.name"
+                )
+            return NamedTool(NamedFunction(choice.name))
+        case "auto" | "none":
+            return choice.type
