@@ -64,6 +64,8 @@ FRONT: dict[str, Limit] = {
     "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
     "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
     "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
+    "queries": Limit(str, (), help="queries of one batch", many=True, most=4096),
+    "valid_responses": Limit(str, (), help="responses to choose from", many=True, most=20),
     "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),
     "sentence": Limit(str, None, help="a text for an encoder", longest=128 << 10),
     "dimensions": Limit(int, None, 1, 65536, "numbers of each vector to keep (encoders only)"),

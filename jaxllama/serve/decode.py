@@ -171,6 +171,8 @@ def convert(
     if strict and unknown is not None:
         raise unknown_field(unknown[:100], [*own, *knobs])
     ignored = [] if strict else drop_unknown(rest, shape)
+    named = zip(shape.__struct_fields__, shape.__struct_encode_fields__, strict=True)
+    aliased |= {field: name for field, name in named if field != name}
     try:
         return Decoded(msgspec.convert(rest, shape), given, ignored, aliased)
     except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ not know HTTP.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -24,6 +24,7 @@ from jaxllama.errors import (
     EngineStopped,
     JaxLlamaError,
     NotReady,
+    QueueFull,
     TimedOut,
 )
 from jaxllama.intake import PreparedRequest
@@ -66,6 +67,8 @@ SECONDS_PER_CHECK = 1.0  # between two checks of the engine's pulse
 PREPARED_PER_WAITING = (
     4  # requests that may wait for preparation, per request that may wait for the engine
 )
+AHEAD = 2  # answers of one large request that are under way at a time, per slot
+SECONDS_PER_TRY = 0.1  # until a large request tries again to put more into a full queue
 GOODBYE_SECONDS = 2.0  # to send clients the error that the server shuts down
 
 
@@ -213,6 +216,37 @@ class GenerationService:
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
         """Queue the requests of `ask` and yield the `Answers`; cancel unfinished ones on exit."""
+        async with self._opened(caller) as answers:
+            self._check_state()
+            ready = await self._prepare(answers, ask)
+            answers.expect(len(ready))
+            self._admit(answers, ready)
+            yield answers
+
+    @asynccontextmanager
+    async def open_many(self, asks: Sequence[Ask], caller: Caller) -> AsyncIterator[Answers]:
+        """Yield the `Answers` to many tasks of one client; cancel unfinished ones on exit.
+
+        The queue takes them piece by piece, so that their number is not bounded by its length: at
+        most twice as many as there are slots are in the queue or in the engine at a time. Answers
+        are numbered in the order of the tasks.
+        """
+        async with self._opened(caller) as answers:
+            self._check_state()
+            answers.expect(sum(map(count_choices, asks)))
+            rest = iter(asks)
+            for first in rest:
+                self._admit(answers, await self._prepare(answers, first))
+                break
+            feeding = asyncio.create_task(self._feed(answers, rest))
+            try:
+                yield answers
+            finally:
+                feeding.cancel()
+
+    @asynccontextmanager
+    async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
+        """Yield the empty `Answers` of a request; at its end, cancel and log it."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
@@ -223,7 +257,6 @@ class GenerationService:
         self._idle.clear()
         reason = "left"
         try:
-            self._admit(answers, await self._prepare(answers, ask))
             yield answers
             reason = "done"
         except JaxLlamaError as error:
@@ -292,7 +325,7 @@ class GenerationService:
 
     async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
         """Return the checked requests of `ask`; raises QueueFull before any work is done."""
-        self._check_state()
+        self._check_state(answers.caller)
         count = count_choices(ask)
         self._dispatch.check(answers.caller.client, self._preparing + count)
         self._preparing += count
@@ -313,12 +346,33 @@ class GenerationService:
         check_cost(ready, self.bounds.request_tokens)
         choices = [
             AnswerChoice(answers, index, request, tail)
-            for index, (request, tail) in enumerate(ready)
+            for index, (request, tail) in enumerate(ready, len(answers.choices))
         ]
         client = answers.caller.client
         self._dispatch.check(client, len(choices), sum(choice.size for choice in choices))
-        answers.expect(choices)
+        answers.add(choices)
         self._dispatch.push(client, choices)
+
+    async def _feed(self, answers: Answers, asks: Iterator[Ask]) -> None:
+        """Queue the tasks of a request one after the other, as its earlier ones end."""
+        most = AHEAD * self.model.engine.config.slots
+        try:
+            for ask in asks:
+                while answers.running >= most:
+                    answers.freed.clear()
+                    await answers.freed.wait()
+                await self._admit_patiently(answers, ask)
+        except JaxLlamaError as error:
+            answers.fail(error)
+
+    async def _admit_patiently(self, answers: Answers, ask: Ask) -> None:
+        """Queue the requests of `ask`; while the queue is full, wait and try again."""
+        while True:
+            try:
+                self._admit(answers, await self._prepare(answers, ask))
+                return
+            except QueueFull:
+                await asyncio.sleep(SECONDS_PER_TRY)
 
     def _settle(self, answers: Answers) -> None:
         """Log a request and count it in the metrics, once its dialect and its choices ended."""

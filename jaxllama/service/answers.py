@@ -83,6 +83,8 @@ class Answers:
         self._awake = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owed = 0  # choices whose Finished was not returned yet
+        self.running = 0  # choices that have been queued and are not over
+        self.freed = asyncio.Event()  # set whenever a choice is over
 
     @property
     def id(self) -> str:
@@ -118,9 +120,14 @@ class Answers:
 
     # For the service.
 
-    def expect(self, choices: list[AnswerChoice]) -> None:
-        """Set the choices whose events the stream will yield."""
-        self.choices, self._owed = choices, len(choices)
+    def expect(self, count: int) -> None:
+        """Set the number of choices whose events the stream will yield."""
+        self._owed = count
+
+    def add(self, choices: Sequence[AnswerChoice]) -> None:
+        """Add choices that are queued."""
+        self.choices += choices
+        self.running += len(choices)
 
     async def wait_for(self, work: asyncio.Future[T]) -> T:
         """Return the result of `work`, or cancel it and raise the error of a failed request."""
@@ -135,19 +142,25 @@ class Answers:
     def receive(self, choice: AnswerChoice, update: Emitted) -> None:
         """Take the events of a choice, or the error that ended it, from the engine."""
         if isinstance(update, JaxLlamaError):
-            choice.is_over = True
+            self._end(choice)
             self.fail(update)
             return
         end = update[-1]
         if not isinstance(end, Finished):
             self._deliver(choice, update)
             return
-        choice.is_over, choice.usage = True, end.usage
+        self._end(choice)
+        choice.usage = end.usage
         if end.reason in (FinishReason.FAILED, FinishReason.CANCELLED):
             self._deliver(choice, update[:-1])
             self.fail(end.error or Cancelled("the request was cancelled"))
         else:
             self._deliver(choice, update)
+
+    def _end(self, choice: AnswerChoice) -> None:
+        choice.is_over = True
+        self.running -= 1
+        self.freed.set()
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
         """Queue events for the client and record delays; fail if too many wait for too long."""

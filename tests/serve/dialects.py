@@ -72,6 +72,12 @@ def anthropic_message(error: Any) -> str:
     return error["error"]["message"]
 
 
+def plain(text: Any) -> str:
+    """The text of an answer or error that is no JSON."""
+    assert isinstance(text, str)
+    return text
+
+
 WAYS = [
     Way(
         "openai-chat",
@@ -143,5 +149,36 @@ WAYS = [
         ],
         key=lambda key: {"X-Api-Key": key},
         message=anthropic_message,
+    ),
+    Way(
+        "llamba-chat",
+        "/chat/completion",
+        {"messages": HI},
+        plain,
+        {"stream": True},
+        lambda raw: [event["delta"] for event in events_of(raw)],
+        message=plain,
+    ),
+    Way(
+        "llamba-completion",
+        "/text-completion/completion",
+        {"prompt": "hi"},
+        plain,
+        {"stream": True},
+        lambda raw: [event["delta"] for event in events_of(raw)],
+        message=plain,
+    ),
+    Way(
+        "llamba-batch",
+        "/batch",
+        {"completionQueries": [{"prompt": "hi"}]},
+        lambda answer: answer[0]["response"]["content"],
+        {"stream": True},
+        lambda raw: [
+            each["response"]["delta"] for event in events_of(raw) for each in event["responses"]
+        ],
+        message=plain,
+        limit={"chatQueries": [{"messages": HI, "max_tokens": -1}], "completionQueries": []},
+        limited="max_tokens",
     ),
 ]

@@ -19,13 +19,13 @@ data: {"message":{"id":"msg_ID","model":"scripted","content":[],"stop_reason":nu
 "role":"assistant"},"type":"message_start"}
 
 event: content_block_start
-data: {"index":0,"content_block":{"text":"","type":"text"},"type":"content_block_start"}
+data: {"index":0,"content_block":{"type":"text","text":""},"type":"content_block_start"}
 
 event: content_block_delta
-data: {"index":0,"delta":{"text":"H","type":"text_delta"},"type":"content_block_delta"}
+data: {"index":0,"delta":{"type":"text_delta","text":"H"},"type":"content_block_delta"}
 
 event: content_block_delta
-data: {"index":0,"delta":{"text":"i","type":"text_delta"},"type":"content_block_delta"}
+data: {"index":0,"delta":{"type":"text_delta","text":"i"},"type":"content_block_delta"}
 
 event: content_block_stop
 data: {"index":0,"type":"content_block_stop"}

@@ -22,20 +22,18 @@ class AnthropicUsage(msgspec.Struct):
     cache_read_input_tokens: int = 0
 
 
-class AnsweredText(msgspec.Struct):
+class AnsweredText(msgspec.Struct, tag_field="type", tag="text"):
     """A text in an answer."""
 
     text: str
-    type: Literal["text"] = "text"
 
 
-class AnsweredCall(msgspec.Struct):
+class AnsweredCall(msgspec.Struct, tag_field="type", tag="tool_use"):
     """A call of a tool in an answer."""
 
     id: str
     name: str
     input: dict[str, Any]
-    type: Literal["tool_use"] = "tool_use"
 
 
 class AnthropicMessage(msgspec.Struct):
@@ -66,18 +64,16 @@ class BlockStart(msgspec.Struct):
     type: Literal["content_block_start"] = "content_block_start"
 
 
-class AddedText(msgspec.Struct):
+class AddedText(msgspec.Struct, tag_field="type", tag="text_delta"):
     """A piece of a text."""
 
     text: str
-    type: Literal["text_delta"] = "text_delta"
 
 
-class AddedInput(msgspec.Struct):
+class AddedInput(msgspec.Struct, tag_field="type", tag="input_json_delta"):
     """A piece of the JSON text of a call's input."""
 
     partial_json: str
-    type: Literal["input_json_delta"] = "input_json_delta"
 
 
 class BlockDelta(msgspec.Struct):
