@@ -81,16 +81,16 @@ def check_recordable(request: GenerationRequest) -> None:
 
 
 def peek_at_answer(
-    engine: Engine, request: GenerationRequest, tokens: Sequence[int]
+    engine: Engine, request: GenerationRequest, tokens: Sequence[int], first: int = 0
 ) -> InSteps[np.ndarray]:
-    """Compute the logits [tokens V] from which each token of an answer was drawn.
+    """Compute the logits [tokens V] from which each token of an answer was drawn, from `first` on.
 
     A generator, like the engine's probes; raises QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
-    if tokens:
+    if len(tokens) > first:
         known = [*request.prompt, *tokens[:-1]]
-        yield from engine.probes.peek(known, len(request.prompt), found.append)
+        yield from engine.probes.peek(known, len(request.prompt) + first, found.append)
     return np.concatenate(found)
 
 

@@ -78,6 +78,20 @@ def plain(text: Any) -> str:
     return text
 
 
+def rllama_piece(line: dict[str, Any]) -> str:
+    """The spelling of the only token in a line of RLLaMA."""
+    ((piece, value),) = line.items()
+    assert 0 <= value["p"] <= 1
+    return "" if value.get("is_end_token") else piece.replace("\u2581", " ")
+
+
+def rllama_text(raw: Any) -> str:
+    """The text of RLLaMA's lines: bytes of a character have lines of their own."""
+    text = raw if isinstance(raw, str) else json.dumps(raw)
+    joined = "".join(rllama_piece(line) for line in lines(text))
+    return joined.replace("<0xE2><0x82><0xAC>", "\u20ac")
+
+
 WAYS = [
     Way(
         "openai-chat",
@@ -180,5 +194,15 @@ WAYS = [
         message=plain,
         limit={"chatQueries": [{"messages": HI, "max_tokens": -1}], "completionQueries": []},
         limited="max_tokens",
+    ),
+    Way(
+        "rllama",
+        "/rllama/v1/inference",
+        {"prompt": "hi"},
+        rllama_text,
+        {"top_k": 20},
+        lambda raw: [*rllama_text(raw)],
+        message=plain,
+        limit={"max_new_tokens": -1},
     ),
 ]
