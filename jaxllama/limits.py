@@ -64,6 +64,7 @@ FRONT: dict[str, Limit] = {
     "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
     "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
     "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
+    "conversations": Limit(str, (), help="conversations of a connection", many=True, most=32),
     "queries": Limit(str, (), help="queries of one batch", many=True, most=4096),
     "valid_responses": Limit(str, (), help="responses to choose from", many=True, most=20),
     "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),

@@ -5,6 +5,7 @@ a response in the form of the dialect whose route was meant (`routing.py`).
 """
 
 import logging
+import weakref
 from collections.abc import Sequence
 
 from aiohttp import hdrs, web
@@ -20,6 +21,7 @@ from jaxllama.serve.operations import Operations
 from jaxllama.serve.page import Page
 from jaxllama.serve.routing import RouteTable
 from jaxllama.serve.settings import Settings
+from jaxllama.serve.sockets import OPEN_SOCKETS, close_sockets
 from jaxllama.serve.wire import one_body
 from jaxllama.service import GenerationService, State
 from jaxllama.service.answers import Caller
@@ -43,6 +45,8 @@ def create_app(
     app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
     app[SERVICE], app[SETTINGS] = service, settings
     app.router.add_routes(table.routes())
+    app[OPEN_SOCKETS] = weakref.WeakSet()
+    app.on_shutdown.append(close_sockets)
     app.on_response_prepare.append(front.add_headers)
     return app
 

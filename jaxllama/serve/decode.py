@@ -31,6 +31,7 @@ BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 PATH = re.compile(r" - at `\$\.?(.*)`$")
+MISSING = re.compile(r"Object missing required field `(.*)`")
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 
@@ -192,7 +193,9 @@ def as_invalid_parameter(
     value = value_at(fields, where)
     if what.startswith("Expected `str` matching") and isinstance(value, str):
         what = f"{what}, got {value[:100]!r}"
-    return InvalidParameter(f"{where}: {what}" if where else what, where)
+    missing = MISSING.fullmatch(what)
+    field = ".".join(filter(None, (where, missing[1]))) if missing is not None else where
+    return InvalidParameter(f"{where}: {what}" if where else what, field)
 
 
 def split_message(message: str) -> tuple[str | None, str]:

@@ -36,7 +36,8 @@ class Way:
     pieces: Callable[[str], list[str]] | None = None  # the texts of a stream
     message: Callable[[Any], str] = lambda error: error["error"]["message"]
     key: Callable[[str], Mapping[str, str]] = lambda key: {"Authorization": f"Bearer {key}"}
-    limit: Body = field(default_factory=lambda: {"max_tokens": -1})  # a value out of its bounds
+    # A value out of its bounds; {}: the body is plain text, without fields.
+    limit: Body = field(default_factory=lambda: {"max_tokens": -1})
     limited: str | None = None  # its name in the error, if it is not that of the field
     statuses: Mapping[int, int] = field(default_factory=dict)  # the usual ones -> its own
 
@@ -90,6 +91,13 @@ def rllama_text(raw: Any) -> str:
     text = raw if isinstance(raw, str) else json.dumps(raw)
     joined = "".join(rllama_piece(line) for line in lines(text))
     return joined.replace("<0xE2><0x82><0xAC>", "\u20ac")
+
+
+def burn_text(raw: Any) -> str:
+    """The text of llama-burn's events."""
+    assert raw.endswith("event: done\ndata: done\n\n")
+    blocks = raw.removesuffix("event: done\ndata: done\n\n")
+    return "".join(event["token"] for event in events_of(blocks))
 
 
 WAYS = [
@@ -204,5 +212,24 @@ WAYS = [
         lambda raw: [*rllama_text(raw)],
         message=plain,
         limit={"max_new_tokens": -1},
+    ),
+    Way(
+        "llama-burn",
+        "/generate",
+        {"prompt": "hi"},
+        burn_text,
+        {"temperature": 0.5},
+        lambda raw: [*burn_text(raw)],
+        message=plain,
+        statuses={400: 422},
+    ),
+    Way(
+        "rama-chat",
+        "/chat",
+        {"a": "message"},
+        plain,
+        message=plain,
+        limit={},
+        statuses={200: 201},
     ),
 ]

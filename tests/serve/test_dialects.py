@@ -55,7 +55,7 @@ def test_a_stream_has_the_text_of_the_whole_answer(way):
     async def body():
         async with served(way) as live:
             status, _, whole = await ask(live, way)
-            assert (status, way.text(whole)) == (200, ANSWER)
+            assert (status, way.text(whole)) == (way.statuses.get(200, 200), ANSWER)
             async with live.http.post(
                 f"{live.url}{way.path}", json=way.body | way.stream
             ) as response:
@@ -114,9 +114,10 @@ def test_a_full_queue_is_told_in_the_form_of_the_dialect(way):
 def test_limits_are_told_in_the_form_of_the_dialect(way):
     async def body():
         async with served(way, body_bytes=4096) as live:
-            status, _, error = await ask(live, way, **way.limit)
-            assert status == way.statuses.get(400, 400)
-            assert (way.limited or next(iter(way.limit))) in way.message(error)
+            if way.limit:
+                status, _, error = await ask(live, way, **way.limit)
+                assert status == way.statuses.get(400, 400)
+                assert (way.limited or next(iter(way.limit))) in way.message(error)
             status, _, error = await ask(live, way, padding="x" * 5000)
             assert status == way.statuses.get(413, 413)
             assert "larger than 4096" in way.message(error)
@@ -127,6 +128,9 @@ def test_limits_are_told_in_the_form_of_the_dialect(way):
 @every_way
 @pytest.mark.parametrize("strict", [False, True])
 def test_unknown_fields_are_never_ignored_silently(way, strict):
+    if not way.limit:
+        pytest.skip("it has no fields")
+
     async def body():
         async with served(way, strict=strict) as live:
             status, headers, answer = await ask(live, way, no_such_field=1)
@@ -134,7 +138,7 @@ def test_unknown_fields_are_never_ignored_silently(way, strict):
                 assert status == way.statuses.get(400, 400)
                 assert "no_such_field" in way.message(answer)
             else:
-                assert (status, way.text(answer)) == (200, ANSWER)
+                assert (status, way.text(answer)) == (way.statuses.get(200, 200), ANSWER)
                 assert headers["X-Ignored-Fields"] == "no_such_field"
 
     scenario(body)
@@ -149,7 +153,7 @@ def test_a_key_is_needed_where_the_dialect_keeps_it(way):
                 assert status == way.statuses.get(401, 401)
                 assert way.message(error)
             status, _, answer = await ask(live, way, way.key("one"))
-            assert (status, way.text(answer)) == (200, ANSWER)
+            assert (status, way.text(answer)) == (way.statuses.get(200, 200), ANSWER)
 
     scenario(body)
 
@@ -168,7 +172,7 @@ def test_a_server_that_drains_finishes_what_runs_and_takes_no_more(way):
             assert "going away" in way.message(error)
             gate.open()
             status, _, answer = await runs
-            assert (status, way.text(answer)) == (200, ANSWER)
+            assert (status, way.text(answer)) == (way.statuses.get(200, 200), ANSWER)
             assert await stopping
 
     scenario(body)

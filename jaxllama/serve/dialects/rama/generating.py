@@ -1,0 +1,134 @@
+"""GET /gen and POST /chat of Rama's API: a prompt in the URL, or a message as plain text.
+
+An event of /gen is the text of a token, in which a line break is a backslash and an n.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from jaxllama.errors import HttpError, InvalidParameter
+from jaxllama.request import Event
+from jaxllama.serve.answering.defaults import with_defaults
+from jaxllama.serve.answering.text_form import TextForm
+from jaxllama.serve.answering.writing import write_answer
+from jaxllama.serve.decode import is_from_page, too_large
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.expect import send_continue
+from jaxllama.serve.keys import CALLER, SETTINGS
+from jaxllama.serve.sockets import check_origin
+from jaxllama.serve.wire import SSE
+from jaxllama.service import Ask, GenerationService, Model
+from jaxllama.service.answers import Answers
+
+EVENTS = replace(SSE, done=b"", ping=b": keep-alive-text\n\n")
+CREATED = 201
+
+GEN = Endpoint(
+    "GET",
+    "/gen",
+    "Continue the prompt in the query, in Rama's form: an event per token",
+    answer=None,
+    events=(),
+    framing=EVENTS,
+)
+CHAT = Endpoint("POST", "/chat", "Answer a message in plain text, as Rama planned to", answer=str)
+
+
+class RamaGenerating:
+    """The handlers of /gen and /chat."""
+
+    def __init__(self, knobs: Mapping[str, Any], step: int) -> None:
+        """Store the operator's sampling, and the most tokens of prompt and answer together."""
+        self._knobs, self._step = knobs, step
+
+    async def gen(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
+        """Stream the prompt and its continuation."""
+        check_site(request)
+        prompt = request.query.get("prompt", "")
+        tokenizer = service.model.intake.tokenizer
+
+        def read(model: Model) -> list[int]:
+            begin = model.intake.tokenizer.begin_id
+            ids = model.intake.ids(prompt)
+            if not ids and begin is None:
+                raise InvalidParameter("prompt is empty; expected text", "prompt")
+            return ids or [begin or 0]
+
+        ids = await service.off_loop(read, request[CALLER], size=len(prompt))
+        knobs = with_defaults(service.model, {}, self._knobs)
+        ask = Ask(prompts=[ids], knobs=knobs, total=self._step)
+
+        def form(answers: Answers) -> RamaForm:
+            return RamaForm(answers, [tokenizer.decode([id_], start=False) for id_ in ids])
+
+        return await write_answer(request, service, ask, form, stream=True, framing=EVENTS)
+
+    async def chat(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Answer a message; the body is its text."""
+        check_site(request)
+        text = await read_text(request)
+        ask = Ask(
+            messages=[{"role": "user", "content": text}],
+            knobs=with_defaults(service.model, {}, self._knobs),
+            total=service.model.engine.config.context,
+        )
+        async with service.open(ask, request[CALLER]) as answers:
+            pieces = [event.text async for _, event in answers]
+        return web.Response(text="".join(pieces), status=CREATED)
+
+
+class RamaForm(TextForm):
+    """Converts the events of an answer to Rama's events; the prompt comes first."""
+
+    def __init__(self, answers: Answers, prompt: list[str]) -> None:
+        super().__init__(answers)
+        self._prompt = prompt
+
+    def begin(self) -> Iterator[bytes]:
+        """Yield the tokens of the prompt."""
+        return map(event_of, filter(None, self._prompt))
+
+    def piece(self, index: int, text: str) -> bytes:
+        """Return the event for a piece of the text."""
+        del index
+        return event_of(text)
+
+    def take(self, index: int, event: Event) -> Iterator[bytes]:
+        """Yield the event for a piece of the text."""
+        return iter(super().take(index, event))
+
+
+def event_of(text: str) -> bytes:
+    """Return the event with a text; line breaks in it are escaped."""
+    escaped = text.replace("\r", "").replace("\n", "\\n")
+    return f"data: {escaped}\n\n".encode("utf-8", "replace")
+
+
+def check_site(request: web.Request) -> None:
+    """Refuse a page of another site: such a request needs no permission of the browser."""
+    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        raise HttpError("pages of other sites may not use this route", 403, "forbidden_origin")
+    if is_from_page(request):
+        check_origin(request)
+
+
+async def read_text(request: web.Request) -> str:
+    """Read a body as text, within the operator's limits."""
+    settings = request.app[SETTINGS]
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            await send_continue(request)
+            raw = await request.read()
+    except TimeoutError as error:
+        message = f"the body did not come within {settings.body_seconds} s"
+        raise HttpError(message, 408, "request_timeout") from error
+    except web.HTTPRequestEntityTooLarge as error:
+        raise too_large(settings.body_bytes) from error
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"the body is not UTF-8: {error.reason}") from error

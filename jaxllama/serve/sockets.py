@@ -1,0 +1,96 @@
+"""WebSockets: JSON messages of one client, in both directions.
+
+Used by dialects with such routes. A web page of another origin may not connect, a client that reads
+nothing is dropped, and all sockets are closed when the server stops. Knows no dialect.
+"""
+
+import asyncio
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
+from jaxllama.serve.decode import parse_object
+from jaxllama.serve.keys import SETTINGS
+from jaxllama.serve.wire import encode
+
+logger = logging.getLogger(__name__)
+
+OPEN_SOCKETS = web.AppKey("open_sockets", weakref.WeakSet)
+
+
+def is_upgrade(request: web.Request) -> bool:
+    """Say whether a request asks for a WebSocket."""
+    return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+def check_origin(request: web.Request) -> None:
+    """Refuse a web page of another origin, unless the operator allows it."""
+    origin = request.headers.get("Origin")
+    if origin is None or origin in request.app[SETTINGS].cors_origins:
+        return
+    if urlsplit(origin).netloc.lower() != request.host.lower():
+        raise HttpError(
+            f"pages of {origin[:100]!r} may not use this server; start it with --cors-origin",
+            403,
+            "forbidden_origin",
+        )
+
+
+class JsonSocket:
+    """A WebSocket of one client; every message is a JSON object."""
+
+    def __init__(self, request: web.Request) -> None:
+        """Check the origin; `open` upgrades the connection."""
+        if not is_upgrade(request):
+            raise HttpError(
+                "this route is a WebSocket; connect with a client that speaks it",
+                426,
+                "upgrade_required",
+            )
+        check_origin(request)
+        self._request, self._settings = request, request.app[SETTINGS]
+        self.response = web.WebSocketResponse(
+            heartbeat=self._settings.ping_seconds, max_msg_size=self._settings.body_bytes
+        )
+        self._writing = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Upgrade the connection."""
+        await self.response.prepare(self._request)
+        self._request.app[OPEN_SOCKETS].add(self.response)
+
+    async def messages(self) -> AsyncIterator[dict[str, Any] | JaxLlamaError]:
+        """Yield the client's messages, and an error for each that is no JSON object."""
+        async for message in self.response:
+            if message.type is not WSMsgType.TEXT:
+                yield InvalidParameter("the message is binary; expected JSON as text")
+                continue
+            raw = message.data.encode()
+            try:
+                yield parse_object(raw, self._settings.json_depth)
+            except InvalidParameter as error:
+                yield error
+
+    async def send(self, value: Any) -> None:
+        """Send one message; drop a client that reads nothing for `stall_seconds`."""
+        async with self._writing:
+            if self.response.closed:
+                raise ConnectionResetError("the client has left")
+            try:
+                async with asyncio.timeout(self._settings.stall_seconds):
+                    await self.response.send_str(encode(value).decode())
+            except TimeoutError as error:
+                if self._request.transport is not None:
+                    self._request.transport.abort()
+                raise ConnectionResetError("the client reads nothing") from error
+
+
+async def close_sockets(app: web.Application) -> None:
+    """Close all sockets: the server stops."""
+    for socket in list(app[OPEN_SOCKETS]):
+        await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server is going away")
