@@ -21,6 +21,7 @@ from jaxllama.limits import unknown_field
 from jaxllama.serve.aliases import rename_aliases
 from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import ALIASED, CALLER, SETTINGS
+from jaxllama.serve.origin import is_from_page
 from jaxllama.serve.unknown import drop_unknown, join_names, names_in
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -85,6 +86,14 @@ async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
     """Read a JSON body within the operator's limits of size and time, or raise HttpError."""
     settings = request.app[SETTINGS]
     check_head(request, settings.body_bytes, any_type=any_type and not is_from_page(request))
+    return await read_raw(request)
+
+
+async def read_raw(request: web.Request) -> bytes:
+    """Read a body of any type within the operator's limits of size and time."""
+    settings = request.app[SETTINGS]
+    if (request.content_length or 0) > settings.body_bytes:
+        raise too_large(settings.body_bytes)
     try:
         async with asyncio.timeout(settings.body_seconds):
             await send_continue(request)
@@ -97,9 +106,12 @@ async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
         raise too_large(settings.body_bytes) from error
 
 
-def is_from_page(request: web.BaseRequest) -> bool:
-    """Say whether a web page sends the request: its form may have any content type but JSON."""
-    return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+async def read_text(request: web.Request) -> str:
+    """Read a body of any type as text; raises InvalidParameter if it is no UTF-8."""
+    try:
+        return (await read_raw(request)).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"the body is not UTF-8: {error.reason}") from error
 
 
 def check_head(request: web.BaseRequest, most: int, *, any_type: bool = False) -> None:

@@ -5,20 +5,17 @@ nothing is dropped, and all sockets are closed when the server stops. Knows no d
 """
 
 import asyncio
-import logging
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from jaxllama.errors import HttpError, InvalidParameter, JaxLlamaError
 from jaxllama.serve.decode import parse_object
 from jaxllama.serve.keys import SETTINGS
+from jaxllama.serve.origin import check_origin
 from jaxllama.serve.wire import encode
-
-logger = logging.getLogger(__name__)
 
 OPEN_SOCKETS = web.AppKey("open_sockets", weakref.WeakSet)
 
@@ -26,19 +23,6 @@ OPEN_SOCKETS = web.AppKey("open_sockets", weakref.WeakSet)
 def is_upgrade(request: web.Request) -> bool:
     """Say whether a request asks for a WebSocket."""
     return request.headers.get("Upgrade", "").lower() == "websocket"
-
-
-def check_origin(request: web.Request) -> None:
-    """Refuse a web page of another origin, unless the operator allows it."""
-    origin = request.headers.get("Origin")
-    if origin is None or origin in request.app[SETTINGS].cors_origins:
-        return
-    if urlsplit(origin).netloc.lower() != request.host.lower():
-        raise HttpError(
-            f"pages of {origin[:100]!r} may not use this server; start it with --cors-origin",
-            403,
-            "forbidden_origin",
-        )
 
 
 class JsonSocket:

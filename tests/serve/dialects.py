@@ -232,4 +232,14 @@ WAYS = [
         limit={},
         statuses={200: 201},
     ),
+    Way(
+        "basilisk",
+        "/basilisk/infer",
+        {"prompt": "hi"},
+        lambda answer: answer["text"],
+        message=lambda error: error["error"],
+        key=lambda key: {"Authorization": key},
+        limit={"max_new_tokens": -1},
+        statuses={401: 403},
+    ),
 ]

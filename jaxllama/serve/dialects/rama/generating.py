@@ -3,23 +3,21 @@
 An event of /gen is the text of a token, in which a line break is a backslash and an n.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from jaxllama.errors import HttpError, InvalidParameter
+from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event
 from jaxllama.serve.answering.defaults import with_defaults
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.writing import write_answer
-from jaxllama.serve.decode import is_from_page, too_large
+from jaxllama.serve.decode import read_text
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.expect import send_continue
-from jaxllama.serve.keys import CALLER, SETTINGS
-from jaxllama.serve.sockets import check_origin
+from jaxllama.serve.keys import CALLER
+from jaxllama.serve.origin import check_origin
 from jaxllama.serve.wire import SSE
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
@@ -47,7 +45,7 @@ class RamaGenerating:
 
     async def gen(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
         """Stream the prompt and its continuation."""
-        check_site(request)
+        check_origin(request)
         prompt = request.query.get("prompt", "")
         tokenizer = service.model.intake.tokenizer
 
@@ -69,7 +67,7 @@ class RamaGenerating:
 
     async def chat(self, request: web.Request, service: GenerationService) -> web.Response:
         """Answer a message; the body is its text."""
-        check_site(request)
+        check_origin(request)
         text = await read_text(request)
         ask = Ask(
             messages=[{"role": "user", "content": text}],
@@ -106,29 +104,3 @@ def event_of(text: str) -> bytes:
     """Return the event with a text; line breaks in it are escaped."""
     escaped = text.replace("\r", "").replace("\n", "\\n")
     return f"data: {escaped}\n\n".encode("utf-8", "replace")
-
-
-def check_site(request: web.Request) -> None:
-    """Refuse a page of another site: such a request needs no permission of the browser."""
-    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
-        raise HttpError("pages of other sites may not use this route", 403, "forbidden_origin")
-    if is_from_page(request):
-        check_origin(request)
-
-
-async def read_text(request: web.Request) -> str:
-    """Read a body as text, within the operator's limits."""
-    settings = request.app[SETTINGS]
-    try:
-        async with asyncio.timeout(settings.body_seconds):
-            await send_continue(request)
-            raw = await request.read()
-    except TimeoutError as error:
-        message = f"the body did not come within {settings.body_seconds} s"
-        raise HttpError(message, 408, "request_timeout") from error
-    except web.HTTPRequestEntityTooLarge as error:
-        raise too_large(settings.body_bytes) from error
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidParameter(f"the body is not UTF-8: {error.reason}") from error
