@@ -4,6 +4,7 @@
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,16 @@ ANSWER = "A \u20ac sign, and more."
 Body = dict[str, Any]
 
 
+SESSIONS = tempfile.TemporaryDirectory(prefix="jaxllama-sessions-")
+
+
 def everyone(**settings: Any) -> list[Dialect]:
-    """All installed dialects."""
-    return open_dialects(Settings(**settings))
+    """All installed dialects, or the chosen ones; sessions are in a new folder."""
+    chosen, options = settings.pop("dialects", ()), settings.pop("dialect_options", ())
+    if not chosen or "exllama" in chosen:
+        folder = tempfile.mkdtemp(dir=SESSIONS.name)
+        options = (f"exllama.sessions={folder}", *options)
+    return open_dialects(Settings(dialects=chosen, dialect_options=options, **settings))
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,12 @@ def burn_text(raw: Any) -> str:
     assert raw.endswith("event: done\ndata: done\n\n")
     blocks = raw.removesuffix("event: done\ndata: done\n\n")
     return "".join(event["token"] for event in events_of(blocks))
+
+
+def session_text(raw: Any) -> str:
+    """The text of a reply in a session of ExLlama."""
+    assert isinstance(raw, str), raw
+    return "".join(line.get("text", "") for line in lines(raw))
 
 
 WAYS = [
@@ -241,5 +255,15 @@ WAYS = [
         key=lambda key: {"Authorization": key},
         limit={"max_new_tokens": -1},
         statuses={401: 403},
+    ),
+    Way(
+        "exllama-userinput",
+        "/api/userinput",
+        {"user_input": "hi"},
+        session_text,
+        {"user_input": "hello"},
+        lambda raw: [line["text"] for line in lines(raw) if line["cmd"] == "append"],
+        message=lambda error: error["error"],
+        limit={"user_input": 5},
     ),
 ]

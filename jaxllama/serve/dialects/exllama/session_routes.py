@@ -1,0 +1,437 @@
+"""The routes of ExLlama's web UI, below /api: sessions, their settings, and replies.
+
+Each client has a current session. Clients with API keys have folders of their own; without keys
+all sessions are in one folder, as in ExLlama.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from jaxllama.errors import InvalidParameter
+from jaxllama.limits import check
+from jaxllama.serve.dialects.exllama.sessions import (
+    MOST_PARTICIPANTS,
+    ExLlamaSession,
+    SessionBlock,
+    SessionStore,
+    safe_name,
+    settings_of,
+)
+from jaxllama.serve.dialects.exllama.speaking import SessionPacket, SessionSpeech
+from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
+from jaxllama.serve.keys import CALLER
+from jaxllama.serve.wire import JSON_LINES, Stream, one_json
+from jaxllama.service import GenerationService
+
+LINES = replace(JSON_LINES, content_type="application/json")
+NEW = "."  # the name that asks for a new session
+MOST_CLIENTS = 256  # whose current session is remembered
+KEYED = "key-"  # how the name of a client with an API key begins
+
+
+class SessionResult(msgspec.Struct, omit_defaults=True):
+    """Whether a change was made, and why not."""
+
+    result: Literal["ok", "fail"]
+    error: str | None = None
+    field: str | None = None
+
+
+class PopulateBlock(msgspec.Struct, omit_defaults=True):
+    """A block of the history, with the place of its author."""
+
+    author: str | None
+    text: str
+    uuid: str
+    author_idx: int | None = None
+
+
+class PopulateAnswer(msgspec.Struct):
+    """All that the web UI shows."""
+
+    sessions: list[str]
+    current_session: str
+    fixed_prompt: str
+    keep_fixed_prompt: bool
+    participants: list[str]
+    history: list[PopulateBlock]
+    temperature: float
+    top_p: float
+    min_p: float
+    top_k: int
+    typical: float
+    break_on_newline: bool
+    max_response_tokens: int
+    chunk_size: int
+    token_repetition_penalty_max: float
+    token_repetition_penalty_sustain: int
+    token_repetition_penalty_decay: int
+    max_seq_len: int
+    model_info: str
+
+
+class EditBlockBody(RequestShape, kw_only=True):
+    """A block and its new text."""
+
+    uuid: str
+    text: str
+
+
+class DeleteBlockBody(RequestShape, kw_only=True):
+    """A block to delete."""
+
+    uuid: str
+
+
+class AppendBlockBody(RequestShape, kw_only=True):
+    """A text to append; without an author, the first participant said it."""
+
+    text: str
+    author: str | None = None
+
+
+class RenameSessionBody(RequestShape, kw_only=True):
+    """The new name of the current session."""
+
+    new_name: str
+
+
+class DeleteSessionBody(RequestShape, kw_only=True):
+    """A session to delete."""
+
+    session: str
+
+
+class SetSessionBody(RequestShape, kw_only=True):
+    """The session to use from now on; "." makes a new one."""
+
+    session_name: str
+
+
+class SetParticipantsBody(RequestShape, kw_only=True):
+    """Who takes part, the user first; nobody: the text is continued freely."""
+
+    participants: list[str]
+
+
+class SetFixedPromptBody(RequestShape, kw_only=True):
+    """The text before the history, and whether it stays when the history is shortened."""
+
+    fixed_prompt: str
+    keep_fixed_prompt: bool
+
+
+class SetGenSettingsBody(RequestShape, kw_only=True):
+    """How replies are generated."""
+
+    temperature: float
+    top_p: float
+    min_p: float
+    top_k: int
+    typical: float
+    gen_endnewline: bool
+    max_response_tokens: int
+    chunk_size: int
+    token_repetition_penalty_max: float
+    token_repetition_penalty_sustain: int
+    token_repetition_penalty_decay: int
+
+
+class UserInputBody(RequestShape, kw_only=True):
+    """What the user says; nothing: the others go on."""
+
+    user_input: str
+
+
+def endpoint(name: str, summary: str, body: type[RequestShape]) -> Endpoint:
+    """Return the endpoint of a change."""
+    return Endpoint(
+        "POST", f"/api/{name}", f"{summary}, in ExLlama's form", body=body, answer=SessionResult
+    )
+
+
+POPULATE = Endpoint(
+    "GET", "/api/populate", "The current session, in ExLlama's form", answer=PopulateAnswer
+)
+EDIT_BLOCK = endpoint("edit_block", "Change a block", EditBlockBody)
+DELETE_BLOCK = endpoint("delete_block", "Delete a block", DeleteBlockBody)
+APPEND_BLOCK = endpoint("append_block", "Append a block", AppendBlockBody)
+RENAME_SESSION = endpoint("rename_session", "Rename the session", RenameSessionBody)
+DELETE_SESSION = endpoint("delete_session", "Delete a session", DeleteSessionBody)
+SET_SESSION = endpoint("set_session", "Change to a session", SetSessionBody)
+SET_PARTICIPANTS = endpoint("set_participants", "Set who takes part", SetParticipantsBody)
+SET_FIXED_PROMPT = endpoint("set_fixed_prompt", "Set the fixed prompt", SetFixedPromptBody)
+SET_GEN_SETTINGS = endpoint("set_gen_settings", "Set the sampling", SetGenSettingsBody)
+USER_INPUT = Endpoint(
+    "POST",
+    "/api/userinput",
+    "Say something and get the replies, in ExLlama's form",
+    body=UserInputBody,
+    answer=None,
+    events=(SessionPacket,),
+    framing=LINES,
+)
+
+
+@dataclass
+class OpenSession:
+    """A session that is used, and its name; a deleted one is not written any more."""
+
+    store: SessionStore
+    name: str
+    session: ExLlamaSession
+    is_deleted: bool = False
+
+    def save(self) -> None:
+        """Write the session."""
+        if not self.is_deleted:
+            self.store.save(self.name, self.session)
+
+    def rename(self, new: str) -> None:
+        """Give the session another name, which must not be taken."""
+        self.store.rename(self.name, new, self.session)
+        self.name = new
+
+
+@dataclass
+class SessionClient:
+    """The current session of a client; `lock` is held while sessions are read or written."""
+
+    store: SessionStore
+    current: OpenSession | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def get(self) -> OpenSession:
+        """Return the current session: at first, the one that was used last."""
+        if self.current is None:
+            name = await asyncio.to_thread(self.store.last)
+            self.current = await self.open(name)
+        return self.current
+
+    async def open(self, name: str | None) -> OpenSession:
+        """Read a session; None: make a new one."""
+        if name is None:
+            new = await asyncio.to_thread(self.store.unused_name)
+            return OpenSession(self.store, new, ExLlamaSession())
+        session = await asyncio.to_thread(self.store.load, name)
+        return OpenSession(self.store, safe_name(name), session)
+
+
+class SessionRoutes:
+    """The handlers, and the current sessions of the clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._clients: OrderedDict[str, SessionClient] = OrderedDict()
+
+    @property
+    def endpoints(self) -> dict[Endpoint, Serves]:
+        """The endpoints with their handlers."""
+        return {
+            POPULATE: self.populate,
+            EDIT_BLOCK: self.edit_block,
+            DELETE_BLOCK: self.delete_block,
+            APPEND_BLOCK: self.append_block,
+            RENAME_SESSION: self.rename_session,
+            DELETE_SESSION: self.delete_session,
+            SET_SESSION: self.set_session,
+            SET_PARTICIPANTS: self.set_participants,
+            SET_FIXED_PROMPT: self.set_fixed_prompt,
+            SET_GEN_SETTINGS: self.set_gen_settings,
+            USER_INPUT: self.reply,
+        }
+
+    async def populate(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Answer with the current session and the names of all."""
+        client, model = self._client(request), service.model
+        async with client.lock:
+            current = await client.get()
+            names = await asyncio.to_thread(client.store.names)
+        if current.name not in names:
+            names = [*names, current.name]
+        session = current.session
+        return one_json(
+            PopulateAnswer(
+                sessions=names,
+                current_session=current.name,
+                fixed_prompt=session.fixed_prompt.text,
+                keep_fixed_prompt=session.keep_fixed_prompt,
+                participants=session.participants,
+                history=[populated(block, session.participants) for block in session.history],
+                **settings_of(session),
+                max_seq_len=model.engine.config.context,
+                model_info=f"{model.name}, {model.engine.config.context} tokens",
+            )
+        )
+
+    async def edit_block(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Change the text of a block."""
+        body, _ = await EDIT_BLOCK.read(request, service, EditBlockBody)
+
+        def change(session: ExLlamaSession) -> None:
+            session.find(body.uuid).text = body.text
+
+        return await self._change(request, change)
+
+    async def delete_block(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Delete one block."""
+        body, _ = await DELETE_BLOCK.read(request, service, DeleteBlockBody)
+
+        def change(session: ExLlamaSession) -> None:
+            session.find(body.uuid)
+            session.history = [each for each in session.history if each.uuid != body.uuid]
+
+        return await self._change(request, change)
+
+    async def append_block(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Append a block."""
+        body, _ = await APPEND_BLOCK.read(request, service, AppendBlockBody)
+
+        def change(session: ExLlamaSession) -> None:
+            names = session.participants
+            author = body.author if body.author is not None else (names[0] if names else None)
+            session.add(author, body.text)
+
+        return await self._change(request, change)
+
+    async def set_participants(
+        self, request: web.Request, service: GenerationService
+    ) -> web.Response:
+        """Set who takes part."""
+        body, _ = await SET_PARTICIPANTS.read(request, service, SetParticipantsBody)
+        names = [name.strip() for name in body.participants]
+        if len(names) > MOST_PARTICIPANTS or len(set(names)) < len(names) or not all(names):
+            raise InvalidParameter(
+                f"participants has {len(names)} names; expected at most {MOST_PARTICIPANTS}, "
+                f"each once and not empty",
+                "participants",
+            )
+        return await self._change(request, lambda session: set_names(session, names))
+
+    async def set_fixed_prompt(
+        self, request: web.Request, service: GenerationService
+    ) -> web.Response:
+        """Set the text before the history."""
+        body, _ = await SET_FIXED_PROMPT.read(request, service, SetFixedPromptBody)
+
+        def change(session: ExLlamaSession) -> None:
+            session.fixed_prompt.text = body.fixed_prompt
+            session.keep_fixed_prompt = body.keep_fixed_prompt
+
+        return await self._change(request, change)
+
+    async def set_gen_settings(
+        self, request: web.Request, service: GenerationService
+    ) -> web.Response:
+        """Set the sampling."""
+        body, _ = await SET_GEN_SETTINGS.read(request, service, SetGenSettingsBody)
+        check("temperature", body.temperature)
+        check("max_tokens", body.max_response_tokens)
+
+        def change(session: ExLlamaSession) -> None:
+            for name in body.__struct_fields__:
+                own = "break_on_newline" if name == "gen_endnewline" else name
+                setattr(session, own, getattr(body, name))
+
+        return await self._change(request, change)
+
+    async def rename_session(
+        self, request: web.Request, service: GenerationService
+    ) -> web.Response:
+        """Rename the current session."""
+        body, _ = await RENAME_SESSION.read(request, service, RenameSessionBody)
+        client = self._client(request)
+        async with client.lock:
+            current = await client.get()
+            await asyncio.to_thread(current.rename, safe_name(body.new_name))
+        return one_json(SessionResult("ok"))
+
+    async def delete_session(
+        self, request: web.Request, service: GenerationService
+    ) -> web.Response:
+        """Delete a session; after the current one comes a new one."""
+        body, _ = await DELETE_SESSION.read(request, service, DeleteSessionBody)
+        client = self._client(request)
+        async with client.lock:
+            current = await client.get()
+            await asyncio.to_thread(client.store.delete, body.session)
+            if safe_name(body.session) == current.name:
+                current.is_deleted = True
+                client.current = await client.open(None)
+        return one_json(SessionResult("ok"))
+
+    async def set_session(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Change to another session, or to a new one."""
+        body, _ = await SET_SESSION.read(request, service, SetSessionBody)
+        client = self._client(request)
+        async with client.lock:
+            client.current = await client.open(
+                None if body.session_name == NEW else body.session_name
+            )
+            await asyncio.to_thread(client.current.save)
+        return one_json(SessionResult("ok"))
+
+    async def reply(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
+        """Stream the replies to what the user says; what came is kept if the client leaves."""
+        body, _ = await USER_INPUT.read(request, service, UserInputBody)
+        client = self._client(request)
+        async with client.lock:
+            current = await client.get()
+        speech = SessionSpeech(current.session, service, request[CALLER])
+        try:
+            async with Stream(request, LINES) as lines:
+                async for packets in speech.reply(body.user_input.strip()):
+                    await lines.send_all(packets)
+                await lines.finish()
+        finally:
+            async with client.lock:
+                await asyncio.shield(asyncio.to_thread(current.save))
+        return lines.response
+
+    async def _change(
+        self, request: web.Request, change: Callable[[ExLlamaSession], None]
+    ) -> web.Response:
+        """Change the current session and save it."""
+        client = self._client(request)
+        async with client.lock:
+            current = await client.get()
+            change(current.session)
+            await asyncio.to_thread(current.save)
+        return one_json(SessionResult("ok"))
+
+    def _client(self, request: web.Request) -> SessionClient:
+        """Return the client of a request, with its current session."""
+        name = request[CALLER].client
+        found = self._clients.setdefault(
+            name, SessionClient(SessionStore(self._folder / folder_of(name)))
+        )
+        self._clients.move_to_end(name)
+        while len(self._clients) > MOST_CLIENTS:
+            self._clients.popitem(last=False)
+        return found
+
+
+def folder_of(client: str) -> str:
+    """Return the folder of a client's sessions: its own with an API key, else the common one."""
+    if not client.startswith(KEYED):
+        return "."
+    return hashlib.sha256(client.encode()).hexdigest()[:16]
+
+
+def set_names(session: ExLlamaSession, names: list[str]) -> None:
+    """Set the participants of a session."""
+    session.participants = names
+
+
+def populated(block: SessionBlock, names: list[str]) -> PopulateBlock:
+    """Return a block as the web UI gets it."""
+    index = names.index(block.author) if block.author in names and block.author else None
+    return PopulateBlock(block.author, block.text, block.uuid, index)

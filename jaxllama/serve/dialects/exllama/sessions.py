@@ -1,0 +1,167 @@
+"""Sessions of ExLlama's web UI: conversations with their settings, kept on disk.
+
+A session is one JSON file, in the form that ExLlama writes. Names are made safe before they become
+file names. Knows no HTTP and starts no generation.
+"""
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jaxllama.errors import InvalidParameter
+
+logger = logging.getLogger(__name__)
+
+LAST = "_last_session"  # the file with the name of the current session
+UNTITLED = "Untitled session"
+SAFE = frozenset(" .()-,_!@")
+LONGEST_NAME = 100
+MOST_SESSIONS, MOST_BLOCKS, MOST_PARTICIPANTS = 1000, 2048, 8
+LONGEST_FILE = 8 << 20  # bytes
+
+
+def new_uuid() -> str:
+    """Return a new id of a block."""
+    return secrets.token_hex(16)
+
+
+class SessionBlock(msgspec.Struct):
+    """What one participant said; without an author: text that nobody said."""
+
+    author: str | None
+    text: str
+    uuid: str = msgspec.field(default_factory=new_uuid)
+
+
+class ExLlamaSession(msgspec.Struct, kw_only=True):
+    """A conversation and its settings, as ExLlama saves them."""
+
+    unsaved: bool = False
+    fixed_prompt: SessionBlock = msgspec.field(default_factory=lambda: SessionBlock(None, ""))
+    participants: list[str] = msgspec.field(default_factory=lambda: ["User", "Chatbort"])
+    keep_fixed_prompt: bool = True
+    history: list[SessionBlock] = msgspec.field(default_factory=list)
+    temperature: float = 0.95
+    top_p: float = 0.75
+    min_p: float = 0.0
+    top_k: int = 0
+    typical: float = 0.25
+    break_on_newline: bool = True
+    max_response_tokens: int = 512
+    chunk_size: int = 128
+    token_repetition_penalty_max: float = 1.15
+    token_repetition_penalty_sustain: int = 2048
+    token_repetition_penalty_decay: int = 512
+
+    def find(self, uuid: str) -> SessionBlock:
+        """Return a block, or the fixed prompt, by its id."""
+        for block in (self.fixed_prompt, *self.history):
+            if block.uuid == uuid:
+                return block
+        raise InvalidParameter(f"there is no block {uuid[:64]!r}", "uuid")
+
+    def add(self, author: str | None, text: str) -> SessionBlock:
+        """Append a block to the history."""
+        if len(self.history) >= MOST_BLOCKS:
+            raise InvalidParameter(
+                f"the session has {MOST_BLOCKS} blocks, as many as it may; delete some", "text"
+            )
+        block = SessionBlock(author, text)
+        self.history.append(block)
+        return block
+
+
+class SessionStore:
+    """The folder of all sessions."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """Return the names of all sessions, sorted."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def last(self) -> str | None:
+        """Return the name of the session that was used last; None if there is none."""
+        try:
+            name = Path((self._folder / LAST).read_text(encoding="utf-8").strip()).stem
+        except OSError:
+            return None
+        return name if name in self.names() else None
+
+    def unused_name(self) -> str:
+        """Return a name for a new session."""
+        names, number = set(self.names()), 1
+        name = UNTITLED
+        while name in names:
+            number += 1
+            name = f"{UNTITLED} ({number})"
+        return name
+
+    def load(self, name: str) -> ExLlamaSession:
+        """Read a session; raises InvalidParameter if there is none or it is damaged."""
+        path = self._path(name)
+        try:
+            if path.stat().st_size > LONGEST_FILE:
+                raise InvalidParameter(f"session {name!r} is larger than {LONGEST_FILE} bytes")
+            return msgspec.json.decode(path.read_bytes(), type=ExLlamaSession)
+        except OSError as error:
+            raise InvalidParameter(f"there is no session {name[:100]!r}", "session_name") from error
+        except msgspec.DecodeError as error:
+            raise InvalidParameter(f"session {name!r} is damaged: {error}") from error
+
+    def save(self, name: str, session: ExLlamaSession) -> None:
+        """Write a session, and note it as the last one; a crash leaves the old file."""
+        path = self._path(name)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists() and len(self.names()) >= MOST_SESSIONS:
+                raise InvalidParameter(f"there are {MOST_SESSIONS} sessions; delete some")
+            self._write(path, msgspec.json.format(msgspec.json.encode(session), indent=4))
+            self._write(self._folder / LAST, str(path).encode())
+        except OSError as error:
+            raise InvalidParameter(f"session {name!r} cannot be saved: {error}") from error
+
+    def rename(self, old: str, new: str, session: ExLlamaSession) -> None:
+        """Save a session under a new name, which must not be taken, and delete the old one."""
+        if self._path(new).exists():
+            raise InvalidParameter(f"session {new!r} exists already", "new_name")
+        self.save(new, session)
+        self._path(old).unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Delete a session; raises InvalidParameter if there is none."""
+        path = self._path(name)
+        if not path.exists():
+            raise InvalidParameter(f"there is no session {name[:100]!r}", "session")
+        path.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{safe_name(name)}.json"
+
+    def _write(self, path: Path, raw: bytes) -> None:
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        part.write_bytes(raw)
+        part.replace(path)
+
+
+def safe_name(name: str) -> str:
+    """Return a name without characters that are special in file names; refuse an empty one."""
+    kept = "".join(each for each in name if each.isalnum() or each in SAFE)
+    kept = kept.strip().lstrip(".")[:LONGEST_NAME]
+    if not kept:
+        raise InvalidParameter(
+            f"session name {name[:100]!r} has no letter or digit; choose another", "session_name"
+        )
+    return kept
+
+
+def settings_of(session: ExLlamaSession) -> dict[str, Any]:
+    """Return the settings of a session, as the web UI shows them."""
+    fields: dict[str, Any] = msgspec.to_builtins(session)
+    for name in ("unsaved", "fixed_prompt", "history", "participants", "keep_fixed_prompt"):
+        del fields[name]
+    return fields
