@@ -52,7 +52,7 @@ class RouteTable:
         """Return the routes to register; raises ConfigError if two dialects have the same one."""
         found = []
         for (method, path), owned in self._routes.items():
-            handler: Handler = owned[0].route.handler  # type: ignore[assignment]
+            handler: Handler = owned[0].route.handler
             if len(owned) > 1:
                 handler = share(owned)
             self._owners[handler] = owned[0].dialect
@@ -125,5 +125,5 @@ class SharedHandler:
         names = await peek_names(request)
         meant = next((own for mark, own in self._marked.items() if mark in names), self._usual)
         request[DIALECT] = meant.dialect
-        answer: web.StreamResponse = await meant.route.handler(request)  # type: ignore[operator,arg-type,misc,assignment]
+        answer: web.StreamResponse = await meant.route.handler(request)
         return answer

@@ -17,7 +17,9 @@ from jaxllama.serve.keys import SETTINGS
 from jaxllama.serve.origin import check_origin
 from jaxllama.serve.wire import encode
 
-OPEN_SOCKETS = web.AppKey("open_sockets", weakref.WeakSet)
+OPEN_SOCKETS: web.AppKey[weakref.WeakSet[web.WebSocketResponse]] = web.AppKey(
+    "open_sockets", weakref.WeakSet
+)
 
 
 def is_upgrade(request: web.Request) -> bool:
@@ -76,5 +78,6 @@ class JsonSocket:
 
 async def close_sockets(app: web.Application) -> None:
     """Close all sockets: the server stops."""
-    for socket in list(app[OPEN_SOCKETS]):
+    sockets = app[OPEN_SOCKETS]
+    for socket in list(sockets):
         await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server is going away")

@@ -4,8 +4,9 @@
     python tests/clients/run.py http://127.0.0.1:8000    # a server that runs already
     python tests/clients/run.py --only litellm --only llm
 
-Runs in an environment of its own, into which `make clients` installs the clients (openai, litellm,
-llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no part of `make test`. Each
+Runs in an environment of its own, into which `make clients` installs the clients (openai,
+anthropic, ollama, litellm, llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no part of
+`make test`. Each
 client does what its own documentation shows first: an answer, a stream, and a tool or a schema
 where it has them. Nothing is fetched while they run. A client that is not installed is skipped and
 named. Exits with 1 if one failed. guidellm wants an environment of its own, for pip finds no set of
@@ -99,6 +100,85 @@ def run_openai(url: str) -> str:
     vectors = api.embeddings.create(model=MODEL, input=["a", "b"]).data
     assert len(vectors) == 2
     return f"tools in prompt format {raw.headers.get('X-Prompt-Format', 'of the model')}"
+
+
+@client
+def run_anthropic(url: str) -> str:
+    """Anthropic's own: messages, streams, tools there and back, schemas, counting of tokens."""
+    import anthropic
+
+    api = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    settings = {"model": MODEL, "max_tokens": 8, "messages": HI}
+    answer = api.messages.create(system="Be brief.", **settings)
+    assert answer.content[0].text and answer.usage.output_tokens
+    again = api.messages.create(system="Be brief.", **settings)
+    assert again.usage.cache_read_input_tokens > 0
+    with api.messages.stream(**settings) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text and final.content[0].text == text and final.stop_reason
+    tool = {
+        "name": "get_weather",
+        "description": "The weather in a town.",
+        "input_schema": WEATHER["function"]["parameters"],
+    }
+    asked = {**settings, "max_tokens": 60, "tools": [tool], "tool_choice": {"type": "any"}}
+    called = api.messages.create(**asked)
+    (use,) = [block for block in called.content if block.type == "tool_use"]
+    assert called.stop_reason == "tool_use" and "town" in use.input
+    with api.messages.stream(**asked) as stream:
+        assert "town" in stream.get_final_message().content[-1].input
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
+    told = [*HI, {"role": "assistant", "content": called.content}]
+    told.append({"role": "user", "content": [result]})
+    api.messages.create(**{**settings, "messages": told, "tools": [tool]})
+    form = {"format": {"type": "json_schema", "schema": DOG}}
+    dog = api.messages.create(**{**settings, "max_tokens": 40}, output_config=form)
+    assert set(json.loads(dog.content[0].text)) == {"age", "tame"}
+    count = api.messages.count_tokens(model=MODEL, messages=HI).input_tokens
+    assert count > 0
+    try:
+        api.messages.create(**{**settings, "model": "nobody"})
+    except anthropic.NotFoundError as error:
+        assert error.body["error"]["type"] == "not_found_error"
+    return f"anthropic {anthropic.__version__}"
+
+
+@client
+def run_ollama(url: str) -> str:
+    """Ollama's own: chat, generate, streams, tools, schemas, vectors, and facts about the model."""
+    import ollama
+
+    api = ollama.Client(host=url)
+    short = {"num_predict": 8, "temperature": 0.5}
+    answer = api.chat(MODEL, HI, options=short)
+    assert answer.message.content and answer.eval_count and answer.done_reason
+    parts = list(api.chat(MODEL, HI, stream=True, options=short))
+    assert "".join(part.message.content for part in parts) and parts[-1].done
+    first = api.generate(MODEL, "Say hello.", options=short)
+    assert first.response
+    assert api.generate(MODEL, "And now?", context=first.context, options=short).response
+    parts = list(api.generate(MODEL, "Say hello.", stream=True, options=short))
+    assert "".join(part.response for part in parts)
+    dog = api.chat(MODEL, HI, format=DOG, options={"num_predict": 40})
+    assert set(json.loads(dog.message.content)) == {"age", "tame"}
+    told = api.chat(MODEL, HI, tools=[WEATHER], options=short)
+    assert told.message.role == "assistant"
+    call = {"function": {"name": "get_weather", "arguments": {"town": "Linz"}}}
+    said = [*HI, {"role": "assistant", "tool_calls": [call]}]
+    said.append({"role": "tool", "tool_name": "get_weather", "content": "Sunny."})
+    api.chat(MODEL, said, tools=[WEATHER], options=short)
+    vectors = api.embed(MODEL, ["a", "b"]).embeddings
+    assert len(vectors) == 2 and len(vectors[0]) == len(vectors[1])
+    assert [one.model for one in api.list().models] == [f"{MODEL}:latest"]
+    assert api.show(MODEL).modelinfo["llama.context_length"]
+    assert api.ps().models[0].name == f"{MODEL}:latest"
+    assert [one.status for one in api.pull(MODEL, stream=True)][-1] == "success"
+    try:
+        api.chat("nobody", HI)
+    except ollama.ResponseError as error:
+        assert error.status_code == 404
+    return f"{first.eval_count} tokens"
 
 
 @client

@@ -82,10 +82,11 @@ class RllamaInference:
         ask = self._ask(body, service.model)
         try:
             async with service.open(ask, request[CALLER]) as answers:
-                if body.no_token_sampling:
-                    lines = self._distributions(answers, service, body)
-                else:
-                    lines = lines_of(answers, service.model.intake.tokenizer, body)
+                lines: AsyncIterator[Any] = (
+                    self._distributions(answers, service, body)
+                    if body.no_token_sampling
+                    else lines_of(answers, service.model.intake.tokenizer, body)
+                )
                 return await write_lines(request, lines)
         except PromptTooLong:
             return await write_lines(request, no_lines())
@@ -125,10 +126,8 @@ class RllamaInference:
             begin = partial(peek_at_answer, request=request, tokens=known, first=start)
             question = Question(begin, len(request.prompt) + len(known))
             (logits,) = await service.ask_engine([question], answers.caller)
-            lines = await service.off_loop(
-                lambda model, rows=logits: self._encode(model, rows), answers.caller
-            )
-            for line in lines:
+            work = partial(self._encode, logits=logits)
+            for line in await service.off_loop(work, answers.caller):
                 yield line
 
     def _encode(self, model: Model, logits: np.ndarray) -> list[bytes]:
