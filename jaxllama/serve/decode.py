@@ -8,7 +8,7 @@ refused if the operator set --strict. Knows no dialect.
 import asyncio
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -80,6 +80,14 @@ async def peek_names(request: web.Request) -> Collection[str]:
     if len(body) < ON_THE_LOOP:
         return parse_object(body, depth).keys()
     return (await asyncio.to_thread(parse_object, body, depth)).keys()
+
+
+def check_names(request: web.Request, given: Iterable[str], known: Collection[str]) -> None:
+    """Report unknown names of a query or a form in the headers, or refuse them under --strict."""
+    unknown = [name for name in dict.fromkeys(given) if name not in known]
+    if unknown and request.app[SETTINGS].strict:
+        raise unknown_field(unknown[0][:100], known)
+    note_ignored(request, unknown)
 
 
 async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:

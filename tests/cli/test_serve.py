@@ -7,6 +7,7 @@ import pytest
 import jaxllama
 from jaxllama.cli import serve
 from jaxllama.serve.crowd import RESERVE
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.settings import Settings
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
@@ -17,8 +18,9 @@ def served(monkeypatch):
     """What would be served, instead of serving it."""
     seen = {}
 
-    async def pretend(settings, loading):
+    async def pretend(settings, loading, dialects):
         seen.update(settings=settings, loading=loading)
+        assert all(isinstance(each, Dialect) for each in dialects)
         return 0
 
     monkeypatch.setattr(serve, "serve", pretend)
@@ -30,6 +32,17 @@ def served(monkeypatch):
 def test_without_options_everything_is_as_declared(run, served):
     assert run("serve").exit_code == 0
     assert served == {"settings": Settings(), "loading": {}}
+
+
+def test_dialects_are_chosen_with_their_options(run, served):
+    words = ["--dialects", "ollama,rama", "--dialects", "openai", "--root-dialect", "rama"]
+    assert run("serve", *words, "--dialect-option", "rama.step=9").exit_code == 0
+    assert served["settings"].dialects == ("ollama", "rama", "openai")
+    assert served["settings"].dialect_options == ("rama.step=9",)
+    for wrong in ("nobody", "rama.step=0"):
+        option = "--dialects" if wrong == "nobody" else "--dialect-option"
+        result = run("serve", option, wrong)
+        assert result.exit_code == 2 and wrong.partition("=")[0].partition(".")[0] in result.stderr
 
 
 def test_every_setting_is_an_option(run, served):

@@ -5,12 +5,11 @@
     python tests/clients/run.py --only litellm --only llm
 
 Runs in an environment of its own, into which `make clients` installs the clients (openai,
-anthropic, ollama, litellm, llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no part of
-`make test`. Each
-client does what its own documentation shows first: an answer, a stream, and a tool or a schema
-where it has them. Nothing is fetched while they run. A client that is not installed is skipped and
-named. Exits with 1 if one failed. guidellm wants an environment of its own, for pip finds no set of
-versions that suits it and lm-eval in reasonable time:
+anthropic, ollama, litellm, llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no
+part of `make test`. Each client does what its own documentation shows first: an answer, a stream,
+and a tool or a schema where it has them. Nothing is fetched while they run. A client that is not
+installed is skipped and named. Exits with 1 if one failed. guidellm wants an environment of its
+own, for pip finds no set of versions that suits it and lm-eval in reasonable time:
 
     python3 -m venv DIR && DIR/bin/pip install guidellm
     DIR/bin/python tests/clients/run.py --only guidellm

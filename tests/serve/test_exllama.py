@@ -267,6 +267,23 @@ def test_what_came_before_the_client_left_is_kept():
     scenario(body)
 
 
+def test_a_reply_longer_than_the_context_goes_on_with_a_shorter_history():
+    async def body():
+        async with serving(b" " + b"x" * 2000) as live:
+            shown = await populate(live)
+            names = ("temperature", "top_p", "min_p", "top_k", "typical", "max_response_tokens")
+            more = ("chunk_size", "token_repetition_penalty_max")
+            ends = ("token_repetition_penalty_sustain", "token_repetition_penalty_decay")
+            settings = {name: shown[name] for name in (*names, *more, *ends)}
+            settings |= {"max_response_tokens": 1500, "gen_endnewline": True}
+            await call(live, "set_gen_settings", **settings)
+            packets = await say(live, "Hello. " * 60)
+            text = "".join(packet.get("text", "") for packet in packets)
+            assert 1490 <= len(text) <= 1500 and set(text) <= {"x", " "}
+
+    scenario(body)
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [

@@ -173,6 +173,9 @@ def test_a_wrong_message_is_told(raw, words):
         async with serving() as live, chatting(live) as socket:
             await socket.send_str(raw)
             event = await socket.receive_json()
+            if "typo" in raw:
+                assert (event["type"], "typo" in event["message"]) == ("note", True)
+                event = await socket.receive_json()
             assert event["type"] == "error" and words in event["message"]
 
     scenario(body)

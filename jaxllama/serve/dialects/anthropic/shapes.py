@@ -13,6 +13,8 @@ from jaxllama.serve.answering.constraints import FunctionName
 from jaxllama.serve.endpoints import RequestShape
 
 NO_SETTING = "this model has no setting for it"
+NO_PROFILES = "this server knows clients by their keys only"
+TOOL_NOTES = ("input_examples", "allowed_callers", "defer_loading")  # not shown to the model
 NO_SERVER_TOOLS = "this server runs no tools and keeps no containers"
 
 
@@ -185,6 +187,8 @@ class ConversationParams(RequestShape, kw_only=True):
     unheeded: ClassVar[Mapping[str, str]] = {
         "context_management": "the whole conversation is read",
         "speed": NO_SETTING,
+        "user_profile_id": NO_PROFILES,
+        "workspace_id": NO_PROFILES,
     }
 
     def ignored(self, *, strict: bool) -> list[str]:
@@ -193,6 +197,8 @@ class ConversationParams(RequestShape, kw_only=True):
         thinks = self.thinking is not None and self.thinking.type != "disabled"
         effort = self.output_config is not None and self.output_config.effort is not None
         more = {"thinking": thinks, "output_config.effort": effort}
+        for name in TOOL_NOTES:
+            more[f"tools[].{name}"] = any(getattr(tool, name) for tool in self.tools or ())
         found = [name for name, given in more.items() if given]
         if found and strict:
             raise InvalidParameter(f"{found[0]} is not supported: {NO_SETTING}", found[0])

@@ -20,6 +20,7 @@ from jaxllama.serve.decode import convert
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.sockets import JsonSocket
+from jaxllama.serve.unknown import join_names
 from jaxllama.service import Ask, Caller, GenerationService, Model
 
 ROOT = Endpoint("GET", "/", "ExLlama's WebSocket, where its example has it", answer=str)
@@ -66,6 +67,7 @@ class WsReply(msgspec.Struct, omit_defaults=True, rename={"util_context": "utilC
     response: str | int | None = None
     util_context: int | None = None  # tokens of prompt and answer so far
     error: str | None = None
+    ignored: str | None = None  # names of unknown fields
 
 
 async def serve_actions(request: web.Request, service: GenerationService) -> web.StreamResponse:
@@ -114,6 +116,9 @@ class ActionConnection:
             action = str(message.get("action", ""))[:100]
             strict = self._request.app[SETTINGS].strict
             found = convert(message, WsRequest, (), strict=strict)
+            if found.ignored:
+                names = join_names(found.ignored)
+                await self._socket.send(WsReply(action, id_, ignored=names))
             check_count("conversations", len(self._running) + 1)
             task = asyncio.create_task(self._run(found.body))
             self._running.add(task)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.serve.answering.defaults import with_defaults
-from jaxllama.serve.decode import read_text
+from jaxllama.serve.decode import check_names, read_text
 from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.origin import check_origin
@@ -54,6 +54,7 @@ async def read_prompt(request: web.Request) -> str:
             "unsupported_media_type",
         )
     fields = parse_qs(await read_text(request), keep_blank_values=True, max_num_fields=64)
+    check_names(request, fields, ("prompt",))
     if not fields.get("prompt", [""])[0]:
         raise InvalidParameter("prompt is missing or empty; expected text", "prompt")
     return fields["prompt"][0]

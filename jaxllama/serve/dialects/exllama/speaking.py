@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jaxllama.request import Event
+from jaxllama.request import Event, Finished, FinishReason
 from jaxllama.serve.answering.defaults import with_defaults
 from jaxllama.serve.dialects.exllama.sessions import ExLlamaSession, SessionBlock
 from jaxllama.service import Ask, Caller, GenerationService, Model
@@ -62,21 +62,30 @@ class SessionSpeech:
                 yield packets
 
     async def _speak(self, author: str | None) -> AsyncIterator[list[SessionPacket]]:
-        """Generate one block and yield its packets; what came is kept if the client leaves."""
-        knobs = self._knobs()
-        head = "" if author is None else f"{author}:"
-        ids = await self._prompt(head, int(knobs["max_tokens"]))
-        total = self._service.model.engine.config.context
-        ask = Ask(prompts=[ids], knobs=knobs, total=total)
-        async with self._service.open(ask, self._caller) as answers:
-            block = self._session.add(author, "")
-            yield [*self._opening, packet_of(block, self._session)]
-            self._opening = []
-            async for _, event in answers:
-                text = self._shown(event, block)
-                if text:
-                    block.text += text
-                    yield [SessionPacket("append", text=text)]
+        """Generate one block and yield its packets; what came is kept if the client leaves.
+
+        If the context is full before the reply has ended, it goes on with a shorter history.
+        """
+        left, block = self._session.max_response_tokens, None
+        while left > 0:
+            room = left if block is None else min(left, self._session.chunk_size)
+            ids = await self._prompt(author, block, room)
+            total = self._service.model.engine.config.context
+            ask = Ask(prompts=[ids], knobs=self._knobs(left), total=total)
+            async with self._service.open(ask, self._caller) as answers:
+                if block is None:
+                    block = self._session.add(author, "")
+                    yield [*self._opening, packet_of(block, self._session)]
+                    self._opening = []
+                async for _, event in answers:
+                    text = self._shown(event, block)
+                    if text:
+                        block.text += text
+                        yield [SessionPacket("append", text=text)]
+                    if isinstance(event, Finished):
+                        left -= event.usage.generated
+                        if event.reason is not FinishReason.LENGTH:
+                            return
 
     def _shown(self, event: Event, block: SessionBlock) -> str:
         """Return the text of an event; a reply begins without the space after its name."""
@@ -90,7 +99,7 @@ class SessionSpeech:
         names += [] if is_first else [user]
         if len(names) == 1:
             return names[0]
-        ids = await self._prompt("", NAME_TOKENS)
+        ids = await self._prompt(None, None, NAME_TOKENS)
         choices = {f"{name}:": name for name in names}
         knobs = {"choices": list(choices), "max_tokens": NAME_TOKENS}
         ask = Ask(prompts=[ids], knobs=knobs, total=self._service.model.engine.config.context)
@@ -98,14 +107,20 @@ class SessionSpeech:
             chosen = "".join([event.text async for _, event in answers])
         return choices.get(chosen.strip(), names[0])
 
-    async def _prompt(self, head: str, room: int) -> list[int]:
-        """Return the tokens of the session's text before `head`, shortened to leave `room`."""
+    async def _prompt(self, author: str | None, block: SessionBlock | None, room: int) -> list[int]:
+        """Return the tokens before the next ones of `author`, shortened to leave `room`.
+
+        `block` is the block that is being written, if it has been begun.
+        """
         fixed = self._session.fixed_prompt.text.strip()
         before = f"{fixed}\n" if fixed and self._session.keep_fixed_prompt else ""
+        past = [each for each in self._session.history if each is not block]
+        begun = "" if block is None else block.text
         if self._session.participants:
-            after = "".join(map(line_of, self._session.history)) + head
+            head = "" if author is None else f"{author}:" + (f" {begun}" if begun else "")
+            after = "".join(map(line_of, past)) + head
         else:
-            after = "".join(block.text for block in self._session.history)
+            after = "".join(each.text for each in past) + begun
         if fixed and not before:
             after = f"{fixed}\n{after}"
 
@@ -119,8 +134,8 @@ class SessionSpeech:
         size = len(before) + len(after)
         return await self._service.off_loop(read, self._caller, size=size)
 
-    def _knobs(self) -> dict[str, Any]:
-        """Return the knobs of the session's settings."""
+    def _knobs(self, left: int) -> dict[str, Any]:
+        """Return the knobs of the session's settings, for at most `left` tokens."""
         session = self._session
         stops = ["\n"] if session.break_on_newline else []
         for name in session.participants if not stops else ():
@@ -136,7 +151,7 @@ class SessionSpeech:
             "repetition_penalty": session.token_repetition_penalty_max,
             "repetition_window": session.token_repetition_penalty_sustain,
             "repetition_decay": session.token_repetition_penalty_decay,
-            "max_tokens": session.max_response_tokens,
+            "max_tokens": left,
             "stop": stops or None,
         }
         return with_defaults(self._service.model, {}, defaults)

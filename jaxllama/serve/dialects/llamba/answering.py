@@ -8,10 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from jaxllama.errors import HttpError, PromptTooLong
+from jaxllama.errors import HttpError, InvalidParameter, PromptTooLong
 from jaxllama.messages import Ending
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.writing import write_answer
+from jaxllama.serve.decode import note_ignored
 from jaxllama.serve.dialects.llamba.sampling import NAMES, SamplerName, knobs_of
 from jaxllama.serve.dialects.llamba.shapes import (
     CHAT,
@@ -20,11 +21,12 @@ from jaxllama.serve.dialects.llamba.shapes import (
     LlambaChatQuery,
     LlambaChunk,
     LlambaCompletionQuery,
+    LlambaQuery,
     LlambaToken,
     LlambaTurn,
     reason_of,
 )
-from jaxllama.serve.keys import CALLER
+from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.wire import encode
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.asking import estimate_characters
@@ -55,6 +57,7 @@ class LlambaAnswering:
     async def tokenize(self, request: web.Request, service: GenerationService) -> web.Response:
         """Answer with the tokens of a conversation, as an answer would follow it."""
         body, _ = await TOKENIZE.read(request, service, LlambaChatQuery)
+        refuse_sampling(request, body)
         messages, ending = conversation_of(body)
 
         def work(model: Model) -> list[LlambaToken]:
@@ -112,6 +115,19 @@ def conversation_of(query: LlambaChatQuery) -> tuple[list[Json], Ending]:
 def as_message(turn: LlambaTurn) -> Json:
     """Return a message as it is."""
     return {"role": turn.role, "content": turn.content}
+
+
+def refuse_sampling(request: web.Request, query: LlambaQuery) -> None:
+    """Report the fields of a query that tokens do not depend on; refuse them under --strict."""
+    used = ("continue_", "append_text", "messages")
+    given = [
+        name
+        for name in query.__struct_fields__
+        if name not in used and getattr(query, name) is not None
+    ]
+    if given and request.app[SETTINGS].strict:
+        raise InvalidParameter(f"{given[0]} has no effect on tokens; remove it", given[0])
+    note_ignored(request, given)
 
 
 async def too_long(request: web.Request, service: GenerationService, ask: Ask) -> HttpError:

@@ -1,9 +1,9 @@
 """GET /ws of Rama's API, which Rama had planned: a chat over a WebSocket.
 
 Messages of the client: `{"type": "message", "conversation": NAME, "content": TEXT}` with any knobs
-beside them, and `stop` or `forget` with the name of a conversation.
-Messages of the server: `token` with a text, `done` with a reason, `error`. Each has the name of its
-conversation; several conversations of one connection run at a time, and end with it.
+beside them, and `stop` or `forget` with the name of a conversation. Messages of the server:
+`token` with a text, `done` with a reason, `error`, and `note` about fields without effect. Each has
+the name of its conversation; several conversations of a connection run at a time.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from jaxllama.serve.decode import convert
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.sockets import JsonSocket
+from jaxllama.serve.unknown import join_names
 from jaxllama.service import Ask, Caller, GenerationService
 
 CHATTING = Endpoint(
@@ -44,7 +45,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
 class ChatEvent(msgspec.Struct, omit_defaults=True):
     """A message of the server."""
 
-    type: Literal["token", "done", "error"]
+    type: Literal["token", "done", "error", "note"]
     conversation: str
     text: str = ""
     reason: str = ""
@@ -108,9 +109,10 @@ class ChatConnection:
             strict = self._request.app[SETTINGS].strict
             model = self._service.model
             found = convert(message, ChatRequest, model.knobs, strict=strict)
-            await self._act(found.body, found.knobs)
             if found.ignored:
-                raise InvalidParameter(f"ignored unknown fields: {', '.join(found.ignored)[:200]}")
+                note = f"unknown fields are ignored: {join_names(found.ignored)}"
+                await self._socket.send(ChatEvent("note", name, message=note))
+            await self._act(found.body, found.knobs)
         except JaxLlamaError as error:
             await self._socket.send(ChatEvent("error", name, message=str(error)))
 

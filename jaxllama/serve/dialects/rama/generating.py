@@ -14,7 +14,7 @@ from jaxllama.request import Event
 from jaxllama.serve.answering.defaults import with_defaults
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.writing import write_answer
-from jaxllama.serve.decode import read_text
+from jaxllama.serve.decode import check_names, read_text
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.origin import check_origin
@@ -46,6 +46,7 @@ class RamaGenerating:
     async def gen(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
         """Stream the prompt and its continuation."""
         check_origin(request)
+        check_names(request, request.query, ("prompt",))
         prompt = request.query.get("prompt", "")
         tokenizer = service.model.intake.tokenizer
 
