@@ -302,6 +302,17 @@ def test_names_are_safe(name, safe):
         assert safe_name(name) == safe
 
 
+def test_a_session_does_not_grow_without_end():
+    async def body():
+        async with serving() as live:
+            await call(live, "append_block", text="x" * 200_000)
+            wrong = await call(live, "append_block", 400, text="x" * 200_000)
+            assert "at most 262144 are kept" in wrong["error"]
+            assert len((await populate(live))["history"]) == 1
+
+    scenario(body)
+
+
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"history": [{"author": 5}]}'])
 def test_a_damaged_session_is_told(tmp_path, raw):
     store = SessionStore(tmp_path)

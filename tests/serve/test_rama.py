@@ -157,6 +157,19 @@ def test_an_answer_is_stopped_while_the_connection_stays():
     scenario(body)
 
 
+def test_a_message_that_does_not_fit_is_forgotten():
+    async def body():
+        async with serving(b"ok") as live, chatting(live) as socket:
+            for content, kind in (("x" * 500, "error"), ("hi", "done")):
+                await socket.send_json({"type": "message", "content": content})
+                event = await socket.receive_json()
+                while event["type"] == "token":
+                    event = await socket.receive_json()
+                assert event["type"] == kind
+
+    scenario(body)
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
