@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
@@ -26,16 +26,17 @@ from jaxllama.mistakes import (
     source_line,
     wrong_class,
 )
-from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
+from jaxllama.registry import DIALECTS, FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Adjuster, Filter, Sampler, Shaper
-from jaxllama.testing import check_format
+from jaxllama.serve.dialect import Dialect
+from jaxllama.testing import check_dialect, check_format
 from jaxllama.testing.cost import VOCABULARIES, cost_of
 from jaxllama.testing.kept import programs_kept
 from jaxllama.testing.proof import Broken, Proof
 from jaxllama.testing.samplers import CHECKS, NEEDED, run_check
 from jaxllama.weights.store import cache_folder
 
-SOCKETS = (Sampler, Adjuster, Filter, Shaper, PromptFormat)
+SOCKETS = (Sampler, Adjuster, Filter, Shaper, PromptFormat, Dialect)
 PASSED, FAILED = "passed", "FAILED"
 COLOURS = {PASSED: "green", FAILED: "red"}
 
@@ -49,10 +50,10 @@ CheckOutcome = dict[str, Any]
 def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
     """Check that PLUGIN keeps the contract of its socket.
 
-    PLUGIN is the name of an installed sampler or prompt format, module:Class, or a .py file, of
-    which every plugin is checked. The exit code is 1 if a check fails. The cost of a sampler is
-    the processor time, in microseconds, that it adds to each row of a decode step with its knobs
-    in the middle of their bounds.
+    PLUGIN is the name of an installed sampler, prompt format or dialect, module:Class, or a .py
+    file, of which every plugin is checked. The exit code is 1 if a check fails. The cost of a
+    sampler is the processor time, in microseconds, that it adds to each row of a decode step with
+    its knobs in the middle of their bounds.
     """
     with programs_kept(cache_folder() / "checks"):
         kinds = find(plugin)
@@ -81,6 +82,9 @@ def find(plugin: str) -> dict[str, type]:
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     if plugin in formats.loaded or plugin in formats.broken:
         return {plugin: formats.one(plugin)}
+    dialects = load_plugins(DIALECTS, Dialect)  # type: ignore[type-abstract]
+    if plugin in dialects.loaded or plugin in dialects.broken:
+        return {plugin: dialects.one(plugin)}
     file = Path(f"{plugin}.py")
     if file.exists() and plugin not in {*samplers.loaded, *samplers.broken}:
         raise BrokenPlugin(
@@ -121,7 +125,7 @@ def plugins_in(module: ModuleType, where: str) -> dict[str, type]:
         classes = [each for each in vars(module).values() if is_own_class(each, module)]
         named = ", ".join(each.__name__ for each in classes) or "no class"
         raise BrokenPlugin(
-            f"{where} defines no sampler and no prompt format; it defines {named}",
+            f"{where} defines no sampler, prompt format or dialect; it defines {named}",
             where=line_of(classes[0]) if classes else f"{where}:1",
             hint=f"{SUBCLASS}, or PromptFormat of jaxllama.formats",
         )
@@ -151,7 +155,7 @@ def is_plugin(found: object) -> TypeGuard[type]:
     """Say whether a value is a plugin class, a subclass of a socket and not the socket itself."""
     return (
         isinstance(found, type)
-        and issubclass(found, Sampler | PromptFormat)
+        and issubclass(found, Sampler | PromptFormat | Dialect)
         and found not in SOCKETS
     )
 
@@ -160,11 +164,18 @@ def check_one(kind: type) -> list[CheckOutcome]:
     """Run the checks of one plugin and return their outcomes."""
     if issubclass(kind, Sampler):
         return list(check_rules(kind))
+    if issubclass(kind, Dialect):
+        return [checked("dialect", check_dialect, kind, "Its routes and errors are as promised.")]
+    return [checked("format", check_format, kind, "It renders as formats promise.")]
+
+
+def checked(name: str, check: Callable[[Any], None], kind: type, words: str) -> CheckOutcome:
+    """Run a check that raises AssertionError, and return its outcome."""
     try:
-        check_format(kind)
+        check(kind)
     except AssertionError as error:
-        return [outcome("format", FAILED, str(error), where=line_of(kind))]
-    return [outcome("format", PASSED, "It renders as formats promise.")]
+        return outcome(name, FAILED, str(error), where=line_of(kind))
+    return outcome(name, PASSED, words)
 
 
 def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:

@@ -54,7 +54,6 @@ PARTS = {
 }
 CHECKS = {
     "weights": "jaxllama pull path/to/model",
-    "dialect": "jaxllama serve",
     "tokenizer": "jaxllama inspect path/to/model --tokenizer path/to/file",
 }
 

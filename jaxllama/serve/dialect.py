@@ -31,6 +31,9 @@ class Dialect(ABC):
     name: ClassVar[str]  # as in the entry point
     options_type: ClassVar[type[DialectOptions]] = DialectOptions
     error_type: ClassVar[Any] = ErrorBody  # of error bodies, for the description; str: plain text
+    # Paths below which unknown routes are refused in this dialect's form, where others have routes
+    # there, too.
+    prefixes: ClassVar[tuple[str, ...]] = ()
     headers: ClassVar[tuple[str, ...]] = ()  # request headers, beside the usual ones, for CORS
     endpoints: Mapping[Endpoint, Serves] = {}
 

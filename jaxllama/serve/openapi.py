@@ -31,8 +31,11 @@ REFUSALS = {
     409: "the request was cancelled",
     413: "the body is too large",
     415: "the body is not plain JSON",
+    422: "a field of the request is missing or wrong",
+    426: "the route is a WebSocket",
     429: "too many requests wait; try again after the time in Retry-After",
     500: "the server failed",
+    501: "the server was started without what this needs",
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
 }
@@ -83,7 +86,9 @@ def describe(
             described["parameters"] = [path_parameter(endpoint.name)]
         methods = paths.setdefault(endpoint.plain_path, {})
         method = endpoint.method.lower()
-        methods[method] = join(methods[method], described) if method in methods else described
+        if method in methods:
+            described = join(methods[method], described, refusals)
+        methods[method] = described
     document: Json = {
         "openapi": "3.1.0",
         "info": {"title": "jaxllama", "version": version("jaxllama")},
@@ -96,7 +101,7 @@ def describe(
     return document
 
 
-def join(one: Json, other: Json) -> Json:
+def join(one: Json, other: Json, refusals: Json) -> Json:
     """Describe a path that two dialects have: the body tells which one answers."""
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
@@ -107,7 +112,11 @@ def join(one: Json, other: Json) -> Json:
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": bodies}}},
     }
-    joined["responses"] = {**one["responses"], "200": {**answer, "content": merged}}
+    joined["responses"] = {"200": {**answer, "content": merged}}
+    for status, why in REFUSALS.items():
+        keys = [each["responses"][str(status)]["$ref"].rpartition("/")[2] for each in (one, other)]
+        content = {kind: part for key in keys for kind, part in refusals[key]["content"].items()}
+        joined["responses"][str(status)] = {"description": why, "content": content}
     return joined
 
 

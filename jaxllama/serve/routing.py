@@ -4,7 +4,7 @@ Used by `app.py`. Where two dialects want `/`, our page keeps it unless the oper
 where two want the same path, the body tells whose it is (`RequestShape.told_by`). Knows no dialect.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,21 @@ class RouteTable:
 
     def _closest(self, path: str) -> Dialect:
         assert self._default is not None
-        best, most = self._default, 0
+        best, most = self._default, 0.0
         parts = path.split("/")[1:]
-        for (_, route), owned in self._routes.items():
-            count = common_parts(parts, route.split("/")[1:])
-            if count > most:
-                best, most = owned[0].dialect, count
+        for dialect, place, bonus in self._places():
+            count = common_parts(parts, place.split("/")[1:])
+            if count and count + bonus > most:
+                best, most = dialect, count + bonus
         return best
+
+    def _places(self) -> Iterator[tuple[Dialect, str, float]]:
+        """Yield routes and prefixes with their dialects; a prefix wins against a route as close."""
+        for (_, route), owned in self._routes.items():
+            yield owned[0].dialect, route, 0.0
+        for dialect in dict.fromkeys(self._owners.values()):
+            for prefix in dialect.prefixes:
+                yield dialect, prefix, 0.5
 
 
 def has_root(dialect: Dialect, chosen: str | None) -> bool:

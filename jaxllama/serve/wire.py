@@ -49,11 +49,6 @@ def line_frame(value: Any) -> bytes:
     return encode(value) + b"\n"
 
 
-def text_frame(value: Any) -> bytes:
-    """Encode a text as it is."""
-    return str(value).encode("utf-8", "replace")
-
-
 @dataclass(frozen=True)
 class Framing:
     """How the chunks of a stream become bytes; a chunk of type `bytes` is written as it is."""
@@ -62,7 +57,6 @@ class Framing:
     encode: Callable[[Any], bytes]
     done: bytes = b""  # the end of a stream, for forms that say when they are done
     ping: bytes = b""  # keeps a silent stream alive; b"": the framing has nothing to say
-    has_errors: bool = True  # whether an error can be the last chunk, else the stream breaks off
 
     def join(self, values: Iterable[Any]) -> bytes:
         """Encode several chunks."""
@@ -75,7 +69,6 @@ SSE = Framing(
     "text/event-stream; charset=utf-8", event_frame, done=b"data: [DONE]\n\n", ping=b": ping\n\n"
 )
 JSON_LINES = Framing("application/x-ndjson", line_frame)
-TEXT = Framing("text/plain; charset=utf-8", text_frame, has_errors=False)
 
 
 def one_json(value: Any, status: int = 200) -> web.Response:
@@ -146,9 +139,6 @@ class Stream:
         if not isinstance(error, JaxLlamaError):
             logger.error("request %s failed", self._request[CALLER].id, exc_info=error)
             error = JaxLlamaError("internal error")
-        if not self._framing.has_errors:
-            self._abort()
-            return False
         await self.send(self._request[DIALECT].error_body(error))
         return True
 

@@ -37,7 +37,9 @@ class Bounds:
         "keep this many slots free for clients that hold few, while several clients use the "
         "server; 0 keeps none [default: an eighth of the slots]",
     )
-    request_tokens: int = setting(262_144, "allow one request this many tokens, all answers")
+    request_tokens: int = setting(
+        262_144, "allow one request this many tokens, all answers; in a batch, one query"
+    )
     request_seconds: float | None = setting(None, "end a request after this many seconds")
     render_seconds: float = setting(2.0, "end a chat template after this many seconds")
     behind_events: int = setting(256, "drop a client that is this many tokens behind ...")

@@ -165,3 +165,22 @@ def test_what_is_no_plugin_is_one_line(run, plugin, words):
     result = run("check", plugin)
     assert result.exit_code != 0 and words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+SILENT = '''
+from jaxllama.serve.dialects import Dialect
+class Silent(Dialect):
+    """Says nothing."""
+    name = "silent"
+    endpoints = {}
+    def error_body(self, error):
+        return {}
+'''
+
+
+def test_dialects_are_checked(run, tmp_path):
+    assert outcomes(run, "ollama", 0) == {"dialect": "passed"}
+    file = tmp_path / "silent_dialect.py"
+    file.write_text(SILENT)
+    result = run("check", str(file), "--no-cost")
+    assert result.exit_code == 1 and "has no endpoints" in result.stdout

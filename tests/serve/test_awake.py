@@ -125,5 +125,5 @@ def test_the_command_serves_on_such_a_loop(monkeypatch):
         return 0
 
     monkeypatch.setattr(serve, "serve", pretend)
-    assert serve.run(Settings(), {}) == 0
+    assert serve.run(Settings(), {}, []) == 0
     assert isinstance(loops[0], AwakeLoop)

@@ -28,6 +28,7 @@ async def post(live, path, body, status=200):
         return await response.json()
 
 
+@pytest.mark.origin("basilisk: infer with tokens, fragments and stop reason")
 def test_an_answer_has_its_tokens_their_texts_and_the_reason_of_its_end():
     async def body():
         async with serving() as live:
@@ -46,6 +47,7 @@ def test_an_answer_has_its_tokens_their_texts_and_the_reason_of_its_end():
     scenario(body)
 
 
+@pytest.mark.origin("basilisk: STX, ETX and `special_convert`")
 def test_marks_become_special_tokens():
     async def body():
         prompts = []
@@ -67,6 +69,7 @@ def test_marks_become_special_tokens():
     scenario(body)
 
 
+@pytest.mark.origin("basilisk: shared secret, errors")
 def test_errors_are_basilisks():
     async def body():
         async with serving() as live:
@@ -87,6 +90,7 @@ def test_errors_are_basilisks():
     scenario(body)
 
 
+@pytest.mark.origin("basilisk: ping and config")
 def test_ping_and_config_tell_no_paths_or_secrets():
     async def body():
         async with serving(options=("top_k=7",)) as live:
@@ -110,6 +114,7 @@ def knobs(**body):
     return BasiliskInferring(BasiliskDefaults())._knobs(asked, AnyModel)
 
 
+@pytest.mark.origin("basilisk: sampling, both names of the penalties")
 def test_the_sampling_is_basilisks():
     usual = knobs()
     assert usual == {
@@ -138,6 +143,7 @@ def test_the_sampling_is_basilisks():
     assert knobs(max_new_tokens=2)["min_length"] == 2
 
 
+@pytest.mark.origin("basilisk: config.json")
 def test_a_config_file_sets_defaults_and_what_belongs_elsewhere_is_told(tmp_path, caplog):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"top_k": 5, "model": "x.safetensors", "shared_secret": None}))

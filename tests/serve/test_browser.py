@@ -25,6 +25,7 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from jaxllama_formats.plain import Plain
+from tests.serve.dialects import everyone
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
@@ -129,7 +130,7 @@ def site() -> Iterator[Site]:
 
     async def serve() -> None:
         service = GenerationService(lambda: Model("scripted", engine, intake), Bounds())
-        server = Server(service, Settings(port=0, drain_timeout=0.0))
+        server = Server(service, Settings(port=0, drain_timeout=0.0), everyone())
         await server.start()
         while service.state == "loading":
             await asyncio.sleep(0.01)

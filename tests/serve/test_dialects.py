@@ -191,6 +191,31 @@ def test_a_wrong_method_or_path_is_told_in_the_form_of_the_dialect(way):
     scenario(body)
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "keys"),
+    [
+        ("/v1/nothing", 404, {"error"}),
+        ("/v1/messages/nothing", 404, {"error", "type"}),
+        ("/v1/messages", 405, {"error", "type"}),
+        ("/api/copy", 404, {"error"}),
+        ("/api/chat", 405, {"error"}),
+        ("/api/populate/x", 404, {"result", "error"}),
+        ("/basilisk/nothing", 404, {"error"}),
+        ("/nothing", 404, {"error"}),
+    ],
+)
+def test_an_unknown_route_is_refused_in_the_form_of_the_closest_dialect(path, status, keys):
+    async def body():
+        async with running(dialects=everyone()) as live:
+            async with live.http.put(f"{live.url}{path}", json={}) as response:
+                error = await response.json()
+            assert (response.status, set(error)) == (status, keys)
+            is_text = path.startswith(("/api", "/basilisk"))
+            assert isinstance(error["error"], str if is_text else dict)
+
+    scenario(body)
+
+
 @pytest.mark.parametrize("dialect", everyone(), ids=lambda dialect: dialect.name)
 def test_every_dialect_keeps_the_contract(dialect):
     check_dialect(type(dialect))

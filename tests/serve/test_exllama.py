@@ -49,6 +49,7 @@ def text_of(prompt) -> str:
 
 
 @pytest.mark.parametrize("name", ["precise", "creative", "sphinx"])
+@pytest.mark.origin("ExLlama: endpoints of example_flask")
 def test_a_form_gives_the_prompt_and_200_tokens(name):
     async def body():
         async with serving(b"x" * 300) as live:
@@ -66,6 +67,7 @@ def test_a_form_gives_the_prompt_and_200_tokens(name):
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: actions of example_ws")
 def test_the_actions_of_the_socket():
     async def body():
         async with (
@@ -102,6 +104,7 @@ def test_the_actions_of_the_socket():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: a user and a bot, fixed prompt")
 def test_a_user_and_a_bot_talk_and_the_stream_says_who():
     async def body():
         prompts = []
@@ -131,6 +134,7 @@ def test_a_user_and_a_bot_talk_and_the_stream_says_who():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: free text")
 def test_without_participants_a_text_is_continued():
     async def body():
         prompts = []
@@ -150,6 +154,7 @@ def test_without_participants_a_text_is_continued():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: several bots")
 def test_with_several_bots_the_model_chooses_who_speaks():
     async def body():
         async with serving(b"Hi!\n") as live:
@@ -162,6 +167,7 @@ def test_with_several_bots_the_model_chooses_who_speaks():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: sessions on disk")
 def test_a_session_is_kept_on_disk_renamed_and_deleted(tmp_path):
     async def body():
         async with serving(folder=tmp_path) as live:
@@ -192,6 +198,7 @@ def test_a_session_is_kept_on_disk_renamed_and_deleted(tmp_path):
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: blocks are edited, deleted and appended")
 def test_blocks_are_edited_deleted_and_appended():
     async def body():
         async with serving() as live:
@@ -212,6 +219,7 @@ def test_blocks_are_edited_deleted_and_appended():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: settings of a session")
 def test_settings_are_kept_and_checked():
     settings = {
         "temperature": 1.2, "top_p": 0.5, "min_p": 0.1, "top_k": 9, "typical": 0.0,
@@ -267,6 +275,7 @@ def test_what_came_before_the_client_left_is_kept():
     scenario(body)
 
 
+@pytest.mark.origin("ExLlama: a full context")
 def test_a_reply_longer_than_the_context_goes_on_with_a_shorter_history():
     async def body():
         async with serving(b" " + b"x" * 2000) as live:
@@ -300,6 +309,17 @@ def test_names_are_safe(name, safe):
             safe_name(name)
     else:
         assert safe_name(name) == safe
+
+
+def test_a_session_does_not_grow_without_end():
+    async def body():
+        async with serving() as live:
+            await call(live, "append_block", text="x" * 200_000)
+            wrong = await call(live, "append_block", 400, text="x" * 200_000)
+            assert "at most 262144 are kept" in wrong["error"]
+            assert len((await populate(live))["history"]) == 1
+
+    scenario(body)
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"history": [{"author": 5}]}'])

@@ -30,6 +30,7 @@ def text_of(prompt) -> str:
     return bytes(id_ for id_ in prompt if id_ < 256).decode()
 
 
+@pytest.mark.origin("LLaMbA: chat and text completions, stream lines, ping")
 def test_the_lines_of_a_stream_byte_for_byte():
     async def body():
         async with serving(b"Hi") as live:
@@ -45,6 +46,7 @@ def test_the_lines_of_a_stream_byte_for_byte():
     scenario(body)
 
 
+@pytest.mark.origin("LLaMbA: `continue`, `appendText`, tokens of a conversation")
 def test_messages_are_trimmed_but_for_the_last_which_may_be_continued():
     async def body():
         prompts = []
@@ -65,6 +67,7 @@ def test_messages_are_trimmed_but_for_the_last_which_may_be_continued():
     scenario(body)
 
 
+@pytest.mark.origin("LLaMbA: the error of an answer that cannot fit")
 def test_an_answer_that_cannot_fit_is_refused_with_the_numbers():
     async def body():
         async with serving() as live:
@@ -75,6 +78,7 @@ def test_an_answer_that_cannot_fit_is_refused_with_the_numbers():
     scenario(body)
 
 
+@pytest.mark.origin("LLaMbA: batches larger than the queue, streamed and not")
 def test_a_batch_larger_than_the_queue_is_answered_in_order():
     async def body():
         async with serving(lambda prompt: prompt[::-1], bounds=Bounds(queue_requests=6)) as live:
@@ -104,6 +108,7 @@ def test_a_batch_larger_than_the_queue_is_answered_in_order():
     scenario(body)
 
 
+@pytest.mark.origin("LLaMbA: a batch is cancelled as one")
 def test_a_batch_is_cancelled_as_one():
     async def body():
         async with serving(b"x" * 200, slots=2) as live:
@@ -137,6 +142,7 @@ def test_a_batch_that_has_begun_is_finished_while_the_server_drains():
     scenario(body)
 
 
+@pytest.mark.origin("LLaMbA: stops of a batch")
 def test_a_stop_of_a_batch_belongs_to_the_answer():
     async def body():
         async with serving(b"one\ntwo") as live:
@@ -166,6 +172,7 @@ CLASSIFY = {
 }
 
 
+@pytest.mark.origin("LLaMbA: classification")
 def test_a_classification_has_right_labels_and_all_probabilities():
     async def body():
         async with serving(b"3.") as live:
@@ -212,6 +219,7 @@ def knobs(sampler, **query):
     return knobs_of(LlambaCompletionQuery(prompt="hi", **query), sampler, AnyModel)
 
 
+@pytest.mark.origin("LLaMbA: Standard, Quick and llama.cpp samplers")
 def test_the_samplers_are_llambas():
     standard = knobs("standard", temperature=3.0, min_tokens=4, repetition_range=7)
     assert standard == {

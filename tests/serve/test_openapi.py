@@ -5,7 +5,7 @@ import contextlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import hypothesis
@@ -14,11 +14,13 @@ import requests
 
 from jaxllama.limits import FRONT, LIMITS
 from jaxllama.serve import operations
+from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.dialects import native, openai
 from jaxllama.serve.endpoints import RequestShape
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import DIALECTS, HI, asked, post
 from tests.serve.conftest import config, running, scenario
+from tests.serve.dialects import everyone
 from tests.support import installed_samplers
 
 EXAMPLES = 10  # per route and mode
@@ -41,7 +43,7 @@ LITERAL = re.compile(r"typing.Literal\[[^]]*\]")
 
 
 @contextlib.contextmanager
-def served() -> Iterator[str]:
+def served(dialects: Sequence[Dialect] = DIALECTS) -> Iterator[str]:
     """The address of a server in another thread, for clients that block."""
     ready, urls, ends = threading.Event(), [], []
 
@@ -49,7 +51,7 @@ def served() -> Iterator[str]:
         samplers = installed_samplers()
         size = config(candidates=32, context=2048)
         engine = ScriptedEngine(lambda _: b"ok", config=size, samplers=samplers)
-        async with running(engine, dialects=DIALECTS, seconds=300) as live:
+        async with running(engine, dialects=dialects, seconds=300) as live:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
             urls.append(live.url)
             ends.append(lambda: loop.call_soon_threadsafe(stop.set))
@@ -83,6 +85,36 @@ def test_no_request_by_the_schema_or_against_it_is_answered_otherwise():
                     examine(operation, mode, url, statuses)
     assert statuses[200] > 10
     assert statuses[400] > 100
+
+
+def test_no_request_to_an_api_of_another_system_breaks_the_server():
+    import schemathesis  # noqa: PLC0415
+
+    statuses: Counter[int] = Counter()
+    others = [each for each in everyone() if each.name not in ("openai", "native")]
+    with served(others) as url, requests.Session() as session:
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        for operation in (found.ok() for found in schema.get_all_operations()):
+            if operation.body:
+                for mode in schemathesis.GenerationMode:
+                    ask_often(operation, mode, url, session, statuses)
+    broken = {status for status in statuses if status >= 500 and status != 501}  # 501: no encoder
+    assert not broken and statuses[200] > 10 and statuses[400] > 50
+
+
+def ask_often(operation: Any, mode: Any, url: str, session: Any, statuses: Counter[int]) -> None:
+    @hypothesis.seed(1)
+    @hypothesis.settings(
+        max_examples=4,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(operation.as_strategy(generation_mode=mode))
+    def answers(case: Any) -> None:
+        statuses[case.call(base_url=url, session=session).status_code] += 1
+
+    answers()
 
 
 def examine(operation: Any, mode: Any, url: str, statuses: Counter[int]) -> None:

@@ -32,6 +32,7 @@ async def fetch(live, path, status=200, **headers):
         return await response.text()
 
 
+@pytest.mark.origin("Rama: GET /gen")
 def test_a_stream_echoes_the_prompt_and_escapes_line_breaks():
     async def body():
         async with serving(b"a\nb") as live:
@@ -42,6 +43,7 @@ def test_a_stream_echoes_the_prompt_and_escapes_line_breaks():
     scenario(body)
 
 
+@pytest.mark.origin("Rama: `--step`")
 def test_prompt_and_answer_have_together_as_many_tokens_as_the_operator_allows():
     async def body():
         async with serving(b"x" * 300, options=("step=7",)) as live:
@@ -88,6 +90,7 @@ def test_pages_of_other_sites_cannot_use_it():
     scenario(body)
 
 
+@pytest.mark.origin("Rama: its page")
 def test_the_page_is_at_the_root_if_the_operator_says_so_and_shows_no_html_of_the_prompt():
     async def body():
         async with serving(root_dialect="rama") as live:
@@ -102,6 +105,7 @@ def test_the_page_is_at_the_root_if_the_operator_says_so_and_shows_no_html_of_th
     scenario(body)
 
 
+@pytest.mark.origin("Rama: chats over a WebSocket")
 def test_several_conversations_are_answered_at_a_time_and_remember_their_messages():
     async def body():
         prompts = []
@@ -135,6 +139,7 @@ def test_several_conversations_are_answered_at_a_time_and_remember_their_message
     scenario(body)
 
 
+@pytest.mark.origin("Rama: an answer in a chat is stopped")
 def test_an_answer_is_stopped_while_the_connection_stays():
     async def body():
         async with serving(b"x" * 200, slots=1) as live, chatting(live) as socket:
@@ -153,6 +158,19 @@ def test_an_answer_is_stopped_while_the_connection_stays():
             assert event["reason"] == "stopped"
             await live.settled()
             assert not socket.closed
+
+    scenario(body)
+
+
+def test_a_message_that_does_not_fit_is_forgotten():
+    async def body():
+        async with serving(b"ok") as live, chatting(live) as socket:
+            for content, kind in (("x" * 500, "error"), ("hi", "done")):
+                await socket.send_json({"type": "message", "content": content})
+                event = await socket.receive_json()
+                while event["type"] == "token":
+                    event = await socket.receive_json()
+                assert event["type"] == kind
 
     scenario(body)
 
@@ -217,6 +235,7 @@ def test_a_client_that_leaves_and_a_server_that_stops_end_the_chat(answers):
     scenario(body)
 
 
+@pytest.mark.origin("llama-burn: POST /generate with an event per token and `done`")
 def test_the_events_of_llama_burn_byte_for_byte():
     async def body():
         async with serving("\u20ac!".encode()) as live:

@@ -28,6 +28,7 @@ async def ask(live, status=200, path=PATH, headers=None, **body):
         return await response.text()
 
 
+@pytest.mark.origin("RLLaMA: lines with probabilities, `is_end_token`, `stop_at_end_token`")
 def test_every_token_is_a_line_and_the_end_token_says_so():
     async def body():
         async with serving(b"a \n") as live:
@@ -45,6 +46,7 @@ def test_every_token_is_a_line_and_the_end_token_says_so():
 
 
 @pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.origin("RLLaMA: `no_token_sampling`, whole distributions in bounded memory")
 def test_without_sampling_every_token_has_its_probability(count):
     async def body():
         async with serving(b"x" * 50) as live:
@@ -63,6 +65,7 @@ def test_without_sampling_every_token_has_its_probability(count):
     scenario(body)
 
 
+@pytest.mark.origin("RLLaMA: clamps of the length")
 def test_the_length_is_clamped_to_the_operators():
     async def body():
         async with serving(b"x" * 300, options=("max_seq_len=10",)) as live:
@@ -73,6 +76,7 @@ def test_the_length_is_clamped_to_the_operators():
     scenario(body)
 
 
+@pytest.mark.origin("RLLaMA: JSON instead of lines")
 def test_a_client_that_accepts_json_gets_an_array():
     async def body():
         async with serving() as live:
@@ -99,6 +103,7 @@ def test_a_client_that_accepts_json_gets_an_array():
         ({"prompt": "hi", "repetition_penalty": -1.0}, "Repetition penalty must be a number."),
     ],
 )
+@pytest.mark.origin("RLLaMA: errors")
 def test_errors_begin_with_rllamas_sentence(body, sentence):
     async def test():
         async with serving() as live:
@@ -107,6 +112,7 @@ def test_errors_begin_with_rllamas_sentence(body, sentence):
     scenario(test)
 
 
+@pytest.mark.origin("RLLaMA: path of the route")
 def test_the_path_is_an_option():
     async def body():
         async with serving(options=("path=/infer",)) as live:
@@ -116,6 +122,7 @@ def test_the_path_is_an_option():
     scenario(body)
 
 
+@pytest.mark.origin("RLLaMA: bound of concurrent inferences")
 def test_inferences_beyond_the_bound_wait_while_others_stream():
     async def body():
         async with serving(options=("max_concurrent_inferences=1",)) as live:
@@ -131,6 +138,7 @@ def test_inferences_beyond_the_bound_wait_while_others_stream():
     scenario(body)
 
 
+@pytest.mark.origin("RLLaMA: end after one query")
 def test_a_server_for_one_query_ends_after_it(monkeypatch):
     killed = []
     monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))

@@ -66,7 +66,7 @@ from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import JSON_LINES, SSE, TEXT, Framing, Stream, one_body, one_json
+from jaxllama.serve.wire import JSON_LINES, SSE, Framing, Stream, one_body, one_json
 from jaxllama.service import Ask, GenerationService, Question
 from jaxllama.service.answers import Answers
 
@@ -74,7 +74,6 @@ __all__ = [
     "CALLER",
     "JSON_LINES",
     "SSE",
-    "TEXT",
     "Answers",
     "Ask",
     "Dialect",

@@ -5,6 +5,7 @@ all sessions are in one folder, as in ExLlama.
 """
 
 import asyncio
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -403,6 +404,9 @@ class SessionRoutes:
         client = self._client(request)
         async with client.lock:
             current = await client.get()
+            trial = copy.deepcopy(current.session)  # a reply may be writing into the session
+            change(trial)
+            trial.check()
             change(current.session)
             await asyncio.to_thread(current.save)
         return one_json(SessionResult("ok"))

@@ -20,6 +20,7 @@ UNTITLED = "Untitled session"
 SAFE = frozenset(" .()-,_!@")
 LONGEST_NAME = 100
 MOST_SESSIONS, MOST_BLOCKS, MOST_PARTICIPANTS = 1000, 2048, 8
+MOST_CHARACTERS = 256 << 10  # of all texts of a session
 LONGEST_FILE = 8 << 20  # bytes
 
 
@@ -62,6 +63,17 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
             if block.uuid == uuid:
                 return block
         raise InvalidParameter(f"there is no block {uuid[:64]!r}", "uuid")
+
+    def check(self) -> None:
+        """Raise InvalidParameter if the texts of the session are too long."""
+        blocks = (self.fixed_prompt, *self.history)
+        count = sum(len(block.text) + len(block.author or "") for block in blocks)
+        if count > MOST_CHARACTERS:
+            raise InvalidParameter(
+                f"the session has {count} characters; at most {MOST_CHARACTERS} are kept: delete "
+                f"some blocks, or begin a new session",
+                "text",
+            )
 
     def add(self, author: str | None, text: str) -> SessionBlock:
         """Append a block to the history."""

@@ -47,6 +47,7 @@ class SessionSpeech:
         user = session.participants[0] if session.participants else None
         if text:
             self._opening.append(packet_of(session.add(user, text), session))
+        session.check()
         waiting: list[str | None] = [*session.participants[1:]]
         if user is None or not waiting:
             async for packets in self._speak(None if user is None else user):

@@ -86,6 +86,8 @@ class LlambaBatch:
                     return await write_lines(request, answers, stops)
                 return one_json(await collect(answers, stops))
         except PromptTooLong as error:
+            if len(asks) > 1:
+                raise  # which query it is, only its own numbers say
             raise await too_long(request, service, asks[0]) from error
 
     def _ask(

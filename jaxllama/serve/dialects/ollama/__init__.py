@@ -55,6 +55,7 @@ class Ollama(Dialect):
     name = "ollama"
     endpoints = ENDPOINTS
     error_type = OllamaError
+    prefixes = ("/api",)
 
     def error_body(self, error: JaxLlamaError, /) -> OllamaError:
         """Return the body of an error response."""

@@ -27,6 +27,7 @@ class OpenAI(Dialect):
 
     name = "openai"
     endpoints = ENDPOINTS
+    prefixes = ("/v1",)
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""

@@ -160,6 +160,7 @@ class ChatConnection:
             total=self._service.model.engine.config.context,
         )
         texts: list[str] = []
+        is_refused = False
         try:
             async with self._service.open(ask, caller) as answers:
                 async for _, event in answers:
@@ -171,6 +172,7 @@ class ChatConnection:
                         reason = "length" if is_cut else "stop"
                         await self._socket.send(ChatEvent("done", name, reason=reason))
         except JaxLlamaError as error:
+            is_refused = not texts  # such as a message that does not fit: it is forgotten
             await self._socket.send(ChatEvent("error", name, message=str(error)))
         except asyncio.CancelledError:
             if not self._socket.response.closed:
@@ -179,4 +181,7 @@ class ChatConnection:
         except ConnectionError:
             return
         finally:
-            conversation.messages.append({"role": "assistant", "content": "".join(texts)})
+            if is_refused:
+                conversation.messages.pop()
+            else:
+                conversation.messages.append({"role": "assistant", "content": "".join(texts)})
