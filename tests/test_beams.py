@@ -157,9 +157,9 @@ def test_beginnings_are_copied_not_computed_again():
     prefilled = []
     original = engine.programs.prefill
 
-    def prefill(state, slot, ids, start, count):
+    def prefill(state, slot, ids, start, count, *more):
         prefilled.append(int(count))
-        return original(state, slot, ids, start, count)
+        return original(state, slot, ids, start, count, *more)
 
     engine.programs.prefill = prefill
     try:

@@ -81,7 +81,8 @@ def command(
         config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
         body = choose_kernels(loading.get("kernels", "auto"), None, config)
         lora, slots, rank = (loading.get(name) for name in LORA)
-        engine = engine_config(config, body, **sizes, **adapter_sizes(lora or {}, slots, rank))
+        sizes |= adapter_sizes(lora or {}, slots, rank)
+        engine = engine_config(config, body, **sizes)
         config = rope.fitted(config, engine.context)
         tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
         found = {

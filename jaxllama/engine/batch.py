@@ -52,7 +52,7 @@ class Batch:
         """
         adapter = self.adapters.blocks if adapted and self.adapters is not None else None
         self._state, output = self.programs.decode(
-            self._state, np.int32(steps), allowed, lean=lean, adapter=adapter
+            self._state, np.int32(steps), allowed, lean, adapter
         )
         return output
 

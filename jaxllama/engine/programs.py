@@ -276,7 +276,6 @@ class Programs:
         state: StateLeaves,
         steps: Any,
         allowed: Any = None,
-        *,
         lean: bool = False,
         adapter: StateLeaves | None = None,
     ) -> tuple[StateLeaves, StepOutput]:

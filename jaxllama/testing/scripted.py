@@ -128,7 +128,6 @@ class ScriptedPrograms(Programs):
         state: Any,
         steps: Any,
         allowed: Any = None,
-        *,
         lean: bool = False,
         adapter: Any = None,
     ) -> tuple[Any, StepOutput]:
