@@ -39,6 +39,7 @@ FORMAT, VERSION = "jaxllama checkpoint", 1
 MAX_MANIFEST = 16 << 20  # bytes
 MAX_TEXT = 256 << 20
 EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
+MOST_AHEAD = 16  # weights: the memory of many small ones would leave holes in the heap
 MIDDLE = 8  # minima of symmetric four-bit matrices are -8 scales, and are not stored
 
 
@@ -202,7 +203,11 @@ class NativeCheckpoint(Checkpoint):
         """
         forms = self._manifest.weights
         held += sum(each.form.nbytes for each in self._ahead.values())
-        while self._next and held + forms[self._next[-1]].nbytes <= self._largest:
+        while (
+            self._next
+            and len(self._ahead) < MOST_AHEAD
+            and held + forms[self._next[-1]].nbytes <= self._largest
+        ):
             name = self._next.pop()
             self._ahead[name] = self._start(name, whole(forms[name].shape))
             held += forms[name].nbytes

@@ -22,7 +22,7 @@ LEAST_COLUMNS = 256  # bytes of a row in one chunk
 BATCH = 16 << 20  # bytes of arrays that are written to the disk together
 NO_CACHE = {"total_bytes_limit": 0}  # of the arrays: every chunk is read once
 INDEX_CACHE = {"total_bytes_limit": 64 << 20}  # of the index: without it every chunk searches it
-READS = {"limit": 16}  # at the same time: disks are faster with several to do
+READS = {"limit": 4}  # at the same time; the memory of more threads stays with the process
 
 
 class PendingArray:
