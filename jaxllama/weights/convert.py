@@ -27,7 +27,6 @@ from jaxllama.weights.native import (
     FORMAT,
     MANIFEST,
     METADATA,
-    MIDDLE,
     VERSION,
     Form,
     Manifest,
@@ -35,7 +34,7 @@ from jaxllama.weights.native import (
 )
 from jaxllama.weights.native_store import ArrayStore
 from jaxllama.weights.quantize import quantize
-from jaxllama.weights.stored import Stored, stack, unpacked
+from jaxllama.weights.stored import Stored, minima_around_middle, stack, unpacked
 
 FLOATS: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 BITS = {"int8": 8, "int4": 4}
@@ -163,7 +162,7 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
     is_symmetric = (
         minima is not None
         and minima.dtype == scales.dtype
-        and np.array_equal(minima, scales * scales.dtype.type(-MIDDLE))
+        and np.array_equal(minima, minima_around_middle(scales))
     )
     form = Form(
         (*outer, out, inward),

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
 from jaxllama.kernels.packed import Bits, Packed
+from jaxllama.weights.stored import minima_around_middle
 
 GROUP = 32  # weights that share a scale in nearly every packed kind
 HALF_GROUP = 16  # in Q6_K
@@ -89,8 +90,7 @@ def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
     scales = halves(blocks, 0)
     if not (np.abs(scales) <= LARGEST_EIGHTH).all():
         scales = scales.astype(np.float32)
-    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
-        minima = scales * -8
+    minima = minima_around_middle(scales)
     return packed(4, pair_neighbours(blocks[..., None, 2:]), scales, minima)
 
 

@@ -26,7 +26,14 @@ from jaxllama.weights.fields import BLOCK_TENSORS, MAX_LAYERS, CheckedFields, re
 from jaxllama.weights.layout import TRANSPOSED
 from jaxllama.weights.native_store import ArrayStore, PendingArray
 from jaxllama.weights.rules import Rule
-from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
+from jaxllama.weights.stored import (
+    Index,
+    Shape,
+    Stored,
+    minima_around_middle,
+    part_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from jaxllama.text.exchange import TokenizerSource
@@ -39,8 +46,7 @@ FORMAT, VERSION = "jaxllama checkpoint", 1
 MAX_MANIFEST = 16 << 20  # bytes
 MAX_TEXT = 256 << 20
 EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
-MOST_AHEAD = 16  # weights: the memory of many small ones would leave holes in the heap
-MIDDLE = 8  # minima of symmetric four-bit matrices are -8 scales, and are not stored
+MOST_AHEAD = 16  # weights
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +57,7 @@ class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bits: int = 0  # 0: dense
     group: int = 0
     minima: bool = False
-    symmetric: bool = False
+    symmetric: bool = False  # minima are -8 scales and not stored
     order: bool = False
 
     @property
@@ -103,7 +109,7 @@ class PendingWeight:
         if not self.form.bits:
             return found["value"]
         scales = found["scales"]
-        minima = scales * scales.dtype.type(-MIDDLE) if self.form.symmetric else found.get("minima")
+        minima = minima_around_middle(scales) if self.form.symmetric else found.get("minima")
         packed = Packed(
             found["codes"],
             scales,

@@ -6,6 +6,7 @@ checksums, so a part is read without the rest and damage is found. A read is sta
 waited for later, so that several arrays come from the disk at the same time. Knows no model.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ import numpy as np
 from jaxllama.errors import BadHeader, CheckpointError
 from jaxllama.weights.stored import Index, Shape
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 18  # bytes
 COLUMN_BLOCKS = 8  # of a matrix: a mesh splits inputs, too
 LEAST_COLUMNS = 256  # bytes of a row in one chunk
+BLOCK = 8 << 20  # bytes of memory that arrays share
+SHARING = (16 << 10, 2 << 20)  # bytes of such arrays
+ALIGNED = 64  # bytes
 BATCH = 16 << 20  # bytes of arrays that are written to the disk together
 NO_CACHE = {"total_bytes_limit": 0}  # of the arrays: every chunk is read once
 INDEX_CACHE = {"total_bytes_limit": 64 << 20}  # of the index: without it every chunk searches it
@@ -39,12 +43,36 @@ class PendingArray:
         return self._array
 
 
+class Room:
+    """Memory for arrays that are read one after the other.
+
+    Arrays of medium size share blocks, each of which goes back to the system with the last of its
+    arrays. By themselves they would leave holes in the heap, and every one of their pages would
+    cost a page fault; blocks have large pages. Small arrays may live as long as the model: they
+    share nothing.
+    """
+
+    def __init__(self) -> None:
+        self._block = np.empty(0, np.uint8)
+
+    def array(self, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an array with any content."""
+        size = math.prod(shape) * dtype.itemsize
+        if not SHARING[0] <= size <= SHARING[1]:
+            return np.empty(shape, dtype)
+        if len(self._block) < size:
+            self._block = np.empty(BLOCK, np.uint8)
+        taken, self._block = self._block[:size], self._block[-(-size // ALIGNED) * ALIGNED :]
+        return taken.view(dtype).reshape(shape)
+
+
 class ArrayStore:
     """Arrays by name, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._context: Any = None
+        self._room = Room()
         self._batch: Any = None  # a transaction: one version of the index for many arrays
         self._batched = 0  # bytes
         self._opened: dict[str, Any] = {}  # by name, futures of arrays that are open or opening
@@ -103,13 +131,14 @@ class ArrayStore:
                     f"{list(store.shape)}; expected {dtype} {list(shape)}"
                 )
             part = store[index][tensorstore.d[:].translate_to[0]]
-            array = np.empty(part.shape, part.dtype.numpy_dtype)  # faster than TensorStore's memory
+            array = self._room.array(part.shape, part.dtype.numpy_dtype)
             future = tensorstore.array(array).write(part)
             return PendingArray(self._folder, name, array, future)
 
     def close(self) -> None:
         """Close the arrays and forget what is cached of the store."""
         self._opened.clear()
+        self._room = Room()
         self._context = None
 
     def _spec(self, name: str) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from jaxllama.testing.weights import parts
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import check_tensors
 from jaxllama.weights.convert import Recipe, canonical, convert
+from jaxllama.weights.native_store import Room
 from jaxllama.weights.quantize import quantize
-from jaxllama.weights.stored import unpacked
+from jaxllama.weights.stored import minima_around_middle, unpacked
 
 CONFIG = tiny(name="one", kv_heads=2)
 WEIGHTS = flatten(random_params(CONFIG))
@@ -219,6 +220,28 @@ def test_expected_weights_are_read_ahead_within_the_size_of_the_largest(native: 
                 np.testing.assert_array_equal(one, other)
         assert most >= 2
         assert not checkpoint._ahead and not checkpoint._next
+
+
+def test_arrays_that_share_memory_do_not_overlap():
+    room, rng = Room(), np.random.default_rng(0)
+    made = [
+        room.array((int(rows), 16), np.dtype(kind))
+        for rows in rng.integers(1, 1 << 15, 100)
+        for kind in (np.uint8, np.float16)
+    ]
+    for number, array in enumerate(made):
+        array[:] = number % 100
+    for number, array in enumerate(made):
+        assert (array == number % 100).all()
+        assert array.ctypes.data % array.itemsize == 0
+
+
+def test_minima_of_symmetric_codes_are_minus_eight_scales():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(minima_around_middle(halves), halves * np.float16(-8))
+    wide = np.array([[1.5, -2.0]], np.float32)
+    np.testing.assert_array_equal(minima_around_middle(wide), [[-12.0, 16.0]])
 
 
 def test_damaged_arrays_are_found(native: Path):
