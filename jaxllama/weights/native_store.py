@@ -183,14 +183,18 @@ def read_errors(folder: Path, name: str) -> Iterator[None]:
 
 
 def chunk_shape(value: np.ndarray) -> list[int]:
-    """Return a shape of about CHUNK bytes that cuts a matrix along both axes."""
+    """Return a shape of at most CHUNK bytes that cuts a matrix along both axes.
+
+    Chunks are of equal size as nearly as possible: the store pads the last one.
+    """
     if value.ndim != 2:  # noqa: PLR2004 - a vector is one chunk, a stack one per slice
         return [1] * (value.ndim - 2) + list(value.shape[-2:])
     rows, columns = value.shape
     block = columns // COLUMN_BLOCKS
     if columns % COLUMN_BLOCKS or block * value.itemsize < LEAST_COLUMNS:
         block = columns
-    return [max(1, min(rows, CHUNK // (block * value.itemsize))), block]
+    parts = max(1, -(-rows * block * value.itemsize // CHUNK))
+    return [max(1, -(-rows // parts)), block]
 
 
 def brief(error: Exception) -> str:

@@ -23,7 +23,7 @@ from jaxllama.testing.weights import parts
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import check_tensors
 from jaxllama.weights.convert import Recipe, canonical, convert
-from jaxllama.weights.native_store import Room
+from jaxllama.weights.native_store import CHUNK, Room, chunk_shape
 from jaxllama.weights.quantize import quantize
 from jaxllama.weights.stored import minima_around_middle, unpacked
 
@@ -220,6 +220,20 @@ def test_expected_weights_are_read_ahead_within_the_size_of_the_largest(native: 
                 np.testing.assert_array_equal(one, other)
         assert most >= 2
         assert not checkpoint._ahead and not checkpoint._next
+
+
+def test_chunks_waste_little():
+    for rows, columns in (
+        (576, 576),
+        (49152, 576),
+        (1, 64),
+        (2048, 8192),
+        (100, 5000),
+    ):
+        height, width = chunk_shape(np.empty((rows, columns), np.uint8))
+        stored = -(-rows // height) * height * -(-columns // width) * width
+        assert stored < 1.02 * rows * columns
+        assert height == 1 or height * width <= 1.01 * CHUNK
 
 
 def test_arrays_that_share_memory_do_not_overlap():
