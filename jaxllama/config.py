@@ -82,6 +82,11 @@ class Rope:
         """Say whether cos and sin have an explicit scale."""
         return self.attention_factor is not None
 
+    @property
+    def scaled_factors(self) -> bool:
+        """Say whether the factors are Phi-3's: with a scale, or others for long texts."""
+        return self.kind == "factors" and (self.scaled or bool(self.long_factors))
+
 
 @dataclass(frozen=True)
 class LayerSpec:

@@ -14,6 +14,7 @@ from typing import Self
 Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
 
 COMPILING = "compiling "  # prefix of a stage; the name of a program follows
+DOWNLOADING = "downloading "  # prefix of a stage; what it is and its size follow
 WORDS = {"weights": "loading weights", "programs": "loading programs"}
 SILENCE = 10.0  # most seconds without a line
 SECONDS_PER_CHECK = 1.0
@@ -50,12 +51,12 @@ class Startup:
         self._thread = threading.Thread(target=self._remind, name="startup", daemon=True)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Record progress; print a line for each program that has to be compiled."""
+        """Record progress; print a line for each download, and each program to be compiled."""
         previous = self.stage
         is_new = previous is None or previous.what != what
         began = self._clock() if previous is None or is_new else previous.began
         self.stage = StartupStage(what, done, total, began)
-        if is_new and what.startswith(COMPILING):
+        if is_new and what.startswith((COMPILING, DOWNLOADING)):
             self._write(f"{describe(what, done, total, keeps_programs=self._keeps_programs)}...")
 
     def remind(self) -> None:

@@ -28,7 +28,7 @@ from jaxllama import LLM
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
-from tests.support import only
+from tests.support import QuickPrograms, only
 from tests.weights.encoder_writer import write_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -67,8 +67,10 @@ LOADERS = {
     "classify",
     "compile",
     "decode",
+    "formats",
     "memory",
     "prefill",
+    "restore",
     "sampling",
     "serve",
     "trace",
@@ -254,7 +256,7 @@ def test_make_bench_runs_every_script_that_measures() -> None:
     listed = re.search(r"^BENCHES := (.*)$", makefile, re.MULTILINE)
     assert listed is not None
     assert set(SCRIPTS) - set(listed[1].split()) == {
-        *("report", "trace", "versus", "write_gguf"),
+        *("formats", "report", "trace", "versus", "write_gguf"),
     }
 
 
@@ -300,6 +302,59 @@ def test_a_table_is_printed_without_json() -> None:
     assert result.exit_code == 0, result.output
     assert "tokens/s" in result.stdout
     assert "{" not in result.stdout
+
+
+def test_restoring_is_held_against_a_plain_read() -> None:
+    found = records("restore", "-m", TINY, "--short", "--repetitions", "1")
+    assert [(case, record["unit"], record.get("peer")) for case, record in found.items()] == [
+        ("tiny-q4_0 as bf16, from the disk", "GB/s", "plain read"),
+        ("tiny-q4_0 as bf16, from memory", "GB/s", "plain read"),
+        ("tiny-q4_0 as bf16, read and placed", "s", None),
+    ]
+
+
+def test_formats_measures_a_model_in_every_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    formats, home = module("formats"), tmp_path / "README.md"
+    home.write_text((ROOT / "README.md").read_text())
+    monkeypatch.setattr(formats, "README", home)
+    seen: list[str] = []
+
+    def measured(form: str, *_: Any) -> Any:
+        seen.append(form)
+        return formats.FormFigures(1e6, 2e6, 1.99e6, 10.0 + len(seen))
+
+    monkeypatch.setattr(formats, "measured", measured)
+    found = records("formats", "-m", TINY, "--write")
+    assert tuple(seen) == formats.FORMS
+    assert {each["unit"] for each in found.values()} == {"perplexity", "MiB", "x"}
+    lines = formats.lines_of(home.read_text())
+    assert [each.form for each in lines] == list(formats.FORMS)
+    assert (lines[1].size, lines[1].memory, lines[1].perplexity) == ("1", "2", "12.00")
+    assert run("formats", "-m", TINY, "--write", "--short").exit_code == 2
+
+
+def test_a_form_is_written_loaded_and_measured(tmp_path: Path) -> None:
+    formats, subject = module("formats"), module("subject")
+    path = formats.written(
+        "`convert --dtype int4`", module("write_gguf").model_file(TINY), tmp_path
+    )
+    with only(MEASURED, kind=QuickPrograms):
+        found = formats.figures_of(subject.Subject(path), "A short text of some words. " * 4)
+    assert 0 < found.size < 1e6
+    assert found.perplexity > 1
+    assert found.stated > 0
+
+
+def test_the_table_of_formats_is_one_that_the_script_writes() -> None:
+    formats, readme = module("formats"), (ROOT / "README.md").read_text()
+    lines = formats.lines_of(readme)
+    assert [each.form for each in lines] == list(formats.FORMS)
+    assert formats.with_table(readme, lines) == readme
+    perplexity = {each.form: float(each.perplexity) for each in lines}
+    best = perplexity["`convert --dtype int4 --minimise-error`"]
+    assert best <= perplexity["`export --to gguf-q4_0`"]
 
 
 def few() -> tuple[str, ...]:

@@ -73,10 +73,16 @@ def test_a_long_stage_says_how_far_it_has_come(lines, clock):
     clock.now += SILENCE
     startup.report("weights", 75, 300)
     startup.remind()
-    startup.report("downloading", 5, 0)  # of a size that the server does not tell
+    assert lines == ["still loading weights (25 %), 10 s"]
+
+
+def test_a_download_is_named_with_its_size_when_it_begins(lines, clock):
+    startup = Startup(lines.append, clock=clock)
+    startup.report("downloading x.gguf, 98 MB", 0, 100)
+    startup.report("downloading x.gguf, 98 MB", 50, 100)
     clock.now += SILENCE
     startup.remind()
-    assert lines == ["still loading weights (25 %), 10 s", "still downloading, 10 s"]
+    assert lines == ["downloading x.gguf, 98 MB...", "still downloading x.gguf, 98 MB (50 %), 10 s"]
 
 
 def test_a_thread_reminds_until_the_start_is_over(lines, clock, monkeypatch):

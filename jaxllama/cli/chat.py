@@ -22,6 +22,7 @@ from jaxllama.cli.terminal import close_llm, load_llm, note, progress_bars, show
 from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
 from jaxllama.limits import LIMITS
 from jaxllama.weights import store
+from jaxllama.weights.named import DEFAULT
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
@@ -81,7 +82,7 @@ class ChatModel:
     @property
     def name(self) -> str:
         """The name, path or address with which the model was requested."""
-        return str(self.loading.get("model") or store.DEFAULT)
+        return str(self.loading.get("model") or DEFAULT)
 
     def change(self, name: str) -> None:
         """Load another model with the same settings, but with its own tokenizer.

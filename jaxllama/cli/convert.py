@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from jaxllama.cli.generate import decode
-from jaxllama.cli.terminal import as_json, note, open_llm, progress_bars
+from jaxllama.cli.terminal import as_json, note, open_llm, progress_bars, startup_shown
 from jaxllama.weights.convert import DTYPES, STORED, Recipe, WeightError, convert
 from jaxllama.weights.store import resolve
 
@@ -52,7 +52,7 @@ def command(  # noqa: PLR0913 - one for each option
     Prints the error of each block: root mean square, relative to the weights.
     """
     recipe = Recipe(dtype, group, minimise_error)
-    with progress_bars() as report:
+    with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)
 
         def show(done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from jaxllama.cli.terminal import note, progress_bars
+from jaxllama.cli.terminal import note, startup_shown
 from jaxllama.weights.export import TARGETS, export
 from jaxllama.weights.store import resolve
 
@@ -20,7 +20,7 @@ def command(model: str, target: Path, to: str, *, force: bool) -> None:
     Matrices that MODEL keeps in the type asked for keep their bits. Vectors are float32 in GGUF
     files. The plain `safetensors` keeps each dense weight's dtype and makes packed ones float32.
     """
-    with progress_bars() as report:
+    with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)
 
         def show(done: int, total: int) -> None:

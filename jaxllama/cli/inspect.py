@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jax.numpy as jnp
 
+from jaxllama.cli.memory import describe_memory
 from jaxllama.cli.options import ModelCommand
-from jaxllama.cli.terminal import as_json, progress_bars
+from jaxllama.cli.terminal import as_json, startup_shown
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.programs import ADAPTER_PURPOSES, PURPOSES
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
-from jaxllama.kernels.packed import Packed
 from jaxllama.loading import (
     adapter_sizes,
     choose_kernels,
@@ -29,9 +28,6 @@ from jaxllama.loading import (
     tokenizer_for,
 )
 from jaxllama.model import rope
-from jaxllama.model.adapters import adapter_shapes
-from jaxllama.model.cache import cache_bytes
-from jaxllama.model.params import abstract_params
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
@@ -51,10 +47,6 @@ NOT_LOADED = (
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 LORA = ("lora", "lora_slots", "lora_rank")
 NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE, *LORA)
-STORED_BYTES = {"F16": 2.0, "BF16": 2.0}  # dense kinds that are not widened
-FLOAT32_BYTES = 4
-VECTOR_BYTES = FLOAT32_BYTES  # of norms and biases
-EMBEDDING = "embed.weight"
 
 
 @click.command("inspect", cls=ModelCommand, leave_out=NOT_LOADED)
@@ -75,7 +67,7 @@ def command(
     that is not on this machine yet is downloaded.
     """
     sizes = {name: value for name, value in loading.items() if name not in NO_SIZES}
-    with progress_bars() as report:
+    with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
         config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
@@ -136,25 +128,6 @@ def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     return sampling_defaults_of("auto", path, checkpoint, specs)
 
 
-def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
-    """Return the bytes that weights, cache and unpacking take on the device at these settings."""
-    weights = weight_bytes(checkpoint, engine)
-    cache = cache_bytes(checkpoint.config, engine)
-    unpacked = unpacked_bytes(checkpoint, engine)
-    adapters = adapter_bytes(checkpoint.config, engine)
-    return {
-        "slots": engine.slots,
-        "context": engine.context,
-        "dtype": engine.dtype,
-        "cache_dtype": engine.cache_dtype,
-        "weights": weights,
-        "cache": cache,
-        "unpacked": unpacked,
-        "adapters": adapters,
-        "total": weights + cache + unpacked + adapters,
-    }
-
-
 def describe_engine(engine: EngineConfig) -> dict[str, Any]:
     """Return the kernels that run the model here, and how much they do in one call."""
     return {
@@ -183,67 +156,6 @@ def describe_programs(
         about = kept.about(name)
         found[name] = {"purpose": purpose, "kept": None if about is None else about._asdict()}
     return {"key": key, "folder": str(kept.folder), "list": found}
-
-
-def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes of the weights after loading."""
-    keeps_packed = body_named(engine.kernels).keeps_packed
-    stays = engine.packed or keeps_packed
-    small: dict[str, float] = dict(STORED_BYTES) if engine.dtype == "stored" else {}
-    small |= packed_bytes(checkpoint) if stays else {}
-    dense = 4 if engine.dtype == "stored" else jnp.dtype(engine.dtype).itemsize
-    total = 0.0
-    for path, leaf in abstract_params(checkpoint.config).items():
-        kind, _ = checkpoint.kinds.get(checkpoint.table[path].names[0], ("", 0))
-        if leaf.is_stack and not keeps_packed:
-            each: float = dense
-        else:
-            each = small.get(kind, dense) if leaf.is_matrix or leaf.is_stack else VECTOR_BYTES
-        total += math.prod(leaf.shape) * each
-    return round(total)
-
-
-def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
-    """Return the bytes of the places for LoRA adapters."""
-    dtype = body_named(engine.kernels).adapter_dtype or engine.dtype
-    shapes = [each for block in adapter_shapes(config, engine).values() for each in block.values()]
-    values = sum(math.prod(part) for shape in shapes for part in (shape.a, *shape.b))
-    return engine.adapter_slots * values * jnp.dtype(dtype).itemsize if engine.adapter_slots else 0
-
-
-def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes of the largest packed matrix in float32; 0 if none is unpacked.
-
-    Plain XLA unpacks one matrix at a time.
-    """
-    if not engine.packed or body_named(engine.kernels).keeps_packed:
-        return 0
-    packed, config = packed_bytes(checkpoint), checkpoint.config
-    sizes = [
-        math.prod(leaf.shape) * FLOAT32_BYTES
-        for path, leaf in abstract_params(config).items()
-        if leaf.is_matrix
-        and checkpoint.kinds[checkpoint.table[path].names[0]][0] in packed
-        # An embedding that is no output head is read row by row.
-        and (config.tied or path != EMBEDDING)
-    ]
-    return max(sizes, default=0)
-
-
-def packed_bytes(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the bytes per weight of each storage type that can stay packed.
-
-    Measured on the smallest tensor of each type.
-    """
-    smallest: dict[str, tuple[int, str]] = {}
-    for name, (kind, size) in checkpoint.kinds.items():
-        smallest[kind] = min(smallest.get(kind, (size, name)), (size, name))
-    stored = {kind: checkpoint.read_stored(name) for kind, (_, name) in smallest.items()}
-    return {
-        kind: value.nbytes / math.prod(value.shape)
-        for kind, value in stored.items()
-        if isinstance(value, Packed)
-    }
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -35,8 +35,8 @@ from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
-from jaxllama.weights import store
 from jaxllama.weights.lora import read_adapter
+from jaxllama.weights.named import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def open_encoder(
 def model_name(model: str | None) -> str:
     """Return the name of the model in responses: as requested, or the name of its file."""
     if model is None:
-        return store.DEFAULT
+        return DEFAULT
     path = Path(model)
     if path.is_dir():
         return path.resolve().name  # a dot in the name of a folder begins no suffix

@@ -57,7 +57,7 @@ class Preparation:
         if not (self._abstract[f"{layer}.weight"].is_matrix or leaf.is_stack):
             self._ready[path] = self._vector(leaf, value)
             return
-        layers = self._group_of(layer)
+        layers = self.group_of(layer)
         waiting = self._waiting.setdefault(layers[0], {})
         waiting[path] = value
         if len(waiting) == sum(len(self._leaves(layer)) for layer in layers):
@@ -66,6 +66,14 @@ class Preparation:
     def tree(self) -> Tree:
         """Return the whole tree; every weight must have been added."""
         return nest(self._ready)
+
+    def group_of(self, layer: str) -> tuple[str, ...]:
+        """Return the paths of the layers that are laid out together with this one."""
+        parent, _, name = layer.rpartition(".")
+        for group in self._groups if self._body.joins else ():
+            if name in group.layers:
+                return tuple(f"{parent}.{each}" for each in group.layers)
+        return (layer,)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
         """Let the body lay out one complete group."""
@@ -80,14 +88,6 @@ class Preparation:
             self._ready[f"{layer}.weight"] = placed.weight
             if f"{layer}.bias" in self._abstract:
                 self._ready[f"{layer}.bias"] = placed.bias
-
-    def _group_of(self, layer: str) -> tuple[str, ...]:
-        """Return the paths of the layers that are laid out together with this one."""
-        parent, _, name = layer.rpartition(".")
-        for group in self._groups if self._body.joins else ():
-            if name in group.layers:
-                return tuple(f"{parent}.{each}" for each in group.layers)
-        return (layer,)
 
     def _kind_of(self, layers: tuple[str, ...]) -> GroupKind:
         names = tuple(layer.rpartition(".")[2] for layer in layers)

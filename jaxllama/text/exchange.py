@@ -6,16 +6,18 @@ refused instead of changed. Knows no weights.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxllama.errors import BadTokenizer, UnsupportedModel
+from jaxllama.text.files import read_vocabulary
 from jaxllama.text.from_folder import tokenizer_from_folder
 from jaxllama.text.from_gguf import PREFIX, tokenizer_from_gguf
 from jaxllama.text.from_json import state_of
+from jaxllama.text.from_llama2c import BEGIN, END, read_pieces, tokenizer_from_llama2c
 from jaxllama.text.pretokenize import CUTTINGS
 from jaxllama.text.tokenizer import Tokenizer, library_errors
 from jaxllama.text.vocabulary import SPACE, Spelling, TokenKind
@@ -57,17 +59,20 @@ class TokenizerSource:
             return tokenizer_from_folder(Path(folder))
 
 
-def source_of_folder(folder: Path) -> TokenizerSource:
+def source_of_folder(folder: Path, names: Sequence[str] = FOLDER_FILES) -> TokenizerSource:
     """Return the tokenizer files of a folder; raise BadTokenizer if there is no tokenizer."""
     found = {}
-    for name in FOLDER_FILES:
+    for name in names:
         path = folder / name
         if path.is_file():
             if path.stat().st_size > MAX_FILE:
                 raise BadTokenizer(f"{path} has more than {MAX_FILE} bytes, the most that is read")
             found[name] = path.read_bytes()
     if found.keys().isdisjoint(FOLDER_FILES[:2]):
-        raise BadTokenizer(f"{folder} has no tokenizer.json to write to the new file")
+        raise BadTokenizer(
+            f"{folder} has no tokenizer to write to the new file; expected "
+            f"{' or '.join(each for each in FOLDER_FILES[:2] if each in names)} in it"
+        )
     return TokenizerSource(files=found)
 
 
@@ -75,6 +80,32 @@ def source_of_metadata(metadata: Mapping[str, Any]) -> TokenizerSource:
     """Return the tokenizer in the metadata of a GGUF file."""
     kept = {key: metadata[key] for key in metadata if key.startswith("tokenizer.")}
     return TokenizerSource(metadata=kept)
+
+
+def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
+    """Return the tokenizer in llama2.c's `tokenizer.bin`, as the metadata of a GGUF file.
+
+    `size` is the vocabulary of the model. Raises UnsupportedModel if it would give other tokens.
+    """
+    texts, scores = read_pieces(read_vocabulary(path), str(path))
+    tokenizer = tokenizer_from_llama2c(path)
+    unused = [f"[PAD{i}]" for i in range(len(texts), size)]
+    metadata = {
+        f"{PREFIX}model": "llama",
+        f"{PREFIX}tokens": [text.replace(" ", SPACE) for text in texts] + unused,
+        f"{PREFIX}scores": scores + [0.0] * len(unused),
+        f"{PREFIX}token_type": [
+            *tokenizer.vocabulary.kinds, *[int(TokenKind.UNUSED)] * len(unused)
+        ],
+        f"{PREFIX}bos_token_id": BEGIN,
+        f"{PREFIX}eos_token_id": END,
+        f"{PREFIX}eot_token_id": BEGIN,  # where the next story begins, this one ends
+        f"{PREFIX}add_bos_token": True,
+        f"{PREFIX}add_space_prefix": True,
+    }  # fmt: skip
+    source = TokenizerSource(metadata=metadata)
+    check_same(tokenizer, source, "GGUF")
+    return source
 
 
 def as_files(source: TokenizerSource) -> dict[str, bytes]:

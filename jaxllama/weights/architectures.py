@@ -19,7 +19,8 @@ from jaxllama.weights.rules import Cut, Rule, Stack, numbered
 class ExpertNames:
     """The names of a mixture of experts in a Hugging Face folder."""
 
-    width: str  # the field with the width of one
+    count: str  # the field with their number
+    width: str  # and with the width of one
     block: str  # the module in a layer
     matrices: tuple[str, str, str]  # gate, up and down
     default_count: int
@@ -69,6 +70,7 @@ class Architecture:
 
 
 MIXTRAL_NAMES = ExpertNames(
+    count="num_local_experts",
     width="intermediate_size",
     block="block_sparse_moe",
     matrices=("w1", "w3", "w2"),
@@ -78,6 +80,7 @@ MIXTRAL_NAMES = ExpertNames(
     normed=True,
 )
 QWEN_NAMES = ExpertNames(
+    count="num_experts",
     width="moe_intermediate_size",
     block="mlp",
     matrices=("gate_proj", "up_proj", "down_proj"),
@@ -260,13 +263,6 @@ ARCHITECTURES = (
     ),
 )
 
-# The fields of ModelConfig that exports write; models with others are refused.
-WRITABLE = (
-    *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width"),
-    *("max_context", "norm_eps", "rope", "tied", "qkv_bias", "out_bias", "ffn_bias"),
-    *("qk_norm", "window", "name"),
-)
-
 # Known architectures that are not supported, by any of their names, and what they need.
 EXPERTS_OF_ITS_OWN = "shared experts or another router"
 IMAGES = "images; the text model alone is supported as a GGUF file"
@@ -326,24 +322,33 @@ def class_name_of(model_type: str) -> str | None:
 
 
 def family_of(config: ModelConfig) -> Architecture:
-    """Return the architecture to write a model as: the first that has all of its properties.
+    """Return the architecture to write a model as.
 
-    Raises UnsupportedModel for a model that exports cannot write yet.
+    Several may describe the same model, and some properties have no place in any of them: who
+    writes a file reads it back and compares the configurations.
     """
-    plain = ModelConfig(**{name: getattr(config, name) for name in WRITABLE})
-    if plain != config:
-        raise UnsupportedModel(
-            f"exports have no place for a property of {config.name or 'the model'} yet; expected a "
-            f"model like Llama, Mistral, Qwen2 or Qwen3 (convert writes every model)"
-        )
-    name = "LlamaForCausalLM"
-    if config.qk_norm:
-        name = "Qwen3ForCausalLM"
-    elif config.qkv_bias and not config.out_bias:
-        name = "Qwen2ForCausalLM"
-    elif config.window is not None:
-        name = "MistralForCausalLM"
-    return by_class_name(name, config.name)
+    return by_class_name(class_name_for(config), config.name)
+
+
+def class_name_for(config: ModelConfig) -> str:
+    """Return the class name of the first architecture that may have the model's properties."""
+    has_multipliers = config.residual_scale != 1.0 or config.logit_scale != 1.0
+    is_scaled = config.embed_scale != 1.0 or config.query_scale is not None
+    choices = {
+        "Qwen3MoeForCausalLM": config.experts is not None and config.qk_norm,
+        "MixtralForCausalLM": config.experts is not None,
+        "Olmo2ForCausalLM": config.norms == "after",
+        "Gemma3ForCausalLM": config.norms == "around" and config.qk_norm,
+        "Gemma2ForCausalLM": config.norms == "around",
+        "GemmaForCausalLM": config.activation == "gelu_tanh",
+        "GraniteForCausalLM": has_multipliers or is_scaled,
+        "Phi3ForCausalLM": config.rotary_dim is not None or config.rope.scaled_factors,
+        "SmolLM3ForCausalLM": not all(spec.rotated for spec in config.pattern),
+        "Qwen3ForCausalLM": config.qk_norm,
+        "Qwen2ForCausalLM": config.qkv_bias and not config.out_bias,
+        "MistralForCausalLM": config.window is not None,
+    }
+    return next((name for name, suits in choices.items() if suits), "LlamaForCausalLM")
 
 
 def unsupported(name: object, where: str, expected: Iterable[str]) -> UnsupportedModel:

@@ -6,7 +6,7 @@ layout; it knows no device, no sharding and no kernel. Called by `llm.py` and th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +67,13 @@ class Checkpoint(ABC):
     def kinds(self) -> Mapping[str, tuple[str, int]]:
         """Return element type and bytes of each of `shapes`, for display; {} if unknown."""
         return {}
+
+    def expect(self, paths: Sequence[str]) -> None:
+        """Take note of our weights that are read next, in this order, each of them whole.
+
+        A format may begin to read them; by default it does not.
+        """
+        del paths
 
     @abstractmethod
     def read_stored(self, name: str) -> Stored:
@@ -136,6 +143,9 @@ def fill(
     """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}
+    checkpoint.expect(
+        [path for path, leaf in abstract.items() if not (in_parts and leaf.is_matrix)]
+    )
     for path, leaf in abstract.items():
         value: Stored | UnreadMatrix
         if in_parts and leaf.is_matrix:

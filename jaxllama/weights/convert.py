@@ -6,6 +6,7 @@ Called by `jaxllama convert`. Reports how far each weight is from the source's.
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.packed import Packed
+from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, CountProgress, check_tensors
@@ -26,7 +27,6 @@ from jaxllama.weights.native import (
     FORMAT,
     MANIFEST,
     METADATA,
-    MIDDLE,
     VERSION,
     Form,
     Manifest,
@@ -34,11 +34,12 @@ from jaxllama.weights.native import (
 )
 from jaxllama.weights.native_store import ArrayStore
 from jaxllama.weights.quantize import quantize
-from jaxllama.weights.stored import Stored, unpacked
+from jaxllama.weights.stored import Stored, minima_around_middle, stack, unpacked
 
 FLOATS: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 BITS = {"int8": 8, "int4": 4}
 STORED = "stored"
+ROUTER = "ffn.router.weight"
 DTYPES = (STORED, *FLOATS, *BITS)
 
 
@@ -90,6 +91,7 @@ def convert(
             forms[path] = write_weight(store, path, value)
             errors.append(error_of(path, given, value))
             progress(done, len(leaves))
+        store.finish()
         store.close()
         files = write_tokenizer(made.path, checkpoint)
         manifest = Manifest(
@@ -116,10 +118,11 @@ def convert(
 def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
     """Return a weight in the form that the recipe asks for.
 
-    A matrix whose inputs are no whole groups becomes bfloat16.
+    A matrix whose inputs are no whole groups becomes bfloat16. Matrices that choose experts are
+    small, and a rounded one would choose others: they stay float32.
     """
-    if not leaf.is_matrix:
-        return unpacked(value).astype(np.float32)
+    if len(leaf.shape) == 1 or path.endswith(ROUTER):
+        return canonical(path, value).astype(np.float32)
     if recipe.dtype == STORED:
         return value
     bits = BITS.get(recipe.dtype)
@@ -128,22 +131,24 @@ def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
         if recipe.dtype == "f16":
             return to_half(path, dense.astype(np.float32))
         return dense.astype(FLOATS[recipe.dtype])
-    by_output = unpacked(value) if isinstance(value, Packed) or path == EMBEDDING else value.T
-    if by_output.shape[1] % recipe.group:
-        return canonical(path, value).astype(ml_dtypes.bfloat16)
-    return quantize(
-        by_output,
-        cast(Any, bits),
-        recipe.group,
+    dense = canonical(path, value)
+    by_output = dense if path == EMBEDDING else dense.swapaxes(-1, -2)
+    if by_output.shape[-1] % recipe.group:
+        return dense.astype(ml_dtypes.bfloat16)
+    each = partial(
+        quantize,
+        bits=cast(Any, bits),
+        group=recipe.group,
         minimises_error=recipe.minimises_error,
     )
+    return stack(list(map(each, by_output))) if leaf.is_stack else each(by_output)
 
 
 def canonical(path: str, value: Stored) -> np.ndarray:
-    """Return a matrix as a dense array in canonical layout."""
+    """Return a weight as a dense array in canonical layout."""
     if not isinstance(value, Packed):
         return value
-    return unpacked(value) if path == EMBEDDING else unpacked(value).T
+    return unpacked(value) if path == EMBEDDING else dense_of(value)
 
 
 def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
@@ -151,16 +156,16 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
     if not isinstance(value, Packed):
         store.write(f"{path}/value", np.ascontiguousarray(value))
         return Form(value.shape, value.dtype.name)
-    inward, out = value.shape
+    *outer, inward, out = value.shape
     scales = np.asarray(value.scales)
     minima = None if value.minima is None else np.asarray(value.minima)
     is_symmetric = (
         minima is not None
         and minima.dtype == scales.dtype
-        and np.array_equal(minima, scales * scales.dtype.type(-MIDDLE))
+        and np.array_equal(minima, minima_around_middle(scales))
     )
     form = Form(
-        (out, inward),
+        (*outer, out, inward),
         scales.dtype.name,
         value.bits,
         value.group,

@@ -12,11 +12,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from jaxllama.errors import CheckpointError, DownloadFailed
-from jaxllama.startup import Progress
+from jaxllama.startup import DOWNLOADING, Progress
 from jaxllama.weights.binary import reason
 
 CHUNK = 1 << 18  # bytes between two calls of progress
@@ -83,8 +84,9 @@ def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
             part.begin(version_of(answer))
         elif start != part.size:
             raise DownloadFailed(f"{url} answered from byte {start}, not from {part.size}")
+        label = f"{DOWNLOADING}{last_part(url)}{f', {size_text(total)}' if total else ''}"
         with part.file.open("ab" if start else "wb") as file:
-            done = copy(answer, file, start, total, progress)
+            done = copy(answer, file, start, total, partial(report, progress, label))
     if total and done != total:
         raise DownloadFailed(
             f"{url} ended after {done} of {total} bytes; run it again to fetch the rest"
@@ -96,17 +98,23 @@ def copy(
     file: IO[bytes],
     done: int,
     total: int,
-    progress: Progress | None,
+    progress: Callable[[int, int], None],
 ) -> int:
     """Write the response to disk and sync it; return the number of bytes that the file has now."""
+    progress(done, total)
     while block := answer.read(CHUNK):
         file.write(block)
         done += len(block)
-        if progress is not None:
-            progress("downloading", done, total)
+        progress(done, total)
     file.flush()
     os.fsync(file.fileno())
     return done
+
+
+def report(progress: Progress | None, label: str, done: int, total: int) -> None:
+    """Report the bytes of a download, if anyone wants to know."""
+    if progress is not None:
+        progress(label, done, total)
 
 
 def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
@@ -165,6 +173,16 @@ def download_errors(url: str) -> Iterator[None]:
         raise DownloadFailed(
             f"{url} could not be fetched: {reason(error) or type(error).__name__}"
         ) from error
+
+
+def last_part(url: str) -> str:
+    """Return the last part of an address's path."""
+    return re.split("[?#]", url)[0].rpartition("/")[2][:96]
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as people state downloads."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"  # noqa: PLR2004
 
 
 def shortened(model: object) -> str:

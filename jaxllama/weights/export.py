@@ -7,7 +7,7 @@ the source before it gets its name.
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -103,17 +103,40 @@ def compare(config: ModelConfig, path: Path) -> None:
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
-    """Yield the names of fields that differ; rotary rules are compared by their frequencies."""
+    """Yield the names of fields that differ in meaning."""
     for name in type(one).__dataclass_fields__:
-        mine, theirs = getattr(one, name), getattr(other, name)
+        mine, theirs = (meaning_of(name, each) for each in (one, other))
         if name == "name" or mine == theirs:
             continue
         if isinstance(mine, Rope) and isinstance(theirs, Rope):
-            (slow, scale), (found, factor) = (
-                frequencies(each, one.head_dim) for each in (mine, theirs)
-            )
-            if np.allclose(slow, found, rtol=1e-6, atol=0) and abs(scale - factor) <= 1e-6 * scale:
-                continue
-        if isinstance(mine, float) and np.float32(mine) == np.float32(theirs):
-            continue
-        yield f"{name} {mine}"
+            is_same = turn_alike(mine, theirs, one.rotated)
+        elif isinstance(mine, float) and isinstance(theirs, float):
+            is_same = bool(np.float32(mine) == np.float32(theirs))
+        else:
+            is_same = False
+        if not is_same:
+            yield f"{name} {mine}"
+
+
+def meaning_of(name: str, config: ModelConfig) -> object:
+    """Return the value of a field, or what its absence stands for."""
+    if name == "query_scale":
+        return config.query_scale or config.head_dim**-0.5
+    return getattr(config, name)
+
+
+def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
+    """Say whether two rotary rules give the same angles, in short texts and in long ones."""
+    for is_long in (False, True):
+        (slow, scale), (found, factor) = (
+            frequencies(of_length(each, is_long=is_long), rotated) for each in (one, other)
+        )
+        if abs(scale - factor) > 1e-6 * scale or not np.allclose(slow, found, rtol=1e-6, atol=0):
+            return False
+    is_split = bool(one.long_factors or other.long_factors)
+    return not is_split or one.original_context == other.original_context
+
+
+def of_length(rope: Rope, *, is_long: bool) -> Rope:
+    """Return the rule that holds for short or for long texts."""
+    return replace(rope, factors=rope.long_factors) if is_long and rope.long_factors else rope

@@ -16,16 +16,18 @@ from jaxllama.config import ModelConfig, Rope
 from jaxllama.errors import UnsupportedModel
 from jaxllama.model.params import abstract_params
 from jaxllama.model.rope import frequencies
-from jaxllama.weights.architectures import family_of
+from jaxllama.weights.architectures import Architecture, family_of
 from jaxllama.weights.base import Checkpoint, CountProgress
 from jaxllama.weights.gguf_writer import to_half
 from jaxllama.weights.huggingface import DTYPES, table_of
+from jaxllama.weights.huggingface_config import ACTIVATIONS, FULL, SLIDING
 from jaxllama.weights.rules import restore, stored_shapes
 from jaxllama.weights.stored import unpacked
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ROUNDING = 1e-6  # of a float32
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as divisors
 
 
@@ -47,7 +49,7 @@ def write_folder(
         (path / name).write_bytes(raw)
     said = json.loads(files.get("config.json", b"{}"))
     special = {key: said[key] for key in SPECIAL if key in said}
-    origin = {rule.names[0]: source.table[each] for each, rule in table.items()}
+    origin = {name: source.table[each] for each in leaves for name in table[each].names}
     dtypes = {}
     for name in stored_shapes(table, leaves):
         stored = source.kinds.get(origin[name].names[0], ("F32", 0))[0]
@@ -93,6 +95,7 @@ def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return config.json of a model."""
     family = family_of(config)
+    activation = ACTIVATIONS[family.activation][0]
     fields: dict[str, Any] = {
         "architectures": [family.class_name],
         "model_type": family.model_type,
@@ -103,7 +106,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.ffn_width,
-        "hidden_act": "silu",
+        "hidden_act": activation,
         "max_position_embeddings": config.max_context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
@@ -111,16 +114,66 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "attention_bias": config.out_bias,
         "mlp_bias": config.ffn_bias,
-        "sliding_window": config.window,
     }
+    if family.scales_embedding:
+        fields["hidden_activation"] = activation
+    if config.rotary_dim is not None:
+        fields["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+    if config.rope.scaled_factors:
+        fields["original_max_position_embeddings"] = config.rope.original_context
+    if config.local_rope is not None:
+        fields["rope_local_base_freq"] = config.local_rope.theta
+    return fields | layer_fields(config, family) | scale_fields(config, family)
+
+
+def layer_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
+    """Return the fields of windows, rotation and experts, where layers may differ."""
+    specs = config.specs
+    fields: dict[str, Any] = {"sliding_window": config.window}
     if config.window is not None and family.asks_for_window:
         fields |= {"use_sliding_window": True, "max_window_layers": 0}
+    if config.window is not None and (family.full_every or family.asks_for_window):
+        fields["layer_types"] = [SLIDING if spec.windowed else FULL for spec in specs]
+    if family.unrotated_every:
+        fields["no_rope_layers"] = [int(spec.rotated) for spec in specs]
+    experts, names = config.experts, family.experts
+    if experts is not None and names is not None:
+        fields |= {
+            names.count: experts.count,
+            "num_experts_per_tok": experts.used,
+            names.width: experts.width,
+            "norm_topk_prob": experts.normed,
+            "mlp_only_layers": [i for i, spec in enumerate(specs) if not spec.sparse],
+        }
+    return fields
+
+
+def scale_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
+    """Return the multipliers and caps, Gemma's and Granite's."""
+    fields: dict[str, Any] = {}
+    query_scale = config.query_scale or config.head_dim**-0.5
+    if family.query_scalar is not None:
+        scalar = query_scale**-2
+        is_whole = abs(scalar - round(scalar)) < ROUNDING * scalar
+        fields |= {
+            "query_pre_attn_scalar": round(scalar) if is_whole else scalar,
+            "attn_logit_softcapping": config.attention_cap,
+            "final_logit_softcapping": config.logit_cap,
+        }
+    if family.has_multipliers:
+        fields |= {
+            "attention_multiplier": query_scale,
+            "embedding_multiplier": config.embed_scale,
+            "residual_multiplier": config.residual_scale,
+            "logits_scaling": 1 / config.logit_scale,
+        }
     return fields
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
     """Return `rope_scaling`; None for the plain rule."""
-    rope = as_llama3(config) if config.rope.kind == "factors" else config.rope
+    is_divided = config.rope.kind == "factors" and not config.rope.scaled_factors
+    rope = as_llama3(config) if is_divided else config.rope
     match rope.kind:
         case "none":
             return None
@@ -142,6 +195,14 @@ def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
                 "beta_fast": rope.beta_fast,
                 "beta_slow": rope.beta_slow,
                 "attention_factor": rope.attention_factor,
+            }
+        case "factors" if rope.scaled_factors:
+            return {
+                "rope_type": "longrope",
+                "type": "longrope",
+                "short_factor": rope.factors,
+                "long_factor": rope.long_factors or rope.factors,
+                "attention_factor": rope.attention_factor or 1.0,
             }
     raise UnsupportedModel(
         f"config.json has no place for the rotary rule {rope.kind!r} of the model; export to GGUF"

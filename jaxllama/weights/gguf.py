@@ -1,8 +1,8 @@
 """GGUF files: Llama-family models as llama.cpp keeps them.
 
-Found through its entry point. The header is checked by `gguf_header.py`, blocks are decoded by
-`gguf_blocks.py`, keys are understood by `gguf_config.py`; this file knows the names of tensors and
-what the converter did to them.
+Found through its entry point. Headers are checked by `gguf_header.py`, split files put together by
+`gguf_split.py`, blocks decoded by `gguf_blocks.py`, keys understood by `gguf_config.py`; this file
+knows the names of tensors and what the converter did to them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.gguf_blocks import decode
 from jaxllama.weights.gguf_config import FACTORS, read_config
-from jaxllama.weights.gguf_header import MAGIC, read_header
+from jaxllama.weights.gguf_header import MAGIC
+from jaxllama.weights.gguf_split import open_header
 from jaxllama.weights.layout import TRANSPOSED, UnpairRope
 from jaxllama.weights.recommended import from_gguf
 from jaxllama.weights.rules import Rule, expand
@@ -87,12 +88,16 @@ def paired_rules(head_dim: int) -> dict[str, Rule]:
 
 
 class GgufCheckpoint(Checkpoint):
-    """One GGUF file."""
+    """One GGUF file, or all parts of a split one."""
 
-    def __init__(self, file: BinaryFile) -> None:
-        self._file = file
-        self._header = read_header(file)
-        self._config = read_config(self._header, file)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._header, self._files = open_header(path)
+        try:
+            self._config = read_config(self._header, path)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -107,13 +112,8 @@ class GgufCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check the header and read the configuration."""
-        file = BinaryFile(path)
-        try:
-            return cls(file)
-        except BaseException:
-            file.close()
-            raise
+        """Check the headers and read the configuration."""
+        return cls(path)
 
     @property
     def config(self) -> ModelConfig:
@@ -123,7 +123,7 @@ class GgufCheckpoint(Checkpoint):
     @cached_property
     def table(self) -> Mapping[str, Rule]:
         """Map our path to the name in the file."""
-        family = by_gguf_name(self._header.metadata["general.architecture"], self._file.path.name)
+        family = by_gguf_name(self._header.metadata["general.architecture"], self._path.name)
         return expand(table_of(family, self._config), self._config.layers)
 
     @cached_property
@@ -147,7 +147,7 @@ class GgufCheckpoint(Checkpoint):
     def read_stored(self, name: str) -> Stored:
         """Read one tensor, rows first; a matrix of a packed type stays packed."""
         entry = self._header.tensors[name]
-        return decode(entry.kind, self._file.read(entry.offset, entry.nbytes), entry.shape)
+        return decode(entry.kind, entry.read(), entry.shape)
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read the rows of one tensor that the part needs."""
@@ -157,7 +157,7 @@ class GgufCheckpoint(Checkpoint):
         row = entry.nbytes // entry.shape[0]
 
         def read(start: int, stop: int) -> Stored:
-            raw = self._file.read(entry.offset + start * row, (stop - start) * row)
+            raw = entry.read(start * row, stop * row)
             return decode(entry.kind, raw, (stop - start, *entry.shape[1:]))
 
         return read_rows(index, entry.shape, entry.nbytes, read)
@@ -175,5 +175,6 @@ class GgufCheckpoint(Checkpoint):
         return source_of_metadata(self._header.metadata)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self._files:
+            file.close()

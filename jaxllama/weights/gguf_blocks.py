@@ -1,8 +1,9 @@
 """GGUF tensor types: block sizes, and the conversion of blocks to arrays.
 
 Called by the GGUF reader with the raw bytes of one tensor. Types of four to eight bits become
-Packed with exactly the values of the file; float types stay as stored; the `gguf` library
-dequantises all others. Knows nothing of names and headers.
+Packed with exactly the values of the file, those whose codes are places in a table with eight bits;
+float types stay as stored; the `gguf` library dequantises all others. Knows nothing of names and
+headers.
 """
 
 import math
@@ -16,10 +17,16 @@ import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
 from jaxllama.kernels.packed import Bits, Packed
+from jaxllama.weights.stored import minima_around_middle
 
 GROUP = 32  # weights that share a scale in nearly every packed kind
 HALF_GROUP = 16  # in Q6_K
 LARGEST_EIGHTH = 8188.0  # eight times this number is still a finite float16
+# The numbers that four-bit codes stand for.
+IQ4_CODES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+FP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,15 @@ class GgmlType:
     size: int
 
 
+SUPPORTED = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+)
 KINDS: dict[int, GgmlType] = {
-    0: GgmlType("F32", 1, 4),
-    1: GgmlType("F16", 1, 2),
-    2: GgmlType("Q4_0", 32, 18),
-    3: GgmlType("Q4_1", 32, 20),
-    6: GgmlType("Q5_0", 32, 22),
-    7: GgmlType("Q5_1", 32, 24),
-    8: GgmlType("Q8_0", 32, 34),
-    10: GgmlType("Q2_K", 256, 84),
-    11: GgmlType("Q3_K", 256, 110),
-    12: GgmlType("Q4_K", 256, 144),
-    13: GgmlType("Q5_K", 256, 176),
-    14: GgmlType("Q6_K", 256, 210),
-    30: GgmlType("BF16", 1, 2),
+    int(kind): GgmlType(kind.name, *gguf.GGML_QUANT_SIZES[kind])
+    for kind in gguf.GGMLQuantizationType  # older versions of the library have fewer
+    if kind.name in SUPPORTED
 }
 FLOATS: dict[str, Any] = {
     "F32": np.dtype("<f4"),
@@ -88,8 +90,7 @@ def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
     scales = halves(blocks, 0)
     if not (np.abs(scales) <= LARGEST_EIGHTH).all():
         scales = scales.astype(np.float32)
-    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
-        minima = scales * -8
+    minima = minima_around_middle(scales)
     return packed(4, pair_neighbours(blocks[..., None, 2:]), scales, minima)
 
 
@@ -149,6 +150,35 @@ def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
     return packed(6, codes, scales, None, group=HALF_GROUP)
 
 
+def pack_iq4_nl(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
+    """Pack blocks of one float16 scale and 32 codes that are places in a table."""
+    return packed(8, look_up(blocks[..., None, 2:], IQ4_CODES), halves(blocks, 0), None)
+
+
+def pack_iq4_xs(blocks: UInt8[np.ndarray, "O B 136"]) -> Packed:
+    """Pack eight groups of 32 codes of the same table, with six-bit scales of one float16 factor.
+
+    Bytes 2 and 3 hold the two high bits of all scales, bytes 4 to 7 their low nibbles.
+    """
+    outer = blocks.shape[:2]
+    groups = np.arange(8, dtype=np.uint16)
+    high = blocks[..., 2:4].view("<u2") >> 2 * groups & 3
+    low = (blocks[..., 4:8, None] >> np.array([0, 4], np.uint8) & 15).reshape(*outer, 8)
+    steps = (low | high << 4).astype(np.float32) - 32
+    with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
+        scales = halves(blocks, 0).astype(np.float32)[..., None] * steps
+    codes = look_up(blocks[..., 8:].reshape(*outer, 8, 16), IQ4_CODES)
+    return packed(8, codes, scales, None)
+
+
+def pack_mxfp4(blocks: UInt8[np.ndarray, "O B 17"]) -> Packed:
+    """Pack blocks of one power of two and 32 codes that stand for four-bit floats, doubled."""
+    power = blocks[..., 0].astype(np.uint32)
+    bits = np.where(power < 2, 0x00200000 << np.minimum(power, 1), power - 1 << 23)  # noqa: PLR2004
+    scales = bits.astype(np.uint32).view(np.float32)
+    return packed(8, look_up(blocks[..., None, 1:], FP4_CODES), scales, None)
+
+
 PACKERS: dict[str, Callable[[UInt8[np.ndarray, "O B Z"]], Packed]] = {
     "Q8_0": pack_q8_0,
     "Q4_0": pack_q4_0,
@@ -158,6 +188,9 @@ PACKERS: dict[str, Callable[[UInt8[np.ndarray, "O B Z"]], Packed]] = {
     "Q4_K": pack_q4_k,
     "Q5_K": pack_q5_k,
     "Q6_K": pack_q6_k,
+    "IQ4_NL": pack_iq4_nl,
+    "IQ4_XS": pack_iq4_xs,
+    "MXFP4": pack_mxfp4,
 }
 
 
@@ -192,6 +225,13 @@ def stacked(matrix: Packed, outer: tuple[int, ...]) -> Packed:
 def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O B"]:
     """Return the float16 at byte `at` of every block."""
     return blocks[..., at : at + 2].view("<f2")[..., 0]
+
+
+def look_up(
+    stored: UInt8[np.ndarray, "O B C 16"], table: Int8[np.ndarray, " 16"]
+) -> Int8[np.ndarray, "O B C 32"]:
+    """Return the numbers that 32 codes stand for; sixteen bytes hold nibbles j and j + 16."""
+    return np.concatenate([table[stored & 15], table[stored >> 4]], axis=-1)
 
 
 def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]:

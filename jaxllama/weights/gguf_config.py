@@ -5,6 +5,7 @@ show the model's shape, but not where weights go in the parameter tree.
 """
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy as np
 from jaxllama.config import Experts, LayerSpec, ModelConfig, Rope
 from jaxllama.errors import BadHeader, UnsupportedModel
 from jaxllama.weights.architectures import Architecture, by_gguf_name, pattern_of
-from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import (
     MAX_CONTEXT,
     MAX_HEADS,
@@ -28,9 +28,9 @@ SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.we
 FACTORS = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
 
 
-def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
-    """Return the model's shape from metadata, checked against the tensors in the file."""
-    where = file.path.name
+def read_config(header: GgufHeader, path: Path) -> ModelConfig:
+    """Return the shape of the model at `path` from metadata, checked against its tensors."""
+    where = path.name
     fields = CheckedFields(header.metadata, where)
     family = find_architecture(fields)
     architecture = family.gguf
@@ -55,7 +55,7 @@ def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
             ffn_width=fields.whole(f"{architecture}.feed_forward_length"),
             max_context=fields.whole(f"{architecture}.context_length", high=MAX_CONTEXT),
             norm_eps=fields.real(f"{architecture}.attention.layer_norm_rms_epsilon"),
-            rope=read_rope(fields, architecture, Factors.of(header, file, rotated)),
+            rope=read_rope(fields, architecture, Factors.of(header, where, rotated)),
             local_rope=read_local_rope(fields, family),
             rotary_dim=rotary_dim,
             tied="output.weight" not in tensors,
@@ -67,7 +67,7 @@ def read_config(header: GgufHeader, file: BinaryFile) -> ModelConfig:
             norms=family.norms,
             activation=family.activation,
             experts=read_mixture(fields, architecture),
-            name=fields.text("general.name", file.path.stem),
+            name=fields.text("general.name", path.stem),
             **read_layer_specs(fields, family, layers),
             **read_scales(fields, family, layers, (width, heads)),
         )
@@ -84,11 +84,6 @@ def find_architecture(fields: CheckedFields) -> Architecture:
     kind = fields.text("general.type", "model")
     if kind != "model":
         raise UnsupportedModel(f"{fields.where}: general.type is {shown(kind)}; expected 'model'")
-    if fields.whole("split.count", 1, low=0) > 1:
-        raise UnsupportedModel(
-            f"{fields.where}: is one part of a split model; merge the parts with "
-            f"llama-gguf-split --merge"
-        )
     return family
 
 
@@ -205,26 +200,24 @@ class Factors(NamedTuple):
     long: tuple[float, ...]  # and beyond
 
     @classmethod
-    def of(cls, header: GgufHeader, file: BinaryFile, rotated: int) -> "Factors":
+    def of(cls, header: GgufHeader, where: str, rotated: int) -> "Factors":
         """Read all of them."""
-        return cls(*(read_factors(header, file, name, rotated) for name in FACTORS))
+        return cls(*(read_factors(header, where, name, rotated) for name in FACTORS))
 
 
-def read_factors(
-    header: GgufHeader, file: BinaryFile, name: str, rotated: int
-) -> tuple[float, ...]:
+def read_factors(header: GgufHeader, where: str, name: str, rotated: int) -> tuple[float, ...]:
     """Return the divisor of each rotated pair; () if the file has none."""
     entry = header.tensors.get(name)
     if entry is None:
         return ()
     if entry.kind.name != "F32" or entry.shape != (rotated // 2,):
         raise BadHeader(
-            f"{file.path.name}: {name} is {entry.kind.name} {list(entry.shape)}; "
+            f"{where}: {name} is {entry.kind.name} {list(entry.shape)}; "
             f"expected F32 [{rotated // 2}]"
         )
-    factors = file.read(entry.offset, entry.nbytes).view("<f4")
+    factors = entry.read().view("<f4")
     if not (np.isfinite(factors) & (factors > 0)).all():
-        raise BadHeader(f"{file.path.name}: {name} holds values that are not positive")
+        raise BadHeader(f"{where}: {name} holds values that are not positive")
     return tuple(factors.tolist())
 
 

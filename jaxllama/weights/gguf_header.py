@@ -7,7 +7,7 @@ Every tensor must lie inside the file and overlap no other. Knows types and size
 import itertools
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,13 +39,19 @@ SCALARS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Type, shape (rows first) and position of one tensor in the file."""
+    """Type, shape (rows first) and position of one tensor in its file."""
 
+    file: BinaryFile
     name: str
     kind: GgmlType
     shape: tuple[int, ...]
     offset: int  # from the start of the file
     nbytes: int
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the bytes of the tensor, or those from `start` to `stop`."""
+        stop = self.nbytes if stop is None else stop
+        return self.file.read(self.offset + start, stop - start)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def read_header(file: BinaryFile) -> GgufHeader:
             raise BadHeader(f"{where}: key {shown(key)} is given twice")
         values[key] = read_value(cursor, key)
     alignment = alignment_of(values, where)
-    entries = [read_entry(cursor, where) for _ in range(tensor_count)]
+    entries = [read_entry(cursor) for _ in range(tensor_count)]
     start = -(-cursor.at // alignment) * alignment
     tensors = place_entries(entries, start, alignment, file)
     return GgufHeader(Metadata(values, bytes(cursor.buffer), where), tensors)
@@ -277,8 +283,9 @@ def alignment_of(values: dict[str, object], where: str) -> int:
     return value
 
 
-def read_entry(cursor: Cursor, where: str) -> TensorEntry:
+def read_entry(cursor: Cursor) -> TensorEntry:
     """Read one tensor's name, dimensions, type and offset within the data."""
+    where = cursor.where
     name = cursor.name("a tensor")
     dims = cursor.number(U32, name)
     if not 1 <= dims <= MAX_DIMS:
@@ -307,7 +314,8 @@ def read_entry(cursor: Cursor, where: str) -> TensorEntry:
     for size in sizes:
         weights *= size
     offset = cursor.number(U64, name)
-    return TensorEntry(name, kind, tuple(sizes[::-1]), offset, weights // kind.block * kind.size)
+    nbytes = weights // kind.block * kind.size
+    return TensorEntry(cursor.file, name, kind, tuple(sizes[::-1]), offset, nbytes)
 
 
 def place_entries(
@@ -333,7 +341,7 @@ def place_entries(
                 f"{where}: tensor {shown(entry.name)} reaches byte {offset + entry.nbytes}; "
                 f"the file has {file.size}; it is truncated or corrupt"
             )
-        tensors[entry.name] = TensorEntry(entry.name, entry.kind, entry.shape, offset, entry.nbytes)
+        tensors[entry.name] = replace(entry, offset=offset)
     in_order = sorted(tensors.values(), key=lambda entry: entry.offset)
     for before, after in itertools.pairwise(in_order):
         if before.offset + before.nbytes > after.offset:

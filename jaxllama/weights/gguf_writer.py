@@ -17,10 +17,10 @@ from jaxllama.errors import UnsupportedModel
 from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import abstract_params
 from jaxllama.model.rope import frequencies
-from jaxllama.weights.architectures import family_of
+from jaxllama.weights.architectures import Architecture, family_of
 from jaxllama.weights.base import Checkpoint, CountProgress
 from jaxllama.weights.gguf import table_of
-from jaxllama.weights.gguf_config import ROPE_FACTORS
+from jaxllama.weights.gguf_config import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 from jaxllama.weights.rules import expand, restore, stored_shapes
 from jaxllama.weights.stored import Stored, unpacked
 
@@ -28,6 +28,7 @@ Kind = gguf.GGMLQuantizationType
 BLOCK = 32
 BYTES = {Kind.Q8_0: 34, Kind.Q4_0: 18, Kind.Q4_1: 20}  # of a block
 PACKED_BITS = {Kind.Q8_0: 8, Kind.Q4_0: 4, Kind.Q4_1: 4}
+ROUTER = "ffn_gate_inp"
 MIDDLE = 8  # the code that means 0 in Q4_0
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -39,17 +40,22 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgres
     config = source.config
     leaves = abstract_params(config)
     family = family_of(config)
-    architecture, table = family.gguf, expand(table_of(family, config), config.layers)
-    writer = gguf.GGUFWriter(path, architecture)
+    if config.experts is not None and not all(spec.sparse for spec in config.specs):
+        raise UnsupportedModel(
+            f"a GGUF file has no place for experts in some layers of {config.name or 'the model'} "
+            f"alone; export to safetensors"
+        )
+    table = expand(table_of(family, config), config.layers)
+    writer = gguf.GGUFWriter(path, family.gguf)
     writer.add_name(config.name)
-    add_config(writer, config, architecture)
+    add_config(writer, config, family)
     factors = rotary_factors(config)
     for key, value in as_metadata(source.tokenizer_source(), config.vocab_size).items():
         add_value(writer, key, value)
     shapes = stored_shapes(table, leaves)
-    kinds = {name: kind_of(shape, Kind[kind]) for name, shape in shapes.items()}
-    if factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    kinds = {name: kind_of(name, shape, Kind[kind]) for name, shape in shapes.items()}
+    for name, values in factors.items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     for name, shape in shapes.items():
         size = bytes_of(shape, kinds[name])
         row = (*shape[:-1], size // int(np.prod(shape[:-1], dtype=np.int64)))
@@ -58,8 +64,8 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgres
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     try:
-        if factors is not None:
-            writer.write_tensor_data(factors)
+        for values in factors.values():
+            writer.write_tensor_data(values)
         made = restore(table, leaves, lambda each: source.read(each, leaves[each]))
         for done, (name, tensor) in enumerate(made, 1):
             writer.write_tensor_data(encode(name, tensor, kinds[name]))
@@ -68,7 +74,7 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgres
         writer.close()
 
 
-def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) -> None:
+def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
     """Write the model's shape under the keys of llama.cpp."""
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_context)
@@ -80,12 +86,37 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) 
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope.theta)
-    if architecture == "llama":
-        writer.add_rope_dimension_count(config.head_dim)
+    if family.paired or config.rotary_dim is not None:
+        writer.add_rope_dimension_count(config.rotated)
     if config.window is not None:
         writer.add_sliding_window(config.window)
-    rope = config.rope
+    if config.experts is not None:
+        writer.add_expert_count(config.experts.count)
+        writer.add_expert_used_count(config.experts.used)
+        writer.add_expert_feed_forward_length(config.experts.width)
+    add_scales(writer, config, family)
+    add_rope(writer, config, family)
+
+
+def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
+    """Write the multipliers and caps, Gemma's and Granite's."""
+    if config.attention_cap is not None:
+        writer.add_attn_logit_softcapping(config.attention_cap)
+    if config.logit_cap is not None:
+        writer.add_final_logit_softcapping(config.logit_cap)
+    if family.has_multipliers:
+        writer.add_attention_scale(config.query_scale or config.head_dim**-0.5)
+        writer.add_embedding_scale(config.embed_scale)
+        writer.add_residual_scale(config.residual_scale)
+        writer.add_logit_scale(1 / config.logit_scale)
+
+
+def add_rope(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
+    """Write the rotary embedding; divisors are tensors."""
+    rope, scaling = config.rope, f"{family.gguf}.rope.scaling"
+    writer.add_rope_freq_base(rope.theta)
+    if config.local_rope is not None:
+        writer.add_float32(f"{family.gguf}.rope.freq_base_swa", config.local_rope.theta)
     if rope.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope.kind))
         writer.add_rope_scaling_factor(rope.factor)
@@ -94,20 +125,28 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, architecture: str) 
         writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
         writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
         if rope.attention_factor is not None:
-            usual = frequencies(dataclasses.replace(rope, attention_factor=None), config.head_dim)[
-                1
-            ]
-            writer.add_float32(
-                f"{architecture}.rope.scaling.attn_factor", rope.attention_factor / usual
-            )
+            plain = dataclasses.replace(rope, attention_factor=None)
+            usual = frequencies(plain, config.rotated)[1]
+            writer.add_float32(f"{scaling}.attn_factor", rope.attention_factor / usual)
+    if rope.scaled_factors:
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+        writer.add_rope_scaling_attn_factors(rope.attention_factor or 1.0)
 
 
-def rotary_factors(config: ModelConfig) -> np.ndarray | None:
-    """Return the divisor of each rotated pair, for rules that GGUF keeps as a tensor."""
-    if config.rope.kind not in ("llama3", "factors"):
-        return None
-    pairs = np.arange(config.head_dim // 2) * 2 / config.head_dim
-    return (config.rope.theta**-pairs / frequencies(config.rope, config.head_dim)[0]).astype("<f4")
+def rotary_factors(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the divisors of rotated pairs, by the names of the tensors that GGUF keeps them in."""
+    rope = config.rope
+    if rope.scaled_factors:
+        long = rope.long_factors or rope.factors
+        return {
+            name: np.asarray(each, "<f4")
+            for name, each in ((SHORT_FACTORS, rope.factors), (LONG_FACTORS, long))
+        }
+    if rope.kind not in ("llama3", "factors"):
+        return {}
+    pairs = np.arange(config.rotated // 2) * 2 / config.rotated
+    divisors = rope.theta**-pairs / frequencies(rope, config.rotated)[0]
+    return {ROPE_FACTORS: divisors.astype("<f4")}
 
 
 def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -124,9 +163,12 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, str(value))
 
 
-def kind_of(shape: tuple[int, ...], wanted: Any) -> Any:
-    """Return the type of one tensor: rows that are no whole blocks become float16."""
-    if len(shape) == 1:
+def kind_of(name: str, shape: tuple[int, ...], wanted: Any) -> Any:
+    """Return the type of one tensor: rows that are no whole blocks become float16.
+
+    Vectors and the small matrices that choose experts are float32, as llama.cpp writes them.
+    """
+    if len(shape) == 1 or ROUTER in name:
         return Kind.F32
     return Kind.F16 if wanted in BYTES and shape[-1] % BLOCK else wanted
 

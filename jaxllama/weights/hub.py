@@ -4,21 +4,25 @@ Made by `store.py` from a name `hf:owner/name`. Needs the optional package huggi
 error names it if it is missing.
 """
 
+import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxllama.errors import CheckpointError, DownloadFailed
-from jaxllama.startup import Progress
+from jaxllama.startup import DOWNLOADING, Progress
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.download import PLAIN, shortened
+from jaxllama.weights.download import PLAIN, shortened, size_text
+from jaxllama.weights.gguf_split import PART, first_parts
 from jaxllama.weights.sentence_transformers import SentenceFolder
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 8
-NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>{PLAIN}[.]gguf))?", re.ASCII)
+NAME = re.compile(f"hf:(?P<repo>{PLAIN}/{PLAIN})(/(?P<file>({PLAIN}/)?{PLAIN}[.]gguf))?", re.ASCII)
 KEPT = re.compile(r"[\w.-]+[.](safetensors|json)|tokenizer[.]model", re.ASCII)
 TORCH = re.compile(r"pytorch_model[\w.-]*[.]bin", re.ASCII)
 # Of an encoder: its modules have folders that begin with their number.
@@ -27,7 +31,10 @@ ENCODER_KEPT = re.compile(r"(\d_\w+/)?([\w.-]+[.](safetensors|json)|vocab[.]txt)
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hugging Face hub, or one GGUF file in it."""
+    """A repository of the Hugging Face hub, or one GGUF file in it, with its parts if it is split.
+
+    Files of a repository may lie in folders, one for each kind of quantisation.
+    """
 
     repo: str
     gguf: str | None = None
@@ -35,7 +42,12 @@ class HubModel:
     @property
     def file(self) -> str:
         """Return the folder name in the store."""
-        return "--".join([*self.repo.split("/"), *([self.gguf] if self.gguf else [])])
+        return "--".join([*self.repo.split("/"), *(self.gguf.split("/") if self.gguf else [])])
+
+    @property
+    def origin(self) -> str:
+        """Return where the model comes from."""
+        return "/".join([f"hf:{self.repo}", *([self.gguf] if self.gguf else [])])
 
     def is_there(self, target: Path) -> bool:
         """Say whether the model is in the store under its final name."""
@@ -48,15 +60,16 @@ class HubModel:
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download weights, configuration and tokenizer, but no code.
 
-        Check and rename the folder.
+        Report the size first. Check and rename the folder.
         """
-        del progress  # the hub draws its own bars
         part = target.with_name(f"{target.name}.part")
         with hub_errors(self.repo):
             import huggingface_hub  # noqa: PLC0415 - an optional extra
 
-            siblings = huggingface_hub.HfApi().model_info(self.repo).siblings or ()
-            wanted = self.choose([each.rfilename for each in siblings])
+            found = huggingface_hub.HfApi().model_info(self.repo, files_metadata=True)
+            sizes = {each.rfilename: each.size for each in found.siblings or ()}
+            wanted = self.choose(list(sizes))
+            self.announce(wanted, sizes, progress)
             huggingface_hub.snapshot_download(self.repo, local_dir=part, allow_patterns=wanted)
         shutil.rmtree(part / ".cache", ignore_errors=True)
         try:
@@ -66,9 +79,20 @@ class HubModel:
             raise DownloadFailed(f"hf:{self.repo} holds no model we can use: {error}") from error
         part.rename(target)
 
+    def announce(
+        self, wanted: Sequence[str], sizes: Mapping[str, int | None], progress: Progress | None
+    ) -> None:
+        """Say what is downloaded, and its size; the hub draws its own bars from then on."""
+        known = [size for name in wanted if (size := sizes[name]) is not None]
+        total = f"{size_text(sum(known))} in " if len(known) == len(wanted) else ""
+        words = f"{DOWNLOADING}hf:{self.repo}, {total}{len(wanted)} files"
+        logger.info(words)
+        if progress is not None:
+            progress(words, 0, 0)
+
     def model(self, target: Path) -> Path:
-        """Return the path to open: the folder, or its only GGUF file."""
-        files = list(target.glob("*.gguf"))
+        """Return the path to open: the folder, or its only GGUF model."""
+        files = first_parts(target)
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
@@ -79,7 +103,7 @@ class HubModel:
         if self.gguf is not None:
             if self.gguf not in files:
                 raise DownloadFailed(f"hf:{self.repo} has no file {self.gguf}; {listed(files)}")
-            return [self.gguf]
+            return parts_of(self.gguf, files)
         kept = [name for name in files if KEPT.fullmatch(name)]
         weights = [name for name in kept if name.endswith(".safetensors")]
         if weights:
@@ -90,13 +114,23 @@ class HubModel:
         torch = [name for name in files if TORCH.fullmatch(name)]
         if torch and not whole:
             return kept + torch
-        if len(whole) != 1:
+        if len(parts_of(whole[0], whole) if whole else []) != max(len(whole), 1):
             hint = f"; choose one: hf:{self.repo}/{whole[0]}" if whole else ""
             raise DownloadFailed(
                 f"hf:{self.repo} has no safetensors and {len(whole)} GGUF files{hint}; "
                 f"{listed(whole or files)}"
             )
         return whole
+
+
+def parts_of(file: str, files: Sequence[str]) -> list[str]:
+    """Return the parts of a split GGUF file, or the file itself."""
+    match = PART.fullmatch(file)
+    if match is None:
+        return [file]
+    others = ((name, PART.fullmatch(name)) for name in files)
+    wanted = match.group("stem", "count")
+    return [name for name, other in others if other and other.group("stem", "count") == wanted]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from jaxllama.weights.rules import Rule
 from jaxllama.weights.stored import Index, Shape, Stored, read_rows
 
 if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
     from jaxllama.text.tokenizer import Tokenizer
 
 MAGIC = b"24ka"  # the number 0x616b3432, "ak42" read as big endian
@@ -166,12 +167,21 @@ class Llama2cCheckpoint(Checkpoint):
         """
         from jaxllama.text.sources import tokenizer_from_llama2c  # noqa: PLC0415 - heavy
 
-        own = self._file.path.with_name(f"tok{self._config.vocab_size}.bin")
-        return tokenizer_from_llama2c(own if own.exists() else own.with_name(TOKENIZER))
+        return tokenizer_from_llama2c(self._vocabulary())
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the tokenizer in the form of a GGUF file."""
+        from jaxllama.text.exchange import source_of_llama2c  # noqa: PLC0415 - heavy
+
+        return source_of_llama2c(self._vocabulary(), self._config.vocab_size)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _vocabulary(self) -> Path:
+        own = self._file.path.with_name(f"tok{self._config.vocab_size}.bin")
+        return own if own.exists() else own.with_name(TOKENIZER)
 
     def _read_rows(self, tensor: Llama2cTensor, start: int, stop: int) -> Stored:
         """Read whole rows."""

@@ -23,6 +23,7 @@ from jaxllama.weights.torch_file import PICKLE, TorchFile
 from jaxllama.weights.torch_pickle import TorchTensor
 
 if TYPE_CHECKING:
+    from jaxllama.text.exchange import TokenizerSource
     from jaxllama.text.tokenizer import Tokenizer
 
 PARAMS = "params.json"
@@ -106,6 +107,12 @@ class MetaCheckpoint(Checkpoint):
         from jaxllama.text.sources import tokenizer_from_model  # noqa: PLC0415 - heavy
 
         return tokenizer_from_model(self._folder / TOKENIZER)
+
+    def tokenizer_source(self) -> "TokenizerSource":
+        """Return the file tokenizer.model."""
+        from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
+
+        return source_of_folder(self._folder, (TOKENIZER,))
 
     def close(self) -> None:
         """Close the shards."""

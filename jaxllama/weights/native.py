@@ -3,19 +3,19 @@
 Found through its entry point; written by `convert.py`. The manifest (`jaxllama.json`) holds the
 model's configuration, the form of every weight, where they come from, and checksums of the other
 files. Weights are in canonical layout, so loading converts nothing, and a part of a weight is read
-without the rest.
+without the rest. Where the caller says which weights it reads next, they are read ahead.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
-import numpy as np
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import BadHeader, UnsupportedModel
@@ -24,9 +24,16 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import BLOCK_TENSORS, MAX_LAYERS, CheckedFields, read_json
 from jaxllama.weights.layout import TRANSPOSED
-from jaxllama.weights.native_store import ArrayStore
+from jaxllama.weights.native_store import ArrayStore, PendingArray
 from jaxllama.weights.rules import Rule
-from jaxllama.weights.stored import Index, Shape, Stored, part_of, whole
+from jaxllama.weights.stored import (
+    Index,
+    Shape,
+    Stored,
+    minima_around_middle,
+    part_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from jaxllama.text.exchange import TokenizerSource
@@ -39,18 +46,18 @@ FORMAT, VERSION = "jaxllama checkpoint", 1
 MAX_MANIFEST = 16 << 20  # bytes
 MAX_TEXT = 256 << 20
 EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
-MIDDLE = 8  # minima of symmetric four-bit matrices are -8 scales, and are not stored
+MOST_AHEAD = 16  # weights
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The form of one weight: a dense array, or the arrays of a packed matrix stored by output."""
 
-    shape: tuple[int, ...]  # packed: [out, in]
+    shape: tuple[int, ...]  # packed: [out, in], of experts [experts, out, in]
     dtype: str  # packed: of the scales
     bits: int = 0  # 0: dense
     group: int = 0
     minima: bool = False
-    symmetric: bool = False
+    symmetric: bool = False  # minima are -8 scales and not stored
     order: bool = False
 
     @property
@@ -62,17 +69,17 @@ class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return shape and dtype of each array, by the part of the weight that it is."""
         if not self.bits:
             return {"value": (self.shape, self.dtype)}
-        out, inward = self.shape
+        *outer, out, inward = self.shape
         half = self.bits == 4  # noqa: PLR2004
-        groups = (out, inward // self.group)
+        groups = (*outer, out, inward // self.group)
         found: dict[str, tuple[Shape, str]] = {
-            "codes": ((out, inward // 2 if half else inward), "uint8" if half else "int8"),
+            "codes": ((*outer, out, inward // 2 if half else inward), "uint8" if half else "int8"),
             "scales": (groups, self.dtype),
         }
         if self.minima:
             found["minima"] = (groups, self.dtype)
         if self.order:
-            found["order"] = ((inward,), "int32")
+            found["order"] = ((*outer, inward), "int32")
         return found
 
 
@@ -88,6 +95,32 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: dict[str, Any] = {}
 
 
+@dataclass(frozen=True)
+class PendingWeight:
+    """A weight, or a part of it, on its way from the disk."""
+
+    form: Form
+    arrays: Mapping[str, PendingArray]  # by the part of the weight that they are
+    kept: slice  # of the inputs that are read of a packed matrix, those that were asked for
+
+    def result(self) -> Stored:
+        """Wait for the arrays and put them together."""
+        found = {part: each.result() for part, each in self.arrays.items()}
+        if not self.form.bits:
+            return found["value"]
+        scales = found["scales"]
+        minima = minima_around_middle(scales) if self.form.symmetric else found.get("minima")
+        packed = Packed(
+            found["codes"],
+            scales,
+            minima,
+            self.form.bits,  # type: ignore[arg-type]  # checked with the manifest
+            self.form.group,
+            found.get("order"),
+        )
+        return part_of(packed, (*whole(scales.shape[:-1]), self.kept))
+
+
 class NativeCheckpoint(Checkpoint):
     """One folder as `jaxllama convert` writes it."""
 
@@ -95,6 +128,8 @@ class NativeCheckpoint(Checkpoint):
         self._folder = folder
         self._manifest = read_manifest(folder)
         self._store = ArrayStore(folder / ARRAYS)
+        self._next: list[str] = []  # weights to read ahead, the last one first
+        self._ahead: dict[str, PendingWeight] = {}
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -143,34 +178,70 @@ class NativeCheckpoint(Checkpoint):
         """Return where the checkpoint comes from."""
         return self._manifest.provenance
 
+    def expect(self, paths: Sequence[str]) -> None:
+        """Read these weights ahead, in this order, as far as `_read_ahead` allows."""
+        forms = self._manifest.weights
+        known = [path for path in paths if path in forms]
+        self._store.open(f"{path}/{part}" for path in known for part in forms[path].arrays())
+        self._ahead.clear()
+        self._next = known[::-1]
+
     def read_stored(self, name: str) -> Stored:
-        """Read one weight."""
-        return self.read_part(name, whole(self._manifest.weights[name].shape))
+        """Read one weight; weights that are expected after it are read at the same time."""
+        reading = self._ahead.pop(name, None)
+        if reading is None:  # in another order than expected: what is ahead makes room
+            self._next += reversed(self._ahead)
+            self._ahead.clear()
+            if name in self._next:
+                self._next.remove(name)
+            reading = self._start(name, whole(self._manifest.weights[name].shape))
+        self._read_ahead(reading.form.nbytes)
+        return reading.result()
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read a part of one weight: the chunks that it lies in."""
+        return self._start(name, index).result()
+
+    def _read_ahead(self, held: int) -> None:
+        """Start to read more weights, while all of them take no more memory than the largest one.
+
+        `held` are the bytes of the weight that the caller waits for.
+        """
+        forms = self._manifest.weights
+        held += sum(each.form.nbytes for each in self._ahead.values())
+        while (
+            self._next
+            and len(self._ahead) < MOST_AHEAD
+            and held + forms[self._next[-1]].nbytes <= self._largest
+        ):
+            name = self._next.pop()
+            self._ahead[name] = self._start(name, whole(forms[name].shape))
+            held += forms[name].nbytes
+
+    @cached_property
+    def _largest(self) -> int:
+        return max(form.nbytes for form in self._manifest.weights.values())
+
+    def _start(self, name: str, index: Index) -> PendingWeight:
+        """Begin to read a part of one weight."""
         form = self._manifest.weights[name]
         if not form.bits:
-            return self._array(name, "value", index)
-        rows, inputs = index
+            return PendingWeight(form, {"value": self._array(name, "value", index)}, slice(0, 0))
+        *outer, rows, inputs = index
         unit = math.lcm(form.group, 2)
         if form.order or inputs.start % unit or inputs.stop % unit:
-            inputs = slice(0, form.shape[1])
-        groups = (rows, slice(inputs.start // form.group, inputs.stop // form.group))
+            inputs = slice(0, form.shape[-1])
+        groups = (*outer, rows, slice(inputs.start // form.group, inputs.stop // form.group))
         per_code = 2 if form.bits == 4 else 1  # noqa: PLR2004 - two per byte
-        codes = (rows, slice(inputs.start // per_code, inputs.stop // per_code))
-        scales = self._array(name, "scales", groups)
-        minima = self._array(name, "minima", groups) if form.minima else None
-        packed = Packed(
-            self._array(name, "codes", codes),
-            scales,
-            scales * scales.dtype.type(-MIDDLE) if form.symmetric else minima,
-            form.bits,  # type: ignore[arg-type]  # checked with the manifest
-            form.group,
-            self._array(name, "order", (slice(0, form.shape[1]),)) if form.order else None,
-        )
-        kept = slice(index[1].start - inputs.start, index[1].stop - inputs.start)
-        return part_of(packed, (slice(0, rows.stop - rows.start), kept))
+        indices = {
+            "codes": (*outer, rows, slice(inputs.start // per_code, inputs.stop // per_code)),
+            "scales": groups,
+            "minima": groups,
+            "order": (*outer, slice(0, form.shape[-1])),
+        }
+        arrays = {part: self._array(name, part, indices[part]) for part in form.arrays()}
+        kept = slice(index[-1].start - inputs.start, index[-1].stop - inputs.start)
+        return PendingWeight(form, arrays, kept)
 
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer that was written with the weights."""
@@ -188,11 +259,12 @@ class NativeCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Close the store."""
+        self._next, self._ahead = [], {}
         self._store.close()
 
-    def _array(self, name: str, part: str, index: Index) -> np.ndarray:
+    def _array(self, name: str, part: str, index: Index) -> PendingArray:
         shape, dtype = self._manifest.weights[name].arrays()[part]
-        return self._store.read(f"{name}/{part}", shape, dtype, index)
+        return self._store.start(f"{name}/{part}", shape, dtype, index)
 
     def _file(self, name: str, digest: str) -> bytes:
         """Read one file of the tokenizer; raise BadHeader if its checksum differs."""
@@ -259,9 +331,9 @@ def is_packable(form: Form) -> bool:
     """Say whether bits, groups and sizes of a packed matrix fit each other."""
     return (
         form.bits in (4, 5, 6, 8)
-        and len(form.shape) == 2  # noqa: PLR2004
+        and len(form.shape) in (2, 3)
         and form.group > 0
-        and form.shape[1] % form.group == 0
+        and form.shape[-1] % form.group == 0
         and (form.bits != 4 or form.group % 2 == 0)  # noqa: PLR2004
         and not (form.minima and form.symmetric)
     )

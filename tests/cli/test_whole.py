@@ -79,9 +79,8 @@ def test_perplexity_of_a_random_model_is_about_its_vocabulary(run, tmp_path):
 
 
 def test_inspect_shows_the_model_and_its_memory(run, gguf):
-    result = run(
-        "inspect", gguf, "--json", "--slots", "4", "--context", "128", "--dtype", "float32"
-    )
+    plain = ("--kernels", "xla", "--dtype", "float32")  # the C++ kernels pad such small matrices
+    result = run("inspect", gguf, "--json", "--slots", "4", "--context", "128", *plain)
     found = json.loads(result.stdout)
     weights = sum(value.size for value in flatten(random_params(MODEL)).values())
     assert found["config"]["layers"] == MODEL.layers

@@ -16,6 +16,7 @@ from every_format import FORMATS
 from hf_writer import write_float8, write_hf_torch
 from llama2c_writer import write_llama2c
 from meta_writer import write_meta
+from quantized_writer import Quantizer
 from trees import random_weights
 from writers import write_gguf, write_hf
 
@@ -45,11 +46,14 @@ def main() -> None:
 def write_models(root: Path) -> None:
     """Write the models of every target."""
     weights = random_weights(MODEL)
-    for kind in ("F32", "Q4_0"):
+    for kind in ("F32", "Q4_0", "IQ4_NL", "MXFP4"):
         (root / "gguf" / kind).mkdir(parents=True)
         config = MODEL if kind == "F32" else BLOCKS
         path = root / "gguf" / kind / "model.gguf"
         write_gguf(path, config, random_weights(config), kind=kind)
+    (root / "gguf_split" / "F32").mkdir(parents=True)
+    write_gguf(root / "gguf_split" / "F32" / "m.gguf", MODEL, weights, split=6)
+    write_quantized(root)
     for target in ("safetensors", "hf_config"):
         write_hf(root / target / "float32", MODEL, weights)
         write_float8(root / target / "float8", MODEL, weights, block=(4, 4))
@@ -64,6 +68,22 @@ def write_models(root: Path) -> None:
         folder.mkdir(parents=True)
         write_llama2c(folder / "model.bin", MODEL, weights, version=version, group=8)
     write_native(root / "native" / "int4")
+
+
+def write_quantized(root: Path) -> None:
+    """Write folders of GPTQ and AWQ, and one of GPTQ that says so in a file of its own."""
+    weights = random_weights(BLOCKS)
+    kinds = {
+        "gptq": Quantizer(sorts=True), "gptq8": Quantizer(bits=8, is_symmetric=True, biases=True),
+        "awq": Quantizer("awq"),
+    }  # fmt: skip
+    wanted = [
+        (target, *each) for target in ("quantized", "quantized_config") for each in kinds.items()
+    ]
+    for target, name, quantizer in [*wanted, ("quantized_apart", "gptq", Quantizer(says="file"))]:
+        made, _ = quantizer.write(root / target, BLOCKS, weights)
+        (made / "tokenizer.json").unlink()  # not read by the target
+        made.rename(made.with_name(name))
 
 
 def write_native(folder: Path) -> None:

@@ -37,8 +37,12 @@ class Target:
 
 TARGETS = {
     "gguf": Target(GgufCheckpoint, "model.gguf", is_folder=False),
+    "gguf_split": Target(GgufCheckpoint, "m-00001-of-00002.gguf", is_folder=False),
     "safetensors": Target(HuggingFaceCheckpoint, "model.safetensors"),
     "hf_config": Target(HuggingFaceCheckpoint, "config.json"),
+    "quantized": Target(HuggingFaceCheckpoint, "model.safetensors"),  # GPTQ and AWQ
+    "quantized_config": Target(HuggingFaceCheckpoint, "config.json"),
+    "quantized_apart": Target(HuggingFaceCheckpoint, "quantize_config.json"),
     "hf_torch": Target(HuggingFaceCheckpoint, "pytorch_model.bin"),
     "meta_zip": Target(MetaCheckpoint, "consolidated.00.pth"),
     "meta_pickle": Target(MetaCheckpoint, "consolidated.00/data.pkl"),

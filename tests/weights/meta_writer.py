@@ -121,5 +121,6 @@ def write_sentencepiece(path: Path, vocab: int) -> Path:
         score = b"\x15" + np.float32(-rank).tobytes()
         raw += field(1, field(1, text.encode()) + score + bytes([0x18, kind]))
     bpe_with_bytes = bytes([0x18, 2, 0x98, 2, 1])  # fields 3 and 35
-    path.write_bytes(raw + field(2, bpe_with_bytes))
+    keeps_spaces = bytes([0x20, 0])  # as Meta's: runs of spaces stay
+    path.write_bytes(raw + field(2, bpe_with_bytes) + field(3, keeps_spaces))
     return path

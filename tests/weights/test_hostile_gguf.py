@@ -135,7 +135,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "array of arrays": (gguf_bytes([pair("k", 9, struct.pack("<IQ", 9, 1))]), "array of arrays"),
     **{f"version {n}": (gguf_bytes(version=n), f"version {n}") for n in (0, 1, 4, U32_MAX)},
     "big-endian": (gguf_bytes(version=3 << 24), "big-endian"),
-    "known tensor type we do not read": (gguf_bytes(tensors=[tensor("a", [256], 16)]), "IQ2_XXS"),
+    "known tensor type we do not read": (gguf_bytes(tensors=[tensor("a", [256], 9)]), "Q8_1"),
     "removed tensor type": (gguf_bytes(tensors=[tensor("a", [32], 4)]), "number 4"),
     "no tensors": (gguf_bytes(payload=0), "general.architecture is missing"),
 }  # fmt: skip
@@ -163,7 +163,7 @@ def test_header_claims_are_refused_in_sparse_files_too(tmp_path: Path):
 WRONG_KEYS: dict[str, tuple[dict[str, object], str]] = {
     "architecture": ({"general.architecture": "gpt2"}, "'gpt2' is not supported.*llama, qwen2"),
     "adapter": ({"general.type": "adapter"}, "general.type"),
-    "split": ({"split.count": 3}, "llama-gguf-split"),
+    "split": ({"split.count": 3}, "is one of 3 parts of a split model; expected a name like"),
     "experts": ({"llama.expert_count": 8}, "expert_used_count is missing"),
     "no heads": ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0"),
     "heads do not divide": ({"llama.attention.head_count_kv": 3}, "do not divide"),

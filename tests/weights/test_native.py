@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from convert import to_gguf
 from every_format import FORMATS, Format
 from hostile import outcome
 from writers import flatten
@@ -20,12 +21,15 @@ from jaxllama.model.params import abstract_params
 from jaxllama.testing import check_weights, random_params, tiny
 from jaxllama.testing.weights import parts
 from jaxllama.weights import open_checkpoint
-from jaxllama.weights.convert import Recipe, convert
+from jaxllama.weights.base import check_tensors
+from jaxllama.weights.convert import Recipe, canonical, convert
+from jaxllama.weights.native_store import CHUNK, Room, chunk_shape
 from jaxllama.weights.quantize import quantize
-from jaxllama.weights.stored import unpacked
+from jaxllama.weights.stored import minima_around_middle, unpacked
 
 CONFIG = tiny(name="one", kv_heads=2)
 WEIGHTS = flatten(random_params(CONFIG))
+EXPERTS = Path(__file__).parents[1] / "golden/architectures/mixtral"
 
 
 def made(source: Path, target: Path, recipe: Recipe = Recipe(), **options):  # noqa: B008 - frozen
@@ -67,6 +71,23 @@ def test_every_weight_is_kept_in_its_form(tmp_path: Path, name: str):
         )
         text = "Hello, wörld 123"
         assert other.tokenizer().encode(text) == one.tokenizer().encode(text)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("stored", 0.0), ("bf16", 0.004), ("int8", 0.02)])
+def test_experts_are_converted_too(tmp_path: Path, dtype: str, bound: float):
+    to_gguf(EXPERTS, tmp_path / "m.gguf", "Q8_0")
+    made(tmp_path / "m.gguf", tmp_path / "native", Recipe(dtype))
+    with open_checkpoint(tmp_path / "native") as checkpoint:
+        check_tensors(abstract_params(checkpoint.config), checkpoint)
+    for (path, one), (_, other) in zip(
+        weights(tmp_path / "m.gguf"), weights(tmp_path / "native"), strict=True
+    ):
+        assert isinstance(other, Packed) == (
+            dtype != "bf16" and len(one.shape) > 1 and "router" not in path
+        )
+        first, second = (canonical(path, each).astype(np.float32) for each in (one, other))
+        assert first.shape == second.shape
+        assert np.linalg.norm(first - second) <= bound * np.linalg.norm(first)
 
 
 @pytest.mark.parametrize("name", ["GGUF Q4_0", "GPTQ sorted", "Hugging Face float32"])
@@ -179,6 +200,62 @@ def test_a_manifest_that_lies(native: Path, name: str):
     with pytest.raises(kind, match=message), open_checkpoint(native) as checkpoint:
         checkpoint.tokenizer()
         dict(weights(native))
+
+
+def test_expected_weights_are_read_ahead_within_the_size_of_the_largest(native: Path):
+    alone = dict(weights(native))
+    with open_checkpoint(native) as checkpoint:
+        leaves = abstract_params(checkpoint.config)
+        forms = {path: checkpoint.kinds[path][1] for path in leaves}
+        order = sorted(leaves, key=lambda path: -forms[path])
+        checkpoint.expect(order)
+        most = 0
+        for path in [*order[:5], *order[:4:-1]]:  # the last ones in another order than expected
+            value = checkpoint.read(path, leaves[path])
+            ahead = checkpoint._ahead
+            assert path not in ahead
+            assert forms[path] + sum(forms[each] for each in ahead) <= forms[order[0]]
+            most = max(most, len(ahead))
+            for one, other in zip(parts(value), parts(alone[path]), strict=True):
+                np.testing.assert_array_equal(one, other)
+        assert most >= 2
+        assert not checkpoint._ahead and not checkpoint._next
+
+
+def test_chunks_waste_little():
+    for rows, columns in (
+        (576, 576),
+        (49152, 576),
+        (1, 64),
+        (2048, 8192),
+        (100, 5000),
+    ):
+        height, width = chunk_shape(np.empty((rows, columns), np.uint8))
+        stored = -(-rows // height) * height * -(-columns // width) * width
+        assert stored < 1.02 * rows * columns
+        assert height == 1 or height * width <= 1.01 * CHUNK
+
+
+def test_arrays_that_share_memory_do_not_overlap():
+    room, rng = Room(), np.random.default_rng(0)
+    made = [
+        room.array((int(rows), 16), np.dtype(kind))
+        for rows in rng.integers(1, 1 << 15, 100)
+        for kind in (np.uint8, np.float16)
+    ]
+    for number, array in enumerate(made):
+        array[:] = number % 100
+    for number, array in enumerate(made):
+        assert (array == number % 100).all()
+        assert array.ctypes.data % array.itemsize == 0
+
+
+def test_minima_of_symmetric_codes_are_minus_eight_scales():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(minima_around_middle(halves), halves * np.float16(-8))
+    wide = np.array([[1.5, -2.0]], np.float32)
+    np.testing.assert_array_equal(minima_around_middle(wide), [[-12.0, 16.0]])
 
 
 def test_damaged_arrays_are_found(native: Path):

@@ -21,8 +21,11 @@ from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.gguf_blocks import KINDS as KINDS_BY_NUMBER
 
 WIDE = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=1)
-KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-PACKED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+KINDS = sorted({each.name for each in KINDS_BY_NUMBER.values()} - {"F32", "F16", "BF16"})
+PACKED = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+)
 # What a config.json or GGUF says about rope is tested by itself; here the tree matters.
 TREES = ("llama2", "tinyllama", "smollm2", "mistral", "qwen2", "qwen3", "biased", "factors")
 
@@ -129,6 +132,27 @@ def test_quantised_values_equal_those_of_ggufs_own_dequantiser(tmp_path: Path, k
     packed = {path for path, value in found.items() if isinstance(value, Packed)}
     matrices = {path for path, value in expected.items() if value.ndim == 2}
     assert packed == (matrices if kind in PACKED else set())
+
+
+def test_every_type_that_the_library_decodes_is_read():
+    decoded = {kind.name for kind in gguf.quants._type_traits}
+    assert {each.name for each in KINDS_BY_NUMBER.values()} == decoded | {"F32", "F16"}
+
+
+def test_a_file_may_mix_types_and_have_keys_that_nobody_needs(tmp_path: Path):
+    kinds = {"q": "Q4_K", "v": "Q6_K", "down": "IQ3_S", "embed": "Q6_K", "up": "IQ4_XS", "": "Q5_K"}
+    extra = {
+        "quantize.imatrix.file": "imatrix_unsloth.dat", "quantize.imatrix.entries_count": 128,
+        "general.quantized_by": "Unsloth", "general.tags": ["unsloth", "llama"],
+        "general.file_type": 15, "general.languages": ["en"], "general.base_model.count": 1,
+    }  # fmt: skip
+    factors = np.linspace(1, 8, WIDE.head_dim // 2).tolist()
+    path = tmp_path / "m-UD-Q4_K_XL.gguf"
+    expected = write_gguf(path, WIDE, written(WIDE), kind=kinds, metadata=extra, factors=factors)
+    with open_checkpoint(path) as checkpoint:
+        assert_same(read_all(checkpoint), expected)
+        assert checkpoint.config.rope.factors == pytest.approx(tuple(factors))
+        assert {kind for kind, _ in checkpoint.kinds.values()} == {*kinds.values(), "F32"}
 
 
 @pytest.mark.parametrize(("kind", "scales"), [("Q8_0", "float16"), ("Q4_K", "float32")])

@@ -46,6 +46,14 @@ def test_models_are_listed_by_the_name_that_commands_take(store: Path):
     assert found["bad.gguf"].problem and not found["bad.gguf"].reader
 
 
+def test_a_model_with_a_name_is_listed_and_removed_by_it(store: Path):
+    folder = store / "Qwen--Qwen3-0.6B"
+    (store / "owner--name").rename(folder)
+    assert "qwen3-0.6b" in {each.name for each in stocked()}
+    assert discard("hf:Qwen/Qwen3-0.6B").path == folder
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("name", ["hf:owner/name", "owner--name", "bad.gguf", "linked.gguf"])
 def test_one_model_is_removed_and_the_others_stay(store: Path, tmp_path: Path, name: str):
     before = {each.name for each in stocked()}
@@ -73,3 +81,14 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]):
     assert "damaged" in first
     assert len(json.loads(middle)["models"]) == 4
     assert last.endswith("linked.gguf")
+
+
+def test_the_names_are_listed_with_where_they_come_from(capsys: pytest.CaptureFixture[str]):
+    for arguments in (["list", "--names"], ["list", "--names", "--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "smollm2-135m" and lines[0].endswith("on PyPI, 93 MB")
+    assert json.loads(last)["qwen3-0.6b"] == "hf:Qwen/Qwen3-0.6B"
+    assert [line.split()[0] for line in lines] == list(json.loads(last))

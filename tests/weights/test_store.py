@@ -13,6 +13,7 @@ import pytest
 
 from jaxllama.errors import CheckpointError, ConfigError, DownloadFailed, UnknownFormat
 from jaxllama.weights import download, store
+from jaxllama.weights.named import spelled_like
 from jaxllama.weights.wheel import WheelFolder, WheelModel, watch
 from tests.weights.encoder_writer import write_encoder
 
@@ -398,7 +399,9 @@ def test_an_address_is_fetched_once(site, home):
     seen = []
     path = store.resolve(site.url, progress=lambda *step: seen.append(step))
     assert path.read_bytes() == MODEL and path.name.endswith("-tiny.gguf")
-    assert seen[-1] == ("downloading", len(MODEL), len(MODEL))
+    label = f"downloading {site.url.rpartition('/')[2]}, 1 MB"
+    assert seen[0] == (label, 0, len(MODEL))
+    assert seen[-1] == (label, len(MODEL), len(MODEL))
     assert store.resolve(site.url) == path
     assert len(site.requests) == 1
     assert contents(home) == [path.name]
@@ -517,11 +520,14 @@ class Hub:
     def HfApi(self):  # noqa: N802
         return self
 
-    def model_info(self, repo):
+    def model_info(self, repo, *, files_metadata):
+        assert files_metadata  # without it there are no sizes
         self.asked.append(repo)
         if self.error:
             raise self.error
-        names = [types.SimpleNamespace(rfilename=name) for name in self.files]
+        names = [
+            types.SimpleNamespace(rfilename=name, size=len(raw)) for name, raw in self.files.items()
+        ]
         return types.SimpleNamespace(siblings=names)
 
     def snapshot_download(self, repo, *, local_dir, allow_patterns):
@@ -577,6 +583,54 @@ def test_a_gguf_repository_gives_its_only_file(hub, home):
     assert store.resolve("hf:owner/name") == home / "owner--name" / "x.Q4_1.gguf"
 
 
+@pytest.mark.usefixtures("hub")
+def test_the_size_is_said_before_a_repository_is_fetched(home):
+    seen = []
+
+    def progress(*step):
+        seen.append((step, contents(home)))
+
+    store.resolve("hf:owner/name", progress=progress)
+    size = (len(MODEL) + 3 * len(b"{}")) / 1e6
+    assert seen == [((f"downloading hf:owner/name, {size:.0f} MB in 4 files", 0, 0), [])]
+
+
+def test_all_parts_of_a_split_file_come_together(hub, home):
+    parts = [f"x-Q4_K-0000{number}-of-00002.gguf" for number in (1, 2)]
+    hub.files = dict.fromkeys(parts, MODEL)
+    assert store.resolve("hf:owner/name") == home / "owner--name" / parts[0]
+    hub.files |= {"x-Q8_0.gguf": MODEL, f"UD/y{parts[0][1:]}": MODEL, f"UD/y{parts[1][1:]}": MODEL}
+    with pytest.raises(DownloadFailed, match="choose one"):
+        store.resolve("hf:owner/other")
+    path = store.resolve(f"hf:owner/name/{parts[1]}")
+    assert path == home / f"owner--name--{parts[1]}" / parts[0]
+    assert len(list(path.parent.iterdir())) == 2
+    path = store.resolve(f"hf:owner/name/UD/y{parts[0][1:]}")
+    assert path == home / f"owner--name--UD--y{parts[0][1:]}" / "UD" / f"y{parts[0][1:]}"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("Qwen3-0.6B", "qwen3-0.6b"), ("llama3.2:1b", "llama-3.2-1b"), ("minilm", "minilm"),
+        ("Llama-3.2-1B-Instruct", "llama-3.2-1b"), ("tinyllama", "tinyllama-1.1b"),
+        ("TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"), ("smollm2", None), ("t", None),
+        ("Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"), ("qwen2.5:7b-instruct", "qwen2.5-7b"),
+    ],
+)  # fmt: skip
+def test_a_name_may_be_spelled_as_elsewhere(spelling, name):
+    assert spelled_like(spelling, store.NAMES) == name
+
+
+def test_a_file_comes_before_a_name_that_is_spelled_like_it(tmp_path, monkeypatch, hub):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-0.6B").write_bytes(MODEL)
+    assert store.resolve("Qwen3-0.6B") == Path("Qwen3-0.6B")
+    (tmp_path / "Qwen3-0.6B").unlink()
+    assert store.resolve("Qwen3-0.6B").name == "Qwen--Qwen3-0.6B"
+    assert hub.asked == ["Qwen/Qwen3-0.6B"]
+
+
 @pytest.mark.usefixtures("home")
 def test_files_of_torch_come_where_there_is_nothing_else(hub, monkeypatch):
     torch = {"pytorch_model-00001-of-00002.bin": b"", "pytorch_model-00002-of-00002.bin": b""}
@@ -599,7 +653,17 @@ def test_of_several_gguf_files_one_is_named(hub, home):
 
 @pytest.mark.parametrize(
     "name",
-    ["hf:", "hf:name", "hf:../x", "hf:a/..", "hf:a/b/c/d", "hf:a/b/c.bin", "hf:a/b\x00", "hf:/a/b"],
+    [
+        "hf:",
+        "hf:name",
+        "hf:../x",
+        "hf:a/..",
+        "hf:a/b/c/d",
+        "hf:a/b/c/d/e.gguf",
+        "hf:a/b/c.bin",
+        "hf:a/b\x00",
+        "hf:/a/b",
+    ],
 )
 def test_what_is_no_repository_never_reaches_the_hub(hub, name):
     with pytest.raises(DownloadFailed, match="expected hf:owner/name"):

@@ -33,7 +33,14 @@ HF_PARTS = {
     "ffn.down": "mlp.down_proj",
 }
 # Where in a block of each kind the float16 factors lie, for kinds gguf-py cannot quantise.
-FACTORS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+FACTORS: dict[str, tuple[int, ...]] = {
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "NVFP4": (),
+    "IQ1_M": (), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
+}  # fmt: skip
+IQ1_M_FACTOR = (
+    55  # the byte whose upper half is that of a float16, of which the rest lies elsewhere
+)
 
 
 def hf_name(path: str) -> str:
@@ -117,10 +124,12 @@ def write_gguf(
     kind: str | Mapping[str, str] = "F32",
     metadata: dict[str, object] | None = None,
     factors: Sequence[float] | None = None,
+    split: int = 0,
 ) -> dict[str, np.ndarray]:
     """A GGUF file; returns our path -> what gguf's own dequantiser makes of it, canonical.
 
-    `kind` of all matrices, or of each by the name before ".weight"; "" is that of the rest.
+    `kind` of all matrices, or of each by the name before ".weight"; "" is that of the rest. With
+    `split`, several files of at most so many tensors.
     """
     kinds = {"": kind} if isinstance(kind, str) else kind
     architecture = "llama"
@@ -128,7 +137,7 @@ def write_gguf(
         architecture = "qwen3"
     elif config.qkv_bias and not config.out_bias:
         architecture = "qwen2"
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     add_config(writer, config, architecture)
     for key, value in (metadata or {}).items():
         add_value(writer, key, value)
@@ -217,6 +226,8 @@ def encode(rows: np.ndarray, number: Type) -> np.ndarray:
     for at in FACTORS[number.name]:
         factor = rng.uniform(-0.01, 0.01, blocks.shape[:2]).astype("<f2")
         blocks[..., at : at + 2] = factor[..., None].view(np.uint8)
+    if number.name == "IQ1_M":
+        blocks[..., IQ1_M_FACTOR] = blocks[..., IQ1_M_FACTOR] & 15 | 0x20
     return blocks.reshape(len(rows), -1)
 
 

@@ -1,0 +1,181 @@
+"""The memory that a model takes at given settings, without loading it.
+
+Called by `jaxllama inspect`. Of each kind of matrix, a few outputs are read and laid out as in
+loading; the result counts for all of it. So padding, scales and matrices that a body widens count.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.kernels import body_named
+from jaxllama.kernels.packed import Packed
+from jaxllama.model.adapters import adapter_shapes
+from jaxllama.model.cache import cache_bytes
+from jaxllama.model.params import Leaf, abstract_params
+from jaxllama.model.prepare import Preparation
+from jaxllama.sharding import make_mesh
+from jaxllama.weights.base import Checkpoint, check_tensors
+
+FLOAT32_BYTES = 4
+TILE = 32  # outputs: samples are whole multiples of it, because bodies may pad to it
+MANY = 4096  # outputs, of which the padding of the last tile is less than a hundredth
+EMBEDDING = "embed.weight"
+
+
+def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
+    """Return the bytes that weights, cache and unpacking take on the device at these settings."""
+    weights = weight_bytes(checkpoint, engine)
+    cache = cache_bytes(checkpoint.config, engine)
+    unpacked = unpacked_bytes(checkpoint, engine)
+    adapters = adapter_bytes(checkpoint.config, engine)
+    return {
+        "slots": engine.slots,
+        "context": engine.context,
+        "dtype": engine.dtype,
+        "cache_dtype": engine.cache_dtype,
+        "weights": weights,
+        "cache": cache,
+        "unpacked": unpacked,
+        "adapters": adapters,
+        "total": weights + cache + unpacked + adapters,
+    }
+
+
+def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
+    """Return the bytes of the weights after loading."""
+    leaves = abstract_params(checkpoint.config)
+    check_tensors(leaves, checkpoint)
+    known: dict[tuple[Any, ...], int] = {}
+    total = 0
+    for layers in groups_of(checkpoint, engine):
+        members = {path: leaf for path, leaf in leaves.items() if layer_of(path) in layers}
+        key = tuple(
+            (path.rpartition(".")[2], leaf, kind_of(checkpoint, path))
+            for path, leaf in members.items()
+        )
+        if key not in known:
+            known[key] = sampled_bytes(checkpoint, engine, members)
+        total += known[key]
+    return total
+
+
+def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, ...]]:
+    """Return the layers of the model, those together that the body lays out together."""
+    preparation = preparation_of(checkpoint, engine)
+    layers = map(layer_of, abstract_params(checkpoint.config))
+    return list(dict.fromkeys(preparation.group_of(layer) for layer in layers))
+
+
+def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
+    """Return the layout of the weights at these settings, without any weight yet."""
+    config = checkpoint.config
+    mesh = make_mesh(engine, config)
+    return Preparation(abstract_params(config), engine, mesh, config.activation)
+
+
+def layer_of(path: str) -> str:
+    """Return the path of the layer that a weight is in."""
+    return path.rpartition(".")[0]
+
+
+def kind_of(checkpoint: Checkpoint, path: str) -> str:
+    """Return how the file stores a weight; a name of its own if the reader does not say."""
+    name = checkpoint.table[path].names[0]
+    return checkpoint.kinds.get(name, (name, 0))[0]
+
+
+@dataclass(frozen=True)
+class WeightSample:
+    """A part of one weight, and how many such parts the weight has."""
+
+    index: tuple[slice, ...]
+    count: int
+
+
+def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
+    """Lay out the same share of every weight of a group; return the bytes of the whole group."""
+    preparation = preparation_of(checkpoint, engine)
+    parts = share_of(members)
+    count = 1
+    for path, leaf in members.items():
+        sample = sample_of(path, leaf, parts)
+        preparation.add(path, leaf, checkpoint.read(path, leaf, sample.index))
+        count = sample.count
+    # The order of sorted inputs, whole numbers, is one for all outputs.
+    return sum(
+        leaf.nbytes * (1 if leaf.dtype.name == "int32" else count)
+        for leaf in jax.tree.leaves(preparation.tree())
+    )
+
+
+def share_of(members: Mapping[str, Leaf]) -> int:
+    """Return into how many equal shares of whole tiles the outputs of every member divide."""
+    outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
+    is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
+    if is_vector or any(each % TILE and each < MANY for each in outputs):
+        return 1
+    return math.gcd(*(-(-each // TILE) for each in outputs))
+
+
+def outputs_of(path: str, leaf: Leaf) -> int:
+    """Return the outputs of a matrix, or the size of a vector."""
+    return leaf.shape[0 if path == EMBEDDING else -1]
+
+
+def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
+    """Return one of so many equal shares of a weight's outputs; of experts, in the first one."""
+    outputs = outputs_of(path, leaf)
+    most = -(-outputs // TILE) // parts * TILE
+    cut = slice(0, min(outputs, most))
+    if leaf.is_stack:
+        return WeightSample((slice(0, 1), slice(0, leaf.shape[1]), cut), parts * leaf.shape[0])
+    if leaf.is_matrix:
+        inputs = slice(0, leaf.shape[1 if path == EMBEDDING else 0])
+        return WeightSample((cut, inputs) if path == EMBEDDING else (inputs, cut), parts)
+    return WeightSample((cut,), parts)
+
+
+def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
+    """Return the bytes of the places for LoRA adapters."""
+    dtype = body_named(engine.kernels).adapter_dtype or engine.dtype
+    shapes = [each for block in adapter_shapes(config, engine).values() for each in block.values()]
+    values = sum(math.prod(part) for shape in shapes for part in (shape.a, *shape.b))
+    return engine.adapter_slots * values * jnp.dtype(dtype).itemsize if engine.adapter_slots else 0
+
+
+def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
+    """Return the bytes of the largest packed matrix in float32; 0 if none is unpacked.
+
+    Plain XLA unpacks one matrix at a time.
+    """
+    if not engine.packed or body_named(engine.kernels).keeps_packed:
+        return 0
+    config = checkpoint.config
+    matrices = (
+        path
+        for path, leaf in abstract_params(config).items()
+        if leaf.is_matrix
+        # An embedding that is no output head is read row by row.
+        and (config.tied or path != EMBEDDING)
+    )
+    leaves = abstract_params(config)
+    sizes = (math.prod(leaves[path].shape) for path in packed_of(checkpoint, matrices))
+    return FLOAT32_BYTES * max(sizes, default=0)
+
+
+def packed_of(checkpoint: Checkpoint, paths: Iterable[str]) -> Iterator[str]:
+    """Yield the matrices that the file stores packed; one of each kind is read."""
+    leaves, known = abstract_params(checkpoint.config), dict[str, bool]()
+    for path in paths:
+        kind = kind_of(checkpoint, path)
+        if kind not in known:
+            index = sample_of(path, leaves[path], share_of({path: leaves[path]})).index
+            known[kind] = isinstance(checkpoint.read(path, leaves[path], index), Packed)
+        if known[kind]:
+            yield path
