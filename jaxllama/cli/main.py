@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Continue a prompt.",
     "explain": "Show what each sampler did to each token.",
     "batch": "Answer a file of prompts; continue where a run stopped.",
+    "classify": "Choose an answer to each question for each text of a file.",
     "perplexity": "Measure the perplexity of a model on a text.",
     "pull": "Download a model and print its path.",
     "list": "List the models in the store.",

@@ -21,6 +21,7 @@ from jaxllama.completion import Completion
 from jaxllama.request import Usage
 
 Report = Callable[[str, int, int], None]  # what, done, total
+Draw = Callable[[str, str, int, int], None]  # bar, words beside it, done, total
 
 # A model's answer must not send control sequences to the terminal that shows it.
 CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
@@ -33,6 +34,22 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
 
     Without `keeps_programs` the next start compiles again, and the bar says so.
     """
+    with bars_on_terminal() as draw:
+        if draw is None:
+            yield None
+            return
+
+        def report(what: str, done: int, total: int) -> None:
+            words = startup.describe(what, done, total, keeps_programs=keeps_programs)
+            bar = "programs" if what.startswith(startup.COMPILING) else what
+            draw(bar, words, done, total)
+
+        yield report
+
+
+@contextmanager
+def bars_on_terminal() -> Iterator[Draw | None]:
+    """Yield the function that draws a bar with words beside it, or None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -54,14 +71,12 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
 
-        def report(what: str, done: int, total: int) -> None:
-            words = startup.describe(what, done, total, keeps_programs=keeps_programs)
-            bar = "programs" if what.startswith(startup.COMPILING) else what
+        def draw(bar: str, words: str, done: int, total: int) -> None:
             if bar not in tasks:
                 tasks[bar] = bars.add_task(words)
             bars.update(tasks[bar], description=words, completed=done, total=total or None)
 
-        yield report
+        yield draw
 
 
 def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
