@@ -86,6 +86,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     ),
     "cli.heap": ("", "ctypes"),
     "cli.main": (f"{WORDS} cli", "click threading"),
+    "cli.remote": (f"{WORDS} streams cli", "threading concurrent"),  # a thread per open request
     "cli.check": (
         f"{WHOLE} serve testing cli",
         "click rich",

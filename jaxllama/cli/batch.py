@@ -1,43 +1,67 @@
 """`jaxllama batch`: answer a file of prompts, as fast as the slots allow.
 
 Every line of the input is checked before the model is loaded. Answers are appended in the order in
-which they finish; a second run computes only the answers that the first one did not write.
+which they finish; a second run computes only the answers that the first one did not write. The
+model is one of this process, or one behind a server.
 """
 
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from jaxllama.cli.advance import advance_shown
+from jaxllama.cli.batch_file import (
+    MOST,
+    SHOWN,
+    BatchFile,
+    Item,
+    PromptTemplate,
+    hidden_count,
+    read_ids_and_errors,
+)
 from jaxllama.cli.options import GenerationCommand
-from jaxllama.cli.results import Results
-from jaxllama.cli.terminal import completion_fields, note, open_llm, progress_bars
-from jaxllama.completion import Completion
+from jaxllama.cli.placeholders import text_or_file
+from jaxllama.cli.remote import MESSAGES, PROMPT, RemoteModel
+from jaxllama.cli.results import Results, Row
+from jaxllama.cli.rows import CSV
+from jaxllama.cli.terminal import completion_fields, note, open_llm
 from jaxllama.errors import InvalidParameter, JaxLlamaError
-from jaxllama.messages import as_message
+from jaxllama.streams import OnError
 
-SHOWN = 5
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PROMPT, MESSAGES = "prompt", "messages"
-Check = Callable[[Mapping[str, Any]], None]  # raises InvalidParameter for bad knobs of a line
+if TYPE_CHECKING:
+    from jaxllama.llm import LLM
+
+CONCURRENCY = 16  # requests to a server at a time
 
 
-@dataclass(frozen=True)
-class Item:
-    """One line of the input: a prompt or a conversation with its knobs, or the error in it."""
+class BatchModel(Protocol):
+    """What answers the items: the model of this process, or one behind a server."""
 
-    index: int  # among the lines that are not blank
-    line: int
-    id: object = None
-    kind: str = PROMPT
-    content: Any = None
-    knobs: Mapping[str, Any] | None = None
-    error: str | None = None  # why the line cannot be answered
+    def answers(
+        self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
+    ) -> Iterator[tuple[int, Row]]:
+        """Answer each (content, knobs); yield (position, fields) as the answers finish."""
+
+
+class LocalModel:
+    """The model of this process."""
+
+    def __init__(self, llm: "LLM") -> None:
+        self.llm = llm
+
+    def answers(
+        self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
+    ) -> Iterator[tuple[int, Row]]:
+        """Answer each (content, knobs); yield (position, fields) as the answers finish."""
+        each = self.llm.generate_each if kind == PROMPT else self.llm.chat_each
+        for position, completion in each(items, on_error=on_error):
+            yield position, completion_fields(completion)
 
 
 @click.command("batch", cls=GenerationCommand)
@@ -51,73 +75,186 @@ class Item:
 @click.option(
     "--keep-going", is_flag=True, help="Write errors to the output, too, and continue after them."
 )
+@click.option(
+    "--count",
+    type=click.IntRange(1, MOST),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Generate N answers to each prompt; a line's own count has the last word.",
+)
+@click.option(
+    "--template",
+    metavar="TEXT|@FILE",
+    help="Make the prompts of this text, or of that of a file: {name} stands for the value of a "
+    "row. PROMPTS is then a .csv file, or one with any JSON object per line.",
+)
+@click.option("--chat", is_flag=True, help="With --template: the text is the message of a user.")
+@click.option(
+    "--system",
+    metavar="TEXT|@FILE",
+    help="With --chat: the system message, which may have placeholders, too.",
+)
+@click.option(
+    "--deduplicate",
+    is_flag=True,
+    help="Answer equal prompts with equal knobs once; the others get a copy (same_as).",
+)
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Ask the server at this address, ours or another one with OpenAI's API, in place of "
+    "loading a model.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="With --server: send up to N requests at a time [default: 16].",
+)
+@click.option(
+    "--server-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --server: send the API key in this file.",
+)
 @click.pass_context
-def command(
+def command(  # noqa: PLR0913 - an argument for each option
     context: click.Context,
     *,
     prompts: Path,
     output: Path,
     keep_going: bool,
+    count: int,
+    template: str | None,
+    chat: bool,
+    system: str | None,
+    deduplicate: bool,
+    server: str | None,
+    concurrency: int | None,
+    server_key_file: Path | None,
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
 ) -> int:
     """Answer every line of PROMPTS, a file with one JSON object per line.
 
     A line is {"prompt": TEXT or token ids} or {"messages": [{"role", "content"}]}; it may also hold
-    knobs and an "id". Options set the knobs that a line does not set. Every answer has the index
-    (and id) of its line. If the output already holds answers, only the missing ones are computed.
+    knobs, a "count" and an "id". Options set the knobs that a line does not set. Every answer has
+    the index (and id) of its line; of several answers each has its number. If the output already
+    holds answers, only the missing ones are computed.
     """
     assert isinstance(context.command, GenerationCommand)
-    check = context.command.check
     if output.exists() and output.samefile(prompts):
         raise click.UsageError("PROMPTS and --output are the same file.")
+    source = BatchFile(prompts, context.command.check, knobs, count)
+    source.template = read_template(prompts, template, system, is_chat=chat)
+    opened = model_opener(server, concurrency, server_key_file, loading)
 
-    def items() -> Iterator[Item]:
-        return read_items(prompts, knobs, check)
-
-    ids, problems = read_ids_and_errors(items())
+    ids, counts, problems = read_ids_and_errors(source.items())
     if problems and not keep_going:
         raise InvalidParameter(f"{prompts} {'; '.join(problems[:SHOWN])}{hidden_count(problems)}")
-    with Results(output, ids) as results:
+    total = sum(counts)
+    with Results(output, ids, counts) as results:
         if results.done:
-            note(f"{len(results.done)} of {len(ids)} answers are there already")
-        if len(results.done) < len(ids):
-            BatchRun(prompts, items, results, keep_going).run(loading, len(ids))
+            note(f"{len(results.done)} of {total} answers are there already")
+        if len(results.done) < total:
+            run = BatchRun(source, results, keep_going=keep_going)
+            if deduplicate:
+                run.find_repeated()
+            with opened() as model:
+                run.run(model, total)
         return 1 if results.failed else 0
+
+
+def read_template(
+    prompts: Path, template: str | None, system: str | None, *, is_chat: bool
+) -> PromptTemplate | None:
+    """Return the template of the options, or None; raise UsageError if they do not fit."""
+    if template is None:
+        if is_chat or system is not None:
+            raise click.UsageError("--chat and --system need --template.")
+        if prompts.suffix.lower() == CSV:
+            raise click.UsageError("a .csv file has values for --template, which is missing.")
+        return None
+    if system is not None and not is_chat:
+        raise click.UsageError("--system needs --chat.")
+    text = text_or_file(template, "--template")
+    return PromptTemplate(
+        text, is_chat, None if system is None else text_or_file(system, "--system")
+    )
+
+
+def model_opener(
+    server: str | None,
+    concurrency: int | None,
+    key_file: Path | None,
+    loading: Mapping[str, Any],
+) -> Callable[[], Any]:
+    """Return the function that opens the model; raise UsageError if the options do not fit."""
+    if server is None:
+        if concurrency is not None or key_file is not None:
+            raise click.UsageError("--concurrency and --server-key-file need --server.")
+
+        @contextmanager
+        def local() -> Iterator[LocalModel]:
+            with open_llm(loading) as llm:
+                yield LocalModel(llm)
+
+        return local
+    for name in loading:
+        if name != "model":
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} loads a model here; with --server give it to the "
+                f"server."
+            )
+    remote = RemoteModel(
+        server,
+        concurrency=concurrency or CONCURRENCY,
+        key=None if key_file is None else key_file.read_text().strip(),
+        model=loading.get("model"),
+    )
+    return lambda: remote
 
 
 class BatchRun:
     """A run over the items that have no answer yet: generates answers and writes them to disk."""
 
-    def __init__(
-        self, path: Path, items: Callable[[], Iterator[Item]], results: Results, keep_going: bool
-    ) -> None:
-        self.path = path
-        self.items = items
+    def __init__(self, source: BatchFile, results: Results, *, keep_going: bool) -> None:
+        self.source = source
         self.results = results
         self.keep_going = keep_going
         self.tokens = 0
         self.answered = 0
+        self.copied = 0
+        # Of items that are there several times: the answer, None while it is being generated.
+        self.repeated: dict[bytes, Row | None] = {}
+        self.waiting: dict[bytes, list[Item]] = {}  # for that answer
 
-    def run(self, loading: Mapping[str, Any], total: int) -> None:
-        """Load the model, answer all items, and print counts and speed."""
-        with open_llm(loading) as llm, progress_bars() as report:
+    def find_repeated(self) -> None:
+        """Read the input once for the items that are there several times."""
+        counts = Counter(each.digest for each in self.source.items() if each.error is None)
+        self.repeated = {digest: None for digest, count in counts.items() if count > 1}
+        for item in self.source.items():
+            row = self.results.done.get(item.place)
+            if row is not None and item.digest in self.repeated:
+                self.repeated[item.digest] = row
+
+    def run(self, model: BatchModel, total: int) -> None:
+        """Answer all items, and print counts and speed."""
+        already = len(self.results.done)
+        with advance_shown("answers", total, already) as report:
             started = time.perf_counter()
-            for kind, ask in ((PROMPT, llm.generate_each), (MESSAGES, llm.chat_each)):
-                for _ in self.ask(kind, ask):
-                    if report is not None:
-                        done = len(self.results.done) + self.answered
-                        report("prompts", done, total)
+            for kind in (PROMPT, MESSAGES):
+                for _ in self.ask(kind, model):
+                    report(already + self.answered)
             seconds = time.perf_counter() - started
+        copies = f", {self.copied} of them copies" if self.copied else ""
         note(
-            f"{self.answered - self.results.failed} answers, {self.results.failed} failed, "
+            f"{self.answered - self.results.failed} answers{copies}, {self.results.failed} failed, "
             f"{self.tokens} tokens in {seconds:.1f} s: {self.tokens / seconds:.1f} tok/s"
         )
 
-    def ask(
-        self, kind: str, each: Callable[..., Iterator[tuple[int, Completion]]]
-    ) -> Iterator[None]:
-        """Send the items of one kind to the engine and write the answers; yield once per answer.
+    def ask(self, kind: str, model: BatchModel) -> Iterator[None]:
+        """Send the items of one kind to the model and write the answers; yield once per answer.
 
         Without `keep_going` the first item that fails raises InvalidParameter.
         """
@@ -125,11 +262,13 @@ class BatchRun:
         positions = itertools.count()
 
         def feed() -> Iterator[tuple[Any, Mapping[str, Any]]]:
-            for item in self.items():
-                if item.index in self.results.done or item.kind != kind:
+            for item in self.source.items():
+                if item.place in self.results.done or item.kind != kind:
                     continue
                 if item.error is not None:
-                    self.fail(item, item.error)
+                    self.write(item, {"error": item.error})
+                    continue
+                if self.is_copied(item):
                     continue
                 running[next(positions)] = item
                 yield item.content, item.knobs or {}
@@ -137,94 +276,51 @@ class BatchRun:
         def on_error(position: int, error: JaxLlamaError) -> None:
             item = running.pop(position)
             if not self.keep_going:
-                raise InvalidParameter(f"{self.path} line {item.line}: {error}") from error
-            self.fail(item, str(error))
+                where = f"{self.source.path} line {item.line}"
+                raise InvalidParameter(f"{where}: {error}") from error
+            self.finish(item, {"error": str(error)})
 
-        for position, completion in each(feed(), on_error=on_error):
-            self.write(running.pop(position), completion_fields(completion))
-            self.tokens += completion.usage.generated
+        for position, fields in model.answers(kind, feed(), on_error):
+            self.tokens += fields["usage"]["generated"]
+            self.finish(running.pop(position), fields)
             yield
 
-    def fail(self, item: Item, error: str) -> None:
-        """Write an item's error to the output in place of an answer."""
-        self.write(item, {"error": error})
+    def is_copied(self, item: Item) -> bool:
+        """Say whether an equal item is asked already; then write its answer, now or later."""
+        if not self.repeated or item.digest not in self.repeated:
+            return False
+        digest = item.digest
+        row = self.repeated[digest]
+        if row is not None:
+            self.copy(item, row)
+        elif digest in self.waiting:
+            self.waiting[digest].append(item)
+        else:
+            self.waiting[digest] = []
+            return False
+        return True
 
-    def write(self, item: Item, fields: Mapping[str, Any]) -> None:
-        """Append one item's answer or error to the output, with its index and id."""
+    def finish(self, item: Item, fields: Mapping[str, Any]) -> None:
+        """Write an answer, and copies of it for the items that wait for it."""
+        row = self.write(item, fields)
+        if not self.repeated or item.digest not in self.repeated:
+            return
+        self.repeated[item.digest] = row
+        for each in self.waiting.pop(item.digest, ()):
+            self.copy(each, row)
+
+    def copy(self, item: Item, row: Row) -> None:
+        """Write another item's answer, with the index of that item."""
+        own = ("index", "id", "answer", "same_as")
+        fields = {name: value for name, value in row.items() if name not in own}
+        self.copied += 1
+        self.write(item, {**fields, "same_as": row.get("same_as", row["index"])})
+
+    def write(self, item: Item, fields: Mapping[str, Any]) -> Row:
+        """Append one item's answer or error to the output, with its index, id and number."""
         named = {} if item.id is None else {"id": item.id}
-        self.results.write({"index": item.index, **named, **fields})
+        number = {"answer": item.answer} if item.count > 1 else {}
+        row = {"index": item.index, **named, **number, **fields}
+        self.results.write(row)
         self.answered += 1
-
-
-def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[str]]:
-    """Read all items; return the id of each, and the errors with their line numbers."""
-    ids, problems = [], []
-    for item in items:
-        ids.append(item.id)
-        if item.error is not None:
-            problems.append(f"line {item.line}: {item.error}")
-    return ids, problems
-
-
-def read_items(path: Path, defaults: Mapping[str, Any], check: Check) -> Iterator[Item]:
-    """Yield the lines of the input one at a time; blank lines are skipped.
-
-    A line that cannot be used is yielded with its error.
-    """
-    index = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.removeprefix(BYTE_ORDER_MARK).strip()
-            if line:
-                yield read_item(Item(index, number), line, defaults, check)
-                index += 1
-
-
-def read_item(item: Item, line: bytes, defaults: Mapping[str, Any], check: Check) -> Item:
-    """Parse one line into its prompt or messages and its knobs, or into its error."""
-    id_ = None
-    try:
-        fields = parse(line)
-        id_ = fields.pop("id", None)
-        kinds = [kind for kind in (PROMPT, MESSAGES) if kind in fields]
-        if len(kinds) != 1:
-            named = ", ".join(map(repr, fields)) or "nothing"
-            raise InvalidParameter(f"holds {named}; expected one of prompt and messages")
-        kind = kinds[0]
-        content = fields.pop(kind)
-        check_content(kind, content)
-        check(fields)
-    except InvalidParameter as error:
-        return Item(item.index, item.line, id_, error=str(error))
-    return Item(item.index, item.line, id_, kind, content, {**defaults, **fields})
-
-
-def parse(line: bytes) -> dict[str, Any]:
-    """Return a line's JSON object; raise InvalidParameter for any other line."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidParameter(f"is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise InvalidParameter('is no JSON object; expected {"prompt": ...}')
-    return fields
-
-
-def check_content(kind: str, content: Any) -> None:
-    """Raise InvalidParameter unless the content is text or token ids, or a list of messages."""
-    if kind == MESSAGES:
-        if not isinstance(content, list) or not content:
-            raise InvalidParameter("messages is no list of {role, content}, or an empty one")
-        for message in content:
-            if not isinstance(message, dict):
-                raise InvalidParameter(f"messages holds {message!r}; expected {{role, content}}")
-            as_message(message)
-        return
-    is_ids = isinstance(content, list) and all(type(each) is int for each in content)
-    if not is_ids and not isinstance(content, str):
-        raise InvalidParameter("prompt is neither text nor a list of token ids")
-
-
-def hidden_count(problems: list[str]) -> str:
-    """Return a note with the number of problems that are not shown, or an empty text."""
-    return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        return row

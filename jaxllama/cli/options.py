@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from jaxllama.cli.placeholders import text_or_file
 from jaxllama.config import CACHE_DTYPES, DTYPES, SAMPLING_DEFAULTS
 from jaxllama.engine.choosing.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
@@ -22,6 +23,7 @@ from jaxllama.sampling import KnobSpec, Preset, Sampler
 
 ANY_VOCABULARY = MAX_INT + 1  # token ids are checked against the model's vocabulary after loading
 SHORT = {"max_tokens": ["-n"]}
+LONG_TEXTS = ("json_schema", "grammar")  # knobs whose text may be in a file: @FILE
 LOAD, CORE, KNOB = "load_", "core_", "knob_"  # prefixes of the parameters of each kind of option
 SECTIONS = {"": "Options", LOAD: "Model", CORE: "Generation", KNOB: "Samplers"}
 HUGE = 10**9
@@ -383,6 +385,24 @@ class TextType(click.ParamType):  # type: ignore[type-arg]
         return found
 
 
+class LongText(click.ParamType):  # type: ignore[type-arg]
+    """The type of an option with a long text, or with @ and the file that has it."""
+
+    def __init__(self, knob: str) -> None:
+        self.knob = knob
+        self.name = "TEXT|@FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text, read from the file if the value names one."""
+        del param, ctx
+        return text_or_file(value, f"--{self.knob.replace('_', '-')}")
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the placeholder for --help."""
+        del param, ctx
+        return self.name
+
+
 def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
     """Return the option for a field that every request has."""
     shown = limit.default if limit.default not in (None, (), False) else None
@@ -390,6 +410,8 @@ def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
     names = [*SHORT.get(name, []), option_name(name, taken), CORE + name]
     if limit.kind is bool:
         return click.Option(names, is_flag=True, default=None, help=words)
+    if name in LONG_TEXTS:
+        return click.Option(names, type=LongText(name), help=f"{words} @FILE reads it from a file.")
     if limit.many and limit.kind is str:
         return click.Option(
             names, multiple=True, metavar="TEXT", help=f"{words} May be given again."

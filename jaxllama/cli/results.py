@@ -20,13 +20,15 @@ from jaxllama.errors import ConfigError
 from jaxllama.weights.binary import reason
 
 Row = dict[str, Any]
+Place = tuple[int, int]  # which prompt, and which of its answers
 
 
 class Results:
     """An open file of answers, locked against other processes; a context manager."""
 
-    def __init__(self, path: Path, ids: list[object]) -> None:
+    def __init__(self, path: Path, ids: list[object], counts: list[int]) -> None:
         self.path = path
+        self.counts = counts  # of answers, by prompt
         self.failed = 0
         with self._as_config_errors(), ExitStack() as opened:
             self._file = self._open()
@@ -35,7 +37,7 @@ class Results:
             if not whole:
                 self._rewrite(kept)
             opened.pop_all()
-        self.done = {row["index"] for row in kept}
+        self.done = {place_of(row): row for row in kept}
 
     def write(self, row: Row) -> None:
         """Append an answer and flush it to the operating system."""
@@ -83,15 +85,16 @@ class Results:
         lines = self._file.read().split(b"\n")
         torn = lines.pop() != b""
         rows = [self._row(number, line, ids) for number, line in enumerate(lines, 1)]
-        kept = {row["index"]: row for row in rows if "error" not in row}
+        kept = {place_of(row): row for row in rows if "error" not in row}
         return list(kept.values()), not torn and len(kept) == len(rows)
 
     def _row(self, number: int, line: bytes, ids: list[object]) -> Row:
         """Parse one line; raise ConfigError unless it answers a prompt of this input."""
         try:
             row = json.loads(line)
-            index = row["index"]
-            if isinstance(index, int) and row.get("id") == ids[index] and index >= 0:
+            index, answer = place_of(row)
+            is_place = isinstance(index, int) and isinstance(answer, int) and index >= 0
+            if is_place and row.get("id") == ids[index] and 0 <= answer < self.counts[index]:
                 return row
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass
@@ -111,3 +114,8 @@ class Results:
         Path(new.name).replace(self.path.resolve())
         self._file.close()
         self._file = self._open()
+
+
+def place_of(row: Row) -> Place:
+    """Return which prompt a row answers, and which of the prompt's answers it is."""
+    return row["index"], row.get("answer", 0)
