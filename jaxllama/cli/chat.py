@@ -6,7 +6,7 @@ the program: a flag is set, and checked between two tokens, never in the middle 
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from jaxllama.cli.colours import TokenColours, show_probabilities
 from jaxllama.cli.completing import CompletionWords, readline, tab_completes
-from jaxllama.cli.conversation import Conversation, PlainText
+from jaxllama.cli.conversation import Conversation, NamedTurns, PlainText
 from jaxllama.cli.figures import Figures
 from jaxllama.cli.options import GenerationCommand, read_knob
-from jaxllama.cli.terminal import close_llm, load_llm, note, progress_bars, show
-from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
+from jaxllama.cli.placeholders import fill, read_variables
+from jaxllama.cli.terminal import close_llm, load_llm, note, progress_bars, quiet, show
+from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError, RequestError
 from jaxllama.limits import LIMITS
 from jaxllama.weights import store
 from jaxllama.weights.named import DEFAULT
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from jaxllama.llm import LLM
 
 PROMPT = "> "
+PLAIN = "--prompt, --prompt-file, --prefix, --postfix and names make a plain text"
 UNSET = "default"  # the value with which /set resets a knob
 
 EXAMPLE = """\b
@@ -41,35 +44,125 @@ Example of a plain text:
 @click.option("--prompt", help="Plain text: begin the text with this.")
 @click.option("--prefix", help="Plain text: put this before each line you type.")
 @click.option("--postfix", help="Plain text: put this after each line you type.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Plain text: begin the text with this file, in which {username}, {bot_name} and the names "
+    "of --variable are replaced.",
+)
+@click.option(
+    "--variable",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="With --prompt-file: replace {NAME}. May be given again.",
+)
+@click.option(
+    "--user-name", metavar="NAME", help='Plain text of lines "Name: message": you have this name.'
+)
+@click.option(
+    "--bot-name",
+    metavar="NAME",
+    help='Plain text of lines "Name: message": the name of the model.',
+)
+@click.option("--bot-first", is_flag=True, help="With names: let the model speak first.")
+@click.option(
+    "--no-newline",
+    is_flag=True,
+    help="With names: do not end the model's turn at a line break, but at your name.",
+)
+@click.option("--first", metavar="TEXT", help="Send this first, as if you had typed it.")
+@show_probabilities
+@quiet
 @click.pass_context
 def command(  # noqa: PLR0913 - an argument for each option
     context: click.Context,
+    *,
+    user_name: str | None,
+    bot_name: str | None,
+    bot_first: bool,
+    no_newline: bool,
+    first: str | None,
+    show_probabilities: str | None,
+    loading: Mapping[str, Any],
+    knobs: Mapping[str, Any],
+    **begin: Any,
+) -> None:
+    """Chat with a model in the terminal; type /help for the commands.
+
+    With --prompt, --prompt-file, --prefix, --postfix or names the conversation is one plain text
+    that the model continues. This is for models without a prompt format; end the model's turns with
+    --stop. The stop text is kept in the conversation once.
+    """
+    names = names_of(user_name, bot_name)
+    if names is None and (bot_first or no_newline):
+        raise click.UsageError("--bot-first and --no-newline need --user-name and --bot-name.")
+    conversation = conversation_of(names, **begin)
+    if conversation.plain_text and loading.get("prompt_format", "plain") != "plain":
+        raise click.UsageError(f"{PLAIN}; with no --format but plain.")
+    if names is not None:
+        end = f"\n{names.user}:" if no_newline else "\n"
+        knobs = {**knobs, "stop": (*knobs.get("stop", ()), end)}
+    assert isinstance(context.command, GenerationCommand)
+    context.command.check(knobs)
+    colours = TokenColours(show_probabilities)
+    colours.check()
+    with ChatModel(loading) as loaded:
+        note("Type a message; /help lists the commands, Ctrl-C stops an answer.")
+        session = Session(loaded, conversation, colours.knobs(knobs), context.command)
+        session.colours = colours
+        if bot_first:
+            session.listen_first()
+        if first is not None:
+            session.say(first)
+        session.run()
+
+
+def conversation_of(  # noqa: PLR0913 - an argument for each option
+    names: NamedTurns | None,
     *,
     system: str | None,
     prompt: str | None,
     prefix: str | None,
     postfix: str | None,
-    loading: Mapping[str, Any],
-    knobs: Mapping[str, Any],
-) -> None:
-    """Chat with a model in the terminal; type /help for the commands.
+    prompt_file: Path | None,
+    variables: Sequence[str],
+) -> Conversation:
+    """Return the conversation that the options begin; raise UsageError if they do not fit."""
+    if variables and prompt_file is None:
+        raise click.UsageError("--variable needs --prompt-file.")
+    if names is not None and (prefix, postfix) != (None, None):
+        raise click.UsageError("names are put before messages; without --prefix and --postfix.")
+    if prompt_file is not None:
+        if prompt is not None:
+            raise click.UsageError("Give one beginning: --prompt or --prompt-file.")
+        prompt = fill(read_text(prompt_file), placeholders(names, variables))
+    if names is None and (prompt, prefix, postfix) == (None, None, None):
+        return Conversation(system=system)
+    if system is not None:
+        raise click.UsageError(f"{PLAIN}; without --system.")
+    return Conversation(prompt, plain_text=names or PlainText(prefix or "", postfix or ""))
 
-    With --prompt, --prefix or --postfix the conversation is one plain text that the model
-    continues. This is for models without a prompt format; end the model's turns with --stop. The
-    stop text is kept in the conversation once.
-    """
-    conversation = Conversation(system=system)
-    if (prompt, prefix, postfix) != (None, None, None):
-        if system is not None or loading.get("prompt_format", "plain") != "plain":
-            raise click.UsageError(
-                "--prompt, --prefix and --postfix make a plain text: without --system, and "
-                "with no --format but plain."
-            )
-        conversation = Conversation(prompt, plain_text=PlainText(prefix or "", postfix or ""))
-    assert isinstance(context.command, GenerationCommand)
-    with ChatModel(loading) as loaded:
-        note("Type a message; /help lists the commands, Ctrl-C stops an answer.")
-        Session(loaded, conversation, knobs, context.command).run()
+
+def names_of(user: str | None, bot: str | None) -> NamedTurns | None:
+    """Return the names in the conversation; one that is not given has a plain word."""
+    if user is None and bot is None:
+        return None
+    return NamedTurns(user or "User", bot or "Assistant")
+
+
+def placeholders(names: NamedTurns | None, variables: Sequence[str]) -> dict[str, str]:
+    """Return the values of the placeholders in a prompt file."""
+    named = {} if names is None else {"username": names.user, "bot_name": names.bot}
+    return named | read_variables(variables)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file without the line break at its end."""
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"{path} is not UTF-8 text: {error}", "prompt") from error
 
 
 class ChatModel:
@@ -123,6 +216,7 @@ class Session:
         self.knobs = dict(knobs)
         self.options = options  # knows every knob and preset
         self.figures = Figures()
+        self.colours = TokenColours(None)
         self.over = False
 
     @property
@@ -153,7 +247,7 @@ class Session:
         impatient = False
         while not self.over:
             try:
-                line = read_line()
+                line = read_line(self.sign)
                 impatient = False
                 self.take(line)
             except EOFError:
@@ -179,6 +273,16 @@ class Session:
         elif line.strip():
             self.say(line.removeprefix("/"))
 
+    @property
+    def sign(self) -> str:
+        """The sign before the user's line on a terminal: the user's name, if there are names."""
+        turns = self.conversation.plain_text
+        return f"{turns.user}: " if isinstance(turns, NamedTurns) else PROMPT
+
+    def listen_first(self) -> None:
+        """Let the model speak before the user has said anything."""
+        self.conversation.answer(self.listen())
+
     def say(self, text: str) -> None:
         """Send a question and show the answer; remove the question again if there is no answer."""
         self.conversation.ask(text)
@@ -192,11 +296,14 @@ class Session:
     def listen(self) -> str:
         """Print the answer while it is generated; return the text to keep in the conversation."""
         parts: list[str] = []
+        turns = self.conversation.plain_text
+        if isinstance(turns, NamedTurns):
+            show(f"{turns.bot}:")
         stream = self.conversation.stream(self.llm, self.knobs)
         with ctrl_c_noted() as was_pressed:
             for delta in stream:
                 parts.append(delta.text)
-                show(delta.text)
+                self.colours.show(delta)
                 if was_pressed():
                     stream.close()
                     self.figures.add(stream.generation.usage())
@@ -324,9 +431,9 @@ def named_values(kind: type) -> tuple[str, ...]:
     return ("true", "false") if kind is bool else ()
 
 
-def read_line() -> str:
+def read_line(sign: str = PROMPT) -> str:
     """Read one line from standard input; the prompt sign is shown only on a terminal."""
-    return input(PROMPT if sys.stdin.isatty() else "")
+    return input(sign if sys.stdin.isatty() else "")
 
 
 def edited(text: str) -> str:

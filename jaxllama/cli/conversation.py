@@ -34,6 +34,37 @@ class PlainText:
             for each in messages
         )
 
+    def ending(self, stop: str | None) -> str:
+        """Return the text to keep after an answer that ended at a stop text.
+
+        The model wrote the stop text itself, so it is kept, unless the prefix of the next message
+        begins with it.
+        """
+        return stop if stop and not self.prefix.startswith(stop) else ""
+
+
+@dataclass(frozen=True)
+class NamedTurns:
+    """Settings for a conversation that is one plain text with a line `Name: message` per turn."""
+
+    user: str
+    bot: str
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the lines of all messages, and the name of the one who speaks next: the bot."""
+        lines = []
+        for each in messages:
+            if each.role == "system":
+                lines.append(each.content.rstrip("\n"))
+            else:
+                name = self.user if each.role == "user" else self.bot
+                lines.append(f"{name}: {each.content.strip()}")
+        return "\n".join([*lines, f"{self.bot}:"])
+
+    def ending(self, _: str | None) -> str:
+        """Return no text: `render` ends every line itself."""
+        return ""
+
 
 @dataclass
 class Conversation:
@@ -41,7 +72,7 @@ class Conversation:
 
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
-    plain_text: PlainText | None = None
+    plain_text: PlainText | NamedTurns | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -77,13 +108,8 @@ class Conversation:
         return llm.chat_stream(self.messages, **knobs)
 
     def ending(self, stop: str | None) -> str:
-        """Return the text to keep after an answer that ended at a stop text.
-
-        In a plain text the model wrote the stop text itself, so it is kept, unless the prefix of
-        the next message begins with it.
-        """
-        plain = self.plain_text
-        return stop if plain and stop and not plain.prefix.startswith(stop) else ""
+        """Return the text to keep after an answer that ended at a stop text."""
+        return "" if self.plain_text is None else self.plain_text.ending(stop)
 
     def save(self, path: Path) -> None:
         """Write the messages to a file as JSON, completely or not at all.

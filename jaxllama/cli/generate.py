@@ -2,21 +2,32 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jaxllama.cli.colours import TokenColours, show_probabilities
 from jaxllama.cli.figures import summary
 from jaxllama.cli.options import GenerationCommand, need_slots
-from jaxllama.cli.terminal import as_json, completion_fields, note, open_llm, rates, show
+from jaxllama.cli.placeholders import fill, read_variables
+from jaxllama.cli.terminal import (
+    as_json,
+    completion_fields,
+    note,
+    open_llm,
+    quiet,
+    rates,
+    show,
+)
 from jaxllama.completion import Hypothesis
 from jaxllama.errors import InvalidParameter
 from jaxllama.limits import FRONT
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
+    from jaxllama.streams import Stream
 
 BEAM_KNOBS = ("max_tokens", "stop_ids", "ignore_eos")  # the knobs that beam search accepts
 EARLY: dict[str | None, Any] = {None: False, "true": True, "false": False, "never": "never"}
@@ -40,7 +51,18 @@ class GenerateCommand(GenerationCommand):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Read the prompt from this file.",
 )
+@click.option(
+    "--variable",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Replace {NAME} in the prompt. May be given again.",
+)
 @click.option("--chat", is_flag=True, help="Answer the prompt as a message of a conversation.")
+@click.option("--system", help="With --chat: set the system message.")
+@click.option("--echo", is_flag=True, help="Print the prompt before the answer.")
+@show_probabilities
+@quiet
 @click.option(
     "--beams",
     type=click.IntRange(1, int(FRONT["width"].high or 1)),
@@ -65,7 +87,11 @@ def command(  # noqa: PLR0913 - an argument for each option
     *,
     prompt: str | None,
     prompt_file: Path | None,
+    variables: Sequence[str],
     chat: bool,
+    system: str | None,
+    echo: bool,
+    show_probabilities: str | None,
     beams: int | None,
     length_penalty: float | None,
     early_stopping: str | None,
@@ -79,23 +105,31 @@ def command(  # noqa: PLR0913 - an argument for each option
     prompt from a file or from standard input is removed. With --beams the best answer is printed on
     standard output, and all answers with their scores on standard error.
     """
-    if "prompt_format" in loading and not chat:
-        raise click.UsageError("--format is for conversations; it needs --chat.")
+    for name, given in (("--format", "prompt_format" in loading), ("--system", system is not None)):
+        if given and not chat:
+            raise click.UsageError(f"{name} is for conversations; it needs --chat.")
+    colours = TokenColours(show_probabilities)
+    if wants_json and (echo or show_probabilities):
+        raise click.UsageError("--json prints one object: without --echo, --show-probabilities.")
+    if beams is not None and show_probabilities:
+        raise click.UsageError("--beams prints no token alone: without --show-probabilities.")
     search = search_arguments(beams, length_penalty, early_stopping, knobs)
     text = read_prompt(prompt, prompt_file)
+    text = fill(text, read_variables(variables)) if variables else text
+    messages = conversation(text, system) if chat else None
+    colours.check()
     with open_llm(loading, is_short=True) as llm:
+        if echo:
+            colours.show_prompt(text)
         if search is not None:
             show_answers(
-                llm.beam_search(prompt_ids(llm, text, chat=chat), **search), wants_json=wants_json
+                llm.beam_search(prompt_ids(llm, text, messages), **search), wants_json=wants_json
             )
             return
-        if chat:
-            stream = llm.chat_stream([{"role": "user", "content": text}], **knobs)
-        else:
-            stream = llm.stream(text, **knobs)
+        stream = start(llm, text, messages, colours.knobs(knobs))
         for delta in stream:
             if not wants_json:
-                show(delta.text)
+                colours.show(delta)
         completion = stream.completion
     if wants_json:
         click.echo(as_json(completion_fields(completion) | {"timings": rates(completion.usage)}))
@@ -128,12 +162,27 @@ def search_arguments(
     return {"width": beams, "early_stopping": EARLY[early_stopping], **penalty, **knobs}
 
 
-def prompt_ids(llm: "LLM", text: str, *, chat: bool) -> list[int]:
+def start(
+    llm: "LLM", text: str, messages: list[dict[str, str]] | None, knobs: Mapping[str, Any]
+) -> "Stream":
+    """Return the stream of the answer to a conversation, or else of the text that follows."""
+    if messages is not None:
+        return llm.chat_stream(messages, **knobs)
+    return llm.stream(text, **knobs)
+
+
+def conversation(text: str, system: str | None) -> list[dict[str, str]]:
+    """Return the messages of a question, after the system message if there is one."""
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    return [*begin, {"role": "user", "content": text}]
+
+
+def prompt_ids(llm: "LLM", text: str, messages: list[dict[str, str]] | None) -> list[int]:
     """Return the token ids of the prompt of a beam search.
 
     Raises InvalidParameter if the prompt format ends answers at a text, which beams cannot do.
     """
-    if not chat:
+    if messages is None:
         return llm.intake.ids(text)
     if llm.prompt_format.stop:
         raise InvalidParameter(
@@ -141,7 +190,7 @@ def prompt_ids(llm: "LLM", text: str, *, chat: bool) -> list[int]:
             f"tokens alone; choose another --format or write the prompt without --chat",
             "beams",
         )
-    return llm.intake.chat_ids([{"role": "user", "content": text}])
+    return llm.intake.chat_ids(messages)
 
 
 def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:

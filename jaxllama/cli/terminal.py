@@ -23,9 +23,32 @@ from jaxllama.request import Usage
 Report = Callable[[str, int, int], None]  # what, done, total
 Draw = Callable[[str, str, int, int], None]  # bar, words beside it, done, total
 
+QUIET = "jaxllama.quiet"  # in the data of a click context
+
 # A model's answer must not send control sequences to the terminal that shows it.
 CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def be_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    """Keep the notes and bars of this command to itself if the option is given."""
+    context.meta[QUIET] = value
+
+
+quiet = click.option(
+    *("-q", "--quiet"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=be_quiet,
+    help="Print the text alone: no progress, no figures; errors are still printed.",
+)
+
+
+def is_quiet() -> bool:
+    """Say whether the command that runs was told to be quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 @contextmanager
@@ -50,7 +73,7 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
 @contextmanager
 def bars_on_terminal() -> Iterator[Draw | None]:
     """Yield the function that draws a bar with words beside it, or None without a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or is_quiet():
         yield None
         return
     from rich.console import Console  # noqa: PLC0415 - heavy, and for terminals alone
@@ -94,7 +117,7 @@ def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
         if bars is not None:
             yield bars
             return
-        with startup.Startup(note, keeps_programs=keeps_programs) as lines:
+        with startup.Startup(noting(), keeps_programs=keeps_programs) as lines:
             yield lines.report
 
 
@@ -106,7 +129,8 @@ def open_llm(loading: Mapping[str, Any], *, is_short: bool = False) -> Iterator[
     """
     llm = load_llm({**loading, "compile_behind": False} if is_short else loading)
     if is_short:
-        llm.engine.programs.report = lambda what, done, total: note(
+        tell = noting()
+        llm.engine.programs.report = lambda what, done, total: tell(
             f"{startup.describe(what, done, total)}..."
         )
     try:
@@ -123,16 +147,23 @@ def close_llm(llm: "jaxllama.LLM") -> None:
     llm.close()
 
 
-def show(text: str) -> None:
+def show(text: str, colour: tuple[int, int, int] | None = None) -> None:
     """Print a piece of a model's text at once; a terminal gets visible control characters."""
     if sys.stdout.isatty():
         text = text.translate(CONTROLS)
-    click.echo(text, nl=False)
+    click.echo(click.style(text, fg=colour) if colour and text else text, nl=False)
 
 
 def note(line: str) -> None:
-    """Print one dim line on standard error."""
-    click.secho(line, err=True, dim=True)
+    """Print one dim line on standard error, unless the command is quiet."""
+    noting()(line)
+
+
+def noting() -> Callable[[str], None]:
+    """Return the function that prints notes of this command, for any thread to call."""
+    if is_quiet():
+        return lambda _: None
+    return lambda line: click.secho(line, err=True, dim=True)
 
 
 def rates(usage: Usage) -> dict[str, float | None]:

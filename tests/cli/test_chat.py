@@ -366,7 +366,7 @@ def typing(monkeypatch, *lines):
     """What is typed, an exception standing for a key."""
     typed = iter(lines)
 
-    def read_line():
+    def read_line(_):
         line = next(typed)
         if isinstance(line, BaseException):
             raise line

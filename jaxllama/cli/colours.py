@@ -1,0 +1,70 @@
+"""Colours of tokens by their probability, for terminals: the options, and the colours.
+
+Used by `jaxllama generate` and `jaxllama chat`. Without colours the text stays as it is.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from jaxllama.cli.terminal import note, show
+from jaxllama.completion import Delta
+from jaxllama.request import TokenLogprobs
+
+Colour = tuple[int, int, int]
+
+MODEL, SAMPLED = "model", "sampled"  # whose probability: the model's, or the one it was drawn with
+PROMPT_COLOUR: Colour = (128, 128, 255)
+
+show_probabilities = click.option(
+    "--show-probabilities",
+    type=click.Choice([MODEL, SAMPLED]),
+    is_flag=False,
+    flag_value=MODEL,
+    help="Colour each token by its probability, from green (unlikely) to red (certain): under the "
+    "model, or as it was drawn after all samplers [default with the option alone: model].",
+)
+
+
+class TokenColours:
+    """Prints an answer with a colour for each token."""
+
+    def __init__(self, whose: str | None) -> None:
+        self.whose = whose
+
+    def knobs(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the knobs, with log-probabilities if the colours need them."""
+        return dict(knobs) if self.whose is None else {"logprobs": 0, **knobs}
+
+    def check(self) -> None:
+        """Say so if standard output shows no colours."""
+        if self.whose is not None and not has_colours():
+            note("standard output shows no colours here; --logprobs with --json has the numbers")
+
+    def show(self, delta: Delta) -> None:
+        """Print a piece of an answer."""
+        colour = None
+        if self.whose is not None and delta.logprobs is not None and has_colours():
+            colour = colour_of(delta.logprobs, self.whose)
+        show(delta.text, colour)
+
+    def show_prompt(self, text: str) -> None:
+        """Print the text before an answer."""
+        show(text, PROMPT_COLOUR if self.whose is not None and has_colours() else None)
+
+
+def colour_of(found: TokenLogprobs, whose: str) -> Colour:
+    """Return the colour of a token: the likelier, the more red and the less green."""
+    logprob = found.logprob if whose == MODEL else found.sampled
+    share = round(255 * math.exp(min(logprob, 0.0)))
+    return (128 + share // 2, 255 - share // 2, 128)
+
+
+def has_colours() -> bool:
+    """Say whether standard output is a terminal with colours that the user wants."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not is_plain
