@@ -8,6 +8,8 @@ import click
 import pytest
 
 from jaxllama.cli.main import main
+from jaxllama.cli.origins import ORIGINS
+from jaxllama.cli.origins.flags import TheirFlag
 from jaxllama.limits import FRONT, LIMITS
 from jaxllama.sampling import knobs_of
 from tests.serve.dialects import everyone
@@ -43,6 +45,12 @@ def named(cell: str) -> str:
     found = re.fullmatch(r"`([^`]+)`", cell)
     assert found, cell
     return found[1]
+
+
+def flag_row(flag: TheirFlag) -> str:
+    """The row of a flag of another program's command line."""
+    names = ", ".join(f"`{name}`" for name in flag.names)
+    return f"| {names} | {flag.ours} | {flag.difference} |".replace("|  |", "| |")
 
 
 def test_every_api_has_a_section():
@@ -97,3 +105,30 @@ def test_a_field_that_is_missing_would_be_noticed():
     text = SECTIONS["rllama"].replace("| `top_k` |", "| `top_kk` |")
     names = {named(row[0]) for row in rows(text, "theirs")}
     assert "top_kk" in names and "top_k" not in names
+
+
+def test_every_command_line_has_a_section():
+    assert re.findall(r"^### compat (\S+)$", DOCUMENT, re.M) == list(ORIGINS)
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_the_flags_are_those_of_the_code(name):
+    section = DOCUMENT.partition(f"### compat {name}\n")[2].partition("\n###")[0]
+    told = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert told == [flag_row(each) for each in ORIGINS[name].flags]
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_options_of_ours_for_their_flags_exist(name):
+    ours = {
+        word
+        for command in ("generate", "chat", "serve")
+        for param in main.get_command(click.Context(main), command).get_params(
+            click.Context(click.Command(command))
+        )
+        for word in param.opts
+    }
+    for flag in ORIGINS[name].flags:
+        assert {*OPTION.findall(flag.ours)} <= ours, flag
+        for option in re.findall(r"`(\w+)[.](\w+)`", flag.ours):
+            assert option[1] in DIALECTS[option[0]].options_type.__struct_fields__

@@ -77,6 +77,7 @@ Example of a plain text:
 @click.pass_context
 def command(  # noqa: PLR0913 - an argument for each option
     context: click.Context,
+    /,
     *,
     user_name: str | None,
     bot_name: str | None,
@@ -136,7 +137,9 @@ def conversation_of(  # noqa: PLR0913 - an argument for each option
     if prompt_file is not None:
         if prompt is not None:
             raise click.UsageError("Give one beginning: --prompt or --prompt-file.")
-        prompt = fill(read_text(prompt_file), placeholders(names, variables))
+        values = placeholders(names, variables)
+        prompt = read_text(prompt_file)
+        prompt = fill(prompt, values) if values else prompt
     if names is None and (prompt, prefix, postfix) == (None, None, None):
         return Conversation(system=system)
     if system is not None:
