@@ -49,6 +49,7 @@ class ModelShape:
 
 
 LLAMA_1B = ModelShape("llama-3.2-1b", 128256, 2048, 16, 32, 8, 8192, 131072, 500000.0)
+LLAMA_7B = ModelShape("llama-7b", 32000, 4096, 32, 32, 32, 11008, 2048)
 TINY = ModelShape("tiny", 512, 64, 2, 4, 2, 128, 1024)
 
 
@@ -89,10 +90,12 @@ FILES: dict[str, Callable[[Path], None]] = {
     "llama-1b-q4_0": random_in(LLAMA_1B, Q4_0),
     "tiny-q4_0": random_in(TINY, Q4_0),
 }
+# Written only if named.
+LARGE = {"llama-7b-f16": random_in(LLAMA_7B, F16), "llama-7b-q4_0": random_in(LLAMA_7B, Q4_0)}
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(FILES)))
+@click.argument("names", nargs=-1, type=click.Choice([*FILES, *LARGE]))
 def main(names: tuple[str, ...]) -> None:
     """Write benchmark model files (all of them, or those NAMED) and print their paths."""
     for name in names or FILES:
@@ -101,7 +104,8 @@ def main(names: tuple[str, ...]) -> None:
 
 def model_file(model: str | None) -> Path:
     """Return the file that --model names; write it if it is a missing file of this module."""
-    if model not in FILES:
+    write_file = (FILES | LARGE).get(model or "")
+    if write_file is None:
         return resolve(model)
     folder = cache_folder() / "bench"
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,7 @@ def model_file(model: str | None) -> Path:
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
-            FILES[model](part)
+            write_file(part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

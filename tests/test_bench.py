@@ -69,6 +69,7 @@ LOADERS = {
     "decode",
     "formats",
     "memory",
+    "origins",
     "prefill",
     "restore",
     "sampling",
@@ -256,7 +257,7 @@ def test_make_bench_runs_every_script_that_measures() -> None:
     listed = re.search(r"^BENCHES := (.*)$", makefile, re.MULTILINE)
     assert listed is not None
     assert set(SCRIPTS) - set(listed[1].split()) == {
-        *("formats", "report", "trace", "versus", "write_gguf"),
+        *("formats", "origins", "report", "trace", "versus", "write_gguf"),
     }
 
 
@@ -385,6 +386,49 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
         f"tiny-q4_0, 2 rows, {name}, share of a step"
         for name in (*names, "sampler 25, which nobody uses")
     }
+
+
+def test_the_origins_procedures_run_on_any_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module("origins"), "REQUESTS", 2)
+    few = ("-m", TINY, "--tokens", "8", "--repetitions", "1")
+    found = records("origins", "llama-burn", *few)
+    assert [case.rpartition(", ")[2] for case in found] == list(module("origins").LLAMA_BURN)
+    assert {record["unit"] for record in found.values()} == {"s"}
+    (record,) = records("origins", "rllama", *few).values()
+    assert record["unit"] == "ms/token" and "peer" not in record
+    (tmp_path / "t.txt").write_text("one two three " * 9)
+    text = ("--length", "64", "--text", str(tmp_path / "t.txt"))
+    units = [each["unit"] for each in records("origins", "exllama", *few, *text).values()]
+    assert units == ["tokens/s"] * 3 + ["MiB", "perplexity"]
+    monkeypatch.setattr(module("origins"), "SAMPLERS", {"no sampler": {}})
+    assert len(records("origins", "llamba", "--short", *few)) == 3
+
+
+def test_a_model_of_the_origins_sizes_stands_beside_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origins, stories = module("origins"), module("write_llama2c")
+    told = (origins.Published(10.0, "a 4090"),)
+    monkeypatch.setattr(origins, "RAMA", {stories.TINY_STORIES: told})
+    program = tmp_path / "run"
+    program.write_text("#!/bin/sh\necho achieved tok/s: 40.0 >&2\n")
+    program.chmod(0o755)
+    few = ("--tokens", "8", "--repetitions", "1", "--run", str(program))
+    beside, published = records("origins", "rama", *few).values()
+    assert (beside["peer"], beside["peer_value"]) == ("llama2.c", 40.0)
+    assert (published["peer_setting"], published["peer_value"]) == ("a 4090", 10.0)
+    program.write_text("#!/bin/sh\necho broken >&2\n")
+    assert "printed no rate: broken" in run("origins", "rama", *few).output
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module("origins"), "available", lambda: 0)
+    result = run("origins", "rllama")
+    assert result.exit_code == 1 and "give another one with -m" in result.stderr
 
 
 def test_two_checkouts_are_measured_in_pairs() -> None:
