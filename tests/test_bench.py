@@ -388,6 +388,12 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
     }
 
 
+@pytest.mark.origin(
+    "RLLaMA: its benchmark",
+    "ExLlama: its benchmark with perplexity and memory",
+    "llama-burn: its benchmark of three strategies",
+    "LLaMbA: its batching test",
+)
 def test_the_origins_procedures_run_on_any_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +412,7 @@ def test_the_origins_procedures_run_on_any_model(
     assert len(records("origins", "llamba", "--short", *few)) == 3
 
 
+@pytest.mark.origin("Rama: its benchmark, beside llama2.c's program")
 def test_a_model_of_the_origins_sizes_stands_beside_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def test_likely_tokens_are_red_and_unlikely_ones_green():
     assert colour_of(token, "sampled") == (255, 128, 128)
 
 
+@pytest.mark.origin("RLLaMA: tokens coloured by their probability")
 def test_each_token_has_the_colour_of_its_probability(run, shown):
     run("generate", "-p", "ab", "--echo", "--show-probabilities", "sampled", "--temperature", 0)
     certain = (255, 128, 128)
@@ -45,6 +46,7 @@ def test_without_colours_the_text_is_as_always(run):
     assert result.stdout == "abAB\n" and "shows no colours" in result.stderr
 
 
+@pytest.mark.origin("RLLaMA: `--quiet`")
 def test_quiet_prints_the_text_alone(run):
     result = run("generate", "-p", "ab", "--quiet", "--show-probabilities")
     assert (result.stdout, result.stderr) == ("AB\n", "")
@@ -68,6 +70,7 @@ def test_a_system_message_of_a_single_question(run, model):
 NAMES = ("--user-name", "Ann", "--bot-name", "Bo")
 
 
+@pytest.mark.origin("ExLlama: names of user and bot, a prompt file with placeholders")
 def test_a_conversation_with_names_is_lines_of_text(run, model):
     Path("p.txt").write_text("{bot_name} helps {username} in {place}.\n")
     model.answer = lambda _: b" Yes.\nAnn: more"
@@ -81,6 +84,7 @@ def test_a_conversation_with_names_is_lines_of_text(run, model):
     ]
 
 
+@pytest.mark.origin("ExLlama: replies of several paragraphs")
 def test_without_newline_the_turn_ends_at_the_users_name(run, model):
     model.answer = lambda _: b" One.\nTwo.\nAnn: more"
     result = run("chat", *NAMES, "--no-newline", said="hi\nho\n")
@@ -88,6 +92,7 @@ def test_without_newline_the_turn_ends_at_the_users_name(run, model):
     assert model.prompts[1] == "Ann: hi\nBo: One.\nTwo.\nAnn: ho\nBo:"
 
 
+@pytest.mark.origin("ExLlama: the bot speaks first")
 def test_the_bot_may_speak_first_and_the_user_from_the_command_line(run, model):
     model.answer = lambda _: b" Yes.\n"
     run("chat", *NAMES, "--bot-first", "--first", "hi")

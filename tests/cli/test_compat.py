@@ -79,6 +79,12 @@ LINES = [
 ]
 
 
+@pytest.mark.origin(
+    "RLLaMA: its command line",
+    "Rama: the command lines of its engine and server, and llama2.c's",
+    "llama-burn: the command line of its chat",
+    "ExLlama: the command lines of its chatbot and web UI",
+)
 @pytest.mark.parametrize(("theirs", "ours"), LINES)
 def test_their_flags_become_our_options(printed, theirs, ours):
     name, *words = shlex.split(ours)
