@@ -109,8 +109,8 @@ Example:
 @click.option(
     *("-o", "--output"),
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the rows to this file, .csv or .jsonl [default: standard output, in the form of "
-    "TEXTS].",
+    help="Write the rows to this file, .csv or .jsonl, in place of what it holds [default: "
+    "standard output, in the form of TEXTS].",
 )
 @click.option(
     "--raw",

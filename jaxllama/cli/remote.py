@@ -25,6 +25,7 @@ Fields = dict[str, Any]
 
 PATIENCE = 600.0  # seconds for which one request is sent again while the server is full or away
 LONGEST_WAIT = 60.0  # seconds between two attempts
+CONNECTING = 30.0  # seconds
 SILENCE = 3600.0  # seconds without a byte from the server until a request has failed
 FULL = (429, 503)
 EVERY = (401, 403, 404, 405)  # every other request would fail in the same way
@@ -132,6 +133,7 @@ class RemoteModel:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
             connection.connect()
+            connection.sock.settimeout(SILENCE)
             self._pause(0)
             connection.request("POST", f"{self.url.path}{route}", body, headers)
             response = connection.getresponse()
@@ -169,8 +171,8 @@ def connect(url: SplitResult) -> http.client.HTTPConnection:
     """Return a new connection to a server; it is made when a request is sent."""
     assert url.hostname is not None
     if url.scheme == "https":
-        return http.client.HTTPSConnection(url.hostname, url.port, timeout=SILENCE)
-    return http.client.HTTPConnection(url.hostname, url.port, timeout=SILENCE)
+        return http.client.HTTPSConnection(url.hostname, url.port, timeout=CONNECTING)
+    return http.client.HTTPConnection(url.hostname, url.port, timeout=CONNECTING)
 
 
 def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None) -> bytes:

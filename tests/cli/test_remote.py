@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Pretended:
         self.running = self.most = 0
         self.lock = threading.Lock()
         self.together = threading.Barrier(1)
+        self.slow = threading.Event()  # until then the prompt "slow" has no answer
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,6 +54,8 @@ class Pretended:
                     if len(outer.answers) > 1:
                         del outer.answers[0]
                 outer.together.wait(10)
+                if body.get("prompt") == "slow":
+                    outer.slow.wait(20)
                 status, headers, answer = first
                 raw = json.dumps(answer).encode()
                 with outer.lock:
@@ -67,6 +71,7 @@ class Pretended:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # a client that left
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
 
@@ -76,6 +81,7 @@ def server():
     thread = threading.Thread(target=pretended.http.serve_forever, args=(0.01,))
     thread.start()
     yield pretended
+    pretended.slow.set()
     pretended.http.shutdown()
     thread.join()
     pretended.http.server_close()
@@ -171,6 +177,15 @@ def test_what_a_server_refuses_is_told(batch, server, answer, words):
     server.answers = [answer]
     result = batch(server.url, [{"prompt": "a"}])
     assert result.exit_code == 2 and words in result.stderr
+
+
+def test_an_error_ends_requests_that_still_wait(batch, server):
+    server.together = threading.Barrier(2)  # the second fails when the first has been sent
+    server.answers = [(400, {}, {"error": {"message": "too hot"}})]
+    started = time.monotonic()
+    result = batch(server.url, [{"prompt": "slow"}, {"prompt": "bad"}])
+    assert "line 2: the server answered 400: too hot" in result.stderr
+    assert time.monotonic() - started < 10
 
 
 def test_the_time_to_wait_may_be_a_date_and_has_an_end():
