@@ -75,6 +75,8 @@ FRONT: dict[str, Limit] = {
     "prompt_name": Limit(str, None, help="the encoder's prompt before every text", longest=64),
     "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
+    "texts": Limit(str, (), help="texts to classify, one after the other", many=True, most=256),
+    "questions": Limit(str, (), help="texts after each prompt, before labels", many=True, most=64),
     "what_if": Limit(float, (), help="numbers to draw with instead", many=True, most=64),
     "top_logprobs": Limit(int, None, 0, 20, "likeliest tokens to return at each position"),
     "metadata": Limit(str, (), help="notes of the client; of no effect", many=True, most=16),

@@ -206,6 +206,25 @@ def test_labels_have_probabilities_that_sum_to_one():
     scenario(body)
 
 
+def test_many_texts_and_questions_are_classified_in_one_request():
+    def answer(prompt):
+        return b"y" if bytes(prompt).startswith(b"x") == (b"1" in bytes(prompt)) else b"n"
+
+    async def body():
+        async with asked(ScriptedEngine(answer, config=config())) as (live, _):
+            sent = {"texts": ["xa", "b"], "questions": ["1?", "2?"], "labels": ["y", "n"]}
+            found = await post(live, "/classify", sent)
+            assert "label" not in found
+            told = [(one["text"], one["question"], one["label"]) for one in found["results"]]
+            assert told == [(0, 0, "y"), (0, 1, "n"), (1, 0, "n"), (1, 1, "y")]
+            one = await post(live, "/classify", {"prompt": "xa1?", "labels": ["y", "n"]})
+            assert found["results"][0]["labels"] == one["labels"]
+            sent = {"prompt": "xa", "questions": ["1?"], "labels": ["y", "n"]}
+            assert (await post(live, "/classify", sent))["results"] == found["results"][:1]
+
+    scenario(body)
+
+
 def test_long_labels_are_not_at_a_disadvantage_if_that_is_asked():
     async def body():
         async with asked(ScriptedEngine(lambda _: [98], config=config())) as (live, _):
@@ -251,6 +270,16 @@ REFUSED = [
     ("/classify", {"prompt": "a", "messages": HI, "labels": ["b"]}, "prompt", "either"),
     ("/classify", {"prompt": "a", "labels": ["b", "b"]}, "labels", "twice"),
     ("/classify", {"prompt": "a", "labels": []}, "labels", "is empty"),
+    ("/classify", {"texts": [], "labels": ["b"]}, "texts", "is empty"),
+    ("/classify", {"prompt": "a", "texts": ["b"], "labels": ["b"]}, "texts", "either"),
+    ("/classify", {"messages": HI, "questions": ["b"], "labels": ["b"]}, "messages", "without"),
+    ("/classify", {"texts": ["a"] * 257, "labels": ["b"]}, "texts", "at most 256"),
+    (
+        "/classify",
+        {"texts": ["a"] * 256, "questions": ["b"] * 64, "labels": ["b"]},
+        "queries",
+        "at most 4096",
+    ),
 ]
 
 

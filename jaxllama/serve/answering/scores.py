@@ -12,7 +12,14 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
 from jaxllama.messages import Ending, Messages
 from jaxllama.request import AdapterUse
-from jaxllama.scoring import as_score, continuations, rounds, tokens_to_weigh, weigh
+from jaxllama.scoring import (
+    as_score,
+    continuations,
+    following,
+    rounds,
+    tokens_to_weigh,
+    weigh,
+)
 from jaxllama.service import Caller, GenerationService, Model, Question
 from jaxllama.service.asking import estimate_characters
 
@@ -25,10 +32,13 @@ class Prefix:
     messages: Messages | None = None
     ending: Ending = Ending.ANSWER
     lora: str | None = None  # the loaded adapter that scores
+    question: str | None = None  # follows the prompt
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidParameter("expected either prompt or messages", "prompt")
+        if self.question is not None and self.messages is not None:
+            raise InvalidParameter("questions follow a prompt or texts, not messages", "questions")
 
 
 async def score_texts(
@@ -48,9 +58,11 @@ async def score_texts(
             ids = intake.chat_ids(prefix.messages, ending=prefix.ending)
         else:
             ids = intake.ids(prefix.prompt or "")
+        if prefix.question is not None:
+            ids = [*ids, *following(intake, prefix.question)]
         return ids, continuations(intake, ids, texts, name), intake.adapter(prefix.lora)
 
-    size = estimate_characters([prefix.prompt, prefix.messages, texts])
+    size = estimate_characters([prefix.prompt, prefix.messages, prefix.question, texts])
     ids, tails, adapter = await service.off_loop(read, caller, size=size)
     total = sum(map(len, tails)) + len(ids)
     if total > service.bounds.request_tokens:

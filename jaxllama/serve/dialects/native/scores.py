@@ -4,10 +4,14 @@ Both compute how likely texts are after a prompt; a classification converts the 
 to probabilities.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
+from jaxllama.limits import check_count
 from jaxllama.scoring import (
     probabilities,
 )
@@ -17,7 +21,7 @@ from jaxllama.serve.answering.turns import Turn, as_turn
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService
+from jaxllama.service import Caller, GenerationService
 
 
 class ScoreBody(ModelBody):
@@ -44,11 +48,13 @@ class Scores(msgspec.Struct):
 
 
 class ClassifyBody(ModelBody):
-    """A prompt or a conversation, and labels to choose from."""
+    """A prompt, many texts or a conversation, and labels to choose from after each question."""
 
     labels: list[str]
     prompt: str | list[int] | None = None
+    texts: list[str] | None = None
     messages: list[Turn] | None = None
+    questions: list[str] | None = None
     length_normalize: bool = False
 
 
@@ -60,12 +66,22 @@ class Labelled(msgspec.Struct):
     logprob: float
 
 
-class Classified(msgspec.Struct):
-    """The most likely label, and all labels in the order of the request."""
+class ClassifiedText(msgspec.Struct):
+    """The most likely label of one text after one question, and all labels."""
 
-    model: str
+    text: int  # its place in the request; 0 for a prompt
+    question: int  # its place in the request; 0 without questions
     label: str
     labels: list[Labelled]
+
+
+class Classified(msgspec.Struct):
+    """The most likely label, and all labels; with texts or questions, one result for each pair."""
+
+    model: str
+    label: str | UnsetType = UNSET
+    labels: list[Labelled] | UnsetType = UNSET
+    results: list[ClassifiedText] | UnsetType = UNSET
 
 
 SCORE = Endpoint(
@@ -99,15 +115,51 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     name = check_adapted(body.model, service.model, knobs)
     if len(set(body.labels)) < len(body.labels):
         raise InvalidParameter("labels has the same label twice; name each once", "labels")
-    prefix = prefix_of(body, knobs.get("lora"))
-    scores = await score_texts(prefix, body.labels, "labels", service, request[CALLER])
+    lora = knobs.get("lora")
+    if body.texts is None and body.questions is None:
+        prefix = prefix_of(body, lora)
+        found = await labelled(prefix, body, service, request[CALLER])
+        return one_json(Classified(name, likeliest(found), found))
+    texts, questions = pairs_of(body)
+    results = []
+    for text, prompt in enumerate(texts):
+        for place, question in enumerate(questions):
+            prefix = Prefix(prompt, lora=lora, question=question)
+            found = await labelled(prefix, body, service, request[CALLER])
+            results.append(ClassifiedText(text, place, likeliest(found), found))
+    return one_json(Classified(name, results=results))
+
+
+def pairs_of(body: ClassifyBody) -> tuple[list[str | list[int]], list[str | None]]:
+    """Return the texts and the questions of which each pair is classified."""
+    if body.messages is not None:
+        raise InvalidParameter("messages go without texts and questions", "messages")
+    if (body.texts is None) == (body.prompt is None):
+        raise InvalidParameter("expected either prompt or texts", "texts")
+    texts: list[str | list[int]] = [*(body.texts or ())] if body.prompt is None else [body.prompt]
+    questions: list[str | None] = [None] if body.questions is None else [*body.questions]
+    for name, given in (("texts", texts), ("questions", questions)):
+        if not given:
+            raise InvalidParameter(f"{name} is empty; expected at least one text", name)
+    check_count("queries", len(texts) * len(questions))
+    return texts, questions
+
+
+async def labelled(
+    prefix: Prefix, body: ClassifyBody, service: GenerationService, caller: Caller
+) -> list[Labelled]:
+    """Return the probabilities of all labels after a prefix, in the order of the request."""
+    scores = await score_texts(prefix, body.labels, "labels", service, caller)
     shares = probabilities(scores, length_normalize=body.length_normalize)
-    found = [
+    return [
         Labelled(label, share, one.logprob)
         for label, share, one in zip(body.labels, shares, scores, strict=True)
     ]
-    best = max(found, key=lambda one: one.probability)
-    return one_json(Classified(name, best.label, found))
+
+
+def likeliest(found: Sequence[Labelled]) -> str:
+    """Return the most likely label."""
+    return max(found, key=lambda one: one.probability).label
 
 
 def prefix_of(body: ScoreBody | ClassifyBody, lora: str | None) -> Prefix:
