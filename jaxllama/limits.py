@@ -72,6 +72,8 @@ FRONT: dict[str, Limit] = {
     "inputs": Limit(str, (), help="texts to embed", many=True, most=2048),
     "sentence": Limit(str, None, help="a text for an encoder", longest=128 << 10),
     "dimensions": Limit(int, None, 1, 65536, "numbers of each vector to keep (encoders only)"),
+    "lora_name": Limit(str, None, help="name for an adapter", longest=128),
+    "lora_path": Limit(str, None, help="an adapter's folder", longest=4096),
     "prompt_name": Limit(str, None, help="the encoder's prompt before every text", longest=64),
     "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),

@@ -242,8 +242,8 @@ def test_the_prompt_of_all_labels_is_computed_once():
     async def body():
         engine = saying(b"x")
         sent, prefill = [], engine.programs.prefill
-        engine.programs.prefill = lambda state, slot, ids, start, count: (
-            sent.append(count) or prefill(state, slot, ids, start, count)
+        engine.programs.prefill = lambda state, slot, ids, start, count, *more: (
+            sent.append(count) or prefill(state, slot, ids, start, count, *more)
         )
         async with asked(engine) as (live, _):
             await post(live, "/classify", {"prompt": "a" * 100, "labels": ["b", "c", "d"]})
