@@ -29,17 +29,21 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
+from jaxllama.engine.prompt_files import PromptFiles
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     adapter_sizes,
+    check_prompt_folder,
     choose_kernels,
     engine_config,
     key_of,
     named_or_suiting,
     other_formats,
+    prompt_key,
+    prompt_store_for,
     read_weights,
     sampling_defaults_of,
     tokenizer_for,
@@ -106,6 +110,8 @@ class LLM:
         compile_cache: bool = True,
         compile_behind: bool = True,
         strict_compile: bool = False,
+        prompt_cache_mib: float | None = None,
+        prompt_cache_dir: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Load a model by name, file or folder, downloading it if needed; None is the default.
@@ -143,6 +149,11 @@ class LLM:
                        this call; otherwise each is compiled when it is needed
         strict_compile compile everything before this call returns; any compilation of this process
                        after it raises CompiledLate, until the model is closed
+        prompt_cache_mib  host memory for prompts whose slot another request has taken, so that
+                       they need not be computed again; 0: none (default: an eighth of the free
+                       memory)
+        prompt_cache_dir  keep these prompts in this folder when the model is closed, and read them
+                       when it is loaded again
         progress       called with (what, done, total) while loading
         """
         path = resolve(model, progress=progress)
@@ -208,7 +219,13 @@ class LLM:
         )
         for name, folder in (lora or {}).items():
             loaded(adapters).load(name, read_adapter(Path(folder), config, engine))
-        runs = Engine(programs, adapters=adapters)
+        store = prompt_store_for(config, engine, prompt_cache_mib)
+        files = None
+        if prompt_cache_dir is not None:
+            check_prompt_folder(prompt_cache_dir, store)
+            whole = prompt_key(key, params)
+            files = PromptFiles(Path(prompt_cache_dir), whole, programs.columns, config.vocab_size)
+        runs = Engine(programs, adapters=adapters, prompt_store=store, prompt_files=files)
         if strict_compile:
             programs.seal()
         return cls(runs, intake, config=config, path=path)

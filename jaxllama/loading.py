@@ -4,23 +4,34 @@ Used by `LLM.load`, and by inspection and benchmarks, which need the same decisi
 reads; owns nothing.
 """
 
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxllama.config import RANK_STEP, SAMPLING_DEFAULTS, EngineConfig, ModelConfig
+from jaxllama.config import (
+    KEY_BLOCK,
+    RANK_STEP,
+    SAMPLING_DEFAULTS,
+    EngineConfig,
+    ModelConfig,
+)
 from jaxllama.engine.adapters import check_adapter_name
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.program_key import digest_code, program_key
+from jaxllama.engine.prompt_store import PromptStore
 from jaxllama.errors import BadTokenizer, ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
 from jaxllama.limits import LIMITS, check
+from jaxllama.model.cache import column_bytes
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
@@ -35,8 +46,12 @@ from jaxllama.weights.store import recommended_for
 
 logger = logging.getLogger(__name__)
 
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 DEFAULT_SLOTS = 16
 DEFAULT_CONTEXT = 4096
+PART_OF_MEMORY = 8  # the prompt cache takes one part in so many of the free memory
+MIB = 1 << 20
 LEAST_OF_VOCABULARY = 0.9  # models have more places than tokens, to fill blocks
 CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
@@ -124,6 +139,52 @@ def adapter_sizes(
         "adapter_slots": len(lora) if slots is None else slots,
         "adapter_rank": -(-highest // RANK_STEP) * RANK_STEP,
     }
+
+
+def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None) -> PromptStore:
+    """Return the store of prefixes with room for `mib`; None: for an eighth of the free memory."""
+    if mib is not None and not 0 <= mib < math.inf:
+        raise InvalidParameter(
+            f"prompt_cache_mib is {mib}; expected 0 or more (0: no cache)", "prompt_cache_mib"
+        )
+    most = free_memory() // PART_OF_MEMORY if mib is None else int(mib * MIB)
+    return PromptStore(most, KEY_BLOCK * column_bytes(model, engine))
+
+
+def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
+    """Raise InvalidParameter if prompts cannot be kept in this folder."""
+    if not store.is_on:
+        raise InvalidParameter(
+            "prompt_cache_dir is given, and the prompt cache has no room for any prompt; expected "
+            "a larger prompt_cache_mib, or no folder",
+            "prompt_cache_dir",
+        )
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InvalidParameter(
+            f"prompt_cache_dir is {str(folder)!r}, which is a file; expected a folder",
+            "prompt_cache_dir",
+        )
+
+
+def prompt_key(programs: str, params: Tree) -> str:
+    """Return the key of stored prompts: that of the programs, and a digest of all weights."""
+    digest = hashlib.sha256(programs.encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def free_memory() -> int:
+    """Return how many bytes this process can still use: of the machine and of its control group."""
+    found = []
+    try:
+        lines = MEMORY.read_text().splitlines()
+        found += [int(each.split()[1]) * 1024 for each in lines if each.startswith("MemAvailable")]
+        most, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, most - used))
+    except (OSError, ValueError):  # no such system, or no limit ("max")
+        pass
+    return min(found, default=0)
 
 
 def read_weights(

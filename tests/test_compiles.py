@@ -231,7 +231,7 @@ def cache_sized(text: str, shape: tuple[int, ...], operations: str) -> list[str]
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["decode", "prefill", "copy"])
+@pytest.mark.parametrize("name", ["decode", "prefill", "copy", "save", "restore"])
 def test_no_program_copies_or_converts_the_cache(name, dtype, body):
     engine = dataclasses.replace(body, cache_dtype=dtype)
     # What samplers do to the cache shows with any dtype: other tests compile these two anyway.
@@ -270,7 +270,9 @@ def not_in_place(text: str, states: int, argument: int) -> list[str]:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("name", ["decode", "prefill", "copy", "admit", "release", "scrub"])
+@pytest.mark.parametrize(
+    "name", ["decode", "prefill", "copy", "restore", "admit", "release", "scrub"]
+)
 def test_every_array_of_the_state_is_updated_in_place(name, body):
     shared = programs(MODEL, body)
     text = shared.compiled(name).as_text()

@@ -134,7 +134,7 @@ def moved(text: str) -> set[tuple[int, ...]]:
         pytest.param(WIDE, sharded(2, 2, KERNELS), marks=built),
     ],
 )
-@pytest.mark.parametrize("name", ["decode", "prefill", "copy"])
+@pytest.mark.parametrize("name", ["decode", "prefill", "copy", "restore"])
 def test_neither_cache_nor_weights_travel(shape, engine, name):
     ready = programs(shape, engine)
     large = {leaf.shape for leaf in jax.tree.leaves(ready.params) if leaf.size > 1024}

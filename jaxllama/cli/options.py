@@ -319,6 +319,19 @@ def loading_options(slots: int | None) -> list[click.Option]:
             help="Compile every program again, and keep none on disk for the next start.",
         ),
         option(
+            *("--prompt-cache-mib", "load_prompt_cache_mib"),
+            type=click.FloatRange(min=0),
+            metavar="MIB",
+            help="Keep prompts in so much memory after another request took their slot, so that "
+            "they need not be computed again; 0: keep none [default: an eighth of the free "
+            "memory].",
+        ),
+        option(
+            *("--prompt-cache-dir", "load_prompt_cache_dir"),
+            metavar="FOLDER",
+            help="Keep these prompts in this folder at the end, and read them at the next start.",
+        ),
+        option(
             *("--strict-compile", "load_strict_compile"),
             is_flag=True,
             default=None,

@@ -14,6 +14,7 @@ from jaxllama.engine.adapters import LoadedAdapters
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart, StateLeaves
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
+from jaxllama.model.cache import Columns
 from jaxllama.request import AdapterUse
 
 
@@ -70,6 +71,15 @@ class Batch:
         """Copy the first `count` cache columns of one slot to another."""
         numbers = (np.int32(source), np.int32(target), np.int32(count))
         self._state = self.programs.copy(self._state, *numbers)
+
+    def save(self, slot: int, start: int) -> Columns:
+        """Return the block of cache columns of a slot that begins at `start`, without waiting."""
+        return self.programs.save(self._state, np.int32(slot), np.int32(start))
+
+    def restore(self, slot: int, columns: Columns, start: int) -> None:
+        """Replace the block of cache columns of a slot that begins at `start`."""
+        numbers = (np.int32(slot), np.int32(start))
+        self._state = self.programs.restore(self._state, columns, *numbers)
 
     def peek(
         self, slot: int, pairs: np.ndarray, start: int, last: int, use: AdapterUse | None = None

@@ -8,8 +8,9 @@ run in the order in which they were sent, so a slot can be used again as soon as
 sent.
 
 This file is the schedule. `batch.py` owns the state on the device, `prompts.py` gets prompts into
-the cache, `calls.py` keeps the unread decode calls, `guides.py` follows constraints, `recovery.py`
-replays the live requests after a fault, and `probes.py` reads without drawing.
+the cache, `prompt_store.py` keeps what slots drop, `calls.py` keeps the unread decode calls,
+`guides.py` follows constraints, `recovery.py` replays the live requests after a fault, and
+`probes.py` reads without drawing.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.batch import Batch
@@ -24,11 +26,13 @@ from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
 from jaxllama.engine.probes import Probes
-from jaxllama.engine.programs import ADAPTED, SECONDS_PER_WAIT, WHOLE, Programs
+from jaxllama.engine.programs import ADAPTED, SAVE, SECONDS_PER_WAIT, WHOLE, Programs
+from jaxllama.engine.prompt_files import PromptFiles
+from jaxllama.engine.prompt_store import LEAST, PromptStore
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading
 from jaxllama.engine.recovery import Recovery
-from jaxllama.engine.slots import SlotTable, key_of
+from jaxllama.engine.slots import Slot, SlotTable, key_of
 from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
 from jaxllama.request import (
@@ -55,6 +59,8 @@ class Engine:
         programs: Programs,
         *,
         adapters: LoadedAdapters | None = None,
+        prompt_store: PromptStore | None = None,
+        prompt_files: PromptFiles | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.programs = programs
@@ -72,10 +78,14 @@ class Engine:
         self._events: list[Event] = []
         self._has_logged_wait = False
         self._batch = Batch(programs, adapters)
-        self.slots = SlotTable(self.config.slots)
+        self.prompt_store = PromptStore(0, 1) if prompt_store is None else prompt_store
+        self._prompt_files = prompt_files
+        if prompt_files is not None:
+            prompt_files.read(self.prompt_store)
+        self.slots = SlotTable(self.config.slots, self._keep_dropped)
         self.calls = DecodeCalls(self._batch, clock)
         self.recovery = Recovery(self._batch, self._waiting, clear=self._clear, fail=self._fail)
-        self._prompts = Prompts(self._batch, self.slots)
+        self._prompts = Prompts(self._batch, self.slots, self.prompt_store)
         self.probes = Probes(self._batch, self.slots, self._prompts, self.recovery)
         self._guides = Guides(self._emit, self._end, programs)
 
@@ -126,6 +136,8 @@ class Engine:
         for generation in list(self._live.values()):
             self.cancel(generation)
         self.calls.clear()
+        if self._prompt_files is not None:
+            self._write_prompts(self._prompt_files)
         self._batch.drop()
         self.programs.stop()
         self.programs.delete_weights()
@@ -188,6 +200,7 @@ class Engine:
             self._decode()
             self._limit_queued_work()
             self._wait_for_program()
+        self.prompt_store.settle()
         events, self._events = self._events, []
         return events
 
@@ -207,6 +220,7 @@ class Engine:
                 return
             suspects.alone = first
             (self._waiting if first is None else suspects.waiting).remove(generation)
+            generation.phase = Phase.FILLING  # from here on, a fault or an interrupt replays it
             generation.add_guidance_row(next(self._ids))
             for part in generation.parts:
                 claim = self.slots.claim(part.id, part.known, key_of(part.request.adapter))
@@ -441,6 +455,21 @@ class Engine:
         """Stop the rows of a generation on the device."""
         self._batch.release([part.slot for part in generation.parts])
 
+    def _keep_dropped(self, slot: Slot, kept: int) -> None:
+        """Store the cached tokens of a slot, of which it will keep only the first `kept`."""
+        drops = len(slot.cached) - kept
+        if self.prompt_store.is_on and drops >= LEAST and self.programs.is_ready(SAVE):
+            read = partial(self._batch.save, slot.index)
+            self.prompt_store.save(slot.cached.ids, slot.adapter, read)
+
+    def _write_prompts(self, files: PromptFiles) -> None:
+        """Write the stored prefixes and those of the slots to disk."""
+        with self.recovery.guard(blame=False):
+            for slot in self.slots.slots:
+                self._keep_dropped(slot, 0)
+        self.prompt_store.finish()
+        files.write(self.prompt_store)
+
     def _clear(self) -> list[Generation]:
         """Free all slots and forget cached tokens; return the generations that held slots."""
         held = [one for one in self._live.values() if one.phase is not Phase.WAITING]
@@ -448,6 +477,7 @@ class Engine:
         self.calls.clear()
         self.slots.clear()
         self._prompts.clear()
+        self.prompt_store.forget_unsettled()
         return held
 
 

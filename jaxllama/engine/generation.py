@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from jaxllama.engine.guide import Guide
+from jaxllama.engine.prompt_store import StoredPrefix
 from jaxllama.request import GenerationRequest, TextTail, Usage
 
 
@@ -37,6 +38,7 @@ class Generation:
     filled: int = 0  # prompt tokens in the cache
     source: int | None = None  # slot from which a shared prefix will be copied ...
     follows: int | None = None  # ... once the generation with this id has computed it
+    stored: StoredPrefix | None = None  # a prefix that is being written back into the slot
     in_cache: bool = False  # all known tokens but the last are in the cache
     reused: int = 0  # prompt tokens that were cached already
     leader: "Generation | None" = None  # of a guidance row: the generation whose tokens it takes
@@ -86,7 +88,7 @@ class Generation:
     def rewind(self, *, redraw: bool) -> None:
         """Go back to WAITING after a fault; with `redraw`, all emitted tokens are drawn again."""
         self.phase, self.slot = Phase.WAITING, -1
-        self.source = self.follows = self.guidance = None
+        self.source = self.follows = self.guidance = self.stored = None
         if redraw:
             self.replayed += len(self.emitted)
             self.emitted.clear()

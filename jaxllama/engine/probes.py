@@ -162,7 +162,13 @@ class Probes:
             rests = all(slot.owner in (None, NO_OWNER) for slot in self._table.slots)
             programs.wait(program, SECONDS_PER_WAIT if rests else 0.0)
             yield 0
-        self._copy_prefix(claim, known)
+        adapter = self._table.slots[claim.slot].adapter
+        stored = self._prompts.find_stored(claim, known, adapter)
+        if stored is None:
+            self._copy_prefix(claim, known)
+        else:
+            while not self._prompts.restore(claim.slot, stored, known):
+                yield 0
         return (yield from begin(claim.slot))
 
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:

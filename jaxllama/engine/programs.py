@@ -1,9 +1,9 @@
 """Programs: the functions of `steps.py`, each compiled once, ahead of time.
 
-Built by `llm.py`, run by `engine.py`. Each takes the state donated and returns the next one. They
-are called as compiled objects, so a wrong shape raises instead of recompiling. Arguments and
-results are plain tuples of arrays, because JAX would traverse a tree at every call: the engine
-keeps a state as the leaves of a `DecodeState`.
+Built by `llm.py`, run by `engine.py`. Each takes the state donated and returns the next one, but
+for `save`. They are called as compiled objects, so a wrong shape raises instead of recompiling.
+Arguments and results are plain tuples of arrays, because JAX would traverse a tree at every call:
+the engine keeps a state as the leaves of a `DecodeState`.
 
 A first request needs few of them. `prepare` makes these, and lets a thread make the others behind
 it; `is_ready` says whether a call would have to wait. On a fresh installation rows are served by
@@ -17,6 +17,8 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
     copy     (state, source, target, count)                    a prefix of a cache row
+    save     (state, slot, start) -> Columns                   a block of a cache row; no new state
+    restore  (state, Columns, slot, start)                     a block of a cache row
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
     weigh    (params, state, slot, Runs) -> state, log-probabilities [B]
     embed    (params, state, slot, ids [R], start, last) -> state, Pooled
@@ -52,6 +54,7 @@ from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
 from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
 from jaxllama.model.adapters import AdapterMatrices, AdapterWeights, adapter_shapes
+from jaxllama.model.cache import Columns
 from jaxllama.model.params import Tree
 from jaxllama.model.rows import AdapterBlocks, SlotAdapter
 from jaxllama.model.spread import Partitions
@@ -64,6 +67,7 @@ LOGGED_SECONDS = 1.0  # a program that took less is not logged
 
 SUFFIX = "_adapted"  # of programs for calls with an adapter
 LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
+SAVE = "save"  # the one program that does not consume the state, and returns none
 # Every program with its purpose, in the order in which requests need them.
 PURPOSES = {
     "empty": "makes the state of an engine",
@@ -74,6 +78,8 @@ PURPOSES = {
     "release": "stops rows that a client cancels or a stop string ends",
     "scrub": "clears the cache of a row with NaN",
     WHOLE: "draws tokens with all samplers",
+    SAVE: "keeps a prefix whose slot is taken by another prompt",
+    "restore": "brings such a prefix back",
     "peek": "reads log-probabilities and logits of given tokens",
     "embed": "computes embeddings",
     "weigh": "scores short continuations",
@@ -307,6 +313,15 @@ class Programs:
         """Copy the first `count` cache columns, rounded up to whole blocks."""
         return self.compiled("copy")(state, source, target, count)
 
+    def save(self, state: StateLeaves, slot: Any, start: Any) -> Columns:
+        """Return a block of cache columns; does not consume `state`."""
+        columns: Columns = self.compiled(SAVE)(state, slot, start)
+        return columns
+
+    def restore(self, state: StateLeaves, columns: Columns, slot: Any, start: Any) -> StateLeaves:
+        """Replace a block of cache columns."""
+        return self.compiled("restore")(state, columns, slot, start)
+
     def peek(
         self,
         state: StateLeaves,
@@ -350,6 +365,8 @@ class Programs:
             return (self._adapters, number, self._adapter_weights())
         if name == ADAPTED:
             return (*self._arguments(WHOLE), self._adapters)
+        if name == "restore":
+            return (state, self.columns, number, number)
         if name.endswith(SUFFIX):
             scale: Any = self._small((), jnp.float32)
             own = SlotAdapter(self._adapters, number, scale)  # type: ignore[arg-type]
@@ -363,6 +380,7 @@ class Programs:
             "release": (state, mask),
             "scrub": (state, number),
             "copy": (state, number, number, number),
+            SAVE: (state, number, number),
             "peek": (params, state, number, pairs, number, number),
             "weigh": (params, state, number, self._runs()),
             "embed": (params, state, number, self._small((self.tile,)), number, number),
@@ -380,6 +398,8 @@ class Programs:
         }
         if name == "adapt":
             return tuple(each.sharding for each in leaves_of(self._adapters))
+        if name == SAVE:
+            return jax.tree.map(lambda _: leaf, self.columns)
         plain = name.removesuffix(SUFFIX)
         return (self._shardings, extra[plain]) if plain in extra else self._shardings
 
@@ -396,6 +416,14 @@ class Programs:
             }
             for index, block in adapter_shapes(self.model, self.engine).items()
         }
+
+    @property
+    def columns(self) -> Columns:
+        """An abstract block of columns, which every device holds whole."""
+        number = self._small(())
+        shapes = jax.eval_shape(self.steps.save, self._state, number, number)
+        columns: Columns = jax.tree.map(lambda x: with_sharding(x, self._whole), shapes)
+        return columns
 
     def _runs(self) -> Runs:
         """Return abstract runs, as many as fill a tile."""
@@ -492,11 +520,17 @@ class Programs:
             found = function(*map(as_tree, arguments, args))
             if isinstance(found, FLAT):
                 return leaves_of(found)
+            if name == SAVE:
+                return found
             state, output = found
             return leaves_of(state), output
 
         traced.__name__ = name
-        donated = tuple(i for i, part in enumerate(arguments) if isinstance(part, DecodeState))
+        donated = tuple(
+            index
+            for index, part in enumerate(arguments)
+            if isinstance(part, DecodeState) and name != SAVE
+        )
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
             return jitted.lower(*called).compile(compiler_options=self._compiler_options())

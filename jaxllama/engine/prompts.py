@@ -2,7 +2,8 @@
 
 Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
 prompts of one client. A prefix that another slot has is copied; if another request is still
-computing the prefix, the prompt waits for it. Knows no queue, no decoding, no faults.
+computing the prefix, the prompt waits for it. A longer one that the prompt store has is written
+back. Knows no queue, no decoding, no faults.
 """
 
 from collections import deque
@@ -10,18 +11,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxllama.config import KEY_BLOCK
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation, Phase
-from jaxllama.engine.slots import Claim, SlotTable
+from jaxllama.engine.prompt_store import PromptStore, StoredPrefix
+from jaxllama.engine.slots import AdapterKey, Claim, SlotTable, key_of
 from jaxllama.request import AdapterUse
+
+RESTORED = 8  # blocks written back in one turn of a prompt
 
 
 class Prompts:
     """The prompts in prefill."""
 
-    def __init__(self, batch: Batch, slots: SlotTable) -> None:
+    def __init__(self, batch: Batch, slots: SlotTable, store: PromptStore) -> None:
         self._batch = batch
         self._table = slots
+        self._store = store
         self._filling: deque[Generation] = deque()
         self._chunks = 0  # sent so far
         self._last_chunk: dict[str, int] = {}  # client: the number of its last chunk
@@ -35,7 +41,9 @@ class Prompts:
         generation.filled = generation.reused = claim.reused
         generation.in_cache = False
         self._filling.append(generation)
-        if claim.source is None:
+        adapter = key_of(generation.request.adapter)
+        generation.stored = self.find_stored(claim, generation.known[:-1], adapter)
+        if claim.source is None or generation.stored is not None:
             return
         generation.source = claim.source
         # A prompt only waits for an older claim, so prompts never wait in a circle.
@@ -70,6 +78,9 @@ class Prompts:
             if generation.source is not None:
                 self._filling.append(generation)
                 continue
+            if generation.stored is not None and not self._restore_piece(generation):
+                self._filling.append(generation)
+                break
             known, end = generation.known, len(generation.known) - 1
             missing = end > generation.filled
             if missing:
@@ -126,6 +137,42 @@ class Prompts:
         if there > generation.filled and self._batch.programs.is_ready("copy"):
             self.copy(source.index, generation.slot, generation.known[:there])
             generation.filled = generation.reused = there
+
+    def find_stored(
+        self, claim: Claim, wanted: Sequence[int], adapter: AdapterKey
+    ) -> StoredPrefix | None:
+        """Return the stored prefix of `wanted`, if it is longer than what any slot has of it."""
+        if not self._batch.programs.is_ready("restore"):
+            return None
+        coming = claim.reused
+        if claim.source is not None:
+            source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
+            coming = min(own.shared_with(source), len(wanted))
+        found = self._store.find(wanted, adapter, coming)
+        if found is not None:
+            self._store.use(found, claim.reused)
+        return found
+
+    def restore(self, slot: int, stored: StoredPrefix, known: Sequence[int]) -> bool:
+        """Write the next blocks of a stored prefix back; say whether that was the last of them."""
+        cached = self._table.slots[slot].cached
+        first = len(cached) // KEY_BLOCK
+        for number, block in enumerate(stored.blocks[first : first + RESTORED], first):
+            assert block.columns is not None
+            self._batch.restore(slot, block.columns, number * KEY_BLOCK)
+        there = min(stored.length, (first + RESTORED) * KEY_BLOCK)
+        cached.extend(known[len(cached) : there])
+        return there == stored.length
+
+    def _restore_piece(self, generation: Generation) -> bool:
+        """Write a piece of a prompt's stored prefix back; say whether it was the last."""
+        assert generation.stored is not None
+        is_whole = self.restore(generation.slot, generation.stored, generation.known)
+        there = len(self._table.slots[generation.slot].cached)
+        generation.filled = generation.reused = there
+        if is_whole:
+            generation.stored = None
+        return is_whole
 
     def copy(self, source: int, target: int, prefix: Sequence[int]) -> None:
         """Copy the cache rows of a prefix from one slot to another that has its first tokens."""

@@ -5,7 +5,7 @@ and its cache rows, so the next request with the same prefix starts after it.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -41,6 +41,9 @@ class Slot:
     adapter: AdapterKey = None  # what its tokens were computed with
 
 
+OnDrop = Callable[[Slot, int], object]  # gets a slot, and how many of its tokens it keeps
+
+
 @dataclass(frozen=True)
 class Claim:
     """A slot for a new request, and the slot from which a longer prefix can be copied."""
@@ -53,8 +56,10 @@ class Claim:
 class SlotTable:
     """All slots; gives each request the slot that saves the most work."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, on_drop: OnDrop | None = None) -> None:
+        """Make a table of `count` slots; `on_drop` is told before a slot drops cached tokens."""
         self._count = count
+        self._on_drop = on_drop or (lambda *_: None)
         self.clear()
 
     def clear(self) -> None:
@@ -98,11 +103,13 @@ class SlotTable:
             loses = source.cached.count - shared
             victim = source if loses * LITTLE <= shared else victim
         if victim.adapter != adapter:
+            self._on_drop(victim, 0)
             victim.adapter = adapter
             victim.cached.restart(root)
         claim = Claim(victim.index, victim.cached.shared(path, usable))
         if source is not None and source is not victim and shared > claim.reused:
             claim = Claim(victim.index, claim.reused, source.index)
+        self._on_drop(victim, claim.reused)
         self._clock += 1
         victim.owner, victim.used = owner, self._clock
         victim.cached.cut(claim.reused)

@@ -20,7 +20,7 @@ from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
 from jaxllama.kernels.storage import read_columns, write_columns
 from jaxllama.model.adapters import AdapterWeights, write_adapter
-from jaxllama.model.cache import KVCache, LayerCache
+from jaxllama.model.cache import Columns, KVCache, LayerCache, read_block, write_block
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.rows import AdapterBlocks, Adapters, SlotAdapter, of_rows
@@ -227,6 +227,17 @@ class Steps:
 
         blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
         return dataclasses.replace(state, cache=lax.fori_loop(0, blocks, block, state.cache))
+
+    def save(self, state: DecodeState, slot: Array, start: Array) -> Columns:
+        """Read a block of columns of a cache row; the state stays as it is."""
+        return read_block(state.cache, slot, start)
+
+    def restore(
+        self, state: DecodeState, columns: Columns, slot: Array, start: Array
+    ) -> DecodeState:
+        """Replace a block of columns of a cache row."""
+        cache = write_block(state.cache, columns, slot, start)
+        return dataclasses.replace(state, cache=cache)
 
     def peek(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
         self,

@@ -4,13 +4,13 @@ Owned by `DecodeState`, passed through the model, written by the attention opera
 the last one that can be attended to are scratch space, for rows that must not change the cache.
 """
 
-import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.kernels.storage import stored_dtype
+from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
+from jaxllama.kernels.storage import read_columns, stored_dtype, write_columns
 from jaxllama.shapes import Array, Float, Shaped
 
 SCALE_BYTES = 4
@@ -33,6 +33,13 @@ class LayerCache(NamedTuple):
 KVCache = tuple[LayerCache, ...]
 
 
+class Columns(NamedTuple):
+    """A block of KEY_BLOCK columns of one row: keys and values of all layers, in their order."""
+
+    numbers: Shaped[Array, "parts K L H"]
+    scales: Float[Array, "parts K L"] | None = None
+
+
 def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> tuple[int, int, int, int]:
     """Return [slots, heads, columns + scratch, head size]; the scratch holds a whole chunk."""
     return (engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
@@ -40,10 +47,15 @@ def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> tuple[i
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
     """Return the memory of the whole cache."""
-    shape = cache_shape(model, engine, chunk)
+    slots, _, columns, _ = cache_shape(model, engine, chunk)
+    return slots * columns * column_bytes(model, engine)
+
+
+def column_bytes(model: ModelConfig, engine: EngineConfig) -> int:
+    """Return the memory of one token: its keys and values in all layers."""
     scales = SCALE_BYTES if engine.cache_dtype == "int8" else 0
-    column = model.head_dim * jnp.dtype(engine.cache_dtype).itemsize + scales
-    return 2 * model.layers * math.prod(shape[:3]) * column
+    head = model.head_dim * jnp.dtype(engine.cache_dtype).itemsize + scales
+    return 2 * model.layers * model.kv_heads * head
 
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
@@ -57,3 +69,24 @@ def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache
         return LayerCache(*sides, *scales)
 
     return tuple(layer() for _ in range(model.layers))
+
+
+def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
+    """Read a block of columns of one row."""
+    parts = [read_columns(part, slot, start, KEY_BLOCK)[0] for part in jax.tree.leaves(cache)]
+    numbers = [part for part in parts if part.ndim == 3]  # noqa: PLR2004 - heads, columns, size
+    scales = [part for part in parts if part.ndim == 2]  # noqa: PLR2004
+    return Columns(jnp.stack(numbers), jnp.stack(scales) if scales else None)
+
+
+def write_block(cache: KVCache, columns: Columns, slot: Array, start: Array) -> KVCache:
+    """Replace a block of columns of one row."""
+    numbers = iter(columns.numbers)
+    scales = iter(() if columns.scales is None else columns.scales)
+
+    def write(part: Array) -> Array:
+        new = next(numbers if part.ndim == 4 else scales)  # noqa: PLR2004 - slots, ..., size
+        return write_columns(part, new[None], slot, start)
+
+    written: KVCache = jax.tree.map(write, cache)
+    return written

@@ -30,6 +30,7 @@ GAUGES = {
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
     "ready": "1 when requests are taken",
+    "prompt_cache_bytes": "Memory of prompts kept beside the slots",
     "adapters": "LoRA adapters loaded",
     "programs_pending": "Programs still being compiled or loaded behind the requests",
 }
@@ -41,6 +42,9 @@ COUNTERS = {
     "program_compile_seconds": "Time in compiling programs",
     "program_load_seconds": "Time in loading programs",
     "recompilations": "Programs compiled that the start had not planned; expected to stay 0",
+    "prompt_cache_hits": "Prompts of which a part came back from the prompt cache",
+    "prompt_cache_tokens": "Tokens that came back from the prompt cache",
+    "prompt_cache_evictions": "Blocks dropped from the prompt cache to make room",
     "faults": "Times a program failed and what was live was replayed",
 }
 

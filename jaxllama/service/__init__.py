@@ -207,6 +207,7 @@ class GenerationService:
             "faults": engine.recovery.faults,
             "adapters": 0 if engine.adapters is None else len(engine.adapters.names),
             **engine.programs.figures,
+            **engine.prompt_store.figures,
         }
 
     def adapter_requests(self) -> dict[str, int]:
