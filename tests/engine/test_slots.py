@@ -146,7 +146,7 @@ def test_tokens_other_than_planned_replace_the_plan():
     cached.cut(BLOCK + 6)
     assert cached.ids == [*range(BLOCK + 5), 7777]
     table.release(0, keep=False)
-    assert cached.ids == [] and not table._root.children
+    assert cached.ids == [] and not table.slots[0].cached.root.children
 
 
 def test_claims_find_what_comparing_every_slot_finds():
@@ -177,7 +177,7 @@ def test_claims_find_what_comparing_every_slot_finds():
         table.release(slot)
     for slot in range(6):
         table.release(slot, keep=False)
-    assert not table._root.children, "blocks that no slot has are kept"
+    assert not table.slots[0].cached.root.children, "blocks that no slot has are kept"
 
 
 class Work:
