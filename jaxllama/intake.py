@@ -6,6 +6,7 @@ Knows text and limits; starts no generation.
 
 import copy
 import secrets
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeGuard
@@ -19,19 +20,25 @@ from jaxllama.errors import InvalidParameter, PromptTooLong
 from jaxllama.formats import PromptFormat, Tool
 from jaxllama.limits import LIMITS, MAX_SEED, check, unknown_preset
 from jaxllama.messages import (
+    ContextOverflow,
     Ending,
     Messages,
     as_messages,
     guard_json,
     guard_message,
     needs_tools,
+    prune,
     render,
+    split_turns,
     with_system,
 )
 from jaxllama.request import AdapterUse, Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.tokenizer import Tokenizer
+
+SHORT_ANSWER = 256  # tokens that a shortened conversation leaves for an answer of any length
+TURNS_AT_A_TIME = 4
 
 Prompt = str | Sequence[int]
 PreparedRequest = tuple[GenerationRequest, Tail]
@@ -117,11 +124,17 @@ class Intake:
         tools: Sequence[Tool] = (),
         ending: Ending = Ending.ANSWER,
         total: int | None = None,
+        overflow: ContextOverflow = ContextOverflow.ERROR,
     ) -> PreparedRequest:
         """Prepare a request that answers a conversation, or continues its last message.
 
         With `total`, the answer is cut so that prompt and answer have at most that many tokens.
+        `overflow` says what happens to a conversation that does not fit into the context.
         """
+        given = len(messages)
+        if overflow is not ContextOverflow.ERROR:
+            most = self._most_prompt(knobs, total)
+            messages = self.pruned(messages, most, overflow, tools=tools, ending=ending)
         ids = self.chat_ids(messages, tools=tools, ending=ending)
         start = ending is not Ending.LAST
 
@@ -129,7 +142,53 @@ class Intake:
             return self.chat_ids(with_system(messages, system), tools=tools, ending=ending)
 
         stop = self.format.stop
-        return self._prepare(ids, knobs, stop, start=start, other=other, total=total)
+        request, tail = self._prepare(ids, knobs, stop, start=start, other=other, total=total)
+        return replace(request, dropped=given - len(messages)), tail
+
+    def pruned(
+        self,
+        messages: Messages,
+        most: int,
+        overflow: ContextOverflow,
+        *,
+        tools: Sequence[Tool] = (),
+        ending: Ending = Ending.ANSWER,
+    ) -> Messages:
+        """Return the conversation without its oldest turns, so that it has at most `most` tokens.
+
+        Leaves out several turns at a time, so that the beginning of the prompt stays the same, and
+        cached, for some turns. Returns the conversation as it is if it fits, or if even its last
+        turn does not.
+        """
+        keep_first = overflow is ContextOverflow.KEEP_FIXED
+        every = as_messages(messages)
+
+        def fits(turns: int) -> bool:
+            shown = prune(every, turns, keep_first=keep_first)
+            try:
+                return len(self.chat_ids(shown, tools=tools, ending=ending)) <= most
+            except PromptTooLong:
+                return False
+
+        last = max(0, len(split_turns(every)[1]) - keep_first - 1)
+        if last == 0 or fits(0) or not fits(last):
+            return messages
+        least = bisect_left(range(1, last), True, key=fits) + 1
+        turns = min(last, -(-least // TURNS_AT_A_TIME) * TURNS_AT_A_TIME)
+        return prune(every, turns, keep_first=keep_first)
+
+    def _most_prompt(self, knobs: Mapping[str, object], total: int | None) -> int:
+        """Return the most tokens of a prompt that leaves room for its answer.
+
+        Without `max_tokens`, or if the answer may be cut, that is room for a short one.
+        """
+        given = {**self.defaults, **add_preset(knobs, self.presets)}
+        asked: int | None = check("max_tokens", given.get("max_tokens"))  # type: ignore[assignment]
+        whole = self.engine.context if total is None else min(total, self.engine.context)
+        short = min(SHORT_ANSWER, whole // 4)
+        if asked is None or total is not None:
+            asked = short if asked is None else min(asked, short)
+        return whole - asked
 
     @property
     def most(self) -> int:

@@ -65,6 +65,13 @@ FRONT: dict[str, Limit] = {
     "prompts": Limit(str, (), help="prompts of one request", many=True, most=16),
     "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),
     "messages": Limit(str, (), help="messages of a conversation", many=True, most=2048),
+    "context_overflow": Limit(
+        str,
+        "error",
+        help="a conversation longer than the context: error refuses it; drop_oldest leaves out its "
+        "oldest turns, but not the system message; keep_fixed keeps its first turn, too",
+        longest=16,
+    ),
     "tools": Limit(str, (), help="tools a model may call", many=True, most=128),
     "conversations": Limit(str, (), help="conversations of a connection", many=True, most=32),
     "queries": Limit(str, (), help="queries of one batch", many=True, most=4096),

@@ -49,7 +49,7 @@ from jaxllama.loading import (
     tokenizer_for,
     with_template,
 )
-from jaxllama.messages import Messages
+from jaxllama.messages import ContextOverflow, Messages, overflow_named
 from jaxllama.model import rope
 from jaxllama.model.adapters import empty_adapters
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
@@ -336,7 +336,13 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Messages, *, n: None = None, best_of: None = None, **knobs: object
+        self,
+        messages: Messages,
+        *,
+        n: None = None,
+        best_of: None = None,
+        context_overflow: str = ContextOverflow.ERROR,
+        **knobs: object,
     ) -> Completion: ...
 
     @overload
@@ -346,6 +352,7 @@ class LLM:
         *,
         n: int | None = None,
         best_of: int | None = None,
+        context_overflow: str = ContextOverflow.ERROR,
         **knobs: object,
     ) -> Completion | list[Completion]: ...
 
@@ -355,18 +362,22 @@ class LLM:
         *,
         n: int | None = None,
         best_of: int | None = None,
+        context_overflow: str = ContextOverflow.ERROR,
         **knobs: object,
     ) -> Completion | list[Completion]:
         """Answer a conversation of {role, content} messages.
 
-        With `n` or `best_of` the result is a list of answers, as in `generate`.
+        With `n` or `best_of` the result is a list of answers, as in `generate`. A conversation that
+        leaves no room for the answer in the context is refused ("error"), or its oldest turns are
+        left out ("drop_oldest", "keep_fixed": see `ContextOverflow`), and `usage.dropped` counts
+        their messages.
         """
+        overflow = overflow_named(context_overflow)
         if n is not None or best_of is not None:
-            (answers,) = self.streams.several(
-                [partial(self.intake.chat, messages, knobs)], n, best_of
-            )
+            asked = partial(self.intake.chat, messages, knobs, overflow=overflow)
+            (answers,) = self.streams.several([asked], n, best_of)
             return answers
-        return self.streams.whole(self.intake.chat(messages, knobs))
+        return self.streams.whole(self.intake.chat(messages, knobs, overflow=overflow))
 
     def chat_each(
         self,
@@ -377,9 +388,16 @@ class LLM:
         """Answer each (messages, knobs); yield (index, completion), as `generate_each`."""
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
-    def chat_stream(self, messages: Messages, **knobs: object) -> Stream:
+    def chat_stream(
+        self,
+        messages: Messages,
+        *,
+        context_overflow: str = ContextOverflow.ERROR,
+        **knobs: object,
+    ) -> Stream:
         """Answer a conversation; return a stream of its tokens."""
-        return self.streams.open(self.intake.chat(messages, knobs))
+        overflow = overflow_named(context_overflow)
+        return self.streams.open(self.intake.chat(messages, knobs, overflow=overflow))
 
     def beam_search(  # noqa: PLR0913 - the search has as many knobs
         self,

@@ -7,6 +7,7 @@ and tools; must not know tokens or HTTP.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from itertools import chain, takewhile
 from typing import Any
 
 from jaxllama.errors import InvalidParameter, TemplateError
@@ -14,6 +15,14 @@ from jaxllama.formats import Message, PromptFormat, Tool, ToolCall
 
 Messages = Sequence[Message | Mapping[str, Any]]
 GuardText = Callable[[str], str]
+
+
+class ContextOverflow(StrEnum):
+    """What happens to a conversation that is longer than the context."""
+
+    ERROR = "error"  # it is refused
+    DROP_OLDEST = "drop_oldest"  # its oldest turns are left out; the system message stays
+    KEEP_FIXED = "keep_fixed"  # the same, but its first turn stays as well
 
 
 class Ending(StrEnum):
@@ -121,6 +130,50 @@ def with_system(messages: Messages, text: str) -> list[Message]:
     turns = as_messages(messages)
     begins = bool(turns) and turns[0].role == "system"
     return [Message("system", text), *turns[begins:]]
+
+
+def overflow_named(name: str) -> ContextOverflow:
+    """Return the treatment of a full context with this name."""
+    try:
+        return ContextOverflow(name)
+    except ValueError as error:
+        raise InvalidParameter(
+            f"context_overflow is {name!r:.100}; expected one of {', '.join(ContextOverflow)}",
+            "context_overflow",
+        ) from error
+
+
+def split_turns(messages: Messages) -> tuple[list[Message], list[list[Message]]]:
+    """Split a conversation into its system messages and its turns.
+
+    A turn is a message of the user with all messages after it, up to the user's next one.
+    """
+    rest = as_messages(messages)
+    system = list(takewhile(lambda message: message.role == "system", rest))
+    turns: list[list[Message]] = []
+    for message in rest[len(system) :]:
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns
+
+
+def prune(messages: Messages, turns: int, *, keep_first: bool = False) -> list[Message]:
+    """Return the conversation without its oldest `turns` turns; the last one always stays.
+
+    So do the system messages, and with `keep_first` the first turn.
+    """
+    system, every = split_turns(messages)
+    fixed = every[:keep_first]
+    left = every[keep_first:]
+    left = left[min(turns, max(0, len(left) - 1)) :]
+    return [*system, *chain.from_iterable((*fixed, *left))]
+
+
+def rewind(messages: Messages, turns: int = 1) -> list[Message]:
+    """Return the conversation without its last `turns` turns; the system messages stay."""
+    system, every = split_turns(messages)
+    return [*system, *chain.from_iterable(every[: max(0, len(every) - turns)])]
 
 
 def as_message(message: Message | Mapping[str, Any], where: str = "messages") -> Message:

@@ -93,6 +93,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     contrast: Contrast | None = None
     adapter: AdapterUse | None = None
+    dropped: int = 0  # messages left out of the prompt, because it would not fit into the context
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
@@ -114,6 +115,7 @@ class Usage:
     generated: int  # tokens sampled, the end token included
     seconds_to_first: float = 0.0
     seconds: float = 0.0
+    dropped: int = 0  # messages of the conversation that the prompt leaves out
 
 
 @dataclass(frozen=True)

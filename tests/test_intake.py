@@ -1,13 +1,15 @@
 """Intake: presets and texts in knobs, on their way to a checked request."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
 
 from jaxllama.config import EngineConfig
 from jaxllama.engine.choosing.bank import SamplerBank
-from jaxllama.errors import InvalidParameter
+from jaxllama.errors import InvalidParameter, PromptTooLong
 from jaxllama.intake import Intake
+from jaxllama.messages import ContextOverflow
 from jaxllama.registry import PRESETS, load_plugins
 from jaxllama.request import GenerationRequest
 from jaxllama.sampling import Preset
@@ -96,3 +98,83 @@ def test_an_answer_cannot_be_longer_than_it_may(ask, knob):
         with pytest.raises(InvalidParameter, match=f"{knob} is .* ends after") as refused:
             ask(**knobs)
         assert refused.value.field == knob
+
+
+@pytest.fixture(scope="module")
+def conversing() -> Callable[..., GenerationRequest]:
+    """Return a function that makes requests of conversations, 256 tokens of context."""
+    tokenizer = ByteTokenizer()
+    bank = SamplerBank({}, vocab=tokenizer.vocab_size, candidates=32, top_logprobs=0)
+    intake = Intake(tokenizer, Plain(), bank, EngineConfig(slots=1, context=256))
+
+    def request(messages, overflow="drop_oldest", total=None, **knobs) -> GenerationRequest:
+        way = ContextOverflow(overflow)
+        return intake.chat(messages, knobs, overflow=way, total=total)[0]
+
+    return request
+
+
+def talk(turns: int, size: int = 20) -> list[dict[str, str]]:
+    """A conversation whose last turn is a question."""
+    found = [{"role": "system", "content": "Be kind."}]
+    for turn in range(turns):
+        found.append({"role": "user", "content": f"<{turn:02}>".ljust(size, ".")})
+        found.append({"role": "assistant", "content": "yes"})
+    return found[:-1]
+
+
+def numbers_in(request: GenerationRequest) -> list[int]:
+    return [int(each) for each in re.findall(r"<(\d+)>", bytes(request.prompt).decode())]
+
+
+def test_a_conversation_that_fits_is_left_alone(conversing):
+    request = conversing(talk(3), max_tokens=20)
+    assert (request.dropped, numbers_in(request)) == (0, [0, 1, 2])
+
+
+def test_oldest_turns_are_left_out_until_prompt_and_answer_fit(conversing):
+    for turns in range(1, 30):
+        request = conversing(talk(turns), max_tokens=100)
+        shown = numbers_in(request)
+        assert shown == list(range(turns))[-len(shown) :], "the newest, in order"
+        assert request.dropped == 2 * (turns - len(shown))
+        assert len(request.prompt) + 100 <= 256
+        assert b"Be kind." in bytes(request.prompt)
+        if request.dropped:
+            assert (turns - len(shown)) % 4 == 0 or len(shown) == 1
+
+
+def test_the_beginning_stays_the_same_for_some_turns(conversing):
+    """Or each turn would compute the whole prompt again."""
+    firsts = [numbers_in(conversing(talk(turns), max_tokens=60))[0] for turns in range(1, 30)]
+    assert firsts == sorted(firsts)
+    assert len(set(firsts)) <= 8
+
+
+def test_keep_fixed_keeps_the_first_turn(conversing):
+    request = conversing(talk(20), "keep_fixed", max_tokens=100)
+    shown = numbers_in(request)
+    assert shown[0] == 0
+    assert shown[1:] == list(range(20))[-len(shown) + 1 :]
+    assert request.dropped == 2 * (20 - len(shown)) > 0
+
+
+def test_without_max_tokens_room_for_a_short_answer_is_left(conversing):
+    request = conversing(talk(20))
+    assert request.dropped > 0
+    assert request.max_tokens >= 256 // 4
+    cut = conversing(talk(20), max_tokens=250, total=200)
+    assert cut.max_tokens >= 200 // 4
+    assert len(cut.prompt) + cut.max_tokens == 200
+
+
+def test_a_last_question_that_does_not_fit_alone_is_refused(conversing):
+    with pytest.raises(PromptTooLong):
+        conversing(talk(3, size=300))
+    with pytest.raises(PromptTooLong, match="max_tokens is 1000"):
+        conversing(talk(3), max_tokens=1000)
+
+
+def test_a_full_context_is_refused_by_default(conversing):
+    with pytest.raises(PromptTooLong):
+        conversing(talk(30), "error")

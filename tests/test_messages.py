@@ -6,7 +6,16 @@ import pytest
 
 from jaxllama.errors import InvalidParameter, TemplateError
 from jaxllama.formats import Message, ToolCall
-from jaxllama.messages import Ending, as_message, guard_json, guard_message, render
+from jaxllama.messages import (
+    Ending,
+    as_message,
+    guard_json,
+    guard_message,
+    overflow_named,
+    prune,
+    render,
+    rewind,
+)
 from jaxllama.testing import ByteTokenizer
 from jaxllama.testing.formats import TOOL
 from jaxllama_formats.chatml import ChatMl
@@ -116,3 +125,47 @@ def test_tools_are_never_left_out_silently(messages, tools):
 def test_an_empty_conversation_is_refused():
     with pytest.raises(InvalidParameter, match="messages is empty"):
         render(Plain(), [], (), Ending.ANSWER)
+
+
+def spoken(text: str) -> list[Message]:
+    """Messages of one letter each: s(ystem), u(ser), a(ssistant), t(ool)."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [Message(roles[letter], str(place)) for place, letter in enumerate(text)]
+
+
+def places(messages: list[Message]) -> str:
+    return "".join(message.content for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("roles", "turns", "keep_first", "left"),
+    [
+        ("suauau", 0, False, "012345"),
+        ("suauau", 1, False, "0345"),
+        ("suauau", 2, False, "05"),
+        ("suauau", 9, False, "05"),  # the last turn stays
+        ("uauau", 1, True, "014"),
+        ("ssuauauau", 1, True, "0123678"),
+        ("ssuauauau", 9, True, "01238"),
+        ("u", 3, True, "0"),
+        ("sua", 3, False, "012"),
+        ("uatatuau", 1, False, "567"),  # calls go with their results
+        ("auau", 1, False, "123"),  # what comes before the first question is a turn, too
+        ("usau", 1, False, "3"),  # only system messages at the beginning stay
+    ],
+)
+def test_pruning_leaves_out_the_oldest_turns(roles, turns, keep_first, left):
+    assert places(prune(spoken(roles), turns, keep_first=keep_first)) == left
+
+
+@pytest.mark.parametrize(
+    ("roles", "turns", "left"),
+    [("suaua", 1, "012"), ("suaua", 2, "0"), ("suaua", 5, "0"), ("uau", 1, "01"), ("", 1, "")],
+)
+def test_rewinding_takes_back_the_last_turns(roles, turns, left):
+    assert places(rewind(spoken(roles), turns)) == left
+
+
+def test_an_unknown_way_out_of_a_full_context_is_refused():
+    with pytest.raises(InvalidParameter, match="'drop'; expected one of error, drop_oldest"):
+        overflow_named("drop")

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.adapters import LoadedAdapters
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.prompt_store import PromptStore
 from jaxllama.engine.state import empty_state, state_shardings
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import PromptSpan
@@ -75,6 +76,23 @@ def test_kernels_with_split_slots_give_the_bits_of_one_device():
     answers = run(new_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
     assert [one.logprobs for one in answers] == [one.logprobs for one in expected]
+
+
+@pytest.mark.parametrize(
+    ("shape", "engine"),
+    [
+        (MODEL, sharded(2, 4)),
+        pytest.param(WIDE, sharded(2, 2, KERNELS), marks=built),
+    ],
+)
+def test_prefixes_come_back_from_the_prompt_store_on_a_mesh(shape, engine):
+    ready = programs(shape, engine)
+    runs = Engine(ready, prompt_store=PromptStore(1 << 20, 1 << 10))
+    asked = [request([i, *range(150)], 4) for i in range(engine.slots + 2)]
+    first, again = ([run(runs, [one])[0] for one in asked] for _ in range(2))
+    assert [one.tokens for one in again] == [one.tokens for one in first]
+    assert [one.finished.usage.reused for one in again] == [150] * len(asked)
+    assert runs.prompt_store.figures["prompt_cache_hits"] == len(asked)
 
 
 @pytest.mark.parametrize(

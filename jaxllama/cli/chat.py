@@ -23,6 +23,7 @@ from jaxllama.cli.placeholders import fill, read_variables
 from jaxllama.cli.terminal import close_llm, load_llm, note, progress_bars, quiet, show
 from jaxllama.errors import GenerationFailed, InvalidParameter, JaxLlamaError, RequestError
 from jaxllama.limits import LIMITS
+from jaxllama.messages import ContextOverflow
 from jaxllama.weights import store
 from jaxllama.weights.named import DEFAULT
 
@@ -72,6 +73,12 @@ Example of a plain text:
     help="With names: do not end the model's turn at a line break, but at your name.",
 )
 @click.option("--first", metavar="TEXT", help="Send this first, as if you had typed it.")
+@click.option(
+    "--context-overflow",
+    type=click.Choice([each.value for each in ContextOverflow]),
+    help="When the conversation fills the context: drop_oldest leaves out the oldest turns but not "
+    "the system message; keep_fixed keeps the first turn, too; error stops [default: drop_oldest].",
+)
 @show_probabilities
 @quiet
 @click.pass_context
@@ -84,6 +91,7 @@ def command(  # noqa: PLR0913 - an argument for each option
     bot_first: bool,
     no_newline: bool,
     first: str | None,
+    context_overflow: str | None,
     show_probabilities: str | None,
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
@@ -101,6 +109,12 @@ def command(  # noqa: PLR0913 - an argument for each option
     conversation = conversation_of(names, **begin)
     if conversation.plain_text and loading.get("prompt_format", "plain") != "plain":
         raise click.UsageError(f"{PLAIN}; with no --format but plain.")
+    if context_overflow is not None:
+        if conversation.plain_text:
+            raise click.UsageError(
+                "--context-overflow leaves out turns; a plain text of one piece has none."
+            )
+        conversation.overflow = ContextOverflow(context_overflow)
     if names is not None:
         end = f"\n{names.user}:" if no_newline else "\n"
         knobs = {**knobs, "stop": (*knobs.get("stop", ()), end)}
@@ -220,6 +234,7 @@ class Session:
         self.options = options  # knows every knob and preset
         self.figures = Figures()
         self.colours = TokenColours(None)
+        self.dropped = 0  # messages that the last prompt left out
         self.over = False
 
     @property
@@ -303,6 +318,10 @@ class Session:
         if isinstance(turns, NamedTurns):
             show(f"{turns.bot}:")
         stream = self.conversation.stream(self.llm, self.knobs)
+        dropped = stream.generation.request.dropped
+        if dropped > self.dropped:
+            note(f"the context is full: the oldest {dropped} messages are left out from now on")
+        self.dropped = dropped
         with ctrl_c_noted() as was_pressed:
             for delta in stream:
                 parts.append(delta.text)

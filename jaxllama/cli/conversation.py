@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message
-from jaxllama.messages import as_message
+from jaxllama.messages import ContextOverflow, as_message
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
@@ -73,6 +73,7 @@ class Conversation:
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
     plain_text: PlainText | NamedTurns | None = None
+    overflow: ContextOverflow = ContextOverflow.DROP_OLDEST  # when it fills the context
 
     @property
     def messages(self) -> list[Message]:
@@ -105,7 +106,7 @@ class Conversation:
         """Start generating the assistant's next message and return its stream."""
         if self.plain_text is not None:
             return llm.stream(self.plain_text.render(self.messages), **knobs)
-        return llm.chat_stream(self.messages, **knobs)
+        return llm.chat_stream(self.messages, context_overflow=self.overflow, **knobs)
 
     def ending(self, stop: str | None) -> str:
         """Return the text to keep after an answer that ended at a stop text."""

@@ -106,6 +106,7 @@ class Generation:
             prompt=len(self.request.prompt),
             reused=self.reused,
             generated=self.sampled,
+            dropped=self.request.dropped,
             seconds_to_first=first - self.submitted,
             seconds=self.ended - self.submitted,
         )

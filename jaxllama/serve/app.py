@@ -29,7 +29,11 @@ from jaxllama.service.answers import Caller
 logger = logging.getLogger(__name__)
 
 # Notes about the handling of a request -> response headers that report them to the client.
-NOTES = {"ignored": "X-Ignored-Fields", "format": "X-Prompt-Format"}
+NOTES = {
+    "ignored": "X-Ignored-Fields",
+    "format": "X-Prompt-Format",
+    "dropped": "X-Dropped-Messages",
+}
 
 
 def create_app(

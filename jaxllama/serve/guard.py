@@ -74,7 +74,7 @@ class Guard:
         return {
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Expose-Headers": (
-                "X-Request-Id, Retry-After, X-Ignored-Fields, X-Prompt-Format"
+                "X-Request-Id, Retry-After, X-Ignored-Fields, X-Prompt-Format, X-Dropped-Messages"
             ),
             "Vary": "Origin",
         }

@@ -384,9 +384,13 @@ class GenerationService:
                 size=estimate_size(ask),
                 is_dear=has_to_compile(intake, ask),
             )
-            return await answers.wait_for(asyncio.ensure_future(work))
+            ready = await answers.wait_for(asyncio.ensure_future(work))
         finally:
             self._preparing -= count
+        dropped = sum(request.dropped for request, _ in ready[:1])
+        if dropped:
+            answers.caller.notes["dropped"] = str(dropped)
+        return ready
 
     def _admit(self, answers: Answers, ready: list[PreparedRequest]) -> None:
         """Put all requests into the queue, or raise QueueFull and put in none."""

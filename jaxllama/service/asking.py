@@ -13,7 +13,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.formats import Message, Tool
 from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
-from jaxllama.messages import Ending, Messages
+from jaxllama.messages import ContextOverflow, Ending, Messages
 
 MOST_VALUES = 4096  # values of a request that are counted to estimate its size
 UNCOUNTED = 64 << 10  # characters assumed for the values beyond
@@ -31,6 +31,7 @@ class Ask:
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
     format: str | None = None  # prompt format; None: the model's own
+    overflow: ContextOverflow = ContextOverflow.ERROR  # of a conversation longer than the context
     # Most tokens of prompt and answer together: a longer answer is cut, not refused.
     total: int | None = None
     # Knob -> name of the field that the client used for it.
@@ -92,7 +93,12 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
             speaking = intake.with_format(ask.format)
             firsts = [
                 speaking.chat(
-                    ask.messages, ask.knobs, tools=ask.tools, ending=ask.ending, total=ask.total
+                    ask.messages,
+                    ask.knobs,
+                    tools=ask.tools,
+                    ending=ask.ending,
+                    total=ask.total,
+                    overflow=ask.overflow,
                 )
             ]
         else:

@@ -424,3 +424,24 @@ def test_people_get_a_prompt_and_pipes_do_not(monkeypatch):
         monkeypatch.setattr(chat.sys.stdin, "isatty", lambda answer=is_terminal: answer, False)
         chat.read_line()
     assert asked == ["> ", ""]
+
+
+def test_a_full_context_leaves_out_the_oldest_messages(run, model):
+    lines = [f"{number:02}" + "." * 30 for number in range(8)]
+    result = talk(run, *lines, options=["--system", "Be brief."])
+    assert "the context is full: the oldest 4 messages are left out" in result.stderr
+    assert result.stdout.count("\n") == len(lines)
+    assert model.prompts[-1].startswith("[system]Be brief.[user]07")
+
+
+def test_a_full_context_may_stop_the_conversation(run):
+    lines = [f"{number:02}" + "." * 30 for number in range(8)]
+    result = talk(run, *lines, options=["--context-overflow", "error"])
+    assert "error: prompt has" in result.stderr
+    assert result.stdout.count("\n") < len(lines)
+
+
+def test_a_plain_text_has_no_turns_to_leave_out(run):
+    result = run("chat", "--prefix", "Q:", "--context-overflow", "drop_oldest")
+    assert result.exit_code == 2
+    assert "a plain text" in result.stderr

@@ -662,3 +662,34 @@ def test_the_synchronous_client_is_served_too():
             assert await asyncio.to_thread(talk) == ("Hello!", "Hello!")
 
     scenario(body)
+
+
+def test_a_full_context_drops_the_oldest_turns_if_asked():
+    turns = [{"role": role, "content": "x" * 40} for role in ("user", "assistant") * 5]
+    body = {"model": MODEL, "messages": [*turns, *HI], "max_tokens": 20}
+
+    async def run():
+        async with asked() as (live, _):
+            refused = await post(live, "/v1/chat/completions", body, 400)
+            assert refused["error"]["code"] == "context_length_exceeded"
+            for stream in (False, True):
+                sent = body | {
+                    "context_overflow": "drop_oldest",
+                    "stream": stream,
+                    "stream_options": {"include_usage": True} if stream else None,
+                }
+                url = f"{live.url}/v1/chat/completions"
+                async with live.http.post(url, json=sent) as response:
+                    text = await response.text()
+                    assert response.status == 200, text
+                    dropped = int(response.headers["X-Dropped-Messages"])
+                    assert 0 < dropped <= 10
+                    assert f'"dropped_messages":{dropped}' in text.replace(" ", "")
+            kept = await post(
+                live, "/v1/chat/completions", body | {"messages": HI, "context_overflow": "error"}
+            )
+            assert "dropped_messages" not in kept["usage"]["prompt_tokens_details"]
+            wrong = await post(live, "/v1/chat/completions", body | {"context_overflow": "no"}, 400)
+            assert "context_overflow" in wrong["error"]["message"]
+
+    scenario(run)

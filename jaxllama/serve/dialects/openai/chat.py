@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle
+from jaxllama.messages import ContextOverflow
 from jaxllama.messages import Ending as PromptEnding
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
@@ -78,6 +79,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         tools=shown,
         ending=ending_of(body),
         format=format_,
+        overflow=body.context_overflow or ContextOverflow.ERROR,
         names=constraint.names,
     )
 

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.explain import Position
+from jaxllama.messages import ContextOverflow
 from jaxllama.serve.answering.constraints import (
     ResponseFormat,
     ToolChoice,
@@ -38,6 +39,7 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
+    context_overflow: ContextOverflow | None = None
     explain: bool | None = None  # report the effect of each sampler on each token
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None

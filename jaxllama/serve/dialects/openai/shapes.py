@@ -35,9 +35,10 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Details(msgspec.Struct):
-    """Number of prompt tokens taken from the KV cache."""
+    """Number of prompt tokens taken from the KV cache, and of messages left out of the prompt."""
 
     cached_tokens: int
+    dropped_messages: int | UnsetType = UNSET
 
 
 class TokenUsage(msgspec.Struct):
@@ -101,4 +102,5 @@ def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
     prompt = sum(one.prompt for one in firsts)
     generated = sum(one.generated for one in usages if one is not None)
     cached = sum(one.reused for one in firsts)
-    return TokenUsage(prompt, generated, prompt + generated, Details(cached))
+    dropped = sum(one.dropped for one in firsts)
+    return TokenUsage(prompt, generated, prompt + generated, Details(cached, dropped or UNSET))

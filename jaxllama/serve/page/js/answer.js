@@ -80,6 +80,7 @@ export class Answer {
     return {
       prompt: usage?.prompt ?? 0,
       reused: usage?.reused ?? 0,
+      dropped: usage?.dropped ?? 0,
       generated,
       first: first === 0 ? 0 : (first - started) / 1000,
       rate: generated > 1 && seconds > 0 ? (generated - 1) / seconds : 0,

@@ -13,7 +13,8 @@ import { readEvents } from "./events.js";
  * @property {string} text
  * @property {Token[]} tokens
  * @property {string | null} finish why the answer ended, in the last delta of its choice
- * @property {{prompt: number, generated: number, reused: number} | null} usage
+ * @property {{prompt: number, generated: number, reused: number,
+ *   dropped: number} | null} usage
  */
 
 /**
@@ -186,6 +187,7 @@ function readDelta(event) {
       prompt: usage.prompt_tokens,
       generated: usage.completion_tokens,
       reused: usage.prompt_tokens_details?.cached_tokens ?? 0,
+      dropped: usage.prompt_tokens_details?.dropped_messages ?? 0,
     },
   };
 }

@@ -198,6 +198,7 @@ export class Chat {
     return {
       ...(this.model && { model: this.model }),
       messages: turnsBefore(conversation, place, resume),
+      context_overflow: "drop_oldest",
       ...(resume && { continue_final_message: true, add_generation_prompt: false }),
       ...this.panel.request(conversation),
     };

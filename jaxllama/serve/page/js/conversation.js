@@ -18,6 +18,7 @@
  * @typedef {object} Stats
  * @property {number} prompt tokens of the prompt
  * @property {number} reused prompt tokens found in the cache
+ * @property {number} dropped messages left out because the context was full
  * @property {number} generated
  * @property {number} first seconds to the first token
  * @property {number} rate tokens per second after the first
@@ -174,10 +175,18 @@ function readToken(data, place) {
  * @returns {Stats}
  */
 function readStats(data, place) {
-  const names = /** @type {const} */ (["prompt", "reused", "generated", "first", "rate"]);
-  const numbers = isRecord(data) && names.every((name) => Number.isFinite(data[name]));
+  const names = /** @type {const} */ ([
+    "prompt",
+    "reused",
+    "dropped",
+    "generated",
+    "first",
+    "rate",
+  ]);
+  const stats = isRecord(data) ? { dropped: 0, ...data } : {}; // older files do not have it
+  const numbers = names.every((name) => Number.isFinite(stats[name]));
   expect(numbers, `message ${place}: stats are no numbers`);
-  return /** @type {Stats} */ (Object.fromEntries(names.map((name) => [name, data[name]])));
+  return /** @type {Stats} */ (Object.fromEntries(names.map((name) => [name, stats[name]])));
 }
 
 /**

@@ -167,5 +167,8 @@ function statsText({ role, stats, finish, tokens }, writing, asTokens) {
     const reused = stats.reused > 0 ? `, ${stats.reused} reused` : "";
     parts.push(`prompt ${stats.prompt}${reused}`);
   }
+  if (stats.dropped > 0) {
+    parts.push(`the context is full: the oldest ${stats.dropped} messages were left out`);
+  }
   return parts.join(" · ");
 }
