@@ -131,10 +131,11 @@ class Intake:
         With `total`, the answer is cut so that prompt and answer have at most that many tokens.
         `overflow` says what happens to a conversation that does not fit into the context.
         """
-        given = len(messages)
+        dropped = 0
         if overflow is not ContextOverflow.ERROR:
             most = self._most_prompt(knobs, total)
-            messages = self.pruned(messages, most, overflow, tools=tools, ending=ending)
+            kept = self.pruned(messages, most, overflow, tools=tools, ending=ending)
+            messages, dropped = kept, len(messages) - len(kept)
         ids = self.chat_ids(messages, tools=tools, ending=ending)
         start = ending is not Ending.LAST
 
@@ -143,7 +144,7 @@ class Intake:
 
         stop = self.format.stop
         request, tail = self._prepare(ids, knobs, stop, start=start, other=other, total=total)
-        return replace(request, dropped=given - len(messages)), tail
+        return replace(request, dropped=dropped), tail
 
     def pruned(
         self,

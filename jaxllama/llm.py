@@ -29,7 +29,7 @@ from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
-from jaxllama.engine.prompt_files import PromptFiles
+from jaxllama.engine.prompt_files import PromptFiles, prompt_key
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import PromptFormat
 from jaxllama.intake import Intake, Prompt, is_single_prompt
@@ -42,7 +42,6 @@ from jaxllama.loading import (
     key_of,
     named_or_suiting,
     other_formats,
-    prompt_key,
     prompt_store_for,
     read_weights,
     sampling_defaults_of,

@@ -4,7 +4,6 @@ Used by `LLM.load`, and by inspection and benchmarks, which need the same decisi
 reads; owns nothing.
 """
 
-import hashlib
 import logging
 import math
 import time
@@ -13,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import (
@@ -164,14 +162,6 @@ def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
             f"prompt_cache_dir is {str(folder)!r}, which is a file; expected a folder",
             "prompt_cache_dir",
         )
-
-
-def prompt_key(programs: str, params: Tree) -> str:
-    """Return the key of stored prompts: that of the programs, and a digest of all weights."""
-    digest = hashlib.sha256(programs.encode())
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def free_memory() -> int:

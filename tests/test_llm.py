@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllama import loading
 from jaxllama.config import EngineConfig
 from jaxllama.errors import (
     ConfigError,
@@ -22,7 +23,14 @@ from jaxllama.intake import Intake
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.packed import Packed, dense_of, unpack
 from jaxllama.llm import LLM
-from jaxllama.loading import choose_kernels, named_or_suiting, with_template
+from jaxllama.loading import (
+    check_prompt_folder,
+    choose_kernels,
+    free_memory,
+    named_or_suiting,
+    prompt_store_for,
+    with_template,
+)
 from jaxllama.request import FinishReason, choice_seed
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
@@ -535,3 +543,51 @@ def test_guidance_and_a_constraint_hold_together(llm):
     knobs = {"guidance_scale": 3, "negative_prompt": "other", "seed": 2, "max_tokens": 30}
     told = llm.generate("x", regex="[a-c]{4}(forced text){2}", n=3, **knobs)
     assert all(re.fullmatch("[a-c]{4}(forced text){2}", one.text) for one in told)
+
+
+def test_prompts_last_over_a_restart_in_their_folder_only(tmp_path):
+    path, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
+    for seed, each in enumerate((path, other)):
+        write_gguf(each, MODEL, flatten(random_params(MODEL, seed)), metadata=TOKENIZER)
+    folder = tmp_path / "prompts"
+    text = "x" * 50
+    settings = {"slots": 1, "context": 128, "compile_behind": False}
+    reused = []
+    for keep in (None, folder, folder):
+        with LLM.load(path, prompt_cache_dir=keep, **settings) as llm:
+            answer = llm.generate(text, max_tokens=3, temperature=0)
+            reused.append(answer.usage.reused)
+    assert reused == [0, 0, 49]
+    assert {each.stat().st_mode & 0o77 for each in folder.rglob("*")} == {0}
+    with LLM.load(other, prompt_cache_dir=folder, **settings) as llm:
+        assert llm.generate(text, max_tokens=3).usage.reused == 0
+
+
+def test_prompt_cache_has_the_bound_that_was_asked_for():
+    block = 2 * MODEL.layers * MODEL.kv_heads * MODEL.head_dim * 4 * 128
+    assert prompt_store_for(MODEL, ENGINE, 0).most == 0
+    assert prompt_store_for(MODEL, ENGINE, 10 * block / (1 << 20)).most == 10
+    free = free_memory()
+    assert 0.5 < prompt_store_for(MODEL, ENGINE, None).most * block / (free / 8) < 1.5
+    with pytest.raises(InvalidParameter, match="prompt_cache_mib is -1"):
+        prompt_store_for(MODEL, ENGINE, -1)
+
+
+@pytest.mark.parametrize(("most", "used", "expected"), [("max", "5", 2048), ("1500", "500", 1000)])
+def test_free_memory_is_the_less_of_machine_and_control_group(
+    most, used, expected, tmp_path, monkeypatch
+):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       2 kB\n")
+    (tmp_path / "memory.max").write_text(most)
+    (tmp_path / "memory.current").write_text(used)
+    monkeypatch.setattr(loading, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(loading, "GROUP", tmp_path)
+    assert free_memory() == expected
+
+
+def test_a_folder_for_prompts_needs_a_prompt_cache(tmp_path):
+    with pytest.raises(InvalidParameter, match="larger prompt_cache_mib"):
+        check_prompt_folder(tmp_path, prompt_store_for(MODEL, ENGINE, 0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidParameter, match="which is a file"):
+        check_prompt_folder(tmp_path / "file", prompt_store_for(MODEL, ENGINE, 10))

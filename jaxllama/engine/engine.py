@@ -457,8 +457,12 @@ class Engine:
 
     def _keep_dropped(self, slot: Slot, kept: int) -> None:
         """Store the cached tokens of a slot, of which it will keep only the first `kept`."""
-        drops = len(slot.cached) - kept
-        if self.prompt_store.is_on and drops >= LEAST and self.programs.is_ready(SAVE):
+        # While the program is being compiled, a request would wait for it.
+        if len(slot.cached) - kept >= LEAST and self.programs.is_ready(SAVE):
+            self._keep(slot)
+
+    def _keep(self, slot: Slot) -> None:
+        if self.prompt_store.is_on:
             read = partial(self._batch.save, slot.index)
             self.prompt_store.save(slot.cached.ids, slot.adapter, read)
 
@@ -466,7 +470,8 @@ class Engine:
         """Write the stored prefixes and those of the slots to disk."""
         with self.recovery.guard(blame=False):
             for slot in self.slots.slots:
-                self._keep_dropped(slot, 0)
+                if len(slot.cached) >= LEAST:
+                    self._keep(slot)
         self.prompt_store.finish()
         files.write(self.prompt_store)
 

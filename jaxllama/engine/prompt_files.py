@@ -25,6 +25,7 @@ from jaxllama.engine.executables import is_private
 from jaxllama.engine.prefixes import TOKEN_BYTES
 from jaxllama.engine.prompt_store import PromptStore, StoredBlock
 from jaxllama.model.cache import Columns
+from jaxllama.model.params import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class PromptFiles:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not is_private(self._folder):
                 raise PermissionError(f"{self._folder} is not owned by this user alone")
-            wanted = {}
+            wanted: dict[Path, None] = {}
             for block in store:
                 if block.adapter is None and block.columns is not None:
                     wanted[self._write(block)] = None
@@ -170,6 +171,14 @@ class PromptFiles:
         return columns
 
 
+def prompt_key(programs: str, params: Tree) -> str:
+    """Return the key of stored prompts: that of the programs, and a digest of all weights."""
+    digest = hashlib.sha256(programs.encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def digest_of(parent: bytes, tokens: bytes) -> bytes:
     """Return the digest of a prefix: of the one before its last block, and of that block."""
     return hashlib.sha256(parent + tokens).digest()
@@ -182,7 +191,7 @@ def place(
     store: PromptStore,
 ) -> StoredBlock | None:
     """Add a block to the store behind the blocks before it; None if one of these is missing."""
-    chain = []
+    chain: list[bytes] = []
     while digest != BEGINNING and digest not in placed:
         if digest not in found or len(chain) > len(found):
             return None
