@@ -18,15 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.config import EngineConfig
+from jaxllama.config import KEY_BLOCK, EngineConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
+from jaxllama.engine.prompt_store import PromptStore
 from jaxllama.engine.state import RowStart
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
+from jaxllama.model.cache import Columns
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.testing.byte_tokenizer import END_ID
@@ -49,6 +52,7 @@ class ScriptedEngine(Engine):
         *,
         config: EngineConfig = SMALL,
         samplers: Mapping[str, type[Sampler]] | None = None,
+        prompt_store: PromptStore | None = None,
     ) -> None:
         bank = SamplerBank(
             samplers or {},
@@ -56,7 +60,7 @@ class ScriptedEngine(Engine):
             candidates=config.candidates,
             top_logprobs=config.max_top_logprobs,
         )
-        super().__init__(ScriptedPrograms(script, config, bank))
+        super().__init__(ScriptedPrograms(script, config, bank), prompt_store=prompt_store)
 
 
 @dataclass
@@ -175,6 +179,16 @@ class ScriptedPrograms(Programs):
     def copy(self, state: Any, source: Any, target: Any, count: Any) -> Any:
         """Copy the first `count` tokens of one slot's cache into another's."""
         state.cached[target, :count] = state.cached[source, :count]
+        return state
+
+    def save(self, state: Any, slot: Any, start: Any) -> Columns:
+        """Return a block of one slot's tokens."""
+        tokens = state.cached[slot, start : start + KEY_BLOCK].copy()
+        return Columns(jnp.asarray(tokens[None, None, :, None]))
+
+    def restore(self, state: Any, columns: Columns, slot: Any, start: Any) -> Any:
+        """Replace a block of one slot's tokens."""
+        state.cached[slot, start : start + KEY_BLOCK] = np.asarray(columns.numbers)[0, 0, :, 0]
         return state
 
     def peek(

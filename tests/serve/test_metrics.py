@@ -1,6 +1,8 @@
 """/metrics: what happened, counted."""
 
-from tests.serve.conftest import running, scenario, scripted
+from jaxllama.engine.prompt_store import PromptStore
+from jaxllama.testing import ScriptedEngine
+from tests.serve.conftest import config, running, scenario, scripted
 
 
 async def figures(live):
@@ -48,5 +50,27 @@ def test_two_servers_in_one_process_do_not_mix():
             await one.settled()
             assert "jaxllama_request_seconds_count" in await figures(one)
             assert (await figures(other))["jaxllama_request_seconds_count"] == 0
+
+    scenario(body)
+
+
+def test_prompts_from_the_prompt_cache_are_counted():
+    store = PromptStore(4 << 10, 1 << 10)
+    engine = ScriptedEngine(lambda _: b"1", config=config(slots=1), prompt_store=store)
+
+    async def body():
+        async with running(engine) as live:
+            for _ in range(2):
+                for letter in "abc":
+                    await live.say(prompt=letter * 50, max_tokens=1)
+            for letter in "defg":
+                await live.say(prompt=letter * 50, max_tokens=1)
+            await live.settled()
+            found = await figures(live)
+            assert found["jaxllama_prompt_cache_hits_total"] == 3
+            assert found["jaxllama_prompt_cache_tokens_total"] == 3 * 49
+            assert found['jaxllama_tokens_total{kind="reused"}'] == 3 * 49
+            assert found["jaxllama_prompt_cache_evictions_total"] == 2
+            assert found["jaxllama_prompt_cache_bytes"] == 4 << 10
 
     scenario(body)
