@@ -243,6 +243,8 @@ SENT: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/embeddings": {"input": "a"},
+    "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "a"},
+    "/v1/unload_lora_adapter": {"lora_name": "a"},
     "/tokenize": {"text": "a"},
     "/detokenize": {"tokens": [1]},
     "/apply-template": {"messages": HI},
