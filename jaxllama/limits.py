@@ -49,6 +49,9 @@ LIMITS: dict[str, Limit] = {
     ),
     "lora": Limit(str, None, help="apply this loaded adapter to the answer", longest=128),
     "lora_scale": Limit(float, 1.0, -100.0, 100.0, "multiply the effect of the adapter by this"),
+    "reasoning_budget": Limit(
+        int, None, 0, 10**9, "let the model think for at most N tokens before it answers; 0 = none"
+    ),
     "json_schema": Limit(str, None, help="hold the answer to this JSON schema", longest=64 << 10),
     "json_object": Limit(bool, False, help="make the answer a JSON object"),
     "regex": Limit(str, None, help="make the whole answer match this pattern", longest=4096),

@@ -322,7 +322,7 @@ REFUSED = [
     ({"store": True}, "store", "nothing is stored here"),
     ({"audio": {"voice": "x"}}, "audio", "text only"),
     ({"functions": [{}]}, "functions", "send tools instead"),
-    ({"reasoning_effort": "low"}, "reasoning_effort", "no setting"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "does not think"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         "response_format.json_schema.schema",
@@ -414,7 +414,7 @@ SENT_BY = {
         "timings_per_token": True,
         "samplers": ["top_k"],
         "dry_sequence_breakers": ["a"],
-        "reasoning_format": "auto",
+        "reasoning_budget_message": "",
         "n_predict": -1,
     },
     "guidellm": {

@@ -6,6 +6,7 @@ constrain the form of an answer come from `constraints.py`.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from aiohttp import web
 from msgspec import UNSET
@@ -18,6 +19,12 @@ from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
 from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.thinking import (
+    knobs_of_effort,
+    thinks,
+    thought_parser,
+    thoughts_start,
+)
 from jaxllama.serve.answering.turns import as_turn, chosen_format
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
@@ -33,6 +40,7 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
+    CompletionDetails,
     Counts,
     Logprobs,
     TokenUsage,
@@ -40,6 +48,7 @@ from jaxllama.serve.dialects.openai.shapes import (
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
+from jaxllama.text.thoughts import Thought, ThoughtStart
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.tools import CallDelta
 
@@ -68,6 +77,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     style = model.intake.with_format(format_).format.calls if tools else None
     constraint = knobs_of_request(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
+    is_thinking = thinks(model, format_)
+    knobs |= knobs_of_effort(
+        request, body.reasoning_effort, knobs, "reasoning_effort", is_thinking=is_thinking
+    )
+    shows_thoughts = is_thinking and body.reasoning_format != "none"
     knobs = constraint.merge(knobs | logprobs_of(body))
     if body.explain:
         knobs = explainable_knobs(knobs, stream=body.stream, answers=n)
@@ -82,7 +96,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     )
 
     def form(answers: Answers) -> ChatForm:
-        return ChatForm(body, model.intake.tokenizer, answers, style, name)
+        tokenizer = model.intake.tokenizer
+        start = None
+        if shows_thoughts:
+            start = thoughts_start(tokenizer, answers, ask.ending, messages)
+        return ChatForm(body, tokenizer, answers, AnswerSyntax(style, start), name)
 
     return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
 
@@ -106,6 +124,14 @@ def logprobs_of(body: ChatBody) -> dict[str, object]:
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
+@dataclass(frozen=True)
+class AnswerSyntax:
+    """How the model writes calls and thoughts; None: it writes none, or they stay in the text."""
+
+    calls: CallStyle | None
+    thoughts: ThoughtStart | None
+
+
 class ChatForm:
     """Converts the answers to a conversation to OpenAI's messages or chunks."""
 
@@ -116,16 +142,17 @@ class ChatForm:
         body: ChatBody,
         tokenizer: Tokenizer,
         answers: Answers,
-        style: CallStyle | None,
+        syntax: AnswerSyntax,
         name: str,
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
         self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
         self._answers = [
-            ChatAnswer(f"call_{answers.caller.id}_{index}", style, body)
+            ChatAnswer(f"call_{answers.caller.id}_{index}", syntax, body)
             for index in range(len(answers.requests))
         ]
         self._generated = 0
+        self._thinks = syntax.thoughts is not None
         self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
@@ -171,7 +198,11 @@ class ChatForm:
 
     def _usage(self) -> TokenUsage:
         usages = [answer.usage for answer in self._answers]
-        return shapes.sum_up(usages, len(usages))
+        usage = shapes.sum_up(usages, len(usages))
+        if self._thinks:
+            tokens = sum(answer.thought_tokens for answer in self._answers)
+            usage.completion_tokens_details = CompletionDetails(tokens)
+        return usage
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         usage = self._counts.so_far(self._generated)
@@ -181,13 +212,20 @@ class ChatForm:
 class ChatAnswer:
     """Collects one answer from its events: text, tool calls, reason of its end."""
 
-    def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
+    def __init__(self, prefix: str, syntax: AnswerSyntax, body: ChatBody) -> None:
         self.logprobs: list[TokenLogprob] = []
         self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
         self.ending: shapes.ChatFinish = "stop"
         self._prefix = prefix
-        self._parsed = ParsedAnswer(style, only_one=body.parallel_tool_calls is False)
+        only_one = body.parallel_tool_calls is False
+        thoughts = thought_parser(syntax.thoughts)
+        self._parsed = ParsedAnswer(syntax.calls, only_one=only_one, thoughts=thoughts)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Number of tokens in the thoughts so far."""
+        return self._parsed.thought_tokens
 
     def receive(self, event: Event) -> ChatDelta:
         """Add an event to the answer and return what it adds as a delta."""
@@ -198,8 +236,11 @@ class ChatAnswer:
             self.ending = "tool_calls" if has_called else shapes.ending_of(event.reason)
         texts = [piece for piece in pieces if isinstance(piece, str)]
         calls = [self._call(piece) for piece in pieces if isinstance(piece, CallDelta)]
+        thoughts = [piece.text for piece in pieces if isinstance(piece, Thought)]
         return ChatDelta(
-            content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
+            content="".join(texts) if texts else UNSET,
+            tool_calls=calls if calls else UNSET,
+            reasoning_content="".join(thoughts) if thoughts else UNSET,
         )
 
     def message(self) -> ChatMessage:
@@ -208,8 +249,12 @@ class ChatAnswer:
             Call(CalledFunction(call.arguments, call.name), id=self._id(index), type="function")
             for index, call in enumerate(self._parsed.calls)
         ]
-        text = self._parsed.text
-        return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
+        text, thoughts = self._parsed.text, self._parsed.thoughts
+        return ChatMessage(
+            text if text or not (calls or thoughts) else None,
+            tool_calls=calls or UNSET,
+            reasoning_content=thoughts or UNSET,
+        )
 
     def _call(self, piece: CallDelta) -> Call:
         """Return a piece of a tool call as a delta."""

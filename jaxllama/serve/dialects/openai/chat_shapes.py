@@ -12,6 +12,7 @@ from jaxllama.serve.answering.constraints import (
     ToolChoice,
     ToolDefinition,
 )
+from jaxllama.serve.answering.thinking import Effort
 from jaxllama.serve.answering.turns import Turn
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
@@ -39,6 +40,9 @@ class ChatBody(Common, kw_only=True):
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
     explain: bool | None = None  # report the effect of each sampler on each token
+    reasoning_effort: Effort | None = None  # another way to say reasoning_budget
+    # none: thoughts stay in the text; the others: apart, as reasoning_content (llama.cpp's names)
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     audio: Any = None
@@ -47,7 +51,6 @@ class ChatBody(Common, kw_only=True):
     moderation: Any = None
     prediction: Any = None
     prompt_cache_options: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -62,7 +65,6 @@ class ChatBody(Common, kw_only=True):
         "store": NOTHING_STORED,
         "prediction": "this server does not use predicted answers",
         "prompt_cache_options": SHARED_UNASKED,
-        "reasoning_effort": NO_SETTING,
         "verbosity": NO_SETTING,
     }
 
@@ -74,6 +76,7 @@ class ChatMessage(msgspec.Struct):
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     tool_calls: list[Call] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # the thoughts before the answer
 
 
 class ChatChoice(msgspec.Struct):
@@ -103,6 +106,7 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     tool_calls: list[Call] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):

@@ -40,6 +40,12 @@ class Details(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct):
+    """Number of answer tokens in thoughts."""
+
+    reasoning_tokens: int
+
+
 class TokenUsage(msgspec.Struct):
     """Token counts of a request; the details are known at its end."""
 
@@ -47,6 +53,7 @@ class TokenUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Details | UnsetType = UNSET
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET  # of models that think
 
 
 class Logprobs(msgspec.Struct):
