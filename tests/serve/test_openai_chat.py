@@ -89,7 +89,13 @@ def test_a_stream_begins_with_the_role_and_ends_with_done():
             first, *_, last, done = events
             assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
             assert last["choices"] == [
-                {"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None}
+                {
+                    "index": 0,
+                    "delta": {},
+                    "finish_reason": "stop",
+                    "logprobs": None,
+                    "stop_reason": None,
+                }
             ]
             assert done == "[DONE]"
             assert all("usage" not in event for event in events[:-1])

@@ -23,6 +23,7 @@ from jaxllama.serve.answering.constraints import (
 )
 from jaxllama.serve.answering.models import check_adapted, check_model
 from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.stops import ClientStops
 from jaxllama.serve.answering.thinking import (
     BUDGET,
     knobs_of_effort,
@@ -238,7 +239,7 @@ class MessageForm:
         request = answers.requests[0]
         self._prompt = len(request.prompt)
         self._is_shortened = request.max_tokens < body.max_tokens
-        self._stops = as_list(knobs.get("stop"))
+        self._stops = ClientStops(knobs)
         self._parsed = parsed
         self._hides_thoughts = body.thinking is not None and body.thinking.display == "omitted"
         self._blocks = 0  # that have begun
@@ -320,9 +321,8 @@ class MessageForm:
             return ("model_context_window_exceeded" if self._is_shortened else "max_tokens"), None
         if self._parsed.has_called:
             return "tool_use", None
-        if end.stop is not None and end.stop in self._stops:
-            return "stop_sequence", end.stop
-        return "end_turn", None
+        stop = self._stops.text_met(end)
+        return ("end_turn", None) if stop is None else ("stop_sequence", stop)
 
     def _usage(self) -> AnthropicUsage:
         usage: Usage = self._finished().usage
@@ -335,10 +335,3 @@ class MessageForm:
         if end is None:
             raise RuntimeError("the answer has not ended")
         return end
-
-
-def as_list(stop: object) -> list[object]:
-    """Return stop sequences as a list; one may come alone."""
-    if stop is None:
-        return []
-    return [stop] if isinstance(stop, str) else list(stop)  # type: ignore[call-overload]

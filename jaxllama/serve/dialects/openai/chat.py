@@ -5,7 +5,7 @@ constrain the form of an answer come from `constraints.py`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
 from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.stops import ClientStops
 from jaxllama.serve.answering.thinking import (
     knobs_of_effort,
     thinks,
@@ -44,6 +45,7 @@ from jaxllama.serve.dialects.openai.shapes import (
     Counts,
     Logprobs,
     TokenUsage,
+    ids_of,
 )
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
@@ -100,7 +102,9 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         start = None
         if shows_thoughts:
             start = thoughts_start(tokenizer, answers, ask.ending, messages)
-        return ChatForm(body, tokenizer, answers, AnswerSyntax(style, start), name)
+        return ChatForm(
+            body, knobs, answers, AnswerSyntax(style, start), AnsweredBy(name, tokenizer)
+        )
 
     return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
 
@@ -132,6 +136,14 @@ class AnswerSyntax:
     thoughts: ThoughtStart | None
 
 
+@dataclass(frozen=True)
+class AnsweredBy:
+    """The model of an answer."""
+
+    name: str
+    tokenizer: Tokenizer
+
+
 class ChatForm:
     """Converts the answers to a conversation to OpenAI's messages or chunks."""
 
@@ -140,13 +152,15 @@ class ChatForm:
     def __init__(
         self,
         body: ChatBody,
-        tokenizer: Tokenizer,
+        knobs: Mapping[str, object],
         answers: Answers,
         syntax: AnswerSyntax,
-        name: str,
+        model: AnsweredBy,
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
-        self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
+        self._created, self._tokenizer, self._name = int(time.time()), model.tokenizer, model.name
+        self._stops, self._shows_ids = ClientStops(knobs), bool(body.return_token_ids)
+        self._prompt = answers.requests[0].prompt
         self._answers = [
             ChatAnswer(f"call_{answers.caller.id}_{index}", syntax, body)
             for index in range(len(answers.requests))
@@ -158,12 +172,14 @@ class ChatForm:
     def begin(self) -> Iterator[ChatChunk]:
         """Yield the first chunk of each answer, with the role."""
         for index in range(len(self._answers)):
-            yield self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+            chunk = self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+            if self._shows_ids and index == 0:
+                chunk.prompt_token_ids = list(self._prompt)
+            yield chunk
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
         """Yield the chunks for an event of one answer."""
         answer = self._answers[index]
-        is_end = isinstance(event, Finished)
         self._generated += isinstance(event, Token)
         delta = answer.receive(event)
         found = (
@@ -172,11 +188,20 @@ class ChatForm:
             else [chat_logprob(self._tokenizer, event.token, event.logprobs)]
         )
         answer.logprobs += found
-        if found or delta != ChatDelta():
-            logprobs = Logprobs(found) if found else None
-            yield self._chunk([ChunkChoice(index, delta, logprobs=logprobs)])
-        if is_end:
-            yield self._chunk([ChunkChoice(index, ChatDelta(), finish_reason=answer.ending)])
+        ids = ids_of(event) if self._shows_ids else []
+        answer.token_ids += ids
+        if isinstance(event, Finished):
+            if delta != ChatDelta():
+                yield self._chunk([ChunkChoice(index, delta)])
+            answer.stop_reason = self._stops.met(event)
+            choice = ChunkChoice(index, ChatDelta(), answer.ending, stop_reason=answer.stop_reason)
+        elif found or ids or delta != ChatDelta():
+            choice = ChunkChoice(index, delta, logprobs=Logprobs(found) if found else None)
+        else:
+            return
+        if self._shows_ids:
+            choice.token_ids = ids
+        yield self._chunk([choice])
 
     def end(self) -> Iterator[ChatChunk]:
         """Yield the usage chunk if it was requested."""
@@ -191,10 +216,15 @@ class ChatForm:
                 answer.message(),
                 answer.ending,
                 logprobs=Logprobs(answer.logprobs) if answer.has_logprobs else None,
+                stop_reason=answer.stop_reason,
+                token_ids=answer.token_ids if self._shows_ids else UNSET,
             )
             for index, answer in enumerate(self._answers)
         ]
-        return ChatCompletion(self._id, self._created, self._name, choices, self._usage())
+        whole = ChatCompletion(self._id, self._created, self._name, choices, self._usage())
+        if self._shows_ids:
+            whole.prompt_token_ids = list(self._prompt)
+        return whole
 
     def _usage(self) -> TokenUsage:
         usages = [answer.usage for answer in self._answers]
@@ -217,6 +247,8 @@ class ChatAnswer:
         self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
         self.ending: shapes.ChatFinish = "stop"
+        self.stop_reason: str | int | None = None
+        self.token_ids: list[int] = []
         self._prefix = prefix
         only_one = body.parallel_tool_calls is False
         thoughts = thought_parser(syntax.thoughts)

@@ -39,6 +39,7 @@ class ChatBody(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
+    return_token_ids: bool | None = None  # vLLM's field: of the prompt and of each answer
     explain: bool | None = None  # report the effect of each sampler on each token
     reasoning_effort: Effort | None = None  # another way to say reasoning_budget
     # none: thoughts stay in the text; the others: apart, as reasoning_content (llama.cpp's names)
@@ -86,6 +87,8 @@ class ChatChoice(msgspec.Struct):
     message: ChatMessage
     finish_reason: shapes.ChatFinish
     logprobs: Logprobs | None = None
+    stop_reason: str | int | None = None  # the client's stop string or token that ended it
+    token_ids: list[int] | UnsetType = UNSET  # with the end token, if one was drawn
 
 
 class ChatCompletion(msgspec.Struct):
@@ -97,6 +100,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: TokenUsage
     object: Literal["chat.completion"] = "chat.completion"
+    prompt_token_ids: list[int] | UnsetType = UNSET
     explanation: list[Position] | UnsetType = UNSET
 
 
@@ -116,6 +120,8 @@ class ChunkChoice(msgspec.Struct):
     delta: ChatDelta
     finish_reason: shapes.ChatFinish | None = None
     logprobs: Logprobs | None = None
+    stop_reason: str | int | UnsetType | None = UNSET  # given with finish_reason
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct):
@@ -127,3 +133,4 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChunkChoice]
     usage: TokenUsage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk

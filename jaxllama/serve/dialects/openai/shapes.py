@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jaxllama.request import FinishReason, Usage
+from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.answering.logprobs import TokenLogprob
 from jaxllama.serve.answering.models import ModelBody
 
@@ -85,6 +85,12 @@ ChatFinish = Literal["stop", "length", "tool_calls"]
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
     """Return OpenAI's finish_reason for the end of an answer."""
     return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def ids_of(event: Event) -> list[int]:
+    """Return the token of an event, if it has one; an end token comes with the end."""
+    token = event.end_token if isinstance(event, Finished) else event.token
+    return [] if token is None else [token]
 
 
 class Counts:
