@@ -40,6 +40,7 @@ OTHERWISE = {
     "format": "the names of what is installed",
     "model": "the one name that is served",
     "input_file_id": "the files that are kept",
+    "previous_response_id": "the responses that are kept",
     "endpoint": "the endpoints that a batch may have",
 }
 LITERAL = re.compile(r"typing.Literal\[[^]]*\]")

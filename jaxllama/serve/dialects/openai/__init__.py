@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from jaxllama.errors import HttpError, JaxLlamaError
+from jaxllama.errors import ConfigError, HttpError, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.dialects.openai.batch_work import BatchWork
@@ -18,17 +18,16 @@ from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.file_store import MIB, FileStore
 from jaxllama.serve.dialects.openai.files import FILE_HANDLERS, FileRoutes
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
-from jaxllama.serve.dialects.openai.responses import RESPONSES, respond
-from jaxllama.serve.endpoints import Endpoint, Serves, bind_service
+from jaxllama.serve.dialects.openai.response_store import ResponseStore
+from jaxllama.serve.dialects.openai.responses import RESPONSES, ResponseRoutes
+from jaxllama.serve.endpoints import Serves, bind_service
 from jaxllama.service import GenerationService
 
 # The endpoints that a line of a batch may name.
-IN_BATCHES: dict[Endpoint, Serves] = {
-    CHAT: chat,
-    COMPLETIONS: complete,
-    RESPONSES: respond,
-    EMBEDDINGS: embed,
-}
+IN_BATCHES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
+
+
+KEPT = FILE_HANDLERS | BATCH_HANDLERS  # endpoints that need a folder, with their handlers' names
 
 
 def refusing(name: str) -> Serves:
@@ -47,18 +46,12 @@ def refusing(name: str) -> Serves:
     return refuse
 
 
-ENDPOINTS: dict[Endpoint, Serves] = {
-    **IN_BATCHES,
-    MODELS: list_models,
-    MODEL: describe_model,
-    **{endpoint: refusing(name) for endpoint, name in (FILE_HANDLERS | BATCH_HANDLERS).items()},
-}
-
-
 class OpenAIOptions(DialectOptions, frozen=True):
     """Options of this dialect: where and how much it keeps. Without a folder, it has no batches."""
 
     folder: str = ""  # of files and batches
+    keep_responses: bool = False  # in the folder too, not in memory
+    responses_mib: int = 64  # most MiB of stored responses
     folder_mib: int = 1024  # most MiB of all files
     file_mib: int = 100  # most MiB of one file
     batch_lines: int = 50_000  # most requests of one batch
@@ -74,7 +67,20 @@ class OpenAI(Dialect):
     def __init__(self, options: DialectOptions | None = None) -> None:
         """Make the handlers; those of files and batches need a folder."""
         super().__init__(options)
-        self.endpoints = dict(ENDPOINTS)
+        self._responses = ResponseStore(self.options.responses_mib * MIB)
+        self.endpoints = {
+            CHAT: chat,
+            COMPLETIONS: complete,
+            **ResponseRoutes(self._responses).endpoints,
+            EMBEDDINGS: embed,
+            MODELS: list_models,
+            MODEL: describe_model,
+            **{endpoint: refusing(name) for endpoint, name in KEPT.items()},
+        }
+        if self.options.keep_responses and not self.options.folder:
+            raise ConfigError(
+                "openai.keep_responses keeps responses in the folder for files; give openai.folder"
+            )
         self._work: BatchWork | None = None
         if self.options.folder:
             folder = Path(self.options.folder).expanduser()
@@ -95,8 +101,8 @@ class OpenAI(Dialect):
         """Return the routes of all endpoints, with handlers bound to `service`."""
         if self._work is not None:
             self._work.handlers = {
-                endpoint.path: bind_service(endpoint, serve, service)
-                for endpoint, serve in IN_BATCHES.items()
+                endpoint.path: bind_service(endpoint, self.endpoints[endpoint], service)
+                for endpoint in IN_BATCHES
             }
         return super().routes(service)
 
@@ -107,4 +113,9 @@ class OpenAI(Dialect):
             yield
             return
         async with self._work.running(app, self):
+            if self.options.keep_responses:
+                self._responses.open(Path(self.options.folder).expanduser() / "responses")
             yield
+
+
+ENDPOINTS = OpenAI().endpoints
