@@ -41,6 +41,8 @@ OTHERWISE = {
     "model": "the one name that is served",
     "input_file_id": "the files that are kept",
     "previous_response_id": "the responses that are kept",
+    "query": "the context",
+    "text_1": "as many as row `text_2`, and the context",
     "endpoint": "the endpoints that a batch may have",
 }
 LITERAL = re.compile(r"typing.Literal\[[^]]*\]")
@@ -247,6 +249,8 @@ SENT: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/embeddings": {"input": "a"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/v1/score": {"text_1": "a", "text_2": ["b"]},
     "/tokenize": {"text": "a"},
     "/detokenize": {"tokens": [1]},
     "/apply-template": {"messages": HI},

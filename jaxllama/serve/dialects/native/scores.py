@@ -26,6 +26,7 @@ class ScoreBody(ModelBody):
     continuations: list[str | list[int]]
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
+    format: str | None = None  # name of an installed prompt format, for messages
 
 
 class Scored(msgspec.Struct):
@@ -49,6 +50,7 @@ class ClassifyBody(ModelBody):
     labels: list[str]
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
+    format: str | None = None  # name of an installed prompt format, for messages
     length_normalize: bool = False
 
 
@@ -113,4 +115,4 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 def prefix_of(body: ScoreBody | ClassifyBody, lora: str | None) -> Prefix:
     """Return the prompt or the conversation of a body, for an adapter if one is named."""
     turns = None if body.messages is None else [as_turn(turn) for turn in body.messages]
-    return Prefix(body.prompt, turns, lora=lora)
+    return Prefix(body.prompt, turns, lora=lora, format=body.format)

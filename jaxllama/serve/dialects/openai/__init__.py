@@ -18,6 +18,12 @@ from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.file_store import MIB, FileStore
 from jaxllama.serve.dialects.openai.files import FILE_HANDLERS, FileRoutes
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
+from jaxllama.serve.dialects.openai.rerank import (
+    RERANK,
+    SCORE_PAIRS,
+    rerank,
+    score_texts_in_pairs,
+)
 from jaxllama.serve.dialects.openai.response_store import ResponseStore
 from jaxllama.serve.dialects.openai.responses import RESPONSES, ResponseRoutes
 from jaxllama.serve.endpoints import Serves, bind_service
@@ -73,6 +79,8 @@ class OpenAI(Dialect):
             COMPLETIONS: complete,
             **ResponseRoutes(self._responses).endpoints,
             EMBEDDINGS: embed,
+            RERANK: rerank,
+            SCORE_PAIRS: score_texts_in_pairs,
             MODELS: list_models,
             MODEL: describe_model,
             **{endpoint: refusing(name) for endpoint, name in KEPT.items()},

@@ -15,12 +15,13 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position
+from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.answering.constraints import ResponseFormat, knobs_of_request
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.answering.prompts import PromptField, as_prompts
-from jaxllama.serve.answering.stops import ClientStops
+from jaxllama.serve.answering.stops import ClientStops, as_list
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
@@ -36,7 +37,7 @@ from jaxllama.serve.dialects.openai.shapes import (
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import Ask, GenerationService
+from jaxllama.service import Ask, Caller, GenerationService, Model
 from jaxllama.service.answers import Answers
 from jaxllama.text.tokenizer import Tokenizer
 
@@ -53,6 +54,7 @@ class CompletionBody(Common, kw_only=True):
     return_token_ids: bool | None = None  # vLLM's field: of the prompt and of each answer
     explain: bool | None = None  # report the effect of each sampler on each token
     response_format: ResponseFormat | None = None
+    format: str | None = None  # make each prompt a user's message in this prompt format
     suffix: str | None = None
     use_beam_search: bool | None = None
 
@@ -118,13 +120,16 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     constraint = knobs_of_request(body.response_format)
     knobs = constraint.merge(knobs)
     prompts = as_prompts(body.prompt)
+    asked = knobs
+    if body.format is not None:
+        prompts, knobs = await in_format(body.format, prompts, knobs, service, request[CALLER])
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = explainable_knobs(knobs, stream=body.stream, answers=count)
     echoes = await make_echoes(prompts, knobs, service, request[CALLER]) if body.echo else []
     shows_logprobs = knobs.get("logprobs") is not None
     style = CompletionOptions(
-        body, name, model.intake.tokenizer, echoes, knobs, shows_logprobs=shows_logprobs
+        body, name, model.intake.tokenizer, echoes, asked, shows_logprobs=shows_logprobs
     )
     if knobs.get("max_tokens") == 0:
         form = CompletionForm(style, request[CALLER].id, [tuple(echo.ids) for echo in echoes])
@@ -137,6 +142,31 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
 
     ask = Ask(prompts=prompts, knobs=knobs, n=style.generated, names=constraint.names)
     return await write_answer(request, service, ask, make, stream=body.stream, explain=body.explain)
+
+
+async def in_format(
+    name: str,
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+    service: GenerationService,
+    caller: Caller,
+) -> tuple[list[Prompt], dict[str, object]]:
+    """Return each prompt as a user's message in a prompt format, and knobs with its stops."""
+    texts = [each for each in prompts if isinstance(each, str)]
+    if len(texts) < len(prompts):
+        raise InvalidParameter(
+            "format makes a message of each prompt; token ids are none: send texts", "format"
+        )
+    speaking = service.model.intake.with_format(name)
+
+    def render(model: Model) -> list[Prompt]:
+        del model
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        return [speaking.chat_ids(each) for each in turns]
+
+    found = await service.off_loop(render, caller, size=sum(map(len, texts)))
+    stops = [*as_list(knobs.get("stop")), *speaking.format.stop]
+    return found, {**knobs, **({"stop": stops} if speaking.format.stop else {})}
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
