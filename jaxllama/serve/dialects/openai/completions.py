@@ -24,6 +24,7 @@ from jaxllama.serve.answering.prompts import PromptField, as_prompts
 from jaxllama.serve.answering.stops import ClientStops, as_list
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
+from jaxllama.serve.dialects.openai.beam_answers import BeamOptions, find_beams
 from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
 from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.serve.dialects.openai.shapes import (
@@ -56,11 +57,12 @@ class CompletionBody(Common, kw_only=True):
     response_format: ResponseFormat | None = None
     format: str | None = None  # make each prompt a user's message in this prompt format
     suffix: str | None = None
-    use_beam_search: bool | None = None
+    use_beam_search: bool | None = None  # return the likeliest answers; best_of is the width
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "suffix": "this model was not trained to fill gaps",
-        "use_beam_search": "send best_of; beam search is for Python and the command line",
     }
 
 
@@ -74,6 +76,7 @@ class CompletionChoice(msgspec.Struct):
     stop_reason: str | int | UnsetType | None = UNSET  # given with finish_reason
     token_ids: list[int] | UnsetType = UNSET  # with the end token, if one was drawn
     prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk of each answer
+    score: float | UnsetType = UNSET  # of a beam: by which the answers are ranked
 
 
 class TextCompletion(msgspec.Struct):
@@ -123,6 +126,8 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     asked = knobs
     if body.format is not None:
         prompts, knobs = await in_format(body.format, prompts, knobs, service, request[CALLER])
+    if body.use_beam_search:
+        return one_json(await search_beams(request, service, body, prompts, knobs))
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = explainable_knobs(knobs, stream=body.stream, answers=count)
@@ -169,9 +174,52 @@ async def in_format(
     return found, {**knobs, **({"stop": stops} if speaking.format.stop else {})}
 
 
+async def search_beams(
+    request: web.Request,
+    service: GenerationService,
+    body: CompletionBody,
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+) -> TextCompletion:
+    """Return the likeliest answers to each prompt, best first."""
+    for name in ("stream", "echo", "explain", "format"):
+        if getattr(body, name):
+            raise InvalidParameter(f"{name} is not supported with use_beam_search", name)
+    count = body.n or 1
+    options = BeamOptions(
+        body.best_of or count,
+        1.0 if body.length_penalty is None else body.length_penalty,
+        body.early_stopping or False,
+    )
+    found = await find_beams(prompts, knobs, options, service, request[CALLER])
+    tokenizer, stops = service.model.intake.tokenizer, as_list(knobs.get("stop_ids"))
+    choices: list[CompletionChoice] = []
+    for beams in found:
+        for answer in beams.answers[:count]:
+            last = answer.tokens[-1]
+            is_whole = last in beams.rules.end_ids
+            choice = CompletionChoice(
+                len(choices),
+                tokenizer.decode(answer.tokens[:-1] if is_whole else answer.tokens, start=False),
+                "stop" if is_whole else "length",
+                stop_reason=last if is_whole and last in stops else None,
+                score=answer.score,
+            )
+            if body.return_token_ids:
+                choice.token_ids = list(answer.tokens)
+                choice.prompt_token_ids = list(beams.prompt)
+            choices.append(choice)
+    usage = shapes.sum_up([beams.usage for beams in found], 1)
+    caller, name = request[CALLER], check_adapted(body.model, service.model, dict(knobs))
+    return TextCompletion(f"cmpl-{caller.id}", int(time.time()), name, choices, usage)
+
+
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
     """Raise InvalidParameter for options that contradict each other."""
     count = body.n or 1
+    for name in ("length_penalty", "early_stopping"):
+        if getattr(body, name) is not None and not body.use_beam_search:
+            raise InvalidParameter(f"{name} needs use_beam_search to be true", name)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     if body.best_of is not None and body.best_of < count:
