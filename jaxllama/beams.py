@@ -1,7 +1,7 @@
 """Beam search: the likeliest answers to a prompt, found by extending several prefixes at a time.
 
-Used by LLM, which provides the next tokens through `Expand`. Plain Python; knows token ids and
-log-probabilities, and must not know the engine.
+Used by LLM, which provides the next tokens through `Expand`, and by the server. Plain Python; knows
+token ids and log-probabilities, and must not know the engine.
 
 The end of a search and the score are as in Hugging Face's generate: of all prefixes extended by one
 token, the search continues the `width` likeliest that do not end. An answer that ends is kept if it
@@ -9,7 +9,7 @@ is among the `width` likeliest. Its score is its log-probability over `length **
 the end token counts in the length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -107,9 +107,27 @@ def rules_of(
 
 def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
     """Search for the `width` best answers; return them best first."""
+    steps = searching(rules)
+    prefixes = next(steps)
+    while True:
+        try:
+            prefixes = steps.send(expand(prefixes))
+        except StopIteration as end:
+            found: list[BeamAnswer] = end.value
+            return found
+
+
+def searching(
+    rules: SearchRules,
+) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
+    """Search in steps: yield prefixes, receive the next tokens of each, return the answers.
+
+    For callers that wait for the next tokens.
+    """
     running, found = [Beam((), 0.0)], list[BeamAnswer]()
     for length in range(1, rules.max_tokens + 1):
-        extended = extend(running, expand([beam.tokens for beam in running]))
+        following = yield [beam.tokens for beam in running]
+        extended = extend(running, following)
         is_last = length == rules.max_tokens
         whole = [beam for beam in extended[: rules.width] if is_last or rules.ends(beam)]
         found += [BeamAnswer(*beam, rules.score(beam.logprob, length)) for beam in whole]
@@ -128,3 +146,13 @@ def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam
         for token, logprob in likeliest
     ]
     return sorted(extended, key=lambda beam: -beam.logprob)
+
+
+def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
+    """Order the indexes of prompts: of those with equal tokens but the last, one each first."""
+    firsts: dict[tuple[int, ...], int] = {}
+    others = []
+    for index, prompt in enumerate(prompts):
+        if firsts.setdefault(prompt[:-1], index) != index:
+            others.append(index)
+    return [*firsts.values(), *others]

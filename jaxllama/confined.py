@@ -32,6 +32,7 @@ class Confined(PromptFormat):
         self.name = inner.name  # type: ignore[misc]
         self.stop = inner.stop  # type: ignore[misc]
         self.calls = inner.calls
+        self.thinks = inner.thinks
         self._seconds = seconds
         kind = type(inner)
         self._workers = WorkerPool(lambda: RenderWorker(kind, text), WORKERS)

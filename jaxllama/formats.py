@@ -53,13 +53,18 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()  # only for role assistant
     tool_call_id: str = ""  # only for role tool: the id of the call that this message answers
     name: str = ""  # name of the tool or of the speaker
+    reasoning: str = ""  # only for role assistant: its thoughts before `content`
 
     def as_json(self) -> dict[str, Any]:
         """Return the message as JSON, as chat APIs exchange it; omit empty optional fields."""
         fields: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             fields["tool_calls"] = [call.as_json() for call in self.tool_calls]
-        optional = {"tool_call_id": self.tool_call_id, "name": self.name}
+        optional = {
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
+            "reasoning_content": self.reasoning,
+        }
         return fields | {key: value for key, value in optional.items() if value}
 
 
@@ -82,6 +87,7 @@ class PromptFormat(ABC):
     stop: ClassVar[tuple[str, ...]] = ()  # texts that end an answer, besides the end tokens
     last: ClassVar[bool] = False  # True: a fallback; `suits` is asked after all other formats
     calls: CallStyle | None = None  # syntax of tool calls; None: the format does not support tools
+    thinks: bool = False  # True: answers may begin with thoughts, in <think> and </think>
 
     @classmethod
     def suits(cls, model: ModelText) -> bool:

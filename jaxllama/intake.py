@@ -8,12 +8,13 @@ import copy
 import secrets
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeGuard
 
 from jaxllama.config import EngineConfig
 from jaxllama.constraints.compiler import Compiler
-from jaxllama.constraints.wanted import read_form, schema_text
+from jaxllama.constraints.thinking import ThinkFirst
+from jaxllama.constraints.wanted import FIELDS, read_form, schema_text
 from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.errors import InvalidParameter, PromptTooLong
@@ -35,6 +36,14 @@ from jaxllama.messages import (
 from jaxllama.request import AdapterUse, Constraint, Contrast, GenerationRequest, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
+from jaxllama.text.thoughts import (
+    CLOSING,
+    OPENING,
+    ThoughtStart,
+    start_in,
+    thought_start,
+    without_thoughts,
+)
 from jaxllama.text.tokenizer import Tokenizer
 
 SHORT_ANSWER = 256  # tokens that a shortened conversation leaves for an answer of any length
@@ -42,6 +51,20 @@ TURNS_AT_A_TIME = 4
 
 Prompt = str | Sequence[int]
 PreparedRequest = tuple[GenerationRequest, Tail]
+BUDGET = "reasoning_budget"
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What a request says about the thoughts before an answer."""
+
+    budget: int | None  # most tokens; None: as many as the model writes
+    has_form: bool  # whether the answer is constrained
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the thoughts have to be followed token by token."""
+        return self.budget is not None or self.has_form
 
 
 class Intake:
@@ -131,19 +154,25 @@ class Intake:
         With `total`, the answer is cut so that prompt and answer have at most that many tokens.
         `overflow` says what happens to a conversation that does not fit into the context.
         """
+        given = {**self.defaults, **add_preset(knobs, self.presets)}
+        thinking = self._thinking(given)
         dropped = 0
         if overflow is not ContextOverflow.ERROR:
-            most = self._most_prompt(knobs, total)
+            most = self._most_prompt(given, total)
             kept = self.pruned(messages, most, overflow, tools=tools, ending=ending)
             messages, dropped = kept, len(messages) - len(kept)
-        ids = self.chat_ids(messages, tools=tools, ending=ending)
+        ids, begins = self._chat_prompt(messages, tools, ending, thinking)
         start = ending is not Ending.LAST
 
         def other(system: str) -> list[int]:
-            return self.chat_ids(with_system(messages, system), tools=tools, ending=ending)
+            turns = with_system(messages, system)
+            return self._chat_prompt(turns, tools, ending, thinking)[0]
 
         stop = self.format.stop
-        request, tail = self._prepare(ids, knobs, stop, start=start, other=other, total=total)
+        thoughts = begins if thinking else None
+        request, tail = self._prepare(
+            ids, knobs, stop, start=start, other=other, total=total, thoughts=thoughts
+        )
         return replace(request, dropped=dropped), tail
 
     def pruned(
@@ -178,12 +207,11 @@ class Intake:
         turns = min(last, -(-least // TURNS_AT_A_TIME) * TURNS_AT_A_TIME)
         return prune(every, turns, keep_first=keep_first)
 
-    def _most_prompt(self, knobs: Mapping[str, object], total: int | None) -> int:
+    def _most_prompt(self, given: Mapping[str, object], total: int | None) -> int:
         """Return the most tokens of a prompt that leaves room for its answer.
 
         Without `max_tokens`, or if the answer may be cut, that is room for a short one.
         """
-        given = {**self.defaults, **add_preset(knobs, self.presets)}
         asked: int | None = check("max_tokens", given.get("max_tokens"))  # type: ignore[assignment]
         whole = self.engine.context if total is None else min(total, self.engine.context)
         short = min(SHORT_ANSWER, whole // 4)
@@ -230,10 +258,49 @@ class Intake:
         With `fits`, refuse a conversation that is longer than the context, before all of it is
         tokenized.
         """
+        text = self._rendered(messages, tools, ending)
+        return self._encode(text, special=True, fits=fits)
+
+    def _rendered(self, messages: Messages, tools: Sequence[Tool], ending: Ending) -> str:
         guard = self.tokenizer.guard
         turns = [guard_message(message, guard) for message in as_messages(messages)]
-        text = render(self.format, turns, guard_json(tools, guard), ending)
-        return self._encode(text, special=True, fits=fits)
+        return render(self.format, turns, guard_json(tools, guard), ending)
+
+    def _thinking(self, given: Mapping[str, object]) -> Thinking | None:
+        """Read what a request says about thoughts; None if the prompt format knows none."""
+        budget: int | None = check(BUDGET, given.get(BUDGET))  # type: ignore[assignment]
+        if not self.format.thinks:
+            if budget is not None:
+                raise InvalidParameter(
+                    f"{BUDGET} is {budget}, but models with the prompt format "
+                    f"{self.format.name!r} of this one do not think before they answer; remove it",
+                    BUDGET,
+                )
+            return None
+        return Thinking(budget, has_form=any(given.get(name) for name in FIELDS))
+
+    def _chat_prompt(
+        self,
+        messages: Messages,
+        tools: Sequence[Tool],
+        ending: Ending,
+        thinking: Thinking | None,
+    ) -> tuple[list[int], ThoughtStart]:
+        """Convert a conversation to token ids, and tell where the thoughts of its answer start.
+
+        Thoughts that are not wanted are closed; those that a constraint has to wait for are opened.
+        """
+        text = self._rendered(messages, tools, ending)
+        begins = ThoughtStart.OVER
+        if thinking is not None and ending is Ending.ANSWER:
+            begins = thought_start(text)
+            if thinking.budget == 0:
+                text, begins = without_thoughts(text), ThoughtStart.OVER
+            elif begins is ThoughtStart.FREE and thinking.is_held:
+                text, begins = text + OPENING, ThoughtStart.INSIDE
+        elif thinking is not None and ending is Ending.LAST:
+            begins = start_in(as_messages(messages)[-1].content)
+        return self._encode(text, special=True, fits=True), begins
 
     def _encode(self, text: str, *, special: bool, fits: bool) -> list[int]:
         if not fits:
@@ -249,7 +316,7 @@ class Intake:
         """Render a conversation as prompt text with the prompt format."""
         return render(self.format, as_messages(messages), tools, ending)
 
-    def _prepare(
+    def _prepare(  # noqa: PLR0913 - each argument is a part of the request
         self,
         ids: Sequence[int],
         knobs: Mapping[str, object],
@@ -258,17 +325,29 @@ class Intake:
         start: bool,
         other: Callable[[str], list[int]],
         total: int | None,
+        thoughts: ThoughtStart | None = None,
     ) -> PreparedRequest:
         """Check all knobs and build the request and its text tail.
 
         `other` converts the text of a negative_prompt to the token ids of the second prompt.
+        `thoughts` says where the thoughts of the answer start, if the model thinks.
         """
         given = {**self.defaults, **add_preset(knobs, self.presets)}
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}
         ends = () if core["ignore_eos"] else self.tokenizer.end_ids
+        if thoughts is None and core[BUDGET] is not None:
+            raise InvalidParameter(
+                f"{BUDGET} is {core[BUDGET]}, but a text is continued without thoughts; it is for "
+                f"conversations",
+                BUDGET,
+            )
+        stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
+        all_ends = tuple(dict.fromkeys((*stop_ids, *ends)))
         constraint = self._constraint(core, ends)
+        if thoughts is ThoughtStart.INSIDE:
+            constraint = self._think_first(constraint, core[BUDGET], all_ends)  # type: ignore[arg-type]
         set_ = self._knobs({name: value for name, value in given.items() if name not in LIMITS})
         asked: int | None = core["max_tokens"]  # type: ignore[assignment]
         contrast = self._contrast(given, core, other)
@@ -276,7 +355,6 @@ class Intake:
         if total is not None:
             asked = cut_answer(asked, longest, min(total, self.engine.context))
         self.engine.check_length(longest, asked or 0)
-        stop_ids: tuple[int, ...] = core["stop_ids"]  # type: ignore[assignment]
         seed = core["seed"]
         request = GenerationRequest(
             prompt=tuple(ids),
@@ -284,7 +362,7 @@ class Intake:
             temperature=core["temperature"],  # type: ignore[arg-type]
             temperature_last=core["temperature_last"],  # type: ignore[arg-type]
             seed=secrets.randbelow(MAX_SEED) if seed is None else seed,  # type: ignore[arg-type]
-            stop_ids=tuple(dict.fromkeys((*stop_ids, *ends))),
+            stop_ids=all_ends,
             top_logprobs=core["logprobs"],  # type: ignore[arg-type]
             knobs=set_,
             constraint=constraint,
@@ -337,14 +415,36 @@ class Intake:
         form = read_form(core)
         if form is None:
             return None
-        if not any(kind.constrains for kind in self.bank.adjusters.values()):
-            raise InvalidParameter(
-                f"{form.field} needs a sampler that obeys constraints, and none is installed; "
-                f"install jaxllama's own samplers",
-                form.field,
-            )
+        self._check_constrains(form.field)
         compiled = self.constraints.compile(form)
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
+
+    def _think_first(
+        self, constraint: Constraint | None, budget: int | None, ends: Sequence[int]
+    ) -> Constraint | None:
+        """Make the constraint wait for the end of the thoughts, and bound their length."""
+        if constraint is None and budget is None:
+            return None
+        self._check_constrains(BUDGET)
+        encode, piece = self.tokenizer.encode, self.tokenizer.piece
+        return ThinkFirst(
+            constraint,
+            budget,
+            closing=tuple(encode(CLOSING, special=True, begin=False, start=False)),
+            gap=tuple(encode("\n\n", begin=False, start=False)),
+            ends=frozenset(ends),
+            piece=lambda token: piece(token, special=True),
+            vocab=self.bank.vocab,
+        )
+
+    def _check_constrains(self, field: str) -> None:
+        """Refuse a field that needs a sampler that obeys constraints if none is installed."""
+        if not any(kind.constrains for kind in self.bank.adjusters.values()):
+            raise InvalidParameter(
+                f"{field} needs a sampler that obeys constraints, and none is installed; "
+                f"install jaxllama's own samplers",
+                field,
+            )
 
     def knows_constraint(self, fields: Mapping[str, object]) -> bool:
         """Say whether these fields set no constraint, or one that is already compiled.

@@ -49,6 +49,9 @@ LIMITS: dict[str, Limit] = {
     ),
     "lora": Limit(str, None, help="apply this loaded adapter to the answer", longest=128),
     "lora_scale": Limit(float, 1.0, -100.0, 100.0, "multiply the effect of the adapter by this"),
+    "reasoning_budget": Limit(
+        int, None, 0, 10**9, "let the model think for at most N tokens before it answers; 0 = none"
+    ),
     "json_schema": Limit(str, None, help="hold the answer to this JSON schema", longest=64 << 10),
     "json_object": Limit(bool, False, help="make the answer a JSON object"),
     "regex": Limit(str, None, help="make the whole answer match this pattern", longest=4096),
@@ -83,6 +86,9 @@ FRONT: dict[str, Limit] = {
     "lora_path": Limit(str, None, help="an adapter's folder", longest=4096),
     "prompt_name": Limit(str, None, help="the encoder's prompt before every text", longest=64),
     "continuations": Limit(str, (), help="texts that could follow", many=True, most=256),
+    "documents": Limit(str, (), help="texts to rank", many=True, most=256),
+    "top_n": Limit(int, None, 1, 256, "documents to return"),
+    "text_2": Limit(str, (), help="texts to score", many=True, most=256),
     "labels": Limit(str, (), help="labels to choose from", many=True, most=256),
     "texts": Limit(str, (), help="texts to classify, one after the other", many=True, most=256),
     "questions": Limit(str, (), help="texts after each prompt, before labels", many=True, most=64),

@@ -100,6 +100,7 @@ def guard_message(message: Message, guard: GuardText) -> Message:
         ),
         tool_call_id=guard(message.tool_call_id),
         name=guard(message.name),
+        reasoning=guard(message.reasoning),
     )
 
 
@@ -193,6 +194,7 @@ def as_message(message: Message | Mapping[str, Any], where: str = "messages") ->
         tool_calls=tuple(as_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)),
         tool_call_id=text_of(message, "tool_call_id", where, optional=True),
         name=text_of(message, "name", where, optional=True),
+        reasoning=text_of(message, "reasoning_content", where, optional=True),
     )
 
 

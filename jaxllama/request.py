@@ -148,6 +148,7 @@ class Finished:
     text: str = ""
     stop: str | None = None  # the stop string that was met
     error: JaxLlamaError | None = None
+    end_token: int | None = None  # the token in `stop_ids` that was drawn
 
 
 Event = Token | Finished

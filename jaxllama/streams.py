@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from jaxllama.beams import first_of_each_stem
 from jaxllama.completion import Completion, Delta
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.generation import Generation
@@ -275,16 +276,6 @@ class Stream:
                 yield Delta(event.text)
             if event.reason is FinishReason.FAILED:
                 raise event.error or GenerationFailed("the generation failed")
-
-
-def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Order the indexes of prompts: of those with equal tokens but the last, one each first."""
-    firsts: dict[tuple[int, ...], int] = {}
-    others = []
-    for index, prompt in enumerate(prompts):
-        if firsts.setdefault(prompt[:-1], index) != index:
-            others.append(index)
-    return [*firsts.values(), *others]
 
 
 def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:

@@ -66,7 +66,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),
     "scoring": (f"{WORDS} engine intake completion", "numpy"),
-    "streams": (f"{WORDS} engine intake completion", ""),
+    "streams": (f"{WORDS} engine intake completion beams", ""),
     "beams": (WORDS, ""),
     "loading": (f"{ENGINE} formats text weights", "jax"),
     "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
@@ -76,7 +76,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "": (f"{WORDS} formats completion encoder llm", ""),  # jaxllama/__init__.py
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion recording explain "
-        "encoder service",
+        "encoder beams service",
         "asyncio aiohttp msgspec numpy prometheus_client",
     ),
     # 5: on top of everything

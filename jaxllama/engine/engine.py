@@ -348,7 +348,7 @@ class Engine:
         if generation.first is None:
             generation.first = self._clock()
         if token in generation.request.stop_ids:
-            self._end(generation, FinishReason.END_TOKEN)
+            self._end(generation, FinishReason.END_TOKEN, end_token=token)
             return
         generation.emitted.append(token)
         try:
@@ -411,7 +411,12 @@ class Engine:
         self._end(generation, FinishReason.FAILED, error)
 
     def _end(
-        self, generation: Generation, reason: FinishReason, error: JaxLlamaError | None = None
+        self,
+        generation: Generation,
+        reason: FinishReason,
+        error: JaxLlamaError | None = None,
+        *,
+        end_token: int | None = None,
     ) -> None:
         """End a generation: emit Finished, set its phase to DONE, free its slots.
 
@@ -424,7 +429,7 @@ class Engine:
         outcome = {FinishReason.CANCELLED: "cancelled", FinishReason.FAILED: "failed"}
         self.ledger[outcome.get(reason, "finished")] += 1
         usage = generation.usage()
-        self._events.append(Finished(generation.id, reason, usage, text, stop, error))
+        self._events.append(Finished(generation.id, reason, usage, text, stop, error, end_token))
         self.recovery.suspects.forget(generation)
         if generation.request.adapter is not None:
             loaded(self.adapters).end(generation.request.adapter)

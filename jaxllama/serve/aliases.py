@@ -42,6 +42,8 @@ ALIASES: dict[str, Alias] = {
     "n_cmpl": Alias("n", "llama.cpp"),
     "random_seed": Alias("seed", "Mistral", RANDOM),
     "sampler_seed": Alias("seed", "KoboldAI", RANDOM),
+    "thinking_token_budget": Alias("reasoning_budget", "vLLM", UNLIMITED),
+    "thinking_budget": Alias("reasoning_budget", "Qwen", UNLIMITED),
     # Penalties.
     "repeat_penalty": Alias("repetition_penalty", "llama.cpp, Ollama"),
     "rep_pen": Alias("repetition_penalty", "KoboldAI"),

@@ -6,7 +6,7 @@ a response in the form of the dialect whose route was meant (`routing.py`).
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import hdrs, web
 
@@ -51,8 +51,20 @@ def create_app(
     app.router.add_routes(table.routes())
     app[OPEN_SOCKETS] = weakref.WeakSet()
     app.on_shutdown.append(close_sockets)
+    for dialect in dialects:
+        app.cleanup_ctx.append(cleanup_of(dialect))
     app.on_response_prepare.append(front.add_headers)
     return app
+
+
+def cleanup_of(dialect: Dialect) -> Callable[[web.Application], AsyncIterator[None]]:
+    """Return the function that runs a dialect's work in the background, as aiohttp wants it."""
+
+    async def surround(app: web.Application) -> AsyncIterator[None]:
+        async with dialect.running(app):
+            yield
+
+    return surround
 
 
 class Front:

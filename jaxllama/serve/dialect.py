@@ -5,7 +5,8 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import msgspec
@@ -51,6 +52,16 @@ class Dialect(ABC):
     def key(self, request: web.BaseRequest, /) -> str:
         """Return the API key in the headers of a request, "" if there is none."""
         return bearer_key(request)
+
+    @asynccontextmanager
+    async def running(self, app: web.Application, /) -> AsyncIterator[None]:
+        """Surround the time in which the server runs; for work in the background.
+
+        It is entered before the first request, while the model still loads. An error here keeps
+        the server from starting.
+        """
+        del app
+        yield
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
         """Return the routes of all endpoints, with handlers bound to `service`."""

@@ -43,7 +43,7 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             if value is None or name not in FRONT:
                 continue
             if FRONT[name].many:
-                check_count(name, len(value))
+                check_count(name, 1 if isinstance(value, str) else len(value))
             elif value != "":
                 check(name, value)
         refuse_any(self, self.unsupported)

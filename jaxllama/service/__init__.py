@@ -34,6 +34,7 @@ from jaxllama.errors import (
     TimedOut,
 )
 from jaxllama.intake import PreparedRequest
+from jaxllama.request import GenerationRequest, TextTail
 from jaxllama.service.answers import AnswerChoice, Answers, Caller, Observer, outcome_of
 from jaxllama.service.asking import (
     Ask,
@@ -48,6 +49,7 @@ from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, ServedEncoder, confine, make_one_token, release
 from jaxllama.service.preparation import RequestPreparation
+from jaxllama.service.rounds import Rounds
 from jaxllama.service.slot_states import SlotState, slot_states
 from jaxllama.startup import Startup
 
@@ -258,6 +260,21 @@ class GenerationService:
                 feeding.cancel()
 
     @asynccontextmanager
+    async def open_rounds(self, caller: Caller) -> AsyncIterator[Rounds]:
+        """Yield rounds of requests, logged as one; cancel unfinished requests on exit."""
+        async with self._opened(caller) as answers:
+
+            def admit(requests: Sequence[GenerationRequest]) -> None:
+                self._check_state(caller)
+                self._admit(answers, [(request, None) for request in requests])
+                if answers.first is not None:  # for metrics: these are no first tokens
+                    for choice in answers.choices:
+                        choice.newest = asyncio.get_running_loop().time()
+
+            self._check_state()
+            yield Rounds(answers, admit)
+
+    @asynccontextmanager
     async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
         """Yield the empty `Answers` of a request; at its end, cancel and log it."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
@@ -392,7 +409,9 @@ class GenerationService:
             answers.caller.notes["dropped"] = str(dropped)
         return ready
 
-    def _admit(self, answers: Answers, ready: list[PreparedRequest]) -> None:
+    def _admit(
+        self, answers: Answers, ready: Sequence[tuple[GenerationRequest, TextTail | None]]
+    ) -> None:
         """Put all requests into the queue, or raise QueueFull and put in none."""
         check_cost(ready, self.bounds.request_tokens)
         choices = [

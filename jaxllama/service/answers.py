@@ -42,7 +42,7 @@ class AnswerChoice:
     answers: "Answers"
     index: int
     request: GenerationRequest
-    tail: TextTail
+    tail: TextTail | None  # None: the text of the answer is not wanted
     ticket: Ticket | None = None  # set when the choice is queued
     is_over: bool = False
     usage: Usage | None = None  # set at the end, if the engine reported it
@@ -83,6 +83,7 @@ class Answers:
         self._awake = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owed = 0  # choices whose Finished was not returned yet
+        self.retired = Usage(0, 0, 0)  # what choices cost that were retired
         self.running = 0  # choices that have been queued and are not over
         self.freed = asyncio.Event()  # set whenever a choice is over
 
@@ -128,6 +129,18 @@ class Answers:
         """Add choices that are queued."""
         self.choices += choices
         self.running += len(choices)
+
+    def retire(self) -> None:
+        """Drop choices that are over, so that a long row of rounds needs no more memory."""
+        for choice in self.choices:
+            if choice.is_over and choice.usage is not None:
+                used, more = self.retired, choice.usage
+                self.retired = Usage(
+                    used.prompt + more.prompt,
+                    used.reused + more.reused,
+                    used.generated + more.generated,
+                )
+        self.choices = [choice for choice in self.choices if not choice.is_over]
 
     async def wait_for(self, work: asyncio.Future[T]) -> T:
         """Return the result of `work`, or cancel it and raise the error of a failed request."""
@@ -250,6 +263,7 @@ def outcome_of(answers: Answers) -> Outcome:
     """Return result and cost of a request that is over, for the log and metrics."""
     caller, now = answers.caller, asyncio.get_running_loop().time()
     usages = [choice.usage for choice in answers.choices if choice.usage is not None]
+    usages.append(answers.retired)
     return Outcome(
         id=caller.id,
         client=caller.client,

@@ -14,6 +14,7 @@ from jaxllama.formats import Message, Tool
 from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
 from jaxllama.messages import ContextOverflow, Ending, Messages
+from jaxllama.request import GenerationRequest
 
 MOST_VALUES = 4096  # values of a request that are counted to estimate its size
 UNCOUNTED = 64 << 10  # characters assumed for the values beyond
@@ -110,7 +111,7 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]
 
 
-def check_cost(ready: Sequence[PreparedRequest], most: int) -> None:
+def check_cost(ready: Sequence[tuple[GenerationRequest, object]], most: int) -> None:
     """Raise InvalidParameter if prompts and answers may exceed `most` tokens in total."""
     total = sum(request.cost for request, _ in ready)
     if total > most:

@@ -36,6 +36,7 @@ class Template(PromptFormat):
         if self._is_strict:
             check_names(model.template)
         self.calls = call_style(model.template)
+        self.thinks = "</think>" in model.template
         self._begin = model.begin
         self._end = model.end
 

@@ -182,7 +182,7 @@ def test_a_server_that_drains_finishes_what_runs_and_takes_no_more(way):
 def test_a_wrong_method_or_path_is_told_in_the_form_of_the_dialect(way):
     async def body():
         async with served(way) as live:
-            for method, path, status in (("PUT", way.path, 405), ("POST", f"{way.path}/x", 404)):
+            for method, path, status in (("PUT", way.path, 405), ("POST", f"{way.path}/x/y", 404)):
                 async with live.http.request(method, f"{live.url}{path}", json={}) as response:
                     error = read(await response.text())
                     assert response.status == status

@@ -89,7 +89,13 @@ def test_a_stream_begins_with_the_role_and_ends_with_done():
             first, *_, last, done = events
             assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
             assert last["choices"] == [
-                {"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None}
+                {
+                    "index": 0,
+                    "delta": {},
+                    "finish_reason": "stop",
+                    "logprobs": None,
+                    "stop_reason": None,
+                }
             ]
             assert done == "[DONE]"
             assert all("usage" not in event for event in events[:-1])
@@ -322,7 +328,7 @@ REFUSED = [
     ({"store": True}, "store", "nothing is stored here"),
     ({"audio": {"voice": "x"}}, "audio", "text only"),
     ({"functions": [{}]}, "functions", "send tools instead"),
-    ({"reasoning_effort": "low"}, "reasoning_effort", "no setting"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "does not think"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         "response_format.json_schema.schema",
@@ -414,7 +420,7 @@ SENT_BY = {
         "timings_per_token": True,
         "samplers": ["top_k"],
         "dry_sequence_breakers": ["a"],
-        "reasoning_format": "auto",
+        "reasoning_budget_message": "",
         "n_predict": -1,
     },
     "guidellm": {

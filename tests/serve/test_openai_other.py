@@ -79,17 +79,20 @@ def test_the_client_s_own_stream_helper_follows():
 
 
 REFUSED_RESPONSES = [
-    ({"previous_response_id": "resp-1"}, "previous_response_id", "nothing is stored"),
-    ({"store": True}, "store", "nothing is stored"),
-    ({"tools": [{"type": "web_search"}]}, "tools", "/v1/chat/completions"),
+    ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "runs no tools itself"),
+    ({"tools": [{"type": "function"}]}, "tools[0].name", "is missing"),
+    ({"tool_choice": "required"}, "tool_choice", "no such tool"),
     ({"background": True}, "background", "while its client waits"),
-    ({"reasoning": {"effort": "low"}}, "reasoning", "no setting"),
+    ({"reasoning": {"effort": "low"}}, "reasoning.effort", "does not think"),
     ({"truncation": "auto"}, "truncation", "'auto'"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", "'xml'"),
     ({"max_tokens": 3, "max_output_tokens": 4}, "max_tokens", "differ"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0"),
     ({"logprobs": 1}, "logprobs", "/v1/chat/completions"),
-    ({"input": [{"type": "function_call_output"}]}, "input[0].type", "'function_call_output'"),
+    ({"input": [{"type": "item_reference"}]}, "input[0].type", "'item_reference'"),
+    ({"input": [{"type": "function_call_output"}]}, "input[0].output", "is missing"),
+    ({"input": [{"role": "user"}]}, "input[0].content", "is missing"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
         "messages[0]",

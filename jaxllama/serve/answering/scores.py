@@ -33,12 +33,17 @@ class Prefix:
     ending: Ending = Ending.ANSWER
     lora: str | None = None  # the loaded adapter that scores
     question: str | None = None  # follows the prompt
+    format: str | None = None  # prompt format of the conversation; None: the model's own
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidParameter("expected either prompt or messages", "prompt")
         if self.question is not None and self.messages is not None:
             raise InvalidParameter("questions follow a prompt or texts, not messages", "questions")
+        if self.format is not None and self.messages is None:
+            raise InvalidParameter(
+                "format is for conversations; send messages instead of prompt", "format"
+            )
 
 
 async def score_texts(
@@ -55,7 +60,8 @@ async def score_texts(
     def read(model: Model) -> tuple[list[int], list[list[int]], AdapterUse | None]:
         intake = model.intake
         if prefix.messages is not None:
-            ids = intake.chat_ids(prefix.messages, ending=prefix.ending)
+            speaking = intake.with_format(prefix.format)
+            ids = speaking.chat_ids(prefix.messages, ending=prefix.ending)
         else:
             ids = intake.ids(prefix.prompt or "")
         if prefix.question is not None:

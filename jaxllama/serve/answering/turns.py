@@ -47,6 +47,7 @@ class Turn(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
     tool_calls: list[PastCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None  # of an earlier answer, for templates that show it
     refusal: str | None = None  # this and the next two: clients send our answers back
     annotations: list[Any] | None = None
     audio: None = None

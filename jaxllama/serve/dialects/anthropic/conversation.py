@@ -23,6 +23,7 @@ from jaxllama.serve.dialects.anthropic.shapes import (
     ImageBlock,
     MessageParam,
     TextBlock,
+    ThinkingBlock,
     ToolChoiceParam,
     ToolResultBlock,
     ToolUseBlock,
@@ -54,6 +55,7 @@ def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
         return
     texts: list[str] = []
     calls: list[Json] = []
+    thoughts: list[str] = []
     for index, block in enumerate(message.content):
         place = f"{where}.content[{index}]"
         if isinstance(block, ToolResultBlock):
@@ -61,10 +63,14 @@ def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
         elif isinstance(block, ToolUseBlock):
             function = {"name": block.name, "arguments": block.input}
             calls.append({"id": block.id, "type": "function", "function": function})
+        elif isinstance(block, ThinkingBlock):
+            thoughts.append(block.thinking)
         else:
             texts += readable(block, place)
     if texts or calls:
         turn: Json = {"role": message.role, "content": "\n\n".join(texts)}
+        if any(thoughts):
+            turn["reasoning_content"] = "\n\n".join(thoughts)
         yield turn | ({"tool_calls": calls} if calls else {})
 
 
@@ -84,7 +90,7 @@ def text_of(content: str | Sequence[Block], where: str) -> str:
 
 
 def readable(block: Block, where: str) -> list[str]:
-    """Return the texts of a block; [] for thinking of earlier answers; refuse images."""
+    """Return the texts of a block; [] for thoughts that are not shown; refuse images."""
     match block:
         case TextBlock():
             return [block.text]

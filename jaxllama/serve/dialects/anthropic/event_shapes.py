@@ -28,6 +28,13 @@ class AnsweredText(msgspec.Struct, tag_field="type", tag="text"):
     text: str
 
 
+class AnsweredThoughts(msgspec.Struct, tag_field="type", tag="thinking"):
+    """The thoughts before an answer; nothing signs them here."""
+
+    thinking: str
+    signature: str = ""
+
+
 class AnsweredCall(msgspec.Struct, tag_field="type", tag="tool_use"):
     """A call of a tool in an answer."""
 
@@ -41,7 +48,9 @@ class AnthropicMessage(msgspec.Struct):
 
     id: str
     model: str
-    content: list[AnsweredText | AnsweredCall] = msgspec.field(default_factory=list)
+    content: list[AnsweredThoughts | AnsweredText | AnsweredCall] = msgspec.field(
+        default_factory=list
+    )
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: AnthropicUsage = msgspec.field(default_factory=lambda: AnthropicUsage(0, 0))
@@ -60,7 +69,7 @@ class BlockStart(msgspec.Struct):
     """A part of the message begins."""
 
     index: int
-    content_block: AnsweredText | AnsweredCall
+    content_block: AnsweredThoughts | AnsweredText | AnsweredCall
     type: Literal["content_block_start"] = "content_block_start"
 
 
@@ -68,6 +77,12 @@ class AddedText(msgspec.Struct, tag_field="type", tag="text_delta"):
     """A piece of a text."""
 
     text: str
+
+
+class AddedThought(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+    """A piece of the thoughts."""
+
+    thinking: str
 
 
 class AddedInput(msgspec.Struct, tag_field="type", tag="input_json_delta"):
@@ -80,7 +95,7 @@ class BlockDelta(msgspec.Struct):
     """A part of the message grows."""
 
     index: int
-    delta: AddedText | AddedInput
+    delta: AddedThought | AddedText | AddedInput
     type: Literal["content_block_delta"] = "content_block_delta"
 
 

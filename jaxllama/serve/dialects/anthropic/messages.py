@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
@@ -22,6 +23,14 @@ from jaxllama.serve.answering.constraints import (
 )
 from jaxllama.serve.answering.models import check_adapted, check_model
 from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.stops import ClientStops
+from jaxllama.serve.answering.thinking import (
+    BUDGET,
+    knobs_of_effort,
+    thinks,
+    thought_parser,
+    thoughts_start,
+)
 from jaxllama.serve.answering.turns import chosen_format
 from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.dialects.anthropic.conversation import (
@@ -34,8 +43,10 @@ from jaxllama.serve.dialects.anthropic.conversation import (
 from jaxllama.serve.dialects.anthropic.event_shapes import (
     AddedInput,
     AddedText,
+    AddedThought,
     AnsweredCall,
     AnsweredText,
+    AnsweredThoughts,
     AnthropicMessage,
     AnthropicUsage,
     BlockDelta,
@@ -59,6 +70,7 @@ from jaxllama.serve.wire import SSE, one_json
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
 from jaxllama.service.asking import estimate_characters
+from jaxllama.text.thoughts import Thought
 from jaxllama.text.tools import CallDelta
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -119,6 +131,8 @@ async def create_message(request: web.Request, service: GenerationService) -> we
             "logprobs is not supported: use /v1/chat/completions for log-probabilities", "logprobs"
         )
     prepared = prepare(request, model, body)
+    is_thinking = thinks(model, prepared.format)
+    knobs |= thinking_knobs(request, body, knobs, is_thinking=is_thinking)
     constraint = constraint_of(body, prepared)
     ask = Ask(
         messages=prepared.messages,
@@ -131,9 +145,50 @@ async def create_message(request: web.Request, service: GenerationService) -> we
     )
 
     def form(answers: Answers) -> MessageForm:
-        return MessageForm(body, name, answers, prepared.style, knobs)
+        start = None
+        if is_thinking:
+            tokenizer = model.intake.tokenizer
+            start = thoughts_start(tokenizer, answers, ask.ending, prepared.messages)
+        parsed = ParsedAnswer(
+            prepared.style,
+            only_one=bool(body.tool_choice and body.tool_choice.disable_parallel_tool_use),
+            thoughts=thought_parser(start),
+        )
+        return MessageForm(body, name, answers, parsed, knobs)
 
     return await write_answer(request, service, ask, form, stream=body.stream, framing=EVENTS)
+
+
+def thinking_knobs(
+    request: web.Request, body: CreateMessageParams, knobs: dict[str, Any], *, is_thinking: bool
+) -> dict[str, Any]:
+    """Return the knob for `thinking` and the effort; without `thinking`, the model does not think.
+
+    A model that never thinks ignores both, and the answer says so.
+    """
+    thinking = body.thinking
+    wants = thinking is not None and thinking.type != "disabled"
+    effort = body.output_config.effort if body.output_config is not None else None
+    if not is_thinking:
+        found = knobs_of_effort(
+            request, "max" if wants else None, knobs, "thinking", is_thinking=False
+        )
+        name = "output_config.effort"
+        return found | knobs_of_effort(request, effort, knobs, name, is_thinking=False)
+    if knobs.get(BUDGET) is not None:
+        return {}
+    if thinking is None or not wants:
+        return {BUDGET: 0}
+    if thinking.budget_tokens is None:
+        name = "output_config.effort"
+        return knobs_of_effort(request, effort, knobs, name, is_thinking=True)
+    if not 0 < thinking.budget_tokens < body.max_tokens:
+        raise InvalidParameter(
+            f"thinking.budget_tokens is {thinking.budget_tokens}; it must be at least 1 and less "
+            f"than max_tokens, {body.max_tokens}",
+            "thinking.budget_tokens",
+        )
+    return {BUDGET: thinking.budget_tokens}
 
 
 def constraint_of(body: CreateMessageParams, prepared: PreparedConversation) -> FormKnobs:
@@ -177,19 +232,18 @@ class MessageForm:
         body: CreateMessageParams,
         name: str,
         answers: Answers,
-        style: CallStyle | None,
+        parsed: ParsedAnswer,
         knobs: dict[str, Any],
     ) -> None:
         self._id, self._name = f"msg_{answers.caller.id}", name
         request = answers.requests[0]
         self._prompt = len(request.prompt)
         self._is_shortened = request.max_tokens < body.max_tokens
-        self._stops = as_list(knobs.get("stop"))
-        only_one = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
-        self._parsed = ParsedAnswer(style, only_one=bool(only_one))
+        self._stops = ClientStops(knobs)
+        self._parsed = parsed
+        self._hides_thoughts = body.thinking is not None and body.thinking.display == "omitted"
         self._blocks = 0  # that have begun
-        self._in_text = False
-        self._in_call = False
+        self._open_block: type[msgspec.Struct] | None = None
 
     def begin(self) -> Iterator[Any]:
         """Yield the event before the content; cached tokens are known at the end."""
@@ -200,10 +254,16 @@ class MessageForm:
         """Collect an event of the answer, and yield its events."""
         del index
         for piece in self._parsed.receive(event):
-            if isinstance(piece, str):
-                yield from self._text(piece)
-            else:
-                yield from self._call(piece)
+            match piece:
+                case str():
+                    yield from self._enter(AnsweredText(""))
+                    yield BlockDelta(self._blocks - 1, AddedText(piece))
+                case Thought():
+                    yield from self._enter(AnsweredThoughts(""))
+                    if not self._hides_thoughts:
+                        yield BlockDelta(self._blocks - 1, AddedThought(piece.text))
+                case CallDelta():
+                    yield from self._call(piece)
 
     def end(self) -> Iterator[Any]:
         """Yield the events after the content."""
@@ -214,8 +274,12 @@ class MessageForm:
 
     def whole(self) -> AnthropicMessage:
         """Return the whole message."""
-        text = self._parsed.text
-        content: list[AnsweredText | AnsweredCall] = [AnsweredText(text)] if text else []
+        text, thoughts = self._parsed.text, self._parsed.thoughts
+        content: list[AnsweredThoughts | AnsweredText | AnsweredCall] = []
+        if thoughts:
+            content.append(AnsweredThoughts("" if self._hides_thoughts else thoughts))
+        if text:
+            content.append(AnsweredText(text))
         content += [
             AnsweredCall(self._call_id(index), call.name, call.as_object())
             for index, call in enumerate(self._parsed.calls)
@@ -223,29 +287,28 @@ class MessageForm:
         reason, stop = self._ending()
         return AnthropicMessage(self._id, self._name, content, reason, stop, self._usage())
 
-    def _text(self, piece: str) -> Iterator[Any]:
-        if not self._in_text:
+    def _enter(self, block: AnsweredThoughts | AnsweredText) -> Iterator[Any]:
+        """Yield the start of a block, unless one of this kind is open."""
+        if self._open_block is not type(block):
             yield from self._close()
-            yield self._open(AnsweredText(""))
-            self._in_text = True
-        yield BlockDelta(self._blocks - 1, AddedText(piece))
+            yield self._open(block)
 
     def _call(self, piece: CallDelta) -> Iterator[Any]:
         if piece.name is not None:
             yield from self._close()
             yield self._open(AnsweredCall(self._call_id(piece.index), piece.name, {}))
-            self._in_call = True
         if piece.arguments:
             yield BlockDelta(self._blocks - 1, AddedInput(piece.arguments))
 
-    def _open(self, block: AnsweredText | AnsweredCall) -> BlockStart:
+    def _open(self, block: AnsweredThoughts | AnsweredText | AnsweredCall) -> BlockStart:
         self._blocks += 1
+        self._open_block = type(block)
         return BlockStart(self._blocks - 1, block)
 
     def _close(self) -> Iterator[Any]:
         """Yield the end of the open block, if there is one."""
-        if self._in_text or self._in_call:
-            self._in_text = self._in_call = False
+        if self._open_block is not None:
+            self._open_block = None
             yield BlockStop(self._blocks - 1)
 
     def _call_id(self, index: int) -> str:
@@ -258,9 +321,8 @@ class MessageForm:
             return ("model_context_window_exceeded" if self._is_shortened else "max_tokens"), None
         if self._parsed.has_called:
             return "tool_use", None
-        if end.stop is not None and end.stop in self._stops:
-            return "stop_sequence", end.stop
-        return "end_turn", None
+        stop = self._stops.text_met(end)
+        return ("end_turn", None) if stop is None else ("stop_sequence", stop)
 
     def _usage(self) -> AnthropicUsage:
         usage: Usage = self._finished().usage
@@ -273,10 +335,3 @@ class MessageForm:
         if end is None:
             raise RuntimeError("the answer has not ended")
         return end
-
-
-def as_list(stop: object) -> list[object]:
-    """Return stop sequences as a list; one may come alone."""
-    if stop is None:
-        return []
-    return [stop] if isinstance(stop, str) else list(stop)  # type: ignore[call-overload]

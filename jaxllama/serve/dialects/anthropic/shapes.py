@@ -84,7 +84,7 @@ class ToolResultBlock(Block, tag="tool_result", kw_only=True):
 
 
 class ThinkingBlock(Block, tag="thinking", kw_only=True):
-    """The thinking of an earlier answer, which the model does not read again."""
+    """The thinking of an earlier answer; templates show it to the model if it was trained so."""
 
     thinking: str
     signature: str | None = None
@@ -194,11 +194,10 @@ class ConversationParams(RequestShape, kw_only=True):
     def ignored(self, *, strict: bool) -> list[str]:
         """Return the given fields that have no effect; with `strict`, refuse them."""
         names = super().ignored(strict=strict)
-        thinks = self.thinking is not None and self.thinking.type != "disabled"
-        effort = self.output_config is not None and self.output_config.effort is not None
-        more = {"thinking": thinks, "output_config.effort": effort}
-        for name in TOOL_NOTES:
-            more[f"tools[].{name}"] = any(getattr(tool, name) for tool in self.tools or ())
+        more = {
+            f"tools[].{name}": any(getattr(tool, name) for tool in self.tools or ())
+            for name in TOOL_NOTES
+        }
         found = [name for name, given in more.items() if given]
         if found and strict:
             raise InvalidParameter(f"{found[0]} is not supported: {NO_SETTING}", found[0])

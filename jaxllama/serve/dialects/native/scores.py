@@ -30,6 +30,7 @@ class ScoreBody(ModelBody):
     continuations: list[str | list[int]]
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
+    format: str | None = None  # name of an installed prompt format, for messages
 
 
 class Scored(msgspec.Struct):
@@ -55,6 +56,7 @@ class ClassifyBody(ModelBody):
     texts: list[str] | None = None
     messages: list[Turn] | None = None
     questions: list[str] | None = None
+    format: str | None = None  # name of an installed prompt format, for messages
     length_normalize: bool = False
 
 
@@ -124,7 +126,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
     results = []
     for text, prompt in enumerate(texts):
         for place, question in enumerate(questions):
-            prefix = Prefix(prompt, lora=lora, question=question)
+            prefix = Prefix(prompt, lora=lora, question=question, format=body.format)
             found = await labelled(prefix, body, service, request[CALLER])
             results.append(ClassifiedText(text, place, likeliest(found), found))
     return one_json(Classified(name, results=results))
@@ -165,4 +167,4 @@ def likeliest(found: Sequence[Labelled]) -> str:
 def prefix_of(body: ScoreBody | ClassifyBody, lora: str | None) -> Prefix:
     """Return the prompt or the conversation of a body, for an adapter if one is named."""
     turns = None if body.messages is None else [as_turn(turn) for turn in body.messages]
-    return Prefix(body.prompt, turns, lora=lora)
+    return Prefix(body.prompt, turns, lora=lora, format=body.format)

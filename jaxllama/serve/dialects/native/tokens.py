@@ -35,6 +35,7 @@ class ConversationBody(ModelBody, kw_only=True):
     tools: list[ToolDefinition] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    format: str | None = None  # name of an installed prompt format, for messages
 
 
 class TokenizeBody(ConversationBody, kw_only=True):
@@ -128,6 +129,8 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
     check_model(body.model, service.model)
     source = find_source(body)
     conversation = None
+    if body.format is not None and source != "messages":
+        raise InvalidParameter(f"format is for messages, but {source} is given", "format")
     if source == "messages":
         conversation = read_conversation(request, service.model, body)
         note_ignored(request, [name for name in OF_TEXTS if getattr(body, name) is not None])
@@ -242,5 +245,5 @@ def read_conversation(
     ending = Ending.LAST if body.continue_final_message else ending
     turns = [as_turn(turn) for turn in body.messages or ()]
     tools = [as_tool(tool) for tool in body.tools or ()]
-    format_ = chosen_format(request, model, None, turns, tools)
+    format_ = chosen_format(request, model, body.format, turns, tools)
     return RenderedConversation(format_, turns, tools=tools, ending=ending)

@@ -10,12 +10,18 @@ from aiohttp import web
 from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.formats import CallStyle
 from jaxllama.request import Event, Finished, FinishReason, Token
 from jaxllama.serve.answering.constraints import as_tool
 from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
 from jaxllama.serve.answering.nested import read_options
-from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.parsed import AnswerPiece, ParsedAnswer
+from jaxllama.serve.answering.thinking import (
+    BUDGET,
+    EFFORTS,
+    thinks,
+    thought_parser,
+    thoughts_start,
+)
 from jaxllama.serve.answering.turns import chosen_format
 from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.dialects.ollama.shapes import (
@@ -40,6 +46,7 @@ from jaxllama.serve.wire import JSON_LINES, one_json
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
 from jaxllama.service.asking import estimate_characters
+from jaxllama.text.thoughts import Thought
 from jaxllama.text.tokenizer import Tokenizer
 
 CHAT = Endpoint(
@@ -82,6 +89,8 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     tools = [as_tool(tool) for tool in body.tools or ()]
     format_ = chosen_format(request, model, None, messages, tools)
     style = model.intake.with_format(format_).format.calls if tools else None
+    is_thinking = thinks(model, format_)
+    knobs |= thinking_knobs(body, knobs, is_thinking=is_thinking)
     ask = Ask(
         messages=messages,
         knobs=knobs,
@@ -92,7 +101,10 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     )
 
     def form(answers: Answers) -> OllamaChatForm:
-        return OllamaChatForm(name, model.intake.tokenizer, answers, style)
+        tokenizer = model.intake.tokenizer
+        start = thoughts_start(tokenizer, answers) if is_thinking else None
+        parsed = ParsedAnswer(style, thoughts=thought_parser(start))
+        return OllamaChatForm(name, tokenizer, answers, parsed)
 
     streams = body.stream is not False
     return await write_answer(request, service, ask, form, stream=streams, framing=JSON_LINES)
@@ -112,6 +124,8 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
     knobs, names = knobs_of(request, model, body)
     knobs |= named
     total = model.engine.config.context
+    is_thinking = not (body.raw or body.context) and thinks(model, None)
+    knobs |= thinking_knobs(body, knobs, is_thinking=is_thinking)
     if body.raw:
         if body.system or body.context:
             raise InvalidParameter(
@@ -125,7 +139,10 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
         ask = Ask(messages=messages_of(body), knobs=knobs, names=names, total=total)
 
     def form(answers: Answers) -> GenerateForm:
-        return GenerateForm(name, model.intake.tokenizer, answers, has_context=not body.raw)
+        tokenizer = model.intake.tokenizer
+        start = thoughts_start(tokenizer, answers) if is_thinking else None
+        parsed = ParsedAnswer(None, thoughts=thought_parser(start))
+        return GenerateForm(name, tokenizer, answers, parsed, has_context=not body.raw)
 
     streams = body.stream is not False
     return await write_answer(request, service, ask, form, stream=streams, framing=JSON_LINES)
@@ -167,6 +184,24 @@ def knobs_of(
     return form.merge(options), {**names, **form.names}
 
 
+def thinking_knobs(
+    body: AnswerBody, knobs: Mapping[str, object], *, is_thinking: bool
+) -> dict[str, object]:
+    """Return the knob for `think`; refuse it if the model does not think here."""
+    if not body.think:
+        return {BUDGET: 0} if body.think is False and is_thinking else {}
+    if not is_thinking:
+        raise InvalidParameter(
+            "think is not supported: this model does not think before it answers, or the prompt "
+            "is raw or has a context",
+            "think",
+        )
+    if knobs.get(BUDGET) is not None or body.think is True:
+        return {}
+    budget = EFFORTS[body.think]
+    return {} if budget is None else {BUDGET: budget}
+
+
 def is_random(seed: object) -> bool:
     """Say whether a seed asks for a random one: a negative number."""
     return isinstance(seed, int) and seed < 0
@@ -188,6 +223,8 @@ def as_message(turn: OllamaTurn, index: int) -> dict[str, Any]:
             }
             for call in turn.tool_calls
         ]
+    if turn.thinking:
+        fields["reasoning_content"] = turn.thinking
     if turn.tool_name:
         fields["name"] = turn.tool_name
     if turn.tool_call_id:
@@ -201,13 +238,18 @@ class GenerateForm:
     says_done = False
 
     def __init__(
-        self, name: str, tokenizer: Tokenizer, answers: Answers, *, has_context: bool
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        answers: Answers,
+        parsed: ParsedAnswer,
+        *,
+        has_context: bool,
     ) -> None:
         self._name, self._tokenizer = name, tokenizer
         self._tokens = list(answers.requests[0].prompt) if has_context else None
-        self._texts: list[str] = []
+        self._parsed = parsed
         self._logprobs: list[TokenLogprob] = []
-        self._end: Finished | None = None
 
     def begin(self) -> Sequence[Any]:
         """Return no lines: the first has text."""
@@ -220,39 +262,39 @@ class GenerateForm:
         self._logprobs += found
         if isinstance(event, Token) and self._tokens is not None:
             self._tokens.append(event.token)
-        if event.text:
-            self._texts.append(event.text)
-        if event.text or found:
-            yield self._line(event.text, found)
-        if isinstance(event, Finished):
-            self._end = event
+        pieces = self._parsed.receive(event)
+        text, thoughts = text_in(pieces), thoughts_in(pieces)
+        if text or thoughts or found:
+            yield self._line(text, thoughts, found)
 
     def end(self) -> Iterator[OllamaGenerated]:
         """Yield the last line."""
-        yield self._last("", [])
+        yield self._last("", "", [])
 
     def whole(self) -> OllamaGenerated:
         """Return the whole answer."""
-        return self._last("".join(self._texts), self._logprobs)
+        return self._last(self._parsed.text, self._parsed.thoughts, self._logprobs)
 
-    def _line(self, text: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
+    def _line(self, text: str, thoughts: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
         return OllamaGenerated(
             model=self._name,
             created_at=now(),
             response=text,
+            thinking=thoughts or None,
             done=False,
             logprobs=logprobs or None,
         )
 
-    def _last(self, text: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
+    def _last(self, text: str, thoughts: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
         return OllamaGenerated(
             model=self._name,
             created_at=now(),
             response=text,
+            thinking=thoughts or None,
             done=True,
             context=self._tokens,
             logprobs=logprobs or None,
-            **timings_of_end(self._end),
+            **timings_of_end(self._parsed.end),
         )
 
 
@@ -262,11 +304,11 @@ class OllamaChatForm:
     says_done = False
 
     def __init__(
-        self, name: str, tokenizer: Tokenizer, answers: Answers, style: CallStyle | None
+        self, name: str, tokenizer: Tokenizer, answers: Answers, parsed: ParsedAnswer
     ) -> None:
         self._name, self._tokenizer = name, tokenizer
         self._id = f"call_{answers.caller.id}"
-        self._parsed = ParsedAnswer(style)
+        self._parsed = parsed
         self._logprobs: list[TokenLogprob] = []
 
     def begin(self) -> Sequence[Any]:
@@ -277,11 +319,12 @@ class OllamaChatForm:
         """Collect an event, and yield the line with its text."""
         del index
         pieces = self._parsed.receive(event)
-        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        text, thoughts = text_in(pieces), thoughts_in(pieces)
         found = logprobs_of(self._tokenizer, event)
         self._logprobs += found
-        if text or found:
-            yield self._line(OllamaMessage("assistant", text), found)
+        if text or thoughts or found:
+            message = OllamaMessage("assistant", text, thinking=thoughts or UNSET)
+            yield self._line(message, found)
 
     def end(self) -> Iterator[OllamaChatted]:
         """Yield the calls, which are sent whole, and the last line."""
@@ -292,7 +335,8 @@ class OllamaChatForm:
     def whole(self) -> OllamaChatted:
         """Return the whole answer."""
         calls = self._calls() if self._parsed.calls else UNSET
-        message = OllamaMessage("assistant", self._parsed.text, calls)
+        thoughts = self._parsed.thoughts or UNSET
+        message = OllamaMessage("assistant", self._parsed.text, calls, thoughts)
         return self._last(message, self._logprobs)
 
     def _calls(self) -> list[OllamaCall]:
@@ -321,6 +365,16 @@ class OllamaChatForm:
             logprobs=logprobs or None,
             **timings_of_end(self._parsed.end),
         )
+
+
+def text_in(pieces: Sequence[AnswerPiece]) -> str:
+    """Return the text in pieces of an answer."""
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+def thoughts_in(pieces: Sequence[AnswerPiece]) -> str:
+    """Return the thoughts in pieces of an answer."""
+    return "".join(piece.text for piece in pieces if isinstance(piece, Thought))
 
 
 def logprobs_of(tokenizer: Tokenizer, event: Event) -> list[TokenLogprob]:

@@ -253,6 +253,11 @@ def describe(model: Model, verbose: bool) -> ShownModel:
         template=text.template or "",
         details=details_of(model),
         model_info=info,
-        capabilities=["completion", "embedding", *(["tools"] if tools else [])],
+        capabilities=[
+            "completion",
+            "embedding",
+            *(["tools"] if tools else []),
+            *(["thinking"] if model.intake.format.thinks else []),
+        ],
         modified_at=tagged(model, model.name).modified_at,
     )

@@ -62,10 +62,6 @@ class AnswerBody(OllamaBody, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
-    unsupported: ClassVar[Mapping[str, str]] = {
-        "think": "this model does not think before it answers",
-    }
-
 
 class OllamaGenerateBody(AnswerBody, kw_only=True):
     """Request: a prompt to answer."""
@@ -79,7 +75,6 @@ class OllamaGenerateBody(AnswerBody, kw_only=True):
     template: str | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        **AnswerBody.unsupported,
         "images": TEXT_ONLY,
         "suffix": "this model was not trained to fill gaps",
         "template": "templates of a request are not used; send raw and a whole prompt instead",
@@ -108,7 +103,7 @@ class OllamaTurn(msgspec.Struct, forbid_unknown_fields=True):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
-    thinking: str | None = None  # of an earlier answer; templates drop it
+    thinking: str | None = None  # of an earlier answer, for templates that show it
     images: list[str] | None = None
     tool_calls: list[OllamaPastCall] | None = None
     tool_name: str | None = None
@@ -141,6 +136,7 @@ class OllamaGenerated(Timings, kw_only=True):
     model: str = msgspec.field()
     created_at: str = msgspec.field()
     response: str = msgspec.field()
+    thinking: str | None = None  # the thoughts before the answer
     done: bool = msgspec.field()
     context: list[int] | None = None
     logprobs: list[TokenLogprob] | None = None
@@ -167,6 +163,7 @@ class OllamaMessage(msgspec.Struct):
     role: Literal["assistant"]
     content: str
     tool_calls: list[OllamaCall] | UnsetType = UNSET
+    thinking: str | UnsetType = UNSET
 
 
 class OllamaChatted(Timings, kw_only=True):

@@ -1,34 +1,129 @@
 """OpenAI's API: one file for each family of endpoints; `shapes.py` has their common types."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from jaxllama.errors import JaxLlamaError
+from aiohttp import web
+
+from jaxllama.errors import ConfigError, HttpError, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
-from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.dialect import Dialect, DialectOptions
+from jaxllama.serve.dialects.openai.batch_work import BatchWork
+from jaxllama.serve.dialects.openai.batches import BATCH_HANDLERS, BatchRoutes
 from jaxllama.serve.dialects.openai.chat import CHAT, chat
 from jaxllama.serve.dialects.openai.completions import COMPLETIONS, complete
 from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
+from jaxllama.serve.dialects.openai.file_store import MIB, FileStore
+from jaxllama.serve.dialects.openai.files import FILE_HANDLERS, FileRoutes
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
-from jaxllama.serve.dialects.openai.responses import RESPONSES, respond
-from jaxllama.serve.endpoints import Endpoint, Serves
+from jaxllama.serve.dialects.openai.rerank import (
+    RERANK,
+    SCORE_PAIRS,
+    rerank,
+    score_texts_in_pairs,
+)
+from jaxllama.serve.dialects.openai.response_store import ResponseStore
+from jaxllama.serve.dialects.openai.responses import RESPONSES, ResponseRoutes
+from jaxllama.serve.endpoints import Serves, bind_service
+from jaxllama.service import GenerationService
 
-ENDPOINTS: dict[Endpoint, Serves] = {
-    CHAT: chat,
-    COMPLETIONS: complete,
-    RESPONSES: respond,
-    EMBEDDINGS: embed,
-    MODELS: list_models,
-    MODEL: describe_model,
-}
+# The endpoints that a line of a batch may name.
+IN_BATCHES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
+
+
+KEPT = FILE_HANDLERS | BATCH_HANDLERS  # endpoints that need a folder, with their handlers' names
+
+
+def refusing(name: str) -> Serves:
+    """Make the handler with this name on a server that keeps no files and no batches."""
+
+    async def refuse(request: web.Request, service: GenerationService) -> web.StreamResponse:
+        del request, service
+        raise HttpError(
+            "this server keeps no files and no batches; start it with --dialect-option "
+            "openai.folder=FOLDER",
+            404,
+            "no_folder",
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+class OpenAIOptions(DialectOptions, frozen=True):
+    """Options of this dialect: where and how much it keeps. Without a folder, it has no batches."""
+
+    folder: str = ""  # of files and batches
+    keep_responses: bool = False  # in the folder too, not in memory
+    responses_mib: int = 64  # most MiB of stored responses
+    folder_mib: int = 1024  # most MiB of all files
+    file_mib: int = 100  # most MiB of one file
+    batch_lines: int = 50_000  # most requests of one batch
 
 
 class OpenAI(Dialect):
-    """OpenAI's API: chats, completions, responses, embeddings and models, below /v1."""
+    """OpenAI's API: chats, completions, responses, embeddings, models and batches, below /v1."""
 
     name = "openai"
-    endpoints = ENDPOINTS
+    options_type = OpenAIOptions
     prefixes = ("/v1",)
+
+    def __init__(self, options: DialectOptions | None = None) -> None:
+        """Make the handlers; those of files and batches need a folder."""
+        super().__init__(options)
+        self._responses = ResponseStore(self.options.responses_mib * MIB)
+        self.endpoints = {
+            CHAT: chat,
+            COMPLETIONS: complete,
+            **ResponseRoutes(self._responses).endpoints,
+            EMBEDDINGS: embed,
+            RERANK: rerank,
+            SCORE_PAIRS: score_texts_in_pairs,
+            MODELS: list_models,
+            MODEL: describe_model,
+            **{endpoint: refusing(name) for endpoint, name in KEPT.items()},
+        }
+        if self.options.keep_responses and not self.options.folder:
+            raise ConfigError(
+                "openai.keep_responses keeps responses in the folder for files; give openai.folder"
+            )
+        self._work: BatchWork | None = None
+        if self.options.folder:
+            folder = Path(self.options.folder).expanduser()
+            files = FileStore(
+                folder / "files",
+                most=self.options.folder_mib * MIB,
+                largest=self.options.file_mib * MIB,
+            )
+            self._work = BatchWork(folder, files, most_lines=self.options.batch_lines)
+            self.endpoints |= FileRoutes(files, self._work).endpoints
+            self.endpoints |= BatchRoutes(self._work).endpoints
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
         return error_body(error)
+
+    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
+        """Return the routes of all endpoints, with handlers bound to `service`."""
+        if self._work is not None:
+            self._work.handlers = {
+                endpoint.path: bind_service(endpoint, self.endpoints[endpoint], service)
+                for endpoint in IN_BATCHES
+            }
+        return super().routes(service)
+
+    @asynccontextmanager
+    async def running(self, app: web.Application, /) -> AsyncIterator[None]:
+        """Answer batches while the server runs."""
+        if self._work is None:
+            yield
+            return
+        async with self._work.running(app, self):
+            if self.options.keep_responses:
+                self._responses.open(Path(self.options.folder).expanduser() / "responses")
+            yield
+
+
+ENDPOINTS = OpenAI().endpoints

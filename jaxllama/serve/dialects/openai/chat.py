@@ -5,7 +5,8 @@ constrain the form of an answer come from `constraints.py`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 from msgspec import UNSET
@@ -19,6 +20,13 @@ from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
 from jaxllama.serve.answering.logprobs import TokenLogprob, chat_logprob
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.answering.parsed import ParsedAnswer
+from jaxllama.serve.answering.stops import ClientStops
+from jaxllama.serve.answering.thinking import (
+    knobs_of_effort,
+    thinks,
+    thought_parser,
+    thoughts_start,
+)
 from jaxllama.serve.answering.turns import as_turn, chosen_format
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
@@ -34,13 +42,16 @@ from jaxllama.serve.dialects.openai.chat_shapes import (
 from jaxllama.serve.dialects.openai.shapes import (
     Call,
     CalledFunction,
+    CompletionDetails,
     Counts,
     Logprobs,
     TokenUsage,
+    ids_of,
 )
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
+from jaxllama.text.thoughts import Thought, ThoughtStart
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.tools import CallDelta
 
@@ -69,6 +80,11 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     style = model.intake.with_format(format_).format.calls if tools else None
     constraint = knobs_of_request(body.response_format, tools, body.tool_choice, style)
     n = 1 if body.n is None else body.n
+    is_thinking = thinks(model, format_)
+    knobs |= knobs_of_effort(
+        request, body.reasoning_effort, knobs, "reasoning_effort", is_thinking=is_thinking
+    )
+    shows_thoughts = is_thinking and body.reasoning_format != "none"
     knobs = constraint.merge(knobs | logprobs_of(body))
     if body.explain:
         knobs = explainable_knobs(knobs, stream=body.stream, answers=n)
@@ -84,7 +100,13 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
     )
 
     def form(answers: Answers) -> ChatForm:
-        return ChatForm(body, model.intake.tokenizer, answers, style, name)
+        tokenizer = model.intake.tokenizer
+        start = None
+        if shows_thoughts:
+            start = thoughts_start(tokenizer, answers, ask.ending, messages)
+        return ChatForm(
+            body, knobs, answers, AnswerSyntax(style, start), AnsweredBy(name, tokenizer)
+        )
 
     return await write_answer(request, service, ask, form, stream=body.stream, explain=body.explain)
 
@@ -108,6 +130,22 @@ def logprobs_of(body: ChatBody) -> dict[str, object]:
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
 
 
+@dataclass(frozen=True)
+class AnswerSyntax:
+    """How the model writes calls and thoughts; None: it writes none, or they stay in the text."""
+
+    calls: CallStyle | None
+    thoughts: ThoughtStart | None
+
+
+@dataclass(frozen=True)
+class AnsweredBy:
+    """The model of an answer."""
+
+    name: str
+    tokenizer: Tokenizer
+
+
 class ChatForm:
     """Converts the answers to a conversation to OpenAI's messages or chunks."""
 
@@ -116,29 +154,34 @@ class ChatForm:
     def __init__(
         self,
         body: ChatBody,
-        tokenizer: Tokenizer,
+        knobs: Mapping[str, object],
         answers: Answers,
-        style: CallStyle | None,
-        name: str,
+        syntax: AnswerSyntax,
+        model: AnsweredBy,
     ) -> None:
         self._id = f"chatcmpl-{answers.caller.id}"
-        self._created, self._tokenizer, self._name = int(time.time()), tokenizer, name
+        self._created, self._tokenizer, self._name = int(time.time()), model.tokenizer, model.name
+        self._stops, self._shows_ids = ClientStops(knobs), bool(body.return_token_ids)
+        self._prompt = answers.requests[0].prompt
         self._answers = [
-            ChatAnswer(f"call_{answers.caller.id}_{index}", style, body)
+            ChatAnswer(f"call_{answers.caller.id}_{index}", syntax, body)
             for index in range(len(answers.requests))
         ]
         self._generated = 0
+        self._thinks = syntax.thoughts is not None
         self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
         """Yield the first chunk of each answer, with the role."""
         for index in range(len(self._answers)):
-            yield self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+            chunk = self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
+            if self._shows_ids and index == 0:
+                chunk.prompt_token_ids = list(self._prompt)
+            yield chunk
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
         """Yield the chunks for an event of one answer."""
         answer = self._answers[index]
-        is_end = isinstance(event, Finished)
         self._generated += isinstance(event, Token)
         delta = answer.receive(event)
         found = (
@@ -147,11 +190,20 @@ class ChatForm:
             else [chat_logprob(self._tokenizer, event.token, event.logprobs)]
         )
         answer.logprobs += found
-        if found or delta != ChatDelta():
-            logprobs = Logprobs(found) if found else None
-            yield self._chunk([ChunkChoice(index, delta, logprobs=logprobs)])
-        if is_end:
-            yield self._chunk([ChunkChoice(index, ChatDelta(), finish_reason=answer.ending)])
+        ids = ids_of(event) if self._shows_ids else []
+        answer.token_ids += ids
+        if isinstance(event, Finished):
+            if delta != ChatDelta():
+                yield self._chunk([ChunkChoice(index, delta)])
+            answer.stop_reason = self._stops.met(event)
+            choice = ChunkChoice(index, ChatDelta(), answer.ending, stop_reason=answer.stop_reason)
+        elif found or ids or delta != ChatDelta():
+            choice = ChunkChoice(index, delta, logprobs=Logprobs(found) if found else None)
+        else:
+            return
+        if self._shows_ids:
+            choice.token_ids = ids
+        yield self._chunk([choice])
 
     def end(self) -> Iterator[ChatChunk]:
         """Yield the usage chunk if it was requested."""
@@ -166,14 +218,23 @@ class ChatForm:
                 answer.message(),
                 answer.ending,
                 logprobs=Logprobs(answer.logprobs) if answer.has_logprobs else None,
+                stop_reason=answer.stop_reason,
+                token_ids=answer.token_ids if self._shows_ids else UNSET,
             )
             for index, answer in enumerate(self._answers)
         ]
-        return ChatCompletion(self._id, self._created, self._name, choices, self._usage())
+        whole = ChatCompletion(self._id, self._created, self._name, choices, self._usage())
+        if self._shows_ids:
+            whole.prompt_token_ids = list(self._prompt)
+        return whole
 
     def _usage(self) -> TokenUsage:
         usages = [answer.usage for answer in self._answers]
-        return shapes.sum_up(usages, len(usages))
+        usage = shapes.sum_up(usages, len(usages))
+        if self._thinks:
+            tokens = sum(answer.thought_tokens for answer in self._answers)
+            usage.completion_tokens_details = CompletionDetails(tokens)
+        return usage
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         usage = self._counts.so_far(self._generated)
@@ -183,13 +244,22 @@ class ChatForm:
 class ChatAnswer:
     """Collects one answer from its events: text, tool calls, reason of its end."""
 
-    def __init__(self, prefix: str, style: CallStyle | None, body: ChatBody) -> None:
+    def __init__(self, prefix: str, syntax: AnswerSyntax, body: ChatBody) -> None:
         self.logprobs: list[TokenLogprob] = []
         self.has_logprobs = bool(body.logprobs)
         self.usage: Usage | None = None
         self.ending: shapes.ChatFinish = "stop"
+        self.stop_reason: str | int | None = None
+        self.token_ids: list[int] = []
         self._prefix = prefix
-        self._parsed = ParsedAnswer(style, only_one=body.parallel_tool_calls is False)
+        only_one = body.parallel_tool_calls is False
+        thoughts = thought_parser(syntax.thoughts)
+        self._parsed = ParsedAnswer(syntax.calls, only_one=only_one, thoughts=thoughts)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Number of tokens in the thoughts so far."""
+        return self._parsed.thought_tokens
 
     def receive(self, event: Event) -> ChatDelta:
         """Add an event to the answer and return what it adds as a delta."""
@@ -200,8 +270,11 @@ class ChatAnswer:
             self.ending = "tool_calls" if has_called else shapes.ending_of(event.reason)
         texts = [piece for piece in pieces if isinstance(piece, str)]
         calls = [self._call(piece) for piece in pieces if isinstance(piece, CallDelta)]
+        thoughts = [piece.text for piece in pieces if isinstance(piece, Thought)]
         return ChatDelta(
-            content="".join(texts) if texts else UNSET, tool_calls=calls if calls else UNSET
+            content="".join(texts) if texts else UNSET,
+            tool_calls=calls if calls else UNSET,
+            reasoning_content="".join(thoughts) if thoughts else UNSET,
         )
 
     def message(self) -> ChatMessage:
@@ -210,8 +283,12 @@ class ChatAnswer:
             Call(CalledFunction(call.arguments, call.name), id=self._id(index), type="function")
             for index, call in enumerate(self._parsed.calls)
         ]
-        text = self._parsed.text
-        return ChatMessage(text if text or not calls else None, tool_calls=calls or UNSET)
+        text, thoughts = self._parsed.text, self._parsed.thoughts
+        return ChatMessage(
+            text if text or not (calls or thoughts) else None,
+            tool_calls=calls or UNSET,
+            reasoning_content=thoughts or UNSET,
+        )
 
     def _call(self, piece: CallDelta) -> Call:
         """Return a piece of a tool call as a delta."""

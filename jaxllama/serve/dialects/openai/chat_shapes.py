@@ -13,6 +13,7 @@ from jaxllama.serve.answering.constraints import (
     ToolChoice,
     ToolDefinition,
 )
+from jaxllama.serve.answering.thinking import Effort
 from jaxllama.serve.answering.turns import Turn
 from jaxllama.serve.dialects.openai import shapes
 from jaxllama.serve.dialects.openai.shapes import Call, Common, Logprobs, StreamOptions, TokenUsage
@@ -40,7 +41,11 @@ class ChatBody(Common, kw_only=True):
     continue_final_message: bool | None = None
     format: str | None = None  # name of an installed prompt format
     context_overflow: ContextOverflow | None = None
+    return_token_ids: bool | None = None  # vLLM's field: of the prompt and of each answer
     explain: bool | None = None  # report the effect of each sampler on each token
+    reasoning_effort: Effort | None = None  # another way to say reasoning_budget
+    # none: thoughts stay in the text; the others: apart, as reasoning_content (llama.cpp's names)
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     audio: Any = None
@@ -49,7 +54,6 @@ class ChatBody(Common, kw_only=True):
     moderation: Any = None
     prediction: Any = None
     prompt_cache_options: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -64,7 +68,6 @@ class ChatBody(Common, kw_only=True):
         "store": NOTHING_STORED,
         "prediction": "this server does not use predicted answers",
         "prompt_cache_options": SHARED_UNASKED,
-        "reasoning_effort": NO_SETTING,
         "verbosity": NO_SETTING,
     }
 
@@ -76,6 +79,7 @@ class ChatMessage(msgspec.Struct):
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     tool_calls: list[Call] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # the thoughts before the answer
 
 
 class ChatChoice(msgspec.Struct):
@@ -85,6 +89,8 @@ class ChatChoice(msgspec.Struct):
     message: ChatMessage
     finish_reason: shapes.ChatFinish
     logprobs: Logprobs | None = None
+    stop_reason: str | int | None = None  # the client's stop string or token that ended it
+    token_ids: list[int] | UnsetType = UNSET  # with the end token, if one was drawn
 
 
 class ChatCompletion(msgspec.Struct):
@@ -96,6 +102,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: TokenUsage
     object: Literal["chat.completion"] = "chat.completion"
+    prompt_token_ids: list[int] | UnsetType = UNSET
     explanation: list[Position] | UnsetType = UNSET
 
 
@@ -105,6 +112,7 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     tool_calls: list[Call] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):
@@ -114,6 +122,8 @@ class ChunkChoice(msgspec.Struct):
     delta: ChatDelta
     finish_reason: shapes.ChatFinish | None = None
     logprobs: Logprobs | None = None
+    stop_reason: str | int | UnsetType | None = UNSET  # given with finish_reason
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct):
@@ -125,3 +135,4 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChunkChoice]
     usage: TokenUsage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk

@@ -15,13 +15,16 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position
+from jaxllama.intake import Prompt
 from jaxllama.limits import LIMITS
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.answering.constraints import ResponseFormat, knobs_of_request
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.answering.prompts import PromptField, as_prompts
+from jaxllama.serve.answering.stops import ClientStops, as_list
 from jaxllama.serve.answering.writing import explainable_knobs, write_answer
 from jaxllama.serve.dialects.openai import shapes
+from jaxllama.serve.dialects.openai.beam_answers import BeamOptions, find_beams
 from jaxllama.serve.dialects.openai.echo import Echo, make_echoes
 from jaxllama.serve.dialects.openai.logprobs import LogprobsWriter, OldLogprobs
 from jaxllama.serve.dialects.openai.shapes import (
@@ -30,11 +33,12 @@ from jaxllama.serve.dialects.openai.shapes import (
     Details,
     StreamOptions,
     TokenUsage,
+    ids_of,
 )
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
-from jaxllama.service import Ask, GenerationService
+from jaxllama.service import Ask, Caller, GenerationService, Model
 from jaxllama.service.answers import Answers
 from jaxllama.text.tokenizer import Tokenizer
 
@@ -48,14 +52,17 @@ class CompletionBody(Common, kw_only=True):
     n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
+    return_token_ids: bool | None = None  # vLLM's field: of the prompt and of each answer
     explain: bool | None = None  # report the effect of each sampler on each token
     response_format: ResponseFormat | None = None
+    format: str | None = None  # make each prompt a user's message in this prompt format
     suffix: str | None = None
-    use_beam_search: bool | None = None
+    use_beam_search: bool | None = None  # return the likeliest answers; best_of is the width
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "suffix": "this model was not trained to fill gaps",
-        "use_beam_search": "send best_of; beam search is for Python and the command line",
     }
 
 
@@ -66,6 +73,10 @@ class CompletionChoice(msgspec.Struct):
     text: str
     finish_reason: Literal["stop", "length"] | None = None
     logprobs: OldLogprobs | None = None
+    stop_reason: str | int | UnsetType | None = UNSET  # given with finish_reason
+    token_ids: list[int] | UnsetType = UNSET  # with the end token, if one was drawn
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk of each answer
+    score: float | UnsetType = UNSET  # of a beam: by which the answers are ranked
 
 
 class TextCompletion(msgspec.Struct):
@@ -112,30 +123,103 @@ async def complete(request: web.Request, service: GenerationService) -> web.Stre
     constraint = knobs_of_request(body.response_format)
     knobs = constraint.merge(knobs)
     prompts = as_prompts(body.prompt)
+    asked = knobs
+    if body.format is not None:
+        prompts, knobs = await in_format(body.format, prompts, knobs, service, request[CALLER])
+    if body.use_beam_search:
+        return one_json(await search_beams(request, service, body, prompts, knobs))
     if body.explain:
         count = (body.best_of or body.n or 1) * len(prompts)
         knobs = explainable_knobs(knobs, stream=body.stream, answers=count)
     echoes = await make_echoes(prompts, knobs, service, request[CALLER]) if body.echo else []
     shows_logprobs = knobs.get("logprobs") is not None
     style = CompletionOptions(
-        body, name, model.intake.tokenizer, echoes, shows_logprobs=shows_logprobs
+        body, name, model.intake.tokenizer, echoes, asked, shows_logprobs=shows_logprobs
     )
     if knobs.get("max_tokens") == 0:
-        form = CompletionForm(style, request[CALLER].id, [len(echo.ids) for echo in echoes])
+        form = CompletionForm(style, request[CALLER].id, [tuple(echo.ids) for echo in echoes])
         return one_json(form.whole())
     if style.spare and not style.shows_logprobs:
         knobs["logprobs"] = 0  # needed to find the best answers
 
     def make(answers: Answers) -> CompletionForm:
-        return CompletionForm(style, answers.id, [len(one.prompt) for one in answers.requests])
+        return CompletionForm(style, answers.id, [one.prompt for one in answers.requests])
 
     ask = Ask(prompts=prompts, knobs=knobs, n=style.generated, names=constraint.names)
     return await write_answer(request, service, ask, make, stream=body.stream, explain=body.explain)
 
 
+async def in_format(
+    name: str,
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+    service: GenerationService,
+    caller: Caller,
+) -> tuple[list[Prompt], dict[str, object]]:
+    """Return each prompt as a user's message in a prompt format, and knobs with its stops."""
+    texts = [each for each in prompts if isinstance(each, str)]
+    if len(texts) < len(prompts):
+        raise InvalidParameter(
+            "format makes a message of each prompt; token ids are none: send texts", "format"
+        )
+    speaking = service.model.intake.with_format(name)
+
+    def render(model: Model) -> list[Prompt]:
+        del model
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        return [speaking.chat_ids(each) for each in turns]
+
+    found = await service.off_loop(render, caller, size=sum(map(len, texts)))
+    stops = [*as_list(knobs.get("stop")), *speaking.format.stop]
+    return found, {**knobs, **({"stop": stops} if speaking.format.stop else {})}
+
+
+async def search_beams(
+    request: web.Request,
+    service: GenerationService,
+    body: CompletionBody,
+    prompts: Sequence[Prompt],
+    knobs: Mapping[str, object],
+) -> TextCompletion:
+    """Return the likeliest answers to each prompt, best first."""
+    for name in ("stream", "echo", "explain", "format"):
+        if getattr(body, name):
+            raise InvalidParameter(f"{name} is not supported with use_beam_search", name)
+    count = body.n or 1
+    options = BeamOptions(
+        body.best_of or count,
+        1.0 if body.length_penalty is None else body.length_penalty,
+        body.early_stopping or False,
+    )
+    found = await find_beams(prompts, knobs, options, service, request[CALLER])
+    tokenizer, stops = service.model.intake.tokenizer, as_list(knobs.get("stop_ids"))
+    choices: list[CompletionChoice] = []
+    for beams in found:
+        for answer in beams.answers[:count]:
+            last = answer.tokens[-1]
+            is_whole = last in beams.rules.end_ids
+            choice = CompletionChoice(
+                len(choices),
+                tokenizer.decode(answer.tokens[:-1] if is_whole else answer.tokens, start=False),
+                "stop" if is_whole else "length",
+                stop_reason=last if is_whole and last in stops else None,
+                score=answer.score,
+            )
+            if body.return_token_ids:
+                choice.token_ids = list(answer.tokens)
+                choice.prompt_token_ids = list(beams.prompt)
+            choices.append(choice)
+    usage = shapes.sum_up([beams.usage for beams in found], 1)
+    caller, name = request[CALLER], check_adapted(body.model, service.model, dict(knobs))
+    return TextCompletion(f"cmpl-{caller.id}", int(time.time()), name, choices, usage)
+
+
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
     """Raise InvalidParameter for options that contradict each other."""
     count = body.n or 1
+    for name in ("length_penalty", "early_stopping"):
+        if getattr(body, name) is not None and not body.use_beam_search:
+            raise InvalidParameter(f"{name} needs use_beam_search to be true", name)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     if body.best_of is not None and body.best_of < count:
@@ -168,6 +252,7 @@ class CompletionOptions:
         name: str,
         tokenizer: Tokenizer,
         echoes: Sequence[Echo],
+        knobs: Mapping[str, object],
         *,
         shows_logprobs: bool,
     ) -> None:
@@ -176,6 +261,7 @@ class CompletionOptions:
         self.returned = body.n or 1  # answers to return for each prompt
         self.generated = body.best_of or self.returned
         self.options = body.stream_options
+        self.stops, self.shows_ids = ClientStops(knobs), bool(body.return_token_ids)
 
     @property
     def spare(self) -> int:
@@ -192,28 +278,44 @@ class CompletionForm:
 
     says_done = True
 
-    def __init__(self, style: CompletionOptions, id_: str, sizes: Sequence[int]) -> None:
-        """Make an empty form; `sizes` has the prompt tokens of each answer."""
+    def __init__(
+        self, style: CompletionOptions, id_: str, prompts: Sequence[tuple[int, ...]]
+    ) -> None:
+        """Make an empty form; `prompts` has the prompt of each answer."""
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
-        self._writers = [CompletionAnswer(style, index) for index in range(len(sizes))]
-        self._counts = Counts(style.options, sum(sizes[:: style.generated]))
+        self._writers = [CompletionAnswer(style, index) for index in range(len(prompts))]
+        self._prompts = prompts
+        self._counts = Counts(style.options, sum(map(len, prompts[:: style.generated])))
 
     def begin(self) -> Iterator[CompletionChunk]:
         """Yield a chunk with the echo before each answer, if requested."""
         for index in range(len(self._writers)):
             echo = self._style.echo(index)
+            choice = CompletionChoice(index, "")
             if echo is not None:
-                yield self._chunk(CompletionChoice(index, echo.text, logprobs=echo.logprobs))
+                choice.text, choice.logprobs = echo.text, echo.logprobs
+            if self._style.shows_ids:
+                choice.prompt_token_ids = list(self._prompts[index])
+            if echo is not None or self._style.shows_ids:
+                yield self._chunk(choice)
 
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
         """Yield the chunks for an event of one answer."""
-        found = self._writers[index].receive(event)
+        writer, shows_ids = self._writers[index], self._style.shows_ids
+        found = writer.receive(event)
         self._generated += isinstance(event, Token)
-        if event.text or found is not None:
-            yield self._chunk(CompletionChoice(index, event.text, logprobs=found))
         if isinstance(event, Finished):
-            yield self._chunk(CompletionChoice(index, "", shapes.ending_of(event.reason)))
+            if event.text:
+                yield self._chunk(CompletionChoice(index, event.text))
+            choice = CompletionChoice(index, "", writer.ending, stop_reason=writer.stop_reason)
+        elif event.text or found is not None or shows_ids:
+            choice = CompletionChoice(index, event.text, logprobs=found)
+        else:
+            return
+        if shows_ids:
+            choice.token_ids = ids_of(event)
+        yield self._chunk(choice)
 
     def end(self) -> Iterator[CompletionChunk]:
         """Yield the usage chunk if it was requested."""
@@ -228,12 +330,18 @@ class CompletionForm:
             group = self._writers[first : first + style.generated]
             if style.spare:
                 group.sort(key=CompletionAnswer.mean_logprob, reverse=True)
-            chosen += group[: style.returned]
+            chosen += [(writer, self._prompts[first]) for writer in group[: style.returned]]
         choices = [
             CompletionChoice(
-                index, writer.text, writer.ending, writer.logprobs if style.shows_logprobs else None
+                index,
+                writer.text,
+                writer.ending,
+                writer.logprobs if style.shows_logprobs else None,
+                writer.stop_reason,
+                writer.token_ids if style.shows_ids else UNSET,
+                list(prompt) if style.shows_ids else UNSET,
             )
-            for index, writer in enumerate(chosen)
+            for index, (writer, prompt) in enumerate(chosen)
         ]
         return TextCompletion(self._id, self._created, style.name, choices, self._usage())
 
@@ -257,12 +365,14 @@ class CompletionAnswer:
         echo = style.echo(index)
         self.usage: Usage | None = None
         self.ending: Literal["stop", "length"] = "length"
+        self.stop_reason: str | int | None = None
+        self.token_ids: list[int] = []
         self.logprobs = OldLogprobs()
         if echo is not None and echo.logprobs is not None:
             self.logprobs.extend(echo.logprobs)
         self._texts = [echo.text] if echo else []
         self._logprobs_writer = LogprobsWriter(style.tokenizer, sum(map(len, self._texts)))
-        self._shows_logprobs = style.shows_logprobs
+        self._shows_logprobs, self._stops = style.shows_logprobs, style.stops
         self._values: list[float] = []
 
     @property
@@ -273,8 +383,10 @@ class CompletionAnswer:
     def receive(self, event: Event) -> OldLogprobs | None:
         """Add an event to the answer; return its log-probabilities if they were requested."""
         self._texts.append(event.text)
+        self.token_ids += ids_of(event)
         if isinstance(event, Finished):
             self.usage, self.ending = event.usage, shapes.ending_of(event.reason)
+            self.stop_reason = self._stops.met(event)
             return None
         if event.logprobs is None:
             return None

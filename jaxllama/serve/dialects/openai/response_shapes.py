@@ -4,28 +4,63 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from jaxllama.serve.answering.constraints import FunctionName
+from jaxllama.serve.answering.thinking import Effort
 from jaxllama.serve.answering.turns import TextPart
 from jaxllama.serve.dialects.openai.chat_shapes import (
-    NO_SETTING,
     SHARED_UNASKED,
     TEXT_ONLY,
 )
 from jaxllama.serve.dialects.openai.shapes import Common, Details, StreamOptions
 
-NOTHING_KEPT = "nothing is stored here between requests; send the whole conversation as input"
-NO_TOOLS = "use /v1/chat/completions for tools"
+NO_TOOLS = "this server runs no tools itself"
 
 
-class InputMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of the request's conversation."""
+class InputItem(msgspec.Struct, forbid_unknown_fields=True):
+    """A message, a call, the result of a call, or thoughts; each type has some of the fields."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    type: Literal["message"] = "message"
-    id: str | None = None  # this and the next: clients send our answers back
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[TextPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[TextPart] | None = None
+    summary: list[TextPart] | None = None
+    encrypted_content: str | None = None  # this and the next: clients send our answers back
+    id: str | None = None
     status: str | None = None
     phase: str | None = None
+
+
+class FunctionTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool that the model may call; tools that a server would run are refused."""
+
+    type: str
+    name: FunctionName | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunctionTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool choice: the function to call."""
+
+    name: FunctionName
+    type: Literal["function"] = "function"
+
+
+ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunctionTool
+
+
+class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How long the model thinks before it answers."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None  # of no effect: thoughts are sent
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextFormat(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,23 +82,23 @@ class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
 class ResponseBody(Common, kw_only=True):
     """Request: a conversation, and options for the answer."""
 
-    input: str | list[InputMessage]
+    input: str | list[InputItem]
     instructions: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    tools: list[Any] | None = None
+    tools: list[FunctionTool] | None = None
     store: bool | None = None
     background: bool | None = None
     top_logprobs: int | None = None
     include: Any = None
-    previous_response_id: Any = None
+    previous_response_id: str | None = None
     conversation: Any = None
     prompt: Any = None
-    reasoning: Any = None
+    reasoning: ReasoningOptions | None = None
     max_tool_calls: Any = None
     context_management: Any = None
     moderation: Any = None
@@ -72,11 +107,9 @@ class ResponseBody(Common, kw_only=True):
     image: Any = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "tools": NO_TOOLS,
         "background": "a response is made while its client waits",
         "top_logprobs": "use /v1/chat/completions for log-probabilities",
-        "previous_response_id": NOTHING_KEPT,
-        "conversation": NOTHING_KEPT,
+        "conversation": "send previous_response_id, or the whole conversation as input",
         "prompt": "no prompts are stored here",
         "max_tool_calls": NO_TOOLS,
         "moderation": "there is no moderation here",
@@ -84,9 +117,7 @@ class ResponseBody(Common, kw_only=True):
         "image": TEXT_ONLY,
     }
     unheeded: ClassVar[Mapping[str, str]] = {
-        "store": NOTHING_KEPT,
         "include": "answers contain no further data",
-        "reasoning": NO_SETTING,
         "context_management": "the conversation is used as it was sent",
         "prompt_cache_options": SHARED_UNASKED,
     }
@@ -104,18 +135,46 @@ class OutputText(msgspec.Struct):
 ResponseStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputMessage(msgspec.Struct):
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
     """The assistant's message."""
 
     id: str
     status: ResponseStatus
     content: list[OutputText]
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
 
 
+class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call"):
+    """A call of a tool, with its arguments as JSON text."""
+
+    id: str
+    status: ResponseStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ReasoningText(msgspec.Struct):
+    """Thoughts."""
+
+    text: str
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
+    """The thoughts before an answer."""
+
+    id: str
+    status: ResponseStatus
+    content: list[ReasoningText]
+    summary: list[None] = msgspec.field(default_factory=list)
+
+
+OutputItem = OutputMessage | FunctionCallItem | ReasoningItem
+
+
 class OutputDetails(msgspec.Struct):
-    """Number of answer tokens that were not shown: 0."""
+    """Number of answer tokens in thoughts."""
 
     reasoning_tokens: int = 0
 
@@ -149,7 +208,7 @@ class Response(msgspec.Struct, kw_only=True):
     created_at: int
     model: str
     status: ResponseStatus
-    output: list[OutputMessage]
+    output: list[OutputItem]
     instructions: str | None
     max_output_tokens: int | None
     temperature: float | None
@@ -161,14 +220,14 @@ class Response(msgspec.Struct, kw_only=True):
     error: None = None
     object: Literal["response"] = "response"
     parallel_tool_calls: bool = True
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[None] = msgspec.field(default_factory=list)
+    tool_choice: ResponseToolChoice = "auto"
+    tools: list[FunctionTool] = msgspec.field(default_factory=list)
     text: TextSettings = msgspec.field(default_factory=TextSettings)
     truncation: Literal["disabled"] = "disabled"
-    previous_response_id: None = None
-    reasoning: None = None
+    previous_response_id: str | None = None
+    reasoning: ReasoningOptions | None = None
     background: bool = False
-    store: bool = False
+    store: bool = True
 
 
 class WholeEvent(msgspec.Struct):
@@ -182,11 +241,11 @@ class WholeEvent(msgspec.Struct):
 
 
 class ItemEvent(msgspec.Struct):
-    """Event: the message starts or ends."""
+    """Event: an item of the output starts or ends."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     sequence_number: int
-    item: OutputMessage
+    item: OutputItem
     output_index: int = 0
 
 
@@ -225,5 +284,64 @@ class TextEvent(msgspec.Struct):
     logprobs: list[None] = msgspec.field(default_factory=list)
 
 
-StreamEvent = WholeEvent | ItemEvent | PartEvent | DeltaEvent | TextEvent
-EVENTS = (WholeEvent, ItemEvent, PartEvent, DeltaEvent, TextEvent)
+class PieceEvent(msgspec.Struct):
+    """Event: a new part of the arguments of a call, or of the thoughts."""
+
+    type: Literal["response.function_call_arguments.delta", "response.reasoning_text.delta"]
+    sequence_number: int
+    item_id: str
+    delta: str
+    output_index: int
+    content_index: int | UnsetType = UNSET  # of thoughts
+
+
+class ArgumentsEvent(msgspec.Struct):
+    """Event: the whole arguments of a call."""
+
+    sequence_number: int
+    item_id: str
+    name: str
+    arguments: str
+    output_index: int
+    type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
+
+
+class ThoughtsEvent(msgspec.Struct):
+    """Event: the whole thoughts."""
+
+    sequence_number: int
+    item_id: str
+    text: str
+    output_index: int
+    content_index: int = 0
+    type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
+
+
+EVENTS = (
+    WholeEvent,
+    ItemEvent,
+    PartEvent,
+    DeltaEvent,
+    TextEvent,
+    PieceEvent,
+    ArgumentsEvent,
+    ThoughtsEvent,
+)
+StreamEvent = (
+    WholeEvent
+    | ItemEvent
+    | PartEvent
+    | DeltaEvent
+    | TextEvent
+    | PieceEvent
+    | ArgumentsEvent
+    | ThoughtsEvent
+)
+
+
+class ResponseDeleted(msgspec.Struct):
+    """Confirmation that a response was deleted."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jaxllama.request import FinishReason, Usage
+from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.answering.logprobs import TokenLogprob
 from jaxllama.serve.answering.models import ModelBody
 
@@ -41,6 +41,12 @@ class Details(msgspec.Struct):
     dropped_messages: int | UnsetType = UNSET
 
 
+class CompletionDetails(msgspec.Struct):
+    """Number of answer tokens in thoughts."""
+
+    reasoning_tokens: int
+
+
 class TokenUsage(msgspec.Struct):
     """Token counts of a request; the details are known at its end."""
 
@@ -48,6 +54,7 @@ class TokenUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Details | UnsetType = UNSET
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET  # of models that think
 
 
 class Logprobs(msgspec.Struct):
@@ -79,6 +86,12 @@ ChatFinish = Literal["stop", "length", "tool_calls"]
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
     """Return OpenAI's finish_reason for the end of an answer."""
     return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def ids_of(event: Event) -> list[int]:
+    """Return the token of an event, if it has one; an end token comes with the end."""
+    token = event.end_token if isinstance(event, Finished) else event.token
+    return [] if token is None else [token]
 
 
 class Counts:

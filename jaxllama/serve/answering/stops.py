@@ -1,0 +1,32 @@
+"""Stops: the stop strings and stop tokens of one request, and which of them ended an answer.
+
+Used by every dialect that tells why an answer ended. Knows no dialect's JSON.
+"""
+
+from collections.abc import Mapping
+
+from jaxllama.request import Finished
+
+
+class ClientStops:
+    """The stops that the client sent; those of the model and its prompt format do not count."""
+
+    def __init__(self, knobs: Mapping[str, object]) -> None:
+        self._texts, self._ids = as_list(knobs.get("stop")), as_list(knobs.get("stop_ids"))
+
+    def text_met(self, end: Finished) -> str | None:
+        """Return the stop string that ended an answer; None if none did."""
+        return end.stop if end.stop in self._texts else None
+
+    def met(self, end: Finished) -> str | int | None:
+        """Return the stop string or stop token that ended an answer; None if none did."""
+        if end.end_token is not None and end.end_token in self._ids:
+            return end.end_token
+        return self.text_met(end)
+
+
+def as_list(stop: object) -> list[object]:
+    """Return stops as a list; one may come alone."""
+    if stop is None:
+        return []
+    return [stop] if isinstance(stop, str | int) else list(stop)  # type: ignore[call-overload]

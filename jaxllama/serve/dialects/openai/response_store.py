@@ -1,0 +1,97 @@
+"""Response store: past responses with their conversations, so that a later request can go on.
+
+Bounded: the response that was used longest ago makes room. In memory, or in a folder that a restart
+finds again. Knows no HTTP.
+"""
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jaxllama.errors import HttpError
+from jaxllama.serve.dialects.openai.file_store import MIB, write_whole
+
+RESPONSE_ID = re.compile(r"resp-[0-9a-f]{24}")
+MOST_RESPONSES = 10_000
+
+
+class KeptResponse(msgspec.Struct):
+    """A response, and the conversation up to and with it."""
+
+    owner: str
+    response: msgspec.Raw
+    turns: list[dict[str, Any]]  # the conversation without instructions
+
+
+class ResponseStore:
+    """The responses of all clients, with at most `most` bytes."""
+
+    def __init__(self, most: int = 64 * MIB) -> None:
+        self._most = most
+        self._folder: Path | None = None
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # by id, the longest unused first
+        self._held: dict[str, bytes] = {}  # without a folder
+        self._total = 0
+
+    def open(self, folder: Path) -> None:
+        """Keep responses in a folder from now on, with those that are there."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in folder.glob("*.part"):
+            part.unlink(missing_ok=True)
+        self._folder = folder
+        found = [path for path in folder.glob("resp-*.json") if RESPONSE_ID.fullmatch(path.stem)]
+        for path in sorted(found, key=lambda path: path.stat().st_mtime):
+            self._note(path.stem, path.stat().st_size)
+
+    def keep(self, id_: str, kept: KeptResponse) -> None:
+        """Keep a response; the oldest ones make room."""
+        raw = msgspec.json.encode(kept)
+        if self._folder is None:
+            self._held[id_] = raw
+        else:
+            write_whole(self._folder / f"{id_}.json", raw)
+        self._note(id_, len(raw))
+
+    def find(self, id_: str, owner: str) -> KeptResponse:
+        """Return an owner's response; raises HttpError 404 if there is none."""
+        try:
+            if id_ not in self._sizes:
+                raise FileNotFoundError(id_)
+            path = None if self._folder is None else self._folder / f"{id_}.json"
+            raw = self._held[id_] if path is None else path.read_bytes()
+            kept = msgspec.json.decode(raw, type=KeptResponse)
+        except (OSError, msgspec.DecodeError) as error:
+            raise no_response(id_) from error
+        if kept.owner != owner:
+            raise no_response(id_)
+        self._sizes.move_to_end(id_)
+        return kept
+
+    def delete(self, id_: str, owner: str) -> None:
+        """Delete an owner's response."""
+        self.find(id_, owner)
+        self._forget(id_)
+
+    def _note(self, id_: str, size: int) -> None:
+        self._sizes[id_] = size
+        self._total += size
+        while self._total > self._most or len(self._sizes) > MOST_RESPONSES:
+            self._forget(next(iter(self._sizes)))
+
+    def _forget(self, id_: str) -> None:
+        self._total -= self._sizes.pop(id_)
+        self._held.pop(id_, None)
+        if self._folder is not None:
+            (self._folder / f"{id_}.json").unlink(missing_ok=True)
+
+
+def no_response(id_: str) -> HttpError:
+    """Make the error for an id without a response."""
+    return HttpError(
+        f"there is no response {id_[:100]!r} of yours; it was not stored, or has been dropped",
+        404,
+        "response_not_found",
+    )
