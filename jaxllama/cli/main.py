@@ -31,7 +31,7 @@ COMMANDS = {
     "export": "Write a model as a GGUF file or a Hugging Face folder.",
     "inspect": "Show what a model is and how much memory it needs.",
     "plugins": "List samplers, presets, prompt formats and weight readers.",
-    "compat": "Run a command line of rllama, Rama, llama2.c, llama-burn or ExLlama.",
+    "compat": "Run a command line of rllama, Rama, ExLlama or others.",
     "new": "Write a plugin package to start from.",
     "check": "Check that a sampler or prompt format keeps its contract.",
     "version": "Print the versions of jaxllama, JAX and Python.",
