@@ -48,6 +48,7 @@ class Way:
     limit: Body = field(default_factory=lambda: {"max_tokens": -1})
     limited: str | None = None  # its name in the error, if it is not that of the field
     statuses: Mapping[int, int] = field(default_factory=dict)  # the usual ones -> its own
+    least: int = 6  # pieces of a stream
 
 
 def read(raw: str) -> Any:
@@ -214,6 +215,7 @@ WAYS = [
             each["response"]["delta"] for event in events_of(raw) for each in event["responses"]
         ],
         message=plain,
+        least=1,  # what has arrived of an answer is one piece
         limit={"chatQueries": [{"messages": HI, "max_tokens": -1}], "completionQueries": []},
         limited="max_tokens",
     ),

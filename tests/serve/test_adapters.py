@@ -42,7 +42,8 @@ async def serving(folder: Path, *, loaded: tuple[str, ...] = ("one",), **setting
         MODEL, kept.engine, kept.bank, weights, kept.mesh,
         executables=kept.executables, adapters=blocks,
     )  # fmt: skip
-    own.warm_up()
+    kept.warm_up()
+    own._compiler.made.update(kept._compiler.made)  # loading them again takes long
     adapters = LoadedAdapters(own, blocks)
     read = partial(read_adapter, model=MODEL, engine=kept.engine)
     for name in loaded:

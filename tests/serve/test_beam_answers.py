@@ -159,6 +159,6 @@ def test_a_client_that_leaves_ends_the_search():
             await live.settled()
             before = live.engine.ledger["accepted"]
             await asyncio.sleep(0.05)
-            assert live.engine.ledger["accepted"] == before < 200
+            assert live.engine.ledger["accepted"] == before < 600  # of 800
 
     scenario(body)

@@ -344,6 +344,7 @@ def test_a_changed_knob_is_in_the_request_and_no_other(page: Page, site: Site):
     say(page, "first")
     request = site.requests[-1]
     own = {"model", "messages", "stream", "stream_options", "logprobs", "top_logprobs"}
+    own.add("context_overflow")
     changed = {name: value for name, value in request.items() if name not in own}
     assert changed == {
         "temperature": 0.5,

@@ -160,7 +160,9 @@ def test_a_wrong_query_of_a_batch_refuses_it():
             assert "at most 4096" in await ask(live, "/batch", many, 400)
             last = [{"prompt": "hi"}, {"prompt": "hi", "temperature": 1, "max_tokens": 0}]
             asked = {"completionQueries": last, "stream": True}
-            assert "max_tokens is 0" in await ask(live, "/batch", asked)
+            async with live.http.post(f"{live.url}/batch", json=asked) as response:
+                assert response.status in (200, 400)  # after the first answer, or before it
+                assert "max_tokens is 0" in await response.text()
 
     scenario(body)
 
