@@ -23,9 +23,13 @@ struct Adapters {
   int64_t rank;
 };
 
+constexpr int kMostTogether = 4;  // rows that read the matrices of their adapter together
+
 struct AdaptOps {
-  // Writes the outputs of all parts of one row, side by side.
-  void (*adapt)(const Adapters&, const Rows&, int64_t row, int64_t adapter, float scale, float* y);
+  // Writes the outputs of all parts of a few rows that have the same adapter, side by side. `y` has
+  // `total` outputs for each row of the call, and `scales` one number.
+  void (*adapt)(const Adapters&, const Rows&, const int64_t* places, int count, int64_t adapter,
+                const float* scales, int64_t total, float* y);
 };
 
 namespace portable {

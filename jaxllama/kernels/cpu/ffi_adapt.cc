@@ -1,4 +1,5 @@
 // The adapter handler: checks every size, then adapts the rows that have an adapter.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -17,6 +18,12 @@ namespace {
 namespace ffi = xla::ffi;
 
 ffi::Error bad(const std::string& what) { return ffi::Error::InvalidArgument("adapt: " + what); }
+
+// Neighbouring places of rows that have the same adapter.
+struct Run {
+  size_t first;
+  int count;
+};
 
 ffi::Error adapt_rows(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> adapter,
                       ffi::Buffer<ffi::F32> scale, ffi::AnyBuffer norm, ffi::AnyBuffer a,
@@ -68,12 +75,30 @@ ffi::Error adapt_rows(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> adapter,
   }
   const auto* weight = norm.element_count() == 0 ? nullptr : static_cast<float*>(norm.untyped_data());
   const Rows rows{x.typed_data(), weight, nullptr, eps, count, width};
+  // Rows of the same adapter lie together, and are computed a few at a time.
+  const int32_t* numbers = adapter.typed_data();
+  std::stable_sort(places.begin(), places.end(),
+                   [&](int64_t one, int64_t other) { return numbers[one] < numbers[other]; });
+  const auto each = static_cast<int64_t>(places.size()) / threads();
+  const int64_t most = std::clamp<int64_t>(each, 1, kMostTogether);
+  thread_local std::vector<Run> runs;
+  runs.clear();
+  for (size_t at = 0; at < places.size(); ++at) {
+    const bool fits = !runs.empty() && runs.back().count < most &&
+                      numbers[places[at]] == numbers[places[runs.back().first]];
+    if (fits) {
+      ++runs.back().count;
+    } else {
+      runs.push_back({at, 1});
+    }
+  }
   const AdaptOps& ops = JAXLLAMA_PICK(adapt_ops);
   const int64_t* found = places.data();
-  parallel_for(static_cast<int>(places.size()), [&](int part) {
-    const int64_t row = found[part];
-    ops.adapt(adapters, rows, row, adapter.typed_data()[row], scale.typed_data()[row],
-              y->typed_data() + row * total);
+  const Run* all = runs.data();
+  parallel_for(static_cast<int>(runs.size()), [&](int part) {
+    const int64_t* own = found + all[part].first;
+    ops.adapt(adapters, rows, own, all[part].count, numbers[*own], scale.typed_data(), total,
+              y->typed_data());
   });
   return ffi::Error::Success();
 }
