@@ -22,7 +22,7 @@ from memory import RESET, resident
 from subject import Loading, Subject, subject_options
 
 from jaxllama import LLM
-from jaxllama.cli.heap import give_back, keep_large_blocks_apart
+from jaxllama.cli.heap import give_back
 from jaxllama.cli.memory import weight_bytes
 from jaxllama.loading import read_weights
 from jaxllama.sharding import make_mesh
@@ -46,7 +46,13 @@ RECIPES = {
 EXPORTS = {f"`export --to {to}`": to for to in ("gguf-f16", "gguf-q8_0", "gguf-q4_1", "gguf-q4_0")}
 FORMS = (ITSELF, *RECIPES, *EXPORTS)
 MB, MIB = 1e6, 1 << 20
-ELSEWHERE = "import formats, sys; formats.print_figures(*sys.argv[1:])"
+# The allocator is set before anything is imported, so that large blocks of the imports count as well.
+ELSEWHERE = """
+from jaxllama.cli.heap import keep_large_blocks_apart
+keep_large_blocks_apart()
+import formats, sys
+formats.print_figures(*sys.argv[1:])
+"""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,6 @@ def written(form: str, source: Path, folder: Path) -> Path:
 
 def print_figures(path: str, text: str, loading: str) -> None:
     """Measure a model in this process and print the figures as JSON."""
-    keep_large_blocks_apart()
     subject = Subject(Path(path), Loading(**json.loads(loading)))
     found = figures_of(subject, Path(text).read_text(encoding="utf-8"))
     click.echo(json.dumps(dataclasses.asdict(found)))
