@@ -46,7 +46,7 @@ RECIPES = {
 EXPORTS = {f"`export --to {to}`": to for to in ("gguf-f16", "gguf-q8_0", "gguf-q4_1", "gguf-q4_0")}
 FORMS = (ITSELF, *RECIPES, *EXPORTS)
 MB, MIB = 1e6, 1 << 20
-# The allocator is set before anything is imported, so that large blocks of the imports count as well.
+# The allocator is set before anything is imported: large blocks of the imports count as well.
 ELSEWHERE = """
 from jaxllama.cli.heap import keep_large_blocks_apart
 keep_large_blocks_apart()
