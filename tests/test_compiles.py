@@ -11,7 +11,8 @@ import pytest
 from jax._src import compiler
 
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.executables import Executables, read_own, write_own
+from jaxllama.engine.executables import MAGIC, Executables
+from jaxllama.engine.own_files import read_own, write_own
 from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import LEAN, NAMES, WHOLE, Programs
 from jaxllama.errors import BrokenPlugin, CompiledLate
@@ -211,9 +212,9 @@ def test_unwritable_cache_costs_nothing_but_time(tmp_path, caplog):
 
 
 def test_own_file_round_trip(tmp_path):
-    write_own(tmp_path / "key" / "x.program", b"payload")
-    assert read_own(tmp_path / "key" / "x.program") == b"payload"
-    assert read_own(tmp_path / "key" / "y.program") is None
+    write_own(tmp_path / "key" / "x.program", b"payload", MAGIC)
+    assert read_own(tmp_path / "key" / "x.program", MAGIC) == b"payload"
+    assert read_own(tmp_path / "key" / "y.program", MAGIC) is None
 
 
 def test_key_changes_with_every_part():

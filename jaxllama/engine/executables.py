@@ -5,24 +5,22 @@ deserialises native code, so a file is trusted only if this user wrote it, in a 
 user can write, and if its digest matches. A program whose file has any fault is compiled again.
 """
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax.experimental import serialize_executable
 
+from jaxllama.engine.own_files import DIGEST_BYTES, read_own, write_own
+
 logger = logging.getLogger(__name__)
 
 MAGIC = b"jaxllama-program-2\n"
 PROGRAMS = "programs"  # folder in the cache
-DIGEST_BYTES = 32
 LONGEST_FACTS = 1000  # bytes
 KEPT = 16  # folders; the least recently used ones are deleted
 
@@ -60,7 +58,7 @@ class Executables:
         `trees` are the structures of its arguments and results, which the file does not decide.
         """
         try:
-            payload = read_own(self._path(name))
+            payload = read_own(self._path(name), MAGIC)
             if payload is None:
                 return None
             os.utime(self.folder)
@@ -77,52 +75,13 @@ class Executables:
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
             facts = json.dumps({"seconds": round(seconds, 2)}).encode()
-            write_own(self._path(name), facts + b"\n" + payload)
+            write_own(self._path(name), facts + b"\n" + payload, MAGIC)
             drop_old(self.folder.parent)
         except Exception as error:
             logger.warning("program %s was not kept: %s", name, error)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.program"
-
-
-def read_own(path: Path) -> bytes | None:
-    """Read the payload of a file; None if it does not exist.
-
-    Raises PermissionError if another user can write it, ValueError if it is damaged.
-    """
-    if not path.exists():
-        return None
-    for place in (path.parent, path):
-        if not is_private(place):
-            raise PermissionError(f"{place} is not owned by this user alone")
-    blob = path.read_bytes()
-    digest, payload = blob[len(MAGIC) :][:DIGEST_BYTES], blob[len(MAGIC) + DIGEST_BYTES :]
-    if not blob.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
-        raise ValueError("the file is damaged")
-    return payload
-
-
-def is_private(path: Path) -> bool:
-    """Say whether this user owns a path, no other user can write it, and it is no symbolic link."""
-    if not hasattr(os, "getuid"):
-        return True
-    about = path.lstat()
-    shared = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return about.st_uid == os.getuid() and not shared and not stat.S_ISLNK(about.st_mode)
-
-
-def write_own(path: Path, payload: bytes) -> None:
-    """Write a file atomically, with its digest, readable by this user only."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def drop_old(root: Path) -> None:

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxllama.config import KEY_BLOCK
-from jaxllama.engine.executables import is_private
+from jaxllama.engine.own_files import DIGEST_BYTES, is_private, read_own, write_own
 from jaxllama.engine.prefixes import TOKEN_BYTES
 from jaxllama.engine.prompt_store import PromptStore, StoredBlock
 from jaxllama.model.cache import Columns
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MAGIC = b"jaxllama-prompt-block-1\n"
 ENDING = ".block"
-DIGEST_BYTES = 32
 KEY_HEX = 2 * DIGEST_BYTES  # letters in the name of a folder
 BEGINNING = bytes(DIGEST_BYTES)  # digest of the parent of a first block
 HEADER = struct.Struct(f"<{DIGEST_BYTES}s{DIGEST_BYTES}sI{KEY_BLOCK * TOKEN_BYTES}s")
@@ -124,36 +122,21 @@ class PromptFiles:
         if path.exists() and path.lstat().st_size == self._size:
             return path
         header = HEADER.pack(self._key, parent, len(block.tokens), block.tokens)
-        content = b"".join(
-            (
-                MAGIC,
-                header,
-                *(np.asarray(each).tobytes() for each in jax.tree.leaves(block.columns)),
-            )
-        )
-        handle, name = tempfile.mkstemp(dir=self._folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.write(hashlib.sha256(content).digest())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        leaves = jax.tree.leaves(block.columns)
+        write_own(path, b"".join((header, *(np.asarray(each).tobytes() for each in leaves))), MAGIC)
         return path
 
     def _content(self, path: Path) -> BlockFile | None:
         """Read one file; None if anything about it is wrong."""
         try:
-            if not is_private(path) or path.lstat().st_size != self._size:
+            if path.lstat().st_size != self._size:
                 return None
-            content = path.read_bytes()
-        except OSError:
+            body = read_own(path, MAGIC)
+        except (OSError, ValueError):
             return None
-        body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-        if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        if body is None:
             return None
-        key, parent, count, padded = HEADER.unpack_from(body, len(MAGIC))
+        key, parent, count, padded = HEADER.unpack_from(body)
         if key != self._key or not 0 < count <= len(padded) or count % TOKEN_BYTES:
             return None
         tokens = np.frombuffer(padded[:count], np.int32)
@@ -162,7 +145,7 @@ class PromptFiles:
         return BlockFile(parent, padded[:count], self._columns(body))
 
     def _columns(self, body: bytes) -> Columns:
-        at, leaves = len(MAGIC) + HEADER.size, []
+        at, leaves = HEADER.size, []
         for like in self._leaves:
             flat = np.frombuffer(body, like.dtype, like.size, at)
             leaves.append(flat.reshape(like.shape))

@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxllama.engine.executables import drop_old, is_private
+from jaxllama.engine.executables import drop_old
+from jaxllama.engine.own_files import is_private
 from jaxllama.engine.program_key import program_key
 
 MOST_FILES = 600  # of about ten samplers; a folder with more files is emptied

@@ -10,7 +10,8 @@ import pytest
 from jaxllama.cli.inspect import config_lines
 from jaxllama.cli.options import loading_options
 from jaxllama.config import Experts, LayerSpec, Rope
-from jaxllama.engine.executables import write_own
+from jaxllama.engine.executables import MAGIC
+from jaxllama.engine.own_files import write_own
 from jaxllama.intake import Intake
 from jaxllama.llm import LLM
 from jaxllama.testing import ByteTokenizer, random_params
@@ -146,7 +147,7 @@ def test_inspect_lists_the_programs_and_what_is_kept_of_them(run, gguf, tmp_path
     assert "not kept" in line and line.endswith("draws tokens with all samplers")
     found = json.loads(run("inspect", gguf, "--programs", "--json").stdout)["programs"]
     file = Path(found["folder"]) / "decode.program"
-    write_own(file, b'{"seconds": 12.5}\n...')
+    write_own(file, b'{"seconds": 12.5}\n...', MAGIC)
     lines = run("inspect", gguf, "--programs").stdout.splitlines()
     (line,) = [line for line in lines if line.strip().startswith("decode ")]
     assert "12.5 s to compile" in line

@@ -1,7 +1,6 @@
 """The prompt store: what slots drop comes back with the same bits, from memory and from disk."""
 
 import dataclasses
-import hashlib
 import random
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from jaxllama.config import KEY_BLOCK, EngineConfig
 from jaxllama.engine import prompts
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.own_files import read_own, write_own
 from jaxllama.engine.prefixes import common_prefix
 from jaxllama.engine.probes import finish
 from jaxllama.engine.prompt_files import HEADER, MAGIC, PromptFiles
@@ -362,18 +362,17 @@ def test_damaged_files_are_ignored(spoil, written, tmp_path, caplog):
 
 def test_a_file_with_a_right_digest_and_wrong_content_is_ignored(written, tmp_path):
     """The digest protects against accidents: the content is checked as well."""
-    at = len(MAGIC)
     for path in copied(written, tmp_path):
-        body = bytearray(path.read_bytes()[:-32])
-        key, parent, _, tokens = HEADER.unpack_from(body, at)
-        HEADER.pack_into(body, at, key, parent, 512, b"\xff" * len(tokens))
-        path.write_bytes(body + hashlib.sha256(body).digest())
+        body = bytearray(read_own(path, MAGIC))
+        key, parent, _, tokens = HEADER.unpack_from(body)
+        HEADER.pack_into(body, 0, key, parent, 512, b"\xff" * len(tokens))
+        write_own(path, bytes(body), MAGIC)
     assert not len(reopened(tmp_path).prompt_store)
 
 
 def test_a_block_without_its_beginning_is_ignored(written, tmp_path, caplog):
     paths = copied(written, tmp_path)
-    parents = {HEADER.unpack_from(path.read_bytes(), len(MAGIC))[1].hex() for path in paths}
+    parents = {HEADER.unpack_from(read_own(path, MAGIC))[1].hex() for path in paths}
     before = next(path for path in paths if path.stem in parents)
     before.unlink()
     assert len(reopened(tmp_path).prompt_store) < len(paths) - 1
