@@ -137,7 +137,8 @@ class Intake:
         """
         # The answer continues a text, so a leading space is part of the answer.
         ids = self.ids(prompt)
-        return self._prepare(ids, knobs, (), start=False, other=self.ids, total=total)
+        given = self._given(knobs)
+        return self._prepare(ids, given, (), start=False, other=self.ids, total=total)
 
     def chat(
         self,
@@ -154,7 +155,7 @@ class Intake:
         With `total`, the answer is cut so that prompt and answer have at most that many tokens.
         `overflow` says what happens to a conversation that does not fit into the context.
         """
-        given = {**self.defaults, **add_preset(knobs, self.presets)}
+        given = self._given(knobs)
         thinking = self._thinking(given)
         dropped = 0
         if overflow is not ContextOverflow.ERROR:
@@ -171,7 +172,7 @@ class Intake:
         stop = self.format.stop
         thoughts = begins if thinking else None
         request, tail = self._prepare(
-            ids, knobs, stop, start=start, other=other, total=total, thoughts=thoughts
+            ids, given, stop, start=start, other=other, total=total, thoughts=thoughts
         )
         return replace(request, dropped=dropped), tail
 
@@ -316,10 +317,14 @@ class Intake:
         """Render a conversation as prompt text with the prompt format."""
         return render(self.format, as_messages(messages), tools, ending)
 
+    def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:
+        """Return the knobs of a request, those of its preset, and the defaults of the model."""
+        return {**self.defaults, **add_preset(knobs, self.presets)}
+
     def _prepare(  # noqa: PLR0913 - each argument is a part of the request
         self,
         ids: Sequence[int],
-        knobs: Mapping[str, object],
+        given: Mapping[str, object],
         stop: tuple[str, ...],
         *,
         start: bool,
@@ -332,7 +337,7 @@ class Intake:
         `other` converts the text of a negative_prompt to the token ids of the second prompt.
         `thoughts` says where the thoughts of the answer start, if the model thinks.
         """
-        given = {**self.defaults, **add_preset(knobs, self.presets)}
+        given = dict(given)
         if "json_schema" in given:
             given["json_schema"] = schema_text(given["json_schema"])
         core = {name: check(name, given.get(name)) for name in LIMITS}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from llguidance import LLMatcher
 
+from jaxllama.constraints.masks import without_bits
 from jaxllama.errors import ConstraintTooCostly, GenerationFailed
 
 # Errors of llguidance: a limit is exceeded; no text can satisfy the grammar.
@@ -116,12 +117,7 @@ class AnswerFollower:
             bits = self._matcher.compute_bitmask()
         self._is_quick &= self._spent - before <= QUICK_SECONDS
         self._check()
-        if not self._hidden:
-            return bits
-        shown = bytearray(bits)
-        for token in self._hidden:
-            shown[token // 8] &= ~(1 << token % 8)
-        return bytes(shown)
+        return without_bits(bits, self._hidden) if self._hidden else bits
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

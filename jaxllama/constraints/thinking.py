@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from jaxllama.constraints.masks import every_bit, only_bit, without_bits
 from jaxllama.request import Constraint, Follower
+from jaxllama.text.thoughts import THOUGHT_CLOSER
 
-CLOSER = b"</think>"
+CLOSER = THOUGHT_CLOSER.encode()
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class ThinkFirst:
         return ThinkingFollower(self)
 
 
-class Phase(Enum):
-    """Where an answer is."""
+class ThinkingPhase(Enum):
+    """The part that an answer has reached."""
 
     THINKING = auto()
     FORCED = auto()  # the tokens around the end of the thoughts
@@ -44,7 +46,7 @@ class ThinkingFollower:
     def __init__(self, rules: ThinkFirst) -> None:
         self._rules = rules
         self._then: Follower | None = None if rules.then is None else rules.then.start()
-        self._phase = Phase.THINKING
+        self._phase = ThinkingPhase.THINKING
         self._thought = 0  # tokens
         self._tail = b""  # the last bytes, in which the closer is looked for
         self._forced: Sequence[int] = ()
@@ -58,37 +60,37 @@ class ThinkingFollower:
     @property
     def done(self) -> bool:
         """Say whether the answer is complete, so that no token can follow."""
-        return self._phase is Phase.ANSWERING and self._then is not None and self._then.done
+        return self._phase is ThinkingPhase.ANSWERING and self._then is not None and self._then.done
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
         """Return the mask of allowed next tokens: inside the thoughts, all."""
         match self._phase:
-            case Phase.THINKING:
+            case ThinkingPhase.THINKING:
                 return self._inside
-            case Phase.FORCED:
+            case ThinkingPhase.FORCED:
                 token = self._forced[len(self._forced) - self._left]
                 return only_bit(self._rules.vocab, token)
-            case Phase.ANSWERING:
+            case ThinkingPhase.ANSWERING:
                 return self._everything if self._then is None else self._then.allowed(wait)
 
     def forced(self) -> Sequence[int]:
         """Return the tokens that must come next: the end of the thoughts, or what `then` forces."""
-        if self._phase is Phase.FORCED:
+        if self._phase is ThinkingPhase.FORCED:
             return self._forced[len(self._forced) - self._left :]
-        if self._phase is Phase.ANSWERING and self._then is not None:
+        if self._phase is ThinkingPhase.ANSWERING and self._then is not None:
             return self._then.forced()
         return ()
 
     def advance(self, token: int) -> None:
         """Advance by a token that was added to the answer."""
         match self._phase:
-            case Phase.THINKING:
+            case ThinkingPhase.THINKING:
                 self._think(token)
-            case Phase.FORCED:
+            case ThinkingPhase.FORCED:
                 self._left -= 1
                 if not self._left:
-                    self._phase = Phase.ANSWERING
-            case Phase.ANSWERING:
+                    self._phase = ThinkingPhase.ANSWERING
+            case ThinkingPhase.ANSWERING:
                 if self._then is not None:
                     self._then.advance(token)
 
@@ -111,22 +113,4 @@ class ThinkingFollower:
 
     def _force(self, tokens: Sequence[int]) -> None:
         self._forced, self._left = tokens, len(tokens)
-        self._phase = Phase.FORCED if tokens else Phase.ANSWERING
-
-
-def every_bit(vocab: int) -> bytes:
-    """Return the mask in which every token is allowed, in whole words of 32 tokens."""
-    return ((1 << vocab) - 1).to_bytes(-(-vocab // 32) * 4, "little")
-
-
-def only_bit(vocab: int, token: int) -> bytes:
-    """Return the mask in which one token is allowed."""
-    return (1 << token).to_bytes(-(-vocab // 32) * 4, "little")
-
-
-def without_bits(mask: bytes, tokens: frozenset[int]) -> bytes:
-    """Return a mask without some tokens."""
-    shown = bytearray(mask)
-    for token in tokens:
-        shown[token // 8] &= ~(1 << token % 8)
-    return bytes(shown)
+        self._phase = ThinkingPhase.FORCED if tokens else ThinkingPhase.ANSWERING

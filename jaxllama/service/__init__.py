@@ -30,7 +30,6 @@ from jaxllama.errors import (
     InvalidParameter,
     JaxLlamaError,
     NotReady,
-    QueueFull,
     TimedOut,
 )
 from jaxllama.intake import PreparedRequest
@@ -48,6 +47,7 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
 from jaxllama.service.model import Model, ServedEncoder, confine, make_one_token, release
+from jaxllama.service.patience import until_room
 from jaxllama.service.preparation import RequestPreparation
 from jaxllama.service.rounds import Rounds
 from jaxllama.service.slot_states import SlotState, slot_states
@@ -76,7 +76,6 @@ PREPARED_PER_WAITING = (
     4  # requests that may wait for preparation, per request that may wait for the engine
 )
 AHEAD = 2  # answers of one large request that are under way at a time, per slot
-SECONDS_PER_TRY = 0.1  # until a large request tries again to put more into a full queue
 GOODBYE_SECONDS = 2.0  # to send clients the error that the server shuts down
 
 
@@ -250,9 +249,9 @@ class GenerationService:
             self._check_state()
             answers.expect(sum(map(count_choices, asks)))
             rest = iter(asks)
-            for first in rest:
+            first = next(rest, None)
+            if first is not None:
                 self._admit(answers, await self._prepare(answers, first))
-                break
             feeding = asyncio.create_task(self._feed(answers, rest))
             try:
                 yield answers
@@ -431,18 +430,18 @@ class GenerationService:
                 while answers.running >= most:
                     answers.freed.clear()
                     await answers.freed.wait()
-                await self._admit_patiently(answers, ask)
+                await self._admit_with_patience(answers, ask)
         except JaxLlamaError as error:
             answers.fail(error)
 
-    async def _admit_patiently(self, answers: Answers, ask: Ask) -> None:
-        """Queue the requests of `ask`; while the queue is full, wait and try again."""
-        while True:
-            try:
-                self._admit(answers, await self._prepare(answers, ask))
-                return
-            except QueueFull:
-                await asyncio.sleep(SECONDS_PER_TRY)
+    async def _admit_with_patience(self, answers: Answers, ask: Ask) -> None:
+        """Queue the requests of `ask`, prepared once; while the queue is full, wait."""
+        ready = await until_room(lambda: self._prepare(answers, ask))
+
+        async def queue() -> None:
+            self._admit(answers, ready)
+
+        await until_room(queue)
 
     def _settle(self, answers: Answers) -> None:
         """Log a request and count it in the metrics, once its dialect and its choices ended."""
