@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from jaxllama.engine.programs import Programs, leaves_of
@@ -127,8 +126,7 @@ class LoadedAdapters:
     def drop(self) -> None:
         """Free the device memory of the arrays."""
         for leaf in self._blocks:
-            if isinstance(leaf, jax.Array):
-                leaf.delete()
+            leaf.delete()
 
     def _find(self, name: str) -> LoadedAdapter:
         found = self._loaded.get(name)

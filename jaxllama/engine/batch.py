@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllama.engine.adapters import LoadedAdapters
+from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import RowStart, StateLeaves
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
@@ -51,7 +51,7 @@ class Batch:
 
         `lean`: all rows use common samplers only. `adapted`: some row has an adapter.
         """
-        adapter = self.adapters.blocks if adapted and self.adapters is not None else None
+        adapter = loaded(self.adapters).blocks if adapted else None
         self._state, output = self.programs.decode(
             self._state, np.int32(steps), allowed, lean, adapter
         )
@@ -115,7 +115,7 @@ class Batch:
 
     def _adapter(self, use: AdapterUse | None) -> StateLeaves | None:
         """Return the last argument of a call with an adapter."""
-        return None if use is None or self.adapters is None else self.adapters.of_slot(use)
+        return None if use is None else loaded(self.adapters).of_slot(use)
 
     def renew(self) -> None:
         """Make a new state, with every row inert, if the old one was dropped."""

@@ -231,10 +231,8 @@ class Engine:
     @property
     def _admissible(self) -> Iterator[Generation]:
         """Yield the waiting requests whose decode program is compiled, oldest first."""
-        ready = {name: self.programs.is_ready(name) for name in (WHOLE, ADAPTED)}
-        if all(ready.values()):
-            return iter(self._waiting)
-        return (one for one in self._waiting if all(map(ready.get, self._needed_by(one))))
+        is_ready = self.programs.is_ready
+        return (one for one in self._waiting if all(map(is_ready, self._needed_by(one))))
 
     def _needed_by(self, generation: Generation) -> Iterator[str]:
         """Yield the programs that must be compiled before a request can be admitted."""
@@ -308,9 +306,10 @@ class Engine:
         """Wait a moment if nothing can run until the decode program of a request is there."""
         if not (self._waiting and self._is_resting):
             return
-        missing = (n for n in self._needed_by(self._waiting[0]) if not self.programs.is_ready(n))
-        for name in itertools.islice(missing, 1):
-            self.programs.wait(name, SECONDS_PER_WAIT)
+        for name in self._needed_by(self._waiting[0]):
+            if not self.programs.is_ready(name):
+                self.programs.wait(name, SECONDS_PER_WAIT)
+                return
 
     @property
     def _is_resting(self) -> bool:

@@ -4,7 +4,7 @@ Used to make the arrays and to read an adapter for them. The arrays have a fixed
 and a fixed rank, so programs do not depend on the adapters that are loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterShape, Placement
-from jaxllama.model.params import abstract_params
+from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.model.rows import AdapterBlocks
 from jaxllama.shapes import Array, Int32
 
@@ -43,35 +43,46 @@ class AdaptedWeight(NamedTuple):
     outward: int
 
 
+class AdaptedGroup(NamedTuple):
+    """Weights of one block that adapters can change and that read the same rows."""
+
+    block: int
+    name: str
+    weights: dict[str, Leaf]  # by path, in order
+
+
+def adapted_groups(config: ModelConfig) -> Iterator[AdaptedGroup]:
+    """Yield the groups of weights that adapters can change: all but those of experts."""
+    leaves = abstract_params(config)
+    for block in range(config.layers):
+        for group, (layer, names) in ADAPTED.items():
+            paths = [f"blocks.{block}.{layer}.{name}.weight" for name in names]
+            if all(path in leaves and leaves[path].is_matrix for path in paths):
+                yield AdaptedGroup(block, group, {path: leaves[path] for path in paths})
+
+
 def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
-    """Return the weights that adapters can change, by path: all but those of experts."""
-    found = {}
-    for path, leaf in abstract_params(config).items():
-        if path.startswith("blocks.") and path.endswith(".weight") and leaf.is_matrix:
-            layer, name = path.split(".")[2:4]
-            if LAYERS.get(name) == layer:
-                found[path] = AdaptedWeight(*leaf.shape)
-    return found
+    """Return the weights that adapters can change, by path."""
+    return {
+        path: AdaptedWeight(*leaf.shape)
+        for group in adapted_groups(config)
+        for path, leaf in group.weights.items()
+    }
 
 
 def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[str, AdapterShape]]:
     """Return the sizes of the adapter arrays, by block and group of weights."""
-    leaves = abstract_params(config)
-    blocks: dict[int, dict[str, AdapterShape]] = {}
-    for index in range(config.layers):
-        blocks[index] = {}
-        for group, (layer, names) in ADAPTED.items():
-            paths = [f"blocks.{index}.{layer}.{name}.weight" for name in names]
-            if not all(path in leaves and leaves[path].is_matrix for path in paths):
-                continue  # experts
-            inner, outer = leaves[paths[0]].axes
-            blocks[index][group] = AdapterShape(
-                leaves[paths[0]].shape[0],
-                tuple(leaves[path].shape[1] for path in paths),
-                (inner, outer),
-                engine.adapter_slots,
-                engine.adapter_rank,
-            )
+    blocks: dict[int, dict[str, AdapterShape]] = {index: {} for index in range(config.layers)}
+    for group in adapted_groups(config):
+        leaves = list(group.weights.values())
+        inner, outer = leaves[0].axes
+        blocks[group.block][group.name] = AdapterShape(
+            leaves[0].shape[0],
+            tuple(leaf.shape[1] for leaf in leaves),
+            (inner, outer),
+            engine.adapter_slots,
+            engine.adapter_rank,
+        )
     return blocks
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import BadTensors, UnknownFormat, UnsupportedModel
 from jaxllama.model.adapters import (
-    ADAPTED,
     LAYERS,
     AdaptedWeight,
     AdapterMatrices,
     AdapterWeights,
+    adapted_groups,
     adapted_weights,
     adapter_shapes,
 )
@@ -249,19 +249,18 @@ def arranged(
     pairs: Mapping[str, AdapterPair], model: ModelConfig, engine: EngineConfig
 ) -> AdapterWeights:
     """Put the matrices side by side by group of weights; weights without any get zeros."""
-    result: dict[int, dict[str, AdapterMatrices]] = {}
-    for index, groups in adapter_shapes(model, engine).items():
-        result[index] = {}
-        for group, shape in groups.items():
-            layer, names = ADAPTED[group]
-            a = np.zeros(shape.a, np.float32)
-            b = tuple(np.zeros(each, np.float32) for each in shape.b)
-            for number, name in enumerate(names):
-                pair = pairs.get(f"blocks.{index}.{layer}.{name}.weight")
-                if pair is not None:
-                    rank = len(pair.b)
-                    start = number * engine.adapter_rank
-                    a[:, start : start + rank] = pair.a
-                    b[number][:rank] = pair.b
-            result[index][group] = AdapterMatrices(a, b)
+    shapes = adapter_shapes(model, engine)
+    result: dict[int, dict[str, AdapterMatrices]] = {index: {} for index in shapes}
+    for group in adapted_groups(model):
+        shape = shapes[group.block][group.name]
+        a = np.zeros(shape.a, np.float32)
+        b = tuple(np.zeros(each, np.float32) for each in shape.b)
+        for number, path in enumerate(group.weights):
+            pair = pairs.get(path)
+            if pair is not None:
+                rank = len(pair.b)
+                start = number * engine.adapter_rank
+                a[:, start : start + rank] = pair.a
+                b[number][:rank] = pair.b
+        result[group.block][group.name] = AdapterMatrices(a, b)
     return result

@@ -5,17 +5,19 @@ On a mesh each device has the part of the matrices that its weights have.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllama.kernels.adapter_arrays import with_adapter, zeros_on
 from jaxllama.kernels.body import AdapterRows, AdapterShape, NormWeight, Placement
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.matmul import or_empty
 from jaxllama.shapes import Array, Float, Int32
-from jaxllama.sharding import RULES, add_up, shard_shape
+from jaxllama.sharding import RULES, add_up
 
 MOST_PARTS = 3  # weights of one group that the kernel takes
 
@@ -53,21 +55,14 @@ class HalfAdapters:
         b: Sequence[Float[Array, "R _"]],
     ) -> "HalfAdapters":
         """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
-        outs = zip(self.b, b, strict=True)
-        return dataclasses.replace(
-            self,
-            a=self.a.at[number].set(a.astype(self.a.dtype)),
-            b=tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in outs),
-        )
+        first = self.a.at[number].set(a.astype(self.a.dtype))
+        return dataclasses.replace(self, a=first, b=with_adapter(self.b, number, b))
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> HalfAdapters:
     """Make the arrays of one group of weights on their devices, with zeros in them."""
     inner, outer = shape.axes
-
-    def zeros(sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-        return jax.device_put(np.zeros(sizes, np.float16), shard_shape(to.mesh, sizes, axes))
-
+    zeros = partial(zeros_on, to.mesh, dtype=np.float16)
     count, rank = shape.adapters, shape.rank
     return HalfAdapters(
         zeros((count, shape.inward, len(shape.outward) * rank), (None, inner, None)),

@@ -6,17 +6,17 @@ own are dropped: the shapes, and so the bits of a row, do not depend on the adap
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxllama.kernels.adapter_arrays import with_adapter, zeros_on
 from jaxllama.kernels.body import AdapterRows, AdapterShape, NormWeight, Placement
 from jaxllama.kernels.plain.matmul import matmul
 from jaxllama.kernels.plain.matmul import norm as normed
 from jaxllama.shapes import Array, Float, Int32
-from jaxllama.sharding import shard_shape
 
 
 @jax.tree_util.register_dataclass
@@ -51,24 +51,16 @@ class DenseAdapters:
         """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
         inward, _, parts, rank = self.a.shape
         own = a.reshape(inward, parts, rank).astype(self.a.dtype)
-        outs = zip(self.b, b, strict=True)
-        return DenseAdapters(
-            self.a.at[:, number].set(own),
-            tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in outs),
-        )
+        return DenseAdapters(self.a.at[:, number].set(own), with_adapter(self.b, number, b))
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
     """Make the arrays of one group of weights on their devices, with zeros in them."""
     inner, outer = shape.axes
     a = (shape.inward, shape.adapters, len(shape.outward), shape.rank)
-
-    def zeros(sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-        return jax.device_put(np.zeros(sizes, to.dtype), shard_shape(to.mesh, sizes, axes))
-
+    count, rank = shape.adapters, shape.rank
+    zeros = partial(zeros_on, to.mesh, dtype=to.dtype)
     return DenseAdapters(
         zeros(a, (inner, None, None, None)),
-        tuple(
-            zeros((shape.adapters, shape.rank, each), (None, None, outer)) for each in shape.outward
-        ),
+        tuple(zeros((count, rank, each), (None, None, outer)) for each in shape.outward),
     )

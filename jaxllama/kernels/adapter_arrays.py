@@ -1,0 +1,24 @@
+"""Arrays of low-rank adapters: made and written the same way by every body."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllama.shapes import Array, Float, Int32
+from jaxllama.sharding import shard_shape
+
+
+def zeros_on(mesh: Mesh, sizes: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> Array:
+    """Return an array of zeros on its devices; `axes` are the logical axes."""
+    return jax.device_put(np.zeros(sizes, dtype), shard_shape(mesh, sizes, axes))
+
+
+def with_adapter(
+    every: Sequence[Array], number: Int32[Array, ""], own: Sequence[Float[Array, "R _"]]
+) -> tuple[Array, ...]:
+    """Return the second matrices [N, R, O] of each weight with those of one adapter replaced."""
+    pairs = zip(every, own, strict=True)
+    return tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in pairs)
