@@ -16,11 +16,11 @@ from jaxllama.serve.answering.constraints import (
     ToolDefinition,
 )
 from jaxllama.serve.dialects.anthropic.shapes import (
-    Block,
     ConversationParams,
     CustomTool,
     DocumentBlock,
     ImageBlock,
+    MessageBlock,
     MessageParam,
     TextBlock,
     ThinkingBlock,
@@ -81,7 +81,7 @@ def result_of(block: ToolResultBlock, where: str) -> Json:
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 
 
-def text_of(content: str | Sequence[Block], where: str) -> str:
+def text_of(content: str | Sequence[MessageBlock], where: str) -> str:
     """Return a text, or the texts of blocks with an empty line between them."""
     if isinstance(content, str):
         return content
@@ -89,7 +89,7 @@ def text_of(content: str | Sequence[Block], where: str) -> str:
     return "\n\n".join(text for part in parts for text in part)
 
 
-def readable(block: Block, where: str) -> list[str]:
+def readable(block: MessageBlock, where: str) -> list[str]:
     """Return the texts of a block; [] for thoughts that are not shown; refuse images."""
     match block:
         case TextBlock():

@@ -73,19 +73,19 @@ class BlockStart(msgspec.Struct):
     type: Literal["content_block_start"] = "content_block_start"
 
 
-class AddedText(msgspec.Struct, tag_field="type", tag="text_delta"):
+class TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
     """A piece of a text."""
 
     text: str
 
 
-class AddedThought(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+class ThoughtDelta(msgspec.Struct, tag_field="type", tag="thinking_delta"):
     """A piece of the thoughts."""
 
     thinking: str
 
 
-class AddedInput(msgspec.Struct, tag_field="type", tag="input_json_delta"):
+class InputDelta(msgspec.Struct, tag_field="type", tag="input_json_delta"):
     """A piece of the JSON text of a call's input."""
 
     partial_json: str
@@ -95,7 +95,7 @@ class BlockDelta(msgspec.Struct):
     """A part of the message grows."""
 
     index: int
-    delta: AddedThought | AddedText | AddedInput
+    delta: ThoughtDelta | TextDelta | InputDelta
     type: Literal["content_block_delta"] = "content_block_delta"
 
 

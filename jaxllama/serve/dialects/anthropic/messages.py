@@ -41,9 +41,6 @@ from jaxllama.serve.dialects.anthropic.conversation import (
     tools_of,
 )
 from jaxllama.serve.dialects.anthropic.event_shapes import (
-    AddedInput,
-    AddedText,
-    AddedThought,
     AnsweredCall,
     AnsweredText,
     AnsweredThoughts,
@@ -52,11 +49,14 @@ from jaxllama.serve.dialects.anthropic.event_shapes import (
     BlockDelta,
     BlockStart,
     BlockStop,
+    InputDelta,
     MessageDelta,
     MessageEnd,
     MessageStart,
     MessageStop,
     StopReason,
+    TextDelta,
+    ThoughtDelta,
     TokenCount,
 )
 from jaxllama.serve.dialects.anthropic.shapes import (
@@ -257,11 +257,11 @@ class MessageForm:
             match piece:
                 case str():
                     yield from self._enter(AnsweredText(""))
-                    yield BlockDelta(self._blocks - 1, AddedText(piece))
+                    yield BlockDelta(self._blocks - 1, TextDelta(piece))
                 case Thought():
                     yield from self._enter(AnsweredThoughts(""))
                     if not self._hides_thoughts:
-                        yield BlockDelta(self._blocks - 1, AddedThought(piece.text))
+                        yield BlockDelta(self._blocks - 1, ThoughtDelta(piece.text))
                 case CallDelta():
                     yield from self._call(piece)
 
@@ -298,7 +298,7 @@ class MessageForm:
             yield from self._close()
             yield self._open(AnsweredCall(self._call_id(piece.index), piece.name, {}))
         if piece.arguments:
-            yield BlockDelta(self._blocks - 1, AddedInput(piece.arguments))
+            yield BlockDelta(self._blocks - 1, InputDelta(piece.arguments))
 
     def _open(self, block: AnsweredThoughts | AnsweredText | AnsweredCall) -> BlockStart:
         self._blocks += 1

@@ -25,13 +25,13 @@ class CacheControl(msgspec.Struct, forbid_unknown_fields=True):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class Block(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
+class MessageBlock(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
     """Base of the parts of a message."""
 
     cache_control: CacheControl | None = None
 
 
-class TextBlock(Block, tag="text", kw_only=True):
+class TextBlock(MessageBlock, tag="text", kw_only=True):
     """A text."""
 
     text: str
@@ -49,7 +49,7 @@ class TextSource(msgspec.Struct, forbid_unknown_fields=True):
     file_id: str | None = None
 
 
-class DocumentBlock(Block, tag="document", kw_only=True):
+class DocumentBlock(MessageBlock, tag="document", kw_only=True):
     """A document; the model reads it if it is text."""
 
     source: TextSource
@@ -58,13 +58,13 @@ class DocumentBlock(Block, tag="document", kw_only=True):
     citations: dict[str, Any] | None = None
 
 
-class ImageBlock(Block, tag="image", kw_only=True):
+class ImageBlock(MessageBlock, tag="image", kw_only=True):
     """An image, which this model cannot read."""
 
     source: dict[str, Any]
 
 
-class ToolUseBlock(Block, tag="tool_use", kw_only=True):
+class ToolUseBlock(MessageBlock, tag="tool_use", kw_only=True):
     """A call of a tool in an earlier answer."""
 
     id: str
@@ -74,7 +74,7 @@ class ToolUseBlock(Block, tag="tool_use", kw_only=True):
     toolset_name: str | None = None
 
 
-class ToolResultBlock(Block, tag="tool_result", kw_only=True):
+class ToolResultBlock(MessageBlock, tag="tool_result", kw_only=True):
     """The result of a call."""
 
     tool_use_id: str
@@ -83,14 +83,14 @@ class ToolResultBlock(Block, tag="tool_result", kw_only=True):
     toolset_name: str | None = None
 
 
-class ThinkingBlock(Block, tag="thinking", kw_only=True):
+class ThinkingBlock(MessageBlock, tag="thinking", kw_only=True):
     """The thinking of an earlier answer; templates show it to the model if it was trained so."""
 
     thinking: str
     signature: str | None = None
 
 
-class RedactedThinkingBlock(Block, tag="redacted_thinking", kw_only=True):
+class RedactedThinkingBlock(MessageBlock, tag="redacted_thinking", kw_only=True):
     """Thinking of an earlier answer that is not shown."""
 
     data: str

@@ -25,7 +25,7 @@ from jaxllama.serve.dialects.basilisk.options import BasiliskOptions, read_defau
 UNAUTHORIZED, FORBIDDEN = 401, 403
 
 
-class Basilisk(Dialect):
+class BasiliskDialect(Dialect):
     """basilisk's API, below /basilisk: ping, config, embed, tokenize and infer."""
 
     name = "basilisk"

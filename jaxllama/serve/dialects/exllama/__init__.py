@@ -19,7 +19,7 @@ class ExLlamaOptions(DialectOptions, frozen=True):
     sessions: str = "~/exllama_sessions"
 
 
-class ExLlama(Dialect):
+class ExLlamaDialect(Dialect):
     """ExLlama's example endpoints, WebSocket protocol, and web UI sessions below /api."""
 
     name = "exllama"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from jaxllama.errors import InvalidParameter
+from jaxllama.serve.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,8 @@ class SessionStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not path.exists() and len(self.names()) >= MOST_SESSIONS:
                 raise InvalidParameter(f"there are {MOST_SESSIONS} sessions; delete some")
-            self._write(path, msgspec.json.format(msgspec.json.encode(session), indent=4))
-            self._write(self._folder / LAST, str(path).encode())
+            write_whole(path, msgspec.json.format(msgspec.json.encode(session), indent=4))
+            write_whole(self._folder / LAST, str(path).encode())
         except OSError as error:
             raise InvalidParameter(f"session {name!r} cannot be saved: {error}") from error
 
@@ -153,11 +154,6 @@ class SessionStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{safe_name(name)}.json"
-
-    def _write(self, path: Path, raw: bytes) -> None:
-        part = path.with_name(f".{secrets.token_hex(8)}.part")
-        part.write_bytes(raw)
-        part.replace(path)
 
 
 def safe_name(name: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.dialects.openai.file_store import write_whole
+from jaxllama.serve.whole_files import open_folder, write_whole
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{24}")
 
@@ -57,7 +57,7 @@ class BatchProblems(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-class Batch(msgspec.Struct, kw_only=True):
+class RequestBatch(msgspec.Struct, kw_only=True):
     """Description of a batch."""
 
     id: str
@@ -90,7 +90,7 @@ class Batch(msgspec.Struct, kw_only=True):
 class KeptBatch(msgspec.Struct):
     """A batch as it is described on disk."""
 
-    batch: Batch
+    batch: RequestBatch
     owner: str  # who may see it
     client: str  # whose turn in the fair queue its requests take
 
@@ -133,9 +133,7 @@ class BatchStore:
 
     def open(self) -> list[KeptBatch]:
         """Make the folder; return all batches, oldest first."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in self._folder.glob("*.part"):
-            path.unlink(missing_ok=True)
+        open_folder(self._folder)
         found = []
         for path in self._folder.glob("batch_*.json"):
             try:
@@ -153,16 +151,16 @@ class BatchStore:
         for path in self._folder.glob(f"{kept.batch.id}.*"):
             path.unlink(missing_ok=True)
 
-    def growing(self, batch: Batch, kind: GrowingKind) -> Path:
+    def growing(self, batch: RequestBatch, kind: GrowingKind) -> Path:
         """Return the path of the file that grows while a batch runs."""
         return self._folder / f"{batch.id}.{kind}.jsonl"
 
-    def append(self, batch: Batch, kind: GrowingKind, line: OutputLine) -> None:
+    def append(self, batch: RequestBatch, kind: GrowingKind, line: OutputLine) -> None:
         """Write the line of a request that is done."""
         with self.growing(batch, kind).open("ab") as out:
             out.write(msgspec.json.encode(line) + b"\n")
 
-    def done(self, batch: Batch) -> tuple[set[int], RequestCounts]:
+    def done(self, batch: RequestBatch) -> tuple[set[int], RequestCounts]:
         """Return the numbers of the requests that are done; remove a line that a crash cut off."""
         numbers: set[int] = set()
         counts = RequestCounts(batch.request_counts.total)

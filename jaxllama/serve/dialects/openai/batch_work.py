@@ -26,7 +26,6 @@ from jaxllama.errors import (
     QueueFull,
 )
 from jaxllama.serve.dialects.openai.batch_store import (
-    Batch,
     BatchProblems,
     BatchStore,
     GrowingKind,
@@ -35,6 +34,7 @@ from jaxllama.serve.dialects.openai.batch_store import (
     LineError,
     LineProblem,
     OutputLine,
+    RequestBatch,
     new_batch_id,
     no_batch,
 )
@@ -106,7 +106,7 @@ class BatchWork:
 
     def create(
         self, endpoint: str, input_file: str, metadata: dict[str, str] | None, kept_for: Caller
-    ) -> Batch:
+    ) -> RequestBatch:
         """Start a batch on an input file of the caller's."""
         owner = owner_of(kept_for)
         self._files.find(input_file, owner)
@@ -120,7 +120,7 @@ class BatchWork:
             )
         self._make_room()
         now = int(time.time())
-        batch = Batch(
+        batch = RequestBatch(
             id=new_batch_id(),
             endpoint=endpoint,
             input_file_id=input_file,
@@ -142,11 +142,11 @@ class BatchWork:
             raise no_batch(id_)
         return kept
 
-    def all(self, owner: str) -> list[Batch]:
+    def all(self, owner: str) -> list[RequestBatch]:
         """Return an owner's batches, newest first."""
         return [kept.batch for kept in reversed(self._owned(owner))]
 
-    def cancel(self, id_: str, owner: str) -> Batch:
+    def cancel(self, id_: str, owner: str) -> RequestBatch:
         """Cancel a batch; what is answered stays. Raises HttpError 409 if it is over."""
         kept = self.find(id_, owner)
         batch = kept.batch
@@ -216,8 +216,7 @@ class BatchWork:
         except Exception as error:
             logger.exception("batch %s failed", batch.id)
             problem = LineProblem("internal_error", f"the batch cannot go on: {error}")
-            batch.errors = BatchProblems([problem])
-            batch.status, batch.failed_at = "failed", int(time.time())
+            fail(batch, [problem])
             self._store.save(kept)
 
     async def _validate(self, kept: KeptBatch) -> None:
@@ -228,13 +227,12 @@ class BatchWork:
             return
         batch.request_counts.total = count
         if problems:
-            batch.errors = BatchProblems(problems[:MOST_PROBLEMS])
-            batch.status, batch.failed_at = "failed", int(time.time())
+            fail(batch, problems[:MOST_PROBLEMS])
         else:
             batch.status, batch.in_progress_at = "in_progress", int(time.time())
         self._store.save(kept)
 
-    def _problems(self, batch: Batch) -> tuple[int, list[LineProblem]]:
+    def _problems(self, batch: RequestBatch) -> tuple[int, list[LineProblem]]:
         """Count the lines of the input file, and say what is wrong with them."""
         found: list[LineProblem] = []
         seen: set[str] = set()
@@ -260,7 +258,7 @@ class BatchWork:
             found.append(LineProblem("empty_file", "the file has no lines"))
         return number, found
 
-    def _lines(self, batch: Batch) -> Iterator[bytes]:
+    def _lines(self, batch: RequestBatch) -> Iterator[bytes]:
         """Yield the lines of the input file that are not empty."""
         with self._files.content(batch.input_file_id).open("rb") as lines:
             for line in lines:
@@ -363,7 +361,7 @@ class BatchWork:
         name = f"{batch.id}_{kind}.jsonl"
         self._files.adopt(path, id_, KeptName(name, kept.owner, "batch_output"))
 
-    def _note_expired(self, batch: Batch, done: set[int]) -> bool:
+    def _note_expired(self, batch: RequestBatch, done: set[int]) -> bool:
         """Write an error line for each request that is left; return whether there are any."""
         error = LineError("batch_expired", "the batch ended before this request was answered")
         is_late = False
@@ -382,7 +380,13 @@ def owner_of(caller: Caller) -> str:
     return caller.client if caller.client.startswith("key-") else ""
 
 
-def line_id(batch: Batch, number: int) -> str:
+def fail(batch: RequestBatch, problems: list[LineProblem]) -> None:
+    """Note why a batch failed, and when."""
+    batch.errors = BatchProblems(problems)
+    batch.status, batch.failed_at = "failed", int(time.time())
+
+
+def line_id(batch: RequestBatch, number: int) -> str:
     """Return the id of the output line of a request."""
     return f"batch_req_{batch.id.removeprefix('batch_')}_{number}"
 

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.serve.dialects.openai.batch_store import Batch
+from jaxllama.serve.dialects.openai.batch_store import RequestBatch
 from jaxllama.serve.dialects.openai.batch_work import BatchWork, owner_of
 from jaxllama.serve.dialects.openai.pages import read_page
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
@@ -36,7 +36,7 @@ class BatchBody(RequestShape, kw_only=True):
 class BatchList(msgspec.Struct):
     """Response with a part of the batches."""
 
-    data: list[Batch]
+    data: list[RequestBatch]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -44,11 +44,11 @@ class BatchList(msgspec.Struct):
 
 
 CREATE_BATCH = Endpoint(
-    "POST", "/v1/batches", "Answer the requests in a file", body=BatchBody, answer=Batch
+    "POST", "/v1/batches", "Answer the requests in a file", body=BatchBody, answer=RequestBatch
 )
 BATCHES = Endpoint("GET", "/v1/batches", "List your batches", answer=BatchList)
-BATCH = Endpoint("GET", "/v1/batches/{batch}", "Describe a batch", answer=Batch)
-CANCEL_BATCH = Endpoint("POST", "/v1/batches/{batch}/cancel", "Cancel a batch", answer=Batch)
+BATCH = Endpoint("GET", "/v1/batches/{batch}", "Describe a batch", answer=RequestBatch)
+CANCEL_BATCH = Endpoint("POST", "/v1/batches/{batch}/cancel", "Cancel a batch", answer=RequestBatch)
 
 
 BATCH_HANDLERS = {

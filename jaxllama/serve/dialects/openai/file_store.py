@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from jaxllama.errors import HttpError, InvalidParameter
+from jaxllama.serve.whole_files import open_folder, part_in, write_whole
 
 ID = re.compile(r"file-[0-9a-f]{24}")
 Purpose = Literal["batch", "batch_output"]
@@ -57,14 +58,12 @@ class FileStore:
 
     def open(self) -> None:
         """Make the folder, and remove what a crash left of uploads."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in self._folder.glob("*.part"):
-            path.unlink(missing_ok=True)
+        open_folder(self._folder)
 
     @contextmanager
     def receive(self, owner: str) -> "Iterator[Upload]":
         """Yield an upload to write to; it becomes a file when `keep` is called."""
-        upload = Upload(self, self._folder / f"{secrets.token_hex(8)}.part", owner)
+        upload = Upload(self, part_in(self._folder), owner)
         try:
             with upload:
                 yield upload
@@ -175,10 +174,3 @@ def new_file_id() -> str:
 def no_file(id_: str) -> HttpError:
     """Make the error for an id without a file."""
     return HttpError(f"there is no file {id_[:100]!r} of yours", 404, "file_not_found")
-
-
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    part = path.with_name(f"{secrets.token_hex(8)}.part")
-    part.write_bytes(raw)
-    part.replace(path)

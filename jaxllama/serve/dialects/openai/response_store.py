@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.dialects.openai.file_store import MIB, write_whole
+from jaxllama.serve.dialects.openai.file_store import MIB
+from jaxllama.serve.whole_files import open_folder, write_whole
 
 RESPONSE_ID = re.compile(r"resp-[0-9a-f]{24}")
 MOST_RESPONSES = 10_000
@@ -38,9 +39,7 @@ class ResponseStore:
 
     def open(self, folder: Path) -> None:
         """Keep responses in a folder from now on, with those that are there."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for part in folder.glob("*.part"):
-            part.unlink(missing_ok=True)
+        open_folder(folder)
         self._folder = folder
         found = [path for path in folder.glob("resp-*.json") if RESPONSE_ID.fullmatch(path.stem)]
         for path in sorted(found, key=lambda path: path.stat().st_mtime):
