@@ -57,7 +57,7 @@ formats.print_figures(*sys.argv[1:])
 
 @dataclass(frozen=True)
 class FormFigures:
-    """What was measured of a model in one form."""
+    """Measurements of a model in one form."""
 
     size: float  # bytes on disk
     memory: float  # bytes by which the process grows when the weights are loaded

@@ -39,7 +39,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Task:
-    """What one run of a procedure needs to know."""
+    """The settings of one run of a procedure."""
 
     board: Board
     loading: Loading

@@ -81,7 +81,7 @@ def measure(action: Callable[[], object], folder: Path, *, is_cold: bool) -> Mea
 
 
 def forget(folder: Path) -> None:
-    """Ask the system to drop what it holds of the files in memory."""
+    """Ask the system to drop its copies of the files in memory."""
     for each in files(folder):
         handle = os.open(each, os.O_RDONLY)
         try:

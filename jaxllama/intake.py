@@ -56,7 +56,7 @@ BUDGET = "reasoning_budget"
 
 @dataclass(frozen=True)
 class Thinking:
-    """What a request says about the thoughts before an answer."""
+    """The settings of a request for the thoughts before an answer."""
 
     budget: int | None  # most tokens; None: as many as the model writes
     has_form: bool  # whether the answer is constrained
@@ -268,7 +268,7 @@ class Intake:
         return render(self.format, turns, guard_json(tools, guard), ending)
 
     def _thinking(self, given: Mapping[str, object]) -> Thinking | None:
-        """Read what a request says about thoughts; None if the prompt format knows none."""
+        """Read the settings for thoughts; None if the prompt format has no thoughts."""
         budget: int | None = check(BUDGET, given.get(BUDGET))  # type: ignore[assignment]
         if not self.format.thinks:
             if budget is not None:
@@ -287,7 +287,7 @@ class Intake:
         ending: Ending,
         thinking: Thinking | None,
     ) -> tuple[list[int], ThoughtStart]:
-        """Convert a conversation to token ids, and tell where the thoughts of its answer start.
+        """Convert a conversation to token ids, and find where the thoughts of its answer start.
 
         Thoughts that are not wanted are closed; those that a constraint has to wait for are opened.
         """
@@ -318,7 +318,7 @@ class Intake:
         return render(self.format, as_messages(messages), tools, ending)
 
     def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return the knobs of a request, those of its preset, and the defaults of the model."""
+        """Return the knobs of a request, of its preset, and the defaults of the model."""
         return {**self.defaults, **add_preset(knobs, self.presets)}
 
     def _prepare(  # noqa: PLR0913 - each argument is a part of the request

@@ -18,7 +18,7 @@ GuardText = Callable[[str], str]
 
 
 class ContextOverflow(StrEnum):
-    """What happens to a conversation that is longer than the context."""
+    """The treatment of a conversation that is longer than the context."""
 
     ERROR = "error"  # it is refused
     DROP_OLDEST = "drop_oldest"  # its oldest turns are left out; the system message stays

@@ -41,7 +41,7 @@ CONCURRENCY = 16  # requests to a server at a time
 
 
 class BatchModel(Protocol):
-    """What answers the items: the model of this process, or one behind a server."""
+    """The model that answers the items: of this process, or of a server."""
 
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError

@@ -72,7 +72,7 @@ class PromptTemplate:
 
 
 class BatchFile:
-    """The file of prompts, with what the options say about every line."""
+    """The file of prompts, with the options that hold for every line."""
 
     def __init__(
         self, path: Path, check: Check, defaults: Mapping[str, Any], count: int = 1

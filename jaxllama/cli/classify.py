@@ -50,7 +50,7 @@ class ClassifiedQuestion:
 
 @dataclass
 class Tally:
-    """How often the choice for a question was the right one."""
+    """Counts of right and wrong choices for a question."""
 
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (right, chosen)
 
@@ -316,7 +316,7 @@ def gold_of(values: Mapping[str, Any], column: str) -> str:
 
 
 def form_of(texts: Path) -> str:
-    """Return the form of the rows on standard output: that of the input, JSON lines for .txt."""
+    """Return the form of the rows on standard output: as the input, or JSON lines for .txt."""
     return CSV if kind_of(texts) == CSV else JSONL
 
 

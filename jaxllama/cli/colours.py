@@ -65,6 +65,6 @@ def colour_of(found: TokenLogprobs, whose: str) -> Colour:
 
 
 def has_colours() -> bool:
-    """Say whether standard output is a terminal with colours that the user wants."""
+    """Say whether standard output is a terminal whose colours are not switched off."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not is_plain

@@ -34,7 +34,7 @@ ROUTES = {PROMPT: "/v1/completions", MESSAGES: "/v1/chat/completions"}
 
 
 class RemoteModel:
-    """A model behind a URL; a context manager that ends what still runs."""
+    """A model on a server; a context manager that ends the requests that still run."""
 
     def __init__(
         self,

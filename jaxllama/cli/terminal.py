@@ -46,7 +46,7 @@ quiet = click.option(
 
 
 def is_quiet() -> bool:
-    """Say whether the command that runs was told to be quiet."""
+    """Say whether the command that runs has the option --quiet."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(QUIET))
 

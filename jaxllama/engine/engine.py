@@ -471,7 +471,7 @@ class Engine:
             self.prompt_store.save(slot.cached.ids, slot.adapter, read)
 
     def _write_prompts(self, files: PromptFiles) -> None:
-        """Write the stored prefixes and those of the slots to disk."""
+        """Write the stored prefixes, and the prefixes in the slots, to disk."""
         with self.recovery.guard(blame=False):
             for slot in self.slots.slots:
                 if len(slot.cached) >= LEAST:

@@ -155,7 +155,7 @@ class PromptFiles:
 
 
 def prompt_key(programs: str, params: Tree) -> str:
-    """Return the key of stored prompts: that of the programs, and a digest of all weights."""
+    """Return the key of stored prompts: the key of the programs, with a digest of all weights."""
     digest = hashlib.sha256(programs.encode())
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
@@ -173,7 +173,7 @@ def place(
     placed: dict[bytes, StoredBlock],
     store: PromptStore,
 ) -> StoredBlock | None:
-    """Add a block to the store behind the blocks before it; None if one of these is missing."""
+    """Add a block to the store after the blocks of its prefix; None if one of these is missing."""
     chain: list[bytes] = []
     while digest != BEGINNING and digest not in placed:
         if digest not in found or len(chain) > len(found):

@@ -29,7 +29,7 @@ ReadBlock = Callable[[int], Columns]  # reads the block of columns that begins a
 
 
 class StoredBlock:
-    """Up to KEY_BLOCK tokens with their columns; only a whole block has others behind it."""
+    """Up to KEY_BLOCK tokens with their columns; only a whole block has children."""
 
     __slots__ = ("adapter", "children", "columns", "parent", "tokens")
 
@@ -45,7 +45,7 @@ class StoredBlock:
         self.children: dict[bytes, StoredBlock] = {}
 
     def having(self, tokens: bytes) -> "StoredBlock | None":
-        """Return the block behind this one that begins with these tokens."""
+        """Return the child of this block that begins with these tokens."""
         whole = self.children.get(tokens)
         if whole is not None or len(tokens) == STORED_BYTES:
             return whole
@@ -141,7 +141,7 @@ class PromptStore:
         self.touch(found.blocks)
 
     def touch(self, blocks: Sequence[StoredBlock]) -> None:
-        """Note that the blocks of a prefix are used; a parent stays behind its children."""
+        """Note that the blocks of a prefix are used; a parent is dropped after its children."""
         for block in reversed(blocks):
             if block in self._order:
                 self._order.move_to_end(block)
@@ -164,7 +164,7 @@ class PromptStore:
         self._evict()
 
     def add(self, parent: StoredBlock | None, tokens: bytes, columns: Columns) -> StoredBlock:
-        """Store one block behind another; without a parent, at the beginning and no adapter."""
+        """Store a block as the child of another; without a parent, as a first one of no adapter."""
         if parent is None:
             parent = self._roots.get(None) or StoredBlock(None)
         for each in [each for each in parent.children.values() if tokens.startswith(each.tokens)]:

@@ -139,16 +139,16 @@ class Prompts:
             generation.filled = generation.reused = there
 
     def find_stored(
-        self, claim: Claim, wanted: Sequence[int], adapter: AdapterKey
+        self, claim: Claim, known: Sequence[int], adapter: AdapterKey
     ) -> StoredPrefix | None:
-        """Return the stored prefix of `wanted`, if it is longer than what any slot has of it."""
+        """Return the stored prefix of `known`, if it is longer than the prefix in any slot."""
         if not self._batch.programs.is_ready("restore"):
             return None
         coming = claim.reused
         if claim.source is not None:
             source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
-            coming = min(own.shared_with(source), len(wanted))
-        found = self._store.find(wanted, adapter, coming)
+            coming = min(own.shared_with(source), len(known))
+        found = self._store.find(known, adapter, coming)
         if found is not None:
             self._store.use(found, claim.reused)
         return found

@@ -26,7 +26,7 @@ LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens
 
 
 def key_of(adapter: AdapterUse | None) -> AdapterKey:
-    """Return what the keys and values of a prompt depend on, beside its tokens."""
+    """Return the adapter and the scale on which keys and values depend, beside the tokens."""
     return None if adapter is None else (adapter.id, adapter.scale)
 
 
@@ -57,7 +57,7 @@ class SlotTable:
     """All slots; gives each request the slot that saves the most work."""
 
     def __init__(self, count: int, on_drop: OnDrop | None = None) -> None:
-        """Make a table of `count` slots; `on_drop` is told before a slot drops cached tokens."""
+        """Make a table of `count` slots; `on_drop` is called before a slot drops cached tokens."""
         self._count = count
         self._on_drop = on_drop or (lambda *_: None)
         self.clear()

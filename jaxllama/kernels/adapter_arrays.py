@@ -19,6 +19,6 @@ def zeros_on(mesh: Mesh, sizes: tuple[int, ...], axes: tuple[str | None, ...], d
 def with_adapter(
     every: Sequence[Array], number: Int32[Array, ""], own: Sequence[Float[Array, "R _"]]
 ) -> tuple[Array, ...]:
-    """Return the second matrices [N, R, O] of each weight with those of one adapter replaced."""
+    """Return the second matrices [N, R, O] of each weight, one adapter replaced."""
     pairs = zip(every, own, strict=True)
     return tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in pairs)

@@ -43,7 +43,7 @@ class MatmulRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def delta(self, x: Float[Array, "L I"], norm: NormWeight | None) -> Array | None:
-        """Return what the adapters add to the products of norm(x); None if there are none."""
+        """Return the numbers that adapters add to norm(x) · weight; None without adapters."""
         if self.group is None or self.adapters is None:
             return None
         return self.group.delta(x, norm=norm, rows=self.adapters)

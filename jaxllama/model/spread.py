@@ -107,7 +107,7 @@ class SpreadLlama:
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
-        """Return the partition of every leaf of the adapters; `rows` is that of the rows."""
+        """Return the partition of every leaf of the adapters; `rows`: of the rows."""
         parts: Any = rows
         return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))
 

@@ -39,7 +39,7 @@ NOTES = {
 def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect]
 ) -> web.Application:
-    """Build the application of a service, with our own routes beside those of the dialects."""
+    """Build the application of a service, with our own routes and the routes of the dialects."""
     table = RouteTable(settings.root_dialect)
     described = [*dialects, Operations()]
     for dialect in (*described, Page(), Docs(described, settings.root_dialect)):
@@ -58,7 +58,7 @@ def create_app(
 
 
 def cleanup_of(dialect: Dialect) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Return the function that runs a dialect's work in the background, as aiohttp wants it."""
+    """Return the function that runs a dialect's work in the background, as aiohttp expects it."""
 
     async def surround(app: web.Application) -> AsyncIterator[None]:
         async with dialect.running(app):

@@ -123,7 +123,7 @@ def routes_of(
 
 
 def told_by(handler: object) -> str | None:
-    """Return the field that tells a body to be this handler's; None if there is none."""
+    """Return the field that marks a body as this handler's; None if there is none."""
     return getattr(handler, "told_by", None)
 
 

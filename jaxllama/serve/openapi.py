@@ -102,7 +102,7 @@ def describe(
 
 
 def join(one: Json, other: Json, refusals: Json) -> Json:
-    """Describe a path that two dialects have: the body tells which one answers."""
+    """Describe a path that two dialects have: the body decides which one answers."""
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
     contents = [each["responses"]["200"]["content"] for each in (one, other)]

@@ -99,7 +99,7 @@ def common_parts(path: list[str], route: list[str]) -> int:
 
 
 def share(owned: list[OwnedRoute]) -> Handler:
-    """Make the handler of a path that several dialects have: a field of the body tells whose.
+    """Make the handler of a path that several dialects have: a field of the body decides.
 
     Raises ConfigError if nothing tells them apart.
     """
@@ -125,7 +125,7 @@ class SharedHandler:
     """The handler of a path that several dialects have."""
 
     def __init__(self, marked: Mapping[str, OwnedRoute], usual: OwnedRoute) -> None:
-        """Store the routes by the field that tells a body to be theirs, and the one of the rest."""
+        """Store the routes by the field that marks their bodies, and the route of the rest."""
         self._marked, self._usual = marked, usual
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -10,7 +10,7 @@ PART = ".part"
 
 
 def open_folder(folder: Path) -> None:
-    """Make a folder that this user alone can read, and delete what a crash left unfinished."""
+    """Make a folder that this user alone can read, and delete unfinished files in it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for path in folder.glob(f"*{PART}"):
         path.unlink(missing_ok=True)

@@ -51,7 +51,7 @@ def line_frame(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Framing:
-    """How the chunks of a stream become bytes; a chunk of type `bytes` is written as it is."""
+    """The conversion of a stream's chunks to bytes; a chunk of type `bytes` is written as it is."""
 
     content_type: str
     encode: Callable[[Any], bytes]

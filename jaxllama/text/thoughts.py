@@ -16,7 +16,7 @@ CLOSING = f"\n{THOUGHT_CLOSER}\n\n"
 
 
 class ThoughtStart(StrEnum):
-    """What a prompt says about the thoughts of its answer."""
+    """The start of an answer's thoughts, as its prompt decides."""
 
     FREE = "free"  # nothing: the model may open them
     INSIDE = "inside"  # the prompt has opened them
@@ -31,7 +31,7 @@ class Thought:
 
 
 def thought_start(prompt: str) -> ThoughtStart:
-    """Tell from the end of a rendered prompt where the thoughts of its answer start."""
+    """Find at the end of a rendered prompt where the thoughts of its answer start."""
     end = prompt.rstrip()
     if end.endswith(THOUGHT_OPENER):
         return ThoughtStart.INSIDE
@@ -39,7 +39,7 @@ def thought_start(prompt: str) -> ThoughtStart:
 
 
 def start_in(message: str) -> ThoughtStart:
-    """Tell where the thoughts stand in a message that the model continues."""
+    """Find the state of the thoughts in a message that the model continues."""
     is_open = message.rfind(THOUGHT_OPENER) > message.rfind(THOUGHT_CLOSER)
     return ThoughtStart.INSIDE if is_open else ThoughtStart.OVER
 

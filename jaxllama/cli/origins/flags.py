@@ -94,7 +94,7 @@ def address(text: str, flag: str) -> list[str]:
 
 
 def folder_of(model: str) -> Path:
-    """Return the folder of a model: itself, or that of its file."""
+    """Return the folder of a model: itself, or the folder of its file."""
     return Path(model) if Path(model).is_dir() else Path(model).parent
 
 

@@ -72,7 +72,7 @@ class ParsedAnswer:
 
     @property
     def has_called(self) -> bool:
-        """Whether the answer is over and ended with calls."""
+        """Whether the answer has ended, and with calls."""
         is_cut = self.end is not None and self.end.reason is FinishReason.LENGTH
         return bool(self.calls) and not is_cut
 

@@ -9,7 +9,7 @@ from jaxllama.request import Finished
 
 
 class ClientStops:
-    """The stops that the client sent; those of the model and its prompt format do not count."""
+    """The stops that the client sent, without the stops of the model and its prompt format."""
 
     def __init__(self, knobs: Mapping[str, object]) -> None:
         self._texts, self._ids = as_list(knobs.get("stop")), as_list(knobs.get("stop_ids"))

@@ -75,7 +75,7 @@ def thoughts_start(
     ending: Ending = Ending.ANSWER,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> ThoughtStart:
-    """Tell where the thoughts of the answers start, from the prompt or the continued message."""
+    """Find where the thoughts of the answers start, in the prompt or the continued message."""
     if ending is Ending.LAST:
         content = messages[-1].get("content") if messages else None
         return start_in(content) if isinstance(content, str) else ThoughtStart.OVER

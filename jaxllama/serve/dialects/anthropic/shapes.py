@@ -39,7 +39,7 @@ class TextBlock(MessageBlock, tag="text", kw_only=True):
 
 
 class TextSource(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the text of a document is; other sources than text are refused."""
+    """The source of a document's text; other sources than text are refused."""
 
     type: str
     data: str | None = None

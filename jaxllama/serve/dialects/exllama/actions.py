@@ -107,7 +107,7 @@ class ActionConnection:
         self._running: set[asyncio.Task[None]] = set()
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Begin an action; tell the client what is wrong with a message."""
+        """Begin an action; answer a wrong message with its error."""
         action, id_ = "", None
         try:
             if isinstance(message, JaxLlamaError):

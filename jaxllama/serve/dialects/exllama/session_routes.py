@@ -118,7 +118,7 @@ class SetSessionBody(RequestShape, kw_only=True):
 
 
 class SetParticipantsBody(RequestShape, kw_only=True):
-    """Who takes part, the user first; nobody: the text is continued freely."""
+    """The participants, the user first; without any, the text is continued freely."""
 
     participants: list[str]
 
@@ -131,7 +131,7 @@ class SetFixedPromptBody(RequestShape, kw_only=True):
 
 
 class SetGenSettingsBody(RequestShape, kw_only=True):
-    """How replies are generated."""
+    """Settings of the replies."""
 
     temperature: float
     top_p: float
@@ -147,7 +147,7 @@ class SetGenSettingsBody(RequestShape, kw_only=True):
 
 
 class UserInputBody(RequestShape, kw_only=True):
-    """What the user says; nothing: the others go on."""
+    """The user's input; without it, the others continue."""
 
     user_input: str
 
@@ -381,7 +381,7 @@ class SessionRoutes:
         return one_json(SessionResult("ok"))
 
     async def reply(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Stream the replies to what the user says; what came is kept if the client leaves."""
+        """Stream the replies to the user's input; the text so far is kept if the client leaves."""
         body, _ = await USER_INPUT.read(request, service, UserInputBody)
         client = self._client(request)
         async with client.lock:

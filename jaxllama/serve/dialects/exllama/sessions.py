@@ -31,7 +31,7 @@ def new_uuid() -> str:
 
 
 class SessionBlock(msgspec.Struct):
-    """What one participant said; without an author: text that nobody said."""
+    """Text of one participant; without an author, other text."""
 
     author: str | None
     text: str

@@ -138,7 +138,7 @@ async def write_lines(
 def join(
     events: Sequence[tuple[int, Event]], stops: Sequence[str]
 ) -> Iterator[list[LlambaBatchItem]]:
-    """Yield the items of the texts in `events`, then those of the answers that ended."""
+    """Yield the items of the texts in `events`, then the items of the answers that ended."""
     texts: dict[int, str] = {}
     ends: list[LlambaBatchItem] = []
     for index, event in events:

@@ -385,7 +385,7 @@ def logprobs_of(tokenizer: Tokenizer, event: Event) -> list[TokenLogprob]:
 
 
 def timings_of_end(end: Finished | None) -> dict[str, Any]:
-    """Return the durations and counts of an answer that is over."""
+    """Return the durations and counts of an answer that has ended."""
     if end is None:
         return {}
     return timings_of(end.usage, is_cut=end.reason is FinishReason.LENGTH)

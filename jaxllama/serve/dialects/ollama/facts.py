@@ -25,7 +25,7 @@ MILLION, BILLION = 10**6, 10**9
 
 
 class ModelDetails(msgspec.Struct):
-    """What kind of model it is."""
+    """Format, family and size of a model."""
 
     parent_model: str
     format: str

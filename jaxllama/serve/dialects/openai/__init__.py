@@ -71,7 +71,7 @@ class OpenAI(Dialect):
     prefixes = ("/v1",)
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers; those of files and batches need a folder."""
+        """Make the handlers; the handlers of files and batches need a folder."""
         super().__init__(options)
         self._responses = ResponseStore(self.options.responses_mib * MIB)
         self.endpoints = {

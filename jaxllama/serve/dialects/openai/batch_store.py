@@ -34,7 +34,7 @@ OVER = ("failed", "completed", "expired", "cancelled")
 
 
 class RequestCounts(msgspec.Struct):
-    """How many requests a batch has, and how many of them are done."""
+    """Counts of all requests of a batch, and of the answered ones."""
 
     total: int = 0
     completed: int = 0
@@ -42,7 +42,7 @@ class RequestCounts(msgspec.Struct):
 
 
 class LineProblem(msgspec.Struct):
-    """What is wrong with a line of an input file."""
+    """An error in a line of an input file."""
 
     code: str
     message: str
@@ -51,7 +51,7 @@ class LineProblem(msgspec.Struct):
 
 
 class BatchProblems(msgspec.Struct):
-    """What is wrong with an input file."""
+    """All errors in an input file."""
 
     data: list[LineProblem]
     object: Literal["list"] = "list"

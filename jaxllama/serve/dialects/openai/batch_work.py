@@ -147,7 +147,7 @@ class BatchWork:
         return [kept.batch for kept in reversed(self._owned(owner))]
 
     def cancel(self, id_: str, owner: str) -> RequestBatch:
-        """Cancel a batch; what is answered stays. Raises HttpError 409 if it is over."""
+        """Cancel a batch; its answers stay. Raises HttpError 409 if the batch has ended."""
         kept = self.find(id_, owner)
         batch = kept.batch
         if batch.is_over or batch.status == "finalizing":
@@ -173,7 +173,7 @@ class BatchWork:
         return [kept for kept in self._kept.values() if kept.owner == owner]
 
     def _make_room(self) -> None:
-        """Forget the oldest batch that is over, if there are too many."""
+        """Forget the oldest batch that has ended, if there are too many."""
         while len(self._kept) >= MOST_BATCHES:
             oldest = next((kept for kept in self._kept.values() if kept.batch.is_over), None)
             if oldest is None:
@@ -233,7 +233,7 @@ class BatchWork:
         self._store.save(kept)
 
     def _problems(self, batch: RequestBatch) -> tuple[int, list[LineProblem]]:
-        """Count the lines of the input file, and say what is wrong with them."""
+        """Count the lines of the input file, and list their errors."""
         found: list[LineProblem] = []
         seen: set[str] = set()
         number = 0
@@ -376,7 +376,7 @@ class BatchWork:
 
 
 def owner_of(caller: Caller) -> str:
-    """Return who may see what a caller keeps here: the key; without keys, everyone."""
+    """Return the owner of a caller's files: its key; without keys, everyone."""
     return caller.client if caller.client.startswith("key-") else ""
 
 

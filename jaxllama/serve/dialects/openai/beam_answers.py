@@ -39,7 +39,7 @@ class BeamOptions:
 
 @dataclass(frozen=True)
 class FoundBeams:
-    """The answers to one prompt, best first, and what they cost."""
+    """The answers to one prompt, best first, and their token counts."""
 
     prompt: TokenIds
     answers: Sequence[BeamAnswer]

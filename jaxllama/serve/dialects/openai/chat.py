@@ -132,7 +132,7 @@ def logprobs_of(body: ChatBody) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class AnswerSyntax:
-    """How the model writes calls and thoughts; None: it writes none, or they stay in the text."""
+    """The marks of calls and thoughts; None: the model has none, or they stay in the text."""
 
     calls: CallStyle | None
     thoughts: ThoughtStart | None

@@ -57,7 +57,7 @@ class FileStore:
         self._folder, self._most, self.largest = folder, most, largest
 
     def open(self) -> None:
-        """Make the folder, and remove what a crash left of uploads."""
+        """Make the folder, and remove uploads that a crash left unfinished."""
         open_folder(self._folder)
 
     @contextmanager

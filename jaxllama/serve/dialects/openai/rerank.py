@@ -48,7 +48,7 @@ class RankedDocument(msgspec.Struct, omit_defaults=True):
 
 
 class RerankUsage(msgspec.Struct):
-    """Number of tokens that were scored: those of the query, for each document."""
+    """Number of scored tokens: the tokens of the query, for each document."""
 
     total_tokens: int
 

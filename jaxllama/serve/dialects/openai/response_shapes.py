@@ -56,7 +56,7 @@ ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunctionTool
 
 
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How long the model thinks before it answers."""
+    """Length of the thoughts before an answer."""
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None  # of no effect: thoughts are sent

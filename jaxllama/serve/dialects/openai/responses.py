@@ -166,7 +166,7 @@ class ResponseRoutes:
         return one_json(ResponseDeleted(id_))
 
     def _turns(self, body: ResponseBody, request: web.Request) -> list[Turn]:
-        """Return the conversation, after that of the previous response, without instructions."""
+        """Return the conversation, the previous response's first, without instructions."""
         turns = turns_of(body.input)
         if body.previous_response_id is None:
             return turns
@@ -191,7 +191,7 @@ def constraint_of(body: ResponseBody, tools: Sequence[ToolDefinition], style: An
 
 @dataclass(frozen=True)
 class ResponseFacts:
-    """What a response repeats of its request."""
+    """The fields of a request that its response repeats."""
 
     id: str
     model: str
@@ -221,7 +221,7 @@ class ResponseForm:
         yield WholeEvent("response.in_progress", self._next(), self.whole())
 
     def take(self, index: int, event: Event) -> Iterator[StreamEvent]:
-        """Add an event of the answer; yield the stream events of what it adds."""
+        """Add an event of the answer; yield its stream events."""
         del index
         for piece in self._parsed.receive(event):
             match piece:

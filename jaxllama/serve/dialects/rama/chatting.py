@@ -99,7 +99,7 @@ class ChatConnection:
         self._conversations: dict[str, RamaConversation] = {}
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Act on a message of the client; tell it what is wrong with it."""
+        """Act on a message of the client; answer a wrong one with its error."""
         name = ""
         try:
             if isinstance(message, JaxLlamaError):
