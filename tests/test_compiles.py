@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax._src import compiler
 
+from jaxllama.engine.blueprints import LEAN, NAMES, WHOLE
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import MAGIC, Executables
 from jaxllama.engine.own_files import read_own, write_own
 from jaxllama.engine.program_key import program_key
-from jaxllama.engine.programs import LEAN, NAMES, WHOLE, Programs
+from jaxllama.engine.programs import Programs
 from jaxllama.errors import BrokenPlugin, CompiledLate
 from tests.support import (
     BODIES,

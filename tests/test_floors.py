@@ -99,7 +99,7 @@ FLOORS: dict[str, tuple[str, str]] = {
 }
 GUARDED = {"threading", "asyncio", "multiprocessing", "concurrent", "pickle", "marshal", "ctypes"}
 # The dice, too: traced in place, and one call where nothing is compiled.
-JITTED_IN = ("engine.programs", "engine.encoding", "engine.choosing.random_numbers", "testing")
+JITTED_IN = ("engine.blueprints", "engine.encoding", "engine.choosing.random_numbers", "testing")
 CHANGING = {
     *("append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove"),
     *("discard", "clear", "sort", "reverse"),

@@ -13,9 +13,9 @@ from jaxllama.cli.memory import describe_memory
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, startup_shown
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.blueprints import ADAPTER_PURPOSES, PURPOSES
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
-from jaxllama.engine.programs import ADAPTER_PURPOSES, PURPOSES
 from jaxllama.formats import PromptFormat, choose_format
 from jaxllama.kernels import body_named
 from jaxllama.loading import (

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxllama.engine.programs import Programs, leaves_of
+from jaxllama.engine.blueprints import leaves_of
+from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import StateLeaves
 from jaxllama.errors import InvalidParameter
 from jaxllama.model.adapters import AdapterWeights

@@ -22,11 +22,12 @@ from functools import partial
 
 from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.batch import Batch
+from jaxllama.engine.blueprints import ADAPTED, SAVE, WHOLE
 from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
 from jaxllama.engine.probes import Probes
-from jaxllama.engine.programs import ADAPTED, SAVE, SECONDS_PER_WAIT, WHOLE, Programs
+from jaxllama.engine.programs import SECONDS_PER_WAIT, Programs
 from jaxllama.engine.prompt_files import PromptFiles
 from jaxllama.engine.prompt_store import LEAST, PromptStore
 from jaxllama.engine.prompts import Prompts

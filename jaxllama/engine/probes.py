@@ -13,6 +13,7 @@ import numpy as np
 from jaxllama.config import EngineConfig
 from jaxllama.engine.adapters import loaded
 from jaxllama.engine.batch import Batch
+from jaxllama.engine.blueprints import SUFFIX
 from jaxllama.engine.branches import (
     PAIRS,
     RUN,
@@ -24,7 +25,7 @@ from jaxllama.engine.branches import (
     group_runs,
     shared_prefix,
 )
-from jaxllama.engine.programs import SECONDS_PER_WAIT, SUFFIX
+from jaxllama.engine.programs import SECONDS_PER_WAIT
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.recovery import Recovery
 from jaxllama.engine.slots import Claim, SlotTable, key_of

@@ -1,4 +1,4 @@
-"""Programs: the functions of `steps.py`, each compiled once, ahead of time.
+"""Programs: the functions of `steps.py`, each compiled once, ahead of time, and called.
 
 Built by `llm.py`, run by `engine.py`. Each takes the state donated and returns the next one, but
 for `save`. They are called as compiled objects, so a wrong shape raises instead of recompiling.
@@ -30,34 +30,37 @@ a row that has an adapter. It takes the adapters' arrays last, and the slot's ad
     adapt    (adapters, number, weights) -> adapters           one adapter is replaced
 """
 
-import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
+from jaxllama.engine.blueprints import (
+    ADAPTED,
+    LEAN,
+    SAVE,
+    SUFFIX,
+    WHOLE,
+    Blueprints,
+    leaves_of,
+)
 from jaxllama.engine.choosing.bank import SamplerBank
-from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
 from jaxllama.engine.executables import Executables
-from jaxllama.engine.parcel import pack, size_of, unpack
-from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
-from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
+from jaxllama.engine.parcel import pack
+from jaxllama.engine.state import DecodeState, RowStart, StateLeaves
+from jaxllama.engine.steps import Runs, StepOutput
 from jaxllama.errors import CompiledLate
-from jaxllama.kernels import body_named
-from jaxllama.model.adapters import AdapterMatrices, AdapterWeights, adapter_shapes
+from jaxllama.model.adapters import AdapterWeights
 from jaxllama.model.cache import Columns
 from jaxllama.model.params import Tree
-from jaxllama.model.rows import AdapterBlocks, SlotAdapter
-from jaxllama.model.spread import Partitions
+from jaxllama.model.rows import AdapterBlocks
 from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
@@ -65,35 +68,7 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_WAIT = 0.02  # for a program that the thread makes: then callers may act again
 LOGGED_SECONDS = 1.0  # a program that took less is not logged
 
-SUFFIX = "_adapted"  # of programs for calls with an adapter
-LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
-SAVE = "save"  # the one program that does not consume the state, and returns none
-# Every program with its purpose, in the order in which requests need them.
-PURPOSES = {
-    "empty": "makes the state of an engine",
-    "admit": "lets a row start to decode",
-    "prefill": "computes the cache of a prompt",
-    LEAN: "draws tokens with the common samplers, until decode is compiled",
-    "copy": "reuses a prefix that another slot has cached",
-    "release": "stops rows that a client cancels or a stop string ends",
-    "scrub": "clears the cache of a row with NaN",
-    WHOLE: "draws tokens with all samplers",
-    SAVE: "keeps a prefix whose slot is taken by another prompt",
-    "restore": "brings such a prefix back",
-    "peek": "reads log-probabilities and logits of given tokens",
-    "embed": "computes embeddings",
-    "weigh": "scores short continuations",
-}
-NAMES = tuple(PURPOSES)
-ADAPTER_PURPOSES = {
-    "adapt": "loads a low-rank adapter",
-    "prefill_adapted": "computes the cache of a prompt with an adapter",
-    ADAPTED: "draws tokens while a row has an adapter",
-    "peek_adapted": "reads log-probabilities and logits with an adapter",
-    "weigh_adapted": "scores short continuations with an adapter",
-}
 FIRST = ("empty", "admit", "prefill")  # and a decode program
-FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Made(NamedTuple):
@@ -121,9 +96,8 @@ class Programs:
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.params = params
         self.executables = executables
-        self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
-        self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
-        self.traces: Counter[str] = Counter()
+        self.blueprints = Blueprints(model, engine, bank, params, mesh, adapters)
+        self.steps, self.names = self.blueprints.steps, self.blueprints.names
         self.made: dict[str, Made] = {}
         self.is_sealed = False  # compiling is an error from now on
         self._compiler = ProgramCompiler(self._make)
@@ -133,14 +107,19 @@ class Programs:
         self._goal: Sequence[str] = ()  # the programs that a start waits for
         self._compiling: set[str] = set()  # names of programs that are, or were, compiled
         self._weights = leaves_of(params)
-        abstract = jax.eval_shape(self.steps.empty)
-        shardings = state_shardings(mesh, abstract)
-        self._shardings = leaves_of(shardings)
-        self._state = jax.tree.map(with_sharding, abstract, shardings)
-        self._params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
-        self._adapters = jax.tree.map(lambda x: with_sharding(x, x.sharding), adapters)
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self._every_token = jax.device_put(every_token(engine.slots, bank.vocab), self._whole)
+        self._every_token = jax.device_put(
+            every_token(engine.slots, bank.vocab), self.blueprints.whole
+        )
+
+    @property
+    def traces(self) -> Counter[str]:
+        """Count how often each program was traced."""
+        return self.blueprints.traces
+
+    @property
+    def columns(self) -> Columns:
+        """An abstract block of columns, which every device holds whole."""
+        return self.blueprints.columns
 
     @property
     def tile(self) -> int:
@@ -253,7 +232,7 @@ class Programs:
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
         """Rebuild the `DecodeState` of a state's leaves, to read it; programs take the leaves."""
-        tree: DecodeState = jax.tree.unflatten(jax.tree.structure(self._state), state)
+        tree: DecodeState = jax.tree.unflatten(jax.tree.structure(self.blueprints.state), state)
         return tree
 
     # Calls of the programs: take host numbers, return the next state. Each consumes `state`.
@@ -353,94 +332,9 @@ class Programs:
 
     # Compiling.
 
-    def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Return the abstract arguments of a program, as `Steps` takes them."""
-        state, number = self._state, self._small(())
-        params = self._params
-        ids = self._small((self.chunk,))
-        pairs = self._small((2, self.tile))
-        mask = self._small((self.engine.slots,), jnp.bool_)
-        allowed = self._small(self._every_token.shape, jnp.uint32)
-        if name == "adapt":
-            return (self._adapters, number, self._adapter_weights())
-        if name == ADAPTED:
-            return (*self._arguments(WHOLE), self._adapters)
-        if name == "restore":
-            return (state, self.columns, number, number)
-        if name.endswith(SUFFIX):
-            scale: Any = self._small((), jnp.float32)
-            own = SlotAdapter(self._adapters, number, scale)  # type: ignore[arg-type]
-            return (*self._arguments(name.removesuffix(SUFFIX)), own)
-        return {
-            "empty": (),
-            "prefill": (params, state, number, ids, number, number),
-            LEAN: (params, state, number, allowed),
-            WHOLE: (params, state, number, allowed),
-            "admit": (state, number, self._row()),
-            "release": (state, mask),
-            "scrub": (state, number),
-            "copy": (state, number, number, number),
-            SAVE: (state, number, number),
-            "peek": (params, state, number, pairs, number, number),
-            "weigh": (params, state, number, self._runs()),
-            "embed": (params, state, number, self._small((self.tile,)), number, number),
-        }[name]
-
-    def _outputs(self, name: str, leaf: Any) -> Any:
-        """Return the shardings of a program's results: the state's, and `leaf` for the others."""
-        output = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
-        extra = {
-            LEAN: output,
-            WHOLE: output,
-            "peek": Peek(leaf, leaf),
-            "weigh": leaf,
-            "embed": Pooled(leaf, leaf),
-        }
-        if name == "adapt":
-            return tuple(each.sharding for each in leaves_of(self._adapters))
-        if name == SAVE:
-            return jax.tree.map(lambda _: leaf, self.columns)
-        plain = name.removesuffix(SUFFIX)
-        return (self._shardings, extra[plain]) if plain in extra else self._shardings
-
-    def _adapter_weights(self) -> AdapterWeights:
-        """Return the abstract matrices of one adapter."""
-
-        def small(shape: tuple[int, ...]) -> Any:
-            return self._small(shape, jnp.float32)
-
-        return {
-            index: {
-                name: AdapterMatrices(small(shape.a), tuple(map(small, shape.b)))
-                for name, shape in block.items()
-            }
-            for index, block in adapter_shapes(self.model, self.engine).items()
-        }
-
-    @property
-    def columns(self) -> Columns:
-        """An abstract block of columns, which every device holds whole."""
-        number = self._small(())
-        shapes = jax.eval_shape(self.steps.save, self._state, number, number)
-        columns: Columns = jax.tree.map(lambda x: with_sharding(x, self._whole), shapes)
-        return columns
-
-    def _runs(self) -> Runs:
-        """Return abstract runs, as many as fill a tile."""
-        runs = self.tile // RUN
-        shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
-        ids, places, rows, pairs = map(self._small, shapes)
-        return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]
-
-    def _row(self) -> RowStart:
-        """Return a RowStart of shapes and types only: the state's fields without the slot axis."""
-        fields = [field.name for field in dataclasses.fields(RowStart)]
-        state = {name: getattr(self._state, name) for name in fields}
-        return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
-
-    def _small(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        """Return an abstract array that every device holds whole."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
+    def _compiler_options(self) -> dict[str, str | bool] | None:
+        """Return the XLA options that differ from the defaults."""
+        return self.blueprints.compiler_options()
 
     def _try_samplers(self) -> None:
         """Try the samplers, unless the first program is on disk: it was kept after their trial."""
@@ -465,16 +359,14 @@ class Programs:
     def _make(self, name: str) -> Any:
         """Load or compile a program, note how, and log it if it took long."""
         started = time.perf_counter()
-        arguments, outputs = self._arguments(name), self._outputs(name, self._whole)
-        called = tuple(map(self._as_called, arguments))
-        found = self._load(name, called, outputs)
+        found = self._load(name)
         is_compiled = found is None
         if found is None:
             self._refuse_if_sealed(name)
             self._compiling.add(name)
             if name in self._goal or not self._goal:
                 self.report(f"compiling {name}", self._reached, max(1, len(self._goal)))
-            found = self._compile(name, arguments, called, outputs)
+            found = self.blueprints.lowered(name).compile(self._compiler_options())
         seconds = time.perf_counter() - started
         self.made[name] = Made(is_compiled, seconds)
         level = logging.INFO if seconds >= LOGGED_SECONDS else logging.DEBUG
@@ -484,10 +376,11 @@ class Programs:
             self.executables.save(name, found, seconds)
         return found
 
-    def _load(self, name: str, called: tuple[Any, ...], outputs: Any) -> Any | None:
+    def _load(self, name: str) -> Any | None:
         """Load a program from disk; None if it is not there."""
         if self.executables is None:
             return None
+        called, outputs = self.blueprints.called(name), self.blueprints.outputs(name)
         trees = (jax.tree.structure((called, {})), jax.tree.structure(outputs))
         return self.executables.load(name, trees, list(self.mesh.devices.flat))
 
@@ -502,68 +395,6 @@ class Programs:
                 f"(leave out --strict-compile to allow it)"
             )
 
-    def _as_called(self, argument: Any) -> Any:
-        """Convert an abstract argument to the form in which a call passes it."""
-        if isinstance(argument, RowStart):
-            return self._small((size_of(argument),), jnp.uint8)
-        if isinstance(argument, FLAT):
-            return leaves_of(argument)
-        return argument
-
-    def _compile(
-        self, name: str, arguments: tuple[Any, ...], called: tuple[Any, ...], outputs: Any
-    ) -> Any:
-        function: Callable[..., Any] = getattr(self.steps, function_of(name))
-
-        def traced(*args: Any) -> Any:
-            self.traces[name] += 1
-            found = function(*map(as_tree, arguments, args))
-            if isinstance(found, FLAT):
-                return leaves_of(found)
-            if name == SAVE:
-                return found
-            state, output = found
-            return leaves_of(state), output
-
-        traced.__name__ = name
-        donated = tuple(
-            index
-            for index, part in enumerate(arguments)
-            if isinstance(part, DecodeState) and name != SAVE
-        )
-        with jax.set_mesh(self.mesh):
-            jitted = jax.jit(traced, donate_argnums=donated, out_shardings=outputs)
-            return jitted.lower(*called).compile(compiler_options=self._compiler_options())
-
-    def _compiler_options(self) -> dict[str, str | bool] | None:
-        """Return the XLA options that differ from the defaults.
-
-        The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
-        other one unpacks each matrix before its use, so that one is in memory at a time.
-        """
-        if self.engine.packed and self.mesh.devices.flat[0].platform == "cpu":
-            return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-        return None
-
-
-def as_tree(like: Any, argument: Any) -> Any:
-    """Convert a passed argument back to the tree that `like` has."""
-    if isinstance(like, RowStart):
-        return unpack(argument, like)
-    if isinstance(like, FLAT):
-        return jax.tree.unflatten(jax.tree.structure(like), argument)
-    return argument
-
-
-def leaves_of(tree: Any) -> StateLeaves:
-    """List the arrays of a tree."""
-    return tuple(jax.tree.leaves(tree))
-
-
-def function_of(name: str) -> str:
-    """Return the name of the function in `Steps` of a program."""
-    return name if name == ADAPTED else name.removesuffix(SUFFIX)
-
 
 def named(name: str, adapter: StateLeaves | None) -> str:
     """Return the program of this name for calls with or without an adapter."""
@@ -573,17 +404,3 @@ def named(name: str, adapter: StateLeaves | None) -> str:
 def given(adapter: StateLeaves | None) -> tuple[StateLeaves, ...]:
     """Return the last arguments of a call: the adapters, if it has any."""
     return () if adapter is None else (adapter,)
-
-
-def split_of(
-    params: Tree, adapters: AdapterBlocks | None, engine: EngineConfig, mesh: Mesh
-) -> Partitions | None:
-    """Return the partition of every weight; None unless the kernels need it (several devices)."""
-    if not body_named(engine.kernels).splits_itself or mesh.size == 1:
-        return None
-    return Partitions(*jax.tree.map(lambda leaf: leaf.sharding.spec, (params, adapters)))
-
-
-def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-    """Return an abstract array with the shape and dtype of `x` and the sharding `where`."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

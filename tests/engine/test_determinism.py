@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig
+from jaxllama.engine.blueprints import LEAN, WHOLE
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.programs import LEAN, WHOLE, Programs
+from jaxllama.engine.programs import Programs
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Contrast
 from tests.support import (

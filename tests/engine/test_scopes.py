@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from jaxllama.engine.programs import leaves_of
+from jaxllama.engine.blueprints import leaves_of
 from jaxllama.engine.steps import Steps
 from tests.support import BODIES, FEW, MODEL, programs
 

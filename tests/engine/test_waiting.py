@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from jaxllama.engine.programs import WHOLE
+from jaxllama.engine.blueprints import WHOLE
 from jaxllama.errors import QueueFull
 from jaxllama.request import Finished, FinishReason, GenerationRequest, Token
 from jaxllama.sampling import Adjuster, Filter, Knob, knob

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.blueprints import NAMES
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
-from jaxllama.engine.programs import NAMES, Programs
+from jaxllama.engine.programs import Programs
 from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation

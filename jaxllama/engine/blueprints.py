@@ -1,0 +1,255 @@
+"""Blueprints: the functions of `steps.py` with the arguments for which each is compiled.
+
+Made by `programs.py`, which compiles them and calls the results. A blueprint needs the shapes of
+the weights alone, so programs can be compiled for devices that this machine does not have. Knows no
+disk and no calls.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
+from jaxllama.engine.choosing.bank import SamplerBank
+from jaxllama.engine.choosing.chooser import ChosenTokens
+from jaxllama.engine.choosing.rows import every_token
+from jaxllama.engine.parcel import size_of, unpack
+from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
+from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
+from jaxllama.kernels import body_named
+from jaxllama.model.adapters import AdapterMatrices, AdapterWeights, adapter_shapes
+from jaxllama.model.cache import Columns
+from jaxllama.model.params import Tree
+from jaxllama.model.rows import AdapterBlocks, SlotAdapter
+from jaxllama.model.spread import Partitions
+
+SUFFIX = "_adapted"  # of programs for calls with an adapter
+LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
+SAVE = "save"  # the one program that does not consume the state, and returns none
+# Every program with its purpose, in the order in which requests need them.
+PURPOSES = {
+    "empty": "makes the state of an engine",
+    "admit": "lets a row start to decode",
+    "prefill": "computes the cache of a prompt",
+    LEAN: "draws tokens with the common samplers, until decode is compiled",
+    "copy": "reuses a prefix that another slot has cached",
+    "release": "stops rows that a client cancels or a stop string ends",
+    "scrub": "clears the cache of a row with NaN",
+    WHOLE: "draws tokens with all samplers",
+    SAVE: "keeps a prefix whose slot is taken by another prompt",
+    "restore": "brings such a prefix back",
+    "peek": "reads log-probabilities and logits of given tokens",
+    "embed": "computes embeddings",
+    "weigh": "scores short continuations",
+}
+NAMES = tuple(PURPOSES)
+ADAPTER_PURPOSES = {
+    "adapt": "loads a low-rank adapter",
+    "prefill_adapted": "computes the cache of a prompt with an adapter",
+    ADAPTED: "draws tokens while a row has an adapter",
+    "peek_adapted": "reads log-probabilities and logits with an adapter",
+    "weigh_adapted": "scores short continuations with an adapter",
+}
+FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
+
+
+class Blueprints:
+    """The programs of one model and one engine size, ready to be compiled."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        bank: SamplerBank,
+        params: Tree,
+        mesh: Mesh,
+        adapters: AdapterBlocks | None = None,
+    ) -> None:
+        """Take weights and arrays of adapters: their shapes, types and shardings are read."""
+        self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
+        self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
+        self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
+        self.traces: Counter[str] = Counter()
+        abstract = jax.eval_shape(self.steps.empty)
+        shardings = state_shardings(mesh, abstract)
+        self._shardings = leaves_of(shardings)
+        self.state: DecodeState = jax.tree.map(with_sharding, abstract, shardings)
+        self._params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
+        self._adapters = jax.tree.map(lambda x: with_sharding(x, x.sharding), adapters)
+        self.whole = NamedSharding(mesh, PartitionSpec())
+
+    def called(self, name: str) -> tuple[Any, ...]:
+        """Return the abstract arguments of a program in the form in which a call passes them."""
+        return tuple(map(self._as_called, self._arguments(name)))
+
+    def outputs(self, name: str) -> Any:
+        """Return the shardings of a program's results: the state's, and whole arrays."""
+        leaf: Any = self.whole
+        output = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
+        extra = {
+            LEAN: output,
+            WHOLE: output,
+            "peek": Peek(leaf, leaf),
+            "weigh": leaf,
+            "embed": Pooled(leaf, leaf),
+        }
+        if name == "adapt":
+            return tuple(each.sharding for each in leaves_of(self._adapters))
+        if name == SAVE:
+            return jax.tree.map(lambda _: leaf, self.columns)
+        plain = name.removesuffix(SUFFIX)
+        return (self._shardings, extra[plain]) if plain in extra else self._shardings
+
+    def lowered(self, name: str) -> jax.stages.Lowered:
+        """Trace a program and lower it to StableHLO."""
+        arguments = self._arguments(name)
+        function: Callable[..., Any] = getattr(self.steps, function_of(name))
+
+        def traced(*args: Any) -> Any:
+            self.traces[name] += 1
+            found = function(*map(as_tree, arguments, args))
+            if isinstance(found, FLAT):
+                return leaves_of(found)
+            if name == SAVE:
+                return found
+            state, output = found
+            return leaves_of(state), output
+
+        traced.__name__ = name
+        donated = tuple(
+            index
+            for index, part in enumerate(arguments)
+            if isinstance(part, DecodeState) and name != SAVE
+        )
+        with jax.set_mesh(self.mesh):
+            jitted = jax.jit(traced, donate_argnums=donated, out_shardings=self.outputs(name))
+            return jitted.lower(*self.called(name))
+
+    def compiler_options(self) -> dict[str, str | bool] | None:
+        """Return the XLA options that differ from the defaults.
+
+        The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
+        other one unpacks each matrix before its use, so that one is in memory at a time.
+        """
+        if self.engine.packed and self.mesh.devices.flat[0].platform == "cpu":
+            return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        return None
+
+    def _arguments(self, name: str) -> tuple[Any, ...]:
+        """Return the abstract arguments of a program, as `Steps` takes them."""
+        state, number = self.state, self._small(())
+        params = self._params
+        ids = self._small((self.steps.chunk,))
+        pairs = self._small((2, self.steps.tile))
+        mask = self._small((self.engine.slots,), jnp.bool_)
+        allowed = self._small(every_token(self.engine.slots, self.bank.vocab).shape, jnp.uint32)
+        if name == "adapt":
+            return (self._adapters, number, self._adapter_weights())
+        if name == ADAPTED:
+            return (*self._arguments(WHOLE), self._adapters)
+        if name == "restore":
+            return (state, self.columns, number, number)
+        if name.endswith(SUFFIX):
+            scale: Any = self._small((), jnp.float32)
+            own = SlotAdapter(self._adapters, number, scale)  # type: ignore[arg-type]
+            return (*self._arguments(name.removesuffix(SUFFIX)), own)
+        return {
+            "empty": (),
+            "prefill": (params, state, number, ids, number, number),
+            LEAN: (params, state, number, allowed),
+            WHOLE: (params, state, number, allowed),
+            "admit": (state, number, self._row()),
+            "release": (state, mask),
+            "scrub": (state, number),
+            "copy": (state, number, number, number),
+            SAVE: (state, number, number),
+            "peek": (params, state, number, pairs, number, number),
+            "weigh": (params, state, number, self._runs()),
+            "embed": (params, state, number, self._small((self.steps.tile,)), number, number),
+        }[name]
+
+    def _adapter_weights(self) -> AdapterWeights:
+        """Return the abstract matrices of one adapter."""
+
+        def small(shape: tuple[int, ...]) -> Any:
+            return self._small(shape, jnp.float32)
+
+        return {
+            index: {
+                name: AdapterMatrices(small(shape.a), tuple(map(small, shape.b)))
+                for name, shape in block.items()
+            }
+            for index, block in adapter_shapes(self.model, self.engine).items()
+        }
+
+    @property
+    def columns(self) -> Columns:
+        """An abstract block of columns, which every device holds whole."""
+        number = self._small(())
+        shapes = jax.eval_shape(self.steps.save, self.state, number, number)
+        columns: Columns = jax.tree.map(lambda x: with_sharding(x, self.whole), shapes)
+        return columns
+
+    def _runs(self) -> Runs:
+        """Return abstract runs, as many as fill a tile."""
+        runs = self.steps.tile // RUN
+        shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
+        ids, places, rows, pairs = map(self._small, shapes)
+        return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]
+
+    def _row(self) -> RowStart:
+        """Return a RowStart of shapes and types only: the state's fields without the slot axis."""
+        fields = [field.name for field in dataclasses.fields(RowStart)]
+        state = {name: getattr(self.state, name) for name in fields}
+        return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
+
+    def _small(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """Return an abstract array that every device holds whole."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
+
+    def _as_called(self, argument: Any) -> Any:
+        """Convert an abstract argument to the form in which a call passes it."""
+        if isinstance(argument, RowStart):
+            return self._small((size_of(argument),), jnp.uint8)
+        if isinstance(argument, FLAT):
+            return leaves_of(argument)
+        return argument
+
+
+def as_tree(like: Any, argument: Any) -> Any:
+    """Convert a passed argument back to the tree that `like` has."""
+    if isinstance(like, RowStart):
+        return unpack(argument, like)
+    if isinstance(like, FLAT):
+        return jax.tree.unflatten(jax.tree.structure(like), argument)
+    return argument
+
+
+def leaves_of(tree: Any) -> StateLeaves:
+    """List the arrays of a tree."""
+    return tuple(jax.tree.leaves(tree))
+
+
+def function_of(name: str) -> str:
+    """Return the name of the function in `Steps` of a program."""
+    return name if name == ADAPTED else name.removesuffix(SUFFIX)
+
+
+def split_of(
+    params: Tree, adapters: AdapterBlocks | None, engine: EngineConfig, mesh: Mesh
+) -> Partitions | None:
+    """Return the partition of every weight; None unless the kernels need it (several devices)."""
+    if not body_named(engine.kernels).splits_itself or mesh.size == 1:
+        return None
+    return Partitions(*jax.tree.map(lambda leaf: leaf.sharding.spec, (params, adapters)))
+
+
+def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+    """Return an abstract array with the shape and dtype of `x` and the sharding `where`."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
