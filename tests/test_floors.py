@@ -315,7 +315,7 @@ def test_constants_and_local_names_are_no_memory():
 @pytest.mark.parametrize("source", ["import jax\n@jax.jit\ndef f(): ...", "from jax import jit"])
 def test_a_planted_jit_is_caught(source):
     assert jitted(module("model.llama", source)) != []
-    assert jitted(module("engine.programs", source)) == []
+    assert jitted(module("engine.blueprints", source)) == []
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("testing")])
