@@ -240,7 +240,7 @@ def test_no_program_copies_or_converts_the_cache(name, dtype, body):
     samplers = {"float32": FEW, "int8": CHAIN}.get(dtype, ())
     shared = programs(MODEL, engine, samplers=samplers)
     text = shared.compiled(name).as_text()
-    for part in jax.tree.leaves(shared._state.cache[0]):
+    for part in jax.tree.leaves(shared.blueprints.state.cache[0]):
         assert cache_sized(text, part.shape, "parameter")
         moves = "copy|convert|copy-start|select|transpose|concatenate"
         assert not cache_sized(text, part.shape, moves)
@@ -279,7 +279,7 @@ def test_every_array_of_the_state_is_updated_in_place(name, body):
     shared = programs(MODEL, body)
     text = shared.compiled(name).as_text()
     argument = 1 if name in ("decode", "prefill") else 0
-    assert not_in_place(text, len(jax.tree.leaves(shared._state)), argument) == []
+    assert not_in_place(text, len(jax.tree.leaves(shared.blueprints.state)), argument) == []
 
 
 @pytest.mark.parametrize(

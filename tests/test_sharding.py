@@ -156,7 +156,7 @@ def moved(text: str) -> set[tuple[int, ...]]:
 def test_neither_cache_nor_weights_travel(shape, engine, name):
     ready = programs(shape, engine)
     large = {leaf.shape for leaf in jax.tree.leaves(ready.params) if leaf.size > 1024}
-    cache = math.prod(ready._state.cache[0].keys.shape)
+    cache = math.prod(ready.blueprints.state.cache[0].keys.shape)
     for each in moved(ready.compiled(name).as_text()):
         assert each not in large
         assert math.prod(each) < cache // (2 * engine.data_parallel * engine.model_parallel), each

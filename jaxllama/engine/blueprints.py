@@ -80,7 +80,7 @@ class Blueprints:
         shardings = state_shardings(mesh, abstract)
         self._shardings = leaves_of(shardings)
         self.state: DecodeState = jax.tree.map(with_sharding, abstract, shardings)
-        self._params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
+        self.params = jax.tree.map(lambda x: with_sharding(x, x.sharding), params)
         self._adapters = jax.tree.map(lambda x: with_sharding(x, x.sharding), adapters)
         self.whole = NamedSharding(mesh, PartitionSpec())
 
@@ -144,7 +144,7 @@ class Blueprints:
     def _arguments(self, name: str) -> tuple[Any, ...]:
         """Return the abstract arguments of a program, as `Steps` takes them."""
         state, number = self.state, self._small(())
-        params = self._params
+        params = self.params
         ids = self._small((self.steps.chunk,))
         pairs = self._small((2, self.steps.tile))
         mask = self._small((self.engine.slots,), jnp.bool_)

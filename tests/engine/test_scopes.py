@@ -25,7 +25,7 @@ def lowered(size):
         return leaves_of(state), output
 
     with jax.set_mesh(shared.mesh):
-        return jax.jit(decode).lower(*shared._arguments("decode"))
+        return jax.jit(decode).lower(*shared.blueprints._arguments("decode"))
 
 
 @pytest.mark.parametrize("size", BODIES)
