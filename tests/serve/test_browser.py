@@ -51,9 +51,49 @@ HOSTILE = (
     "![remote](https://evil.test/x.png) <a href='javascript:hacked=1'>x</a> "
     "`<b>` **<iframe src=javascript:hacked=1>** \n\n```\n</code><script>hacked = 1</script>\n```\n"
 )
+RICH = r"""# Heading
+
+A [link](https://example.com/a?b=c), [mail](mailto:a@b.test), [file](file:///etc/passwd),
+[here](/v1/models), a price of $5 or $10, ~~gone~~, 1 &lt; 2, [defined] and $e^{i\pi}$.
+
+| Name | Value |
+|:-----|------:|
+| one | <b>1</b> |
+| two | `2` |
+
+> quoted
+> > twice
+
+- [x] done
+- [ ] to do
+
+1. first
+   - inner
+
+   more
+2. second
+
+\[\frac{a}{b} \href{javascript:hacked=1}{x}\]
+
+$$\frac{a}{b}$$
+
+$$\class{x}{$$
+
+```python
+def f(x):
+    return "<b>"  # comment
+```
+
+```no-such-language/../../js/main
+x
+```
+
+[defined]: https://example.com/defined "<img src=x onerror='hacked = 1'>"
+"""
 ANSWERS = {
     "hostile": HOSTILE,
     "markdown": "**bold** and *soft*\n\n- one\n- two `code`\n\n```py\nx = 1\n```\n2 * 3 * 4",
+    "rich": RICH,
     "long": "word " * 150,
     "nothing": "",
 }
@@ -500,7 +540,11 @@ def test_hostile_answers_stay_text(page: Page):
         body = page.locator(".message .body").nth(1)
         assert "<script>hacked = 1</script>" in body.text_content()
         assert "<img src=x onerror='hacked = 1'>" in body.text_content()
-        assert body.locator("script, img, svg, a, iframe").count() == 0
+        assert "[click](javascript:hacked=1)" in body.text_content()
+        assert body.locator("script, img, svg, iframe").count() == 0
+        for link in body.locator("a").all():
+            assert link.get_attribute("href") == "https://evil.test/x.png"
+            assert link.get_attribute("rel") == "noopener noreferrer nofollow"
         assert page.evaluate("window.hacked") is None
         page.get_by_role("button", name="Show tokens").click()
     say(page, "<img src=x onerror='hacked = 1'>")
@@ -516,6 +560,76 @@ def test_a_little_markdown_is_shown(page: Page):
     assert body.locator("li").all_inner_texts() == ["one", "two code"]
     assert body.locator("pre").inner_text() == "x = 1"
     assert body.locator("p").last.inner_text() == "2 * 3 * 4"
+
+
+def test_all_of_markdown_is_shown(page: Page):
+    say(page, "rich")
+    body = page.locator(".message .body").nth(1)
+    expect(body.locator("math")).to_have_count(2)
+    expect(body.locator(".hl-keyword").first).to_have_text("def")
+    assert body.locator("h3").inner_text() == "Heading"
+    links = body.locator("a").evaluate_all("all => all.map(each => [each.innerText, each.href])")
+    assert links == [
+        ["link", "https://example.com/a?b=c"],
+        ["mail", "mailto:a@b.test"],
+        ["defined", "https://example.com/defined"],
+    ]
+    text = body.inner_text()
+    assert "[file](file:///etc/passwd)" in text
+    assert "[here](/v1/models), a price of $5 or $10, gone, 1 < 2" in text
+    cells = body.locator("td").evaluate_all("all => all.map(each => each.innerText)")
+    assert cells == ["one", "<b>1</b>", "two", "2"]
+    right = "getComputedStyle(document.querySelectorAll('.prose td')[1]).textAlign"
+    assert page.evaluate(right) == "right"
+    assert body.locator("blockquote blockquote").inner_text() == "twice"
+    tasks = body.locator(".tasks [type=checkbox]")
+    assert tasks.evaluate_all("all => all.map(each => each.checked)") == [True, False]
+    assert body.locator("ol > li").count() == 2
+    assert "javascript:hacked=1" in text  # a formula that Temml refuses stays text
+    assert "$$\\class{x}{$$" in text
+    assert body.locator("pre").all_inner_texts() == [
+        'def f(x):\n    return "<b>"  # comment',
+        "x",
+    ]
+    assert page.evaluate("window.hacked") is None
+
+
+def test_code_is_copied_by_its_button(page: Page, site: Site):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site.url)
+    say(page, "rich")
+    page.get_by_role("button", name="Copy code").first.click()
+    expect(page.locator(".copy").first).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == 'def f(x):\n    return "<b>"  # comment'
+
+
+def test_a_growing_text_is_shown_as_if_it_were_read_at_once(page: Page):
+    differing = page.evaluate(
+        """async (text) => {
+          const { MarkdownView } = await import("/page/js/markdown.js");
+          const { BlockReader } = await import("/page/js/blocks.js");
+          const whole = (part) => {
+            const view = new MarkdownView();
+            view.show(part);
+            return view.element.textContent;
+          };
+          whole("x");
+          await new Promise((resolve) => setTimeout(resolve, 200));
+          const [growing, reader] = [new MarkdownView(), new BlockReader()];
+          const differing = [];
+          let kept = 0;
+          for (let length = 1; length <= text.length; length += 3) {
+            const part = text.slice(0, length);
+            const before = reader.blocks[0];
+            growing.show(part);
+            kept += Number(reader.read(part)[0] === before);
+            if (growing.element.textContent !== whole(part)) differing.push(part);
+          }
+          return [differing, kept * 3 > text.length / 2];
+        }""",
+        RICH.partition("[defined]: ")[0] + HOSTILE,
+    )
+    assert differing == [[], True]
 
 
 def test_a_token_shows_its_probability_and_the_alternatives(page: Page):

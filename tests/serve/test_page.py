@@ -1,5 +1,6 @@
 """The page's files: served from memory, under a policy that lets nothing else in."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ FOLDER = Path(jaxllama.serve.page.__file__).parent
 FILES = sorted(
     path for path in FOLDER.rglob("*") if path.suffix in (".html", ".css", ".js", ".svg")
 )
-SCRIPTS = [path for path in FILES if path.suffix == ".js"]
+VENDOR = FOLDER / "vendor"
+OWN = [path for path in FILES if not path.is_relative_to(VENDOR)]
+SCRIPTS = [path for path in OWN if path.suffix == ".js"]
 PAGE = (FOLDER / "index.html").read_text()
 
 
@@ -105,12 +108,12 @@ def test_every_file_that_the_page_names_exists():
     assert {FOLDER / path.removeprefix("/page/") for path in named} <= set(FILES)
     for script in SCRIPTS:
         for other in re.findall(r'(?:from|import\() ?"([^"]+)"', script.read_text()):
-            assert (script.parent / other).resolve() in SCRIPTS, f"{script.name}: {other}"
+            assert (script.parent / other).resolve() in FILES, f"{script.name}: {other}"
 
 
 def test_every_file_is_used():
     sources = PAGE + "".join(path.read_text() for path in SCRIPTS)
-    for path in FILES:
+    for path in OWN:
         assert path.name == "index.html" or re.search(rf'[/"]{path.name}"', sources), path.name
 
 
@@ -126,8 +129,8 @@ def test_every_icon_and_element_that_a_script_names_is_there():
 
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere():
     assert not re.search(r"<style|<script(?![^>]* src=)|\sstyle=|\son\w+=", PAGE)
-    for path in FILES:
-        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+    for path in OWN:
+        text = re.sub(r"http://www.w3.org/\w+/(svg|Math/MathML)", "", path.read_text())
         assert not re.search(r"\w+:?//[\w.]+\.\w|@import|url\(", text), path.name
 
 
@@ -140,3 +143,17 @@ def test_no_script_can_turn_text_into_html():
 def test_no_script_reads_the_address():
     for script in SCRIPTS:
         assert not re.search(r"\blocation\b|URLSearchParams", script.read_text()), script.name
+
+
+def test_every_foreign_file_is_the_one_in_the_table_and_has_its_licence():
+    table = re.findall(
+        r"^\| (\S+\.js) \| \S+ [\d.]+ \| [\w.-]+ \| (\w{64}) \|$",
+        (VENDOR / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    files = list(VENDOR.rglob("*.js"))
+    assert {name for name, _ in table} == {path.relative_to(VENDOR).as_posix() for path in files}
+    for name, digest in table:
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name
+    for folder in {(VENDOR / name).relative_to(VENDOR).parts[0] for name, _ in table}:
+        assert "copyright" in (VENDOR / folder / "LICENSE").read_text().lower()

@@ -5,6 +5,7 @@
 
 import { asServerError, Server } from "./api.js";
 import { Chat } from "./chat.js";
+import { copyText } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { byId } from "./dom.js";
 import { Drawer } from "./drawer.js";
@@ -87,12 +88,8 @@ library.addEventListener("change", () => {
 
 /** @param {string} text for the clipboard */
 async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    notices.inform("Copied.");
-  } catch {
-    notices.warn("The browser does not let this page copy: select the text instead.");
-  }
+  if (await copyText(text)) notices.inform("Copied.");
+  else notices.warn("The browser does not let this page copy: select the text instead.");
 }
 
 /** Load the server's model and plugins; retry while the model loads. */

@@ -1,0 +1,2 @@
+export const Lexer: any;
+export const Marked: any;
