@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "sharding": (WORDS, "jax numpy"),
     "scopes": ("", "jax"),
     "kernels": (f"{WORDS} scopes sharding", "jax numpy ctypes einops"),
-    "model": (f"{WORDS} sharding kernels", "jax numpy flax einops"),
+    "model": (f"{WORDS} sharding kernels", "jax numpy einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),
     "weights": (
         f"{WORDS} formats sharding kernels model text",

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import click
 
-PARTS = ("jax", "jaxlib", "flax")
+PARTS = ("jax", "jaxlib")
 
 
 @click.command("version")

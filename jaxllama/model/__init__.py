@@ -1,1 +1,1 @@
-"""The maths of a Llama: pure functions of weights; the only importer of flax."""
+"""The maths of a Llama and of encoders: pure functions of weights."""

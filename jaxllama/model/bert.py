@@ -8,18 +8,18 @@ tokenizer and no queue. Letters: `shapes.py`; R are texts.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import nnx
 from jax import lax
 
 from jaxllama.config import EncoderConfig
 from jaxllama.kernels.plain.matmul import matmul
+from jaxllama.model.module import Module, Parameter, give_values, parameters_of
 from jaxllama.model.params import Tree
 from jaxllama.shapes import Array, Bool, Float, Int
 
@@ -43,7 +43,7 @@ class TextTile(NamedTuple):
     text: Int[Array, " L"]  # number of the text, from 0
 
 
-class TokenEmbeddings(nnx.Module):
+class TokenEmbeddings(Module):
     """The sum of a vector for the token, one for its place and one for its type, normed."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -71,7 +71,7 @@ class TokenEmbeddings(nnx.Module):
         return rearrange(rows, "(l m) n -> n l m", l=tile.place.shape[0])
 
 
-class EncoderBlock(nnx.Module):
+class EncoderBlock(Module):
     """Attention and feed-forward; each result is added to its input, and the sum is normed."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -101,43 +101,43 @@ class EncoderBlock(nnx.Module):
             return self.ffn_norm(x + self.down(self.act(self.up(x))))
 
 
-class Table(nnx.Module):
+class Table(Module):
     """One vector for each id."""
 
     def __init__(self, rows: int, width: int) -> None:
-        self.weight = nnx.Param(jnp.zeros((rows, width)))
+        self.weight = Parameter(rows, width)
 
     def __call__(self, ids: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Return the vector of every id."""
-        return self.weight.get_value()[ids]
+        return self.weight.value[ids]
 
 
-class Dense(nnx.Module):
+class Dense(Module):
     """x · weight + bias."""
 
     def __init__(self, inward: int, outward: int) -> None:
-        self.weight = nnx.Param(jnp.zeros((inward, outward)))
-        self.bias = nnx.Param(jnp.zeros(outward))
+        self.weight = Parameter(inward, outward)
+        self.bias = Parameter(outward)
 
     def __call__(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
         """Multiply every row."""
-        return matmul(x, self.weight.get_value()) + self.bias.get_value()
+        return matmul(x, self.weight.value) + self.bias.value
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Module):
     """Shift every vector to mean 0 and scale it to variance 1, then by weight and bias."""
 
     def __init__(self, width: int, eps: float) -> None:
-        self.weight = nnx.Param(jnp.zeros(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.weight = Parameter(width)
+        self.bias = Parameter(width)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "L D"]) -> Float[Array, "L D"]:
         """Norm every row in float32."""
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        scale = lax.rsqrt(variance + self.eps) * self.weight.get_value()
-        return centred * scale + self.bias.get_value()
+        scale = lax.rsqrt(variance + self.eps) * self.weight.value
+        return centred * scale + self.bias.value
 
 
 def attend(
@@ -237,43 +237,28 @@ def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
 # Weights.
 
 
-@cache
-def embeddings_recipe(config: EncoderConfig) -> tuple[Any, Any]:
-    """Return (graphdef, abstract state) of the embeddings, from which `nnx.merge` makes them."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: TokenEmbeddings(config)))
-    return graphdef, state
-
-
-@cache
-def block_recipe(config: EncoderConfig) -> tuple[Any, Any]:
-    """Return (graphdef, abstract state) of one block."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: EncoderBlock(config)))
-    return graphdef, state
-
-
 def embeddings_of(config: EncoderConfig, params: Tree) -> TokenEmbeddings:
     """Build the embeddings around their weights, inside a program."""
-    module: TokenEmbeddings = nnx.merge(embeddings_recipe(config)[0], params)
+    module = TokenEmbeddings(config)
+    give_values(module, params)
     return module
 
 
 def block_of(config: EncoderConfig, params: Tree) -> EncoderBlock:
     """Build a block around its weights, inside a program."""
-    module: EncoderBlock = nnx.merge(block_recipe(config)[0], params)
+    module = EncoderBlock(config)
+    give_values(module, params)
     return module
 
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of the model by dotted path; matrices are [in, out]."""
-    block = shapes_of(block_recipe(config)[1])
-    return shapes_of(embeddings_recipe(config)[1]) | {
+    block = shapes_of(EncoderBlock(config))
+    return shapes_of(TokenEmbeddings(config)) | {
         f"blocks.{i}.{path}": shape for i in range(config.layers) for path, shape in block.items()
     }
 
 
-def shapes_of(state: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every leaf of an abstract state by dotted path."""
-    return {
-        ".".join(str(key) for key in path): tuple(variable.get_value().shape)
-        for path, variable in nnx.to_flat_state(state)
-    }
+def shapes_of(module: Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of a module by dotted path."""
+    return {path: each.shape for path, each in parameters_of(module)}

@@ -7,16 +7,16 @@ experts in their order, so other rows change no bit of it.
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 
 from jaxllama.config import Experts, ModelConfig
-from jaxllama.model.linear import Ends, Linear, shape
+from jaxllama.model.linear import Ends, Linear
+from jaxllama.model.module import Module, Parameter
 from jaxllama.model.rows import BlockRows
 from jaxllama.shapes import Array, Bool, Float
 
 
-class ExpertsLayer(nnx.Module):
+class ExpertsLayer(Module):
     """x + the weighted sum of down(silu(gate(norm(x))) * up(norm(x))) over the chosen experts."""
 
     def __init__(self, config: ModelConfig, experts: Experts) -> None:
@@ -52,17 +52,17 @@ class ExpertsLayer(nnx.Module):
         self, index: Array, x: Float[Array, "L D"], used: Bool[Array, " L"]
     ) -> Float[Array, "L D"]:
         """Compute the feed-forward of one expert for the rows that use it."""
-        gate, up, down = (each.weight.get_value() for each in (self.gate, self.up, self.down))
+        gate, up, down = (each.weight.value for each in (self.gate, self.up, self.down))
         inner = gate.gated(index, x, up, self.activation, used)
         result: Array = down.matmul(index, inner, used)
         return result
 
 
-class ExpertMatrices(nnx.Module):
+class ExpertMatrices(Module):
     """The matrices of all experts that take the same place."""
 
     def __init__(self, sizes: tuple[int, int, int], axes: tuple[str, str, str]) -> None:
-        self.weight = nnx.Param(shape(*sizes), axes=axes)
+        self.weight = Parameter(*sizes, axes=axes)
 
 
 def chosen_shares(scores: Float[Array, "L E"], experts: Experts) -> Float[Array, "L E"]:

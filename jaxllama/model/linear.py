@@ -7,27 +7,19 @@ Used by every block of `llama.py`. A weight knows how it is stored and multiplie
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
 from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight, Weight
 from jaxllama.kernels.plain.matmul import norm
+from jaxllama.model.module import Module, Parameter
 from jaxllama.model.rows import ALL_ROWS, MatmulRows
 from jaxllama.shapes import Array, Float, Int
 
 
-def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-    """Return a weight of these sizes without values, which a file or a program gives it."""
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
-
-
-class Norm(nnx.Module):
+class Norm(Module):
     """Root-mean-square norm."""
 
     def __init__(self, width: int, eps: float) -> None:
-        self.weight = nnx.Param(shape(width), axes=("width",))
+        self.weight = Parameter(width, axes=("width",))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
@@ -37,15 +29,15 @@ class Norm(nnx.Module):
     @property
     def parameters(self) -> NormWeight:
         """The norm as an argument of a matmul."""
-        return NormWeight(self.weight.get_value(), self.eps)
+        return NormWeight(self.weight.value, self.eps)
 
 
-class Linear(nnx.Module):
+class Linear(Module):
     """x · weight + bias; the sum is float32 in every storage format."""
 
     def __init__(self, inward: int, outward: int, axes: tuple[str, str], *, bias: bool) -> None:
-        self.weight = nnx.Param(shape(inward, outward), axes=axes)
-        self.bias = nnx.Param(shape(outward), axes=axes[1:]) if bias else None
+        self.weight = Parameter(inward, outward, axes=axes)
+        self.bias = Parameter(outward, axes=axes[1:]) if bias else None
         self.outward = outward
 
     def __call__(
@@ -67,8 +59,8 @@ class Linear(nnx.Module):
     @property
     def member(self) -> GroupMember:
         """The layer as one matrix of a group whose matrices multiply the same rows."""
-        weight: Weight = self.weight.get_value()
-        bias: Any = None if self.bias is None else self.bias.get_value()
+        weight: Weight = self.weight.value
+        bias: Any = None if self.bias is None else self.bias.value
         return GroupMember(weight, bias, self.outward)
 
 
@@ -97,23 +89,23 @@ def gated(
     return weight.gated(x, group, norm=scale, activation=activation, add=add, active=rows.active)
 
 
-class Embedding(nnx.Module):
+class Embedding(Module):
     """Token vectors; also the output head of a tied model."""
 
     def __init__(self, vocab: int, width: int) -> None:
-        self.weight = nnx.Param(shape(vocab, width), axes=("vocab", "width"))
+        self.weight = Parameter(vocab, width, axes=("vocab", "width"))
         self.vocab = vocab
 
     def __call__(self, tokens: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Return the vector of every token in float32."""
-        weight: Weight = self.weight.get_value()
+        weight: Weight = self.weight.value
         return weight.take(tokens, self.vocab)
 
     def scores(
         self, x: Float[Array, "L D"], *, norm: Norm, active: ActiveRows = None
     ) -> Float[Array, "L V"]:
         """Return the logits of each row after the norm: its products with all token vectors."""
-        weight: Weight = self.weight.get_value()
+        weight: Weight = self.weight.value
         return weight.matmul(x, norm=norm.parameters, active=active)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 
 from jaxllama.config import LayerSpec, ModelConfig
 from jaxllama.kernels.body import ActiveRows, AttentionOps, Projections, PromptSpan, Rotation
@@ -20,6 +19,7 @@ from jaxllama.model import rope
 from jaxllama.model.cache import KVCache, LayerCache
 from jaxllama.model.experts import ExpertsLayer
 from jaxllama.model.linear import Embedding, Ends, Linear, Norm, gated, project, scaled
+from jaxllama.model.module import Module
 from jaxllama.model.rows import Adapters, BlockRows, MatmulRows, RowInfo
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
@@ -29,14 +29,14 @@ Attend = Callable[[Projections, Rotation, LayerCache, int | None], Attended]  # 
 AttendLayer = Callable[[Projections], Attended]
 
 
-class Llama(nnx.Module):
+class Llama(Module):
     """Embedding, blocks, final norm, head."""
 
     def __init__(self, config: ModelConfig, attention: AttentionOps) -> None:
         self.config = config
         self.attention = attention
         self.embed = Embedding(config.vocab_size, config.width)
-        self.blocks = nnx.List([Block(config, spec) for spec in config.specs])
+        self.blocks = [Block(config, spec) for spec in config.specs]
         self.final_norm = Norm(config.width, config.norm_eps)
         head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
         self.unembed = None if config.tied else head
@@ -147,7 +147,7 @@ class Llama(nnx.Module):
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
-class Block(nnx.Module):
+class Block(Module):
     """Attention and feed-forward; each reads the stream and adds its result to it.
 
     A model norms the inputs of both, their results, or inputs and results.
@@ -181,7 +181,7 @@ class Block(nnx.Module):
         return constrain(x, axis, "width"), layer
 
 
-class Attention(nnx.Module):
+class Attention(Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -222,7 +222,7 @@ class Attention(nnx.Module):
         return self.q_norm(q), self.k_norm(k)
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Module):
     """x + down(silu(gate(norm(x))) * up(norm(x))), or with gelu in place of silu."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""The weights of a model: every leaf's path, shape and logical axes, and the module's graphdef.
+"""The weights of a model: the path, shape and logical axes of each, and the model around them.
 
 The abstract tree is the only contract between weight files and the model; it is derived from the
 model's own modules, so the two cannot differ. Knows no file format and reads no values.
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flax import nnx
-
 from jaxllama.config import ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import body_named, plain
 from jaxllama.kernels.body import AttentionOps, Body
 from jaxllama.model.llama import Llama
+from jaxllama.model.module import give_values, parameters_of
 
 Tree = dict[Any, Any]  # nested; leaves are arrays (norms) and weights (kernels/body.py)
 
@@ -46,28 +45,18 @@ def attention_of(body: Body, cap: float | None) -> AttentionOps:
     return body.capped_attention(cap)
 
 
-@cache
-def recipe(config: ModelConfig, body: str = plain.PLAIN.name) -> tuple[Any, Any]:
-    """Return (graphdef, abstract state), from which `nnx.merge` makes the model."""
-    attention = attention_of(body_named(body), config.attention_cap)
-    graphdef, state = nnx.split(Llama(config, attention))
-    return graphdef, state
-
-
 def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) -> Llama:
     """Build the model around its weights, inside a program."""
-    model: Llama = nnx.merge(recipe(config, body)[0], params)
+    model = Llama(config, attention_of(body_named(body), config.attention_cap))
+    give_values(model, params)
     return model
 
 
 @cache
 def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
-    """Return every weight of the model by dotted path, in the order the model uses them."""
-    leaves: dict[str, Leaf] = {}
-    for path, variable in nnx.to_flat_state(recipe(config)[1]):
-        value = variable.get_value()
-        leaves[".".join(str(key) for key in path)] = Leaf(tuple(value.shape), tuple(variable.axes))
-    return leaves
+    """Return the shape and axes of every weight of the model by dotted path."""
+    model = Llama(config, attention_of(plain.PLAIN, config.attention_cap))
+    return {path: Leaf(each.shape, each.axes) for path, each in parameters_of(model)}
 
 
 def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
@@ -79,7 +68,7 @@ def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
 
 
 def nest(flat: dict[str, Any]) -> Tree:
-    """Turn dotted paths into a nested tree; list positions become integers, as in nnx."""
+    """Turn dotted paths into a nested tree; list positions become integers."""
     tree: dict[str | int, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split(".")
