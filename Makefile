@@ -2,6 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+AOT := .venv-aot
 KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -11,7 +12,7 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]"
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench chaos clients clean
+.PHONY: help install serve test check format bench chaos accelerators clients clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -21,6 +22,7 @@ help:
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
 	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
+	@echo "make accelerators   compile for GPUs and TPUs that are not here, and read the programs"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make clean     remove the environment and all caches; models stay"
 
@@ -74,6 +76,21 @@ clients: install
 chaos: install
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
+# In an environment of its own, beside .venv: compilers for TPUs and NVIDIA GPUs, about 1.1 GB.
+# Needs no such device, driver or CUDA toolkit. Accepts ACCELERATORS=--short and --write.
+accelerators: $(AOT)/.ready
+	@$(AOT)/bin/python -m tests.accelerators $(ACCELERATORS)
+
+$(AOT)/.ready: $(READY)
+	@$(PYTHON) -m venv $(AOT)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(AOT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/jaxllama.pth
+	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+		$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-input "jax[tpu]==$$jax" && \
+		$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+			jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax
+	@touch $@
+
 clean:
-	rm -rf .venv .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-aot .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

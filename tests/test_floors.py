@@ -18,7 +18,9 @@ PACKAGES = {
 }
 
 # What each part may import: our parts, then other people's packages.
-WORDS = "errors config shapes limits request registry mistakes startup strict_json worker_pool"
+WORDS = (
+    "errors chips config shapes limits request registry mistakes startup strict_json worker_pool"
+)
 MATHS = f"{WORDS} scopes sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
@@ -26,6 +28,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 0: the words everybody shares
     "errors": ("", ""),
     "shapes": ("", "jax jaxtyping numpy"),
+    "chips": ("errors", ""),
     "config": (WORDS, ""),
     "limits": (WORDS, ""),
     "request": (WORDS, ""),

@@ -1,0 +1,56 @@
+"""Chips: what the data sheets of accelerators say, for estimates and shares of a roofline.
+
+Used by inspection, metrics and the reading of compiled programs. Knows no device of this machine.
+"""
+
+from typing import NamedTuple
+
+from jaxllama.errors import ConfigError
+
+GIB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """One kind of accelerator: memory, and the rates that bound every program on it."""
+
+    platform: str  # of JAX: gpu or tpu
+    kind: str  # part of the name that JAX gives such a device, in lower case
+    memory: int  # bytes
+    bandwidth: float  # bytes per second, of its main memory
+    flops: float  # floating-point operations per second of dense bfloat16 matmuls
+    int8_ops: float  # operations per second of dense int8 matmuls
+
+
+# Dense rates, without sparsity. The first entry whose kind is in a device's name describes it.
+CHIPS = {
+    "h100-pcie": Chip("gpu", "h100 pcie", 80 * GIB, 2.0e12, 756e12, 1513e12),
+    "h100": Chip("gpu", "h100", 80 * GIB, 3.35e12, 989e12, 1979e12),
+    "h200": Chip("gpu", "h200", 141_000_000_000, 4.8e12, 989e12, 1979e12),
+    "b200": Chip("gpu", "b200", 180_000_000_000, 7.7e12, 2250e12, 4500e12),
+    "a100": Chip("gpu", "a100-sxm4-80gb", 80 * GIB, 2.039e12, 312e12, 624e12),
+    "a100-40gb": Chip("gpu", "a100-sxm4-40gb", 40 * GIB, 1.555e12, 312e12, 624e12),
+    "l40s": Chip("gpu", "l40s", 48 * GIB, 0.864e12, 362e12, 733e12),
+    "l4": Chip("gpu", "nvidia l4", 24 * GIB, 0.3e12, 121e12, 242e12),
+    "rtx4090": Chip("gpu", "rtx 4090", 24 * GIB, 1.008e12, 165e12, 330e12),
+    "rtx5090": Chip("gpu", "rtx 5090", 32 * GIB, 1.792e12, 210e12, 419e12),
+    "mi300x": Chip("gpu", "mi300x", 192 * GIB, 5.3e12, 1307e12, 2615e12),
+    "v5e": Chip("tpu", "v5 lite", 16 * GIB, 0.819e12, 197e12, 393e12),
+    "v5p": Chip("tpu", "v5", 95 * GIB, 2.765e12, 459e12, 918e12),
+    "v6e": Chip("tpu", "v6 lite", 32 * GIB, 1.64e12, 918e12, 1836e12),
+}
+
+
+def chip_named(text: str) -> Chip:
+    """Return the chip called PLATFORM:NAME, for example gpu:h100; ConfigError if unknown."""
+    platform, _, name = text.lower().partition(":")
+    chip = CHIPS.get(name)
+    if chip is None or chip.platform != platform:
+        known = ", ".join(f"{each.platform}:{key}" for key, each in CHIPS.items())
+        raise ConfigError(f"chip is {text!r}; expected one of {known}")
+    return chip
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return the chip with the name that JAX gives a device; None if the table has none."""
+    named = device_kind.lower()
+    return next((chip for chip in CHIPS.values() if chip.kind in named), None)

@@ -1,0 +1,58 @@
+"""The table of what compiled programs cost, and the comparison with the budgets."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.accelerators.budgets import Budget
+from tests.accelerators.reading import Cost
+
+PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
+HEAD = """# What the programs cost on accelerators
+
+Made by `make accelerators`; do not edit. Every program is compiled ahead of time for a chip that
+the machine at hand does not have, and read: **nothing here was run on a chip**. Launches, host
+reads, new buffers and bytes are counted in the compiled program; times are bytes over the chip's
+bandwidth, so they are floors, not measurements. 16 slots; every slot holds 4,000 tokens. A decode
+program is read per step, with no sampler switched on; prefill per prompt tile.
+
+| program | launches per layer | host reads | large new buffers | temporaries, MB | least GB | moved GB | floor ms | moved ms | compiled in s |
+|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+
+def row_of(cost: Cost) -> str:
+    """Return one line of the table."""
+    cells = (
+        f"{cost.subject} {cost.program}",
+        f"{cost.kernels_per_layer:.1f}",
+        f"{cost.counts.host}",
+        f"{len(cost.large)}",
+        f"{cost.temporaries / 1e6:.0f}",
+        f"{cost.least / 1e9:.2f}",
+        f"{cost.counts.moved / 1e9:.2f}",
+        f"{cost.floor_ms:.2f}",
+        f"{cost.moved_ms:.2f}",
+        f"{cost.seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def page_of(costs: Sequence[Cost]) -> str:
+    """Return the page with the table."""
+    return HEAD + "\n".join(map(row_of, costs)) + "\n"
+
+
+def over_budget(cost: Cost, budget: Budget | None) -> Iterator[str]:
+    """Yield each figure that is above its bound."""
+    if budget is None:
+        return
+    found = {
+        "launches per layer": (cost.kernels_per_layer, budget.kernels_per_layer),
+        "bytes moved over the least": (cost.counts.moved / cost.least, budget.moved_over_least),
+        "host reads": (cost.counts.host, budget.host),
+        "large new buffers": (len(cost.large), budget.large_writes),
+        "temporaries over the weights": (cost.temporaries / cost.weights, budget.temporaries),
+    }
+    for name, (value, bound) in found.items():
+        if value > bound:
+            yield f"{name} is {value:.2f}; the bound is {bound:g}"
