@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxllama.constraints.wanted import FIELDS
-from jaxllama.errors import InvalidParameter
+from jaxllama.errors import InvalidParameter, PromptTooLong
 from jaxllama.formats import Message, Tool
 from jaxllama.intake import Intake, PreparedRequest, Prompt, stream_of
 from jaxllama.limits import check, check_count
@@ -108,6 +108,8 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
             ]
     except InvalidParameter as error:
         raise renamed(error, ask.names) from error
+    except PromptTooLong as error:
+        raise PromptTooLong(in_their_words(str(error), ask.names, count=0)) from error
     return [stream_of(first, i) for first in firsts for i in range(ask.n)]
 
 
@@ -125,7 +127,15 @@ def check_cost(ready: Sequence[tuple[GenerationRequest, object]], most: int) -> 
 def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParameter:
     """Copy the error, with our field names replaced by the names that the client used."""
     field = error.field or ""
-    words = str(error)
-    for name, called in names.items():
-        words = re.sub(rf"\b{name}\b", called, words, count=1)
+    words = in_their_words(str(error), names, count=1)
     return InvalidParameter(words, names.get(field, error.field))
+
+
+def in_their_words(message: str, names: Mapping[str, str], *, count: int) -> str:
+    """Replace our field names in a message by the client's: the first `count` of each; 0: all.
+
+    A later one may be a word of the sentence, such as "stop".
+    """
+    for name, called in names.items():
+        message = re.sub(rf"\b{name}\b", called, message, count=count)
+    return message

@@ -1,7 +1,10 @@
 """`jaxllama compat`: command lines of the origin systems, with our commands."""
 
+import contextlib
+import math
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -9,8 +12,9 @@ import pytest
 from jaxllama.cli import options
 from jaxllama.cli.compat import OriginCommand, given_flags
 from jaxllama.cli.main import main
-from jaxllama.cli.origins import ORIGINS
+from jaxllama.cli.origins import ORIGINS, rllama
 from jaxllama.cli.origins.flags import TheirValues
+from jaxllama.testing.models import TINY
 
 
 @pytest.fixture
@@ -41,6 +45,10 @@ LINES = [
         f"{LLAMA} --inference-server --inference-server-port 1 --max-seq-len 9",
         "serve --host=127.0.0.1 --port=1 --dialect-option=rllama.max_seq_len=9 "
         "--dialect-option=rllama.exit_after_one_query=false",
+    ),
+    (
+        f"{LLAMA} --inference-server --inference-server-prompt-cache-size 0",
+        "serve --prompt-cache-mib=0",
     ),
     ("rama -m m -t t -p hi -r 0.5 -s 99", "generate --temperature=0.5 --context=99 --prompt=hi"),
     ("rama -m m -t t -o chat -p hi", "chat --format=llama2 --first=hi"),
@@ -131,6 +139,26 @@ def test_what_cannot_be_meant_is_refused(run, model, theirs, words):
     result = run("compat", *shlex.split(theirs))
     assert result.exit_code == 2 and words in result.stderr
     assert model.loaded == []
+
+
+@pytest.mark.origin("RLLaMA: the size of the prompt cache")
+def test_a_number_of_kept_prompts_becomes_the_memory_of_so_many_contexts(printed, monkeypatch):
+    opened = []
+
+    def opening(path):
+        opened.append(path)
+        return contextlib.nullcontext(SimpleNamespace(config=TINY))
+
+    monkeypatch.setattr(rllama, "open_checkpoint", opening)
+    size = "--inference-server --inference-server-prompt-cache-size"
+    (found,) = (
+        word
+        for word in printed(f"{LLAMA} {size} 50000 --max-seq-len 60 --f16")
+        if word.startswith("--prompt-cache-mib=")
+    )
+    bytes_per_token = 2 * TINY.layers * TINY.kv_heads * TINY.head_dim * 2
+    assert found == f"--prompt-cache-mib={math.ceil(50000 * 60 * bytes_per_token / 2**20)}"
+    assert opened == ["m"]
 
 
 REFUSED = [(name, flag) for name, each in ORIGINS.items() for flag in each.flags if flag.instead]

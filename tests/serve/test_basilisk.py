@@ -80,6 +80,7 @@ def test_errors_are_basilisks():
             long = await post(live, "infer", {"prompt": "hi", "max_new_tokens": 1100}, 400)
             words = "prompt length and generation limit must be less than 1024"
             assert long["error"].startswith(words)
+            assert "max_new_tokens is 1100" in long["error"] and "max_tokens" not in long["error"]
             none = await post(live, "embed", {"prompt": "hi"}, 501)
             assert none == {"error": "embedding model not loaded"}
             two = {"prompt": "hi", "repetition_penalty": 1.0, "token_repetition_penalty_max": 2.0}

@@ -162,6 +162,21 @@ def test_an_answer_is_stopped_while_the_connection_stays():
     scenario(body)
 
 
+def test_an_answer_that_is_stopped_at_once_has_an_end():
+    async def body():
+        async with serving(b"x" * 200) as live, chatting(live) as socket:
+            for _ in range(3):
+                await socket.send_json({"type": "message", "content": "hi"})
+                await socket.send_json({"type": "stop"})
+            ends = []
+            while len(ends) < 3:
+                event = await asyncio.wait_for(socket.receive_json(), 10)
+                ends += [event] if event["type"] in ("done", "error") else []
+            assert {end.get("reason") for end in ends} == {"stopped"}
+
+    scenario(body)
+
+
 def test_a_message_that_does_not_fit_is_forgotten():
     async def body():
         async with serving(b"ok") as live, chatting(live) as socket:

@@ -1,5 +1,7 @@
 """RLLaMA's command line: a prompt with coloured tokens, an interactive text, or its server."""
 
+import math
+
 import click
 
 from jaxllama.cli.origins.flags import (
@@ -11,11 +13,17 @@ from jaxllama.cli.origins.flags import (
     option,
     refused,
 )
+from jaxllama.kernels import AUTO
+from jaxllama.loading import choose_kernels, engine_config
+from jaxllama.model.cache import column_bytes
+from jaxllama.weights import open_checkpoint
 
 PARAMS = ("params.json", "config.json")
 STOPS = ("### Human:", "###Human:")
 OPENING = "A person talks with an assistant, who answers helpfully and politely.\n### Human:"
 SERVER = "--inference-server"
+CACHE_SIZE = "--inference-server-prompt-cache-size"
+MIB = 1 << 20
 
 FLAGS = (
     TheirFlag(("--model-path",), "`--model`", required=True),
@@ -81,10 +89,13 @@ FLAGS = (
         difference="it bounds streams, too",
     ),
     TheirFlag(("--inference-server-api-path",), "`rllama.path`", "/rllama/v1/inference"),
-    refused(
-        "--inference-server-prompt-cache-size",
-        kind=int,
-        instead="prefixes of finished requests stay in the slots: more with -- --slots N",
+    TheirFlag(
+        (CACHE_SIZE,),
+        "`--prompt-cache-mib`",
+        None,
+        int,
+        difference="the memory of so many contexts of `--max-seq-len` tokens, for prompts of any "
+        "length; without it, an eighth of the free memory",
     ),
     TheirFlag(
         ("--inference-server-exit-after-one-query",), "`rllama.exit_after_one_query`", False, bool
@@ -161,8 +172,23 @@ def served(given: TheirValues) -> list[str]:
         *option("--host", given["inference_server_host"]),
         *option("--port", given["inference_server_port"]),
         *option("--context", given["max_seq_len"]),
+        *option("--prompt-cache-mib", prompt_cache_mib(given)),
         *(f"--dialect-option=rllama.{name}={value}" for name, value in own.items()),
     ]
+
+
+def prompt_cache_mib(given: TheirValues) -> int | None:
+    """Return the MiB of as many whole contexts as RLLaMA would keep; None if it is not given."""
+    entries = given["inference_server_prompt_cache_size"]
+    if not entries:
+        return entries
+    if entries < 0:
+        raise click.UsageError(f"{CACHE_SIZE} is {entries}; expected 0 or more")
+    with open_checkpoint(given["model_path"]) as checkpoint:
+        model = checkpoint.config
+    stored = "float16" if given["f16"] else None
+    engine = engine_config(model, choose_kernels(AUTO, None, model), cache_dtype=stored)
+    return math.ceil(entries * given["max_seq_len"] * column_bytes(model, engine) / MIB)
 
 
 RLLAMA = Origin("rllama", "RLLaMA: its program and its server.", FLAGS, translate)

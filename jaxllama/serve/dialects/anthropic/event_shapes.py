@@ -20,6 +20,7 @@ class AnthropicUsage(msgspec.Struct):
     output_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
+    dropped_messages: int | UnsetType = UNSET  # ours: left out because the context was full
 
 
 class AnsweredText(msgspec.Struct, tag_field="type", tag="text"):

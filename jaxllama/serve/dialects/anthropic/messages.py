@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
+from jaxllama.messages import ContextOverflow
 from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.answering.constraints import (
     FormKnobs,
@@ -142,6 +144,7 @@ async def create_message(request: web.Request, service: GenerationService) -> we
         format=prepared.format,
         names=constraint.names,
         total=model.engine.config.context,
+        overflow=body.context_overflow or ContextOverflow.ERROR,
     )
 
     def form(answers: Answers) -> MessageForm:
@@ -327,7 +330,10 @@ class MessageForm:
     def _usage(self) -> AnthropicUsage:
         usage: Usage = self._finished().usage
         return AnthropicUsage(
-            usage.prompt - usage.reused, usage.generated, cache_read_input_tokens=usage.reused
+            usage.prompt - usage.reused,
+            usage.generated,
+            cache_read_input_tokens=usage.reused,
+            dropped_messages=usage.dropped or UNSET,
         )
 
     def _finished(self) -> Finished:

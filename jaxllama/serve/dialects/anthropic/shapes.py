@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from jaxllama.errors import InvalidParameter
+from jaxllama.messages import ContextOverflow
 from jaxllama.serve.answering.constraints import FunctionName
 from jaxllama.serve.endpoints import RequestShape
 
@@ -218,6 +219,7 @@ class CreateMessageParams(ConversationParams, kw_only=True):
     container: Any = None
     inference_geo: str | None = None
     diagnostics: Any = None
+    context_overflow: ContextOverflow | None = None  # ours
 
     unsupported: ClassVar[Mapping[str, str]] = {
         **ConversationParams.unsupported,

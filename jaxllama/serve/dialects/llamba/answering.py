@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from jaxllama.errors import HttpError, InvalidParameter, PromptTooLong
-from jaxllama.messages import Ending
+from jaxllama.messages import ContextOverflow, Ending
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.decode import note_ignored
@@ -75,7 +75,8 @@ class LlambaAnswering:
         """Return the task of a conversation."""
         messages, ending = conversation_of(query)
         knobs = knobs_of(query, self._sampler, model)
-        return Ask(messages=messages, knobs=knobs, ending=ending, names=NAMES)
+        overflow = query.context_overflow or ContextOverflow.ERROR
+        return Ask(messages=messages, knobs=knobs, ending=ending, names=NAMES, overflow=overflow)
 
     def ask_of_completion(
         self, query: LlambaCompletionQuery, model: Model, *, trims: bool = False

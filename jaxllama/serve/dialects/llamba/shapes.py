@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from jaxllama.messages import ContextOverflow
 from jaxllama.request import Finished, FinishReason
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 
@@ -45,6 +46,7 @@ class LlambaChatQuery(LlambaQuery, kw_only=True):
     """A conversation to answer."""
 
     messages: list[LlambaTurn]
+    context_overflow: ContextOverflow | None = None  # ours
 
 
 class LlambaCompletionQuery(LlambaQuery, kw_only=True):

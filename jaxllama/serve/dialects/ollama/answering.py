@@ -98,6 +98,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         format=format_,
         names=names,
         total=model.engine.config.context,
+        overflow=body.overflow,
     )
 
     def form(answers: Answers) -> OllamaChatForm:

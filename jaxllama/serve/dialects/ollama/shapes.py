@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import HttpError, InvalidParameter
+from jaxllama.messages import ContextOverflow
 from jaxllama.request import Usage
 from jaxllama.serve.answering.constraints import FormKnobs, FunctionName, ToolDefinition
 from jaxllama.serve.answering.logprobs import TokenLogprob
@@ -61,6 +62,9 @@ class AnswerBody(OllamaBody, kw_only=True):
     think: bool | Literal["low", "medium", "high"] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    shift: bool | None = None
+
+    unheeded: ClassVar[Mapping[str, str]] = {"shift": "an answer ends where the context ends"}
 
 
 class OllamaGenerateBody(AnswerBody, kw_only=True):
@@ -73,11 +77,16 @@ class OllamaGenerateBody(AnswerBody, kw_only=True):
     images: list[str] | None = None
     suffix: str | None = None
     template: str | None = None
+    truncate: bool | None = None
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "images": TEXT_ONLY,
         "suffix": "this model was not trained to fill gaps",
         "template": "templates of a request are not used; send raw and a whole prompt instead",
+    }
+    unheeded: ClassVar[Mapping[str, str]] = {
+        **AnswerBody.unheeded,
+        "truncate": "a prompt that does not fit is refused",
     }
 
 
@@ -115,6 +124,16 @@ class OllamaChatBody(AnswerBody, kw_only=True):
 
     messages: list[OllamaTurn] | None = None
     tools: list[ToolDefinition] | None = None
+    truncate: bool | None = None  # whether a full context loses its oldest turns; None: true
+    context_overflow: ContextOverflow | None = None  # ours, in place of truncate
+
+    @property
+    def overflow(self) -> ContextOverflow:
+        """What happens to a conversation that does not fit into the context."""
+        if self.context_overflow is not None:
+            return self.context_overflow
+        is_refused = self.truncate is False
+        return ContextOverflow.ERROR if is_refused else ContextOverflow.DROP_OLDEST
 
 
 class Timings(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -125,6 +144,7 @@ class Timings(msgspec.Struct, omit_defaults=True, kw_only=True):
     load_duration: int | None = None
     prompt_eval_count: int | None = None
     prompt_eval_cached_count: int | None = None  # ours: of these, taken from the KV cache
+    dropped_messages: int | None = None  # ours: left out because the context was full
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
     eval_duration: int | None = None
@@ -224,6 +244,7 @@ def timings_of(usage: Usage, *, is_cut: bool) -> dict[str, Any]:
         "load_duration": 0,
         "prompt_eval_count": usage.prompt,
         "prompt_eval_cached_count": usage.reused,
+        "dropped_messages": usage.dropped or None,
         "prompt_eval_duration": first,
         "eval_count": usage.generated,
         "eval_duration": max(total - first, 0),

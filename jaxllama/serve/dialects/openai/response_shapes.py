@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from jaxllama.messages import ContextOverflow
 from jaxllama.serve.answering.constraints import FunctionName
 from jaxllama.serve.answering.thinking import Effort
 from jaxllama.serve.answering.turns import TextPart
@@ -87,7 +88,8 @@ class ResponseBody(Common, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     text: TextOptions | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    context_overflow: ContextOverflow | None = None  # ours, in place of truncation
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     tools: list[FunctionTool] | None = None
@@ -105,6 +107,14 @@ class ResponseBody(Common, kw_only=True):
     prompt_cache_options: Any = None
     access_programs: Any = None
     image: Any = None
+
+    @property
+    def overflow(self) -> ContextOverflow:
+        """What happens to a conversation that does not fit into the context."""
+        if self.context_overflow is not None:
+            return self.context_overflow
+        is_cut = self.truncation == "auto"
+        return ContextOverflow.DROP_OLDEST if is_cut else ContextOverflow.ERROR
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "background": "a response is made while its client waits",
@@ -223,7 +233,7 @@ class Response(msgspec.Struct, kw_only=True):
     tool_choice: ResponseToolChoice = "auto"
     tools: list[FunctionTool] = msgspec.field(default_factory=list)
     text: TextSettings = msgspec.field(default_factory=TextSettings)
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     previous_response_id: str | None = None
     reasoning: ReasoningOptions | None = None
     background: bool = False

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.request import Event, Finished, FinishReason, Usage
@@ -128,6 +129,7 @@ class ResponseRoutes:
             knobs=constraint.merge(knobs),
             tools=tools,
             format=format_,
+            overflow=body.overflow,
             names=constraint.names,
         )
 
@@ -271,6 +273,7 @@ class ResponseForm:
             previous_response_id=body.previous_response_id,
             reasoning=body.reasoning,
             store=self._keep is not None,
+            truncation=body.truncation or "disabled",
         )
 
     # The items of the output.
@@ -373,7 +376,7 @@ class ResponseForm:
             usage.prompt,
             usage.generated,
             usage.prompt + usage.generated,
-            Details(usage.reused),
+            Details(usage.reused, usage.dropped or UNSET),
             OutputDetails(self._parsed.thought_tokens),
         )
 

@@ -3,7 +3,8 @@
 Messages of the client: `{"type": "message", "conversation": NAME, "content": TEXT}` with any knobs
 beside them, and `stop` or `forget` with the name of a conversation. Messages of the server:
 `token` with a text, `done` with a reason, `error`, and `note` about fields without effect. Each has
-the name of its conversation; several conversations of a connection run at a time.
+the name of its conversation; several conversations of a connection run at a time. When one fills
+the context, its oldest turns are left out, unless `context_overflow` says otherwise.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from jaxllama.errors import InvalidParameter, JaxLlamaError
 from jaxllama.limits import check_count
+from jaxllama.messages import ContextOverflow
 from jaxllama.request import Finished, FinishReason
 from jaxllama.serve.answering.defaults import with_defaults
 from jaxllama.serve.decode import convert
@@ -40,6 +42,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     conversation: str = ""
     content: str | None = None
     system: str | None = None  # of the first message of a conversation
+    context_overflow: ContextOverflow = ContextOverflow.DROP_OLDEST
 
 
 class ChatEvent(msgspec.Struct, omit_defaults=True):
@@ -50,6 +53,7 @@ class ChatEvent(msgspec.Struct, omit_defaults=True):
     text: str = ""
     reason: str = ""
     message: str = ""
+    dropped: int = 0  # messages left out of the prompt of a finished answer
 
 
 @dataclass
@@ -131,6 +135,7 @@ class ChatConnection:
                 raise InvalidParameter(f"there is no conversation {name[:100]!r}", "conversation")
             if conversation.answering is not None:
                 conversation.answering.cancel()
+                await asyncio.gather(conversation.answering, return_exceptions=True)
             if asked.type == "forget":
                 del self._conversations[name]
             return
@@ -146,10 +151,16 @@ class ChatConnection:
                 f"conversation {name[:100]!r} is being answered; stop it first", "conversation"
             )
         conversation.messages.append({"role": "user", "content": asked.content})
-        conversation.answering = asyncio.create_task(self._answer(name, conversation, knobs))
+        answer = self._answer(name, conversation, knobs, asked.context_overflow)
+        conversation.answering = asyncio.create_task(answer)
+        await asyncio.sleep(0)  # it begins now: a task cancelled before that sends no end
 
     async def _answer(
-        self, name: str, conversation: RamaConversation, knobs: dict[str, Any]
+        self,
+        name: str,
+        conversation: RamaConversation,
+        knobs: dict[str, Any],
+        overflow: ContextOverflow,
     ) -> None:
         """Answer the last message; the answer, or what there is of it, becomes a message."""
         own = self._request[CALLER]
@@ -158,6 +169,7 @@ class ChatConnection:
             messages=list(conversation.messages),
             knobs=with_defaults(self._service.model, knobs, self._knobs),
             total=self._service.model.engine.config.context,
+            overflow=overflow,
         )
         texts: list[str] = []
         is_refused = False
@@ -170,7 +182,9 @@ class ChatConnection:
                     if isinstance(event, Finished):
                         is_cut = event.reason is FinishReason.LENGTH
                         reason = "length" if is_cut else "stop"
-                        await self._socket.send(ChatEvent("done", name, reason=reason))
+                        dropped = event.usage.dropped
+                        end = ChatEvent("done", name, reason=reason, dropped=dropped)
+                        await self._socket.send(end)
         except JaxLlamaError as error:
             is_refused = not texts  # such as a message that does not fit: it is forgotten
             await self._socket.send(ChatEvent("error", name, message=str(error)))
