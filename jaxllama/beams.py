@@ -7,6 +7,9 @@ The end of a search and the score are as in Hugging Face's generate: of all pref
 token, the search continues the `width` likeliest that do not end. An answer that ends is kept if it
 is among the `width` likeliest. Its score is its log-probability over `length ** length_penalty`;
 the end token counts in the length.
+
+With a beam length the search is ExLlama's: it looks so many tokens ahead, settles the first token
+of the likeliest prefix, and drops the prefixes that begin otherwise. It finds one answer.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -53,6 +56,7 @@ class SearchRules:
     end_ids: frozenset[int] = frozenset()
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
+    beam_length: int | None = None  # tokens to look ahead; None: to the end of the answers
 
     @property
     def candidates(self) -> int:
@@ -85,9 +89,11 @@ def rules_of(
     length_penalty: float,
     early_stopping: EarlyStopping,
     listed: int,
+    beam_length: int | None = None,
 ) -> SearchRules:
     """Check the settings of a search; the engine lists at most `listed` tokens per prefix."""
     check("width", width)
+    check("beam_length", beam_length)
     check("length_penalty", length_penalty)
     if not (isinstance(early_stopping, bool) or early_stopping == "never"):
         raise InvalidParameter(
@@ -95,7 +101,9 @@ def rules_of(
             "early_stopping",
         )
     ends = frozenset(request.stop_ids)
-    rules = SearchRules(width, request.max_tokens, ends, float(length_penalty), early_stopping)
+    rules = SearchRules(
+        width, request.max_tokens, ends, float(length_penalty), early_stopping, beam_length
+    )
     if rules.candidates > listed:
         raise InvalidParameter(
             f"width is {width} and there are {len(ends)} end tokens; together they may be at most "
@@ -124,6 +132,8 @@ def searching(
 
     For callers that wait for the next tokens.
     """
+    if rules.beam_length is not None:
+        return (yield from settling(rules, rules.beam_length))
     running, found = [Beam((), 0.0)], list[BeamAnswer]()
     for length in range(1, rules.max_tokens + 1):
         following = yield [beam.tokens for beam in running]
@@ -136,6 +146,33 @@ def searching(
         if not running or not rules.can_improve(running[0], found):
             break
     return found
+
+
+def settling(
+    rules: SearchRules, beam_length: int
+) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
+    """Search as ExLlama does, in steps like those of `searching`; return the one answer.
+
+    A prefix that ends is kept as it is, and competes with longer ones.
+    """
+    settled: TokenIds = ()
+    running = [Beam((), 0.0)]
+    while len(settled) < rules.max_tokens and not (settled and settled[-1] in rules.end_ids):
+        growing = [beam for beam in running if not (beam.tokens and rules.ends(beam))]
+        ahead = min(beam_length, rules.max_tokens - len(settled))
+        if growing and len(growing[0].tokens) < ahead:
+            following = yield [(*settled, *beam.tokens) for beam in growing]
+            whole = [beam for beam in running if beam not in growing]
+            longer = extend(growing, following)
+            running = sorted([*whole, *longer], key=lambda beam: -beam.logprob)[: rules.width]
+            continue
+        first = running[0].tokens[0]
+        settled = (*settled, first)
+        running = [
+            Beam(beam.tokens[1:], beam.logprob) for beam in running if beam.tokens[0] == first
+        ]
+    logprob = running[0].logprob
+    return [BeamAnswer(settled, logprob, rules.score(logprob, len(settled)))]
 
 
 def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam]:

@@ -64,6 +64,7 @@ FRONT: dict[str, Limit] = {
     "n": Limit(int, 1, 1, 16, "answers to each prompt"),
     "best_of": Limit(int, None, 1, 16, "answers to choose the best from"),
     "width": Limit(int, 4, 1, 16, "prefixes of an answer to follow at a time"),
+    "beam_length": Limit(int, None, 1, 64, "tokens that a search looks ahead, as ExLlama does"),
     "length_penalty": Limit(float, 1.0, -10.0, 10.0, "above 0 favours long answers, below short"),
     "prompts": Limit(str, (), help="prompts of one request", many=True, most=16),
     "answers": Limit(int, 1, 1, 32, "answers of one request, to all its prompts together"),

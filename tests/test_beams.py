@@ -198,3 +198,49 @@ def test_an_answer_that_ends_says_so():
 def test_what_cannot_be_is_refused(knobs, words):
     with pytest.raises(InvalidParameter, match=words):
         llm_of(new_engine()).beam_search([1, 2], **knobs)
+
+
+# The search that settles one token after the other, as ExLlama's.
+
+
+def settled_in_lists(chain: Chain, rules: SearchRules) -> tuple[int, ...]:
+    """The same search, written without steps: every prefix is looked at anew for each token."""
+    text: tuple[int, ...] = ()
+    kept: list[tuple[int, ...]] = [()]
+    while len(text) < rules.max_tokens and not (text and text[-1] in rules.end_ids):
+        ahead = min(rules.beam_length, rules.max_tokens - len(text))
+        while True:
+            open_ = [each for each in kept if not (each and each[-1] in rules.end_ids)]
+            if not open_ or len(open_[0]) >= ahead:
+                break
+            longer = [(*each, token) for each in open_ for token in range(chain.vocab)]
+            kept = [each for each in kept if each not in open_] + longer
+            kept.sort(key=lambda each: -chain.logprob((*text, *each)))
+            kept = kept[: rules.width]
+        text = (*text, kept[0][0])
+        kept = [each[1:] for each in kept if each[0] == text[-1]]
+    return text
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_search_that_settles_finds_what_plain_lists_find(seed):
+    rng = np.random.default_rng(seed)
+    chain = Chain(seed, 6)
+    rules = SearchRules(
+        width=int(rng.integers(1, 5)),
+        max_tokens=int(rng.integers(1, 9)),
+        end_ids=frozenset(rng.choice(6, rng.integers(0, 2), replace=False).tolist()),
+        beam_length=int(rng.integers(1, 5)),
+    )
+    (found,) = search(chain.expand(chain.vocab), rules)
+    assert found.tokens == settled_in_lists(chain, rules)
+    assert found.logprob == pytest.approx(chain.logprob(found.tokens))
+
+
+def test_looking_one_token_ahead_is_greedy():
+    chain = Chain(0, 7)
+    (found,) = search(chain.expand(7), SearchRules(width=4, max_tokens=5, beam_length=1))
+    text: tuple[int, ...] = ()
+    for _ in range(5):
+        text = (*text, int(chain.after(text).argmax()))
+    assert found.tokens == text

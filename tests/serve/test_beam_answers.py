@@ -8,13 +8,14 @@ import aiohttp
 import pytest
 
 from jaxllama.beams import SearchRules, search
+from jaxllama.engine.programs import Programs
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ScriptedEngine
 from jaxllama.testing.byte_tokenizer import END_ID
 from jaxllama.testing.models import TINY
 from tests.serve.clients import asked, post
 from tests.serve.conftest import config, scenario
-from tests.support import installed_samplers
+from tests.support import installed_samplers, new_engine
 
 PATH = "/v1/completions"
 
@@ -86,6 +87,64 @@ def test_best_of_is_the_width_and_n_the_number_of_answers():
     scenario(body)
 
 
+@pytest.mark.parametrize("length", [1, 3, 64])
+def test_with_a_beam_length_the_answer_is_that_of_the_search_that_settles(length):
+    async def body():
+        async with asked(model()) as (live, _):
+            sent = {
+                "prompt": "ab",
+                "use_beam_search": True,
+                "best_of": 4,
+                "beam_length": length,
+                "max_tokens": 6,
+                "return_token_ids": True,
+            }
+            (choice,) = (await post(live, PATH, sent))["choices"]
+            ends = frozenset(live.service.model.intake.tokenizer.end_ids)
+            (wanted,) = expected(b"ab", SearchRules(4, 6, ends, beam_length=length))
+            assert tuple(choice["token_ids"]) == wanted.tokens
+            assert math.isclose(choice["score"], wanted.score, rel_tol=1e-5)
+
+    scenario(body)
+
+
+@pytest.mark.origin("ExLlama: beams with samplers and beam length, over HTTP")
+def test_samplers_leave_the_candidates_of_a_search(monkeypatch):
+    monkeypatch.setattr(Programs, "delete_weights", lambda _: None)  # other tests use them
+
+    async def body():
+        patient = Bounds(patience_seconds=300)  # programs may still have to be compiled
+        async with asked(new_engine(), bounds=patient) as (live, _):
+            sent = {
+                "prompt": "ab",
+                "use_beam_search": True,
+                "n": 4,
+                "max_tokens": 3,
+                "ignore_eos": True,
+                "return_token_ids": True,
+            }
+
+            async def found(**more):
+                answer = await post(live, PATH, sent | more)
+                return {tuple(one["token_ids"]): one["score"] for one in answer["choices"]}
+
+            plain = await found()
+            assert await found(temperature=0) == plain
+            assert list(await found(top_k=1)) == [(await greedy(live))]  # one candidate a time
+            hot = await found(temperature=2.0)
+            assert max(hot.values()) < max(plain.values())  # flatter
+            first = next(iter(plain))[0]
+            banned = await found(logit_bias={str(first): -100}, n=1, best_of=4, beam_length=2)
+            assert len(banned) == 1 and first not in next(iter(banned))
+
+    async def greedy(live):
+        asked = {"prompt": "ab", "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+        answer = await post(live, PATH, asked | {"return_token_ids": True})
+        return tuple(answer["choices"][0]["token_ids"])
+
+    scenario(body)
+
+
 def test_a_search_is_one_request_in_the_log(caplog):
     caplog.set_level("INFO")
 
@@ -107,8 +166,12 @@ def test_a_search_is_one_request_in_the_log(caplog):
     [
         ({"stream": True}, "stream"),
         ({"echo": True}, "echo"),
-        ({"temperature": 0.5}, "temperature"),
-        ({"top_p": 0.5}, "top_p"),
+        ({"temperature": 0, "top_p": 0.5}, "temperature"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"n": 2, "beam_length": 2}, "n"),
+        ({"length_penalty": 2, "beam_length": 2}, "length_penalty"),
+        ({"beam_length": 0}, "beam_length"),
+        ({"use_beam_search": False, "beam_length": 2}, "beam_length"),
         ({"stop": "a"}, "stop"),
         ({"logprobs": 1}, "logprobs"),
         ({"seed": 1}, "seed"),

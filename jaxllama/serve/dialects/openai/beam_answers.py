@@ -1,10 +1,13 @@
 """Beams of `/v1/completions`: the likeliest answers to prompts, found with `use_beam_search`.
 
 Part of the OpenAI dialect. Each step of a search is a round of requests in the fair queue, so that
-a search delays no other client. The search is that of `beams.py`: it uses the model's probabilities
-alone, so samplers' knobs are refused.
+a search delays no other client. The search is that of `beams.py`. Without knobs of samplers it uses
+the model's probabilities; with them, those that the samplers leave of each prefix's next tokens, as
+ExLlama's does. It draws nothing, so knobs are refused that depend on draws, or that treat prompt
+and answer differently.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,8 +27,15 @@ from jaxllama.request import GenerationRequest, Token, Usage
 from jaxllama.service import Caller, GenerationService, Model
 from jaxllama.service.rounds import Rounds
 
-# Knobs that a search obeys; temperature may only be 0, as vLLM wants it.
-OBEYED = ("max_tokens", "stop_ids", "ignore_eos", "lora", "lora_scale", "temperature")
+OBEYED = ("max_tokens", "stop_ids", "ignore_eos", "lora", "lora_scale")
+# Those that move or drop candidates, and see prompt and answer as one text.
+SAMPLING = frozenset(
+    (
+        *("temperature", "top_k", "top_p", "top_p_strict", "min_p", "typical_p"),
+        *("typical_p_strict", "repetition_penalty", "repetition_window", "repetition_decay"),
+        "logit_bias",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class BeamOptions:
     width: int
     length_penalty: float
     early_stopping: EarlyStopping
+    beam_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,19 +61,24 @@ class FoundBeams:
 def check_obeyed(knobs: Mapping[str, object]) -> None:
     """Raise InvalidParameter for a knob that a search would not obey."""
     for name, value in knobs.items():
-        if value is None or name in OBEYED:
+        if value is None or name in OBEYED or name in SAMPLING:
             continue
         raise InvalidParameter(
-            f"{name} is not supported with use_beam_search: a search draws no tokens, and its "
-            f"answers end at tokens alone",
+            f"{name} is not supported with use_beam_search: a search draws no tokens, its answers "
+            f"end at tokens alone, and of samplers it obeys {', '.join(sorted(SAMPLING))}",
             name,
         )
-    if knobs.get("temperature") not in (None, 0):
+    if knobs.get("temperature") == 0 and sampling_of(knobs).keys() - {"temperature"}:
         raise InvalidParameter(
-            f"temperature is {knobs['temperature']}; with use_beam_search it may only be 0: a "
-            f"search draws no tokens",
+            "temperature is 0, which leaves one token to each prefix; with use_beam_search and "
+            "other knobs of samplers it must be above 0",
             "temperature",
         )
+
+
+def sampling_of(knobs: Mapping[str, object]) -> dict[str, object]:
+    """Return the knobs of samplers that are given."""
+    return {name: knobs[name] for name in SAMPLING if knobs.get(name) is not None}
 
 
 async def find_beams(
@@ -75,9 +91,13 @@ async def find_beams(
     """Search for the likeliest answers to each prompt, one prompt after the other."""
     check_obeyed(knobs)
 
+    own = sampling_of(knobs)
+    sampled = bool(own) and own.get("temperature") != 0  # 0 alone: vLLM's, as without
+
     def prepare(model: Model) -> list[GenerationRequest]:
-        given = {**knobs, "temperature": 0.0}
-        return [model.intake.completion(prompt, given)[0] for prompt in prompts]
+        given = {**knobs, "temperature": (own.get("temperature") or 1.0) if sampled else 0.0}
+        found = [model.intake.completion(prompt, given)[0] for prompt in prompts]
+        return [replace(one, knobs=given_only(one.knobs, own)) for one in found]
 
     size = sum(map(len, prompts))
     requests = await service.off_loop(prepare, caller, size=size)
@@ -104,6 +124,7 @@ def search_rules(request: GenerationRequest, options: BeamOptions, model: Model)
             width=options.width,
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
+            beam_length=options.beam_length,
             listed=model.engine.config.max_top_logprobs,
         )
     except InvalidParameter as error:
@@ -130,6 +151,20 @@ async def find_for_one(
             return FoundBeams(request.prompt, found, rules, usage)
 
 
+def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
+    """Return the next tokens with their log-probabilities, without those that samplers drop."""
+    if token.logprobs is None:
+        return ()
+    if not is_sampled:
+        return token.logprobs.top
+    return [each for each in token.logprobs.top_sampled if each[1] > -math.inf]
+
+
+def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """Return the values of the client's own knobs: the model's recommendations are for draws."""
+    return {name: value for name, value in values.items() if name in own}
+
+
 async def likeliest_after(
     request: GenerationRequest, prefixes: Sequence[TokenIds], rules: SearchRules, rounds: Rounds
 ) -> tuple[list[Likeliest], int]:
@@ -139,16 +174,14 @@ async def likeliest_after(
     """
     prompts = [(*request.prompt, *prefix) for prefix in prefixes]
     order = first_of_each_stem(prompts)
-    one = replace(
-        request, max_tokens=1, top_logprobs=rules.candidates, stop_ids=(), knobs={}, contrast=None
-    )
+    one = replace(request, max_tokens=1, top_logprobs=rules.candidates, stop_ids=(), contrast=None)
     answers = await rounds.ask([replace(one, prompt=prompts[index]) for index in order])
     found: dict[int, Likeliest] = {}
     cached = 0
     for index, events in zip(order, answers, strict=True):
         for event in events:
             if isinstance(event, Token):
-                found[index] = () if event.logprobs is None else event.logprobs.top
+                found[index] = candidates_in(event, is_sampled=request.temperature > 0)
             elif index == order[0]:
                 cached = event.usage.reused
     return [found[index] for index in range(len(prompts))], cached

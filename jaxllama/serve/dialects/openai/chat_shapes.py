@@ -54,6 +54,7 @@ class ChatBody(Common, kw_only=True):
     moderation: Any = None
     prediction: Any = None
     prompt_cache_options: Any = None
+    use_beam_search: bool | None = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -62,6 +63,7 @@ class ChatBody(Common, kw_only=True):
         "function_call": "send tool_choice instead",
         "functions": "send tools instead",
         "moderation": "there is no moderation here",
+        "use_beam_search": "send the prompt to /v1/completions",
         "web_search_options": "this server does not search the web",
     }
     unheeded: ClassVar[Mapping[str, str]] = {

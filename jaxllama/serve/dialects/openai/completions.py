@@ -58,6 +58,7 @@ class CompletionBody(Common, kw_only=True):
     format: str | None = None  # make each prompt a user's message in this prompt format
     suffix: str | None = None
     use_beam_search: bool | None = None  # return the likeliest answers; best_of is the width
+    beam_length: int | None = None  # ExLlama's search, which looks so many tokens ahead
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
 
@@ -190,6 +191,7 @@ async def search_beams(
         body.best_of or count,
         1.0 if body.length_penalty is None else body.length_penalty,
         body.early_stopping or False,
+        body.beam_length,
     )
     found = await find_beams(prompts, knobs, options, service, request[CALLER])
     tokenizer, stops = service.model.intake.tokenizer, as_list(knobs.get("stop_ids"))
@@ -217,9 +219,17 @@ async def search_beams(
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
     """Raise InvalidParameter for options that contradict each other."""
     count = body.n or 1
-    for name in ("length_penalty", "early_stopping"):
+    ranks = ("length_penalty", "early_stopping")
+    for name in (*ranks, "beam_length"):
         if getattr(body, name) is not None and not body.use_beam_search:
             raise InvalidParameter(f"{name} needs use_beam_search to be true", name)
+    for name in (*ranks, "n"):
+        if getattr(body, name) not in (None, 1) and body.beam_length is not None:
+            raise InvalidParameter(
+                f"{name} has no effect with beam_length: that search finds one answer; remove "
+                f"{name} (best_of is the number of beams)",
+                name,
+            )
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options needs stream to be true", "stream_options")
     if body.best_of is not None and body.best_of < count:
