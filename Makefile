@@ -7,7 +7,8 @@ KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
-BENCHES := machine kernels decode prefill classify encode sampling memory restore compile serve
+BENCHES := machine kernels decode prefill classify encode sampling memory prompt_cache restore \
+	compile serve
 CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
 	"lm-eval[api]"
 COMPARED := decode prefill sampling

@@ -18,6 +18,7 @@ import jax
 from jaxllama.config import EngineConfig
 
 ROOT = Path(__file__).parents[1]
+VECTORS = ("amx_tile", "avx512f", "avx2", "avx")  # of x86, the widest first
 CPU_DEVICE = "cpu"  # what JAX calls every processor
 
 
@@ -107,13 +108,18 @@ def git(*arguments: str) -> str:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor, with its widest vector instructions."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+    found = {
+        name.strip(): value.strip()
+        for name, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    name, flags = found.get("model name", platform.machine()), found.get("flags", "").split()
+    widest = next((each for each in VECTORS if each in flags), None)
+    return f"{name} ({widest})" if widest else name
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""Load: clients of an OpenAI-compatible server that stream answers and record what they receive.
+"""Load: clients of OpenAI's or Ollama's API that stream answers and record what they receive.
 
 Used by `serve.py`. All clients share one event loop. In a closed load, each client sends its next
 request when it has its answer; in an open load, requests are sent at random times. Knows nothing of
@@ -24,6 +24,13 @@ WORDS = (
     *("point", "home", "water", "room", "mother", "area", "money", "story", "fact", "month"),
 )
 DONE = b"[DONE]"
+OPENAI, OLLAMA = "openai", "ollama"
+PATHS = {  # by API and whether conversations are sent
+    (OPENAI, False): "/v1/completions",
+    (OPENAI, True): "/v1/chat/completions",
+    (OLLAMA, False): "/api/generate",
+    (OLLAMA, True): "/api/chat",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class LoadShape:
 
     prompt: int = 64  # words of the prompt, about one token each
     tokens: int = 64  # tokens of the answer
+    api: str = OPENAI
     chat: bool = False
     eos: bool = False  # end tokens of the model end an answer
     requests: int = 3  # requests of each stream, one after the other
@@ -40,12 +48,13 @@ class LoadShape:
     patience: float = 300.0  # seconds to wait for one answer
 
     def __str__(self) -> str:
-        return f"{self.prompt}+{self.tokens} tokens"
+        sizes = f"{self.prompt}+{self.tokens} tokens"
+        return sizes if self.api == OPENAI else f"{sizes}, {self.api}"
 
     @property
     def path(self) -> str:
         """The path of the endpoint."""
-        return "/v1/chat/completions" if self.chat else "/v1/completions"
+        return PATHS[self.api, self.chat]
 
     def text(self, number: int) -> str:
         """Return the prompt with this number; no two prompts share a long prefix."""
@@ -59,6 +68,11 @@ class LoadShape:
             {"messages": [{"role": "user", "content": text}]} if self.chat else {"prompt": text}
         )
         ending = {} if self.eos else {"ignore_eos": True}
+        if self.api == OLLAMA:
+            options = {"num_predict": self.tokens, "temperature": 0, **ending}
+            return {"model": model, **input_, "options": options} | (
+                {} if self.chat else {"raw": True}
+            )
         counting = {"stream": True, "stream_options": {"include_usage": True}}
         sizes = {"max_tokens": self.tokens, "temperature": 0}
         return {"model": model, **input_, **sizes, **counting, **ending}
@@ -78,7 +92,14 @@ def load_options(function: Callable[..., None]) -> Callable[..., None]:
     @option("duration", 0, "Seconds in which requests are sent, with --rate.")
     @option("seed", 0, "Seed of the prompts and of the times of requests.")
     @option("patience", 0, "Seconds that one answer may take.")
-    @click.option("--chat", is_flag=True, help="Ask /v1/chat/completions, not /v1/completions.")
+    @click.option(
+        "--api",
+        type=click.Choice([OPENAI, OLLAMA]),
+        default=OPENAI,
+        show_default=True,
+        help="API to ask.",
+    )
+    @click.option("--chat", is_flag=True, help="Send conversations, not prompts.")
     @click.option("--eos", is_flag=True, help="Do not send ignore_eos: answers may end early.")
     @functools.wraps(function)
     def run(**given: Any) -> None:
@@ -176,7 +197,7 @@ class Clients:
                 if response.status != 200:
                     answer.error = f"HTTP {response.status}"
                 else:
-                    await EventReader(answer).read(response.content)
+                    await READERS[self.shape.api](answer).read(response.content)
         except TimeoutError:
             answer.error = "timed out"
         except msgspec.DecodeError:
@@ -229,14 +250,16 @@ class EventReader:
         async for part in content.iter_any():
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
-                if line.startswith(b"data:"):
-                    self.add_event(line[5:].strip())
+                self.add_line(line)
         self.answer.tokens = self.answer.tokens or len(self.answer.moments)
         if not self.is_done and self.answer.error is None:
             self.answer.error = "cut off"
 
-    def add_event(self, raw: bytes) -> None:
-        """Add one event to the answer."""
+    def add_line(self, line: bytes) -> None:
+        """Add the event of one line to the answer."""
+        if not line.startswith(b"data:"):
+            return
+        raw = line[5:].strip()
         if raw == DONE:
             self.is_done = True
             return
@@ -246,10 +269,41 @@ class EventReader:
         if event.usage is not None:
             self.answer.tokens = event.usage.completion_tokens
         for choice in event.choices:
-            text = choice.text or (choice.delta.content if choice.delta else None)
-            if text:
-                self.answer.moments.append(time.perf_counter())
-                self.answer.texts.append(text)
+            self.add_text(choice.text or (choice.delta.content if choice.delta else None))
+
+    def add_text(self, text: str | None) -> None:
+        """Add a piece of text, and when it came; nothing if it is empty."""
+        if text:
+            self.answer.moments.append(time.perf_counter())
+            self.answer.texts.append(text)
+
+
+class OllamaLine(msgspec.Struct):
+    """One line of a stream of Ollama's API."""
+
+    response: str | None = None
+    message: MessageDelta | None = None
+    done: bool = False
+    eval_count: int = 0
+    error: Any = None
+
+
+class LineReader(EventReader):
+    """Reads the lines of Ollama's API into an answer."""
+
+    decode_line = msgspec.json.Decoder(OllamaLine).decode
+
+    def add_line(self, line: bytes) -> None:
+        """Add one line to the answer."""
+        found = self.decode_line(line)
+        if found.error is not None:
+            self.answer.error = "error event"
+        self.add_text(found.response or (found.message.content if found.message else None))
+        if found.done:
+            self.is_done, self.answer.tokens = True, found.eval_count
+
+
+READERS: dict[str, type[EventReader]] = {OPENAI: EventReader, OLLAMA: LineReader}
 
 
 def measured(

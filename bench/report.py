@@ -1,20 +1,18 @@
 """The report: records of any number of runs as a Markdown table and as plots."""
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from environment import NAMES, Environment
 from harness import Record, number
+from plot import PlotLine, bars, lines
 
 MANY = re.compile(r"(?P<rest>.*?)\b(?P<count>\d+) (?P<what>slot|stream)s?\b(?P<tail>.*)")
 COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio", "environment")
 FIGURES = ("value", "peer value", "ratio", "environment")
-OURS, PEER = "#2a6f97", "#c9a227"
 PARITY = 1.0  # as fast as the peer
 
 Name = tuple[str, str, str]  # of a curve: its title, "slots" or "streams", the unit
@@ -36,7 +34,7 @@ def main(files: Sequence[Iterable[str]], out: Path) -> None:
 
     A case that was measured again in the same environment replaces the one before.
     """
-    records = newest(record for lines in files for record in read(lines))
+    records = newest(record for each in files for record in read(each))
     if not records:
         raise click.UsageError("the files hold no records; expected lines that --json printed.")
     out.mkdir(parents=True, exist_ok=True)
@@ -48,13 +46,13 @@ def main(files: Sequence[Iterable[str]], out: Path) -> None:
         click.echo(path)
 
 
-def read(lines: Iterable[str]) -> list[Record]:
-    """Parse the records among lines of JSON; skip blank lines.
+def read(file: Iterable[str]) -> list[Record]:
+    """Parse the records among the lines of JSON of a file; skip blank lines.
 
     Raises UsageError for a line that is no record.
     """
     records = []
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(file, start=1):
         if line.strip():
             try:
                 records.append(Record.of(json.loads(line)))
@@ -89,11 +87,11 @@ def markdown(records: Sequence[Record]) -> str:
     )
 
 
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; columns of figures are aligned to the right."""
     ruler = ["---:" if name in FIGURES else "---" for name in columns]
-    texts = [[text.replace("|", "\\|") for text in line] for line in (columns, ruler, *lines)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in texts)
+    texts = [[text.replace("|", "\\|") for text in row] for row in (columns, ruler, *rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in texts)
 
 
 def cells(record: Record, place: int) -> list[str]:
@@ -113,30 +111,22 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
     plots = []
     compared = [record for record in records if record.ratio is not None]
     if compared:
-        plots.append(draw_ratios(compared, out / "ratios.svg"))
+        plots.append(save(draw_ratios(compared), out / "ratios.svg"))
     for index, (name, curve) in enumerate(curves(records).items()):
-        plots.append(draw_curve(name, curve, out / f"{name[1]}-{index}.svg"))
+        plots.append(save(draw_curve(name, curve), out / f"{name[1]}-{index}.svg"))
     return plots
 
 
-def draw_ratios(records: Sequence[Record], path: Path) -> Path:
+def draw_ratios(records: Sequence[Record]) -> str:
     """Draw a bar for each case: how many times as fast as the peer."""
-    figure, axes = new_figure(height=1.2 + 0.35 * len(records))
     named = numbers(records)
-    names = [
-        f"{record.bench}: {record.case}\nvs {record.peer_label}, "
-        f"environment {named[record.environment]}"
+    labels = [
+        f"{record.bench}: {record.case}, vs {record.peer_label}"
+        + (f", environment {named[record.environment]}" if len(named) > 1 else "")
         for record in records
     ]
     ratios = [record.ratio or 0.0 for record in records]
-    bars = axes.barh(names, ratios, color=OURS)
-    axes.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3)
-    axes.axvline(PARITY, color=PEER)
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("times as fast as the peer")
-    return save(figure, path)
+    return bars("times as fast as the peer", labels, ratios, mark=PARITY)
 
 
 def curves(records: Iterable[Record]) -> dict[Name, Curve]:
@@ -155,40 +145,21 @@ def curves(records: Iterable[Record]) -> dict[Name, Curve]:
     return {name: curve for name, curve in found.items() if len(curve) > 1}
 
 
-def draw_curve(name: Name, curve: Curve, path: Path) -> Path:
+def draw_curve(name: Name, curve: Curve) -> str:
     """Draw a figure by the number of slots or streams."""
     title, growing, unit = name
-    figure, axes = new_figure(height=4.0)
     counts = sorted(curve)
-    axes.plot(counts, [curve[count][0] for count in counts], "o-", color=OURS, label="jaxllama")
-    theirs = [(count, curve[count][1]) for count in counts if curve[count][1] is not None]
-    if theirs:
-        axes.plot(*zip(*theirs, strict=True), "s--", color=PEER, label="peer")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set_ylim(bottom=0)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(growing)
-    axes.set_ylabel(unit)
-    axes.legend()
-    return save(figure, path)
+    drawn = [PlotLine("jaxllama", [curve[count][0] for count in counts])]
+    if any(curve[count][1] is not None for count in counts):
+        drawn.append(PlotLine("peer", [curve[count][1] for count in counts]))
+    what = growing.removesuffix("s")
+    places = [f"{count} {what}{'s' * (count > 1)}" for count in counts]
+    return lines(title, unit, places, drawn)
 
 
-def new_figure(height: float) -> tuple[Any, Any]:
-    """Return an empty figure and its axes; raise UsageError without matplotlib."""
-    try:
-        plotting = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise click.UsageError(
-            'the plots need matplotlib; install the extra: pip install "jaxllama[bench]"'
-        ) from error
-    figure = plotting.Figure(figsize=(8.0, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure without its date, so that the same records give the same bytes."""
-    figure.savefig(path, metadata={"Date": None})
+def save(drawn: str, path: Path) -> Path:
+    """Write a plot and return its path."""
+    path.write_text(drawn, encoding="utf-8")
     return path
 
 

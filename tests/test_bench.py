@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import gguf
 import jax
@@ -71,6 +72,7 @@ LOADERS = {
     "memory",
     "origins",
     "prefill",
+    "prompt_cache",
     "restore",
     "sampling",
     "serve",
@@ -254,10 +256,10 @@ def test_how_a_process_loads_a_model_is_recorded(monkeypatch: pytest.MonkeyPatch
 
 def test_make_bench_runs_every_script_that_measures() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    listed = re.search(r"^BENCHES := (.*)$", makefile, re.MULTILINE)
+    listed = re.search(r"^BENCHES := (.*)$", makefile.replace("\\\n", ""), re.MULTILINE)
     assert listed is not None
     assert set(SCRIPTS) - set(listed[1].split()) == {
-        *("formats", "origins", "report", "trace", "versus", "write_gguf"),
+        *("formats", "history", "origins", "report", "trace", "versus", "write_gguf"),
     }
 
 
@@ -303,6 +305,13 @@ def test_a_table_is_printed_without_json() -> None:
     assert result.exit_code == 0, result.output
     assert "tokens/s" in result.stdout
     assert "{" not in result.stdout
+
+
+def test_a_prompt_from_the_cache_is_held_against_computing_it() -> None:
+    asked = ("-m", TINY, "--tokens", "96", "--repetitions", "1")
+    (found,) = records("prompt_cache", *asked).values()
+    assert (found["case"], found["unit"]) == ("tiny-q4_0, 96 tokens restored", "ms")
+    assert found["peer"] == "computed again"
 
 
 def test_restoring_is_held_against_a_plain_read() -> None:
@@ -897,7 +906,6 @@ def test_the_report_joins_every_figure_of_a_server_by_its_streams() -> None:
 
 
 def test_the_report_draws_ratios_and_curves(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     (tmp_path / "run.jsonl").write_text(lines(RECORDS))
     result = run("report", str(tmp_path / "run.jsonl"), "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -921,6 +929,73 @@ def test_a_record_survives_being_printed_and_read() -> None:
     record = harness.Record("decode", "case", 1.25, "tokens/s", where, "peer", 0.5, 2.5, "plain")
     (again,) = report.read([json.dumps(record.fields())])
     assert dataclasses.asdict(again) == dataclasses.asdict(record)
+
+
+# The history.
+
+
+@pytest.fixture
+def history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The module, with its files in a folder of the test."""
+    found = module("history")
+    for name, path in (("HISTORY", "h.jsonl"), ("PAGE", "page.md"), ("PICTURES", "pictures")):
+        monkeypatch.setattr(found, name, tmp_path / path)
+    return found
+
+
+def test_the_page_is_that_of_the_history() -> None:
+    history = module("history")
+    page, pictures = history.page_of(history.records())
+    assert page == history.PAGE.read_text(encoding="utf-8"), "run: python bench/history.py"
+    assert {path.name for path in history.PICTURES.glob("*.svg")} == set(pictures)
+    for name, drawn in pictures.items():
+        assert (history.PICTURES / name).read_text(encoding="utf-8") == drawn, name
+        assert f"images/benchmarks/{name}" in page
+
+
+def test_figures_are_appended_and_shown_by_commit(history: ModuleType, tmp_path: Path) -> None:
+    for commit, value in (("0123456789ab", 20.0), ("ba9876543210", 30.0)):
+        new = [record | {"commit": commit} for record in RECORDS]
+        new[0] = new[0] | {"value": value}
+        (tmp_path / "new.jsonl").write_text(lines(new))
+        result = run("history", str(tmp_path / "new.jsonl"))
+        assert result.exit_code == 0, result.output
+    assert len(history.HISTORY.read_text().splitlines()) == 2 * len(RECORDS)
+    page = history.PAGE.read_text()
+    assert "## some processor, 2 threads" in page
+    row = "| m, 1 slot, depth 64 | 30 | tokens/s | llama.cpp | 10 | 2.00x | ba9876543210 | 1.0 |"
+    assert row in page and "0123456789ab" not in page
+    drawn = (history.PICTURES / "some-processor-2-threads-decode-history-tokens-s.svg").read_text()
+    assert "0123456" in drawn and "ba98765" in drawn
+    run("history")
+    assert history.PAGE.read_text() == page  # nothing was appended
+
+
+@pytest.mark.parametrize("commit", ["0123456789ab+changes", "unknown"])
+def test_figures_of_no_commit_are_refused(history: ModuleType, tmp_path: Path, commit: str) -> None:
+    (tmp_path / "new.jsonl").write_text(lines([RECORDS[0] | {"commit": commit}]))
+    result = run("history", str(tmp_path / "new.jsonl"))
+    assert result.exit_code == 2 and "which is no commit" in result.stderr
+    assert not history.HISTORY.exists()
+
+
+@pytest.mark.parametrize(
+    ("most", "end", "step"),
+    [(9.0, 10.0, 2.0), (10.0, 10.0, 2.0), (0.34, 0.4, 0.1), (0.0, 0.2, 0.2)],
+)
+def test_an_axis_ends_at_a_round_number(most: float, end: float, step: float) -> None:
+    assert module("plot").ceiling(most) == pytest.approx((end, step))
+
+
+def test_a_plot_is_xml_whatever_the_names_are() -> None:
+    plot = module("plot")
+    for drawn in (
+        plot.bars("<&>", ['a "b" <c>', "d"], [0.5, 20.0], mark=1.0),
+        plot.bars("alone", ["x" * 200], [1.0]),
+        plot.lines("<t>", "u & v", ["<1>", "2"], [plot.PlotLine("<n>", [1.0, None])]),
+    ):
+        root = ElementTree.fromstring(drawn)
+        assert root.tag.endswith("svg")
 
 
 def test_classifying_measures_questions_together_and_apart() -> None:

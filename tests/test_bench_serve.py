@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
+from jaxllama.serve.dialects.ollama import Ollama
 from tests.serve.clients import DIALECTS, saying
 from tests.serve.conftest import running
 
@@ -73,7 +74,8 @@ def in_thread(server: Callable[[], contextlib.AbstractAsyncContextManager[str]])
 @contextlib.asynccontextmanager
 async def ours() -> AsyncIterator[str]:
     """Our server on the scripted engine."""
-    async with running(saying(b"Hello!", context=1024), dialects=DIALECTS) as live:
+    dialects = [*DIALECTS, Ollama()]
+    async with running(saying(b"Hello!", context=1024), dialects=dialects) as live:
         yield live.url
 
 
@@ -119,10 +121,12 @@ FIGURES = [
 
 
 @pytest.mark.parametrize("chat", [(), ("--chat",)])
-def test_two_servers_are_measured_in_turn(chat: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("api", [(), ("--api", "ollama")])
+def test_two_servers_are_measured_in_turn(chat: tuple[str, ...], api: tuple[str, ...]) -> None:
     with in_thread(ours) as url, in_thread(ours) as peer:
-        found = records("--url", f"{url}/v1/", "--peer", peer, "--concurrency", "3", *chat)
-    case, name = "scripted, 3 streams, 64+64 tokens", peer.removeprefix("http://")
+        found = records("--url", f"{url}/v1/", "--peer", peer, "--concurrency", "3", *chat, *api)
+    case = ", ".join(["scripted, 3 streams, 64+64 tokens", *api[1:]])
+    name = peer.removeprefix("http://")
     assert list(found) == [
         *(f"{case}{figure}" for figure in FIGURES),
         f"{case}, lost",
@@ -132,6 +136,28 @@ def test_two_servers_are_measured_in_turn(chat: tuple[str, ...]) -> None:
     assert found[f"{case}, lost"]["value"] == 0
     assert {record["backend"] for record in found.values()} == {"http"}
     assert {record["device"] for record in found.values()} == {url.removeprefix("http://")}
+
+
+def test_the_lines_of_ollama_are_read_however_they_come() -> None:
+    load = module("load")
+    told = (
+        b'{"response":"a","done":false}\n{"message":{"content":"b"},"done":false}\n'
+        b'{"response":"","done":true,"eval_count":9}\n'
+    )
+
+    async def read(raw: bytes) -> Any:
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(raw), 7):
+                yield raw[at : at + 7]
+
+        answer = load.Answer(0.0)
+        await load.LineReader(answer).read(SimpleNamespace(iter_any=pieces))
+        return answer
+
+    answer = asyncio.run(read(told))
+    assert (answer.error, answer.texts, answer.tokens) == (None, ["a", "b"], 9)
+    assert asyncio.run(read(told[:70])).error == "cut off"
+    assert asyncio.run(read(b'{"error":"no"}\n')).error == "error event"
 
 
 def test_an_open_load_is_measured() -> None:
