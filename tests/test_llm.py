@@ -429,6 +429,7 @@ def test_an_answer_cut_short_says_so(llm):
     assert told.finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.origin("llama-burn: batches whose answers have seeds of their own")
 def test_streams_of_one_prompt_have_declared_seeds_and_share_its_computation(llm):
     prompt = "abcdefgh" * 12
     answers = llm.generate(prompt, n=4, seed=7, max_tokens=6)

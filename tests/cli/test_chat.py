@@ -387,6 +387,7 @@ def test_a_line_between_makes_it_the_first_time_again(run, monkeypatch):
     assert run("chat").exit_code == 0
 
 
+@pytest.mark.origin("RLLaMA: an interactive text with prefix, postfix and stops")
 def test_a_plain_text_grows_by_what_is_typed_and_what_is_said(run, model):
     model.answer = lambda text: b" fine\nMe: " if "you" in text else b" hello\nMe: "
     options = ["--prompt", "A talk.\n", "--prefix", "Me: ", "--postfix", "\nBob:", "--stop", "Me:"]

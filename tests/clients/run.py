@@ -76,7 +76,7 @@ def run_openai(url: str) -> str:
     import openai
 
     api = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    assert [one.id for one in api.models.list()] == [MODEL]
+    assert MODEL in [one.id for one in api.models.list()]
     answer = api.chat.completions.create(model=MODEL, messages=HI, max_tokens=8)
     assert answer.choices[0].message.content
     parts = api.chat.completions.create(model=MODEL, messages=HI, max_tokens=8, stream=True)
@@ -169,7 +169,7 @@ def run_ollama(url: str) -> str:
     api.chat(MODEL, said, tools=[WEATHER], options=short)
     vectors = api.embed(MODEL, ["a", "b"]).embeddings
     assert len(vectors) == 2 and len(vectors[0]) == len(vectors[1])
-    assert [one.model for one in api.list().models] == [f"{MODEL}:latest"]
+    assert f"{MODEL}:latest" in [one.model for one in api.list().models]
     assert api.show(MODEL).modelinfo["llama.context_length"]
     assert api.ps().models[0].name == f"{MODEL}:latest"
     assert [one.status for one in api.pull(MODEL, stream=True)][-1] == "success"

@@ -72,6 +72,7 @@ def of(engine: Engine, name: str | None, prompt=PROMPT, tokens: int = 12, **more
     return request(prompt, tokens, adapter=adapter, **more)
 
 
+@pytest.mark.origin("ExLlama: LoRA adapters by request")
 @pytest.mark.parametrize("body", BODIES)
 def test_rows_of_one_batch_equal_the_models_they_were_merged_into(body: EngineConfig, folders):
     engine = new_adapted_engine(body, folders)

@@ -53,6 +53,7 @@ def crowd() -> list:
     ]
 
 
+@pytest.mark.origin("ExLlama: classifier-free guidance")
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("body", BODIES)
 def test_greedy_answer_is_that_of_two_runs_mixed_by_hand(body, scale):

@@ -177,6 +177,7 @@ def turns(rng: random.Random, clients: int, count: int) -> list[list[list[int]]]
     return found
 
 
+@pytest.mark.origin("RLLaMA: the prompt cache, of continuations too")
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_conversations_of_more_clients_than_slots_come_back_with_the_same_bits(body, dtype):
@@ -317,6 +318,7 @@ def copied(written, target: Path) -> list[Path]:
     return sorted(own.iterdir())
 
 
+@pytest.mark.origin("RLLaMA: the prompt cache on disk, which it had planned")
 def test_a_restart_keeps_prompts(written):
     folder, one, told = written
     engine = reopened(folder)

@@ -52,6 +52,7 @@ def transcript(prompt_format: PromptFormat) -> str:
     )
 
 
+@pytest.mark.origin("LLaMbA: its prompt formats, and those of the others")
 # Marked is plain but for two characters, which have a test of their own.
 @pytest.mark.parametrize("name", sorted({*FORMATS} - {"marked"}))
 def test_the_transcript_is_as_recorded(name):

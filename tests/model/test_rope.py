@@ -33,6 +33,7 @@ def turned(rule: Rope, vector: np.ndarray, position: int) -> np.ndarray:
     ]
 
 
+@pytest.mark.origin("llama-burn: the rotary scaling of Llama 3.1 and 3.2")
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_frequencies_and_scale_equal_the_numpy_reference(rule: Rope):
     found, scale = rope.frequencies(rule, 128)
@@ -87,6 +88,7 @@ def test_neighbouring_positions_stay_apart_at_the_end_of_a_long_context():
     assert np.abs(first - second).max() > 0.5
 
 
+@pytest.mark.origin("ExLlama: `-cpe`, `-a` and `-theta`")
 def test_overrides_change_base_and_rule():
     model = tiny(rope=Rope(5e5, "llama3", 8.0, original_context=64), max_context=100)
     assert rope.overridden(model) is model

@@ -1,6 +1,7 @@
 """Ideal length holds ends back before an answer has its length, and hurries them after."""
 
 import numpy as np
+import pytest
 
 from jaxllama.testing.tryout import Tryout
 from tests.samplers.rows import log_softmax, shares
@@ -13,6 +14,7 @@ def moved(four: Tryout, generated: int, ideal: int) -> np.ndarray:
     return shares(four, LOGITS, {"ideal_length": ideal}, **fields)
 
 
+@pytest.mark.origin("LLaMbA: the ideal length of an answer")
 def test_end_tokens_move_by_the_distance_from_the_ideal(four: Tryout):
     for generated, by in ((2, -50.0), (4, 0.0), (5, 25.0)):
         expected = log_softmax(LOGITS + np.array([0, by, 0, 0]))

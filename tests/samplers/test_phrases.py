@@ -1,6 +1,7 @@
 """Banned strings and positional repeat inhibition: samplers that are given phrases."""
 
 import numpy as np
+import pytest
 
 from jaxllama.testing.tryout import Tryout
 from tests.samplers.rows import ROUNDS, kept, log_softmax, random_logits, shares
@@ -60,6 +61,7 @@ def test_earlier_answers_weaken_their_token_at_the_same_step(four: Tryout):
     assert np.allclose(found, log_softmax(np.array(expected)), atol=1e-6)
 
 
+@pytest.mark.origin("basilisk: positional repetition")
 def test_positional_inhibition_agrees_with_numpy_on_random_rows(many: Tryout):
     rng = np.random.default_rng(23)
     for _ in range(ROUNDS):

@@ -47,6 +47,7 @@ def test_basilisk_is_as_its_server_has_it():
     assert knobs["repetition_sign_blind"] is True and knobs["top_p_strict"] is True
 
 
+@pytest.mark.origin("ExLlama: its sampling settings, as a preset")
 def test_exllama_is_as_its_generator_has_it():
     knobs = add_preset({"preset": "exllama"}, INSTALLED)
     repetition = ("repetition_penalty", "repetition_window", "repetition_decay")

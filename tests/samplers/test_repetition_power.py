@@ -1,6 +1,7 @@
 """Repetition power multiplies a logit once per occurrence."""
 
 import numpy as np
+import pytest
 
 from jaxllama.testing.tryout import Tryout
 from tests.samplers.rows import log_softmax, random_logits, shares
@@ -8,6 +9,7 @@ from tests.samplers.rows import log_softmax, random_logits, shares
 LOGITS = np.array([2.0, -1.0, 1.0, 0.5])
 
 
+@pytest.mark.origin("RLLaMA: its repetition penalty, on every token")
 def test_each_occurrence_multiplies_once_more(four: Tryout):
     found = shares(four, LOGITS, {"repetition_power": 0.5}, tokens=[0, 1, 0], length=3)
     assert np.allclose(found, log_softmax([[0.5, -0.5, 1.0, 0.5]]), atol=1e-6)

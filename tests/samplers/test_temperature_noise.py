@@ -17,6 +17,7 @@ def factors(many: Tryout, noise: float, length: int, **fields: object) -> np.nda
     return (found - found[:, :1])[:, 1:]
 
 
+@pytest.mark.origin("LLaMbA: temperature by noise")
 @pytest.mark.parametrize(
     ("noise", "low", "high"), [(0.5, 1.0, 1.1), (1.0, 1.0, 1.2), (2.0, 0.5, 1.4)]
 )

@@ -1,6 +1,7 @@
 """Bans by what is written in a token. The texts are "a", "No\\n", " I" and "x:"."""
 
 import numpy as np
+import pytest
 
 from jaxllama.testing.tryout import Tryout
 from tests.samplers.rows import log_softmax, shares
@@ -22,6 +23,7 @@ def test_tokens_with_a_capital_are_banned(four: Tryout):
     assert lowered(four, {"ban_capitals": True}) == [1, 2]
 
 
+@pytest.mark.origin("LLaMbA: bans of refusals, lines and capitals")
 def test_refusals_are_banned_for_the_first_tokens(four: Tryout):
     at = [lowered(four, {"ban_refusals": 2}, length=5, prompt=prompt) for prompt in (5, 4, 3)]
     assert at == [[1, 2], [1, 2], []]

@@ -1,6 +1,7 @@
 """Typical-p keeps what is about as surprising as the entropy says."""
 
 import numpy as np
+import pytest
 
 from jaxllama.testing.tryout import Tryout
 from tests.samplers.rows import ROUNDS, kept, log_softmax, random_logits
@@ -14,6 +15,7 @@ def test_tokens_nearest_to_the_entropy_are_kept_up_to_the_line(four: Tryout):
     assert found == [[1], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
 
 
+@pytest.mark.origin("ExLlama: typical sampling that drops the crossing token")
 def test_strict_drops_the_token_that_crosses_the_line(four: Tryout):
     knobs = [{"typical_p": p, "typical_p_strict": True} for p in (0.2, 0.3, 0.8, 0.9)]
     assert kept(four, [SHARES] * 4, knobs) == [[1], [1], [0, 1], [0, 1, 2]]

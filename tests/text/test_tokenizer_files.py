@@ -28,6 +28,7 @@ def differing(kind: str, *, special: bool = False) -> list[tuple[str, list[int],
     return [(text, found, ids) for text, found, ids in both if found != ids]
 
 
+@pytest.mark.origin("llama-burn: tokenizers of SentencePiece and tiktoken")
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind not in UNIGRAM])
 def test_texts_have_the_ids_of_the_library(kind):
     assert differing(kind) == []

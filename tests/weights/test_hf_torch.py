@@ -27,6 +27,7 @@ def refusal(folder: Path) -> CheckpointError:
     return error
 
 
+@pytest.mark.origin("RLLaMA: Hugging Face folders of .bin files")
 @pytest.mark.parametrize("family", ["llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_the_canonical_tree(tmp_path: Path, family: str, shards: int):

@@ -28,6 +28,7 @@ MODELS = {
 }
 
 
+@pytest.mark.origin("Rama: checkpoints of llama2.c, versions 0 and 1")
 @pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("model", MODELS)
 def test_floats_give_the_canonical_tree(tmp_path: Path, model: str, version: int):
@@ -38,6 +39,7 @@ def test_floats_give_the_canonical_tree(tmp_path: Path, model: str, version: int
         assert_same(read_all(it), params)
 
 
+@pytest.mark.origin("Rama: llama2.c's int8 files, packed")
 @pytest.mark.parametrize("group", [8, 16, 32])
 @pytest.mark.parametrize("model", MODELS)
 def test_int8_stays_packed_with_the_values_of_the_file(tmp_path: Path, model: str, group: int):
@@ -91,6 +93,7 @@ def test_groups_that_span_rows_become_dense(tmp_path: Path):
     assert isinstance(found["blocks.0.ffn.up.weight"], Packed)
 
 
+@pytest.mark.origin("Rama: the tokens of llama2.c")
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_tokens_are_those_of_llama2c(tmp_path: Path, model: str, version: int):

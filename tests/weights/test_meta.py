@@ -43,6 +43,7 @@ def test_one_shard(tmp_path: Path, generation: str, form: str):
         assert it.config.tied == config.tied
 
 
+@pytest.mark.origin("RLLaMA: Meta's checkpoints in shards, zipped or unpacked")
 @pytest.mark.parametrize("shards", [2, 4])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("form", ["zip", "folder"])

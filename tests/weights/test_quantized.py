@@ -93,6 +93,7 @@ KINDS = {
 }
 
 
+@pytest.mark.origin("ExLlama: GPTQ with groups and act-order")
 @pytest.mark.parametrize("engine", BODIES, ids=["xla", "cpu"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_bodies_multiply_with_the_weights_of_the_file(
