@@ -42,7 +42,11 @@ def create_app(
     """Build the application of a service, with our own routes and the routes of the dialects."""
     table = RouteTable(settings.root_dialect)
     described = [*dialects, Operations()]
-    for dialect in (*described, Page(), Docs(described, settings.root_dialect)):
+    for dialect in (
+        *described,
+        Page(settings.root_dialect),
+        Docs(described, settings.root_dialect),
+    ):
         table.add(dialect, dialect.routes(service))
     headers = dict.fromkeys(header for each in dialects for header in each.headers)
     front = Front(service, Guard(settings, headers), table)

@@ -28,6 +28,7 @@ from jaxllama.service import Ask, GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
+from tests.serve.browsing import browser, page, site  # noqa: F401 - fixtures
 from tests.support import closed
 
 SECONDS = 60.0  # time limit of a test

@@ -211,6 +211,6 @@ def test_the_root_is_given_away_if_the_operator_says_so():
         async with serving(root_dialect="ollama") as live:
             async with live.http.get(live.url) as response:
                 assert await response.text() == "Ollama is running"
-            assert await live.status("/page/index.html") == 200
+            assert await live.status("/page/chat") == 200
 
     scenario(body)

@@ -1,10 +1,11 @@
-"""The page: a chat in the browser, made of the files in this folder.
+"""The pages: chat and tools in the browser, made of the files in this folder.
 
-Implemented as a dialect with the routes `/` and the page's files. Files are read once and served
-from memory; the browser revalidates its copy each time. The page loads nothing from other hosts,
-and its Content-Security-Policy forbids it: no inline script or style, no other host, no frame
-around the page, and no text that becomes HTML. The page uses the server's API like any client; this
-module does not know the API.
+Implemented as a dialect with the routes `/` and `/page/...`. `PAGES` lists the pages; `frame.py`
+puts each into the common frame. Files are read once and served from memory; the browser revalidates
+its copy each time. The pages load nothing from other hosts, and their Content-Security-Policy
+forbids it: no inline script or style, no other host, no frame around a page, and no text that
+becomes HTML.
+The pages use the server's API like any client; this module does not know the API.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from aiohttp import web
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.guard import open_to_all
+from jaxllama.serve.page.frame import Entry, Frame
+from jaxllama.serve.routing import has_root
 from jaxllama.service import GenerationService
 
-FRONT = "index.html"
+PAGES = (Entry("chat", "Chat", "chat", scripts=("main",), skip_to="text"),)
 TYPES = {
-    "html": "text/html",
     "css": "text/css",
     "js": "text/javascript",
     "svg": "image/svg+xml",
@@ -52,7 +54,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the page, in memory."""
+    """A page or one of its files, in memory."""
 
     body: bytes
     content_type: str
@@ -60,30 +62,39 @@ class Asset:
 
 
 class Page(Dialect):
-    """The routes of the page; the page itself is at `/`, and at `/page/index.html` in any case."""
+    """The routes of the pages; the first is at `/`, and all are at `/page/NAME` in any case."""
 
     name = "page"
+
+    def __init__(self, root_dialect: str | None = None) -> None:
+        """Note whether another dialect has the path `/`."""
+        super().__init__()
+        self._has_root = has_root(self, root_dialect)
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response: message and code."""
         return {"error": {"message": str(error), "code": error.code}}
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Read the page's files and return the routes that serve them."""
+        """Read the files, make the pages, and return the routes that serve both."""
         del service
-        assets = dict(read_assets(files(__name__)))
+        folder = files(__name__)
+        assets = dict(read_assets(folder))
+        frame = Frame(folder, PAGES, has_root=self._has_root)
+        for entry in PAGES:
+            assets[entry.name] = make_asset(frame.document(entry).encode(), "text/html")
 
         @open_to_all
         async def front(request: web.Request) -> web.Response:
-            """Serve the page itself."""
-            return respond(request, assets[FRONT])
+            """Serve the first page."""
+            return respond(request, assets[PAGES[0].name])
 
         @open_to_all
         async def file(request: web.Request) -> web.Response:
-            """Serve a file of the page; 404 if it does not exist."""
+            """Serve a page or one of its files; 404 if it does not exist."""
             asset = assets.get(request.match_info["path"])
             if asset is None:
-                raise HttpError(f"the page has no file {request.path[:100]!r}", 404, "not_found")
+                raise HttpError(f"there is no page {request.path[:100]!r}", 404, "not_found")
             return respond(request, asset)
 
         return [web.get("/", front), web.get("/page/{path:.+}", file)]
@@ -111,7 +122,10 @@ def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]
             continue
         content_type = TYPES.get(entry.name.rpartition(".")[2])
         if content_type is not None:
-            body = entry.read_bytes()
-            tag = hashlib.sha256(body).hexdigest()[:32]
-            found.append((f"{place}{entry.name}", Asset(body, content_type, tag)))
+            found.append((f"{place}{entry.name}", make_asset(entry.read_bytes(), content_type)))
     return found
+
+
+def make_asset(body: bytes, content_type: str) -> Asset:
+    """Return a file for the browser, with the hash of its content."""
+    return Asset(body, content_type, hashlib.sha256(body).hexdigest()[:32])

@@ -1,6 +1,6 @@
 /**
  * The server's samplers, presets and core fields, grouped and ordered for display. Used by
- * panel.js; knows neither controls nor the page.
+ * knobs.js; knows neither controls nor the page.
  */
 
 import { labelOf } from "./controls.js";

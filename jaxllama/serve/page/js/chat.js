@@ -20,18 +20,20 @@ import { Problem } from "./problem.js";
  * @property {import("./notices.js").Notices} notices
  * @property {import("./notices.js").Announcer} announcer
  * @property {() => void} openSettings
+ * @property {() => void} openKey shows the field of the API key
  */
 
 /** Actions of the reader in the open conversation. */
 export class Chat {
   /** @param {Parts} parts */
-  constructor({ server, library, panel, notices, announcer, openSettings }) {
+  constructor({ server, library, panel, notices, announcer, openSettings, openKey }) {
     this.server = server;
     this.library = library;
     this.panel = panel;
     this.notices = notices;
     this.announcer = announcer;
     this.openSettings = openSettings;
+    this.openKey = openKey;
     this.model = "";
     this.shown = "";
     /** @type {number | undefined} */
@@ -236,9 +238,12 @@ export class Chat {
     }
     const param = error.param !== null && this.panel.controls.has(error.param) ? error.param : null;
     const settings = () => {
+      if (param === null) {
+        this.openKey();
+        return;
+      }
       this.openSettings();
-      if (param === null) this.panel.revealKey();
-      else this.panel.reveal(param);
+      this.panel.reveal(param);
     };
     const known = param !== null || error.status === 401;
     this.problem.show(error, { again, settings: known ? settings : null });

@@ -1,6 +1,6 @@
 /**
  * Controls made from the server's description of its knobs: bounds, help, the value that means off.
- * Used by panel.js. A control reports only values that the knob accepts; for other entries it shows
+ * Used by knobs.js. A control reports only values that the knob accepts; for other entries it shows
  * the error and keeps the text.
  */
 
@@ -18,11 +18,12 @@ export class Control {
   /**
    * @param {Knob} knob
    * @param {(name: string, value: unknown) => void} onChange receives undefined for "not set"
+   * @param {string} [prefix] of the ids of its elements, different for each panel of a page
    */
-  constructor(knob, onChange) {
+  constructor(knob, onChange, prefix = "knob") {
     this.knob = knob;
     this.onChange = onChange;
-    const id = `knob-${knob.name}`;
+    const id = `${prefix}-${knob.name}`;
     this.field = makeField(knob);
     this.slider = makeSlider(knob);
     this.problem = h("p", { class: "wrong", id: `${id}-problem`, role: "alert" });

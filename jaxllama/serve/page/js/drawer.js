@@ -1,6 +1,6 @@
 /**
- * A column at the side of the page: beside the conversation if there is room, else over it. Used
- * for the conversations and the settings; knows nothing of its content.
+ * A column at the side of a page: beside the content if there is room, else over it. Used for the
+ * navigation and the settings; knows nothing of its content.
  */
 
 import { byId } from "./dom.js";
@@ -10,7 +10,7 @@ export class Drawer {
   /**
    * @param {string} id of the column
    * @param {{opener: string, wide: string, isOpen?: boolean, onToggle?: (open: boolean) => void}} options
-   *   opener: the button's id; wide: media query under which the column is beside the conversation
+   *   opener: the button's id; wide: media query under which the column is beside the content
    */
   constructor(id, { opener, wide, isOpen = false, onToggle = () => {} }) {
     this.element = byId(id);
@@ -30,7 +30,7 @@ export class Drawer {
     this.show();
   }
 
-  /** Whether the column covers the conversation now. */
+  /** Whether the column covers the content now. */
   get isOver() {
     return this.isOpen && !this.wide.matches;
   }
@@ -40,10 +40,11 @@ export class Drawer {
     this.isOpen = open;
     this.onToggle(open);
     this.show();
-    (open ? this.element.querySelector("[data-first]") : this.button).focus();
+    const first = this.element.querySelector("[data-first]") ?? this.element.querySelector("a, button");
+    (open ? first : this.button).focus();
   }
 
-  /** Close the column if it covers the conversation. */
+  /** Close the column if it covers the content. */
   makeWay() {
     if (!this.isOver) return;
     this.isOpen = false;
@@ -55,7 +56,7 @@ export class Drawer {
     this.button.setAttribute("aria-expanded", String(this.isOpen));
     this.element.toggleAttribute("data-over", this.isOver);
     const anyIsOver = document.querySelector("[data-over]") !== null;
-    byId("chat").inert = anyIsOver;
+    /** @type {HTMLElement} */ (document.querySelector("main")).inert = anyIsOver;
     byId("veil").hidden = !anyIsOver;
   }
 }

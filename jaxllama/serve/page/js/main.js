@@ -3,24 +3,19 @@
  * plugins. Reads nothing from the URL, so that a link cannot send messages.
  */
 
-import { asServerError, Server } from "./api.js";
 import { Chat } from "./chat.js";
 import { copyText } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { byId } from "./dom.js";
-import { Drawer } from "./drawer.js";
+import { Frame } from "./frame.js";
 import { Library } from "./library.js";
 import { MessageList } from "./messages.js";
-import { Announcer, Notices } from "./notices.js";
 import { Panel } from "./panel.js";
 import { Sidebar } from "./sidebar.js";
-import { keepChoices, readChoices, Store } from "./store.js";
+import { Store } from "./store.js";
 
-const LOADING = 503;
-const MILLISECONDS_BETWEEN_LOOKS = 700;
-
-const notices = new Notices(byId("notices"));
-const server = new Server();
+const frame = new Frame();
+const { notices, server } = frame;
 const store = await Store.open();
 const library = new Library(store, () => {
   notices.warn(
@@ -29,25 +24,15 @@ const library = new Library(store, () => {
   );
 });
 
-const settings = new Drawer("settings", {
-  opener: "open-settings",
-  wide: "(min-width: 70rem)",
-  isOpen: readChoices().settingsOpen === true,
-  onToggle: (open) => keepChoices({ settingsOpen: open }),
-});
-const conversations = new Drawer("sidebar", {
-  opener: "open-sidebar",
-  wide: "(min-width: 52rem)",
-});
-
 const panel = new Panel(() => library.saveSettings());
 const chat = new Chat({
   server,
   library,
   panel,
   notices,
-  announcer: new Announcer(byId("spoken")),
-  openSettings: () => settings.toggle(true),
+  announcer: frame.announcer,
+  openSettings: () => frame.openSettings(),
+  openKey: () => frame.revealKey(),
 });
 const composer = new Composer({ send: (text) => chat.send(text), stop: () => chat.stop() });
 const list = new MessageList(
@@ -63,7 +48,7 @@ const list = new MessageList(
 chat.view = list;
 chat.composer = composer;
 const sidebar = new Sidebar(library, notices, () => {
-  conversations.makeWay();
+  frame.sidebar.makeWay();
   composer.focus();
 });
 
@@ -72,13 +57,6 @@ asTokens.addEventListener("click", () => {
   list.asTokens = !list.asTokens;
   asTokens.setAttribute("aria-pressed", String(list.asTokens));
   chat.show();
-});
-
-const key = byId("key");
-key.value = server.key;
-key.addEventListener("change", () => {
-  server.useKey(key.value);
-  ask();
 });
 
 library.addEventListener("change", () => {
@@ -92,25 +70,6 @@ async function copy(text) {
   else notices.warn("The browser does not let this page copy: select the text instead.");
 }
 
-/** Load the server's model and plugins; retry while the model loads. */
-async function ask() {
-  try {
-    const [model, plugins] = await Promise.all([server.model(), server.plugins()]);
-    chat.model = model;
-    byId("model").textContent = model;
-    panel.build(plugins);
-    chat.problem.clear();
-  } catch (thrown) {
-    const error = asServerError(thrown);
-    if (error.status === LOADING) {
-      byId("model").textContent = "The model is loading…";
-      setTimeout(ask, MILLISECONDS_BETWEEN_LOOKS);
-    } else {
-      chat.fail(library.current, error, ask);
-    }
-  }
-}
-
 await library.load().catch(() => notices.warn("The conversations kept in this browser cannot be read."));
 sidebar.show();
 if (store.database === null) {
@@ -119,6 +78,13 @@ if (store.database === null) {
 if (store.unreadable > 0) {
   notices.warn(`${store.unreadable} of the conversations kept here cannot be read; they stay as they are.`);
 }
-await ask();
+await frame.connect(
+  ({ model, plugins }) => {
+    chat.model = model;
+    panel.build(plugins);
+    chat.problem.clear();
+  },
+  (error, again) => chat.fail(library.current, error, again),
+);
 if (matchMedia("(pointer: fine)").matches) composer.focus();
-document.documentElement.dataset.ready = "";
+frame.ready();

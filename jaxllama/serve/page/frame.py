@@ -1,0 +1,87 @@
+"""The frame of the pages: navigation, API key, appearance, notices and icons around each page.
+
+A page is a file NAME.html with blocks that begin with a comment: `<!-- main -->` (required, with
+everything from `<main>` on), `<!-- sidebar -->` and `<!-- foot -->`. The frame is frame.html, whose
+words in braces stand for these blocks. Knows files and text, no HTTP.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources.abc import Traversable
+
+BLOCK = re.compile(r"^<!-- (main|sidebar|foot) -->\n", re.MULTILINE)
+SLOT = re.compile(r"\{(title|head|skip_to|home|links|main|sidebar|foot)\}")
+DOCS = "/docs"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A page: its file is NAME.html, its address /page/NAME, its first script js/NAME.js."""
+
+    name: str
+    title: str
+    icon: str  # of the navigation: a symbol icon-NAME of frame.html
+    scripts: tuple[str, ...] = ()  # other first scripts than js/NAME.js
+    styles: tuple[str, ...] = ()  # NAME.css, beside style.css
+    skip_to: str = "main"  # id of the element that the skip link leads to
+
+    @property
+    def head(self) -> str:
+        """The lines that load its styles and scripts."""
+        styles = [
+            f'<link rel="stylesheet" href="/page/{each}.css">\n' for each in ("style", *self.styles)
+        ]
+        scripts = [
+            f'<script type="module" src="/page/js/{each}.js"></script>\n'
+            for each in self.scripts or (self.name,)
+        ]
+        return "".join(styles + scripts)
+
+
+class Frame:
+    """Makes the HTML document of each page."""
+
+    def __init__(self, folder: Traversable, pages: Sequence[Entry], *, has_root: bool) -> None:
+        """Read the frame; `has_root`: the first page is at `/`, too."""
+        self._folder, self._pages, self._has_root = folder, pages, has_root
+        self._text = (folder / "frame.html").read_text(encoding="utf-8")
+
+    def document(self, entry: Entry) -> str:
+        """Return the document of a page."""
+        source = (self._folder / f"{entry.name}.html").read_text(encoding="utf-8")
+        _, *parts = BLOCK.split(source)
+        blocks = dict(zip(parts[::2], parts[1::2], strict=True))
+        values = {
+            "title": escape(entry.title),
+            "head": entry.head,
+            "skip_to": entry.skip_to,
+            "home": self._path(self._pages[0]),
+            "links": self.links(entry),
+            "main": blocks["main"],
+            "sidebar": blocks.get("sidebar", '  <div class="fill"></div>\n'),
+            "foot": blocks.get("foot", ""),
+        }
+        return SLOT.sub(lambda slot: values[slot[1]], self._text)
+
+    def links(self, current: Entry | None) -> str:
+        """Return the list items of the navigation; `current` is the page that they are on."""
+        items = [
+            link(self._path(each), each.icon, each.title, is_current=each == current)
+            for each in self._pages
+        ]
+        return "".join([*items, link(DOCS, "docs", "API", is_current=False)])
+
+    def _path(self, entry: Entry) -> str:
+        is_first = entry == self._pages[0]
+        return "/" if is_first and self._has_root else f"/page/{entry.name}"
+
+
+def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
+    """Return one item of the navigation."""
+    current = ' aria-current="page"' if is_current else ""
+    return (
+        f'      <li><a href="{path}"{current}><svg class="icon" aria-hidden="true">'
+        f'<use href="#icon-{icon}"/></svg>{escape(title)}</a></li>\n'
+    )

@@ -1,0 +1,82 @@
+/**
+ * The frame that all pages have: sidebar, settings, notices, API key, and the connection to the
+ * server. A page's first script makes one `Frame` and calls `connect`. Knows no page.
+ */
+
+import { asServerError, Server } from "./api.js";
+import { byId } from "./dom.js";
+import { Drawer } from "./drawer.js";
+import { Announcer, Notices } from "./notices.js";
+import { keepChoices, readChoices } from "./store.js";
+
+/** @typedef {import("./api.js").ServerError} ServerError */
+/** @typedef {{model: string, plugins: import("./api.js").Plugins}} Connection */
+
+const LOADING = 503;
+const MILLISECONDS_BETWEEN_LOOKS = 700;
+
+/** The parts that all pages have. `settings` is null on a page without the column #settings. */
+export class Frame {
+  constructor() {
+    this.server = new Server();
+    this.notices = new Notices(byId("notices"));
+    this.announcer = new Announcer(byId("spoken"));
+    this.sidebar = new Drawer("sidebar", { opener: "open-sidebar", wide: "(min-width: 52rem)" });
+    this.settings =
+      document.getElementById("settings") &&
+      new Drawer("settings", {
+        opener: "open-settings",
+        wide: "(min-width: 70rem)",
+        isOpen: readChoices().settingsOpen === true,
+        onToggle: (open) => keepChoices({ settingsOpen: open }),
+      });
+    this.reconnect = () => {};
+    const key = byId("key");
+    key.value = this.server.key;
+    key.addEventListener("change", () => {
+      this.server.useKey(key.value);
+      this.reconnect();
+    });
+  }
+
+  /**
+   * Load the server's model and plugins, and show the model's name in #model; waits while the model
+   * loads. Calls `onReady` again after the reader has changed the API key.
+   * @param {(connection: Connection) => void} onReady
+   * @param {(error: ServerError, again: () => void) => void} onError
+   */
+  async connect(onReady, onError) {
+    this.reconnect = () => this.connect(onReady, onError);
+    const place = byId("model");
+    try {
+      const [model, plugins] = await Promise.all([this.server.model(), this.server.plugins()]);
+      place.textContent = model;
+      onReady({ model, plugins });
+    } catch (thrown) {
+      const error = asServerError(thrown);
+      if (error.status === LOADING) {
+        place.textContent = "The model is loading…";
+        setTimeout(this.reconnect, MILLISECONDS_BETWEEN_LOOKS);
+      } else {
+        onError(error, this.reconnect);
+      }
+    }
+  }
+
+  /** Open the column of settings. */
+  openSettings() {
+    this.settings?.toggle(true);
+  }
+
+  /** Open the field of the API key and focus it. */
+  revealKey() {
+    this.sidebar.toggle(true);
+    byId("access").open = true;
+    byId("key").focus();
+  }
+
+  /** Note that the page can be used; tests wait for it. */
+  ready() {
+    document.documentElement.dataset.ready = "";
+  }
+}
