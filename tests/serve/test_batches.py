@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -311,13 +312,63 @@ def test_one_folder_is_for_one_server(tmp_path):
     scenario(body)
 
 
-def test_without_a_folder_the_routes_say_how_to_get_one():
+def test_without_a_folder_batches_last_as_long_as_the_server():
     async def body():
-        async with running(dialects=[OpenAI()]) as live:
-            for path in ("/v1/files", "/v1/batches"):
-                async with live.http.get(f"{live.url}{path}") as response:
-                    assert response.status == 404
-                    assert "openai.folder" in (await response.json())["error"]["message"]
+        dialect = OpenAI()
+        async with (
+            running(saying(b"Hello!"), dialects=[dialect]) as live,
+            client_of(live) as client,
+        ):
+            batch = await ended(live, client, await begin(client, [line(1)]))
+            assert batch.status == "completed"
+            folder = dialect._folder
+            assert folder.stat().st_mode & 0o077 == 0
+        assert not folder.exists()
+
+    scenario(body)
+
+
+def test_answers_are_read_while_a_batch_runs(tmp_path):
+    async def read(live, batch, kind="output", start=0):
+        url = f"{live.url}/v1/batches/{batch.id}/{kind}?start={start}"
+        async with live.http.get(url) as response:
+            assert response.status == 200, await response.text()
+            return await response.read()
+
+    async def body():
+        holds = threading.Event()
+
+        def answer(prompt: tuple[int, ...]) -> bytes:
+            if b"wait" in bytes(token for token in prompt if token < 256):
+                holds.wait(30)
+            return b"Hello!"
+
+        engine = ScriptedEngine(answer, config=config(slots=1))
+        async with keeping(tmp_path, engine) as (live, client):
+            lines = [
+                line(1),
+                line(2, temperature=-1),
+                line(3, messages=[{"role": "user", "content": "wait"}]),
+            ]
+            batch = await begin(client, lines)
+            found = b""
+            while not found:
+                found = await read(live, batch)
+                await live.until(lambda: True)
+            assert [json.loads(each)["custom_id"] for each in found.splitlines()] == ["n1"]
+            assert await read(live, batch, start=len(found)) == b""
+            holds.set()
+            batch = await ended(live, client, batch)
+            rest = await read(live, batch, start=len(found))
+            assert json.loads(rest)["custom_id"] == "n3"
+            failed = json.loads(await read(live, batch, "errors"))
+            assert failed["custom_id"] == "n2"
+            whole = (await client.files.content(batch.output_file_id)).read()
+            assert whole == found + rest
+            for start in ("-1", "x", "1" * 16):
+                path = f"/v1/batches/{batch.id}/output?start={start}"
+                assert await live.status(path) == 400
+            assert await live.status("/v1/batches/none/output") == 404
 
     scenario(body)
 

@@ -1,5 +1,9 @@
 """OpenAI's API: one file for each family of endpoints; `shapes.py` has their common types."""
 
+import asyncio
+import secrets
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,16 +11,16 @@ from typing import Any
 
 from aiohttp import web
 
-from jaxllama.errors import ConfigError, HttpError, JaxLlamaError
+from jaxllama.errors import ConfigError, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.dialects.openai.batch_work import BatchWork
-from jaxllama.serve.dialects.openai.batches import BATCH_HANDLERS, BatchRoutes
+from jaxllama.serve.dialects.openai.batches import BatchRoutes
 from jaxllama.serve.dialects.openai.chat import CHAT, chat
 from jaxllama.serve.dialects.openai.completions import COMPLETIONS, complete
 from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.file_store import MIB, FileStore
-from jaxllama.serve.dialects.openai.files import FILE_HANDLERS, FileRoutes
+from jaxllama.serve.dialects.openai.files import FileRoutes
 from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
 from jaxllama.serve.dialects.openai.rerank import (
     RERANK,
@@ -26,36 +30,19 @@ from jaxllama.serve.dialects.openai.rerank import (
 )
 from jaxllama.serve.dialects.openai.response_store import ResponseStore
 from jaxllama.serve.dialects.openai.responses import RESPONSES, ResponseRoutes
-from jaxllama.serve.endpoints import Serves, bind_service
+from jaxllama.serve.endpoints import bind_service
 from jaxllama.service import GenerationService
 
 # The endpoints that a line of a batch may name.
 IN_BATCHES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
 
-
-KEPT = FILE_HANDLERS | BATCH_HANDLERS  # endpoints that need a folder, with their handlers' names
-
-
-def refusing(name: str) -> Serves:
-    """Make the handler with this name on a server that keeps no files and no batches."""
-
-    async def refuse(request: web.Request, service: GenerationService) -> web.StreamResponse:
-        del request, service
-        raise HttpError(
-            "this server keeps no files and no batches; start it with --dialect-option "
-            "openai.folder=FOLDER",
-            404,
-            "no_folder",
-        )
-
-    refuse.__name__ = name
-    return refuse
+TEMPORARY_MIB = 256  # most MiB of all files in a temporary folder
 
 
 class OpenAIOptions(DialectOptions, frozen=True):
-    """Options of this dialect: where and how much it keeps. Without a folder, it has no batches."""
+    """Options of this dialect: where and how much it keeps."""
 
-    folder: str = ""  # of files and batches
+    folder: str = ""  # of files and batches; "": a temporary one, for as long as the server runs
     keep_responses: bool = False  # in the folder too, not in memory
     responses_mib: int = 64  # most MiB of stored responses
     folder_mib: int = 1024  # most MiB of all files
@@ -71,7 +58,7 @@ class OpenAI(Dialect):
     prefixes = ("/v1",)
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers; the handlers of files and batches need a folder."""
+        """Make the handlers of all endpoints."""
         super().__init__(options)
         self._responses = ResponseStore(self.options.responses_mib * MIB)
         self.endpoints = {
@@ -83,23 +70,23 @@ class OpenAI(Dialect):
             SCORE_PAIRS: score_texts_in_pairs,
             MODELS: list_models,
             MODEL: describe_model,
-            **{endpoint: refusing(name) for endpoint, name in KEPT.items()},
         }
         if self.options.keep_responses and not self.options.folder:
             raise ConfigError(
                 "openai.keep_responses keeps responses in the folder for files; give openai.folder"
             )
-        self._work: BatchWork | None = None
-        if self.options.folder:
-            folder = Path(self.options.folder).expanduser()
-            files = FileStore(
-                folder / "files",
-                most=self.options.folder_mib * MIB,
-                largest=self.options.file_mib * MIB,
-            )
-            self._work = BatchWork(folder, files, most_lines=self.options.batch_lines)
-            self.endpoints |= FileRoutes(files, self._work).endpoints
-            self.endpoints |= BatchRoutes(self._work).endpoints
+        self._is_temporary = not self.options.folder
+        most = self.options.folder_mib
+        if self._is_temporary:
+            self._folder, most = temporary_folder(), min(most, TEMPORARY_MIB)
+        else:
+            self._folder = Path(self.options.folder).expanduser()
+        files = FileStore(
+            self._folder / "files", most=most * MIB, largest=min(self.options.file_mib, most) * MIB
+        )
+        self._work = BatchWork(self._folder, files, most_lines=self.options.batch_lines)
+        self.endpoints |= FileRoutes(files, self._work).endpoints
+        self.endpoints |= BatchRoutes(self._work).endpoints
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
@@ -107,23 +94,28 @@ class OpenAI(Dialect):
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
         """Return the routes of all endpoints, with handlers bound to `service`."""
-        if self._work is not None:
-            self._work.handlers = {
-                endpoint.path: bind_service(endpoint, self.endpoints[endpoint], service)
-                for endpoint in IN_BATCHES
-            }
+        self._work.handlers = {
+            endpoint.path: bind_service(endpoint, self.endpoints[endpoint], service)
+            for endpoint in IN_BATCHES
+        }
         return super().routes(service)
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
         """Answer batches while the server runs."""
-        if self._work is None:
-            yield
-            return
-        async with self._work.running(app, self):
-            if self.options.keep_responses:
-                self._responses.open(Path(self.options.folder).expanduser() / "responses")
-            yield
+        try:
+            async with self._work.running(app, self):
+                if self.options.keep_responses:
+                    self._responses.open(self._folder / "responses")
+                yield
+        finally:
+            if self._is_temporary:
+                await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+def temporary_folder() -> Path:
+    """Return the path of a new folder for temporary files; it does not exist yet."""
+    return Path(tempfile.gettempdir()) / f"jaxllama-{secrets.token_hex(16)}"
 
 
 ENDPOINTS = OpenAI().endpoints

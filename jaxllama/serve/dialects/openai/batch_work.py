@@ -162,6 +162,13 @@ class BatchWork:
             self._start(kept)
         return batch
 
+    def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
+        """Return the path of the lines of a batch; while there are none, no file is there."""
+        growing = self._store.growing(batch, kind)
+        id_ = batch.output_file_id if kind == "output" else batch.error_file_id
+        # The id is noted before the file gets it.
+        return growing if id_ is None or growing.exists() else self._files.content(id_)
+
     def is_reading(self, file: str) -> bool:
         """Say whether a batch that is not over reads this file."""
         return any(

@@ -3,20 +3,26 @@
 Part of the OpenAI dialect.
 """
 
+import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
 from aiohttp import web
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.serve.dialects.openai.batch_store import RequestBatch
+from jaxllama.serve.decode import check_names
+from jaxllama.serve.dialects.openai.batch_store import GrowingKind, RequestBatch
 from jaxllama.serve.dialects.openai.batch_work import BatchWork, owner_of
 from jaxllama.serve.dialects.openai.pages import read_page
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
+
+MOST_BYTES = 4 << 20  # of one response with lines
+LONGEST_START = 15  # digits
 
 
 class BatchBody(RequestShape, kw_only=True):
@@ -49,6 +55,18 @@ CREATE_BATCH = Endpoint(
 BATCHES = Endpoint("GET", "/v1/batches", "List your batches", answer=BatchList)
 BATCH = Endpoint("GET", "/v1/batches/{batch}", "Describe a batch", answer=RequestBatch)
 CANCEL_BATCH = Endpoint("POST", "/v1/batches/{batch}/cancel", "Cancel a batch", answer=RequestBatch)
+BATCH_OUTPUT = Endpoint(
+    "GET",
+    "/v1/batches/{batch}/output",
+    "The answers of a batch so far, one a line, from the byte `start` on",
+    answer=str,
+)
+BATCH_ERRORS = Endpoint(
+    "GET",
+    "/v1/batches/{batch}/errors",
+    "The failed requests of a batch so far, one a line, from the byte `start` on",
+    answer=str,
+)
 
 
 BATCH_HANDLERS = {
@@ -56,6 +74,8 @@ BATCH_HANDLERS = {
     BATCHES: "list_batches",
     BATCH: "describe_batch",
     CANCEL_BATCH: "cancel_batch",
+    BATCH_OUTPUT: "read_output",
+    BATCH_ERRORS: "read_errors",
 }
 
 
@@ -104,3 +124,39 @@ class BatchRoutes:
         del service
         id_, owner = request.match_info["batch"], owner_of(request[CALLER])
         return one_json(self._work.cancel(id_, owner))
+
+    async def read_output(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Answer with lines of the answers so far."""
+        del service
+        return await self._read_lines(request, "output")
+
+    async def read_errors(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Answer with lines of the failed requests so far."""
+        del service
+        return await self._read_lines(request, "errors")
+
+    async def _read_lines(self, request: web.Request, kind: GrowingKind) -> web.Response:
+        check_names(request, request.query, ("start",))
+        start = request.query.get("start", "0")
+        if not (start.isascii() and start.isdigit() and len(start) <= LONGEST_START):
+            raise InvalidParameter(
+                f"start is {start[:100]!r}; expected a number of bytes of whole lines", "start"
+            )
+        batch = self._work.find(request.match_info["batch"], owner_of(request[CALLER])).batch
+        path = self._work.written(batch, kind)
+        lines = await asyncio.to_thread(read_lines, path, int(start))
+        headers = {"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}
+        return web.Response(body=lines, headers=headers)
+
+
+def read_lines(path: Path, start: int) -> bytes:
+    """Return whole lines of a file that may grow, up to `MOST_BYTES` or one longer line."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            found = file.read(MOST_BYTES)
+            if b"\n" not in found:
+                found += file.readline()
+    except FileNotFoundError:
+        return b""
+    return found[: found.rfind(b"\n") + 1]
