@@ -138,6 +138,8 @@ def example(spec: KnobSpec) -> object:
     """Return a value that switches a knob on."""
     number = next((each for each in (spec.low, spec.high) if each not in (None, spec.off)), 1)
     value = spec.kind(number if spec.off != number else spec.off + 1)
+    if spec.text is not None:
+        return spec.text.examples[0]
     if spec.by_token:
         return dict.fromkeys(range(8), value)
     if spec.phrases:

@@ -44,7 +44,7 @@ group `jaxllama.samplers`; the name of the entry point seeds `context.chance` of
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, dataclass_transform
 
 import jax
@@ -71,6 +71,17 @@ class Pairs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class KnobText:
+    """The text that a knob accepts, and how it becomes the numbers that the sampler receives."""
+
+    # Returns at most `width` numbers. Raises ValueError for a wrong text; says what, and where.
+    encode: Callable[[str], Sequence[float]]
+    longest: int  # characters
+    examples: tuple[str, ...]  # accepted texts; the checks of the sampler and the page use them
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names, with their meaning
+
+
+@dataclasses.dataclass(frozen=True)
 class KnobSpec:
     """The declaration of one knob, as validation, command-line options and documentation use it."""
 
@@ -82,6 +93,7 @@ class KnobSpec:
     by_token: bool = False  # a mapping {token id: number} with at most `width` entries
     tokens: bool = False  # a list of token ids; unused entries hold NO_TOKEN
     phrases: bool = False  # a list whose items are texts or lists of token ids; see `knob`
+    text: KnobText | None = None  # one text, which becomes at most `width` numbers
     switch: bool = True  # False: this knob tunes the sampler, but does not turn it on
     counts: bool = False  # counts tokens of the answer; a value above `max_tokens` is refused
 
@@ -101,6 +113,7 @@ def knob(  # noqa: PLR0913 - one call declares all properties of a parameter
     by_token: bool = False,
     tokens: bool = False,
     phrases: bool = False,
+    text: KnobText | None = None,
     switch: bool = True,
     counts: bool = False,
 ) -> Any:
@@ -108,9 +121,11 @@ def knob(  # noqa: PLR0913 - one call declares all properties of a parameter
 
     A list of tokens or phrases has `off=NO_TOKEN`. The sampler receives phrases as token ids in an
     array of `width` entries, with one NO_TOKEN after each phrase. A phrase given as text becomes
-    two phrases: the text as written, and the text after a space.
+    two phrases: the text as written, and the text after a space. A knob with `text` is one text in
+    the request; the sampler receives the numbers that `text.encode` makes of it, filled up with
+    `off`.
     """
-    spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, switch, counts)
+    spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, text, switch, counts)
     return dataclasses.field(default=off, metadata={_SPEC: spec})
 
 
@@ -263,6 +278,14 @@ class Filter(Sampler):
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
         """Return True for each candidate that may be drawn."""
         raise NotImplementedError
+
+    def needs_totals(self) -> Bool[Array, ""]:
+        """Return whether this row needs `best.entropy` and the exact `best.size`.
+
+        Both take a pass over the vocabulary, which the engine saves if no row needs them. In a row
+        that does not, `entropy` is 0 and `size` may be too large: the number of all tokens.
+        """
+        return jnp.bool_(True)
 
 
 class Shaper(Sampler):

@@ -1,5 +1,6 @@
 """`jaxllama explain`: show what each sampler did to each token, and what other knobs would do."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxllama.recording import Recording, check_recordable, make_recording, peek
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 
+BETWEEN_KNOBS = re.compile(r",(?=\s*[A-Za-z_-]+\s*=(?!=)|\s*$)")
 TRUTH = {"true": True, "false": False}
 LEGEND = {
     "token": "the token that was drawn; (was ...) is the recorded one",
@@ -40,7 +42,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--save", "target", type=FILE, help="Save the recording to this file.")
 @click.option(
     "--what-if",
-    metavar="KNOB=NUMBER,...",
+    metavar="KNOB=VALUE,...",
     help="Draw from the recorded logits again with these knobs.",
 )
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
@@ -96,13 +98,16 @@ def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
 
 
 def parse(text: str) -> dict[str, object]:
-    """Parse `top_p=0.9,min_p=0` into knobs; raise InvalidParameter for a bad or repeated item."""
+    """Parse `top_p=0.9,min_p=0` into knobs; raise InvalidParameter for a bad or repeated item.
+
+    A comma separates knobs only before KNOB=: an expression may contain commas.
+    """
     changes: dict[str, object] = {}
-    for item in filter(None, text.split(",")):
+    for item in filter(None, BETWEEN_KNOBS.split(text)):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or name in changes:
             raise InvalidParameter(
-                f"--what-if holds {item!r}; expected KNOB=NUMBER, separated by commas, each once"
+                f"--what-if holds {item!r}; expected KNOB=VALUE, separated by commas, each once"
             )
         changes[name.replace("-", "_")] = number(value)
     return changes

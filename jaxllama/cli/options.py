@@ -123,6 +123,8 @@ def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
     spec = specs[name]
     if spec.phrases:
         return (text,)
+    if spec.text is not None:
+        return text
     kind = TextType(name, spec.kind, many=spec.width is not None, by_token=spec.by_token)
     return kind.convert(text, None, None)
 
@@ -440,6 +442,8 @@ def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
         names = [option_name(name, taken), KNOB + name]
         again = f"{words} May be given again."
         return click.Option(names, multiple=True, metavar="TEXT", help=again)
+    if spec.text is not None:
+        return click.Option([option_name(name, taken), KNOB + name], metavar="TEXT", help=words)
     kind = TextType(name, spec.kind, many=many, by_token=spec.by_token)
     return click.Option([option_name(name, taken), KNOB + name], type=kind, help=words)
 

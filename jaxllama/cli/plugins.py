@@ -1,6 +1,5 @@
 """`jaxllama plugins`: list the installed plugins, and the reasons why others do not load."""
 
-import dataclasses
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from jaxllama.registry import (
     WEIGHTS,
     load_plugins,
 )
-from jaxllama.sampling import Adjuster, Filter, Preset, Sampler, Shaper, knobs_of
+from jaxllama.sampling import Adjuster, Filter, KnobSpec, Preset, Sampler, Shaper, knobs_of
 from jaxllama.serve.dialect import Dialect
 from jaxllama.text.reader import TokenizerReader
 from jaxllama.weights.base import Checkpoint
@@ -68,11 +67,17 @@ def command(*, wants_json: bool, markdown: bool) -> None:
 
 def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
     """Return a sampler as a JSON object."""
-    knobs = {
-        name: {**dataclasses.asdict(spec), "type": spec.kind.__name__}
-        for name, spec in knobs_of(kind).items()
-    }
+    knobs = {name: describe_knob(spec) for name, spec in knobs_of(kind).items()}
     return {"kind": kind_of(kind), "order": kind.order, "help": summary(kind), "knobs": knobs}
+
+
+def describe_knob(spec: KnobSpec) -> dict[str, Any]:
+    """Return a knob as a JSON object."""
+    found = {**vars(spec), "type": spec.kind.__name__}
+    if spec.text is not None:
+        text = {"longest": spec.text.longest, "examples": spec.text.examples}
+        found |= {"type": "str", "off": None, "width": None, "text": text}
+    return found
 
 
 def describe_preset(kind: type[Preset]) -> dict[str, Any]:
@@ -87,6 +92,8 @@ def summary(kind: type) -> str:
 
 def accepts(knob: Mapping[str, Any]) -> str:
     """Return the values that a knob accepts as text."""
+    if knob["text"]:
+        return f"text; at most {knob['text']['longest']} characters"
     if knob["phrases"]:
         return f"texts or lists of token ids; at most {knob['width']} tokens"
     if knob["tokens"]:
@@ -147,7 +154,7 @@ def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
 
 def default_text(knob: Mapping[str, Any]) -> str:
     """Return the value of a knob that a request does not set, as text."""
-    return "nothing" if knob["width"] is not None else str(knob["off"]).lower()
+    return "nothing" if knob["width"] is not None or knob["text"] else str(knob["off"]).lower()
 
 
 def draw(found: Mapping[str, Any]) -> None:

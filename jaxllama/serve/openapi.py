@@ -263,6 +263,8 @@ def schema_of_limit(limit: Limit) -> Json:
 
 def schema_of_knob(spec: KnobSpec) -> Json:
     """Return the schema of a sampler's knob."""
+    if spec.text is not None:
+        return {"type": "string", "minLength": 1, "maxLength": spec.text.longest}
     one = schema_of_scalar(spec.kind, spec.low, spec.high)
     if spec.by_token:
         keys = {"pattern": "^(0|[1-9][0-9]{0,9})$"}

@@ -44,14 +44,18 @@ def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
 def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
     """Yield settings: all knobs at their low, middle and high value, then random mixtures."""
     rng = np.random.default_rng(0)
-    choices = {name: numbers_of(spec) for name, spec in specs.items()}
+    choices = {name: values_of(spec) for name, spec in specs.items()}
     for place in range(3):
-        yield {name: value_of(specs[name], numbers[place]) for name, numbers in choices.items()}
+        yield {name: values[place] for name, values in choices.items()}
     for _ in range(3):
-        yield {
-            name: value_of(specs[name], numbers[rng.integers(3)])
-            for name, numbers in choices.items()
-        }
+        yield {name: values[rng.integers(3)] for name, values in choices.items()}
+
+
+def values_of(spec: KnobSpec) -> list[object]:
+    """Return three values that a knob accepts: low, middle and high, or its examples."""
+    if spec.text is not None:
+        return [spec.text.examples[place % len(spec.text.examples)] for place in range(3)]
+    return [value_of(spec, number) for number in numbers_of(spec)]
 
 
 def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxllama.cli.explain import draw, record
+from jaxllama.cli.explain import draw, parse, record
 from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.explain import Position, Stage, replay
 from jaxllama.intake import Intake
@@ -111,3 +111,15 @@ def test_people_see_the_texts_of_tokens_and_a_legend(recording, capsys):
     for column in ("token", "chance", "stage", "tokens left", "removed", "rank", "probability"):
         assert re.search(rf"^{column} {{2,}}[a-z]", told, re.MULTILINE)
     assert max(map(len, told.splitlines())) <= 80
+
+
+def test_an_expression_is_a_stage_and_can_be_tried_with_other_words(recording):
+    others = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "mirostat": 0}
+    changes = {**others, "expression": "rank < min(2, 3)"}
+    stages = replay(recording, installed_samplers(), changes)[0].stages
+    assert [each.name for each in stages] == ["model", "temperature", "expression"]
+    assert stages[-1].kept == 2
+    assert parse("expression=rank < min(2, 3) and p >= 0,top_k=0") == {
+        "expression": "rank < min(2, 3) and p >= 0",
+        "top_k": 0,
+    }

@@ -7,6 +7,7 @@ only for its trees).
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,16 @@ import numpy as np
 from jaxllama import mistakes
 from jaxllama.errors import BrokenPlugin, InvalidParameter, KnobClash
 from jaxllama.limits import LIMITS, check_number
-from jaxllama.sampling import NO_TOKEN, Adjuster, KnobSpec, Pairs, Sampler, knobs_of, token_sets_of
+from jaxllama.sampling import (
+    NO_TOKEN,
+    Adjuster,
+    KnobSpec,
+    KnobText,
+    Pairs,
+    Sampler,
+    knobs_of,
+    token_sets_of,
+)
 
 DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int32, float: np.float32}
 MAX_INT = 2**31 - 1
@@ -65,6 +75,13 @@ def fault_in(spec: KnobSpec) -> str | None:
         return "holds tokens but has no width; say how many entries fit"
     if (spec.tokens or spec.phrases) and spec.off != NO_TOKEN:
         return f"lists tokens and has off={spec.off!r}; expected NO_TOKEN"
+    if spec.text is not None:
+        return fault_in_text(spec, spec.text)
+    return fault_in_bounds(spec)
+
+
+def fault_in_bounds(spec: KnobSpec) -> str | None:
+    """Describe the fault of bounds or width that no value could satisfy; None if there is none."""
     if spec.width is not None and spec.width < 1:
         return f"has width {spec.width}; it must be at least 1"
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
@@ -72,9 +89,21 @@ def fault_in(spec: KnobSpec) -> str | None:
     return None
 
 
+def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
+    """Describe the fault of the declaration of a text; None if it has none."""
+    if spec.width is None or spec.tokens or spec.phrases or spec.by_token:
+        return "has a text; it needs a width, and cannot list tokens"
+    if not text.examples:
+        return "has a text without examples; give one that it accepts"
+    return None
+
+
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless this knob accepts `value`; None means `off`."""
     if value is None:
+        return
+    if spec.text is not None:
+        check_text(name, value, spec, spec.text)
         return
     if spec.by_token:
         check_mapping(name, value, spec, vocab)
@@ -82,6 +111,23 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
         check_item(name, value, spec)
     else:
         check_list(name, value, spec, vocab)
+
+
+def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None:
+    """Raise InvalidParameter unless `value` is a text that the knob can encode."""
+    if not isinstance(value, str) or not value:
+        raise InvalidParameter(
+            f"{name} is {value!r:.100}; expected a text, such as {text.examples[0]!r}", name
+        )
+    if len(value) > text.longest:
+        raise InvalidParameter(
+            f"{name} has {len(value)} characters; at most {text.longest} are allowed", name
+        )
+    try:
+        numbers = text.encode(value)
+    except ValueError as error:
+        raise InvalidParameter(f"{name}: {error}", name) from error
+    check_width(name, len(numbers), spec, "numbers")
 
 
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
@@ -174,7 +220,10 @@ def token_id(name: str, key: object) -> int:
 
 
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
-    """Encode one checked value as an array leaf: a number, a padded list or padded pairs."""
+    """Encode one checked value as an array leaf: a number, a padded list or padded pairs.
+
+    A text becomes a padded list.
+    """
     dtype = DTYPES[spec.kind]
     if spec.by_token:
         entries = dict(value) if isinstance(value, Mapping) else {}
@@ -187,9 +236,11 @@ def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
     if spec.width is None:
         return np.asarray(spec.off if value is None else value, dtype)
     padded = np.full(spec.width, spec.off, dtype)
-    items = value if isinstance(value, list | tuple) else ()
+    items: Sequence[Any] = value if isinstance(value, list | tuple) else ()
     if spec.phrases:
         items = flat(items)
+    elif spec.text is not None and isinstance(value, str):
+        items = spec.text.encode(value)
     padded[: len(items)] = items
     return padded
 

@@ -130,9 +130,35 @@ def kept_by(
         return sampler(best, context(row, name))
 
     with jax.named_scope(name):
-        candidates = Candidates(*best, *spread(best, given, fresh))
+        candidates = Candidates(*best, *totals_for(name, kind, given, best, fresh))
         keep = jax.vmap(one)(given.filters[name], candidates, given.rows)
         return keep.at[:, 0].set(True) if kind.keeps_greedy else keep
+
+
+def totals_for(
+    name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
+) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
+    """Return entropy and number of the remaining candidates, in the rows whose filter needs them.
+
+    Other rows get 0 and a number that may be too large, whatever other rows need.
+    """
+    if kind.needs_totals is Filter.needs_totals:
+        return spread(best, given, fresh)
+
+    def one(sampler: Sampler) -> Bool[Array, ""]:
+        assert isinstance(sampler, Filter)
+        return sampler.needs_totals()
+
+    needs = jax.vmap(one)(given.filters[name])
+    left = jnp.sum(best.logits > -jnp.inf, axis=-1)
+    most = jnp.where(fresh, jnp.full_like(left, given.logits.shape[-1]), left)
+    bound = (jnp.zeros_like(given.best), most)
+
+    def exact() -> tuple[Array, Array]:
+        found = spread(best, given, fresh)
+        return jnp.where(needs, found[0], bound[0]), jnp.where(needs, found[1], bound[1])
+
+    return jax.lax.cond(jnp.any(needs & given.active), exact, lambda: bound)
 
 
 def spread(

@@ -41,6 +41,8 @@ GENTLE = {
 
 def example(name: str, spec: KnobSpec) -> object:
     """A value that switches a knob on."""
+    if spec.text is not None:
+        return spec.text.examples[-1]
     if spec.phrases:
         return [[3], [5, 7]]
     if spec.by_token:

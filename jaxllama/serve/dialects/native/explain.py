@@ -32,7 +32,7 @@ class ExplainBody(ModelBody):
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
     format: str | None = None  # name of an installed prompt format
-    what_if: dict[str, int | float | bool] | None = None
+    what_if: dict[str, int | float | bool | str] | None = None
 
 
 class Explanation(msgspec.Struct):

@@ -152,6 +152,7 @@ def default_params(model: Model) -> dict[str, Any]:
     found |= {
         name: spec.off if spec.width is None else []
         for name, spec in model.intake.bank.knobs.items()
+        if spec.text is None
     }
     found |= model.intake.defaults
     for name, alias in ALIASES.items():

@@ -24,8 +24,8 @@ class KnobCard(msgspec.Struct):
     """Description of a knob, a parameter of a sampler."""
 
     name: str
-    type: Literal["int", "float", "bool"]
-    off: int | float | bool
+    type: Literal["int", "float", "bool", "str"]  # str: a text that the sampler reads
+    off: int | float | bool | None
     recommended: Any  # the model maker's value, used if a request does not set it; or null
     low: int | float | None
     high: int | float | None
@@ -33,6 +33,9 @@ class KnobCard(msgspec.Struct):
     by_token: bool  # an object from token ids to numbers
     tokens: bool  # a list of token ids
     phrases: bool  # a list of texts, or of lists of token ids
+    longest: int | None  # characters of a text
+    examples: list[str]  # of a text
+    words: dict[str, str]  # names that a text may contain, with their meaning
     switch: bool  # whether it switches the sampler on
     help: str
 
@@ -134,17 +137,21 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
     """Describe a knob; `defaults` has the model maker's values."""
+    text = spec.text
     return KnobCard(
         name=name,
-        type=spec.kind.__name__,  # type: ignore[arg-type]
-        off=spec.off,
+        type=spec.kind.__name__ if text is None else "str",  # type: ignore[arg-type]
+        off=spec.off if text is None else None,
         recommended=defaults.get(name),
         low=spec.low,
         high=spec.high,
-        width=spec.width,
+        width=spec.width if text is None else None,
         by_token=spec.by_token,
         tokens=spec.tokens,
         phrases=spec.phrases,
+        longest=None if text is None else text.longest,
+        examples=[] if text is None else list(text.examples),
+        words={} if text is None else dict(text.words),
         switch=spec.switch,
         help=spec.help,
     )

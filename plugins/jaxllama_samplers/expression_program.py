@@ -1,0 +1,269 @@
+"""The compiler of expressions: a text becomes a program of a fixed size, as numbers.
+
+Used by the samplers `expression` and `logit_expression` as the `encode` of their knobs. The program
+is data in the decode step, so a new expression compiles nothing; expression_machine.py runs it.
+Checks types and bounds, and finds out how far down the candidates an expression can be true.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jaxllama_samplers.expression_text import Node, WrongExpression, parse
+from jaxllama_samplers.expression_words import (
+    MOST_AT_ONCE,
+    MOST_INSTRUCTIONS,
+    NAMES,
+    Kind,
+    Op,
+    Place,
+    Trend,
+)
+
+FIELDS = 3  # numbers of one instruction: operation, place of its result, value of a constant
+HEAD = 3  # numbers before the instructions: how many those are, how to ask, needs totals
+WIDTH = HEAD + FIELDS * MOST_INSTRUCTIONS
+PLACES = MOST_AT_ONCE + 1  # of results: the bound of a condition begins after the condition
+WANTED: dict[Place, Kind] = {"expression": "condition", "logit_expression": "number"}
+HINTS: dict[Place, str] = {
+    "expression": "it has to be a condition that says which tokens to keep, such as p > 0.1",
+    "logit_expression": "it has to be a number, the new logit, such as logit - 0.5 * count",
+}
+TOTALS = (Op.ENTROPY, Op.SIZE)
+Trends = list[Trend]  # of the arguments of an operation
+
+NEVER = 0.0  # how a filter learns that longer lists cannot keep more: it need not ask
+ASK, ALWAYS = 1.0, 2.0  # by the bound; always ask for a longer list
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One step of a program: reads the places from `to` on, and writes the place `to`."""
+
+    op: Op
+    to: int
+    value: float = 0.0
+
+
+@lru_cache(maxsize=512)
+def encode_condition(text: str) -> tuple[float, ...]:
+    """Compile a condition on tokens to numbers; raise WrongExpression (a ValueError)."""
+    node = parsed(text, "expression")
+    program = instructions(node)
+    mode, bound = reach(node)
+    whole = (*program, *(() if bound is None else instructions(bound, to=1)))
+    if len(whole) > MOST_INSTRUCTIONS:  # without the bound, the filter asks for longer lists
+        mode, whole = ALWAYS, program
+    uses_totals = any(each.op in TOTALS for each in program)
+    head = (float(len(whole)), mode, float(uses_totals))
+    return (*head, *flat(whole))
+
+
+@lru_cache(maxsize=512)
+def encode_logit(text: str) -> tuple[float, ...]:
+    """Compile a formula for new logits to numbers; raise WrongExpression (a ValueError)."""
+    program = instructions(parsed(text, "logit_expression"))
+    head = (float(len(program)), NEVER, 0.0)
+    return (*head, *flat(program))
+
+
+def parsed(text: str, place: Place) -> Node:
+    """Parse an expression and check that it gives what its place needs."""
+    node = parse(text, place)
+    if node.kind != WANTED[place]:
+        raise WrongExpression(node.at, f"the expression is a {node.kind}; {HINTS[place]}")
+    return node
+
+
+def instructions(node: Node, to: int = 0) -> tuple[Instruction, ...]:
+    """List the instructions that compute a tree into the place `to`.
+
+    Raises WrongExpression if they, or the places, are too many.
+    """
+    found: list[Instruction] = []
+
+    last = to + MOST_AT_ONCE - 1
+
+    def emit(node: Node, to: int) -> None:
+        if to > last:
+            raise WrongExpression(
+                node.at,
+                f"more than {MOST_AT_ONCE} values wait here for another; write the larger part of "
+                f"an operation first",
+            )
+        for index, arg in enumerate(node.args):
+            emit(arg, to + index)
+        found.append(Instruction(node.op, to, node.value))
+        if len(found) > MOST_INSTRUCTIONS:
+            raise WrongExpression(
+                node.at,
+                f"the expression has more than {MOST_INSTRUCTIONS} operations, names and numbers",
+            )
+
+    emit(node, to)
+    return tuple(found)
+
+
+def flat(program: tuple[Instruction, ...]) -> list[float]:
+    """Return the numbers of a program."""
+    return [number for each in program for number in (float(each.op), float(each.to), each.value)]
+
+
+def reach(node: Node) -> tuple[float, Node | None]:
+    """Say how a filter learns whether candidates beyond its list could be kept.
+
+    NEVER: once the condition is false, it stays false, so the engine notices by itself. ASK: the
+    returned condition has that property, and is true wherever the expression is. ALWAYS: neither.
+    """
+    if trend(node) in (Trend.FALLING, Trend.FLAT):
+        return NEVER, None
+    bound = falling_bound(node)
+    return (ALWAYS, None) if bound is None else (ASK, bound)
+
+
+def falling_bound(node: Node) -> Node | None:
+    """Return a condition that is true wherever this one is, and once false stays false."""
+    if trend(node) in (Trend.FALLING, Trend.FLAT):
+        return node
+    if node.op in (Op.AND, Op.OR):
+        bounds = [falling_bound(arg) for arg in node.args]
+        known = [each for each in bounds if each is not None]
+        if len(known) == len(bounds):
+            return Node(node.op, node.at, "condition", tuple(known))
+        if node.op is Op.AND and known:
+            return known[0]
+    return None
+
+
+def trend(node: Node) -> Trend:
+    """Find out how a value changes from the likeliest candidate to the least likely."""
+    if node.op is Op.CONSTANT:
+        return Trend.FLAT
+    if node.name:
+        return NAMES[node.name].trend
+    trends = [trend(arg) for arg in node.args]
+    if all(each is Trend.FLAT for each in trends):
+        return Trend.FLAT
+    rule = TRENDS.get(node.op)
+    return Trend.MIXED if rule is None else rule(node, trends)
+
+
+def of_sum(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a sum, and of anything else that rises with each argument."""
+    del node
+    return both(*trends)
+
+
+def of_difference(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a - b."""
+    del node
+    return both(trends[0], opposite(trends[1]))
+
+
+def of_comparison(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a < b: it becomes false as a - b rises."""
+    return opposite(of_difference(node, trends))
+
+
+def of_same(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a function that rises with its argument."""
+    del node
+    return trends[0]
+
+
+def of_opposite(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a function that falls as its argument rises."""
+    del node
+    return opposite(trends[0])
+
+
+def of_product(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a * b."""
+    signs = [sign(arg) for arg in node.args]
+    return both(scaled(trends[0], signs[1]), scaled(trends[1], signs[0]))
+
+
+def of_quotient(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a / b: 1 / b falls as b rises, if its sign does not change."""
+    if trends[1] is not Trend.FLAT and sign(node.args[1]) == 0:
+        return Trend.MIXED
+    return of_product(node, [trends[0], opposite(trends[1])])
+
+
+def of_choice(node: Node, trends: Trends) -> Trend:
+    """Return the trend of `a if c else b`; the arguments are c, a, b."""
+    del node
+    return both(*trends[1:]) if trends[0] is Trend.FLAT else Trend.MIXED
+
+
+def of_power(node: Node, trends: Trends) -> Trend:
+    """Return the trend of a ** b."""
+    if trends[1] is not Trend.FLAT or sign(node.args[0]) != 1:
+        return Trend.MIXED
+    return scaled(trends[0], sign(node.args[1]))
+
+
+def of_size(node: Node, trends: Trends) -> Trend:
+    """Return the trend of abs(a)."""
+    return scaled(trends[0], sign(node.args[0]))
+
+
+TRENDS: Mapping[Op, Callable[[Node, Trends], Trend]] = {
+    **dict.fromkeys((Op.ADD, Op.MIN, Op.MAX, Op.AND, Op.OR), of_sum),
+    **dict.fromkeys((Op.EXP, Op.LOG, Op.SQRT, Op.FLOOR), of_same),
+    **dict.fromkeys((Op.LESS, Op.LESS_EQUAL), of_comparison),
+    **dict.fromkeys((Op.NOT, Op.NEGATE), of_opposite),
+    Op.SUBTRACT: of_difference,
+    Op.MULTIPLY: of_product,
+    Op.DIVIDE: of_quotient,
+    Op.CHOOSE: of_choice,
+    Op.POWER: of_power,
+    Op.ABS: of_size,
+}
+
+
+def scaled(trend: Trend, sign: int) -> Trend:
+    """Return the trend of a number times a number of this sign; 0: the sign is not known."""
+    if trend is Trend.FLAT:
+        return Trend.FLAT
+    return {1: trend, -1: opposite(trend)}.get(sign, Trend.MIXED)
+
+
+def sign(node: Node) -> int:
+    """Return 1 for a number that is never negative, -1 for one never positive, 0 if not known."""
+    if node.op is Op.CONSTANT:
+        return -1 if node.value < 0 else 1
+    if node.name:
+        return NAMES[node.name].sign
+    if node.op in (Op.EXP, Op.SQRT, Op.ABS):
+        return 1
+    rule = SIGNS.get(node.op)
+    return 0 if rule is None else rule([sign(arg) for arg in node.args])
+
+
+def common(signs: Sequence[int]) -> int:
+    """Return the sign that all have, else 0."""
+    return signs[0] if len(set(signs)) == 1 else 0
+
+
+SIGNS: Mapping[Op, Callable[[list[int]], int]] = {
+    **dict.fromkeys((Op.ADD, Op.MIN, Op.MAX), common),
+    **dict.fromkeys((Op.MULTIPLY, Op.DIVIDE), math.prod),
+    Op.NEGATE: lambda signs: -signs[0],
+    Op.SUBTRACT: lambda signs: common([signs[0], -signs[1]]),
+    Op.POWER: lambda signs: max(signs[0], 0),
+    Op.CHOOSE: lambda signs: common(signs[1:]),
+}
+
+
+def both(one: Trend, other: Trend) -> Trend:
+    """Return the trend of a sum of numbers with these trends."""
+    if Trend.FLAT in (one, other):
+        return Trend(one + other)
+    return one if one is other else Trend.MIXED
+
+
+def opposite(trend: Trend) -> Trend:
+    """Return the trend of the negative number."""
+    return trend if trend is Trend.MIXED else Trend(-trend)
