@@ -39,5 +39,5 @@ def test_values_reach_every_parameter():
 
 @pytest.mark.parametrize("values", [{}, {"weight": 1, "bias": 2}])
 def test_missing_and_unknown_values_are_refused(values):
-    with pytest.raises(KeyError, match="weight|bias"):
+    with pytest.raises(KeyError, match=r"weight|bias"):
         give_values(Inner(), values)
