@@ -131,9 +131,7 @@ class Llama(Module):
         for index, (block, spec) in enumerate(zip(self.blocks, config.specs, strict=True)):
             given = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
             with jax.named_scope(f"block_{index}"):
-                x, updated = block(
-                    x, rows.of_block(index), rows.axis, lambda qkv, at=given: attend(qkv, *at)
-                )
+                x, updated = block(x, rows.of_block(index), rows.axis, attending(attend, *given))
             layers.append(updated)
         return x, tuple(layers)
 
@@ -145,6 +143,13 @@ class Llama(Module):
             else:
                 logits = self.unembed(hidden, norm=self.final_norm, rows=MatmulRows(active))
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
+
+
+def attending(
+    attend: Attend, rotation: Rotation, layer: LayerCache, window: int | None
+) -> Callable[[Projections], Attended]:
+    """Return the attention of one layer, as a function of its projections."""
+    return lambda qkv: attend(qkv, rotation, layer, window)
 
 
 class Block(Module):
