@@ -102,7 +102,13 @@ FLOORS: dict[str, tuple[str, str]] = {
 }
 GUARDED = {"threading", "asyncio", "multiprocessing", "concurrent", "pickle", "marshal", "ctypes"}
 # The dice, too: traced in place, and one call where nothing is compiled.
-JITTED_IN = ("engine.blueprints", "engine.encoding", "engine.choosing.random_numbers", "testing")
+JITTED_IN = (
+    "engine.blueprints",
+    "engine.encoding",
+    "engine.choosing.random_numbers",
+    "jaxllama_samplers.expression_machine",  # so that it compiles once outside programs, too
+    "testing",
+)
 CHANGING = {
     *("append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove"),
     *("discard", "clear", "sort", "reverse"),

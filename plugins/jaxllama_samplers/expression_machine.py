@@ -127,7 +127,7 @@ def table(
         (OCCURRENCES, occurrence),
         *((tuple(group), loading(group)) for group in loads),
     ]
-    place_of = {each: place for place, (ops, _) in enumerate(groups) for each in ops}
+    place_of = {int(each): place for place, (ops, _) in enumerate(groups) for each in ops}
     branch_of = jnp.array([place_of.get(op, 0) for op in range(max(Op) + 1)])
     return branch_of, [make for _, make in groups]
 
