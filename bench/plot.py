@@ -80,18 +80,10 @@ def lines(
         path = " ".join(f"{one:.1f},{other:.1f}" for one, other in points)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         drawn += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in points]
-    return picture(drawn + legend([curve.name for curve in curves], right), height)
-
-
-def legend(names: Sequence[str], right: float) -> list[str]:
-    """Draw the names of lines in one row that ends at `right`; a single line needs no name."""
-    drawn: list[str] = []
-    if len(names) > 1:
-        for number, name in reversed(list(enumerate(names))):
-            right -= CHARACTER * len(name)
-            drawn.append(text(right, 36, name, colour=COLOURS[number % len(COLOURS)]))
-            right -= 16
-    return drawn
+    for row, curve in enumerate(curves):
+        colour, at = COLOURS[row % len(COLOURS)], height + row * LINE
+        drawn.append(text(left, at, shortened(curve.name, right - left), colour=colour))
+    return picture(drawn, height + len(curves) * LINE)
 
 
 def ceiling(most: float) -> tuple[float, float]:

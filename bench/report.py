@@ -121,7 +121,8 @@ def draw_ratios(records: Sequence[Record]) -> str:
     """Draw a bar for each case: how many times as fast as the peer."""
     named = numbers(records)
     labels = [
-        f"{record.bench}: {record.case}, vs {record.peer_label}"
+        f"{record.bench}: {record.case}"
+        + ("" if (record.peer_setting or "\n") in record.case else f", vs {record.peer_label}")
         + (f", environment {named[record.environment]}" if len(named) > 1 else "")
         for record in records
     ]

@@ -405,6 +405,7 @@ class LLM:
         width: int = 4,
         length_penalty: float = 1.0,
         early_stopping: beams.EarlyStopping = False,
+        beam_length: int | None = None,
         max_tokens: int | None = None,
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
@@ -413,7 +414,8 @@ class LLM:
 
         Beam search draws no random numbers and uses no samplers, only the model's probabilities.
         A score is the log-probability over `length ** length_penalty`. Early stopping may be True,
-        False or "never"; see `beams.SearchRules`. Fastest with at least `width` slots.
+        False or "never"; see `beams.SearchRules`. With `beam_length`, the search is ExLlama's: it
+        looks so many tokens ahead and finds one answer. Fastest with at least `width` slots.
         """
         knobs = {"max_tokens": max_tokens, "stop_ids": stop_ids, "ignore_eos": ignore_eos}
         request, _ = self.intake.completion(prompt, knobs)
@@ -422,6 +424,7 @@ class LLM:
             width=width,
             length_penalty=length_penalty,
             early_stopping=early_stopping,
+            beam_length=beam_length,
             listed=self.engine_config.max_top_logprobs,
         )
 

@@ -82,6 +82,12 @@ class GenerateCommand(GenerationCommand):
     help="With --beams: stop when N answers are complete (true), when a better one is unlikely "
     "(false) or when none is possible (never) [default: false].",
 )
+@click.option(
+    "--beam-length",
+    type=click.IntRange(1, int(FRONT["beam_length"].high or 1)),
+    metavar="N",
+    help="With --beams: look N tokens ahead and settle one after the other, as ExLlama does.",
+)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object at the end.")
 def command(  # noqa: PLR0913 - an argument for each option
     *,
@@ -95,6 +101,7 @@ def command(  # noqa: PLR0913 - an argument for each option
     beams: int | None,
     length_penalty: float | None,
     early_stopping: str | None,
+    beam_length: int | None,
     wants_json: bool,
     loading: Mapping[str, Any],
     knobs: Mapping[str, Any],
@@ -113,7 +120,7 @@ def command(  # noqa: PLR0913 - an argument for each option
         raise click.UsageError("--json prints one object: without --echo, --show-probabilities.")
     if beams is not None and show_probabilities:
         raise click.UsageError("--beams prints no token alone: without --show-probabilities.")
-    search = search_arguments(beams, length_penalty, early_stopping, knobs)
+    search = search_arguments(beams, length_penalty, early_stopping, beam_length, knobs)
     text = read_prompt(prompt, prompt_file)
     text = fill(text, read_variables(variables)) if variables else text
     messages = conversation(text, system) if chat else None
@@ -142,16 +149,24 @@ def search_arguments(
     beams: int | None,
     length_penalty: float | None,
     early_stopping: str | None,
+    beam_length: int | None,
     knobs: Mapping[str, Any],
 ) -> Search | None:
     """Return the arguments of the beam search, or None if --beams is not given.
 
     Raises UsageError for options that do not fit together.
     """
+    ranks = length_penalty is not None or early_stopping is not None
     if beams is None:
-        if length_penalty is not None or early_stopping is not None:
-            raise click.UsageError("--length-penalty and --early-stopping need --beams.")
+        if ranks or beam_length is not None:
+            raise click.UsageError(
+                "--length-penalty, --early-stopping and --beam-length need --beams."
+            )
         return None
+    if ranks and beam_length is not None:
+        raise click.UsageError(
+            "--beam-length finds one answer: without --length-penalty and --early-stopping."
+        )
     for name in knobs:
         if name not in BEAM_KNOBS:
             raise click.UsageError(
@@ -159,7 +174,8 @@ def search_arguments(
                 f"--stop-ids and --ignore-eos, and not with --{name.replace('_', '-')}."
             )
     penalty = {} if length_penalty is None else {"length_penalty": length_penalty}
-    return {"width": beams, "early_stopping": EARLY[early_stopping], **penalty, **knobs}
+    settings = {"early_stopping": EARLY[early_stopping], "beam_length": beam_length}
+    return {"width": beams, **settings, **penalty, **knobs}
 
 
 def start(

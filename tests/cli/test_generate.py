@@ -145,6 +145,12 @@ def test_beams_are_told_best_first_with_their_scores(run, model):
     assert [each["tokens"] for each in told["hypotheses"]] == [[65], [66], [67]]
 
 
+def test_a_beam_length_finds_one_answer(run):
+    line = ("generate", "-p", "a", "--beams", "3", "--beam-length", "2", "-n", "2", "--json")
+    (found,) = json.loads(run(*line).stdout)["hypotheses"]
+    assert found["tokens"][0] == 65
+
+
 def test_early_stopping_may_be_named(run):
     for more in ([], ["--early-stopping"], ["--early-stopping", "never"]):
         found = run("generate", "-p", "a", "--beams", "2", "-n", "2", "--json", *more)
@@ -155,6 +161,8 @@ def test_early_stopping_may_be_named(run):
     ("arguments", "words"),
     [
         (["--length-penalty", "2"], "need --beams"),
+        (["--beam-length", "2"], "need --beams"),
+        (["--beams", "2", "--beam-length", "2", "--early-stopping"], "finds one answer"),
         (["--beams", "2", "--top-k", "4"], "not with --top-k"),
         (["--beams", "2", "--temperature", "1"], "not with --temperature"),
         (["--beams", "2", "--chat"], "ends answers at a text"),
