@@ -19,6 +19,7 @@ from subject import Loading, Subject, loading_options, subject_of
 COMMAND = ("-c", "from jaxllama.cli.main import main; main()")
 OPTIONS = ("--temperature", "0", "--ignore-eos", "-n", "1", "-p", "Once upon a time")
 KINDS = ("first", "second")
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it every start compiles our sources again
 # A child process like a server: it answers as soon as it can, and compiles the rest behind that.
 LIKE_A_SERVER = "import compile, sys; compile.report_programs(sys.argv[1])"
 
@@ -128,8 +129,9 @@ def report_programs(asked: str) -> None:
 
 
 def keeping_in(cache: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return environment variables with which compiled programs are kept in this folder."""
-    return {**environment, "XDG_CACHE_HOME": str(cache)}
+    """Return the variables of a user's start, with compiled programs in this folder."""
+    kept = {name: value for name, value in environment.items() if name != NO_BYTECODE}
+    return {**kept, "XDG_CACHE_HOME": str(cache)}
 
 
 def processor_seconds() -> float:

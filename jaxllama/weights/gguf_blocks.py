@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gguf
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
@@ -38,15 +37,34 @@ class GgmlType:
     size: int
 
 
-SUPPORTED = (
-    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
-    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
-)
-KINDS: dict[int, GgmlType] = {
-    int(kind): GgmlType(kind.name, *gguf.GGML_QUANT_SIZES[kind])
-    for kind in gguf.GGMLQuantizationType  # older versions of the library have fewer
-    if kind.name in SUPPORTED
+# By ggml's number: weights of a block, and its bytes.
+KINDS = {
+    0: GgmlType("F32", 1, 4),
+    1: GgmlType("F16", 1, 2),
+    2: GgmlType("Q4_0", 32, 18),
+    3: GgmlType("Q4_1", 32, 20),
+    6: GgmlType("Q5_0", 32, 22),
+    7: GgmlType("Q5_1", 32, 24),
+    8: GgmlType("Q8_0", 32, 34),
+    10: GgmlType("Q2_K", 256, 84),
+    11: GgmlType("Q3_K", 256, 110),
+    12: GgmlType("Q4_K", 256, 144),
+    13: GgmlType("Q5_K", 256, 176),
+    14: GgmlType("Q6_K", 256, 210),
+    16: GgmlType("IQ2_XXS", 256, 66),
+    17: GgmlType("IQ2_XS", 256, 74),
+    18: GgmlType("IQ3_XXS", 256, 98),
+    19: GgmlType("IQ1_S", 256, 50),
+    20: GgmlType("IQ4_NL", 32, 18),
+    21: GgmlType("IQ3_S", 256, 110),
+    22: GgmlType("IQ2_S", 256, 82),
+    23: GgmlType("IQ4_XS", 256, 136),
+    29: GgmlType("IQ1_M", 256, 56),
+    30: GgmlType("BF16", 1, 2),
+    34: GgmlType("TQ1_0", 256, 54),
+    35: GgmlType("TQ2_0", 256, 66),
+    39: GgmlType("MXFP4", 32, 17),
+    40: GgmlType("NVFP4", 64, 36),
 }
 FLOATS: dict[str, Any] = {
     "F32": np.dtype("<f4"),
@@ -64,6 +82,8 @@ def decode(
     if kind.name in PACKERS and len(shape) > 1:
         matrix = PACKERS[kind.name](raw.reshape(math.prod(shape[:-1]), -1, kind.size))
         return matrix if len(shape) == 2 else stacked(matrix, shape[:-1])  # noqa: PLR2004
+    import gguf  # noqa: PLC0415 - 70 ms, which few files need
+
     rows = raw.reshape(*shape[:-1], shape[-1] // kind.block * kind.size)
     with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
         return gguf.dequantize(rows, gguf.GGMLQuantizationType[kind.name])
@@ -71,6 +91,8 @@ def decode(
 
 def kind_name(number: int) -> str:
     """Return ggml's name of a type, supported here or not; else its number."""
+    import gguf  # noqa: PLC0415 - only for an error message
+
     try:
         return gguf.GGMLQuantizationType(number).name
     except ValueError:

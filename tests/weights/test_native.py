@@ -268,9 +268,11 @@ def test_damaged_arrays_are_found(native: Path):
         dict(weights(native))
 
 
-def test_the_store_is_imported_when_it_is_used():
+def test_heavy_libraries_are_imported_when_they_are_used():
     code = (
-        "import sys; import jaxllama.weights.native, jaxllama.weights.convert\n"
+        "import sys; import jaxllama.loading\n"
+        "assert not {'gguf', 'yaml', 'flax'} & sys.modules.keys()\n"
+        "import jaxllama.weights.native, jaxllama.weights.convert\n"
         "assert not {'tensorstore', 'orbax'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
