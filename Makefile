@@ -10,7 +10,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 BENCHES := machine kernels decode prefill classify encode sampling memory prompt_cache restore \
 	compile serve
 CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
-	"lm-eval[api]"
+	"lm-eval[api]" sglang-router
 COMPARED := decode prefill sampling
 
 .PHONY: help install serve test check format bench chaos accelerators clients clean

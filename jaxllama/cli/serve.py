@@ -48,6 +48,7 @@ REPEATABLE = {
     "allowed_hosts": "--allowed-host",
     "cors_origins": "--cors-origin",
     "trusted_addresses": "--trusted-address",
+    "metrics_names": "--metrics-names",
 }
 
 

@@ -41,7 +41,7 @@ def create_app(
 ) -> web.Application:
     """Build the application of a service, with our own routes and the routes of the dialects."""
     table = RouteTable(settings.root_dialect)
-    described = [*dialects, Operations()]
+    described = [*dialects, Operations(settings.metrics_names)]
     for dialect in (
         *described,
         Page(settings.root_dialect),

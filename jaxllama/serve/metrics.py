@@ -4,13 +4,15 @@ Made with the application. The service reports requests to it; gauges are read f
 a monitor asks. Has its own registry, so that two servers in one process do not mix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jaxllama.serve.histogram import Histogram
+from jaxllama.serve.router_metrics import RouterMetrics
+from jaxllama.serve.settings import VLLM
 from jaxllama.service import GenerationService
 from jaxllama.service.answers import Outcome
 
@@ -52,7 +54,8 @@ COUNTERS = {
 class Metrics(Collector):
     """Observer of the service that collects metrics and exports them."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(self, service: GenerationService, names: Sequence[str] = ()) -> None:
+        """Count for a service; with "vllm" in `names`, export vLLM's names as well."""
         self._service = service
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
@@ -68,6 +71,8 @@ class Metrics(Collector):
         self._between = Histogram("inter_token", BETWEEN)
         self._whole = Histogram("request", WHOLE)
         registry.register(self)
+        if VLLM in names:
+            registry.register(RouterMetrics(service))
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
         """Record the time to a first token, or the time of each of `tokens` later ones."""

@@ -4,6 +4,7 @@ Used by load balancers, monitors, and clients that cancel requests. Implemented 
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -142,10 +143,13 @@ ENDPOINTS: dict[Endpoint, Serves] = {
 
 
 class Operations(Dialect):
-    """The routes for operation."""
+    """The routes for operation; metrics also under the names of other servers, if asked."""
 
     name = "operations"
     endpoints = ENDPOINTS
+
+    def __init__(self, metrics_names: Sequence[str] = ()) -> None:
+        self._metrics_names = metrics_names
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
@@ -153,5 +157,5 @@ class Operations(Dialect):
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
         """Return the routes; also installs a `Metrics` as the service's observer."""
-        service.observer = Metrics(service)
+        service.observer = Metrics(service, self._metrics_names)
         return super().routes(service)

@@ -10,6 +10,7 @@ from jaxllama.errors import ConfigError
 from jaxllama.service.bounds import Bounds, check_positive, setting
 
 LONGEST_KEY = 4096  # characters
+VLLM = "vllm"  # the only other server whose metrics names are known
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -65,6 +66,11 @@ class Settings:
     lora_folder: str | None = setting(
         None, "let clients load and unload the LoRA adapters in this folder (see --lora-slots)"
     )
+    metrics_names: tuple[str, ...] = setting(
+        (),
+        "serve /metrics under the names of this server, too, for routers that read them: vllm; may "
+        "be repeated",
+    )
     log_json: bool = setting(False, "write log lines as JSON objects")
     log_prompts: bool = setting(False, "write the prompts of clients to the log, too")
     bounds: Bounds = field(default_factory=Bounds)
@@ -74,6 +80,9 @@ class Settings:
             raise ConfigError("TLS needs both a certificate and its key; give both or neither")
         self._check_keys()
         self._check_trusted()
+        unknown = set(self.metrics_names) - {VLLM}
+        if unknown:
+            raise ConfigError(f"metrics names {min(unknown)!r} are unknown; expected {VLLM!r}")
         check_positive(self, may_be_zero=("port", "drain_timeout", "connections_per_address"))
 
     def _check_keys(self) -> None:

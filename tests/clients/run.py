@@ -5,7 +5,8 @@
     python tests/clients/run.py --only litellm --only llm
 
 Runs in an environment of its own, into which `make clients` installs the clients (openai,
-anthropic, ollama, litellm, llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval); it is no
+anthropic, ollama, litellm, llm, langchain-openai, instructor, pydantic-ai-slim, lm-eval,
+sglang-router); it is no
 part of `make test`. Each client does what its own documentation shows first: an answer, a stream,
 and a tool or a schema where it has them. Nothing is fetched while they run. A client that is not
 installed is skipped and named. Exits with 1 if one failed. guidellm wants an environment of its
@@ -23,6 +24,7 @@ import argparse
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +32,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +426,70 @@ def run_open_webui(url: str) -> str:
     with urllib.request.urlopen(request) as response:
         assert response.read().rstrip().endswith(b"[DONE]")
         return f"ignored and named: {response.headers['X-Ignored-Fields']}"
+
+
+@client
+def run_sglang_router(url: str) -> str:
+    """SGLang's router before two servers: both join, and answers go on when one has left."""
+    import sglang_router  # noqa: F401 - it runs as a process of its own
+
+    with ExitStack() as leaving, ExitStack() as last:
+        other = leaving.enter_context(served(None))
+        router = last.enter_context(routed([url, other]))
+        workers = json.loads(urllib.request.urlopen(f"{router}/workers").read())["workers"]
+        assert {each["url"] for each in workers} == {url, other}, workers
+        assert {each["model_id"] for each in workers} == {MODEL}, workers
+        for _ in range(4):
+            assert routed_answer(router)
+        both = [urllib.request.urlopen(f"{each}/metrics").read() for each in (url, other)]
+        assert all(b'route="POST /v1/chat/completions"' in each for each in both)
+        leaving.close()  # drains and stops one server
+        assert all(routed_answer(router) for _ in range(4))
+    return "two workers with their model; both answered; one left, and four answers followed"
+
+
+def routed_answer(router: str) -> str:
+    """The text of one chat answer through the router."""
+    body = {"model": MODEL, "messages": HI, "max_tokens": 4}
+    request = urllib.request.Request(
+        f"{router}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:
+        return str(json.loads(response.read())["choices"][0]["message"]["content"])
+
+
+@contextmanager
+def routed(urls: list[str]) -> Iterator[str]:
+    """The address of a router before these servers, once all of them have joined."""
+    ports = [free_port(), free_port()]
+    command = [sys.executable, "-m", "sglang_router.launch_router", "--policy", "round_robin"]
+    places = ["--host", "127.0.0.1", "--port", str(ports[0]), "--prometheus-port", str(ports[1])]
+    process = subprocess.Popen(
+        [*command, *places, "--worker-urls", *urls],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    router, deadline = f"http://127.0.0.1:{ports[0]}", time.monotonic() + START_SECONDS
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.5)
+            with suppress(OSError):
+                found = urllib.request.urlopen(f"{router}/workers").read()
+                if json.loads(found)["total"] == len(urls):
+                    break
+        yield router
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @contextmanager

@@ -1,8 +1,14 @@
 """/metrics: what happened, counted."""
 
+import asyncio
+
+import pytest
+
 from jaxllama.engine.prompt_store import PromptStore
+from jaxllama.errors import ConfigError
+from jaxllama.serve.settings import Settings
 from jaxllama.testing import ScriptedEngine
-from tests.serve.conftest import config, running, scenario, scripted
+from tests.serve.conftest import Gate, config, running, scenario, scripted
 
 
 async def figures(live):
@@ -74,3 +80,39 @@ def test_prompts_from_the_prompt_cache_are_counted():
             assert found["jaxllama_prompt_cache_bytes"] == 4 << 10
 
     scenario(body)
+
+
+def test_vllms_names_are_served_when_asked():
+    async def body():
+        engine = scripted(b"1" * 50, slots=2)
+        async with running(engine, metrics_names=("vllm",)) as live:
+            idle = await figures(live)
+            gate = Gate(engine)
+            saying = [asyncio.create_task(live.say(prompt="abcd", max_tokens=40)) for _ in range(3)]
+            await gate.advance(lambda: engine.counts["running"] == 2)
+            busy = await figures(live)
+            gate.open()
+            await asyncio.gather(*saying)
+        label = '{model_name="scripted"}'
+        for state, expected in ((idle, (0, 0)), (busy, (2, 1))):
+            names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+            assert tuple(state[f"{name}{label}"] for name in names) == expected
+        assert idle[f"vllm:kv_cache_usage_perc{label}"] == 0
+        assert 0 < busy[f"vllm:kv_cache_usage_perc{label}"] < 1
+        size = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="32"}'
+        assert idle[size] == 1
+
+    scenario(body)
+
+
+def test_only_our_names_are_served_by_default():
+    async def body():
+        async with running() as live:
+            assert not [name for name in await figures(live) if name.startswith("vllm")]
+
+    scenario(body)
+
+
+def test_unknown_metrics_names_are_refused():
+    with pytest.raises(ConfigError, match="metrics names 'sglang' are unknown; expected 'vllm'"):
+        Settings(metrics_names=("sglang",))

@@ -109,6 +109,18 @@ def test_the_tokenizer_is_described_as_vllm_describes_it():
     scenario(body)
 
 
+def test_a_router_is_told_the_model_and_the_size_of_a_server():
+    async def body():
+        async with asked(saying(b"x")) as (live, _):
+            found = await fetch(live, "/server_info")
+            assert found["served_model_name"] == found["model_path"] == "scripted"
+            assert (found["max_running_requests"], found["context_length"]) == (4, 256)
+            assert found["max_total_num_tokens"] == 4 * 256
+            assert (await fetch(live, "/get_model_info"))["model_path"] == "scripted"
+
+    scenario(body)
+
+
 def test_slots_and_properties_are_the_engines_own():
     async def body():
         engine = saying(b"x" * 100)

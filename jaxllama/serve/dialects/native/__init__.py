@@ -35,6 +35,12 @@ from jaxllama.serve.dialects.native.tokens import (
     detokenize,
     tokenize,
 )
+from jaxllama.serve.dialects.native.worker import (
+    MODEL_INFO,
+    SERVER_INFO,
+    model_info,
+    server_info,
+)
 from jaxllama.serve.endpoints import Endpoint, Serves
 
 ENDPOINTS: dict[Endpoint, Serves] = {
@@ -51,6 +57,8 @@ ENDPOINTS: dict[Endpoint, Serves] = {
     UNLOAD_ADAPTER: unload_adapter,
     PROPS: props,
     SLOTS: slots,
+    SERVER_INFO: server_info,
+    MODEL_INFO: model_info,
 }
 
 
