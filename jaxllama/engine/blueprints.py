@@ -8,7 +8,7 @@ disk and no calls.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ ADAPTER_PURPOSES = {
     "peek_adapted": "reads log-probabilities and logits with an adapter",
     "weigh_adapted": "scores short continuations with an adapter",
 }
+CompilerOptions: TypeAlias = dict[str, Any] | None  # of XLA
 FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
@@ -76,7 +77,8 @@ class Blueprints:
         self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
         self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
         self.traces: Counter[str] = Counter()
-        abstract = jax.eval_shape(self.steps.empty)
+        with jax.set_mesh(mesh):  # the cache's types depend on the platform
+            abstract = jax.eval_shape(self.steps.empty)
         shardings = state_shardings(mesh, abstract)
         self._shardings = leaves_of(shardings)
         self.state: DecodeState = jax.tree.map(with_sharding, abstract, shardings)
@@ -131,15 +133,15 @@ class Blueprints:
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=self.outputs(name))
             return jitted.lower(*self.called(name))
 
-    def compiler_options(self) -> dict[str, str | bool] | None:
-        """Return the XLA options that differ from the defaults.
+    def compiler_options(self) -> CompilerOptions:
+        """Return the XLA options that differ from the defaults: those of the body.
 
         The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
         other one unpacks each matrix before its use, so that one is in memory at a time.
         """
         if self.engine.packed and self.mesh.devices.flat[0].platform == "cpu":
             return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-        return None
+        return dict(body_named(self.engine.kernels).compiler_options) or None
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
         """Return the abstract arguments of a program, as `Steps` takes them."""
@@ -197,8 +199,8 @@ class Blueprints:
         return columns
 
     def _runs(self) -> Runs:
-        """Return abstract runs, as many as fill a tile."""
-        runs = self.steps.tile // RUN
+        """Return abstract runs, as many as one call weighs."""
+        runs = self.steps.weigh_rows // RUN
         shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
         ids, places, rows, pairs = map(self._small, shapes)
         return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]

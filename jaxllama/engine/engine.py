@@ -109,7 +109,7 @@ class Engine:
         for prompt in request.prompts:
             self.config.check_length(len(prompt), request.max_tokens)
         used = self.bank.switched_on(request.knobs, is_constrained=request.constraint is not None)
-        is_common = used <= self.bank.common
+        is_common = self.programs.lean_serves(request, used)
         generation = Generation(
             next(self._ids), request, tail, self._clock(), client, is_common=is_common
         )
@@ -117,7 +117,7 @@ class Engine:
             self._has_logged_wait = True
             logger.info(
                 "requests that use %s wait until the decode program with all samplers is there",
-                ", ".join(sorted(used - self.bank.common)),
+                ", ".join(sorted(used - self.bank.common)) or "log-probabilities or guidance",
             )
         if request.adapter is not None:
             loaded(self.adapters).begin(request.adapter)
@@ -329,8 +329,9 @@ class Engine:
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None
     ) -> None:
         """Note that the previous token is cached; emit the new one unless a replay repeats it."""
-        for part in generation.parts:
-            self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
+        if self.programs.body.steps_match_prompts:
+            for part in generation.parts:
+                self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
         self.recovery.suspects.progressed(generation)
         if generation.replayed:  # emitted before the fault already
             generation.replayed -= 1

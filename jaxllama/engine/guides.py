@@ -30,6 +30,7 @@ class Guides:
         self._emit, self._end = emit, end
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
+        self._prefills = programs.body.steps_match_prompts  # forced tokens
         self.waiting: list[Generation] = []  # rows that skip this step: no mask yet
 
     def begin(self, generation: Generation) -> None:
@@ -92,11 +93,12 @@ class Guides:
         """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
         Returns False if the answer has ended, there are fewer than `shortest`, or the steps are
-        needed: for log-probabilities, or for samplers that keep state.
+        needed: for log-probabilities, for samplers that keep state, or for equal bits.
         """
         request = generation.request
         needs_steps = request.top_logprobs is not None or self._bank.remembers(request.knobs)
         needs_steps |= request.contrast is not None  # its guidance row would need a tile, too
+        needs_steps |= not self._prefills  # a prompt tile would give the tokens other bits
         if needs_steps or generation.is_over or generation.replayed or len(guide.due) < shortest:
             return False
         while guide.due and not generation.is_over:

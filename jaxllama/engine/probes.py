@@ -222,7 +222,7 @@ class Probes:
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
         sent = []
         runs = cut_runs(build_tree(continuations, shared), shared)
-        for call in group_runs(runs, self._batch.programs.tile // RUN):
+        for call in group_runs(runs, self._batch.programs.runs):
             sent.append((call, self._batch.weigh(slot, self._arguments(call), adapter)))
             yield sum(len(run.tokens) for run in call)
         for call, logprobs in sent:
@@ -255,7 +255,7 @@ class Probes:
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
         """Lay out the runs of one call as the arrays of the `weigh` program."""
-        count = self._batch.programs.tile // RUN
+        count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
         pairs = np.zeros((2, PAIRS), np.int32)
         rows: dict[int, int] = {}  # row with targets: its index among these rows

@@ -33,7 +33,7 @@ a row that has an adapter. It takes the adapters' arrays last, and the slot's ad
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -47,8 +47,10 @@ from jaxllama.engine.blueprints import (
     SUFFIX,
     WHOLE,
     Blueprints,
+    CompilerOptions,
     leaves_of,
 )
+from jaxllama.engine.branches import RUN
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
@@ -57,10 +59,13 @@ from jaxllama.engine.parcel import pack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves
 from jaxllama.engine.steps import Runs, StepOutput
 from jaxllama.errors import CompiledLate
+from jaxllama.kernels import body_named
+from jaxllama.kernels.body import Body
 from jaxllama.model.adapters import AdapterWeights
 from jaxllama.model.cache import Columns
 from jaxllama.model.params import Tree
 from jaxllama.model.rows import AdapterBlocks
+from jaxllama.request import GenerationRequest
 from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
@@ -101,7 +106,7 @@ class Programs:
         self.made: dict[str, Made] = {}
         self.is_sealed = False  # compiling is an error from now on
         self._compiler = ProgramCompiler(self._make)
-        self._serves_lean = False
+        self._serves_lean = self.body.prefers_lean
         self._planned: frozenset[str] = frozenset()  # made at the start, or behind it
         self.report: Progress = lambda *_: None  # called before each compilation
         self._goal: Sequence[str] = ()  # the programs that a start waits for
@@ -110,6 +115,17 @@ class Programs:
         self._every_token = jax.device_put(
             every_token(engine.slots, bank.vocab), self.blueprints.whole
         )
+
+    @property
+    def body(self) -> Body:
+        """The body whose operations the programs call."""
+        return body_named(self.engine.kernels)
+
+    def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
+        """Say whether `decode_lean` can serve a request that uses these samplers."""
+        if self.body.prefers_lean and (request.top_logprobs is not None or request.contrast):
+            return False
+        return used <= self.bank.common
 
     @property
     def traces(self) -> Counter[str]:
@@ -125,6 +141,11 @@ class Programs:
     def tile(self) -> int:
         """Return the number of rows of one prompt tile, and of one call of a probe."""
         return self.steps.tile
+
+    @property
+    def runs(self) -> int:
+        """Return the number of short runs that one call weighs."""
+        return self.steps.weigh_rows // RUN
 
     @property
     def chunk(self) -> int:
@@ -143,7 +164,7 @@ class Programs:
         Without `behind`, another program is made when it is called.
         """
         self.report = progress or self.report
-        self._serves_lean = not self._is_kept(WHOLE)
+        self._serves_lean = self.body.prefers_lean or not self._is_kept(WHOLE)
         chooser = LEAN if self._serves_lean else WHOLE
         first = (*FIRST, chooser)
         rest = [name for name in self.names if name not in (*first, LEAN)] if behind else []
@@ -159,12 +180,14 @@ class Programs:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load all programs; afterwards `traces` does not change.
 
-        Calls `progress` as `prepare` does. `decode_lean` is left out: nothing calls it any more.
+        Calls `progress` as `prepare` does. `decode_lean` is left out unless the body prefers it:
+        nothing calls it any more.
         """
+        self._serves_lean = self.body.prefers_lean
         self.report = progress or self.report
         self._planned = frozenset(self.names)
         self._try_samplers()
-        self._make_all([name for name in self.names if name != LEAN])
+        self._make_all([name for name in self.names if name != LEAN or self._serves_lean])
 
     def compiled(self, name: str) -> Any:
         """Return the executable of one program: from memory, from disk, or compiled now.
@@ -272,7 +295,8 @@ class Programs:
         if allowed is None:
             allowed = self._every_token
         made = self._compiler.made
-        name = LEAN if lean and self._serves_lean and WHOLE not in made else WHOLE
+        is_used = self._serves_lean and (self.body.prefers_lean or WHOLE not in made)
+        name = LEAN if lean and is_used else WHOLE
         run = self.compiled(name if adapter is None else ADAPTED)
         return run(self._weights, state, steps, allowed, *given(adapter))
 
@@ -332,7 +356,7 @@ class Programs:
 
     # Compiling.
 
-    def _compiler_options(self) -> dict[str, str | bool] | None:
+    def _compiler_options(self) -> CompilerOptions:
         """Return the XLA options that differ from the defaults."""
         return self.blueprints.compiler_options()
 

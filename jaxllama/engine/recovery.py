@@ -72,9 +72,12 @@ class Recovery:
         self._batch.drop()
         traceback.clear_frames(error.__traceback__)  # a failed call may hold arrays of its own
         live = self._clear()
+        programs = self._batch.programs
         for generation in live:
-            keeps_state = self._batch.programs.bank.remembers(generation.request.knobs)
-            generation.rewind(redraw=keeps_state)
+            keeps_state = programs.bank.remembers(generation.request.knobs)
+            # Emitted tokens may be computed as a prompt only where steps compute the same bits.
+            redraw = keeps_state or not programs.body.steps_match_prompts
+            generation.rewind(redraw=redraw)
         return live
 
     def _requeue(self, generations: list[Generation]) -> None:

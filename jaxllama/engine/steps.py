@@ -20,7 +20,7 @@ from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
 from jaxllama.kernels.storage import read_columns, write_columns
 from jaxllama.model.adapters import AdapterWeights, write_adapter
-from jaxllama.model.cache import Columns, KVCache, LayerCache, read_block, write_block
+from jaxllama.model.cache import Columns, KVCache, read_block, write_block
 from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.rows import AdapterBlocks, Adapters, SlotAdapter, of_rows
@@ -71,9 +71,12 @@ class Steps:
     ) -> None:
         """Build the functions; `where` is the partition of every weight on several devices."""
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
-        self._whole, self._lean = TokenChooser(bank), TokenChooser(bank, bank.common)
         body = body_named(engine.kernels)
+        # Where calls often run the lean program, it has nothing but the common samplers.
+        self._whole = TokenChooser(bank)
+        self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
         self.tile = body.prompt_tile(engine.slots)
+        self.weigh_rows = body.weigh_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
 
     def _model(self, params: Tree) -> Llama | SpreadLlama:
@@ -133,7 +136,10 @@ class Steps:
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode with the common samplers alone: the same bits in rows that use no others."""
+        """Decode with the common samplers alone: the same bits in rows that use no others.
+
+        With a body that prefers this program, no row may have guidance or log-probabilities.
+        """
         return self._decode(self._lean, params, state, steps, allowed)
 
     def _decode(
@@ -150,7 +156,16 @@ class Steps:
         def one(carry: tuple[Array, DecodeState, StepOutput]) -> Any:
             done, state, output = carry
             state, now = self._step(chooser, params, state, allowed, adapters)
-            output = jax.tree.map(lambda all_, new: all_.at[done].set(new), output, now)
+
+            def put(every: Array, new: Array) -> Array:
+                return every.at[done].set(new)
+
+            if chooser.lists:
+                output = jax.tree.map(put, output, now)
+            else:
+                finite = put(output.choice.finite, now.choice.finite)
+                chosen = output.choice._replace(finite=finite)
+                output = StepOutput(put(output.token, now.token), chosen)
             return done + 1, state, output
 
         def more(carry: tuple[Array, DecodeState, StepOutput]) -> Array:
@@ -182,7 +197,9 @@ class Steps:
         hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
         rows = state.rows()
         rows = rows._replace(active=rows.active & able, allowed=allowed)
-        logits = apply_guidance(model.head(hidden, active), state, active)
+        logits = model.head(hidden, active)
+        if chooser.lists:
+            logits = apply_guidance(logits, state, active)
         bank, choice = chooser.choose(state.bank, logits, rows)
         length = jnp.where(active, state.length + 1, state.length)
         token, finite = choice.token[state.speaker], choice.finite[state.speaker]
@@ -216,7 +233,7 @@ class Steps:
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
         """Copy the first `count` columns of a cache row, rounded up to whole blocks."""
 
-        def block(index: Array, cache: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+        def block(index: Array, cache: KVCache) -> KVCache:
             at = index * KEY_BLOCK
 
             def move(side: Array) -> Array:

@@ -9,9 +9,12 @@ from jaxllama.config import ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.body import Body
 from jaxllama.kernels.cpu import CPU
+from jaxllama.kernels.gpu import GPU
 from jaxllama.kernels.plain import PLAIN
 
-BODIES = {body.name: body for body in (CPU, PLAIN)}  # the fastest first; the last runs everywhere
+BODIES = {
+    body.name: body for body in (CPU, GPU, PLAIN)
+}  # the fastest first; the last runs everywhere
 AUTO = "auto"
 
 

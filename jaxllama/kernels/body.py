@@ -5,17 +5,18 @@ and return live here too, so a body is written against this file alone. Knows no
 sampler and no name of a weight.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import Activation, ModelConfig
 from jaxllama.kernels.packed import Packed
-from jaxllama.kernels.storage import Layer
+from jaxllama.kernels.storage import CacheSize, Layer, cache_arrays
 from jaxllama.shapes import Array, Bool, Float, Int, Int32
 
 Projections = tuple[Array, Array, Array]  # queries [L N H], keys and values [L K H], not rotated
@@ -384,6 +385,20 @@ class Body:
     adapter_dtype: str | None  # of the arrays of adapters; None: that of dense weights
     # Attention with this cap on scores; None where the body has none.
     capped_attention: Callable[[float], AttentionOps] | None = None
+    # Array types and shapes of one layer of the cache; the first axes are slots, heads and columns.
+    cache_arrays: Callable[[CacheSize, str], tuple[jax.ShapeDtypeStruct, ...]] = cache_arrays
+    # XLA options of every program, where they differ from the defaults.
+    compiler_options: Mapping[str, str | bool | int] = field(default_factory=dict)
+    # Whether a step gives the columns and logits of a token the bits that a prompt gives it. Where
+    # it does not, a prompt never reuses columns that a step computed.
+    steps_match_prompts: bool = True
+    # Whether a call runs the decode program with the common samplers alone wherever that is enough,
+    # so that other samplers cost nothing; else it is used only until the whole one is compiled.
+    prefers_lean: bool = False
+    # Rows of one call that weighs short continuations; None: those of a prompt tile.
+    weigh_rows: int | None = None
+    # Whether rows that need more candidates are drawn again all at once; else one after the other.
+    draws_together: bool = False
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
         """Round a number of prompt tokens up to whole tiles: the seed contract knows no others."""

@@ -5,11 +5,14 @@ Used by the plain attention to read and write, by the engine to copy the prefix 
 whole numbers from -127 to 127 and one scale: the largest absolute value of the column over 127.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
+from jaxllama.kernels.platform import platform_in_force
 from jaxllama.shapes import Array, Float, Int, Shaped
 from jaxllama.sharding import slots_are_split
 
@@ -20,9 +23,25 @@ LARGEST = 127.0  # int8
 SMALLEST = 1e-37  # a scale below this has no inverse that is a number
 
 
+class CacheSize(NamedTuple):
+    """The sizes of one layer of the cache."""
+
+    slots: int
+    kv_heads: int
+    columns: int  # scratch columns included
+    head_dim: int
+
+
+def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the arrays of one layer, as abstract ones, for a cache of this dtype."""
+    numbers = jax.ShapeDtypeStruct(size, stored_dtype(dtype))
+    scales = jax.ShapeDtypeStruct(size[:3], jnp.float32)
+    return (numbers, numbers, scales, scales) if dtype == "int8" else (numbers, numbers)
+
+
 def stored_dtype(name: str) -> jnp.dtype:
     """Return the array dtype that stores a cache of this dtype on this platform."""
-    if name == "bfloat16" and jax.default_backend() == "cpu":
+    if name == "bfloat16" and platform_in_force() == "cpu":
         # XLA:CPU widens whole bf16 buffers around every update; plain bits it leaves alone.
         return jnp.dtype("uint16")
     return jnp.dtype(name)

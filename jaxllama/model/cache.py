@@ -4,33 +4,18 @@ Owned by `DecodeState`, passed through the model, written by the attention opera
 the last one that can be attended to are scratch space, for rows that must not change the cache.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
-from jaxllama.kernels.storage import read_columns, stored_dtype, write_columns
+from jaxllama.kernels import body_named
+from jaxllama.kernels.storage import CacheSize, Layer, read_columns, write_columns
 from jaxllama.shapes import Array, Float, Shaped
 
-SCALE_BYTES = 4
-
-
-class LayerCache(NamedTuple):
-    """Keys and values of one layer; an int8 cache has a scale per token and head."""
-
-    keys: Shaped[Array, "S K T H"]
-    values: Shaped[Array, "S K T H"]
-    key_scales: Float[Array, "S K T"] | None = None
-    value_scales: Float[Array, "S K T"] | None = None
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The arrays that exist, as the attention operations take them."""
-        return tuple(part for part in self if part is not None)
-
-
-KVCache = tuple[LayerCache, ...]
+KVCache = tuple[Layer, ...]
 
 
 class Columns(NamedTuple):
@@ -40,9 +25,9 @@ class Columns(NamedTuple):
     scales: Float[Array, "parts K L"] | None = None
 
 
-def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> tuple[int, int, int, int]:
-    """Return [slots, heads, columns + scratch, head size]; the scratch holds a whole chunk."""
-    return (engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
+def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> CacheSize:
+    """Return the sizes of one layer, with `chunk` columns of scratch."""
+    return CacheSize(engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
 
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
@@ -53,22 +38,19 @@ def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int
 
 def column_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     """Return the memory of one token: its keys and values in all layers."""
-    scales = SCALE_BYTES if engine.cache_dtype == "int8" else 0
-    head = model.head_dim * jnp.dtype(engine.cache_dtype).itemsize + scales
-    return 2 * model.layers * model.kv_heads * head
+    size = CacheSize(1, model.kv_heads, 1, model.head_dim)
+    arrays = body_named(engine.kernels).cache_arrays(size, engine.cache_dtype)
+    return model.layers * sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays)
 
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
     """Return a cache of zeros."""
-    shape, dtype = cache_shape(model, engine, chunk), stored_dtype(engine.cache_dtype)
-    scaled = engine.cache_dtype == "int8"
-
-    def layer() -> LayerCache:
-        sides = [jnp.zeros(shape, dtype) for _ in range(2)]
-        scales = [jnp.zeros(shape[:3], jnp.float32) if scaled else None for _ in range(2)]
-        return LayerCache(*sides, *scales)
-
-    return tuple(layer() for _ in range(model.layers))
+    arrays = body_named(engine.kernels).cache_arrays(
+        cache_shape(model, engine, chunk), engine.cache_dtype
+    )
+    return tuple(
+        tuple(jnp.zeros(each.shape, each.dtype) for each in arrays) for _ in range(model.layers)
+    )
 
 
 def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:

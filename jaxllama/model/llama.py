@@ -15,8 +15,9 @@ from einops import rearrange
 
 from jaxllama.config import LayerSpec, ModelConfig
 from jaxllama.kernels.body import ActiveRows, AttentionOps, Projections, PromptSpan, Rotation
+from jaxllama.kernels.storage import Layer
 from jaxllama.model import rope
-from jaxllama.model.cache import KVCache, LayerCache
+from jaxllama.model.cache import KVCache
 from jaxllama.model.experts import ExpertsLayer
 from jaxllama.model.linear import Embedding, Ends, Linear, Norm, gated, project, scaled
 from jaxllama.model.module import Module
@@ -24,8 +25,8 @@ from jaxllama.model.rows import Adapters, BlockRows, MatmulRows, RowInfo
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import constrain
 
-Attended = tuple[Array, LayerCache]  # mixed values [L W], and the layer with the new columns
-Attend = Callable[[Projections, Rotation, LayerCache, int | None], Attended]  # last: the window
+Attended = tuple[Array, Layer]  # mixed values [L W], and the layer with the new columns
+Attend = Callable[[Projections, Rotation, Layer, int | None], Attended]  # last: the window
 AttendLayer = Callable[[Projections], Attended]
 
 
@@ -52,10 +53,9 @@ class Llama(Module):
         """Compute one token for every slot; inactive rows do not change the cache."""
 
         def attend(
-            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+            qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
-            out, new = self.attention.step(qkv, rotation, layer.arrays, position, active, window)
-            return out, LayerCache(*new)
+            return self.attention.step(qkv, rotation, layer, position, active, window)
 
         rows = RowInfo(position, active, "slots", adapters)
         return self.through(tokens, cache, attend, rows)
@@ -74,11 +74,10 @@ class Llama(Module):
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
         def attend(
-            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+            qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
             span = PromptSpan(slot, start, real)
-            out, new = self.attention.prompt(qkv, rotation, layer.arrays, span, window)
-            return out, LayerCache(*new)
+            return self.attention.prompt(qkv, rotation, layer, span, window)
 
         active = jnp.arange(tokens.shape[0]) < real
         return self.through(tokens, cache, attend, RowInfo(position, active, "rows", adapters))
@@ -103,15 +102,14 @@ class Llama(Module):
         position = (starts[:, None] + jnp.arange(size, dtype=jnp.int32)).reshape(-1)
 
         def attend(
-            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+            qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
             mixed = []
             for run in range(runs):
                 of_run = slice(run * size, (run + 1) * size)
                 own_qkv, own_rotation = jax.tree.map(lambda x, at=of_run: x[at], (qkv, rotation))
                 span = PromptSpan(slot, starts[run], counts[run])
-                out, new = self.attention.prompt(own_qkv, own_rotation, layer.arrays, span, window)
-                layer = LayerCache(*new)
+                out, layer = self.attention.prompt(own_qkv, own_rotation, layer, span, window)
                 mixed.append(out)
             return jnp.concatenate(mixed), layer
 
@@ -172,7 +170,7 @@ class Block(Module):
 
     def __call__(
         self, x: Float[Array, "L D"], rows: BlockRows, axis: str, attend: AttendLayer
-    ) -> tuple[Float[Array, "L D"], LayerCache]:
+    ) -> tuple[Float[Array, "L D"], Layer]:
         """Apply to every row; `attend` also appends to the layer's cache and returns it.
 
         `axis` is the logical axis that the rows lie on.
@@ -207,7 +205,7 @@ class Attention(Module):
 
     def __call__(
         self, x: Float[Array, "L D"], ends: Ends, attend: AttendLayer, rows: BlockRows
-    ) -> tuple[Float[Array, "L D"], LayerCache]:
+    ) -> tuple[Float[Array, "L D"], Layer]:
         """Norm, project, rotate and attend, project back, add."""
         q, k, v = project((self.q, self.k, self.v), x, ends.before, rows.of("qkv"))
         if self.norms_all:

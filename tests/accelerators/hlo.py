@@ -65,7 +65,11 @@ class Counts:
 
     def large_writes(self, least: int) -> dict[tuple[str, str], int]:
         """Return the new buffers of at least so many bytes each."""
-        return {key: n for key, n in self.writes.items() if n and size_of(key[1]) >= least}
+        return {
+            key: amount
+            for key, amount in self.writes.items()
+            if min(amount, size_of(key[1])) >= least  # a part of it may be written in place
+        }
 
 
 def size_of(shape: str, *, everywhere: bool = False) -> int:
@@ -251,8 +255,8 @@ def without_layout(shape: str) -> str:
 
 def aliased(each: Instruction, part: Computation) -> int:
     """Return the bytes of the operands that an opaque kernel updates in place."""
-    found = re.search(r"output_to_operand_aliasing=\{(.*?\})\}", each.rest)
-    places = re.findall(r"\((\d+), ?\{\}\)", found[1] + "}") if found else []
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", each.rest)
+    places = re.findall(r"\((\d+), ?\{\}\)", found[1]) if found else []
     return sum(size_of(part[each.operands[int(place)]].shape) for place in places)
 
 

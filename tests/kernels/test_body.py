@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxllama
-from jaxllama.config import EngineConfig
+from jaxllama.config import EngineConfig, Experts
 from jaxllama.errors import ConfigError
 from jaxllama.kernels import BODIES, body_named, choose_body, fastest_body
 from jaxllama.kernels.body import (
@@ -31,10 +31,19 @@ from tests.support import MODEL
 
 PACKAGE = Path(jaxllama.__file__).parent
 WIDTH, ROWS = 64, 5
+INTERPRETED = ("gpu", "tpu")  # their kernels are interpreted where there is no such device
 RUNNABLE = [
-    pytest.param(body, id=name, marks=pytest.mark.skipif(bool(body.missing()), reason="not here"))
+    pytest.param(
+        body,
+        id=name,
+        marks=pytest.mark.skipif(
+            bool(body.missing()) and name not in INTERPRETED, reason="not here"
+        ),
+    )
     for name, body in BODIES.items()
 ]
+MIXTURE = dataclasses.replace(MODEL, experts=Experts(3, 2, 32))
+WITH_EXPERTS = [each for each in RUNNABLE if not each.values[0].refuses(MIXTURE, 1)]
 # Inputs of packed matrices are rounded to 8 bits by the C++ body; float32 weights are exact.
 TOLERANCE = {"dense": 1e-5, "packed": 0.03}
 
@@ -180,8 +189,8 @@ def test_prompt_chunks_are_whole_tiles(body):
 
 
 def test_an_unknown_body_is_refused():
-    with pytest.raises(ConfigError, match="kernels is 'tpu'; expected one of cpu, xla"):
-        body_named("tpu")
+    with pytest.raises(ConfigError, match="kernels is 'abacus'; expected one of cpu, "):
+        body_named("abacus")
 
 
 def test_auto_takes_the_fastest_that_runs():
@@ -229,7 +238,7 @@ def test_a_comparison_would_be_found(source):
 
 
 @pytest.mark.parametrize("form", ["dense", "packed"])
-@pytest.mark.parametrize("body", RUNNABLE)
+@pytest.mark.parametrize("body", WITH_EXPERTS)
 def test_one_expert_of_several_is_computed_for_the_rows_that_use_it(body, form):
     count, inner = 3, 32
     names = ("gate", "up", "down")

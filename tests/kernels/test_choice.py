@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxllama.kernels.accelerator import choice as accelerator_choice
 from jaxllama.kernels.body import Best
 from jaxllama.kernels.cpu import CPU, library
 from jaxllama.kernels.cpu import choice as cpu_choice
@@ -20,11 +21,13 @@ built = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["xla", *(pytest.param(name, marks=built) for name in CPU_BODIES)])
+@pytest.fixture(
+    params=["xla", "accelerator", *(pytest.param(name, marks=built) for name in CPU_BODIES)]
+)
 def ops(request):
     """Every way this processor can choose, in turn."""
-    if request.param == "xla":
-        yield PLAIN.choosing
+    if request.param in ("xla", "accelerator"):
+        yield PLAIN.choosing if request.param == "xla" else accelerator_choice
         return
     before = library.isa()
     if not library.force_isa(request.param):

@@ -74,9 +74,16 @@ class AdjustedRows(NamedTuple):
 class TokenChooser:
     """Applies the samplers of a bank to all rows; pure, for the decode program."""
 
-    def __init__(self, bank: SamplerBank, names: Collection[str] | None = None) -> None:
-        """Apply the samplers with these names; None means all samplers of the bank."""
-        self._ops = body_named(bank.body).choosing
+    def __init__(
+        self, bank: SamplerBank, names: Collection[str] | None = None, *, lists: bool = True
+    ) -> None:
+        """Apply the samplers with these names; None means all samplers of the bank.
+
+        Without `lists` no row may request log-probabilities, and none are computed.
+        """
+        self.lists = lists
+        body = body_named(bank.body)
+        self._ops, self._together = body.choosing, body.draws_together
         self._bank = bank
         self.candidates, self.top_logprobs = bank.candidates, bank.top_logprobs
         chosen = bank.samplers.keys() if names is None else names
@@ -91,7 +98,7 @@ class TokenChooser:
     ) -> tuple[Bank, ChosenTokens]:
         """Choose one token for every row; return the bank after it, and the tokens."""
         rows = with_chances(rows, self.samplers)
-        asks = rows.active & (rows.top_logprobs >= 0)
+        asks = rows.active & (rows.top_logprobs >= 0) if self.lists else jnp.zeros_like(rows.active)
         watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
         # The model's own logits are kept for rows that need them: adjusters change logits in place.
         logits, model = self._ops.set_aside(logits, some((asks, *watching.values()), rows))
@@ -175,7 +182,14 @@ class TokenChooser:
                 active=filtered,
             )
             kinds = CandidateSamplers(self.filters, self.shapers)
-            found = draw_survivors(self._ops, kinds, given, width=self.candidates, listed=size)
+            found = draw_survivors(
+                self._ops,
+                kinds,
+                given,
+                width=self.candidates,
+                listed=size,
+                together=self._together,
+            )
             return where_rows(filtered, found, others)
 
         draws = jax.lax.cond(jnp.any(free), draw_free, lambda: certain)

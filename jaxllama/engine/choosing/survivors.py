@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.engine.choosing.logprobs import Listed, list_padded
-from jaxllama.engine.choosing.rows import Rows, context, some, switched_on
+from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.engine.choosing.shaping import Shaping, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
 from jaxllama.kernels.plain import choice
@@ -23,6 +23,7 @@ from jaxllama.shapes import Array, Bool, Float, Int32
 # Takes the index of a filter, its rows and the survivors so far; returns the survivors after it.
 Act = Callable[[Int32[Array, ""], Bool[Array, " S"], Any], Any]
 
+MOST_TOGETHER = 256  # a wider batch that is still not enough is drawn from the whole vocabulary
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
 
 
@@ -58,12 +59,19 @@ class CandidateRows(NamedTuple):
 
 @scoped
 def draw_survivors(
-    ops: Choosing, kinds: CandidateSamplers, given: CandidateRows, *, width: int, listed: int
+    ops: Choosing,
+    kinds: CandidateSamplers,
+    given: CandidateRows,
+    *,
+    width: int,
+    listed: int,
+    together: bool = False,
 ) -> Draws:
     """Draw one token per row from the candidates, `width` per row, that all filters keep.
 
     A row whose last candidate was kept by a filter might have kept more. Such a row is drawn again
-    from more candidates, up to the whole vocabulary, so the result never depends on `width`.
+    from more candidates, up to the whole vocabulary, so the result never depends on `width`. Such
+    rows are drawn one after the other, or with `together` in one batch with all others.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
     draws = pick(ops, kinds.shapers, best, given, listed)
@@ -71,6 +79,16 @@ def draw_survivors(
     if width == vocab:
         return draws
     wider = min(width * WIDEN, vocab)
+    if together:
+        if width > MOST_TOGETHER:
+            wider = vocab
+        again = given._replace(active=given.active & is_open)
+
+        def draw_again() -> Draws:
+            drawn = draw_survivors(ops, kinds, again, width=wider, listed=listed, together=True)
+            return where_rows(is_open, drawn, draws)
+
+        return jax.lax.cond(jnp.any(again.active), draw_again, lambda: draws)
 
     def settle(row: tuple[CandidateRows, Draws, Array]) -> Draws:
         mine, drawn, again = row

@@ -1,0 +1,1 @@
+"""What the bodies for accelerators share."""

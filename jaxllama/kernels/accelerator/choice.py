@@ -1,0 +1,223 @@
+"""Choose tokens on GPUs and TPUs: the operations of `plain/choice.py` without sorts and scatters.
+
+A sort of a vocabulary takes longer than a decode step there, and a cumulative sum or a scatter
+becomes many small kernels. Here the best candidates are found by a threshold, and places by
+counting and by products with a triangle of ones. The module is the `Choosing` of these bodies.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.kernels.body import Best
+from jaxllama.kernels.plain import choice as plain
+from jaxllama.kernels.plain.choice import (
+    at,
+    first_past,
+    logprob,
+    put_held,
+    set_aside,
+    survey,
+    take_held,
+)
+from jaxllama.scopes import scoped
+from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
+
+__all__ = [
+    "best_candidates",
+    "close_ranks",
+    "draw",
+    "logprob",
+    "put_held",
+    "set_aside",
+    "survey",
+    "take_held",
+]
+
+BLOCK = 256  # tokens whose places are counted together
+DIGIT = 4  # bits of a threshold that one pass over the vocabulary finds
+WORD = 32
+MOST_RANKED = 4096  # more candidates than these are sorted
+
+
+@scoped
+def best_candidates(
+    logits: Float[Array, "S V"],
+    best: Float[Array, " S"],
+    heat: Float[Array, " S"],
+    active: Bool[Array, " S"],
+    count: int,
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
+    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
+
+    The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
+    """
+    del active
+    ids, values = largest(logits, count)
+    total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
+    return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
+
+
+def largest(
+    logits: Float[Array, "S V"], count: int
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
+    """Return ids and logits of the `count` largest logits, best first, lower ids first."""
+    if count > MOST_RANKED:
+        return plain.largest(logits, count)
+    ids = chosen_ids(logits, count)
+    values = jnp.take_along_axis(logits, ids, axis=1)
+    order = order_of(values)
+    return jnp.take_along_axis(ids, order, axis=1), jnp.take_along_axis(values, order, axis=1)
+
+
+def chosen_ids(logits: Float[Array, "S V"], count: int) -> Int32[Array, "S C"]:
+    """Return the ids of the `count` largest logits in the order of ids."""
+    keys = sortable(logits)
+    least = kth_largest(keys, count)[:, None]
+    above = keys > least
+    # Of equals to the last one, the first few that are needed.
+    spare = count - jnp.sum(above, axis=1, keepdims=True)
+    equal = keys == least
+    chosen = above | (equal & (running_count(equal) <= spare))
+    return places_of(chosen, count)
+
+
+def sortable(x: Float[Array, "S V"]) -> UInt32[Array, "S V"]:
+    """Return whole numbers in the order of floats; both zeros are one, NaN is the least."""
+    x = jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(x == 0, 0.0, x))
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    sign = bits >> (WORD - 1)
+    return jnp.where(sign == 1, ~bits, bits | jnp.uint32(1 << (WORD - 1)))
+
+
+def kth_largest(keys: UInt32[Array, "S V"], count: int) -> UInt32[Array, " S"]:
+    """Return the `count`-th largest number of each row, by passes over the row, a digit each."""
+
+    def find(step: Array, known: Array) -> Array:
+        shift = (WORD - DIGIT - DIGIT * step).astype(jnp.uint32)
+        digits = jnp.arange(1, 1 << DIGIT, dtype=jnp.uint32)
+        bounds = known[:, None] + (digits[None, :] << shift)
+        reached = jnp.sum(keys[:, None, :] >= bounds[:, :, None], axis=2)
+        digit = jnp.sum(reached >= count, axis=1).astype(jnp.uint32)
+        return known + (digit << shift)
+
+    return lax.fori_loop(0, WORD // DIGIT, find, jnp.zeros(keys.shape[0], jnp.uint32))
+
+
+def blocks_of(x: Array, fill: object) -> Array:
+    """Cut rows into blocks [S, blocks, BLOCK], the last one filled up."""
+    spare = -x.shape[1] % BLOCK
+    return jnp.pad(x, ((0, 0), (0, spare)), constant_values=fill).reshape(len(x), -1, BLOCK)
+
+
+def running_sums(x: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
+    """Return the sum of every prefix of the last axis, as a product with a triangle of ones."""
+    width = x.shape[-1]
+    triangle = jnp.triu(jnp.ones((width, width), x.dtype))
+    return lax.dot_general(
+        x,
+        triangle,
+        (((x.ndim - 1,), (0,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def running_count(marks: Bool[Array, "S V"]) -> Int32[Array, "S V"]:
+    """Count the marks of a row up to each place, this one included."""
+    # Exact: counts up to 256 in bfloat16 with float32 sums, counts of blocks in float32.
+    blocks = blocks_of(marks, False)
+    inside = running_sums(blocks.astype(jnp.bfloat16))
+    before = running_sums(inside[:, :, -1]) - inside[:, :, -1]
+    counts = (inside + before[:, :, None]).astype(jnp.int32)
+    return counts.reshape(len(marks), -1)[:, : marks.shape[1]]
+
+
+def places_of(marks: Bool[Array, "S V"], count: int) -> Int32[Array, "S C"]:
+    """Return the places of the first `count` marks of each row, of which there are as many."""
+    blocks = blocks_of(marks, False)
+    upto = running_sums(jnp.sum(blocks, axis=2, dtype=jnp.float32)).astype(jnp.int32)  # by block
+    number = jnp.arange(count, dtype=jnp.int32)
+    block = jnp.sum(upto[:, None, :] <= number[None, :, None], axis=2, dtype=jnp.int32)
+    block = jnp.minimum(block, blocks.shape[1] - 1)
+    before = jnp.where(block > 0, jnp.take_along_axis(upto, jnp.maximum(block - 1, 0), 1), 0)
+    own = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
+    reached = running_sums(own.astype(jnp.bfloat16)).astype(jnp.int32)
+    inside = jnp.sum(reached <= (number - before)[:, :, None], axis=2, dtype=jnp.int32)
+    return block * BLOCK + inside
+
+
+def order_of(values: Float[Array, "S C"]) -> Int32[Array, "S C"]:
+    """Return the order that sorts each row, the largest first, the earlier first among equals."""
+    count = values.shape[1]
+    place = jnp.arange(count, dtype=jnp.int32)
+    keys = sortable(values)
+    one, other = keys[:, :, None], keys[:, None, :]
+    comes_first = (other > one) | ((other == one) & (place[None, :] < place[:, None]))
+    rank = jnp.sum(comes_first, axis=2, dtype=jnp.int32)
+    return inverse_of(rank)
+
+
+def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
+    """Return, for every rank, the place that has it; ranks that no place has give 0."""
+    place = jnp.arange(rank.shape[1], dtype=jnp.int32)
+    has = rank[:, None, :] == place[None, :, None]
+    return jnp.sum(jnp.where(has, place[None, None, :], 0), axis=2, dtype=jnp.int32)
+
+
+@scoped
+def draw(
+    logits: Float[Array, "S V"],
+    best: Float[Array, " S"],
+    heat: Float[Array, " S"],
+    chance: Float[Array, " S"],
+    active: Bool[Array, " S"],
+) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
+    """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
+
+    Adds up shares in order of ids until they exceed `chance`, by blocks, then inside one block.
+    """
+    del active
+    tiles = blocks_of(logits, -jnp.inf)
+    sums = jnp.sum(jnp.exp((tiles - best[:, None, None]) / heat[:, None, None]), axis=-1)
+    reached = running_sums(sums)
+    target = chance * reached[:, -1]
+    block = first_past(sums, reached, target)
+    below = jnp.where(block > 0, at(reached, jnp.maximum(block - 1, 0)), 0.0)
+    tile = jnp.take_along_axis(tiles, block[:, None, None], axis=1)[:, 0]
+    weights = jnp.exp((tile - best[:, None]) / heat[:, None])
+    place = first_past(weights, running_sums(weights), target - below)
+    return block * BLOCK + place, jnp.log(reached[:, -1])
+
+
+@scoped
+def close_ranks(
+    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
+) -> tuple[Best, Int32[Array, " S"]]:
+    """Keep the chosen survivors (all, if none is chosen), recompute shares; return the last id too.
+
+    Rows that are not `on` stay unchanged, and their last id is meaningless.
+    """
+    if keep.shape[1] > MOST_RANKED:
+        return plain.close_ranks(keep, on, best)
+    alive = best.logits > -jnp.inf
+    keep = keep & alive
+    keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+    order, count = places_kept(keep)
+    logits = jnp.take_along_axis(best.logits, order, axis=1)
+    logits = jnp.where(jnp.arange(keep.shape[1]) < count[:, None], logits, -jnp.inf)
+    ids = jnp.take_along_axis(best.ids, order, axis=1)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    left = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
+    left = jax.tree.map(
+        lambda new, old: jnp.where(on.reshape(-1, *[1] * (old.ndim - 1)), new, old), left, best
+    )
+    return left, at(left.ids, jnp.maximum(count - 1, 0))
+
+
+def places_kept(keep: Bool[Array, "S C"]) -> tuple[Int32[Array, "S C"], Int32[Array, " S"]]:
+    """Return the places that are kept, in their order and before all others, and their number."""
+    kept, place = running_count(keep), jnp.arange(keep.shape[1], dtype=jnp.int32)
+    count = kept[:, -1]
+    rank = jnp.where(keep, kept - 1, count[:, None] + place - kept)
+    return inverse_of(rank), count

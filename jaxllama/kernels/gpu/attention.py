@@ -1,0 +1,58 @@
+"""Attention of the GPU body: what surrounds the kernels of `attend.py`."""
+
+from functools import partial
+
+import jax.numpy as jnp
+
+from jaxllama.kernels.body import AttentionOps, Projections, PromptSpan, Rotation
+from jaxllama.kernels.gpu.attend import StepShape, attend_queries, attend_rows
+from jaxllama.kernels.plain.attention import rotated
+from jaxllama.kernels.spread import where_slot_lies
+from jaxllama.kernels.storage import Layer, append_prompt, layer_of, sides
+from jaxllama.scopes import scoped
+from jaxllama.shapes import Array, Bool, Float, Int
+
+
+@scoped
+def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the cap
+    projections: Projections,
+    rotation: Rotation,
+    layer: Layer,
+    position: Int[Array, " S"],
+    active: Bool[Array, " S"],
+    window: int | None,
+    cap: float | None = None,
+) -> tuple[Float[Array, "S W"], Layer]:
+    """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`."""
+    q, k, _ = projections
+    rows, heads, size = q.shape
+    shape = StepShape(heads, k.shape[1], size, layer[0].shape[2], window, cap)
+    # Where they come from one matmul, XLA undoes the split that they came from.
+    flat = jnp.concatenate([part.reshape(rows, -1) for part in projections], axis=1)
+    qkv = flat.reshape(rows, -1, size)
+    return attend_rows(qkv, rotation, layer, position, active, shape)
+
+
+@scoped
+def attend_prompt(
+    projections: Projections,
+    rotation: Rotation,
+    layer: Layer,
+    span: PromptSpan,
+    window: int | None,
+    cap: float | None = None,
+) -> tuple[Float[Array, "L W"], Layer]:
+    """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`."""
+    q, k, v = rotated(projections, rotation)
+    new = zip(sides(layer), (k, v), strict=True)
+    layer = layer_of(*(append_prompt(*pair, span.slot, span.start) for pair in new))
+    return attend_queries(q, layer, span, window, cap), layer
+
+
+def capped_attention(cap: float | None) -> AttentionOps:
+    """Return attention whose scores do not exceed a cap."""
+    step, prompt = (partial(each, cap=cap) for each in (attend_step, attend_prompt))
+    return AttentionOps(step, where_slot_lies(prompt))
+
+
+ATTENTION = AttentionOps(attend_step, where_slot_lies(attend_prompt))

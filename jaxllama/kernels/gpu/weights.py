@@ -1,0 +1,112 @@
+"""Weights of the GPU body: matrices that read the same rows, side by side, with their biases.
+
+On a mesh each device multiplies its own part under `shard_map`; sums over split inputs are added up
+here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.config import Activation
+from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
+from jaxllama.kernels.gpu.matmul import multiply_dense, multiply_packed
+from jaxllama.kernels.packed import Packed, take_rows
+from jaxllama.kernels.plain.matmul import activated
+from jaxllama.kernels.plain.weights import normed
+from jaxllama.shapes import Array, Float, Int
+from jaxllama.sharding import add_up, own_parts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JoinedWeight:
+    """The matrices of a group, outputs side by side: one array for each run of one form.
+
+    Dense matrices are [in, out], of an embedding [vocab, width].
+    """
+
+    parts: tuple[Any, ...]  # arrays, and Packed
+    bias: Any  # float32 [out], or None
+    dtype: str = dataclasses.field(metadata={"static": True})  # in which packed parts multiply
+    by_output: bool = dataclasses.field(default=False, metadata={"static": True})
+    splits_inputs: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) · weight + its bias + add."""
+        del bias, active  # the bias is part of the weight
+        x = x if norm is None else normed(x, norm)
+        found = [self._multiply(x, part) for part in self.parts]
+        y = found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
+        y = add_up(y, "model") if self.splits_inputs else y
+        y = y if self.bias is None else y + self.bias
+        return y if add is None else add + y
+
+    def _multiply(self, x: Float[Array, "L I"], part: Any) -> Float[Array, "L O"]:
+        if isinstance(part, Packed):
+            return multiply_packed(x, part, jnp.dtype(self.dtype))
+        return multiply_dense(x, part, 1 if self.by_output else 0)
+
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        cuts = list(accumulate(member.width for member in group))[:-1]
+        return jnp.split(self.matmul(x, norm=norm, add=add, active=active), cuts, axis=1)
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
+        gate, up = self.project(x, group, norm=norm, add=add, active=active)
+        return activated(gate, activation) * up
+
+    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
+        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        (part,) = self.parts
+        own = part.codes.shape[0] if isinstance(part, Packed) else part.shape[0]
+        if own_parts("model") == 1 or own == vocab:
+            return rows_of(part, tokens)
+        place = tokens - lax.axis_index("model") * own
+        mine = (place >= 0) & (place < own)
+        rows = rows_of(part, jnp.clip(place, 0, own - 1))
+        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InJoined:
+    """Stands for a weight or bias that is part of the first weight of its group."""
+
+
+def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
+    """Return rows of an embedding, float32."""
+    if isinstance(part, Packed):
+        return take_rows(part, tokens)
+    return part[tokens].astype(jnp.float32)
