@@ -34,9 +34,14 @@ class CacheSize(NamedTuple):
 
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Return the arrays of one layer, as abstract ones, for a cache of this dtype."""
-    numbers = jax.ShapeDtypeStruct(size, stored_dtype(dtype))
+    return layer_arrays(size, stored_dtype(dtype))
+
+
+def layer_arrays(size: CacheSize, dtype: jnp.dtype | str) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the arrays of one layer that stores numbers of exactly this dtype."""
+    numbers = jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
     scales = jax.ShapeDtypeStruct(size[:3], jnp.float32)
-    return (numbers, numbers, scales, scales) if dtype == "int8" else (numbers, numbers)
+    return (numbers, numbers, scales, scales) if numbers.dtype == jnp.int8 else (numbers, numbers)
 
 
 def stored_dtype(name: str) -> jnp.dtype:

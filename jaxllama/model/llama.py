@@ -144,7 +144,7 @@ class Llama(Module):
 
 
 def attending(
-    attend: Attend, rotation: Rotation, layer: LayerCache, window: int | None
+    attend: Attend, rotation: Rotation, layer: Layer, window: int | None
 ) -> Callable[[Projections], Attended]:
     """Return the attention of one layer, as a function of its projections."""
     return lambda qkv: attend(qkv, rotation, layer, window)

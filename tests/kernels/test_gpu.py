@@ -12,7 +12,7 @@ from jaxllama.kernels.gpu import GPU
 from jaxllama.kernels.gpu.matmul import multiply_packed, tiling_of
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain import PLAIN
-from jaxllama.kernels.storage import CacheSize, cache_arrays
+from jaxllama.kernels.storage import CacheSize, layer_arrays
 from tests.support import MODEL
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 0.02, "int8": 0.03}
@@ -21,7 +21,7 @@ SEEDS = range(4)
 
 def random_layer(random, size, dtype):
     """A layer whose columns are all filled."""
-    arrays = cache_arrays(size, dtype)
+    arrays = layer_arrays(size, dtype)
     if dtype == "int8":
         numbers = [jnp.asarray(random.integers(-127, 128, size, np.int8)) for _ in range(2)]
         scales = [jnp.asarray(0.01 + 0.02 * random.random(size[:3], np.float32)) for _ in range(2)]

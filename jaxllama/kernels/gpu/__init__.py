@@ -15,6 +15,7 @@ from jaxllama.kernels.body import AdapterGroup, AdapterShape, Body, Placement
 from jaxllama.kernels.gpu.attention import ATTENTION, capped_attention
 from jaxllama.kernels.gpu.layout import lay_out
 from jaxllama.kernels.plain.adapters import adapter_group
+from jaxllama.kernels.storage import layer_arrays
 
 __all__ = ["GPU"]
 
@@ -83,6 +84,7 @@ GPU = Body(
     adapter_group=adapters_of,
     adapter_dtype=None,
     capped_attention=capped_attention,
+    cache_arrays=layer_arrays,
     compiler_options=ONE_GRAPH,
     steps_match_prompts=False,
     prefers_lean=True,
