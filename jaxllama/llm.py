@@ -23,6 +23,7 @@ import numpy as np
 from jaxllama import beams, scoring
 from jaxllama.completion import Classification, Completion, Hypothesis, Perplexity, Score
 from jaxllama.config import EngineConfig, ModelConfig
+from jaxllama.devices import explained_memory, use_platform
 from jaxllama.engine.adapters import LoadedAdapters, check_adapter_name, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
@@ -97,6 +98,7 @@ class LLM:
         prefill_chunk: int | None = None,
         steps_per_sync: int | None = None,
         sync_ms: float | None = None,
+        platform: str | None = None,
         tokenizer: str | Path | None = None,
         rope_scale: float | None = None,
         rope_alpha: float | None = None,
@@ -121,13 +123,15 @@ class LLM:
         cache_dtype    of keys and values: float32, bfloat16, float16 or int8
                        (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
-        kernels        cpu (the C++ library), xla (plain JAX) or auto: cpu where it can run
+        kernels        cpu (the C++ library), gpu (kernels for GPUs), xla (plain JAX) or auto: the
+                       fastest that can run
+        platform       cpu, gpu or tpu (default: the one that JAX finds)
         threads        of the C++ library (default: the processors this process may use)
         packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
                        each matrix at every use; slower, but smaller
         prefill_chunk  most prompt tokens between two decode calls, rounded up to whole prompt tiles
-                       (default: 128 with kernels "cpu", else 32)
-        steps_per_sync most decode steps of one call (default 4)
+                       (default: 128 with kernels "cpu", 512 with "gpu", else 32)
+        steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu")
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
         tokenizer      a tokenizer file, or a folder with one, instead of the model's own
@@ -155,6 +159,8 @@ class LLM:
                        when it is loaded again
         progress       called with (what, done, total) while loading
         """
+        if platform is not None:
+            use_platform(platform)
         path = resolve(model, progress=progress)
         with open_checkpoint(path) as checkpoint:
             config = rope.overridden(checkpoint.config, rope_scale, rope_alpha, rope_theta)
@@ -192,7 +198,8 @@ class LLM:
             defaults = sampling_defaults_of(sampling_defaults, path, checkpoint, bank.knobs)
             chosen = named_or_suiting(prompt_format, chosen_tokenizer.text)
             devices = make_mesh(engine, config)
-            params = read_weights(checkpoint, engine, devices, progress)
+            with explained_memory("the weights"):
+                params = read_weights(checkpoint, engine, devices, progress)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
         executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
         blocks = empty_adapters(config, engine, devices) if engine.adapter_slots else None
@@ -224,7 +231,8 @@ class LLM:
             check_prompt_folder(prompt_cache_dir, store)
             whole = prompt_key(key, params)
             files = PromptFiles(Path(prompt_cache_dir), whole, programs.columns, config.vocab_size)
-        runs = Engine(programs, adapters=adapters, prompt_store=store, prompt_files=files)
+        with explained_memory("the KV cache beside the weights"):
+            runs = Engine(programs, adapters=adapters, prompt_store=store, prompt_files=files)
         if strict_compile:
             programs.seal()
         return cls(runs, intake, config=config, path=path)

@@ -21,7 +21,7 @@ PACKAGES = {
 WORDS = (
     "errors chips config shapes limits request registry mistakes startup strict_json worker_pool"
 )
-MATHS = f"{WORDS} scopes sharding kernels model sampling"
+MATHS = f"{WORDS} devices scopes sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
 WHOLE = f"{ENGINE} formats text weights bridge messages constraints intake completion scoring"
 FLOORS: dict[str, tuple[str, str]] = {
@@ -42,6 +42,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "formats": (WORDS, ""),
     "sharding": (WORDS, "jax numpy"),
     "scopes": ("", "jax"),
+    "devices": ("errors", "jax"),
     "kernels": (f"{WORDS} scopes sharding", "jax numpy ctypes einops"),
     "model": (f"{WORDS} sharding kernels", "jax numpy einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from jaxllama.chips import Chip, chip_named
 from jaxllama.cli.memory import describe_memory
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, startup_shown
@@ -17,7 +18,7 @@ from jaxllama.engine.blueprints import ADAPTER_PURPOSES, PURPOSES
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.formats import PromptFormat, choose_format
-from jaxllama.kernels import body_named
+from jaxllama.kernels import body_for, body_named
 from jaxllama.loading import (
     adapter_sizes,
     choose_kernels,
@@ -36,8 +37,10 @@ from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.store import cache_folder, resolve
 
+USABLE = 0.9  # of a chip's memory: the rest is for programs and their temporaries
 NOT_LOADED = (
     "load_model",
+    "load_platform",
     "load_mesh",
     "load_prompt_format",
     "load_sampling_defaults",
@@ -57,9 +60,20 @@ NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE, *LORA)
     is_flag=True,
     help="Also list the compiled programs: purpose, size, seconds to compile. Reads the weights.",
 )
+@click.option(
+    "--platform",
+    "chip_name",
+    metavar="PLATFORM:CHIP",
+    help="Say what fits into an accelerator, for example gpu:h100 or tpu:v5e.",
+)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(
-    *, model: str | None, wants_programs: bool, wants_json: bool, loading: dict[str, Any]
+    *,
+    model: str | None,
+    wants_programs: bool,
+    chip_name: str | None,
+    wants_json: bool,
+    loading: dict[str, Any],
 ) -> None:
     """Show what MODEL is and how much memory it needs with these settings.
 
@@ -67,16 +81,22 @@ def command(
     that is not on this machine yet is downloaded.
     """
     sizes = {name: value for name, value in loading.items() if name not in NO_SIZES}
+    chip = None if chip_name is None else chip_named(chip_name)
     with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)
     with open_checkpoint(path) as checkpoint:
         config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
-        body = choose_kernels(loading.get("kernels", "auto"), None, config)
+        if chip is None:
+            body = choose_kernels(loading.get("kernels", "auto"), None, config)
+        else:
+            body = loading.get("kernels") or body_for(chip.platform, config).name
+            sizes = {"dtype": "bfloat16", "cache_dtype": "bfloat16", **sizes}
         lora, slots, rank = (loading.get(name) for name in LORA)
         sizes |= adapter_sizes(lora or {}, slots, rank)
         engine = engine_config(config, body, **sizes)
         config = rope.fitted(config, engine.context)
         tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
+        memory = describe_memory(checkpoint, engine)
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,
@@ -84,9 +104,11 @@ def command(
             "tensors": describe_tensors(checkpoint),
             "text": describe_text(tokenizer),
             "sampling_defaults": describe_sampling(path, checkpoint),
-            "memory": describe_memory(checkpoint, engine),
+            "memory": memory,
             "engine": describe_engine(engine),
         }
+        if chip is not None:
+            found["chip"] = describe_fit(chip, memory)
         if wants_programs:
             found["programs"] = describe_programs(checkpoint, config, engine, tokenizer)
     if wants_json:
@@ -94,6 +116,21 @@ def command(
         return
     for line in lines(found):
         click.echo(line)
+
+
+def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the model fits into the memory of a chip, and the floor of a decode step."""
+    room = int(USABLE * chip.memory)
+    slot = memory["cache"] // memory["slots"]
+    left = room - memory["weights"] - memory["unpacked"] - memory["adapters"]
+    return {
+        "chip": chip.kind,
+        "memory": chip.memory,
+        "usable": room,
+        "fits": memory["total"] <= room,
+        "slots": max(0, left // slot),
+        "step_floor_ms": 1e3 * memory["weights"] / chip.bandwidth,
+    }
 
 
 def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -191,6 +228,15 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"         up to {engine['steps_per_sync']} steps per decode call, about "
         f"{engine['sync_ms']:g} ms"
     )
+    if "chip" in found:
+        chip = found["chip"]
+        verdict = "fits" if chip["fits"] else "does not fit"
+        yield (
+            f"chip     {chip['chip']}: {verdict} into {size_text(chip['usable'])} of its "
+            f"{size_text(chip['memory'])}; room for {chip['slots']} slots of this context"
+        )
+        floor = chip["step_floor_ms"]
+        yield f"         a decode step takes at least {floor:.2f} ms to read the weights"
     if "programs" in found:
         yield from program_lines(found["programs"])
 

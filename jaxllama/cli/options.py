@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from jaxllama.cli.placeholders import text_or_file
 from jaxllama.config import CACHE_DTYPES, DTYPES, SAMPLING_DEFAULTS
+from jaxllama.devices import PLATFORMS
 from jaxllama.engine.choosing.knobs import MAX_INT, catalogue, check_knob
 from jaxllama.errors import InvalidParameter
 from jaxllama.kernels import AUTO, BODIES
@@ -183,6 +184,11 @@ def loading_options(slots: int | None) -> list[click.Option]:
             "[default: smollm2-135m].",
         ),
         option(
+            *("--platform", "load_platform"),
+            type=click.Choice(tuple(PLATFORMS)),
+            help="Run on this kind of device [default: the one that JAX finds, or JAX_PLATFORMS].",
+        ),
+        option(
             *("--slots", "load_slots"),
             type=int,
             metavar="N",
@@ -217,8 +223,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--kernels", "load_kernels"),
             type=click.Choice((AUTO, *BODIES)),
-            help="Compute with the C++ library (cpu) or plain JAX (xla) [default: auto, cpu where "
-            "it can run].",
+            help="Compute with the C++ library (cpu), kernels for GPUs (gpu) or plain JAX (xla) "
+            "[default: auto, the fastest that can run].",
         ),
         option(
             *("--threads", "load_threads"),

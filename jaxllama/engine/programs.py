@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from jaxllama.chips import chip_of
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.blueprints import (
     ADAPTED,
@@ -156,6 +157,14 @@ class Programs:
     def weight_bytes(self) -> int:
         """Return about how many bytes of weights a decode step reads."""
         return sum(leaf.nbytes for leaf in self._weights)
+
+    def roofline(self, step_seconds: float) -> dict[str, float]:
+        """Return the share of the device's bandwidth that reading the weights takes, if known."""
+        chip = chip_of(self.mesh.devices.flat[0].device_kind)
+        if chip is None or not step_seconds:
+            return {}
+        each = self.weight_bytes / self.mesh.size / step_seconds
+        return {"bandwidth_share": each / chip.bandwidth}
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
         """Make the programs of a first request; with `behind`, start to make the others.

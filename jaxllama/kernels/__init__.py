@@ -30,6 +30,12 @@ def fastest_body() -> Body:
     return next(body for body in BODIES.values() if not body.missing())
 
 
+def body_for(platform: str, model: ModelConfig) -> Body:
+    """Return the fastest body for another machine with one device of this platform."""
+    named = BODIES.get(platform, PLAIN)
+    return PLAIN if named.refuses(model, 1) else named
+
+
 def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
     """Return the body asked for, or for "auto" the fastest one that can run the model.
 

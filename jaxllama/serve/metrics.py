@@ -31,6 +31,7 @@ GAUGES = {
     "slots": "Slots there are",
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
+    "bandwidth_share": "Share of the accelerator's memory bandwidth that this takes, if known",
     "ready": "1 when requests are taken",
     "prompt_cache_bytes": "Memory of prompts kept beside the slots",
     "adapters": "LoRA adapters loaded",

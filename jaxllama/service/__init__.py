@@ -208,6 +208,7 @@ class GenerationService:
             "faults": engine.recovery.faults,
             "adapters": 0 if engine.adapters is None else len(engine.adapters.names),
             **engine.programs.figures,
+            **engine.programs.roofline(seconds),
             **engine.prompt_store.figures,
         }
 
