@@ -123,15 +123,15 @@ class LLM:
         cache_dtype    of keys and values: float32, bfloat16, float16 or int8
                        (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
-        kernels        cpu (the C++ library), gpu (kernels for GPUs), xla (plain JAX) or auto: the
-                       fastest that can run
+        kernels        cpu (the C++ library), gpu (kernels for GPUs), tpu (for TPUs), xla (plain JAX)
+                       or auto: the fastest that can run here
         platform       cpu, gpu or tpu (default: the one that JAX finds)
         threads        of the C++ library (default: the processors this process may use)
         packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
                        each matrix at every use; slower, but smaller
         prefill_chunk  most prompt tokens between two decode calls, rounded up to whole prompt tiles
-                       (default: 128 with kernels "cpu", 512 with "gpu", else 32)
-        steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu")
+                       (default: 128 with kernels "cpu", 512 with "gpu" and "tpu", else 32)
+        steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu" and "tpu")
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
         tokenizer      a tokenizer file, or a folder with one, instead of the model's own

@@ -1,9 +1,11 @@
 """The operations that are worth a hand-written kernel, and the bodies that implement them.
 
-`plain/` defines every operation in JAX and runs everywhere; `cpu/` calls the C++ library. The name
-in `EngineConfig.kernels` picks a body once, when programs are built. Code outside this folder asks
-the `Body` for what it needs and never compares names.
+`plain/` defines every operation in JAX and runs everywhere; `cpu/` calls the C++ library, `tpu/`
+has Pallas kernels. The name in `EngineConfig.kernels` picks a body once, when programs are built.
+Code outside this folder asks the `Body` for what it needs and never compares names.
 """
+
+import jax
 
 from jaxllama.config import ModelConfig
 from jaxllama.errors import ConfigError
@@ -11,9 +13,10 @@ from jaxllama.kernels.body import Body
 from jaxllama.kernels.cpu import CPU
 from jaxllama.kernels.gpu import GPU
 from jaxllama.kernels.plain import PLAIN
+from jaxllama.kernels.tpu import TPU
 
 BODIES = {
-    body.name: body for body in (CPU, GPU, PLAIN)
+    body.name: body for body in (CPU, GPU, TPU, PLAIN)
 }  # the fastest first; the last runs everywhere
 AUTO = "auto"
 
@@ -48,6 +51,8 @@ def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
         return body, ""
     complaints = []
     for body in BODIES.values():
+        if body.platform not in (None, jax.default_backend()):
+            continue
         complaint = body.missing() or body.refuses(model, parts)
         if not complaint:
             break

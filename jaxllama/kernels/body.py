@@ -161,6 +161,12 @@ class GroupMember(NamedTuple):
     width: int  # outputs
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InGroup:
+    """Stands for a weight or bias that is part of the first weight of its group."""
+
+
 # How weights are laid out at load.
 
 Axes = tuple[str | None, str | None]  # logical axes of a matrix: of its inputs, of its outputs
@@ -385,6 +391,7 @@ class Body:
     adapter_dtype: str | None  # of the arrays of adapters; None: that of dense weights
     # Attention with this cap on scores; None where the body has none.
     capped_attention: Callable[[float], AttentionOps] | None = None
+    platform: str | None = None  # the one JAX backend that it runs on; None: all
     # Array types and shapes of one layer of the cache; the first axes are slots, heads and columns.
     cache_arrays: Callable[[CacheSize, str], tuple[jax.ShapeDtypeStruct, ...]] = cache_arrays
     # XLA options of every program, where they differ from the defaults.

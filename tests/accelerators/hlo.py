@@ -6,7 +6,8 @@ kernels   launches: loops as often as they run, of a conditional one branch
 host      predicates that the host reads: of loops and conditionals outside a GPU's command buffers
 writes    new buffers by operation and shape: copies, transposes, unpacked weights
 moved     bytes read and written in main memory: slices and in-place updates at their true size, a
-          TPU's tiles padded, an opaque kernel (Pallas, a library) with all of its operands
+          TPU's tiles padded, an opaque kernel (Pallas, a library) with all of its operands, or with
+          the bytes that it states if they are fewer
 
 Knows nothing of models and chips.
 """
@@ -188,7 +189,9 @@ class Reading:
                 for size, shape in zip(sizes, shapes, strict=True)
             ]
             kept = aliased(each, part)
-            return sum(sizes) + new - kept, new - kept
+            moved = sum(sizes) + new - kept
+            stated = re.search(r'"bytes_accessed":"?(\d+)', each.rest)  # a kernel's own estimate
+            return min(moved, int(stated[1])) if stated else moved, new - kept
         if each.code in UPDATES:  # in place
             return 2 * (sum(sizes) - new), 0
         if each.code != "fusion":

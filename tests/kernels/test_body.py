@@ -26,6 +26,7 @@ from jaxllama.kernels.body import (
 )
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain import PLAIN
+from jaxllama.kernels.storage import CacheSize
 from jaxllama.sharding import make_mesh
 from tests.support import MODEL
 
@@ -42,7 +43,7 @@ RUNNABLE = [
     )
     for name, body in BODIES.items()
 ]
-MIXTURE = dataclasses.replace(MODEL, experts=Experts(3, 2, 32))
+MIXTURE = dataclasses.replace(MODEL, head_dim=64, experts=Experts(3, 2, 32))
 WITH_EXPERTS = [each for each in RUNNABLE if not each.values[0].refuses(MIXTURE, 1)]
 # Inputs of packed matrices are rounded to 8 bits by the C++ body; float32 weights are exact.
 TOLERANCE = {"dense": 1e-5, "packed": 0.03}
@@ -119,7 +120,7 @@ def test_gate_and_up_are_gated(body, form):
         placed = [laid_out(body, GroupKind.SINGLE, [m], [None], axes)[0] for m in (gate, up)]
     group = [GroupMember(*each, 96) for each in placed]
     found = group[0].weight.gated(jnp.asarray(x), group, norm=norm, active=None)
-    left, right = normed(x) @ dense_gate, normed(x) @ dense_up
+    left, right = np.maximum(normed(x) @ dense_gate, -80), normed(x) @ dense_up  # there silu is 0
     close(found, left / (1 + np.exp(-left)) * right, form)
 
 
@@ -139,38 +140,41 @@ def test_an_embedding_looks_up_and_scores(body, form):
 @pytest.mark.parametrize("body", RUNNABLE)
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 def test_attention_agrees_with_the_plain_one(body, head_dim):
+    if body.refuses(dataclasses.replace(MODEL, head_dim=head_dim), 1):
+        pytest.skip("the body refuses this head size")
     heads, kv_heads, columns, slots = 4, 2, 256, 3
-    keys, values = (
-        jnp.asarray(rng.standard_normal((slots, kv_heads, columns, head_dim), np.float32))
-        for _ in range(2)
-    )
+    size = CacheSize(slots, kv_heads, columns, head_dim)
 
-    def projections(rows):
+    def given(rows):
         sizes = (heads, kv_heads, kv_heads)
-        return tuple(
+        angles = rng.random((rows, head_dim // 2)).astype(np.float32)
+        projections = tuple(
             jnp.asarray(rng.standard_normal((rows, count, head_dim), np.float32)) for count in sizes
         )
+        return projections, (jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles)))
 
-    def rotation(rows):
-        angles = rng.random((rows, head_dim // 2)).astype(np.float32)
-        return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
-
-    mine, plain = body.attention, PLAIN.attention
+    pair = (body, PLAIN)
+    prompts = [jax.jit(each.attention.prompt, static_argnums=4) for each in pair]
+    steps = [jax.jit(each.attention.step, static_argnums=5) for each in pair]
+    layers = [
+        tuple(jnp.zeros(part.shape, part.dtype) for part in each.cache_arrays(size, "float32"))
+        for each in pair
+    ]
+    for slot, start, rows in ((0, 0, 150), (1, 0, 150), (2, 0, 150), (1, 150, 6)):
+        span, one = PromptSpan(*map(jnp.int32, (slot, start, rows))), given(max(rows, 8))
+        found = [
+            prompt(*one, layer, span, None) for prompt, layer in zip(prompts, layers, strict=True)
+        ]
+        layers = [layer for _, layer in found]
+        close(found[0][0][:rows], np.asarray(found[1][0][:rows]), "dense")
     position, active = jnp.array([3, 140, 9]), jnp.array([True, True, False])
-    given = (projections(slots), rotation(slots))
+    one = given(slots)
     for window in (None, 16):
-        found, layer = jax.jit(mine.step, static_argnums=5)(
-            *given, (keys, values), position, active, window
-        )
-        expected, wanted = plain.step(*given, (keys, values), position, active, window)
-        close(found[:2], np.asarray(expected[:2]), "dense")
-        np.testing.assert_allclose(layer[0][0, :, :4], wanted[0][0, :, :4], rtol=1e-5, atol=1e-6)
-    span = PromptSpan(*map(jnp.int32, (1, 20, 6)))
-    given = (projections(8), rotation(8))
-    found, layer = jax.jit(mine.prompt, static_argnums=4)(*given, (keys, values), span, None)
-    expected, wanted = plain.prompt(*given, (keys, values), span, None)
-    close(found[:6], np.asarray(expected[:6]), "dense")
-    np.testing.assert_allclose(layer[1][1, :, :26], wanted[1][1, :, :26], rtol=1e-5, atol=1e-6)
+        found = [
+            step(*one, layer, position, active, window)
+            for step, layer in zip(steps, layers, strict=True)
+        ]
+        close(found[0][0][:2], np.asarray(found[1][0][:2]), "dense")
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)

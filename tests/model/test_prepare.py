@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxllama.errors import ConfigError
-from jaxllama.kernels.body import UnreadMatrix
+from jaxllama.kernels.body import InGroup, UnreadMatrix
 from jaxllama.kernels.cpu import library
 from jaxllama.kernels.cpu.tiled import untile
 from jaxllama.kernels.cpu.tiling import tile
-from jaxllama.kernels.cpu.weights import InGroup, TiledWeight
+from jaxllama.kernels.cpu.weights import TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.model.linear import Linear
 from jaxllama.model.params import abstract_params

@@ -121,6 +121,7 @@ def does_not_divide(model: ModelConfig, parts: int) -> str:
 
 CPU = Body(
     name="cpu",
+    platform="cpu",
     missing=missing,
     refuses=refuses,
     attention=AttentionOps(step, where_slot_lies(prompt)),

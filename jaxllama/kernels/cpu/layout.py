@@ -15,6 +15,7 @@ from jaxllama.kernels.body import (
     Axes,
     GroupKind,
     HostMatrix,
+    InGroup,
     MatrixGroup,
     Placed,
     Placement,
@@ -23,7 +24,7 @@ from jaxllama.kernels.body import (
 )
 from jaxllama.kernels.cpu.tiled import Tiled
 from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
-from jaxllama.kernels.cpu.weights import InGroup, TiledExperts, TiledWeight
+from jaxllama.kernels.cpu.weights import TiledExperts, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES

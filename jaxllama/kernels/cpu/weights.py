@@ -127,12 +127,6 @@ class TiledExperts:
         return matmul.matmul_expert(x, self.tiled, (expert, self.count), active)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class InGroup:
-    """Stands for a weight or bias that is part of the first weight of its group."""
-
-
 def fused(
     x: Float[Array, "L I"],
     tiled: Tiled,

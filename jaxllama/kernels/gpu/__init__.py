@@ -67,6 +67,7 @@ def adapters_of(shape: AdapterShape, to: Placement) -> AdapterGroup:
 
 GPU = Body(
     name="gpu",
+    platform="gpu",
     missing=missing,
     refuses=refuses,
     attention=ATTENTION,

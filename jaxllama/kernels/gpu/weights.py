@@ -99,12 +99,6 @@ class JoinedWeight:
         return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class InJoined:
-    """Stands for a weight or bias that is part of the first weight of its group."""
-
-
 def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
     """Return rows of an embedding, float32."""
     if isinstance(part, Packed):

@@ -1,0 +1,44 @@
+"""Low-rank adapters of the TPU body: those of the plain body; devices add up split inputs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxllama.kernels.body import AdapterRows, AdapterShape, NormWeight, Placement
+from jaxllama.kernels.plain.adapters import DenseAdapters
+from jaxllama.kernels.plain.adapters import adapter_group as plain_group
+from jaxllama.shapes import Array, Float, Int32
+from jaxllama.sharding import RULES, add_up
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SplitAdapters:
+    """The adapters of a group of weights, of which every device has its own part."""
+
+    dense: Any  # DenseAdapters
+    splits_inputs: bool = dataclasses.field(metadata={"static": True})
+
+    def delta(
+        self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
+    ) -> Float[Array, "L O"]:
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        found: Array = self.dense.delta(x, norm=norm, rows=rows)
+        return add_up(found, "model") if self.splits_inputs else found
+
+    def written(
+        self,
+        number: Int32[Array, ""],
+        a: Float[Array, "I W"],
+        b: Sequence[Float[Array, "R _"]],
+    ) -> "SplitAdapters":
+        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        dense: DenseAdapters = self.dense.written(number, a, b)
+        return dataclasses.replace(self, dense=dense)
+
+
+def adapter_group(shape: AdapterShape, to: Placement) -> SplitAdapters:
+    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    return SplitAdapters(plain_group(shape, to), RULES[shape.axes[0]] is not None)

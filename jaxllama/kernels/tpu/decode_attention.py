@@ -1,0 +1,276 @@
+"""Decode attention on a TPU: one kernel appends a column to every active row and attends.
+
+A row reads the blocks of its own length and no others, so its time and its bits depend on no other
+row. Several blocks are on their way at a time; the newest block of a row takes the new column while
+it is in VMEM, and only the few columns around the new one are written back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxllama.kernels.platform import interpreted
+from jaxllama.kernels.tpu.scores import (
+    KeyMask,
+    RunningSoftmax,
+    attention_cost,
+    keys_of,
+    product,
+    values_of,
+)
+from jaxllama.shapes import Array, Float, Int32
+
+COPIES = 4  # blocks in VMEM: one in use, the others on their way
+ROWS = 32  # slots of one iteration of the grid, at most
+WRITTEN = 32  # columns written back around a new one: whole tiles of every dtype
+
+Place = tuple[Array, Array]  # a row and one of its blocks; a row at the end means none
+
+
+def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
+    queries: Float[Array, "S K G W"],
+    new: tuple[Array, ...],
+    layer: tuple[Array, ...],
+    position: Int32[Array, " S"],
+    block: int,
+    window: int | None,
+    cap: float | None,
+) -> tuple[Float[Array, "S K G W"], tuple[Array, ...]]:
+    """Append one column to every row with a position of at least 0, and attend up to it.
+
+    `new` has the column of every row as float32 numbers that the cache's dtype holds exactly:
+    [S K 1 2H], and for int8 scales [S 2K 1]. Results of other rows are 0. Consumes `layer`.
+    """
+    slots, kv_heads, group, width = queries.shape
+    rows = next(count for count in range(min(ROWS, slots), 0, -1) if slots % count == 0)
+    given = (queries, *new)
+    softmax = RunningSoftmax.scratch((kv_heads, group), width)
+    blocks = [
+        pltpu.VMEM((COPIES, part.shape[1], block, *part.shape[3:]), part.dtype) for part in layer
+    ]
+    semaphores = [pltpu.SemaphoreType.DMA((COPIES, len(layer))), pltpu.SemaphoreType.DMA((2,))]
+    anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * len(layer)
+    out, *updated = pl.pallas_call(
+        partial(attend_kernel, rows, len(layer), window, cap),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(slots // rows,),
+            in_specs=[*(by_rows(rows, each) for each in given), *anywhere],
+            out_specs=[by_rows(rows, queries), *anywhere],
+            scratch_shapes=[*softmax, *blocks, *semaphores],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(queries.shape, jnp.float32),
+            *(jax.ShapeDtypeStruct(part.shape, part.dtype) for part in layer),
+        ],
+        input_output_aliases={2 + len(given) + i: 1 + i for i in range(len(layer))},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        cost_estimate=attention_cost(queries, layer),
+        interpret=interpreted(),
+        name="decode_attention",
+    )(position, next_rows(position, rows), *given, *layer)
+    return out, tuple(updated)
+
+
+def by_rows(rows: int, array: Array) -> pl.BlockSpec:
+    """Return the part of an array [S ...] that belongs to the slots of one iteration."""
+    rest = array.shape[1:]
+    return pl.BlockSpec((rows, *rest), lambda index, *_: (index, *(0,) * len(rest)))
+
+
+def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
+    """Return the first active slot from each slot on, in the same iteration; S if there is none."""
+    slots = position.shape[0]
+    place = jnp.arange(slots)
+    is_later = (place[None, :] >= place[:, None]) & (position >= 0)[None, :]
+    is_same = place[None, :] // rows == place[:, None] // rows
+    return jnp.min(jnp.where(is_later & is_same, place, slots), axis=1).astype(jnp.int32)
+
+
+def attend_kernel(rows: int, parts: int, window: int | None, cap: float | None, *refs: Any) -> None:
+    """Attend the active rows among `rows` slots, one block of one row at a time."""
+    position, upcoming, queries, *new = refs[: 3 + parts]
+    out, *layer = refs[3 + 2 * parts : 4 + 3 * parts]
+    softmax = RunningSoftmax(*refs[4 + 3 * parts : 7 + 3 * parts])
+    *blocks, arrived, written = refs[7 + 3 * parts :]
+    start = pl.program_id(0) * rows
+    walk = RowWalk(position, upcoming, start + rows, blocks[0].shape[2], window)
+    copies = BlockCopies(layer, blocks, arrived, written, walk.size)
+    attention = RowAttention(walk, copies, softmax, queries, new, out, start, cap)
+    out[...] = jnp.zeros(out.shape, out.dtype)
+    first = walk.begin(start)
+    ahead = first
+    for step in range(COPIES - 1):
+        ahead = attention.send_for(ahead, jnp.int32(step))
+    carry = (first, jnp.int32(0), ahead)
+    lax.while_loop(lambda carry: carry[0][0] < walk.end, attention.attend_block, carry)
+
+
+def fold_block(
+    softmax: RunningSoftmax,
+    q: Float[Array, "K G W"],
+    block: Sequence[Array],
+    mask: KeyMask,
+    cap: float | None,
+) -> None:
+    """Add a block of keys and values [K T 2H], with the scales of int8, to a row's softmax."""
+    numbers, scales = block[0].astype(q.dtype), block[1:]
+    scores = product("kgw,ktw->kgt", q, keys_of(numbers, q.shape[2]))
+    scores = scores * heads_of(scales[0], 0) if scales else scores
+    weights = softmax.weigh(scores, mask.of(scores.shape, 2), cap)
+    weights = weights * heads_of(scales[0], 1) if scales else weights
+    values = values_of(numbers, q.shape[2])
+    softmax.add(product("kgt,ktw->kgw", weights.astype(q.dtype), values))
+
+
+def heads_of(scales: Float[Array, "_ T"], side: int) -> Float[Array, "K 1 T"]:
+    """Return the scales of all keys (side 0) or values (side 1) of a block."""
+    rows = [scales[row : row + 1][None] for row in range(side, scales.shape[0], 2)]
+    return jnp.concatenate(rows, axis=0)
+
+
+@dataclass(frozen=True)
+class RowWalk:
+    """The order in which a kernel visits the blocks of its active rows."""
+
+    position: Any  # of every slot, in SMEM
+    upcoming: Any  # the first active slot from each slot on, in SMEM
+    end: Array  # the slot after the last one of this iteration
+    size: int  # columns of a block
+    window: int | None
+
+    def begin(self, start: Array) -> Place:
+        """Return the first block of the first active row."""
+        row = self.upcoming[start]
+        return row, self.first_block(row)
+
+    def first_block(self, row: Array) -> Array:
+        """Return the first block that a row may see; any number where there is no row."""
+        if self.window is None:
+            return jnp.int32(0)
+        column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1
+        return jnp.maximum(column, 0) // self.size
+
+    def after(self, place: Place) -> Place:
+        """Return the next block of the row, else the first one of the next row."""
+        row, block = place
+        inside = jnp.minimum(row, self.end - 1)
+        is_last = block >= self.position[inside] // self.size
+        following = self.upcoming[jnp.minimum(inside + 1, self.end - 1)]
+        following = jnp.where(inside + 1 < self.end, following, self.end)
+        next_row = jnp.where(is_last, following, row)
+        next_block = jnp.where(is_last, self.first_block(following), block + 1)
+        return jnp.where(row < self.end, next_row, row), next_block
+
+
+@dataclass(frozen=True)
+class BlockCopies:
+    """Copies between the cache in main memory and the blocks in VMEM."""
+
+    layer: Sequence[Any]  # numbers [S K T W], and for int8 scales [S 2K T]
+    blocks: Sequence[Any]  # room for COPIES blocks of each
+    arrived: Any  # semaphores of blocks on their way
+    written: Any  # semaphores of what is written back
+    size: int  # columns of a block
+
+    def arrivals(self, place: Place, room: Array) -> list[Any]:
+        """Return the copies that bring a block."""
+        row, block = place
+        columns = pl.ds(pl.multiple_of(block * self.size, self.size), self.size)
+        return [
+            pltpu.make_async_copy(
+                part.at[row, :, columns], target.at[room], self.arrived.at[room, i]
+            )
+            for i, (part, target) in enumerate(zip(self.layer, self.blocks, strict=True))
+        ]
+
+    def departures(self, row: Array, at: Array, room: Array) -> list[Any]:
+        """Return the copies that write back the columns around the one at `at`."""
+        base = pl.multiple_of(at % self.size // WRITTEN * WRITTEN, WRITTEN)
+        block = pl.multiple_of(at // self.size * self.size, self.size)
+        copies = [
+            pltpu.make_async_copy(
+                self.blocks[0].at[room, :, pl.ds(base, WRITTEN)],
+                self.layer[0].at[row, :, pl.ds(block + base, WRITTEN)],
+                self.written.at[0],
+            )
+        ]
+        for source, part in zip(self.blocks[1:], self.layer[1:], strict=True):
+            target = part.at[row, :, pl.ds(block, self.size)]
+            copies.append(pltpu.make_async_copy(source.at[room], target, self.written.at[1]))
+        return copies
+
+    def put(self, new: tuple[Array, ...], inside: Array, room: Array) -> None:
+        """Replace one column of a block in VMEM."""
+        numbers, *scales = self.blocks
+        base = pl.multiple_of(inside // WRITTEN * WRITTEN, WRITTEN)
+        around = numbers[room, :, pl.ds(base, WRITTEN), :]
+        column = base + lax.broadcasted_iota(jnp.int32, around.shape, 1)
+        replaced = jnp.where(column == inside, new[0], around.astype(jnp.float32))
+        numbers[room, :, pl.ds(base, WRITTEN), :] = replaced.astype(around.dtype)
+        for each, fresh in zip(scales, new[1:], strict=True):
+            column = lax.broadcasted_iota(jnp.int32, each.shape[1:], 1)
+            each[room] = jnp.where(column == inside, fresh, each[room])
+
+
+@dataclass(frozen=True)
+class RowAttention:
+    """The work of one iteration of the grid: some slots, block by block."""
+
+    walk: RowWalk
+    copies: BlockCopies
+    softmax: RunningSoftmax
+    queries: Any  # [S K G W]
+    new: Sequence[Any]  # the new column of every row
+    out: Any
+    start: Array  # the first slot
+    cap: float | None
+
+    def send_for(self, place: Place, step: Array) -> Place:
+        """Start to copy a block, if there is one, and return the place after it."""
+
+        @pl.when(place[0] < self.walk.end)
+        def _() -> None:
+            for copy in self.copies.arrivals(place, step % COPIES):
+                copy.start()
+
+        return self.walk.after(place)
+
+    def attend_block(self, carry: tuple[Place, Array, Place]) -> tuple[Place, Array, Place]:
+        """Attend a row to one block; at its newest block, append its column and write the result.
+
+        The carry is the place, the number of the step, and the place of the next block to send for.
+        """
+        (row, block), step, ahead = carry
+        ahead = self.send_for(ahead, step + COPIES - 1)
+        room, at, own = step % COPIES, self.walk.position[row], row - self.start
+        is_newest = block == at // self.walk.size
+        for copy in self.copies.arrivals((row, block), room):
+            copy.wait()
+        pl.when(block == self.walk.first_block(row))(self.softmax.begin)
+
+        @pl.when(is_newest)
+        def _append() -> None:
+            column = tuple(each[own] for each in self.new)
+            self.copies.put(column, at % self.walk.size, room)
+            for copy in self.copies.departures(row, at, room):
+                copy.start()
+
+        mask = KeyMask(block * self.walk.size, at, self.walk.window)
+        stored = [each[room] for each in self.copies.blocks]
+        fold_block(self.softmax, self.queries[own], stored, mask, self.cap)
+
+        @pl.when(is_newest)
+        def _finish() -> None:
+            self.out[own] = self.softmax.mean
+            for copy in self.copies.departures(row, at, room):
+                copy.wait()
+
+        return self.walk.after((row, block)), step + 1, ahead

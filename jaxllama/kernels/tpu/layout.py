@@ -1,0 +1,183 @@
+"""How the TPU body stores weights: matrices that read the same rows as one, split by device."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllama.kernels.body import (
+    GroupKind,
+    HostMatrix,
+    InGroup,
+    MatrixGroup,
+    Placed,
+    Placement,
+    in_memory,
+)
+from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.plain.layout import experts_of, placed_bias
+from jaxllama.kernels.tpu.grouped import GroupedMatrix, can_group, grouped, zero_of
+from jaxllama.kernels.tpu.weights import DenseMatrix, GroupWeight, PackedMatrix
+from jaxllama.sharding import RULES
+
+EXPERTS = (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Along which dimension of [in, out] the devices of a mesh split a matrix."""
+
+    parts: int
+    inputs: bool
+    outputs: bool
+
+    def cut(self, array: np.ndarray, index: int, axis: int) -> np.ndarray:
+        """Return one part of an array along an axis."""
+        return np.split(array, self.parts, axis)[index]
+
+    def of(self, matrix: HostMatrix, index: int) -> HostMatrix:
+        """Return the part of one device of a matrix [in, out]."""
+        if not (self.inputs or self.outputs):
+            return matrix
+        if not isinstance(matrix, Packed):
+            return self.cut(matrix, index, 0 if self.inputs else 1)
+        axis = 1 if self.inputs else 0  # packed arrays are [out, in]
+        minima = None if matrix.minima is None else self.cut(matrix.minima, index, axis)
+        return dataclasses.replace(
+            matrix,
+            codes=self.cut(matrix.codes, index, axis),
+            scales=self.cut(matrix.scales, index, axis),
+            minima=minima,
+        )
+
+    def place(self, parts: Sequence[np.ndarray], mesh: Mesh) -> jax.Array:
+        """Place an array [in, out] whose parts belong to the devices along `model`."""
+        axis = 0 if self.inputs else 1
+        where = ("model" if self.inputs else None, "model" if self.outputs else None)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis)
+        return jax.device_put(whole, NamedSharding(mesh, PartitionSpec(*where)))
+
+
+def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
+    """Place a group as one matrix, or each matrix by itself if they are stored differently.
+
+    Packed matrices stay packed if the kernels can read them; those of experts are unpacked.
+    """
+    matrices = [in_memory(each) for each in group.matrices]
+    if group.kind in EXPERTS:
+        return [Placed(experts_of(each, group.axes, to), None) for each in matrices]
+    biases = [placed_bias(each, group, to) for each in group.biases]
+    if group.kind is GroupKind.EMBEDDING:
+        return [Placed(embedding_of(matrices[0], to), biases[0])]
+    split = split_of(matrices, group, to.mesh)
+    stored = [readable(each, split) for each in matrices]
+    if len({form_of(each) for each in stored}) > 1 or any(has_order(each) for each in stored[1:]):
+        weights: list[Any] = [joined([each], split, to) for each in stored]
+    else:
+        weights = [joined(stored, split, to), *(InGroup(),) * (len(stored) - 1)]
+    return [Placed(*pair) for pair in zip(weights, biases, strict=True)]
+
+
+def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> Split:
+    """Return how the devices of a mesh split the matrices of a group."""
+    inward, outward = group.axes
+    parts = mesh.shape["model"]
+    inputs = RULES[inward] == "model" and parts > 1
+    outputs = RULES[outward] == "model" and parts > 1
+    outputs = outputs and not any(each.shape[1] % parts for each in matrices)
+    return Split(parts if inputs or outputs else 1, inputs, outputs)
+
+
+def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
+    """Return a matrix as it can be stored: unpacked if the kernels cannot read its parts."""
+    if not isinstance(matrix, Packed):
+        return matrix
+    if split.inputs and (
+        matrix.order is not None or matrix.shape[0] % (matrix.group * split.parts)
+    ):
+        return dense_of(matrix)
+    return matrix if can_group(own_part(matrix, split)) else dense_of(matrix)
+
+
+def own_part(matrix: Packed, split: Split) -> Packed:
+    """Return the part of the first device."""
+    part = split.of(matrix, 0)
+    return part if isinstance(part, Packed) else matrix
+
+
+def form_of(matrix: HostMatrix) -> object:
+    """Return a key that is equal for matrices that can be stored as one."""
+    if not isinstance(matrix, Packed):
+        return None
+    is_half = matrix.scales.dtype == np.float16
+    return matrix.bits == 4, matrix.group, zero_of(matrix), is_half  # noqa: PLR2004
+
+
+def has_order(matrix: HostMatrix) -> bool:
+    """Say whether the inputs of a matrix are sorted, in an order of its own."""
+    return isinstance(matrix, Packed) and matrix.order is not None
+
+
+def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> GroupWeight:
+    """Place matrices side by side, every device with its own parts of all of them."""
+    parts = [
+        side_by_side([split.of(each, index) for each in matrices]) for index in range(split.parts)
+    ]
+    return GroupWeight(placed(parts, split, to), split.inputs)
+
+
+def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
+    """Join matrices of one form along their outputs."""
+    if len(matrices) == 1:
+        return matrices[0]
+    packed = [each for each in matrices if isinstance(each, Packed)]
+    if not packed:
+        return np.concatenate([np.asarray(each) for each in matrices], axis=1)
+    minima = [each.minima for each in packed if each.minima is not None]
+    return dataclasses.replace(
+        packed[0],
+        codes=np.concatenate([each.codes for each in packed]),
+        scales=np.concatenate([each.scales for each in packed]),
+        minima=np.concatenate(minima) if minima else None,
+    )
+
+
+def placed(parts: Sequence[HostMatrix], split: Split, to: Placement) -> DenseMatrix | PackedMatrix:
+    """Place the parts of all devices."""
+    if not isinstance(parts[0], Packed):
+        dense = [np.ascontiguousarray(each, jnp.dtype(to.dtype)) for each in parts]
+        return DenseMatrix(split.place(dense, to.mesh))
+    zeros = {zero_of(each) for each in parts if isinstance(each, Packed)}
+    zero = zeros.pop() if len(zeros) == 1 else None
+    each = [grouped(part, zero) for part in parts if isinstance(part, Packed)]
+
+    def put(*arrays: np.ndarray) -> jax.Array:
+        if arrays[0].ndim == 1:  # the order of inputs
+            return jax.device_put(arrays[0], NamedSharding(to.mesh, PartitionSpec()))
+        return split.place(arrays, to.mesh)
+
+    matrix: GroupedMatrix = jax.tree.map(put, *each)
+    return PackedMatrix(matrix, parts[0].shape[0])
+
+
+def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
+    """Place an embedding, split by tokens: packed [width, vocab], else dense [vocab, width]."""
+    parts = to.mesh.shape["model"]
+    if isinstance(matrix, Packed):
+        outputs = matrix.shape[1] % parts == 0 and parts > 1
+        split = Split(parts if outputs else 1, inputs=False, outputs=outputs)
+        if can_group(matrix) and matrix.order is None:
+            return joined([matrix], split, to)
+        matrix = dense_of(matrix).T
+    by_token = matrix.shape[0] % parts == 0 and parts > 1
+    split = Split(parts if by_token else 1, inputs=by_token, outputs=False)
+    dense = np.ascontiguousarray(matrix, jnp.dtype(to.dtype))
+    where = PartitionSpec("model" if split.inputs else None, None)
+    return GroupWeight(
+        DenseMatrix(jax.device_put(dense, NamedSharding(to.mesh, where)), by_output=True),
+        splits_inputs=False,
+    )

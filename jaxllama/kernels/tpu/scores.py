@@ -1,0 +1,108 @@
+"""What both attention kernels do with scores: products, masks, the cap and the running softmax."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxllama.shapes import Array, Bool
+
+HIDDEN = -1e30  # score of a key that may not be seen; finite, so that -inf - -inf cannot arise
+LANES = 128
+
+
+class KeyMask(NamedTuple):
+    """Which columns of a block a row may attend to."""
+
+    start: Array  # first column of the block
+    position: Array  # of the row, or of every row along an axis of size 1
+    window: int | None
+
+    def of(self, shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
+        """Return the mask of scores whose columns lie along an axis."""
+        column = self.start + lax.broadcasted_iota(jnp.int32, shape, axis)
+        seen = column <= self.position
+        return seen if self.window is None else seen & (column > self.position - self.window)
+
+
+class RunningSoftmax(NamedTuple):
+    """The softmax of scores that come block by block, in VMEM; columns lie along the last axis."""
+
+    top: Any  # largest score so far, the same in all lanes
+    total: Any  # sum of the weights so far, the same in all lanes
+    mixed: Any  # weighted sum of the values so far
+
+    @staticmethod
+    def scratch(rows: tuple[int, ...], width: int) -> list[Any]:
+        """Return the memory that it needs."""
+        return [pltpu.VMEM((*rows, each), jnp.float32) for each in (LANES, LANES, width)]
+
+    def begin(self) -> None:
+        """Forget all blocks."""
+        self.top[...] = jnp.full(self.top.shape, HIDDEN, jnp.float32)
+        self.total[...] = jnp.zeros(self.total.shape, jnp.float32)
+        self.mixed[...] = jnp.zeros(self.mixed.shape, jnp.float32)
+
+    def weigh(self, scores: Array, seen: Bool[Array, "..."], cap: float | None) -> Array:
+        """Return the weights of a block; a block that no row may see changes no bit."""
+        scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+        scores = jnp.where(seen, scores, HIDDEN)
+        old = self.top[...][..., :1]
+        higher = jnp.maximum(old, jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+        fade = jnp.exp(old - higher)
+        total = self.total[...][..., :1] * fade + jnp.sum(weights, axis=-1, keepdims=True)
+        self.top[...] = jnp.broadcast_to(higher, self.top.shape)
+        self.total[...] = jnp.broadcast_to(total, self.total.shape)
+        self.mixed[...] = self.mixed[...] * fade
+        return weights
+
+    def add(self, mixed: Array) -> None:
+        """Add the weighted values of the block."""
+        self.mixed[...] = self.mixed[...] + mixed
+
+    @property
+    def mean(self) -> Array:
+        """The mean of the values by weight."""
+        return self.mixed[...] / jnp.maximum(self.total[...][..., :1], 1e-30)
+
+
+def keys_of(pairs: Array, width: int) -> Array:
+    """Return the part of keys beside values that queries of this width multiply.
+
+    Narrow heads keep the whole: their queries have zeros where the values are.
+    """
+    return pairs if pairs.shape[-1] == width else pairs[..., :width]
+
+
+def values_of(pairs: Array, width: int) -> Array:
+    """Return the part of keys beside values to mix: the whole for narrow heads."""
+    return pairs if pairs.shape[-1] == width else pairs[..., -width:]
+
+
+def product(equation: str, left: Array, right: Array) -> Array:
+    """Multiply with float32 sums; float32 numbers are multiplied exactly, not as bfloat16."""
+    is_exact = left.dtype == jnp.float32
+    return jnp.einsum(
+        equation,
+        left,
+        right,
+        precision=lax.Precision.HIGHEST if is_exact else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def attention_cost(queries: Any, layer: Sequence[Any]) -> pl.CostEstimate:
+    """Return the most that attention costs, for XLA's schedule: if all columns are in use."""
+    columns = layer[0].shape[2]
+    scores = queries.size // queries.shape[-1] * columns
+    arrays = (queries, queries, *layer)
+    return pl.CostEstimate(
+        flops=4 * scores * queries.shape[-1],
+        transcendentals=scores,
+        bytes_accessed=sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays),
+    )

@@ -1,0 +1,160 @@
+"""Weights of the TPU body: matrices that read the same rows lie side by side in one array.
+
+On a mesh every device has its own part, and the products of split inputs are added up here.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.config import Activation
+from jaxllama.kernels.body import ActiveRows, GroupMember, InGroup, NormWeight
+from jaxllama.kernels.plain.matmul import activated
+from jaxllama.kernels.plain.weights import DenseWeight, normed
+from jaxllama.kernels.tpu.grouped import GroupedMatrix
+from jaxllama.shapes import Array, Float, Int
+from jaxllama.sharding import add_up
+
+
+class StoredMatrix(Protocol):
+    """The numbers of a matrix in one form."""
+
+    def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
+        """Return x · matrix in float32."""
+
+    def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
+        """Return the weights of some outputs, float32."""
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseMatrix:
+    """Numbers as an array: [in, out], or [vocab, width] for an embedding."""
+
+    array: Any
+    by_output: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
+        """Return x · matrix in float32."""
+        return DenseWeight(self.array, self.by_output).dot(x)
+
+    def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
+        """Return the weights of some outputs, float32."""
+        taken: Array = self.array[tokens].astype(jnp.float32)
+        return taken
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs."""
+        count: int = self.array.shape[0 if self.by_output else 1]
+        return count
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedMatrix:
+    """A matrix in the few bits that its file holds, unpacked inside the kernels."""
+
+    grouped: GroupedMatrix
+    inputs: int = dataclasses.field(metadata={"static": True})  # of one device, without padding
+
+    def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
+        """Return x · matrix in float32."""
+        from jaxllama.kernels.tpu.grouped_matmul import multiply  # noqa: PLC0415 - slow to import
+
+        return multiply(x, self.grouped)
+
+    def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
+        """Return the weights of some outputs, float32."""
+        from jaxllama.kernels.tpu.grouped_matmul import take  # noqa: PLC0415 - slow to import
+
+        return take(self.grouped, tokens.astype(jnp.int32))[:, : self.inputs]
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs."""
+        return self.grouped.outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupWeight:
+    """A matrix, or all matrices of a group side by side."""
+
+    matrix: Any  # a StoredMatrix
+    splits_inputs: bool = dataclasses.field(metadata={"static": True})
+
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) · weight + bias + add in float32."""
+        del active
+        y: Array = self.matrix.dot(x if norm is None else normed(x, norm))
+        y = add_up(y, "model") if self.splits_inputs else y
+        y = y if bias is None else y + bias.astype(jnp.float32)
+        return y if add is None else add + y
+
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        x = x if norm is None else normed(x, norm)
+        cuts = list(accumulate(member.width for member in group))[:-1]
+        if any(isinstance(member.weight, InGroup) for member in group):
+            found = jnp.split(self.matmul(x, active=active), cuts, axis=1)
+        else:
+            found = [member.weight.matmul(x, active=active) for member in group]
+        biases = (member.bias for member in group)
+        found = [
+            y if bias is None else y + bias.astype(jnp.float32)
+            for y, bias in zip(found, biases, strict=True)
+        ]
+        if add is None:
+            return found
+        return [y + part for y, part in zip(found, jnp.split(add, cuts, axis=1), strict=True)]
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
+        gate, up = self.project(x, group, norm=norm, add=add, active=active)
+        return activated(gate, activation) * up
+
+    def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
+        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        own = self.matrix.outputs
+        if own == vocab:
+            rows: Array = self.matrix.rows(tokens)
+            return rows
+        place = tokens - lax.axis_index("model") * own
+        is_own = (place >= 0) & (place < own)
+        rows = self.matrix.rows(jnp.clip(place, 0, own - 1))
+        return add_up(jnp.where(is_own[:, None], rows, 0.0), "model")
