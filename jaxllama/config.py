@@ -17,6 +17,7 @@ EncoderPooling = Literal["mean", "mean_sqrt", "cls", "max", "last"]
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")  # int8 with one float32 scale per token and head
 SAMPLING_DEFAULTS = ("auto", "none")  # auto: the model maker's recommended sampling is the default
+MOST_DRAFTS = 16  # tokens that a step may draft for a row
 MOST_STEPS = 1024  # of one decode call: its results take memory for each step
 MOST_SYNC_MS = 10_000.0
 RANK_STEP = 16  # ranks of adapters are padded to a multiple of this
@@ -261,9 +262,13 @@ class EngineConfig:
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
     adapter_slots: int = 0  # low-rank adapters that can be loaded at the same time; 0: none
     adapter_rank: int = RANK_STEP  # highest rank of an adapter
+    draft_tokens: int = 0  # most tokens that a decode step drafts for a row; 0: no speculation
+    row_cost: float = 1.0  # time of one more row, relative to a step with one row; see drafts.py
 
     def __post_init__(self) -> None:
         self._check_adapters()
+        if not 0 <= self.draft_tokens <= MOST_DRAFTS:
+            raise ConfigError(f"draft_tokens is {self.draft_tokens}; it must be 0 to {MOST_DRAFTS}")
         positive = ("slots", "context", "prefill_chunk", "steps_per_sync", "candidates")
         more = ("max_stop_ids", "data_parallel", "model_parallel", "queue_limit")
         for name in (*positive, *more):

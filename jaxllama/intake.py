@@ -373,6 +373,7 @@ class Intake:
             constraint=constraint,
             contrast=contrast,
             adapter=self.adapter(core["lora"], given.get("lora_scale")),
+            draft=self._draft(core["speculate"]),
         )
         self.engine.check_stop_ids(len(request.stop_ids))
         self._check_counts(request)
@@ -390,6 +391,21 @@ class Intake:
             return None
         factor: float = check("lora_scale", scale)  # type: ignore[assignment]
         return loaded(self.adapters).use(str(name), factor)
+
+    def _draft(self, speculate: object) -> int | None:
+        """Return the most tokens that a step may draft for a request; None: as many as pay."""
+        if isinstance(speculate, str):
+            return 0 if speculate == "off" else None
+        assert isinstance(speculate, int)
+        most = self.engine.draft_tokens
+        if speculate > most:
+            can = f"at most {most} tokens in a step" if most else "no tokens"
+            raise InvalidParameter(
+                f"speculate is {speculate}, but this engine drafts {can}; use auto or off, or "
+                f"start it with a larger --draft-tokens (C++ kernels on one device only)",
+                "speculate",
+            )
+        return speculate
 
     def _contrast(
         self,

@@ -24,6 +24,7 @@ class Limit:
     many: bool = False  # a list of `kind`, of at most `most` items
     most: int = 0
     longest: int = 0  # characters of one string
+    words: tuple[str, ...] = ()  # texts that are accepted in place of a number
 
 
 MAX_SEED = 2**63 - 1
@@ -36,6 +37,15 @@ LIMITS: dict[str, Limit] = {
     "seed": Limit(int, None, 0, MAX_SEED, "set the seed; same seed, same text (default: random)"),
     "stop": Limit(str, (), help="end the answer at this text", many=True, most=16, longest=256),
     "stop_ids": Limit(int, (), 0, 2**31 - 1, "end the answer at these ids", many=True, most=16),
+    "speculate": Limit(
+        int,
+        "auto",
+        1,
+        16,
+        "check drafts of up to N tokens in each step, which changes no token: off, auto (as many "
+        "as pay) or N",
+        words=("off", "auto"),
+    ),
     "ignore_eos": Limit(bool, False, help="continue after the model's own end tokens"),
     "logprobs": Limit(int, None, 0, 20, "return log-probabilities of each token and N others"),
     "guidance_scale": Limit(
@@ -133,6 +143,8 @@ def check(name: str, value: object) -> object:
 
 def check_number_or_text(name: str, value: object, limit: Limit) -> object:
     """Check one scalar against its limit and return it; raise InvalidParameter if wrong."""
+    if limit.words and isinstance(value, str):
+        return check_word(name, value, limit)
     if limit.kind is str:
         if not isinstance(value, str) or not value:
             raise InvalidParameter(f"{name} holds {value!r}; expected non-empty text", name)
@@ -146,6 +158,16 @@ def check_number_or_text(name: str, value: object, limit: Limit) -> object:
             raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)
         return value
     return check_number(name, value, limit.kind, limit.low, limit.high)
+
+
+def check_word(name: str, value: str, limit: Limit) -> str:
+    """Return a text that is accepted in place of a number; raise InvalidParameter for another."""
+    if value not in limit.words:
+        raise InvalidParameter(
+            f"{name} is {value[:100]!r}; expected {', '.join(limit.words)} or a whole number",
+            name,
+        )
+    return value
 
 
 def check_number(

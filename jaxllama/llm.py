@@ -97,6 +97,7 @@ class LLM:
         packed: bool = False,
         prefill_chunk: int | None = None,
         steps_per_sync: int | None = None,
+        draft_tokens: int = 0,
         sync_ms: float | None = None,
         platform: str | None = None,
         tokenizer: str | Path | None = None,
@@ -132,6 +133,8 @@ class LLM:
         prefill_chunk  most prompt tokens between two decode calls, rounded up to whole prompt tiles
                        (default: 128 with kernels "cpu", 512 with "gpu" and "tpu", else 32)
         steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu" and "tpu")
+        draft_tokens   most tokens that a step drafts and checks for each answer, which changes no
+                       token; 4 is usual, with kernels "cpu" on one device (default 0: none)
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
         tokenizer      a tokenizer file, or a folder with one, instead of the model's own
@@ -177,6 +180,7 @@ class LLM:
                 packed=packed,
                 prefill_chunk=prefill_chunk,
                 steps_per_sync=steps_per_sync,
+                draft_tokens=draft_tokens,
                 sync_ms=sync_ms,
                 **adapter_sizes(lora or {}, lora_slots, lora_rank),
             )

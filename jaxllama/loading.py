@@ -80,6 +80,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     sync_ms: float | None = None,
     adapter_slots: int = 0,
     adapter_rank: int = RANK_STEP,
+    draft_tokens: int = 0,
 ) -> EngineConfig:
     """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
@@ -98,6 +99,12 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         raise ConfigError(
             f"dtype is {dtype!r}; kernels {body!r} take one of {', '.join(chosen.dtypes)}"
         )
+    drafts = chosen.row_cost is not None and data * parts == 1
+    if draft_tokens and not drafts:
+        raise ConfigError(
+            f"draft_tokens is {draft_tokens}; speculation needs the C++ kernels on one device, and "
+            f"these are kernels {body!r} on {data * parts}: leave it out, or set it to 0"
+        )
     engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
@@ -113,6 +120,8 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         model_parallel=parts,
         adapter_slots=adapter_slots,
         adapter_rank=adapter_rank,
+        draft_tokens=draft_tokens,
+        row_cost=chosen.row_cost() if drafts and chosen.row_cost is not None else 1.0,
     )
     return replace(engine, prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots))
 

@@ -94,6 +94,7 @@ class GenerationRequest:
     contrast: Contrast | None = None
     adapter: AdapterUse | None = None
     dropped: int = 0  # messages left out of the prompt, because it would not fit into the context
+    draft: int | None = None  # most tokens that a step drafts; None: as many as pay; 0: none
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
@@ -116,6 +117,8 @@ class Usage:
     seconds_to_first: float = 0.0
     seconds: float = 0.0
     dropped: int = 0  # messages of the conversation that the prompt leaves out
+    drafted: int = 0  # tokens that speculation proposed
+    accepted: int = 0  # of these, tokens of the answer
 
 
 @dataclass(frozen=True)

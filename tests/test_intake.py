@@ -178,3 +178,31 @@ def test_a_last_question_that_does_not_fit_alone_is_refused(conversing):
 def test_a_full_context_is_refused_by_default(conversing):
     with pytest.raises(PromptTooLong):
         conversing(talk(30), "error")
+
+
+@pytest.mark.parametrize(
+    ("speculate", "most"), [(None, None), ("auto", None), ("off", 0), (1, 1), (3, 3)]
+)
+def test_a_request_says_how_much_speculation_drafts(speculate, most):
+    tokenizer = ByteTokenizer()
+    bank = SamplerBank({}, vocab=tokenizer.vocab_size, candidates=32, top_logprobs=0)
+    engine = EngineConfig(slots=1, context=64, draft_tokens=3)
+    intake = Intake(tokenizer, Plain(), bank, engine)
+    assert intake.completion([1, 2], {"speculate": speculate})[0].draft == most
+
+
+@pytest.mark.parametrize(
+    ("speculate", "words"),
+    [
+        ("on", "speculate is 'on'; expected off, auto or a whole number"),
+        (0, "speculate is 0; it must lie in"),
+        (17, "speculate is 17; it must lie in"),
+        (2.5, "speculate is 2.5; expected a whole number"),
+        (True, "speculate is True; expected a whole number"),
+        (2, "speculate is 2, but this engine drafts no tokens"),
+    ],
+)
+def test_wrong_speculation_is_refused(ask, speculate, words):
+    with pytest.raises(InvalidParameter, match=words) as error:
+        ask(speculate=speculate)
+    assert error.value.field == "speculate"

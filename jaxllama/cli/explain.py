@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxllama.cli.figures import drafts_text
 from jaxllama.cli.options import GenerationCommand, check_knobs
 from jaxllama.cli.terminal import CONTROLS, as_json, note, open_llm
 from jaxllama.engine.choosing.knobs import catalogue
@@ -93,6 +94,8 @@ def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
     check_recordable(request)
     stream = llm.streams.open((request, tail))
     tokens = [delta.token for delta in stream if delta.token is not None]
+    if drafts := drafts_text(stream.completion.usage):
+        note(drafts)
     logits = finish(peek_at_answer(llm.engine, request, tokens))
     return make_recording(llm.intake, request, tokens, logits)
 

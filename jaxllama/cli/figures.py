@@ -36,6 +36,8 @@ class Figures:
             yield "no answer yet"
             return
         yield f"last answer: {timed(last.generated, last.seconds)}, {first_after(last)}"
+        if last.drafted:
+            yield f"its drafts: {drafts_text(last)}"
         yield f"its prompt: {last.prompt} tokens, {reused(last.reused)}"
         answers = "1 answer" if self.answers == 1 else f"{self.answers} answers"
         yield f"session: {answers}, {timed(self.generated, self.seconds)}"
@@ -49,7 +51,8 @@ def summary(usage: Usage) -> str:
     if usage.reused:
         prompt += f", {reused(usage.reused)}"
     answer = f"answer: {timed(usage.generated, usage.seconds)}"
-    return f"{prompt} | {answer}, {first_after(usage)}"
+    words = [f"{prompt} | {answer}", first_after(usage), drafts_text(usage)]
+    return ", ".join(filter(None, words))
 
 
 def timed(tokens: int, seconds: float) -> str:
@@ -61,6 +64,11 @@ def timed(tokens: int, seconds: float) -> str:
 def first_after(usage: Usage) -> str:
     """Return the time to the first token as text."""
     return f"first token after {usage.seconds_to_first:.3f} s"
+
+
+def drafts_text(usage: Usage) -> str:
+    """Return how many drafted tokens were accepted, as text; empty if none were drafted."""
+    return f"{usage.accepted} of {usage.drafted} drafted tokens accepted" if usage.drafted else ""
 
 
 def reused(tokens: int) -> str:

@@ -173,6 +173,7 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
         "prefill_chunk": engine.prefill_chunk,
         "steps_per_sync": engine.steps_per_sync,
         "sync_ms": engine.sync_ms,
+        "draft_tokens": engine.draft_tokens,
     }
 
 
@@ -237,6 +238,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         floor = chip["step_floor_ms"]
         yield f"         a decode step takes at least {floor:.2f} ms to read the weights"
+    if engine["draft_tokens"]:
+        yield f"         up to {engine['draft_tokens']} drafted tokens per step and answer"
     if "programs" in found:
         yield from program_lines(found["programs"])
 

@@ -262,6 +262,14 @@ def loading_options(slots: int | None) -> list[click.Option]:
             f"several clients use the server [default: {per_body('sync_ms')}].",
         ),
         option(
+            *("--draft-tokens", "load_draft_tokens"),
+            type=int,
+            metavar="N",
+            help="Draft up to so many tokens of each answer in a step (speculation): tokens that "
+            "followed the same words earlier in the text. One pass of the model checks them, and "
+            "no token changes; 4 is usual. C++ kernels on one device only [default: 0, none].",
+        ),
+        option(
             *("--tokenizer", "load_tokenizer"),
             metavar="PATH",
             help="Use this tokenizer file, or the one in this folder: tokenizer.json, "
@@ -361,10 +369,17 @@ class TextType(click.ParamType):  # type: ignore[type-arg]
     """The type of an option whose text is only parsed here; the tables of knobs check the value."""
 
     def __init__(
-        self, knob: str, kind: type, *, many: bool = False, by_token: bool = False
+        self,
+        knob: str,
+        kind: type,
+        *,
+        many: bool = False,
+        by_token: bool = False,
+        words: Sequence[str] = (),
     ) -> None:
         self.knob, self.kind, self.many, self.by_token = knob, kind, many, by_token
         one = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}.get(kind, "VALUE")
+        one = "|".join((*words, one))
         self.name = f"TOKEN={one},..." if by_token else f"{one},..." if many else one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -437,7 +452,8 @@ def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
         return click.Option(
             names, multiple=True, metavar="TEXT", help=f"{words} May be given again."
         )
-    return click.Option(names, type=TextType(name, limit.kind, many=limit.many), help=words)
+    kind = TextType(name, limit.kind, many=limit.many, words=limit.words)
+    return click.Option(names, type=kind, help=words)
 
 
 def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:

@@ -93,9 +93,10 @@ class Blueprints:
     def outputs(self, name: str) -> Any:
         """Return the shardings of a program's results: the state's, and whole arrays."""
         leaf: Any = self.whole
-        output = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
+        lean = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
+        output = lean._replace(drafted=leaf if self.engine.draft_tokens else None)
         extra = {
-            LEAN: output,
+            LEAN: lean,
             WHOLE: output,
             "peek": Peek(leaf, leaf),
             "weigh": leaf,

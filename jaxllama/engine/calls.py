@@ -20,6 +20,7 @@ class DecodeCalls:
     def __init__(self, batch: Batch, clock: Callable[[], float]) -> None:
         self._batch = batch
         self._clock = clock
+        self._most_steps = batch.programs.engine.steps_per_sync
         self._sent: deque[Sent] = deque()
         self._last_read = 0.0
         self.step_seconds = 0.0  # duration of one decode step, as last measured
@@ -37,7 +38,8 @@ class DecodeCalls:
         lean = all(owner is None or owner.is_common for owner in owners)
         adapted = any(owner is not None and owner.request.adapter for owner in owners)
         output = self._batch.decode(steps, allowed, lean=lean, adapted=adapted)
-        self._sent.append(Sent(output, steps, list(owners)))
+        places = len(output.token) // self._most_steps
+        self._sent.append(Sent(output, steps, places, list(owners)))
 
     def read(self) -> Reading:
         """Wait for the oldest call, measure its steps and return its tokens."""

@@ -69,6 +69,7 @@ class Engine:
         self.config = programs.engine
         self.bank = programs.bank
         self.ledger: Counter[str] = Counter()  # accepted, finished, cancelled, failed
+        self.drafts: Counter[str] = Counter()  # drafted, accepted tokens
         self.requests_wait = False  # requests outside wait for a slot; set by the caller
         self.is_shared = False  # several clients use the engine; set by the caller
         self._clock = clock
@@ -319,11 +320,21 @@ class Engine:
 
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:
         """Emit the tokens of a decode call; `guided` selects only rows with or without a guide."""
+        if not guided:
+            self._count_drafts(reading)
         for owner, token, logprobs in reading.drawn(guided=guided):
             if token is None:
                 self._fail_row(owner)
             else:
                 self._accept_token(owner, token, logprobs)
+
+    def _count_drafts(self, reading: Reading) -> None:
+        """Add the drafted and accepted tokens of a call to the usage of their generations."""
+        for owner, drafted, accepted in reading.drafts():
+            owner.drafted += drafted
+            owner.accepted += accepted
+            self.drafts["drafted"] += drafted
+            self.drafts["accepted"] += accepted
 
     def _accept_token(
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None

@@ -45,6 +45,8 @@ class Generation:
     guidance: "Generation | None" = None  # the guidance row, if the request has a negative prompt
     emitted: list[int] = field(default_factory=list)
     sampled: int = 0  # tokens drawn, the end token included
+    drafted: int = 0  # tokens that speculation proposed
+    accepted: int = 0  # of these, tokens that were drawn
     guide: Guide | None = None  # follows the answer through the request's constraint
     replayed: int = 0  # tokens still to be drawn again after a fault; they were emitted before it
     faults: int = 0
@@ -107,6 +109,8 @@ class Generation:
             reused=self.reused,
             generated=self.sampled,
             dropped=self.request.dropped,
+            drafted=self.drafted,
+            accepted=self.accepted,
             seconds_to_first=first - self.submitted,
             seconds=self.ended - self.submitted,
         )

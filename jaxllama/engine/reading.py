@@ -23,6 +23,7 @@ class Sent(NamedTuple):
 
     output: StepOutput
     steps: int  # the most steps it may take
+    places: int  # tokens that a row may draw in one step
     owners: list[Generation | None]  # the generation of each row, None: ignore the row
 
 
@@ -33,6 +34,7 @@ class Reading:
         self._sent = sent
         self._tokens = np.asarray(sent.output.token)
         self._finite = np.asarray(sent.output.choice.finite)
+        self._drafted = None if sent.output.drafted is None else np.asarray(sent.output.drafted)
         self._choice: Any = sent.output.choice
         if any(owner and owner.request.top_logprobs is not None for owner in sent.owners):
             self._choice = ChosenTokens(*map(np.asarray, self._choice))  # type: ignore[arg-type]
@@ -40,7 +42,18 @@ class Reading:
     @property
     def steps_taken(self) -> int:
         """Count the steps in which some row drew a token."""
-        return int((self._tokens >= 0).any(axis=1).sum())
+        return int((self._tokens[:: self._sent.places] >= 0).any(axis=1).sum())
+
+    def drafts(self) -> Iterator[tuple[Generation, int, int]]:
+        """Yield the number of drafted and of accepted tokens for every row that drafted."""
+        if self._drafted is None:
+            return
+        counts = self._drafted.sum(axis=0).tolist()
+        later = np.arange(len(self._tokens)) % self._sent.places > 0
+        accepted = (self._tokens[later] >= 0).sum(axis=0).tolist()
+        for row, owner in enumerate(self._sent.owners):
+            if owner is not None and not owner.is_over and counts[row]:
+                yield owner, counts[row], accepted[row]
 
     def drawn(self, *, guided: bool | None = None) -> Iterator[Drawn]:
         """Yield the tokens of all rows step by step, without rows whose generation has ended.
@@ -48,7 +61,7 @@ class Reading:
         `guided` selects only rows with (True) or without (False) a guide. The consumer may end
         generations in between.
         """
-        for step in range(self._sent.steps):
+        for step in range(self._sent.steps * self._sent.places):
             for row, owner in enumerate(self._sent.owners):
                 if owner is None or owner.is_over or self._tokens[step, row] < 0:
                     continue

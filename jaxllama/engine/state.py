@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import Bank, SamplerBank
 from jaxllama.engine.choosing.rows import Rows
+from jaxllama.engine.drafts import HOPEFUL
 from jaxllama.model.cache import KVCache, empty_cache
 from jaxllama.request import GenerationRequest
 from jaxllama.sampling import NO_TOKEN
@@ -44,7 +45,11 @@ class DecodeState:
     contrast: Float[Array, " S"]  # guidance scale: moves logits away from the guidance row's
     adapter: Int32[Array, " S"]  # low-rank adapter by its number; -1: none
     adapter_scale: Float[Array, " S"]
+    draft_limit: Int32[Array, " S"]  # most tokens to draft in a step; 0: none
+    draft_trust: Float[Array, " S"]  # share of drafted tokens that were accepted; 1: not adapted
     bank: Bank
+    # Logits after the drafts of a step: room that steps with drafts use. None without speculation.
+    draft_logits: Float[Array, "N S V"] | None
 
     @property
     def speaker(self) -> Int32[Array, " S"]:
@@ -90,6 +95,8 @@ class RowStart:
     contrast: Any
     adapter: Any
     adapter_scale: Any
+    draft_limit: Any
+    draft_trust: Any
     bank: Bank
 
 
@@ -125,8 +132,21 @@ def row_start(
         contrast=np.float32(1.0 if request.contrast is None else request.contrast.scale),
         adapter=np.int32(-1 if request.adapter is None else request.adapter.number),
         adapter_scale=np.float32(0.0 if request.adapter is None else request.adapter.scale),
+        draft_limit=np.int32(draft_limit(request, engine)),
+        draft_trust=np.float32(HOPEFUL if request.draft is None else 1.0),
         bank=bank.row(request.knobs),
     )
+
+
+def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
+    """Return the most tokens that a step may draft for a request.
+
+    None with a constraint: the device does not know the mask of the token after the next one.
+    """
+    if request.constraint is not None:
+        return 0
+    most = engine.draft_tokens
+    return most if request.draft is None else min(request.draft, most)
 
 
 def empty_state(
@@ -151,7 +171,14 @@ def empty_state(
         contrast=jnp.ones(slots, jnp.float32),
         adapter=none - 1,
         adapter_scale=jnp.zeros(slots, jnp.float32),
+        draft_limit=none,
+        draft_trust=jnp.zeros(slots, jnp.float32),
         bank=bank.empty(slots),
+        draft_logits=(
+            jnp.zeros((1 + engine.draft_tokens, slots, model.vocab_size), jnp.float32)
+            if engine.draft_tokens
+            else None
+        ),
     )
 
 

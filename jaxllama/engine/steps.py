@@ -5,6 +5,7 @@ rows and tokens, not requests.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,15 @@ from jax import lax
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
+from jaxllama.engine.drafts import (
+    Drafts,
+    find_drafts,
+    least_chance,
+    updated_trust,
+    worth_checking,
+)
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
+from jaxllama.errors import ConfigError
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
 from jaxllama.kernels.storage import read_columns, write_columns
@@ -30,10 +39,15 @@ from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 
 class StepOutput(NamedTuple):
-    """The output of a decode call; [k, s] belongs to step k and slot s."""
+    """The output of a decode call; [k, s] belongs to slot s and to step k, or to place k.
+
+    A program that drafts has several places for each step, one after the other: a row takes the
+    first, and each further one whose draft was accepted.
+    """
 
     token: Int32[Array, "steps S"]  # -1: the row was inert
     choice: ChosenTokens  # every leaf [steps, S, ...]
+    drafted: Int32[Array, "steps S"] | None = None  # tokens drafted; at the first place of a step
 
 
 class Peek(NamedTuple):
@@ -48,6 +62,10 @@ class Pooled(NamedTuple):
 
     total: Float[Array, " D"]  # summed over the tokens
     last: Float[Array, " D"]  # of the last token
+
+
+# Draws one token for each of the given rows, from their logits.
+Draw = Callable[[DecodeState, Array, Array, Array], tuple[DecodeState, StepOutput]]
 
 
 class Runs(NamedTuple):
@@ -75,6 +93,13 @@ class Steps:
         # Where calls often run the lean program, it has nothing but the common samplers.
         self._whole = TokenChooser(bank)
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
+        if engine.draft_tokens and (body.row_cost is None or where is not None):
+            raise ConfigError(
+                f"draft_tokens is {engine.draft_tokens}; expected 0 with kernels {body.name!r} on "
+                f"{engine.data_parallel * engine.model_parallel} devices: the bits of a row must "
+                f"not depend on the number of rows, which only the C++ kernels on one device hold"
+            )
+        self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self.tile = body.prompt_tile(engine.slots)
         self.weigh_rows = body.weigh_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
@@ -139,10 +164,11 @@ class Steps:
         """Decode with the common samplers alone: the same bits in rows that use no others.
 
         With a body that prefers this program, no row may have guidance or log-probabilities.
+        Drafts nothing: the first program of a fresh installation has to compile fast.
         """
-        return self._decode(self._lean, params, state, steps, allowed)
+        return self._decode(self._lean, params, state, steps, allowed, places=1)
 
-    def _decode(
+    def _decode(  # noqa: PLR0913 - a chooser, and the arguments of a compiled program
         self,
         chooser: TokenChooser,
         params: Tree,
@@ -150,54 +176,159 @@ class Steps:
         steps: Array,
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks | None = None,
+        *,
+        places: int | None = None,
     ) -> tuple[DecodeState, StepOutput]:
-        most = self.engine.steps_per_sync
-
-        def one(carry: tuple[Array, DecodeState, StepOutput]) -> Any:
-            done, state, output = carry
-            state, now = self._step(chooser, params, state, allowed, adapters)
-
-            def put(every: Array, new: Array) -> Array:
-                return every.at[done].set(new)
-
-            if chooser.lists:
-                output = jax.tree.map(put, output, now)
-            else:
-                finite = put(output.choice.finite, now.choice.finite)
-                chosen = output.choice._replace(finite=finite)
-                output = StepOutput(put(output.token, now.token), chosen)
-            return done + 1, state, output
-
-        def more(carry: tuple[Array, DecodeState, StepOutput]) -> Array:
-            done, state, _ = carry
-            return (done < steps) & jnp.any(state.active)
-
-        step = partial(self._step, chooser)
-        shapes = jax.eval_shape(step, params, state, allowed, adapters)[1]
+        places = self.places if places is None else places
+        most = self.engine.steps_per_sync * places
+        draw = partial(self._draw, chooser)
+        logits = jnp.zeros((self.engine.slots, self.model.vocab_size), jnp.float32)
+        shapes = jax.eval_shape(draw, state, logits, state.active, allowed)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         blank = blank._replace(token=blank.token - 1)
-        _, state, output = lax.while_loop(more, one, (jnp.int32(0), state, blank))
+        if places > 1:
+            blank = blank._replace(drafted=jnp.zeros_like(blank.token))
+
+        def one(carry: tuple[Array, DecodeState, StepOutput, Array | None]) -> Any:
+            done, state, output, room = carry
+            active = state.active & jnp.any(allowed != 0, axis=-1)
+            if room is not None:
+                given = (draw, params, state, active, allowed, adapters)
+                return done + 1, *self._step_with_drafts(*given, done * places, output, room)
+            model, own = self._model(params), adapters_of(adapters, state)
+            hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
+            logits = model.head(hidden, active)
+            state, now = draw(dataclasses.replace(state, cache=cache), logits, active, allowed)
+            return done + 1, state, written(output, done, now, lists=chooser.lists), None
+
+        def more(carry: tuple[Array, DecodeState, StepOutput, Array | None]) -> Array:
+            done, state, *_ = carry
+            return (done < steps) & jnp.any(state.active)
+
+        room = logits if places > 1 else None
+        _, state, output, _ = lax.while_loop(more, one, (jnp.int32(0), state, blank, room))
         return state, output
 
-    def _step(
+    def _step_with_drafts(  # noqa: PLR0913, PLR0917 - what a step reads, and where it writes
         self,
-        chooser: TokenChooser,
+        draw: Draw,
         params: Tree,
         state: DecodeState,
+        active: Bool[Array, " S"],
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks | None,
-    ) -> tuple[DecodeState, StepOutput]:
-        """Draw one token for every active row."""
+        place: Array,
+        output: StepOutput,
+        room: Float[Array, "S V"],
+    ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
+        """Draw a token for every active row, and further ones as long as they are as drafted.
+
+        The model computes the drafted tokens together with the pending one. Each token is drawn as
+        it would be without drafts: from logits that have the same bits, with the random numbers of
+        its place, and the samplers' state after the token before it. The keys and values of drafts
+        that were not drawn are overwritten before they are read. `room` is memory for logits.
+        """
+        drafts = self._drafts(state, active)
+        state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
+        assert output.drafted is not None
+        output = output._replace(drafted=output.drafted.at[place].set(drafts.length))
+
+        def one(carry: tuple[Array, DecodeState, StepOutput, Array, Array]) -> Any:
+            index, state, output, logits, going = carry
+            state, now = draw(state, logits, going, allowed)
+            output = written(output, place + index, now, lists=True)
+            drafted = drafts.tokens[:, jnp.minimum(index, self.places - 2)]
+            going &= state.active & (index < drafts.length) & (now.token == drafted)
+
+            def following(turn: Array, logits: Array) -> Array:
+                del logits
+                # `turn` is 0; without it XLA reads the logits in every step, outside this loop.
+                place = index + 1 + turn
+                found: Array = lax.dynamic_index_in_dim(state.draft_logits, place, keepdims=False)
+                return found
+
+            logits = lax.fori_loop(0, jnp.any(going).astype(jnp.int32), following, logits)
+            return index + 1, state, output, logits, going
+
+        before = state.length
+        _, state, output, room, _ = lax.while_loop(
+            lambda carry: jnp.any(carry[-1]), one, (jnp.int32(0), state, output, logits, active)
+        )
+        accepted = jnp.maximum(state.length - before - 1, 0)
+        trust = updated_trust(state.draft_trust, drafts.length, accepted)
+        return dataclasses.replace(state, draft_trust=trust), output, room
+
+    def _logits_of(
+        self,
+        params: Tree,
+        before: tuple[DecodeState, Float[Array, "S V"]],
+        active: Bool[Array, " S"],
+        drafts: Drafts,
+        adapters: AdapterBlocks | None,
+    ) -> tuple[DecodeState, Float[Array, "S V"]]:
+        """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
+
+        A loop of no or one turn is a branch that changes the cache in place: XLA copies what goes
+        through a conditional.
+        """
         model = self._model(params)
-        able = jnp.any(allowed != 0, axis=-1)
-        active = state.active & able
-        own = None
-        if adapters is not None:
-            own = Adapters(adapters, AdapterRows(state.adapter, state.adapter_scale))
-        hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
+        assert isinstance(model, Llama)
+
+        def alone(_: Array, before: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+            state, _ = before
+            own = adapters_of(adapters, state)
+            hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
+            return dataclasses.replace(state, cache=cache), model.head(hidden, active)
+
+        def ahead(_: Array, before: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+            state, _ = before
+            tokens = jnp.concatenate([state.pending[None], drafts.tokens.T])
+            depth = jnp.arange(self.places, dtype=jnp.int32)[:, None]
+            rows = active & (depth <= drafts.length)
+            own = adapters_of(adapters, state, self.places)
+            hidden, cache = model.runs(tokens, state.cache, state.length, rows, own)
+            flat = hidden.reshape(rows.size, -1)
+            logits = model.head(flat, rows.reshape(-1)).reshape(*rows.shape, -1)
+            return dataclasses.replace(state, cache=cache, draft_logits=logits), logits[0]
+
+        has_drafts = jnp.any(drafts.length > 0).astype(jnp.int32)
+        found = lax.fori_loop(0, 1 - has_drafts, alone, before)
+        return lax.fori_loop(0, has_drafts, ahead, found)
+
+    def _drafts(self, state: DecodeState, active: Bool[Array, " S"]) -> Drafts:
+        """Draft the next tokens of every row, as many as are worth their time.
+
+        A row's budget bounds its drafts, so their columns never lie beyond those of the slot.
+        """
+        most = self.places - 1
+        rows = jnp.sum(active).astype(jnp.float32)
+        least = least_chance(self.engine.row_cost, rows)
+        wants = active & (state.draft_limit > 0) & ((state.draft_trust >= 1) | (least < 1))
+
+        def find() -> Drafts:
+            tokens, match = find_drafts(state.tokens, state.length + 1, most)
+            count = worth_checking(state.draft_trust, match, least, most)
+            left = jnp.minimum(state.draft_limit, state.budget - 1)
+            count = jnp.where(wants, jnp.minimum(count, left), 0)
+            return Drafts(tokens[state.speaker], count[state.speaker])
+
+        def none() -> Drafts:
+            slots = state.length.shape[0]
+            return Drafts(jnp.zeros((slots, most), jnp.int32), jnp.zeros(slots, jnp.int32))
+
+        return lax.cond(jnp.any(wants), find, none)
+
+    def _draw(
+        self,
+        chooser: TokenChooser,
+        state: DecodeState,
+        logits: Float[Array, "S V"],
+        active: Bool[Array, " S"],
+        allowed: UInt32[Array, "S W"],
+    ) -> tuple[DecodeState, StepOutput]:
+        """Draw one token for each of these rows from the logits after its pending token."""
         rows = state.rows()
-        rows = rows._replace(active=rows.active & able, allowed=allowed)
-        logits = model.head(hidden, active)
+        rows = rows._replace(active=rows.active & active, allowed=allowed)
         if chooser.lists:
             logits = apply_guidance(logits, state, active)
         bank, choice = chooser.choose(state.bank, logits, rows)
@@ -206,13 +337,13 @@ class Steps:
         place = jnp.where(active, length, state.tokens.shape[1])  # inert rows: out of bounds
         tokens = state.tokens.at[jnp.arange(token.shape[0]), place].set(token, mode="drop")
         ended = jnp.any(token[:, None] == state.stop_ids, axis=1) | ~finite
+        left = jnp.where(ended, 0, state.budget - 1)
         after = dataclasses.replace(
             state,
-            cache=cache,
             tokens=tokens,
             length=length,
             pending=jnp.where(active, token, state.pending),
-            budget=jnp.where(able, jnp.where(active & ~ended, state.budget - 1, 0), state.budget),
+            budget=jnp.where(active, left, jnp.where(state.active, state.budget, 0)),
             bank=bank,
         )
         return after, StepOutput(jnp.where(active, token, -1), choice)
@@ -337,3 +468,29 @@ def apply_guidance(
         return logits.at[leader].set(moved)
 
     return lax.fori_loop(0, jnp.sum(guidance_rows), move, logits)
+
+
+def adapters_of(
+    blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
+) -> Adapters | None:
+    """Return the adapters of all rows, repeated for so many places; None if there are none."""
+    if blocks is None:
+        return None
+    number, scale = (jnp.tile(each, places) for each in (state.adapter, state.adapter_scale))
+    return Adapters(blocks, AdapterRows(number, scale))
+
+
+def written(output: StepOutput, place: Array, now: StepOutput, *, lists: bool) -> StepOutput:
+    """Write the tokens of one step, or of one place of it, into the output of a call.
+
+    Without lists, log-probabilities and candidates stay blank.
+    """
+
+    def put(every: Array, new: Array) -> Array:
+        return every.at[place].set(new)
+
+    token = put(output.token, now.token)
+    if lists:
+        return output._replace(token=token, choice=jax.tree.map(put, output.choice, now.choice))
+    finite = put(output.choice.finite, now.choice.finite)
+    return output._replace(token=token, choice=output.choice._replace(finite=finite))

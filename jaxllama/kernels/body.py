@@ -389,6 +389,9 @@ class Body:
     splits_itself: bool  # on a mesh every device runs it on its own part, under shard_map
     adapter_group: Callable[[AdapterShape, "Placement"], AdapterGroup]  # without any adapter
     adapter_dtype: str | None  # of the arrays of adapters; None: that of dense weights
+    # The time of one more row of a decode step, relative to a step with one row. None: the bits of
+    # a row depend on the number of rows, so a step cannot check drafts.
+    row_cost: Callable[[], float] | None = None
     # Attention with this cap on scores; None where the body has none.
     capped_attention: Callable[[float], AttentionOps] | None = None
     platform: str | None = None  # the one JAX backend that it runs on; None: all

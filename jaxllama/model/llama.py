@@ -1,9 +1,10 @@
 """The Llama family, top-down: Llama - Block - Attention, FeedForward.
 
-Module definitions for `params.py`: weights are passed in, the cache is passed through. Three entry
-points: `step` (one token for every slot), `prompt` (a run of tokens of one slot) and `branches`
-(several short runs of one slot). All run the same blocks and differ in how they attend. The
-residual stream is float32. Knows no sampler and no slot bookkeeping. Letters: `shapes.py`.
+Module definitions for `params.py`: weights are passed in, the cache is passed through. Four entry
+points: `step` (one token for every slot), `runs` (several tokens for every slot), `prompt` (a run
+of tokens of one slot) and `branches` (several short runs of one slot). All run the same blocks and
+differ in how they attend. The residual stream is float32. Knows no sampler and no slot bookkeeping.
+Letters: `shapes.py`.
 """
 
 import math
@@ -59,6 +60,39 @@ class Llama(Module):
 
         rows = RowInfo(position, active, "slots", adapters)
         return self.through(tokens, cache, attend, rows)
+
+    def runs(
+        self,
+        tokens: Int[Array, "N S"],
+        cache: KVCache,
+        position: Int[Array, " S"],
+        active: Bool[Array, "N S"],
+        adapters: Adapters | None = None,
+    ) -> tuple[Float[Array, "N S D"], KVCache]:
+        """Compute up to N tokens for every slot, from column `position` on.
+
+        Of a slot, the first tokens are active; the others do not change the cache. Only for bodies
+        with a `row_cost`, whose rows have the same bits in any number.
+        """
+        count, slots = tokens.shape
+        positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
+
+        def attend(
+            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+        ) -> Attended:
+            mixed = []
+            for place in range(count):
+                rows = slice(place * slots, (place + 1) * slots)
+                own_qkv, own_rotation = jax.tree.map(lambda x, at=rows: x[at], (qkv, rotation))
+                own = (positions[place], active[place], window)
+                out, new = self.attention.step(own_qkv, own_rotation, layer.arrays, *own)
+                layer = LayerCache(*new)
+                mixed.append(out)
+            return jnp.concatenate(mixed), layer
+
+        rows = RowInfo(positions.reshape(-1), active.reshape(-1), "slots", adapters)
+        hidden, cache = self.through(tokens.reshape(-1), cache, attend, rows)
+        return hidden.reshape(count, slots, -1), cache
 
     def prompt(
         self,

@@ -48,6 +48,8 @@ COUNTERS = {
     "prompt_cache_hits": "Prompts of which a part came back from the prompt cache",
     "prompt_cache_tokens": "Tokens that came back from the prompt cache",
     "prompt_cache_evictions": "Blocks dropped from the prompt cache to make room",
+    "drafted_tokens": "Tokens that speculation drafted",
+    "accepted_tokens": "Drafted tokens that became part of an answer",
     "faults": "Times a program failed and what was live was replayed",
 }
 

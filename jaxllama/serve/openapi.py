@@ -256,6 +256,8 @@ def schema_of_limit(limit: Limit) -> Json:
     one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}
+    if limit.words:
+        return {"anyOf": [one, {"enum": list(limit.words)}]}
     if not limit.many:
         return one
     return {"anyOf": [one, {"type": "array", "items": one, "maxItems": limit.most}]}

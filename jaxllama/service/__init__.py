@@ -207,6 +207,8 @@ class GenerationService:
             "engine_step_seconds": pulse.seconds,
             "faults": engine.recovery.faults,
             "adapters": 0 if engine.adapters is None else len(engine.adapters.names),
+            "drafted_tokens": engine.drafts["drafted"],
+            "accepted_tokens": engine.drafts["accepted"],
             **engine.programs.figures,
             **engine.programs.roofline(seconds),
             **engine.prompt_store.figures,

@@ -1,5 +1,7 @@
 """The figures of a chat: sums that add up, and rates over the whole time of a request."""
 
+from dataclasses import replace
+
 from jaxllama.cli.figures import Figures, summary
 from jaxllama.request import Usage
 
@@ -35,3 +37,11 @@ def test_a_reused_prompt_has_no_rate_of_its_own():
 
 def test_an_answer_in_no_time_has_no_rate():
     assert "tok/s" not in summary(Usage(prompt=1, reused=0, generated=1))
+
+
+def test_drafts_are_counted_if_there_are_any():
+    drafted = replace(SECOND, drafted=20, accepted=15)
+    assert summary(drafted).endswith("0.100 s, 15 of 20 drafted tokens accepted")
+    figures = Figures()
+    figures.add(drafted)
+    assert list(figures.lines(256))[1] == "its drafts: 15 of 20 drafted tokens accepted"

@@ -116,3 +116,16 @@ def test_only_our_names_are_served_by_default():
 def test_unknown_metrics_names_are_refused():
     with pytest.raises(ConfigError, match="metrics names 'sglang' are unknown; expected 'vllm'"):
         Settings(metrics_names=("sglang",))
+
+
+def test_drafted_and_accepted_tokens_are_counted():
+    engine = ScriptedEngine(lambda _: b"1", config=config(slots=1))
+    engine.drafts.update(drafted=5, accepted=3)
+
+    async def body():
+        async with running(engine) as live:
+            found = await figures(live)
+            assert found["jaxllama_drafted_tokens_total"] == 5
+            assert found["jaxllama_accepted_tokens_total"] == 3
+
+    scenario(body)

@@ -1,5 +1,7 @@
 """The seed contract with every installed sampler on: alone, all at once, in any company."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -64,12 +66,15 @@ def switched_on() -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_no_company_and_no_neighbours_sampler_changes_a_token(body):
+def test_no_company_no_neighbours_sampler_and_no_draft_changes_a_token(body):
+    """Alone without speculation, in a crowd with it, where the body has it."""
     rng = np.random.default_rng(5)
+    drafts = 3 if body.kernels == "cpu" else 0
+    body = dataclasses.replace(body, draft_tokens=drafts)
     pool = [
         request(
-            rng.integers(0, 256, 12),
-            5,
+            rng.integers(0, 256, 6).tolist() * 2,
+            6,
             temperature=heat,
             temperature_last=bool(rng.random() < 0.3),
             seed=index,
@@ -82,12 +87,13 @@ def test_no_company_and_no_neighbours_sampler_changes_a_token(body):
     # The plain body's contract allows for rounding, so its programs need no optimisation.
     kind = Programs if body.kernels == "cpu" else QuickPrograms
     engine = new_engine(MODEL, body, samplers=None, kind=kind)
-    alone = [run(engine, [one])[0] for one in pool]
+    alone = [run(engine, [dataclasses.replace(one, draft=0)])[0] for one in pool]
     order = rng.permutation(len(pool))
-    crowd = run(engine, [pool[index] for index in order])
+    crowd = run(engine, [dataclasses.replace(pool[index], draft=drafts) for index in order])
     for place, index in enumerate(order):
         assert same(alone[index], crowd[place], body), f"{pool[index].knobs} came out differently"
     assert closed(engine)
+    assert (engine.drafts["accepted"] > 0) == (drafts > 0)
 
 
 def test_every_sampler_is_tried():

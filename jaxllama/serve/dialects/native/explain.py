@@ -15,6 +15,7 @@ from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, check_changes
 from jaxllama.limits import LIMITS
 from jaxllama.recording import check_recordable
+from jaxllama.request import Finished
 from jaxllama.serve.answering.models import ModelBody, check_adapted
 from jaxllama.serve.answering.turns import Turn, as_turn
 from jaxllama.serve.endpoints import Endpoint
@@ -47,6 +48,8 @@ class Explanation(msgspec.Struct):
     seed: int
     positions: list[Position]
     what_if: list[Position] | None = None
+    drafted_tokens: int = 0  # tokens that speculation drafted for the answer
+    accepted_tokens: int = 0  # of these, tokens of the answer
 
 
 EXPLAIN = Endpoint(
@@ -82,7 +85,11 @@ async def explain(request: web.Request, service: GenerationService) -> web.Respo
         positions = await replay_positions(recording, {}, answers, service)
         others = await replay_positions(recording, changes, answers, service) if changes else None
     text = "".join(event.text for event in events)
-    return one_json(Explanation(name, text, recording.seed, positions, others))
+    ended = next(event for event in events if isinstance(event, Finished))
+    usage = ended.usage
+    return one_json(
+        Explanation(name, text, recording.seed, positions, others, usage.drafted, usage.accepted)
+    )
 
 
 def check_explainable(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from jaxllama.config import EngineConfig
 from jaxllama.errors import NotReady
 from jaxllama.limits import LIMITS
 from jaxllama.serve.aliases import ALIASES
@@ -88,7 +89,7 @@ class SlotCard(msgspec.Struct):
     n_cached_tokens: int
     params: dict[str, Any]
     next_token: NextToken
-    speculative: bool = False
+    speculative: bool  # whether its steps may draft tokens
 
 
 TOKENIZER_INFO = Endpoint(
@@ -142,8 +143,8 @@ async def slots(request: web.Request, service: GenerationService) -> web.Respons
     states = service.slots()
     if request.query.get("fail_on_no_slot") == "1" and all(one.is_held for one in states):
         raise NotReady(f"all {len(states)} slots are busy; try again later")
-    context = service.model.engine.config.context
-    return one_json([slot_card(one, context) for one in states])
+    config = service.model.engine.config
+    return one_json([slot_card(one, config) for one in states])
 
 
 def default_params(model: Model) -> dict[str, Any]:
@@ -164,12 +165,12 @@ def default_params(model: Model) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def slot_card(state: SlotState, context: int) -> SlotCard:
+def slot_card(state: SlotState, config: EngineConfig) -> SlotCard:
     """Describe one slot in llama.cpp's form."""
     return SlotCard(
         id=state.index,
         id_task=NO_TASK if state.task is None else state.task,
-        n_ctx=context,
+        n_ctx=config.context,
         is_processing=state.is_held,
         n_prompt_tokens=state.prompt,
         n_cached_tokens=state.cached,
@@ -177,4 +178,5 @@ def slot_card(state: SlotState, context: int) -> SlotCard:
         next_token=NextToken(
             state.is_held, state.most - state.decoded if state.is_held else NO_LIMIT, state.decoded
         ),
+        speculative=config.draft_tokens > 0,
     )

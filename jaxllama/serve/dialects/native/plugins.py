@@ -78,6 +78,7 @@ class CoreCard(msgspec.Struct):
     many: bool
     most: int
     longest: int
+    words: list[str]  # accepted in place of a number
     help: str
 
 
@@ -169,6 +170,7 @@ def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
         many=limit.many,
         most=limit.most,
         longest=limit.longest,
+        words=list(limit.words),
         help=limit.help,
     )
 

@@ -233,7 +233,9 @@ class ChatForm:
         usage = shapes.sum_up(usages, len(usages))
         if self._thinks:
             tokens = sum(answer.thought_tokens for answer in self._answers)
-            usage.completion_tokens_details = CompletionDetails(tokens)
+            details = usage.completion_tokens_details or CompletionDetails()
+            details.reasoning_tokens = tokens
+            usage.completion_tokens_details = details
         return usage
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:

@@ -3,6 +3,7 @@
 Field names and values are OpenAI's. Knows no handler.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -42,9 +43,11 @@ class Details(msgspec.Struct):
 
 
 class CompletionDetails(msgspec.Struct):
-    """Number of answer tokens in thoughts."""
+    """Number of answer tokens in thoughts, and of drafted tokens that became part of an answer."""
 
-    reasoning_tokens: int
+    reasoning_tokens: int | UnsetType = UNSET  # of models that think
+    accepted_prediction_tokens: int | UnsetType = UNSET  # where speculation drafted tokens
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class TokenUsage(msgspec.Struct):
@@ -54,7 +57,7 @@ class TokenUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Details | UnsetType = UNSET
-    completion_tokens_details: CompletionDetails | UnsetType = UNSET  # of models that think
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 class Logprobs(msgspec.Struct):
@@ -116,4 +119,16 @@ def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
     generated = sum(one.generated for one in usages if one is not None)
     cached = sum(one.reused for one in firsts)
     dropped = sum(one.dropped for one in firsts)
-    return TokenUsage(prompt, generated, prompt + generated, Details(cached, dropped or UNSET))
+    details = Details(cached, dropped or UNSET)
+    return TokenUsage(prompt, generated, prompt + generated, details, drafts_of(usages))
+
+
+def drafts_of(usages: Sequence[Usage | None]) -> CompletionDetails | UnsetType:
+    """Sum the drafted tokens of all answers, if there are any."""
+    drafted = sum(one.drafted for one in usages if one is not None)
+    accepted = sum(one.accepted for one in usages if one is not None)
+    if not drafted:
+        return UNSET
+    return CompletionDetails(
+        accepted_prediction_tokens=accepted, rejected_prediction_tokens=drafted - accepted
+    )
