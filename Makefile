@@ -8,7 +8,7 @@ ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
 BENCHES := machine kernels decode prefill classify encode sampling memory prompt_cache restore \
-	compile serve
+	compile serve speculation
 CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill sampling

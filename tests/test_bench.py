@@ -76,6 +76,7 @@ LOADERS = {
     "restore",
     "sampling",
     "serve",
+    "speculation",
     "trace",
     "versus",
 }
@@ -289,6 +290,22 @@ def test_encode_measures_texts_of_several_lengths(tmp_path: Path) -> None:
         ("bert, 3 texts of 32 tokens", "texts/s"),
         ("bert, 1 text of 12 tokens", "ms"),
     ]
+
+
+def test_speculation_measures_every_kind_of_task_with_and_without_drafts() -> None:
+    tasks = json.loads((BENCH / "speculation.json").read_text())
+    assert {kind: len(texts) for kind, texts in tasks.items()} == {
+        "editing": 10,
+        "quoting": 10,
+        "prose": 10,
+    }
+    found = records(
+        "speculation", "-m", TINY, "--short", "--repetitions", "1", "--slots", "2", "--tokens", "4"
+    )
+    assert list(found) == [
+        f"tiny-q4_0, 2 slots, {kind}, {choice}" for kind in tasks for choice in ("auto", "off")
+    ]
+    assert {record["peer"] for record in found.values()} == {"--draft-tokens 0"}
 
 
 def test_decode_measures_every_number_of_slots_asked_for() -> None:
