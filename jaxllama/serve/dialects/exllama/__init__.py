@@ -1,7 +1,8 @@
 """ExLlama's APIs: the example server's three endpoints, its WebSocket, and the web UI's sessions.
 
 `examples.py` has the endpoints, `actions.py` the WebSocket, `sessions.py` keeps sessions on disk,
-`session_routes.py` has their routes, `speaking.py` generates their replies.
+`shelf.py` has those that are open, `session_routes.py` has the web UI's routes, `speaking.py`
+generates its replies, `room_routes.py` has routes of our own, which the page's rooms use.
 """
 
 from pathlib import Path
@@ -10,7 +11,9 @@ from jaxllama.errors import InvalidParameter, JaxLlamaError
 from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.dialects.exllama.actions import ROOT, SOCKET, serve_actions
 from jaxllama.serve.dialects.exllama.examples import EXAMPLES
+from jaxllama.serve.dialects.exllama.room_routes import RoomRoutes
 from jaxllama.serve.dialects.exllama.session_routes import SessionResult, SessionRoutes
+from jaxllama.serve.dialects.exllama.shelf import SessionShelves
 
 
 class ExLlamaOptions(DialectOptions, frozen=True):
@@ -29,12 +32,13 @@ class ExLlamaDialect(Dialect):
     def __init__(self, options: DialectOptions | None = None) -> None:
         """Make the handlers; the folder is made when the first session is saved."""
         super().__init__(options)
-        folder = Path(self.options.sessions).expanduser()
+        shelves = SessionShelves(Path(self.options.sessions).expanduser())
         self.endpoints = {
             ROOT: serve_actions,
             SOCKET: serve_actions,
             **EXAMPLES,
-            **SessionRoutes(folder).endpoints,
+            **SessionRoutes(shelves).endpoints,
+            **RoomRoutes(shelves).endpoints,
         }
 
     def error_body(self, error: JaxLlamaError, /) -> SessionResult:

@@ -5,12 +5,9 @@ all sessions are in one folder, as in ExLlama.
 """
 
 import asyncio
-import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -22,10 +19,9 @@ from jaxllama.serve.dialects.exllama.sessions import (
     MOST_PARTICIPANTS,
     ExLlamaSession,
     SessionBlock,
-    SessionStore,
-    safe_name,
     settings_of,
 )
+from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, SessionShelves
 from jaxllama.serve.dialects.exllama.speaking import SessionPacket, SessionSpeech
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
@@ -35,7 +31,6 @@ from jaxllama.service import GenerationService
 LINES = replace(JSON_LINES, content_type="application/json")
 NEW = "."  # the name that asks for a new session
 MOST_CLIENTS = 256  # whose current session is remembered
-KEYED = "key-"  # how the name of a client with an API key begins
 
 
 class SessionResult(msgspec.Struct, omit_defaults=True):
@@ -183,54 +178,24 @@ USER_INPUT = Endpoint(
 
 
 @dataclass
-class OpenSession:
-    """A session that is used, and its name; a deleted one is not written any more."""
-
-    store: SessionStore
-    name: str
-    session: ExLlamaSession
-    is_deleted: bool = False
-
-    def save(self) -> None:
-        """Write the session."""
-        if not self.is_deleted:
-            self.store.save(self.name, self.session)
-
-    def rename(self, new: str) -> None:
-        """Give the session another name, which must not be taken."""
-        self.store.rename(self.name, new, self.session)
-        self.name = new
-
-
-@dataclass
 class SessionClient:
-    """The current session of a client; `lock` is held while sessions are read or written."""
+    """A client of the web UI, and its current session."""
 
-    store: SessionStore
+    shelf: SessionShelf
     current: OpenSession | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def get(self) -> OpenSession:
         """Return the current session: at first, the one that was used last."""
-        if self.current is None:
-            name = await asyncio.to_thread(self.store.last)
-            self.current = await self.open(name)
+        if self.current is None or self.current.is_deleted:
+            self.current = await self.shelf.last()
         return self.current
-
-    async def open(self, name: str | None) -> OpenSession:
-        """Read a session; None: make a new one."""
-        if name is None:
-            new = await asyncio.to_thread(self.store.unused_name)
-            return OpenSession(self.store, new, ExLlamaSession())
-        session = await asyncio.to_thread(self.store.load, name)
-        return OpenSession(self.store, safe_name(name), session)
 
 
 class SessionRoutes:
     """The handlers, and the current sessions of the clients."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, shelves: SessionShelves) -> None:
+        self._shelves = shelves
         self._clients: OrderedDict[str, SessionClient] = OrderedDict()
 
     @property
@@ -253,11 +218,9 @@ class SessionRoutes:
     async def populate(self, request: web.Request, service: GenerationService) -> web.Response:
         """Answer with the current session and the names of all."""
         client, model = self._client(request), service.model
-        async with client.lock:
+        async with client.shelf.lock:
             current = await client.get()
-            names = await asyncio.to_thread(client.store.names)
-        if current.name not in names:
-            names = [*names, current.name]
+            names = await client.shelf.names()
         session = current.session
         return one_json(
             PopulateAnswer(
@@ -350,9 +313,8 @@ class SessionRoutes:
         """Rename the current session."""
         body, _ = await RENAME_SESSION.read(request, service, RenameSessionBody)
         client = self._client(request)
-        async with client.lock:
-            current = await client.get()
-            await asyncio.to_thread(current.rename, safe_name(body.new_name))
+        async with client.shelf.lock:
+            await client.shelf.rename(await client.get(), body.new_name)
         return one_json(SessionResult("ok"))
 
     async def delete_session(
@@ -361,22 +323,21 @@ class SessionRoutes:
         """Delete a session; after the current one comes a new one."""
         body, _ = await DELETE_SESSION.read(request, service, DeleteSessionBody)
         client = self._client(request)
-        async with client.lock:
+        async with client.shelf.lock:
             current = await client.get()
-            await asyncio.to_thread(client.store.delete, body.session)
-            if safe_name(body.session) == current.name:
-                current.is_deleted = True
-                client.current = await client.open(None)
+            await client.shelf.delete(body.session)
+            if current.is_deleted:
+                client.current = await client.shelf.create()
         return one_json(SessionResult("ok"))
 
     async def set_session(self, request: web.Request, service: GenerationService) -> web.Response:
         """Change to another session, or to a new one."""
         body, _ = await SET_SESSION.read(request, service, SetSessionBody)
         client = self._client(request)
-        async with client.lock:
-            client.current = await client.open(
-                None if body.session_name == NEW else body.session_name
-            )
+        async with client.shelf.lock:
+            is_new = body.session_name == NEW
+            shelf = client.shelf
+            client.current = await (shelf.create() if is_new else shelf.open(body.session_name))
             await asyncio.to_thread(client.current.save)
         return one_json(SessionResult("ok"))
 
@@ -384,16 +345,17 @@ class SessionRoutes:
         """Stream the replies to the user's input; the text so far is kept if the client leaves."""
         body, _ = await USER_INPUT.read(request, service, UserInputBody)
         client = self._client(request)
-        async with client.lock:
+        async with client.shelf.lock:
             current = await client.get()
         speech = SessionSpeech(current.session, service, request[CALLER])
         try:
             async with Stream(request, LINES) as lines:
                 async for packets in speech.reply(body.user_input.strip()):
+                    current.announce()
                     await lines.send_all(packets)
                 await lines.finish()
         finally:
-            async with client.lock:
+            async with client.shelf.lock:
                 await asyncio.shield(asyncio.to_thread(current.save))
         return lines.response
 
@@ -402,32 +364,18 @@ class SessionRoutes:
     ) -> web.Response:
         """Change the current session and save it."""
         client = self._client(request)
-        async with client.lock:
-            current = await client.get()
-            trial = copy.deepcopy(current.session)  # a reply may be writing into the session
-            change(trial)
-            trial.check()
-            change(current.session)
-            await asyncio.to_thread(current.save)
+        async with client.shelf.lock:
+            await client.shelf.change(await client.get(), change)
         return one_json(SessionResult("ok"))
 
     def _client(self, request: web.Request) -> SessionClient:
         """Return the client of a request, with its current session."""
         name = request[CALLER].client
-        found = self._clients.setdefault(
-            name, SessionClient(SessionStore(self._folder / folder_of(name)))
-        )
+        found = self._clients.setdefault(name, SessionClient(self._shelves.of(name)))
         self._clients.move_to_end(name)
         while len(self._clients) > MOST_CLIENTS:
             self._clients.popitem(last=False)
         return found
-
-
-def folder_of(client: str) -> str:
-    """Return the folder of a client's sessions: its own with an API key, else the common one."""
-    if not client.startswith(KEYED):
-        return "."
-    return hashlib.sha256(client.encode()).hexdigest()[:16]
 
 
 def set_names(session: ExLlamaSession, names: list[str]) -> None:

@@ -6,8 +6,9 @@ file names. Knows no HTTP and starts no generation.
 
 import logging
 import secrets
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +26,10 @@ MOST_CHARACTERS = 256 << 10  # of all texts of a session
 LONGEST_FILE = 8 << 20  # bytes
 
 
+# How a room's prompt is made: by the model's prompt format, or as a script with names.
+RoomStyle = Literal["chat", "script"]
+
+
 def new_uuid() -> str:
     """Return a new id of a block."""
     return secrets.token_hex(16)
@@ -38,8 +43,17 @@ class SessionBlock(msgspec.Struct):
     uuid: str = msgspec.field(default_factory=new_uuid)
 
 
+class RoomSpeaker(msgspec.Struct, kw_only=True):
+    """How a participant of a room speaks; ExLlama does not read it."""
+
+    system: str = ""  # the speaker's own system prompt
+    colour: int = 0  # place in the page's palette
+    model: str = ""  # a model or adapter; "": the server's own
+    knobs: dict[str, Any] = msgspec.field(default_factory=dict)  # sampling, of requests
+
+
 class ExLlamaSession(msgspec.Struct, kw_only=True):
-    """A conversation and its settings, as ExLlama saves them."""
+    """A conversation and its settings, as ExLlama saves them, and what rooms add."""
 
     unsaved: bool = False
     fixed_prompt: SessionBlock = msgspec.field(default_factory=lambda: SessionBlock(None, ""))
@@ -57,6 +71,8 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
     token_repetition_penalty_max: float = 1.15
     token_repetition_penalty_sustain: int = 2048
     token_repetition_penalty_decay: int = 512
+    speakers: dict[str, RoomSpeaker] = msgspec.field(default_factory=dict)
+    style: RoomStyle = "chat"
 
     def find(self, uuid: str) -> SessionBlock:
         """Return a block, or the fixed prompt, by its id."""
@@ -69,6 +85,7 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
         """Raise InvalidParameter if the texts of the session are too long."""
         blocks = (self.fixed_prompt, *self.history)
         count = sum(len(block.text) + len(block.author or "") for block in blocks)
+        count += len(msgspec.json.encode(self.speakers))
         if count > MOST_CHARACTERS:
             raise InvalidParameter(
                 f"the session has {count} characters; at most {MOST_CHARACTERS} are kept: delete "
@@ -105,9 +122,9 @@ class SessionStore:
             return None
         return name if name in self.names() else None
 
-    def unused_name(self) -> str:
-        """Return a name for a new session."""
-        names, number = set(self.names()), 1
+    def unused_name(self, taken: Collection[str] = ()) -> str:
+        """Return a name for a new session, none of `taken`."""
+        names, number = {*self.names(), *taken}, 1
         name = UNTITLED
         while name in names:
             number += 1
@@ -140,10 +157,14 @@ class SessionStore:
 
     def rename(self, old: str, new: str, session: ExLlamaSession) -> None:
         """Save a session under a new name, which must not be taken, and delete the old one."""
-        if self._path(new).exists():
-            raise InvalidParameter(f"session {new!r} exists already", "new_name")
+        self.check_unused(new, "new_name")
         self.save(new, session)
         self._path(old).unlink(missing_ok=True)
+
+    def check_unused(self, name: str, field: str) -> None:
+        """Raise InvalidParameter if there is a session of this name."""
+        if self._path(name).exists():
+            raise InvalidParameter(f"session {name!r} exists already", field)
 
     def delete(self, name: str) -> None:
         """Delete a session; raises InvalidParameter if there is none."""
@@ -170,6 +191,7 @@ def safe_name(name: str) -> str:
 def settings_of(session: ExLlamaSession) -> dict[str, Any]:
     """Return the settings of a session, as the web UI shows them."""
     fields: dict[str, Any] = msgspec.to_builtins(session)
-    for name in ("unsaved", "fixed_prompt", "history", "participants", "keep_fixed_prompt"):
+    others = ("unsaved", "fixed_prompt", "history", "participants", "keep_fixed_prompt")
+    for name in (*others, "speakers", "style"):
         del fields[name]
     return fields

@@ -113,7 +113,7 @@ function tableElement({ header, rows }) {
     h(tag, { "data-align": align, scope: tag === "th" ? "col" : null }, ...inline(tokens));
   return h(
     "div",
-    { class: "table", tabindex: 0, role: "region", "aria-label": "Table" },
+    { class: "scrolled", tabindex: 0, role: "region", "aria-label": "Table" },
     h(
       "table",
       {},

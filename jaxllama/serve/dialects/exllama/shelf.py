@@ -1,0 +1,136 @@
+"""The sessions that are open: each once, however many clients and tabs use it.
+
+Both the routes of ExLlama's web UI and those of rooms read and write sessions here. Knows the
+store, not HTTP.
+"""
+
+import asyncio
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from jaxllama.serve.dialects.exllama.sessions import ExLlamaSession, SessionStore, safe_name
+
+KEYED = "key-"  # how the name of a client with an API key begins
+
+
+class OpenSession:
+    """A session that is used, and its name; a deleted one is not written any more."""
+
+    def __init__(self, store: SessionStore, name: str, session: ExLlamaSession) -> None:
+        self.name, self.session, self.is_deleted = name, session, False
+        self._store = store
+        self._watchers: set[asyncio.Event] = set()
+
+    def save(self) -> None:
+        """Write the session."""
+        if not self.is_deleted:
+            self._store.save(self.name, self.session)
+
+    def announce(self) -> None:
+        """Wake all watchers: the session has changed."""
+        for watcher in self._watchers:
+            watcher.set()
+
+    @contextmanager
+    def watched(self) -> Iterator[asyncio.Event]:
+        """Give an event that is set, until the block ends, whenever the session changes."""
+        watcher = asyncio.Event()
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+
+class SessionShelf:
+    """The sessions of one folder; `lock` is held while they are read or written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lock = asyncio.Lock()
+        self._store = SessionStore(folder)
+        self._open: WeakValueDictionary[str, OpenSession] = WeakValueDictionary()
+
+    async def names(self) -> list[str]:
+        """Return the names of all sessions, also of open ones that are not saved yet."""
+        saved = await asyncio.to_thread(self._store.names)
+        unsaved = [name for name, each in self._open.items() if not each.is_deleted]
+        return sorted({*saved, *unsaved})
+
+    async def last(self) -> OpenSession:
+        """Open the session that was used last; without any, make one."""
+        name = await asyncio.to_thread(self._store.last)
+        return await self.create() if name is None else await self.open(name)
+
+    async def open(self, name: str) -> OpenSession:
+        """Open a session; raises InvalidParameter if there is none."""
+        name = safe_name(name)
+        known = self._open.get(name)
+        if known is not None and not known.is_deleted:
+            return known
+        return self._keep(name, await asyncio.to_thread(self._store.load, name))
+
+    async def create(self, name: str | None = None) -> OpenSession:
+        """Make a session, not saved yet; raises InvalidParameter if the name is taken."""
+        if name is None:
+            name = await asyncio.to_thread(self._store.unused_name, tuple(self._open))
+        else:
+            name = safe_name(name)
+            await asyncio.to_thread(self._store.check_unused, name, "name")
+        return self._keep(name, ExLlamaSession())
+
+    async def rename(self, session: OpenSession, new: str) -> None:
+        """Give a session another name, which must not be taken."""
+        old, new = session.name, safe_name(new)
+        await asyncio.to_thread(self._store.rename, old, new, session.session)
+        self._open.pop(old, None)
+        session.name = new
+        self._open[new] = session
+        session.announce()
+
+    async def delete(self, name: str) -> None:
+        """Delete a session; raises InvalidParameter if there is none."""
+        await asyncio.to_thread(self._store.delete, name)
+        known = self._open.pop(safe_name(name), None)
+        if known is not None:
+            known.is_deleted = True
+            known.announce()
+
+    async def change(self, session: OpenSession, change: Callable[[ExLlamaSession], None]) -> None:
+        """Change a session, check it, and save it; a refused change leaves it as it was."""
+        trial = copy.deepcopy(session.session)  # a reply may be writing into the session
+        change(trial)
+        trial.check()
+        change(session.session)
+        session.announce()
+        await asyncio.to_thread(session.save)
+
+    def _keep(self, name: str, session: ExLlamaSession) -> OpenSession:
+        known = self._open.get(name)
+        if known is not None and not known.is_deleted:
+            return known
+        self._open[name] = kept = OpenSession(self._store, name, session)
+        return kept
+
+
+class SessionShelves:
+    """The shelves of all clients: with API keys one for each key, else one for all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shelves: dict[str, SessionShelf] = {}
+
+    def of(self, client: str) -> SessionShelf:
+        """Return the shelf of a client."""
+        name = folder_of(client)
+        return self._shelves.setdefault(name, SessionShelf(self._folder / name))
+
+
+def folder_of(client: str) -> str:
+    """Return the folder of a client's sessions: its own with an API key, else the common one."""
+    if not client.startswith(KEYED):
+        return "."
+    return hashlib.sha256(client.encode()).hexdigest()[:16]
