@@ -221,7 +221,9 @@ def test_every_dialect_keeps_the_contract(dialect):
     check_dialect(type(dialect))
     ways = {way.path for way in WAYS}
     generates = {endpoint.plain_path for endpoint in dialect.endpoints if endpoint.events}
-    assert generates - {"/api/pull", "/v1/rooms/{room}/events"} <= ways, "a route that streams is missing among the ways"
+    assert generates - {"/api/pull", "/v1/rooms/{room}/events"} <= ways, (
+        "a route that streams is missing among the ways"
+    )
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -23,7 +23,10 @@ from jaxllama.serve.page.frame import Entry, Frame
 from jaxllama.serve.routing import has_root
 from jaxllama.service import GenerationService
 
-PAGES = (Entry("chat", "Chat", "chat", scripts=("main",), skip_to="text"),)
+PAGES = (
+    Entry("chat", "Chat", "chat", scripts=("main",), skip_to="text"),
+    Entry("rooms", "Rooms", "rooms", styles=("rooms",), skip_to="text"),
+)
 TYPES = {
     "css": "text/css",
     "js": "text/javascript",

@@ -44,6 +44,7 @@ class RoomView(msgspec.Struct, tag="room"):
     """A room, as its page shows it."""
 
     name: str
+    revision: int  # grows with every change
     fixed_prompt: str
     keep_fixed_prompt: bool
     break_on_newline: bool
@@ -54,10 +55,11 @@ class RoomView(msgspec.Struct, tag="room"):
 
 
 class RoomGrowth(msgspec.Struct, tag="append"):
-    """Text that was added to the end of a block."""
+    """Text that was added to the ends of blocks since a revision."""
 
-    uuid: str
-    text: str
+    since: int
+    revision: int
+    texts: dict[str, str]  # by uuid
 
 
 class RoomGone(msgspec.Struct, tag="gone"):
@@ -287,8 +289,9 @@ class RoomRoutes:
                         continue
                     changed.clear()
                     now = view_of(room)
-                    await stream.send_all(changes_of(shown, now))
-                    shown = now
+                    if changes := list(changes_of(shown, now)):
+                        await stream.send_all(changes)
+                        shown = now
                     await asyncio.sleep(SECONDS_BETWEEN_EVENTS)
                 last = [RoomGone(shown.name)] if room.is_deleted else []
                 await stream.finish(last, says_done=False)
@@ -324,6 +327,7 @@ def view_of(room: OpenSession) -> RoomView:
     session = room.session
     return RoomView(
         name=room.name,
+        revision=room.revision,
         fixed_prompt=session.fixed_prompt.text,
         keep_fixed_prompt=session.keep_fixed_prompt,
         break_on_newline=session.break_on_newline,
@@ -345,24 +349,25 @@ def named(name: str, speaker: RoomSpeaker) -> NamedSpeaker:
 
 def changes_of(old: RoomView, new: RoomView) -> Iterator[RoomView | RoomGrowth]:
     """Yield the events that make the old view the new one."""
-    if old == new:
-        return
     if not is_growth(old, new):
         yield new
         return
-    for before, after in zip(old.blocks, new.blocks, strict=True):
-        if before.text != after.text:
-            yield RoomGrowth(after.uuid, after.text[len(before.text) :])
+    pairs = zip(old.blocks, new.blocks, strict=True)
+    texts = {after.uuid: after.text[len(before.text) :] for before, after in pairs}
+    texts = {uuid: text for uuid, text in texts.items() if text}
+    if texts:
+        yield RoomGrowth(old.revision, new.revision, texts)
 
 
 def is_growth(old: RoomView, new: RoomView) -> bool:
     """Say whether two views differ only in text added to the end of blocks."""
-    if msgspec.structs.replace(old, blocks=[]) != msgspec.structs.replace(new, blocks=[]):
+    old, blocks = msgspec.structs.replace(old, blocks=[], revision=new.revision), old.blocks
+    if old != msgspec.structs.replace(new, blocks=[]):
         return False
-    return len(old.blocks) == len(new.blocks) and all(
+    return len(blocks) == len(new.blocks) and all(
         (before.uuid, before.author) == (after.uuid, after.author)
         and after.text.startswith(before.text)
-        for before, after in zip(old.blocks, new.blocks, strict=True)
+        for before, after in zip(blocks, new.blocks, strict=True)
     )
 
 

@@ -22,6 +22,7 @@ class OpenSession:
 
     def __init__(self, store: SessionStore, name: str, session: ExLlamaSession) -> None:
         self.name, self.session, self.is_deleted = name, session, False
+        self.revision = 0  # grows with every change
         self._store = store
         self._watchers: set[asyncio.Event] = set()
 
@@ -32,6 +33,7 @@ class OpenSession:
 
     def announce(self) -> None:
         """Wake all watchers: the session has changed."""
+        self.revision += 1
         for watcher in self._watchers:
             watcher.set()
 

@@ -96,6 +96,12 @@ export class Server {
     return (await this.fetch("/v1/plugins")).json();
   }
 
+  /** @returns {Promise<string[]>} names of the model and of its adapters */
+  async models() {
+    const { data } = await (await this.fetch("/v1/models")).json();
+    return data.filter((/** @type {any} */ card) => card.dimensions === undefined).map((/** @type {any} */ card) => card.id);
+  }
+
   /** @returns {Promise<string>} the model's name */
   async model() {
     const { data } = await (await this.fetch("/v1/models")).json();
@@ -144,7 +150,8 @@ export class Server {
     const response = await fetch(path, { ...options, headers, redirect: "error" });
     if (!response.ok) {
       const body = await response.json().catch(() => ({}));
-      throw refusal(body.error ?? {}, response.status, response.headers.get("Retry-After"));
+      const error = typeof body.error === "string" ? { message: body.error, param: body.field } : body.error;
+      throw refusal(error ?? {}, response.status, response.headers.get("Retry-After"));
     }
     return response;
   }

@@ -1,15 +1,11 @@
-/**
- * The list of messages of the open conversation, and the scrolling: the page follows an answer as
- * it grows, until the reader scrolls up. Used by chat.js.
- */
+/** The list of messages of the open conversation. Used by chat.js. */
 
 import { arrange } from "./dom.js";
 import { MessageView } from "./message.js";
+import { Scrolling } from "./scrolling.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").Message} Message */
-
-const NEAR = 48; // pixels from the end that still count as the end
 
 /** Shows a conversation. */
 export class MessageList {
@@ -18,18 +14,12 @@ export class MessageList {
    * @param {import("./message.js").MessageActions} actions
    */
   constructor({ scroller, list, latest }, actions) {
-    this.scroller = scroller;
     this.list = list;
-    this.latest = latest;
     this.actions = actions;
     this.asTokens = false;
     /** @type {Map<string, MessageView>} */
     this.views = new Map();
-    this.following = true;
-    this.placed = 0; // the position that the page last scrolled to by itself
-    scroller.addEventListener("scroll", () => this.noticeScroll());
-    latest.addEventListener("click", () => this.toEnd());
-    new ResizeObserver(() => this.follow()).observe(scroller);
+    this.scrolling = new Scrolling(scroller, latest);
   }
 
   /**
@@ -48,7 +38,7 @@ export class MessageList {
       views.map((view) => view.element),
     );
     for (const view of views) this.showOne(view, messages, writing);
-    this.follow();
+    this.scrolling.follow();
   }
 
   /**
@@ -59,7 +49,7 @@ export class MessageList {
   update({ messages }, message) {
     const view = this.views.get(message.id);
     if (view) this.showOne(view, messages, message);
-    this.follow();
+    this.scrolling.follow();
   }
 
   /**
@@ -88,25 +78,7 @@ export class MessageList {
     return Boolean(button);
   }
 
-  noticeScroll() {
-    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    this.following = scrollHeight - scrollTop - clientHeight < NEAR;
-    this.latest.hidden = this.following;
-  }
-
-  follow() {
-    const { scroller } = this;
-    // The reader may have scrolled up, and the scroll event may not have arrived yet.
-    if (!this.following || scroller.scrollTop < this.placed) this.noticeScroll();
-    if (!this.following) return;
-    scroller.scrollTop = scroller.scrollHeight;
-    this.placed = scroller.scrollTop;
-  }
-
   toEnd() {
-    this.following = true;
-    this.placed = 0;
-    this.follow();
-    this.latest.hidden = true;
+    this.scrolling.toEnd();
   }
 }
