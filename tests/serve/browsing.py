@@ -93,6 +93,8 @@ ANSWERS = {
     "hostile": HOSTILE,
     "markdown": "**bold** and *soft*\n\n- one\n- two `code`\n\n```py\nx = 1\n```\n2 * 3 * 4",
     "rich": RICH,
+    "object": '{"name": "Ada", "age": 36, "tags": ["x", "y"], "home": {"town": "Londinum", '
+    '"warm": true}}',
     "long": "word " * 150,
     "nothing": "",
 }
@@ -243,3 +245,17 @@ def page(site: Site, browser: "Browser") -> "Iterator[Page]":
 def visit(page: "Page", url: str) -> None:
     page.goto(url)
     page.wait_for_selector("html[data-ready]", state="attached")
+
+
+def tab_to(page: "Page", name: str, *, back: bool = False, until: str | None = None) -> None:
+    """Press Tab until the control of this name has the focus."""
+    wanted = until or name
+    label = (
+        "document.activeElement.getAttribute('aria-label') || "
+        "document.activeElement.labels?.[0]?.innerText || document.activeElement.innerText"
+    )
+    for _ in range(100):
+        if page.evaluate(label) == wanted:
+            return
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    raise AssertionError(f"no Tab leads to {wanted!r}")

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import Preset, Sampler, knobs_of
-from tests.serve.browsing import Site, visit
+from tests.serve.browsing import Site, tab_to, visit
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
@@ -452,20 +452,6 @@ def test_the_keyboard_is_enough(page: Page, site: Site):
     page.keyboard.press("Enter")
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
     assert texts(page) == []
-
-
-def tab_to(page: Page, name: str, *, back: bool = False, until: str | None = None) -> None:
-    """Press Tab until the control of this name has the focus."""
-    wanted = until or name
-    label = (
-        "document.activeElement.getAttribute('aria-label') || "
-        "document.activeElement.labels?.[0]?.innerText || document.activeElement.innerText"
-    )
-    for _ in range(100):
-        if page.evaluate(label) == wanted:
-            return
-        page.keyboard.press("Shift+Tab" if back else "Tab")
-    raise AssertionError(f"no Tab leads to {wanted!r}")
 
 
 def test_conversations_are_listed_renamed_and_deleted(page: Page):

@@ -141,9 +141,7 @@ def imports_of(script: Path, pattern: str) -> set[Path]:
     return {(script.parent / name).resolve() for name in names}
 
 
-# Pieces for pages that are being written.
-AHEAD = ("table.js", "drop.js", "plots.js", "json.js", "rows.js", "template.js")
-AT_ONCE = r'^(?:import|export)\b[^;"]*"(\.[^"]+)"'
+AT_ONCE = r'^(?:import|export) (?:[\w*{},\s]+ from )?"(\.[^"]+)"'
 WHEN_NEEDED = r'\bimport\("([^"]+)"\)(?!\.\w+[ }|[])'  # not in the types of comments
 
 
@@ -170,8 +168,7 @@ def test_every_file_that_a_page_names_exists(name: str):
 
 def test_every_file_is_used():
     used = set().union(*(named_in(each) | scripts_of(each) for each in DOCUMENTS.values()))
-    pieces = {FOLDER / "js" / name for name in AHEAD}
-    assert set(OWN) <= used | pieces
+    assert set(OWN) <= used
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -20,6 +20,7 @@ for (const [name, value] of [["b", "\b"], ["f", "\f"], ["n", "\n"], ["r", "\r"],
   ESCAPED.set(name, value);
 }
 const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
+const BEGUN = /-?\d+(?:\.\d*)?(?:[eE][+-]?\d*)?$/y; // a number that the end of a text cuts off
 const LITERAL = /true|false|null|NaN|-?Infinity/y; // the last two as Python reads them
 const BLANK = /[ \t\n\r]*/y;
 const DEEPEST = 500;
@@ -214,7 +215,11 @@ class Reader {
   /** Read a number, true, false or null. */
   atom() {
     const { text } = this;
-    for (const [pattern, kind] of /** @type {const} */ ([[LITERAL, "literal"], [NUMBER, "number"]])) {
+    for (const [pattern, kind] of /** @type {const} */ ([
+      [LITERAL, "literal"],
+      ...(this.mayBeCut ? [/** @type {const} */ ([BEGUN, "number"])] : []),
+      [NUMBER, "number"],
+    ])) {
       pattern.lastIndex = this.place;
       const found = pattern.exec(text);
       if (!found) continue;
@@ -290,7 +295,7 @@ export function plainValue(node) {
     case "string":
       return node.text;
     case "number":
-      return Number(node.text);
+      return parseFloat(node.text);
     default:
       return { true: true, false: false }[node.text] ?? null;
   }

@@ -3,7 +3,8 @@
  * and how many alternatives to record. Used by chat.js; knows controls, not requests.
  */
 
-import { byId, h } from "./dom.js";
+import { byId } from "./dom.js";
+import { chooseFormat, offerFormats } from "./formats.js";
 import { KnobPanel } from "./knobs.js";
 import { readChoices, keepChoices } from "./store.js";
 
@@ -92,29 +93,4 @@ export class Panel {
   reveal(name) {
     this.knobs.reveal(name);
   }
-}
-
-/**
- * Offer the installed prompt formats.
- * @param {HTMLSelectElement} select
- * @param {Plugins} plugins
- */
-export function offerFormats(select, plugins) {
-  const own = plugins.formats.find((format) => format.chosen)?.name;
-  select.replaceChildren(
-    h("option", { value: "" }, own ? `The model's own (${own})` : "The model's own"),
-    ...plugins.formats.map(({ name }) => h("option", { value: name }, name)),
-  );
-}
-
-/**
- * Select a prompt format, even one that is not installed here.
- * @param {HTMLSelectElement} select
- * @param {string} format
- */
-export function chooseFormat(select, format) {
-  select.value = format;
-  if (select.value === format) return;
-  select.append(h("option", { value: format }, `${format} (not installed)`));
-  select.value = format;
 }

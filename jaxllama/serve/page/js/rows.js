@@ -148,7 +148,7 @@ function quotedCell(text, start, line) {
   for (;;) {
     const quote = text.indexOf('"', place);
     const part = text.slice(place, quote < 0 ? text.length : quote);
-    line += part.split(NEW_LINE).length - 1;
+    line += (quote < 0 ? part.replace(/(\r\n|\r|\n)$/, "") : part).split(NEW_LINE).length - 1;
     if (quote < 0) throw new RowError(`line ${line}: is not CSV (unexpected end of data)`);
     cell += part;
     place = quote + 1;

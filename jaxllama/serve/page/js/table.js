@@ -11,7 +11,7 @@ import { h } from "./dom.js";
  * @typedef {object} Column
  * @property {string} name
  * @property {string} title
- * @property {string} width a track of a CSS grid, such as "6rem" or "minmax(12rem, 1fr)"
+ * @property {string} width a track of a CSS grid that begins with rem: "6rem", "minmax(12rem, 1fr)"
  * @property {(row: Row) => string} text
  * @property {(row: Row) => string | number | null} [value] to sort by, else the text; null is last
  * @property {boolean} [isNumber] whether to align the text at its end
@@ -82,6 +82,8 @@ export class ResultTable {
   setColumns(columns) {
     this.columns = columns;
     this.element.style.setProperty("--columns", columns.map(({ width }) => width).join(" "));
+    const least = columns.reduce((sum, { width }) => sum + (parseFloat(/[\d.]+/.exec(width)?.[0] ?? "") || 0), 0);
+    this.element.style.setProperty("--least", `${least}rem`);
     this.head.replaceChildren(...columns.map((column) => this.title(column)));
     if (this.order && !columns.includes(this.order.column)) this.order = null;
     for (const line of this.lines) line.element.remove();
