@@ -33,6 +33,15 @@ CORE_AT = 0  # the order of the temperature among shapers
 
 
 @dataclass(frozen=True)
+class LikelyToken:
+    """One of the likeliest tokens after a stage."""
+
+    token: int
+    text: str
+    p: float
+
+
+@dataclass(frozen=True)
 class Stage:
     """The effect of one sampler, or of the temperature, at one position."""
 
@@ -41,6 +50,7 @@ class Stage:
     removed: float  # probability, before the stage, of the tokens that it dropped
     rank: int | None  # of the drawn token after the stage, from 0; None: dropped
     p: float  # probability of the drawn token after the stage
+    top: tuple[LikelyToken, ...] = ()  # the likeliest tokens after the stage, as many as requested
 
 
 @dataclass(frozen=True)
@@ -65,24 +75,30 @@ def replay(
     before it: the logits after that token are not recorded.
     """
     changes = changes or {}
-    return list(Replay(with_changes(recording, changes), samplers, changes).positions())
+    found = Replay(with_changes(recording, changes), samplers, changes).positions()
+    return [position for position in found if position is not None]
 
 
 def replay_in_server(
     recording: Recording,
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object],
-) -> Iterator[Position]:
+    *,
+    only: int | None = None,
+    top: int = 0,
+) -> Iterator[Position | None]:
     """Replay one position per iteration, in a process whose JAX caches belong to the server.
 
-    Refuses invalid changes at once.
+    Refuses invalid changes at once. With `only`, yields that position alone, and None for earlier
+    ones that had to be replayed for the state of a sampler. Each stage lists its `top` likeliest
+    tokens.
 
     A replay compiles its operations one by one: some 250 MiB for each list of samplers. Only those
     of the latest list are kept, so clients cannot fill the memory with different lists.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
     drop_other_replays((*found.names, str(recording.logits.shape[-1])))
-    return found.positions()
+    return found.positions(only=only, top=top)
 
 
 @functools.lru_cache(maxsize=1)  # a miss means that another list of samplers was replayed last
@@ -145,10 +161,18 @@ class Replay:
         self.leaves, self.off = self.bank.row(mine), self.bank.row({})
         self.names = [MODEL, *running(self.bank, recording)]
 
-    def positions(self) -> Iterator[Position]:
-        """Yield every position in order, carrying the samplers' state from token to token."""
+    def positions(self, *, only: int | None = None, top: int = 0) -> Iterator[Position | None]:
+        """Yield every position in order, carrying the samplers' state from token to token.
+
+        With `only`, yields None for the positions before it, and ends with it; if no sampler keeps
+        state, it begins there.
+        """
         leaves = self.leaves
         for index, recorded in enumerate(self.recording.tokens):
+            if only is not None and index < only and not self.bank.observers:
+                continue
+            if only is not None and index > only:
+                return
             rows = self.rows(index)
             logits = jax.numpy.stack([self.recording.logits[index]] * len(self.names))
             # Without compilation, only the branches that are taken run.
@@ -158,10 +182,29 @@ class Replay:
             token = int(choice.token[-1])
             shares = [self.shares(choice, place) for place in range(len(self.names))]
             before = [shares[0], *shares[:-1]]
-            stages = map(stage, self.names, before, shares, [token] * len(shares))
-            text = self.recording.texts[token] if token < len(self.recording.texts) else ""
-            yield Position(token, text, recorded, uniform, tuple(stages))
+            if only is None or index == only:
+                stages = [
+                    replace(stage(*each, token), top=self.likeliest(each[-1], top))
+                    for each in zip(self.names, before, shares, strict=True)
+                ]
+                yield Position(token, self.text(token), recorded, uniform, tuple(stages))
+            else:
+                yield None
             leaves = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), after)
+
+    def text(self, token: int) -> str:
+        """Return the text of a token; "" if it has none."""
+        texts = self.recording.texts
+        return texts[token] if token < len(texts) else ""
+
+    def likeliest(self, shares: np.ndarray, count: int) -> tuple[LikelyToken, ...]:
+        """Return the likeliest tokens of a distribution that can be drawn, the best first."""
+        best = np.argsort(-shares, kind="stable")[:count]
+        return tuple(
+            LikelyToken(int(token), self.text(int(token)), float(shares[token]))
+            for token in best
+            if shares[token] > 0
+        )
 
     def stacked(self, leaves: Bank) -> Bank:
         """Stack one row per stage, with this stage and all earlier ones on; in the last, all."""

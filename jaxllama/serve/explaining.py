@@ -5,7 +5,7 @@ a replay keeps a core busy, so it runs as dear work. Knows no dialect's JSON.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxllama.explain import Position, replay_in_server
 from jaxllama.recording import Recording, make_recording, peek_at_answer
 from jaxllama.request import Event, Token
 from jaxllama.service import GenerationService, Model, Question
-from jaxllama.service.answers import Answers
+from jaxllama.service.answers import Answers, Caller
 
 MOST = 64  # most tokens to explain
 
@@ -50,22 +50,36 @@ async def replay_positions(
     changes: Mapping[str, object],
     answers: Answers,
     service: GenerationService,
+    top: int = 0,
 ) -> list[Position]:
-    """Replay the samplers at every position, with `changes` to knobs; stop if the client leaves.
+    """Replay the samplers at every position, with `changes` to knobs; stop if the client leaves."""
+    replay = replay_recording(recording, changes, answers.caller, service, top=top)
+    return await answers.wait_for(asyncio.ensure_future(replay))
+
+
+async def replay_recording(
+    recording: Recording,
+    changes: Mapping[str, object],
+    caller: Caller,
+    service: GenerationService,
+    *,
+    only: int | None = None,
+    top: int = 0,
+) -> list[Position]:
+    """Replay the samplers at every position, or at one, with `changes` to knobs.
 
     Each position is a separate item of dear work, so other clients' work can run in between.
     """
 
-    async def replay() -> list[Position]:
-        caller = answers.caller
-        positions = await service.off_loop(
-            lambda model: replay_in_server(recording, model.intake.bank.samplers, changes),
-            caller,
-            is_dear=True,
-        )
-        found: list[Position] = []
-        while one := await service.off_loop(lambda _: next(positions, None), caller, is_dear=True):
-            found.append(one)
-        return found
+    def begin(model: Model) -> Iterator[Position | None]:
+        samplers = model.intake.bank.samplers
+        return replay_in_server(recording, samplers, changes, only=only, top=top)
 
-    return await answers.wait_for(asyncio.ensure_future(replay()))
+    positions = await service.off_loop(begin, caller, is_dear=True)
+    end, found = object(), []
+    while (
+        one := await service.off_loop(lambda _: next(positions, end), caller, is_dear=True)
+    ) is not end:
+        if isinstance(one, Position):
+            found.append(one)
+    return found

@@ -3,12 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from jaxllama import explain
+from jaxllama.errors import HttpError
+from jaxllama.serve import recordings
 from jaxllama.serve.answering.writing import explainable_knobs
+from jaxllama.serve.recordings import MOST_OF_A_CLIENT, SECONDS_KEPT, Recordings
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario
@@ -170,3 +175,53 @@ def test_a_completion_that_cannot_be_explained_is_refused(fields, param):
 
 def test_an_explained_answer_is_short_where_nobody_says_how_short():
     assert explainable_knobs({"top_k": 1}, stream=None, answers=1) == {"top_k": 1, "max_tokens": 64}
+
+
+def test_a_kept_recording_is_drawn_again_without_the_model():
+    async def body():
+        async with asked(engine()) as (live, _):
+            sent = ASK | {"top_k": 3, "keep": True, "candidates": 2}
+            found = await post(live, "/explain", sent)
+            first = found["positions"][0]["stages"]
+            assert first[-1]["top"][0]["text"] == "b"
+            assert len(first[0]["top"]) == 2 and first[0]["top"][0]["token"] == 98
+            ask = {"recording": found["recording"], "what_if": {"top_k": 1}, "candidates": 9}
+            again = await post(live, "/explain/replay", ask | {"position": 1})
+            (only,) = again["positions"]
+            assert only["chance"] == found["positions"][1]["chance"]
+            assert only["stages"][-1]["kept"] == len(only["stages"][-1]["top"]) == 1
+            assert len((await post(live, "/explain/replay", ask))["positions"]) == 2
+            refused = await post(live, "/explain/replay", ask | {"position": 2}, status=400)
+            assert refused["error"]["param"] == "position"
+            wrong = ask | {"what_if": {"top_k": -1}}
+            refused = await post(live, "/explain/replay", wrong, status=400)
+            assert refused["error"]["param"] == "what_if.top_k"
+            assert live.engine.ledger["accepted"] == 2  # the warm-up, and one answer
+
+    scenario(body)
+
+
+def test_a_recording_is_its_owners_and_is_forgotten_after_a_while():
+    now = [0.0]
+    kept = Recordings(lambda: now[0])
+    one = SimpleNamespace(logits=np.zeros(4, np.float32))
+    id_ = kept.keep("a", one)
+    assert kept.get(id_, "a") is one
+    with pytest.raises(HttpError, match="no recording"):
+        kept.get(id_, "b")
+    now[0] = SECONDS_KEPT + 1
+    with pytest.raises(HttpError, match="no recording"):
+        kept.get(id_, "a")
+
+
+def test_recordings_take_bounded_memory_and_a_client_keeps_few(monkeypatch):
+    kept = Recordings(lambda: 0.0)
+    one = SimpleNamespace(logits=np.zeros(25, np.float32))
+    ids = [kept.keep("a", one) for _ in range(MOST_OF_A_CLIENT + 2)]
+    other = kept.keep("b", one)
+    with pytest.raises(HttpError):
+        kept.get(ids[1], "a")
+    assert kept.get(ids[2], "a") is kept.get(other, "b") is one
+    monkeypatch.setattr(recordings, "MOST_BYTES", 350)
+    kept.keep("c", one)
+    assert kept.bytes <= 350

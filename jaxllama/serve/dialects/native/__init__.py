@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxllama.errors import JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
-from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.dialects.native.adapters import (
     ADAPTERS,
     LOAD_ADAPTER,
@@ -16,7 +16,7 @@ from jaxllama.serve.dialects.native.adapters import (
     load_adapter,
     unload_adapter,
 )
-from jaxllama.serve.dialects.native.explain import EXPLAIN, explain
+from jaxllama.serve.dialects.native.explain import ExplainRoutes
 from jaxllama.serve.dialects.native.facts import (
     PROPS,
     SLOTS,
@@ -49,7 +49,6 @@ ENDPOINTS: dict[Endpoint, Serves] = {
     TEMPLATE: apply_template,
     SCORE: score,
     CLASSIFY: classify,
-    EXPLAIN: explain,
     PLUGINS: plugins,
     TOKENIZER_INFO: tokenizer_info,
     ADAPTERS: list_adapters,
@@ -66,7 +65,11 @@ class Native(Dialect):
     """Our own routes: tokens, templates, scores, labels, explanations, plugins and facts."""
 
     name = "native"
-    endpoints = ENDPOINTS
+
+    def __init__(self, options: DialectOptions | None = None) -> None:
+        """Make the handlers; explanations share the recordings that are kept."""
+        super().__init__(options)
+        self.endpoints = {**ENDPOINTS, **ExplainRoutes().endpoints}
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""

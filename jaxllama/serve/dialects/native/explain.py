@@ -1,7 +1,8 @@
 """`/explain`: generates a short answer and reports the effect of each sampler on each token.
 
 Generates like a completion or a chat, and replays the samplers (`serve/explaining.py`); with
-`what_if` a second time with changed knobs.
+`what_if` a second time with changed knobs. With `keep`, the logits stay on the server for a while,
+and `/explain/replay` draws from them again with other knobs, without the model.
 """
 
 from collections.abc import Mapping
@@ -18,13 +19,24 @@ from jaxllama.recording import check_recordable
 from jaxllama.request import Finished
 from jaxllama.serve.answering.models import ModelBody, check_adapted
 from jaxllama.serve.answering.turns import Turn, as_turn
-from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
+from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
+from jaxllama.serve.explaining import (
+    MOST,
+    check_length,
+    record_answer,
+    replay_positions,
+    replay_recording,
+)
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.recordings import Recordings
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService, Model
 
 USUAL = 16  # default of max_tokens
+
+
+# Numbers, switches, texts, and lists or mappings of these: the checks of knobs decide.
+Changes = dict[str, Any]
 
 
 class ExplainBody(ModelBody):
@@ -33,7 +45,25 @@ class ExplainBody(ModelBody):
     prompt: str | list[int] | None = None
     messages: list[Turn] | None = None
     format: str | None = None  # name of an installed prompt format
-    what_if: dict[str, int | float | bool | str] | None = None
+    what_if: Changes | None = None
+    keep: bool = False  # keep the logits for /explain/replay
+    candidates: int = 0  # likeliest tokens to list after each stage
+
+
+class ReplayBody(RequestShape):
+    """A kept recording, and the knobs to draw with instead."""
+
+    recording: str
+    what_if: Changes | None = None
+    position: int | None = None  # None: all positions
+    candidates: int = 0
+
+
+class Replayed(msgspec.Struct):
+    """The recorded answer, drawn again."""
+
+    recording: str
+    positions: list[Position]
 
 
 class Explanation(msgspec.Struct):
@@ -50,6 +80,7 @@ class Explanation(msgspec.Struct):
     what_if: list[Position] | None = None
     drafted_tokens: int = 0  # tokens that speculation drafted for the answer
     accepted_tokens: int = 0  # of these, tokens of the answer
+    recording: str | None = None  # id of the kept recording
 
 
 EXPLAIN = Endpoint(
@@ -67,29 +98,75 @@ EXPLAIN = Endpoint(
 )
 
 
-async def explain(request: web.Request, service: GenerationService) -> web.Response:
-    """Generate a short answer and report the effect of each sampler on each token."""
-    body, knobs = await EXPLAIN.read(request, service, ExplainBody)
-    name = check_adapted(body.model, service.model, knobs)
-    changes = body.what_if or {}
-    check_explainable(knobs, changes, service.model)
-    messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
-    prompts = [] if body.prompt is None else [body.prompt]
-    if knobs.get("max_tokens") is None:
-        knobs["max_tokens"] = USUAL
-    ask = Ask(prompts=prompts, messages=messages, knobs=knobs, format=body.format)
-    async with service.open(ask, request[CALLER]) as answers:
-        check_recordable(answers.requests[0])
-        events = [event async for _, event in answers]
-        recording = await record_answer(answers, events, service)
-        positions = await replay_positions(recording, {}, answers, service)
-        others = await replay_positions(recording, changes, answers, service) if changes else None
-    text = "".join(event.text for event in events)
-    ended = next(event for event in events if isinstance(event, Finished))
-    usage = ended.usage
-    return one_json(
-        Explanation(name, text, recording.seed, positions, others, usage.drafted, usage.accepted)
-    )
+REPLAY = Endpoint(
+    "POST",
+    "/explain/replay",
+    "Draw a kept recording again with other knobs, without running the model",
+    body=ReplayBody,
+    answer=Replayed,
+)
+
+
+class ExplainRoutes:
+    """The handlers of explanations, which share the recordings that are kept."""
+
+    def __init__(self) -> None:
+        self._recordings = Recordings()
+        self.endpoints: dict[Endpoint, Serves] = {EXPLAIN: self.explain, REPLAY: self.replay}
+
+    async def explain(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Generate a short answer and report the effect of each sampler on each token."""
+        body, knobs = await EXPLAIN.read(request, service, ExplainBody)
+        name = check_adapted(body.model, service.model, knobs)
+        changes = body.what_if or {}
+        check_explainable(knobs, changes, service.model)
+        messages = None if body.messages is None else [as_turn(turn) for turn in body.messages]
+        prompts = [] if body.prompt is None else [body.prompt]
+        if knobs.get("max_tokens") is None:
+            knobs["max_tokens"] = USUAL
+        ask = Ask(prompts=prompts, messages=messages, knobs=knobs, format=body.format)
+        async with service.open(ask, request[CALLER]) as answers:
+            check_recordable(answers.requests[0])
+            events = [event async for _, event in answers]
+            recording = await record_answer(answers, events, service)
+            positions = await replay_positions(recording, {}, answers, service, body.candidates)
+            others = (
+                await replay_positions(recording, changes, answers, service, body.candidates)
+                if changes
+                else None
+            )
+        text = "".join(event.text for event in events)
+        id_ = self._recordings.keep(request[CALLER].client, recording) if body.keep else None
+        usage = next(event for event in events if isinstance(event, Finished)).usage
+        return one_json(
+            Explanation(
+                name,
+                text,
+                recording.seed,
+                positions,
+                others,
+                usage.drafted,
+                usage.accepted,
+                id_,
+            )
+        )
+
+    async def replay(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Draw a recorded answer again with other knobs, without running the model."""
+        body, _ = await REPLAY.read(request, service, ReplayBody)
+        changes = body.what_if or {}
+        check_what_if(changes, service.model)
+        recording = self._recordings.get(body.recording, request[CALLER].client)
+        if body.position is not None and body.position >= len(recording.tokens):
+            raise InvalidParameter(
+                f"position is {body.position}; the answer has {len(recording.tokens)} tokens, the "
+                f"first at position 0",
+                "position",
+            )
+        positions = await replay_recording(
+            recording, changes, request[CALLER], service, only=body.position, top=body.candidates
+        )
+        return one_json(Replayed(body.recording, positions))
 
 
 def check_explainable(
@@ -102,6 +179,11 @@ def check_explainable(
             "logprobs is for completions and chats; an explanation has them anyway: remove it",
             "logprobs",
         )
+    check_what_if(changes, model)
+
+
+def check_what_if(changes: Mapping[str, object], model: Model) -> None:
+    """Raise InvalidParameter for changes with which no replay is possible."""
     try:
         check_changes(changes, model.intake.bank)
     except InvalidParameter as error:
