@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve.connection import Connection
+from jaxllama.serve.dashboard import Dashboard
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.docs import Docs
 from jaxllama.serve.expect import check_expectation
@@ -44,6 +45,7 @@ def create_app(
     described = [*dialects, Operations(settings.metrics_names)]
     for dialect in (
         *described,
+        Dashboard(),
         Page(settings.root_dialect),
         Docs(described, settings.root_dialect),
     ):

@@ -17,19 +17,19 @@ class Histogram:
 
     def __init__(self, name: str, bounds: Sequence[float]) -> None:
         self.name = name
-        self._bounds = (*bounds, float("inf"))
-        self._counts = [0] * len(self._bounds)
+        self.bounds = (*bounds, float("inf"))
+        self.counts = [0] * len(self.bounds)
         self._seconds = 0.0
 
     def observe(self, seconds: float, times: int = 1) -> None:
         """Add a duration to the histogram, `times` times."""
-        self._counts[bisect_left(self._bounds, seconds)] += times
+        self.counts[bisect_left(self.bounds, seconds)] += times
         self._seconds += seconds * times
 
     def family(self) -> HistogramMetricFamily:
         """Return the histogram in Prometheus' form."""
-        labels = map(floatToGoString, self._bounds)
-        buckets = list(zip(labels, accumulate(self._counts), strict=True))
+        labels = map(floatToGoString, self.bounds)
+        buckets = list(zip(labels, accumulate(self.counts), strict=True))
         words = f"Seconds of {self.name.replace('_', ' ')}"
         name = f"jaxllama_{self.name}_seconds"
         return HistogramMetricFamily(name, words, buckets=buckets, sum_value=self._seconds)

@@ -6,6 +6,7 @@ a monitor asks. Has its own registry, so that two servers in one process do not 
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -54,6 +55,13 @@ COUNTERS = {
 }
 
 
+class Waits(msgspec.Struct):
+    """A histogram of waiting times, in seconds."""
+
+    bounds: list[float]  # the upper bound of each bucket but the last, which has none
+    counts: list[int]
+
+
 class Metrics(Collector):
     """Observer of the service that collects metrics and exports them."""
 
@@ -95,6 +103,31 @@ class Metrics(Collector):
             self._hits.inc()
         self._whole.observe(outcome.seconds)
 
+    @property
+    def tokens(self) -> dict[str, float]:
+        """Tokens of requests that are over, by kind: prompt, reused, generated."""
+        return counts_by(self._tokens, "kind")
+
+    @property
+    def requests(self) -> dict[str, float]:
+        """Requests that are over, by how they ended."""
+        return counts_by(self._requests, "reason")
+
+    @property
+    def hits(self) -> float:
+        """Requests that began with cached tokens."""
+        return sum(counts_by(self._hits, "").values())
+
+    @property
+    def first(self) -> Waits:
+        """Times to first tokens."""
+        return waits_of(self._first)
+
+    @property
+    def between(self) -> Waits:
+        """Times between tokens."""
+        return waits_of(self._between)
+
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text form."""
         return generate_latest(self._registry)
@@ -116,3 +149,19 @@ class Metrics(Collector):
         yield of_adapters
         for histogram in (self._first, self._between, self._whole):
             yield histogram.family()
+
+
+def counts_by(counter: Counter, label: str) -> dict[str, float]:
+    """Return the values of a counter, summed by one of its labels."""
+    found: dict[str, float] = {}
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                key = sample.labels.get(label, "")
+                found[key] = found.get(key, 0.0) + sample.value
+    return found
+
+
+def waits_of(histogram: Histogram) -> Waits:
+    """Return the buckets of a histogram."""
+    return Waits(list(histogram.bounds[:-1]), list(histogram.counts))

@@ -214,6 +214,11 @@ class GenerationService:
             **engine.prompt_store.figures,
         }
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights that each decode step reads; 0 while there is no model."""
+        return self._weight_bytes
+
     def adapter_requests(self) -> dict[str, int]:
         """Count the accepted requests of each LoRA adapter, by its name."""
         adapters = None if self.thread is None else self.thread.engine.adapters

@@ -65,6 +65,17 @@ class Account(Generic[T]):
         return self.probes if work.is_probe else self.requests
 
 
+@dataclass(frozen=True)
+class ClientLoad:
+    """What one client has in the queue and in the engine, in numbers."""
+
+    client: str
+    waiting: int  # requests and probes
+    running: int
+    slots: int
+    tokens: int  # of waiting work
+
+
 class FairQueue(Generic[T]):
     """Work of all clients that waits for one engine."""
 
@@ -137,6 +148,14 @@ class FairQueue(Generic[T]):
             self._take(account, work)
             self._forget_if_done(work.client)
             return True
+
+    def clients(self) -> list[ClientLoad]:
+        """Return what each client has waiting and running."""
+        with self._lock:
+            return [
+                ClientLoad(name, one.waiting, one.running, one.held, one.tokens)
+                for name, one in self._accounts.items()
+            ]
 
     # On the engine's thread.
 

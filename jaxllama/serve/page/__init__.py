@@ -29,6 +29,7 @@ PAGES = (
     Entry("batch", "Batch", "batch", styles=("work",)),
     Entry("classify", "Classify", "classify", styles=("work",)),
     Entry("fields", "JSON fields", "fields", styles=("work",)),
+    Entry("dashboard", "Dashboard", "dashboard", styles=("dashboard",), skip_to="scroller"),
 )
 TYPES = {
     "css": "text/css",

@@ -1,7 +1,9 @@
 """`/v1/plugins`: the installed samplers, formats and presets; the page builds controls from it."""
 
+import functools
 import inspect
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any, Literal
 
 import msgspec
@@ -40,6 +42,13 @@ class KnobCard(msgspec.Struct):
     help: str
 
 
+class MeasuredCost(msgspec.Struct):
+    """What a sampler adds to each row of a decode step, as its package measured it."""
+
+    microseconds: float
+    where: str  # how and on what it was measured
+
+
 class SamplerCard(msgspec.Struct):
     """Description of an installed sampler."""
 
@@ -48,6 +57,7 @@ class SamplerCard(msgspec.Struct):
     kind: Socket
     order: int
     knobs: list[KnobCard]
+    cost: MeasuredCost | None  # null: its package has no costs.json, or does not name it
 
 
 class FormatCard(msgspec.Struct):
@@ -133,7 +143,33 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
         kind=next(word for word, socket in SOCKETS.items() if issubclass(kind, socket)),
         order=kind.order,
         knobs=[knob_card(*item, defaults) for item in specs.items()],
+        cost=measured_cost(name, kind.__module__.partition(".")[0]),
     )
+
+
+def measured_cost(name: str, package: str) -> MeasuredCost | None:
+    """Return the cost of a sampler that its package states in costs.json; see bench/costs.py."""
+    stated = stated_costs(package)
+    if stated is None or name not in stated.microseconds:
+        return None
+    return MeasuredCost(stated.microseconds[name], stated.where)
+
+
+class StatedCosts(msgspec.Struct):
+    """The content of a package's costs.json."""
+
+    where: str
+    microseconds: dict[str, float]
+
+
+@functools.cache
+def stated_costs(package: str) -> StatedCosts | None:
+    """Read costs.json of a package; None if there is none that can be read."""
+    try:
+        raw = (files(package) / "costs.json").read_bytes()
+        return msgspec.json.decode(raw, type=StatedCosts)
+    except (OSError, ValueError, ImportError, TypeError):  # also msgspec's errors
+        return None
 
 
 def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
