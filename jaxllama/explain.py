@@ -5,8 +5,8 @@ is on, together with the samplers before it, and compares the results: no sample
 here. It needs no model. Called by `jaxllama explain` and the server's `/explain`.
 """
 
-import functools
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ CORE = (
     "temperature_last",
     "seed",
 )  # fields that a replay can change beside the knobs
+MOST_SAMPLERS = 12  # whose operations are kept, the model and the temperature among them
+ROWS_AT_LEAST = 12  # rows of a replay: the same for most lists of samplers, so are the operations
 MODEL, HEAT = "model", "temperature"  # stages that are no samplers
 CORE_AT = 0  # the order of the temperature among shapers
 
@@ -93,19 +95,34 @@ def replay_in_server(
     ones that had to be replayed for the state of a sampler. Each stage lists its `top` likeliest
     tokens.
 
-    A replay compiles its operations one by one: some 250 MiB for each list of samplers. Only those
-    of the latest list are kept, so clients cannot fill the memory with different lists.
+    A replay compiles its operations one by one: some 250 MiB for a list of samplers. They are kept
+    for up to MOST_SAMPLERS of the latest samplers, so clients cannot fill the memory with
+    different lists, and a client that tries out a few samplers does not wait for each change.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
-    drop_other_replays((*found.names, str(recording.logits.shape[-1])))
+    LATEST.note(found.names, recording.logits.shape[-1])
     return found.positions(only=only, top=top)
 
 
-@functools.lru_cache(maxsize=1)  # a miss means that another list of samplers was replayed last
-def drop_other_replays(kind: tuple[str, ...]) -> None:
-    """Free the operations that replays compiled, unless the latest replay was of this kind."""
-    del kind
-    jax.clear_caches()
+class LatestSamplers:
+    """The samplers whose operations the replays of this process have compiled."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._names: set[str] = set()
+        self._vocab = 0
+
+    def note(self, names: Iterable[str], vocab: int) -> None:
+        """Note a replay; free all operations first if they would be of too many samplers."""
+        with self._lock:
+            together = self._names | set(names)
+            if vocab != self._vocab or len(together) > MOST_SAMPLERS:
+                jax.clear_caches()
+                together = set(names)
+            self._names, self._vocab = together, vocab
+
+
+LATEST = LatestSamplers()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
@@ -160,6 +177,8 @@ class Replay:
         self.bank.check(mine)
         self.leaves, self.off = self.bank.row(mine), self.bank.row({})
         self.names = [MODEL, *running(self.bank, recording)]
+        self.last = len(self.names) - 1
+        self.size = max(ROWS_AT_LEAST, len(self.names))  # rows; those after the last are not used
 
     def positions(self, *, only: int | None = None, top: int = 0) -> Iterator[Position | None]:
         """Yield every position in order, carrying the samplers' state from token to token.
@@ -174,12 +193,12 @@ class Replay:
             if only is not None and index > only:
                 return
             rows = self.rows(index)
-            logits = jax.numpy.stack([self.recording.logits[index]] * len(self.names))
+            logits = jax.numpy.stack([self.recording.logits[index]] * self.size)
             # Without compilation, only the branches that are taken run.
             with jax.disable_jit():
                 after, choice = TokenChooser(self.bank).choose(self.stacked(leaves), logits, rows)
-                uniform = float(jax.vmap(chance)(rows)[-1])
-            token = int(choice.token[-1])
+                uniform = float(jax.vmap(chance)(rows)[self.last])
+            token = int(choice.token[self.last])
             shares = [self.shares(choice, place) for place in range(len(self.names))]
             before = [shares[0], *shares[:-1]]
             if only is None or index == only:
@@ -190,7 +209,7 @@ class Replay:
                 yield Position(token, self.text(token), recorded, uniform, tuple(stages))
             else:
                 yield None
-            leaves = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), after)
+            leaves = jax.tree.map(lambda leaf: np.asarray(leaf[self.last]), after)
 
     def text(self, token: int) -> str:
         """Return the text of a token; "" if it has none."""
@@ -214,6 +233,7 @@ class Replay:
                 on = {**on, name: leaves[name]}
             each.append(on)
         each[-1] = leaves
+        each += [self.off] * (self.size - len(each))
         return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
 
     def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
@@ -243,9 +263,10 @@ class Replay:
             "top_logprobs": np.int32(self.bank.vocab),
         }
         many: dict[str, Any] = {
-            name: np.repeat(leaf[None], len(self.names), axis=0) for name, leaf in leaves.items()
+            name: np.repeat(leaf[None], self.size, axis=0) for name, leaf in leaves.items()
         }
         many["temperature"][: self.names.index(HEAT)] = 1.0
+        many["active"][len(self.names) :] = False
         return Rows(**jax.tree.map(jax.numpy.asarray, many))
 
 

@@ -50,10 +50,12 @@ async def replay_positions(
     changes: Mapping[str, object],
     answers: Answers,
     service: GenerationService,
+    *,
+    only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Replay the samplers at every position, with `changes` to knobs; stop if the client leaves."""
-    replay = replay_recording(recording, changes, answers.caller, service, top=top)
+    """Replay the samplers, with `changes` to knobs; stop if the client leaves."""
+    replay = replay_recording(recording, changes, answers.caller, service, only=only, top=top)
     return await answers.wait_for(asyncio.ensure_future(replay))
 
 

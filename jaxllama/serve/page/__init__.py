@@ -29,6 +29,7 @@ PAGES = (
     Entry("batch", "Batch", "batch", styles=("work",)),
     Entry("classify", "Classify", "classify", styles=("work",)),
     Entry("fields", "JSON fields", "fields", styles=("work",)),
+    Entry("bench", "Sampler bench", "bench", styles=("bench",), skip_to="prompt"),
     Entry("dashboard", "Dashboard", "dashboard", styles=("dashboard",), skip_to="scroller"),
 )
 TYPES = {

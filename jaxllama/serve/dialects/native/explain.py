@@ -15,7 +15,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.explain import Position, check_changes
 from jaxllama.limits import LIMITS
-from jaxllama.recording import check_recordable
+from jaxllama.recording import Recording, check_recordable
 from jaxllama.request import Finished
 from jaxllama.serve.answering.models import ModelBody, check_adapted
 from jaxllama.serve.answering.turns import Turn, as_turn
@@ -47,6 +47,7 @@ class ExplainBody(ModelBody):
     format: str | None = None  # name of an installed prompt format
     what_if: Changes | None = None
     keep: bool = False  # keep the logits for /explain/replay
+    position: int | None = None  # None: all positions
     candidates: int = 0  # likeliest tokens to list after each stage
 
 
@@ -129,9 +130,11 @@ class ExplainRoutes:
             check_recordable(answers.requests[0])
             events = [event async for _, event in answers]
             recording = await record_answer(answers, events, service)
-            positions = await replay_positions(recording, {}, answers, service, body.candidates)
+            only, top = body.position, body.candidates
+            check_position(only, recording)
+            positions = await replay_positions(recording, {}, answers, service, only=only, top=top)
             others = (
-                await replay_positions(recording, changes, answers, service, body.candidates)
+                await replay_positions(recording, changes, answers, service, only=only, top=top)
                 if changes
                 else None
             )
@@ -157,12 +160,7 @@ class ExplainRoutes:
         changes = body.what_if or {}
         check_what_if(changes, service.model)
         recording = self._recordings.get(body.recording, request[CALLER].client)
-        if body.position is not None and body.position >= len(recording.tokens):
-            raise InvalidParameter(
-                f"position is {body.position}; the answer has {len(recording.tokens)} tokens, the "
-                f"first at position 0",
-                "position",
-            )
+        check_position(body.position, recording)
         positions = await replay_recording(
             recording, changes, request[CALLER], service, only=body.position, top=body.candidates
         )
@@ -180,6 +178,16 @@ def check_explainable(
             "logprobs",
         )
     check_what_if(changes, model)
+
+
+def check_position(position: int | None, recording: Recording) -> None:
+    """Raise InvalidParameter for a position that the answer does not have."""
+    if position is not None and position >= len(recording.tokens):
+        raise InvalidParameter(
+            f"position is {position}; the answer has {len(recording.tokens)} tokens, the first at "
+            f"position 0",
+            "position",
+        )
 
 
 def check_what_if(changes: Mapping[str, object], model: Model) -> None:

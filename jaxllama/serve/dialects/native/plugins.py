@@ -148,7 +148,7 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 
 def measured_cost(name: str, package: str) -> MeasuredCost | None:
-    """Return the cost of a sampler that its package states in costs.json; see bench/costs.py."""
+    """Return the cost of a sampler that its package states in costs.json; see plugins/costs.py."""
     stated = stated_costs(package)
     if stated is None or name not in stated.microseconds:
         return None

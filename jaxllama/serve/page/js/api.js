@@ -30,10 +30,20 @@ import { readEvents } from "./events.js";
  * @property {boolean} [tokens] a list of token ids
  * @property {boolean} [phrases] a list of texts
  * @property {number} [longest] characters of a text
+ * @property {string[]} [examples] of a text
+ * @property {Record<string, string>} [words] names that a text may have, with their meaning
  * @property {string} help
  */
 
-/** @typedef {{name: string, doc: string, kind: string, order: number, knobs: Knob[]}} Sampler */
+/**
+ * @typedef {object} Sampler
+ * @property {string} name
+ * @property {string} doc
+ * @property {string} kind
+ * @property {number} order
+ * @property {Knob[]} knobs
+ * @property {{microseconds: number, where: string} | null} cost per row and token
+ */
 /** @typedef {{name: string, doc: string, chosen: boolean}} Format */
 /** @typedef {{name: string, doc: string, knobs: Record<string, unknown>}} Preset */
 /** @typedef {{samplers: Sampler[], formats: Format[], presets: Preset[], core: any[]}} Plugins */
@@ -138,6 +148,49 @@ export class Server {
       yield delta;
     }
     if (!over) throw new ServerError("the server broke off in the middle of the answer");
+  }
+
+  /**
+   * Request an answer to a prompt or to messages, and yield its tokens as they arrive.
+   * @param {Record<string, unknown>} request
+   * @param {AbortSignal} signal
+   * @returns {AsyncGenerator<{text: string, logprob: number}>}
+   */
+  async *tokens(request, signal) {
+    if (request.messages) {
+      for await (const { tokens } of this.chat({ ...request, logprobs: true, top_logprobs: 0 }, signal)) {
+        for (const { text, logprob = 0 } of tokens) yield { text, logprob };
+      }
+      return;
+    }
+    const response = await this.fetch("/v1/completions", {
+      method: "POST",
+      body: JSON.stringify({ ...request, stream: true, logprobs: 0 }),
+      headers: { "Content-Type": "application/json" },
+      signal,
+    });
+    if (response.body === null) throw new ServerError("the server sent an empty answer");
+    for await (const data of readEvents(response.body)) {
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw refusal(event.error, event.error.status ?? 500, null);
+      const found = event.choices?.[0]?.logprobs;
+      for (const [place, text] of (found?.tokens ?? []).entries()) {
+        yield { text, logprob: found.token_logprobs[place] ?? 0 };
+      }
+    }
+    throw new ServerError("the server broke off in the middle of the answer");
+  }
+
+  /**
+   * Send a value as JSON and return the JSON of the answer.
+   * @param {string} path
+   * @param {unknown} value
+   * @returns {Promise<any>}
+   */
+  async post(path, value) {
+    const headers = { "Content-Type": "application/json" };
+    return (await this.fetch(path, { method: "POST", body: JSON.stringify(value), headers })).json();
   }
 
   /**

@@ -1,6 +1,6 @@
 """Measure what each installed sampler adds to a row of a decode step, for `/v1/plugins`.
 
-    python -m bench.costs plugins/jaxllama_samplers/costs.json
+    python plugins/costs.py plugins/jaxllama_samplers/costs.json
 
 Every sampler is measured alone, in the way of `jaxllama check` (`jaxllama/testing/cost.py`): the
 processor time of one thread, with knobs in the middle of their bounds. Writes the file that a
@@ -15,6 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import click
 import jax
 import numpy as np
 
@@ -54,8 +55,9 @@ def main(target: Path) -> None:
             if isinstance(kind, type) and issubclass(kind, Adjuster) and kind.constrains:
                 continue
             added = cost.added(call({}), call(cost.middle({name: kind})))
-            found[name] = round(max(0.0, added.best * 1e6 / cost.ROWS), 1)
-            print(name, found[name], flush=True)
+            if added.best > added.doubt:  # else the figure says nothing
+                found[name] = round(added.best * 1e6 / cost.ROWS, 1)
+            click.echo(f"{name} {found.get(name, 'less than the error')}")
     where = (
         f"processor time of one thread for each row and token, {VOCABULARY} tokens of vocabulary, "
         f"kernels {body}, on {processor()}"
