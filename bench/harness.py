@@ -6,6 +6,7 @@ Imported by every script of this folder. Knows nothing of the measurements.
 import dataclasses
 import functools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ class Record:
     peer_value: float | None = None
     ratio: float | None = None  # how many times better than the peer: above 1 is faster
     peer_setting: str | None = None  # the setting with which the peer was fastest, if it has any
+    load: float | None = None  # programs that ran or waited for a core before the measurement
 
     @property
     def peer_label(self) -> str:
@@ -75,6 +77,7 @@ class Board:
     def __init__(self, bench: str, *, as_json: bool, short: bool) -> None:
         self.bench, self.as_json, self.short = bench, as_json, short
         self.records: list[Record] = []
+        self._load = load_of_machine()
         self._environment: Environment | None = None
 
     @property
@@ -98,7 +101,7 @@ class Board:
     ) -> None:
         """Record a case: the medians of both sides' values, and their ratio."""
         value = statistics.median(ours)
-        record = Record(self.bench, case, value, unit, self.environment)
+        record = Record(self.bench, case, value, unit, self.environment, load=self._load)
         if peer is not None and theirs:
             other = statistics.median(theirs)
             record = dataclasses.replace(
@@ -122,6 +125,11 @@ class Board:
         """Within the context, show on standard error which case is being measured."""
         with Console(stderr=True).status(f"{self.bench}: {what}"):
             yield
+
+
+def load_of_machine() -> float | None:
+    """Return the mean number of programs that ran or waited for a core in the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def script(bench: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

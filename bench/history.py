@@ -21,7 +21,7 @@ PAGE = ROOT / "docs/benchmarks.md"
 PICTURES = ROOT / "docs/images/benchmarks"
 COMMIT = re.compile(r"[0-9a-f]{12}")
 MOST_LINES = 6  # of one plot
-COLUMNS = ("case", "value", "unit", "peer", "peer value", "ratio", "commit", "jax")
+COLUMNS = ("case", "value", "unit", "peer", "peer value", "ratio", "load", "commit", "jax")
 INTRODUCTION = """\
 # Benchmarks
 
@@ -29,7 +29,9 @@ Figures of jaxllama, written by `python bench/history.py` from `bench/history.js
 on a machine the newest one, with its commit and the version of JAX. How each is measured, and how
 to repeat it, is in [bench/README.md](../bench/README.md). A peer called *published* was not
 measured here: its figure is the one that its authors give for the hardware in brackets, so the
-ratio compares the hardware, too.
+ratio compares the hardware, too. The load is the number of programs that wanted a core in the
+minute before: with more than a few, a figure by itself says little. Peers are measured in turn with
+jaxllama, so ratios are disturbed less.
 """
 
 
@@ -117,6 +119,7 @@ def figures(newest: Sequence[Record]) -> str:
             *(record.case, number(record.value), record.unit),
             *(record.peer_label, number(record.peer_value)),
             "" if record.ratio is None else f"{record.ratio:.2f}x",
+            "" if record.load is None else f"{record.load:.1f}",
             *(record.environment.commit, record.environment.jax),
         )
         for record in newest

@@ -12,7 +12,7 @@ from plot import PlotLine, bars, lines
 
 MANY = re.compile(r"(?P<rest>.*?)\b(?P<count>\d+) (?P<what>slot|stream)s?\b(?P<tail>.*)")
 COLUMNS = ("bench", "case", "value", "unit", "peer", "peer value", "ratio", "environment")
-FIGURES = ("value", "peer value", "ratio", "environment")
+FIGURES = ("value", "peer value", "ratio", "load", "environment")
 PARITY = 1.0  # as fast as the peer
 
 Name = tuple[str, str, str]  # of a curve: its title, "slots" or "streams", the unit

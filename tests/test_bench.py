@@ -129,7 +129,7 @@ def records(name: str, *arguments: str) -> dict[str, dict[str, Any]]:
 
 def check_record(bench: str, record: dict[str, Any]) -> None:
     model = WITHOUT_MODEL.get(bench, MODEL_KEYS)
-    own = record.keys() - {"peer_setting"} - MACHINE_KEYS - CODE_KEYS - model
+    own = record.keys() - {"peer_setting", "load"} - MACHINE_KEYS - CODE_KEYS - model
     assert own in (KEYS, KEYS | PEER_KEYS)
     assert record.keys() >= MACHINE_KEYS | CODE_KEYS | model
     assert record["bench"] == bench
@@ -973,14 +973,14 @@ def test_the_page_is_that_of_the_history() -> None:
 def test_figures_are_appended_and_shown_by_commit(history: ModuleType, tmp_path: Path) -> None:
     for commit, value in (("0123456789ab", 20.0), ("ba9876543210", 30.0)):
         new = [record | {"commit": commit} for record in RECORDS]
-        new[0] = new[0] | {"value": value}
+        new[0] = new[0] | {"value": value, "load": 0.2}
         (tmp_path / "new.jsonl").write_text(lines(new))
         result = run("history", str(tmp_path / "new.jsonl"))
         assert result.exit_code == 0, result.output
     assert len(history.HISTORY.read_text().splitlines()) == 2 * len(RECORDS)
     page = history.PAGE.read_text()
     assert "## some processor, 2 threads" in page
-    row = "| m, 1 slot, depth 64 | 30 | tokens/s | llama.cpp | 10 | 2.00x | ba9876543210 | 1.0 |"
+    row = "| m, 1 slot, depth 64 | 30 | tokens/s | llama.cpp | 10 | 2.00x | 0.2 | ba9876543210 |"
     assert row in page and "0123456789ab" not in page
     drawn = (history.PICTURES / "some-processor-2-threads-decode-history-tokens-s.svg").read_text()
     assert "0123456" in drawn and "ba98765" in drawn
