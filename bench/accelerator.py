@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--sampling", action="store_true", help="with the common samplers compiled in"
     )
+    parser.add_argument("--checks", default="kernels,engine", help="of what is right")
     parser.add_argument("--trace", metavar="FOLDER", help="write a profile of one decode call")
     parser.add_argument("--wheels", metavar="FOLDER", help="wheels of packages that are missing")
     asked = parser.parse_args()

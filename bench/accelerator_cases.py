@@ -362,9 +362,10 @@ def run(asked: argparse.Namespace) -> None:
     lab = Lab(asked)
     with lab.case("limits"):
         limits(lab)
-    for check in (right_kernels, right_engine):
-        with lab.case(check.__name__):
-            check(lab)
+    checks = {"kernels": right_kernels, "engine": right_engine}
+    for name in filter(None, asked.checks.split(",")):
+        with lab.case(name):
+            checks[name](lab)
     for name in asked.models.split(","):
         for form in asked.forms.split(","):
             for rows in map(int, asked.rows.split(",")):

@@ -124,8 +124,8 @@ class LLM:
         cache_dtype    of keys and values: float32, bfloat16, float16 or int8
                        (default: float16 on CPU, else bfloat16)
         mesh           for example "data=2,model=4"
-        kernels        cpu (the C++ library), gpu (kernels for GPUs), tpu (for TPUs), xla (plain JAX)
-                       or auto: the fastest that can run here
+        kernels        cpu (the C++ library), gpu or tpu (Pallas), xla (plain JAX) or auto: the
+                       fastest that can run here
         platform       cpu, gpu or tpu (default: the one that JAX finds)
         threads        of the C++ library (default: the processors this process may use)
         packed         with kernels "xla": keep 4- to 8-bit weights packed in memory and unpack
