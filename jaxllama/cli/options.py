@@ -223,8 +223,8 @@ def loading_options(slots: int | None) -> list[click.Option]:
         option(
             *("--kernels", "load_kernels"),
             type=click.Choice((AUTO, *BODIES)),
-            help="Compute with the C++ library (cpu), kernels for GPUs (gpu) or TPUs (tpu), or plain "
-            "JAX (xla) [default: auto, the fastest that can run here].",
+            help="Compute with the C++ library (cpu), Pallas kernels (gpu, tpu) or plain JAX (xla) "
+            "[default: auto, the fastest that can run here].",
         ),
         option(
             *("--threads", "load_threads"),
