@@ -148,6 +148,7 @@ def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, 
     described: Json = {
         "operationId": name.operation,
         "summary": endpoint.summary,
+        "tags": [name.dialect],
         "responses": answers,
     }
     if endpoint.is_open:

@@ -247,8 +247,6 @@ def test_the_description_has_every_route_of_every_dialect(strict):
             assert len(set(names)) == len(names)
             kinds = operations["POST", "/api/chat"]["responses"]["200"]["content"]
             assert "application/x-ndjson" in kinds
-            async with live.http.get(f"{live.url}/docs") as response:
-                assert "/api/chat" in await response.text()
 
     scenario(body)
 

@@ -57,8 +57,8 @@ def test_every_page_is_at_its_address_whatever_the_address_asks():
 def test_the_navigation_names_the_page_and_leads_to_the_others():
     for entry in PAGES:
         links = re.findall(r'<li><a href="([^"]+)"( aria-current="page")?>', DOCUMENTS[entry.name])
-        paths = ["/" if each == PAGES[0] else f"/page/{each.name}" for each in PAGES]
-        assert [path for path, _ in links] == [*paths, "/docs"]
+        paths = ["/", *(each.path or f"/page/{each.name}" for each in PAGES[1:])]
+        assert [path for path, _ in links] == paths
         assert [path for path, current in links if current] == [paths[PAGES.index(entry)]]
 
 

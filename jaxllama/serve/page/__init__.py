@@ -1,10 +1,10 @@
 """The pages: chat and tools in the browser, made of the files in this folder.
 
-Implemented as a dialect with the routes `/` and `/page/...`. `PAGES` lists the pages; `frame.py`
-puts each into the common frame. Files are read once and served from memory; the browser revalidates
-its copy each time. The pages load nothing from other hosts, and their Content-Security-Policy
-forbids it: no inline script or style, no other host, no frame around a page, and no text that
-becomes HTML.
+Implemented as a dialect with the routes `/`, `/docs` and `/page/...`. `PAGES` lists the pages;
+`frame.py` puts each into the common frame. Files are read once and served from memory; the browser
+revalidates its copy each time. The pages load nothing from other hosts, and their
+Content-Security-Policy forbids it: no inline script or style, no other host, no frame around a
+page, and no text that becomes HTML.
 The pages use the server's API like any client; this module does not know the API.
 """
 
@@ -31,6 +31,7 @@ PAGES = (
     Entry("fields", "JSON fields", "fields", styles=("work",)),
     Entry("bench", "Sampler bench", "bench", styles=("bench",), skip_to="prompt"),
     Entry("dashboard", "Dashboard", "dashboard", styles=("dashboard",), skip_to="scroller"),
+    Entry("docs", "API", "docs", styles=("docs",), path="/docs"),
 )
 TYPES = {
     "css": "text/css",
@@ -105,7 +106,12 @@ class Page(Dialect):
                 raise HttpError(f"there is no page {request.path[:100]!r}", 404, "not_found")
             return respond(request, asset)
 
-        return [web.get("/", front), web.get("/page/{path:.+}", file)]
+        @open_to_all
+        async def docs(request: web.Request) -> web.Response:
+            """Serve the page of the API."""
+            return respond(request, assets["docs"])
+
+        return [web.get("/", front), web.get("/docs", docs), web.get("/page/{path:.+}", file)]
 
 
 def respond(request: web.Request, asset: Asset) -> web.Response:

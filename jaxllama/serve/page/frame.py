@@ -13,7 +13,6 @@ from importlib.resources.abc import Traversable
 
 BLOCK = re.compile(r"^<!-- (main|sidebar|foot) -->\n", re.MULTILINE)
 SLOT = re.compile(r"\{(title|head|skip_to|home|links|main|sidebar|foot)\}")
-DOCS = "/docs"
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Entry:
     scripts: tuple[str, ...] = ()  # other first scripts than js/NAME.js
     styles: tuple[str, ...] = ()  # NAME.css, beside style.css
     skip_to: str = "main"  # id of the element that the skip link leads to
+    path: str | None = None  # another address, beside /page/NAME
 
     @property
     def head(self) -> str:
@@ -67,15 +67,15 @@ class Frame:
 
     def links(self, current: Entry | None) -> str:
         """Return the list items of the navigation; `current` is the page that they are on."""
-        items = [
+        return "".join(
             link(self._path(each), each.icon, each.title, is_current=each == current)
             for each in self._pages
-        ]
-        return "".join([*items, link(DOCS, "docs", "API", is_current=False)])
+        )
 
     def _path(self, entry: Entry) -> str:
-        is_first = entry == self._pages[0]
-        return "/" if is_first and self._has_root else f"/page/{entry.name}"
+        if entry == self._pages[0] and self._has_root:
+            return "/"
+        return entry.path or f"/page/{entry.name}"
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:

@@ -194,13 +194,23 @@ export class Server {
   }
 
   /**
+   * Send a request; a refusal of the server is a response like others.
+   * @param {string} path
+   * @param {RequestInit} [options]
+   */
+  send(path, options = {}) {
+    const headers = new Headers(options.headers);
+    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+    return fetch(path, { ...options, headers, redirect: "error" });
+  }
+
+  /**
+   * Send a request; throws a ServerError if the server refuses it.
    * @param {string} path
    * @param {RequestInit} [options]
    */
   async fetch(path, options = {}) {
-    const headers = new Headers(options.headers);
-    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
-    const response = await fetch(path, { ...options, headers, redirect: "error" });
+    const response = await this.send(path, options);
     if (!response.ok) {
       const body = await response.json().catch(() => ({}));
       const error = typeof body.error === "string" ? { message: body.error, param: body.field } : body.error;
