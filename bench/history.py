@@ -29,9 +29,11 @@ Figures of jaxllama, written by `python bench/history.py` from `bench/history.js
 on a machine the newest one, with its commit and the version of JAX. How each is measured, and how
 to repeat it, is in [bench/README.md](../bench/README.md). A peer called *published* was not
 measured here: its figure is the one that its authors give for the hardware in brackets, so the
-ratio compares the hardware, too. The load is the number of programs that wanted a core in the
-minute before: with more than a few, a figure by itself says little. Peers are measured in turn with
-jaxllama, so ratios are disturbed less.
+ratio compares the hardware, too.
+
+The load is the number of programs that wanted a core in the minute before. With more than a few, a
+figure by itself says little; peers are measured in turn with jaxllama, which disturbs ratios less.
+The first figures (commit bdb3b5052a4b) have no load: other programs used both cores all the time.
 """
 
 
