@@ -78,15 +78,14 @@ class Llama(Module):
         positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
 
         def attend(
-            qkv: Projections, rotation: Rotation, layer: LayerCache, window: int | None
+            qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
             mixed = []
             for place in range(count):
                 rows = slice(place * slots, (place + 1) * slots)
                 own_qkv, own_rotation = jax.tree.map(lambda x, at=rows: x[at], (qkv, rotation))
                 own = (positions[place], active[place], window)
-                out, new = self.attention.step(own_qkv, own_rotation, layer.arrays, *own)
-                layer = LayerCache(*new)
+                out, layer = self.attention.step(own_qkv, own_rotation, layer, *own)
                 mixed.append(out)
             return jnp.concatenate(mixed), layer
 

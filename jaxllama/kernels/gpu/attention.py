@@ -1,11 +1,13 @@
-"""Attention of the GPU body: what surrounds the kernels of `attend.py`."""
+"""Attention of the GPU body: what surrounds the kernels of `attend.py`.
+
+Kernels are imported when a program is traced, because importing Pallas takes long.
+"""
 
 from functools import partial
 
 import jax.numpy as jnp
 
 from jaxllama.kernels.body import AttentionOps, Projections, PromptSpan, Rotation
-from jaxllama.kernels.gpu.attend import StepShape, attend_queries, attend_rows
 from jaxllama.kernels.plain.attention import rotated
 from jaxllama.kernels.spread import where_slot_lies
 from jaxllama.kernels.storage import Layer, append_prompt, layer_of, sides
@@ -24,6 +26,8 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`."""
+    from jaxllama.kernels.gpu.attend import StepShape, attend_rows  # noqa: PLC0415 - slow to import
+
     q, k, _ = projections
     rows, heads, size = q.shape
     shape = StepShape(heads, k.shape[1], size, layer[0].shape[2], window, cap)
@@ -43,6 +47,8 @@ def attend_prompt(
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`."""
+    from jaxllama.kernels.gpu.attend import attend_queries  # noqa: PLC0415 - slow to import
+
     q, k, v = rotated(projections, rotation)
     new = zip(sides(layer), (k, v), strict=True)
     layer = layer_of(*(append_prompt(*pair, span.slot, span.start) for pair in new))

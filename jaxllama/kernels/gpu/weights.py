@@ -15,7 +15,6 @@ from jax import lax
 
 from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
-from jaxllama.kernels.gpu.matmul import multiply_dense, multiply_packed
 from jaxllama.kernels.packed import Packed, take_rows
 from jaxllama.kernels.plain.matmul import activated
 from jaxllama.kernels.plain.weights import normed
@@ -56,9 +55,11 @@ class JoinedWeight:
         return y if add is None else add + y
 
     def _multiply(self, x: Float[Array, "L I"], part: Any) -> Float[Array, "L O"]:
+        from jaxllama.kernels.gpu import matmul  # noqa: PLC0415 - slow to import
+
         if isinstance(part, Packed):
-            return multiply_packed(x, part, jnp.dtype(self.dtype))
-        return multiply_dense(x, part, 1 if self.by_output else 0)
+            return matmul.multiply_packed(x, part, jnp.dtype(self.dtype))
+        return matmul.multiply_dense(x, part, 1 if self.by_output else 0)
 
     def project(
         self,
