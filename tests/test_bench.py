@@ -35,8 +35,11 @@ from tests.weights.encoder_writer import write_encoder
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
 TINY = "tiny-q4_0"
+# accelerator.py needs no click, so it is tested by itself.
 SCRIPTS = sorted(
-    path.stem for path in BENCH.glob("*.py") if '__name__ == "__main__"' in path.read_text()
+    path.stem
+    for path in BENCH.glob("*.py")
+    if '__name__ == "__main__"' in path.read_text() and path.stem != "accelerator"
 )
 pytestmark = pytest.mark.usefixtures("no_samplers")
 
@@ -292,18 +295,21 @@ def test_encode_measures_texts_of_several_lengths(tmp_path: Path) -> None:
     ]
 
 
-def test_speculation_measures_every_kind_of_task_with_and_without_drafts() -> None:
+@pytest.mark.skipif(not library.available(), reason=library.why_not() or "the kernels are there")
+def test_speculation_measures_every_kind_of_task_with_and_without_drafts(tmp_path: Path) -> None:
+    files = module("write_gguf")
+    small = files.ModelShape("small", 512, 64, 2, 2, 1, 128, 1024)  # heads that have C++ kernels
+    files.write_random(small, tmp_path / "small.gguf", files.Q4_0)
+    asked = ("--short", "--repetitions", "1", "--slots", "2", "--tokens", "4")
     tasks = json.loads((BENCH / "speculation.json").read_text())
     assert {kind: len(texts) for kind, texts in tasks.items()} == {
         "editing": 10,
         "quoting": 10,
         "prose": 10,
     }
-    found = records(
-        "speculation", "-m", TINY, "--short", "--repetitions", "1", "--slots", "2", "--tokens", "4"
-    )
+    found = records("speculation", "-m", str(tmp_path / "small.gguf"), *asked)
     assert list(found) == [
-        f"tiny-q4_0, 2 slots, {kind}, {choice}" for kind in tasks for choice in ("auto", "off")
+        f"small, 2 slots, {kind}, {choice}" for kind in tasks for choice in ("auto", "off")
     ]
     assert {record["peer"] for record in found.values()} == {"--draft-tokens 0"}
 

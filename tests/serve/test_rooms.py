@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import aiohttp
 import pytest
 
 from tests.serve.conftest import scenario
@@ -156,10 +157,12 @@ def test_a_client_with_a_key_has_rooms_of_its_own(keys):
 
 def test_watching_ends_when_the_server_stops():
     async def body():
-        async with serving() as live:
-            await ask(live, "POST", name="r")
-            response = await live.http.get(f"{live.url}/v1/rooms/r/events")
-            await next_event(response)
-        assert live is not None
+        async with aiohttp.ClientSession() as watcher:
+            async with serving() as live:
+                await ask(live, "POST", name="r")
+                response = await watcher.get(f"{live.url}/v1/rooms/r/events")
+                await next_event(response)
+            rest = [line async for line in response.content]
+            assert not any(line.startswith(b"data") for line in rest)
 
     scenario(body)

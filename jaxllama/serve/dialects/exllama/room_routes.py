@@ -27,7 +27,7 @@ from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, Ses
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import SSE, Stream, one_json
-from jaxllama.service import GenerationService, State
+from jaxllama.service import GenerationService
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the server stops
 SECONDS_BETWEEN_EVENTS = 0.1
@@ -282,7 +282,7 @@ class RoomRoutes:
             async with Stream(request, SSE) as stream:
                 shown = view_of(room)
                 await stream.send(shown)
-                while not room.is_deleted and service.state is not State.DRAINING:
+                while not (room.is_deleted or service.is_draining):
                     try:
                         await asyncio.wait_for(changed.wait(), SECONDS_BETWEEN_LOOKS)
                     except TimeoutError:
