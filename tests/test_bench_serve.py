@@ -19,8 +19,10 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
+from jaxllama.serve.dialects.native import Native
 from jaxllama.serve.dialects.ollama import Ollama
-from tests.serve.clients import DIALECTS, saying
+from jaxllama.serve.dialects.openai import OpenAI
+from tests.serve.clients import saying
 from tests.serve.conftest import running
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -74,7 +76,7 @@ def in_thread(server: Callable[[], contextlib.AbstractAsyncContextManager[str]])
 @contextlib.asynccontextmanager
 async def ours() -> AsyncIterator[str]:
     """Our server on the scripted engine."""
-    dialects = [*DIALECTS, Ollama()]
+    dialects = [OpenAI(), Native(), Ollama()]  # a dialect belongs to one server
     async with running(saying(b"Hello!", context=1024), dialects=dialects) as live:
         yield live.url
 

@@ -21,6 +21,9 @@ class Slow:
     def __init__(self, tokens, timed):
         self.tokens, self.timed = tokens, timed
 
+    def __len__(self):
+        return len(self.tokens)
+
     def __array__(self, dtype=None, copy=None):
         self.timed.seconds += 0.005 * (self.tokens >= 0).any(axis=1).sum()
         return self.tokens
