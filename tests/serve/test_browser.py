@@ -8,7 +8,7 @@ import pytest
 
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import Preset, Sampler, knobs_of
-from tests.serve.browsing import Site, tab_to, visit
+from tests.serve.browsing import HOSTILE, RICH, Site, tab_to, visit
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 

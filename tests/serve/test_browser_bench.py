@@ -65,7 +65,7 @@ def test_settings_answer_side_by_side_and_a_token_is_explained_stage_by_stage(
 
 
 def test_a_wrong_expression_is_marked_at_its_place(bench: "Page"):
-    field = bench.get_by_label("Expression", exact=True)
+    field = bench.locator("#one-line-expression")
     field.fill("p > 0.1 and rnk < 4")
     wrong = bench.locator(".expression .wrong", has_text="unknown name 'rnk'")
     expect(wrong).to_contain_text("did you mean 'rank'?")

@@ -51,6 +51,7 @@ function addSetting(start) {
   const setting = new Setting(start, {
     server: frame.server,
     onSelect: select,
+    onEdit: edit,
     onRename: () => {
       setting.showKnobs();
       showSelected();
@@ -106,6 +107,16 @@ function select(setting) {
   for (const field of fields) field.show(setting.knobs[field.knob.name]);
   showSelected();
   save();
+}
+
+/**
+ * Show the knobs of a setting beside the page.
+ * @param {Setting} setting
+ */
+function edit(setting) {
+  select(setting);
+  panel.unfold(Object.keys(setting.knobs));
+  frame.settings?.toggle(true);
 }
 
 function showSelected() {

@@ -65,7 +65,10 @@ export class Control {
   typed() {
     const { value, wrong } = readEntry(this.knob, this.field);
     this.showError(wrong);
-    if (wrong) return;
+    if (wrong) {
+      this.reset.hidden = false;
+      return;
+    }
     this.mark(value);
     this.onChange(this.knob.name, value);
   }

@@ -249,6 +249,17 @@ export class KnobPanel {
   }
 
   /**
+   * Unfold the groups of these knobs.
+   * @param {string[]} names
+   */
+  unfold(names) {
+    for (const name of names) {
+      const group = this.controls.get(name)?.element.closest("details");
+      if (group) group.open = true;
+    }
+  }
+
+  /**
    * Unfold a control and put the focus there.
    * @param {string} name
    */
@@ -259,8 +270,7 @@ export class KnobPanel {
       this.search.value = "";
       this.find();
     }
-    const group = control.element.closest("details");
-    if (group) group.open = true;
+    this.unfold([name]);
     control.field.focus();
   }
 }

@@ -22,13 +22,14 @@ export class Setting {
    * @param {object} parts
    * @param {Server} parts.server
    * @param {(setting: Setting) => void} parts.onSelect
+   * @param {(setting: Setting) => void} parts.onEdit
    * @param {(setting: Setting) => void} parts.onRename
    * @param {(setting: Setting) => void} parts.onCopy
    * @param {(setting: Setting) => void} parts.onRemove
    * @param {(setting: Setting) => void} parts.onRun
    * @param {(setting: Setting, place: number) => void} parts.onToken
    */
-  constructor({ name, knobs }, { server, onSelect, onRename, onCopy, onRemove, onRun, onToken }) {
+  constructor({ name, knobs }, { server, onSelect, onEdit, onRename, onCopy, onRemove, onRun, onToken }) {
     this.knobs = knobs;
     this.server = server;
     this.onToken = onToken;
@@ -49,7 +50,7 @@ export class Setting {
       onfocus: () => onSelect(this),
     });
     this.field.value = name;
-    this.summary = h("button", { type: "button", class: "setting-knobs", title: "Change these settings", onclick: () => onSelect(this) });
+    this.summary = h("button", { type: "button", class: "setting-knobs", title: "Change these settings", onclick: () => onEdit(this) });
     this.text = h("p", {
       class: "setting-text",
       role: "group",
