@@ -242,7 +242,7 @@ def test_groups_of_any_size_and_sorted_inputs_meet_their_weights(body, bits, gro
 def times(weight, x):
     """What a module with this weight makes of rows."""
     module = Linear(x.shape[1], 1, ("width", "heads"), bias=False)
-    module.weight.set_value(weight)
+    module.weight.value = weight
     return np.asarray(module(jnp.asarray(x)))
 
 
