@@ -75,7 +75,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "loading": (f"{ENGINE} formats text weights", "jax"),
     "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
-    "explain": (f"{ENGINE} recording", "jax numpy"),
+    "explain": (f"{ENGINE} recording", "jax numpy threading"),
     "__main__": ("cli", ""),
     "": (f"{WORDS} formats completion encoder llm", ""),  # jaxllama/__init__.py
     "serve": (

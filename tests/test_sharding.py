@@ -156,7 +156,7 @@ def moved(text: str) -> set[tuple[int, ...]]:
 def test_neither_cache_nor_weights_travel(shape, engine, name):
     ready = programs(shape, engine)
     large = {leaf.shape for leaf in jax.tree.leaves(ready.params) if leaf.size > 1024}
-    cache = math.prod(ready.blueprints.state.cache[0].keys.shape)
+    cache = math.prod(ready.blueprints.state.cache[0][0].shape)
     for each in moved(ready.compiled(name).as_text()):
         assert each not in large
         assert math.prod(each) < cache // (2 * engine.data_parallel * engine.model_parallel), each
@@ -170,7 +170,7 @@ def test_weights_and_cache_lie_in_parts():
     ready = programs(MODEL, sharded(2, 4))
     q = ready.params["blocks"][0]["attention"]["q"]["weight"]
     assert q.array.addressable_shards[0].data.shape == (MODEL.width, MODEL.width // 4)
-    keys = ready.tree_of(ready.empty()).cache[0].keys
+    keys = ready.tree_of(ready.empty()).cache[0][0]
     assert keys.addressable_shards[0].data.shape[:2] == (4, 1)
 
 

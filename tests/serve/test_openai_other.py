@@ -85,7 +85,7 @@ REFUSED_RESPONSES = [
     ({"tool_choice": "required"}, "tool_choice", "no such tool"),
     ({"background": True}, "background", "while its client waits"),
     ({"reasoning": {"effort": "low"}}, "reasoning.effort", "does not think"),
-    ({"truncation": "auto"}, "truncation", "'auto'"),
+    ({"truncation": "middle"}, "truncation", "'middle'"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", "'xml'"),
     ({"max_tokens": 3, "max_output_tokens": 4}, "max_tokens", "differ"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0"),

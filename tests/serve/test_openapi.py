@@ -25,7 +25,7 @@ from tests.serve.dialects import everyone
 from tests.support import installed_samplers
 
 EXAMPLES = 10  # per route and mode
-ENDPOINTS = openai.ENDPOINTS | native.ENDPOINTS | operations.ENDPOINTS
+ENDPOINTS = openai.ENDPOINTS | native.Native().endpoints | operations.ENDPOINTS
 ASKED = [endpoint for endpoint in ENDPOINTS if endpoint.body is not None]
 
 # What bounds a field that has no row of its own, and no number or length to bound.

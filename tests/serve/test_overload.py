@@ -183,7 +183,7 @@ def test_a_slow_reader_is_bounded_then_dropped_and_slows_nobody():
 
     async def body():
         bounds = Bounds(behind_events=64, behind_seconds=0.02)  # far less than the answer takes
-        async with running(engine, bounds=bounds, stall_seconds=1.5) as live:
+        async with running(engine, bounds=bounds, stall_seconds=20.0) as live:
             lazy = await reads_nothing(live, {"prompt": "slow", "stream": True})
             await live.until(lambda: live.service._open)
             (answers,) = live.service._open.values()
