@@ -259,6 +259,7 @@ SENT: dict[str, dict[str, Any]] = {
     "/score": {"prompt": "a", "continuations": ["b"]},
     "/classify": {"prompt": "a", "labels": ["b"]},
     "/explain": {"prompt": "a"},
+    "/explain/replay": {"recording": "none"},
 }
 SHAPED = {  # rows whose entries are not texts
     "messages": HI * 2049,
