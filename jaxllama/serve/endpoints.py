@@ -40,8 +40,8 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Raise InvalidParameter for a field that is out of bounds or not supported."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value is None or name not in FRONT:
-                continue
+            if value is None or name not in FRONT or isinstance(value, msgspec.Struct):
+                continue  # a structure declares the bounds of its own fields
             if FRONT[name].many:
                 check_count(name, 1 if isinstance(value, str) else len(value))
             elif value != "":

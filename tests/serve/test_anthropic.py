@@ -176,6 +176,16 @@ def test_tokens_are_counted_and_those_of_the_cache_apart():
     scenario(body)
 
 
+def test_metadata_may_name_a_user_of_at_most_512_characters():
+    async def body():
+        async with serving() as live:
+            await post(live, metadata={"user_id": "u" * 512})
+            error = await post(live, status=400, metadata={"user_id": "u" * 513})
+            assert "user_id" in error["error"]["message"]
+
+    scenario(body)
+
+
 def test_an_output_format_holds_the_answer_to_its_schema():
     async def body():
         schema = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"]}
