@@ -25,7 +25,14 @@ from jaxllama.service import GenerationService
 
 PAGES = (
     Entry("chat", "Chat", "chat", scripts=("main",), skip_to="text"),
-    Entry("rooms", "Rooms", "rooms", styles=("rooms",), skip_to="text"),
+    Entry(
+        "rooms",
+        "Rooms",
+        "rooms",
+        styles=("rooms",),
+        skip_to="text",
+        settings_title="Settings of the room",
+    ),
     Entry("batch", "Batch", "batch", styles=("work",)),
     Entry("classify", "Classify", "classify", styles=("work",)),
     Entry("fields", "JSON fields", "fields", styles=("work",)),

@@ -1,18 +1,19 @@
 """The frame of the pages: navigation, API key, appearance, notices and icons around each page.
 
-A page is a file NAME.html with blocks that begin with a comment: `<!-- main -->` (required, with
-everything from `<main>` on), `<!-- sidebar -->` and `<!-- foot -->`. The frame is frame.html, whose
-words in braces stand for these blocks. Knows files and text, no HTTP.
+A page is a file NAME.html with blocks that begin with a comment: `<!-- main -->` (required, the
+element `<main>`), `<!-- sidebar -->`, `<!-- foot -->` and `<!-- settings -->` (the form in the
+column of settings.html; a page without this block has no such column). The frame is frame.html,
+whose words in braces stand for these blocks. Knows files and text, no HTTP.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources.abc import Traversable
 
-BLOCK = re.compile(r"^<!-- (main|sidebar|foot) -->\n", re.MULTILINE)
-SLOT = re.compile(r"\{(title|head|skip_to|home|links|main|sidebar|foot)\}")
+BLOCK = re.compile(r"^<!-- (main|sidebar|foot|settings) -->\n", re.MULTILINE)
+SLOT = re.compile(r"\{(title|head|skip_to|home|links|main|sidebar|foot|settings|settings_title)\}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Entry:
     styles: tuple[str, ...] = ()  # NAME.css, beside style.css
     skip_to: str = "main"  # id of the element that the skip link leads to
     path: str | None = None  # another address, beside /page/NAME
+    settings_title: str = "Settings"  # of the column of settings
 
     @property
     def head(self) -> str:
@@ -46,12 +48,11 @@ class Frame:
     def __init__(self, folder: Traversable, pages: Sequence[Entry], *, has_root: bool) -> None:
         """Read the frame; `has_root`: the first page is at `/`, too."""
         self._folder, self._pages, self._has_root = folder, pages, has_root
-        self._text = (folder / "frame.html").read_text(encoding="utf-8")
+        self._text = self._read("frame")
 
     def document(self, entry: Entry) -> str:
         """Return the document of a page."""
-        source = (self._folder / f"{entry.name}.html").read_text(encoding="utf-8")
-        _, *parts = BLOCK.split(source)
+        _, *parts = BLOCK.split(self._read(entry.name))
         blocks = dict(zip(parts[::2], parts[1::2], strict=True))
         values = {
             "title": escape(entry.title),
@@ -60,10 +61,21 @@ class Frame:
             "home": self._path(self._pages[0]),
             "links": self.links(entry),
             "main": blocks["main"],
+            "settings": self._column(entry, blocks.get("settings")),
             "sidebar": blocks.get("sidebar", '  <div class="fill"></div>\n'),
             "foot": blocks.get("foot", ""),
         }
-        return SLOT.sub(lambda slot: values[slot[1]], self._text)
+        return filled(self._text, values)
+
+    def _column(self, entry: Entry, form: str | None) -> str:
+        """Return the column of settings around a form; "" for a page without one."""
+        if form is None:
+            return ""
+        values = {"settings_title": escape(entry.settings_title), "settings": form}
+        return "\n" + filled(self._read("settings"), values)
+
+    def _read(self, name: str) -> str:
+        return (self._folder / f"{name}.html").read_text(encoding="utf-8")
 
     def links(self, current: Entry | None) -> str:
         """Return the list items of the navigation; `current` is the page that they are on."""
@@ -76,6 +88,11 @@ class Frame:
         if entry == self._pages[0] and self._has_root:
             return "/"
         return entry.path or f"/page/{entry.name}"
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with values in place of the words in braces."""
+    return SLOT.sub(lambda slot: values[slot[1]], text)
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:

@@ -51,8 +51,7 @@ const compose = new Compose({
   start: async (given) => {
     const wrong = knobs.wrong;
     if (wrong) {
-      frame.openSettings();
-      knobs.reveal(wrong.knob.name);
+      frame.revealKnob(knobs, wrong.knob.name);
       return;
     }
     const plan = { ...given, model, knobs: knobs.request(), format: byId("format").value };
@@ -130,16 +129,7 @@ function rowOf(batch) {
  */
 function fail(thrown, again) {
   const error = asServerError(thrown);
-  const param = error.param !== null && knobs.controls.has(error.param) ? error.param : null;
-  const settings = () => {
-    if (param === null) {
-      frame.revealKey();
-      return;
-    }
-    frame.openSettings();
-    knobs.reveal(param);
-  };
-  problem.show(error, { again, settings: param !== null || error.status === 401 ? settings : null });
+  problem.show(error, { again, settings: frame.remedyOf(error, knobs) });
 }
 
 /** Read the list of batches, and open the one that was open last. */

@@ -8,6 +8,7 @@ import { byId, h } from "./dom.js";
 import { ExpressionField } from "./expression.js";
 import { Frame } from "./frame.js";
 import { KnobPanel } from "./knobs.js";
+import { Problem } from "./problem.js";
 import { Setting } from "./setting.js";
 import { StageView } from "./stages.js";
 
@@ -25,6 +26,7 @@ const STARTS = [
 ];
 
 const frame = new Frame();
+const problem = new Problem();
 /** @type {Setting[]} */
 const settings = [];
 /** @type {Setting} */
@@ -274,18 +276,20 @@ function checkSoon() {
 }
 
 function clearErrors() {
-  byId("problem").replaceChildren();
+  problem.clear();
   for (const field of fields) field.showError("");
 }
 
-/** @param {import("./api.js").ServerError} error */
-function showError(error) {
+/**
+ * @param {import("./api.js").ServerError} error
+ * @param {(() => void) | null} [again]
+ */
+function showError(error, again = null) {
   const name = error.param?.replace(/^what_if\./, "");
   const field = fields.find(({ knob }) => knob.name === name);
   if (field) return field.showError(error.message);
   byId("token-hint").hidden = true;
-  const key = error.status === 401 && h("button", { type: "button", class: "plain", onclick: () => frame.revealKey() }, "Enter the key");
-  byId("problem").replaceChildren(h("div", { class: "problem" }, h("strong", {}, "That did not work: "), `${error.message} ${error.remedy}`, key && h("div", { class: "row" }, key)));
+  problem.show(error, { again, settings: frame.remedyOf(error, panel) });
   return undefined;
 }
 
@@ -348,9 +352,6 @@ await frame.connect(
     select(selected);
     clearErrors();
   },
-  (error, again) => {
-    showError(error);
-    byId("problem").firstElementChild?.append(h("button", { type: "button", class: "plain", onclick: again }, "Try again"));
-  },
+  (error, again) => showError(error, again),
 );
 frame.ready();

@@ -19,21 +19,21 @@ import { Problem } from "./problem.js";
  * @property {import("./panel.js").Panel} panel
  * @property {import("./notices.js").Notices} notices
  * @property {import("./notices.js").Announcer} announcer
- * @property {() => void} openSettings
- * @property {() => void} openKey shows the field of the API key
+ * @property {(knob: string) => void} reveal shows a knob among the settings
+ * @property {(error: import("./api.js").ServerError) => (() => void) | null} remedyOf
  */
 
 /** Actions of the reader in the open conversation. */
 export class Chat {
   /** @param {Parts} parts */
-  constructor({ server, library, panel, notices, announcer, openSettings, openKey }) {
+  constructor({ server, library, panel, notices, announcer, reveal, remedyOf }) {
     this.server = server;
     this.library = library;
     this.panel = panel;
     this.notices = notices;
     this.announcer = announcer;
-    this.openSettings = openSettings;
-    this.openKey = openKey;
+    this.reveal = reveal;
+    this.remedyOf = remedyOf;
     this.model = "";
     this.shown = "";
     /** @type {number | undefined} */
@@ -139,8 +139,7 @@ export class Chat {
     if (this.answers.has(this.conversation.id)) return false;
     const { wrong } = this.panel;
     if (wrong === null) return true;
-    this.openSettings();
-    this.panel.reveal(wrong.knob.name);
+    this.reveal(wrong.knob.name);
     return false;
   }
 
@@ -236,17 +235,7 @@ export class Chat {
       this.notices.warn(`An answer in another conversation failed: ${error.message}.`);
       return;
     }
-    const param = error.param !== null && this.panel.controls.has(error.param) ? error.param : null;
-    const settings = () => {
-      if (param === null) {
-        this.openKey();
-        return;
-      }
-      this.openSettings();
-      this.panel.reveal(param);
-    };
-    const known = param !== null || error.status === 401;
-    this.problem.show(error, { again, settings: known ? settings : null });
+    this.problem.show(error, { again, settings: this.remedyOf(error) });
   }
 
   /**

@@ -5,7 +5,7 @@
 
 import { asServerError } from "./api.js";
 import { confusionTable, tally } from "./confusion.js";
-import { byId, download, h } from "./dom.js";
+import { byId, download, h, onSubmit } from "./dom.js";
 import { FileDrop } from "./drop.js";
 import { Frame } from "./frame.js";
 import { barList } from "./plots.js";
@@ -193,8 +193,7 @@ async function go(texts, column) {
     if (!isMany) byId("one").replaceChildren();
     if (!controller.signal.aborted) {
       const error = asServerError(thrown);
-      const key = error.status === 401 ? () => frame.revealKey() : null;
-      problem.show(error, { again: () => go(texts, column), settings: key });
+      problem.show(error, { again: () => go(texts, column), settings: frame.remedyOf(error) });
     }
   }
   running = null;
@@ -373,15 +372,7 @@ function counted(number) {
   return `${number.toLocaleString("en")} ${number === 1 ? "text" : "texts"}`;
 }
 
-byId("ask").addEventListener("submit", (/** @type {Event} */ event) => {
-  event.preventDefault();
-  start();
-});
-byId("ask").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-  event.preventDefault();
-  start();
-});
+onSubmit(byId("ask"), start);
 byId("stop").addEventListener("click", () => running?.abort());
 byId("add").addEventListener("click", () => addCard().text.focus());
 byId("text").addEventListener("input", update);
@@ -416,9 +407,7 @@ for (const { text, choices } of like) addCard({ text: String(text ?? ""), choice
 
 await frame.connect(
   () => problem.clear(),
-  (error, again) => {
-    problem.show(error, { again, settings: error.status === 401 ? () => frame.revealKey() : null });
-  },
+  (error, again) => problem.show(error, { again, settings: frame.remedyOf(error) }),
 );
 
 frame.ready();

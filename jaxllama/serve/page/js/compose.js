@@ -3,7 +3,7 @@
  * by batch.js; knows no server.
  */
 
-import { byId, h } from "./dom.js";
+import { byId, h, onSubmit } from "./dom.js";
 import { FileDrop } from "./drop.js";
 import { MOST, namesFor, partsOf, problemOf, requestsOf } from "./plan.js";
 import { kindOf, readRows, RowError } from "./rows.js";
@@ -53,15 +53,7 @@ export class Compose {
     });
     byId("before").addEventListener("click", () => this.preview(this.shown - 1));
     byId("after").addEventListener("click", () => this.preview(this.shown + 1));
-    this.form.addEventListener("submit", (/** @type {Event} */ event) => {
-      event.preventDefault();
-      this.submit(start);
-    });
-    this.form.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-      event.preventDefault();
-      this.submit(start);
-    });
+    onSubmit(this.form, () => this.submit(start));
     this.restore();
   }
 

@@ -9,11 +9,13 @@ import { readEvents } from "./events.js";
 import { Frame } from "./frame.js";
 import { History, SHARES } from "./history.js";
 import { LinePlot, short } from "./plots.js";
+import { Problem } from "./problem.js";
 
 /** @typedef {import("./history.js").Figures} Figures */
 
 const MILLISECONDS_BETWEEN_TRIES = 3000;
 const frame = new Frame();
+const problem = new Problem();
 const history = new History();
 const range = byId("range");
 const pause = byId("pause");
@@ -103,20 +105,13 @@ function say(words) {
  * @param {() => void} again
  */
 function fail(error, again) {
-  const key = error.status === 401 && h("button", { type: "button", class: "plain", onclick: () => frame.revealKey() }, "Enter the key");
-  const retry = h("button", { type: "button", class: "plain", onclick: () => {
-    byId("problem").replaceChildren();
-    again();
-  } }, "Try again");
-  byId("problem").replaceChildren(
-    h("div", { class: "problem" }, h("strong", {}, "No figures: "), error.message, h("div", { class: "row" }, retry, key)),
-  );
+  problem.show(error, { again, settings: frame.remedyOf(error) });
   say("");
 }
 
 /** @param {Figures} now */
 function show(now) {
-  byId("problem").replaceChildren();
+  problem.clear();
   say(stateOf(now));
   draw();
   showTiles(now);

@@ -264,10 +264,10 @@ await frame.connect(
       list(await (await frame.server.fetch("/openapi.json")).json());
       problem.clear();
     } catch (error) {
-      problem.show(asServerError(error), { again: frame.reconnect, settings: null });
+      const refusal = asServerError(error);
+      problem.show(refusal, { again: frame.reconnect, settings: frame.remedyOf(refusal) });
     }
   },
-  (error, again) =>
-    problem.show(error, { again, settings: error.status === 401 ? () => frame.revealKey() : null }),
+  (error, again) => problem.show(error, { again, settings: frame.remedyOf(error) }),
 );
 frame.ready();

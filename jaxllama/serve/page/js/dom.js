@@ -80,6 +80,55 @@ export function arrange(parent, elements) {
 }
 
 /**
+ * Call `act` when the reader submits a form, or presses Ctrl and Enter in one of its fields.
+ * @param {HTMLFormElement} form
+ * @param {() => void} act
+ */
+export function onSubmit(form, act) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    act();
+  });
+  form.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    act();
+  });
+}
+
+/**
+ * Let the reader change a text where it stands: Enter or a click elsewhere keeps it, Escape does not.
+ * @param {HTMLElement} place
+ * @param {object} options
+ * @param {string} options.label
+ * @param {string} options.value
+ * @param {number} options.longest characters
+ * @param {HTMLElement} options.back gets the focus after a key
+ * @param {(text: string | null) => void} options.onDone gets the new text, null if it is the old one
+ */
+export function editInPlace(place, { label, value, longest, back, onDone }) {
+  const field = h("input", { type: "text", "aria-label": label, maxlength: longest });
+  field.value = value;
+  let isOver = false;
+  const leave = (/** @type {boolean} */ keep) => {
+    if (isOver) return;
+    isOver = true;
+    field.remove();
+    const text = field.value.trim();
+    onDone(keep && text !== value ? text : null);
+  };
+  field.addEventListener("blur", () => leave(true));
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.stopPropagation();
+    leave(event.key === "Enter");
+    back.focus();
+  });
+  place.replaceChildren(field);
+  field.select();
+}
+
+/**
  * Offer text as a file to download.
  * @param {string} name
  * @param {string} text

@@ -6,7 +6,7 @@
 
 import { asServerError } from "./api.js";
 import { copyText } from "./clipboard.js";
-import { byId, download } from "./dom.js";
+import { byId, download, onSubmit } from "./dom.js";
 import { FieldTree } from "./fieldtree.js";
 import { offerFormats } from "./formats.js";
 import { Frame } from "./frame.js";
@@ -105,8 +105,7 @@ function start() {
   }
   const { wrong } = knobs;
   if (wrong) {
-    frame.openSettings();
-    knobs.reveal(wrong.knob.name);
+    frame.revealKnob(knobs, wrong.knob.name);
     return;
   }
   keepChoices({
@@ -173,16 +172,7 @@ function fail(thrown, again) {
     return;
   }
   const error = asServerError(thrown);
-  const param = error.param !== null && knobs.controls.has(error.param) ? error.param : null;
-  const settings = () => {
-    if (param === null) {
-      frame.revealKey();
-      return;
-    }
-    frame.openSettings();
-    knobs.reveal(param);
-  };
-  problem.show(error, { again, settings: param !== null || error.status === 401 ? settings : null });
+  problem.show(error, { again, settings: frame.remedyOf(error, knobs) });
 }
 
 function showSoon() {
@@ -294,15 +284,7 @@ function partOf(node, path) {
   return found;
 }
 
-byId("ask").addEventListener("submit", (/** @type {Event} */ event) => {
-  event.preventDefault();
-  start();
-});
-byId("ask").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-  event.preventDefault();
-  start();
-});
+onSubmit(byId("ask"), start);
 byId("schema").addEventListener("change", () => readSchema());
 byId("stop").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {

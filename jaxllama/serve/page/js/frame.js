@@ -68,6 +68,27 @@ export class Frame {
     this.settings?.toggle(true);
   }
 
+  /**
+   * Open the column of settings at a knob.
+   * @param {import("./knobs.js").KnobPanel} knobs
+   * @param {string} name
+   */
+  revealKnob(knobs, name) {
+    this.openSettings();
+    knobs.reveal(name);
+  }
+
+  /**
+   * Return the action that shows where the reader can mend what caused an error: the knob that the
+   * server names, or the API key; null if it is neither.
+   * @param {ServerError} error
+   * @param {import("./knobs.js").KnobPanel} [knobs] of the page
+   */
+  remedyOf({ param, status }, knobs) {
+    if (knobs && param !== null && knobs.controls.has(param)) return () => this.revealKnob(knobs, param);
+    return status === 401 ? () => this.revealKey() : null;
+  }
+
   /** Open the field of the API key and focus it. */
   revealKey() {
     this.sidebar.toggle(true);

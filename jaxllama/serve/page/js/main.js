@@ -31,8 +31,8 @@ const chat = new Chat({
   panel,
   notices,
   announcer: frame.announcer,
-  openSettings: () => frame.openSettings(),
-  openKey: () => frame.revealKey(),
+  reveal: (knob) => frame.revealKnob(panel.knobs, knob),
+  remedyOf: (error) => frame.remedyOf(error, panel.knobs),
 });
 const composer = new Composer({ send: (text) => chat.send(text), stop: () => chat.stop() });
 const list = new MessageList(

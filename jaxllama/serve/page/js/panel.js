@@ -76,21 +76,7 @@ export class Panel {
     };
   }
 
-  /** The controls of the knobs, by name. */
-  get controls() {
-    return this.knobs.controls;
-  }
-
   /** Return the first control with an invalid entry. */
   get wrong() {
     return this.knobs.wrong;
-  }
-
-  /**
-   * Unfold a control and put the focus there.
-   * @param {string} name
-   */
-  reveal(name) {
-    this.knobs.reveal(name);
-  }
-}
+  }}

@@ -1,6 +1,6 @@
 /**
- * The error below the messages, with advice and buttons. Used by chat.js and main.js; knows errors,
- * not requests.
+ * The error in the element #problem, with advice and buttons. Used by every page that sends
+ * requests; knows errors, not requests.
  */
 
 import { byId, h } from "./dom.js";
@@ -15,15 +15,16 @@ export class Problem {
 
   /**
    * @param {ServerError} error
-   * @param {{again: () => void, settings: (() => void) | null}} offers actions of its buttons
+   * @param {{again: (() => void) | null, settings: (() => void) | null}} offers actions of its
+   *   buttons; null for no button
    */
   show(error, { again, settings }) {
     const button = (/** @type {string} */ label, /** @type {() => void} */ act) =>
       h("button", { type: "button", class: "plain", onclick: act }, label);
-    const retry = () => {
+    const retry = again && (() => {
       this.clear();
       again();
-    };
+    });
     this.place.replaceChildren(
       h(
         "div",
@@ -33,7 +34,7 @@ export class Problem {
         h(
           "div",
           { class: "row" },
-          button("Try again", retry),
+          retry && button("Try again", retry),
           settings && button("Show the setting", settings),
         ),
       ),

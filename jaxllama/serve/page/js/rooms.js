@@ -5,7 +5,7 @@
 
 import { asServerError } from "./api.js";
 import { copyText } from "./clipboard.js";
-import { arrange, byId, download, h } from "./dom.js";
+import { arrange, byId, download, editInPlace, h } from "./dom.js";
 import { Frame } from "./frame.js";
 import { Problem } from "./problem.js";
 import { RoomClient } from "./roomclient.js";
@@ -220,7 +220,7 @@ class OpenRoom {
    */
   fail(thrown, again) {
     const error = asServerError(thrown);
-    this.problem.show(error, { again, settings: error.status === 401 ? () => this.frame.revealKey() : null });
+    this.problem.show(error, { again, settings: this.frame.remedyOf(error) });
   }
 
   /** @param {Block} block */
@@ -450,27 +450,16 @@ for (const [id, act] of Object.entries({ rename, export: exportText, delete: rem
 
 /** @param {Room} room */
 function rename(room) {
-  const field = h("input", { type: "text", "aria-label": "Name of the room", maxlength: 100 });
-  field.value = room.name;
-  let isOver = false;
-  const leave = (/** @type {boolean} */ keep) => {
-    if (isOver) return;
-    isOver = true;
-    field.remove();
-    if (keep && field.value.trim() && field.value.trim() !== room.name) {
-      open.act((name) => client.change(name, { new_name: field.value.trim() }));
-    }
-    open.show();
-  };
-  field.addEventListener("blur", () => leave(true));
-  field.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== "Escape") return;
-    event.stopPropagation();
-    leave(event.key === "Enter");
-    byId("more").focus();
+  editInPlace(byId("title"), {
+    label: "Name of the room",
+    value: room.name,
+    longest: 100,
+    back: byId("more"),
+    onDone: (name) => {
+      if (name) open.act((old) => client.change(old, { new_name: name }));
+      open.show();
+    },
   });
-  byId("title").replaceChildren(field);
-  field.select();
 }
 
 /** @param {Room} room */

@@ -4,7 +4,7 @@
  */
 
 import { titleOf } from "./conversation.js";
-import { arrange, byId, download, h } from "./dom.js";
+import { arrange, byId, download, editInPlace, h } from "./dom.js";
 import { fileName, toFile } from "./transfer.js";
 
 /** @typedef {import("./library.js").Library} Library */
@@ -85,28 +85,19 @@ export class Sidebar {
   /** Let the reader change the title in place. */
   rename() {
     const { current } = this.library;
-    const field = h("input", { type: "text", "aria-label": "Title", maxlength: 200 });
-    field.value = titleOf(current);
-    let over = false;
-    const leave = (/** @type {boolean} */ keep) => {
-      if (over) return;
-      over = true;
-      field.remove();
-      if (keep && field.value.trim() !== titleOf(current)) {
-        current.title = field.value.trim();
-        this.library.save(current);
-      }
-      this.show();
-    };
-    field.addEventListener("blur", () => leave(true));
-    field.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
-      event.stopPropagation();
-      leave(event.key === "Enter");
-      byId("more").focus();
+    editInPlace(this.title, {
+      label: "Title",
+      value: titleOf(current),
+      longest: 200,
+      back: byId("more"),
+      onDone: (title) => {
+        if (title !== null) {
+          current.title = title;
+          this.library.save(current);
+        }
+        this.show();
+      },
     });
-    this.title.replaceChildren(field);
-    field.select();
   }
 
   /** @param {Conversation} conversation */
