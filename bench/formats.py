@@ -4,6 +4,7 @@ With --write, the table goes into README.md.
 """
 
 import dataclasses
+import gc
 import json
 import re
 import subprocess
@@ -25,6 +26,7 @@ from jaxllama import LLM
 from jaxllama.cli.heap import give_back
 from jaxllama.cli.memory import weight_bytes
 from jaxllama.loading import read_weights
+from jaxllama.model.params import Tree
 from jaxllama.sharding import make_mesh
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.convert import Recipe, convert
@@ -162,19 +164,40 @@ def figures_of(subject: Subject, text: str) -> FormFigures:
 
 
 def loaded_bytes(subject: Subject) -> tuple[int, int]:
-    """Return the bytes by which loading the weights grows the process, and what inspect states."""
+    """Return the bytes by which loading the weights grows the process, and what inspect states.
+
+    The weights are loaded twice: the first time also starts threads of the reader and of JAX, a few
+    MiB that do not depend on the model.
+    """
+    delete(load_weights(subject))
+    with open_checkpoint(subject.path) as checkpoint:
+        stated = weight_bytes(checkpoint, subject.engine_config(checkpoint.config))
+    before = held_bytes()
+    params = load_weights(subject)
+    memory = held_bytes() - before
+    delete(params)
+    return memory, stated
+
+
+def load_weights(subject: Subject) -> Tree:
+    """Read the weights and lay them out for the kernels."""
     with open_checkpoint(subject.path) as checkpoint:
         engine = subject.engine_config(checkpoint.config)
-        stated = weight_bytes(checkpoint, engine)
         mesh = make_mesh(engine, checkpoint.config)
-        give_back()
-        before = resident("RssAnon")
-        params = jax.block_until_ready(read_weights(checkpoint, engine, mesh, None))
-    give_back()  # as a server does when it is ready
-    memory = resident("RssAnon") - before
+        return jax.block_until_ready(read_weights(checkpoint, engine, mesh, None))
+
+
+def delete(params: Tree) -> None:
+    """Free the memory of weights."""
     for leaf in jax.tree.leaves(params):
         leaf.delete()
-    return memory, stated
+
+
+def held_bytes() -> int:
+    """Return the memory of the process after a clean-up as a server does it when it is ready."""
+    gc.collect()
+    give_back()
+    return resident("RssAnon")
 
 
 def bytes_of(path: Path) -> int:

@@ -154,7 +154,7 @@ class NativeCheckpoint(Checkpoint):
             for path, form in self._manifest.weights.items()
         }
 
-    @property
+    @cached_property
     def shapes(self) -> Mapping[str, Shape]:
         """Map every weight to its stored shape."""
         return {path: form.shape for path, form in self._manifest.weights.items()}
@@ -164,7 +164,7 @@ class NativeCheckpoint(Checkpoint):
         """Return the storage type and bytes of every weight."""
         names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
         return {
-            path: (f"int{form.bits}" if form.bits else names[form.dtype], form.nbytes)
+            path: (f"int{form.bits}" if form.bits else names[form.dtype], self._bytes[path])
             for path, form in self._manifest.weights.items()
         }
 
@@ -195,7 +195,7 @@ class NativeCheckpoint(Checkpoint):
             if name in self._next:
                 self._next.remove(name)
             reading = self._start(name, whole(self._manifest.weights[name].shape))
-        self._read_ahead(reading.form.nbytes)
+        self._read_ahead(self._bytes[name])
         return reading.result()
 
     def read_part(self, name: str, index: Index) -> Stored:
@@ -207,20 +207,21 @@ class NativeCheckpoint(Checkpoint):
 
         `held` are the bytes of the weight that the caller waits for.
         """
-        forms = self._manifest.weights
-        held += sum(each.form.nbytes for each in self._ahead.values())
+        forms, largest = self._manifest.weights, max(self._bytes.values())
+        held += sum(self._bytes[name] for name in self._ahead)
         while (
             self._next
             and len(self._ahead) < MOST_AHEAD
-            and held + forms[self._next[-1]].nbytes <= self._largest
+            and held + self._bytes[self._next[-1]] <= largest
         ):
             name = self._next.pop()
             self._ahead[name] = self._start(name, whole(forms[name].shape))
-            held += forms[name].nbytes
+            held += self._bytes[name]
 
     @cached_property
-    def _largest(self) -> int:
-        return max(form.nbytes for form in self._manifest.weights.values())
+    def _bytes(self) -> Mapping[str, int]:
+        """Return the bytes of every weight."""
+        return {path: form.nbytes for path, form in self._manifest.weights.items()}
 
     def _start(self, name: str, index: Index) -> PendingWeight:
         """Begin to read a part of one weight."""
