@@ -105,7 +105,7 @@ def laid_out(model: ModelConfig, engine: EngineConfig, bits: int) -> Tree:
     mesh, leaves = make_mesh(engine, model), abstract_params(model)
     preparation = Preparation(leaves, engine, mesh, model.activation)
     for path, leaf in leaves.items():
-        preparation.add(path, leaf, zeros(leaf.shape, bits, vocab_first="embed" in path))
+        preparation.add(path, leaf, zeros(leaf.shape, bits, vocab_first=path.startswith("embed.")))
     return jax.tree.map(shape_of, preparation.tree())
 
 
