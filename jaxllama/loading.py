@@ -99,12 +99,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         raise ConfigError(
             f"dtype is {dtype!r}; kernels {body!r} take one of {', '.join(chosen.dtypes)}"
         )
-    drafts = chosen.row_cost is not None and data * parts == 1
-    if draft_tokens and not drafts:
-        raise ConfigError(
-            f"draft_tokens is {draft_tokens}; speculation needs the C++ kernels on one device, and "
-            f"these are kernels {body!r} on {data * parts}: leave it out, or set it to 0"
-        )
+    chosen.check_drafts(draft_tokens, data * parts)
     engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
@@ -121,7 +116,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         adapter_slots=adapter_slots,
         adapter_rank=adapter_rank,
         draft_tokens=draft_tokens,
-        row_cost=chosen.row_cost() if drafts and chosen.row_cost is not None else 1.0,
+        row_cost=1.0 if chosen.row_cost is None else chosen.row_cost(),
     )
     return replace(engine, prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots))
 

@@ -61,7 +61,6 @@ from jaxllama.engine.state import DecodeState, RowStart, StateLeaves
 from jaxllama.engine.steps import Runs, StepOutput
 from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
-from jaxllama.kernels.body import Body
 from jaxllama.model.adapters import AdapterWeights
 from jaxllama.model.cache import Columns
 from jaxllama.model.params import Tree
@@ -100,6 +99,7 @@ class Programs:
     ) -> None:
         """Prepare to make the programs; `adapters` are the arrays of adapters, if there are any."""
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
+        self.body = body_named(engine.kernels)  # its operations are what the programs call
         self.params = params
         self.executables = executables
         self.blueprints = Blueprints(model, engine, bank, params, mesh, adapters)
@@ -116,11 +116,6 @@ class Programs:
         self._every_token = jax.device_put(
             every_token(engine.slots, bank.vocab), self.blueprints.whole
         )
-
-    @property
-    def body(self) -> Body:
-        """The body whose operations the programs call."""
-        return body_named(self.engine.kernels)
 
     def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
         """Say whether `decode_lean` can serve a request that uses these samplers."""

@@ -24,7 +24,6 @@ from jaxllama.engine.drafts import (
     worth_checking,
 )
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
-from jaxllama.errors import ConfigError
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
 from jaxllama.kernels.storage import read_columns, write_columns
@@ -93,12 +92,7 @@ class Steps:
         # Where calls often run the lean program, it has nothing but the common samplers.
         self._whole = TokenChooser(bank)
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
-        if engine.draft_tokens and (body.row_cost is None or where is not None):
-            raise ConfigError(
-                f"draft_tokens is {engine.draft_tokens}; expected 0 with kernels {body.name!r} on "
-                f"{engine.data_parallel * engine.model_parallel} devices: the bits of a row must "
-                f"not depend on the number of rows, which only the C++ kernels on one device hold"
-            )
+        body.check_drafts(engine.draft_tokens, engine.data_parallel * engine.model_parallel)
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self.tile = body.prompt_tile(engine.slots)
         self.weigh_rows = body.weigh_rows or self.tile

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import Activation, ModelConfig
+from jaxllama.errors import ConfigError
 from jaxllama.kernels.packed import Packed
 from jaxllama.kernels.storage import CacheSize, Layer, cache_arrays
 from jaxllama.shapes import Array, Bool, Float, Int, Int32
@@ -222,6 +223,15 @@ class Placed(NamedTuple):
     bias: Any  # None where the model has none
 
 
+def placed_together(weight: Weight | ExpertWeights, biases: Sequence[Any]) -> list[Placed]:
+    """Return the matrices of a group, and their biases, as parts of one weight: the first one."""
+    inside = InGroup()
+    return [
+        Placed(inside if index else weight, None if bias is None else inside)
+        for index, bias in enumerate(biases)
+    ]
+
+
 # Attention.
 
 
@@ -409,6 +419,15 @@ class Body:
     weigh_rows: int | None = None
     # Whether rows that need more candidates are drawn again all at once; else one after the other.
     draws_together: bool = False
+
+    def check_drafts(self, tokens: int, devices: int) -> None:
+        """Raise ConfigError if a step on so many devices cannot check so many drafted tokens."""
+        if tokens and (self.row_cost is None or devices > 1):
+            raise ConfigError(
+                f"draft_tokens is {tokens}; expected 0 with kernels {self.name!r} on {devices} "
+                f"devices: the bits of a row must not depend on the number of rows, which only the "
+                f"C++ kernels on one device hold"
+            )
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
         """Round a number of prompt tokens up to whole tiles: the seed contract knows no others."""

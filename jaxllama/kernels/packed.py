@@ -124,3 +124,19 @@ def one_of(stack: Packed, place: int) -> Packed:
         minima=None if stack.minima is None else stack.minima[place],
         order=None if stack.order is None else stack.order[place],
     )
+
+
+def own_outputs(value: Any, index: int, parts: int) -> Any:
+    """Return one of equal parts of a matrix along its outputs, or of a bias."""
+    if value is None:
+        return None
+
+    def cut(array: np.ndarray, axis: int) -> np.ndarray:
+        return np.split(array, parts, axis)[index]
+
+    if isinstance(value, Packed):
+        minima = None if value.minima is None else cut(value.minima, 0)
+        return dataclasses.replace(
+            value, codes=cut(value.codes, 0), scales=cut(value.scales, 0), minima=minima
+        )
+    return cut(value, value.ndim - 1)

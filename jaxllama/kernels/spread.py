@@ -1,6 +1,6 @@
 """Operations on several devices: XLA cannot split a foreign call, so the split is written here.
 
-Decorators for the operations of bodies; on one device they change nothing. Knows the mesh axes, not
+Used by the operations of bodies; on one device nothing here changes them. Knows the mesh axes, not
 what an operation does with its rows.
 """
 
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllama.kernels.body import AttendPrompt, Projections, PromptSpan, Rotation
 from jaxllama.kernels.storage import Layer
-from jaxllama.shapes import Array
+from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import add_up, own_parts
 
 Found = TypeVar("Found")
@@ -70,3 +70,21 @@ def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
         return spread(*arrays)
 
     return run
+
+
+def take_split(
+    rows_of: Callable[[Int[Array, " L"]], Float[Array, "L I"]],
+    tokens: Int[Array, " L"],
+    own: int,
+    vocab: int,
+) -> Float[Array, "L I"]:
+    """Look up embeddings with `rows_of`, which has `own` of the `vocab` tokens on this device.
+
+    Where that is not all of them, each device looks up its own tokens, and the results are summed.
+    """
+    if own == vocab:
+        return rows_of(tokens)
+    place = tokens - lax.axis_index("model") * own
+    is_own = (place >= 0) & (place < own)
+    rows = rows_of(jnp.clip(place, 0, own - 1))
+    return add_up(jnp.where(is_own[:, None], rows, 0.0), "model")

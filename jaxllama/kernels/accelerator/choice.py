@@ -5,22 +5,22 @@ becomes many small kernels. Here the best candidates are found by a threshold, a
 counting and by products with a triangle of ones. The module is the `Choosing` of these bodies.
 """
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 
 from jaxllama.kernels.body import Best
 from jaxllama.kernels.plain import choice as plain
 from jaxllama.kernels.plain.choice import (
-    at,
-    first_past,
+    BLOCK,
+    blocks_of,
     logprob,
     put_held,
     set_aside,
     survey,
     take_held,
 )
-from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 __all__ = [
@@ -34,28 +34,9 @@ __all__ = [
     "take_held",
 ]
 
-BLOCK = 256  # tokens whose places are counted together
 DIGIT = 4  # bits of a threshold that one pass over the vocabulary finds
 WORD = 32
 MOST_RANKED = 4096  # more candidates than these are sorted
-
-
-@scoped
-def best_candidates(
-    logits: Float[Array, "S V"],
-    best: Float[Array, " S"],
-    heat: Float[Array, " S"],
-    active: Bool[Array, " S"],
-    count: int,
-) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
-
-    The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
-    """
-    del active
-    ids, values = largest(logits, count)
-    total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
-    return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
 
 
 def largest(
@@ -102,12 +83,6 @@ def kth_largest(keys: UInt32[Array, "S V"], count: int) -> UInt32[Array, " S"]:
         return known + (digit << shift)
 
     return lax.fori_loop(0, WORD // DIGIT, find, jnp.zeros(keys.shape[0], jnp.uint32))
-
-
-def blocks_of(x: Array, fill: object) -> Array:
-    """Cut rows into blocks [S, blocks, BLOCK], the last one filled up."""
-    spare = -x.shape[1] % BLOCK
-    return jnp.pad(x, ((0, 0), (0, spare)), constant_values=fill).reshape(len(x), -1, BLOCK)
 
 
 def running_sums(x: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
@@ -165,54 +140,15 @@ def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
     return jnp.sum(jnp.where(has, place[None, None, :], 0), axis=2, dtype=jnp.int32)
 
 
-@scoped
-def draw(
-    logits: Float[Array, "S V"],
-    best: Float[Array, " S"],
-    heat: Float[Array, " S"],
-    chance: Float[Array, " S"],
-    active: Bool[Array, " S"],
-) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-    """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
-
-    Adds up shares in order of ids until they exceed `chance`, by blocks, then inside one block.
-    """
-    del active
-    tiles = blocks_of(logits, -jnp.inf)
-    sums = jnp.sum(jnp.exp((tiles - best[:, None, None]) / heat[:, None, None]), axis=-1)
-    reached = running_sums(sums)
-    target = chance * reached[:, -1]
-    block = first_past(sums, reached, target)
-    below = jnp.where(block > 0, at(reached, jnp.maximum(block - 1, 0)), 0.0)
-    tile = jnp.take_along_axis(tiles, block[:, None, None], axis=1)[:, 0]
-    weights = jnp.exp((tile - best[:, None]) / heat[:, None])
-    place = first_past(weights, running_sums(weights), target - below)
-    return block * BLOCK + place, jnp.log(reached[:, -1])
-
-
-@scoped
-def close_ranks(
-    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
-) -> tuple[Best, Int32[Array, " S"]]:
-    """Keep the chosen survivors (all, if none is chosen), recompute shares; return the last id too.
-
-    Rows that are not `on` stay unchanged, and their last id is meaningless.
-    """
+def to_front(
+    best: Best, keep: Bool[Array, "S C"]
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
+    """Move the candidates in `keep` to the front, in their order: ids, logits, their number."""
     if keep.shape[1] > MOST_RANKED:
-        return plain.close_ranks(keep, on, best)
-    alive = best.logits > -jnp.inf
-    keep = keep & alive
-    keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
+        return plain.to_front(best, keep)
     order, count = places_kept(keep)
-    logits = jnp.take_along_axis(best.logits, order, axis=1)
-    logits = jnp.where(jnp.arange(keep.shape[1]) < count[:, None], logits, -jnp.inf)
-    ids = jnp.take_along_axis(best.ids, order, axis=1)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    left = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)
-    left = jax.tree.map(
-        lambda new, old: jnp.where(on.reshape(-1, *[1] * (old.ndim - 1)), new, old), left, best
-    )
-    return left, at(left.ids, jnp.maximum(count - 1, 0))
+    ids, logits = (jnp.take_along_axis(each, order, axis=1) for each in (best.ids, best.logits))
+    return ids, logits, count
 
 
 def places_kept(keep: Bool[Array, "S C"]) -> tuple[Int32[Array, "S C"], Int32[Array, " S"]]:
@@ -221,3 +157,8 @@ def places_kept(keep: Bool[Array, "S C"]) -> tuple[Int32[Array, "S C"], Int32[Ar
     count = kept[:, -1]
     rank = jnp.where(keep, kept - 1, count[:, None] + place - kept)
     return inverse_of(rank), count
+
+
+best_candidates = partial(plain.best_candidates, find=largest)
+draw = partial(plain.draw, running=running_sums)
+close_ranks = partial(plain.close_ranks, move=to_front)

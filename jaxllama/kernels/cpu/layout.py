@@ -15,17 +15,17 @@ from jaxllama.kernels.body import (
     Axes,
     GroupKind,
     HostMatrix,
-    InGroup,
     MatrixGroup,
     Placed,
     Placement,
     UnreadMatrix,
     in_memory,
+    placed_together,
 )
 from jaxllama.kernels.cpu.tiled import Tiled
 from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
 from jaxllama.kernels.cpu.weights import TiledExperts, TiledWeight
-from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.packed import Packed, dense_of, own_outputs
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES
 
@@ -50,11 +50,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
         parts = tuple(place_tiled(each, axes, to.mesh) for each in tiles_of(group, to))
         splits_inputs = RULES[axes[0]] is not None and group.kind is GroupKind.SINGLE
         weight = TiledWeight(parts, splits_inputs)
-    inside = InGroup()
-    return [
-        Placed(inside if index else weight, None if bias is None else inside)
-        for index, bias in enumerate(group.biases)
-    ]
+    return placed_together(weight, group.biases)
 
 
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
@@ -137,22 +133,6 @@ def order_of(matrix: HostMatrix) -> np.ndarray | None:
     if not isinstance(matrix, Packed) or matrix.order is None:
         return None
     return np.asarray(matrix.order)
-
-
-def own_outputs(value: Any, index: int, parts: int) -> Any:
-    """Return one of equal parts of a matrix along its outputs, or of a bias."""
-    if value is None:
-        return None
-
-    def cut(array: np.ndarray, axis: int) -> np.ndarray:
-        return np.split(array, parts, axis)[index]
-
-    if isinstance(value, Packed):
-        minima = None if value.minima is None else cut(value.minima, 0)
-        return dataclasses.replace(
-            value, codes=cut(value.codes, 0), scales=cut(value.scales, 0), minima=minima
-        )
-    return cut(value, value.ndim - 1)
 
 
 def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:

@@ -6,25 +6,25 @@ are added up here.
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
 from jaxllama.kernels.cpu import matmul
 from jaxllama.kernels.cpu.tiled import Tiled
-from jaxllama.kernels.plain.matmul import activated
+from jaxllama.kernels.plain.weights import UnfusedWeight, split_outputs
+from jaxllama.kernels.spread import take_split
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import add_up, own_parts
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TiledWeight:
+class TiledWeight(UnfusedWeight):
     """The matrices of a group with their biases, outputs side by side.
 
     `parts` has one set of tiles for each kind of storage; only queries, keys and values can have
@@ -63,8 +63,7 @@ class TiledWeight:
         active: ActiveRows,
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group, and add `add`."""
-        cuts = list(accumulate(member.width for member in group))[:-1]
-        return jnp.split(self.matmul(x, norm=norm, add=add, active=active), cuts, axis=1)
+        return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def gated(
         self,
@@ -81,21 +80,14 @@ class TiledWeight:
         Tiles that hold both matrices give silu.
         """
         if activation != "silu":
-            gate, up = self.project(x, group, norm=norm, add=add, active=active)
-            return activated(gate, activation) * up
+            return super().gated(x, group, norm=norm, activation=activation, add=add, active=active)
         weight, eps = (None, 0.0) if norm is None else norm
         return matmul.normed_swiglu(x, weight, eps, self.parts[0], active, add)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up embeddings; where the vocabulary is split, each device looks up its own."""
         (tiled,) = self.parts
-        own = tiled.shape[1]
-        if own == vocab:
-            return matmul.take_rows(tiled, tokens)
-        place = tokens - lax.axis_index("model") * own
-        mine = (place >= 0) & (place < own)
-        rows = matmul.take_rows(tiled, jnp.clip(place, 0, own - 1))
-        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+        return take_split(partial(matmul.take_rows, tiled), tokens, tiled.shape[1], vocab)
 
 
 @jax.tree_util.register_dataclass

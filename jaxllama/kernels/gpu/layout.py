@@ -14,15 +14,14 @@ from jaxllama.kernels.body import (
     Axes,
     GroupKind,
     HostMatrix,
-    InGroup,
     MatrixGroup,
     Placed,
     Placement,
     in_memory,
+    placed_together,
 )
-from jaxllama.kernels.cpu.layout import own_outputs
 from jaxllama.kernels.gpu.weights import JoinedWeight
-from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.packed import Packed, dense_of, own_outputs
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES
 
@@ -56,11 +55,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
         by_output=embedding,
         splits_inputs=split_in is not None and parts > 1,
     )
-    inside = InGroup()
-    return [
-        Placed(inside if index else weight, None if bias is None else inside)
-        for index, bias in enumerate(group.biases)
-    ]
+    return placed_together(weight, group.biases)
 
 
 def kept(value: HostMatrix, to: Placement, *, by_output: bool) -> HostMatrix:

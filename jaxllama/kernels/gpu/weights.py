@@ -6,25 +6,23 @@ here.
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
 from jaxllama.kernels.packed import Packed, take_rows
-from jaxllama.kernels.plain.matmul import activated
-from jaxllama.kernels.plain.weights import normed
+from jaxllama.kernels.plain.weights import UnfusedWeight, normed, split_outputs
+from jaxllama.kernels.spread import take_split
 from jaxllama.shapes import Array, Float, Int
-from jaxllama.sharding import add_up, own_parts
+from jaxllama.sharding import add_up
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class JoinedWeight:
+class JoinedWeight(UnfusedWeight):
     """The matrices of a group, outputs side by side: one array for each run of one form.
 
     Dense matrices are [in, out], of an embedding [vocab, width].
@@ -71,33 +69,13 @@ class JoinedWeight:
         active: ActiveRows,
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
-        cuts = list(accumulate(member.width for member in group))[:-1]
-        return jnp.split(self.matmul(x, norm=norm, add=add, active=active), cuts, axis=1)
-
-    def gated(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight | None,
-        activation: Activation = "silu",
-        add: Array | None = None,
-        active: ActiveRows,
-    ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
-        gate, up = self.project(x, group, norm=norm, add=add, active=active)
-        return activated(gate, activation) * up
+        return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up embeddings; where the vocabulary is split, each device looks up its own."""
         (part,) = self.parts
         own = part.codes.shape[0] if isinstance(part, Packed) else part.shape[0]
-        if own_parts("model") == 1 or own == vocab:
-            return rows_of(part, tokens)
-        place = tokens - lax.axis_index("model") * own
-        mine = (place >= 0) & (place < own)
-        rows = rows_of(part, jnp.clip(place, 0, own - 1))
-        return add_up(jnp.where(mine[:, None], rows, 0.0), "model")
+        return take_split(partial(rows_of, part), tokens, own, vocab)
 
 
 def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:

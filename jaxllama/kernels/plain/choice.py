@@ -3,7 +3,12 @@
 The module is the `Choosing` of the plain body (`kernels/body.py` defines each operation); the
 sampler bank calls it inside the decode program. Knows float32 logits and rows of tokens: no
 sampler, no request, no key. It computes inactive rows like all others.
+
+The functions that need a sort or a cumulative sum take it as a keyword argument, so that a body can
+replace that part alone (`accelerator/choice.py`).
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +18,11 @@ from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 BLOCK = 256  # logits summed at a time by `draw`; a cumulative sum over a vocabulary is slow
+
+# Finds ids and logits of the largest logits of every row [S V], so many.
+Find = Callable[[Array, int], tuple[Array, Array]]
+# Moves the kept candidates of every row [S C] to the front: their ids and logits, and their number.
+Move = Callable[[Best, Array], tuple[Array, Array, Array]]
 
 
 @scoped
@@ -52,24 +62,6 @@ def likeliest(logits: Float[Array, "S V"]) -> tuple[Int32[Array, " S"], Float[Ar
     return jnp.where(first < vocab, first, 0), best
 
 
-@scoped
-def best_candidates(
-    logits: Float[Array, "S V"],
-    best: Float[Array, " S"],
-    heat: Float[Array, " S"],
-    active: Bool[Array, " S"],
-    count: int,
-) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
-
-    The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
-    """
-    del active
-    ids, values = largest(logits, count)
-    total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
-    return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
-
-
 def largest(
     logits: Float[Array, "S V"], count: int
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
@@ -82,31 +74,60 @@ def largest(
 
 
 @scoped
+def best_candidates(
+    logits: Float[Array, "S V"],
+    best: Float[Array, " S"],
+    heat: Float[Array, " S"],
+    active: Bool[Array, " S"],
+    count: int,
+    *,
+    find: Find = largest,
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
+    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
+
+    The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
+    """
+    del active
+    ids, values = find(logits, count)
+    total = jnp.sum(jnp.exp((logits - best[:, None]) / heat[:, None]), axis=-1)
+    return ids, (values - best[:, None]) / heat[:, None], jnp.log(total)
+
+
+def blocks_of(x: Array, fill: object) -> Array:
+    """Cut rows [S V] into blocks [S, blocks, BLOCK], the last one filled up with `fill`."""
+    spare = -x.shape[1] % BLOCK
+    return jnp.pad(x, ((0, 0), (0, spare)), constant_values=fill).reshape(len(x), -1, BLOCK)
+
+
+def running_sums(x: Float[Array, "S N"]) -> Float[Array, "S N"]:
+    """Return the sum of every prefix of the last axis."""
+    return jnp.cumsum(x, axis=-1)
+
+
+@scoped
 def draw(
     logits: Float[Array, "S V"],
     best: Float[Array, " S"],
     heat: Float[Array, " S"],
     chance: Float[Array, " S"],
     active: Bool[Array, " S"],
+    *,
+    running: Callable[[Array], Array] = running_sums,
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
 
     Adds up shares in order of ids until they exceed `chance`, by blocks, then inside one block.
     """
     del active
-    rows, vocab = logits.shape
-    blocks = -(-vocab // BLOCK)
-    spare = blocks * BLOCK - vocab
-    tiles = jnp.pad(logits, ((0, 0), (0, spare)), constant_values=-jnp.inf)
-    tiles = tiles.reshape(rows, blocks, BLOCK)
+    tiles = blocks_of(logits, -jnp.inf)
     sums = jnp.sum(jnp.exp((tiles - best[:, None, None]) / heat[:, None, None]), axis=-1)
-    reached = jnp.cumsum(sums, axis=-1)
+    reached = running(sums)
     target = chance * reached[:, -1]
     block = first_past(sums, reached, target)
     below = jnp.where(block > 0, at(reached, block - 1), 0.0)
     tile = jnp.take_along_axis(tiles, block[:, None, None], axis=1)[:, 0]
     weights = jnp.exp((tile - best[:, None]) / heat[:, None])
-    place = first_past(weights, jnp.cumsum(weights, axis=-1), target - below)
+    place = first_past(weights, running(weights), target - below)
     return block * BLOCK + place, jnp.log(reached[:, -1])
 
 
@@ -156,9 +177,20 @@ def put_held(
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(logits, ids, held)
 
 
+def to_front(
+    best: Best, keep: Bool[Array, "S C"]
+) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
+    """Move the candidates in `keep` to the front, in their order: ids, logits, their number."""
+    has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
+    ids, logits = jax.lax.cond(
+        has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
+    )
+    return ids, logits, jnp.sum(keep, axis=-1)
+
+
 @scoped
 def close_ranks(
-    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
+    keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, *, move: Move = to_front
 ) -> tuple[Best, Int32[Array, " S"]]:
     """Keep the chosen survivors (all, if none is chosen), recompute shares; return the last id too.
 
@@ -167,11 +199,7 @@ def close_ranks(
     alive = best.logits > -jnp.inf
     keep = keep & alive
     keep = jnp.where(jnp.any(keep, axis=-1, keepdims=True), keep, alive)
-    has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
-    ids, logits = jax.lax.cond(
-        has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
-    )
-    count = jnp.sum(keep, axis=-1)
+    ids, logits, count = move(best, keep)
     logits = jnp.where(jnp.arange(keep.shape[-1]) < count[:, None], logits, -jnp.inf)
     log_total = jax.nn.logsumexp(logits, axis=-1)
     left = Best(ids, logits, jnp.exp(logits - log_total[:, None]), log_total)

@@ -1,6 +1,7 @@
 """Weights of the plain body: dense or packed, multiplied by XLA."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -16,12 +17,42 @@ from jaxllama.kernels.plain.matmul import activated, matmul, matmul_by_output, n
 from jaxllama.shapes import Array, Bool, Float, Int
 
 
-class StandaloneWeight:
+class UnfusedWeight(ABC):
+    """Base of weights that apply the activation after the products of gate and up."""
+
+    @abstractmethod
+    def project(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> list[Array]:
+        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+
+    def gated(
+        self,
+        x: Float[Array, "L I"],
+        group: Sequence[GroupMember],
+        *,
+        norm: NormWeight | None,
+        activation: Activation = "silu",
+        add: Array | None = None,
+        active: ActiveRows,
+    ) -> Float[Array, "L O"]:
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
+        gate, up = self.project(x, group, norm=norm, add=add, active=active)
+        return activated(gate, activation) * up
+
+
+class StandaloneWeight(UnfusedWeight):
     """Base of dense and packed weights: norm, matmul, bias and residual one by one, on all rows."""
 
+    @abstractmethod
     def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
         """Return x · weight in float32."""
-        raise NotImplementedError
 
     def matmul(
         self,
@@ -53,22 +84,7 @@ class StandaloneWeight:
         found = [member.weight.matmul(x, bias=member.bias) for member in group]
         if add is None:
             return found
-        cuts = list(accumulate(member.width for member in group))[:-1]
-        return [y + part for y, part in zip(found, jnp.split(add, cuts, axis=1), strict=True)]
-
-    def gated(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight | None,
-        activation: Activation = "silu",
-        add: Array | None = None,
-        active: ActiveRows,
-    ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
-        gate, up = self.project(x, group, norm=norm, add=add, active=active)
-        return activated(gate, activation) * up
+        return [y + part for y, part in zip(found, split_outputs(add, group), strict=True)]
 
 
 @jax.tree_util.register_dataclass
@@ -137,3 +153,9 @@ class DenseExperts:
 def normed(x: Float[Array, "L I"], by: NormWeight) -> Float[Array, "L I"]:
     """Apply a norm."""
     return norm(x, by.weight, by.eps)
+
+
+def split_outputs(y: Float[Array, "L O"], group: Sequence[GroupMember]) -> list[Array]:
+    """Split the outputs of all matrices of a group, side by side in `y`, into those of each."""
+    cuts = list(accumulate(member.width for member in group))[:-1]
+    return jnp.split(y, cuts, axis=1)

@@ -5,17 +5,14 @@ On a mesh every device has its own part, and the products of split inputs are ad
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, InGroup, NormWeight
-from jaxllama.kernels.plain.matmul import activated
-from jaxllama.kernels.plain.weights import DenseWeight, normed
+from jaxllama.kernels.plain.weights import DenseWeight, UnfusedWeight, normed, split_outputs
+from jaxllama.kernels.spread import take_split
 from jaxllama.kernels.tpu.grouped import GroupedMatrix
 from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import add_up
@@ -87,7 +84,7 @@ class PackedMatrix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GroupWeight:
+class GroupWeight(UnfusedWeight):
     """A matrix, or all matrices of a group side by side."""
 
     matrix: Any  # a StoredMatrix
@@ -120,9 +117,8 @@ class GroupWeight:
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
         x = x if norm is None else normed(x, norm)
-        cuts = list(accumulate(member.width for member in group))[:-1]
         if any(isinstance(member.weight, InGroup) for member in group):
-            found = jnp.split(self.matmul(x, active=active), cuts, axis=1)
+            found = split_outputs(self.matmul(x, active=active), group)
         else:
             found = [member.weight.matmul(x, active=active) for member in group]
         biases = (member.bias for member in group)
@@ -132,29 +128,8 @@ class GroupWeight:
         ]
         if add is None:
             return found
-        return [y + part for y, part in zip(found, jnp.split(add, cuts, axis=1), strict=True)]
-
-    def gated(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight | None,
-        activation: Activation = "silu",
-        add: Array | None = None,
-        active: ActiveRows,
-    ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
-        gate, up = self.project(x, group, norm=norm, add=add, active=active)
-        return activated(gate, activation) * up
+        return [y + part for y, part in zip(found, split_outputs(add, group), strict=True)]
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Look up embeddings; where the vocabulary is split, each device looks up its own."""
-        own = self.matrix.outputs
-        if own == vocab:
-            rows: Array = self.matrix.rows(tokens)
-            return rows
-        place = tokens - lax.axis_index("model") * own
-        is_own = (place >= 0) & (place < own)
-        rows = self.matrix.rows(jnp.clip(place, 0, own - 1))
-        return add_up(jnp.where(is_own[:, None], rows, 0.0), "model")
+        return take_split(self.matrix.rows, tokens, self.matrix.outputs, vocab)
