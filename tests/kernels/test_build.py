@@ -1,4 +1,8 @@
-"""The kernels under the sanitizers: no element too many is read, no arithmetic is undefined."""
+"""The kernels under the sanitizers: no element too many is read, no arithmetic is undefined.
+
+Where Debian's g++-aarch64-linux-gnu and qemu-user are installed, they are built for aarch64,
+too, and must compute the same bits there.
+"""
 
 import hashlib
 import os
@@ -26,13 +30,21 @@ SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 QUICKLY = ["-O0", "-g1", "-Dalways_inline=unused"]  # copies of what is inlined are checked, too
 
 COMPILER = shutil.which("g++")
+ARM_COMPILER, ARM = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+ARM_LIBRARIES = "/usr/aarch64-linux-gnu"
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def driver(request, tmp_path_factory):
+def family(request):
+    """The name of a family of kernels."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def driver(request, family, tmp_path_factory):
     """The kernels of a family and their driver, built with sanitizers; kept for later runs."""
-    family, folder = request.param, tmp_path_factory.mktemp("sanitized")
+    folder = tmp_path_factory.mktemp("sanitized")
     kept = request.config.cache.mkdir("sanitized") / family
     built = kept / key_of_sources() / "driver"
     if not built.exists():
@@ -54,7 +66,9 @@ def driver(request, tmp_path_factory):
 def key_of_sources():
     """A name for everything that a driver is built of: another compiler or a byte is another."""
     digest = hashlib.sha256(Path(COMPILER).resolve().read_bytes())
-    for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h"), *HERE.glob("*.cc")]):
+    for path in sorted(
+        [*SOURCES.glob("*.cc"), *SOURCES.glob("*.h"), *HERE.glob("*.cc"), *HERE.glob("*.h")]
+    ):
         digest.update(path.name.encode() + path.read_bytes())
     digest.update(repr((BODIES, SANITIZED, QUICKLY)).encode())
     return digest.hexdigest()[:32]
@@ -92,3 +106,17 @@ def test_a_short_array_is_noticed(driver):
     run = drive(driver, "short")
     assert run.returncode != 0
     assert "heap-buffer-overflow" in run.stderr
+
+
+@pytest.mark.skipif(not (ARM_COMPILER and ARM), reason="no compiler for aarch64, or no emulator")
+def test_aarch64_computes_the_bits_of_this_machine(family, driver, tmp_path):
+    names = (*SHARED, *FAMILIES[family], f"{family}_portable.cc")
+    sources = [*(SOURCES / name for name in names), HERE / f"drive_{family}.cc"]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    defined = ["-DJAXLLAMA_X86=0", f"-I{SOURCES}"]
+    program = tmp_path / "driver"
+    subprocess.run([ARM_COMPILER, *options, *defined, *sources, "-o", program], check=True)
+    there = drive(ARM, "-L", ARM_LIBRARIES, program)
+    assert there.returncode == 0, (there.stdout + there.stderr)[:4000]
+    assert there.stdout.startswith("portable is sound, bits ")
+    assert there.stdout in drive(driver).stdout
