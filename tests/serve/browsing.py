@@ -27,6 +27,7 @@ from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from jaxllama_formats.plain import Plain
+from jaxllama_formats.template import Template
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -97,7 +98,17 @@ ANSWERS = {
     '"warm": true}}',
     "long": "word " * 150,
     "nothing": "",
+    "think": "<think>\nTwo <b>and</b> two.\n</think>\n\nFour.",
+    "call": "<think>\nLook.\n</think>\n\n<tool_call>\n"
+    '{"name": "look", "arguments": {"word": "<b>", "deep": {"a": [1, 2]}}}\n</tool_call>',
 }
+TEMPLATE = (  # of a model that thinks and calls tools
+    "{% for m in messages %}{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}"
+    "{# the model writes <think> and </think> and <tool_call>, see tools #}"
+)
 
 
 class Held(Sequence[int]):
@@ -165,10 +176,9 @@ def site() -> Iterator[Site]:
     samplers = load_plugins(SAMPLERS, Sampler).loaded
     engine = ScriptedEngine(script, config=config, samplers=samplers)
     presets = load_plugins(PRESETS, Preset).loaded
-    tokenizer = ByteTokenizer()
-    intake = Intake(
-        tokenizer, ChatMl(), engine.bank, config, presets=presets, other_formats=[Plain()]
-    )
+    tokenizer = ByteTokenizer(template=TEMPLATE)
+    others = [Plain(), Template.for_model(tokenizer.text)]
+    intake = Intake(tokenizer, ChatMl(), engine.bank, config, presets=presets, other_formats=others)
     ready: Future[tuple[str, Callable[[], object]]] = Future()
 
     async def serve() -> None:
@@ -259,3 +269,26 @@ def tab_to(page: "Page", name: str, *, back: bool = False, until: str | None = N
             return
         page.keyboard.press("Shift+Tab" if back else "Tab")
     raise AssertionError(f"no Tab leads to {wanted!r}")
+
+
+def say(page: "Page", text: str) -> None:
+    """Send a message on the chat page; comes back when the answer is there."""
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    done(page)
+
+
+def done(page: "Page") -> None:
+    """Wait until no answer is on its way."""
+    page.get_by_role("button", name="Send", exact=True).wait_for()
+    page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def texts(page: "Page") -> list[str]:
+    """The messages that the chat page shows."""
+    return page.locator(".message .body").all_inner_texts()
+
+
+def act(page: "Page", index: int, name: str) -> None:
+    """Press one of a message's buttons."""
+    page.locator(".message").nth(index).get_by_role("button", name=name, exact=True).click()

@@ -8,33 +8,11 @@ import pytest
 
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.sampling import Preset, Sampler, knobs_of
-from tests.serve.browsing import HOSTILE, RICH, Site, tab_to, visit
+from tests.serve.browsing import HOSTILE, RICH, Site, act, done, say, tab_to, texts, visit
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
 from playwright.sync_api import Page, expect
-
-
-def say(page: Page, text: str) -> None:
-    """Send a message; comes back when the answer is there."""
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    done(page)
-
-
-def done(page: Page) -> None:
-    """Wait until no answer is on its way."""
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-    page.evaluate("new Promise(requestAnimationFrame)")
-
-
-def texts(page: Page) -> list[str]:
-    return page.locator(".message .body").all_inner_texts()
-
-
-def act(page: Page, index: int, name: str) -> None:
-    """Press one of a message's buttons."""
-    page.locator(".message").nth(index).get_by_role("button", name=name, exact=True).click()
 
 
 def open_settings(page: Page) -> None:
@@ -73,7 +51,7 @@ def test_stopping_keeps_what_came_and_ends_the_request(page: Page, site: Site, h
     assert texts(page)[3].startswith("Answer")
 
 
-def test_an_edited_question_is_answered_anew_in_place(page: Page, site: Site):
+def test_an_edited_question_is_answered_anew_and_the_old_line_is_kept(page: Page, site: Site):
     say(page, "first")
     say(page, "second")
     act(page, 0, "Edit")
@@ -84,7 +62,10 @@ def test_an_edited_question_is_answered_anew_in_place(page: Page, site: Site):
     shown = texts(page)
     assert shown[0] == "changed"
     assert shown[1].endswith("to changed.")
-    assert shown[2] == "second"
+    assert len(shown) == 2
+    act(page, 0, "Version before")
+    assert texts(page)[0] == "first"
+    assert texts(page)[2] == "second"
 
 
 def test_an_edit_can_be_kept_or_dropped_without_an_answer(page: Page, site: Site):
@@ -100,19 +81,24 @@ def test_an_edit_can_be_kept_or_dropped_without_an_answer(page: Page, site: Site
     assert len(site.requests) == 1
 
 
-def test_an_answer_is_regenerated_and_the_old_one_can_come_back(page: Page):
+def test_an_answer_is_regenerated_and_the_old_one_stays(page: Page):
     say(page, "first")
     old = texts(page)[1]
     act(page, 1, "Regenerate")
-    page.wait_for_function(
-        "old => document.querySelectorAll('.body')[1].innerText !== old", arg=old
-    )
+    versions = page.locator(".message").nth(1).locator(".versions")
+    expect(versions).to_contain_text("2 of 2")
     done(page)
     new = texts(page)[1]
     assert new != old
     assert new.endswith("to first.")
-    page.get_by_role("button", name="Restore the old answer").click()
+    act(page, 1, "Version before")
     assert texts(page) == ["first", old]
+    expect(versions).to_contain_text("1 of 2")
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert texts(page) == ["first", old]
+    act(page, 1, "Next version")
+    assert texts(page) == ["first", new]
 
 
 def test_any_message_can_be_deleted_and_brought_back(page: Page, site: Site):
@@ -232,7 +218,7 @@ def test_every_knob_of_every_installed_sampler_has_a_control(page: Page):
             described = control.get_attribute("aria-describedby").split()[0]
             assert spec.help.lower() in page.locator(f"#{described}").text_content().lower()
     offered = page.locator("#format option").evaluate_all("all => all.map(each => each.value)")
-    assert set(offered) == {"", "chatml", "plain"}
+    assert set(offered) == {"", "chatml", "plain", "template"}
 
 
 def test_a_preset_sets_its_knobs_and_names_itself_while_they_are_so(page: Page, site: Site):
@@ -432,8 +418,12 @@ def test_the_keyboard_is_enough(page: Page, site: Site):
     assert site.requests[-1]["messages"][-1]["content"] == "first\nline"
     tab_to(page, "Regenerate", back=True)
     page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('.notice')")
+    expect(page.locator(".message").nth(1).locator(".versions")).to_contain_text("2 of 2")
     done(page)
+    tab_to(page, "Version before", back=True)
+    page.keyboard.press("Enter")
+    expect(page.locator(".message").nth(1).locator(".versions")).to_contain_text("1 of 2")
+    expect(page.get_by_role("button", name="Version before")).to_be_focused()
     expect(page.locator(".message").nth(1)).to_contain_text("Answer")
     tab_to(page, "Show tokens", back=True)
     page.keyboard.press("Space")

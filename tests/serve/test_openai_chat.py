@@ -147,6 +147,19 @@ def test_logprobs_name_tokens_bytes_and_alternatives():
     scenario(body)
 
 
+def test_logprobs_mark_control_tokens():
+    async def body():
+        async with asked(saying(b"\xff")) as (_, client):
+            answer = await ask(client, logprobs=True, top_logprobs=2)
+            (entry,) = answer.choices[0].logprobs.content
+            assert "control" not in entry.model_extra
+            own, begin = entry.top_logprobs  # the byte, and the token after it: <s>
+            assert "control" not in own.model_extra
+            assert (begin.token, begin.model_extra) == ("<s>", {"control": True})
+
+    scenario(body)
+
+
 def test_every_knob_of_every_sampler_is_a_field():
     async def body():
         samplers = installed_samplers()

@@ -3,18 +3,22 @@
 Knows tokens and their bytes, no handlers.
 """
 
+from typing import Literal
+
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jaxllama.request import TokenLogprobs
 from jaxllama.text.tokenizer import Tokenizer
 
 
-class Alternative(msgspec.Struct):
+class Alternative(msgspec.Struct, kw_only=True):
     """A token that could have been drawn, with its log-probability."""
 
     token: str
     logprob: float
     bytes: list[int]
+    control: Literal[True] | UnsetType = UNSET  # not a text, but a token such as <|im_end|>
 
 
 class TokenLogprob(Alternative):
@@ -35,13 +39,20 @@ def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> Toke
 
     def entry(id_: int, value: float) -> Alternative:
         raw = tokenizer.piece(id_, special=True)
-        return Alternative(raw.decode("utf-8", "replace"), value, list(raw))
+        is_control = tokenizer.piece(id_) == b"" != raw
+        return Alternative(
+            token=raw.decode("utf-8", "replace"),
+            logprob=value,
+            bytes=list(raw),
+            control=True if is_control else UNSET,
+        )
 
     own = entry(token, found.logprob)
     return TokenLogprob(
         token=own.token,
         logprob=own.logprob,
         bytes=own.bytes,
+        control=own.control,
         top_logprobs=[entry(id_, value) for id_, value in found.top],
         sampled_logprob=found.sampled,
         top_sampled_logprobs=[entry(id_, value) for id_, value in found.top_sampled],

@@ -41,7 +41,7 @@ export class Answer {
     try {
       for await (const delta of server.chat(request, this.controller.signal)) {
         this.take(delta, Boolean(request.logprobs));
-        if (delta.text || delta.tokens.length > 0) onText(delta.text);
+        if (delta.text || delta.reasoning || delta.calls.length > 0 || delta.tokens.length > 0) onText(delta.text);
       }
     } catch (error) {
       if (!this.controller.signal.aborted) {
@@ -56,10 +56,13 @@ export class Answer {
    * @param {import("./api.js").Delta} delta
    * @param {boolean} counted whether the server sends every token
    */
-  take({ text, tokens, finish, usage }, counted) {
+  take({ text, reasoning, calls, tokens, finish, usage }, counted) {
     const { message } = this;
-    if (this.first === 0 && (text || tokens.length > 0)) this.first = performance.now();
-    this.generated += counted ? tokens.length : Number(text !== "");
+    const isAny = text !== "" || reasoning !== "" || calls.length > 0;
+    if (this.first === 0 && (isAny || tokens.length > 0)) this.first = performance.now();
+    this.generated += counted ? tokens.length : Number(isAny);
+    if (reasoning) message.reasoning = (message.reasoning ?? "") + reasoning;
+    for (const piece of calls) takeCall((message.calls ??= []), piece);
     const before = message.content;
     message.content += text;
     if (tokens.length > 0) {
@@ -86,4 +89,17 @@ export class Answer {
       rate: generated > 1 && seconds > 0 ? (generated - 1) / seconds : 0,
     };
   }
+}
+
+/**
+ * Add a piece of a tool call to the calls so far.
+ * @param {import("./conversation.js").ToolCall[]} calls
+ * @param {import("./api.js").Delta["calls"][number]} piece
+ */
+function takeCall(calls, { index, id, name, arguments: text }) {
+  while (calls.length <= index) calls.push({ id: "", name: "", arguments: "" });
+  const call = calls[index];
+  call.id ||= id;
+  call.name ||= name;
+  call.arguments += text;
 }

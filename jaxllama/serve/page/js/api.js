@@ -11,6 +11,8 @@ import { readEvents } from "./events.js";
 /**
  * @typedef {object} Delta one event of a streamed answer
  * @property {string} text
+ * @property {string} reasoning
+ * @property {{index: number, id: string, name: string, arguments: string}[]} calls pieces of tool calls
  * @property {Token[]} tokens
  * @property {string | null} finish why the answer ended, in the last delta of its choice
  * @property {{prompt: number, generated: number, reused: number,
@@ -106,16 +108,10 @@ export class Server {
     return (await this.fetch("/v1/plugins")).json();
   }
 
-  /** @returns {Promise<string[]>} names of the model and of its adapters */
+  /** @returns {Promise<string[]>} names of the model, which is first, and of its adapters */
   async models() {
     const { data } = await (await this.fetch("/v1/models")).json();
     return data.filter((/** @type {any} */ card) => card.dimensions === undefined).map((/** @type {any} */ card) => card.id);
-  }
-
-  /** @returns {Promise<string>} the model's name */
-  async model() {
-    const { data } = await (await this.fetch("/v1/models")).json();
-    return data[0].id;
   }
 
   /**
@@ -251,6 +247,8 @@ function readDelta(event) {
   const { usage } = event;
   return {
     text: choice?.delta?.content ?? "",
+    reasoning: choice?.delta?.reasoning_content ?? "",
+    calls: (choice?.delta?.tool_calls ?? []).map(readCall),
     tokens: (choice?.logprobs?.content ?? []).map(readToken),
     finish: choice?.finish_reason ?? null,
     usage: usage && {
@@ -262,14 +260,18 @@ function readDelta(event) {
   };
 }
 
+/** @param {any} piece of a tool call */
+function readCall({ index, id = "", function: { name = "", arguments: text = "" } }) {
+  return { index, id, name: name ?? "", arguments: text ?? "" };
+}
+
 /**
  * @param {any} entry
  * @returns {Token}
  */
 function readToken(entry) {
   return {
-    text: textOf(entry),
-    logprob: entry.logprob,
+    ...readAlternative(entry),
     sampled: entry.sampled_logprob,
     top: entry.top_logprobs?.map(readAlternative),
     topSampled: entry.top_sampled_logprobs?.map(readAlternative),
@@ -281,16 +283,12 @@ function readToken(entry) {
  * @returns {Alternative}
  */
 function readAlternative(entry) {
-  return { text: textOf(entry), logprob: entry.logprob };
-}
-
-/**
- * Return a token's text, or its bytes if the token is only part of a character.
- * @param {{token: string, bytes?: number[]}} entry
- */
-function textOf({ token, bytes }) {
-  if (!token.includes("\ufffd") || !bytes) return token;
-  return `⟨${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}⟩`;
+  const { token, bytes, logprob, control } = entry;
+  if (control) return { text: token, logprob, isControl: true };
+  if (!token.includes("\ufffd") || !bytes) return { text: token, logprob };
+  // A part of a character: its bytes are shown in place of a text.
+  const spelled = bytes.map((/** @type {number} */ byte) => byte.toString(16).padStart(2, "0")).join(" ");
+  return { text: `⟨${spelled}⟩`, logprob, bytes };
 }
 
 function readKey() {

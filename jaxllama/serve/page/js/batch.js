@@ -7,7 +7,7 @@ import { asServerError } from "./api.js";
 import { Batches, isOver } from "./batches.js";
 import { Compose } from "./compose.js";
 import { arrange, byId, h } from "./dom.js";
-import { offerFormats } from "./formats.js";
+import { offerFormats } from "./choices.js";
 import { Frame } from "./frame.js";
 import { KnobPanel } from "./knobs.js";
 import { endpointOf, linesOf, titleOf } from "./plan.js";
@@ -17,7 +17,13 @@ import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./batches.js").Batch} Batch */
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Start the batch", "Ctrl Enter"],
+    ["In a table: go to another row", "↑ ↓"],
+    ["In a table: open the row", "Enter"],
+  ],
+});
 const { server, notices } = frame;
 const batches = new Batches(server);
 const problem = new Problem();

@@ -25,7 +25,13 @@ const STARTS = [
   { name: "One line", knobs: { expression: "p > 0.1 * p_max and rank < 40" } },
 ];
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Run all settings", "Ctrl Enter"],
+    ["Stop", "Esc"],
+    ["In an answer: go to another token", "← → ↑ ↓"],
+  ],
+});
 const problem = new Problem();
 /** @type {Setting[]} */
 const settings = [];

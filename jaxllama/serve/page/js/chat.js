@@ -1,11 +1,12 @@
 /**
- * The chat: handles send, stop, edit, delete, regenerate and continue. Connects the open
- * conversation with the server and the views; draws nothing itself.
+ * The chat: handles send, stop, edit, delete, regenerate, continue, and going to other branches.
+ * Connects the open conversation with the server and the views; draws nothing itself.
  */
 
 import { Answer } from "./answer.js";
 import { asServerError } from "./api.js";
-import { newMessage, turnsBefore } from "./conversation.js";
+import { branch, copiesOf, prune, remove, turnTo, versionsOf } from "./branches.js";
+import { isEmpty, newMessage, turnsBefore } from "./conversation.js";
 import { byId } from "./dom.js";
 import { Problem } from "./problem.js";
 
@@ -19,7 +20,7 @@ import { Problem } from "./problem.js";
  * @property {import("./panel.js").Panel} panel
  * @property {import("./notices.js").Notices} notices
  * @property {import("./notices.js").Announcer} announcer
- * @property {(knob: string) => void} reveal shows a knob among the settings
+ * @property {(knob: string | null) => void} reveal shows a knob among the settings; null: the tools
  * @property {(error: import("./api.js").ServerError) => (() => void) | null} remedyOf
  */
 
@@ -66,7 +67,7 @@ export class Chat {
     view?.show(conversation, answer?.message ?? null);
     this.composer?.update({
       answering: Boolean(answer),
-      mayBeEmpty: conversation.messages.at(-1)?.role === "user",
+      mayBeEmpty: ["user", "tool"].includes(conversation.messages.at(-1)?.role ?? ""),
     });
   }
 
@@ -88,46 +89,97 @@ export class Chat {
   }
 
   /**
-   * Regenerate: replace an answer by a new one, or generate the answer to a question again.
+   * Regenerate: generate another version of an answer, or of the answer to a question.
    * @param {Message} message
    */
   regenerate(message) {
     const place = this.conversation.messages.indexOf(message);
-    this.answerAt(message.role === "user" ? place + 1 : place);
+    this.answerAt(message.role === "assistant" ? place : place + 1);
   }
 
   /** @param {Message} message the last answer */
   continue(message) {
-    if (this.mayAnswer()) this.run(message, true, null);
+    if (this.mayAnswer()) this.run(message, true);
   }
 
   /**
+   * Make another version of a message with a new text; what follows it is kept in both, unless it
+   * is answered anew.
    * @param {Message} message
    * @param {string} text
    * @param {boolean} answer whether to generate a new answer
    */
   edit(message, text, answer) {
-    if (text !== message.content) {
-      message.content = text;
-      delete message.tokens;
-      delete message.stats;
-      delete message.finish;
+    const { messages } = this.conversation;
+    const place = messages.indexOf(message);
+    if (text !== message.content && !(answer && !this.mayAnswer())) {
+      const { role, callId, reasoning, calls } = message;
+      const edited = { ...newMessage(role, text), ...(callId !== undefined && { callId }), ...(reasoning && { reasoning }), ...(calls && { calls }) };
+      branch(messages, place, answer ? [edited] : [edited, ...copiesOf(messages.slice(place + 1))]);
       this.library.save(this.conversation);
     }
     this.show();
-    if (answer) this.regenerate(message);
+    if (answer) this.regenerate(messages[place]);
+  }
+
+  /**
+   * Show another version of a message, and what follows it there.
+   * @param {Message} message
+   * @param {number} by 1 for the next version, -1 for the one before
+   */
+  turn(message, by) {
+    const { conversation } = this;
+    if (this.answers.has(conversation.id)) return;
+    const place = conversation.messages.indexOf(message);
+    const { count, shown } = versionsOf(message);
+    if (shown + by < 0 || shown + by >= count) return;
+    turnTo(conversation.messages, place, shown + by);
+    this.problem.clear();
+    this.library.save(conversation);
+    this.show();
+    this.view?.focusVersions(place, by);
+  }
+
+  /**
+   * Make another version of an answer: the text before one of its tokens and another token in its
+   * place, continued by the model.
+   * @param {Message} message
+   * @param {{content: string, tokens: import("./conversation.js").Token[]}} start
+   */
+  takeInstead(message, { content, tokens }) {
+    if (!this.mayAnswer()) return;
+    const { messages } = this.conversation;
+    const place = messages.indexOf(message);
+    const { reasoning } = message;
+    const changed = { ...newMessage("assistant", content), tokens, ...(reasoning && { reasoning }) };
+    branch(messages, place, [changed]);
+    this.run(changed, true);
+  }
+
+  /**
+   * Add what tools returned to the calls of an answer, and let the model go on.
+   * @param {Message} message
+   * @param {string[]} results
+   */
+  giveResults({ calls = [] }, results) {
+    if (!this.mayAnswer()) return;
+    const { messages } = this.conversation;
+    messages.push(...calls.map(({ id }, place) => ({ ...newMessage("tool", results[place]), callId: id })));
+    this.view?.toEnd();
+    this.answerAt(messages.length);
+    this.composer?.focus();
   }
 
   /** @param {Message} message */
   delete(message) {
     const { conversation } = this;
     const place = conversation.messages.indexOf(message);
-    conversation.messages.splice(place, 1);
+    const undo = remove(conversation.messages, place);
     this.library.save(conversation);
     this.show();
     if (!this.view?.focus(place)) this.composer?.focus();
     const act = () => {
-      conversation.messages.splice(place, 0, message);
+      undo();
       this.library.save(conversation);
       this.show();
     };
@@ -137,32 +189,36 @@ export class Chat {
   /** Say whether an answer can be requested now; if not, show the invalid setting. */
   mayAnswer() {
     if (this.answers.has(this.conversation.id)) return false;
-    const { wrong } = this.panel;
+    const { wrong, areToolsWrong } = this.panel;
+    if (areToolsWrong) {
+      this.reveal(null);
+      return false;
+    }
     if (wrong === null) return true;
     this.reveal(wrong.knob.name);
     return false;
   }
 
   /**
-   * Generate an answer at a place among the messages, replacing the message there.
+   * Generate an answer at a place among the messages; what is there becomes another version.
    * @param {number} place
    */
   answerAt(place) {
     if (!this.mayAnswer()) return;
     const { messages } = this.conversation;
-    const old = messages[place]?.role === "assistant" ? messages[place] : null;
+    const before = messages[place] ? versionsOf(messages[place]).shown : 0;
     const message = newMessage("assistant", "");
-    messages.splice(place, old ? 1 : 0, message);
-    this.run(message, false, old);
+    branch(messages, place, [message]);
+    this.run(message, false, before);
   }
 
   /**
    * Stream an answer into a message.
    * @param {Message} message
    * @param {boolean} resume whether to append to its text
-   * @param {Message | null} old the message to restore if no text arrives
+   * @param {number} [version] to show again if nothing arrives
    */
-  async run(message, resume, old) {
+  async run(message, resume, version = 0) {
     const { conversation, library } = this;
     const before = message.content;
     const place = conversation.messages.indexOf(message);
@@ -182,11 +238,11 @@ export class Chat {
       });
     }
     this.answers.delete(conversation.id);
-    if (message.finish === "stop" && message.content === before) {
+    if (message.finish === "stop" && message.content === before && !message.calls && !message.reasoning) {
       this.notices.inform("The model ended its answer at once, without any text.");
     }
-    if (message.content === "") this.putBack(conversation, message, old);
-    else if (old) this.offerOld(conversation, message, old);
+    const at = conversation.messages.indexOf(message);
+    if (isEmpty(message) && at >= 0) prune(conversation.messages, at, version);
     if (library.has(conversation)) library.save(conversation);
   }
 
@@ -197,7 +253,7 @@ export class Chat {
    */
   request(conversation, place, resume) {
     return {
-      ...(this.model && { model: this.model }),
+      ...((conversation.model || this.model) && { model: conversation.model || this.model }),
       messages: turnsBefore(conversation, place, resume),
       context_overflow: "drop_oldest",
       ...(resume && { continue_final_message: true, add_generation_prompt: false }),
@@ -236,29 +292,5 @@ export class Chat {
       return;
     }
     this.problem.show(error, { again, settings: this.remedyOf(error) });
-  }
-
-  /**
-   * Restore the message that was there before an answer that brought no text.
-   * @param {Conversation} conversation
-   * @param {Message} message
-   * @param {Message | null} old
-   */
-  putBack({ messages }, message, old) {
-    const place = messages.indexOf(message);
-    if (place >= 0) messages.splice(place, 1, ...(old ? [old] : []));
-  }
-
-  /**
-   * @param {Conversation} conversation
-   * @param {Message} message
-   * @param {Message} old
-   */
-  offerOld(conversation, message, old) {
-    const act = () => {
-      this.putBack(conversation, message, old);
-      this.library.save(conversation);
-    };
-    this.notices.inform("Answered again.", { label: "Restore the old answer", act });
   }
 }

@@ -22,7 +22,14 @@ import { ResultTable } from "./table.js";
 const TEXTS_AT_ONCE = 8; // of one request
 const FRAME = ["\n", "\nAnswer:"]; // around a question; its choices begin with a space
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Classify", "Ctrl Enter"],
+    ["In a table: go to another row", "↑ ↓"],
+    ["In a table: open the row", "Enter"],
+    ["Close the opened row", "Esc"],
+  ],
+});
 const { server } = frame;
 const problem = new Problem();
 /** @type {FileRow[]} */

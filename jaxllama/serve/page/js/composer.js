@@ -61,6 +61,19 @@ export class Composer {
     this.button.setAttribute("aria-disabled", String(idle));
   }
 
+  /**
+   * Put a text where the cursor is.
+   * @param {string} text
+   */
+  insert(text) {
+    const { field } = this;
+    const before = field.value.slice(0, field.selectionStart);
+    const line = before === "" || before.endsWith("\n") ? "" : "\n";
+    field.setRangeText(line + text, field.selectionStart, field.selectionEnd, "end");
+    field.focus();
+    this.show();
+  }
+
   focus() {
     this.field.focus();
   }

@@ -3,11 +3,15 @@
  * file, or storage written by another program). Knows neither page, storage nor server.
  */
 
-/** @typedef {{text: string, logprob: number}} Alternative */
+import { allMessages } from "./branches.js";
+
+/** @typedef {{text: string, logprob: number, bytes?: number[], isControl?: boolean}} Alternative */
+/** @typedef {{id: string, name: string, arguments: string}} ToolCall */
 
 /**
  * @typedef {object} Token one token of an answer; without logprob, text without recorded probabilities
  * @property {string} text
+ * @property {number[]} [bytes] of a token that is only a part of a character
  * @property {number} [logprob] under the model
  * @property {number} [sampled] log-probability under the distribution it was drawn from
  * @property {Alternative[]} [top] likeliest under the model
@@ -27,8 +31,12 @@
 /**
  * @typedef {object} Message
  * @property {string} id
- * @property {"user" | "assistant"} role
+ * @property {"user" | "assistant" | "tool"} role
  * @property {string} content
+ * @property {string} [reasoning] thoughts before the answer
+ * @property {ToolCall[]} [calls] of an answer
+ * @property {string} [callId] the call that a tool's result belongs to
+ * @property {import("./branches.js").Fork} [fork] other versions of this message and of what follows
  * @property {Token[]} [tokens]
  * @property {Stats} [stats]
  * @property {string} [finish] why the answer ended: stop, length, stopped or error
@@ -41,11 +49,16 @@
  * @property {number} updated milliseconds since 1970
  * @property {string} system
  * @property {string} format name of a prompt format, or "" for the model's own
+ * @property {string} model name of an adapter, or "" for the server's model
+ * @property {string} tools the functions that the model may call, as JSON
  * @property {Record<string, unknown>} knobs only the changed ones
  * @property {Message[]} messages
  */
 
+const ROLES = new Set(["user", "assistant", "tool"]);
 const TITLE_LENGTH = 60;
+const EXCERPT_BEFORE = 12; // characters around what was searched
+const EXCERPT_AFTER = 100;
 
 /**
  * Make an empty conversation with the settings of another.
@@ -53,13 +66,15 @@ const TITLE_LENGTH = 60;
  * @returns {Conversation}
  */
 export function newConversation(like) {
-  const { system = "", format = "", knobs = {} } = like ?? {};
+  const { system = "", format = "", model = "", tools = "", knobs = {} } = like ?? {};
   return {
     id: crypto.randomUUID(),
     title: "",
     updated: Date.now(),
     system,
     format,
+    model,
+    tools,
     knobs: structuredClone(knobs),
     messages: [],
   };
@@ -95,7 +110,53 @@ export function titleOf({ title, messages }) {
 export function turnsBefore({ system, messages }, index, through) {
   const told = system.trim() ? [{ role: "system", content: system }] : [];
   const said = messages.slice(0, through ? index + 1 : index);
-  return [...told, ...said.map(({ role, content }) => ({ role, content }))];
+  return [...told, ...said.map(turnOf)];
+}
+
+/**
+ * Return a message as the API has it.
+ * @param {Message} message
+ */
+function turnOf({ role, content, reasoning, calls, callId }) {
+  return {
+    role,
+    content,
+    ...(reasoning && { reasoning_content: reasoning }),
+    ...(calls && {
+      tool_calls: calls.map(({ id, name, arguments: text }) => ({
+        id,
+        type: "function",
+        function: { name, arguments: text },
+      })),
+    }),
+    ...(callId !== undefined && { tool_call_id: callId }),
+  };
+}
+
+/**
+ * Whether a message has nothing in it.
+ * @param {Message} message
+ */
+export function isEmpty({ content, reasoning, calls }) {
+  return content === "" && !reasoning && !calls;
+}
+
+/**
+ * Return where the title or a message of any branch has a text, with what is around it; "" in an
+ * excerpt if the title has it, null if nothing has it.
+ * @param {Conversation} conversation
+ * @param {string} wanted in lower case
+ * @returns {string | null}
+ */
+export function excerptWith(conversation, wanted) {
+  if (titleOf(conversation).toLowerCase().includes(wanted)) return "";
+  for (const { content } of allMessages(conversation.messages)) {
+    const place = content.toLowerCase().indexOf(wanted);
+    if (place < 0) continue;
+    const start = Math.max(0, place - EXCERPT_BEFORE);
+    return `${start > 0 ? "…" : ""}${content.slice(start, place + EXCERPT_AFTER)}`;
+  }
+  return null;
 }
 
 /**
@@ -106,16 +167,26 @@ export function turnsBefore({ system, messages }, index, through) {
  */
 export function readConversation(data) {
   expect(isRecord(data), "a conversation is no object");
-  const { id, title = "", updated, system = "", format = "", knobs = {}, messages } = data;
+  const { id, title = "", updated, knobs = {}, messages } = data;
+  const { system = "", format = "", model = "", tools = "" } = data;
   expect(isText(id) && id !== "", "a conversation has no id");
-  expect(isText(title) && isText(system) && isText(format), "title, system or format is no text");
+  const texts = Object.entries({ title, system, format, model, tools });
+  for (const [name, text] of texts) expect(isText(text), `${name} is no text`);
   expect(Number.isFinite(updated), "updated is no time");
   expect(isRecord(knobs), "knobs is no object");
+  const read = readLine(messages);
+  const ids = [...allMessages(read)].map((message) => message.id);
+  expect(new Set(ids).size === ids.length, "two messages have the same id");
+  return { id, title, updated, system, format, model, tools, knobs: { ...knobs }, messages: read };
+}
+
+/**
+ * @param {any} messages
+ * @returns {Message[]}
+ */
+function readLine(messages) {
   expect(Array.isArray(messages), "messages is no list");
-  const read = messages.map(readMessage);
-  const ids = new Set(read.map((/** @type {Message} */ message) => message.id));
-  expect(ids.size === read.length, "two messages have the same id");
-  return { id, title, updated, system, format, knobs: { ...knobs }, messages: read };
+  return messages.map(readMessage);
 }
 
 /**
@@ -125,9 +196,9 @@ export function readConversation(data) {
  */
 function readMessage(data, place) {
   expect(isRecord(data), `message ${place} is no object`);
-  const { id, role, content, tokens, stats, finish } = data;
+  const { id, role, content, tokens, stats, finish, reasoning, calls, callId, fork } = data;
   expect(isText(id) && id !== "", `message ${place} has no id`);
-  expect(role === "user" || role === "assistant", `message ${place} has an unknown role`);
+  expect(ROLES.has(role), `message ${place} has an unknown role`);
   expect(isText(content), `message ${place} has no text`);
   /** @type {Message} */
   const message = { id, role, content };
@@ -136,11 +207,43 @@ function readMessage(data, place) {
     message.tokens = tokens.map((/** @type {any} */ token) => readToken(token, place));
   }
   if (stats !== undefined) message.stats = readStats(stats, place);
-  if (finish !== undefined) {
-    expect(isText(finish), `message ${place}: finish is no text`);
-    message.finish = finish;
+  for (const [name, text] of Object.entries({ finish, reasoning, callId })) {
+    if (text === undefined) continue;
+    expect(isText(text), `message ${place}: ${name} is no text`);
+    message[/** @type {"finish" | "reasoning" | "callId"} */ (name)] = text;
   }
+  if (calls !== undefined) {
+    expect(Array.isArray(calls), `message ${place}: calls is no list`);
+    message.calls = calls.map((/** @type {any} */ call) => readCall(call, place));
+  }
+  if (fork !== undefined) message.fork = readFork(fork, place);
   return message;
+}
+
+/**
+ * @param {any} data
+ * @param {number} place
+ * @returns {ToolCall}
+ */
+function readCall(data, place) {
+  const { id, name, arguments: text } = isRecord(data) ? data : {};
+  expect(isText(id) && isText(name) && isText(text), `message ${place} has a call that is none`);
+  return { id, name, arguments: text };
+}
+
+/**
+ * @param {any} data
+ * @param {number} place
+ * @returns {import("./branches.js").Fork}
+ */
+function readFork(data, place) {
+  const { shown, others } = isRecord(data) ? data : {};
+  const isFork = Array.isArray(others) && others.length > 0 && Number.isInteger(shown);
+  expect(isFork && shown >= 0 && shown <= others.length, `message ${place} has a fork that is none`);
+  const lines = others.map(readLine);
+  const areLines = lines.every((/** @type {Message[]} */ [first]) => first !== undefined && !first.fork);
+  expect(areLines, `message ${place} has a branch that is none`);
+  return { shown, others: lines };
 }
 
 /**
@@ -158,15 +261,32 @@ function readToken(data, place) {
     expect(Number.isFinite(data[name]), wrong);
     token[name] = data[name];
   }
+  if (data.bytes !== undefined) token.bytes = readBytes(data.bytes, wrong);
   for (const name of /** @type {const} */ (["top", "topSampled"])) {
     if (data[name] === undefined) continue;
     expect(Array.isArray(data[name]), wrong);
     token[name] = data[name].map((/** @type {any} */ other) => {
       expect(isRecord(other) && isText(other.text) && Number.isFinite(other.logprob), wrong);
-      return { text: other.text, logprob: other.logprob };
+      return {
+        text: other.text,
+        logprob: other.logprob,
+        ...(other.bytes !== undefined && { bytes: readBytes(other.bytes, wrong) }),
+        ...(other.isControl === true && { isControl: true }),
+      };
     });
   }
   return token;
+}
+
+/**
+ * @param {any} data
+ * @param {string} wrong
+ * @returns {number[]}
+ */
+function readBytes(data, wrong) {
+  const isByte = (/** @type {unknown} */ each) => Number.isInteger(each) && Number(each) >= 0 && Number(each) < 256;
+  expect(Array.isArray(data) && data.every(isByte), wrong);
+  return data;
 }
 
 /**

@@ -14,7 +14,12 @@ import { Problem } from "./problem.js";
 /** @typedef {import("./history.js").Figures} Figures */
 
 const MILLISECONDS_BETWEEN_TRIES = 3000;
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Pause, or go on", "P"],
+    ["Show 5 minutes, 15 minutes, 1 hour", "1 2 3"],
+  ],
+});
 const problem = new Problem();
 const history = new History();
 const range = byId("range");

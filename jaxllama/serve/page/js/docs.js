@@ -10,6 +10,7 @@ import { curlOf, pythonOf } from "./snippets.js";
 import { byId, h } from "./dom.js";
 import { Frame } from "./frame.js";
 import { Problem } from "./problem.js";
+import { isWriting } from "./shortcuts.js";
 
 /** @typedef {import("./calls.js").Call} Call */
 
@@ -194,7 +195,11 @@ function pretty(text) {
   }
 }
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Find a call", "/"],
+  ],
+});
 const problem = new Problem();
 const find = byId("find");
 /** @type {Map<string, {button: HTMLElement, words: string}>} */
@@ -248,6 +253,12 @@ function list(description) {
   if (first) show(description, first, false);
 }
 
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey || isWriting(event.target)) return;
+  event.preventDefault();
+  frame.sidebar.toggle(true);
+  find.focus();
+});
 find.addEventListener("input", () => {
   const words = find.value.toLowerCase().split(/\s+/);
   for (const { button, words: own } of buttons.values()) {

@@ -1,6 +1,6 @@
 /**
  * A field for a file: choose it, or drop it anywhere on an element. Reads it as UTF-8 text. Used by
- * every page that takes files; knows nothing of their content.
+ * every page with a form for files, and by filereading.js; knows nothing of their content.
  */
 
 import { h, icon } from "./dom.js";
@@ -43,27 +43,7 @@ export class FileDrop {
       h("span", { class: "hint" }, `or drop a file here: ${endings}`),
       input,
     );
-    this.listen(area ?? this.element);
-  }
-
-  /** @param {HTMLElement} area */
-  listen(area) {
-    const over = (/** @type {boolean} */ is) => this.element.toggleAttribute("data-over", is);
-    area.addEventListener("dragover", (event) => {
-      if (!event.dataTransfer?.types.includes("Files")) return;
-      event.preventDefault();
-      over(true);
-    });
-    area.addEventListener("dragleave", (event) => {
-      if (!area.contains(/** @type {Node | null} */ (event.relatedTarget))) over(false);
-    });
-    area.addEventListener("drop", (event) => {
-      const file = event.dataTransfer?.files[0];
-      over(false);
-      if (!file) return;
-      event.preventDefault();
-      this.read(file);
-    });
+    listenForDrops(area ?? this.element, this.element, (file) => this.read(file));
   }
 
   /** @param {File} file */
@@ -74,15 +54,46 @@ export class FileDrop {
     } else if (file.size > this.mostMib * MIB) {
       this.onProblem(`“${name}” was not read: it is larger than ${this.mostMib} MiB.`);
     } else {
-      let text;
-      try {
-        const decoder = new TextDecoder("utf-8", { fatal: true });
-        text = decoder.decode(await file.arrayBuffer());
-      } catch {
-        this.onProblem(`“${name}” was not read: it is not UTF-8 text.`);
-        return;
-      }
-      this.onText(name, text);
+      const text = await textIn(file);
+      if (text === null) this.onProblem(`“${name}” was not read: it is not UTF-8 text.`);
+      else this.onText(name, text);
     }
+  }
+}
+
+/**
+ * Call `take` with a file that is dropped on an element.
+ * @param {HTMLElement} area
+ * @param {HTMLElement} marked gets the attribute data-over while a file is above the area
+ * @param {(file: File) => void} take
+ */
+export function listenForDrops(area, marked, take) {
+  const over = (/** @type {boolean} */ is) => marked.toggleAttribute("data-over", is);
+  area.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    over(true);
+  });
+  area.addEventListener("dragleave", (event) => {
+    if (!area.contains(/** @type {Node | null} */ (event.relatedTarget))) over(false);
+  });
+  area.addEventListener("drop", (event) => {
+    const file = event.dataTransfer?.files[0];
+    over(false);
+    if (!file) return;
+    event.preventDefault();
+    take(file);
+  });
+}
+
+/**
+ * Read a file as UTF-8; null if it is something else.
+ * @param {File} file
+ */
+export async function textIn(file) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    return null;
   }
 }

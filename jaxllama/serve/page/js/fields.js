@@ -8,7 +8,7 @@ import { asServerError } from "./api.js";
 import { copyText } from "./clipboard.js";
 import { byId, download, onSubmit } from "./dom.js";
 import { FieldTree } from "./fieldtree.js";
-import { offerFormats } from "./formats.js";
+import { offerFormats } from "./choices.js";
 import { Frame } from "./frame.js";
 import { JsonError, plainValue, readJson } from "./json.js";
 import { KnobPanel } from "./knobs.js";
@@ -23,7 +23,13 @@ const FORMS = ["json_schema", "json_object", "regex", "choices", "grammar"];
 const DRAWN = 8; // answers from which the alternatives of an open field come
 const POST = { method: "POST", headers: { "Content-Type": "application/json" } };
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Fill the fields", "Ctrl Enter"],
+    ["Go on from a changed field", "Enter"],
+    ["Stop", "Esc"],
+  ],
+});
 const { server, notices } = frame;
 const problem = new Problem();
 let model = "";

@@ -7,17 +7,25 @@ import { asServerError, Server } from "./api.js";
 import { byId } from "./dom.js";
 import { Drawer } from "./drawer.js";
 import { Announcer, Notices } from "./notices.js";
+import { ShortcutList } from "./shortcuts.js";
 import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./api.js").ServerError} ServerError */
-/** @typedef {{model: string, plugins: import("./api.js").Plugins}} Connection */
+/**
+ * @typedef {object} Connection
+ * @property {string} model the name of the server's model
+ * @property {string[]} models this name, and those of the adapters
+ * @property {import("./api.js").Plugins} plugins
+ */
 
 const LOADING = 503;
 const MILLISECONDS_BETWEEN_LOOKS = 700;
 
 /** The parts that all pages have. `settings` is null on a page without the column #settings. */
 export class Frame {
-  constructor() {
+  /** @param {{shortcuts: import("./shortcuts.js").Shortcut[]}} options */
+  constructor({ shortcuts }) {
+    new ShortcutList(shortcuts);
     this.server = new Server();
     this.notices = new Notices(byId("notices"));
     this.announcer = new Announcer(byId("spoken"));
@@ -49,9 +57,9 @@ export class Frame {
     this.reconnect = () => this.connect(onReady, onError);
     const place = byId("model");
     try {
-      const [model, plugins] = await Promise.all([this.server.model(), this.server.plugins()]);
-      place.textContent = model;
-      onReady({ model, plugins });
+      const [models, plugins] = await Promise.all([this.server.models(), this.server.plugins()]);
+      place.textContent = models[0];
+      onReady({ model: models[0], models, plugins });
     } catch (thrown) {
       const error = asServerError(thrown);
       if (error.status === LOADING) {

@@ -58,6 +58,7 @@ export class KnobPanel {
       spellcheck: "false",
       oninput: () => this.find(),
     });
+    this.advice = h("p", { class: "hint" });
     this.nothing = h("p", { class: "hint", role: "status" });
     this.unknown = h("p", { class: "hint" });
     this.core = h("div");
@@ -67,6 +68,7 @@ export class KnobPanel {
       { class: "knob-panel" },
       this.presetRow,
       h("div", { class: "heading" }, h("h3", {}, "Sampling"), this.reset),
+      this.advice,
       this.search,
       this.nothing,
       this.unknown,
@@ -111,6 +113,9 @@ export class KnobPanel {
       h("option", { value: "" }, "None"),
       ...plugins.presets.map(({ name }) => h("option", { value: name }, labelOf(name))),
     );
+    const advised = [...this.controls.values()].map(({ knob }) => knob).filter(({ recommended }) => (recommended ?? null) !== null);
+    this.advice.hidden = advised.length === 0;
+    this.advice.textContent = `The model's maker recommends ${advised.map(({ name, recommended }) => `${name} ${recommended}`).join(", ")}. A request gets these values unless you change them.`;
     this.presetRow.hidden = plugins.presets.length === 0;
     this.show(this.knobs);
     this.find();

@@ -62,8 +62,8 @@ export class Library extends EventTarget {
    * Save the settings of the open conversation, even before it has messages.
    */
   saveSettings() {
-    const { system, format, knobs } = this.current;
-    keepChoices({ settings: { system, format, knobs } });
+    const { system, format, model, tools, knobs } = this.current;
+    keepChoices({ settings: { system, format, model, tools, knobs } });
     if (this.has(this.current)) this.saveSoon(this.current);
   }
 

@@ -7,14 +7,28 @@ import { Chat } from "./chat.js";
 import { copyText } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { byId } from "./dom.js";
+import { fenced, FileReading } from "./filereading.js";
 import { Frame } from "./frame.js";
 import { Library } from "./library.js";
 import { MessageList } from "./messages.js";
 import { Panel } from "./panel.js";
+import { isWriting } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import { Store } from "./store.js";
+import { isExport } from "./transfer.js";
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Send the message", "Enter"],
+    ["Start a new line", "Shift Enter"],
+    ["Stop the answer", "Esc"],
+    ["Save an edited message; a question is answered again", "Ctrl Enter"],
+    ["Leave an edited message as it was", "Esc"],
+    ["Search the conversations", "/"],
+    ["In the token view: go to another token", "← → ↑ ↓"],
+    ["In the token view: choose another token", "Enter"],
+  ],
+});
 const { notices, server } = frame;
 const store = await Store.open();
 const library = new Library(store, () => {
@@ -31,7 +45,11 @@ const chat = new Chat({
   panel,
   notices,
   announcer: frame.announcer,
-  reveal: (knob) => frame.revealKnob(panel.knobs, knob),
+  reveal: (knob) => {
+    if (knob !== null) return frame.revealKnob(panel.knobs, knob);
+    frame.openSettings();
+    return panel.revealTools();
+  },
   remedyOf: (error) => frame.remedyOf(error, panel.knobs),
 });
 const composer = new Composer({ send: (text) => chat.send(text), stop: () => chat.stop() });
@@ -43,6 +61,9 @@ const list = new MessageList(
     delete: (message) => chat.delete(message),
     copy: ({ content }) => copy(content),
     edit: (message, text, answer) => chat.edit(message, text, answer),
+    turn: (message, by) => chat.turn(message, by),
+    takeInstead: (message, start) => chat.takeInstead(message, start),
+    giveResults: (message, results) => chat.giveResults(message, results),
   },
 );
 chat.view = list;
@@ -50,6 +71,13 @@ chat.composer = composer;
 const sidebar = new Sidebar(library, notices, () => {
   frame.sidebar.makeWay();
   composer.focus();
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey || isWriting(event.target)) return;
+  event.preventDefault();
+  frame.sidebar.toggle(true);
+  sidebar.search.focus();
 });
 
 const asTokens = byId("as-tokens");
@@ -62,6 +90,16 @@ asTokens.addEventListener("click", () => {
 library.addEventListener("change", () => {
   if (panel.conversation !== library.current) panel.show(library.current);
   chat.show();
+});
+
+new FileReading({
+  area: byId("main"),
+  button: byId("insert-file"),
+  onText: async (file, text) => {
+    if (isExport(text)) await sidebar.import(file);
+    else composer.insert(`${file.name}:\n\n${fenced(text)}\n`);
+  },
+  onProblem: (words) => notices.warn(words),
 });
 
 /** @param {string} text for the clipboard */
@@ -79,9 +117,9 @@ if (store.unreadable > 0) {
   notices.warn(`${store.unreadable} of the conversations kept here cannot be read; they stay as they are.`);
 }
 await frame.connect(
-  ({ model, plugins }) => {
+  ({ model, models, plugins }) => {
     chat.model = model;
-    panel.build(plugins);
+    panel.build(plugins, models);
     chat.problem.clear();
   },
   (error, again) => chat.fail(library.current, error, again),

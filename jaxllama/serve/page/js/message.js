@@ -1,11 +1,15 @@
 /**
- * One message on the page: its text as prose, as tokens or in an edit field, and its buttons. Used
- * by messages.js; the actions of the buttons are passed in.
+ * One message on the page: its thoughts, its text as prose, as tokens or in an edit field, its tool
+ * calls, and its buttons. Used by messages.js; the actions of the buttons are passed in.
  */
 
-import { h, iconButton } from "./dom.js";
+import { versionsOf } from "./branches.js";
+import { arrange, h, iconButton } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
+import { ThoughtsView } from "./thoughts.js";
 import { TokenView } from "./tokens.js";
+import { ToolCallsView } from "./toolcalls.js";
+import { startWith } from "./whatif.js";
 
 /** @typedef {import("./conversation.js").Message} Message */
 
@@ -16,9 +20,12 @@ import { TokenView } from "./tokens.js";
  * @property {(message: Message) => void} delete
  * @property {(message: Message) => void} copy
  * @property {(message: Message, text: string, answer: boolean) => void} edit
+ * @property {(message: Message, by: number) => void} turn
+ * @property {(message: Message, start: import("./whatif.js").Start) => void} takeInstead
+ * @property {(message: Message, results: string[]) => void} giveResults
  */
 
-const NAMES = { user: "You", assistant: "Model" };
+const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
 const ENDINGS = new Map([
   ["length", "cut at the token limit"],
   ["stopped", "stopped"],
@@ -36,7 +43,16 @@ export class MessageView {
     this.actions = actions;
     this.busy = false;
     this.prose = new MarkdownView();
-    this.tokens = new TokenView();
+    this.thoughts = new ThoughtsView();
+    this.calls = new ToolCallsView((results) => this.busy || actions.giveResults(message, results));
+    this.tokens = new TokenView({
+      canTake: (place, other) => !this.busy && startWith(message, place, other) !== null,
+      onTake: (place, other) => {
+        const start = startWith(message, place, other);
+        if (start && !this.busy) actions.takeInstead(message, start);
+      },
+    });
+    this.waiting = h("p", { class: "waiting" }, "Thinking", h("span", { class: "dots" }, "…"));
     this.body = h("div", { class: "body" });
     this.stats = h("span", { class: "stats" });
     /** @type {(name: string, label: string, act: () => void) => HTMLButtonElement} */
@@ -55,7 +71,18 @@ export class MessageView {
       ...(answered ? [this.continueButton] : []),
       button("trash", "Delete", () => actions.delete(message)),
     ];
-    this.foot = h("footer", {}, h("div", { class: "actions" }, ...this.buttons), this.stats);
+    this.version = h("span", {});
+    this.turns = [button("left", "Version before", () => actions.turn(message, -1)), button("right", "Next version", () => actions.turn(message, 1))];
+    this.turns[0].dataset.by = "-1";
+    this.turns[1].dataset.by = "1";
+    this.versions = h(
+      "div",
+      { class: "versions", role: "group", "aria-label": "Versions of this message" },
+      this.turns[0],
+      this.version,
+      this.turns[1],
+    );
+    this.foot = h("footer", {}, this.versions, h("div", { class: "actions" }, ...this.buttons), this.stats);
     const label = NAMES[message.role];
     this.element = h(
       "li",
@@ -74,38 +101,52 @@ export class MessageView {
       // Not `disabled`: a pressed button would lose the focus.
       if (each !== this.buttons[0]) each.setAttribute("aria-disabled", String(busy));
     }
-    this.continueButton.hidden = !last;
+    const { count, shown } = versionsOf(this.message);
+    this.versions.hidden = count === 1;
+    this.version.textContent = `${shown + 1} of ${count}`;
+    this.turns[0].setAttribute("aria-disabled", String(busy || shown === 0));
+    this.turns[1].setAttribute("aria-disabled", String(busy || shown === count - 1));
+    this.continueButton.hidden = !last || this.message.calls !== undefined;
     this.element.toggleAttribute("data-writing", writing);
     this.stats.textContent = statsText(this.message, writing, asTokens);
-    if (!this.isEdited) this.showBody(asTokens, writing);
+    if (!this.isEdited) this.showBody(asTokens, writing, last);
   }
 
   /**
    * @param {boolean} asTokens
    * @param {boolean} writing
+   * @param {boolean} last
    */
-  showBody(asTokens, writing) {
-    const { role, content, tokens } = this.message;
-    if (role === "user") {
-      this.body.textContent = content;
-    } else if (asTokens && tokens) {
-      this.tokens.show(tokens);
-      this.place(this.tokens.element);
-    } else if (!content && writing) {
-      this.place(h("p", { class: "waiting" }, "Thinking", h("span", { class: "dots" }, "…")));
-    } else {
-      this.prose.show(content);
-      this.place(this.prose.element);
+  showBody(asTokens, writing, last) {
+    const { role, content, tokens, reasoning = "", calls = [] } = this.message;
+    if (role !== "assistant") {
+      if (this.body.textContent !== content) this.body.textContent = content;
+      return;
     }
-  }
-
-  /** @param {HTMLElement} element */
-  place(element) {
-    if (this.body.firstChild !== element) this.body.replaceChildren(element);
+    const parts = [];
+    if (asTokens && tokens) {
+      this.tokens.show(tokens);
+      parts.push(this.tokens.element);
+    } else {
+      if (reasoning) {
+        this.thoughts.show(reasoning, writing && !content && calls.length === 0);
+        parts.push(this.thoughts.element);
+      }
+      if (content) {
+        this.prose.show(content);
+        parts.push(this.prose.element);
+      }
+    }
+    if (calls.length > 0) {
+      this.calls.show(calls, last && !writing && !this.busy);
+      parts.push(this.calls.element);
+    }
+    if (parts.length === 0 && writing) parts.push(this.waiting);
+    arrange(this.body, parts);
   }
 
   get isEdited() {
-    return this.body.querySelector("textarea") !== null;
+    return this.body.querySelector(":scope > textarea") !== null;
   }
 
   /** Let the reader change the text in place. */

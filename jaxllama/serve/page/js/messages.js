@@ -78,6 +78,18 @@ export class MessageList {
     return Boolean(button);
   }
 
+  /**
+   * Focus the button with which the reader went to another version.
+   * @param {number} place of the message
+   * @param {number} by 1 for the next version, -1 for the one before
+   */
+  focusVersions(place, by) {
+    const element = this.list.children[place];
+    const button = /** @type {HTMLElement | null} */ (element?.querySelector(`.versions [data-by="${by}"]`));
+    button?.focus();
+    element?.scrollIntoView({ block: "nearest" });
+  }
+
   toEnd() {
     this.scrolling.toEnd();
   }

@@ -393,7 +393,15 @@ class OpenRoom {
   }
 }
 
-const frame = new Frame();
+const frame = new Frame({
+  shortcuts: [
+    ["Send the text", "Enter"],
+    ["Start a new line", "Shift Enter"],
+    ["Stop the speakers", "Esc"],
+    ["Save an edited text", "Ctrl Enter"],
+    ["Leave an edited text as it was", "Esc"],
+  ],
+});
 const open = new OpenRoom(frame);
 const { client } = open;
 
@@ -499,9 +507,8 @@ document.addEventListener("keydown", (event) => {
 byId("knobs").addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
 
 await frame.connect(
-  async ({ model, plugins }) => {
-    const adapters = await frame.server.models().catch(() => [model]);
-    open.settings.build(plugins, adapters);
+  async ({ models, plugins }) => {
+    open.settings.build(plugins, models);
     open.problem.clear();
     await showRooms();
   },

@@ -3,6 +3,7 @@
  * changes, and knows no requests.
  */
 
+import { choose, offerModels } from "./choices.js";
 import { byId, h } from "./dom.js";
 import { KnobPanel } from "./knobs.js";
 import { keepChoices, readChoices } from "./store.js";
@@ -64,9 +65,7 @@ export class RoomSettings {
   build(plugins, models) {
     this.knobs.build(plugins);
     byId("style").querySelector("[value=script]").disabled = !plugins.formats.some(({ name }) => name === "plain");
-    byId("speaker-model").replaceChildren(
-      ...models.map((name, place) => h("option", { value: place === 0 ? "" : name }, name)),
-    );
+    offerModels(byId("speaker-model"), models);
     if (this.room) this.showSpeaker();
   }
 
@@ -115,12 +114,7 @@ export class RoomSettings {
     setField("speaker-name", speaker.name, isOther);
     setField("speaker-system", speaker.system, isOther);
     byId("speaker-colour").value = String(speaker.colour % COLOURS.length);
-    const models = byId("speaker-model");
-    models.value = speaker.model;
-    if (models.value !== speaker.model) {
-      models.append(h("option", { value: speaker.model }, `${speaker.model} (not served)`));
-      models.value = speaker.model;
-    }
+    choose(byId("speaker-model"), speaker.model);
     if (isOther || !this.knobs.element.contains(document.activeElement)) this.knobs.show(speaker.knobs);
   }
 

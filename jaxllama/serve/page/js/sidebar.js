@@ -1,9 +1,9 @@
 /**
- * The list of conversations: open, create, rename, delete, export, import. Used by the page; knows
- * the library, not the messages.
+ * The list of conversations: search, open, create, rename, delete, export, import. Used by the page;
+ * knows the library, not the messages.
  */
 
-import { titleOf } from "./conversation.js";
+import { excerptWith, titleOf } from "./conversation.js";
 import { arrange, byId, download, editInPlace, h } from "./dom.js";
 import { fileName, toFile } from "./transfer.js";
 
@@ -26,6 +26,9 @@ export class Sidebar {
     this.rows = new Map();
     this.title = byId("title");
     this.menu = byId("menu");
+    this.search = byId("search");
+    this.search.addEventListener("input", () => this.show());
+    this.search.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.leaveSearch(event));
     library.addEventListener("change", () => this.show());
     const actions = {
       new: () => this.create(),
@@ -41,15 +44,41 @@ export class Sidebar {
         act();
       });
     }
-    byId("file").addEventListener("change", () => this.import());
+    byId("file").addEventListener("change", () => {
+      const input = byId("file");
+      const [file] = input.files;
+      input.value = "";
+      if (file) this.import(file);
+    });
+  }
+
+  /**
+   * Escape empties the search, the arrow down goes to what was found.
+   * @param {KeyboardEvent} event
+   */
+  leaveSearch(event) {
+    if (event.key === "ArrowDown") {
+      event.preventDefault();
+      this.list.querySelector("button")?.focus();
+    }
+    if (event.key !== "Escape" || this.search.value === "") return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.search.value = "";
+    this.show();
   }
 
   show() {
     const { current, list } = this.library;
-    arrange(
-      this.list,
-      list.map((each) => this.row(each)),
-    );
+    const wanted = this.search.value.trim().toLowerCase();
+    const rows = [];
+    for (const each of list) {
+      const excerpt = wanted === "" ? "" : excerptWith(each, wanted);
+      if (excerpt !== null) rows.push(this.row(each, excerpt));
+    }
+    arrange(this.list, rows);
+    const nothing = wanted !== "" && rows.length === 0 ? "No conversation has this text." : "";
+    if (byId("search-nothing").textContent !== nothing) byId("search-nothing").textContent = nothing;
     const title = titleOf(current);
     if (!this.title.querySelector("input")) this.title.textContent = title;
     document.title = `${title} – jaxllama`;
@@ -58,13 +87,18 @@ export class Sidebar {
     byId("export-all").disabled = list.length === 0;
   }
 
-  /** @param {Conversation} conversation */
-  row(conversation) {
+  /**
+   * @param {Conversation} conversation
+   * @param {string} excerpt of a message with what is searched
+   */
+  row(conversation, excerpt) {
     const { id } = conversation;
     const row = this.rows.get(id) ?? h("li", {}, h("button", { type: "button", onclick: () => this.open(id) }));
     this.rows.set(id, row);
     const button = /** @type {HTMLElement} */ (row.firstChild);
-    button.textContent = titleOf(conversation);
+    const title = titleOf(conversation);
+    if (excerpt) button.replaceChildren(title, h("span", { class: "excerpt" }, excerpt));
+    else if (button.textContent !== title) button.textContent = title;
     if (id === this.library.current.id) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
     return row;
@@ -118,11 +152,8 @@ export class Sidebar {
     download(fileName(name), toFile(conversations));
   }
 
-  async import() {
-    const input = byId("file");
-    const [file] = input.files;
-    input.value = "";
-    if (!file) return;
+  /** @param {File} file */
+  async import(file) {
     try {
       const count = await this.library.import(file);
       this.notices.inform(`Imported ${count} ${count === 1 ? "conversation" : "conversations"}.`);

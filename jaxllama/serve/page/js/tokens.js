@@ -1,18 +1,27 @@
 /**
  * An answer as tokens, each tinted by how unlikely it was under the model; hover or focus a token
- * to see its probability and the alternatives. Used by message.js; knows nothing of conversations.
+ * to see its probability and the alternatives, press it to choose one of them. Used by message.js
+ * and run.js; knows nothing of conversations.
  */
 
 import { byId, h } from "./dom.js";
 
 /** @typedef {import("./conversation.js").Token} Token */
+/** @typedef {import("./conversation.js").Alternative} Alternative */
 
 const VISIBLE = new Map([["\n", "↵"], ["\t", "⇥"], ["\r", "␍"], [" ", "␣"], ["", "∅"]]);
 const GAP = 8; // pixels between a token and its card
 
 /** Shows a growing list of tokens; one stop of the Tab key, arrow keys move between tokens. */
 export class TokenView {
-  constructor() {
+  /**
+   * @param {object} [options] without them, no alternative can be chosen
+   * @param {(place: number, other: Alternative) => boolean} [options.canTake]
+   * @param {(place: number, other: Alternative) => void} [options.onTake]
+   */
+  constructor({ canTake = () => false, onTake = () => {} } = {}) {
+    this.canTake = canTake;
+    this.onTake = onTake;
     this.element = h("div", {
       class: "tokens",
       role: "listbox",
@@ -23,6 +32,7 @@ export class TokenView {
       onfocusout: hideCard,
       onpointerover: (/** @type {Event} */ event) => this.reveal(event.target),
       onpointerleave: hideCard,
+      onclick: (/** @type {Event} */ event) => this.pin(event.target),
     });
     /** @type {Token[]} */
     this.tokens = [];
@@ -40,9 +50,62 @@ export class TokenView {
 
   /** @param {EventTarget | null} target */
   reveal(target) {
+    if (isPinned()) return;
+    const place = this.placeOf(target);
+    if (place < 0) hideCard();
+    else showCard(this.tokens[place], /** @type {HTMLElement} */ (target), this.takenAt(place).length > 0);
+  }
+
+  /**
+   * Return the place of a token with a probability; -1 for anything else.
+   * @param {EventTarget | null} target
+   */
+  placeOf(target) {
     const place = [...this.element.children].indexOf(/** @type {Element} */ (target));
-    if (place < 0 || this.tokens[place].logprob === undefined) hideCard();
-    else showCard(this.tokens[place], /** @type {HTMLElement} */ (target));
+    return place < 0 || this.tokens[place].logprob === undefined ? -1 : place;
+  }
+
+  /**
+   * Return the alternatives of a token that can be taken instead.
+   * @param {number} place
+   */
+  takenAt(place) {
+    const { text, top = [] } = this.tokens[place];
+    return top.filter((other) => other.text !== text && this.canTake(place, other));
+  }
+
+  /**
+   * Keep the card of a token open, with buttons that take another token instead.
+   * @param {EventTarget | null} target
+   */
+  pin(target) {
+    const place = this.placeOf(target);
+    const others = place < 0 ? [] : this.takenAt(place);
+    unpin();
+    if (others.length === 0) return;
+    showCard(this.tokens[place], /** @type {HTMLElement} */ (target), false, (other) => {
+      if (!others.includes(other)) return null;
+      const take = () => {
+        unpin();
+        this.onTake(place, other);
+      };
+      return h("button", { type: "button", "aria-label": `Take ${spelled(other.text)} instead`, onclick: take }, spelled(other.text));
+    });
+    const card = byId("token-card");
+    card.setAttribute("role", "dialog");
+    card.setAttribute("aria-label", `Other tokens in place of ${spelled(this.tokens[place].text)}`);
+    const leave = (/** @type {Event} */ event) => {
+      const { key } = /** @type {KeyboardEvent} */ (event);
+      if (event.type === "keydown" && key !== "Escape" && key !== "Tab") return;
+      const isInside = card.contains(/** @type {Node} */ (event.target));
+      if ((event.type === "pointerdown" || key === "Tab") && isInside) return;
+      event.stopPropagation();
+      unpin();
+      if (event.type === "keydown") /** @type {HTMLElement} */ (target).focus();
+    };
+    const options = { capture: true, signal: pinned() };
+    for (const type of ["keydown", "pointerdown"]) document.addEventListener(type, leave, options);
+    card.querySelector("button")?.focus();
   }
 
   /** @param {EventTarget | null} target */
@@ -71,6 +134,10 @@ export class TokenView {
       Home: 0,
       End: last,
     };
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.pin(document.activeElement);
+    }
     if (event.key === "Escape" && !byId("token-card").hidden) {
       hideCard();
       event.stopPropagation();
@@ -103,11 +170,38 @@ function tokenElement(token, first) {
   return element;
 }
 
+/** @type {AbortController | null} while a card is kept open */
+let pinning = null;
+
+function isPinned() {
+  return pinning !== null;
+}
+
+/** Note that the card is kept open; returns the signal of when it no longer is. */
+function pinned() {
+  pinning = new AbortController();
+  byId("token-card").toggleAttribute("data-pinned", true);
+  return pinning.signal;
+}
+
+/** Close a card that was kept open. */
+function unpin() {
+  pinning?.abort();
+  pinning = null;
+  const card = byId("token-card");
+  card.removeAttribute("data-pinned");
+  card.removeAttribute("role");
+  card.removeAttribute("aria-label");
+  hideCard();
+}
+
 /**
  * @param {Token} token
  * @param {HTMLElement} beside
+ * @param {boolean} hasChoice whether pressing the token offers others
+ * @param {(other: Alternative) => HTMLElement | null} [choice] makes the button of an alternative
  */
-function showCard(token, beside) {
+function showCard(token, beside, hasChoice, choice = () => null) {
   const card = byId("token-card");
   card.replaceChildren(
     h("p", { class: "said" }, spelled(token.text)),
@@ -119,7 +213,8 @@ function showCard(token, beside) {
       token.sampled !== undefined && h("dt", {}, "As sampled"),
       token.sampled !== undefined && h("dd", {}, percent(token.sampled)),
     ),
-    alternatives(token),
+    alternatives(token, choice),
+    hasChoice && h("p", { class: "hint" }, "Press the token to take another one instead."),
   );
   card.hidden = false;
   const [box, size] = [beside.getClientRects()[0], card.getBoundingClientRect()];
@@ -130,21 +225,22 @@ function showCard(token, beside) {
 }
 
 function hideCard() {
-  byId("token-card").hidden = true;
+  if (!isPinned()) byId("token-card").hidden = true;
 }
 
 /**
  * Make the table of alternatives: one row per token, under the model and as sampled.
  * @param {Token} token
+ * @param {(other: Alternative) => HTMLElement | null} choice
  */
-function alternatives({ text, top = [], topSampled }) {
+function alternatives({ text, top = [], topSampled }, choice) {
   if (top.length === 0) return h("p", { class: "hint" }, "No alternatives were recorded.");
   const sampled = new Map(topSampled?.map((other) => [other.text, other.logprob]));
   const rows = top.map((other) => {
     const row = h(
       "tr",
       { class: other.text === text ? "chosen" : null },
-      h("td", { class: "said" }, spelled(other.text)),
+      h("td", { class: "said" }, choice(other) ?? spelled(other.text)),
       h("td", {}, percent(other.logprob)),
       topSampled && h("td", {}, sampled.has(other.text) ? percent(sampled.get(other.text)) : "–"),
     );

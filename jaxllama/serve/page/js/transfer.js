@@ -29,6 +29,14 @@ export function fileName(title) {
 }
 
 /**
+ * Whether a text is a file of conversations, of any version.
+ * @param {string} text
+ */
+export function isExport(text) {
+  return text.slice(0, 200).includes(`"format": ${JSON.stringify(FORMAT)}`);
+}
+
+/**
  * Read the conversations of a file, all or none. Each gets a new id, so that an import never
  * overwrites a conversation.
  * @param {Blob} file
