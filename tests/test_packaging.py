@@ -1,9 +1,11 @@
 """What the folder `packaging` promises: versions agree, command lines exist, the unit is sound."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -64,3 +66,17 @@ def test_the_image_copies_what_the_wheel_is_made_of() -> None:
     tops = {each.split("/")[0] for each in PROJECT["tool"]["scikit-build"]["wheel"]["packages"]}
     files = {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml"}
     assert copied == tops | files
+
+
+def test_the_bill_of_materials_has_every_package_that_is_needed(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, ROOT / "packaging/sbom.py", tmp_path], check=False)
+    assert run.returncode == 0
+    found = json.loads((tmp_path / "sbom.json").read_text())
+    names = {each["name"] for each in found["components"]}
+    assert found["metadata"]["component"]["name"] == "jaxllama"
+    assert {"jax", "jaxlib", "numpy", "aiohttp", "gguf", "llguidance"} <= names
+    assert not names & {"pytest", "ruff", "mypy"}  # of development only
+    refs = {each["bom-ref"] for each in found["components"]}
+    assert all(set(each["dependsOn"]) <= refs for each in found["dependencies"])
+    licences = (tmp_path / "licences.md").read_text()
+    assert all(f"| {name} |" in licences for name in names)

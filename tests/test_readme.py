@@ -31,9 +31,9 @@ def blocks(language: str, document: str = README) -> list[str]:
     return [text for name, text in fenced if name == language]
 
 
-def commands(program: str) -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    inline = re.findall(rf"`({program}[^`]*)`", README)
+def commands(program: str, document: str = README) -> list[list[str]]:
+    lines = [line for block in blocks("sh", document) for line in block.splitlines()]
+    inline = re.findall(rf"`({program}[^`]*)`", document)
     found = [shlex.split(line, comments=True) for line in (*lines, *inline)]
     return [words[1:] for words in found if words[1:] and words[0] == program]
 
