@@ -43,7 +43,7 @@ def ignore_log(_level: int, _text: bytes, _user: object) -> None:
 SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(ignore_log)
 
 
-class Model:
+class LlamaCppModel:
     """One model with a cache for a number of sequences of a given length.
 
     `extra_buffers` lets llama.cpp reorder weights for its fastest kernels, or for AMX where there
@@ -230,7 +230,7 @@ def penalties(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int
     return [lib.llama_sampler_init_penalties(vocab, window, repeat, frequency, presence)]
 
 
-MAKERS: dict[str, Callable[..., Any]] = {"model": Model, "chain": SamplerChains}
+MAKERS: dict[str, Callable[..., Any]] = {"model": LlamaCppModel, "chain": SamplerChains}
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -208,7 +208,7 @@ class Clients:
         return answer
 
 
-class MessageDelta(msgspec.Struct):
+class StreamedDelta(msgspec.Struct):
     """The new text of a chat message."""
 
     content: str | None = None
@@ -218,10 +218,10 @@ class StreamChoice(msgspec.Struct):
     """The new text of one choice, in the form of either endpoint."""
 
     text: str | None = None
-    delta: MessageDelta | None = None
+    delta: StreamedDelta | None = None
 
 
-class TokenUsage(msgspec.Struct):
+class StreamedUsage(msgspec.Struct):
     """The number of generated tokens, as the server counts them."""
 
     completion_tokens: int
@@ -231,7 +231,7 @@ class StreamEvent(msgspec.Struct):
     """One event of a stream."""
 
     choices: list[StreamChoice] = []
-    usage: TokenUsage | None = None
+    usage: StreamedUsage | None = None
     error: Any = None
 
 
@@ -282,7 +282,7 @@ class OllamaLine(msgspec.Struct):
     """One line of a stream of Ollama's API."""
 
     response: str | None = None
-    message: MessageDelta | None = None
+    message: StreamedDelta | None = None
     done: bool = False
     eval_count: int = 0
     error: Any = None

@@ -33,7 +33,7 @@ from jaxllama.messages import (
     split_turns,
     with_system,
 )
-from jaxllama.request import AdapterUse, Constraint, Contrast, GenerationRequest, choice_seed
+from jaxllama.request import AdapterUse, Contrast, GenerationRequest, TokenConstraint, choice_seed
 from jaxllama.sampling import Preset
 from jaxllama.text.tail import Tail
 from jaxllama.text.thoughts import (
@@ -431,7 +431,9 @@ class Intake:
         self.engine.check_slots(2)
         return Contrast(tuple(other(str(text))), float(scale))  # type: ignore[arg-type]
 
-    def _constraint(self, core: Mapping[str, object], ends: Sequence[int]) -> Constraint | None:
+    def _constraint(
+        self, core: Mapping[str, object], ends: Sequence[int]
+    ) -> TokenConstraint | None:
         """Compile the constraint of the request; None if it has none."""
         form = read_form(core)
         if form is None:
@@ -441,8 +443,8 @@ class Intake:
         return compiled if ends else compiled.hiding(self.tokenizer.end_ids)
 
     def _think_first(
-        self, constraint: Constraint | None, budget: int | None, ends: Sequence[int]
-    ) -> Constraint | None:
+        self, constraint: TokenConstraint | None, budget: int | None, ends: Sequence[int]
+    ) -> TokenConstraint | None:
         """Make the constraint wait for the end of the thoughts, and bound their length."""
         if constraint is None and budget is None:
             return None

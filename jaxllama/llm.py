@@ -57,7 +57,7 @@ from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
 from jaxllama.sharding import make_mesh
 from jaxllama.startup import Progress
-from jaxllama.streams import OnError, Stream, Streams
+from jaxllama.streams import AnswerStream, OnError, Streams
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.lora import read_adapter
@@ -341,7 +341,7 @@ class LLM:
         asked = (partial(self.intake.completion, *item) for item in items)
         return self.streams.each(asked, on_error)
 
-    def stream(self, prompt: Prompt, **knobs: object) -> Stream:
+    def stream(self, prompt: Prompt, **knobs: object) -> AnswerStream:
         """Continue a prompt; return a stream of its tokens."""
         return self.streams.open(self.intake.completion(prompt, knobs))
 
@@ -405,7 +405,7 @@ class LLM:
         *,
         context_overflow: str = ContextOverflow.ERROR,
         **knobs: object,
-    ) -> Stream:
+    ) -> AnswerStream:
         """Answer a conversation; return a stream of its tokens."""
         overflow = overflow_named(context_overflow)
         return self.streams.open(self.intake.chat(messages, knobs, overflow=overflow))

@@ -50,7 +50,7 @@ class Follower(Protocol):
         """Advance by a token that was added to the answer."""
 
 
-class Constraint(Protocol):
+class TokenConstraint(Protocol):
     """The compiled form that an answer must have; any number of answers can follow it."""
 
     def start(self) -> Follower:
@@ -90,7 +90,7 @@ class GenerationRequest:
     stop_ids: tuple[int, ...] = ()  # the model's own end tokens included unless ignored
     top_logprobs: int | None = None  # None: no log-probabilities; n: chosen token and n others
     knobs: Mapping[str, object] = field(default_factory=dict)
-    constraint: Constraint | None = None
+    constraint: TokenConstraint | None = None
     contrast: Contrast | None = None
     adapter: AdapterUse | None = None
     dropped: int = 0  # messages left out of the prompt, because it would not fit into the context

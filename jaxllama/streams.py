@@ -37,10 +37,10 @@ class Streams:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._open: dict[int, Stream] = {}
+        self._open: dict[int, AnswerStream] = {}
         self._closed = False
 
-    def open(self, ready: PreparedRequest) -> "Stream":
+    def open(self, ready: PreparedRequest) -> "AnswerStream":
         """Queue a checked request and return its stream."""
         return self._follow(*ready)
 
@@ -86,7 +86,7 @@ class Streams:
             on_error(index, error)
 
         source = enumerate(requests)
-        live: dict[int, Stream] = {}
+        live: dict[int, AnswerStream] = {}
         more = True
         try:
             while live or more:
@@ -137,7 +137,7 @@ class Streams:
         slot, or in a copy of it. The copies come last, so that none overwrites a slot
         that another prompt still needs.
         """
-        opened: dict[int, Stream] = {}
+        opened: dict[int, AnswerStream] = {}
         try:
             for index in first_of_each_stem(prompts):
                 one = GenerationRequest(prompts[index], 1, temperature=0.0, top_logprobs=count)
@@ -150,14 +150,14 @@ class Streams:
         found = [opened[index].completion.logprobs or () for index in range(len(prompts))]
         return [logprobs[0].top for logprobs in found]
 
-    def forget(self, stream: "Stream") -> None:
+    def forget(self, stream: "AnswerStream") -> None:
         """Drop a stream: later events of its answer are ignored."""
         self._open.pop(stream.id, None)
 
-    def cancel(self, stream: "Stream") -> None:
+    def cancel(self, stream: "AnswerStream") -> None:
         """Cancel an answer and receive its last events, if the engine still has them."""
         self._engine.cancel(stream.generation)
-        with suppress(GenerationFailed):  # it failed before: `Stream.completion` raises that
+        with suppress(GenerationFailed):  # it failed before: `AnswerStream.completion` raises that
             while not stream.drain() and not self._engine.idle:
                 self.pump()
 
@@ -166,23 +166,23 @@ class Streams:
         self._close_all(list(self._open.values()))
         self._closed = True
 
-    def _close_all(self, streams: Iterable["Stream"]) -> None:
+    def _close_all(self, streams: Iterable["AnswerStream"]) -> None:
         """Cancel several answers: first all in the engine, so that no step runs for the rest."""
         for stream in streams:
             self._engine.cancel(stream.generation)
         for stream in streams:
             stream.close()
 
-    def _follow(self, request: GenerationRequest, tail: TextTail | None) -> "Stream":
+    def _follow(self, request: GenerationRequest, tail: TextTail | None) -> "AnswerStream":
         if self._closed:
             raise EngineStopped("the model is closed; load it again to generate")
-        stream = Stream(self, request, self._engine.submit(request, tail))
+        stream = AnswerStream(self, request, self._engine.submit(request, tail))
         self._open[stream.id] = stream
         return stream
 
     def _top_up(
         self,
-        live: "dict[int, Stream]",
+        live: "dict[int, AnswerStream]",
         source: Iterator[tuple[int, Callable[[], PreparedRequest]]],
         failed: OnError,
     ) -> bool:
@@ -199,7 +199,7 @@ class Streams:
         return True
 
 
-class Stream:
+class AnswerStream:
     """One open answer: iterate it for Deltas, then read `completion`; `close` cancels it."""
 
     def __init__(
@@ -278,7 +278,7 @@ class Stream:
                 raise event.error or GenerationFailed("the generation failed")
 
 
-def take_ended(live: dict[int, Stream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
+def take_ended(live: dict[int, AnswerStream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
     """Remove the streams that have ended from `live`; yield their completion or error."""
     for index, stream in list(live.items()):
         try:

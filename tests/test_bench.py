@@ -631,7 +631,7 @@ def test_the_setting_reaches_llama_cpp(extra: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(worker, "library", lambda: bindings)
     sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
     with pytest.raises(worker.PeerError, match="does not load"):
-        worker.Model("file", **sizes, extra_buffers=extra)
+        worker.LlamaCppModel("file", **sizes, extra_buffers=extra)
     assert seen == [(b"file", extra)]
 
 
@@ -641,7 +641,7 @@ def test_bindings_that_cannot_switch_buffers_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(worker, "library", lambda: old)
     sizes = {"sequences": 1, "length": 8, "threads": 1, "flash": True}
     with pytest.raises(worker.PeerError, match=r"0\.3\.36 or newer"):
-        worker.Model("file", **sizes, extra_buffers=True)
+        worker.LlamaCppModel("file", **sizes, extra_buffers=True)
 
 
 @pytest.mark.parametrize("faster", ["extra", "plain"])

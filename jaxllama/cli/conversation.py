@@ -15,7 +15,7 @@ from jaxllama.messages import ContextOverflow, as_message
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
-    from jaxllama.streams import Stream
+    from jaxllama.streams import AnswerStream
 
 ROLES = ("system", "user", "assistant")
 
@@ -102,7 +102,7 @@ class Conversation:
             pass
         return asked
 
-    def stream(self, llm: "LLM", knobs: Mapping[str, Any]) -> "Stream":
+    def stream(self, llm: "LLM", knobs: Mapping[str, Any]) -> "AnswerStream":
         """Start generating the assistant's next message and return its stream."""
         if self.plain_text is not None:
             return llm.stream(self.plain_text.render(self.messages), **knobs)

@@ -27,7 +27,7 @@ from jaxllama.limits import FRONT
 
 if TYPE_CHECKING:
     from jaxllama.llm import LLM
-    from jaxllama.streams import Stream
+    from jaxllama.streams import AnswerStream
 
 BEAM_KNOBS = ("max_tokens", "stop_ids", "ignore_eos")  # the knobs that beam search accepts
 EARLY: dict[str | None, Any] = {None: False, "true": True, "false": False, "never": "never"}
@@ -180,7 +180,7 @@ def search_arguments(
 
 def start(
     llm: "LLM", text: str, messages: list[dict[str, str]] | None, knobs: Mapping[str, Any]
-) -> "Stream":
+) -> "AnswerStream":
     """Return the stream of the answer to a conversation, or else of the text that follows."""
     if messages is not None:
         return llm.chat_stream(messages, **knobs)

@@ -1,7 +1,7 @@
 """Followers: a compiled constraint, and its state in one answer.
 
-Made by the compiler, driven by the engine through `request.Constraint`. Knows llguidance and token
-ids, no fields of requests.
+Made by the compiler, driven by the engine through `request.TokenConstraint`. Knows llguidance and
+token ids, no fields of requests.
 """
 
 import re

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from jaxllama.constraints.masks import every_bit, only_bit, without_bits
-from jaxllama.request import Constraint, Follower
+from jaxllama.request import Follower, TokenConstraint
 from jaxllama.text.thoughts import THOUGHT_CLOSER
 
 CLOSER = THOUGHT_CLOSER.encode()
@@ -19,7 +19,7 @@ CLOSER = THOUGHT_CLOSER.encode()
 class ThinkFirst:
     """Leaves the thoughts free, for at most `budget` tokens; `then` holds the text after them."""
 
-    then: Constraint | None
+    then: TokenConstraint | None
     budget: int | None
     closing: tuple[int, ...]  # the tokens that end the thoughts when the budget is used up
     gap: tuple[int, ...]  # the tokens between thoughts and answer

@@ -8,13 +8,13 @@ from collections import deque
 
 import numpy as np
 
-from jaxllama.request import Constraint
+from jaxllama.request import TokenConstraint
 
 
 class Guide:
     """Follows one answer through its constraint."""
 
-    def __init__(self, constraint: Constraint) -> None:
+    def __init__(self, constraint: TokenConstraint) -> None:
         self._follower = constraint.start()
         self.due: deque[int] = deque()  # forced tokens: the constraint allows nothing else
         self._look_ahead()

@@ -76,7 +76,7 @@ LOGGED_SECONDS = 1.0  # a program that took less is not logged
 FIRST = ("empty", "admit", "prefill")  # and a decode program
 
 
-class Made(NamedTuple):
+class ProgramOrigin(NamedTuple):
     """The origin of a program of this process."""
 
     is_compiled: bool  # False: loaded from disk
@@ -104,7 +104,7 @@ class Programs:
         self.executables = executables
         self.blueprints = Blueprints(model, engine, bank, params, mesh, adapters)
         self.steps, self.names = self.blueprints.steps, self.blueprints.names
-        self.made: dict[str, Made] = {}
+        self.made: dict[str, ProgramOrigin] = {}
         self.is_sealed = False  # compiling is an error from now on
         self._compiler = ProgramCompiler(self._make)
         self._serves_lean = self.body.prefers_lean
@@ -396,7 +396,7 @@ class Programs:
                 self.report(f"compiling {name}", self._reached, max(1, len(self._goal)))
             found = self.blueprints.lowered(name).compile(self._compiler_options())
         seconds = time.perf_counter() - started
-        self.made[name] = Made(is_compiled, seconds)
+        self.made[name] = ProgramOrigin(is_compiled, seconds)
         level = logging.INFO if seconds >= LOGGED_SECONDS else logging.DEBUG
         origin = "compiled" if is_compiled else "loaded"
         logger.log(level, "%s %s in %.2f s", name, origin, seconds)

@@ -22,7 +22,7 @@ from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.metrics import Metrics, Waits
-from jaxllama.serve.wire import Stream
+from jaxllama.serve.wire import ResponseStream
 from jaxllama.service import GenerationService, State
 
 SECONDS = 2.0  # between two events
@@ -96,7 +96,7 @@ class Dashboard(Dialect):
             pause = seconds_of(request)
             if self._bandwidth is None and service.state is State.READY:
                 self._bandwidth = asyncio.create_task(measure_memory())
-            async with Stream(request) as stream:
+            async with ResponseStream(request) as stream:
                 while not service.is_draining:
                     await stream.send(self._figures(service, request[CALLER].client))
                     await asyncio.sleep(pause)

@@ -83,7 +83,7 @@ def one_body(value: Any, status: int = 200) -> web.Response:
     return one_json(value, status)
 
 
-class Stream:
+class ResponseStream:
     """A stream of chunks to one client.
 
     The status line is sent with the first chunk or ping; an error raised before becomes a normal

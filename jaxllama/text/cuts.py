@@ -28,7 +28,7 @@ EncodeStretch = Callable[[str, bool], list[int]]
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutKind:
     """One kind of position at which a text may be cut."""
 
     place: str  # a pattern that matches at the position, zero characters long
@@ -38,10 +38,10 @@ class Cut:
 
 
 LETTER = r"[^\W\d_]"
-BETWEEN_WORDS = Cut(
+BETWEEN_WORDS = CutKind(
     rf"(?<={LETTER})(?= {LETTER})", re.compile(rb"[A-Za-z\x80-\xff] "), ("x", "é"), (" y", " Ж")
 )
-AFTER_LINE = Cut(
+AFTER_LINE = CutKind(
     rf"(?<={LETTER}\n)(?={LETTER})", re.compile(rb"\n[A-Za-z\x80-\xff]"), ("x\n", "é\n"), ("y", "Ж")
 )
 
@@ -99,7 +99,7 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
     return Cuts()
 
 
-def is_sound(kind: Cut, encode: EncodeStretch, *, drops_space: bool) -> bool:
+def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool:
     """Say whether probe texts keep their tokens when they are cut at positions of this kind."""
     rng = random.Random(0)
     for probe in range(PROBES):

@@ -12,7 +12,7 @@ from jaxllama.config import Activation, LayerSpec, ModelConfig, Norms, QkNorm
 from jaxllama.errors import UnsupportedModel
 from jaxllama.weights.fields import shown
 from jaxllama.weights.layout import TRANSPOSED, Shift
-from jaxllama.weights.rules import Cut, Rule, Stack, numbered
+from jaxllama.weights.rules import Rule, Stack, TensorPart, numbered
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
     for theirs, sizes in parts.items():
         start = 0
         for ours, size in sizes.items():
-            cut = Cut(0, start, start + size)
+            cut = TensorPart(0, start, start + size)
             rules[f"blocks.{{i}}.{ours}.weight"] = Rule(theirs, TRANSPOSED, cut=cut)
             start += size
     return rules

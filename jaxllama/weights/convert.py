@@ -28,8 +28,8 @@ from jaxllama.weights.native import (
     MANIFEST,
     METADATA,
     VERSION,
-    Form,
     Manifest,
+    StoredForm,
     manifest_text,
 )
 from jaxllama.weights.native_store import ArrayStore
@@ -151,11 +151,11 @@ def canonical(path: str, value: Stored) -> np.ndarray:
     return unpacked(value) if path == EMBEDDING else dense_of(value)
 
 
-def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
+def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
     """Write the arrays of one weight and return its form."""
     if not isinstance(value, Packed):
         store.write(f"{path}/value", np.ascontiguousarray(value))
-        return Form(value.shape, value.dtype.name)
+        return StoredForm(value.shape, value.dtype.name)
     *outer, inward, out = value.shape
     scales = np.asarray(value.scales)
     minima = None if value.minima is None else np.asarray(value.minima)
@@ -164,7 +164,7 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> Form:
         and minima.dtype == scales.dtype
         and np.array_equal(minima, minima_around_middle(scales))
     )
-    form = Form(
+    form = StoredForm(
         (*outer, out, inward),
         scales.dtype.name,
         value.bits,

@@ -51,7 +51,7 @@ def export(
 
 
 @dataclass
-class Made:
+class UnfinishedExport:
     """A new file or folder under a name of its own, until it is complete."""
 
     path: Path
@@ -74,13 +74,13 @@ class fresh:  # noqa: N801 - a context manager, used like a function
             raise ConfigError(f"{target} is or holds the model to read; choose another name")
         self._target = target
 
-    def __enter__(self) -> Made:
+    def __enter__(self) -> UnfinishedExport:
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(mkdtemp(prefix=".writing-", dir=self._target.parent))
         except OSError as error:
             raise CheckpointError(f"{self._target} cannot be written: {error.strerror}") from error
-        return Made(self._folder / self._target.name, self._target)
+        return UnfinishedExport(self._folder / self._target.name, self._target)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

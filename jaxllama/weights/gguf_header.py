@@ -38,7 +38,7 @@ SCALARS: dict[int, str] = {
 
 
 @dataclass(frozen=True)
-class TensorEntry:
+class GgufTensor:
     """Type, shape (rows first) and position of one tensor in its file."""
 
     file: BinaryFile
@@ -111,7 +111,7 @@ class GgufHeader:
     """The checked header: everything before the data of the tensors."""
 
     metadata: Metadata
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, GgufTensor]
 
 
 def read_header(file: BinaryFile) -> GgufHeader:
@@ -283,7 +283,7 @@ def alignment_of(values: dict[str, object], where: str) -> int:
     return value
 
 
-def read_entry(cursor: Cursor) -> TensorEntry:
+def read_entry(cursor: Cursor) -> GgufTensor:
     """Read one tensor's name, dimensions, type and offset within the data."""
     where = cursor.where
     name = cursor.name("a tensor")
@@ -315,18 +315,18 @@ def read_entry(cursor: Cursor) -> TensorEntry:
         weights *= size
     offset = cursor.number(U64, name)
     nbytes = weights // kind.block * kind.size
-    return TensorEntry(cursor.file, name, kind, tuple(sizes[::-1]), offset, nbytes)
+    return GgufTensor(cursor.file, name, kind, tuple(sizes[::-1]), offset, nbytes)
 
 
 def place_entries(
-    entries: list[TensorEntry], start: int, alignment: int, file: BinaryFile
-) -> dict[str, TensorEntry]:
+    entries: list[GgufTensor], start: int, alignment: int, file: BinaryFile
+) -> dict[str, GgufTensor]:
     """Return entries by name with offsets from the start of the file.
 
     Raises BadHeader if an entry lies outside the file or overlaps another one.
     """
     where = file.path.name
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, GgufTensor] = {}
     for entry in entries:
         if entry.name in tensors:
             raise BadHeader(f"{where}: tensor {shown(entry.name)} is given twice")

@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxllama.errors import BadHeader, CheckpointError
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import CheckedFields, shown
-from jaxllama.weights.gguf_header import GgufHeader, TensorEntry, read_header
+from jaxllama.weights.gguf_header import GgufHeader, GgufTensor, read_header
 
 PART = re.compile(
     r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})[.]gguf", re.ASCII | re.DOTALL
@@ -68,7 +68,7 @@ def parts_of(path: Path, count: int) -> list[Path]:
 
 def joined(parts: list[tuple[Path, GgufHeader]]) -> GgufHeader:
     """Return the metadata of the first part with the tensors of all."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, GgufTensor] = {}
     for number, (path, header) in enumerate(parts):
         fields = CheckedFields(header.metadata, path.name)
         stated = (fields.whole("split.no", low=0), fields.whole("split.count"))

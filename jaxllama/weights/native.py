@@ -49,7 +49,7 @@ EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
 MOST_AHEAD = 16  # weights
 
 
-class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StoredForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The form of one weight: a dense array, or the arrays of a packed matrix stored by output."""
 
     shape: tuple[int, ...]  # packed: [out, in], of experts [experts, out, in]
@@ -89,7 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str
     version: int
     config: ModelConfig
-    weights: dict[str, Form]
+    weights: dict[str, StoredForm]
     files: dict[str, str]  # the tokenizer's files, with their SHA-256
     recommended: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PendingWeight:
     """A weight, or a part of it, on its way from the disk."""
 
-    form: Form
+    form: StoredForm
     arrays: Mapping[str, PendingArray]  # by the part of the weight that they are
     kept: slice  # of the inputs that are read of a packed matrix, those that were asked for
 
@@ -328,7 +328,7 @@ def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None
         )
 
 
-def is_packable(form: Form) -> bool:
+def is_packable(form: StoredForm) -> bool:
     """Say whether bits, groups and sizes of a packed matrix fit each other."""
     return (
         form.bits in (4, 5, 6, 8)

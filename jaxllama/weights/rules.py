@@ -141,7 +141,7 @@ class Copies(Join):
 
 
 @dataclass(frozen=True)
-class Cut:
+class TensorPart:
     """A range along one axis of a tensor that holds several of our weights."""
 
     axis: int
@@ -161,7 +161,7 @@ class Rule:
     theirs: str | tuple[str, ...]
     steps: tuple[Step, ...] = ()
     join: Join | None = None
-    cut: Cut | None = None
+    cut: TensorPart | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for several names without a way to join them, or a join and a cut."""
@@ -244,7 +244,7 @@ def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict
             axis = first.cut.axis
             ends = [0, *accumulate(piece[axis] for piece in pieces)]
             cuts = [table[each].cut for each in members]
-            if cuts != [Cut(axis, *range_) for range_ in pairwise(ends)]:
+            if cuts != [TensorPart(axis, *range_) for range_ in pairwise(ends)]:
                 raise BrokenPlugin(
                     f"the rules of {names[0]} cut {cuts}; the weights {', '.join(members)} need "
                     f"axis {axis} cut at {ends}"
@@ -266,7 +266,7 @@ def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str
     return found
 
 
-def inside(index: Index, cut: Cut | None) -> Index:
+def inside(index: Index, cut: TensorPart | None) -> Index:
     """Return the place, in the tensor that is cut, of a part of the cut."""
     if cut is None:
         return index

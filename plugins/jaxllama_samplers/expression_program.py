@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jaxllama_samplers.expression_text import Node, WrongExpression, parse
+from jaxllama_samplers.expression_text import SyntaxNode, WrongExpression, parse
 from jaxllama_samplers.expression_words import (
     MOST_AT_ONCE,
     MOST_INSTRUCTIONS,
@@ -68,7 +68,7 @@ def encode_logit(text: str) -> tuple[float, ...]:
     return (*head, *flat(program))
 
 
-def parsed(text: str, place: Place) -> Node:
+def parsed(text: str, place: Place) -> SyntaxNode:
     """Parse an expression and check that it gives what its place needs."""
     node = parse(text, place)
     if node.kind != WANTED[place]:
@@ -76,7 +76,7 @@ def parsed(text: str, place: Place) -> Node:
     return node
 
 
-def instructions(node: Node, to: int = 0) -> tuple[Instruction, ...]:
+def instructions(node: SyntaxNode, to: int = 0) -> tuple[Instruction, ...]:
     """List the instructions that compute a tree into the place `to`.
 
     Raises WrongExpression if they, or the places, are too many.
@@ -85,7 +85,7 @@ def instructions(node: Node, to: int = 0) -> tuple[Instruction, ...]:
 
     last = to + MOST_AT_ONCE - 1
 
-    def emit(node: Node, to: int) -> None:
+    def emit(node: SyntaxNode, to: int) -> None:
         if to > last:
             raise WrongExpression(
                 node.at,
@@ -110,7 +110,7 @@ def flat(program: tuple[Instruction, ...]) -> list[float]:
     return [number for each in program for number in (float(each.op), float(each.to), each.value)]
 
 
-def reach(node: Node) -> tuple[float, Node | None]:
+def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
     """Say how a filter learns whether candidates beyond its list could be kept.
 
     NEVER: once the condition is false, it stays false, so the engine notices by itself. ASK: the
@@ -122,7 +122,7 @@ def reach(node: Node) -> tuple[float, Node | None]:
     return (ALWAYS, None) if bound is None else (ASK, bound)
 
 
-def falling_bound(node: Node) -> Node | None:
+def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
     """Return a condition that is true wherever this one is, and once false stays false."""
     if trend(node) in (Trend.FALLING, Trend.FLAT):
         return node
@@ -130,13 +130,13 @@ def falling_bound(node: Node) -> Node | None:
         bounds = [falling_bound(arg) for arg in node.args]
         known = [each for each in bounds if each is not None]
         if len(known) == len(bounds):
-            return Node(node.op, node.at, "condition", tuple(known))
+            return SyntaxNode(node.op, node.at, "condition", tuple(known))
         if node.op is Op.AND and known:
             return known[0]
     return None
 
 
-def trend(node: Node) -> Trend:
+def trend(node: SyntaxNode) -> Trend:
     """Find out how a value changes from the likeliest candidate to the least likely."""
     if node.op is Op.CONSTANT:
         return Trend.FLAT
@@ -149,67 +149,67 @@ def trend(node: Node) -> Trend:
     return Trend.MIXED if rule is None else rule(node, trends)
 
 
-def of_sum(node: Node, trends: Trends) -> Trend:
+def of_sum(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a sum, and of anything else that rises with each argument."""
     del node
     return both(*trends)
 
 
-def of_difference(node: Node, trends: Trends) -> Trend:
+def of_difference(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a - b."""
     del node
     return both(trends[0], opposite(trends[1]))
 
 
-def of_comparison(node: Node, trends: Trends) -> Trend:
+def of_comparison(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a < b: it becomes false as a - b rises."""
     return opposite(of_difference(node, trends))
 
 
-def of_same(node: Node, trends: Trends) -> Trend:
+def of_same(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a function that rises with its argument."""
     del node
     return trends[0]
 
 
-def of_opposite(node: Node, trends: Trends) -> Trend:
+def of_opposite(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a function that falls as its argument rises."""
     del node
     return opposite(trends[0])
 
 
-def of_product(node: Node, trends: Trends) -> Trend:
+def of_product(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a * b."""
     signs = [sign(arg) for arg in node.args]
     return both(scaled(trends[0], signs[1]), scaled(trends[1], signs[0]))
 
 
-def of_quotient(node: Node, trends: Trends) -> Trend:
+def of_quotient(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a / b: 1 / b falls as b rises, if its sign does not change."""
     if trends[1] is not Trend.FLAT and sign(node.args[1]) == 0:
         return Trend.MIXED
     return of_product(node, [trends[0], opposite(trends[1])])
 
 
-def of_choice(node: Node, trends: Trends) -> Trend:
+def of_choice(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of `a if c else b`; the arguments are c, a, b."""
     del node
     return both(*trends[1:]) if trends[0] is Trend.FLAT else Trend.MIXED
 
 
-def of_power(node: Node, trends: Trends) -> Trend:
+def of_power(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of a ** b."""
     if trends[1] is not Trend.FLAT or sign(node.args[0]) != 1:
         return Trend.MIXED
     return scaled(trends[0], sign(node.args[1]))
 
 
-def of_size(node: Node, trends: Trends) -> Trend:
+def of_size(node: SyntaxNode, trends: Trends) -> Trend:
     """Return the trend of abs(a)."""
     return scaled(trends[0], sign(node.args[0]))
 
 
-TRENDS: Mapping[Op, Callable[[Node, Trends], Trend]] = {
+TRENDS: Mapping[Op, Callable[[SyntaxNode, Trends], Trend]] = {
     **dict.fromkeys((Op.ADD, Op.MIN, Op.MAX, Op.AND, Op.OR), of_sum),
     **dict.fromkeys((Op.EXP, Op.LOG, Op.SQRT, Op.FLOOR), of_same),
     **dict.fromkeys((Op.LESS, Op.LESS_EQUAL), of_comparison),
@@ -230,7 +230,7 @@ def scaled(trend: Trend, sign: int) -> Trend:
     return {1: trend, -1: opposite(trend)}.get(sign, Trend.MIXED)
 
 
-def sign(node: Node) -> int:
+def sign(node: SyntaxNode) -> int:
     """Return 1 for a number that is never negative, -1 for one never positive, 0 if not known."""
     if node.op is Op.CONSTANT:
         return -1 if node.value < 0 else 1

@@ -39,13 +39,13 @@ class WrongExpression(ValueError):
 
 
 @dataclass(frozen=True)
-class Node:
+class SyntaxNode:
     """One operation, name or number of an expression, with its arguments."""
 
     op: Op
     at: int  # index of its first character
     kind: Kind
-    args: tuple["Node", ...] = ()
+    args: tuple["SyntaxNode", ...] = ()
     value: float = 0.0  # of a number
     name: str = ""  # of a name
 
@@ -59,7 +59,7 @@ class Piece:
     is_number: bool = False
 
 
-def parse(text: str, place: Place) -> Node:
+def parse(text: str, place: Place) -> SyntaxNode:
     """Parse an expression; raise WrongExpression with the place of the first mistake."""
     return Parser(text, place).parse()
 
@@ -73,7 +73,7 @@ class Parser:
         self.next = 0
         self.depth = 0
 
-    def parse(self) -> Node:
+    def parse(self) -> SyntaxNode:
         """Read the whole text."""
         node = self.choice()
         if self.piece.text != END:
@@ -105,7 +105,7 @@ class Parser:
         """The next piece, for a message."""
         return END if self.piece.text == END else repr(self.piece.text)
 
-    def choice(self) -> Node:
+    def choice(self) -> SyntaxNode:
         """Read `a if c else b`, or a simpler part."""
         self.depth += 1
         if self.depth > DEEPEST:
@@ -119,25 +119,25 @@ class Parser:
                 raise WrongExpression(
                     other.at, f"'if' has a {node.kind} before it, so 'else' needs a {node.kind}"
                 )
-            node = Node(Op.CHOOSE, word.at, node.kind, (condition, node, other))
+            node = SyntaxNode(Op.CHOOSE, word.at, node.kind, (condition, node, other))
         self.depth -= 1
         return node
 
-    def either(self) -> Node:
+    def either(self) -> SyntaxNode:
         """Read parts joined by `or`."""
         node = self.both()
         while (word := self.take("or")) is not None:
             node = joined(word, node, self.both())
         return node
 
-    def both(self) -> Node:
+    def both(self) -> SyntaxNode:
         """Read parts joined by `and`."""
         node = self.negation()
         while (word := self.take("and")) is not None:
             node = joined(word, node, self.negation())
         return node
 
-    def negation(self) -> Node:
+    def negation(self) -> SyntaxNode:
         """Read `not c`, or a simpler part."""
         signs = []
         while (word := self.take("not")) is not None:
@@ -145,10 +145,10 @@ class Parser:
         node = self.comparison()
         for sign in reversed(signs):
             condition = needs(node, "condition", "'not' is followed by a condition")
-            node = Node(Op.NOT, sign.at, "condition", (condition,))
+            node = SyntaxNode(Op.NOT, sign.at, "condition", (condition,))
         return node
 
-    def comparison(self) -> Node:
+    def comparison(self) -> SyntaxNode:
         """Read `a < b < c`, or a simpler part."""
         left, found = self.sum(), None
         while (sign := self.take(*COMPARISONS)) is not None:
@@ -157,26 +157,28 @@ class Parser:
             for side in (left, right):
                 needs(side, "number", f"{sign.text!r} compares numbers")
             sides = (right, left) if is_exchanged else (left, right)
-            node = Node(op, sign.at, "condition", sides)
-            found = node if found is None else Node(Op.AND, sign.at, "condition", (found, node))
+            node = SyntaxNode(op, sign.at, "condition", sides)
+            found = (
+                node if found is None else SyntaxNode(Op.AND, sign.at, "condition", (found, node))
+            )
             left = right
         return left if found is None else found
 
-    def sum(self) -> Node:
+    def sum(self) -> SyntaxNode:
         """Read a sum."""
         node = self.product()
         while (sign := self.take(*SUMS)) is not None:
             node = computed(SUMS[sign.text], sign, node, self.product())
         return node
 
-    def product(self) -> Node:
+    def product(self) -> SyntaxNode:
         """Read a product."""
         node = self.signed()
         while (sign := self.take(*PRODUCTS)) is not None:
             node = computed(PRODUCTS[sign.text], sign, node, self.signed())
         return node
 
-    def signed(self) -> Node:
+    def signed(self) -> SyntaxNode:
         """Read a number with signs before it."""
         signs = []
         while (sign := self.take("-", "+")) is not None:
@@ -188,7 +190,7 @@ class Parser:
                 node = computed(Op.NEGATE, sign, node)
         return node
 
-    def power(self) -> Node:
+    def power(self) -> SyntaxNode:
         """Read `a ** b`, or a simpler part."""
         node = self.atom()
         if (sign := self.take("**")) is not None:
@@ -199,7 +201,7 @@ class Parser:
             self.depth -= 1
         return node
 
-    def atom(self) -> Node:
+    def atom(self) -> SyntaxNode:
         """Read a number, a name, a function or a part in parentheses."""
         piece = self.piece
         self.next += piece.text != END
@@ -219,7 +221,7 @@ class Parser:
             )
         raise unknown(piece, self.place)
 
-    def function(self, piece: Piece) -> Node:
+    def function(self, piece: Piece) -> SyntaxNode:
         """Read the arguments of a function."""
         function = FUNCTIONS[piece.text]
         self.need("(", f"after {piece.text!r}")
@@ -233,7 +235,7 @@ class Parser:
             )
         return computed(function.op, piece, *args)
 
-    def name(self, piece: Piece) -> Node:
+    def name(self, piece: Piece) -> SyntaxNode:
         """Look a name up."""
         found = NAMES[piece.text]
         if self.place not in found.places:
@@ -242,7 +244,7 @@ class Parser:
                 f"{piece.text!r} is not known here, because the tokens are not sorted yet; "
                 f"use it in `{found.places[0]}`",
             )
-        return Node(found.op, piece.at, found.kind, name=piece.text)
+        return SyntaxNode(found.op, piece.at, found.kind, name=piece.text)
 
 
 def split(text: str) -> list[Piece]:
@@ -264,31 +266,31 @@ def split(text: str) -> list[Piece]:
     return [*found, Piece(END, end)]
 
 
-def number(piece: Piece) -> Node:
+def number(piece: Piece) -> SyntaxNode:
     """Read a number."""
     value = float(piece.text)
     if value > LARGEST:
         raise WrongExpression(piece.at, f"{piece.text} is too large; at most {LARGEST:g}")
-    return Node(Op.CONSTANT, piece.at, "number", value=value)
+    return SyntaxNode(Op.CONSTANT, piece.at, "number", value=value)
 
 
-def joined(word: Piece, left: Node, right: Node) -> Node:
+def joined(word: Piece, left: SyntaxNode, right: SyntaxNode) -> SyntaxNode:
     """Join two conditions."""
     for side in (left, right):
         needs(side, "condition", f"{word.text!r} joins two conditions, such as p > 0.1")
-    return Node(JOINERS[word.text], word.at, "condition", (left, right))
+    return SyntaxNode(JOINERS[word.text], word.at, "condition", (left, right))
 
 
-def computed(op: Op, sign: Piece, *args: Node) -> Node:
+def computed(op: Op, sign: Piece, *args: SyntaxNode) -> SyntaxNode:
     """Compute with numbers; a number with a minus sign becomes a negative number."""
     for arg in args:
         needs(arg, "number", f"{sign.text!r} computes with numbers")
     if op is Op.NEGATE and args[0].op is Op.CONSTANT:
-        return Node(Op.CONSTANT, sign.at, "number", value=-args[0].value)
-    return Node(op, sign.at, "number", args)
+        return SyntaxNode(Op.CONSTANT, sign.at, "number", value=-args[0].value)
+    return SyntaxNode(op, sign.at, "number", args)
 
 
-def needs(node: Node, kind: Kind, why: str) -> Node:
+def needs(node: SyntaxNode, kind: Kind, why: str) -> SyntaxNode:
     """Return the node; raise WrongExpression unless it is of this kind."""
     if node.kind != kind:
         hint = "; write (1 if ... else 0)" if kind == "number" else ""

@@ -7,7 +7,7 @@ from tests.accelerators.budgets import Budget
 from tests.accelerators.reading import Cost
 
 PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
-HEAD = """# What the programs cost on accelerators
+HEAD = """# Programs on accelerators
 
 Made by `make accelerators`; do not edit. Every program is compiled ahead of time for a chip that
 the machine at hand does not have, and read: **nothing here was run on a chip**. Launches, host

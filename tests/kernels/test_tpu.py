@@ -152,7 +152,7 @@ def test_a_prompt_attends_to_its_prefix_wherever_its_chunk_begins(case):
     np.testing.assert_array_equal(again[:8], found[8:])
 
 
-class Form(NamedTuple):
+class PackedForm(NamedTuple):
     """A form of packed matrices: bits, group, and what the minima are."""
 
     bits: int
@@ -163,11 +163,11 @@ class Form(NamedTuple):
 
 
 FORMS = [
-    Form(4, 32, "middle"),
-    Form(4, 32, "any", np.float32, (576, 128)),
-    Form(4, 128, "middle", sizes=(1024, 128)),
-    Form(4, 512, "any", sizes=(1024, 128)),
-    Form(8, 16, "none"),
+    PackedForm(4, 32, "middle"),
+    PackedForm(4, 32, "any", np.float32, (576, 128)),
+    PackedForm(4, 128, "middle", sizes=(1024, 128)),
+    PackedForm(4, 512, "any", sizes=(1024, 128)),
+    PackedForm(8, 16, "none"),
 ]
 
 

@@ -23,7 +23,7 @@ from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
-from jaxllama.serve.wire import Stream, one_json
+from jaxllama.serve.wire import ResponseStream, one_json
 from jaxllama.service import Ask, GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
@@ -60,7 +60,7 @@ class TinyDialect(Dialect):
                         texts[index] += event.text
                     seeds = [each.seed for each in answers.requests]
                     return one_json({"id": f"say-{answers.id}", "texts": texts, "seeds": seeds})
-                async with Stream(request) as sse:
+                async with ResponseStream(request) as sse:
                     async for index, event in answers:
                         await sse.send(chunk(index, event))
                     await sse.finish()

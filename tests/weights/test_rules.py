@@ -16,9 +16,9 @@ from jaxllama.weights.layout import TRANSPOSE, TRANSPOSED, PairRope, Shift, Step
 from jaxllama.weights.rules import (
     Concatenate,
     Copies,
-    Cut,
     Rule,
     Stack,
+    TensorPart,
     expand,
     numbered,
     restore,
@@ -97,9 +97,9 @@ CASES: dict[str, tuple[dict[str, Stored], dict[str, Rule], dict[str, Stored]]] =
     "fused qkv": (
         {"qkv": MATRIX, "b": MATRIX[:, 0].copy()},
         {
-            "q": Rule("qkv", TRANSPOSED, cut=Cut(0, 0, 24)),
-            "v": Rule("qkv", TRANSPOSED, cut=Cut(0, 32, 48)),
-            "k": Rule("qkv", (UnpairRope(HEAD), TRANSPOSE), cut=Cut(0, 24, 32)),
+            "q": Rule("qkv", TRANSPOSED, cut=TensorPart(0, 0, 24)),
+            "v": Rule("qkv", TRANSPOSED, cut=TensorPart(0, 32, 48)),
+            "k": Rule("qkv", (UnpairRope(HEAD), TRANSPOSE), cut=TensorPart(0, 24, 32)),
             "bias": Rule("b"),
         },
         {
@@ -117,8 +117,8 @@ CASES: dict[str, tuple[dict[str, Stored], dict[str, Rule], dict[str, Stored]]] =
     "fused experts": (
         {"e": np.stack([MATRIX + n for n in range(3)])},
         {
-            "gate": Rule("e", TRANSPOSED, cut=Cut(1, 0, 24)),
-            "up": Rule("e", TRANSPOSED, cut=Cut(1, 24, 48)),
+            "gate": Rule("e", TRANSPOSED, cut=TensorPart(1, 0, 24)),
+            "up": Rule("e", TRANSPOSED, cut=TensorPart(1, 24, 48)),
         },
         {
             "gate": np.stack([(MATRIX[:24] + n).T for n in range(3)]),
@@ -275,7 +275,10 @@ def test_all_problems_of_joined_and_cut_tensors_are_listed_at_once():
 
 
 def test_cuts_that_do_not_adjoin_are_the_authors_mistake():
-    table = {"q": Rule("qkv", cut=Cut(0, 0, 24)), "k": Rule("qkv", cut=Cut(0, 25, 49))}
+    table = {
+        "q": Rule("qkv", cut=TensorPart(0, 0, 24)),
+        "k": Rule("qkv", cut=TensorPart(0, 25, 49)),
+    }
     leaves = {"q": Leaf((24, 64), (None, None)), "k": Leaf((24, 64), (None, None))}
     with pytest.raises(BrokenPlugin, match=r"need axis 0 cut at \[0, 24, 48\]"):
         check_tensors(leaves, MemoryCheckpoint({"qkv": MATRIX}, table))
@@ -285,7 +288,7 @@ def test_several_names_without_a_join_are_refused():
     with pytest.raises(ValueError, match="a join for several names"):
         Rule(("a", "b"))
     with pytest.raises(ValueError, match="not both"):
-        Rule(("a", "b"), join=Stack(), cut=Cut(0, 0, 1))
+        Rule(("a", "b"), join=Stack(), cut=TensorPart(0, 0, 1))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jaxllama.kernels.body import (
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain.layout import experts_of, placed_bias
 from jaxllama.kernels.tpu.grouped import GroupedMatrix, can_group, grouped, zero_of
-from jaxllama.kernels.tpu.weights import DenseMatrix, GroupWeight, PackedMatrix
+from jaxllama.kernels.tpu.weights import DenseStorage, GroupWeight, PackedStorage
 from jaxllama.sharding import RULES
 
 EXPERTS = (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP)
@@ -146,11 +146,13 @@ def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
     )
 
 
-def placed(parts: Sequence[HostMatrix], split: Split, to: Placement) -> DenseMatrix | PackedMatrix:
+def placed(
+    parts: Sequence[HostMatrix], split: Split, to: Placement
+) -> DenseStorage | PackedStorage:
     """Place the parts of all devices."""
     if not isinstance(parts[0], Packed):
         dense = [np.ascontiguousarray(each, jnp.dtype(to.dtype)) for each in parts]
-        return DenseMatrix(split.place(dense, to.mesh))
+        return DenseStorage(split.place(dense, to.mesh))
     zeros = {zero_of(each) for each in parts if isinstance(each, Packed)}
     zero = zeros.pop() if len(zeros) == 1 else None
     each = [grouped(part, zero) for part in parts if isinstance(part, Packed)]
@@ -161,7 +163,7 @@ def placed(parts: Sequence[HostMatrix], split: Split, to: Placement) -> DenseMat
         return split.place(arrays, to.mesh)
 
     matrix: GroupedMatrix = jax.tree.map(put, *each)
-    return PackedMatrix(matrix, parts[0].shape[0])
+    return PackedStorage(matrix, parts[0].shape[0])
 
 
 def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
@@ -178,6 +180,6 @@ def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
     dense = np.ascontiguousarray(matrix, jnp.dtype(to.dtype))
     where = PartitionSpec("model" if split.inputs else None, None)
     return GroupWeight(
-        DenseMatrix(jax.device_put(dense, NamedSharding(to.mesh, where)), by_output=True),
+        DenseStorage(jax.device_put(dense, NamedSharding(to.mesh, where)), by_output=True),
         splits_inputs=False,
     )

@@ -34,7 +34,7 @@ class StoredMatrix(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DenseMatrix:
+class DenseStorage:
     """Numbers as an array: [in, out], or [vocab, width] for an embedding."""
 
     array: Any
@@ -58,7 +58,7 @@ class DenseMatrix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PackedMatrix:
+class PackedStorage:
     """A matrix in the few bits that its file holds, unpacked inside the kernels."""
 
     grouped: GroupedMatrix

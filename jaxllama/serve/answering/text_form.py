@@ -1,4 +1,4 @@
-"""Text forms: a `Form` of answers that are texts, of which a dialect says only the JSON.
+"""Text forms: an `AnswerForm` of answers that are texts, of which a dialect says only the JSON.
 
 Used by dialects without tools or log-probabilities.
 """

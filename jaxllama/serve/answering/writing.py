@@ -1,7 +1,7 @@
 """Writes the answers to a request, as one response or as a stream.
 
-Used by the endpoints that generate. A `Form` converts events to the chunks of its endpoint and
-collects the data of the whole answer, so that both agree.
+Used by the endpoints that generate. An `AnswerForm` converts events to the chunks of its endpoint
+and collects the data of the whole answer, so that both agree.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +14,12 @@ from jaxllama.recording import check_recordable
 from jaxllama.request import Event
 from jaxllama.serve.explaining import MOST, check_length, record_answer, replay_positions
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import SSE, Framing, Stream, one_body
+from jaxllama.serve.wire import SSE, Framing, ResponseStream, one_body
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
 
 
-class Form(Protocol):
+class AnswerForm(Protocol):
     """Converts the events of one request to the JSON of an endpoint."""
 
     says_done: bool  # whether a stream ends with the end of its framing, such as [DONE]
@@ -41,7 +41,7 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
     request: web.Request,
     service: GenerationService,
     ask: Ask,
-    form: Callable[[Answers], Form],
+    form: Callable[[Answers], AnswerForm],
     *,
     stream: bool | None,
     explain: bool | None = None,
@@ -66,7 +66,7 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
                 recording = await record_answer(answers, received, service)
                 whole.explanation = await replay_positions(recording, {}, answers, service)
             return one_body(whole)
-        async with Stream(request, framing) as chunks:
+        async with ResponseStream(request, framing) as chunks:
             await chunks.send_all(made.begin())
             while events := await answers.next_events():
                 await chunks.send_all(chunk for each in events for chunk in made.take(*each))

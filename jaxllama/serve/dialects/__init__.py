@@ -61,12 +61,12 @@ from jaxllama.serve.answering.problem import ErrorBody, error_body
 from jaxllama.serve.answering.scores import Prefix, score_texts
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.vectors import vectors_of_encoder, vectors_of_model
-from jaxllama.serve.answering.writing import Form, write_answer
+from jaxllama.serve.answering.writing import AnswerForm, write_answer
 from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import JSON_LINES, SSE, Framing, Stream, one_body, one_json
+from jaxllama.serve.wire import JSON_LINES, SSE, Framing, ResponseStream, one_body, one_json
 from jaxllama.service import Ask, GenerationService, Question
 from jaxllama.service.answers import Answers
 
@@ -74,6 +74,7 @@ __all__ = [
     "CALLER",
     "JSON_LINES",
     "SSE",
+    "AnswerForm",
     "Answers",
     "Ask",
     "Dialect",
@@ -83,7 +84,6 @@ __all__ = [
     "Event",
     "FinishReason",
     "Finished",
-    "Form",
     "Framing",
     "GenerationService",
     "HttpError",
@@ -93,8 +93,8 @@ __all__ = [
     "Prefix",
     "Question",
     "RequestShape",
+    "ResponseStream",
     "Serves",
-    "Stream",
     "TextForm",
     "Token",
     "Usage",

@@ -26,7 +26,7 @@ from jaxllama.serve.dialects.exllama.sessions import (
 from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, SessionShelves
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import SSE, Stream, one_json
+from jaxllama.serve.wire import SSE, ResponseStream, one_json
 from jaxllama.service import GenerationService
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the server stops
@@ -279,7 +279,7 @@ class RoomRoutes:
         async with shelf.lock:
             room = await open_room(request, shelf)
         with room.watched() as changed:
-            async with Stream(request, SSE) as stream:
+            async with ResponseStream(request, SSE) as stream:
                 shown = view_of(room)
                 await stream.send(shown)
                 while not (room.is_deleted or service.is_draining):

@@ -25,7 +25,7 @@ from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, Ses
 from jaxllama.serve.dialects.exllama.speaking import SessionPacket, SessionSpeech
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import JSON_LINES, Stream, one_json
+from jaxllama.serve.wire import JSON_LINES, ResponseStream, one_json
 from jaxllama.service import GenerationService
 
 LINES = replace(JSON_LINES, content_type="application/json")
@@ -349,7 +349,7 @@ class SessionRoutes:
             current = await client.get()
         speech = SessionSpeech(current.session, service, request[CALLER])
         try:
-            async with Stream(request, LINES) as lines:
+            async with ResponseStream(request, LINES) as lines:
                 async for packets in speech.reply(body.user_input.strip()):
                     current.announce()
                     await lines.send_all(packets)

@@ -23,7 +23,7 @@ from jaxllama.serve.dialects.llamba.shapes import (
 )
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.keys import CALLER, SETTINGS
-from jaxllama.serve.wire import SSE, Stream, one_json
+from jaxllama.serve.wire import SSE, ResponseStream, one_json
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
 
@@ -128,7 +128,7 @@ async def write_lines(
     request: web.Request, answers: Answers, stops: Sequence[str]
 ) -> web.StreamResponse:
     """Send the answers as a stream, with what arrived of each in one line."""
-    async with Stream(request, SSE) as lines:
+    async with ResponseStream(request, SSE) as lines:
         while events := await answers.next_events():
             await lines.send_all(LlambaBatchChunk(items) for items in join(events, stops))
         await lines.finish(says_done=False)

@@ -16,7 +16,7 @@ from jaxllama.errors import HttpError
 from jaxllama.serve.dialects.ollama.shapes import LATEST, check_name
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import JSON_LINES, Stream, one_json
+from jaxllama.serve.wire import JSON_LINES, ResponseStream, one_json
 from jaxllama.service import GenerationService, Model
 
 API_VERSION = "0.12.6"  # of the Ollama whose API this is: clients ask for a lowest one
@@ -180,7 +180,7 @@ async def pull(request: web.Request, service: GenerationService) -> web.StreamRe
     steps = [PullProgress(each) for each in ("pulling manifest", "verifying", "success")]
     if body.stream is False:
         return one_json(steps[-1])
-    async with Stream(request, JSON_LINES) as lines:
+    async with ResponseStream(request, JSON_LINES) as lines:
         await lines.finish(steps)
     return lines.response
 

@@ -20,7 +20,7 @@ from jaxllama.serve.answering.defaults import with_defaults
 from jaxllama.serve.dialects.rllama.pieces import DistributionWriter, spell
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.keys import CALLER
-from jaxllama.serve.wire import JSON_LINES, Stream
+from jaxllama.serve.wire import JSON_LINES, ResponseStream
 from jaxllama.service import Ask, GenerationService, Model, Question
 from jaxllama.service.answers import Answers
 from jaxllama.text.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ async def write_lines(request: web.Request, lines: AsyncIterator[Any]) -> web.St
     wants_array = "application/json" in request.headers.get("Accept", "")
     framing = replace(LINES, content_type="application/json") if wants_array else LINES
     before = b"[" if wants_array else b""
-    async with Stream(request, framing) as stream:
+    async with ResponseStream(request, framing) as stream:
         async for line in lines:
             raw = line if isinstance(line, bytes) else msgspec.json.encode(line)
             await stream.send(before + raw + (b"" if wants_array else b"\n"))
