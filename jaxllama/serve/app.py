@@ -42,10 +42,9 @@ def create_app(
 ) -> web.Application:
     """Build the application of a service, with our own routes and the routes of the dialects."""
     table = RouteTable(settings.root_dialect)
-    described = [*dialects, Operations(settings.metrics_names)]
+    described = [*dialects, Operations(settings.metrics_names), Dashboard()]
     for dialect in (
         *described,
-        Dashboard(),
         Page(settings.root_dialect),
         Docs(described, settings.root_dialect),
     ):

@@ -20,6 +20,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.metrics import Metrics, Waits
 from jaxllama.serve.wire import ResponseStream
@@ -74,6 +75,15 @@ class LiveFigures(msgspec.Struct):
     memory_bytes_per_second: float | None  # what threads of this machine read; None: not measured
 
 
+LIVE = Endpoint(
+    "GET",
+    "/metrics/live",
+    "Stream the figures behind /metrics, with slots and queue, every ?seconds= (2 by default)",
+    answer=None,
+    events=(LiveFigures,),
+)
+
+
 class Dashboard(Dialect):
     """The stream of figures."""
 
@@ -83,27 +93,25 @@ class Dashboard(Dialect):
         super().__init__()
         self._secret = secrets.token_bytes(16)
         self._bandwidth: asyncio.Task[float] | None = None
+        self.endpoints = {LIVE: self.live_metrics}
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
         return error_body(error)
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Return the route of the stream."""
-
-        async def live(request: web.Request) -> web.StreamResponse:
-            """Send the figures every few seconds (`?seconds=`), until the client leaves."""
-            pause = seconds_of(request)
-            if self._bandwidth is None and service.state is State.READY:
-                self._bandwidth = asyncio.create_task(measure_memory())
-            async with ResponseStream(request) as stream:
-                while not service.is_draining:
-                    await stream.send(self._figures(service, request[CALLER].client))
-                    await asyncio.sleep(pause)
-                await stream.finish(says_done=False)
-            return stream.response
-
-        return [web.get("/metrics/live", live)]
+    async def live_metrics(
+        self, request: web.Request, service: GenerationService
+    ) -> web.StreamResponse:
+        """Send the figures every few seconds (`?seconds=`), until the client leaves."""
+        pause = seconds_of(request)
+        if self._bandwidth is None and service.state is State.READY:
+            self._bandwidth = asyncio.create_task(measure_memory())
+        async with ResponseStream(request) as stream:
+            while not service.is_draining:
+                await stream.send(self._figures(service, request[CALLER].client))
+                await asyncio.sleep(pause)
+            await stream.finish(says_done=False)
+        return stream.response
 
     def _figures(self, service: GenerationService, client: str) -> LiveFigures:
         metrics = service.observer

@@ -1,6 +1,7 @@
 """`/openapi.json`: the description of the API. The page `/docs` is made of it in the browser.
 
-Implemented as a dialect.
+With `?outline=true` it only names the operations, with `?operation=NAME` it describes one of them:
+the page reads these parts, because the whole is large. Implemented as a dialect.
 """
 
 from collections.abc import Sequence
@@ -8,13 +9,13 @@ from typing import Any
 
 from aiohttp import web
 
-from jaxllama.errors import JaxLlamaError
+from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER, SETTINGS
-from jaxllama.serve.openapi import RouteName, describe
+from jaxllama.serve.openapi import RouteName, describe, only, outline
 from jaxllama.serve.routing import ROOT, has_root
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
@@ -44,12 +45,18 @@ class Docs(Dialect):
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:
-            """Serve the description of the API as JSON."""
+            """Serve the description of the API, or the part that the query names, as JSON."""
             settings = request.app[SETTINGS]
+            if request.query.get("outline") == "true":
+                return one_json(outline(self._endpoints))
+            name = request.query.get("operation")
+            endpoints = self._endpoints if name is None else only(self._endpoints, name)
+            if not endpoints:
+                raise HttpError(f"there is no operation {str(name)[:100]!r}", 404, "not_found")
             description = await service.off_loop(
                 lambda model: describe(
                     model,
-                    self._endpoints,
+                    endpoints,
                     needs_key=bool(settings.api_keys),
                     strict=settings.strict,
                 ),

@@ -46,6 +46,7 @@ NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepte
     "array": {"enum": [[], None]},
 }
 
+INFO: Json = {"title": "jaxllama", "version": version("jaxllama")}
 TEXT: Json = {"type": "string"}
 EVENT: Json = {  # before OpenAPI 3.2 the schema of an event stream describes each event
     "type": "object",
@@ -91,7 +92,7 @@ def describe(
         methods[method] = described
     document: Json = {
         "openapi": "3.1.0",
-        "info": {"title": "jaxllama", "version": version("jaxllama")},
+        "info": INFO,
         "paths": paths,
         "components": {"schemas": components, "responses": refusals},
     }
@@ -101,13 +102,39 @@ def describe(
     return document
 
 
+def outline(endpoints: Mapping[Endpoint, RouteName]) -> Json:
+    """Build the OpenAPI document that only names all operations, without bodies and answers."""
+    paths: Json = {}
+    for endpoint, name in endpoints.items():
+        methods = paths.setdefault(endpoint.plain_path, {})
+        method = endpoint.method.lower()
+        named = {"operationId": name.operation, "summary": endpoint.summary, "tags": [name.dialect]}
+        if method in methods:
+            named = {**methods[method], "summary": join_summaries(methods[method], named)}
+        methods[method] = named
+    return {"openapi": "3.1.0", "info": INFO, "paths": paths}
+
+
+def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[Endpoint, RouteName]:
+    """Return the endpoint of an operation, and those of other dialects at the same path."""
+    paths = {
+        (each.path, each.method) for each, name in endpoints.items() if name.operation == operation
+    }
+    return {each: name for each, name in endpoints.items() if (each.path, each.method) in paths}
+
+
+def join_summaries(one: Json, other: Json) -> str:
+    """Return the summary of a path that two dialects have."""
+    return f"{one['summary']}; or, told by the body: {other['summary']}"
+
+
 def join(one: Json, other: Json, refusals: Json) -> Json:
     """Describe a path that two dialects have: the body decides which one answers."""
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
     contents = [each["responses"]["200"]["content"] for each in (one, other)]
     merged = {kind: part for content in contents for kind, part in content.items()}
-    joined = {**one, "summary": f"{one['summary']}; or, told by the body: {other['summary']}"}
+    joined = {**one, "summary": join_summaries(one, other)}
     joined["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"anyOf": bodies}}},

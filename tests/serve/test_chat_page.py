@@ -223,6 +223,8 @@ def test_another_token_is_taken_and_the_answer_goes_on_from_there(page: Page, si
     token.click()
     choice = page.locator("#token-card").get_by_role("button").first
     taken = choice.inner_text()
+    assert page.locator("#token-card > *").count() == 3  # the token, its figures, the others
+    assert page.locator("#token-card").evaluate("card => card.lastChild.nodeName") == "TABLE"
     choice.click()
     expect(page.locator(".versions").nth(1)).to_contain_text("2 of 2")
     done(page)

@@ -13,19 +13,24 @@ import pytest
 import requests
 
 from jaxllama.limits import FRONT, LIMITS
-from jaxllama.serve import operations
+from jaxllama.serve import dashboard, operations
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.dialects import native, openai
 from jaxllama.serve.dialects.openai.batches import CREATE_BATCH
 from jaxllama.serve.endpoints import RequestShape
 from jaxllama.testing import ScriptedEngine
-from tests.serve.clients import DIALECTS, HI, asked, post
+from tests.serve.clients import DIALECTS, HI, asked, post, saying
 from tests.serve.conftest import config, running, scenario
 from tests.serve.dialects import everyone
 from tests.support import installed_samplers
 
 EXAMPLES = 10  # per route and mode
-ENDPOINTS = openai.ENDPOINTS | native.Native().endpoints | operations.ENDPOINTS
+ENDPOINTS = (
+    openai.ENDPOINTS
+    | native.Native().endpoints
+    | operations.ENDPOINTS
+    | dashboard.Dashboard().endpoints
+)
 ASKED = [endpoint for endpoint in ENDPOINTS if endpoint.body is not None]
 
 # What bounds a field that has no row of its own, and no number or length to bound.
@@ -299,7 +304,37 @@ def test_every_call_has_the_group_of_its_dialect():
             groups = {
                 tuple(each["tags"]) for methods in paths.values() for each in methods.values()
             }
-            assert groups == {("openai",), ("native",), ("operations",)}
+            assert groups == {("openai",), ("native",), ("operations",), ("dashboard",)}
+
+    scenario(body)
+
+
+def test_the_parts_of_the_description_are_as_in_the_whole():
+    async def body():
+        async with running(saying(b"ok"), dialects=everyone()) as live:
+
+            async def read(query: str = "") -> dict[str, Any]:
+                async with live.http.get(f"{live.url}/openapi.json{query}") as response:
+                    assert response.status == (404 if "none" in query else 200)
+                    return await response.json()
+
+            whole, outline = await read(), await read("?outline=true")
+            named = ("operationId", "summary", "tags")
+            assert outline["paths"] == {
+                path: {
+                    method: {name: operation[name] for name in named}
+                    for method, operation in methods.items()
+                }
+                for path, methods in whole["paths"].items()
+            }
+            for path, methods in outline["paths"].items():
+                for method, operation in methods.items():
+                    part = await read(f"?operation={operation['operationId']}")
+                    assert list(part["paths"]) == [path]
+                    assert part["paths"][path][method] == whole["paths"][path][method]
+                    for kind, name in set(re.findall(r"'#/components/(\w+)/(\w+)'", str(part))):
+                        assert name in part["components"][kind]
+            assert "there is no operation" in str(await read("?operation=none"))
 
     scenario(body)
 

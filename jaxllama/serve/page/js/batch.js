@@ -11,9 +11,9 @@ import { offerFormats } from "./choices.js";
 import { Frame } from "./frame.js";
 import { KnobPanel } from "./knobs.js";
 import { endpointOf, linesOf, titleOf } from "./plan.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { Problem } from "./problem.js";
 import { Run } from "./run.js";
-import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./batches.js").Batch} Batch */
 

@@ -9,10 +9,10 @@ import { byId, download, h, onSubmit } from "./dom.js";
 import { FileDrop } from "./drop.js";
 import { Frame } from "./frame.js";
 import { barList } from "./plots.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { Problem } from "./problem.js";
 import { best, columnsOf, goldOf, problemOfRow, QuestionCard } from "./questions.js";
 import { kindOf, namesOf, readRows, RowError, textOf, TEXT, toCsv } from "./rows.js";
-import { keepChoices, readChoices } from "./store.js";
 import { ResultTable } from "./table.js";
 
 /** @typedef {import("./rows.js").FileRow} FileRow */
@@ -415,6 +415,7 @@ for (const { text, choices } of like) addCard({ text: String(text ?? ""), choice
 await frame.connect(
   () => problem.clear(),
   (error, again) => problem.show(error, { again, settings: frame.remedyOf(error) }),
+  { needsPlugins: false },
 );
 
 frame.ready();

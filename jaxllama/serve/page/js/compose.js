@@ -6,8 +6,8 @@
 import { byId, h, onSubmit } from "./dom.js";
 import { FileDrop } from "./drop.js";
 import { MOST, namesFor, partsOf, problemOf, requestsOf } from "./plan.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { kindOf, readRows, RowError } from "./rows.js";
-import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./plan.js").Plan} Plan */
 /** @typedef {import("./rows.js").FileRow} FileRow */

@@ -72,7 +72,7 @@ function togglePause() {
 }
 
 draw();
-frame.connect(listen, (error, again) => fail(error, again));
+frame.connect(listen, (error, again) => fail(error, again), { needsPlugins: false });
 frame.ready();
 
 /** Read the stream; when it ends, try again. */

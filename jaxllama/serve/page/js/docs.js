@@ -1,6 +1,7 @@
 /**
  * First script of the API's page: shows the calls that /openapi.json describes, one at a time, with
- * a form to try it and the same call for curl and Python.
+ * a form to try it and the same call for curl and Python. The description is large, so the list comes
+ * first, and the bodies of a call once it is shown.
  */
 
 import { asServerError } from "./api.js";
@@ -204,31 +205,64 @@ const problem = new Problem();
 const find = byId("find");
 /** @type {Map<string, {button: HTMLElement, words: string}>} */
 const buttons = new Map();
+/** @type {Map<string, Promise<any>>} the descriptions of single calls, once they are needed */
+const described = new Map();
 /** @type {CallView | null} */
 let shown = null;
+let wanted = ""; // id of the call that the reader chose last
 
 /**
- * @param {any} description
+ * Return the description of a call.
  * @param {Call} call
+ * @returns {Promise<any>}
+ */
+function describe({ operation: { operationId: name } }) {
+  const found = described.get(name) ?? read(`?operation=${encodeURIComponent(name)}`);
+  described.set(name, found);
+  found.catch(() => described.delete(name)); // so that it can be tried again
+  return found;
+}
+
+/** @param {string} query which part of the description to read */
+async function read(query) {
+  return (await frame.server.fetch(`/openapi.json${query}`)).json();
+}
+
+/**
+ * @param {Call} named a call without its bodies
  * @param {boolean} [focus]
  */
-function show(description, call, focus = true) {
+async function show(named, focus = true) {
+  const { id } = named;
+  wanted = id;
   shown?.running?.abort();
-  shown = new CallView(frame, description, call);
-  byId("call").replaceChildren(...shown.elements);
-  byId("title").textContent = call.operation.summary;
-  byId("scroller").scrollTop = 0;
-  for (const [id, { button }] of buttons) {
-    if (id === call.id) button.setAttribute("aria-current", "true");
+  shown = null;
+  byId("call").replaceChildren();
+  byId("title").textContent = named.operation.summary;
+  for (const [other, { button }] of buttons) {
+    if (other === id) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
   }
   frame.sidebar.makeWay();
+  problem.clear();
+  try {
+    const description = await describe(named);
+    const call = callsOf(description).find((each) => each.id === id);
+    if (!call || wanted !== id) return;
+    shown = new CallView(frame, description, call);
+  } catch (thrown) {
+    const error = asServerError(thrown);
+    problem.show(error, { again: () => show(named), settings: frame.remedyOf(error) });
+    return;
+  }
+  byId("call").replaceChildren(...shown.elements);
+  byId("scroller").scrollTop = 0;
   if (focus) byId("call").querySelector("h2")?.focus();
 }
 
-/** @param {any} description */
-function list(description) {
-  const calls = callsOf(description);
+/** @param {any} outline */
+function list(outline) {
+  const calls = callsOf(outline);
   buttons.clear();
   byId("calls").replaceChildren(
     ...[...Map.groupBy(calls, ({ group }) => group)].map(([group, members]) =>
@@ -239,7 +273,7 @@ function list(description) {
         ...members.map((call) => {
           const button = h(
             "button",
-            { type: "button", title: call.operation.summary, onclick: () => show(description, call) },
+            { type: "button", title: call.operation.summary, onclick: () => show(call) },
             methodLabel(call.method),
             ` ${call.path}`,
           );
@@ -250,7 +284,7 @@ function list(description) {
     ),
   );
   const first = calls.find(({ id }) => id === FIRST) ?? calls[0];
-  if (first) show(description, first, false);
+  if (first) show(first, false);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -272,13 +306,14 @@ find.addEventListener("input", () => {
 await frame.connect(
   async () => {
     try {
-      list(await (await frame.server.fetch("/openapi.json")).json());
       problem.clear();
+      list(await read("?outline=true"));
     } catch (error) {
       const refusal = asServerError(error);
       problem.show(refusal, { again: frame.reconnect, settings: frame.remedyOf(refusal) });
     }
   },
   (error, again) => problem.show(error, { again, settings: frame.remedyOf(error) }),
+  { needsPlugins: false },
 );
 frame.ready();

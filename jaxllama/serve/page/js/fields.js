@@ -12,9 +12,9 @@ import { offerFormats } from "./choices.js";
 import { Frame } from "./frame.js";
 import { JsonError, plainValue, readJson } from "./json.js";
 import { KnobPanel } from "./knobs.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { Problem } from "./problem.js";
 import { closedValues, inner, pinned, schemaOf, SchemaError } from "./schema.js";
-import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./schema.js").Path} Path */
 /** @typedef {import("./json.js").JsonNode} JsonNode */

@@ -7,8 +7,8 @@ import { asServerError, Server } from "./api.js";
 import { byId } from "./dom.js";
 import { Drawer } from "./drawer.js";
 import { Announcer, Notices } from "./notices.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { ShortcutList } from "./shortcuts.js";
-import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./api.js").ServerError} ServerError */
 /**
@@ -19,6 +19,7 @@ import { keepChoices, readChoices } from "./store.js";
  */
 
 const LOADING = 503;
+const NO_PLUGINS = { samplers: [], formats: [], presets: [], core: [] };
 const MILLISECONDS_BETWEEN_LOOKS = 700;
 
 /** The parts that all pages have. `settings` is null on a page without the column #settings. */
@@ -48,16 +49,20 @@ export class Frame {
   }
 
   /**
-   * Load the server's model and plugins, and show the model's name in #model; waits while the model
+   * Load the names of the server's models, and its plugins if the page needs them, and show the model's name in #model; waits while the model
    * loads. Calls `onReady` again after the reader has changed the API key.
    * @param {(connection: Connection) => void} onReady
    * @param {(error: ServerError, again: () => void) => void} onError
+   * @param {{needsPlugins?: boolean}} [options]
    */
-  async connect(onReady, onError) {
-    this.reconnect = () => this.connect(onReady, onError);
+  async connect(onReady, onError, { needsPlugins = true } = {}) {
+    this.reconnect = () => this.connect(onReady, onError, { needsPlugins });
     const place = byId("model");
     try {
-      const [models, plugins] = await Promise.all([this.server.models(), this.server.plugins()]);
+      const [models, plugins] = await Promise.all([
+        this.server.models(),
+        needsPlugins ? this.server.plugins() : NO_PLUGINS,
+      ]);
       place.textContent = models[0];
       onReady({ model: models[0], models, plugins });
     } catch (thrown) {

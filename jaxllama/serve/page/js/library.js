@@ -4,7 +4,7 @@
  */
 
 import { newConversation, readConversation } from "./conversation.js";
-import { keepChoices, readChoices } from "./store.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { fromFile } from "./transfer.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */

@@ -6,7 +6,7 @@
 import { byId } from "./dom.js";
 import { choose, offerFormats, offerModels } from "./choices.js";
 import { KnobPanel } from "./knobs.js";
-import { readChoices, keepChoices } from "./store.js";
+import { keepChoices, readChoices } from "./preferences.js";
 
 /** @typedef {import("./api.js").Plugins} Plugins */
 /** @typedef {import("./conversation.js").Conversation} Conversation */

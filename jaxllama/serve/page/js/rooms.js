@@ -7,13 +7,13 @@ import { asServerError } from "./api.js";
 import { copyText } from "./clipboard.js";
 import { arrange, byId, download, editInPlace, h } from "./dom.js";
 import { Frame } from "./frame.js";
+import { keepChoices, readChoices } from "./preferences.js";
 import { Problem } from "./problem.js";
 import { RoomClient } from "./roomclient.js";
 import { nextSpeaker, speech } from "./roomprompt.js";
 import { RoomSettings } from "./roomsettings.js";
 import { fillAuthors, RoomTexts } from "./roomtexts.js";
 import { Scrolling } from "./scrolling.js";
-import { keepChoices, readChoices } from "./store.js";
 
 /** @typedef {import("./roomclient.js").Room} Room */
 /** @typedef {import("./roomclient.js").Block} Block */

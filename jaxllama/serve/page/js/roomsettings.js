@@ -6,7 +6,7 @@
 import { choose, offerModels } from "./choices.js";
 import { byId, h } from "./dom.js";
 import { KnobPanel } from "./knobs.js";
-import { keepChoices, readChoices } from "./store.js";
+import { keepChoices, readChoices } from "./preferences.js";
 
 /** @typedef {import("./roomclient.js").Room} Room */
 /** @typedef {import("./roomclient.js").Speaker} Speaker */

@@ -1,7 +1,7 @@
 /**
- * The browser's storage: conversations in IndexedDB, preferences in localStorage. Without storage,
- * or without room in it, nothing is saved, but the page continues in memory and warns the reader.
- * Knows conversations, not the page.
+ * The conversations in the browser's storage, IndexedDB. Without storage, or without room in it,
+ * nothing is saved, but the page continues in memory and warns the reader. Knows conversations, not
+ * the page.
  */
 
 import { readConversation } from "./conversation.js";
@@ -10,7 +10,6 @@ import { readConversation } from "./conversation.js";
 
 const DATABASE = "jaxllama";
 const CONVERSATIONS = "conversations";
-const CHOICES = "jaxllama.choices";
 
 /** Saves conversations. */
 export class Store {
@@ -114,26 +113,4 @@ function result(request) {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
-}
-
-/**
- * Return the preferences: which conversation and which panels are open.
- * @returns {Record<string, unknown>}
- */
-export function readChoices() {
-  try {
-    const choices = JSON.parse(localStorage.getItem(CHOICES) ?? "{}");
-    return typeof choices === "object" && choices !== null ? choices : {};
-  } catch {
-    return {};
-  }
-}
-
-/** @param {Record<string, unknown>} changed */
-export function keepChoices(changed) {
-  try {
-    localStorage.setItem(CHOICES, JSON.stringify({ ...readChoices(), ...changed }));
-  } catch {
-    // Preferences are optional: without storage the page opens with its defaults.
-  }
 }

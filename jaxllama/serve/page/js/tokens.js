@@ -214,7 +214,7 @@ function showCard(token, beside, hasChoice, choice = () => null) {
       token.sampled !== undefined && h("dd", {}, percent(token.sampled)),
     ),
     alternatives(token, choice),
-    hasChoice && h("p", { class: "hint" }, "Press the token to take another one instead."),
+    ...(hasChoice ? [h("p", { class: "hint" }, "Press the token to take another one instead.")] : []),
   );
   card.hidden = false;
   const [box, size] = [beside.getClientRects()[0], card.getBoundingClientRect()];
