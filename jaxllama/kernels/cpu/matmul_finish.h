@@ -1,0 +1,92 @@
+// The outputs of a matmul: bias, activation and residual, and where they are written.
+//
+// Included by matmul_body.h.
+
+// Below this x, e^-x overflows float32, and the sigmoid of x is practically zero.
+constexpr float kLowest = -87.0f;
+
+// Computes e^-x for x of at least kLowest to a few units in the last place; never below e^-87.
+inline F exponential_of_minus(F x) {
+  x = at_least(kLowest, sub(zero(), x));
+  const F whole = round_even(mul(x, set(1.44269504f)));
+  F rest = fma(whole, set(-0.693359375f), x);
+  rest = fma(whole, set(2.12194440e-4f), rest);
+  F p = set(1.9875691500e-4f);
+  p = fma(p, rest, set(1.3981999507e-3f));
+  p = fma(p, rest, set(8.3334519073e-3f));
+  p = fma(p, rest, set(4.1665795894e-2f));
+  p = fma(p, rest, set(1.6666665459e-1f));
+  p = fma(p, rest, set(5.0000001201e-1f));
+  p = fma(p, mul(rest, rest), add(rest, set(1.0f)));
+  return times_power(p, whole);
+}
+
+inline F swiglu(F gate, F value) {
+  gate = at_least(kLowest, gate);
+  return mul(divide(gate, add(set(1.0f), exponential_of_minus(gate))), value);
+}
+
+inline void store_part(float* to, F value, int64_t left) {
+  if (left >= kHalf) {
+    store(to, value);
+    return;
+  }
+  float part[kHalf];
+  store(part, value);
+  for (int64_t each = 0; each < left; ++each) to[each] = part[each];
+}
+
+// Adds sixteen numbers of the residual of a row, if there is one.
+inline F with_residual(const Finish& finish, int64_t row, int64_t at, int64_t left, F value) {
+  if (finish.residual == nullptr) return value;
+  return add(load_part(finish.residual + row * added_width(finish) + at, left), value);
+}
+
+// Writes sixteen finished outputs of a row, from output `at` on.
+inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
+  const int64_t left = finish.outward - at;
+  if (left <= 0) return;
+  store_part(finish.y + row * finish.outward + at, with_residual(finish, row, at, left, value),
+             left);
+}
+
+// Writes sixteen outputs of a gated feed-forward.
+inline void put_gated(const Finish& finish, int64_t row, int64_t at, F gate, F value) {
+  const int64_t left = finish.outward - at;
+  if (left <= 0) return;
+  gate = with_residual(finish, row, at, left, gate);
+  value = with_residual(finish, row, finish.outward + at, left, value);
+  store_part(finish.y + row * finish.outward + at, swiglu(gate, value), left);
+}
+
+template <int N>
+void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
+  const int64_t at = tile * kTile;
+  for (int r = 0; r < N; ++r) {
+    const int64_t row = band.first + r;
+    if (finish.bias != nullptr) {
+      for (int h = 0; h < 2; ++h) sums[r][h] = add(sums[r][h], load(finish.bias + at + h * kHalf));
+    }
+    if (finish.swiglu) {
+      put_gated(finish, row, tile * kHalf, sums[r][0], sums[r][1]);
+    } else {
+      put(finish, row, at, sums[r][0]);
+      put(finish, row, at + kHalf, sums[r][1]);
+    }
+  }
+}
+
+// Prefetches the outputs of a band before its sums are computed: other cores used them last.
+template <int N>
+inline void expect_outputs(const Finish& finish, int64_t tile, Band band) {
+  constexpr int per_line = 64 / sizeof(float);
+  const int64_t outputs = finish.swiglu ? kHalf : kTile;
+  const int64_t end = (tile + 1) * outputs < finish.outward ? (tile + 1) * outputs : finish.outward;
+  for (int r = 0; r < N; ++r) {
+    for (int64_t at = tile * outputs; at < end; at += per_line) {
+      const int64_t place = (band.first + r) * finish.outward + at;
+      __builtin_prefetch(finish.y + place, 1);
+      if (finish.residual != nullptr && !finish.swiglu) __builtin_prefetch(finish.residual + place);
+    }
+  }
+}
