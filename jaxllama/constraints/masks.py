@@ -14,7 +14,7 @@ def only_bit(vocab: int, token: int) -> bytes:
 
 
 def without_bits(mask: bytes, tokens: Iterable[int]) -> bytes:
-    """Return a mask without some tokens."""
+    """Return a copy of a token mask with the bits of `tokens` cleared."""
     shown = bytearray(mask)
     for token in tokens:
         shown[token // 8] &= ~(1 << token % 8)

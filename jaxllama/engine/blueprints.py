@@ -135,7 +135,7 @@ class Blueprints:
             return jitted.lower(*self.called(name))
 
     def compiler_options(self) -> CompilerOptions:
-        """Return the XLA options that differ from the defaults: those of the body.
+        """Return the XLA options with which programs are compiled, or None for the defaults.
 
         The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
         other one unpacks each matrix before its use, so that one is in memory at a time.
@@ -217,7 +217,7 @@ class Blueprints:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
 
     def _as_called(self, argument: Any) -> Any:
-        """Convert an abstract argument to the form in which a call passes it."""
+        """Convert an abstract argument as calls pass it: flat arrays, a RowStart as bytes."""
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
         if isinstance(argument, FLAT):
@@ -226,7 +226,7 @@ class Blueprints:
 
 
 def as_tree(like: Any, argument: Any) -> Any:
-    """Convert a passed argument back to the tree that `like` has."""
+    """Rebuild the structure of `like` from an argument as calls pass it (see `_as_called`)."""
     if isinstance(like, RowStart):
         return unpack(argument, like)
     if isinstance(like, FLAT):
@@ -235,7 +235,7 @@ def as_tree(like: Any, argument: Any) -> Any:
 
 
 def leaves_of(tree: Any) -> StateLeaves:
-    """List the arrays of a tree."""
+    """Return the arrays of a pytree as a flat tuple."""
     return tuple(jax.tree.leaves(tree))
 
 

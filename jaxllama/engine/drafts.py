@@ -32,9 +32,10 @@ class Drafts(NamedTuple):
 def find_drafts(
     tokens: Int32[Array, "S T"], known: Int32[Array, " S"], most: int
 ) -> tuple[Int32[Array, "S N"], Int32[Array, " S"]]:
-    """Find the latest longest match of the last `known` tokens; return `most` tokens after it.
+    """Draft `most` tokens per row: those after the longest earlier occurrence of its last tokens.
 
-    Also returns the length of each match, 0 if it is shorter than SHORTEST. A match that reaches
+    `known` is the number of tokens in each row; of equally long occurrences the latest counts.
+    Also returns how many tokens match, 0 if fewer than SHORTEST. A match that reaches
     into the last tokens repeats: after "a b a b" follows "a b a b" again.
     """
 
@@ -78,7 +79,11 @@ def worth_checking(
 def updated_trust(
     trust: Float[Array, " S"], count: Int32[Array, " S"], accepted: Int32[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the share of accepted tokens after a check; rows that always draft keep 1."""
+    """Update the running share of accepted drafts of each row after a check.
+
+    `count` tokens were drafted and `accepted` of them drawn. Rows with trust 1 always draft and
+    keep it.
+    """
     checked = jnp.minimum(count, accepted + 1)  # what follows a wrong token was not checked
     moved = jnp.minimum((MEMORY * trust + accepted) / (MEMORY + checked), HIGHEST)
     return jnp.where(trust < 1.0, moved, trust)

@@ -47,7 +47,7 @@ class PackedTexts:
         return self.filled + length <= self.size and len(self.texts) < most_texts(self.size)
 
     def add(self, index: int, length: int) -> None:
-        """Put a text behind the others."""
+        """Append a text of `length` tokens after the texts added so far."""
         self.texts.append(index)
         self.filled += length
 

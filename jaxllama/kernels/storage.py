@@ -72,7 +72,7 @@ def stored(x: Float[Array, "*L H"], side: Side) -> Side:
 
 
 def meant(side: Side) -> Float[Array, "*L H"]:
-    """Convert stored numbers to float32."""
+    """Convert one side of a layer (keys or values) from storage to float32; int8 by its scales."""
     numbers, *scales = side
     return widen(numbers) * scales[0][..., None] if scales else widen(numbers)
 

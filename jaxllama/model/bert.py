@@ -89,7 +89,7 @@ class EncoderBlock(Module):
         text: Int[Array, " L"],
         bias: Float[Array, "N L L"] | None,
     ) -> Float[Array, "L D"]:
-        """Apply to every row."""
+        """Apply attention and feed-forward of one layer to every row."""
         with jax.named_scope("attention"):
             q, k, v = (
                 rearrange(layer(x), "l (n h) -> n l h", n=self.heads)
@@ -120,7 +120,7 @@ class Dense(Module):
         self.bias = Parameter(outward)
 
     def __call__(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
-        """Multiply every row."""
+        """Return x · weight + bias for every row."""
         return matmul(x, self.weight.value) + self.bias.value
 
 
@@ -133,7 +133,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "L D"]) -> Float[Array, "L D"]:
-        """Norm every row in float32."""
+        """Apply layer normalization to every row, in float32."""
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         scale = lax.rsqrt(variance + self.eps) * self.weight.value

@@ -127,7 +127,7 @@ class Ends(NamedTuple):
     def add_result(
         self, result: Float[Array, "L D"], x: Float[Array, "L D"]
     ) -> Float[Array, "L D"]:
-        """Add a result to the stream `x`."""
+        """Add the result of half a block to the residual stream `x`."""
         normed = result if self.after is None else self.after(result)
         return x + scaled(normed, self.scale)
 

@@ -151,7 +151,7 @@ class Llama(Module):
     def through(
         self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Apply embedding and all blocks."""
+        """Apply the embedding and all layers to tokens; `attend` does the attention of a layer."""
         config = self.config
         with jax.named_scope("embed"):
             x = constrain(scaled(self.embed(tokens), config.embed_scale), rows.axis, "width")

@@ -120,12 +120,12 @@ class Metrics(Collector):
 
     @property
     def first(self) -> Waits:
-        """Times to first tokens."""
+        """The recorded times to the first token of an answer."""
         return waits_of(self._first)
 
     @property
     def between(self) -> Waits:
-        """Times between tokens."""
+        """The recorded times between two tokens of an answer."""
         return waits_of(self._between)
 
     def text(self) -> bytes:

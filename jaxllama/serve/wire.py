@@ -59,7 +59,7 @@ class Framing:
     ping: bytes = b""  # keeps a silent stream alive; b"": the framing has nothing to say
 
     def join(self, values: Iterable[Any]) -> bytes:
-        """Encode several chunks."""
+        """Encode several chunks of a stream as bytes, in this framing."""
         return b"".join(
             value if isinstance(value, bytes) else self.encode(value) for value in values
         )

@@ -162,7 +162,7 @@ class GenerationService:
 
     @property
     def state(self) -> State:
-        """Return the state of the service."""
+        """Return whether the service is loading, ready, stalled, draining or failed."""
         if self.failure is not None or (self.thread is not None and self.thread.failure):
             return State.FAILED
         if self.thread is not None and self.thread.stalled() is not None:

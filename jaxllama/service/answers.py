@@ -126,7 +126,7 @@ class Answers:
         self._owed = count
 
     def add(self, choices: Sequence[AnswerChoice]) -> None:
-        """Add choices that are queued."""
+        """Add queued choices whose events will be part of this answer."""
         self.choices += choices
         self.running += len(choices)
 

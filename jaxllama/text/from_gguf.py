@@ -206,14 +206,14 @@ class TokenizerMetadata:
     REQUIRED = object()
 
     def text(self, key: str, default: Any = REQUIRED) -> Any:
-        """Return a string."""
+        """Return the metadata field `key` as a string; `default` if it is absent."""
         value = self.value(key, default)
         if value is not default and not isinstance(value, str):
             raise BadTokenizer(f"{key} is {value!r:.60}; expected text")
         return value
 
     def flag(self, key: str, *, default: bool) -> bool:
-        """Return a boolean."""
+        """Return the metadata field `key` as a boolean; `default` if it is absent."""
         value = self.value(key, default)
         if not isinstance(value, bool | np.bool_):
             raise BadTokenizer(f"{key} is {value!r:.60}; expected true or false")

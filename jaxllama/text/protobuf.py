@@ -25,7 +25,7 @@ class ProtobufMessage:
     fields: dict[int, list[WireValue]]
 
     def whole(self, number: int, default: int) -> int:
-        """Return a whole number; of several, the last one counts."""
+        """Return field `number` as an integer, the last value if it has several; or `default`."""
         value = self._last(number)
         if value is None:
             return default
@@ -34,7 +34,7 @@ class ProtobufMessage:
         return value - (1 << 64) if value >> 63 else value
 
     def flag(self, number: int, *, default: bool) -> bool:
-        """Return a boolean."""
+        """Return field `number` as a boolean; `default` if the message lacks it."""
         return bool(self.whole(number, int(default)))
 
     def real(self, number: int) -> float:
@@ -47,14 +47,14 @@ class ProtobufMessage:
         return struct.unpack("<f", value)[0]
 
     def text(self, number: int, default: str) -> str:
-        """Return a text."""
+        """Return field `number` as text; `default` if the message lacks it."""
         try:
             return self.raw(number, default.encode()).decode()
         except UnicodeDecodeError as error:
             raise self._wrong(number, f"UTF-8 ({error.reason})") from error
 
     def raw(self, number: int, default: bytes = b"") -> bytes:
-        """Return bytes."""
+        """Return field `number` as bytes; `default` if the message lacks it."""
         value = self._last(number)
         if value is None:
             return default

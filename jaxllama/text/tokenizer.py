@@ -68,12 +68,12 @@ class Tokenizer:
 
     @property
     def encoder(self) -> tokenizers.Tokenizer:
-        """Return the library's tokenizer for the start of a text: what exports write."""
+        """Return the tokenizer object of the tokenizers library; exports write it to a file."""
         return self._encoders[0]
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Return the tokens by id."""
+        """Return the vocabulary: text and kind of every token, by id."""
         return self._vocabulary
 
     @property

@@ -128,7 +128,10 @@ class ToolParser:
         return True
 
     def _await_whole_call(self) -> bool:
-        """Handle a call in an unusual order: wait for all of it, or treat it as text."""
+        """Choose how to read a call whose keys are in an unusual order; return True.
+
+        If it looks like a call, buffer it until it is complete; otherwise emit it as text.
+        """
         likely = self._hermes or FIRST_KEY.match(self._held[:MAX_HEAD])
         if likely:
             self._object, self._state = Balance(), self._read_whole

@@ -201,7 +201,7 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, header: GgufHeader, where: str, rotated: int) -> "Factors":
-        """Read all of them."""
+        """Read the factors of the rotary embedding that the tensors of a file hold."""
         return cls(*(read_factors(header, where, name, rotated) for name in FACTORS))
 
 

@@ -142,7 +142,7 @@ class HubEncoder(HubModel):
         SentenceFolder.open(target).close()
 
     def model(self, target: Path) -> Path:
-        """Return the folder."""
+        """Return the path of the encoder's folder, which is `target` itself."""
         return target
 
     def choose(self, files: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ class Step(ABC):
 
     @abstractmethod
     def shape(self, shape: Shape) -> Shape:
-        """Return the shape after the step."""
+        """Return the shape that a tensor of this shape has after the step."""
 
     @abstractmethod
     def inverse(self) -> "Step":
@@ -54,11 +54,11 @@ class Transpose(Step):
         return np.ascontiguousarray(stored.swapaxes(-1, -2))
 
     def shape(self, shape: Shape) -> Shape:
-        """Swap the last two sizes."""
+        """Return the shape with its last two sizes swapped."""
         return (*shape[:-2], *shape[:-3:-1])
 
     def inverse(self) -> "Transpose":
-        """Return the same step."""
+        """Return this step: transposing twice changes nothing."""
         return self
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
@@ -75,7 +75,7 @@ class UnpairRope(Step):
     head_dim: int
 
     def apply(self, stored: Stored) -> Stored:
-        """Move the rows of whole heads."""
+        """Reorder the rows of each head from interleaved pairs to two halves."""
         return move_rows(stored, self._move)
 
     def shape(self, shape: Shape) -> Shape:

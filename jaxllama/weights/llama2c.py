@@ -87,7 +87,7 @@ class Llama2cTensor:
 
     @property
     def nbytes(self) -> int:
-        """Return the size in the file."""
+        """Return the bytes that the tensor takes in the file."""
         return self.items + self.items // self.group * FLOAT if self.group else self.items * FLOAT
 
     @property
@@ -333,13 +333,13 @@ def ordered(header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
 
 
 def norms(name: str, header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
-    """Yield one norm of every layer."""
+    """Yield name and shape of the norm `name` of every layer."""
     for layer in range(header.layers):
         yield f"layers.{layer}.{name}.weight", (header.width,)
 
 
 def matrices(name: str, header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
-    """Yield one matrix of every layer."""
+    """Yield name and shape of the matrix `name` of every layer."""
     rows, columns = (getattr(header, size) for size in MATRICES[name])
     for layer in range(header.layers):
         yield f"layers.{layer}.{name}.weight", (rows, columns)

@@ -115,7 +115,7 @@ def read_ffn_width(
 
 
 def read_context(fields: CheckedFields) -> int:
-    """Return the context that the model was trained with, by its generation."""
+    """Return the model's context length; if the file lacks it, infer it from the Llama version."""
     if fields.has("max_seq_len"):
         return fields.whole("max_seq_len", high=MAX_CONTEXT)
     theta = fields.real("rope_theta", 10000.0)

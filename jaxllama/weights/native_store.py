@@ -56,7 +56,7 @@ class Room:
         self._block = np.empty(0, np.uint8)
 
     def array(self, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-        """Return an array with any content."""
+        """Return an uninitialised array of this shape and dtype."""
         size = math.prod(shape) * dtype.itemsize
         if not SHARING[0] <= size <= SHARING[1]:
             return np.empty(shape, dtype)

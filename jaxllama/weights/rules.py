@@ -55,7 +55,7 @@ class Join(ABC):
 
     @abstractmethod
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Undo `apply`."""
+        """Split a joined tensor into its `count` parts again; the inverse of `apply`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Concatenate(Join):
     axis: int = 0
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Concatenate the tensors."""
+        """Concatenate the tensors of all shards along the axis."""
         return concatenate(parts, self.axis)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -100,7 +100,7 @@ class Stack(Join):
     """Tensors of equal shape along a new first axis: the experts of a layer."""
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Stack the tensors."""
+        """Stack the tensors along a new first axis."""
         return stack(parts)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -123,7 +123,7 @@ class Copies(Join):
     """Equal tensors, of which the first is read: norms that every shard repeats."""
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Return the first tensor."""
+        """Return the first tensor; the others are copies of it."""
         return parts[0]
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -136,7 +136,7 @@ class Copies(Join):
         return {0: index}
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Repeat the tensor."""
+        """Return the tensor `count` times."""
         return [stored] * count
 
 

@@ -49,7 +49,7 @@ class ModelSource(Protocol):
         """
 
     def model(self, target: Path) -> Path:
-        """Return the path to open."""
+        """Return the path to open, after the model was downloaded to `target`."""
 
 
 @dataclass(frozen=True)

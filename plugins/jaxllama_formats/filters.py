@@ -57,7 +57,7 @@ class Filters:
         }
 
     def join(self, value: Iterable[Any], between: str = "") -> str:
-        """Join the items as text, with `between` between them."""
+        """Join the items as text, with the separator `between`."""
         items = self.meter.take(value)
         self.meter.fits(self.meter.weigh(items) + len(items) * sys.getsizeof(between))
         return self.meter.made(str(between).join(map(str, items)))

@@ -227,7 +227,7 @@ class Metering(NodeTransformer):
 
 
 def filtered(name: str, value: nodes.Node) -> nodes.Filter:
-    """Build the node of `value | name`."""
+    """Build the Jinja syntax node of `value | name`."""
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 

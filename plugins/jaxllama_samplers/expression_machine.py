@@ -74,10 +74,10 @@ def run(
     occurrences: Callable[[Array], Array],
     size: int,
 ) -> Float[Array, "K N"]:
-    """Run the first `count` instructions; return the places of results, for `size` tokens each.
+    """Run the first `count` instructions of a program for `size` tokens.
 
-    Names in the same mapping of `loads` are computed together. `occurrences` computes the names in
-    OCCURRENCES.
+    Returns all places (registers) afterwards; the result of the program is in place 0. Names in the
+    same mapping of `loads` are computed together. `occurrences` computes the names in OCCURRENCES.
     """
     steps = program[HEAD:].reshape(-1, FIELDS)
     branch_of, branches = table(loads, occurrences, size)
@@ -95,7 +95,7 @@ def run(
 def table(
     loads: Sequence[Mapping[Op, Load]], occurrences: Callable[[Array], Array], size: int
 ) -> tuple[Int[Array, " O"], list[Make]]:
-    """Return the branch of each operation, and the branches.
+    """Return the index of the branch that computes each operation, and the list of branches.
 
     A branch computes a group of operations and selects: few branches compile faster.
     """
@@ -133,7 +133,7 @@ def table(
 
 
 def select(op: Array, found: Mapping[Op, Array], size: int) -> Array:
-    """Return the value of one operation among several, as a number for every token."""
+    """Return `found[op]` for an `op` known only at run time, broadcast to every token."""
     values = [jnp.broadcast_to(value, (size,)).astype(jnp.float32) for value in found.values()]
     if len(values) == 1:
         return values[0]
@@ -152,7 +152,7 @@ def exponential(op: Array, a: Array, b: Array) -> Array:
 
 
 def facts_of(context: Context) -> dict[Op, Load]:
-    """Return the names that are one number for the row, and known without the logits."""
+    """Return a function for each name that is one number per row, independent of the logits."""
     return {
         Op.POSITION: lambda: context.generated,
         Op.LENGTH: lambda: context.length,
@@ -165,7 +165,7 @@ def facts_of(context: Context) -> dict[Op, Load]:
 def occurrences_in(
     context: Context, place_of: Callable[[Array], Array], size: int
 ) -> Callable[[Array], Array]:
-    """Return a function that computes the names in OCCURRENCES.
+    """Return a function that computes one of the names in OCCURRENCES for each token.
 
     `place_of` returns the places of token ids among `size` tokens, `size` for any other id.
     """

@@ -69,7 +69,7 @@ def encode_logit(text: str) -> tuple[float, ...]:
 
 
 def parsed(text: str, place: Place) -> SyntaxNode:
-    """Parse an expression and check that it gives what its place needs."""
+    """Parse an expression; raise WrongExpression unless it is of the kind that `place` needs."""
     node = parse(text, place)
     if node.kind != WANTED[place]:
         raise WrongExpression(node.at, f"the expression is a {node.kind}; {HINTS[place]}")
@@ -77,9 +77,9 @@ def parsed(text: str, place: Place) -> SyntaxNode:
 
 
 def instructions(node: SyntaxNode, to: int = 0) -> tuple[Instruction, ...]:
-    """List the instructions that compute a tree into the place `to`.
+    """Return the instructions that compute a syntax tree and write the result to place `to`.
 
-    Raises WrongExpression if they, or the places, are too many.
+    Raises WrongExpression if the tree needs too many instructions or too many places.
     """
     found: list[Instruction] = []
 
@@ -106,7 +106,7 @@ def instructions(node: SyntaxNode, to: int = 0) -> tuple[Instruction, ...]:
 
 
 def flat(program: tuple[Instruction, ...]) -> list[float]:
-    """Return the numbers of a program."""
+    """Return the instructions of a program as a flat list of numbers, three for each."""
     return [number for each in program for number in (float(each.op), float(each.to), each.value)]
 
 
@@ -123,7 +123,10 @@ def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
 
 
 def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
-    """Return a condition that is true wherever this one is, and once false stays false."""
+    """Return a weaker condition that is false for all candidates after its first false; or None.
+
+    It is true for every candidate for which `node` is true. None: no such condition is known.
+    """
     if trend(node) in (Trend.FALLING, Trend.FLAT):
         return node
     if node.op in (Op.AND, Op.OR):
@@ -137,7 +140,7 @@ def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
 
 
 def trend(node: SyntaxNode) -> Trend:
-    """Find out how a value changes from the likeliest candidate to the least likely."""
+    """Determine whether a value rises, falls or stays from the likeliest candidate to the last."""
     if node.op is Op.CONSTANT:
         return Trend.FLAT
     if node.name:
@@ -224,7 +227,7 @@ TRENDS: Mapping[Op, Callable[[SyntaxNode, Trends], Trend]] = {
 
 
 def scaled(trend: Trend, sign: int) -> Trend:
-    """Return the trend of a number times a number of this sign; 0: the sign is not known."""
+    """Return the trend of x * c, for x with this trend and c with this sign (0: unknown)."""
     if trend is Trend.FLAT:
         return Trend.FLAT
     return {1: trend, -1: opposite(trend)}.get(sign, Trend.MIXED)
@@ -243,7 +246,7 @@ def sign(node: SyntaxNode) -> int:
 
 
 def common(signs: Sequence[int]) -> int:
-    """Return the sign that all have, else 0."""
+    """Return the sign that all numbers share; 0 if they differ."""
     return signs[0] if len(set(signs)) == 1 else 0
 
 
@@ -258,12 +261,12 @@ SIGNS: Mapping[Op, Callable[[list[int]], int]] = {
 
 
 def both(one: Trend, other: Trend) -> Trend:
-    """Return the trend of a sum of numbers with these trends."""
+    """Return the trend of x + y, for x and y with these trends."""
     if Trend.FLAT in (one, other):
         return Trend(one + other)
     return one if one is other else Trend.MIXED
 
 
 def opposite(trend: Trend) -> Trend:
-    """Return the trend of the negative number."""
+    """Return the trend of -x for an x with this trend."""
     return trend if trend is Trend.MIXED else Trend(-trend)

@@ -32,7 +32,7 @@ END = "the end"
 
 
 class WrongExpression(ValueError):
-    """A text is no expression; the message says where, counting characters from 1."""
+    """Raised for a text that is no valid expression; the message names the character, from 1."""
 
     def __init__(self, at: int, why: str) -> None:
         super().__init__(f"character {at + 1}: {why}")
@@ -74,7 +74,7 @@ class Parser:
         self.depth = 0
 
     def parse(self) -> SyntaxNode:
-        """Read the whole text."""
+        """Parse the whole text; raise WrongExpression if something is left after the expression."""
         node = self.choice()
         if self.piece.text != END:
             raise WrongExpression(
@@ -84,11 +84,11 @@ class Parser:
 
     @property
     def piece(self) -> Piece:
-        """The next piece of the text."""
+        """The piece at the parser's position, not consumed."""
         return self.pieces[self.next]
 
     def take(self, *texts: str) -> Piece | None:
-        """Step over the next piece and return it if it is one of `texts`; else None."""
+        """Consume and return the next piece if it is one of `texts`; else return None."""
         piece = self.piece
         if piece.is_number or piece.text not in texts:
             return None
@@ -96,17 +96,17 @@ class Parser:
         return piece
 
     def need(self, text: str, why: str) -> None:
-        """Step over a piece that has to be there."""
+        """Consume the piece `text`; raise WrongExpression if the next piece is another one."""
         if self.take(text) is None:
             raise WrongExpression(self.piece.at, f"expected {text!r} {why}, found {self.shown}")
 
     @property
     def shown(self) -> str:
-        """The next piece, for a message."""
+        """The next piece as an error message quotes it."""
         return END if self.piece.text == END else repr(self.piece.text)
 
     def choice(self) -> SyntaxNode:
-        """Read `a if c else b`, or a simpler part."""
+        """Parse `a if c else b`, or an expression without `if`."""
         self.depth += 1
         if self.depth > DEEPEST:
             raise WrongExpression(self.piece.at, f"more than {DEEPEST} parts within each other")
@@ -124,21 +124,21 @@ class Parser:
         return node
 
     def either(self) -> SyntaxNode:
-        """Read parts joined by `or`."""
+        """Parse conditions joined by `or`."""
         node = self.both()
         while (word := self.take("or")) is not None:
             node = joined(word, node, self.both())
         return node
 
     def both(self) -> SyntaxNode:
-        """Read parts joined by `and`."""
+        """Parse conditions joined by `and`."""
         node = self.negation()
         while (word := self.take("and")) is not None:
             node = joined(word, node, self.negation())
         return node
 
     def negation(self) -> SyntaxNode:
-        """Read `not c`, or a simpler part."""
+        """Parse `not c`, or a comparison."""
         signs = []
         while (word := self.take("not")) is not None:
             signs.append(word)
@@ -149,7 +149,7 @@ class Parser:
         return node
 
     def comparison(self) -> SyntaxNode:
-        """Read `a < b < c`, or a simpler part."""
+        """Parse comparisons such as `a < b < c`, or a sum."""
         left, found = self.sum(), None
         while (sign := self.take(*COMPARISONS)) is not None:
             right = self.sum()
@@ -165,21 +165,21 @@ class Parser:
         return left if found is None else found
 
     def sum(self) -> SyntaxNode:
-        """Read a sum."""
+        """Parse terms joined by + and -."""
         node = self.product()
         while (sign := self.take(*SUMS)) is not None:
             node = computed(SUMS[sign.text], sign, node, self.product())
         return node
 
     def product(self) -> SyntaxNode:
-        """Read a product."""
+        """Parse factors joined by *, / and %."""
         node = self.signed()
         while (sign := self.take(*PRODUCTS)) is not None:
             node = computed(PRODUCTS[sign.text], sign, node, self.signed())
         return node
 
     def signed(self) -> SyntaxNode:
-        """Read a number with signs before it."""
+        """Parse a power with any number of signs before it."""
         signs = []
         while (sign := self.take("-", "+")) is not None:
             signs.append(sign)
@@ -191,7 +191,7 @@ class Parser:
         return node
 
     def power(self) -> SyntaxNode:
-        """Read `a ** b`, or a simpler part."""
+        """Parse `a ** b`, or a single operand."""
         node = self.atom()
         if (sign := self.take("**")) is not None:
             self.depth += 1
@@ -202,7 +202,7 @@ class Parser:
         return node
 
     def atom(self) -> SyntaxNode:
-        """Read a number, a name, a function or a part in parentheses."""
+        """Parse one operand: a number, a name, a function call or an expression in parentheses."""
         piece = self.piece
         self.next += piece.text != END
         if piece.is_number:
@@ -222,7 +222,7 @@ class Parser:
         raise unknown(piece, self.place)
 
     def function(self, piece: Piece) -> SyntaxNode:
-        """Read the arguments of a function."""
+        """Parse the arguments of the function `piece`; check how many there are."""
         function = FUNCTIONS[piece.text]
         self.need("(", f"after {piece.text!r}")
         args = [self.choice()]
@@ -236,7 +236,7 @@ class Parser:
         return computed(function.op, piece, *args)
 
     def name(self, piece: Piece) -> SyntaxNode:
-        """Look a name up."""
+        """Return the node of a name; raise WrongExpression if it is not known at this place."""
         found = NAMES[piece.text]
         if self.place not in found.places:
             raise WrongExpression(
@@ -248,7 +248,7 @@ class Parser:
 
 
 def split(text: str) -> list[Piece]:
-    """Split a text into pieces; the last one marks the end."""
+    """Split a text into numbers, words and signs; the last piece marks the end."""
     found, at = [], 0
     end = len(text.rstrip())
     while at < end:
@@ -267,7 +267,7 @@ def split(text: str) -> list[Piece]:
 
 
 def number(piece: Piece) -> SyntaxNode:
-    """Read a number."""
+    """Return the node of a number; raise WrongExpression if it is too large."""
     value = float(piece.text)
     if value > LARGEST:
         raise WrongExpression(piece.at, f"{piece.text} is too large; at most {LARGEST:g}")
@@ -275,14 +275,14 @@ def number(piece: Piece) -> SyntaxNode:
 
 
 def joined(word: Piece, left: SyntaxNode, right: SyntaxNode) -> SyntaxNode:
-    """Join two conditions."""
+    """Return the node of `left and right` or `left or right`; both must be conditions."""
     for side in (left, right):
         needs(side, "condition", f"{word.text!r} joins two conditions, such as p > 0.1")
     return SyntaxNode(JOINERS[word.text], word.at, "condition", (left, right))
 
 
 def computed(op: Op, sign: Piece, *args: SyntaxNode) -> SyntaxNode:
-    """Compute with numbers; a number with a minus sign becomes a negative number."""
+    """Return the node of an operation on numbers; a minus before a constant is applied at once."""
     for arg in args:
         needs(arg, "number", f"{sign.text!r} computes with numbers")
     if op is Op.NEGATE and args[0].op is Op.CONSTANT:
@@ -307,5 +307,5 @@ def unknown(piece: Piece, place: Place) -> WrongExpression:
 
 
 def shown(piece: Piece) -> str:
-    """Show a piece in a message."""
+    """Return a piece as an error message quotes it."""
     return END if piece.text == END else repr(piece.text)

@@ -27,7 +27,7 @@ class TemperatureNoise(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Multiply each logit by its factor."""
+        """Multiply each logit by a random factor of its own."""
         low = 1 - jnp.maximum(0.0, (self.temperature_noise - 1) / 2)
         high = 1 + self.temperature_noise / 5
         factors = low + (high - low) * uniform_numbers(context.chance, logits.shape[0])

@@ -52,7 +52,7 @@ def largest(
 
 
 def chosen_ids(logits: Float[Array, "S V"], count: int) -> Int32[Array, "S C"]:
-    """Return the ids of the `count` largest logits in the order of ids."""
+    """Return the ids of the `count` largest logits of each row, in ascending order of id."""
     keys = sortable(logits)
     least = kth_largest(keys, count)[:, None]
     above = keys > least
@@ -64,7 +64,7 @@ def chosen_ids(logits: Float[Array, "S V"], count: int) -> Int32[Array, "S C"]:
 
 
 def sortable(x: Float[Array, "S V"]) -> UInt32[Array, "S V"]:
-    """Return whole numbers in the order of floats; both zeros are one, NaN is the least."""
+    """Map floats to integers that compare in the same order; -0 equals 0, NaN is the smallest."""
     x = jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(x == 0, 0.0, x))
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     sign = bits >> (WORD - 1)
@@ -72,7 +72,7 @@ def sortable(x: Float[Array, "S V"]) -> UInt32[Array, "S V"]:
 
 
 def kth_largest(keys: UInt32[Array, "S V"], count: int) -> UInt32[Array, " S"]:
-    """Return the `count`-th largest number of each row, by passes over the row, a digit each."""
+    """Return the `count`-th largest number of each row, found digit by digit from the highest."""
 
     def find(step: Array, known: Array) -> Array:
         shift = (WORD - DIGIT - DIGIT * step).astype(jnp.uint32)
@@ -99,7 +99,7 @@ def running_sums(x: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
 
 
 def running_count(marks: Bool[Array, "S V"]) -> Int32[Array, "S V"]:
-    """Count the marks of a row up to each place, this one included."""
+    """Return, for each place of a row, the number of true marks up to and including it."""
     # Exact: counts up to 256 in bfloat16 with float32 sums, counts of blocks in float32.
     blocks = blocks_of(marks, False)
     inside = running_sums(blocks.astype(jnp.bfloat16))
@@ -109,7 +109,7 @@ def running_count(marks: Bool[Array, "S V"]) -> Int32[Array, "S V"]:
 
 
 def places_of(marks: Bool[Array, "S V"], count: int) -> Int32[Array, "S C"]:
-    """Return the places of the first `count` marks of each row, of which there are as many."""
+    """Return the indices of the first `count` true marks of each row; a row must have that many."""
     blocks = blocks_of(marks, False)
     upto = running_sums(jnp.sum(blocks, axis=2, dtype=jnp.float32)).astype(jnp.int32)  # by block
     number = jnp.arange(count, dtype=jnp.int32)
@@ -123,7 +123,7 @@ def places_of(marks: Bool[Array, "S V"], count: int) -> Int32[Array, "S C"]:
 
 
 def order_of(values: Float[Array, "S C"]) -> Int32[Array, "S C"]:
-    """Return the order that sorts each row, the largest first, the earlier first among equals."""
+    """Return the indices that sort each row in descending order; equals keep their order."""
     count = values.shape[1]
     place = jnp.arange(count, dtype=jnp.int32)
     keys = sortable(values)
@@ -134,7 +134,7 @@ def order_of(values: Float[Array, "S C"]) -> Int32[Array, "S C"]:
 
 
 def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
-    """Return, for every rank, the place that has it; ranks that no place has give 0."""
+    """Invert a permutation: for every rank, the index that has it; 0 for ranks without an index."""
     place = jnp.arange(rank.shape[1], dtype=jnp.int32)
     has = rank[:, None, :] == place[None, :, None]
     return jnp.sum(jnp.where(has, place[None, None, :], 0), axis=2, dtype=jnp.int32)
@@ -152,7 +152,7 @@ def to_front(
 
 
 def places_kept(keep: Bool[Array, "S C"]) -> tuple[Int32[Array, "S C"], Int32[Array, " S"]]:
-    """Return the places that are kept, in their order and before all others, and their number."""
+    """Return the order that moves kept candidates to the front, stable, and their number."""
     kept, place = running_count(keep), jnp.arange(keep.shape[1], dtype=jnp.int32)
     count = kept[:, -1]
     rank = jnp.where(keep, kept - 1, count[:, None] + place - kept)

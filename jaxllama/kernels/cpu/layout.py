@@ -124,7 +124,7 @@ def side_by_side(
 
 
 def widened(matrix: HostMatrix) -> np.ndarray:
-    """Return the matrix as float32."""
+    """Convert a matrix, packed or dense, to dense float32."""
     return dense_of(matrix) if isinstance(matrix, Packed) else matrix.astype(np.float32)
 
 

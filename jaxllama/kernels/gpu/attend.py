@@ -34,7 +34,7 @@ SIDES = 2  # arrays of a float cache: keys and values; an int8 cache has their s
 
 
 class ColumnBlock(NamedTuple):
-    """A block of columns of one key head of one row."""
+    """Consecutive columns in the KV cache, of one row and one key/value head."""
 
     row: Any
     head: Any
@@ -43,7 +43,7 @@ class ColumnBlock(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """The sizes that a step kernel is compiled for."""
+    """The sizes of the attention kernel of a decode step; static when it is compiled."""
 
     heads: int
     kv_heads: int
@@ -59,12 +59,12 @@ class StepShape(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Return the rows of a matmul that hold the heads of a group."""
+        """Return `group` rounded up to a number of rows that tensor cores can multiply."""
         return max(LEAST_ROWS, pl.next_power_of_2(self.group))
 
     @property
     def parts(self) -> int:
-        """Return the number of parts of a row."""
+        """Return the number of parts into which the columns of a row are split."""
         return -(-self.columns // PART)
 
 
@@ -76,8 +76,9 @@ def attend_rows(
     active: Bool[Array, " S"],
     shape: StepShape,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, append the column of every active row, attend to its columns up to this one.
+    """Run attention of a decode step: rotate, append each active row's column, attend up to it.
 
+    Returns the mixed values of all heads, and the layer of the KV cache with the new columns.
     `qkv` holds all heads of queries, then of keys, then of values. Rows that are not active change
     nothing; their result is 0.
     """
@@ -108,7 +109,7 @@ def attend_rows(
 def step_kernel(
     qkv: Any, cos: Any, sin: Any, place: Any, *refs: Any, shape: StepShape, sides: int
 ) -> None:
-    """Attend one part of the columns of one row, for the query heads of one key head."""
+    """Compute attention of one row over one part of its columns, for one key/value head."""
     cache, out, tops, totals = refs[sides : 2 * sides], *refs[2 * sides :]
     row, head, part = (pl.program_id(axis) for axis in range(3))
     half = shape.size // 2
@@ -163,7 +164,7 @@ def step_kernel(
 
 
 def read_halves(qkv: Any, row: Any, heads: Any, half: int) -> tuple[Array, Array]:
-    """Read the two halves of heads: the two numbers of a rotated pair lie half a head apart."""
+    """Read the first and the second half of some heads: rotary embedding pairs their numbers."""
     low = jnp.arange(half)
     if getattr(heads, "ndim", 0):
         return qkv[row, heads[:, None], low[None, :]], qkv[row, heads[:, None], half + low[None, :]]
@@ -171,18 +172,18 @@ def read_halves(qkv: Any, row: Any, heads: Any, half: int) -> tuple[Array, Array
 
 
 def rotate_halves(halves: tuple[Array, Array], angles: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Rotate the pairs of heads by cosines and sines."""
+    """Apply the rotary embedding to both halves of heads; `angles` are cosines and sines."""
     (one, other), (cos, sin) = halves, angles
     return one * cos - other * sin, other * cos + one * sin
 
 
 def dot_type(stored: Any) -> Any:
-    """Return the type in which scores are multiplied: the cache's, or bfloat16 if it is int8."""
+    """Return the dtype of the query-key product: that of the cache, or bfloat16 if it is int8."""
     return jnp.bfloat16 if stored == jnp.int8 else stored
 
 
 def bend(scores: Array, cap: float | None) -> Array:
-    """Bend scores so that none exceeds `cap`, if there is one."""
+    """Apply the soft cap to attention scores, cap * tanh(scores / cap); None changes nothing."""
     if cap is None:
         return scores
     return cap * (1.0 - 2.0 / (jnp.exp(2.0 * scores / cap) + 1.0))  # tanh
@@ -191,7 +192,7 @@ def bend(scores: Array, cap: float | None) -> Array:
 def append(
     cache: Any, new: tuple[tuple[Array, Array], ...], place: tuple[Any, Any, Any], write: Any
 ) -> list[tuple[Array, ...]]:
-    """Write one column of keys and values where `write` is true; return them as stored."""
+    """Write one key and value to the KV cache if `write`; return both as the cache rounds them."""
     row, head, column = place
     found = []
     for side, halves in enumerate(new):
@@ -223,7 +224,7 @@ def fold(
     carry: tuple[Any, ...],
     cap: float | None,
 ) -> tuple[Any, ...]:
-    """Add a block of columns to the running softmax of some rows; `q` in pieces of a head."""
+    """Add a block of columns to the running softmax of some queries; `q` holds parts of a head."""
     row, head, start, count = where
     top, total, *mixed = carry
     size = q[0].shape[1]
@@ -250,14 +251,14 @@ def fold(
 
 
 def total_of(parts: Iterable[Array]) -> Array:
-    """Add up arrays."""
+    """Return the sum of several arrays, from the first to the last."""
     return functools.reduce(jnp.add, parts)
 
 
 def attend_queries(
     q: Float[Array, "L N H"], layer: Layer, span: PromptSpan, window: int | None, cap: float | None
 ) -> Float[Array, "L W"]:
-    """Let the rows of a prompt attend to the columns of their slot, each up to its own.
+    """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
     The queries are rotated, and the rows' own columns are in the cache already.
     """
@@ -289,7 +290,7 @@ def prompt_kernel(
     window: int | None,
     cap: float | None,
 ) -> None:
-    """Attend a tile of rows of one query head."""
+    """Compute attention of a tile of prompt rows, for one query head (Pallas)."""
     *cache, out = refs
     head, index = pl.program_id(0), pl.program_id(1)
     slot, start, count = span[0], span[1], span[2]
@@ -321,7 +322,7 @@ def prompt_kernel(
 def combine(
     parts: tuple[Array, Array, Array], place: Int32[Array, " S"], shape: StepShape, dtype: Any
 ) -> Float[Array, "S W"]:
-    """Add up the parts of every row that hold columns it sees."""
+    """Combine the partial softmaxes of each row's parts into its attention result."""
     mixed, tops, totals = parts
     slots = mixed.shape[0]
     out = pl.pallas_call(
@@ -338,7 +339,7 @@ def combine(
 def combine_kernel(
     mixed: Any, tops: Any, totals: Any, place: Any, out: Any, *, shape: StepShape
 ) -> None:
-    """Add up the parts of one query head of one row."""
+    """Combine the partial softmaxes of one query head of one row (Pallas)."""
     row, query = pl.program_id(0), pl.program_id(1)
     head, lane = query // shape.group, query % shape.group
     at = place[row]

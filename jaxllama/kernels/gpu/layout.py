@@ -29,7 +29,10 @@ APART = (GroupKind.QKV, GroupKind.GATE_UP, GroupKind.GATE_UP_APART)
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Join a group; the first weight holds all of it, biases included."""
+    """Concatenate the matrices of a group, with their biases, and copy them to the devices.
+
+    The first weight holds all; the others only say that they are part of it.
+    """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
     matrices = [kept(in_memory(each), to, by_output=embedding) for each in group.matrices]
@@ -59,7 +62,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def kept(value: HostMatrix, to: Placement, *, by_output: bool) -> HostMatrix:
-    """Return a packed matrix as it is, a dense one in the type asked for."""
+    """Convert a dense matrix to `to.dtype`; leave a packed one packed if kernels can read it."""
     if isinstance(value, Packed):
         if not (by_output and value.order is not None):
             return value
@@ -68,12 +71,12 @@ def kept(value: HostMatrix, to: Placement, *, by_output: bool) -> HostMatrix:
 
 
 def dense(value: HostMatrix, to: Placement) -> np.ndarray:
-    """Return a matrix as dense [in, out]."""
+    """Unpack a packed matrix to [in, out] in `to.dtype`; return a dense one unchanged."""
     return dense_of(value).astype(jnp.dtype(to.dtype)) if isinstance(value, Packed) else value
 
 
 def form_of(matrix: HostMatrix) -> object:
-    """Return a key that is equal for matrices that can lie side by side."""
+    """Return a key; matrices with equal keys can be concatenated into one array."""
     if not isinstance(matrix, Packed):
         return matrix.dtype
     order = None if matrix.order is None else np.asarray(matrix.order).tobytes()
@@ -82,17 +85,17 @@ def form_of(matrix: HostMatrix) -> object:
 
 
 def outputs_of(matrix: HostMatrix, embedding: bool) -> int:
-    """Return the number of outputs of a matrix: rows of the vocabulary, of an embedding."""
+    """Return the number of outputs of a matrix; of an embedding, the number of tokens."""
     return matrix.shape[0] if embedding and not isinstance(matrix, Packed) else matrix.shape[1]
 
 
 def divided(axis: str | None, outputs: int, mesh: Mesh) -> str | None:
-    """Return the mesh axis that splits so many outputs; None if they do not divide."""
+    """Return `axis` if the devices along it divide the outputs evenly, else None."""
     return axis if axis and outputs % mesh.shape[axis] == 0 else None
 
 
 def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
-    """Join matrices of one form along their outputs."""
+    """Concatenate matrices with equal `form_of` along their outputs."""
     first = run[0]
     if len(run) == 1:
         return first
@@ -111,7 +114,7 @@ def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
 
 
 def place(matrix: HostMatrix, split: Axes, embedding: bool, mesh: Mesh) -> Any:
-    """Place a joined matrix on its devices; `split`: the mesh axes of inputs and outputs."""
+    """Copy a matrix to the devices; `split` names the mesh axes of its inputs and outputs."""
     inward, outward = split
 
     def put(part: Any, *axes: str | None) -> Array:
@@ -141,7 +144,10 @@ def place_bias(
     mesh: Mesh,
     embedding: bool,
 ) -> Array | None:
-    """Place the joined biases of all matrices, zeros where a matrix has none; None without any."""
+    """Concatenate the biases of a group and copy them to the devices; None if it has none.
+
+    A matrix without a bias gets zeros.
+    """
     if all(each is None for each in biases):
         return None
     whole = np.concatenate(

@@ -64,7 +64,7 @@ def multiply_packed(x: Float[Array, "L I"], packed: Packed, dtype: Any) -> Float
 
 
 class Tiling(NamedTuple):
-    """How the kernel cuts a matmul."""
+    """The block sizes with which the kernel divides a matmul."""
 
     rows: int  # padded
     outputs: int  # of one program
@@ -74,7 +74,7 @@ class Tiling(NamedTuple):
 
 
 def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
-    """Return how the kernel would cut a matmul; None if it cannot, or should not, take it."""
+    """Choose the block sizes of a packed matmul; None if XLA has to, or should, compute it."""
     halves = 2 if packed.bits == 4 else 1  # noqa: PLR2004
     block = BLOCK
     while inward % block:
@@ -92,7 +92,7 @@ def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
 
 
 def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) -> None:
-    """Multiply all rows by some outputs, over one part of the inputs."""
+    """Multiply all rows by one block of outputs, over one part of the inputs (Pallas)."""
     *sides, out = refs
     stored = codes.shape[1]
     tile, part = pl.program_id(0), pl.program_id(1)

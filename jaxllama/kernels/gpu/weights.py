@@ -23,7 +23,7 @@ from jaxllama.sharding import add_up
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JoinedWeight(UnfusedWeight):
-    """The matrices of a group, outputs side by side: one array for each run of one form.
+    """The matrices of a group concatenated by output; one array for each run of equal storage.
 
     Dense matrices are [in, out], of an embedding [vocab, width].
     """
@@ -79,7 +79,7 @@ class JoinedWeight(UnfusedWeight):
 
 
 def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Return rows of an embedding, float32."""
+    """Look up the rows of some tokens in an embedding, dense or packed, as float32."""
     if isinstance(part, Packed):
         return take_rows(part, tokens)
     return part[tokens].astype(jnp.float32)

@@ -55,7 +55,7 @@ def placed(
 def weight_of(
     matrix: HostMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Place one matrix."""
+    """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules."""
     held = prepared(matrix, to, by_output=by_output)
     if isinstance(held, PackedWeight):
         by_axis = axes if by_output else axes[::-1]
@@ -119,14 +119,14 @@ def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeig
 
 
 def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
-    """Place one matrix of every expert."""
+    """Copy one matrix of all experts to the devices, unpacked, as one array."""
     dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
     where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
     return DenseExperts(jax.device_put(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:
-    """Place one bias; vectors are few, and numerics need them in float32."""
+    """Copy one bias to the devices as float32; None stays None."""
     if bias is None:
         return None
     where = shard_shape(to.mesh, bias.shape, group.axes[1:])
@@ -134,7 +134,7 @@ def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> A
 
 
 def place_packed(value: Packed, axes: Axes, mesh: Mesh) -> Packed:
-    """Place every part of a packed matrix; `axes` name the axes of its [out, in] form."""
+    """Copy the arrays of a packed matrix to the devices; `axes` names the axes [out, in]."""
 
     def put(part: Any) -> Array:
         return jax.device_put(part, shard_shape(mesh, part.shape, axes))

@@ -145,13 +145,13 @@ class DenseExperts:
     def matmul(
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
-        """Return x · weight of one expert."""
+        """Return x · weight of the expert with this index; `active` has no effect."""
         del active
         return matmul(x, lax.dynamic_index_in_dim(self.array, expert, keepdims=False))
 
 
 def normed(x: Float[Array, "L I"], by: NormWeight) -> Float[Array, "L I"]:
-    """Apply a norm."""
+    """Apply the root-mean-square norm `by` to every row."""
     return norm(x, by.weight, by.eps)
 
 

@@ -92,7 +92,10 @@ def attend_prompt(
 
 
 def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
-    """Scale queries; narrow ones get zeros that keep the values out of the scores."""
+    """Scale the queries for the kernels; pad those of narrow heads with zeros.
+
+    Keys and values of a narrow head lie in one vector; the zeros cancel the values in the scores.
+    """
     size = q.shape[2]
     zeros = size if size % LANES else 0
     dtype = jnp.float32 if layer[0].dtype == jnp.float32 else jnp.bfloat16
@@ -102,7 +105,7 @@ def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
 def stored(
     keys: Float[Array, "L K H"], values: Float[Array, "L K H"], layer: Layer
 ) -> tuple[Array, ...]:
-    """Convert columns to the form of a layer: numbers [L K 2H], and for int8 scales [L 2K]."""
+    """Convert new keys and values to the cache's storage: [L K 2H], and for int8 scales [L 2K]."""
     if len(layer) == 1:
         return (jnp.concatenate([keys, values], axis=-1).astype(layer[0].dtype),)
     sides = jnp.stack([keys, values], axis=2)

@@ -80,13 +80,13 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
 
 
 def by_rows(rows: int, array: Array) -> pl.BlockSpec:
-    """Return the part of an array [S ...] that belongs to the slots of one iteration."""
+    """Return the Pallas block of an array [S ...] with the `rows` slots of one grid iteration."""
     rest = array.shape[1:]
     return pl.BlockSpec((rows, *rest), lambda index, *_: (index, *(0,) * len(rest)))
 
 
 def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
-    """Return the first active slot from each slot on, in the same iteration; S if there is none."""
+    """Return, for each slot, the next active slot of its grid iteration (itself included), or S."""
     slots = position.shape[0]
     place = jnp.arange(slots)
     is_later = (place[None, :] >= place[:, None]) & (position >= 0)[None, :]
@@ -95,7 +95,7 @@ def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
 
 
 def attend_kernel(rows: int, parts: int, window: int | None, cap: float | None, *refs: Any) -> None:
-    """Attend the active rows among `rows` slots, one block of one row at a time."""
+    """Compute attention for the active ones of `rows` slots, a block of columns at a time."""
     position, upcoming, queries, *new = refs[: 3 + parts]
     out, *layer = refs[3 + 2 * parts : 4 + 3 * parts]
     softmax = RunningSoftmax(*refs[4 + 3 * parts : 7 + 3 * parts])
@@ -131,7 +131,7 @@ def fold_block(
 
 
 def heads_of(scales: Float[Array, "_ T"], side: int) -> Float[Array, "K 1 T"]:
-    """Return the scales of all keys (side 0) or values (side 1) of a block."""
+    """Return the int8 scales of all heads' keys (`side` 0) or values (1) in a block."""
     rows = [scales[row : row + 1][None] for row in range(side, scales.shape[0], 2)]
     return jnp.concatenate(rows, axis=0)
 
@@ -147,19 +147,19 @@ class RowWalk:
     window: int | None
 
     def begin(self, start: Array) -> Place:
-        """Return the first block of the first active row."""
+        """Return the place to start at: the first block of the first active row from `start` on."""
         row = self.upcoming[start]
         return row, self.first_block(row)
 
     def first_block(self, row: Array) -> Array:
-        """Return the first block that a row may see; any number where there is no row."""
+        """Return the first block inside the row's window; arbitrary if `row` is no active row."""
         if self.window is None:
             return jnp.int32(0)
         column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1
         return jnp.maximum(column, 0) // self.size
 
     def after(self, place: Place) -> Place:
-        """Return the next block of the row, else the first one of the next row."""
+        """Return the next place: the row's next block, or the first one of the next active row."""
         row, block = place
         inside = jnp.minimum(row, self.end - 1)
         is_last = block >= self.position[inside] // self.size
@@ -172,7 +172,7 @@ class RowWalk:
 
 @dataclass(frozen=True)
 class BlockCopies:
-    """Copies between the cache in main memory and the blocks in VMEM."""
+    """Asynchronous copies between the KV cache in main memory (HBM) and buffers in VMEM."""
 
     layer: Sequence[Any]  # numbers [S K T W], and for int8 scales [S 2K T]
     blocks: Sequence[Any]  # room for COPIES blocks of each
@@ -181,7 +181,7 @@ class BlockCopies:
     size: int  # columns of a block
 
     def arrivals(self, place: Place, room: Array) -> list[Any]:
-        """Return the copies that bring a block."""
+        """Return the copies of one block from the cache into the buffer `room`."""
         row, block = place
         columns = pl.ds(pl.multiple_of(block * self.size, self.size), self.size)
         return [
@@ -192,7 +192,7 @@ class BlockCopies:
         ]
 
     def departures(self, row: Array, at: Array, room: Array) -> list[Any]:
-        """Return the copies that write back the columns around the one at `at`."""
+        """Return the copies that write the aligned columns around column `at` back to the cache."""
         base = pl.multiple_of(at % self.size // WRITTEN * WRITTEN, WRITTEN)
         block = pl.multiple_of(at // self.size * self.size, self.size)
         copies = [
@@ -208,7 +208,7 @@ class BlockCopies:
         return copies
 
     def put(self, new: tuple[Array, ...], inside: Array, room: Array) -> None:
-        """Replace one column of a block in VMEM."""
+        """Overwrite column `inside` of the block in buffer `room` with a new key and value."""
         numbers, *scales = self.blocks
         base = pl.multiple_of(inside // WRITTEN * WRITTEN, WRITTEN)
         around = numbers[room, :, pl.ds(base, WRITTEN), :]
@@ -222,7 +222,7 @@ class BlockCopies:
 
 @dataclass(frozen=True)
 class RowAttention:
-    """The work of one iteration of the grid: some slots, block by block."""
+    """Attention of the slots of one grid iteration; each block is copied ahead of its use."""
 
     walk: RowWalk
     copies: BlockCopies
@@ -234,7 +234,7 @@ class RowAttention:
     cap: float | None
 
     def send_for(self, place: Place, step: Array) -> Place:
-        """Start to copy a block, if there is one, and return the place after it."""
+        """Start to copy the block at `place` into VMEM, if any is left; return the next place."""
 
         @pl.when(place[0] < self.walk.end)
         def _() -> None:
@@ -244,7 +244,7 @@ class RowAttention:
         return self.walk.after(place)
 
     def attend_block(self, carry: tuple[Place, Array, Place]) -> tuple[Place, Array, Place]:
-        """Attend a row to one block; at its newest block, append its column and write the result.
+        """Add one block to its row's softmax; the last one also writes new column and result.
 
         The carry is the place, the number of the step, and the place of the next block to send for.
         """

@@ -52,17 +52,17 @@ class GroupedMatrix:
 
 
 def padded(count: int, unit: int) -> int:
-    """Round up to whole units."""
+    """Round `count` up to a multiple of `unit`."""
     return -(-count // unit) * unit
 
 
 def unit_of(inputs: int) -> int:
-    """Return how many inputs the kernel unpacks at a time."""
+    """Return how many inputs of a matrix the kernel unpacks at a time."""
     return 2 * LANES if inputs % (2 * LANES) == 0 else LANES
 
 
 def can_group(matrix: Packed) -> bool:
-    """Say whether the kernels can read a matrix: its groups fit into what they unpack at a time."""
+    """Say whether the kernels can read a packed matrix: its groups have to fit their units."""
     inputs, group = padded(matrix.shape[0], LANES), matrix.group
     unit = unit_of(inputs)
     fits = unit % group == 0 if group <= unit else group % unit == 0 and inputs % group == 0
@@ -70,7 +70,10 @@ def can_group(matrix: Packed) -> bool:
 
 
 def zero_of(matrix: Packed) -> int | None:
-    """Return the code that means 0 if the minima say nothing else; 0 if there are no minima."""
+    """Return the code that stands for the weight 0, if all minima agree on one; else None.
+
+    Without minima, this is 0.
+    """
     if matrix.minima is None:
         return 0
     scales, minima = (np.asarray(each, np.float32) for each in (matrix.scales, matrix.minima))
@@ -78,7 +81,7 @@ def zero_of(matrix: Packed) -> int | None:
 
 
 def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
-    """Convert one matrix on the host; `zero` as `zero_of` returns it."""
+    """Convert a packed matrix to the kernels' storage, on the host; `zero` comes from `zero_of`."""
     inward, outward = matrix.shape
     inputs, outputs = padded(inward, LANES), padded(outward, LANES)
     shape = (math.ceil(inputs / matrix.group), outputs)
@@ -100,7 +103,7 @@ def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
 
 
 def words(codes: np.ndarray, inputs: int, outputs: int) -> np.ndarray:
-    """Return codes [out, in/2], low nibble the even input, as words [inputs/8, outputs]."""
+    """Repack 4-bit codes [out, in/2] as 32-bit words [inputs/8, outputs], padded with zeros."""
     outward, half = codes.shape
     found = np.zeros((inputs // PER_WORD, outputs), np.uint32)
     for start in range(0, outward, OUTPUTS):
@@ -116,7 +119,7 @@ def words(codes: np.ndarray, inputs: int, outputs: int) -> np.ndarray:
 
 
 def by_input(scales: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return scales [out, in/group] by input, padded with zeros; float16 as its bits."""
+    """Transpose scales [out, in/group], pad them to `shape`; store float16 as UInt16 bits."""
     given = np.asarray(scales)
     bits = given.view(np.uint16) if given.dtype == np.float16 else given.astype(np.float32)
     found = np.zeros(shape, bits.dtype)

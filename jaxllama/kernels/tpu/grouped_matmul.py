@@ -69,7 +69,7 @@ def multiply(x: Float[Array, "L I"], matrix: GroupedMatrix) -> Float[Array, "L O
 
 
 def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
-    """Return how many units make one block: the most up to INPUTS whose scales are whole tiles."""
+    """Choose the units of inputs in one block: the most, up to INPUTS, with aligned scales."""
     tile = SUBLANES[matrix.scales.dtype.itemsize]
 
     def fits(units: int) -> bool:
@@ -80,12 +80,12 @@ def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
 
 
 def outputs_of(outputs: int, most: int) -> int:
-    """Return how many outputs make one block."""
+    """Choose how many outputs one block has: a divisor of all outputs, at most `most`."""
     return next(each for each in range(most, 0, -LANES) if outputs % each == 0)
 
 
 def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
-    """Unpack one block of the matrix by units and add its products to the results."""
+    """Unpack one block of the matrix, multiply the rows by it, add to the results (Pallas)."""
     x, codes, *rest = refs
     arrays = (len(rest) - 1) // 2
     stored, out, floats = rest[:arrays], rest[arrays], rest[arrays + 1 :]
@@ -110,7 +110,7 @@ def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
 
 
 def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
-    """Return the codes of one unit of inputs, less the zero, as float32."""
+    """Unpack the codes of unit `index`, minus `zero`, to float32."""
     if bits != FOUR_BITS:
         at = pl.multiple_of(index * unit, unit)
         return (codes[pl.ds(at, unit), :].astype(jnp.int32) - zero).astype(jnp.float32)
@@ -123,7 +123,7 @@ def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
 
 
 def spread(scales: Any, index: Any, unit: int, group: int) -> Array:
-    """Return the scales of one unit of inputs, one row for each input."""
+    """Repeat the scales of the groups in unit `index` for each of their inputs."""
     width = scales.shape[1]
     if group >= unit:
         one = scales[pl.ds(index // (group // unit), 1), :]
@@ -146,7 +146,7 @@ def as_floats(scales: Array) -> Float[Array, "..."]:
 
 
 def take(matrix: GroupedMatrix, tokens: Int32[Array, " L"]) -> Float[Array, "L I"]:
-    """Return the weights of some outputs, exactly: an embedding lookup."""
+    """Look up the weights of some outputs without rounding: the embeddings of tokens."""
     inputs = matrix.inputs
     unit = unit_of(inputs)
     arrays = [each for each in (matrix.codes, matrix.scales, matrix.minima) if each is not None]
@@ -179,7 +179,7 @@ def take(matrix: GroupedMatrix, tokens: Int32[Array, " L"]) -> Float[Array, "L I
 
 
 def take_kernel(bits: int, group: int, zero: int, unit: int, *refs: Any) -> None:
-    """Pick one column out of a block of columns."""
+    """Unpack one output, the embedding of a token, from a block of outputs (Pallas)."""
     tokens, codes, *rest = refs
     arrays = (len(rest) - 1) // 2
     stored, out, floats = rest[:arrays], rest[arrays], rest[arrays + 1 :]

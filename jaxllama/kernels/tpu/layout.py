@@ -29,18 +29,18 @@ EXPERTS = (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP)
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Along which dimension of [in, out] the devices of a mesh split a matrix."""
+    """How the devices of a mesh divide a matrix [in, out]: by inputs, by outputs, or not at all."""
 
     parts: int
     inputs: bool
     outputs: bool
 
     def cut(self, array: np.ndarray, index: int, axis: int) -> np.ndarray:
-        """Return one part of an array along an axis."""
+        """Split an array along an axis into one part per device; return part `index`."""
         return np.split(array, self.parts, axis)[index]
 
     def of(self, matrix: HostMatrix, index: int) -> HostMatrix:
-        """Return the part of one device of a matrix [in, out]."""
+        """Return the part of a matrix [in, out] that belongs to device `index` of the mesh."""
         if not (self.inputs or self.outputs):
             return matrix
         if not isinstance(matrix, Packed):
@@ -55,7 +55,7 @@ class Split:
         )
 
     def place(self, parts: Sequence[np.ndarray], mesh: Mesh) -> jax.Array:
-        """Place an array [in, out] whose parts belong to the devices along `model`."""
+        """Copy an array [in, out], given in parts, to the devices along the mesh axis `model`."""
         axis = 0 if self.inputs else 1
         where = ("model" if self.inputs else None, "model" if self.outputs else None)
         whole = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis)
@@ -83,7 +83,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> Split:
-    """Return how the devices of a mesh split the matrices of a group."""
+    """Decide how the devices of a mesh divide the matrices of a group."""
     inward, outward = group.axes
     parts = mesh.shape["model"]
     inputs = RULES[inward] == "model" and parts > 1
@@ -93,7 +93,7 @@ def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> 
 
 
 def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
-    """Return a matrix as it can be stored: unpacked if the kernels cannot read its parts."""
+    """Unpack a packed matrix unless the kernels can read the part of each device."""
     if not isinstance(matrix, Packed):
         return matrix
     if split.inputs and (
@@ -104,13 +104,13 @@ def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
 
 
 def own_part(matrix: Packed, split: Split) -> Packed:
-    """Return the part of the first device."""
+    """Return the part of a packed matrix that the first device gets."""
     part = split.of(matrix, 0)
     return part if isinstance(part, Packed) else matrix
 
 
 def form_of(matrix: HostMatrix) -> object:
-    """Return a key that is equal for matrices that can be stored as one."""
+    """Return a key; matrices with equal keys can be concatenated into one."""
     if not isinstance(matrix, Packed):
         return None
     is_half = matrix.scales.dtype == np.float16
@@ -118,12 +118,12 @@ def form_of(matrix: HostMatrix) -> object:
 
 
 def has_order(matrix: HostMatrix) -> bool:
-    """Say whether the inputs of a matrix are sorted, in an order of its own."""
+    """Say whether a packed matrix stores its inputs in another order than the model's (GPTQ)."""
     return isinstance(matrix, Packed) and matrix.order is not None
 
 
 def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> GroupWeight:
-    """Place matrices side by side, every device with its own parts of all of them."""
+    """Concatenate matrices by output and place them; each device gets its part of every matrix."""
     parts = [
         side_by_side([split.of(each, index) for each in matrices]) for index in range(split.parts)
     ]
@@ -131,7 +131,7 @@ def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> Group
 
 
 def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
-    """Join matrices of one form along their outputs."""
+    """Concatenate matrices with equal `form_of` along their outputs."""
     if len(matrices) == 1:
         return matrices[0]
     packed = [each for each in matrices if isinstance(each, Packed)]
@@ -149,7 +149,7 @@ def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
 def placed(
     parts: Sequence[HostMatrix], split: Split, to: Placement
 ) -> DenseStorage | PackedStorage:
-    """Place the parts of all devices."""
+    """Copy the parts of a matrix to their devices, dense or in the packed form of the kernels."""
     if not isinstance(parts[0], Packed):
         dense = [np.ascontiguousarray(each, jnp.dtype(to.dtype)) for each in parts]
         return DenseStorage(split.place(dense, to.mesh))

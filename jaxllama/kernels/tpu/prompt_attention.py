@@ -39,7 +39,9 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
     window: int | None,
     cap: float | None,
 ) -> Float[Array, "K R W"]:
-    """Attend rows of one slot to the columns up to their own, which the cache already has.
+    """Compute attention of prompt rows to the columns of their slot, each up to its own column.
+
+    The cache has the columns of all rows already.
 
     Row r of a head belongs to the token at column start + r // group.
     """
@@ -96,7 +98,10 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 
 
 def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> tuple[Any, Any]:
-    """Return the first and the last block that the tokens of a run may see."""
+    """Return the first and last block of columns that the `run`-th run of tokens attends to.
+
+    A run has `taken` tokens; the first one of the prompt is at column `start`.
+    """
     begin = start + run * taken
     last = (begin + taken - 1) // block
     first = 0 if window is None else jnp.maximum(begin - window + 1, 0) // block
@@ -104,7 +109,7 @@ def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> t
 
 
 def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any) -> None:
-    """Add one block of keys of one head to the running softmax of the rows."""
+    """Add one block of columns to the running softmax of the rows, for one key/value head."""
     at, position, queries, numbers, *scales = refs[:-4]
     out, *state = refs[-4:]
     head, run, index = (pl.program_id(axis) for axis in range(3))
@@ -141,7 +146,7 @@ def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any)
 
 
 def part_of(rows: int) -> int:
-    """Return how many rows are attended at a time: whole tiles, or all rows."""
+    """Return how many rows the kernel computes at a time: a whole number of tiles, or all rows."""
     sizes = range(min(rows, PART), 0, -1)
     is_whole = (size for size in sizes if rows % size == 0 and size % TILE == 0)
     return next(is_whole, rows)

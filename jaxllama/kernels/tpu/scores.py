@@ -16,14 +16,14 @@ LANES = 128
 
 
 class KeyMask(NamedTuple):
-    """Which columns of a block a row may attend to."""
+    """The columns of a block that a row attends to: up to its position, inside its window."""
 
     start: Array  # first column of the block
     position: Array  # of the row, or of every row along an axis of size 1
     window: int | None
 
     def of(self, shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
-        """Return the mask of scores whose columns lie along an axis."""
+        """Build the mask for an array of scores of this shape; `axis` is that of the columns."""
         column = self.start + lax.broadcasted_iota(jnp.int32, shape, axis)
         seen = column <= self.position
         return seen if self.window is None else seen & (column > self.position - self.window)
@@ -38,17 +38,17 @@ class RunningSoftmax(NamedTuple):
 
     @staticmethod
     def scratch(rows: tuple[int, ...], width: int) -> list[Any]:
-        """Return the memory that it needs."""
+        """Return the VMEM buffers that the kernel has to reserve for it."""
         return [pltpu.VMEM((*rows, each), jnp.float32) for each in (LANES, LANES, width)]
 
     def begin(self) -> None:
-        """Forget all blocks."""
+        """Reset the running maximum, sum and mean, before the first block."""
         self.top[...] = jnp.full(self.top.shape, HIDDEN, jnp.float32)
         self.total[...] = jnp.zeros(self.total.shape, jnp.float32)
         self.mixed[...] = jnp.zeros(self.mixed.shape, jnp.float32)
 
     def weigh(self, scores: Array, seen: Bool[Array, "..."], cap: float | None) -> Array:
-        """Return the weights of a block; a block that no row may see changes no bit."""
+        """Add the scores of a block, return their weights; a fully masked block changes no bit."""
         scores = scores if cap is None else cap * jnp.tanh(scores / cap)
         scores = jnp.where(seen, scores, HIDDEN)
         old = self.top[...][..., :1]
@@ -62,30 +62,30 @@ class RunningSoftmax(NamedTuple):
         return weights
 
     def add(self, mixed: Array) -> None:
-        """Add the weighted values of the block."""
+        """Add the values of the block, already multiplied by the weights from `weigh`."""
         self.mixed[...] = self.mixed[...] + mixed
 
     @property
     def mean(self) -> Array:
-        """The mean of the values by weight."""
+        """The result of attention: the mean of all values, weighted."""
         return self.mixed[...] / jnp.maximum(self.total[...][..., :1], 1e-30)
 
 
 def keys_of(pairs: Array, width: int) -> Array:
-    """Return the part of keys beside values that queries of this width multiply.
+    """Return the keys of a block that stores keys and values side by side, [... 2H].
 
-    Narrow heads keep the whole: their queries have zeros where the values are.
+    For narrow heads return the whole block: their queries have zeros where the values are.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., :width]
 
 
 def values_of(pairs: Array, width: int) -> Array:
-    """Return the part of keys beside values to mix: the whole for narrow heads."""
+    """Return the values of such a block; for narrow heads the whole block, keys included."""
     return pairs if pairs.shape[-1] == width else pairs[..., -width:]
 
 
 def product(equation: str, left: Array, right: Array) -> Array:
-    """Multiply with float32 sums; float32 numbers are multiplied exactly, not as bfloat16."""
+    """Compute an einsum with float32 sums; float32 factors are not rounded to bfloat16."""
     is_exact = left.dtype == jnp.float32
     return jnp.einsum(
         equation,
@@ -97,7 +97,7 @@ def product(equation: str, left: Array, right: Array) -> Array:
 
 
 def attention_cost(queries: Any, layer: Sequence[Any]) -> pl.CostEstimate:
-    """Return the most that attention costs, for XLA's schedule: if all columns are in use."""
+    """Estimate the cost of attention for XLA's scheduler, as if every column were in use."""
     columns = layer[0].shape[2]
     scores = queries.size // queries.shape[-1] * columns
     arrays = (queries, queries, *layer)

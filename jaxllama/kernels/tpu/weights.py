@@ -19,13 +19,13 @@ from jaxllama.sharding import add_up
 
 
 class StoredMatrix(Protocol):
-    """The numbers of a matrix in one form."""
+    """One way to store a matrix on a device: dense or packed."""
 
     def dot(self, x: Float[Array, "L I"]) -> Float[Array, "L O"]:
         """Return x · matrix in float32."""
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, float32."""
+        """Look up the weights of some outputs (rows of an embedding) as float32."""
 
     @property
     def outputs(self) -> int:
@@ -35,7 +35,7 @@ class StoredMatrix(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseStorage:
-    """Numbers as an array: [in, out], or [vocab, width] for an embedding."""
+    """A matrix stored dense: [in, out], or [vocab, width] for an embedding."""
 
     array: Any
     by_output: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -45,7 +45,7 @@ class DenseStorage:
         return DenseWeight(self.array, self.by_output).dot(x)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, float32."""
+        """Look up the weights of some outputs (rows of an embedding) as float32."""
         taken: Array = self.array[tokens].astype(jnp.float32)
         return taken
 
@@ -59,7 +59,7 @@ class DenseStorage:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedStorage:
-    """A matrix in the few bits that its file holds, unpacked inside the kernels."""
+    """A matrix stored in the 4 or 8 bits of its file; the kernels unpack it while they multiply."""
 
     grouped: GroupedMatrix
     inputs: int = dataclasses.field(metadata={"static": True})  # of one device, without padding
@@ -71,7 +71,7 @@ class PackedStorage:
         return multiply(x, self.grouped)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, float32."""
+        """Look up the weights of some outputs (rows of an embedding) as float32."""
         from jaxllama.kernels.tpu.grouped_matmul import take  # noqa: PLC0415 - slow to import
 
         return take(self.grouped, tokens.astype(jnp.int32))[:, : self.inputs]
@@ -85,7 +85,7 @@ class PackedStorage:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupWeight(UnfusedWeight):
-    """A matrix, or all matrices of a group side by side."""
+    """A matrix, or all matrices of a group concatenated by output."""
 
     matrix: Any  # a StoredMatrix
     splits_inputs: bool = dataclasses.field(metadata={"static": True})

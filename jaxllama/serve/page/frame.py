@@ -51,7 +51,7 @@ class Frame:
         self._text = self._read("frame")
 
     def document(self, entry: Entry) -> str:
-        """Return the document of a page."""
+        """Return the whole HTML document of a page."""
         _, *parts = BLOCK.split(self._read(entry.name))
         blocks = dict(zip(parts[::2], parts[1::2], strict=True))
         values = {

@@ -91,7 +91,7 @@ class BasiliskFacts:
 
 
 async def ping(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer that the server is there."""
+    """Answer a health check: the server runs."""
     del request, service
     return web.Response(text="pong")
 

@@ -170,7 +170,7 @@ def one_of(body: BasiliskInferBody, documented: str, coded: str) -> Any:
 
 
 def answer_of(model: Model, events: list[Event]) -> BasiliskAnswer:
-    """Build the answer of its events."""
+    """Build the whole answer from the events of a generation."""
     ids = [event.token for event in events if isinstance(event, Token)]
     end = events[-1]
     reason = REASONS.get(end.reason, -1) if isinstance(end, Finished) else -1

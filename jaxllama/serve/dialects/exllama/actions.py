@@ -196,7 +196,7 @@ class ActionConnection:
 
 
 def knobs_of(asked: WsRequest) -> dict[str, Any]:
-    """Return the knobs of a message."""
+    """Return the sampling knobs that a client's message sets."""
     stops = [each for each in (asked.stop_token or "").split(",") if each]
     return {
         "max_tokens": asked.max_new,

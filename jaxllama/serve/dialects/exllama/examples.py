@@ -61,7 +61,7 @@ async def read_prompt(request: web.Request) -> str:
 
 
 def example(name: str, summary: str) -> Endpoint:
-    """Return the endpoint of an example."""
+    """Return the endpoint of one of ExLlama's example programs."""
     return Endpoint("POST", f"/infer_{name}", f"Continue a prompt: {summary}", answer=str)
 
 

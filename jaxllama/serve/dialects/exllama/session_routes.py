@@ -148,7 +148,7 @@ class UserInputBody(RequestShape, kw_only=True):
 
 
 def endpoint(name: str, summary: str, body: type[RequestShape]) -> Endpoint:
-    """Return the endpoint of a change."""
+    """Declare the endpoint of a change to a session, with the shape of its request."""
     return Endpoint(
         "POST", f"/api/{name}", f"{summary}, in ExLlama's form", body=body, answer=SessionResult
     )
@@ -269,7 +269,7 @@ class SessionRoutes:
     async def set_participants(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Set who takes part."""
+        """Replace the names of the participants of the session."""
         body, _ = await SET_PARTICIPANTS.read(request, service, SetParticipantsBody)
         names = [name.strip() for name in body.participants]
         if len(names) > MOST_PARTICIPANTS or len(set(names)) < len(names) or not all(names):
@@ -295,7 +295,7 @@ class SessionRoutes:
     async def set_gen_settings(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Set the sampling."""
+        """Replace the sampling settings of the session."""
         body, _ = await SET_GEN_SETTINGS.read(request, service, SetGenSettingsBody)
         check("temperature", body.temperature)
         check("max_tokens", body.max_response_tokens)
@@ -379,7 +379,7 @@ class SessionRoutes:
 
 
 def set_names(session: ExLlamaSession, names: list[str]) -> None:
-    """Set the participants of a session."""
+    """Replace the participants of a session by these names."""
     session.participants = names
 
 

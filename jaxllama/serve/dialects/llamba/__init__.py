@@ -24,7 +24,7 @@ class LlambaOptions(DialectOptions, frozen=True):
 
 
 async def ping(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with nothing."""
+    """Answer a health check with an empty body."""
     del request, service
     return web.Response()
 

@@ -72,7 +72,7 @@ class LlambaAnswering:
         return web.Response(body=encode(found) + b"\n", content_type="application/json")
 
     def ask_of_chat(self, query: LlambaChatQuery, model: Model) -> Ask:
-        """Return the task of a conversation."""
+        """Convert the query for a chat to a generation task for the service."""
         messages, ending = conversation_of(query)
         knobs = knobs_of(query, self._sampler, model)
         overflow = query.context_overflow or ContextOverflow.ERROR
@@ -114,7 +114,7 @@ def conversation_of(query: LlambaChatQuery) -> tuple[list[Json], Ending]:
 
 
 def as_message(turn: LlambaTurn) -> Json:
-    """Return a message as it is."""
+    """Convert a turn to a message as JSON, without changes."""
     return {"role": turn.role, "content": turn.content}
 
 

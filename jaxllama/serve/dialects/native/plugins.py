@@ -212,5 +212,5 @@ def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
 
 
 def doc_of(kind: type) -> str:
-    """Return the docstring of a plugin."""
+    """Return the docstring of a plugin class."""
     return inspect.getdoc(kind) or ""

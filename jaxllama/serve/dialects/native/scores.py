@@ -160,7 +160,7 @@ async def labelled(
 
 
 def likeliest(found: Sequence[Labelled]) -> str:
-    """Return the most likely label."""
+    """Return the label with the highest probability."""
     return max(found, key=lambda one: one.probability).label
 
 

@@ -92,7 +92,7 @@ class RllamaInference:
             return await write_lines(request, no_lines())
 
     def _ask(self, body: RllamaBody, model: Model) -> Ask:
-        """Return the task of a request."""
+        """Convert a request to a generation task for the service."""
         if body.top_k is not None and body.top_k < 1:
             raise InvalidParameter(f"top_k is {body.top_k}; it must be at least 1", "top_k")
         seen = self._max_seq_len if body.max_seq_len is None else body.max_seq_len
@@ -168,7 +168,7 @@ async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) ->
 
 
 async def no_lines() -> AsyncIterator[bytes]:
-    """Yield nothing."""
+    """Return an empty stream of lines."""
     return
     yield b""
 
