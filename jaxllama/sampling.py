@@ -156,11 +156,19 @@ class Context:
     chance: Float[Array, ""]  # one uniform number in [0, 1), new for each sampler and step
     temperature: Float[Array, ""]
     allowed: UInt32[Array, " W"] | None = None  # one bit per token; see `lets_through`
+    total: Float[Array, ""] | None = None  # of a shaper's logits; see `log_total`
 
     @property
     def generated(self) -> Int[Array, ""]:
         """Return the number of tokens generated so far."""
         return self.length - self.prompt
+
+    def log_total(self, logits: Float[Array, " N"]) -> Float[Array, ""]:
+        """Return the log-sum-exp of the logits that a shaper is called with.
+
+        The engine computes it in a kernel, several times as fast as `jax.nn.logsumexp`.
+        """
+        return jax.nn.logsumexp(logits) if self.total is None else self.total
 
     def lets_through(self, vocab: int) -> Bool[Array, " V"]:
         """Return the mask of tokens that the request's constraint (schema, grammar) allows next."""
@@ -297,6 +305,9 @@ class Shaper(Sampler):
     """
 
     last: ClassVar[bool] = False  # True: always runs after the filters
+    # True promises to leave at least one token of every row; the engine then does not check it,
+    # which would take two more passes over the logits.
+    keeps_some: ClassVar[bool] = False
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
         """Return the new logits of one row.

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from jaxllama.sampling import Chosen, Context, Knob, Shaper, knob, state
@@ -24,6 +23,7 @@ class AdaptiveP(Shaper):
 
     order = 90
     last = True
+    keeps_some = True
 
     adaptive_target: Knob = knob(
         off=-1.0,
@@ -48,9 +48,8 @@ class AdaptiveP(Shaper):
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
         """Score tokens by how near their probability is to the target; banned ones stay at -inf."""
-        del context
         aim = jnp.clip(2 * self.adaptive_target - self.total / self.weight, 0.0, 1.0)
-        distance = jnp.abs(jax.nn.softmax(logits) - aim) / WIDTH
+        distance = jnp.abs(jnp.exp(logits - context.log_total(logits)) - aim) / WIDTH
         close = PEAK - SHARPNESS * distance**2 / (1 + distance)
         moved = jnp.where(logits > -jnp.inf, close, -jnp.inf)
         return jnp.where(self.adaptive_target < 0, logits, moved)

@@ -18,6 +18,7 @@ class DynamicTemperature(Shaper):
     """
 
     order = -10  # before the temperature, which this cancels in advance
+    keeps_some = True
 
     dynatemp_range: Knob = knob(
         off=0.0,

@@ -14,6 +14,7 @@ class Smoothing(Shaper):
     """
 
     order = 10
+    keeps_some = True
 
     smoothing_factor: Knob = knob(
         off=0.0,

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.sampling import Context, Knob, Shaper, knob
-from jaxllama.shapes import Array, Float
+from jaxllama.shapes import Array, Bool, Float, Int32
 
+BLOCK = 256  # logits
 LOWEST = -3e38  # about the most negative float32 number
 
 
@@ -19,6 +20,7 @@ class Xtc(Shaper):
 
     order = -20  # before a late temperature: the threshold applies to the model's own probabilities
     last = True
+    keeps_some = True
 
     xtc_probability: Knob = knob(
         off=0.0, low=0.0, high=1.0, help="drop the likeliest tokens with this probability; 0 = off"
@@ -33,12 +35,28 @@ class Xtc(Shaper):
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
         """Drop the top choices, or return the logits unchanged."""
-        # Compares logits, because computing all probabilities would take two more passes.
-        line = jax.nn.logsumexp(logits) + jnp.log(self.xtc_threshold)
+        # Compares logits, because computing all probabilities would take another pass.
+        line = context.log_total(logits) + jnp.log(self.xtc_threshold)
         line = jnp.maximum(line, LOWEST)  # banned tokens, at -inf, stay below
-        # Among equally likely tokens the last one counts as the least likely, as in a sorted list.
-        least = jnp.min(jnp.where(logits >= line, logits, jnp.inf))
         place = jnp.arange(logits.shape[0])
-        spared = jnp.max(jnp.where(logits == least, place, -1))
         happens = context.chance < self.xtc_probability
-        return jnp.where(happens & (logits >= line) & (place != spared), -jnp.inf, logits)
+        dropped = happens & (logits >= line) & (place != least_likely(logits, line))
+        return jnp.where(dropped, -jnp.inf, logits)
+
+
+def least_likely(logits: Float[Array, " N"], line: Float[Array, ""]) -> Int32[Array, ""]:
+    """Return the place of the smallest logit from `line` on, the last one among equals.
+
+    Reads all logits once: the smallest of each block first, then one block again.
+    """
+    filled = jnp.pad(logits, (0, -logits.shape[0] % BLOCK), constant_values=-jnp.inf)
+    reached = jnp.where(filled >= line, filled, jnp.inf)
+    of_block = jnp.min(reached.reshape(-1, BLOCK), axis=1)
+    least = jnp.min(of_block)
+    start = last_of(of_block == least) * BLOCK
+    return start + last_of(jax.lax.dynamic_slice(filled, (start,), (BLOCK,)) == least)
+
+
+def last_of(marks: Bool[Array, " N"]) -> Int32[Array, ""]:
+    """Return the last place that is marked."""
+    return jnp.max(jnp.where(marks, jnp.arange(marks.shape[0], dtype=jnp.int32), 0))

@@ -43,8 +43,11 @@ def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
     return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 
-def context(row: Rows, name: str) -> Context:
-    """Return the context of one row for the sampler called `name` (leaves without S)."""
+def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Context:
+    """Return the context of one row for the sampler called `name` (leaves without S).
+
+    `total` is the log-sum-exp of the logits that a shaper is called with.
+    """
     return Context(
         row.tokens,
         row.length,
@@ -53,6 +56,7 @@ def context(row: Rows, name: str) -> Context:
         chance(row, name) if row.chances is None else row.chances[name],
         row.temperature,
         row.allowed,
+        total,
     )
 
 

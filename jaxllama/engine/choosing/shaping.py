@@ -4,8 +4,9 @@ Called inside the decode program: by the bank over the whole vocabulary, by `sur
 candidates that the filters keep. Knows no filters and draws nothing.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,24 @@ import jax.numpy as jnp
 from jaxllama.engine.choosing.logprobs import WeightedLogits
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels.body import Choosing
+from jaxllama.kernels.plain.choice import at
 from jaxllama.sampling import Sampler, Shaper
 from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32
 
 ShaperKinds = Mapping[str, type[Shaper]]  # in order
 RowsOn = dict[str, Bool[Array, " S"]]  # rows in which each shaper acts
+# Returns the log-sum-exp of logits [S C] in the given rows [S].
+TotalsOf = Callable[[Array, Array], Array]
+
+T = TypeVar("T")
+
+
+class Shown(NamedTuple):
+    """The input of a shaper that observes."""
+
+    logits: Float[Array, "S C"]
+    totals: Float[Array, " S"]  # log-sum-exp, in the rows in which it acts
 
 
 class Shaping(NamedTuple):
@@ -30,7 +43,7 @@ class Shaping(NamedTuple):
     late: RowsOn  # after the filters
 
     def within(self, active: Bool[Array, " S"]) -> "Shaping":
-        """Limit the shapers to some rows."""
+        """Return the same shaping, limited to the rows in `active`."""
         early = {name: on & active for name, on in self.early.items()}
         return self._replace(
             early=early, late={name: on & active for name, on in self.late.items()}
@@ -56,38 +69,72 @@ def shape(
     on: RowsOn,
     logits: Float[Array, "S C"],
     heat: Float[Array, " S"],
-) -> tuple[Float[Array, "S C"], dict[str, Float[Array, "S C"]]]:
+    totals_of: TotalsOf,
+) -> tuple[Float[Array, "S C"], dict[str, Shown]]:
     """Apply the shapers that are on, and the temperature `heat` at its place among them.
 
     Also return the input of each late shaper that observes.
     """
-    shown: dict[str, Float[Array, "S C"]] = {}
+    shown: dict[str, Shown] = {}
     is_heated = False
     for name, kind in kinds.items():
         if kind.order >= 0 and not is_heated:
-            logits, is_heated = logits / heat[:, None], True
+            logits, is_heated = heated(logits, heat), True
+        given = logits
+        logits, totals = shape_one((name, kind), shaping, on[name], given, totals_of)
         if remembers(kind):
-            shown[name] = logits
-        logits = shape_one(name, shaping, on[name], logits)
-    return (logits if is_heated else logits / heat[:, None]), shown
+            shown[name] = Shown(given, totals)
+    return (logits if is_heated else heated(logits, heat)), shown
+
+
+def heated(logits: Float[Array, "S C"], heat: Float[Array, " S"]) -> Float[Array, "S C"]:
+    """Divide by the temperature; costs nothing where that changes no row."""
+    return in_place_if(jnp.any(heat != 1), lambda old: old / heat[:, None], logits)
 
 
 def shape_one(
-    name: str, shaping: Shaping, on: Bool[Array, " S"], logits: Float[Array, "S C"]
-) -> Float[Array, "S C"]:
-    """Apply one shaper in the rows that are on; a row it would empty stays as it was."""
+    which: tuple[str, type[Shaper]],
+    shaping: Shaping,
+    on: Bool[Array, " S"],
+    logits: Float[Array, "S C"],
+    totals_of: TotalsOf,
+) -> tuple[Float[Array, "S C"], Float[Array, " S"]]:
+    """Apply one shaper in the rows that are on; a row it would empty stays as it was.
 
-    def one(logits: Float[Array, " C"], sampler: Sampler, row: Rows) -> Float[Array, " C"]:
+    Also return the log-sum-exp of the logits before, in these rows.
+    """
+    name, kind = which
+
+    def one(
+        logits: Float[Array, " C"], sampler: Sampler, row: Rows, total: Float[Array, ""]
+    ) -> Float[Array, " C"]:
         assert isinstance(sampler, Shaper)
-        shaped = sampler(logits, context(row, name))
+        shaped = sampler(logits, context(row, name, total))
+        if kind.keeps_some:
+            return shaped
         # A maximum, because XLA takes eight times as long on CPU for whether any is above.
         return jnp.where(jnp.max(shaped) > -jnp.inf, shaped, logits)
 
-    def changed(old: Array) -> Array:
+    def changed(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        old, _ = state
+        totals = totals_of(old, on)
         with jax.named_scope(name):
-            return where_rows(on, jax.vmap(one)(old, shaping.shapers[name], shaping.rows), old)
+            moved = jax.vmap(one)(old, shaping.shapers[name], shaping.rows, totals)
+            return where_rows(on, moved, old), totals
 
-    return jax.lax.cond(jnp.any(on), changed, lambda old: old, logits)
+    state = (logits, jnp.zeros(logits.shape[0], logits.dtype))
+    if remembers(kind):  # its input is read later: nothing to do in place
+        return jax.lax.cond(jnp.any(on), changed, lambda old: old, state)
+    return in_place_if(jnp.any(on), changed, state)
+
+
+def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) -> T:
+    """Apply `change` if the condition holds.
+
+    A loop of no or one turn changes arrays in place; XLA copies what goes through a conditional.
+    """
+    found: T = jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, each: change(each), old)
+    return found
 
 
 @scoped
@@ -100,7 +147,8 @@ def shape_early(
     def shaped() -> WeightedLogits:
         mine, even = shaping.within(on), jnp.ones_like(weighted.heat)
         relative = weighted.logits - weighted.best[:, None]
-        logits, _ = shape(kinds, mine, mine.early, relative, jnp.where(on, weighted.heat, even))
+        heat = jnp.where(on, weighted.heat, even)
+        logits, _ = shape(kinds, mine, mine.early, relative, heat, partial(log_totals, ops))
         logits = where_rows(on, logits, weighted.logits)
         best = where_rows(on, ops.survey(logits, on).best, weighted.best)
         return WeightedLogits(logits, best, jnp.where(on, even, weighted.heat), weighted.active)
@@ -111,18 +159,23 @@ def shape_early(
 @scoped
 def shape_all(
     ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
-) -> tuple[WeightedLogits, dict[str, Float[Array, "S V"]]]:
+) -> tuple[WeightedLogits, dict[str, Shown]]:
     """Apply all shapers to rows without filters; also return the inputs of observing shapers."""
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
-    relative = weighted.logits - weighted.best[:, None]
     heat = jnp.where(last, even, weighted.heat)
+    totals_of = partial(log_totals, ops)
+
+    def relative() -> Array:
+        return weighted.logits - weighted.best[:, None]
+
     logits = jax.lax.cond(
         jnp.any(some(mine.early.values(), mine.rows)),
-        lambda: shape(kinds, mine, mine.early, relative, heat)[0],
-        lambda: relative / heat[:, None],
+        lambda: shape(kinds, mine, mine.early, relative(), heat, totals_of)[0],
+        lambda: relative() / heat[:, None],
     )
-    logits, shown = shape(kinds, mine, mine.late, logits, jnp.where(last, weighted.heat, even))
+    later = jnp.where(last, weighted.heat, even)
+    logits, shown = shape(kinds, mine, mine.late, logits, later, totals_of)
     return WeightedLogits(
         logits, ops.survey(logits, weighted.active).best, even, weighted.active
     ), shown
@@ -133,18 +186,19 @@ def remembers(kind: type[Shaper]) -> bool:
     return kind.last and kind.observe is not Sampler.observe
 
 
+def log_totals(
+    ops: Choosing, logits: Float[Array, "S V"], rows: Bool[Array, " S"]
+) -> Float[Array, " S"]:
+    """Return the log-sum-exp of whole rows of logits, by the kernels."""
+    found = ops.survey(logits, rows)
+    return found.best - ops.logprob(logits, found.token, rows)
+
+
 def shown_at(
-    shown: Mapping[str, Float[Array, "S C"]], on: RowsOn, place: Int32[Array, " S"]
+    shown: Mapping[str, Shown], on: RowsOn, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
     """Return the log-probability of the entry at `place` in each shaper's input."""
-
-    def at(logits: Float[Array, "S C"]) -> Float[Array, " S"]:
-        total = jax.nn.logsumexp(logits, axis=-1)
-        return jnp.take_along_axis(logits, place[:, None], axis=-1)[:, 0] - total
-
-    def nothing(logits: Float[Array, "S C"]) -> Float[Array, " S"]:
-        return jnp.zeros(logits.shape[0], logits.dtype)
-
     return {
-        name: jax.lax.cond(jnp.any(on[name]), at, nothing, logits) for name, logits in shown.items()
+        name: jnp.where(on[name], at(given.logits, place) - given.totals, 0.0)
+        for name, given in shown.items()
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxllama.engine.choosing.logprobs import Listed, list_padded
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
-from jaxllama.engine.choosing.shaping import Shaping, remembers, shape, shown_at
+from jaxllama.engine.choosing.shaping import Shaping, Shown, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
 from jaxllama.kernels.plain import choice
 from jaxllama.sampling import Candidates, Filter, Sampler, Shaper
@@ -207,15 +207,20 @@ def pick(
     relative = best.logits - best.logits[:, :1]
     mine = given.shaping.within(given.active)
 
-    def plain() -> tuple[Array, Array, dict[str, Array]]:
+    def plain() -> tuple[Array, Array, dict[str, Shown]]:
         logits = relative / given.late[:, None]
-        return best.ids, logits, {name: logits for name in kinds if remembers(kinds[name])}
+        nothing = Shown(logits, jnp.zeros_like(given.late))
+        return best.ids, logits, {name: nothing for name in kinds if remembers(kinds[name])}
 
-    def shaped() -> tuple[Array, Array, dict[str, Array]]:
-        logits, shown = shape(kinds, mine, mine.late, relative, given.late)
+    def shaped() -> tuple[Array, Array, dict[str, Shown]]:
+        logits, shown = shape(kinds, mine, mine.late, relative, given.late, totals_of)
         order = jnp.argsort(-logits, axis=-1, stable=True)
-        every = (best.ids, logits, shown)
-        return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=-1), every)
+
+        def ordered(leaf: Array) -> Array:
+            return jnp.take_along_axis(leaf, order, axis=-1)
+
+        moved = {name: each._replace(logits=ordered(each.logits)) for name, each in shown.items()}
+        return ordered(best.ids), ordered(logits), moved
 
     ids, logits, shown = jax.lax.cond(jnp.any(some(mine.late.values(), given.rows)), shaped, plain)
     likeliest, even = logits[:, 0], jnp.ones_like(given.late)
@@ -227,6 +232,12 @@ def pick(
         list_padded(ids, logprobs, listed),
         shown_at(shown, mine.late, place),
     )
+
+
+def totals_of(logits: Float[Array, "S C"], rows: Bool[Array, " S"]) -> Float[Array, " S"]:
+    """Return the log-sum-exp of the candidates of every row."""
+    del rows
+    return jax.nn.logsumexp(logits, axis=-1)
 
 
 def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act, begin: Any) -> Any:
