@@ -246,7 +246,7 @@ class Replay:
         return shares
 
     def rows(self, index: int) -> Rows:
-        """Build one engine row per stage, at temperature 1 before the stage of the temperature."""
+        """Build one engine row per stage of samplers; before the temperature it is 1."""
         mine = self.recording
         known = [*mine.prompt, *mine.tokens[:index]]
         tokens = np.zeros(mine.columns, np.int32)

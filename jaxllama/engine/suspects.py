@@ -22,7 +22,7 @@ class Suspects:
         self._drawn = 0  # tokens that the suspect that runs alone has drawn
 
     def __bool__(self) -> bool:
-        """Say whether a suspect waits or runs alone."""
+        """Say whether a request suspected of a fault is waiting, or runs alone to be tested."""
         return self.alone is not None or bool(self.waiting)
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:

@@ -33,7 +33,7 @@ class AwakeClock:
         self._state = now, lost + max(0.0, now - last - MOST_BETWEEN_BEATS)
 
     def time(self) -> float:
-        """Return seconds since a fixed moment, without lost time."""
+        """Return seconds since a fixed moment, minus time in which the process stood still."""
         last, lost = self._state
         return min(self._monotonic(), last + MOST_BETWEEN_BEATS) - lost
 

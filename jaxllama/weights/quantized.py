@@ -292,7 +292,7 @@ def is_part(name: str, matrices: Mapping[str, QuantizedMatrix]) -> bool:
 
 
 def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
-    """Check types and shapes of the parts of one matrix."""
+    """Build the quantized matrix `stem` from its tensors; check their types and shapes."""
     names = PARTS[scheme.method]
     parts = {part: tensors[stem + part] for part in names if stem + part in tensors}
     missing = [stem + part for part in names[:NEEDED] if part not in parts]

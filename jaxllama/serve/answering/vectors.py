@@ -64,7 +64,7 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
 
 
 def question_of(encoder: Encoder, part: list[list[int]]) -> Question[np.ndarray]:
-    """Return the question for the vectors of some texts; it needs no slot."""
+    """Return a task for the service that computes the vectors of some texts, without a slot."""
     return Question(lambda _: encoder.encode_in_steps(part), sum(map(len, part)), slots=0)
 
 
