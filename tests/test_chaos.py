@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from jaxllama.registry import DIALECTS, load_plugins
+from jaxllama.serve.dialect import Dialect
 from tests.chaos import hostile_requests
 from tests.chaos import report as report_module
 from tests.chaos.asking import Waits
@@ -19,6 +21,8 @@ from tests.chaos.disconnects import plan
 from tests.chaos.hostile import Outcomes, status_of
 from tests.chaos.hostile_requests import KINDS, Shot, hostile
 from tests.chaos.report import Report, spread, within
+from tests.chaos.soak import Held, flat, is_bad
+from tests.chaos.soak_traffic import errand
 from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import Resources
 
@@ -242,3 +246,49 @@ def test_an_attack_ends_early_when_its_time_is_over(monkeypatch: pytest.MonkeyPa
     moments = iter((0.0, 1.0, 2.0, 2.5, 99.0))
     monkeypatch.setattr(report_module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     assert list(within(2.4, 10)) == [0, 1]
+
+
+# The soak.
+
+
+def held(**more: Any) -> Held:
+    """What a server holds after a round."""
+    resources = {key: more.pop(key) for key in ("rss_mib", "fds", "threads") if key in more}
+    own = {"tasks": 6, "programs_compiled": 13, "recompilations": 0} | more
+    return Held(dataclasses.replace(CALM, **resources), **own)
+
+
+@pytest.mark.parametrize(
+    ("last", "broken"),
+    [
+        ({"rss_mib": 520.0}, []),
+        ({"rss_mib": 540.0}, ["memory is flat"]),
+        ({"fds": 23}, ["fds are flat"]),
+        ({"threads": 33}, ["threads are flat"]),
+        ({"tasks": 9}, ["tasks are flat"]),
+        ({"programs_compiled": 14}, ["no program is compiled late"]),
+        ({"recompilations": 1}, ["no program is compiled late"]),
+    ],
+)
+def test_what_grows_during_a_soak_breaks_a_promise(last: dict[str, Any], broken: list[str]) -> None:
+    rounds = [held(rss_mib=1.0, programs_compiled=4)] * 3 + [held()] * 6 + [held(**last)] * 3
+    assert [name for name, holds in flat(rounds).items() if not holds] == broken
+
+
+def test_a_soak_without_a_round_promises_nothing() -> None:
+    assert not all(flat([]).values())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "bad"),
+    [("a 200", False), ("a left", False), ("a 429", False), ("a 500", True), ("a 400", True)],
+)
+def test_answers_that_a_soak_does_not_accept(outcome: str, bad: bool) -> None:
+    assert is_bad(outcome) is bad
+
+
+def test_a_soak_asks_every_api() -> None:
+    names = {errand(random.Random(number)).name.split()[0] for number in range(500)}
+    installed = {name.replace("_", "-") for name in load_plugins(DIALECTS, Dialect).loaded}
+    assert names == installed
+    assert errand(random.Random(3)) == errand(random.Random(3))

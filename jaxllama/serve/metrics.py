@@ -4,6 +4,7 @@ Made with the application. The service reports requests to it; gauges are read f
 a monitor asks. Has its own registry, so that two servers in one process do not mix.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -141,6 +142,7 @@ class Metrics(Collector):
         for name, words in COUNTERS.items():
             if name in figures:
                 yield CounterMetricFamily(f"jaxllama_{name}", words, figures[name])
+        yield GaugeMetricFamily("jaxllama_tasks", "Tasks of the server's event loop", tasks())
         of_adapters = CounterMetricFamily(
             "jaxllama_adapter_requests", "Requests with a LoRA adapter", labels=["adapter"]
         )
@@ -165,3 +167,11 @@ def counts_by(counter: Counter, label: str) -> dict[str, float]:
 def waits_of(histogram: Histogram) -> Waits:
     """Return the buckets of a histogram."""
     return Waits(list(histogram.bounds[:-1]), list(histogram.counts))
+
+
+def tasks() -> int:
+    """Return the number of tasks of the running event loop; 0 if none runs in this thread."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

@@ -9,6 +9,7 @@ import click
 from tests.chaos import disconnects, fairness, hostile
 from tests.chaos.asking import Waits
 from tests.chaos.report import Report
+from tests.chaos.soak import soak
 from tests.chaos.target import package_of, target
 
 PARTS = ("fairness", "disconnects", "hostile")
@@ -33,6 +34,7 @@ SCENARIOS = [scenario.__name__.replace("_", "-") for scenario in fairness.SCENAR
 @click.option("--disconnects", "leaving", type=click.IntRange(min=1), help="[default: 6000]")
 @click.option("--requests", type=click.IntRange(min=1), help="Hostile ones [default: 20000].")
 @click.option("--seed", default=0, show_default=True, help="Of everything that is random.")
+@click.option("--soak", "minutes", type=click.FloatRange(min=0.1), help="Soak this long instead.")
 @click.option("--keep-log", type=click.Path(path_type=Path), help="Folder for the server's logs.")
 def main(
     *,
@@ -43,6 +45,7 @@ def main(
     leaving: int | None,
     requests: int | None,
     seed: int,
+    minutes: float | None,
     keep_log: Path | None,
 ) -> None:
     """Attack a server that this command starts, and print a line of JSON for each figure.
@@ -60,6 +63,9 @@ def main(
     }
 
     async def run() -> None:
+        if minutes is not None:
+            await soak(python, report, minutes=minutes, seed=seed)
+            return
         if "fairness" in chosen:
             await be_unfair(python, report, quick=quick, names=scenarios)
         for name, attack in (("disconnects", disconnects.attack), ("hostile", hostile.attack)):
