@@ -13,7 +13,8 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill sampling
 
-.PHONY: help install serve test check format bench chaos accelerators clients dist docs sbom clean
+.PHONY: help install serve test check format bench chaos soak fuzz accelerators clients dist docs sbom \
+	clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -23,6 +24,8 @@ help:
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
 	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
+	@echo "make soak      MINUTES=60 of traffic of all APIs; resources and answers must stay the same"
+	@echo "make fuzz      hostile files, texts, requests and frames for SECONDS=20 per reader"
 	@echo "make accelerators   compile for GPUs and TPUs that are not here, and read the programs"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make dist      the source archive and wheels, in dist/"
@@ -79,6 +82,13 @@ clients: install
 # make chaos CHAOS=--quick takes about two minutes; for more see CHAOS=--help.
 chaos: install
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+soak: install
+	@$(BIN)/python -m tests.chaos --soak $(or $(MINUTES),60) $(CHAOS)
+
+# make fuzz FUZZ="--seed 7 schema grammar" fuzzes some readers with other inputs.
+fuzz: install
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(FUZZ)
 
 # In an environment of its own, beside .venv: compilers for TPUs and NVIDIA GPUs, about 1.1 GB.
 # Needs no such device, driver or CUDA toolkit. Accepts ACCELERATORS=--short and --write.

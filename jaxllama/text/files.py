@@ -4,6 +4,7 @@ Called by the tokenizer readers. Knows bytes, UTF-8 and JSON; no kind of tokeniz
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def read_bytes(path: Path, longest: int) -> bytes | None:
         if not path.is_file():  # reading a pipe or a device may never end
             raise BadTokenizer(f"{path} is no regular file")
         with path.open("rb") as file:
-            raw = file.read(longest + 1)
+            # Python takes memory for all bytes that are asked for before it reads one.
+            raw = file.read(min(longest, os.fstat(file.fileno()).st_size) + 1)
     except (OSError, ValueError) as error:
         raise BadTokenizer(f"{path} cannot be read: {error}") from error
     if len(raw) > longest:

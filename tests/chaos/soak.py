@@ -28,10 +28,7 @@ SETTLE_SECONDS = 120.0
 PATIENCE = 300.0  # seconds that an errand may take
 MOST_GROWTH = 0.05  # of memory, after the first quarter
 MOST_MORE = 2  # file descriptors, threads, tasks
-OPTIONS = (
-    "--prompt-cache-mib=48",  # is full after some rounds
-    "--dialect-option=rama.step=256",  # tokens; without it an answer fills the context
-)
+OPTIONS = ("--prompt-cache-mib=48",)  # is full after some rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +192,16 @@ async def run(http: aiohttp.ClientSession, server: Target, chosen: Errand) -> st
 async def talk(
     http: aiohttp.ClientSession, url: str, headers: dict[str, str], chosen: Errand
 ) -> str:
-    """Send a message over a WebSocket and read until it is answered."""
-    async with http.ws_connect(url, headers=headers) as socket:
+    """Send a message over a WebSocket; return 200 when it is answered, else what is wrong."""
+    async with asyncio.timeout(PATIENCE), http.ws_connect(url, headers=headers) as socket:
         await socket.send_json(chosen.body)
+        is_stopped = False
         async for message in socket:
-            if message.type is aiohttp.WSMsgType.TEXT and chosen.ends in message.data:
+            if message.type is not aiohttp.WSMsgType.TEXT or '"error"' in message.data:
+                return str(message.data)[:200]
+            if chosen.ends in message.data:
                 return "200"
+            if not is_stopped:  # otherwise an answer may fill the context
+                await socket.send_json({"type": "stop"})
+                is_stopped = True
     return "closed"

@@ -32,7 +32,7 @@ class Errand:
     path: str
     body: Body | None = None  # None: a GET
     stay: float | None = None  # seconds; None: until the end
-    ends: str = ""  # for a WebSocket: what the last message contains
+    ends: str = ""  # for a WebSocket, whose client stops the answer: what the last message contains
 
     @property
     def is_socket(self) -> bool:
@@ -89,7 +89,12 @@ def errands(text: str, chance: random.Random) -> list[tuple[Any, ...]]:
         ("rllama", "/rllama/v1/inference", {"prompt": text, "max_new_tokens": 8}),
         ("llama-burn", "/generate", {"prompt": text, "max_tokens": 8}),
         ("rama gen", "/gen?prompt=" + text[:100].replace(" ", "+"), None),
-        ("rama socket", "/ws", {"type": "message", "content": text[:200]}, '"done"'),
+        (
+            "rama socket",
+            "/ws",
+            {"type": "message", "content": text[:200]},
+            '"done"',
+        ),
         ("basilisk", "/basilisk/infer", {"prompt": text, "max_new_tokens": 8}),
         ("exllama", "/api/userinput", {"user_input": text[:200]}),
     ]

@@ -1,5 +1,5 @@
-"""Fuzzing of the readers of model files: `python -m tests.fuzz NAME`, with atheris if installed.
+"""Fuzzing of all readers of bytes that a stranger can send: `make fuzz`, or `python -m tests.fuzz`.
 
-`corpus.zip` holds small sound models, written by `make_corpus.py`. Some hundred mutations of each
-are part of the tests.
+`corpus.zip` holds small sound models, written by `make_corpus.py`; `seeds/` holds sound texts and
+requests. Some mutations of each are part of the tests.
 """

@@ -1,67 +1,95 @@
-"""`python -m tests.fuzz NAME [--runs N] [--seed S]`: fuzz one reader.
+"""`python -m tests.fuzz [NAME ...]`: fuzz readers of bytes that a stranger can send.
 
-With atheris installed it is guided by coverage and takes atheris' own arguments after the name.
+Without a name, all of them one after the other, and a line of JSON for each. An input that raises
+an undeclared error, takes long or much memory, or is answered with a 500 is kept in the folder.
+With atheris installed, `--guided NAME` lets it choose the inputs by coverage.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
+import time
+import traceback
 import tracemalloc
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.mutate import mutated
-from tests.fuzz.targets import TARGETS, Bench, bounded
+from tests.chaos.report import Report
+from tests.fuzz.benches import NAMES, Bench, open_bench
+from tests.fuzz.targets import bounded
 
-try:
-    import atheris
-except ImportError:
-    atheris = None
+MOST_FOUND = 5  # findings of a target after which it is left
 
 
 def main() -> None:
     """Read the command line and fuzz."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("name", choices=TARGETS)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each target [20]")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs [0]")
+    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="[build/fuzz]")
+    parser.add_argument("--again", type=Path, help="read this kept input with NAME once more")
+    parser.add_argument("--guided", action="store_true", help="by coverage, with atheris, NAME")
     chosen, rest = parser.parse_known_args()
+    unknown = set(chosen.names) - set(NAMES)
+    if unknown or (rest and not chosen.guided):
+        parser.error(f"unknown: {', '.join([*sorted(unknown), *rest])}")
     tracemalloc.start()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(chosen.name, Path(folder))
-        if atheris is None:
-            by_seed(bench, chosen.name, chosen.runs, chosen.seed)
-        else:
-            by_coverage(bench, Path(folder), [f"-runs={chosen.runs}", *rest])
+    report = Report()
+    for name in chosen.names or NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = open_bench(name, Path(folder))
+            with contextlib.closing(bench):
+                if chosen.again:
+                    attempt(bench, chosen.again.read_bytes())
+                elif chosen.guided:
+                    by_coverage(bench, Path(folder), rest)
+                else:
+                    by_seed(report, bench, name, chosen)
+    if report.broken:
+        sys.exit(f"{len(report.broken)} targets with findings; the inputs are in {chosen.keep}")
 
 
-def by_seed(bench: Bench, name: str, runs: int, seed: int) -> None:
-    """Try seeded mutations; leave the input of a failure in the working folder."""
-    refused = 0
-    for run in range(runs):
-        raw = mutated(bench.sound, Random(f"{name} {seed} {run}"))
+def by_seed(report: Report, bench: Bench, name: str, chosen: argparse.Namespace) -> None:
+    """Try seeded mutations for some seconds; keep the inputs of findings, report the counts."""
+    runs = refused = 0
+    findings: list[str] = []
+    began = time.monotonic()
+    while time.monotonic() - began < chosen.seconds and len(findings) < MOST_FOUND:
+        raw = bench.changed(Random(f"{name} {chosen.seed} {runs}"))
+        runs += 1
         try:
-            with bounded(raw):
-                refused += bench.attempt(raw) is not None
-        except BaseException:
-            Path(f"crash-{name}-{seed}-{run}").write_bytes(raw)
+            refused += attempt(bench, raw) is not None
+        except KeyboardInterrupt:
             raise
-    sys.stdout.write(f"{name}: {runs} inputs, {refused} refused, none failed\n")
+        except BaseException as error:  # a panic of Rust is no Exception
+            chosen.keep.mkdir(parents=True, exist_ok=True)
+            path = chosen.keep / f"{name}-{chosen.seed}-{runs - 1}"
+            path.write_bytes(raw)
+            findings.append(f"{type(error).__name__}: {error}"[:500])
+            path.with_suffix(".txt").write_text(traceback.format_exc())
+    seconds = round(time.monotonic() - began, 1)
+    figures = {"inputs": runs, "refused": refused, "seconds": seconds, "findings": findings}
+    report.promise(f"fuzz {name}", {"nothing is found": not findings}, **figures)
+
+
+def attempt(bench: Bench, raw: bytes) -> Exception | None:
+    """Read one input within its bounds."""
+    with bounded(raw, bench.seconds):
+        return bench.attempt(raw)
 
 
 def by_coverage(bench: Bench, folder: Path, arguments: list[str]) -> None:
-    """Let atheris choose the inputs, from the sound ones on."""
+    """Let atheris choose the inputs, from the sound ones on; it takes its own arguments."""
+    import atheris  # noqa: PLC0415 - not in the environment of the tests
+
     seeds = folder / "seeds"
     seeds.mkdir()
     for number, raw in enumerate(bench.sound):
         (seeds / str(number)).write_bytes(raw)
-
-    def attempt(raw: bytes) -> None:
-        with bounded(raw):
-            bench.attempt(raw)
-
     atheris.instrument_all()
-    atheris.Setup([sys.argv[0], str(seeds), *arguments], attempt)
+    atheris.Setup([sys.argv[0], str(seeds), *arguments], lambda raw: attempt(bench, raw))
     atheris.Fuzz()
 
 

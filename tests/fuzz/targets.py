@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from jaxllama.errors import CheckpointError
 from jaxllama.model.params import Leaf
@@ -20,6 +21,7 @@ from jaxllama.weights.huggingface import HuggingFaceCheckpoint
 from jaxllama.weights.llama2c import Llama2cCheckpoint
 from jaxllama.weights.meta import MetaCheckpoint
 from jaxllama.weights.native import NativeCheckpoint
+from tests.fuzz.mutate import mutated
 
 CORPUS = Path(__file__).parent / "corpus.zip"  # sound models: target/model/files
 MORE_MEMORY = 16 << 20  # bytes above the input's own size
@@ -64,6 +66,8 @@ def unpack(name: str, folder: Path) -> list[Path]:
 class Bench:
     """The sound models of a target, in the first of which a file is replaced again and again."""
 
+    seconds = SECONDS
+
     def __init__(self, name: str, folder: Path) -> None:
         self.target = TARGETS[name]
         models = unpack(name, folder)
@@ -96,13 +100,20 @@ class Bench:
             return error
         return None
 
+    def changed(self, random: Random) -> bytes:
+        """Return a sound file with some changes."""
+        return mutated(self.sound, random)
+
+    def close(self) -> None:
+        """Leave the files to the folder."""
+
 
 @contextmanager
-def bounded(raw: bytes) -> Iterator[None]:
+def bounded(raw: bytes, seconds: float = SECONDS) -> Iterator[None]:
     """Raise AssertionError if opening an input takes much time or memory; traces must be on."""
     started, before = time.process_time(), tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     yield
     used = tracemalloc.get_traced_memory()[1] - before
     assert used < len(raw) + MORE_MEMORY, f"{used} bytes of memory"
-    assert time.process_time() - started < SECONDS, "much time"
+    assert time.process_time() - started < seconds, "much time"
