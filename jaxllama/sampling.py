@@ -241,6 +241,9 @@ class Sampler:
     # True: many requests use the sampler, and it compiles fast. The first decode program of a fresh
     # installation contains only common samplers; requests with others wait for the next one.
     common: ClassVar[bool] = False
+    # True promises that the sampler draws nothing and treats prompt and answer as one text. A beam
+    # search, whose prefixes are prompts of their own, uses only such samplers.
+    suits_beams: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a frozen dataclass and register it as a pytree of its fields."""

@@ -32,7 +32,8 @@ class Ask:
     tools: Sequence[Tool] = ()
     ending: Ending = Ending.ANSWER
     format: str | None = None  # prompt format; None: the model's own
-    overflow: ContextOverflow = ContextOverflow.ERROR  # of a conversation longer than the context
+    # What happens to a conversation longer than the context; None: it is refused.
+    overflow: ContextOverflow | None = None
     # Most tokens of prompt and answer together: a longer answer is cut, not refused.
     total: int | None = None
     # Knob -> name of the field that the client used for it.
@@ -99,7 +100,7 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
                     tools=ask.tools,
                     ending=ask.ending,
                     total=ask.total,
-                    overflow=ask.overflow,
+                    overflow=ask.overflow or ContextOverflow.ERROR,
                 )
             ]
         else:

@@ -12,6 +12,7 @@ class LogitBias(Adjuster):
     """
 
     order = 30
+    suits_beams = True
 
     logit_bias: Knob = knob(
         off=0.0,

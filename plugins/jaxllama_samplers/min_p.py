@@ -9,6 +9,7 @@ class MinP(Filter):
 
     order = 30
     common = True
+    suits_beams = True
 
     min_p: Knob = knob(
         off=0.0,

@@ -19,6 +19,7 @@ class Repetition(Adjuster):
 
     order = 10
     held_only = True
+    suits_beams = True
 
     repetition_penalty: Knob = knob(
         off=1.0,

@@ -9,6 +9,7 @@ class TopK(Filter):
 
     order = 10
     common = True
+    suits_beams = True
 
     top_k: Knob = knob(off=0, low=0, help="keep only this many of the likeliest tokens; 0 = all")
 

@@ -16,6 +16,7 @@ class TopP(Filter):
 
     order = 20
     common = True
+    suits_beams = True
 
     top_p: Knob = knob(
         off=1.0,

@@ -15,6 +15,7 @@ class TypicalP(Filter):
     """
 
     order = 40
+    suits_beams = True
     keeps_greedy = False
 
     typical_p: Knob = knob(

@@ -133,6 +133,7 @@ class Script:
 
     count: int = 0
     held: Held | None = None
+    otherwise: Callable[[], Sequence[int]] | None = None  # makes the answers to whatever else
     prompt: str = ""  # the last one
 
     def __call__(self, prompt: tuple[int, ...]) -> Sequence[int]:
@@ -143,6 +144,8 @@ class Script:
             return self.held
         if said in ANSWERS:
             return ANSWERS[said].encode()
+        if self.otherwise is not None:
+            return self.otherwise()
         self.count += 1
         return f"Answer {self.count} to {said}.".encode()
 
@@ -169,10 +172,15 @@ class Site:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """The server with every installed sampler and format, on a scripted engine."""
+    yield from serving()
+
+
+def serving(slots: int = 4) -> Iterator[Site]:
+    """Yield such a server, and stop it in the end."""
     from tests.serve.dialects import everyone  # noqa: PLC0415 - it imports conftest.py itself
 
     script = Script()
-    config = EngineConfig(slots=4, context=4096, steps_per_sync=1)
+    config = EngineConfig(slots=slots, context=4096, steps_per_sync=1)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
     engine = ScriptedEngine(script, config=config, samplers=samplers)
     presets = load_plugins(PRESETS, Preset).loaded

@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle, Tool
-from jaxllama.messages import ContextOverflow
 from jaxllama.request import Event, Finished, FinishReason, Usage
 from jaxllama.serve.answering.constraints import (
     FormKnobs,
@@ -144,7 +143,7 @@ async def create_message(request: web.Request, service: GenerationService) -> we
         format=prepared.format,
         names=constraint.names,
         total=model.engine.config.context,
-        overflow=body.context_overflow or ContextOverflow.ERROR,
+        overflow=body.context_overflow,
     )
 
     def form(answers: Answers) -> MessageForm:

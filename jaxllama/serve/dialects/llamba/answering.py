@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from jaxllama.errors import HttpError, InvalidParameter, PromptTooLong
-from jaxllama.messages import ContextOverflow, Ending
+from jaxllama.messages import Ending
 from jaxllama.serve.answering.text_form import TextForm
 from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.decode import note_ignored
@@ -75,7 +75,7 @@ class LlambaAnswering:
         """Convert the query for a chat to a generation task for the service."""
         messages, ending = conversation_of(query)
         knobs = knobs_of(query, self._sampler, model)
-        overflow = query.context_overflow or ContextOverflow.ERROR
+        overflow = query.context_overflow
         return Ask(messages=messages, knobs=knobs, ending=ending, names=NAMES, overflow=overflow)
 
     def ask_of_completion(

@@ -24,18 +24,11 @@ from jaxllama.beams import (
 from jaxllama.errors import InvalidParameter
 from jaxllama.intake import Prompt
 from jaxllama.request import GenerationRequest, Token, Usage
+from jaxllama.sampling import knobs_of
 from jaxllama.service import Caller, GenerationService, Model
 from jaxllama.service.rounds import Rounds
 
 OBEYED = ("max_tokens", "stop_ids", "ignore_eos", "lora", "lora_scale")
-# Those that move or drop candidates, and see prompt and answer as one text.
-SAMPLING = frozenset(
-    (
-        *("temperature", "top_k", "top_p", "top_p_strict", "min_p", "typical_p"),
-        *("typical_p_strict", "repetition_penalty", "repetition_window", "repetition_decay"),
-        "logit_bias",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -58,17 +51,24 @@ class FoundBeams:
     usage: Usage
 
 
-def check_obeyed(knobs: Mapping[str, object]) -> None:
-    """Raise InvalidParameter for a knob that a search would not obey."""
+def sampling_knobs(model: Model) -> frozenset[str]:
+    """Return the knobs of samplers that a search obeys, as their samplers declare."""
+    kinds = model.intake.bank.samplers.values()
+    suited = (knobs_of(kind) for kind in kinds if kind.suits_beams)
+    return frozenset({"temperature"}.union(*suited))
+
+
+def check_obeyed(knobs: Mapping[str, object], sampling: frozenset[str]) -> None:
+    """Raise InvalidParameter for a knob that a search would not obey; `sampling` it does."""
     for name, value in knobs.items():
-        if value is None or name in OBEYED or name in SAMPLING:
+        if value is None or name in OBEYED or name in sampling:
             continue
         raise InvalidParameter(
             f"{name} is not supported with use_beam_search: a search draws no tokens, its answers "
-            f"end at tokens alone, and of samplers it obeys {', '.join(sorted(SAMPLING))}",
+            f"end at tokens alone, and of samplers it obeys {', '.join(sorted(sampling))}",
             name,
         )
-    if knobs.get("temperature") == 0 and sampling_of(knobs).keys() - {"temperature"}:
+    if knobs.get("temperature") == 0 and given_of(knobs, sampling).keys() - {"temperature"}:
         raise InvalidParameter(
             "temperature is 0, which leaves one token to each prefix; with use_beam_search and "
             "other knobs of samplers it must be above 0",
@@ -76,9 +76,9 @@ def check_obeyed(knobs: Mapping[str, object]) -> None:
         )
 
 
-def sampling_of(knobs: Mapping[str, object]) -> dict[str, object]:
+def given_of(knobs: Mapping[str, object], sampling: frozenset[str]) -> dict[str, object]:
     """Return the knobs of samplers that are given."""
-    return {name: knobs[name] for name in SAMPLING if knobs.get(name) is not None}
+    return {name: knobs[name] for name in sampling if knobs.get(name) is not None}
 
 
 async def find_beams(
@@ -89,9 +89,10 @@ async def find_beams(
     caller: Caller,
 ) -> list[FoundBeams]:
     """Search for the likeliest answers to each prompt, one prompt after the other."""
-    check_obeyed(knobs)
+    sampling = sampling_knobs(service.model)
+    check_obeyed(knobs, sampling)
 
-    own = sampling_of(knobs)
+    own = given_of(knobs, sampling)
     sampled = bool(own) and own.get("temperature") != 0  # 0 alone: vLLM's, as without
 
     def prepare(model: Model) -> list[GenerationRequest]:

@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from jaxllama.errors import InvalidParameter
 from jaxllama.formats import CallStyle
-from jaxllama.messages import ContextOverflow
 from jaxllama.messages import Ending as PromptEnding
 from jaxllama.request import Event, Finished, Token, Usage
 from jaxllama.serve.answering.constraints import as_tool, knobs_of_request
@@ -95,7 +94,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
         tools=shown,
         ending=ending_of(body),
         format=format_,
-        overflow=body.context_overflow or ContextOverflow.ERROR,
+        overflow=body.context_overflow,
         names=constraint.names,
     )
 
