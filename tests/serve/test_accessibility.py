@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 
 from jaxllama.serve.page import PAGES
-from tests.serve.browsing import Site, visit
+from tests.serve.browsing import Site, act, done, say, visit
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python")
@@ -24,9 +24,26 @@ RUN = """async (rules) => {
 
 
 def with_chat(page: Page) -> None:
-    page.get_by_label("Message", exact=True).fill("markdown")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    """Thoughts, a tool call with its form, versions, tokens, and a card of alternatives."""
+    say(page, "markdown")
+    page.locator("#open-settings").click()
+    page.get_by_label("Prompt format").select_option("template")
+    page.locator("#tools-group summary").click()
+    page.locator("#tools").fill('[{"type": "function", "function": {"name": "look"}}]')
+    page.locator("#open-settings").click()
+    act(page, 1, "Regenerate")
+    expect(page.locator(".versions").nth(1)).to_be_visible()
+    done(page)
+    say(page, "call")
+    page.locator(".thoughts summary").last.click()
+    expect(page.get_by_label("What look returns")).to_be_visible()
+    assert page.evaluate(RUN, RULES) == []
+    page.get_by_role("button", name="Show tokens").click()
+    page.locator(".message").nth(1).locator(".token").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert page.evaluate(RUN, RULES) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Show tokens").click()
 
 
 def with_batch(page: Page) -> None:
@@ -76,6 +93,10 @@ def test_axe_finds_no_serious_fault(page: Page, site: Site, name: str):
         USES[name](page)
         page.evaluate("document.querySelector('#open-settings:not([aria-expanded=true])')?.click()")
         assert page.evaluate(RUN, RULES) == []
+    page.keyboard.press("Control+/")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    assert page.evaluate(RUN, RULES) == []
+    page.keyboard.press("Escape")
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 360, "height": 640})
     assert page.evaluate(RUN, RULES) == []

@@ -54,6 +54,42 @@ def test_an_edit_keeps_what_follows_in_both_versions(page: Page):
     assert len(texts(page)) == 6
 
 
+def test_the_focus_stays_where_the_reader_acts(page: Page):
+    say(page, "first")
+    for label, key in (("Regenerate", "Enter"), ("Version before", "Space")):
+        page.locator(".message").nth(1).get_by_role("button", name=label).focus()
+        page.keyboard.press(key)
+        expect(page.get_by_role("button", name=label)).to_be_focused()
+        done(page)
+    page.locator(".message").nth(0).get_by_role("button", name="Edit").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type(" more")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("button", name="Answer again")).to_be_focused()
+    done(page)
+    page.locator(".message").nth(1).get_by_role("button", name="Edit").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type(" more")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message").nth(1).get_by_role("button", name="Edit")).to_be_focused()
+    assert texts(page)[1].endswith(". more")
+
+
+def test_an_edit_that_cannot_be_answered_yet_is_kept(page: Page, site: Site):
+    say(page, "first")
+    settings(page)
+    page.locator("summary", has_text=re.compile(r"^Top p")).click()
+    page.get_by_label("Top p", exact=True).fill("1.5")
+    edit(page, 0, "second", "Save and answer")
+    expect(page.get_by_label("Top p", exact=True)).to_be_focused()
+    assert texts(page) == ["second"]
+    page.get_by_label("Top p", exact=True).fill("0.5")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator(".message")).to_have_count(2)
+    done(page)
+    assert site.requests[-1]["messages"][-1]["content"] == "second"
+
+
 def test_branches_have_branches_of_their_own(page: Page, site: Site):
     say(page, "first")
     say(page, "second")
@@ -176,6 +212,34 @@ def test_thoughts_can_be_read_while_they_are_written(page: Page, site: Site):
         done(page)
     expect(summary).to_have_text("Thoughts")
     expect(page.locator(".message .body").nth(1)).to_contain_text("Yes.")
+
+
+def test_an_answer_with_thoughts_is_continued_and_changed_at_a_token(page: Page, site: Site):
+    with_template(page)
+    say(page, "think")
+    act(page, 1, "Continue")
+    page.wait_for_function("() => document.querySelectorAll('.body')[1].innerText.length > 20")
+    done(page)
+    assert site.requests[-1]["messages"][-1] == {
+        "role": "assistant",
+        "content": "Four.",
+        "reasoning_content": "Two <b>and</b> two.",
+    }
+    assert page.get_by_role("button", name="Try again").count() == 0
+    page.get_by_role("button", name="Show tokens").click()
+    tokens = page.locator(".tokens").get_by_role("option")
+    tokens.nth(3).click()  # in the thoughts
+    expect(page.locator("#token-card")).not_to_contain_text("take another")
+    assert page.locator("#token-card button").count() == 0
+    place = "".join(tokens.all_inner_texts()).replace("↵", "").index("Four.")
+    tokens.nth(place + 1).click()
+    page.keyboard.press("Enter")
+    expect(page.locator(".versions").nth(1)).to_contain_text("2 of 2")
+    expect(page.get_by_role("button", name="Version before")).to_be_focused()
+    done(page)
+    sent = site.requests[-1]["messages"][-1]
+    assert sent["content"] == "Fp"  # the likeliest other token
+    assert sent["reasoning_content"] == "Two <b>and</b> two."
 
 
 def test_a_tool_call_is_shown_and_what_the_tool_returns_is_sent(page: Page, site: Site):

@@ -94,7 +94,9 @@ export class Chat {
    */
   regenerate(message) {
     const place = this.conversation.messages.indexOf(message);
-    this.answerAt(message.role === "assistant" ? place : place + 1);
+    const isAnswer = message.role === "assistant";
+    if (!this.answerAt(isAnswer ? place : place + 1)) return;
+    this.view?.focusButton(place, isAnswer ? "Regenerate" : "Answer again");
   }
 
   /** @param {Message} message the last answer */
@@ -112,13 +114,19 @@ export class Chat {
   edit(message, text, answer) {
     const { messages } = this.conversation;
     const place = messages.indexOf(message);
-    if (text !== message.content && !(answer && !this.mayAnswer())) {
-      const { role, callId, reasoning, calls } = message;
-      const edited = { ...newMessage(role, text), ...(callId !== undefined && { callId }), ...(reasoning && { reasoning }), ...(calls && { calls }) };
+    if (text !== message.content) {
+      const { role, reasoning, calls, callId } = message;
+      const edited = {
+        ...newMessage(role, text),
+        ...(reasoning !== undefined && { reasoning }),
+        ...(calls !== undefined && { calls }),
+        ...(callId !== undefined && { callId }),
+      };
       branch(messages, place, answer ? [edited] : [edited, ...copiesOf(messages.slice(place + 1))]);
       this.library.save(this.conversation);
     }
     this.show();
+    this.view?.focusButton(place, "Edit");
     if (answer) this.regenerate(messages[place]);
   }
 
@@ -137,7 +145,7 @@ export class Chat {
     this.problem.clear();
     this.library.save(conversation);
     this.show();
-    this.view?.focusVersions(place, by);
+    this.view?.focusButton(place, by > 0 ? "Next version" : "Version before");
   }
 
   /**
@@ -154,6 +162,7 @@ export class Chat {
     const changed = { ...newMessage("assistant", content), tokens, ...(reasoning && { reasoning }) };
     branch(messages, place, [changed]);
     this.run(changed, true);
+    this.view?.focusButton(place, "Version before");
   }
 
   /**
@@ -202,14 +211,16 @@ export class Chat {
   /**
    * Generate an answer at a place among the messages; what is there becomes another version.
    * @param {number} place
+   * @returns {boolean} whether it can be generated now
    */
   answerAt(place) {
-    if (!this.mayAnswer()) return;
+    if (!this.mayAnswer()) return false;
     const { messages } = this.conversation;
     const before = messages[place] ? versionsOf(messages[place]).shown : 0;
     const message = newMessage("assistant", "");
     branch(messages, place, [message]);
     this.run(message, false, before);
+    return true;
   }
 
   /**

@@ -73,8 +73,6 @@ export class MessageView {
     ];
     this.version = h("span", {});
     this.turns = [button("left", "Version before", () => actions.turn(message, -1)), button("right", "Next version", () => actions.turn(message, 1))];
-    this.turns[0].dataset.by = "-1";
-    this.turns[1].dataset.by = "1";
     this.versions = h(
       "div",
       { class: "versions", role: "group", "aria-label": "Versions of this message" },
@@ -163,7 +161,6 @@ export class MessageView {
     const save = (answer) => {
       this.body.replaceChildren();
       actions.edit(message, field.value, answer);
-      this.editButton.focus();
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {

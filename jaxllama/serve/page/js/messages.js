@@ -79,15 +79,13 @@ export class MessageList {
   }
 
   /**
-   * Focus the button with which the reader went to another version.
+   * Focus a button of a message, for example of one that took the place of another.
    * @param {number} place of the message
-   * @param {number} by 1 for the next version, -1 for the one before
+   * @param {string} label of the button
    */
-  focusVersions(place, by) {
-    const element = this.list.children[place];
-    const button = /** @type {HTMLElement | null} */ (element?.querySelector(`.versions [data-by="${by}"]`));
-    button?.focus();
-    element?.scrollIntoView({ block: "nearest" });
+  focusButton(place, label) {
+    const button = this.list.children[place]?.querySelector(`footer [aria-label="${label}"]`);
+    /** @type {HTMLElement | null | undefined} */ (button)?.focus();
   }
 
   toEnd() {
