@@ -35,6 +35,8 @@ HINTS = {
     "scan": "let self and chosen alone decide what observe() returns",
     "held": "move each token by its own logit and places only, or leave held_only out",
     "greedy": "keep the likeliest token the likeliest, or declare keeps_greedy = False",
+    "beams": "look at neither context.chance nor context.prompt, and keep no state, or leave "
+    "suits_beams out",
     "off": "return what was given where the knobs are off, and do not change knobs in start()",
     "alone": "look only at self, at the logits or candidates, and at context",
     "history": "only the first context.length tokens count: use context.newest(count)",

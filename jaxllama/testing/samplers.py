@@ -151,6 +151,21 @@ def check_greedy(proof: Proof) -> None:
             raise Broken(proof.kind, "greedy", f"the likeliest token loses with {case.setting}")
 
 
+def check_beams(proof: Proof) -> None:
+    """A claim of `suits_beams` holds: no draw, no state, and prompt and answer are one text."""
+    kind = proof.kind
+    if not kind.suits_beams:
+        return
+    if kind.observe is not Sampler.observe:
+        raise Broken(kind, "beams", "it has state, which the prefixes of a search do not carry")
+    for i in proof.active_cases:
+        case = proof.cases[i]
+        other = case.row._replace(prompt=case.row.length, chances={kind.__name__: jnp.float32(0.5)})
+        if not close(proof.eager[i], np.asarray(call(proof.started[i], case.logits, other))):
+            why = f"another chance or another end of the prompt changes it with {case.setting}"
+            raise Broken(kind, "beams", why)
+
+
 def check_off(proof: Proof) -> None:
     """A row with the sampler's knobs off is the same as without the sampler installed."""
     if not same(proof.step(proof.leaves_off, proof.rows)[1], plain_choice()):
@@ -203,6 +218,7 @@ CHECKS: Mapping[str, Callable[[Proof], None]] = MappingProxyType(
         "scan": check_scan,
         "held": check_held,
         "greedy": check_greedy,
+        "beams": check_beams,
         "off": check_off,
         "alone": check_alone,
         "history": check_history,

@@ -145,6 +145,34 @@ class ClaimsGreedy(Adjuster):
         return jnp.where(logits > -jnp.inf, -logits, logits)
 
 
+class ClaimsToDrawNothing(Filter):
+    suits_beams = True
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+
+    def __call__(self, best, context):
+        return best.rank <= 20 * context.chance
+
+
+class ClaimsThePromptIsNotSpecial(Adjuster):
+    suits_beams = True
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+
+    def __call__(self, logits, context):
+        return logits.at[0].add(self.strength * context.prompt)
+
+
+class ClaimsToKeepNothing(Adjuster):
+    suits_beams = True
+    strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
+    seen: Knob = state(start=0.0)
+
+    def __call__(self, logits, context):
+        return logits.at[0].add(self.strength * self.seen)
+
+    def observe(self, chosen):
+        return dataclasses.replace(self, seen=self.seen + 1)
+
+
 class DropsTheBest(Filter):
     strength: Knob = knob(off=0.0, low=0.0, high=1.0, help="a number")
 
@@ -249,6 +277,7 @@ BROKEN = {
     "jit": [KnowsItIsCompiled],
     "held": [ClaimsTheRowIsAllItMoves],
     "greedy": [ClaimsGreedy, DropsTheBest],
+    "beams": [ClaimsToDrawNothing, ClaimsThePromptIsNotSpecial, ClaimsToKeepNothing],
     "off": [AlwaysOn],
     "alone": [LooksAtNeighbours],
     "scan": [CountsInPython],
