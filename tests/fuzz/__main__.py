@@ -2,7 +2,7 @@
 
 Without a name, all of them one after the other, and a line of JSON for each. An input that raises
 an undeclared error, takes long or much memory, or is answered with a 500 is kept in the folder.
-With atheris installed, `--guided NAME` lets it choose the inputs by coverage.
+`tests.fuzz.guided` lets atheris choose the inputs by coverage.
 """
 
 import argparse
@@ -30,11 +30,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs [0]")
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="[build/fuzz]")
     parser.add_argument("--again", type=Path, help="read this kept input with NAME once more")
-    parser.add_argument("--guided", action="store_true", help="by coverage, with atheris, NAME")
-    chosen, rest = parser.parse_known_args()
-    unknown = set(chosen.names) - set(NAMES)
-    if unknown or (rest and not chosen.guided):
-        parser.error(f"unknown: {', '.join([*sorted(unknown), *rest])}")
+    chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.names) - set(NAMES)):
+        parser.error(f"there is no reader {', '.join(unknown)}")
     tracemalloc.start()
     report = Report()
     for name in chosen.names or NAMES:
@@ -43,8 +41,6 @@ def main() -> None:
             with contextlib.closing(bench):
                 if chosen.again:
                     attempt(bench, chosen.again.read_bytes())
-                elif chosen.guided:
-                    by_coverage(bench, Path(folder), rest)
                 else:
                     by_seed(report, bench, name, chosen)
     if report.broken:
@@ -78,19 +74,6 @@ def attempt(bench: Bench, raw: bytes) -> Exception | None:
     """Read one input within its bounds."""
     with bounded(raw, bench.seconds):
         return bench.attempt(raw)
-
-
-def by_coverage(bench: Bench, folder: Path, arguments: list[str]) -> None:
-    """Let atheris choose the inputs, from the sound ones on; it takes its own arguments."""
-    import atheris  # noqa: PLC0415 - not in the environment of the tests
-
-    seeds = folder / "seeds"
-    seeds.mkdir()
-    for number, raw in enumerate(bench.sound):
-        (seeds / str(number)).write_bytes(raw)
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], str(seeds), *arguments], lambda raw: attempt(bench, raw))
-    atheris.Fuzz()
 
 
 if __name__ == "__main__":
