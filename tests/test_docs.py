@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxllama import LLM
 from jaxllama.cli.main import COMMANDS
-from tests.test_readme import ROOT, check_arguments, commands
+from tests.cli.conftest import Scripted, shout
+from tests.test_readme import ROOT, blocks, check_arguments, commands
 
 FOLDERS = ("", "docs", "bench", "packaging", "plugins", "checkpoints")
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
@@ -68,6 +70,15 @@ def test_a_dead_link_is_noticed() -> None:
 )
 def test_commands_exist_with_their_options(words: list[str]) -> None:
     check_arguments(words)
+
+
+def test_the_python_of_the_tutorial_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = Scripted(shout)
+    monkeypatch.setattr(LLM, "load", lambda: scripted.load(progress=None))
+    values: dict[str, object] = {}
+    (example,) = blocks("python", RECIPES[0].read_text())
+    exec(compile(example, "tutorial.md", "exec"), values)
+    assert values["hot"] != values["cold"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

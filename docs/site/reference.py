@@ -4,6 +4,7 @@ Called by assemble.py. Imports no model and starts nothing.
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.installed import open_dialects
 from jaxllama.serve.settings import Settings
 
-WIDTH = 96  # columns of a help text
+WIDTH = 88  # columns of a help text
 Json = Mapping[str, Any]
 
 
@@ -172,7 +173,7 @@ def python() -> Iterator[str]:
 def described(thing: Any) -> Iterator[str]:
     """Yield the signature and the docstring of a class or function."""
     yield f"```text\n{signature(thing)}\n```"
-    yield f"```text\n{inspect.getdoc(thing) or ''}\n```"
+    yield inspect.getdoc(thing) or ""
 
 
 def signature(thing: Any) -> str:
@@ -181,12 +182,19 @@ def signature(thing: Any) -> str:
         found = inspect.signature(thing)
     except (TypeError, ValueError):  # an enumeration or an alias
         return str(thing.__qualname__)
-    whole = f"{thing.__qualname__}{found}"
+    given = [each for name, each in found.parameters.items() if name not in ("self", "cls")]
+    found = found.replace(parameters=given)
+    whole = without_modules(f"{thing.__qualname__}{found}")
     if len(whole) <= WIDTH:
         return whole
     head, end = whole.split("(", 1)[0], whole.rpartition(")")[2]
-    arguments = [str(each) for each in found.parameters.values()]
+    arguments = [without_modules(str(each)) for each in given]
     return "\n".join([f"{head}(", *(f"    {each}," for each in arguments), f"){end}"])
+
+
+def without_modules(text: str) -> str:
+    """Return a signature with the plain names of classes."""
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
