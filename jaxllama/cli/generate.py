@@ -181,7 +181,7 @@ def search_arguments(
 def start(
     llm: "LLM", text: str, messages: list[dict[str, str]] | None, knobs: Mapping[str, Any]
 ) -> "AnswerStream":
-    """Return the stream of the answer to a conversation, or else of the text that follows."""
+    """Start to generate: an answer to `messages`, or without them a continuation of `text`."""
     if messages is not None:
         return llm.chat_stream(messages, **knobs)
     return llm.stream(text, **knobs)

@@ -72,7 +72,7 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
 
 @contextmanager
 def bars_on_terminal() -> Iterator[Draw | None]:
-    """Yield the function that draws a bar with words beside it, or None without a terminal."""
+    """Yield a function that draws a progress bar, or None if the output is no terminal."""
     if not sys.stderr.isatty() or is_quiet():
         yield None
         return

@@ -115,7 +115,7 @@ def check_repeats(weight: str, first: Stored, second: Stored) -> None:
 
 
 def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) -> None:
-    """Check that reading a part along each axis gives that part of the whole weight."""
+    """Check that a reader's parts of a weight, cut along each axis, equal those of the whole."""
     is_turned = isinstance(value, Packed) and weight != EMBEDDING
     for axis, size in enumerate(leaf.shape):
         step = 1

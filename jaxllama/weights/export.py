@@ -126,7 +126,7 @@ def meaning_of(name: str, config: ModelConfig) -> object:
 
 
 def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
-    """Say whether two rotary rules give the same angles, in short texts and in long ones."""
+    """Say whether two rotary embeddings give the same angles at all positions."""
     for is_long in (False, True):
         (slow, scale), (found, factor) = (
             frequencies(of_length(each, is_long=is_long), rotated) for each in (one, other)

@@ -242,7 +242,7 @@ class GenerationBlock(Extension):
     tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return the statements between the tags."""
+        """Parse `{% generation %}` and its end; return the statements between these tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

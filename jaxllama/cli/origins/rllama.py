@@ -178,7 +178,7 @@ def served(given: TheirValues) -> list[str]:
 
 
 def prompt_cache_mib(given: TheirValues) -> int | None:
-    """Return the MiB of as many whole contexts as RLLaMA would keep; None if it is not given."""
+    """Convert RLLaMA's size of its prompt cache, in whole contexts, to MiB; None if not given."""
     entries = given["inference_server_prompt_cache_size"]
     if not entries:
         return entries

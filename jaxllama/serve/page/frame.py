@@ -96,7 +96,7 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
-    """Return one item of the navigation."""
+    """Return the HTML of one link in the navigation of the pages."""
     current = ' aria-current="page"' if is_current else ""
     return (
         f'      <li><a href="{path}"{current}><svg class="icon" aria-hidden="true">'

@@ -127,7 +127,7 @@ def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ToolChoiceParam | None) -> ToolChoice | None:
-    """Convert a tool choice to the common form."""
+    """Convert Anthropic's tool choice to the form that all dialects share."""
     if choice is None:
         return None
     match choice.type:
