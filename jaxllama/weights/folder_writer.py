@@ -93,7 +93,7 @@ def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
-    """Return config.json of a model."""
+    """Return the fields of config.json that describe a model."""
     family = family_of(config)
     activation = ACTIVATIONS[family.activation][0]
     fields: dict[str, Any] = {

@@ -402,5 +402,5 @@ def divided(part: slice, by: int) -> slice:
 
 
 def within(part: slice, outer: slice) -> slice:
-    """Return the place of a range in a range around it."""
+    """Return the range `part` relative to the start of `outer`, which contains it."""
     return slice(part.start - outer.start, part.stop - outer.start)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxllama.engine.choosing.adjusting import adjust
 from jaxllama.engine.choosing.bank import Bank, SamplerBank
 from jaxllama.engine.choosing.logprobs import (
+    Draws,
     Listed,
     WeightedLogits,
     list_if,
@@ -30,11 +31,10 @@ from jaxllama.engine.choosing.rows import (
     where_rows,
     with_chances,
 )
-from jaxllama.engine.choosing.shaping import plan, remembers, shape_all, shape_early, shown_at
+from jaxllama.engine.choosing.shaping import plan, remembers, shape_and_draw, shape_early
 from jaxllama.engine.choosing.survivors import (
     CandidateRows,
     CandidateSamplers,
-    Draws,
     draw_survivors,
 )
 from jaxllama.kernels import body_named
@@ -160,9 +160,11 @@ class TokenChooser:
 
         def draw_shaped(others: Draws) -> Draws:
             weighted = WeightedLogits(ready.logits, ready.best, heat, shaped)
-            weighted, shown = shape_all(self._ops, self.shapers, shaping, weighted)
-            drawn = draw_from_all(self._ops, weighted, chances, shaped & ready.wants, size)
-            drawn = drawn._replace(shown=shown_at(shown, shaping.within(shaped).late, drawn.token))
+
+            def draw(now: WeightedLogits) -> Draws:
+                return draw_from_all(self._ops, now, chances, shaped & ready.wants, size)
+
+            drawn = shape_and_draw(self._ops, self.shapers, shaping, weighted, draw)
             return where_rows(shaped, drawn, others)
 
         def draw_filtered(others: Draws) -> Draws:

@@ -31,6 +31,15 @@ class Listed(NamedTuple):
     logprobs: Float[Array, "S M"]
 
 
+class Draws(NamedTuple):
+    """The drawn token of every row, its log-probability, and the likeliest tokens as sampled."""
+
+    token: Int32[Array, " S"]
+    logprob: Float[Array, " S"]
+    listed: Listed
+    shown: dict[str, Float[Array, " S"]]  # log-probability in the input of observing shapers
+
+
 def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: int) -> Listed:
     """Cut or pad lists to `size` entries."""
     ids, logprobs = ids[:, :size], logprobs[:, :size]

@@ -4,14 +4,14 @@ Called inside the decode program: by the bank over the whole vocabulary, by `sur
 candidates that the filters keep. Knows no filters and draws nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.choosing.logprobs import WeightedLogits
+from jaxllama.engine.choosing.logprobs import Draws, WeightedLogits
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.kernels.body import Choosing
 from jaxllama.kernels.plain.choice import at
@@ -157,13 +157,17 @@ def shape_early(
 
 
 @scoped
-def shape_all(
-    ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
-) -> tuple[WeightedLogits, dict[str, Shown]]:
-    """Apply all shapers to rows without filters; also return the inputs of observing shapers."""
+def shape_and_draw(
+    ops: Choosing,
+    kinds: ShaperKinds,
+    shaping: Shaping,
+    weighted: WeightedLogits,
+    draw: Callable[[WeightedLogits], Draws],
+) -> Draws:
+    """Apply all shapers to rows without filters and call `draw` with the result."""
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
-    heat = jnp.where(last, even, weighted.heat)
+    heat, later = jnp.where(last, even, weighted.heat), jnp.where(last, weighted.heat, even)
     totals_of = partial(log_totals, ops)
 
     def relative() -> Array:
@@ -174,11 +178,62 @@ def shape_all(
         lambda: shape(kinds, mine, mine.early, relative(), heat, totals_of)[0],
         lambda: relative() / heat[:, None],
     )
-    later = jnp.where(last, weighted.heat, even)
-    logits, shown = shape(kinds, mine, mine.late, logits, later, totals_of)
-    return WeightedLogits(
-        logits, ops.survey(logits, weighted.active).best, even, weighted.active
-    ), shown
+
+    def draw_now(logits: Float[Array, "S V"]) -> Draws:
+        return draw(WeightedLogits(logits, jnp.max(logits, axis=-1), even, weighted.active))
+
+    return LateShaping(mine, later, totals_of, draw_now).draw_after(list(kinds.items()), logits)
+
+
+class LateShaping(NamedTuple):
+    """The shapers after the filters, and the draw that follows them, over whole rows."""
+
+    shaping: Shaping
+    heat: Float[Array, " S"]  # temperature among these shapers
+    totals_of: TotalsOf
+    draw: Callable[[Array], Draws]
+
+    def draw_after(
+        self,
+        kinds: Sequence[tuple[str, type[Shaper]]],
+        logits: Float[Array, "S V"],
+        *,
+        is_heated: bool = False,
+    ) -> Draws:
+        """Apply these shapers in order, and the temperature unless it is applied; then draw."""
+        for place, (name, kind) in enumerate(kinds):
+            if kind.order >= 0 and not is_heated:
+                logits, is_heated = heated(logits, self.heat), True
+            if remembers(kind):
+                rest = partial(self.draw_after, kinds[place + 1 :], is_heated=is_heated)
+                return self._draw_watched((name, kind), logits, rest)
+            on = self.shaping.late[name]
+            logits, _ = shape_one((name, kind), self.shaping, on, logits, self.totals_of)
+        return self.draw(logits if is_heated else heated(logits, self.heat))
+
+    def _draw_watched(
+        self,
+        which: tuple[str, type[Shaper]],
+        logits: Float[Array, "S V"],
+        draw_rest: Callable[[Array], Draws],
+    ) -> Draws:
+        """Apply a shaper that observes, then `draw_rest`; add what the shaper has to observe.
+
+        What follows is in both branches, so that neither has to copy the logits.
+        """
+        name, on = which[0], self.shaping.late[which[0]]
+
+        def with_it() -> Draws:
+            moved, totals = shape_one(which, self.shaping, on, logits, self.totals_of)
+            drawn = draw_rest(moved)
+            shown = jnp.where(on, at(logits, drawn.token) - totals, 0.0)
+            return drawn._replace(shown={**drawn.shown, name: shown})
+
+        def without() -> Draws:
+            drawn = draw_rest(logits)
+            return drawn._replace(shown={**drawn.shown, name: jnp.zeros_like(self.heat)})
+
+        return jax.lax.cond(jnp.any(on), with_it, without)
 
 
 def remembers(kind: type[Shaper]) -> bool:
@@ -190,8 +245,8 @@ def log_totals(
     ops: Choosing, logits: Float[Array, "S V"], rows: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
     """Return the log-sum-exp of whole rows of logits, by the kernels."""
-    found = ops.survey(logits, rows)
-    return found.best - ops.logprob(logits, found.token, rows)
+    best, even = jnp.max(logits, axis=-1), jnp.ones(logits.shape[0], logits.dtype)
+    return best + ops.draw(logits, best, even, jnp.zeros_like(even), rows)[1]
 
 
 def shown_at(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.choosing.logprobs import Listed, list_padded
+from jaxllama.engine.choosing.logprobs import Draws, list_padded
 from jaxllama.engine.choosing.rows import Rows, context, some, switched_on, where_rows
 from jaxllama.engine.choosing.shaping import Shaping, Shown, remembers, shape, shown_at
 from jaxllama.kernels.body import Best, Choosing
@@ -25,15 +25,6 @@ Act = Callable[[Int32[Array, ""], Bool[Array, " S"], Any], Any]
 
 MOST_TOGETHER = 256  # a wider batch that is still not enough is drawn from the whole vocabulary
 WIDEN = 16  # how many times more candidates a row gets when all it had survived
-
-
-class Draws(NamedTuple):
-    """The drawn token of every row, its log-probability, and the likeliest tokens as sampled."""
-
-    token: Int32[Array, " S"]
-    logprob: Float[Array, " S"]
-    listed: Listed
-    shown: dict[str, Float[Array, " S"]]  # log-probability in the input of observing shapers
 
 
 class CandidateSamplers(NamedTuple):

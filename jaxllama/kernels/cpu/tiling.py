@@ -141,7 +141,10 @@ def tile_matrices(
 
 
 def tiling_input(matrix: Any) -> TilingInput:
-    """Check a packed matrix and derive its zero and shift; raises ValueError."""
+    """Check a packed matrix and find its zero code and shift.
+
+    Raises ValueError if it cannot be tiled.
+    """
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)
     width = codes.shape[1] * codes_per_byte(matrix.bits)

@@ -33,7 +33,7 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return the rows of a decode step: only equal shapes give equal sums."""
+    """Return the tile of prompts: as many rows as a decode step, so that sums are equal."""
     return max(slots, ROW_TILE)
 
 

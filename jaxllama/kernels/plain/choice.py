@@ -144,7 +144,7 @@ def logprob(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the tokens at the first `count` places of every row."""
+    """Return the logits of the tokens in each row's text, at its first `count` positions."""
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
 
