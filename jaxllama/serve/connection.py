@@ -101,6 +101,14 @@ class Connection(web.RequestHandler):
         response.force_close()
         return response
 
+    def log_exception(self, *arguments: Any, **more: Any) -> None:
+        """Log an exception with its trace, unless it only says that the client has gone.
+
+        aiohttp raises RuntimeError where it reads the rest of a refused body of a client that left.
+        """
+        if self.connected or not isinstance(more.get("exc_info"), RuntimeError):
+            super().log_exception(*arguments, **more)
+
     @property
     def _is_idle(self) -> bool:
         """Whether no request is being answered or waits for its answer."""

@@ -28,6 +28,8 @@ VALUES: tuple[Any, ...] = (
     *("auto", "none", "json", "text", "user", "assistant", "tool", "scripted", "hi"),
 )
 
+MOST_BYTES = 4 << 20  # of a changed value: twice what a server accepts
+
 
 def mutated_json(sound: Any, others: list[Any], random: Random) -> Any:
     """Return a copy of a JSON value with one to three changes; `others` lend their parts."""
@@ -35,7 +37,7 @@ def mutated_json(sound: Any, others: list[Any], random: Random) -> Any:
     for _ in range(random.randint(1, 3)):
         holder, key = random.choice(places(whole))
         change(holder, key, others, random)
-    return whole[0] if whole else None
+    return whole[0] if len(dumped(whole)) < MOST_BYTES else None
 
 
 def places(whole: list[Any]) -> list[tuple[Any, Any]]:

@@ -1,9 +1,11 @@
 """Too many connections: idle ones give way, and operators are served whatever the crowd."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 
 import pytest
+from aiohttp import StreamReader
 
 from jaxllama.errors import ConfigError
 from jaxllama.serve.crowd import RESERVE, Crowd, group_of
@@ -249,3 +251,30 @@ def test_the_bound_of_an_address_holds_for_real_connections(monkeypatch):
                 each.close()
 
     scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_logged"), [(RuntimeError("Connection closed."), False), (KeyError("a"), True)]
+)
+def test_a_client_that_leaves_while_its_refused_body_is_read_is_no_trace_in_the_log(
+    monkeypatch, caplog, error, is_logged
+):
+    left = []
+
+    async def readany(body):
+        body._protocol.force_close()
+        left.append(body)
+        raise error
+
+    monkeypatch.setattr(StreamReader, "readany", readany)
+
+    async def body():
+        async with running(body_bytes=10, seconds=20.0) as live:
+            _, writer = await connect(live.url, post(b"x" * 20)[:-15])  # 15 bytes do not come
+            await live.until(lambda: bool(left))
+            writer.close()
+            await live.settled()
+
+    with caplog.at_level(logging.ERROR):
+        scenario(body)
+    assert any("Unhandled" in record.getMessage() for record in caplog.records) is is_logged
