@@ -16,14 +16,20 @@ INSTALL = {"gpu": "jaxllama[cuda] or jaxllama[rocm]", "tpu": "jaxllama[tpu]"}
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
-def use_platform(name: str) -> None:
-    """Let JAX run on this platform; ConfigError if it cannot, with the reason on one line."""
+def prefer_platform(name: str) -> None:
+    """Tell JAX the platform without starting it; ConfigError for an unknown name."""
     if name not in PLATFORMS:
         raise ConfigError(f"platform is {name!r}; expected one of {', '.join(PLATFORMS)}")
     config: Any = jax.config
+    config.update("jax_platforms", PLATFORMS[name])
+
+
+def use_platform(name: str) -> None:
+    """Let JAX run on this platform; ConfigError if it cannot, with the reason on one line."""
+    config: Any = jax.config
     before = config.jax_platforms
+    prefer_platform(name)
     try:
-        config.update("jax_platforms", PLATFORMS[name])
         found = jax.default_backend()
     except RuntimeError as error:
         config.update("jax_platforms", before)

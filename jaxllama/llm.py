@@ -31,12 +31,14 @@ from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompt_files import PromptFiles, prompt_key
-from jaxllama.errors import InvalidParameter
+from jaxllama.errors import ConfigError, InvalidParameter
 from jaxllama.formats import PromptFormat
+from jaxllama.hosts import HostGroup
 from jaxllama.intake import Intake, Prompt, is_single_prompt
 from jaxllama.kernels.cpu import library
 from jaxllama.loading import (
     adapter_sizes,
+    check_host_settings,
     check_prompt_folder,
     choose_kernels,
     engine_config,
@@ -74,8 +76,15 @@ class LLM:
     """One model with its engine, and the Python API."""
 
     def __init__(
-        self, engine: Engine, intake: Intake, *, config: ModelConfig, path: Path | None = None
+        self,
+        engine: Engine,
+        intake: Intake,
+        *,
+        config: ModelConfig,
+        path: Path | None = None,
+        hosts: HostGroup | None = None,
     ) -> None:
+        self.hosts = hosts
         self.engine = engine
         self.intake = intake
         self.config = config
@@ -114,6 +123,7 @@ class LLM:
         strict_compile: bool = False,
         prompt_cache_mib: float | None = None,
         prompt_cache_dir: str | Path | None = None,
+        hosts: HostGroup | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Load a model by name, file or folder, downloading it if needed; None is the default.
@@ -160,8 +170,14 @@ class LLM:
                        memory)
         prompt_cache_dir  keep these prompts in this folder when the model is closed, and read them
                        when it is loaded again
+        hosts          the group of `jaxllama.hosts.join()`, if several processes run the model; all
+                       of them call `load` with the same settings, and those that do not lead it
+                       then call `follow`
         progress       called with (what, done, total) while loading
         """
+        if hosts is not None:
+            check_host_settings(lora, lora_slots, prompt_cache_mib, prompt_cache_dir)
+            prompt_cache_mib, compile_cache = 0, False
         if platform is not None:
             use_platform(platform)
         path = resolve(model, progress=progress)
@@ -211,7 +227,7 @@ class LLM:
             config, engine, bank, params, devices, executables=executables, adapters=blocks
         )
         adapters = None if blocks is None else LoadedAdapters(programs, blocks)
-        if strict_compile:
+        if strict_compile or hosts is not None:  # hosts must run the same programs
             programs.warm_up(progress)
         else:
             programs.prepare(progress, behind=compile_behind)
@@ -236,10 +252,24 @@ class LLM:
             whole = prompt_key(key, params)
             files = PromptFiles(Path(prompt_cache_dir), whole, programs.columns, config.vocab_size)
         with explained_memory("the KV cache beside the weights"):
-            runs = Engine(programs, adapters=adapters, prompt_store=store, prompt_files=files)
+            runs = Engine(
+                programs,
+                adapters=adapters,
+                prompt_store=store,
+                prompt_files=files,
+                tell_hosts=None if hosts is None else hosts.tell,
+            )
+        if hosts is not None:
+            hosts.compare(key)
         if strict_compile:
             programs.seal()
-        return cls(runs, intake, config=config, path=path)
+        return cls(runs, intake, config=config, path=path, hosts=hosts)
+
+    def follow(self) -> None:
+        """Run the device calls of host 0 until it ends the group; for the other hosts."""
+        if self.hosts is None or self.hosts.leads:
+            raise ConfigError("follow is for hosts of a group that do not lead it")
+        self.engine.repeat_calls(self.hosts.next_call)
 
     # Parts.
 
@@ -541,6 +571,8 @@ class LLM:
         self.streams.close()
         self.intake.constraints.close()
         self.engine.close()
+        if self.hosts is not None and self.hosts.leads:
+            self.hosts.end()
 
     def __enter__(self) -> Self:
         return self

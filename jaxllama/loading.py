@@ -168,6 +168,26 @@ def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
         )
 
 
+def check_host_settings(
+    lora: Mapping[str, str | Path] | None,
+    lora_slots: int | None,
+    prompt_cache_mib: float | None,
+    prompt_cache_dir: str | Path | None,
+) -> None:
+    """Raise ConfigError for settings that a model on several hosts does not support."""
+    given = {
+        "lora": bool(lora),
+        "lora_slots": bool(lora_slots),
+        "prompt_cache_mib": bool(prompt_cache_mib),
+        "prompt_cache_dir": prompt_cache_dir is not None,
+    }
+    wrong = [name for name, is_given in given.items() if is_given]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)}: not supported with several hosts; leave out or run on one host"
+        )
+
+
 def free_memory() -> int:
     """Return how many bytes this process can still use: of the machine and of its control group."""
     found = []

@@ -5,15 +5,20 @@ slots; `model` splits heads, feed-forward columns and vocabulary. One device is 
 JAX is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`).
 """
 
+import functools
+import operator
 import re
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.errors import ConfigError
 from jaxllama.shapes import Array
+
+ORDERLESS = 2  # parts whose sum is the same in any order
 
 RULES: dict[str | None, str | None] = {
     "slots": "data",
@@ -48,6 +53,12 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
             f"mesh data={data},model={parts} needs {data * parts} devices; this machine has "
             f"{len(devices)}"
         )
+    if jax.process_count() > 1 and data * parts < len(devices):
+        raise ConfigError(
+            f"mesh data={data},model={parts} uses {data * parts} devices; expected all "
+            f"{len(devices)} of the {jax.process_count()} hosts, for example "
+            f"--mesh model={len(devices)}"
+        )
     for name, size in (("key/value heads", model.kv_heads), ("ffn width", model.ffn_width)):
         if size % parts:
             raise ConfigError(
@@ -72,6 +83,13 @@ def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
     return sharding(mesh, *kept)
 
 
+def place(array: np.ndarray, where: NamedSharding) -> Array:
+    """Place a host array on its devices; every host places the parts of its own devices."""
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
 def slots_are_split() -> bool:
     """Say whether the program being traced has its slots on more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -88,8 +106,15 @@ def own_parts(axis: str) -> int:
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """Sum `x` over the parts of all devices; return it unchanged if the code sees whole arrays."""
-    return lax.psum(x, axis) if own_parts(axis) > 1 else x
+    """Sum `x` over the parts of all devices; return it unchanged if the code sees whole arrays.
+
+    Several hosts add in the order of the parts, as the devices of one CPU do: their own sum of more
+    than two parts has another order, and other bits.
+    """
+    parts = own_parts(axis)
+    if parts > ORDERLESS and jax.process_count() > 1:
+        return functools.reduce(operator.add, lax.all_gather(x, axis))
+    return lax.psum(x, axis) if parts > 1 else x
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

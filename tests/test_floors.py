@@ -43,6 +43,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "sharding": (WORDS, "jax numpy"),
     "scopes": ("", "jax"),
     "devices": ("errors", "jax"),
+    "hosts": ("errors devices", "jax numpy threading"),
     "kernels": (f"{WORDS} scopes sharding", "jax numpy ctypes einops"),
     "model": (f"{WORDS} sharding kernels", "jax numpy einops"),
     "text": (f"{WORDS} formats", "numpy tokenizers"),
@@ -55,6 +56,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 2: token ids only
     "engine": (MATHS, "jax numpy"),
     "engine.compiling": (WORDS, "jax threading"),
+    "engine.remote_calls": (f"{WORDS} engine", "msgspec numpy"),
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),
     "messages": (f"{WORDS} formats", ""),
@@ -73,7 +75,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "streams": (f"{WORDS} engine intake completion beams", ""),
     "beams": (WORDS, ""),
     "loading": (f"{ENGINE} formats text weights", "jax"),
-    "llm": (f"{WHOLE} streams beams loading", "jax numpy"),
+    "llm": (f"{WHOLE} streams beams loading hosts", "jax numpy"),
     "recording": (f"{WORDS} engine intake", "numpy"),
     "explain": (f"{ENGINE} recording", "jax numpy threading"),
     "__main__": ("cli", ""),
@@ -85,7 +87,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     ),
     # 5: on top of everything
     "cli": (
-        f"{WHOLE} llm loading streams recording explain bounds service serve",
+        f"{WHOLE} llm loading streams recording explain bounds service serve hosts",
         "jax click rich asyncio",
     ),
     "cli.heap": ("", "ctypes"),

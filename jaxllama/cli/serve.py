@@ -10,21 +10,23 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 import jaxllama
+from jaxllama import hosts
 from jaxllama.cli import heap, open_files
 from jaxllama.cli.garbage import collect_as_usual
 from jaxllama.cli.options import ModelCommand
-from jaxllama.errors import ConfigError
+from jaxllama.errors import ConfigError, JaxLlamaError
 from jaxllama.serve import log
 from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
@@ -72,8 +74,19 @@ class ServeCommand(ModelCommand):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
+@click.option(
+    "--hosts",
+    "joins_hosts",
+    is_flag=True,
+    help=f"Run the model together with other processes, all started with the same options and with "
+    f"{hosts.ADDRESS} (name:port of process 0), {hosts.COUNT} and {hosts.INDEX}; process 0 serves.",
+)
 def command(
-    name: str | None, api_key_file: Path | None, loading: Mapping[str, Any], **options: Any
+    name: str | None,
+    api_key_file: Path | None,
+    joins_hosts: bool,
+    loading: Mapping[str, Any],
+    **options: Any,
 ) -> None:
     """Serve MODEL over HTTP until the program is stopped; --model names it as well.
 
@@ -98,7 +111,37 @@ def command(
             settings.host,
         )
     dialects = open_dialects(settings)
+    if joins_hosts:
+        group = hosts.join(platform=loading.get("platform"))
+        loading = {**loading, "hosts": group}
+        if not group.leads:
+            follow(group, loading)
     sys.exit(run(settings, loading, dialects))
+
+
+def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
+    """Load the model and run the calls of host 0; end the process when the group ends.
+
+    A stop signal asks host 0 to stop, which ends the group after its running requests.
+    """
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: group.ask_to_stop())
+    startup = Startup(logger.info, keeps_programs=False)
+    code = 1
+    try:
+        with jaxllama.LLM.load(progress=startup.report, **loading) as llm:
+            logger.info("ready: host %d runs its part of what host 0 serves", group.index)
+            llm.follow()
+        code = 0
+    except JaxLlamaError as error:
+        logger.error(error)
+        code = error.exit_code
+    except Exception:
+        logger.exception("host %d ends", group.index)
+    if code:
+        logging.shutdown()
+        os._exit(code)  # a normal exit would wait for the other hosts
+    sys.exit()
 
 
 def split(texts: Iterable[str]) -> Iterator[str]:
@@ -144,6 +187,8 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
     code, ended = await Server(service, settings, dialects).run()
+    if "hosts" in loading:
+        loading["hosts"].end()
     if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
         logging.shutdown()
         os._exit(code)

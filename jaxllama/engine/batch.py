@@ -1,33 +1,61 @@
 """The batch: the state of all rows on the device, and the program calls that change it.
 
 Used by the engine, its prompts, its calls and its probes. The only owner of the state: every
-program consumes the state and returns the next one. Knows slots and arrays, not requests.
+program consumes the state and returns the next one. Knows slots and arrays, not requests. If
+several hosts run the model, the others are told each call that runs a program.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import jax
 import numpy as np
 
 from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.programs import Programs
+from jaxllama.engine.remote_calls import encode_call
 from jaxllama.engine.state import RowStart, StateLeaves
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput
 from jaxllama.model.cache import Columns
 from jaxllama.request import AdapterUse
 
+P = ParamSpec("P")
+R = TypeVar("R")
+TellHosts = Callable[[bytes], None]  # takes an encoded call
+
+
+def on_every_host(
+    method: "Callable[Concatenate[Batch, P], R]",
+) -> "Callable[Concatenate[Batch, P], R]":
+    """Let a method tell the other hosts its call, if there are any, before it runs."""
+
+    @functools.wraps(method)
+    def call(self: "Batch", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._tell_hosts is not None:
+            self._tell_hosts(encode_call(method.__name__, args, kwargs))
+        return method(self, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Batch, P], R]", call)
+
 
 class Batch:
     """The device state of one engine. A call of any program may fail and lose the state."""
 
-    def __init__(self, programs: Programs, adapters: LoadedAdapters | None = None) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        adapters: LoadedAdapters | None = None,
+        tell_hosts: TellHosts | None = None,
+    ) -> None:
         self.programs = programs
         self.adapters = adapters
+        self._tell_hosts = tell_hosts
         self.restarts = 0  # how many states were dropped so far
         self._state: StateLeaves = programs.empty()
         self._is_lost = False  # the state was dropped, and no new one is made yet
 
+    @on_every_host
     def prefill(
         self, slot: int, ids: np.ndarray, start: int, count: int, use: AdapterUse | None = None
     ) -> None:
@@ -35,10 +63,12 @@ class Batch:
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(count))
         self._state = self.programs.prefill(self._state, *numbers, self._adapter(use))
 
-    def admit(self, slot: int, row: RowStart) -> None:
-        """Write the row of a slot, so that it starts to decode."""
+    @on_every_host
+    def admit(self, slot: int, row: RowStart | np.ndarray) -> None:
+        """Write the row of a slot, so that it starts to decode; on a following host, its parcel."""
         self._state = self.programs.admit(self._state, np.int32(slot), row)
 
+    @on_every_host
     def decode(
         self,
         steps: int,
@@ -57,30 +87,36 @@ class Batch:
         )
         return output
 
+    @on_every_host
     def release(self, slots: Sequence[int]) -> None:
         """Stop the rows of these slots."""
         mask = np.zeros(self.programs.engine.slots, np.bool_)
         mask[list(slots)] = True
         self._state = self.programs.release(self._state, mask)
 
+    @on_every_host
     def scrub(self, slot: int) -> None:
         """Zero the cache of a slot."""
         self._state = self.programs.scrub(self._state, np.int32(slot))
 
+    @on_every_host
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` cache columns of one slot to another."""
         numbers = (np.int32(source), np.int32(target), np.int32(count))
         self._state = self.programs.copy(self._state, *numbers)
 
+    @on_every_host
     def save(self, slot: int, start: int) -> Columns:
         """Return the block of cache columns of a slot that begins at `start`, without waiting."""
         return self.programs.save(self._state, np.int32(slot), np.int32(start))
 
+    @on_every_host
     def restore(self, slot: int, columns: Columns, start: int) -> None:
         """Replace the block of cache columns of a slot that begins at `start`."""
         numbers = (np.int32(slot), np.int32(start))
         self._state = self.programs.restore(self._state, columns, *numbers)
 
+    @on_every_host
     def peek(
         self, slot: int, pairs: np.ndarray, start: int, last: int, use: AdapterUse | None = None
     ) -> Peek:
@@ -89,6 +125,7 @@ class Batch:
         self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))
         return found
 
+    @on_every_host
     def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
         """Compute the log-probabilities of the targets of short runs of tokens."""
         self._state, logprobs = self.programs.weigh(
@@ -96,6 +133,7 @@ class Batch:
         )
         return logprobs
 
+    @on_every_host
     def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
         """Pool the final hidden states of `ids` up to row `last`."""
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(last))
@@ -106,6 +144,7 @@ class Batch:
         """Wait until the device has run every program that was sent."""
         jax.block_until_ready(self._state)
 
+    @on_every_host
     def drop(self) -> None:
         """Free the device memory of the state, except arrays that a failed program consumed."""
         if not self._is_lost:
@@ -120,5 +159,9 @@ class Batch:
     def renew(self) -> None:
         """Make a new state, with every row inert, if the old one was dropped."""
         if self._is_lost:
-            self._state = self.programs.empty()
-            self._is_lost = False
+            self._replace_state()
+
+    @on_every_host
+    def _replace_state(self) -> None:
+        self._state = self.programs.empty()
+        self._is_lost = False

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from jaxllama.engine.adapters import LoadedAdapters, loaded
-from jaxllama.engine.batch import Batch
+from jaxllama.engine.batch import Batch, TellHosts
 from jaxllama.engine.blueprints import ADAPTED, SAVE, WHOLE
 from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
@@ -33,6 +33,7 @@ from jaxllama.engine.prompt_store import LEAST, PromptStore
 from jaxllama.engine.prompts import Prompts
 from jaxllama.engine.reading import Reading
 from jaxllama.engine.recovery import Recovery
+from jaxllama.engine.remote_calls import repeat_calls
 from jaxllama.engine.slots import Slot, SlotTable, key_of
 from jaxllama.engine.state import row_start
 from jaxllama.errors import GenerationFailed, JaxLlamaError, QueueFull
@@ -62,6 +63,7 @@ class Engine:
         adapters: LoadedAdapters | None = None,
         prompt_store: PromptStore | None = None,
         prompt_files: PromptFiles | None = None,
+        tell_hosts: TellHosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.programs = programs
@@ -79,7 +81,7 @@ class Engine:
         self._running: list[Generation | None] = [None] * self.config.slots
         self._events: list[Event] = []
         self._has_logged_wait = False
-        self._batch = Batch(programs, adapters)
+        self._batch = Batch(programs, adapters, tell_hosts)
         self.prompt_store = PromptStore(0, 1) if prompt_store is None else prompt_store
         self._prompt_files = prompt_files
         if prompt_files is not None:
@@ -132,6 +134,10 @@ class Engine:
         if generation.phase is not Phase.DONE:
             with self.recovery.guard(blame=False):
                 self._end(generation, FinishReason.CANCELLED)
+
+    def repeat_calls(self, next_call: Callable[[], bytes | None]) -> None:
+        """Repeat the device calls of another host's engine, until `next_call` returns None."""
+        repeat_calls(self._batch, next_call)
 
     def close(self) -> None:
         """Cancel all requests and free the device memory; the engine cannot be used afterwards."""

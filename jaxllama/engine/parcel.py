@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def pack(tree: Any) -> np.ndarray:
-    """Concatenate the bytes of all leaves of a tree."""
+    """Concatenate the bytes of all leaves of a tree; a parcel stays as it is."""
     return np.frombuffer(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(tree)), np.uint8)
 
 

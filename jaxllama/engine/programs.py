@@ -57,7 +57,7 @@ from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack
-from jaxllama.engine.state import DecodeState, RowStart, StateLeaves
+from jaxllama.engine.state import DecodeState, StateLeaves
 from jaxllama.engine.steps import Runs, StepOutput
 from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
@@ -66,6 +66,7 @@ from jaxllama.model.cache import Columns
 from jaxllama.model.params import Tree
 from jaxllama.model.rows import AdapterBlocks
 from jaxllama.request import GenerationRequest
+from jaxllama.sharding import place
 from jaxllama.startup import Progress
 
 logger = logging.getLogger(__name__)
@@ -113,9 +114,7 @@ class Programs:
         self._goal: Sequence[str] = ()  # the programs that a start waits for
         self._compiling: set[str] = set()  # names of programs that are, or were, compiled
         self._weights = leaves_of(params)
-        self._every_token = jax.device_put(
-            every_token(engine.slots, bank.vocab), self.blueprints.whole
-        )
+        self._every_token = place(every_token(engine.slots, bank.vocab), self.blueprints.whole)
 
     def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
         """Say whether `decode_lean` can serve a request that uses these samplers."""
@@ -304,8 +303,8 @@ class Programs:
         run = self.compiled(name if adapter is None else ADAPTED)
         return run(self._weights, state, steps, allowed, *given(adapter))
 
-    def admit(self, state: StateLeaves, slot: Any, row: RowStart) -> StateLeaves:
-        """Write one row, so that it starts to decode."""
+    def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
+        """Write one row, a RowStart or the parcel of one, so that it starts to decode."""
         return self.compiled("admit")(state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.shapes import Array, Float, Int32
-from jaxllama.sharding import shard_shape
+from jaxllama.sharding import place, shard_shape
 
 
 def zeros_on(mesh: Mesh, sizes: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> Array:
     """Return an array of zeros on its devices; `axes` are the logical axes."""
-    return jax.device_put(np.zeros(sizes, dtype), shard_shape(mesh, sizes, axes))
+    return place(np.zeros(sizes, dtype), shard_shape(mesh, sizes, axes))
 
 
 def with_adapter(

@@ -7,7 +7,6 @@ several of them together.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from jaxllama.config import Activation, EngineConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placement, UnreadMatrix
 from jaxllama.model.params import Leaf, Tree, nest
-from jaxllama.sharding import shard_shape
+from jaxllama.sharding import place, shard_shape
 
 Given = HostMatrix | UnreadMatrix
 
@@ -107,4 +106,4 @@ class Preparation:
     def _vector(self, leaf: Leaf, value: Any) -> Any:
         """Place the weight of a norm in float32: such vectors are small and need the precision."""
         where = shard_shape(self._placement.mesh, leaf.shape, leaf.axes)
-        return jax.device_put(np.ascontiguousarray(value, np.float32), where)
+        return place(np.ascontiguousarray(value, np.float32), where)

@@ -27,7 +27,7 @@ from jaxllama.kernels.cpu.tiling import can_tile, tile, tile_pair
 from jaxllama.kernels.cpu.weights import TiledExperts, TiledWeight
 from jaxllama.kernels.packed import Packed, dense_of, own_outputs
 from jaxllama.shapes import Array
-from jaxllama.sharding import RULES
+from jaxllama.sharding import RULES, place
 
 STORED = "stored"  # dtype of dense weights: each file's own
 
@@ -155,6 +155,6 @@ def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:
     def put(part: Any) -> Array:
         split = PartitionSpec(by_output, None if part is tiled.bias else by_input)
         whole = part is tiled.order
-        return jax.device_put(part, NamedSharding(mesh, PartitionSpec() if whole else split))
+        return place(part, NamedSharding(mesh, PartitionSpec() if whole else split))
 
     return jax.tree.map(put, tiled)

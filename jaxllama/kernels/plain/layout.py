@@ -22,7 +22,7 @@ from jaxllama.kernels.body import (
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.kernels.plain.weights import DenseExperts, DenseWeight, PackedWeight
 from jaxllama.shapes import Array
-from jaxllama.sharding import shard_shape
+from jaxllama.sharding import place, shard_shape
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
@@ -61,7 +61,7 @@ def weight_of(
         by_axis = axes if by_output else axes[::-1]
         return PackedWeight(place_packed(held.packed, by_axis, to.mesh))
     where = shard_shape(to.mesh, held.array.shape, axes)
-    return DenseWeight(jax.device_put(held.array, where), by_output)
+    return DenseWeight(place(held.array, where), by_output)
 
 
 def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool) -> bool:
@@ -122,7 +122,7 @@ def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
     """Copy one matrix of all experts to the devices, unpacked, as one array."""
     dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
     where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
-    return DenseExperts(jax.device_put(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))
+    return DenseExperts(place(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:
@@ -130,19 +130,19 @@ def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> A
     if bias is None:
         return None
     where = shard_shape(to.mesh, bias.shape, group.axes[1:])
-    return jax.device_put(np.ascontiguousarray(bias, np.float32), where)
+    return place(np.ascontiguousarray(bias, np.float32), where)
 
 
 def place_packed(value: Packed, axes: Axes, mesh: Mesh) -> Packed:
     """Copy the arrays of a packed matrix to the devices; `axes` names the axes [out, in]."""
 
     def put(part: Any) -> Array:
-        return jax.device_put(part, shard_shape(mesh, part.shape, axes))
+        return place(part, shard_shape(mesh, part.shape, axes))
 
     minima = None if value.minima is None else put(value.minima)
     order = None
     if value.order is not None:
-        order = jax.device_put(value.order, shard_shape(mesh, value.order.shape, (None,)))
+        order = place(value.order, shard_shape(mesh, value.order.shape, (None,)))
     return dataclasses.replace(
         value, codes=put(value.codes), scales=put(value.scales), minima=minima, order=order
     )

@@ -1,0 +1,86 @@
+"""Remote calls: the calls of host 0's batch as bytes, and their repetition on another host.
+
+Used by `batch.py` and `llm.py`. A call is the name of a method of `Batch` and its arguments:
+numbers, arrays, tuples of arrays. Knows no connection.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from jaxllama.engine.parcel import pack
+from jaxllama.engine.state import RowStart
+from jaxllama.engine.steps import Runs
+from jaxllama.errors import JaxLlamaError
+
+ARRAY, RUNS = 1, 2  # kinds of msgpack's extensions
+
+
+class RemoteCall(msgspec.Struct, array_like=True, frozen=True):
+    """One call of a method of the batch."""
+
+    method: str
+    positional: list[Any]
+    named: dict[str, Any]
+
+
+class ArrayParts(msgspec.Struct, array_like=True, frozen=True):
+    """An array as it is sent."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes
+
+
+def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]) -> bytes:
+    """Return a call as bytes."""
+    call = RemoteCall(method, list(map(as_sent, positional)), dict(named))
+    return msgspec.msgpack.encode(call, enc_hook=as_extension)
+
+
+def as_sent(argument: Any) -> Any:
+    """Return an argument in a form that keeps its type on the way; of a row, its parcel."""
+    if isinstance(argument, RowStart):
+        return pack(argument)
+    if not isinstance(argument, Runs):
+        return argument
+    return msgspec.msgpack.Ext(RUNS, msgspec.msgpack.encode([*argument], enc_hook=as_extension))
+
+
+def as_extension(value: Any) -> Any:
+    """Convert what msgpack does not know: arrays and their numbers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        parts = ArrayParts(value.dtype.str, value.shape, value.tobytes())
+        return msgspec.msgpack.Ext(ARRAY, msgspec.msgpack.encode(parts))
+    raise TypeError(f"{type(value).__name__} cannot be sent to another host")
+
+
+def from_extension(kind: int, content: memoryview) -> Any:
+    """Convert an extension back."""
+    if kind == RUNS:
+        return Runs(*msgspec.msgpack.decode(content, ext_hook=from_extension))
+    parts = msgspec.msgpack.decode(content, type=ArrayParts)
+    return np.frombuffer(parts.content, parts.dtype).reshape(parts.shape)
+
+
+def decode_call(message: bytes) -> RemoteCall:
+    """Return the call in a message."""
+    return msgspec.msgpack.decode(message, type=RemoteCall, ext_hook=from_extension)
+
+
+def repeat_calls(batch: object, next_call: Callable[[], bytes | None]) -> None:
+    """Repeat the calls of host 0 on this host's batch until there are no more."""
+    while (message := next_call()) is not None:
+        call = decode_call(message)
+        method = getattr(type(batch), call.method, None)
+        own = getattr(method, "__wrapped__", None)
+        if own is None:
+            raise JaxLlamaError(
+                f"host 0 calls {call.method!r:.40}, which this host does not have; expected the "
+                f"same version of jaxllama on all hosts"
+            )
+        own(batch, *call.positional, **call.named)
