@@ -25,6 +25,7 @@ from child import server_process
 ATTACKER, NEIGHBOUR = "attackers-key", "neighbours-key"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 START_SECONDS = 600.0  # with an empty cache the server compiles all programs
+PROMPT_CACHE = "--prompt-cache-mib=32"
 OPEN_REQUESTS = re.compile(r"^jaxllama_open_requests (\S+)$", re.MULTILINE)
 MIB = 1 << 20
 
@@ -121,11 +122,16 @@ class Target:
 
 @contextlib.asynccontextmanager
 async def target(python: str, options: tuple[str, ...] = ()) -> AsyncIterator[Target]:
-    """Run `jaxllama serve` with that Python, two keys and the default model; yield the server."""
+    """Run `jaxllama serve` with that Python, two keys and the default model; yield the server.
+
+    Its prompt cache is small, so that it is full before memory is first measured.
+    """
     keys = [f"--api-key={key}" for key in (ATTACKER, NEIGHBOUR)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with server_process(["--port=0", *keys, *options], log, python=python) as process:
+        with server_process(
+            ["--port=0", PROMPT_CACHE, *keys, *options], log, python=python
+        ) as process:
             server = Target(process, log)
             await wait_until(server, lambda: has_address(server))
             while not await server.is_ready():
