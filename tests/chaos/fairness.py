@@ -265,7 +265,7 @@ async def frozen(at: Stage) -> None:
     started = [asyncio.Event() for _ in range(12)]
 
     async def one(number: int) -> str:
-        asked = {"prompt": words(8, f"frozen {number}"), "max_tokens": 400, "ignore_eos": True}
+        asked = {"prompt": words(8, f"frozen {number}"), "max_tokens": 100, "ignore_eos": True}
         reason = "cut off"
         try:
             async for event in at.heavy.stream(asked):
