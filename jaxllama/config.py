@@ -191,14 +191,25 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Return the number of weights in matrices; norms and biases are not counted."""
-        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
-        dense, experts = 3 * self.width * self.ffn_width, 0
-        mixed = [layer.sparse for layer in self.specs]
-        if self.experts is not None:
-            one = self.experts.count * self.width * (3 * self.experts.width + 1)
-            experts = sum(mixed) * (one - dense)
+        count = 0 if self.experts is None else self.experts.count
         ends = self.vocab_size * self.width * (1 if self.tied else 2)
-        return ends + self.layers * (attention + dense) + experts
+        return ends + self._parameters_of_layers(count)
+
+    @property
+    def parameters_per_token(self) -> int:
+        """Return the number of weights that multiply one token: of experts, those that it uses."""
+        used = 0 if self.experts is None else self.experts.used
+        return self.vocab_size * self.width + self._parameters_of_layers(used)
+
+    def _parameters_of_layers(self, experts: int) -> int:
+        """Return the number of weights in the matrices of all layers, with so many experts each."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        dense, mixture = 3 * self.width * self.ffn_width, 0
+        if self.experts is not None:
+            router = self.experts.count * self.width
+            one = 3 * experts * self.width * self.experts.width + router
+            mixture = sum(layer.sparse for layer in self.specs) * (one - dense)
+        return self.layers * (attention + dense) + mixture
 
     def window_of(self, layer: LayerSpec) -> int | None:
         """Return the window of a layer; None if it attends to all positions."""

@@ -152,13 +152,22 @@ class Programs:
         """Return about how many bytes of weights a decode step reads."""
         return sum(leaf.nbytes for leaf in self._weights)
 
-    def roofline(self, step_seconds: float) -> dict[str, float]:
-        """Return the share of the device's bandwidth that reading the weights takes, if known."""
+    def roofline(self, step_seconds: float, rows: int) -> dict[str, float]:
+        """Return what decode steps of `rows` rows achieve, and its share of what the chip can do.
+
+        Attention is not counted, so these are lower bounds. The shares are left out for a chip that
+        the table does not have.
+        """
+        if not step_seconds:
+            return {"weight_bytes_per_second": 0.0, "flops_per_second": 0.0}
+        read = self.weight_bytes / step_seconds
+        flops = 2 * self.model.parameters_per_token * rows / step_seconds
+        found = {"weight_bytes_per_second": read, "flops_per_second": flops}
         chip = chip_of(self.mesh.devices.flat[0].device_kind)
-        if chip is None or not step_seconds:
-            return {}
-        each = self.weight_bytes / self.mesh.size / step_seconds
-        return {"bandwidth_share": each / chip.bandwidth}
+        if chip is not None:
+            found["bandwidth_share"] = read / self.mesh.size / chip.bandwidth
+            found["flops_share"] = flops / self.mesh.size / chip.flops
+        return found
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
         """Make the programs of a first request; with `behind`, start to make the others.

@@ -42,7 +42,7 @@ def create_app(
 ) -> web.Application:
     """Build the application of a service, with our own routes and the routes of the dialects."""
     table = RouteTable(settings.root_dialect)
-    described = [*dialects, Operations(settings.metrics_names), Dashboard()]
+    described = [*dialects, Operations(settings.metrics_names, settings.bandwidth), Dashboard()]
     for dialect in (
         *described,
         Page(settings.root_dialect),

@@ -33,7 +33,10 @@ GAUGES = {
     "slots": "Slots there are",
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
-    "bandwidth_share": "Share of the accelerator's memory bandwidth that this takes, if known",
+    "bandwidth_share": "Share of the device's memory bandwidth that this takes, if known",
+    "flops_per_second": "Floating-point operations of decode steps, without attention, as last "
+    "measured",
+    "flops_share": "Share of the device's dense bfloat16 operations that this takes, if known",
     "ready": "1 when requests are taken",
     "prompt_cache_bytes": "Memory of prompts kept beside the slots",
     "adapters": "LoRA adapters loaded",
@@ -66,9 +69,15 @@ class Waits(msgspec.Struct):
 class Metrics(Collector):
     """Observer of the service that collects metrics and exports them."""
 
-    def __init__(self, service: GenerationService, names: Sequence[str] = ()) -> None:
-        """Count for a service; with "vllm" in `names`, export vLLM's names as well."""
+    def __init__(
+        self, service: GenerationService, names: Sequence[str] = (), bandwidth: float | None = None
+    ) -> None:
+        """Count for a service; with "vllm" in `names`, export vLLM's names as well.
+
+        `bandwidth` is that of the device's memory in GB/s; None: as the table of chips has it.
+        """
         self._service = service
+        self._bandwidth = bandwidth
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "jaxllama_requests", "Requests that are over", ["route", "reason"], registry=registry
@@ -136,6 +145,9 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield gauges and counters of the service, and the histograms, for the registry."""
         figures = self._service.figures()
+        if self._bandwidth is not None and "weight_bytes_per_second" in figures:
+            share = figures["weight_bytes_per_second"] / (self._bandwidth * 1e9)
+            figures["bandwidth_share"] = share
         for name, words in GAUGES.items():
             if name in figures:
                 yield GaugeMetricFamily(f"jaxllama_{name}", words, figures[name])

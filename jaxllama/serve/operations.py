@@ -148,8 +148,9 @@ class Operations(Dialect):
     name = "operations"
     endpoints = ENDPOINTS
 
-    def __init__(self, metrics_names: Sequence[str] = ()) -> None:
+    def __init__(self, metrics_names: Sequence[str] = (), bandwidth: float | None = None) -> None:
         self._metrics_names = metrics_names
+        self._bandwidth = bandwidth
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
@@ -157,5 +158,5 @@ class Operations(Dialect):
 
     def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
         """Return the routes; also installs a `Metrics` as the service's observer."""
-        service.observer = Metrics(service, self._metrics_names)
+        service.observer = Metrics(service, self._metrics_names, self._bandwidth)
         return super().routes(service)

@@ -71,6 +71,11 @@ class Settings:
         "serve /metrics under the names of this server, too, for routers that read them: vllm; may "
         "be repeated",
     )
+    bandwidth: float | None = setting(
+        None,
+        "memory bandwidth of the device in GB/s, for the share of it that /metrics shows; needed "
+        "where jaxllama does not know the chip, as on CPUs",
+    )
     log_json: bool = setting(False, "write log lines as JSON objects")
     log_prompts: bool = setting(False, "write the prompts of clients to the log, too")
     bounds: Bounds = field(default_factory=Bounds)

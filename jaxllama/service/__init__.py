@@ -202,7 +202,6 @@ class GenerationService:
             "slots": engine.config.slots,
             "slots_used": counts["slots"],
             "step_seconds": seconds,
-            "weight_bytes_per_second": self._weight_bytes / seconds if seconds else 0.0,
             "engine_steps": pulse.steps,
             "engine_step_seconds": pulse.seconds,
             "faults": engine.recovery.faults,
@@ -210,7 +209,7 @@ class GenerationService:
             "drafted_tokens": engine.drafts["drafted"],
             "accepted_tokens": engine.drafts["accepted"],
             **engine.programs.figures,
-            **engine.programs.roofline(seconds),
+            **engine.programs.roofline(seconds, counts["running"]),
             **engine.prompt_store.figures,
         }
 

@@ -82,6 +82,24 @@ def test_prompts_from_the_prompt_cache_are_counted():
     scenario(body)
 
 
+def test_the_share_of_a_given_bandwidth_is_served(monkeypatch):
+    engine = scripted(b"1" * 50)
+    monkeypatch.setattr(type(engine.programs), "weight_bytes", 5_000_000)
+
+    async def body():
+        async with running(engine, bandwidth=10.0) as live:
+            await live.say(prompt="abcd", max_tokens=20)
+            await live.settled()
+            found = await figures(live)
+            rate = found["jaxllama_weight_bytes_per_second"]
+            assert rate == 5_000_000 / found["jaxllama_step_seconds"]
+            assert found["jaxllama_bandwidth_share"] == rate / 10e9
+        async with running(engine) as live:
+            assert "jaxllama_bandwidth_share" not in await figures(live)
+
+    scenario(body)
+
+
 def test_vllms_names_are_served_when_asked():
     async def body():
         engine = scripted(b"1" * 50, slots=2)
