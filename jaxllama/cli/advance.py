@@ -31,7 +31,10 @@ class Advance:
         self.started = clock()
 
     def words(self, done: int) -> str:
-        """Return the count, the rate and the time left as text; `done` includes the old ones."""
+        """Return the count, the rate and the time left as text.
+
+        `done` includes the items that were done before the run began; the rate does not.
+        """
         count = f"{done} of {self.total} {self.what}"
         now, seconds = done - self.already, self.clock() - self.started
         if now <= 0 or seconds <= 0:
@@ -52,7 +55,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def advance_shown(what: str, total: int, already: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how far the run is; call it with the number of items done."""
+    """Yield a function that shows the progress of a run; call it with the number of items done.
+
+    `what` names the items. `already` of them were done before the run, and count as done.
+    """
     advance = Advance(what, total, already)
     shown = advance.started
     with bars_on_terminal() as draw:

@@ -46,7 +46,12 @@ class BatchModel(Protocol):
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Row]]:
-        """Answer each (content, knobs); yield (position, fields) as the answers finish."""
+        """Generate an answer to each (content, knobs); yield (position, fields) as they finish.
+
+        `kind` says whether contents are prompts or messages, the position counts `items` from 0,
+        and the fields are those of the answer. `on_error` is called with the position and error of
+        an item that fails.
+        """
 
 
 class LocalModel:
@@ -58,7 +63,10 @@ class LocalModel:
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Row]]:
-        """Answer each (content, knobs); yield (position, fields) as the answers finish."""
+        """Generate an answer to each (content, knobs); yield (position, fields) as they finish.
+
+        The arguments are those of `BatchModel.answers`.
+        """
         each = self.llm.generate_each if kind == PROMPT else self.llm.chat_each
         for position, completion in each(items, on_error=on_error):
             yield position, completion_fields(completion)
@@ -168,7 +176,10 @@ def command(  # noqa: PLR0913 - an argument for each option
 def read_template(
     prompts: Path, template: str | None, system: str | None, *, is_chat: bool
 ) -> PromptTemplate | None:
-    """Return the template of the options, or None; raise UsageError if they do not fit."""
+    """Return the template that the options describe; None without --template.
+
+    Raises UsageError if the options do not fit together or do not fit the file of prompts.
+    """
     if template is None:
         if is_chat or system is not None:
             raise click.UsageError("--chat and --system need --template.")
@@ -189,7 +200,10 @@ def model_opener(
     key_file: Path | None,
     loading: Mapping[str, Any],
 ) -> Callable[[], Any]:
-    """Return the function that opens the model; raise UsageError if the options do not fit."""
+    """Return a function that returns the model as a context manager: a local or a remote one.
+
+    `server` None: the local one. Raises UsageError if the options do not fit together.
+    """
     if server is None:
         if concurrency is not None or key_file is not None:
             raise click.UsageError("--concurrency and --server-key-file need --server.")
@@ -230,7 +244,7 @@ class BatchRun:
         self.waiting: dict[bytes, list[Item]] = {}  # for that answer
 
     def find_repeated(self) -> None:
-        """Read the input once for the items that are there several times."""
+        """Read the input to find items that occur several times, and answers already on disk."""
         counts = Counter(each.digest for each in self.source.items() if each.error is None)
         self.repeated = {digest: None for digest, count in counts.items() if count > 1}
         for item in self.source.items():
@@ -239,7 +253,10 @@ class BatchRun:
                 self.repeated[item.digest] = row
 
     def run(self, model: BatchModel, total: int) -> None:
-        """Answer all items, and print counts and speed."""
+        """Generate the answers that are missing; print progress, counts and speed.
+
+        `total` counts all answers, also those that are on disk already.
+        """
         already = len(self.results.done)
         with advance_shown("answers", total, already) as report:
             started = time.perf_counter()
@@ -254,9 +271,10 @@ class BatchRun:
         )
 
     def ask(self, kind: str, model: BatchModel) -> Iterator[None]:
-        """Send the items of one kind to the model and write the answers; yield once per answer.
+        """Send the items of one kind (prompts or messages) to the model and write the answers.
 
-        Without `keep_going` the first item that fails raises InvalidParameter.
+        Yields once for each answer received. Without `keep_going` the first item that fails raises
+        InvalidParameter.
         """
         running: dict[int, Item] = {}  # by position in the stream of requests
         positions = itertools.count()
@@ -286,7 +304,10 @@ class BatchRun:
             yield
 
     def is_copied(self, item: Item) -> bool:
-        """Say whether an equal item is asked already; then write its answer, now or later."""
+        """Say whether this item gets a copy of an equal item's answer instead of its own.
+
+        The copy is written now if that answer exists, else when it arrives (`finish`).
+        """
         if not self.repeated or item.digest not in self.repeated:
             return False
         digest = item.digest
@@ -301,7 +322,7 @@ class BatchRun:
         return True
 
     def finish(self, item: Item, fields: Mapping[str, Any]) -> None:
-        """Write an answer, and copies of it for the items that wait for it."""
+        """Write an item's answer or error; write copies for equal items that were not sent."""
         row = self.write(item, fields)
         if not self.repeated or item.digest not in self.repeated:
             return
@@ -310,14 +331,20 @@ class BatchRun:
             self.copy(each, row)
 
     def copy(self, item: Item, row: Row) -> None:
-        """Write another item's answer, with the index of that item."""
+        """Write `row`, an equal item's answer, as this item's answer.
+
+        Its field `same_as` is the index of the prompt that the model answered.
+        """
         own = ("index", "id", "answer", "same_as")
         fields = {name: value for name, value in row.items() if name not in own}
         self.copied += 1
         self.write(item, {**fields, "same_as": row.get("same_as", row["index"])})
 
     def write(self, item: Item, fields: Mapping[str, Any]) -> Row:
-        """Append one item's answer or error to the output, with its index, id and number."""
+        """Append one item's answer or error to the output file and return the row written.
+
+        To `fields` it adds the index and id of the prompt and, of several answers, the number.
+        """
         named = {} if item.id is None else {"id": item.id}
         number = {"answer": item.answer} if item.count > 1 else {}
         row = {"index": item.index, **named, **number, **fields}

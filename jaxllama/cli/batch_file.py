@@ -43,12 +43,12 @@ class Item:
 
     @property
     def place(self) -> Place:
-        """Which prompt this is, and which of its answers."""
+        """The index of the prompt in the file, and the number of the answer to it."""
         return self.index, self.answer
 
     @property
     def digest(self) -> bytes:
-        """A digest of everything that the answer depends on."""
+        """A hash of the content, the knobs and the answer's number: equal for equal items."""
         whole = as_json([self.kind, self.content, sorted((self.knobs or {}).items()), self.answer])
         return hashlib.sha256(whole.encode()).digest()
 
@@ -62,7 +62,10 @@ class PromptTemplate:
     system: str | None = None
 
     def content(self, values: Mapping[str, object]) -> tuple[str, Any]:
-        """Return the kind of the content, and the content."""
+        """Return the filled template: a kind (prompt or messages), and the content of that kind.
+
+        `values` are those of the row, by the names of the placeholders.
+        """
         filled = fill(self.text, values)
         if not self.is_chat:
             return PROMPT, filled
@@ -84,9 +87,9 @@ class BatchFile:
         self.template: PromptTemplate | None = None
 
     def items(self) -> Iterator[Item]:
-        """Yield an item for each answer, one line after the other; blank lines are skipped.
+        """Yield the items in the order of the file, one for each answer that a line asks for.
 
-        A line that cannot be used is yielded with its error.
+        A line that cannot be used is yielded with its error; blank lines are skipped.
         """
         for item in self._lines():
             for answer in range(item.count):
@@ -106,7 +109,10 @@ class BatchFile:
                     index += 1
 
     def _item(self, item: Item, line: bytes | dict[str, Any]) -> Item:
-        """Make an item of one line: its content and knobs, or its error."""
+        """Return `item` with the content and knobs of its line, or with the line's error.
+
+        `line` is JSON text, or the values of a CSV row.
+        """
         id_ = None
         try:
             fields = parse(line) if isinstance(line, bytes) else line
@@ -138,7 +144,7 @@ class BatchFile:
 
 
 def numbered(item: Item, answer: int) -> Item:
-    """Return the item for one of several answers; with a seed, each answer has its own."""
+    """Return a copy of an item for answer number `answer`; if it has a seed, with another one."""
     knobs = dict(item.knobs or {})
     if knobs.get("seed") is not None:
         knobs["seed"] = choice_seed(knobs["seed"], answer)
@@ -146,7 +152,7 @@ def numbered(item: Item, answer: int) -> Item:
 
 
 def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[int], list[str]]:
-    """Read all items; return the id and count of each prompt, and the errors with their lines."""
+    """Return the id and the number of answers of each prompt, and the errors as lines of text."""
     ids, counts, problems = [], [], []
     for item in items:
         if item.answer == 0:
@@ -158,7 +164,7 @@ def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[int],
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """Return a line's JSON object; raise InvalidParameter for any other line."""
+    """Parse a line as a JSON object; raise InvalidParameter if it is none."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -169,7 +175,10 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def check_content(kind: str, content: Any) -> None:
-    """Raise InvalidParameter unless the content is text or token ids, or a list of messages."""
+    """Raise InvalidParameter unless `content` fits `kind`.
+
+    A prompt is text or a list of token ids; messages are a list of at least one message.
+    """
     if kind == MESSAGES:
         if not isinstance(content, list) or not content:
             raise InvalidParameter("messages is no list of {role, content}, or an empty one")
@@ -184,5 +193,5 @@ def check_content(kind: str, content: Any) -> None:
 
 
 def hidden_count(problems: list[str]) -> str:
-    """Return a note with the number of problems that are not shown, or an empty text."""
+    """Return a note on how many problems are not shown because there are too many; else ""."""
     return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -143,7 +143,11 @@ def conversation_of(  # noqa: PLR0913 - an argument for each option
     prompt_file: Path | None,
     variables: Sequence[str],
 ) -> Conversation:
-    """Return the conversation that the options begin; raise UsageError if they do not fit."""
+    """Return the conversation, still without turns, that the options describe.
+
+    `names` is None unless the turns have names. Raises UsageError if the options do not fit
+    together.
+    """
     if variables and prompt_file is None:
         raise click.UsageError("--variable needs --prompt-file.")
     if names is not None and (prefix, postfix) != (None, None):
@@ -162,14 +166,14 @@ def conversation_of(  # noqa: PLR0913 - an argument for each option
 
 
 def names_of(user: str | None, bot: str | None) -> NamedTurns | None:
-    """Return the names in the conversation; one that is not given has a plain word."""
+    """Return the names of user and bot, with a default for a missing one; None if both are."""
     if user is None and bot is None:
         return None
     return NamedTurns(user or "User", bot or "Assistant")
 
 
 def placeholders(names: NamedTurns | None, variables: Sequence[str]) -> dict[str, str]:
-    """Return the values of the placeholders in a prompt file."""
+    """Return the values for the placeholders of a prompt file: names, and --variable options."""
     named = {} if names is None else {"username": names.user, "bot_name": names.bot}
     return named | read_variables(variables)
 
@@ -243,7 +247,7 @@ class Session:
         return self.loaded.llm
 
     def vocabulary(self) -> CompletionWords:
-        """Return the words that the Tab key completes."""
+        """Return the words that the Tab key completes: commands, knobs and their values, models."""
         values: dict[str, Iterable[str]] = {
             **{name: named_values(each.kind) for name, each in LIMITS.items()},
             **{name: named_values(each.kind) for name, each in self.options.specs.items()},
@@ -293,7 +297,7 @@ class Session:
 
     @property
     def sign(self) -> str:
-        """The sign before the user's line on a terminal: the user's name, if there are names."""
+        """The text before the user's line on a terminal: the user's name, or a fixed sign."""
         turns = self.conversation.plain_text
         return f"{turns.user}: " if isinstance(turns, NamedTurns) else PROMPT
 
@@ -449,7 +453,7 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
 
 
 def named_values(kind: type) -> tuple[str, ...]:
-    """Return the values of a knob of this type that have a name, for Tab completion."""
+    """Return the words that a knob of this type accepts: true and false for bool, else none."""
     return ("true", "false") if kind is bool else ()
 
 
@@ -476,7 +480,7 @@ def edited(text: str) -> str:
 
 
 def path_of(name: str) -> Path:
-    """Return the file that a command names; raise RequestError if it names none."""
+    """Return the path that the user gave to a command; raise RequestError if it is empty."""
     if not name:
         raise RequestError("which file? expected its name after the command")
     return Path(name).expanduser()

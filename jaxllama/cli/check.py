@@ -69,9 +69,10 @@ def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
 
 
 def find(plugin: str) -> dict[str, type]:
-    """Return the classes that the argument PLUGIN names, by name.
+    """Return the plugin classes that the command's argument PLUGIN names, by their names.
 
-    Raises BrokenPlugin if there is none.
+    PLUGIN is a .py file, "module:Class" or the name of an installed plugin. Raises BrokenPlugin if
+    there is no such plugin.
     """
     if plugin.endswith(".py"):
         return plugins_in(module_at(Path(plugin)), plugin)
@@ -95,7 +96,10 @@ def find(plugin: str) -> dict[str, type]:
 
 
 def module_at(path: Path) -> ModuleType:
-    """Import the module in a file; raise BrokenPlugin if its name would hide another module."""
+    """Import a Python file as a module named after it; raise BrokenPlugin if that fails.
+
+    It is not imported if Python or a dependency has a module of that name.
+    """
     if not path.is_file():
         raise BrokenPlugin(f"{path} is no file; expected a Python file with a plugin in it")
     if is_taken(path.stem):
@@ -115,7 +119,10 @@ def module_at(path: Path) -> ModuleType:
 
 
 def plugins_in(module: ModuleType, where: str) -> dict[str, type]:
-    """Return every plugin that a module defines; raise BrokenPlugin if it defines none."""
+    """Return the plugin classes that a module defines, by name; raise BrokenPlugin if none.
+
+    `where` is the path of the module's file, for the message.
+    """
     found = {
         name: each
         for name, each in vars(module).items()
@@ -138,7 +145,7 @@ def is_own_class(value: object, module: ModuleType) -> bool:
 
 
 def plugin_at(name: str, attribute: str) -> type:
-    """Import a module and return its class `attribute`; raise BrokenPlugin if it is no plugin."""
+    """Import module `name` and return its plugin class `attribute`; raise BrokenPlugin if none."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a plugin may raise anything while it is imported
@@ -152,7 +159,7 @@ def plugin_at(name: str, attribute: str) -> type:
 
 
 def is_plugin(found: object) -> TypeGuard[type]:
-    """Say whether a value is a plugin class, a subclass of a socket and not the socket itself."""
+    """Say whether a value is a subclass of Sampler, PromptFormat or Dialect, and no base class."""
     return (
         isinstance(found, type)
         and issubclass(found, Sampler | PromptFormat | Dialect)
@@ -161,7 +168,7 @@ def is_plugin(found: object) -> TypeGuard[type]:
 
 
 def check_one(kind: type) -> list[CheckOutcome]:
-    """Run the checks of one plugin and return their outcomes."""
+    """Run all checks of one plugin class and return their outcomes."""
     if issubclass(kind, Sampler):
         return list(check_rules(kind))
     if issubclass(kind, Dialect):
@@ -170,7 +177,10 @@ def check_one(kind: type) -> list[CheckOutcome]:
 
 
 def checked(name: str, check: Callable[[Any], None], kind: type, words: str) -> CheckOutcome:
-    """Run a check that raises AssertionError, and return its outcome."""
+    """Call `check` with the class `kind` and return the outcome; an AssertionError is a failure.
+
+    `name` is the name of the check, and `words` say what holds if it passes. Other exceptions pass.
+    """
     try:
         check(kind)
     except AssertionError as error:
@@ -179,7 +189,7 @@ def checked(name: str, check: Callable[[Any], None], kind: type, words: str) -> 
 
 
 def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:
-    """Run the checks of one sampler and yield their outcomes.
+    """Run the checks of one sampler, one after the other, and yield their outcomes.
 
     Stops after a failure on which the later checks depend.
     """
@@ -198,7 +208,10 @@ def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:
 def outcome(
     check: str, result: str, words: str, *, where: str = "", hint: str = ""
 ) -> CheckOutcome:
-    """Return the result of one check as a JSON object; only failures have `where` and `hint`."""
+    """Return the outcome of one check as a JSON object; only failures have `where` and `hint`.
+
+    `words` say what holds, or what is wrong; `where` is "file:line" in the plugin.
+    """
     found = {"check": check, "outcome": result, "words": words}
     return found if result == PASSED else {**found, "where": where, "hint": hint}
 
@@ -206,7 +219,11 @@ def outcome(
 def measured(
     kinds: Mapping[str, type], results: Mapping[str, list[CheckOutcome]]
 ) -> Iterator[tuple[str, list[CheckOutcome]]]:
-    """Measure the cost of each sampler that passed every check, and yield it with the name."""
+    """Measure the samplers that passed every check; yield the name and the costs of each.
+
+    There is one cost for each size of vocabulary. `kinds` and `results` have the names of the
+    plugins as keys.
+    """
     company = load_plugins(SAMPLERS, Sampler).loaded
     for name, kind in kinds.items():
         if issubclass(kind, Sampler) and all(each["outcome"] == PASSED for each in results[name]):
@@ -220,7 +237,7 @@ def measured(
 
 
 def draw(name: str, outcomes: list[CheckOutcome], costs: list[CheckOutcome]) -> None:
-    """Print the checks and the cost of one plugin as a table."""
+    """Print the checks of one plugin as a table, then details of the failures, then the costs."""
     console = Console()
     table = Table("check", "", "", title=name, title_justify="left")
     for each in outcomes:

@@ -41,7 +41,7 @@ class ClassifiedQuestion:
     suffix: str  # of the names of its columns
 
     def values(self, found: Classification) -> dict[str, object]:
-        """Return the values that a row gets: the choice, and the probability of each."""
+        """Return the columns that a row gets: the likeliest choice, and every probability."""
         chances = dict(zip(self.choices, found.probabilities, strict=True))
         best = max(self.choices, key=chances.__getitem__)
         named = {f"probability{self.suffix}:{each}": chance for each, chance in chances.items()}
@@ -55,7 +55,7 @@ class Tally:
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (right, chosen)
 
     def lines(self, choices: Sequence[str]) -> Iterator[str]:
-        """Yield the accuracy, and for each choice how many of its texts were found."""
+        """Yield lines of text: the accuracy; then, for each choice, its right and all its uses."""
         total = self.pairs.total()
         if not total:
             yield "accuracy: no row has a right answer"
@@ -175,7 +175,10 @@ class ClassifyRun:
         self.failed = 0
 
     def over(self, texts: Path, total: int) -> int:
-        """Classify all rows, print figures, and return the exit code."""
+        """Classify and write all `total` rows of a file, and print the accuracy.
+
+        Returns the exit code: 1 if a row failed.
+        """
         started = time.perf_counter()
         with advance_shown("texts", total) as report:
             for done, row in enumerate(read_rows(texts), 1):
@@ -198,7 +201,7 @@ class ClassifyRun:
         return 1 if self.failed else 0
 
     def classify(self, values: Mapping[str, Any]) -> dict[str, object]:
-        """Return the new values of a row, and count whether they are right."""
+        """Return the new columns of a row; count its choices where right answers are known."""
         text = values[self.column]
         items = [(text, *self.asked(question)) for question in self.questions]
         found = self.llm.classify_each(items, length_normalize=self.length_normalize)
@@ -211,7 +214,7 @@ class ClassifyRun:
         return {**new, "error": None} if self.keep_going else new
 
     def asked(self, question: ClassifiedQuestion) -> tuple[str, list[str]]:
-        """Return the question and its choices as they follow the text."""
+        """Return the question and its choices in the form in which they follow the row's text."""
         if self.is_raw:
             return question.text, list(question.choices)
         return FRAME.replace("{}", question.text), [f" {each}" for each in question.choices]
@@ -230,7 +233,10 @@ class ClassifyRun:
 def read_questions(
     questions: Sequence[str], choices: Sequence[str], golds: Sequence[str]
 ) -> list[ClassifiedQuestion]:
-    """Return the questions with their choices; raise UsageError if their numbers differ."""
+    """Combine the options to questions; raise UsageError if their numbers do not fit.
+
+    --choices is given once for all questions, or once for each; --gold never, or once for each.
+    """
     for name, given, fits in (
         ("--choices", choices, {1, len(questions)}),
         ("--gold", golds, {0, len(questions)}),
@@ -253,7 +259,7 @@ def read_questions(
 
 
 def read_choices(text: str) -> tuple[str, ...]:
-    """Return the choices of an option: a JSON list of texts, or texts with commas between them."""
+    """Parse a --choices option: a JSON list of texts, or texts with commas between them."""
     found: Any = [each.strip() for each in text.split(",")]
     if text.lstrip().startswith("["):
         try:
@@ -273,7 +279,10 @@ def new_columns(question: ClassifiedQuestion) -> list[str]:
 
 
 def check_rows(path: Path, column: str, questions: Sequence[ClassifiedQuestion]) -> int:
-    """Read all rows once and return their number; raise InvalidParameter for the first bad ones."""
+    """Check all rows of a file and return their number.
+
+    Raises InvalidParameter that lists the first rows that cannot be classified.
+    """
     problems, total = [], 0
     own = [name for each in questions for name in new_columns(each)] + ["error"]
     for row in read_rows(path):
@@ -292,7 +301,10 @@ def check_rows(path: Path, column: str, questions: Sequence[ClassifiedQuestion])
 def problem_of(
     row: FileRow, column: str, questions: Sequence[ClassifiedQuestion], own: Sequence[str]
 ) -> str | None:
-    """Return why a row cannot be used; None if it can."""
+    """Return in words why a row cannot be classified; None if it can.
+
+    `column` is the column of the texts; `own` are the names of the columns that the result adds.
+    """
     if not isinstance(row.values.get(column), str):
         return f"has no text in {column!r}; it has {', '.join(map(repr, row.values))} (--column)"
     taken = [name for name in own if name in row.values]
@@ -310,19 +322,19 @@ def problem_of(
 
 
 def gold_of(values: Mapping[str, Any], column: str) -> str:
-    """Return the right answer of a row; empty if it has none."""
+    """Return the right answer in a row's `column`, without spaces around it; "" if it has none."""
     value = values[column]
     return "" if value is None else str(value).strip()
 
 
 def form_of(texts: Path) -> str:
-    """Return the form of the rows on standard output: as the input, or JSON lines for .txt."""
+    """Return the form of rows on standard output: CSV if the input is CSV, else JSON lines."""
     return CSV if kind_of(texts) == CSV else JSONL
 
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[IO[str]]:
-    """Open the file for the rows, or standard output."""
+    """Yield the file at `path`, opened for writing; standard output if `path` is None."""
     if path is None:
         yield sys.stdout
         return

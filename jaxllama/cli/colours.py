@@ -37,28 +37,31 @@ class TokenColours:
         self.whose = whose
 
     def knobs(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the knobs, with log-probabilities if the colours need them."""
+        """Return a copy of the knobs that asks for log-probabilities if the colours need them."""
         return dict(knobs) if self.whose is None else {"logprobs": 0, **knobs}
 
     def check(self) -> None:
-        """Say so if standard output shows no colours."""
+        """Print a note if colours were asked for and standard output cannot show them."""
         if self.whose is not None and not has_colours():
             note("standard output shows no colours here; --logprobs with --json has the numbers")
 
     def show(self, delta: Delta) -> None:
-        """Print a piece of an answer."""
+        """Print a piece of an answer, in the colour of its token if colours are on."""
         colour = None
         if self.whose is not None and delta.logprobs is not None and has_colours():
             colour = colour_of(delta.logprobs, self.whose)
         show(delta.text, colour)
 
     def show_prompt(self, text: str) -> None:
-        """Print the text before an answer."""
+        """Print the prompt, in a colour of its own if colours are on."""
         show(text, PROMPT_COLOUR if self.whose is not None and has_colours() else None)
 
 
 def colour_of(found: TokenLogprobs, whose: str) -> Colour:
-    """Return the colour of a token: the likelier, the more red and the less green."""
+    """Return the RGB colour of a token: the likelier, the more red and the less green.
+
+    `whose` probability: the model's, or the one with which the token was drawn.
+    """
     logprob = found.logprob if whose == MODEL else found.sampled
     share = round(255 * math.exp(min(logprob, 0.0)))
     return (128 + share // 2, 255 - share // 2, 128)

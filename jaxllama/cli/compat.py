@@ -85,7 +85,7 @@ class OriginCommand(click.Command):
             return ours.invoke(inner)
 
     def words(self, ctx: click.Context) -> list[str]:
-        """Return our command and its arguments; raise UsageError for a flag without a place."""
+        """Return our command and its arguments; raise UsageError for an unusable flag."""
         given = given_flags(ctx, self.origin.flags)
         for flag in self.origin.flags:
             if flag.instead is not None and flag.key in given:
@@ -97,7 +97,7 @@ class OriginCommand(click.Command):
 
 
 def their_option(flag: TheirFlag) -> click.Option:
-    """Return the option for a flag of another program."""
+    """Build the click option for a flag of another program."""
     words = [flag.ours.replace("`", "")] if flag.instead is None else [f"Refused: {flag.instead}"]
     if flag.instead is None and flag.difference:
         words.append(flag.difference)
@@ -118,7 +118,7 @@ def their_option(flag: TheirFlag) -> click.Option:
 
 
 def given_flags(ctx: click.Context, flags: tuple[TheirFlag, ...]) -> Mapping[str, str]:
-    """Return the flags that are on the command line, by key, with their longest names."""
+    """Return the flags that are on the command line: the long name of each, by its key."""
     return {
         each.key: each.names[-1]
         for each in flags

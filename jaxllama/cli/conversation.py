@@ -35,7 +35,7 @@ class PlainText:
         )
 
     def ending(self, stop: str | None) -> str:
-        """Return the text to keep after an answer that ended at a stop text.
+        """Return what to append to an answer that ended at the stop text `stop` (None: at none).
 
         The model wrote the stop text itself, so it is kept, unless the prefix of the next message
         begins with it.
@@ -51,7 +51,7 @@ class NamedTurns:
     bot: str
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the lines of all messages, and the name of the one who speaks next: the bot."""
+        """Return a line `Name: message` for each message, then the bot's name: it speaks next."""
         lines = []
         for each in messages:
             if each.role == "system":
@@ -109,7 +109,7 @@ class Conversation:
         return llm.chat_stream(self.messages, context_overflow=self.overflow, **knobs)
 
     def ending(self, stop: str | None) -> str:
-        """Return the text to keep after an answer that ended at a stop text."""
+        """Return what to append to an answer that ended at the stop text `stop` (None: at none)."""
         return "" if self.plain_text is None else self.plain_text.ending(stop)
 
     def save(self, path: Path) -> None:

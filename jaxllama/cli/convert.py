@@ -74,7 +74,10 @@ def command(  # noqa: PLR0913 - one for each option
 
 
 def by_block(errors: Sequence[WeightError]) -> list[tuple[str, float]]:
-    """Return the error of each block, and of the weights outside of blocks."""
+    """Return (name, error) for each transformer block, and each module outside of blocks, in order.
+
+    The error is the root mean square error, relative to that of the weights.
+    """
     found = []
     for name, group in groupby(errors, key=lambda each: block_of(each.path)):
         members = list(group)
@@ -85,13 +88,13 @@ def by_block(errors: Sequence[WeightError]) -> list[tuple[str, float]]:
 
 
 def block_of(path: str) -> str:
-    """Return the name of the block that a weight is in, or of its module."""
+    """Return the name of the transformer block that a weight is in, or else of its module."""
     first, second, *_ = path.split(".")
     return f"{first}.{second}" if first == "blocks" else first
 
 
 def measure(text: Path, models: dict[str, Path]) -> dict[str, float]:
-    """Return the perplexity of each model on a text."""
+    """Return the perplexity of each model on the text in a file, by the keys of `models`."""
     content = decode(text.read_bytes(), str(text))
     found = {}
     for when, path in models.items():

@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913 - an argument per option
 
 
 def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
-    """Continue a prompt and return a recording with the logits of every position."""
+    """Continue a prompt and return a recording with the logits of every generated token."""
     request, tail = llm.intake.completion(prompt, knobs)
     check_recordable(request)
     stream = llm.streams.open((request, tail))
@@ -149,6 +149,6 @@ def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
 
 
 def token_text(token: int, texts: Sequence[str]) -> str:
-    """Return the text of a token in quotes, or its id if it has no text, as an end token."""
+    """Return the text of a token in quotes; a token without text, as an end token, by its id."""
     text = texts[token] if token < len(texts) else ""
     return repr(text.translate(CONTROLS)) if text else f"token {token}"

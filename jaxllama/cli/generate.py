@@ -152,7 +152,7 @@ def search_arguments(
     beam_length: int | None,
     knobs: Mapping[str, Any],
 ) -> Search | None:
-    """Return the arguments of the beam search, or None if --beams is not given.
+    """Return the arguments of `LLM.beam_search`, or None if --beams is not given.
 
     Raises UsageError for options that do not fit together.
     """
@@ -181,7 +181,7 @@ def search_arguments(
 def start(
     llm: "LLM", text: str, messages: list[dict[str, str]] | None, knobs: Mapping[str, Any]
 ) -> "AnswerStream":
-    """Start to generate: an answer to `messages`, or without them a continuation of `text`."""
+    """Start a stream: an answer to `messages`, or, if they are None, a continuation of `text`."""
     if messages is not None:
         return llm.chat_stream(messages, **knobs)
     return llm.stream(text, **knobs)
@@ -194,7 +194,7 @@ def conversation(text: str, system: str | None) -> list[dict[str, str]]:
 
 
 def prompt_ids(llm: "LLM", text: str, messages: list[dict[str, str]] | None) -> list[int]:
-    """Return the token ids of the prompt of a beam search.
+    """Return the token ids of a beam search's prompt: `messages`, or, if they are None, `text`.
 
     Raises InvalidParameter if the prompt format ends answers at a text, which beams cannot do.
     """
@@ -210,7 +210,7 @@ def prompt_ids(llm: "LLM", text: str, messages: list[dict[str, str]] | None) -> 
 
 
 def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:
-    """Print the answers that a beam search found."""
+    """Print the best answer of a beam search, then all with their scores; or all as JSON."""
     if wants_json:
         click.echo(as_json({"hypotheses": [dataclasses.asdict(each) for each in found]}))
         return
@@ -232,7 +232,10 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 
 def decode(raw: bytes, where: str) -> str:
-    """Decode UTF-8 text and remove the line break that editors and `echo` put at its end."""
+    """Decode UTF-8 text and remove the line break that editors and `echo` put at its end.
+
+    `where` names the source in the error.
+    """
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:

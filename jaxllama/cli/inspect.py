@@ -119,7 +119,11 @@ def command(
 
 
 def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the model fits into the memory of a chip, and the floor of a decode step."""
+    """Return whether the model fits into a chip's memory, how many slots do, and the fastest step.
+
+    `memory` comes from `describe_memory`. The fastest decode step is the time that reading the
+    weights takes, in milliseconds.
+    """
     room = int(USABLE * chip.memory)
     slot = memory["cache"] // memory["slots"]
     left = room - memory["weights"] - memory["unpacked"] - memory["adapters"]
@@ -134,7 +138,7 @@ def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return counts and bytes of the tensors, in total and by storage type."""
+    """Return number and bytes of the file's tensors, in total and by storage type."""
     kinds = checkpoint.kinds.values()
     count, held = Counter(kind for kind, _ in kinds), Counter[str]()
     for kind, size in kinds:
@@ -166,7 +170,7 @@ def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_engine(engine: EngineConfig) -> dict[str, Any]:
-    """Return the kernels that run the model here, and how much they do in one call."""
+    """Return the name of the kernels, and the sizes of their prefill and decode calls."""
     return {
         "kernels": engine.kernels,
         "prompt_tile": body_named(engine.kernels).prompt_tile(engine.slots),
@@ -180,9 +184,9 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
 def describe_programs(
     checkpoint: Checkpoint, config: ModelConfig, engine: EngineConfig, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Return the key of the compiled programs at these settings, and what is kept of each.
+    """Return the key and folder of the compiled programs, and for each whether it is on disk.
 
-    The layout of the weights is a part of the key.
+    Reads the weights, because their layout is a part of the key.
     """
     params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
@@ -283,7 +287,7 @@ def config_lines(config: dict[str, Any]) -> Iterator[str]:
 
 
 def rope_text(rope: Mapping[str, Any]) -> str:
-    """Return the base of a rotary embedding and its rule for long texts."""
+    """Return as text the base of a rotary embedding, and how it is stretched for long contexts."""
     kind, factor = rope["kind"], rope["factor"]
     rules = {"none": "", "factors": f", {len(rope['factors'])} factors"}
     return f"theta {rope['theta']:g}{rules.get(kind, f', {kind} by {factor:g}')}"

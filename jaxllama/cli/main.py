@@ -76,7 +76,7 @@ class Program(click.Group):
 
 
 def leave(code: int) -> NoReturn:
-    """End the program; after Ctrl-C at once, even if a program is still being compiled."""
+    """Exit with this code; after Ctrl-C, without waiting for a compilation in the background."""
     if code == INTERRUPTED and any(each.name == COMPILER for each in threading.enumerate()):
         sys.stdout.flush()
         os._exit(code)  # a normal exit waits for the thread
@@ -101,14 +101,14 @@ def explain(error: Exception) -> int:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Say whether an error follows from Ctrl-C, which leaves programs half done that then fail."""
+    """Say whether Ctrl-C caused an error: is the error itself or in its chain of causes."""
     while error is not None and not isinstance(error, KeyboardInterrupt | click.Abort):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def fail(message: str, code: int) -> int:
-    """Print an error in one line on standard error and return its exit code."""
+    """Print `message` as one red line on standard error; return `code` unchanged."""
     click.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code
 

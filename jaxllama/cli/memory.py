@@ -29,7 +29,7 @@ EMBEDDING = "embed.weight"
 
 
 def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
-    """Return the bytes that weights, cache and unpacking take on the device at these settings."""
+    """Return the settings, and the bytes on the device: of weights, cache ..., and in total."""
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
     unpacked = unpacked_bytes(checkpoint, engine)
@@ -48,7 +48,7 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes of the weights after loading."""
+    """Return the bytes of all weights in the layout that they have after loading."""
     leaves = abstract_params(checkpoint.config)
     check_tensors(leaves, checkpoint)
     known: dict[tuple[Any, ...], int] = {}
@@ -66,26 +66,26 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, ...]]:
-    """Return the layers of the model, those together that the body lays out together."""
+    """Return the paths of the model's layers, grouped: a group is laid out in memory together."""
     preparation = preparation_of(checkpoint, engine)
     layers = map(layer_of, abstract_params(checkpoint.config))
     return list(dict.fromkeys(preparation.group_of(layer) for layer in layers))
 
 
 def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
-    """Return the layout of the weights at these settings, without any weight yet."""
+    """Return an empty `Preparation` for these settings, to which weights can be added."""
     config = checkpoint.config
     mesh = make_mesh(engine, config)
     return Preparation(abstract_params(config), engine, mesh, config.activation)
 
 
 def layer_of(path: str) -> str:
-    """Return the path of the layer that a weight is in."""
+    """Return the path of a weight's layer: the weight's path without its last part."""
     return path.rpartition(".")[0]
 
 
 def kind_of(checkpoint: Checkpoint, path: str) -> str:
-    """Return how the file stores a weight; a name of its own if the reader does not say."""
+    """Return the storage type of a weight in its file; if unknown, its tensor's name."""
     name = checkpoint.table[path].names[0]
     return checkpoint.kinds.get(name, (name, 0))[0]
 
@@ -99,7 +99,10 @@ class WeightSample:
 
 
 def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
-    """Lay out the same share of every weight of a group; return the bytes of the whole group."""
+    """Lay out an equal share of every weight in a group; return the bytes of the whole group.
+
+    `members` are the weights of the group by path.
+    """
     preparation = preparation_of(checkpoint, engine)
     parts = share_of(members)
     count = 1
@@ -115,7 +118,7 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 
 
 def share_of(members: Mapping[str, Leaf]) -> int:
-    """Return into how many equal shares of whole tiles the outputs of every member divide."""
+    """Return into how many equal shares, of whole tiles, the outputs of all members can be cut."""
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
     is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
     if is_vector or any(each % TILE and each < MANY for each in outputs):
@@ -129,7 +132,7 @@ def outputs_of(path: str, leaf: Leaf) -> int:
 
 
 def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
-    """Return one of so many equal shares of a weight's outputs; of experts, in the first one."""
+    """Return one of `parts` equal shares of a weight's outputs; of experts, from the first one."""
     outputs = outputs_of(path, leaf)
     most = -(-outputs // TILE) // parts * TILE
     cut = slice(0, min(outputs, most))
@@ -142,7 +145,7 @@ def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
 
 
 def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
-    """Return the bytes of the places for LoRA adapters."""
+    """Return the bytes reserved for LoRA adapters on the device; 0 without adapter slots."""
     dtype = body_named(engine.kernels).adapter_dtype or engine.dtype
     shapes = [each for block in adapter_shapes(config, engine).values() for each in block.values()]
     values = sum(math.prod(part) for shape in shapes for part in (shape.a, *shape.b))
@@ -150,7 +153,7 @@ def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
 
 
 def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes of the largest packed matrix in float32; 0 if none is unpacked.
+    """Return the bytes in float32 of the largest matrix that is unpacked at use; 0 if none is.
 
     Plain XLA unpacks one matrix at a time.
     """
@@ -170,7 +173,10 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def packed_of(checkpoint: Checkpoint, paths: Iterable[str]) -> Iterator[str]:
-    """Yield the matrices that the file stores packed; one of each kind is read."""
+    """Yield those of the paths whose weights the file stores packed.
+
+    Only one weight of each storage type is read to find out.
+    """
     leaves, known = abstract_params(checkpoint.config), dict[str, bool]()
     for path in paths:
         kind = kind_of(checkpoint, path)

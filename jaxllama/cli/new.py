@@ -82,7 +82,10 @@ def command(*, what: str, name: str, into: Path) -> None:
 
 
 def check_name(what: str, name: str) -> None:
-    """Raise InvalidParameter if a name cannot be a plugin's name, or is already used."""
+    """Raise InvalidParameter if a name cannot be a plugin's name, or is already used.
+
+    `what` is the kind of plugin.
+    """
     fits = NAME.fullmatch(name) and len(name) <= LONGEST and not keyword.iskeyword(name)
     if not fits:
         raise InvalidParameter(
@@ -99,7 +102,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def used_names(what: str) -> set[str]:
-    """Return the names that are already used by plugins or knobs."""
+    """Return the names that a new plugin of the kind `what` cannot have, as they are in use."""
     if what == "format":
         formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
         return {*formats.loaded, *formats.broken}
@@ -118,7 +121,10 @@ def used_names(what: str) -> set[str]:
 
 
 def files(what: str, name: str, project: str) -> dict[str, str]:
-    """Return the text of every file of the package, by its path."""
+    """Return the text of every file of the new package, by path.
+
+    `what` is the kind of plugin, `name` its name, and `project` the name of the package.
+    """
     source, test, group = PARTS[what]
     words = {
         "what": WORDS[what],

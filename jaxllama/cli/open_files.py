@@ -17,7 +17,10 @@ OTHERS = 256  # files that are no connections: weights, pipes, sockets of device
 
 
 def allow(connections: int) -> None:
-    """Raise the limit of open files to fit a number of connections; log advice if it is fixed."""
+    """Raise this process's limit of open files so that it can hold so many connections.
+
+    Logs a warning with advice if the system's hard limit is lower.
+    """
     if resource is None:
         return
     needed = connections + OTHERS

@@ -103,7 +103,7 @@ class GenerationCommand(ModelCommand):
 
 
 def need_slots(ctx: click.Context, count: int) -> None:
-    """Raise the number of slots to `count`, unless the user gave a number."""
+    """Raise the option for the number of slots to at least `count`, unless the user gave it."""
     given, name = ctx.params.get("load_slots"), "load_slots"
     if given is not None and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
         ctx.params[name] = max(given, count)
@@ -131,7 +131,7 @@ def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
 
 
 def adapters_by_name(given: Sequence[str]) -> dict[str, str]:
-    """Split NAME=PATH; without a name, an adapter is called as its folder.
+    """Parse texts NAME=PATH to a mapping; without NAME, an adapter is named after its folder.
 
     Raises InvalidParameter if two adapters have one name.
     """
@@ -158,20 +158,20 @@ def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> N
 
 
 def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Remove the parameters with this prefix from `params` and return the ones that were given."""
+    """Remove the parameters with this prefix; return those that were given, without the prefix."""
     names = [name for name in params if name.startswith(prefix)]
     values = {name.removeprefix(prefix): params.pop(name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def section(option: click.Option) -> str:
-    """Return the prefix of the section that an option belongs to; empty for the command's own."""
+    """Return the prefix for an option's section of --help; "" for the command's own options."""
     name = option.name or ""
     return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
 
 
 def loading_options(slots: int | None) -> list[click.Option]:
-    """Return the options for the arguments of LLM.load."""
+    """Return the options for the arguments of LLM.load; `slots` is the default of --slots."""
     many = "16" if slots is None else str(slots)
 
     def option(*names: str, **attrs: Any) -> click.Option:
@@ -358,7 +358,7 @@ def loading_options(slots: int | None) -> list[click.Option]:
 
 
 def per_body(setting: str) -> str:
-    """Return the default of a setting, by the kernels that have it if they differ."""
+    """Return the default of a setting as text; where it differs, one for each kind of kernels."""
     defaults = {name: f"{getattr(body, setting):g}" for name, body in BODIES.items()}
     if len(set(defaults.values())) == 1:
         return next(iter(defaults.values()))
@@ -383,7 +383,7 @@ class TextType(click.ParamType):  # type: ignore[type-arg]
         self.name = f"TOKEN={one},..." if by_token else f"{one},..." if many else one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to numbers; any other text stays text, for the later check to refuse."""
+        """Convert text to numbers or truth values; other text stays, to be refused later."""
         del param, ctx
         if not isinstance(value, str):
             return value
@@ -440,7 +440,7 @@ class LongText(click.ParamType):  # type: ignore[type-arg]
 
 
 def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
-    """Return the option for a field that every request has."""
+    """Return the option for a field that every request has; `taken` are names already in use."""
     shown = limit.default if limit.default not in (None, (), False) else None
     words = help_text(limit.help, limit.low, limit.high, shown)
     names = [*SHORT.get(name, []), option_name(name, taken), CORE + name]
@@ -457,7 +457,7 @@ def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
 
 
 def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
-    """Return the option for a knob of a sampler."""
+    """Return the option for a knob of a sampler; `taken` are option names already in use."""
     many = spec.width is not None
     words = help_text(spec.help, spec.low, spec.high, None if many else spec.off)
     if spec.phrases:
@@ -477,7 +477,10 @@ def option_name(name: str, taken: set[str]) -> str:
 
 
 def help_text(words: str, low: float | None, high: float | None, default: object) -> str:
-    """Return the help of a knob: its purpose, bounds and default."""
+    """Return the help text of a knob: its purpose (`words`), bounds and default.
+
+    None: no bound, or no default to show.
+    """
     sentence = f"{words[:1].upper()}{words[1:]}".rstrip(".")
     facts = [bounds(low, high)] if low is not None or high is not None else []
     if default is not None:
@@ -486,9 +489,9 @@ def help_text(words: str, low: float | None, high: float | None, default: object
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """Return the numbers that a knob accepts as text.
+    """Return in words which numbers a knob accepts, such as "0 to 1"; None: no bound.
 
-    A bound that only keeps numbers within 32 bits is left out.
+    An upper bound that only keeps numbers within 32 bits is left out.
     """
     if high is None or high >= HUGE:
         return f"at least {low}"

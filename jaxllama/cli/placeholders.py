@@ -18,7 +18,7 @@ FILE = "@"  # an option's value that begins so names a file with the text
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
-    """Return the template with its values; raise InvalidParameter for a name without a value."""
+    """Replace each {name} by its value in the template; raise InvalidParameter if it has none."""
 
     def value_of(found: re.Match[str]) -> str:
         name = found["name"]
@@ -33,7 +33,7 @@ def fill(template: str, values: Mapping[str, object]) -> str:
 
 
 def expected(name: str, values: Mapping[str, object]) -> str:
-    """Return the nearest name that has a value, or all names, as text."""
+    """Return a hint for an unknown placeholder: the nearest name that has a value, or all names."""
     near = difflib.get_close_matches(name, values, n=1)
     if near:
         return f"did you mean {{{near[0]}}}?"
@@ -41,7 +41,10 @@ def expected(name: str, values: Mapping[str, object]) -> str:
 
 
 def text_or_file(value: str, what: str) -> str:
-    """Return the text of an option, or of the file that it names after an @."""
+    """Return the text of an option; if it is @FILE, the text of that file.
+
+    `what` is the name of the option, for the error.
+    """
     if not value.startswith(FILE):
         return value
     path = Path(value.removeprefix(FILE))
@@ -52,7 +55,7 @@ def text_or_file(value: str, what: str) -> str:
 
 
 def read_variables(given: Sequence[str]) -> dict[str, str]:
-    """Split NAME=VALUE texts; raise InvalidParameter for others."""
+    """Parse texts NAME=VALUE to a mapping; raise InvalidParameter for any other text."""
     found = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -91,7 +91,7 @@ def summary(kind: type) -> str:
 
 
 def accepts(knob: Mapping[str, Any]) -> str:
-    """Return the values that a knob accepts as text."""
+    """Return in words the values that a knob accepts; `knob` comes from `describe_knob`."""
     if knob["text"]:
         return f"text; at most {knob['text']['longest']} characters"
     if knob["phrases"]:
@@ -107,7 +107,7 @@ def accepts(knob: Mapping[str, Any]) -> str:
 
 
 def settings_text(knobs: Mapping[str, object]) -> str:
-    """Return the knobs that a preset sets as text."""
+    """Return the knobs that a preset sets as text, such as "top_p 0.9, min_p 0"."""
     return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
@@ -153,12 +153,12 @@ def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
 
 
 def default_text(knob: Mapping[str, Any]) -> str:
-    """Return the value of a knob that a request does not set, as text."""
+    """Return as text the value that a knob has if a request does not set it."""
     return "nothing" if knob["width"] is not None or knob["text"] else str(knob["off"]).lower()
 
 
 def draw(found: Mapping[str, Any]) -> None:
-    """Print all plugins, in lines no wider than the terminal."""
+    """Print descriptions of all plugins, in lines no wider than the terminal."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     for title, entries in listing(found).items():
         if entries:
@@ -170,7 +170,7 @@ def draw(found: Mapping[str, Any]) -> None:
 
 
 def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
-    """Return the installed plugins by section title, as indented lines: samplers, presets, ..."""
+    """Return the plugins by section title; each is a list of (indentation, line) pairs."""
     return {
         "Samplers, in the order in which they run": [
             lines_of_sampler(name, sampler) for name, sampler in found["samplers"].items()
@@ -201,7 +201,7 @@ def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> IndentedLines:
 
 
 def wrapped(text: str, depth: int, width: int) -> str:
-    """Wrap a text to at most `width` columns; further lines are indented one step more."""
+    """Wrap a text to `width` columns, indented `depth` steps; further lines one step more."""
     return textwrap.fill(
         text,
         width,

@@ -58,9 +58,10 @@ class RemoteModel:
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Fields]]:
-        """Ask for each (content, knobs); yield (position, fields) as the answers arrive.
+        """Ask the server for each (content, knobs); yield (position, fields) as answers arrive.
 
-        At most `concurrency` requests run at a time, and items are taken only when one may start.
+        At most `concurrency` requests run at a time, and an item is taken only when its request may
+        start. Otherwise as `BatchModel.answers`.
         """
         running: dict[Future[Fields], int] = {}
         numbered = enumerate(items)
@@ -95,7 +96,10 @@ class RemoteModel:
         self._threads.shutdown(cancel_futures=True)
 
     def _ask(self, kind: str, content: Any, knobs: Mapping[str, Any]) -> Fields:
-        """Return the fields of one answer; runs on a thread."""
+        """Send one request, again while the server is full, and return the answer's fields.
+
+        Runs on a thread of the pool.
+        """
         body = body_of(kind, content, knobs, self.model)
         deadline = time.monotonic() + self.patience
         tries = 0
@@ -114,16 +118,17 @@ class RemoteModel:
         return fields_of(kind, raw)
 
     def _pause(self, seconds: float) -> None:
-        """Wait; raise GenerationFailed if the run has been stopped."""
+        """Wait so many seconds; raise GenerationFailed as soon as the run is stopped."""
         if self._stopped.wait(seconds):
             raise GenerationFailed("the run was stopped")
 
     def _send(
         self, route: str, body: bytes, deadline: float
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request and return status, headers and body.
+        """POST a body to a route of the server and return status, headers and body.
 
-        A connection that fails becomes a 503, to be tried again if the server was there before.
+        A failed connection counts as status 503, to be tried again, if the server has answered
+        before and the time `deadline` has not passed; otherwise it raises ConfigError.
         """
         connection = connect(self.url)
         with self._lock:
@@ -155,7 +160,7 @@ class RemoteModel:
 
 
 def server_url(url: str) -> SplitResult:
-    """Return the parts of a server's address, without /v1; raise ConfigError if it is none."""
+    """Parse a server's http(s) address and drop /v1 at its end; raise ConfigError if it is none."""
     parts = urlsplit(url)
     try:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -168,7 +173,7 @@ def server_url(url: str) -> SplitResult:
 
 
 def connect(url: SplitResult) -> http.client.HTTPConnection:
-    """Return a new connection to a server; it is made when a request is sent."""
+    """Return a connection object for a server, not connected yet."""
     assert url.hostname is not None
     if url.scheme == "https":
         return http.client.HTTPSConnection(url.hostname, url.port, timeout=CONNECTING)
@@ -176,7 +181,10 @@ def connect(url: SplitResult) -> http.client.HTTPConnection:
 
 
 def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None) -> bytes:
-    """Return the body of a request in OpenAI's form; our knobs are fields of it."""
+    """Return the JSON body of a request to OpenAI's API; knobs become fields of their own.
+
+    `kind` is the name of the field for `content`; `model` None: no model is named.
+    """
     fields = {kind: content, **knobs}
     if model is not None:
         fields["model"] = model
@@ -186,7 +194,11 @@ def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None
 
 
 def check_status(status: int, headers: Mapping[str, str], raw: bytes) -> None:
-    """Raise the error of a response; also if the server ignored a field."""
+    """Raise the error of a response whose status is not 200; also if the server ignored a field.
+
+    ConfigError: every request would fail in this way; GenerationFailed: a fault of the server;
+    InvalidParameter: this request is refused.
+    """
     message = f"the server answered {status}: {message_of(raw)}"
     if status in EVERY:
         raise ConfigError(message)
@@ -200,7 +212,7 @@ def check_status(status: int, headers: Mapping[str, str], raw: bytes) -> None:
 
 
 def message_of(raw: bytes) -> str:
-    """Return the message in the body of an error, or the beginning of the body."""
+    """Return the message in the body of an error; if it has none, the beginning of the body."""
     try:
         return str(json.loads(raw)["error"]["message"])
     except (ValueError, LookupError, TypeError):
@@ -208,7 +220,11 @@ def message_of(raw: bytes) -> str:
 
 
 def seconds_to_wait(retry_after: str | None, tries: int) -> float:
-    """Return how long to wait: as the server says, in seconds or as a date, else ever longer."""
+    """Return how many seconds to wait before the next try.
+
+    `retry_after` is the server's header, in seconds or as a date; without it, the time doubles with
+    the number of `tries`.
+    """
     seconds = 0.25 * 2.0 ** min(tries, 8)
     if retry_after is not None:
         try:
@@ -221,7 +237,10 @@ def seconds_to_wait(retry_after: str | None, tries: int) -> float:
 
 
 def fields_of(kind: str, raw: bytes) -> Fields:
-    """Return the fields of an answer: text, why it ended, its usage, and log-probabilities."""
+    """Parse a response into the fields of an answer: text, finish_reason, usage and more if given.
+
+    Raises GenerationFailed if the body is no response of OpenAI's API.
+    """
     try:
         body = json.loads(raw)
         (choice,) = body["choices"]
@@ -243,7 +262,7 @@ def fields_of(kind: str, raw: bytes) -> Fields:
 
 
 def usage_of(usage: Mapping[str, Any]) -> Fields:
-    """Return the token counts under our names."""
+    """Return OpenAI's token counts under our names: prompt, reused and generated."""
     details = usage.get("prompt_tokens_details") or {}
     return {
         "prompt": usage.get("prompt_tokens", 0),

@@ -62,7 +62,7 @@ class Results:
 
     @contextmanager
     def _as_config_errors(self) -> Iterator[None]:
-        """Within the context, turn an OSError of the disk into ConfigError."""
+        """Within the context, turn an OSError into a ConfigError that names the file."""
         try:
             yield
         except OSError as error:
@@ -80,7 +80,10 @@ class Results:
         return file
 
     def _read(self, ids: list[object]) -> tuple[list[Row], bool]:
-        """Return the answers to keep, and whether the file holds exactly these."""
+        """Return the rows of the file without errors, and whether the file holds only these.
+
+        `ids` are the ids of the prompts, in the order of the input.
+        """
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
         torn = lines.pop() != b""
@@ -89,7 +92,10 @@ class Results:
         return list(kept.values()), not torn and len(kept) == len(rows)
 
     def _row(self, number: int, line: bytes, ids: list[object]) -> Row:
-        """Parse one line; raise ConfigError unless it answers a prompt of this input."""
+        """Parse one line; raise ConfigError unless it answers a prompt of this input.
+
+        `number` is that of the line; `ids` are the ids of the prompts, in the order of the input.
+        """
         try:
             row = json.loads(line)
             index, answer = place_of(row)
@@ -104,7 +110,7 @@ class Results:
         )
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """Replace the file by one with these rows only, in one step, and open it again."""
+        """Replace the file atomically by one with these rows only, and open it again."""
         folder = self.path.resolve().parent
         with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".batch-", delete=False) as new:
             new.writelines(as_json(row).encode() + b"\n" for row in rows)
@@ -117,5 +123,5 @@ class Results:
 
 
 def place_of(row: Row) -> Place:
-    """Return which prompt a row answers, and which of the prompt's answers it is."""
+    """Return the index of the prompt that a row answers, and the number of the answer to it."""
     return row["index"], row.get("answer", 0)

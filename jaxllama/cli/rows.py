@@ -29,7 +29,10 @@ class FileRow:
 
 
 def kind_of(path: Path, kinds: Sequence[str] = (CSV, JSONL, TXT)) -> str:
-    """Return the ending of a file's name; raise InvalidParameter for one of another kind."""
+    """Return the ending of a file's name; raise InvalidParameter if it is none of `kinds`.
+
+    The ending .json counts as .jsonl.
+    """
     kind = path.suffix.lower()
     if kind == ".json":
         kind = JSONL

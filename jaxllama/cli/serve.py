@@ -120,7 +120,7 @@ def command(
 
 
 def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
-    """Load the model and run the calls of host 0; end the process when the group ends.
+    """Load the model and repeat the device calls of host 0; exit when the group of hosts ends.
 
     A stop signal asks host 0 to stop, which ends the group after its running requests.
     """
@@ -145,7 +145,7 @@ def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
 
 
 def split(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the names in texts with commas."""
+    """Yield the names in texts that hold one or several names with commas between them."""
     for text in texts:
         yield from filter(None, map(str.strip, text.split(",")))
 
@@ -198,7 +198,7 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
 def open_encoder(
     model: str | None, loading: Mapping[str, Any], startup: Startup
 ) -> ServedEncoder | None:
-    """Load the encoder that is served beside the model, if one is given."""
+    """Load the embedding model that is served beside the main one; return None if none is named."""
     if model is None:
         return None
     keeps = loading.get("compile_cache", True)
@@ -209,7 +209,7 @@ def open_encoder(
 
 
 def model_name(model: str | None) -> str:
-    """Return the name of the model in responses: as requested, or the name of its file."""
+    """Return the model's name for responses: as requested, or the name of its file or folder."""
     if model is None:
         return DEFAULT
     path = Path(model)
@@ -219,13 +219,13 @@ def model_name(model: str | None) -> str:
 
 
 def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
-    """Return more names that clients may use: as requested, the file's, the model's own."""
+    """Return other names that clients may use: the requested one, the file's, the model's own."""
     files = () if path is None else (path.name, path.stem)
     return frozenset(filter(None, (model, *files, own)))
 
 
 def keys_from(file: Path | None) -> Iterator[str]:
-    """Yield the API keys of the environment variable and of the file.
+    """Yield the API keys in the environment variable, then those in the file.
 
     Unlike the command line, these are not visible to every user of the machine. Raises ConfigError
     if one of them is set but holds no key.
@@ -248,7 +248,7 @@ def keys_from(file: Path | None) -> Iterator[str]:
 
 
 def setting_options(table: type[Any]) -> list[click.Option]:
-    """Return an option for every field of the table that has a help text."""
+    """Return a click option for every field of the dataclass `table` that has a help text."""
     kinds = typing.get_type_hints(table)
     return [
         setting_option(each, kinds[each.name])
@@ -258,7 +258,7 @@ def setting_options(table: type[Any]) -> list[click.Option]:
 
 
 def setting_option(setting: dataclasses.Field[Any], kind: Any) -> click.Option:
-    """Return the option for one setting."""
+    """Return the click option for one field of a settings class; `kind` is the field's type."""
     words = f"{setting.metadata['help'][:1].upper()}{setting.metadata['help'][1:]}"
     if setting.name in REPEATABLE:
         return click.Option(

@@ -31,7 +31,7 @@ CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def be_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
-    """Keep the notes and bars of this command to itself if the option is given."""
+    """Store in the click context whether --quiet was given, for `is_quiet` to read."""
     context.meta[QUIET] = value
 
 
@@ -55,7 +55,8 @@ def is_quiet() -> bool:
 def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
     """Show progress bars on a terminal; yield the function that updates them, or None elsewhere.
 
-    Without `keeps_programs` the next start compiles again, and the bar says so.
+    `keeps_programs`: compiled programs are kept on disk, and the bar says that only the first start
+    compiles them.
     """
     with bars_on_terminal() as draw:
         if draw is None:
@@ -72,7 +73,7 @@ def progress_bars(*, keeps_programs: bool = True) -> Iterator[Report | None]:
 
 @contextmanager
 def bars_on_terminal() -> Iterator[Draw | None]:
-    """Yield a function that draws a progress bar, or None if the output is no terminal."""
+    """Yield a function that draws a progress bar; None with --quiet or without a terminal."""
     if not sys.stderr.isatty() or is_quiet():
         yield None
         return
@@ -103,7 +104,7 @@ def bars_on_terminal() -> Iterator[Draw | None]:
 
 
 def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
-    """Load a model and show progress."""
+    """Load a model with these arguments of `LLM.load`, and show progress."""
     with startup_shown(keeps_programs=loading.get("compile_cache", True)) as report:
         llm = jaxllama.LLM.load(progress=report, **loading)
     collect_as_usual()
@@ -112,7 +113,10 @@ def load_llm(loading: Mapping[str, Any]) -> "jaxllama.LLM":
 
 @contextmanager
 def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
-    """Yield a progress function: bars on a terminal, else one line for each compiled program."""
+    """Yield a progress function for `LLM.load` that draws bars on a terminal, else prints lines.
+
+    `keeps_programs`: compiled programs are kept on disk for the next start.
+    """
     with progress_bars(keeps_programs=keeps_programs) as bars:
         if bars is not None:
             yield bars
@@ -125,7 +129,8 @@ def startup_shown(*, keeps_programs: bool) -> Iterator[Report]:
 def open_llm(loading: Mapping[str, Any], *, is_short: bool = False) -> Iterator["jaxllama.LLM"]:
     """Load a model, show progress, and close the model at the end of the context.
 
-    A command that `is_short` compiles only the programs that it calls: it would end before others.
+    `loading` holds arguments of `LLM.load`. With `is_short` no program is compiled in the
+    background: the command would end before all of them are ready.
     """
     llm = load_llm({**loading, "compile_behind": False} if is_short else loading)
     if is_short:
@@ -140,7 +145,7 @@ def open_llm(loading: Mapping[str, Any], *, is_short: bool = False) -> Iterator[
 
 
 def close_llm(llm: "jaxllama.LLM") -> None:
-    """Close a model; say for which program the command waits, if one is being compiled."""
+    """Close a model; before that, name the program being compiled, as closing waits for it."""
     pending = llm.engine.programs.pending
     if pending:
         note(f"compiling {pending[0]} to its end, for the next start; Ctrl-C skips that")
@@ -148,7 +153,10 @@ def close_llm(llm: "jaxllama.LLM") -> None:
 
 
 def show(text: str, colour: tuple[int, int, int] | None = None) -> None:
-    """Print a piece of a model's text at once; a terminal gets visible control characters."""
+    """Print a piece of generated text, in this RGB colour if one is given, without a line break.
+
+    On a terminal, control characters are shown as visible symbols.
+    """
     if sys.stdout.isatty():
         text = text.translate(CONTROLS)
     click.echo(click.style(text, fg=colour) if colour and text else text, nl=False)
@@ -160,14 +168,18 @@ def note(line: str) -> None:
 
 
 def noting() -> Callable[[str], None]:
-    """Return the function that prints notes of this command, for any thread to call."""
+    """Return a function that prints a line as `note` does and that any thread may call."""
     if is_quiet():
         return lambda _: None
     return lambda line: click.secho(line, err=True, dim=True)
 
 
 def rates(usage: Usage) -> dict[str, float | None]:
-    """Return tokens per second before and after the first token; None where the time is zero."""
+    """Return the seconds of one answer and its speed in tokens per second, for prompt and answer.
+
+    The speed of the answer leaves out its first token. A speed is None where there is no time or no
+    token to compute it from.
+    """
     computed = usage.prompt - usage.reused
     later, seconds = usage.generated - 1, usage.seconds - usage.seconds_to_first
     timed = later > 0 and seconds > 0
@@ -187,12 +199,12 @@ def as_json(value: object) -> str:
 
 
 def completion_fields(completion: Completion) -> dict[str, Any]:
-    """Return a completion as a JSON object."""
+    """Return the fields of a completion by name, for JSON."""
     return dataclasses.asdict(completion)
 
 
 def plain(value: Any) -> Any:
-    """Copy a value for JSON: keys become text, tuples lists, infinities and NaN None."""
+    """Return a copy that JSON can hold: keys become text, tuples lists, infinities and NaN None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

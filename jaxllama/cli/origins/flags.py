@@ -27,12 +27,12 @@ class TheirFlag:
 
     @property
     def key(self) -> str:
-        """The name under which the value is read."""
+        """The name under which `TheirValues` has the value: the last name, with underscores."""
         return self.names[-1].lstrip("-").replace("-", "_")
 
 
 def refused(*names: str, instead: str, kind: type = str) -> TheirFlag:
-    """Return a flag that cannot be used here, with what to do instead."""
+    """Return a flag that is refused where it is used; `instead` tells the user what to do."""
     return TheirFlag(names, "refused", kind=kind, instead=instead, difference=instead)
 
 
@@ -49,11 +49,14 @@ class TheirValues:
         return self._values[key]
 
     def is_given(self, key: str) -> bool:
-        """Say whether a flag is on the command line."""
+        """Say whether the flag with this key is on the command line."""
         return key in self._given
 
     def check_all_read(self, why: str) -> None:
-        """Raise UsageError for a flag that is on the command line and has not been read."""
+        """Raise UsageError for a flag that is on the command line and has not been read.
+
+        `why` ends the sentence "FLAG has no effect".
+        """
         for name in self._unread.values():
             raise click.UsageError(f"{name} has no effect {why}; leave it out")
 
@@ -73,7 +76,7 @@ class Origin:
 
 
 def option(name: str, value: object) -> list[str]:
-    """Return an option of ours with its value; none if the value is None."""
+    """Return a jaxllama option and its value as a list of one argument; [] if the value is None."""
     if value is None:
         return []
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -81,12 +84,15 @@ def option(name: str, value: object) -> list[str]:
 
 
 def switch(name: str, is_on: bool) -> list[str]:
-    """Return an option of ours that has no value, if it is on."""
+    """Return [name], a jaxllama option without a value, if `is_on`; else []."""
     return [name] if is_on else []
 
 
 def address(text: str, flag: str) -> list[str]:
-    """Return our options for an address HOST:PORT; raise UsageError for another text."""
+    """Return --host and --port for an address HOST:PORT; raise UsageError for another text.
+
+    `flag` is the name of the other program's flag.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise click.UsageError(f"{flag} is {text!r}; expected HOST:PORT")
@@ -94,12 +100,15 @@ def address(text: str, flag: str) -> list[str]:
 
 
 def folder_of(model: str) -> Path:
-    """Return the folder of a model: itself, or the folder of its file."""
+    """Return the path of a model if it is a folder, else the folder that holds its file."""
     return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
 def check_beside(path: str | None, folder: Path, flag: str, names: tuple[str, ...]) -> None:
-    """Raise UsageError unless a file is in a folder and has one of these names."""
+    """Raise UsageError unless the file `path` is in `folder` and has one of these names.
+
+    None is accepted. `flag` is the name of the other program's flag.
+    """
     if path is None:
         return
     if Path(path).name not in names or Path(path).resolve().parent != folder.resolve():

@@ -33,7 +33,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return our command for llama2.c's flags."""
+    """Return the jaxllama command and its options for llama2.c's flags."""
     tokenizer = given["z"]
     if tokenizer is None and Path(TOKENIZER).is_file():
         tokenizer = TOKENIZER

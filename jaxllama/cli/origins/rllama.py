@@ -104,7 +104,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return our command for RLLaMA's flags."""
+    """Return the jaxllama command and its options for RLLaMA's flags."""
     model = given["model_path"]
     check_beside(given["param_path"], folder_of(model), "--param-path", PARAMS)
     loading = [
@@ -131,7 +131,7 @@ def translate(given: TheirValues) -> list[str]:
 
 
 def sampling(given: TheirValues) -> list[str]:
-    """Return the knobs of RLLaMA's sampler."""
+    """Return the jaxllama options for RLLaMA's sampler."""
     temperature = given["temperature"]
     return [
         "--sampling-defaults=none",
@@ -143,7 +143,7 @@ def sampling(given: TheirValues) -> list[str]:
 
 
 def interactive(given: TheirValues) -> list[str]:
-    """Return the options of a text in which user and model take turns."""
+    """Return the options of `jaxllama chat` for a text in which user and model take turns."""
     if given.is_given("prompt") or given.is_given("prompt_file"):
         opening = [
             *option("--prompt", given["prompt"]),
@@ -161,7 +161,7 @@ def interactive(given: TheirValues) -> list[str]:
 
 
 def served(given: TheirValues) -> list[str]:
-    """Return the options of the server; sampling is the request's."""
+    """Return the options of `jaxllama serve` for RLLaMA's server; requests set the sampling."""
     own = {
         "path": given["inference_server_api_path"],
         "max_concurrent_inferences": given["inference_server_max_concurrent_inferences"],
@@ -178,7 +178,10 @@ def served(given: TheirValues) -> list[str]:
 
 
 def prompt_cache_mib(given: TheirValues) -> int | None:
-    """Convert RLLaMA's size of its prompt cache, in whole contexts, to MiB; None if not given."""
+    """Convert the size of RLLaMA's prompt cache to MiB; None if it is not given.
+
+    RLLaMA counts it in entries, each of a whole context.
+    """
     entries = given["inference_server_prompt_cache_size"]
     if not entries:
         return entries
