@@ -60,11 +60,11 @@ class SearchRules:
 
     @property
     def candidates(self) -> int:
-        """Count the next tokens to list per prefix: `width`, and one for each end token."""
+        """Return how many next tokens are needed per prefix: `width`, and one per end token."""
         return self.width + len(self.end_ids)
 
     def score(self, logprob: float, length: int) -> float:
-        """Return the score of an answer of this length."""
+        """Return the score of an answer: its log-probability over `length ** length_penalty`."""
         return logprob / float(length**self.length_penalty)
 
     def ends(self, beam: Beam) -> bool:
@@ -91,7 +91,11 @@ def rules_of(
     listed: int,
     beam_length: int | None = None,
 ) -> SearchRules:
-    """Check the settings of a search; the engine lists at most `listed` tokens per prefix."""
+    """Check the settings of a search and return them; raise InvalidParameter for wrong ones.
+
+    `request` has the length and the end tokens; `listed` is how many tokens the engine can list per
+    prefix.
+    """
     check("width", width)
     check("beam_length", beam_length)
     check("length_penalty", length_penalty)
@@ -114,7 +118,10 @@ def rules_of(
 
 
 def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
-    """Search for the `width` best answers; return them best first."""
+    """Search for the `width` best answers; return them best first.
+
+    `expand` returns the likeliest next tokens of each prefix.
+    """
     steps = searching(rules)
     prefixes = next(steps)
     while True:
@@ -130,7 +137,7 @@ def searching(
 ) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
     """Search in steps: yield prefixes, receive the next tokens of each, return the answers.
 
-    For callers that wait for the next tokens.
+    For callers that get the next tokens asynchronously.
     """
     if rules.beam_length is not None:
         return (yield from settling(rules, rules.beam_length))
@@ -186,7 +193,10 @@ def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Order the indexes of prompts: of those with equal tokens but the last, one each first."""
+    """Return the indexes of the prompts: first one of each group, then all others.
+
+    Prompts that differ in their last token alone form a group.
+    """
     firsts: dict[tuple[int, ...], int] = {}
     others = []
     for index, prompt in enumerate(prompts):

@@ -82,7 +82,7 @@ class Probe:
 
     @property
     def size(self) -> int:
-        """Return the most tokens that the probe computes."""
+        """Return an upper bound of the tokens that the probe computes."""
         return self.question.tokens
 
     @property
@@ -112,7 +112,10 @@ class Backlog(Protocol):
         """Remove a request or probe; return False if it is not in the backlog."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
-        """Remove and return the next work that fits `free` slots; call `ended` when it ends."""
+        """Remove and return the next work that fits `free` slots, or None.
+
+        The caller has to call `ended` when this work has ended.
+        """
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
         """Note that the engine computed `tokens` tokens for this work."""
@@ -150,7 +153,7 @@ class EngineThread:
         patience: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Run `engine` on work from `backlog`.
+        """Prepare a thread that runs `engine` on work from `backlog`; `start` starts it.
 
         An engine that takes less than `patience` seconds for a step is never reported as stalled.
         `clock` returns seconds; it may leave out time in which the process was stopped.
@@ -182,7 +185,7 @@ class EngineThread:
     def submit(
         self, request: GenerationRequest, tail: TextTail | None, emit: Emit, client: str = ""
     ) -> Ticket:
-        """Put a request into the backlog; `emit` is called with its events, step by step."""
+        """Put a request into the backlog; `emit` is called on the event loop with its events."""
         ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
         return ticket
@@ -228,7 +231,7 @@ class EngineThread:
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """Answer all work in the backlog with EngineStopped."""
+        """End all requests and probes in the backlog with EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
                 work.emit(self._stopped())
@@ -236,7 +239,7 @@ class EngineThread:
                 settle(work.answer, None, self._stopped())
 
     def _send(self, job: Job, refuse: Job) -> None:
-        """Send a job to the thread; if the thread has ended, call `refuse` on the loop."""
+        """Have the thread call `job`; if it has ended, have the event loop call `refuse`."""
         if self.failure is None:
             self._inbox.put((job, refuse))
         else:
@@ -278,7 +281,10 @@ class EngineThread:
             self._call(emit_all, self._by_ticket(events))
 
     def _take_in(self) -> bool:
-        """Run the jobs of the inbox, waiting for one while the engine is idle; False: stop."""
+        """Call the jobs sent to the thread; while there is no work, wait for one.
+
+        Returns False if the thread is to stop.
+        """
         while True:
             waits = self.engine.idle and not self._probes and not self.backlog
             if waits:
@@ -294,7 +300,10 @@ class EngineThread:
             job[0]()
 
     def _take_work(self) -> None:
-        """Take the work that fits into free slots; set `requests_wait` and `is_shared`."""
+        """Move work from the backlog to the engine, as much as fits into free slots.
+
+        Tells the engine whether more requests wait and whether several clients share it.
+        """
         # For probes that will start.
         claimed = sum(probe.slots for probe in self._probes if probe.steps is None)
         while work := self.backlog.pop(self.engine.room - claimed):
@@ -318,7 +327,7 @@ class EngineThread:
             self._tickets[ticket.generation.id] = ticket
 
     def _by_ticket(self, events: Sequence[Event]) -> list[tuple[Ticket, list[Event]]]:
-        """Group events by ticket; charge the tokens, and forget tickets that have finished."""
+        """Group events by ticket; charge clients for tokens, and forget finished tickets."""
         found: dict[int, tuple[Ticket, list[Event]]] = {}
         for event in events:
             if event.id not in found:
@@ -362,7 +371,7 @@ class EngineThread:
             loop.call_soon_threadsafe(function, *arguments)
 
     def _emit_end(self) -> None:
-        """On the loop, after the thread has ended: answer all work with EngineStopped."""
+        """End all work with EngineStopped; called on the event loop after the thread has ended."""
         tickets, probes = list(self._tickets.values()), list(self._probes)
         self._tickets.clear()
         self._probes.clear()
@@ -382,13 +391,16 @@ class EngineThread:
 
 
 def emit_all(by_ticket: list[tuple[Ticket, list[Event]]]) -> None:
-    """Emit the events of each ticket, on the loop."""
+    """Call the `emit` function of each ticket with the ticket's events; runs on the event loop."""
     for ticket, events in by_ticket:
         ticket.emit(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:
-    """Complete an answer with a result or an error, on the loop, unless it was cancelled."""
+    """Set the result of a future, or its error if there is one, unless it is done or cancelled.
+
+    Runs on the event loop.
+    """
     if answer.done():
         return
     if error is not None:

@@ -80,12 +80,15 @@ class Rope:
 
     @property
     def scaled(self) -> bool:
-        """Say whether cos and sin have an explicit scale."""
+        """Say whether the model gives a factor for cos and sin (`attention_factor`)."""
         return self.attention_factor is not None
 
     @property
     def scaled_factors(self) -> bool:
-        """Say whether the factors are Phi-3's: with a scale, or others for long texts."""
+        """Say whether the frequency factors are used as in Phi-3.
+
+        That is with an attention factor, or with other factors for long texts.
+        """
         return self.kind == "factors" and (self.scaled or bool(self.long_factors))
 
 
@@ -180,12 +183,12 @@ class ModelConfig:
 
     @property
     def rotated(self) -> int:
-        """Return how many numbers of a head rotate."""
+        """Return how many dimensions of a head the rotary embedding rotates."""
         return self.rotary_dim or self.head_dim
 
     @property
     def specs(self) -> tuple[LayerSpec, ...]:
-        """Return the differences of every layer, one per layer."""
+        """Return the `LayerSpec` of every layer, the first layer first."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
     @property
@@ -212,7 +215,7 @@ class ModelConfig:
         return self.layers * (attention + dense) + mixture
 
     def window_of(self, layer: LayerSpec) -> int | None:
-        """Return the window of a layer; None if it attends to all positions."""
+        """Return the attention window of a layer in tokens; None if it attends to all positions."""
         return self.window if layer.windowed else None
 
     def rope_of(self, layer: LayerSpec) -> Rope | None:
@@ -320,7 +323,7 @@ class EngineConfig:
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
 
     def check_slots(self, needed: int) -> None:
-        """Refuse a request that needs more slots than the engine has."""
+        """Raise InvalidParameter if a request needs more slots than the engine has."""
         if needed > self.slots:
             raise InvalidParameter(
                 f"the request needs {needed} slots at a time, one of them for its "
@@ -329,7 +332,10 @@ class EngineConfig:
             )
 
     def check_stop_ids(self, count: int) -> None:
-        """Refuse more stop ids than a row stores; `count` includes the model's own end tokens."""
+        """Raise InvalidParameter if a request has more stop ids than a row stores.
+
+        `count` includes the model's own end tokens.
+        """
         if count > self.max_stop_ids:
             raise InvalidParameter(
                 f"the request has {count} stop ids together with the model's end tokens; this "
@@ -338,7 +344,10 @@ class EngineConfig:
             )
 
     def check_length(self, prompt: int, new: int) -> None:
-        """Raise PromptTooLong if a prompt with `new` further tokens does not fit in a slot."""
+        """Raise PromptTooLong if a prompt and its answer do not fit in a slot.
+
+        `prompt` and `new` are their numbers of tokens; an empty prompt is refused, too.
+        """
         if not 1 <= prompt < self.context:
             raise PromptTooLong(
                 f"prompt has {prompt} tokens; this engine accepts 1 to {self.context - 1} "

@@ -44,7 +44,7 @@ class Confined(PromptFormat):
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Render tools with the wrapped format, in another process."""
+        """Render a conversation with tools with the wrapped format, in another process."""
         return self._ask("render_tools", (messages, tools), answer=answer)
 
     def start(self) -> None:
@@ -82,8 +82,9 @@ class RenderWorker:
         return self._process.poll() is None
 
     def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
-        """Render a text; kill the process if that takes longer than `seconds`.
+        """Return the rendered text; kill the process if that takes longer than `seconds`.
 
+        `question` holds the name of the format's method, its arguments, and the value of `answer`.
         Raises TemplateError if rendering fails or takes too long, WorkerDied if the process has
         ended.
         """

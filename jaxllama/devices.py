@@ -48,7 +48,10 @@ def use_platform(name: str) -> None:
 
 @contextmanager
 def explained_memory(what: str) -> Iterator[None]:
-    """Turn an error of a device whose memory is full into one that says what to lower."""
+    """In the context, turn a device's out-of-memory error into ConfigError with advice.
+
+    `what` names what did not fit.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -129,9 +129,10 @@ class Encoder:
     def ids(
         self, text: Text, *, prompt_name: str | None = None, truncate: bool = False
     ) -> list[int]:
-        """Return the token ids that the model reads for a text; raise PromptTooLong without room.
+        """Return the token ids that the model reads for a text, special tokens included.
 
-        Token ids are given without special tokens; prompts are put before texts only.
+        The prompt is put before texts, not before token ids. Raises PromptTooLong for a text that
+        is too long, unless it is to be truncated.
         """
         room = self.config.max_length - self.tokenizer.special_count
         if isinstance(text, str):
@@ -147,11 +148,19 @@ class Encoder:
         return self.tokenizer.wrap(ids[:room])
 
     def encode_in_steps(self, texts: Sequence[Sequence[int]]) -> InSteps[np.ndarray]:
-        """Return the vectors of texts from `ids`; yield the tokens of each call of a program."""
+        """Compute the vectors of texts, given as token ids from `ids`.
+
+        A generator: it yields the number of tokens of each call of a program, and returns the
+        vectors.
+        """
         return self.texts.encode_in_steps(texts)
 
     def finished(self, vectors: np.ndarray, dimensions: int | None = None) -> np.ndarray:
-        """Check vectors and shorten them to `dimensions`; shortened ones have length 1."""
+        """Return vectors cut to their first `dimensions` numbers and scaled to length 1.
+
+        None: vectors are returned unchanged. Raises InvalidParameter for `dimensions` that are too
+        many, and GenerationFailed for vectors with NaN or infinity.
+        """
         if not np.isfinite(vectors).all():
             raise GenerationFailed("the encoder produced NaN or infinity for this text")
         width = vectors.shape[-1]
@@ -181,7 +190,7 @@ class Encoder:
         self.close()
 
     def _prompt(self, name: str | None) -> str:
-        """Return the text of a prompt; of the default one if no name is given."""
+        """Return the text of the prompt with this name; None: of the default one, or ""."""
         chosen = self._prompts.default if name is None else name
         if chosen is None:
             return ""
@@ -194,7 +203,7 @@ class Encoder:
         return self.prompts[chosen]
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        """Return token ids of a caller; raise InvalidParameter for ids that do not exist."""
+        """Return the token ids as a list; raise InvalidParameter for none or unknown ones."""
         size = self.config.vocab_size
         wrong: Any = next((token for token in ids if not 0 <= token < size), None)
         if not ids or wrong is not None:

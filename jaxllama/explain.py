@@ -113,7 +113,11 @@ class LatestSamplers:
         self._vocab = 0
 
     def note(self, names: Iterable[str], vocab: int) -> None:
-        """Note a replay; free all operations first if they would be of too many samplers."""
+        """Record a replay with these samplers; first free compiled operations if needed.
+
+        They are freed if they would be of too many samplers, or if they are for another vocabulary
+        size.
+        """
         with self._lock:
             together = self._names | set(names)
             if vocab != self._vocab or len(together) > MOST_SAMPLERS:
@@ -132,7 +136,10 @@ def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
 
 
 def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
-    """Check the changes of fields that every request has; return them with their proper types."""
+    """Check changes of temperature, temperature_last and seed; return these as proper types.
+
+    Raises InvalidParameter for any other core field of a request.
+    """
     for name in changes:
         if name in LIMITS and name not in CORE:
             raise InvalidParameter(f"{name} cannot be changed in a replay", name)
@@ -140,7 +147,7 @@ def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_changes(recording: Recording, changes: Mapping[str, object]) -> Recording:
-    """Return the recording with changed settings."""
+    """Return a copy of the recording with changed settings."""
     checked = check_core(changes)
     knobs = {name: value for name, value in changes.items() if name not in CORE}
     return replace(recording, knobs={**recording.knobs, **knobs}, **checked)
@@ -217,7 +224,7 @@ class Replay:
         return texts[token] if token < len(texts) else ""
 
     def likeliest(self, shares: np.ndarray, count: int) -> tuple[LikelyToken, ...]:
-        """Return the likeliest tokens of a distribution that can be drawn, the best first."""
+        """Return the `count` likeliest tokens, the best first, without those of probability 0."""
         best = np.argsort(-shares, kind="stable")[:count]
         return tuple(
             LikelyToken(int(token), self.text(int(token)), float(shares[token]))
@@ -226,7 +233,11 @@ class Replay:
         )
 
     def stacked(self, leaves: Bank) -> Bank:
-        """Stack one row per stage, with this stage and all earlier ones on; in the last, all."""
+        """Return the samplers' arrays with a row for each stage of the replay.
+
+        In its row, the samplers of this stage and of all earlier ones are on; in the last row, all
+        are.
+        """
         each, on = [], dict(self.off)
         for name in self.names:
             if name in leaves:
@@ -237,7 +248,7 @@ class Replay:
         return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
 
     def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
-        """Return the probability of every token at one stage."""
+        """Return the probability of every token after the stage in row `place`."""
         ids = np.asarray(choice.sampled_ids[place])
         logprobs = np.asarray(choice.sampled_logprobs[place])
         shares = np.zeros(self.bank.vocab)
@@ -246,7 +257,10 @@ class Replay:
         return shares
 
     def rows(self, index: int) -> Rows:
-        """Build one engine row per stage of samplers; before the temperature it is 1."""
+        """Return the engine rows, one for each stage, that draw token number `index` of the answer.
+
+        Rows of stages before the temperature have temperature 1.
+        """
         mine = self.recording
         known = [*mine.prompt, *mine.tokens[:index]]
         tokens = np.zeros(mine.columns, np.int32)
@@ -271,7 +285,10 @@ class Replay:
 
 
 def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
-    """Yield the names of the samplers that act, and of the temperature, in order."""
+    """Yield the names of the stages after the model, in order: samplers and temperature.
+
+    Samplers that do not act, as filters at temperature 0, are left out.
+    """
     yield from bank.adjusters
     if recording.temperature == 0:  # greedy: neither filters nor shapers run
         yield HEAT
@@ -285,7 +302,7 @@ def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
 
 
 def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
-    """Return the shapers that do not always act after the filters."""
+    """Return the shapers without `last = True`, which would put them after the filters."""
     return {name: kind for name, kind in shapers.items() if not kind.last}
 
 
@@ -297,7 +314,10 @@ def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
 
 
 def stage(name: str, before: np.ndarray, after: np.ndarray, token: int) -> Stage:
-    """Compare two distributions as the effect of one stage; `token` is the drawn one."""
+    """Return the effect of a stage that turned the probabilities `before` into `after`.
+
+    `token` is the drawn token.
+    """
     p = float(after[token])
     return Stage(
         name=name,

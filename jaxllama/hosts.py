@@ -93,7 +93,11 @@ class HostGroup:
     """
 
     def __init__(self, index: int, links: Sequence[HostLink], lose: Lose | None = None) -> None:
-        """Start to listen; `lose` is called with the reason, on a thread, if a host is lost."""
+        """Start a thread for each link that listens to it, and one that sends signs of life.
+
+        `lose` is called on one of these threads, with the reason, if a host is lost; without it,
+        the process ends.
+        """
         self.index = index
         self._links = links
         self._lose = lose or end_process
@@ -109,7 +113,10 @@ class HostGroup:
         return self.index == 0
 
     def compare(self, key: str) -> None:
-        """End the process unless all hosts have loaded the same programs, which `key` names."""
+        """Raise ConfigError unless this host has loaded the same programs as host 0.
+
+        `key` names the programs: host 0 sends its key, and the others compare theirs with it.
+        """
         if self.leads:
             self.tell(key.encode())
         elif self.next_call() != key.encode():
@@ -119,7 +126,10 @@ class HostGroup:
             )
 
     def tell(self, call: bytes) -> None:
-        """Tell all other hosts a call, unless the group has ended; for host 0."""
+        """Send a device call, as bytes, to all other hosts; for host 0 only.
+
+        Does nothing after the group has ended.
+        """
         if self._has_ended:
             return
         if not self.leads:
@@ -130,7 +140,7 @@ class HostGroup:
             self._send(link, CALL, call)
 
     def next_call(self) -> bytes | None:
-        """Wait for the next call that host 0 tells; None after the last one."""
+        """Wait for the next device call from host 0 and return it; None after the last one."""
         return self._calls.get()
 
     def ask_to_stop(self) -> None:
@@ -139,7 +149,7 @@ class HostGroup:
             self._send(link, STOP)
 
     def end(self) -> None:
-        """Tell the others that the group ends; losing a host is no error from now on."""
+        """Tell the other hosts that the group ends; from now on a lost connection is no error."""
         if not self._has_ended:
             self._has_ended = True
             for link in self._links:
@@ -152,7 +162,7 @@ class HostGroup:
             self._report_lost(link, error)
 
     def _listen(self, link: HostLink) -> None:
-        """Take the messages of one host until it ends."""
+        """Receive the messages of one host until it ends or is lost; runs on a thread."""
         while True:
             try:
                 kind, message = link.receive()
@@ -171,7 +181,7 @@ class HostGroup:
                 return
 
     def _beat(self) -> None:
-        """Say a word to the other hosts each second."""
+        """Send a sign of life to the other hosts each second; runs on a thread."""
         while not self._has_ended:
             for link in self._links:
                 self._send(link, BEAT)
@@ -229,7 +239,7 @@ def join(
 
 
 def number_in(variable: str) -> int | None:
-    """Return the number in an environment variable; None if it is not set."""
+    """Return the whole number in an environment variable; None if it is not set."""
     text = os.environ.get(variable)
     if text is None:
         return None
@@ -239,7 +249,7 @@ def number_in(variable: str) -> int | None:
 
 
 def accept_others(count: int, address: str | None) -> list[HostLink]:
-    """Wait for a connection of every other host; for host 0."""
+    """Wait until all other hosts are connected; return the links in their order. For host 0."""
     key = secrets.token_hex(16)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.create_server(
@@ -264,7 +274,7 @@ def accept_others(count: int, address: str | None) -> list[HostLink]:
 
 
 def greet(connection: socket.socket, key: str) -> HostLink | None:
-    """Return the link to a host that knows the key; None for anybody else."""
+    """Return a link to the host that connected; close it and return None if it lacks the key."""
     link = HostLink(-1, connection)
     try:
         _, message = link.receive()
@@ -278,7 +288,10 @@ def greet(connection: socket.socket, key: str) -> HostLink | None:
 
 
 def connect() -> HostLink:
-    """Connect to host 0, whose address every process is told through JAX; for the other hosts."""
+    """Connect to host 0 and return the link; for the other hosts.
+
+    Host 0 tells its address and the key to all processes through JAX.
+    """
     contact = json.loads(share(None))
     try:
         connection = socket.create_connection((contact["host"], contact["port"]), JOIN_SECONDS)
@@ -292,7 +305,10 @@ def connect() -> HostLink:
 
 
 def share(message: bytes | None) -> bytes:
-    """Give the bytes of host 0 to every host; called by all of them."""
+    """Return the bytes that host 0 gives as `message`; all hosts must call this together.
+
+    The other hosts give None.
+    """
     from jax.experimental import multihost_utils  # noqa: PLC0415 - needed here alone
 
     padded = np.frombuffer((message or b"").ljust(CONTACT_BYTES), np.uint8)

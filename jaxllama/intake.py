@@ -63,7 +63,7 @@ class Thinking:
 
     @property
     def is_held(self) -> bool:
-        """Whether the thoughts have to be followed token by token."""
+        """Whether the engine has to follow the thoughts token by token."""
         return self.budget is not None or self.has_form
 
 
@@ -188,8 +188,8 @@ class Intake:
         """Return the conversation without its oldest turns, so that it has at most `most` tokens.
 
         Leaves out several turns at a time, so that the beginning of the prompt stays the same, and
-        cached, for some turns. Returns the conversation as it is if it fits, or if even its last
-        turn does not.
+        cached, for some turns. `overflow` says which turns may go. Returns the conversation as it
+        is if it fits, or if even its last turn does not.
         """
         keep_first = overflow is ContextOverflow.KEEP_FIXED
         every = as_messages(messages)
@@ -209,7 +209,7 @@ class Intake:
         return prune(every, turns, keep_first=keep_first)
 
     def _most_prompt(self, given: Mapping[str, object], total: int | None) -> int:
-        """Return the most tokens of a prompt that leaves room for its answer.
+        """Return how many tokens a prompt may have, to leave room for its answer.
 
         Without `max_tokens`, or if the answer may be cut, that is room for a short one.
         """
@@ -226,9 +226,10 @@ class Intake:
         return self.engine.context - 1
 
     def ids(self, prompt: Prompt, *, fits: bool = True) -> list[int]:
-        """Convert a prompt to token ids; refuse ids outside the vocabulary.
+        """Convert a prompt to token ids; raise InvalidParameter for ids outside the vocabulary.
 
-        With `fits`, refuse a prompt that is longer than the context, before all of it is tokenized.
+        With `fits`, raise PromptTooLong for one that is longer than the context, before all of it
+        is tokenized.
         """
         if isinstance(prompt, str):
             return self._encode(prompt, special=False, fits=fits)
@@ -268,7 +269,7 @@ class Intake:
         return render(self.format, turns, guard_json(tools, guard), ending)
 
     def _thinking(self, given: Mapping[str, object]) -> Thinking | None:
-        """Read the settings for thoughts; None if the prompt format has no thoughts."""
+        """Return the settings for thoughts; None if the prompt format has no thoughts."""
         budget: int | None = check(BUDGET, given.get(BUDGET))  # type: ignore[assignment]
         if not self.format.thinks:
             if budget is not None:
@@ -287,9 +288,10 @@ class Intake:
         ending: Ending,
         thinking: Thinking | None,
     ) -> tuple[list[int], ThoughtStart]:
-        """Convert a conversation to token ids, and find where the thoughts of its answer start.
+        """Convert a conversation to token ids, and say where the thoughts of its answer start.
 
-        Thoughts that are not wanted are closed; those that a constraint has to wait for are opened.
+        If the budget of thoughts is 0, the prompt itself ends them; if a constraint or a budget has
+        to follow them, the prompt begins them.
         """
         text = self._rendered(messages, tools, ending)
         begins = ThoughtStart.OVER
@@ -318,7 +320,7 @@ class Intake:
         return render(self.format, as_messages(messages), tools, ending)
 
     def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return the knobs of a request, of its preset, and the defaults of the model."""
+        """Return the model's default knobs, overridden by the preset's, then by the request's."""
         return {**self.defaults, **add_preset(knobs, self.presets)}
 
     def _prepare(  # noqa: PLR0913 - each argument is a part of the request
@@ -334,8 +336,9 @@ class Intake:
     ) -> PreparedRequest:
         """Check all knobs and build the request and its text tail.
 
-        `other` converts the text of a negative_prompt to the token ids of the second prompt.
-        `thoughts` says where the thoughts of the answer start, if the model thinks.
+        `stop` are the prompt format's stop texts. `other` converts the text of a negative_prompt to
+        the token ids of the second prompt. `thoughts` says where the thoughts of the answer start,
+        if the model thinks.
         """
         given = dict(given)
         if "json_schema" in given:
@@ -381,7 +384,7 @@ class Intake:
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 
     def adapter(self, name: object, scale: object = None) -> AdapterUse | None:
-        """Return the use of a loaded adapter by its name; None without a name."""
+        """Return the loaded adapter `name` with its scale, for a request; None without a name."""
         if name is None:
             if scale is not None:
                 raise InvalidParameter(
@@ -393,7 +396,7 @@ class Intake:
         return loaded(self.adapters).use(str(name), factor)
 
     def _draft(self, speculate: object) -> int | None:
-        """Return the most tokens that a step may draft for a request; None: as many as pay."""
+        """Convert `speculate` to the most tokens that a step drafts; None: the engine decides."""
         if isinstance(speculate, str):
             return 0 if speculate == "off" else None
         assert isinstance(speculate, int)
@@ -434,7 +437,10 @@ class Intake:
     def _constraint(
         self, core: Mapping[str, object], ends: Sequence[int]
     ) -> TokenConstraint | None:
-        """Compile the constraint of the request; None if it has none."""
+        """Compile the constraint of the request; None if it has none.
+
+        `ends` are the tokens that may end the answer; empty if end tokens are ignored.
+        """
         form = read_form(core)
         if form is None:
             return None
@@ -445,7 +451,11 @@ class Intake:
     def _think_first(
         self, constraint: TokenConstraint | None, budget: int | None, ends: Sequence[int]
     ) -> TokenConstraint | None:
-        """Make the constraint wait for the end of the thoughts, and bound their length."""
+        """Return a constraint that lets the model think before `constraint` begins.
+
+        `budget` bounds the tokens of the thoughts (None: no bound), `ends` are the end tokens.
+        Returns None if both `constraint` and `budget` are None.
+        """
         if constraint is None and budget is None:
             return None
         self._check_constrains(BUDGET)
@@ -461,7 +471,7 @@ class Intake:
         )
 
     def _check_constrains(self, field: str) -> None:
-        """Refuse a field that needs a sampler that obeys constraints if none is installed."""
+        """Raise InvalidParameter for `field` if no installed sampler obeys constraints."""
         if not any(kind.constrains for kind in self.bank.adjusters.values()):
             raise InvalidParameter(
                 f"{field} needs a sampler that obeys constraints, and none is installed; "
@@ -484,7 +494,7 @@ class Intake:
         return form is None or self.constraints.knows(form)
 
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Check the samplers' knobs and replace texts in phrases by token ids."""
+        """Check the samplers' knobs; return them with token ids in place of texts in phrases."""
         self.bank.check(knobs)
         encoded = dict(knobs)
         for name, value in knobs.items():
@@ -495,7 +505,7 @@ class Intake:
         return encoded
 
     def _check_counts(self, request: GenerationRequest) -> None:
-        """Refuse knobs that count more tokens than `max_tokens` allows."""
+        """Raise InvalidParameter for a knob that counts more tokens than the answer can have."""
         for name, value in request.knobs.items():
             if self.bank.knobs[name].counts and value > request.max_tokens:  # type: ignore[operator]
                 raise InvalidParameter(
@@ -505,9 +515,9 @@ class Intake:
                 )
 
     def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
-        """Convert a phrase to token ids.
+        """Return the token ids of a phrase: of a text, with and without a space before it.
 
-        A text gives two variants: as written, and with a space.
+        There is one variant if both are equal, or if the phrase is given as token ids.
         """
         if not isinstance(item, str):
             return [list(item)]
@@ -516,7 +526,11 @@ class Intake:
 
 
 def cut_answer(asked: int | None, prompt: int, total: int) -> int:
-    """Return the tokens of an answer that fits into `total` with its prompt."""
+    """Return how many tokens an answer may have so that it fits into `total` with its prompt.
+
+    `prompt` is the prompt's number of tokens; `asked` is the most that the request wants, None: as
+    many as fit. Raises PromptTooLong if the prompt leaves no room.
+    """
     if prompt >= total:
         raise PromptTooLong(
             f"the prompt has {prompt} tokens; prompt and answer together may have {total}"
@@ -552,7 +566,10 @@ def wrong_prompt(prompt: object) -> InvalidParameter:
 
 
 def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
-    """Copy a prepared request for stream `index` of its prompt, with a seed and tail of its own."""
+    """Copy a prepared request for answer number `index` to its prompt.
+
+    The copy has its own seed and text tail.
+    """
     request, tail = ready
     return replace(request, seed=choice_seed(request.seed, index)), tail.again()
 

@@ -55,9 +55,9 @@ CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
 
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
-    """Return the name of the kernels to run: the requested ones, or with "auto" the fastest.
+    """Return the name of the kernels to run: the one in `asked`, or with "auto" the fastest.
 
-    Logs a warning if the CPU has to run without C++ kernels.
+    `mesh` is the text of the setting. Logs a warning if the CPU has to run without C++ kernels.
     """
     body, passed_over = choose_body(asked, model, parse_mesh(mesh)[1])
     if passed_over and jax.default_backend() == "cpu":
@@ -84,8 +84,8 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 ) -> EngineConfig:
     """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
-    Rounds `prefill_chunk` up to whole prompt tiles. Raises InvalidParameter or ConfigError for a
-    value that the model or the kernels do not support.
+    `body` is the name of the kernels. Rounds `prefill_chunk` up to whole prompt tiles. Raises
+    InvalidParameter or ConfigError for a value that the model or the kernels do not support.
     """
     data, parts = parse_mesh(mesh)
     if context is not None and context > model.max_context:
@@ -124,9 +124,10 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 def adapter_sizes(
     lora: Mapping[str, str | Path], slots: int | None, rank: int | None
 ) -> dict[str, int]:
-    """Return the number of places for adapters and their rank, as `engine_config` takes them.
+    """Return `adapter_slots` and `adapter_rank` for `engine_config`, by name.
 
-    Both are made large enough for the given adapters.
+    `slots` None: one for each adapter in `lora`; `rank` None: the highest of their ranks. The rank
+    is rounded up to a multiple of RANK_STEP. Raises InvalidParameter for fewer slots than adapters.
     """
     for name in lora:
         check_adapter_name(name)
@@ -144,7 +145,10 @@ def adapter_sizes(
 
 
 def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None) -> PromptStore:
-    """Return the store of prefixes with room for `mib`; None: for an eighth of the free memory."""
+    """Return the host-memory store of prompts' KV caches, with room for `mib` MiB.
+
+    None: for an eighth of the free memory.
+    """
     if mib is not None and not 0 <= mib < math.inf:
         raise InvalidParameter(
             f"prompt_cache_mib is {mib}; expected 0 or more (0: no cache)", "prompt_cache_mib"
@@ -154,7 +158,7 @@ def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None
 
 
 def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
-    """Raise InvalidParameter if prompts cannot be kept in this folder."""
+    """Raise InvalidParameter if the store is off, or if `folder` is a file."""
     if not store.is_on:
         raise InvalidParameter(
             "prompt_cache_dir is given, and the prompt cache has no room for any prompt; expected "
@@ -223,7 +227,7 @@ def read_weights(
 
 
 def stored_as(params: Tree) -> list[str]:
-    """Return the structure, dtypes and shapes of the weights, on which compiled programs depend."""
+    """Describe structure, dtypes and shapes of the weights, as a part of the programs' key."""
     leaves, tree = jax.tree.flatten(params)
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
 
@@ -246,7 +250,7 @@ def tokenizer_for(checkpoint: Checkpoint, path: Path | str | None) -> Tokenizer:
 
 
 def with_template(text: ModelText, path: Path) -> ModelText:
-    """Return the model's facts about its text with the chat template of a file.
+    """Return a copy of `text` in which the chat template is that of the file `path`.
 
     Raises InvalidParameter if the file cannot be read.
     """
@@ -314,7 +318,10 @@ def sampling_defaults_of(
 
 
 def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) -> bool:
-    """Say whether a recommendation changes nothing; raise InvalidParameter if it cannot be used."""
+    """Say whether a knob's recommended value changes nothing; InvalidParameter if it is unusable.
+
+    `vocab` is the number of tokens.
+    """
     if name == "temperature":
         return check(name, value) == LIMITS[name].default
     if name not in specs:
@@ -324,7 +331,7 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
-    """Return the classes and the code of samplers, on which compiled programs depend."""
+    """Return the classes of samplers and digests of their code, as a part of the programs' key."""
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
     code = digest_code(kind.__module__ for kind in samplers.values())
     return [("class", *each) for each in classes] + [("code", *each) for each in code]
@@ -337,10 +344,10 @@ def key_of(
     samplers: Mapping[str, type[Sampler]],
     vocabulary: str,
 ) -> str:
-    """Return the key of the compiled programs.
+    """Return the key under which the compiled programs are kept.
 
     The name of the model does not change it, nor do the settings that only the host uses.
-    `vocabulary` is a digest of the tokens, of which samplers may have sets.
+    `vocabulary`, a digest of the tokens, counts if a sampler declares sets of tokens.
     """
     unnamed = replace(config, name="")
     sized = replace(engine, queue_limit=1, sync_ms=1.0)

@@ -36,7 +36,10 @@ class Ending(StrEnum):
 def render(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool], ending: Ending
 ) -> str:
-    """Render a conversation as prompt text; refuse an empty one, or tools that the format lacks."""
+    """Render a conversation as prompt text that ends where `ending` says.
+
+    Raises InvalidParameter for an empty conversation, or for tools that the format cannot show.
+    """
     if not messages:
         raise InvalidParameter("messages is empty; expected at least one message", "messages")
     if prompt_format.calls is None:
@@ -55,7 +58,7 @@ def render(
 def refuse_tools(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool]
 ) -> None:
-    """Raise InvalidParameter if the conversation has tools; the format would silently omit them."""
+    """Raise InvalidParameter if the conversation has tools; for formats that cannot show them."""
     what = "tools" if tools else "messages"
     if needs_tools(messages, tools):
         raise InvalidParameter(
@@ -90,7 +93,10 @@ def cut_after(text: str, content: str) -> str:
 
 
 def guard_message(message: Message, guard: GuardText) -> Message:
-    """Return a copy of the message in which no text is read as a control token."""
+    """Return a copy of the message with `guard` applied to every text in it.
+
+    A guarded text is never read as a control token.
+    """
     return Message(
         role=guard(message.role),
         content=guard(message.content),
@@ -105,7 +111,7 @@ def guard_message(message: Message, guard: GuardText) -> Message:
 
 
 def guard_json(value: Any, guard: GuardText) -> Any:
-    """Return a copy of a JSON value with every text in it guarded, keys included."""
+    """Return a copy of a JSON value with `guard` applied to every text in it, keys included."""
     if isinstance(value, str):
         return guard(value)
     if isinstance(value, Mapping):
@@ -134,7 +140,7 @@ def with_system(messages: Messages, text: str) -> list[Message]:
 
 
 def overflow_named(name: str) -> ContextOverflow:
-    """Return the treatment of a full context with this name."""
+    """Return the ContextOverflow with this name; raise InvalidParameter if there is none."""
     try:
         return ContextOverflow(name)
     except ValueError as error:
@@ -162,7 +168,7 @@ def split_turns(messages: Messages) -> tuple[list[Message], list[list[Message]]]
 def prune(messages: Messages, turns: int, *, keep_first: bool = False) -> list[Message]:
     """Return the conversation without its oldest `turns` turns; the last one always stays.
 
-    So do the system messages, and with `keep_first` the first turn.
+    The system messages stay, too, and with `keep_first` also the first turn.
     """
     system, every = split_turns(messages)
     fixed = every[:keep_first]
@@ -178,7 +184,10 @@ def rewind(messages: Messages, turns: int = 1) -> list[Message]:
 
 
 def as_message(message: Message | Mapping[str, Any], where: str = "messages") -> Message:
-    """Convert one message from its JSON form; its content may be a list of text parts."""
+    """Convert one message from its JSON form; its content may be a list of text parts.
+
+    `where` names the message in errors.
+    """
     if isinstance(message, Message):
         return message
     if not isinstance(message, Mapping):
@@ -199,7 +208,10 @@ def as_message(message: Message | Mapping[str, Any], where: str = "messages") ->
 
 
 def content_of(content: object, where: str, *, optional: bool) -> str:
-    """Return the content of a message as one string; join a list of text parts."""
+    """Return the content of a message as one string; join a list of text parts.
+
+    `optional`: None is accepted and gives "". `where` names the message in errors.
+    """
     if content is None and optional:
         return ""
     if isinstance(content, str):
@@ -219,7 +231,10 @@ def content_of(content: object, where: str, *, optional: bool) -> str:
 
 
 def as_call(call: object, where: str) -> ToolCall:
-    """Convert a tool call from its JSON form; `arguments` may be an object or its JSON text."""
+    """Convert a tool call from its JSON form; `arguments` may be an object or its JSON text.
+
+    `where` names the call in errors.
+    """
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise InvalidParameter(f'{where} is {call!r:.100}; expected {{"id", "function"}}', where)
@@ -240,7 +255,10 @@ def as_call(call: object, where: str) -> ToolCall:
 
 
 def text_of(fields: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
-    """Return a text field; return "" if it is missing and optional, raise if it is no text."""
+    """Return the text in the field `name`; "" if it is missing and `optional`.
+
+    Raises InvalidParameter if it is no text; `where` names the object in the error.
+    """
     value = fields.get(name)
     if value is None and optional:
         return ""

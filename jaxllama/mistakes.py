@@ -149,7 +149,10 @@ def named_in(line: str) -> Mapping[str, str]:
 
 
 def place_of(error: BaseException, module: str) -> str:
-    """Return the innermost "file:line" of an error in the author's package; "" if there is none."""
+    """Return where an error arose in the author's package, as "file:line"; "" if nowhere.
+
+    It is the innermost such place; `module` is the module of the plugin.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     own = module.partition(".")[0]
@@ -192,9 +195,10 @@ def line_of(kind: type, method: str | None = None) -> str:
 
 
 def own_random_number(kind: type) -> tuple[str, str] | None:
-    """Find a call in a plugin's class that draws its own random numbers; return its place and name.
+    """Find a call in a plugin's class that draws random numbers without the request's seed.
 
-    Allows generators that are made with a seed, because they return the same numbers every time.
+    Returns "file:line" and the called name, or None. Allows generators that are made with a seed,
+    because they return the same numbers every time.
     """
     try:
         source = inspect.getsourcefile(kind) or ""
@@ -292,7 +296,7 @@ def hiding_file(folder: Path | None = None) -> Path | None:
 
 
 def hiding(error: BaseException) -> BrokenPlugin | None:
-    """Return the error to show for a failure that a module-hiding file caused; else None."""
+    """Return the error to show if a file that hides a module caused `error`; None otherwise."""
     of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
     path = hiding_file() if isinstance(error, ImportError) or of_module else None
     if path is None:
@@ -312,7 +316,10 @@ def owner_of(name: str) -> str:
 
 
 def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
-    """Build the error for a plugin whose module lacks the named class."""
+    """Build the error for a plugin whose module lacks the named class.
+
+    `what` names the plugin at the beginning of the message.
+    """
     name = module.__name__.partition(".")[0]
     where = f"{getattr(module, '__file__', None) or 'built in'}"
     if is_taken(name):
@@ -337,7 +344,10 @@ def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin
 
 
 def wrong_class(what: str, found: object, base: type) -> BrokenPlugin:
-    """Build the error for a plugin that is not a subclass of its socket's class."""
+    """Build the error for a plugin that is not a subclass of its socket's class.
+
+    `what` names the plugin in the message; `found` is the plugin, `base` the socket's class.
+    """
     wanted = f"{base.__module__}.{base.__qualname__}"
     if isinstance(found, ModuleType):
         return BrokenPlugin(

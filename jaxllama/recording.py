@@ -83,9 +83,11 @@ def check_recordable(request: GenerationRequest) -> None:
 def peek_at_answer(
     engine: Engine, request: GenerationRequest, tokens: Sequence[int], first: int = 0
 ) -> InSteps[np.ndarray]:
-    """Compute the logits [tokens V] from which each token of an answer was drawn, from `first` on.
+    """Compute the logits [tokens V] from which the tokens of an answer were drawn.
 
-    A generator, like the engine's probes; raises QueueFull at once if no slot is free.
+    Leaves out those before token number `first`. A generator, like the engine's probes: it yields
+    after each call of the device and returns the logits. Raises QueueFull at once if no slot is
+    free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if len(tokens) > first:
@@ -98,7 +100,7 @@ def peek_at_answer(
 def make_recording(
     intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
 ) -> Recording:
-    """Build the recording of a request and its answer."""
+    """Build the recording of a request and its answer; `logits` are from `peek_at_answer`."""
     config = intake.engine
     return Recording(
         prompt=request.prompt,

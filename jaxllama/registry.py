@@ -33,9 +33,10 @@ class Plugins(Generic[T]):
     broken: dict[str, BrokenPlugin] = field(default_factory=dict)
 
     def one(self, name: str) -> type[T]:
-        """Return the plugin `name`.
+        """Return the class of the plugin `name`.
 
-        Raise its error if it is broken, or one that lists the others.
+        Raises BrokenPlugin: why it does not load, or that it is not installed and which plugins
+        are.
         """
         if name in self.broken:
             raise self.broken[name]

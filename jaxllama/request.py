@@ -15,7 +15,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # odd, so that all streams of one prompt have diffe
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """Return the seed of stream `index` of one prompt; stream 0 has the request's own seed."""
+    """Return the seed of answer number `index` to a prompt; answer 0 has the request's `seed`."""
     return (seed + index * GOLDEN) & (2**63 - 1)
 
 
@@ -44,7 +44,7 @@ class Follower(Protocol):
         """
 
     def forced(self) -> Sequence[int]:
-        """Return tokens that the constraint forces next; call `advance` for each to use them."""
+        """Return the tokens that have to come next; `advance` must still be called with each."""
 
     def advance(self, token: int) -> None:
         """Advance by a token that was added to the answer."""
@@ -103,7 +103,7 @@ class GenerationRequest:
 
     @property
     def cost(self) -> int:
-        """Return the maximum of tokens, prompt and generated, in all slots of the request."""
+        """Return an upper bound of all tokens, prompt and generated, in the request's slots."""
         return sum(len(prompt) + self.max_tokens for prompt in self.prompts)
 
 
@@ -161,11 +161,14 @@ class TextTail(Protocol):
     """Converts token ids to text while they arrive; `text/tail.py` implements it for the engine."""
 
     def push(self, token: int) -> str:
-        """Add a token and return the text that became safe to show."""
+        """Add a token and return the text that can be shown now.
+
+        Text that may become a stop string, and incomplete characters, are kept back.
+        """
 
     def flush(self) -> str:
-        """End the text and return the rest of it that was kept back."""
+        """End the text and return what was kept back."""
 
     @property
     def stopped(self) -> str | None:
-        """Return the stop string that was met, if any."""
+        """Return the stop string at which the text ended; None if it met none."""

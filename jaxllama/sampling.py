@@ -332,7 +332,10 @@ class Preset:
 
 
 def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
-    """Return the knobs that a sampler declares, in order; raise BrokenPlugin for a bare field."""
+    """Return the knobs that a sampler declares, in order.
+
+    Raises BrokenPlugin for a field that is declared without `knob`, `state` or `token_set`.
+    """
     fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
     for field in fields:
         if not field.metadata.keys() & {_SPEC, _STATE, _SET}:

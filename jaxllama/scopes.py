@@ -14,7 +14,7 @@ Returned = TypeVar("Returned")
 
 
 def scoped(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """Trace a function in a scope with the function's name; may be recursive."""
+    """Decorate a function so that a profile shows its part of a compiled program under its name."""
 
     @wraps(function)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:

@@ -31,7 +31,11 @@ class Pooling(StrEnum):
 def continuations(
     intake: Intake, prompt: Sequence[int], texts: Sequence[Prompt], name: str = "continuations"
 ) -> list[list[int]]:
-    """Tokenize the continuations of a prompt; refuse empty and too long ones."""
+    """Return the token ids of each text that is to follow the prompt.
+
+    Raises InvalidParameter for an empty prompt or text, PromptTooLong if one does not fit after the
+    prompt. `name` is the name of the field with the texts.
+    """
     if not prompt:
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
     tails = []
@@ -52,7 +56,11 @@ def following(intake: Intake, text: Prompt) -> list[int]:
 
 
 def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group the indexes of continuations into probes, so short that other clients do not wait."""
+    """Divide continuations into groups to score together; return the indexes of each group.
+
+    Short ones form groups of a limited size, long ones are alone, so that no group keeps other
+    clients waiting for long.
+    """
     short = [index for index, tail in enumerate(tails) if len(tail) <= LONGEST_SHORT]
     together = [short[at : at + AT_A_TIME] for at in range(0, len(short), AT_A_TIME)]
     alone = [[index] for index, tail in enumerate(tails) if len(tail) > LONGEST_SHORT]
@@ -60,7 +68,7 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
-    """Return the most tokens that the engine computes for tails of one prompt."""
+    """Return an upper bound of the tokens that are computed to score `tails` after one prompt."""
     return len(prompt) + sum(map(len, tails))
 
 
@@ -70,9 +78,11 @@ def weigh(
     tails: Sequence[Sequence[int]],
     adapter: AdapterUse | None = None,
 ) -> InSteps[list[np.ndarray]]:
-    """Compute the log-probabilities of each tail's tokens after its prompt, for one of `rounds`.
+    """Compute the log-probabilities of the tokens of each tail after its prompt.
 
-    A generator, like the engine's probes; raises QueueFull while no slot is free.
+    `tails[i]` follows `prompts[i]`; together they are one group of `rounds`. A generator, like the
+    engine's probes: it yields after each call of the device and returns one array for each tail.
+    Raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
         ids = [*prompts[0], *tails[0]]
@@ -84,7 +94,10 @@ def weigh(
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
-    """Build the score of a continuation; raise GenerationFailed if the model produced NaN."""
+    """Build the score of a continuation from the log-probabilities of its tokens.
+
+    Raises GenerationFailed if the model produced NaN.
+    """
     values = tuple(logprobs.tolist())
     total = math.fsum(values)
     if math.isnan(total):
@@ -122,7 +135,11 @@ def check_choices(choices: Sequence[str], name: str = "choices") -> None:
 
 
 def as_embedding(found: tuple[np.ndarray, np.ndarray], pooling: Pooling) -> np.ndarray:
-    """Choose the vector of `Probes.embed` that `pooling` names, scaled to length 1."""
+    """Return the vector that `pooling` names, scaled to length 1.
+
+    `found` holds the mean of the hidden states and the last of them, from `Probes.embed`. Raises
+    GenerationFailed if the vector is zero or not finite.
+    """
     vector = found[pooling is Pooling.LAST]
     length = float(np.linalg.norm(vector))
     if not math.isfinite(length) or length == 0:

@@ -70,12 +70,18 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Return the sharding of an array with these logical axes."""
+    """Return how an array is divided over the mesh; `axes` are its dimensions' logical axes.
+
+    None: the dimension is not split.
+    """
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
 
 def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Return the sharding of an array; a dimension that does not divide evenly is not split."""
+    """Return the sharding of an array; a dimension that does not divide evenly is not split.
+
+    `axes` names the logical axis of each dimension of `shape`.
+    """
     kept = [
         axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
         for size, axis in zip(shape, axes, strict=True)
@@ -97,19 +103,20 @@ def slots_are_split() -> bool:
 
 
 def own_parts(axis: str) -> int:
-    """Return the number of parts along a mesh axis if this code sees only its own part, else 1.
+    """Return in how many parts a mesh axis is split, for code that runs on each part; else 1.
 
-    If XLA does the splitting, the code sees whole arrays.
+    Code that XLA splits sees whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """Sum `x` over the parts of all devices; return it unchanged if the code sees whole arrays.
+    """Sum `x` over the devices along a mesh axis, for code that runs on each part.
 
-    Several hosts add in the order of the parts, as the devices of one CPU do: their own sum of more
-    than two parts has another order, and other bits.
+    Code that sees whole arrays gets `x` unchanged. Several hosts add in the order of the parts, as
+    the devices of one CPU do: their own sum of more than two parts has another order, and other
+    bits.
     """
     parts = own_parts(axis)
     if parts > ORDERLESS and jax.process_count() > 1:
@@ -118,7 +125,7 @@ def add_up(x: Array, axis: str) -> Array:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Constrain the layout of an intermediate array; no effect without a mesh (plain tests)."""
+    """Have XLA lay an intermediate array out by these logical axes; without a mesh, do nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x

@@ -43,7 +43,10 @@ class Startup:
         keeps_programs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Print lines with `say`; `keeps_programs`: the next start finds the compiled programs."""
+        """Print lines with `say`.
+
+        `keeps_programs`: compiled programs are kept for the next start, and the lines say so.
+        """
         self.stage: StartupStage | None = None  # replaced whole: other threads read it
         self._say, self._keeps_programs, self._clock = say, keeps_programs, clock
         self._last_line = clock()
@@ -51,7 +54,7 @@ class Startup:
         self._thread = threading.Thread(target=self._remind, name="startup", daemon=True)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Record progress; print a line for each download, and each program to be compiled."""
+        """Record progress; print a line when a download or the compilation of a program begins."""
         previous = self.stage
         is_new = previous is None or previous.what != what
         began = self._clock() if previous is None or is_new else previous.began
@@ -89,7 +92,7 @@ class Startup:
 
 
 def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -> str:
-    """Describe a stage in words; for a compiled program, with its name and its number of all."""
+    """Return a stage in words; for a program, with its name and its number out of `total`."""
     if not what.startswith(COMPILING):
         return WORDS.get(what, what)
     when = ", first start only" if keeps_programs else ""
@@ -97,7 +100,7 @@ def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -
 
 
 def describe_progress(stage: StartupStage) -> str:
-    """Describe a stage in words, with the percentage done."""
+    """Return a stage in words, with the percentage done where that is known."""
     words = WORDS.get(stage.what, stage.what)
     if stage.what.startswith(COMPILING) or not stage.total:
         return words

@@ -76,8 +76,9 @@ class Streams:
     ) -> Iterator[tuple[int, Completion]]:
         """Run many requests and yield (index, completion) as they finish, in any order.
 
-        Queues only a few requests ahead of the slots. The error of a failed request is raised, or
-        passed to `on_error` while the other requests continue.
+        `requests` holds functions that make the requests; they are called only a few requests ahead
+        of the slots. The error of a failed request is raised, or passed to `on_error` while the
+        other requests continue.
         """
 
         def failed(index: int, error: JaxLlamaError) -> None:
@@ -104,7 +105,11 @@ class Streams:
     def several(
         self, firsts: Iterable[Callable[[], PreparedRequest]], n: int | None, best_of: int | None
     ) -> Iterator[list[Completion]]:
-        """Yield n answers to each request, in order: with `best_of`, the likeliest n of those."""
+        """Yield a list of `n` answers for each request, in order.
+
+        With `best_of`, this many are generated, and the `n` with the highest mean log-probability
+        are returned, best first. `firsts` holds functions that make the requests.
+        """
         n = 1 if n is None else n
         check("n", n)
         check("best_of", best_of)
@@ -131,11 +136,11 @@ class Streams:
     def likeliest(
         self, prompts: Sequence[tuple[int, ...]], count: int
     ) -> list[tuple[tuple[int, float], ...]]:
-        """List the tokens most likely to follow each prompt, with their log-probabilities.
+        """Return the `count` likeliest next tokens of each prompt, with log-probabilities.
 
         A prompt that is one token longer than an earlier one is computed in the earlier prompt's
-        slot, or in a copy of it. The copies come last, so that none overwrites a slot
-        that another prompt still needs.
+        slot, or in a copy of it. The copies come last, so that none overwrites a slot that another
+        prompt still needs.
         """
         opened: dict[int, AnswerStream] = {}
         try:
@@ -167,7 +172,7 @@ class Streams:
         self._closed = True
 
     def _close_all(self, streams: Iterable["AnswerStream"]) -> None:
-        """Cancel several answers: first all in the engine, so that no step runs for the rest."""
+        """Cancel several answers, all of them before the engine runs another step."""
         for stream in streams:
             self._engine.cancel(stream.generation)
         for stream in streams:
@@ -186,7 +191,10 @@ class Streams:
         source: Iterator[tuple[int, Callable[[], PreparedRequest]]],
         failed: OnError,
     ) -> bool:
-        """Open streams until the queue is full; return False once `source` is exhausted."""
+        """Add streams to `live` until enough are queued; return False once `source` is exhausted.
+
+        `failed` is called with the index and error of a request that cannot be queued.
+        """
         while len(live) < QUEUED_PER_SLOT * self._engine.config.slots:
             item = next(source, None)
             if item is None:

@@ -101,7 +101,10 @@ class GenerationService:
         log_prompts: bool = False,
         startup: Startup | None = None,
     ) -> None:
-        """Store the settings; `start` will call `open_model` in a thread."""
+        """Store the settings; `start` will call `open_model` in a thread.
+
+        `observer` collects metrics; `log_prompts`: the log of requests has the prompts' texts.
+        """
         self.bounds = bounds
         self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
         self.failure: BaseException | None = None
@@ -225,7 +228,7 @@ class GenerationService:
 
     @property
     def compiling(self) -> tuple[str, ...]:
-        """List the programs that are compiled behind the requests, the present one first."""
+        """List the programs still to be compiled in the background, the present one first."""
         return () if self._model is None else self._model.engine.programs.pending
 
     def slots(self) -> list[SlotState]:
@@ -236,7 +239,10 @@ class GenerationService:
 
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
-        """Queue the requests of `ask` and yield the `Answers`; cancel unfinished ones on exit."""
+        """Queue the requests of `ask` and yield the stream of their events.
+
+        Unfinished requests are cancelled on exit. Raises QueueFull if there is no room.
+        """
         async with self._opened(caller) as answers:
             self._check_state()
             ready = await self._prepare(answers, ask)
@@ -246,11 +252,11 @@ class GenerationService:
 
     @asynccontextmanager
     async def open_many(self, asks: Sequence[Ask], caller: Caller) -> AsyncIterator[Answers]:
-        """Yield the `Answers` to many tasks of one client; cancel unfinished ones on exit.
+        """Queue many tasks of one client and yield one stream of their events.
 
-        The queue takes them piece by piece, so that their number is not bounded by its length: at
-        most twice as many as there are slots are in the queue or in the engine at a time. Answers
-        are numbered in the order of the tasks.
+        At most twice as many requests as there are slots are queued or running at a time, so the
+        number of tasks is not bounded by the queue. Answers are numbered in the order of the tasks.
+        Unfinished requests are cancelled on exit.
         """
         async with self._opened(caller) as answers:
             self._check_state()
@@ -267,7 +273,10 @@ class GenerationService:
 
     @asynccontextmanager
     async def open_rounds(self, caller: Caller) -> AsyncIterator[Rounds]:
-        """Yield rounds of requests, logged as one; cancel unfinished requests on exit."""
+        """Yield a `Rounds`, through which the caller sends requests round by round.
+
+        All rounds are logged as one request. Unfinished requests are cancelled on exit.
+        """
         async with self._opened(caller) as answers:
 
             def admit(requests: Sequence[GenerationRequest]) -> None:
@@ -282,7 +291,7 @@ class GenerationService:
 
     @asynccontextmanager
     async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
-        """Yield the empty `Answers` of a request; at its end, cancel and log it."""
+        """Register a request and yield its still empty `Answers`; on exit cancel and log it."""
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(
@@ -322,7 +331,7 @@ class GenerationService:
         """Call `work` with the model in a thread, in the client's turn, and return its result.
 
         For slow work that does not need the engine: tokenizing, templates. `size` is the number of
-        characters to process; long or dear (expensive) work does not delay cheap work.
+        characters to process; `is_dear` marks expensive work, which does not delay cheap work.
         """
         self._check_state(caller)
         model = self.model
@@ -377,9 +386,9 @@ class GenerationService:
     # From a task to queued requests.
 
     def _check_state(self, caller: Caller | None = None) -> None:
-        """Raise NotReady or EngineStopped unless the state is READY.
+        """Raise NotReady or EngineStopped unless the service takes requests of this caller.
 
-        While the service drains, the caller of an open request may finish it.
+        While the service drains, only callers whose request is open may continue.
         """
         match self.state:
             case State.DRAINING if caller is not None and caller.id in self._open:
@@ -394,7 +403,10 @@ class GenerationService:
                 raise NotReady("the model is still loading; try again in a few seconds")
 
     async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
-        """Return the checked requests of `ask`; raises QueueFull before any work is done."""
+        """Check and tokenize `ask` in a thread; return one request for each answer.
+
+        Raises QueueFull, before any work is done, if the queue has no room for all of them.
+        """
         self._check_state(answers.caller)
         count = count_choices(ask)
         self._dispatch.check(answers.caller.client, self._preparing + count)
@@ -418,7 +430,10 @@ class GenerationService:
     def _admit(
         self, answers: Answers, ready: Sequence[tuple[GenerationRequest, TextTail | None]]
     ) -> None:
-        """Put all requests into the queue, or raise QueueFull and put in none."""
+        """Put all requests into the queue; raise QueueFull and put in none if not all fit.
+
+        `ready` holds requests and their text tails.
+        """
         check_cost(ready, self.bounds.request_tokens)
         choices = [
             AnswerChoice(answers, index, request, tail)
@@ -430,7 +445,7 @@ class GenerationService:
         self._dispatch.push(client, choices)
 
     async def _feed(self, answers: Answers, asks: Iterator[Ask]) -> None:
-        """Queue the tasks of a request one after the other, as its earlier ones end."""
+        """Queue tasks one after the other; wait while too many earlier answers are unfinished."""
         most = AHEAD * self.model.engine.config.slots
         try:
             for ask in asks:
@@ -442,7 +457,7 @@ class GenerationService:
             answers.fail(error)
 
     async def _admit_with_patience(self, answers: Answers, ask: Ask) -> None:
-        """Queue the requests of `ask`, prepared once; while the queue is full, wait."""
+        """Prepare and queue the requests of `ask`; wait while the queue is full."""
         ready = await until_room(lambda: self._prepare(answers, ask))
 
         async def queue() -> None:
@@ -451,7 +466,7 @@ class GenerationService:
         await until_room(queue)
 
     def _settle(self, answers: Answers) -> None:
-        """Log a request and count it in the metrics, once its dialect and its choices ended."""
+        """Log and count a request if its handler has left it and all its answers are over."""
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)
@@ -494,7 +509,10 @@ class GenerationService:
         self.failed.set()
 
     async def _watch(self) -> None:
-        """Poll the engine thread; fail the service if it died, and open requests if it stalls."""
+        """Check the engine thread at intervals: if it died, the service has failed.
+
+        If it stalls, open requests end with EngineStopped.
+        """
         while not self.failed.is_set():
             await asyncio.sleep(SECONDS_PER_CHECK)
             if self.thread is None:

@@ -31,7 +31,7 @@ class Caller:
     notes: dict[str, str] = field(default_factory=dict)
 
     def as_facts(self) -> dict[str, str]:
-        """Return the fields for the log."""
+        """Return the caller's id, client, route and notes, as fields for the log."""
         return {"id": self.id, "client": self.client, "route": self.route, **self.notes}
 
 
@@ -50,7 +50,7 @@ class AnswerChoice:
 
     @property
     def size(self) -> int:
-        """Number of tokens of the prompt and of a negative prompt."""
+        """Number of prompt tokens, those of a negative prompt included."""
         return sum(map(len, self.request.prompts))
 
 
@@ -122,16 +122,19 @@ class Answers:
     # For the service.
 
     def expect(self, count: int) -> None:
-        """Set the number of choices whose events the stream will yield."""
+        """Set how many answers have to end before the stream ends."""
         self._owed = count
 
     def add(self, choices: Sequence[AnswerChoice]) -> None:
-        """Add queued choices whose events will be part of this answer."""
+        """Add answers that are about to be queued; the stream will yield their events."""
         self.choices += choices
         self.running += len(choices)
 
     def retire(self) -> None:
-        """Drop choices that are over, so that a long row of rounds needs no more memory."""
+        """Forget the answers that are over; keep only their token counts.
+
+        Otherwise a request of many rounds would need more and more memory.
+        """
         for choice in self.choices:
             if choice.is_over and choice.usage is not None:
                 used, more = self.retired, choice.usage
@@ -143,7 +146,7 @@ class Answers:
         self.choices = [choice for choice in self.choices if not choice.is_over]
 
     async def wait_for(self, work: asyncio.Future[T]) -> T:
-        """Return the result of `work`, or cancel it and raise the error of a failed request."""
+        """Return the result of `work`; if the request fails first, cancel it and raise why."""
         try:
             await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -153,7 +156,7 @@ class Answers:
         return work.result()
 
     def receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Take the events of a choice, or the error that ended it, from the engine."""
+        """Take new events of an answer, or the error that ended it, from the engine."""
         if isinstance(update, JaxLlamaError):
             self._end(choice)
             self.fail(update)
@@ -176,7 +179,10 @@ class Answers:
         self.freed.set()
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
-        """Queue events for the client and record delays; fail if too many wait for too long."""
+        """Put events into the client's stream, and record how long the client waited for them.
+
+        The request fails if too many events are left unread for too long.
+        """
         if self.error is not None or not events:
             return
         now = self._clock()
@@ -201,7 +207,7 @@ class Answers:
             )
 
     def fail(self, error: JaxLlamaError) -> None:
-        """Cancel all choices; the iteration yields the events in the inbox, then raises `error`."""
+        """Cancel all answers; the stream yields what has arrived, and then raises `error`."""
         if self.error is None:
             self.error = error
             self._awake.set()
@@ -233,7 +239,7 @@ class Outcome:
     error: JaxLlamaError | None = None  # why it did not end well
 
     def as_facts(self) -> dict[str, object]:
-        """Return the fields for the log."""
+        """Return the outcome as fields for the log, with rounded times and the speed."""
         first = self.seconds_to_first
         figures = {
             name: value for name, value in vars(self).items() if name not in ("error", "notes")
@@ -253,14 +259,17 @@ class Observer(Protocol):
     """Collects metrics of requests; its methods are called on the event loop."""
 
     def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
-        """Record `tokens` of an answer, `seconds` after the request or the tokens before."""
+        """Record that `tokens` arrived `seconds` after the ones before.
+
+        `is_first`: they are the first of their answer, and `seconds` count from the request.
+        """
 
     def ended(self, outcome: Outcome, /) -> None:
         """Record the outcome of a request that is over and holds no slot."""
 
 
 def outcome_of(answers: Answers) -> Outcome:
-    """Return result and cost of a request that is over, for the log and metrics."""
+    """Return result and cost of a request that is over."""
     caller, now = answers.caller, asyncio.get_running_loop().time()
     usages = [choice.usage for choice in answers.choices if choice.usage is not None]
     usages.append(answers.retired)

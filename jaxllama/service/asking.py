@@ -54,12 +54,15 @@ def count_choices(ask: Ask) -> int:
 
 
 def estimate_size(ask: Ask) -> int:
-    """Estimate the number of characters in a request, from a bounded number of its values."""
+    """Estimate the number of characters in a request; reads at most a fixed number of values."""
     return estimate_characters([*ask.prompts, *(ask.messages or ()), *ask.tools])
 
 
 def estimate_characters(value: object) -> int:
-    """Estimate the characters of a JSON value; UNCOUNTED is added if it has too many parts."""
+    """Estimate the number of characters in the texts of a JSON value.
+
+    At most MOST_VALUES values are read; UNCOUNTED is added if there are more.
+    """
     size, rest, left = 0, [value], MOST_VALUES
     while rest:
         item = rest.pop()
@@ -80,7 +83,10 @@ def estimate_characters(value: object) -> int:
 
 
 def has_to_compile(intake: Intake, ask: Ask) -> bool:
-    """Say whether the request has a constraint that is long or not compiled yet."""
+    """Say whether the request has a constraint whose compilation takes time.
+
+    That is one which is long or not compiled yet.
+    """
     fields = {name: ask.knobs[name] for name in FIELDS if ask.knobs.get(name)}
     if not fields:
         return False
@@ -89,7 +95,10 @@ def has_to_compile(intake: Intake, ask: Ask) -> bool:
 
 
 def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
-    """Make the checked request of every choice; answer i to a prompt gets the i-th derived seed."""
+    """Make the checked requests, `n` for each prompt, each with a seed of its own.
+
+    Errors name the fields as the client does.
+    """
     try:
         if ask.messages is not None:
             speaking = intake.with_format(ask.format)
@@ -133,9 +142,10 @@ def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParamet
 
 
 def in_their_words(message: str, names: Mapping[str, str], *, count: int) -> str:
-    """Replace our field names in a message by the client's: the first `count` of each; 0: all.
+    """Replace our field names in a message by the client's, `count` times each (0: always).
 
-    A later one may be a word of the sentence, such as "stop".
+    `names` maps ours to the client's. A later occurrence may be a word of the sentence, such as
+    "stop".
     """
     for name, called in names.items():
         message = re.sub(rf"\b{name}\b", called, message, count=count)

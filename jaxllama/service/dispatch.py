@@ -29,7 +29,7 @@ class Dispatch:
         ended: Callable[[AnswerChoice], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make an empty queue; `ended` is called for each choice that the engine has finished."""
+        """Make an empty queue; `ended` is called with each answer that the engine has ended."""
         self.queue: FairQueue[Ticket | Probe] = FairQueue(
             bounds.queue_requests, bounds.queue_tokens
         )
@@ -44,7 +44,10 @@ class Dispatch:
         self._thread = thread
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull, with an estimated `retry_after`, if `items` more do not fit."""
+        """Raise QueueFull unless the client may queue `items` more, with `tokens` prompt tokens.
+
+        The error says in `retry_after` how many seconds to wait.
+        """
         try:
             self.queue.check(client, items, tokens)
         except QueueFull as error:
@@ -52,20 +55,23 @@ class Dispatch:
             raise
 
     def push(self, client: str, choices: Sequence[AnswerChoice]) -> None:
-        """Submit choices to the engine thread; they wait in their client's line of the queue."""
+        """Put answers to be generated into the queue, from which the engine thread takes them."""
         assert self._thread is not None
         for choice in choices:
             receive = partial(self._receive, choice)
             choice.ticket = self._thread.submit(choice.request, choice.tail, receive, client)
 
     def drop(self, choice: AnswerChoice) -> None:
-        """Cancel a choice in the queue or in the engine."""
+        """Cancel an answer that waits in the queue or is being generated."""
         if choice.ticket is None or self._thread is None:
             return
         choice.is_over = not self._thread.cancel(choice.ticket)
 
     async def ask(self, client: str, questions: Sequence[Question[T]]) -> list[T]:
-        """Return the engine's results for questions of a request, computed one by one."""
+        """Return the engine's result for each question, computed one after the other.
+
+        Raises QueueFull if the client may not queue the tokens of all questions.
+        """
         assert self._thread is not None
         self.check(client, 1, sum(question.tokens for question in questions))
         answers = []
@@ -79,7 +85,10 @@ class Dispatch:
         return len(self.queue) + self.queue.running
 
     def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Give events of the engine to their choice; at its end, update the pace and report it."""
+        """Pass events of the engine on to their answer; if it is over, call `ended`.
+
+        Runs on the event loop.
+        """
         choice.answers.receive(choice, update)
         if choice.is_over:
             self._pace.note_end(self._remaining)

@@ -29,7 +29,7 @@ class Work(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of tokens that count while the work waits."""
+        """Number of tokens by which the work counts towards the limit of waiting tokens."""
 
     @property
     def slots(self) -> int:
@@ -61,7 +61,7 @@ class Account(Generic[T]):
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
-        """Return the line for work of this kind: requests or probes."""
+        """Return the waiting work of the kind of `work`, requests or probes, by arrival number."""
         return self.probes if work.is_probe else self.requests
 
 
@@ -105,7 +105,11 @@ class FairQueue(Generic[T]):
     # On the event loop.
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull if `items` more do not fit; first items of a client fit in any room."""
+        """Raise QueueFull unless the client may add `items` with `tokens` prompt tokens.
+
+        A client may take at most as much of the queue as it leaves free. The first items of a
+        client that has none in the queue fit as long as there is any room.
+        """
         with self._lock:
             account = self._accounts.get(client)
             count, mine = (account.waiting, account.tokens) if account else (0, 0)
@@ -126,7 +130,7 @@ class FairQueue(Generic[T]):
             )
 
     def push(self, work: T) -> None:
-        """Put work at the end of its client's line."""
+        """Put work at the end of its client's line; checks no limit."""
         with self._lock:
             account = self._accounts.get(work.client)
             if account is None:
@@ -160,7 +164,10 @@ class FairQueue(Generic[T]):
     # On the engine's thread.
 
     def pop(self, free: int) -> T | None:
-        """Take the next work that fits `free` slots, or None; call `ended` at its end."""
+        """Remove and return the next work that fits into `free` slots; None if there is none.
+
+        The caller has to call `ended` when the work has ended.
+        """
         with self._lock:
             work = self._next(free)
             if work is None:
@@ -227,7 +234,11 @@ class FairQueue(Generic[T]):
         return None
 
     def _candidates(self) -> Iterator[tuple[Account[T], T]]:
-        """Yield (account, work) of the first request and probe of each client, fairest first."""
+        """Yield (account, work) for the first request and first probe of each client.
+
+        The client with the fewest computed tokens comes first, then the one with the fewest slots,
+        then by arrival.
+        """
         may_probe = self._running_probes < self.shares.probes
         found = []
         for account in self._accounts.values():

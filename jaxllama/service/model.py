@@ -34,7 +34,7 @@ class ServedEncoder:
 
     @property
     def names(self) -> frozenset[str]:
-        """All names that requests may use."""
+        """All names by which requests may ask for the encoder."""
         return self.aliases | {self.name}
 
 
@@ -59,7 +59,7 @@ class Model:
 
     @property
     def shape(self) -> ModelConfig:
-        """Sizes of the network."""
+        """The model's configuration: the sizes of the network."""
         return self.engine.programs.model
 
     @property
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def names(self) -> frozenset[str]:
-        """All names that requests may use for the model without an adapter."""
+        """All names by which requests may ask for the model without an adapter."""
         return self.aliases | {self.name}
 
     @property
@@ -84,7 +84,11 @@ class Model:
 
 
 def confine(intake: Intake, seconds: float) -> Intake:
-    """Return a copy of the intake that runs the model's chat template in a confined process."""
+    """Return a copy of the intake that runs the model's chat template in a confined process.
+
+    The process is killed if rendering a conversation takes more than `seconds`. Without a chat
+    template, the intake itself is returned.
+    """
     text = intake.tokenizer.text
     if text.template is None:
         return intake
@@ -105,7 +109,7 @@ def release(intake: Intake) -> None:
 
 
 async def make_one_token(thread: EngineThread) -> None:
-    """Generate one token to prove that the engine works; raises the error if it does not."""
+    """Generate one token to prove that the engine works; raise the error if it does not."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
     def receive(update: Emitted) -> None:

@@ -19,7 +19,7 @@ class Pace:
         self._last: float | None = None  # time of the last end; None after idle time
 
     def note_end(self, remaining: int) -> None:
-        """Note that a request or probe has ended; `remaining` ones wait or run."""
+        """Note that a request or probe has ended, while `remaining` others wait or run."""
         now = self._clock()
         if self._last is not None:
             gap = now - self._last
@@ -28,5 +28,5 @@ class Pace:
         self._last = now if remaining else None
 
     def seconds_for(self, items: int) -> float:
-        """Estimate the seconds until `items` requests have ended, within LEAST and MOST."""
+        """Estimate in how many seconds `items` requests will have ended, from LEAST to MOST."""
         return min(max(LEAST, (self._seconds or 0.0) * items), MOST)

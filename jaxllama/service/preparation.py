@@ -70,7 +70,8 @@ class Lane:
     async def do(self, client: str, work: Callable[[], T], size: int) -> T:
         """Call `work` in a thread in the client's turn and return its result; may raise QueueFull.
 
-        Cancelling the call removes the item from its line, or drops its result if it is running.
+        `size` is the number of characters to process. Cancelling the call removes the item from its
+        line, or drops its result if it is running.
         """
         self._check(client, size)
         item = WorkItem(client, work, size, asyncio.get_running_loop().create_future())
@@ -92,7 +93,10 @@ class Lane:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, client: str, size: int) -> None:
-        """Raise QueueFull if the client would take more of the lane than it leaves free."""
+        """Raise QueueFull if the client may not add an item of `size` characters.
+
+        A client may take at most as much of the lane as it leaves free.
+        """
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
         free = self._most - self.waiting
@@ -107,7 +111,7 @@ class Lane:
             )
 
     def _start_next(self) -> None:
-        """Start the next items on all free threads."""
+        """Give waiting items to the free threads."""
         while self._running < THREADS:
             item = self._next()
             if item is None:
@@ -118,7 +122,10 @@ class Lane:
             work.add_done_callback(partial(self._finish, item))
 
     def _next(self) -> WorkItem | None:
-        """Remove and return the item to run next: of the client that has used the least time."""
+        """Remove and return the item to run next; None if no client may start one.
+
+        The client with the fewest running items is next, then the one that has used the least time.
+        """
         able = [
             line for line in self._lines.values() if line.waiting and line.running < THREADS - 1
         ]
@@ -127,7 +134,7 @@ class Lane:
         return min(able, key=lambda line: (line.running, line.used)).waiting.popleft()
 
     def _run_timed(self, item: WorkItem) -> tuple[Any, BaseException | None, float]:
-        """Run an item (on a thread); return its result, its error and the seconds it took."""
+        """Run an item, on a thread; return its result, its error and the seconds it took."""
         began = self._clock()
         try:
             found, error = item.work(), None
@@ -136,7 +143,7 @@ class Lane:
         return found, error, self._clock() - began
 
     def _finish(self, item: WorkItem, work: "asyncio.Future[Any]") -> None:
-        """Set the result of a finished item, charge its client, and start the next items."""
+        """Pass on the result of an item, add its seconds to its client's, and start the next."""
         self._running -= 1
         line = self._lines[item.client]
         line.running -= 1
@@ -176,7 +183,11 @@ class RequestPreparation:
     async def do(
         self, client: str, work: Callable[[], T], *, size: int = 0, is_dear: bool = False
     ) -> T:
-        """Call `work` on `size` characters in a thread, in the client's turn; return its result."""
+        """Call `work` in a thread, in the client's turn, and return its result.
+
+        `size` is the number of characters to process. Work that is long or marked `is_dear` runs in
+        the lane of expensive work. Raises QueueFull if the lane has no room.
+        """
         lane = self.dear if is_dear or size > CHEAP_CHARACTERS else self.cheap
         return await lane.do(client, work, size)
 
@@ -187,7 +198,7 @@ class RequestPreparation:
 
 
 def set_outcome(done: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
-    """Set the error of a future, or its result if there is no error."""
+    """Set the error of a future if there is one, else its result."""
     if error is not None:
         done.set_exception(error)
     else:

@@ -21,7 +21,11 @@ class Rounds:
         self._is_first = True
 
     async def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Event]]:
-        """Return the events of each request; raises the error that ended one of them."""
+        """Queue requests, wait until all have ended, and return the events of each.
+
+        Raises the error that ended one of them. If the queue is full, the first round raises
+        QueueFull, and later ones wait.
+        """
         first = len(self._answers.choices)
         self._answers.expect(len(requests))
 

@@ -32,7 +32,10 @@ class SlotShares:
 
 
 def divide_slots(slots: int, reserved: int | None = None) -> SlotShares:
-    """Divide the slots; `reserved` None reserves an eighth. Raises ConfigError if none is left."""
+    """Decide how many slots are reserved (None: an eighth) and how many probes may run.
+
+    Raises ConfigError unless at least one slot is not reserved.
+    """
     if reserved is None:
         reserved = max(1, slots // 8) if slots >= FEWEST_DIVIDED else 0
     if reserved >= slots:

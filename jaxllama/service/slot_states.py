@@ -30,7 +30,7 @@ class SlotState:
 
 
 def slot_states(engine: Engine) -> list[SlotState]:
-    """Return the state of every slot, in order; it may be one step old."""
+    """Return the state of every slot, in the order of their numbers; it may be one step old."""
     return [state_of(engine, index, generation) for index, generation in enumerate(engine.holders)]
 
 

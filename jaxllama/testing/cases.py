@@ -30,7 +30,10 @@ class Case(NamedTuple):
 
 
 def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
-    """Yield rows of every kind under many settings; all samplers get the same rows."""
+    """Yield test rows: several kinds of logits under each setting of the knobs.
+
+    The rows are the same for all samplers; only the settings depend on `specs`.
+    """
     rng = np.random.default_rng(0)
     wild = rng.normal(size=VOCAB) * 4
     banned = np.where(np.arange(VOCAB) % 2, wild, -np.inf)
@@ -103,7 +106,7 @@ def stacked(trees: list[Any]) -> Any:
 
 
 def at(tree: Any, place: int) -> Any:
-    """Return one row of every leaf of a tree."""
+    """Return the tree with row `place` of each of its arrays."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 

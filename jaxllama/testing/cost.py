@@ -58,9 +58,9 @@ class Added(NamedTuple):
 def cost_of(
     name: str, kind: type[Sampler], company: Mapping[str, type[Sampler]], vocab: int
 ) -> Cost:
-    """Measure the sampler's cost with its knobs in the middle of their bounds.
+    """Measure the sampler's cost for a vocabulary of `vocab` tokens, at middle knob values.
 
-    Measures it alone, and beside the filters of `company`.
+    Measures it alone, and beside the filters of `company`. `name` is the sampler's name there.
     """
     others = {key: each for key, each in company.items() if issubclass(each, Filter)}
     others.pop(name, None)
@@ -144,7 +144,7 @@ def one_thread() -> Iterator[None]:
 
 
 def added(without: RunSteps, with_it: RunSteps) -> Added:
-    """Measure by how many seconds one kind of step takes longer than the other."""
+    """Measure by how many seconds a step of `with_it` is longer than one of `without`."""
     pair = (without, with_it)
     for call in pair:
         call(1)  # compiles
@@ -158,7 +158,7 @@ def added(without: RunSteps, with_it: RunSteps) -> Added:
 
 
 def seconds(call: RunSteps, steps: int) -> float:
-    """Return the processor seconds of one step, from one call of `steps` steps."""
+    """Return the processor seconds per step, measured in one call of `steps` steps."""
     started = time.process_time()
     jax.block_until_ready(call(steps))
     return (time.process_time() - started) / steps

@@ -148,7 +148,10 @@ def render(prompt_format: PromptFormat, messages: Sequence[Message]) -> str:
 
 
 def require(holds: bool, cls: type[PromptFormat], broken: str) -> None:
-    """Raise AssertionError naming the format unless `holds`; also under `python -O`."""
+    """Raise AssertionError with the format's name and `broken` unless `holds`.
+
+    Unlike assert, also under `python -O`.
+    """
     if not holds:
         raise AssertionError(f"{name_of(cls)} {broken}")
 

@@ -59,7 +59,7 @@ class Broken(AssertionError):
 
     @classmethod
     def because(cls, kind: type[Sampler], rule: str, error: Exception) -> Self:
-        """Make the failure of a rule from an error that the sampler raised."""
+        """Build the failure of `rule` from an error that the sampler's code raised."""
         if not isinstance(error, BrokenPlugin):
             error = (
                 BrokenPlugin(str(error))
@@ -101,7 +101,7 @@ class Proof:
 
     @functools.cached_property
     def rows(self) -> Rows:
-        """The state of all test rows, stacked."""
+        """The request state (`Rows`) of all test rows, stacked."""
         return stacked([case.row for case in self.cases])
 
     @functools.cached_property
@@ -134,12 +134,12 @@ class Proof:
 
     @functools.cached_property
     def leaves_off(self) -> Any:
-        """The bank's leaves for as many rows with all knobs off."""
+        """The knob and state arrays for as many rows with all knobs off, stacked."""
         return stacked([self.bank.row({})] * len(self.cases))
 
     @functools.cached_property
     def batch_step(self) -> tuple[Any, ChosenTokens]:
-        """The bank's leaves and the choices after one step of all test rows together."""
+        """The new knob and state arrays, and the draws, after one step of all test rows at once."""
         return self.step(self.leaves, self.rows)
 
     def begin(self, setting: Mapping[str, object]) -> Sampler:
@@ -152,7 +152,10 @@ class Proof:
             raise Broken.because(self.kind, "numbers", error) from error
 
     def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, ChosenTokens]:
-        """Run one step of the compiled bank for all test rows; return new leaves and choices."""
+        """Run one compiled step for all test rows; return the new arrays and the draws.
+
+        `filled` holds the knob and state arrays; `logits` None: those of the test rows.
+        """
         logits = self.logits if logits is None else logits
         return jax.device_get(self._step(filled, logits, rows))
 
@@ -183,7 +186,7 @@ def chosen_with(share: Any) -> Chosen:
 
 
 def bank_of(kind: type[Sampler] | None) -> SamplerBank:
-    """Return a bank with this sampler alone, or without samplers."""
+    """Return a sampler bank with this sampler alone; None: without samplers."""
     samplers = {} if kind is None else {kind.__name__: kind}
     return SamplerBank(
         samplers, vocab=VOCAB, candidates=FEW, top_logprobs=LISTED, texts=lambda: TEXTS
@@ -192,7 +195,7 @@ def bank_of(kind: type[Sampler] | None) -> SamplerBank:
 
 @functools.cache
 def plain_choice() -> ChosenTokens:
-    """Return the choices for the test rows when no sampler is installed."""
+    """Return what is drawn for the test rows when no sampler is installed."""
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])
     return jax.device_get(

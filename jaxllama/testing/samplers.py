@@ -255,7 +255,7 @@ def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
 
 
 def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Count how often each token should be drawn with this setting, and how often it is drawn."""
+    """Return how often each token should be drawn with this setting, and how often it was."""
     rng = np.random.default_rng(1)
     count = len(proof.cases)
     logits = (rng.normal(size=VOCAB) * 2).astype(np.float32)
@@ -285,7 +285,10 @@ def takes_relative_logits(kind: type[Sampler]) -> bool:
 
 
 def declared(kind: type[Sampler], said: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities that follow from the sampler's result for one row."""
+    """Return the probabilities of the tokens of one row that follow from the sampler's result.
+
+    `said` is what the sampler returned for `logits`.
+    """
     if not issubclass(kind, Filter):
         return softmax(said if (said > -np.inf).any() else logits)
     order = np.argsort(-logits, kind="stable")
@@ -303,7 +306,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
-    """Return the distance of two counts in standard deviations of a normal distribution."""
+    """Return the chi-square of two counts, converted to a normal distribution's deviations.
+
+    It is near 0 if `drawn` fits `expected`, and large if not.
+    """
     often = expected >= USUAL
     cells = [*zip(expected[often], drawn[often], strict=True)]
     if expected[~often].sum() > 0:
@@ -318,7 +324,7 @@ def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
 
 
 def close(one: np.ndarray, other: np.ndarray) -> bool:
-    """Say whether two arrays are equal but for rounding."""
+    """Say whether two arrays are equal up to rounding."""
     return np.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 

@@ -97,7 +97,7 @@ class ScriptedPrograms(Programs):
         """Free nothing: the state is on the host."""
 
     def empty(self) -> Any:
-        """Return a state without rows and with an empty cache."""
+        """Return a new state in which no row decodes and the cache is empty."""
         return ScriptedState(np.full((self.engine.slots, self.engine.columns), -1))
 
     # Scripts know no adapters: `adapter` changes nothing.
@@ -157,7 +157,11 @@ class ScriptedPrograms(Programs):
         return state, output
 
     def said(self, row: ScriptedRow, allowed: np.ndarray | None) -> int | None:
-        """Return the next token of a row, or None; raise if the script says so."""
+        """Return the script's next token for a row; None: its logits are NaN.
+
+        Raises the error that the script has in place of a token. `allowed` is the constraint's mask
+        of tokens, or None.
+        """
         said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
         if isinstance(said, Exception):
             raise said
@@ -182,12 +186,12 @@ class ScriptedPrograms(Programs):
         return state
 
     def save(self, state: Any, slot: Any, start: Any) -> Columns:
-        """Return a block of one slot's tokens."""
+        """Return a copy of the block of a slot's cache that begins at column `start`."""
         tokens = state.cached[slot, start : start + KEY_BLOCK].copy()
         return Columns(jnp.asarray(tokens[None, None, :, None]))
 
     def restore(self, state: Any, columns: Columns, slot: Any, start: Any) -> Any:
-        """Replace a block of one slot's tokens."""
+        """Replace the block of a slot's cache that begins at column `start` by a saved one."""
         state.cached[slot, start : start + KEY_BLOCK] = np.asarray(columns.numbers)[0, 0, :, 0]
         return state
 
@@ -246,7 +250,10 @@ class ScriptedPrograms(Programs):
         )
 
     def note(self, output: Any, place: tuple[int, int], row: ScriptedRow, said: int | None) -> None:
-        """Write the token that one row drew at one step into the output."""
+        """Write what one row drew at `place` (step, slot) into the output.
+
+        `said` None: its logits were NaN.
+        """
         choice = output.choice
         choice.finite[place] = said is not None
         token = 0 if said is None else said

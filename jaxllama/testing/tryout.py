@@ -47,14 +47,17 @@ class Tryout:
     def choose(
         self, logits: Any, knobs: Sequence[KnobValues] | KnobValues = (), **fields: Any
     ) -> ChosenTokens:
-        """Return the choice for every given row.
+        """Draw a token for each row of `logits`, and return what was drawn.
 
         `fields` are fields of `Rows`, one value for all rows or one for each.
         """
         return self.step(self.fill(knobs), logits, **fields)[1]
 
     def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
-        """Run one step; return the bank's new leaves and the choices for the given rows."""
+        """Run one step; return the samplers' new arrays and what was drawn for the given rows.
+
+        `filled` comes from `fill` or from an earlier step.
+        """
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)
         padded = np.zeros((self.slots, logits.shape[1]), np.float32)
@@ -63,9 +66,9 @@ class Tryout:
         return filled, jax.tree.map(lambda leaf: leaf[:count], choice)
 
     def fill(self, knobs: Sequence[KnobValues] | KnobValues) -> Any:
-        """Return bank leaves with the same knobs in every row, or with the knobs of each row.
+        """Return the samplers' knob and state arrays, one row for each slot.
 
-        Checks the knobs first.
+        `knobs` are those of all rows, or a list with the knobs of each row; they are checked first.
         """
         each = [knobs] * self.slots if isinstance(knobs, Mapping) else list(knobs)
         each += [{}] * (self.slots - len(each))
@@ -75,7 +78,7 @@ class Tryout:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows) if rows[0] else {}
 
     def rows(self, count: int, **fields: Any) -> Rows:
-        """Return `count` active rows with these fields; the rows after them are idle."""
+        """Return `count` active rows with these fields of `Rows`; the rows after them are idle."""
         slots = self.slots
         blank: dict[str, np.ndarray] = {
             "tokens": np.zeros((slots, self.context), np.int32),
@@ -105,5 +108,5 @@ class Tryout:
 
 
 def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
-    """Return the tokens that a row could have drawn, likeliest first."""
+    """Return the tokens that could have been drawn in a row, likeliest first."""
     return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()

@@ -80,7 +80,7 @@ def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
 
 
 def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
-    """Check that the parts of a Packed matrix fit each other and the leaf."""
+    """Check that the parts of a Packed matrix fit each other and the shape of `leaf`."""
     expect(leaf.is_matrix, f"{weight} is Packed; expected that of matrices only")
     shape = value.shape[::-1] if weight == EMBEDDING else value.shape
     expect(shape == leaf.shape, f"{weight} has shape {shape}; expected {leaf.shape}")
@@ -135,7 +135,7 @@ def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) 
 
 
 def check_way_back(checkpoint: Checkpoint, values: Mapping[str, Stored]) -> None:
-    """Check that the rules, reversed, make the tensors of the file from our weights."""
+    """Check that the format's rules, reversed, give the tensors of the file from our weights."""
     for name, tensor in restore(checkpoint.table, values, values.__getitem__):
         stored = unpacked(checkpoint.read_stored(name))
         expect(
@@ -179,7 +179,10 @@ def check_damage(path: Path, folder: Path, opener: Opener) -> None:
 
 
 def check_refused(path: Path, what: str, opener: Opener) -> None:
-    """Check that a damaged model is read, or fails with CheckpointError and no other error."""
+    """Check that a damaged model is read, or fails with CheckpointError and no other error.
+
+    `what` describes the damage.
+    """
     try:
         with opener(path) as checkpoint:
             abstract = abstract_params(checkpoint.config)
