@@ -146,7 +146,10 @@ class Answers:
         self.choices = [choice for choice in self.choices if not choice.is_over]
 
     async def wait_for(self, work: asyncio.Future[T]) -> T:
-        """Return the result of `work`; if the request fails first, cancel it and raise why."""
+        """Return the result of `work`.
+
+        If the request fails first, `work` is cancelled and the error of the request is raised.
+        """
         try:
             await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
