@@ -71,9 +71,10 @@ ALIASES: dict[str, Alias] = {
 def rename_aliases(
     fields: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the fields under our names, and a map from our names to the aliases that were used.
+    """Return `fields` under our names, and a dict from our names to the aliases that were used.
 
-    Raises InvalidParameter if two names of one field come with different values.
+    An alias is renamed only if its own field is in `known`, and dropped if its value means "not
+    given". Raises InvalidParameter if two names of one field come with different values.
     """
     found = {name: value for name, value in fields.items() if not is_alias(name, known)}
     called: dict[str, str] = {}
@@ -93,12 +94,15 @@ def rename_aliases(
 
 
 def is_alias(name: str, known: Collection[str]) -> bool:
-    """Say whether a name is an alias of a known field; a known field is no alias."""
+    """Say whether `name` is an alias of a field in `known`; a name that is in `known` is none."""
     return name not in known and name in ALIASES and ALIASES[name].own in known
 
 
 def own_value(name: str, value: Any) -> Any:
-    """Convert an alias's value to that of our field; None means not given."""
+    """Convert the value of the alias `name` to that of our field; None means not given.
+
+    Raises InvalidParameter for a value that our field cannot express.
+    """
     alias = ALIASES[name]
     if isinstance(value, int) and not isinstance(value, bool):
         if value in alias.refused:
@@ -108,5 +112,8 @@ def own_value(name: str, value: Any) -> Any:
 
 
 def aliases_of(own: str, known: Collection[str]) -> list[str]:
-    """Return all aliases of a field that are accepted, in the order of the table."""
+    """Return the accepted aliases of our field `own`, in the order of ALIASES.
+
+    Names that are fields themselves (in `known`) are left out; [] if `own` is not in `known`.
+    """
     return [name for name, alias in ALIASES.items() if alias.own == own and is_alias(name, known)]

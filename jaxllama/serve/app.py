@@ -63,7 +63,7 @@ def create_app(
 
 
 def cleanup_of(dialect: Dialect) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Return the function that runs a dialect's work in the background, as aiohttp expects it."""
+    """Return the aiohttp cleanup context that runs a dialect's background work."""
 
     async def surround(app: web.Application) -> AsyncIterator[None]:
         async with dialect.running(app):
@@ -138,7 +138,7 @@ class Front:
 
 
 def check_connection_reserve(request: web.Request) -> None:
-    """Refuse a request on a reserve connection, unless its route is for operators."""
+    """Raise HttpError 503 on a connection beyond the limits, unless the route is for operators."""
     connection, handler = request.protocol, request.match_info.handler
     if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
         return

@@ -115,7 +115,10 @@ class Connection(web.RequestHandler):
         return self._current_request is None and not self._messages
 
     def _parse(self, data: bytes) -> None:
-        """Parse bytes with aiohttp; refuse too small chunks. A complete head stops its timer."""
+        """Parse bytes with aiohttp; refuse a body of too small chunks.
+
+        A complete head stops the timer that waits for it.
+        """
         requests, body = self._request_count, self._body
         before = body.total_bytes if body is not None else 0
         super().data_received(data)
@@ -163,7 +166,10 @@ def error_json(message: str, code: str) -> bytes:
 
 
 def set_socket_options(sock: socket.socket | None, seconds: float) -> None:
-    """Set keepalive, so that vanished peers are noticed, and bound the send buffer."""
+    """Set TCP keepalive and bound the send buffer.
+
+    A peer that has vanished is noticed within about `seconds`.
+    """
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     pause = max(1, round(seconds / (PROBES + 1)))

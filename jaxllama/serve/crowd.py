@@ -26,14 +26,18 @@ class CrowdMember(Protocol):
     address: str
 
     def evict(self) -> None:
-        """Close the connection, which is idle."""
+        """Close this idle connection to make room for another."""
 
 
 class Crowd:
     """The open connections of one server."""
 
     def __init__(self, most: int, most_per_address: int, trusted: Iterable[str] = ()) -> None:
-        """Make an empty crowd; `most_per_address` 0 sets no limit, as for `trusted` networks."""
+        """Make an empty crowd of at most `most` connections, `most_per_address` from one address.
+
+        `most_per_address` 0 sets no limit for an address; addresses in the networks `trusted` have
+        none either.
+        """
         self._most, self._most_per_address = most, most_per_address
         self._trusted = [ipaddress.ip_network(each) for each in trusted]
         self._members: dict[CrowdMember, str] = {}  # member -> group of its address
@@ -107,7 +111,10 @@ class Crowd:
         return any(found in network for network in self._trusted)
 
     def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
-        """Return the group that must close a connection for a new one; None if there is room."""
+        """Return the address group that must lose a connection for `member`; None if there is room.
+
+        `group` is that of the member's address. "" if the server is full and no connection is idle.
+        """
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group
         if not self._is_full():

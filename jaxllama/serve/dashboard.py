@@ -102,7 +102,10 @@ class Dashboard(Dialect):
     async def live_metrics(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Send the figures every few seconds (`?seconds=`), until the client leaves."""
+        """Answer GET /metrics/live with a stream of the figures, until the client leaves.
+
+        The query's `seconds` is the time between two events.
+        """
         pause = seconds_of(request)
         if self._bandwidth is None and service.state is State.READY:
             self._bandwidth = asyncio.create_task(measure_memory())
@@ -153,13 +156,13 @@ class Dashboard(Dialect):
         )
 
     def _name(self, client: str) -> str:
-        """Return a name for a client from which the client cannot be found out."""
+        """Return a pseudonym of a client: a keyed hash, which does not reveal the client."""
         digest = hashlib.blake2b(client.encode(), key=self._secret, digest_size=2).hexdigest()
         return f"client {digest}" if client else "the server"
 
 
 def seconds_of(request: web.Request) -> float:
-    """Return the seconds between two events that a request asks for."""
+    """Return the seconds between two events: the query's `seconds`, or SECONDS without it."""
     text = request.query.get("seconds")
     if text is None:
         return SECONDS
@@ -176,7 +179,7 @@ def seconds_of(request: web.Request) -> float:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory of this process; None where the system does not say."""
+    """Return the resident memory of this process in bytes; None where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -185,7 +188,7 @@ def resident_bytes() -> int | None:
 
 
 async def measure_memory() -> float:
-    """Measure the bytes per second that all threads together read; takes about 0.2 s."""
+    """Return the memory bandwidth of all threads together, in bytes per second; takes 0.2 s."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     parts = [np.ones(READ_BYTES // 8, np.int64) for _ in range(threads)]
     best = float("inf")

@@ -49,7 +49,7 @@ class Decoded(Generic[T]):
 async def read_json(
     request: web.Request, shape: type[T], *, knobs: Collection[str] = (), any_type: bool = False
 ) -> tuple[T, dict[str, Any]]:
-    """Decode the body as `shape`, and return it and its fields that are in `knobs`.
+    """Decode the JSON body as `shape`; return it and a dict of the fields named in `knobs`.
 
     Other fields are dropped and named in a response header, or refused under --strict. With
     `any_type`, the content type is not checked, unless a web page sends the body.
@@ -75,7 +75,7 @@ def note_ignored(request: web.Request, names: list[str]) -> None:
 
 
 async def peek_names(request: web.Request) -> Collection[str]:
-    """Return the names of the body's fields; a handler can read the body again."""
+    """Return the field names of the JSON body; a handler can read the body again."""
     body, depth = await read_body(request), request.app[SETTINGS].json_depth
     if len(body) < ON_THE_LOOP:
         return parse_object(body, depth).keys()
@@ -83,7 +83,10 @@ async def peek_names(request: web.Request) -> Collection[str]:
 
 
 def check_names(request: web.Request, given: Iterable[str], known: Collection[str]) -> None:
-    """Report unknown names of a query or a form in the headers, or refuse them under --strict."""
+    """Report names in `given` that are not in `known` in a header; refuse them under --strict.
+
+    For the fields of a query or a form.
+    """
     unknown = [name for name in dict.fromkeys(given) if name not in known]
     if unknown and request.app[SETTINGS].strict:
         raise unknown_field(unknown[0][:100], known)
@@ -91,7 +94,10 @@ def check_names(request: web.Request, given: Iterable[str], known: Collection[st
 
 
 async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
-    """Read a JSON body within the operator's limits of size and time, or raise HttpError."""
+    """Read a JSON body within the operator's limits of size and time, or raise HttpError.
+
+    `any_type` accepts any content type, unless a web page sends the body.
+    """
     settings = request.app[SETTINGS]
     check_head(request, settings.body_bytes, any_type=any_type and not is_from_page(request))
     return await read_raw(request)
@@ -123,7 +129,10 @@ async def read_text(request: web.Request) -> str:
 
 
 def check_head(request: web.BaseRequest, most: int, *, any_type: bool = False) -> None:
-    """Raise HttpError if the headers announce a body that is too large or no plain JSON."""
+    """Raise HttpError if the headers announce over `most` bytes, or no plain JSON in UTF-8.
+
+    `any_type` accepts any content type.
+    """
     if (request.content_length or 0) > most:
         raise too_large(most)
     charset = (request.charset or "utf-8").lower()
@@ -147,7 +156,10 @@ def too_large(most: int) -> HttpError:
 
 
 def parse_object(body: bytes, depth: int) -> dict[str, Any]:
-    """Parse a JSON object; raises InvalidParameter for any other body."""
+    """Parse a JSON object nested at most `depth` levels.
+
+    Raises InvalidParameter for any other body.
+    """
     fields = parse_json(body, depth)
     if not isinstance(fields, dict):
         raise InvalidParameter(f"the body is {type(fields).__name__}; expected a JSON object")
@@ -155,7 +167,10 @@ def parse_object(body: bytes, depth: int) -> dict[str, Any]:
 
 
 def parse_json(body: bytes, depth: int) -> Any:
-    """Parse unambiguous JSON; raises InvalidParameter for any other body."""
+    """Parse JSON without repeated keys, nested at most `depth` levels.
+
+    Raises InvalidParameter for any other body.
+    """
     check_depth(body, depth)
     try:
         return strict_json.loads(body.decode())
@@ -170,7 +185,7 @@ def parse_json(body: bytes, depth: int) -> Any:
 
 
 def check_depth(body: bytes, depth: int) -> None:
-    """Raise InvalidParameter for nesting beyond `depth`, without recursion."""
+    """Raise InvalidParameter if JSON is nested more than `depth` levels deep; does not recurse."""
     brackets = STRING.sub(b"", body).translate(BRACKETS, b"").translate(None, NO_BRACKETS)
     for _ in range(depth):  # each round removes the innermost level
         brackets = brackets.replace(b"[]", b"")
@@ -183,7 +198,11 @@ def check_depth(body: bytes, depth: int) -> None:
 def convert(
     fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, strict: bool
 ) -> Decoded[T]:
-    """Convert JSON fields to `shape` and knobs; with `strict`, refuse unknown fields."""
+    """Convert JSON fields to the struct `shape`, and those named in `knobs` to a dict.
+
+    Aliases are renamed. Unknown fields are dropped and listed; with `strict`, InvalidParameter is
+    raised for them.
+    """
     own = set(shape.__struct_encode_fields__)
     fields, aliased = rename_aliases(fields, own | set(knobs))
     given = {key: value for key, value in fields.items() if key in knobs and key not in own}
@@ -203,7 +222,7 @@ def convert(
 def as_invalid_parameter(
     message: str, fields: dict[str, Any], shape: type[msgspec.Struct]
 ) -> InvalidParameter:
-    """Convert a msgspec error to ours, with the field's name and, if it is text, its value."""
+    """Convert a msgspec error to ours, with the path of the field and, if it is text, its value."""
     where, what = split_message(message)
     unknown = UNKNOWN.fullmatch(what)
     if unknown is not None:

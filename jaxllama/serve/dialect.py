@@ -46,7 +46,7 @@ class Dialect(ABC):
         """Return the body of an error response: a value for JSON, or a str for plain text."""
 
     def error_status(self, error: JaxLlamaError, /) -> int:
-        """Return the status of an error response."""
+        """Return the HTTP status of an error response."""
         return error.status
 
     def key(self, request: web.BaseRequest, /) -> str:
@@ -55,10 +55,10 @@ class Dialect(ABC):
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
-        """Surround the time in which the server runs; for work in the background.
+        """Run the dialect's background work while the server runs: an async context manager.
 
-        It is entered before the first request, while the model still loads. An error here keeps
-        the server from starting.
+        It is entered before the first request, while the model still loads, and left when the
+        server stops. An error here keeps the server from starting.
         """
         del app
         yield

@@ -27,7 +27,7 @@ class Docs(Dialect):
     name = "docs"
 
     def __init__(self, dialects: Sequence[Dialect], root_dialect: str | None = None) -> None:
-        """Take the endpoints of the dialects, `/` only of `root_dialect`."""
+        """Take the endpoints of the dialects; the path `/` only of the one named `root_dialect`."""
         super().__init__()
         self._endpoints: dict[Endpoint, RouteName] = {}
         names: set[str] = set()
@@ -45,7 +45,7 @@ class Docs(Dialect):
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:
-            """Serve the description of the API, or the part that the query names, as JSON."""
+            """Answer GET /openapi.json with the description of the API, or a part of it."""
             settings = request.app[SETTINGS]
             if request.query.get("outline") == "true":
                 return one_json(outline(self._endpoints))

@@ -49,14 +49,14 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         refuse_any(self, self.unsupported)
 
     def ignored(self, *, strict: bool) -> list[str]:
-        """Return the given fields that have no effect; with `strict`, refuse them."""
+        """Return the given fields that have no effect; with `strict`, raise InvalidParameter."""
         if strict:
             refuse_any(self, self.unheeded)
         return [name for name in self.unheeded if getattr(self, name)]
 
 
 def refuse_any(body: RequestShape, why: Mapping[str, str]) -> None:
-    """Raise InvalidParameter if a field of `why` (field -> reason) is given."""
+    """Raise InvalidParameter if a body has a value for a field in `why`, a dict of reasons."""
     for name, reason in why.items():
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported: {reason}", name)
@@ -89,7 +89,7 @@ class Endpoint:
 
     @property
     def plain_path(self) -> str:
-        """The path with `{name}` in place of aiohttp's `{name:pattern}`."""
+        """The path with `{name}` in place of aiohttp's `{name:pattern}`, for descriptions."""
         return PATTERN.sub(r"{\1}", self.path)
 
     @property
@@ -101,7 +101,7 @@ class Endpoint:
     async def read(
         self, request: web.Request, service: GenerationService, shape: type[B]
     ) -> tuple[B, dict[str, Any]]:
-        """Read and check the body of a request; return it and the knobs in it."""
+        """Decode the body of a request as `shape` and check it; return it and the knobs in it."""
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
         body, knobs = await read_json(request, shape, knobs=known, any_type=self.any_type)
         body.check()
@@ -123,12 +123,18 @@ def routes_of(
 
 
 def told_by(handler: object) -> str | None:
-    """Return the field that marks a body as this handler's; None if there is none."""
+    """Return the body field that only this handler's route has; None if there is none.
+
+    Dialects with the same path are told apart by it.
+    """
     return getattr(handler, "told_by", None)
 
 
 def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
-    """Make the aiohttp handler that calls `serve`; errors name fields by the client's names."""
+    """Make the aiohttp handler that calls `serve` with `service`.
+
+    Errors about a field that was sent under an alias name the alias.
+    """
 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:

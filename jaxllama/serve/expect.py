@@ -35,7 +35,7 @@ def without_expectation(make: RequestFactory) -> RequestFactory:
 
 
 def check_expectation(request: web.Request) -> None:
-    """Refuse an Expect header other than 100-continue."""
+    """Raise HttpError 417 for an Expect header other than 100-continue."""
     expected = request.get(EXPECTATION, CONTINUE)
     if expected.lower() != CONTINUE:
         raise HttpError(

@@ -20,7 +20,7 @@ MOST = 64  # most tokens to explain
 
 
 def check_length(knobs: Mapping[str, Any]) -> None:
-    """Raise InvalidParameter if max_tokens exceeds MOST."""
+    """Raise InvalidParameter if max_tokens exceeds MOST, the most that an explanation has."""
     tokens = knobs.get("max_tokens")
     if isinstance(tokens, int) and tokens > MOST:
         raise InvalidParameter(
@@ -31,7 +31,10 @@ def check_length(knobs: Mapping[str, Any]) -> None:
 async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
-    """Compute the recording of the only answer, which has ended: the logits of each token."""
+    """Compute the logits of each token of the request's only answer, which has ended.
+
+    `events` are the events of the answer. Stops if the client leaves.
+    """
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
     begin = partial(peek_at_answer, request=request, tokens=tokens)
@@ -54,7 +57,10 @@ async def replay_positions(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Replay the samplers, with `changes` to knobs; stop if the client leaves."""
+    """Run the samplers again on recorded logits, as `replay_recording` does.
+
+    Stops if the client of `answers` leaves.
+    """
     replay = replay_recording(recording, changes, answers.caller, service, only=only, top=top)
     return await answers.wait_for(asyncio.ensure_future(replay))
 
@@ -68,9 +74,11 @@ async def replay_recording(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Replay the samplers at every position, or at one, with `changes` to knobs.
+    """Run the samplers again on recorded logits, with `changes` to knobs; return what they did.
 
-    Each position is a separate item of dear work, so other clients' work can run in between.
+    There is a result for each token, or for the one at index `only`; `top` is the number of
+    likeliest tokens to list after each sampler. Each position is a separate piece of work in a
+    thread, so that other clients' work can run in between.
     """
 
     def begin(model: Model) -> Iterator[Position | None]:

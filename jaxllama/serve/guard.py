@@ -20,13 +20,13 @@ H = TypeVar("H", bound=Handler)
 
 
 def serve_always(handler: H) -> H:
-    """Mark a handler that is served on reserve connections, too."""
+    """Mark a handler that is served also on connections beyond the limit; return it."""
     handler.is_vital = True  # type: ignore[attr-defined]
     return handler
 
 
 def open_to_all(handler: H) -> H:
-    """Mark a handler that needs no key."""
+    """Mark a handler that needs no API key; return it."""
     handler.open_to_all = True  # type: ignore[attr-defined]
     return handler
 
@@ -35,7 +35,7 @@ class Guard:
     """Checks keys, hosts and origins for one server."""
 
     def __init__(self, settings: Settings, headers: Iterable[str] = ()) -> None:
-        """Read the keys, hosts and origins; web pages may send `headers`, too."""
+        """Read the API keys, hosts and origins; CORS allows the request `headers`, too."""
         self._keys = [digest(key) for key in settings.api_keys]
         names = (*LOOPBACK, "[::1]", *settings.allowed_hosts)
         self._hosts = frozenset(map(str.lower, names))
@@ -44,12 +44,15 @@ class Guard:
         self._headers = ", ".join(("Authorization", "Content-Type", *headers))
 
     def client(self, request: web.BaseRequest, key: str) -> str:
-        """Return the client name for the fair queue: by API key, or by address."""
+        """Return the client's name for the fair queue: from its valid API key, or its address."""
         found = self._match(key)
         return f"key-{found.hex()[:8]}" if found is not None else f"at {request.remote}"
 
     def check(self, request: web.BaseRequest, handler: object, key: str) -> None:
-        """Raise HttpError if the host is foreign, or if the handler needs a key and got none."""
+        """Raise HttpError if the Host header is foreign, or `key` is invalid where one is needed.
+
+        Routes marked with `open_to_all` need no key.
+        """
         if self._checks_host and host_of(request) not in self._hosts:
             raise HttpError(
                 f"host {request.headers.get('Host', '')[:100]!r} is not this server's; connect as "
@@ -93,7 +96,7 @@ class Guard:
         return web.Response(status=204, headers=allowed)
 
     def _match(self, key: str) -> bytes | None:
-        """Return the digest of a key if it is valid, in constant time; else None."""
+        """Return the digest of an API key if it is valid, else None; compares in constant time."""
         given = digest(key[:LONGEST_KEY])
         found = None
         for own in self._keys:

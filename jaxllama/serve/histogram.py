@@ -22,12 +22,12 @@ class Histogram:
         self._seconds = 0.0
 
     def observe(self, seconds: float, times: int = 1) -> None:
-        """Add a duration to the histogram, `times` times."""
+        """Count a duration `times` times."""
         self.counts[bisect_left(self.bounds, seconds)] += times
         self._seconds += seconds * times
 
     def family(self) -> HistogramMetricFamily:
-        """Return the histogram in Prometheus' form."""
+        """Return the histogram as a metric of Prometheus' client library."""
         labels = map(floatToGoString, self.bounds)
         buckets = list(zip(labels, accumulate(self.counts), strict=True))
         words = f"Seconds of {self.name.replace('_', ' ')}"

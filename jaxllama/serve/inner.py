@@ -52,7 +52,7 @@ class InnerRequest(MutableMapping[Any, Any]):
 
 
 async def answer_inside(handler: Handler, request: InnerRequest) -> tuple[int, bytes]:
-    """Return status and body of the answer of a handler; its errors are raised."""
+    """Call a handler; return HTTP status and body of its answer. Errors are raised as they are."""
     response = await handler(cast(web.Request, request))
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         raise TypeError(f"the handler answered an inner request with {type(response).__name__}")

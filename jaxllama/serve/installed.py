@@ -16,7 +16,10 @@ FIRST = ("openai", "native")  # they own paths that others are like, such as /v1
 
 
 def open_dialects(settings: Settings) -> list[Dialect]:
-    """Make the dialects that the operator chose, all if none; raises ConfigError if unknown."""
+    """Make the dialects that the operator chose, or all installed ones if none is chosen.
+
+    The openai and native dialects come first, then by name. Raises ConfigError for an unknown name.
+    """
     plugins = load_plugins(DIALECTS, Dialect)  # type: ignore[type-abstract]
     names = settings.dialects or tuple(sorted(plugins.loaded))
     ordered = sorted(dict.fromkeys(names), key=lambda name: (name not in FIRST, name))
@@ -33,7 +36,10 @@ def open_dialects(settings: Settings) -> list[Dialect]:
 def read_options(
     texts: Sequence[str], kinds: dict[str, type[Dialect]]
 ) -> dict[str, dict[str, str]]:
-    """Read options such as `rllama.path=/x`, by dialect; raises ConfigError for unknown ones."""
+    """Parse options such as `rllama.path=/x` to a dict: dialect -> option -> value.
+
+    `kinds` are the dialects by name. Raises ConfigError for an unknown dialect or option.
+    """
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")

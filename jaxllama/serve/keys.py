@@ -17,7 +17,7 @@ class ErrorForm(Protocol):
         """Return the body of an error response: a value for JSON, or a str for plain text."""
 
     def error_status(self, error: JaxLlamaError, /) -> int:
-        """Return the status of an error response."""
+        """Return the HTTP status of an error response."""
 
 
 SERVICE = web.AppKey("service", GenerationService)

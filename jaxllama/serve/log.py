@@ -24,7 +24,7 @@ class LineFormatter(logging.Formatter):
         return " ".join([printable(line), *shown]) + self.trace(record)
 
     def trace(self, record: logging.LogRecord) -> str:
-        """Return the stack trace of a record on separate lines, or ""."""
+        """Return the stack trace of a record after a line break, or "" if it has none."""
         return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
 
 
@@ -32,7 +32,7 @@ class JsonLines(LineFormatter):
     """Formats records as JSON objects."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record as one line, including its stack trace."""
+        """Format a record as a JSON object on one line, with its stack trace as a field."""
         facts: dict[str, Any] = getattr(record, "facts", {})
         entry = {
             "time": format_time(record),
@@ -59,7 +59,7 @@ def format_value(value: object) -> str:
 
 
 def printable(line: str) -> str:
-    """Escape unprintable characters, such as line breaks."""
+    """Return a line with unprintable characters, such as line breaks, escaped."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 

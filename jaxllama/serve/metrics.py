@@ -72,7 +72,7 @@ class Metrics(Collector):
     def __init__(
         self, service: GenerationService, names: Sequence[str] = (), bandwidth: float | None = None
     ) -> None:
-        """Count for a service; with "vllm" in `names`, export vLLM's names as well.
+        """Collect metrics of a service; with "vllm" in `names`, export vLLM's names as well.
 
         `bandwidth` is that of the device's memory in GB/s; None: as the table of chips has it.
         """
@@ -96,7 +96,11 @@ class Metrics(Collector):
             registry.register(RouterMetrics(service))
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
-        """Record the time to a first token, or the time of each of `tokens` later ones."""
+        """Record that a client waited `seconds` for the next `tokens` tokens of its answer.
+
+        The first wait of an answer (`is_first`) is its time to the first token; the others give
+        times between tokens.
+        """
         if is_first:
             self._first.observe(seconds)
             self._between.observe(0.0, tokens - 1)
@@ -115,17 +119,17 @@ class Metrics(Collector):
 
     @property
     def tokens(self) -> dict[str, float]:
-        """Tokens of requests that are over, by kind: prompt, reused, generated."""
+        """Numbers of tokens of ended requests, by kind: prompt, reused, generated."""
         return counts_by(self._tokens, "kind")
 
     @property
     def requests(self) -> dict[str, float]:
-        """Requests that are over, by how they ended."""
+        """Numbers of ended requests, by the reason of their end."""
         return counts_by(self._requests, "reason")
 
     @property
     def hits(self) -> float:
-        """Requests that began with cached tokens."""
+        """Number of requests whose prompt began with tokens that were in the KV cache."""
         return sum(counts_by(self._hits, "").values())
 
     @property
@@ -177,7 +181,7 @@ def counts_by(counter: Counter, label: str) -> dict[str, float]:
 
 
 def waits_of(histogram: Histogram) -> Waits:
-    """Return the buckets of a histogram."""
+    """Return the bounds and counts of a histogram's buckets."""
     return Waits(list(histogram.bounds[:-1]), list(histogram.counts))
 
 

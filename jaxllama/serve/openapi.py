@@ -67,7 +67,10 @@ class RouteName:
 def describe(
     model: Model, endpoints: Mapping[Endpoint, RouteName], *, needs_key: bool, strict: bool
 ) -> Json:
-    """Build the OpenAPI document of all endpoints."""
+    """Build the OpenAPI document of the endpoints.
+
+    `needs_key`: the server has API keys; `strict`: it refuses unknown fields.
+    """
     shapes = [each for each in shapes_of(endpoints) if each not in (None, str)]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
     found = dict(zip(map(id, shapes), schemas, strict=True))
@@ -116,7 +119,7 @@ def outline(endpoints: Mapping[Endpoint, RouteName]) -> Json:
 
 
 def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[Endpoint, RouteName]:
-    """Return the endpoint of an operation, and those of other dialects at the same path."""
+    """Return the endpoint of the operation named `operation`, with all at its path and method."""
     paths = {
         (each.path, each.method) for each, name in endpoints.items() if name.operation == operation
     }
@@ -124,12 +127,15 @@ def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[End
 
 
 def join_summaries(one: Json, other: Json) -> str:
-    """Return the summary of a path that two dialects have."""
+    """Return the summary of a path that two dialects have: that of each."""
     return f"{one['summary']}; or, told by the body: {other['summary']}"
 
 
 def join(one: Json, other: Json, refusals: Json) -> Json:
-    """Describe a path that two dialects have: the body decides which one answers."""
+    """Merge the descriptions of two dialects' operations that have the same path and method.
+
+    `refusals` are the error responses, by their names among the components.
+    """
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
     contents = [each["responses"]["200"]["content"] for each in (one, other)]
@@ -155,7 +161,7 @@ def shapes_of(endpoints: Mapping[Endpoint, RouteName]) -> Iterable[Any]:
 
 
 def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, Json]) -> Json:
-    """Describe one route; `found` maps the id of a type to its schema."""
+    """Describe one route as an OpenAPI operation; `found` maps the id of a type to its schema."""
     content: Json = {}
     if endpoint.answer is not None:
         content |= content_of(endpoint.answer, found)
@@ -189,19 +195,25 @@ def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, 
 
 
 def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
-    """Describe a body of a type: JSON, or plain text for str."""
+    """Describe a body of type `shape`: JSON, or plain text for str.
+
+    `found` maps the id of a type to its schema.
+    """
     if shape is str:
         return {"text/plain": {"schema": TEXT}}
     return {"application/json": {"schema": found[id(shape)]}}
 
 
 def refusal_key(name: RouteName, status: int) -> str:
-    """Return the name of an error response of a dialect among the components."""
+    """Return the name that a dialect's error response of a status has among the components."""
     return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
 
 
 def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
-    """Describe the error responses, which any route of a dialect may send."""
+    """Describe the error responses of a dialect, by their names among the components.
+
+    `found` maps the id of a type to its schema.
+    """
     content = content_of(name.error, found)
     return {
         refusal_key(name, status): {"description": why, "content": content}
@@ -210,12 +222,15 @@ def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
 
 
 def path_parameter(name: str) -> Json:
-    """Describe the variable part of a path."""
+    """Describe the variable part of a path, named `name`, as an OpenAPI parameter."""
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
-    """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases."""
+    """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases.
+
+    Changes `schema` in place.
+    """
     fields = schema["properties"]
     assert endpoint.body is not None
     if "model" in fields:
@@ -235,7 +250,7 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
 
 
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
-    """Add core knobs and the knobs of all samplers to the fields of a body."""
+    """Add the fields of all generating bodies and the samplers' knobs to `fields`, in place."""
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
         fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
@@ -243,7 +258,7 @@ def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
-    """Add aliases to the description of each field, and with `strict` as fields of their own."""
+    """Add its aliases to the description of each field, in place; with `strict`, as fields, too."""
     known = list(fields)
     for own in known:
         names = aliases_of(own, known)
@@ -280,7 +295,7 @@ def add_bounds(field: Json, limit: Limit) -> None:
 
 
 def schema_of_limit(limit: Limit) -> Json:
-    """Return the schema of a core field."""
+    """Return the JSON schema of a request field that belongs to no sampler."""
     one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}
@@ -292,7 +307,7 @@ def schema_of_limit(limit: Limit) -> Json:
 
 
 def schema_of_knob(spec: KnobSpec) -> Json:
-    """Return the schema of a sampler's knob."""
+    """Return the JSON schema of a sampler's knob."""
     if spec.text is not None:
         return {"type": "string", "minLength": 1, "maxLength": spec.text.longest}
     one = schema_of_scalar(spec.kind, spec.low, spec.high)
@@ -312,7 +327,7 @@ def schema_of_knob(spec: KnobSpec) -> Json:
 
 
 def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
-    """Return the schema of a single value with bounds."""
+    """Return the JSON schema of a single value; `low` and `high` bound a number, None: no bound."""
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]
     schema: Json = {"type": name}
     if kind in (int, float):

@@ -88,14 +88,14 @@ CANCEL = Endpoint(
 
 
 async def health(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer 200 if the process is healthy, 503 if it should be restarted."""
+    """Answer GET /health: status 200 if the process is healthy, 503 if it should be restarted."""
     del request
     state = service.state
     return one_json(Status(state), 200 if state in LIVE else 503)
 
 
 async def ready(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer 200 if the server takes requests, else 503; with the progress of the start."""
+    """Answer GET /ready: status 200 if the server takes requests, else 503; with its progress."""
     del request
     state = service.state
     status = Status(state, loading_progress(service), compiling_progress(service))
@@ -112,13 +112,13 @@ def loading_progress(service: GenerationService) -> LoadingProgress | None:
 
 
 def compiling_progress(service: GenerationService) -> CompilingProgress | None:
-    """Return the progress of compiling behind the requests; None once everything is compiled."""
+    """Return the progress of compiling while requests are served; None if nothing is left."""
     pending = service.compiling
     return CompilingProgress(pending[0], len(pending)) if pending else None
 
 
 async def measure(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with all metrics."""
+    """Answer GET /metrics with all metrics, in Prometheus' text form."""
     del request
     assert isinstance(service.observer, Metrics)
     headers = {"Content-Type": CONTENT_TYPE_LATEST}
@@ -126,7 +126,7 @@ async def measure(request: web.Request, service: GenerationService) -> web.Respo
 
 
 async def cancel(request: web.Request, service: GenerationService) -> web.Response:
-    """Cancel one of the caller's own requests; 404 if none has the id."""
+    """Answer DELETE /v1/requests/{id}: cancel a request of the caller; 404 if none has the id."""
     given = request.match_info["id"]
     id_ = given.rpartition("-")[2]  # dialects add a prefix to the id
     if not service.cancel(id_, request[CALLER].client):

@@ -15,12 +15,15 @@ FOREIGN = ("cross-site", "same-site")
 
 
 def is_from_page(request: web.BaseRequest) -> bool:
-    """Say whether a web page sends the request: its form may have any content type but JSON."""
+    """Say whether a web page in a browser sends the request, judged by its headers.
+
+    Such a page can send forms of any content type but JSON without asking.
+    """
     return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
 
 
 def check_origin(request: web.Request) -> None:
-    """Refuse a web page of another origin, unless the operator allows it."""
+    """Raise HttpError 403 for a web page of another origin, unless the operator allows it."""
     origin = request.headers.get("Origin")
     allowed = request.app[SETTINGS].cors_origins
     if origin is None:

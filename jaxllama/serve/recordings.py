@@ -35,7 +35,7 @@ class Recordings:
         self._kept: OrderedDict[str, KeptRecording] = OrderedDict()
 
     def keep(self, client: str, recording: Recording) -> str:
-        """Keep a recording and return its id; drops the oldest ones that have no room beside it."""
+        """Keep a recording and return its id; drop the oldest ones that have no room beside it."""
         id_ = f"rec-{secrets.token_hex(12)}"
         self._kept[id_] = KeptRecording(client, recording, self._clock())
         self._drop()
@@ -58,11 +58,11 @@ class Recordings:
 
     @property
     def bytes(self) -> int:
-        """Memory of the logits of all recordings."""
+        """Number of bytes of the logits of all recordings."""
         return sum(kept.recording.logits.nbytes for kept in self._kept.values())
 
     def _drop(self) -> None:
-        """Drop recordings that were not used for long, and the oldest beyond the bounds."""
+        """Drop recordings that were not used for SECONDS_KEPT, and the oldest beyond the bounds."""
         now = self._clock()
         old = [id_ for id_, kept in self._kept.items() if now - kept.used > SECONDS_KEPT]
         for id_ in old:

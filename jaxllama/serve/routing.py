@@ -32,14 +32,14 @@ class RouteTable:
     """All routes of a server, with their dialects."""
 
     def __init__(self, root_dialect: str | None = None) -> None:
-        """Make an empty table; `/` goes to `root_dialect`, None: to the page."""
+        """Make an empty table; `root_dialect` gets the path `/`; None: our page gets it."""
         self._root_dialect = root_dialect
         self._routes: dict[tuple[str, str], list[OwnedRoute]] = {}
         self._owners: dict[Any, Dialect] = {}  # handler -> dialect
         self._default: Dialect | None = None
 
     def add(self, dialect: Dialect, routes: Iterable[web.RouteDef]) -> None:
-        """Add the routes of a dialect; the last dialect owns paths that are like no other."""
+        """Add the routes of a dialect; the last one added gets paths that resemble no route."""
         for route in routes:
             if route.path == ROOT and not has_root(dialect, self._root_dialect):
                 continue
@@ -60,7 +60,7 @@ class RouteTable:
         return found
 
     def owner(self, handler: object, path: str) -> Dialect:
-        """Return the dialect of a handler; of another one, the dialect whose paths are closest."""
+        """Return the dialect of a handler; if it has none, the one with paths like `path`."""
         dialect = self._owners.get(handler)
         return dialect if dialect is not None else self._closest(path)
 
@@ -75,7 +75,10 @@ class RouteTable:
         return best
 
     def _places(self) -> Iterator[tuple[Dialect, str, float]]:
-        """Yield routes and prefixes with their dialects; a prefix wins against a route as close."""
+        """Yield (dialect, path, bonus) for all routes and for the dialects' path prefixes.
+
+        The bonus lets a prefix win against a route with as many parts in common.
+        """
         for (_, route), owned in self._routes.items():
             yield owned[0].dialect, route, 0.0
         for dialect in dict.fromkeys(self._owners.values()):
@@ -84,12 +87,12 @@ class RouteTable:
 
 
 def has_root(dialect: Dialect, chosen: str | None) -> bool:
-    """Say whether a dialect gets the path `/`; `chosen` is the operator's choice."""
+    """Say whether a dialect gets the path `/`; `chosen` is the operator's, None: our page."""
     return dialect.name == (chosen or "page")
 
 
 def common_parts(path: list[str], route: list[str]) -> int:
-    """Count the parts at which a path and a route begin alike."""
+    """Count the leading parts that a path and a route share; a variable part fits any."""
     count = 0
     for given, own in zip(path, route, strict=False):
         if not given or not (given == own or own.startswith("{")):
@@ -125,11 +128,11 @@ class SharedHandler:
     """The handler of a path that several dialects have."""
 
     def __init__(self, marked: Mapping[str, OwnedRoute], usual: OwnedRoute) -> None:
-        """Store the routes by the field that marks their bodies, and the route of the rest."""
+        """Store the routes by the body field that marks them, and the route of other bodies."""
         self._marked, self._usual = marked, usual
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Find out whose body it is and let that dialect answer."""
+        """Call the handler whose marking field is in the body, or the usual one if none is."""
         names = await peek_names(request)
         meant = next((own for mark, own in self._marked.items() if mark in names), self._usual)
         request[DIALECT] = meant.dialect

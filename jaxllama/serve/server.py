@@ -46,7 +46,10 @@ class Server:
         self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, and start to load the model; raises ConfigError if the address is taken."""
+        """Listen and start loading the model, without waiting for it.
+
+        Raises ConfigError if the address is taken or the TLS certificate is unusable.
+        """
         settings = self.settings
         tls = tls_context(settings)
         await self._runner.setup()
@@ -123,7 +126,10 @@ class Server:
         return getattr(failure, "exit_code", 1), ended
 
     async def stop(self) -> bool:
-        """Drain the service and close everything; False if a thread did not end."""
+        """Finish running requests and close everything; return False if a thread did not end.
+
+        Requests that take longer than `drain_timeout` are ended.
+        """
         logger.info("stopping: finishing what runs within %s s", self.settings.drain_timeout)
         await self.service.drain(self.settings.drain_timeout)
         if self._listening is not None:
@@ -144,7 +150,10 @@ class Server:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Load the certificate for https; None if none is set. Raises ConfigError if unusable."""
+    """Load the certificate for https; return None if the settings have none.
+
+    Raises ConfigError if it is unusable.
+    """
     if settings.tls_certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -91,7 +91,7 @@ class Settings:
         check_positive(self, may_be_zero=("port", "drain_timeout", "connections_per_address"))
 
     def _check_keys(self) -> None:
-        """Raise ConfigError for a key that no client can send or that an empty header matches."""
+        """Raise ConfigError for an API key that is empty, too long, or has spaces around it."""
         for number, key in enumerate(self.api_keys, 1):
             if key != key.strip() or not 0 < len(key) <= LONGEST_KEY:
                 raise ConfigError(

@@ -23,7 +23,7 @@ OPEN_SOCKETS: web.AppKey[weakref.WeakSet[web.WebSocketResponse]] = web.AppKey(
 
 
 def is_upgrade(request: web.Request) -> bool:
-    """Say whether a request asks for a WebSocket."""
+    """Say whether a request asks to become a WebSocket."""
     return request.headers.get("Upgrade", "").lower() == "websocket"
 
 
@@ -31,7 +31,7 @@ class JsonSocket:
     """A WebSocket of one client; every message is a JSON object."""
 
     def __init__(self, request: web.Request) -> None:
-        """Check the origin; `open` upgrades the connection."""
+        """Check that the request asks for a WebSocket, and its origin; `open` accepts it."""
         if not is_upgrade(request):
             raise HttpError(
                 "this route is a WebSocket; connect with a client that speaks it",
@@ -46,12 +46,12 @@ class JsonSocket:
         self._writing = asyncio.Lock()
 
     async def open(self) -> None:
-        """Upgrade the connection."""
+        """Accept the WebSocket; `close_sockets` closes it if the server stops."""
         await self.response.prepare(self._request)
         self._request.app[OPEN_SOCKETS].add(self.response)
 
     async def messages(self) -> AsyncIterator[dict[str, Any] | JaxLlamaError]:
-        """Yield the client's messages, and an error for each that is no JSON object."""
+        """Yield each message as a dict, or an error in place of one that is no JSON object."""
         async for message in self.response:
             if message.type is not WSMsgType.TEXT:
                 yield InvalidParameter("the message is binary; expected JSON as text")
@@ -63,7 +63,7 @@ class JsonSocket:
                 yield error
 
     async def send(self, value: Any) -> None:
-        """Send one message; drop a client that reads nothing for `stall_seconds`."""
+        """Send one message as JSON; drop a client that reads nothing for `stall_seconds`."""
         async with self._writing:
             if self.response.closed:
                 raise ConnectionResetError("the client has left")
@@ -77,7 +77,7 @@ class JsonSocket:
 
 
 async def close_sockets(app: web.Application) -> None:
-    """Close all sockets: the server stops."""
+    """Close all open WebSockets, because the server stops."""
     sockets = app[OPEN_SOCKETS]
     for socket in list(sockets):
         await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server is going away")

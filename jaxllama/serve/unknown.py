@@ -18,7 +18,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[str]:
-    """Remove unknown fields from `fields`, at any depth, and return their paths.
+    """Remove fields that `shape` does not have from `fields`, at any depth; return their paths.
 
     Paths are like `messages[].id`, each listed once.
     """
@@ -28,7 +28,10 @@ def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[st
 
 
 def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
-    """Remove unknown fields from a value in place, and add their paths to `dropped`."""
+    """Remove fields that type `kind` does not have from a value, in place, at any depth.
+
+    Their paths are added to `dropped`; `path` is that of the value, with a dot at its end.
+    """
     if isinstance(kind, inspect.UnionType):
         kind = pick_union_type(value, kind)
     if isinstance(value, dict) and isinstance(kind, inspect.StructType):
@@ -44,7 +47,10 @@ def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str
 def drop_from_object(
     value: dict[str, Any], kind: inspect.StructType, path: str, dropped: dict[str, None]
 ) -> None:
-    """Remove unknown fields from an object and its values, in place."""
+    """Remove fields that a struct type does not have from an object, in place, at any depth.
+
+    Their paths are added to `dropped`; `path` is that of the object, with a dot at its end.
+    """
     own = {field.encode_name: field.type for field in kind.fields}
     for name in [name for name in value if name not in own and name != kind.tag_field]:
         dropped[f"{path}{name}"] = None
@@ -55,7 +61,10 @@ def drop_from_object(
 
 
 def pick_union_type(value: Any, union: inspect.UnionType) -> inspect.Type:
-    """Return the member of a union that fits the value, or the union if none does."""
+    """Return the member of a union that a JSON value belongs to, or the union if none fits.
+
+    Among several structs, the value's tag decides.
+    """
     structs = [each for each in union.types if isinstance(each, inspect.StructType)]
     if isinstance(value, dict) and len(structs) > 1:
         tagged = (each for each in structs if value.get(each.tag_field or "") == each.tag)

@@ -10,19 +10,19 @@ PART = ".part"
 
 
 def open_folder(folder: Path) -> None:
-    """Make a folder that this user alone can read, and delete unfinished files in it."""
+    """Make a folder that only this user can read; delete unfinished files in it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for path in folder.glob(f"*{PART}"):
         path.unlink(missing_ok=True)
 
 
 def part_in(folder: Path) -> Path:
-    """Return a path for a file that is not whole yet."""
+    """Return a new path in a folder for a file that is still being written."""
     return folder / f"{secrets.token_hex(8)}{PART}"
 
 
 def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file, or replace it."""
+    """Write a file at once: after a crash, the path has the old content or the new one."""
     part = part_in(path.parent)
     part.write_bytes(raw)
     part.replace(path)

@@ -34,18 +34,18 @@ def encode(value: Any) -> bytes:
 
 
 def frame(value: Any, event: str | None = None) -> bytes:
-    """Encode a value as one event, with an event name if given."""
+    """Encode a value as one server-sent event with JSON data; `event` is its name, if any."""
     name = f"event: {event}\n".encode() if event else b""
     return b"%sdata: %s\n\n" % (name, encode(value))
 
 
 def event_frame(value: Any) -> bytes:
-    """Encode a value as one event; its `type`, if any, becomes the event name."""
+    """Encode a value as one server-sent event; its attribute `type`, if any, names the event."""
     return frame(value, getattr(value, "type", None))
 
 
 def line_frame(value: Any) -> bytes:
-    """Encode a value as one line of JSON."""
+    """Encode a value as one line of JSON, with the line end."""
     return encode(value) + b"\n"
 
 
@@ -59,7 +59,7 @@ class Framing:
     ping: bytes = b""  # keeps a silent stream alive; b"": the framing has nothing to say
 
     def join(self, values: Iterable[Any]) -> bytes:
-        """Encode several chunks of a stream as bytes, in this framing."""
+        """Encode chunks of a stream as bytes; a chunk that is bytes already stays as it is."""
         return b"".join(
             value if isinstance(value, bytes) else self.encode(value) for value in values
         )
@@ -113,7 +113,10 @@ class ResponseStream:
             await self._write(raw)
 
     async def finish(self, values: Iterable[Any] = (), *, says_done: bool = True) -> None:
-        """Send the last chunks, the framing's own end if `says_done`, and end the response."""
+        """Send the last chunks and end the response.
+
+        With `says_done`, the framing's end mark, such as [DONE], follows the chunks.
+        """
         end = self._framing.done if says_done else b""
         await self._write(self._framing.join(values) + end, is_last=True)
 
@@ -157,7 +160,7 @@ class ResponseStream:
             self._wrote = self._loop.time()
 
     def _can_write_now(self, raw: bytes) -> bool:
-        """Say whether the send buffer is empty: then a write does not wait and needs no timer."""
+        """Say whether `raw` fits the send buffer, which is empty: writing it needs no timer."""
         transport = self._request.transport
         return (
             transport is not None
@@ -166,7 +169,10 @@ class ResponseStream:
         )
 
     async def _write_in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
-        """Write after the send buffer has drained; drop the client if that takes too long."""
+        """Write after the send buffer has drained; drop the client if that takes too long.
+
+        Raises SlowReader after `stall_seconds`. `write` is the response's method.
+        """
         seconds = self._settings.stall_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -178,7 +184,7 @@ class ResponseStream:
             raise SlowReader(f"the client read nothing for {seconds} s") from error
 
     async def _ping(self) -> None:
-        """Send pings into a silent stream, so that no proxy closes the connection."""
+        """Send a ping whenever the stream was silent for `ping_seconds`; runs until cancelled."""
         pause = self._settings.ping_seconds
         while True:
             await asyncio.sleep(max(0.0, self._wrote + pause - self._loop.time()))

@@ -74,7 +74,10 @@ class FormKnobs:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Merge with the knobs of the request; raises InvalidParameter if both have the same."""
+        """Return `knobs` of the request with these added.
+
+        Raises InvalidParameter if both set the same knob.
+        """
         for name in self.knobs:
             if knobs.get(name) is not None:
                 raise InvalidParameter(
@@ -91,7 +94,12 @@ def knobs_of_request(
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
 ) -> FormKnobs:
-    """Return the knobs for `response_format` or for the tools; refuse a request with both."""
+    """Return the knobs that constrain an answer to `response_format` or to tool calls.
+
+    Tools constrain it if `tool_choice` demands a call, or if one of them is strict. `style` is the
+    syntax of calls in the model's prompt format; None if it has none. Raises InvalidParameter if
+    `response_format` and the tools both constrain the answer.
+    """
     form = knobs_of_format(response_format) if response_format is not None else FormKnobs()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
         calls = knobs_of_tool_choice(tools, tool_choice, style)
@@ -123,7 +131,11 @@ def knobs_of_form(
     name: str,
     schema_name: str,
 ) -> FormKnobs:
-    """Return the knobs for one kind of form; `name` and `schema_name` are the client's fields."""
+    """Return the knobs that constrain an answer to plain text, any JSON object, or a JSON schema.
+
+    For error messages, `name` is the request's field that chose the form and `schema_name` the path
+    of the field that holds `schema`.
+    """
     match kind:
         case "text":
             return FormKnobs()
@@ -138,7 +150,11 @@ def knobs_of_form(
 def knobs_of_tool_choice(
     tools: Sequence[ToolDefinition], choice: ToolChoice, style: CallStyle | None
 ) -> FormKnobs:
-    """Return the knobs that force an answer to be a call of a chosen tool."""
+    """Return a grammar knob that makes the answer a call of the chosen tool.
+
+    The choice "required" allows any of the tools. Raises InvalidParameter if `tools` lacks the
+    tool, or if `style` is None: the prompt format has no syntax for calls.
+    """
     name = choice.function.name if isinstance(choice, NamedTool) else None
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
     if not allowed:
@@ -157,7 +173,7 @@ def knobs_of_tool_choice(
 
 
 def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> FormKnobs:
-    """Return the knobs that constrain calls of strict tools to their schemas."""
+    """Return a grammar knob that allows any text, but only calls that fit strict tools' schemas."""
     strict = [index for index, tool in enumerate(tools) if tool.function.strict]
     shown = [as_tool(tool) for tool in tools]
     for index in set(range(len(tools))) - set(strict):
@@ -166,12 +182,12 @@ def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> 
 
 
 def schema_path(tools: Sequence[int]) -> str:
-    """Return the path of the schemas of these tools in the request."""
+    """Return the request field with the schemas of the tools with these indices, for errors."""
     return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 
 
 def as_tool(tool: ToolDefinition) -> Tool:
-    """Convert a tool to the form of prompt formats, without fields that are null."""
+    """Convert a tool of a request to the dict that prompt formats take, without null fields."""
     function = tool.function
     fields = {
         "name": function.name,

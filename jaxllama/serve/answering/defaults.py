@@ -12,7 +12,10 @@ from jaxllama.service import Model
 def with_defaults(
     model: Model, knobs: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the knobs, and the defaults of those that are not given."""
+    """Return the `knobs` that are not None, and for the others those of `defaults`.
+
+    A default is left out if no installed sampler has its knob.
+    """
     given = {name: value for name, value in knobs.items() if value is not None}
     known = model.knobs
     return {name: value for name, value in defaults.items() if name in known} | given

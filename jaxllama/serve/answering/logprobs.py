@@ -35,7 +35,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
-    """Convert the log-probabilities of one token to the form of chats."""
+    """Convert the log-probabilities of one drawn token to the form that chat answers have."""
 
     def entry(id_: int, value: float) -> Alternative:
         raw = tokenizer.piece(id_, special=True)

@@ -17,9 +17,10 @@ class ModelBody(RequestShape, kw_only=True):
 
 
 def check_model(asked: str | None, model: Model) -> str:
-    """Return the model name for the answer; raises HttpError if `asked` is another model.
+    """Return the model name for the answer; raise HttpError if `asked` is another model.
 
-    For endpoints that cannot apply an adapter: its name is refused.
+    None stands for the served model. For endpoints that cannot apply a LoRA adapter: its name is
+    refused.
     """
     if asked in model.adapters and asked not in model.names:
         raise InvalidParameter(
@@ -31,9 +32,10 @@ def check_model(asked: str | None, model: Model) -> str:
 
 
 def check_adapted(asked: str | None, model: Model, knobs: dict[str, Any]) -> str:
-    """Return the model name for the answer; an adapter's name also sets the knob `lora`.
+    """Return the model name for the answer; a LoRA adapter's name also sets the knob `lora`.
 
-    Raises HttpError if `asked` is neither the model nor a loaded adapter.
+    `asked` None stands for the served model. Raises HttpError if `asked` is neither the model nor a
+    loaded adapter.
     """
     if asked is None or asked == model.name:
         return model.name

@@ -24,9 +24,11 @@ def read_options(
     where: str = "options",
     unheeded: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the knobs in `options`, and the client's name of each for errors.
+    """Return the knobs in the object `options`, and for each its path in the body, for errors.
 
-    Options in `unheeded` are known but have no effect here: they are reported, too.
+    Aliases are renamed. `where` is the field that holds `options`. Names that are not in `known`
+    are reported as ignored, or refused under --strict; `unheeded` are those of real options that
+    have no effect here.
     """
     fields, aliased = rename_aliases(options, known)
     knobs = {name: value for name, value in fields.items() if name in known}
@@ -38,7 +40,10 @@ def read_options(
 
 
 def refusal(name: str, known: Collection[str], where: str, *, is_known: bool) -> InvalidParameter:
-    """Make the error for an option that has no effect."""
+    """Make the error for the option `name` in the field `where`.
+
+    With `is_known` it is a real option that has no effect here; else its name is unknown.
+    """
     if is_known:
         return InvalidParameter(f"{where}.{name} has no effect here; remove it", f"{where}.{name}")
     error = unknown_field(name, known)

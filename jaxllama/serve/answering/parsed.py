@@ -29,7 +29,7 @@ class ParsedCall:
         return "".join(self.pieces)
 
     def as_object(self) -> dict[str, Any]:
-        """Return the arguments as an object; {} if they are none, as in an answer cut short."""
+        """Return the arguments as a dict; {} if the JSON was cut short or is no object."""
         try:
             found = json.loads(self.arguments)
         except ValueError:
@@ -49,7 +49,8 @@ class ParsedAnswer:
     ) -> None:
         """Make an empty answer.
 
-        `only_one` drops every call after the first; `thoughts` splits off the thoughts.
+        `style` is the syntax of tool calls; with None, calls stay text. `only_one` drops every call
+        after the first; `thoughts` splits off the thoughts, None if the answer has none.
         """
         self.calls: list[ParsedCall] = []
         self.end: Finished | None = None
@@ -72,12 +73,12 @@ class ParsedAnswer:
 
     @property
     def has_called(self) -> bool:
-        """Whether the answer has ended, and with calls."""
+        """Whether the answer has tool calls and was not cut at its token limit."""
         is_cut = self.end is not None and self.end.reason is FinishReason.LENGTH
         return bool(self.calls) and not is_cut
 
     def receive(self, event: Event) -> Sequence[AnswerPiece]:
-        """Add an event to the answer and return the pieces of thoughts, text and calls in it."""
+        """Add an event; return the new pieces of thoughts, text and tool calls, in their order."""
         pieces: list[AnswerPiece] = []
         for part in self._split(event):
             if isinstance(part, Thought) or self._parser is None:
@@ -103,7 +104,7 @@ class ParsedAnswer:
         return kept
 
     def _split(self, event: Event) -> Sequence[Thought | str]:
-        """Split the text of an event into thoughts and the rest; count tokens of thoughts."""
+        """Split the text of an event into thoughts and other text; count the thoughts' tokens."""
         parser = self._thought_parser
         if parser is None:
             return [event.text] if event.text else []

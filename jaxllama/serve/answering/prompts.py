@@ -8,7 +8,11 @@ PromptField = str | list[str | int | list[int]]  # one text, texts, one list of 
 
 
 def as_prompts(prompt: PromptField, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
-    """Convert one text or list of ids, or a list of these, to a list of prompts."""
+    """Convert one text or list of token ids, or a list of these, to a list of prompts.
+
+    `name` is the request's field, for errors; `limit` names the bound on the number of prompts.
+    Raises InvalidParameter for a list that is empty or mixes these kinds.
+    """
     if isinstance(prompt, str):
         return [prompt]
     texts = [each for each in prompt if isinstance(each, str)]

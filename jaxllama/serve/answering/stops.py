@@ -26,7 +26,7 @@ class ClientStops:
 
 
 def as_list(stop: object) -> list[object]:
-    """Return stops as a list; one may come alone."""
+    """Return stop strings or stop tokens as a list; `stop` may be one, several or None."""
     if stop is None:
         return []
     return [stop] if isinstance(stop, str | int) else list(stop)  # type: ignore[call-overload]

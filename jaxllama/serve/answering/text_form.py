@@ -25,7 +25,7 @@ class TextForm:
     # For subclasses.
 
     def begin(self) -> Iterable[Any]:
-        """Return the chunks before the first event."""
+        """Return the stream's chunks before the first event."""
         return ()
 
     def piece(self, index: int, text: str) -> Any:
@@ -33,21 +33,21 @@ class TextForm:
         raise NotImplementedError
 
     def last(self, index: int) -> Any:
-        """Return the chunk for the end of answer `index`; None if it has none."""
+        """Return the stream's chunk for the end of answer `index`; None sends no chunk."""
         del index
 
     def end(self) -> Iterable[Any]:
-        """Return the chunks after the last event."""
+        """Return the stream's chunks after the last event."""
         return ()
 
     def whole(self) -> Any:
-        """Return the whole response."""
+        """Return the body of a response that is not streamed."""
         raise NotImplementedError
 
     # For `write_answer`.
 
     def take(self, index: int, event: Event) -> Iterable[Any]:
-        """Collect an event of answer `index`, and yield its chunks."""
+        """Collect an event of answer `index`, and yield the chunks that a stream sends for it."""
         if isinstance(event, Token):
             self.tokens[index].append(event.token)
         if event.text:
@@ -81,5 +81,5 @@ class TextForm:
         return self.finished(index).usage
 
     def is_cut(self, index: int = 0) -> bool:
-        """Say whether answer `index` ended because it reached its limit."""
+        """Say whether answer `index`, which must have ended, was cut at its token limit."""
         return self.finished(index).reason is FinishReason.LENGTH

@@ -35,7 +35,7 @@ PROMPT_END = 64  # tokens of a prompt in which its last mark of thoughts must be
 
 
 def thinks(model: Model, format_: str | None) -> bool:
-    """Say whether answers in this prompt format may begin with thoughts."""
+    """Say whether answers in a prompt format (None: the model's own) may begin with thoughts."""
     return model.intake.with_format(format_).format.thinks
 
 
@@ -47,10 +47,11 @@ def knobs_of_effort(
     *,
     is_thinking: bool,
 ) -> dict[str, Any]:
-    """Return the knob for an effort in the field `name`.
+    """Return the knob `reasoning_budget`, the most tokens of thoughts, for a reasoning effort.
 
-    A model that does not think has no use for it: it is reported as ignored, or refused if the
-    server is strict.
+    {} sets no bound. `name` is the request's field that holds `effort`, for errors. If the model
+    does not think (`is_thinking` false), the field is reported as ignored, or refused under
+    --strict.
     """
     if effort is None or (effort == "none" and not is_thinking):
         return {}
@@ -75,7 +76,11 @@ def thoughts_start(
     ending: Ending = Ending.ANSWER,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> ThoughtStart:
-    """Find where the thoughts of the answers start, in the prompt or the continued message."""
+    """Say whether the prompt, or the continued message, has opened or closed the thoughts.
+
+    `ending` and `messages` describe the conversation: with Ending.LAST the answer continues its
+    last message. All answers of a request start alike.
+    """
     if ending is Ending.LAST:
         content = messages[-1].get("content") if messages else None
         return start_in(content) if isinstance(content, str) else ThoughtStart.OVER
@@ -84,5 +89,5 @@ def thoughts_start(
 
 
 def thought_parser(start: ThoughtStart | None) -> ThoughtParser | None:
-    """Make the parser of one answer; None for an answer without thoughts."""
+    """Make the parser that splits thoughts from one answer; None if `start` is None (none come)."""
     return None if start is None else ThoughtParser(start)

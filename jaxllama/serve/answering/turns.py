@@ -60,7 +60,11 @@ def chosen_format(
     messages: Messages,
     tools: Sequence[Tool],
 ) -> str | None:
-    """Return the prompt format of a conversation; if another one had to be taken, note it."""
+    """Return the prompt format for a conversation; None is the model's own format.
+
+    It is `name` if given. If the conversation needs tools and the model's own format has none, it
+    is another format, which is named in the response headers.
+    """
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:
         request[CALLER].notes["format"] = str(chosen)
@@ -68,6 +72,6 @@ def chosen_format(
 
 
 def as_turn(turn: Turn) -> dict[str, Any]:
-    """Convert a message to the intake's form; the role developer becomes system."""
+    """Convert a message to the dict that chat templates take; the role developer becomes system."""
     fields: dict[str, Any] = msgspec.to_builtins(turn)
     return fields | {"role": "system" if turn.role == "developer" else turn.role}

@@ -26,7 +26,10 @@ async def vectors_of_model(
     pooling: Pooling = Pooling.MEAN,
     truncate: bool = False,
 ) -> tuple[Sequence[np.ndarray], int]:
-    """Return vectors from the hidden states of the served model, and the tokens of all texts."""
+    """Return a vector per text from the served model's hidden states, and the total token count.
+
+    `truncate` cuts a text that exceeds the context, which is refused otherwise.
+    """
     all_ids = await service.off_loop(
         lambda model: [encode_input(model, text, truncate=truncate) for text in texts],
         caller,
@@ -48,9 +51,11 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
     truncate: bool = False,
     dimensions: int | None = None,
 ) -> tuple[Sequence[np.ndarray], int]:
-    """Return vectors of the encoder, and the tokens of all texts.
+    """Return a vector per text, made by the encoder model, and the total token count.
 
-    The engine's thread computes them in the client's turn, many texts at a time, beside the slots.
+    `prompt_name` chooses one of the encoder's prefixes for texts, `truncate` cuts texts that are
+    too long, `dimensions` shortens the vectors. The engine's thread computes them when it is the
+    client's turn in the queue; they occupy no slot.
     """
     encoder = served.encoder
     to_ids = partial(encoder.ids, prompt_name=prompt_name, truncate=truncate)
@@ -64,12 +69,15 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
 
 
 def question_of(encoder: Encoder, part: list[list[int]]) -> Question[np.ndarray]:
-    """Return a task for the service that computes the vectors of some texts, without a slot."""
+    """Return the engine task that computes the vectors of the texts in `part`, without a slot."""
     return Question(lambda _: encoder.encode_in_steps(part), sum(map(len, part)), slots=0)
 
 
 def parts_of(all_ids: Sequence[list[int]]) -> list[list[list[int]]]:
-    """Cut texts into runs of at most TOKENS_AT_A_TIME tokens, or one longer text."""
+    """Group texts (as token ids), in order, into batches of at most TOKENS_AT_A_TIME tokens.
+
+    A text with more tokens is a batch of its own.
+    """
     parts: list[list[list[int]]] = []
     size = 0
     for ids in all_ids:
@@ -82,7 +90,7 @@ def parts_of(all_ids: Sequence[list[int]]) -> list[list[list[int]]]:
 
 
 def count_tokens(all_ids: Sequence[list[int]], service: GenerationService) -> int:
-    """Return the tokens of all texts; raise InvalidParameter if they are too many."""
+    """Return the number of tokens of all texts; raise InvalidParameter above the server's limit."""
     total, most = sum(map(len, all_ids)), service.bounds.request_tokens
     if total > most:
         raise InvalidParameter(
@@ -92,7 +100,7 @@ def count_tokens(all_ids: Sequence[list[int]], service: GenerationService) -> in
 
 
 def encode_input(model: Model, text: Prompt, *, truncate: bool) -> list[int]:
-    """Tokenize a text; one that exceeds the context is cut with `truncate`, else refused."""
+    """Convert a text to token ids; refuse one that exceeds the context, or cut it if `truncate`."""
     if truncate:
         return model.intake.ids(text, fits=False)[: model.intake.most]
     ids = model.intake.ids(text)
@@ -101,5 +109,5 @@ def encode_input(model: Model, text: Prompt, *, truncate: bool) -> list[int]:
 
 
 def embedding_question(ids: list[int]) -> Question[tuple[np.ndarray, np.ndarray]]:
-    """Build the question that asks the engine for the hidden states of one text."""
+    """Return the engine task that computes the pooled hidden states of one text (token ids)."""
     return Question(lambda engine: engine.probes.embed(ids), len(ids))

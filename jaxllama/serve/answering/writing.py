@@ -25,16 +25,16 @@ class AnswerForm(Protocol):
     says_done: bool  # whether a stream ends with the end of its framing, such as [DONE]
 
     def begin(self) -> Iterable[Any]:
-        """Yield the chunks before the first event."""
+        """Yield the stream's chunks before the first event."""
 
     def take(self, index: int, event: Event) -> Iterable[Any]:
-        """Collect an event of answer `index`, and yield its chunks."""
+        """Collect an event of answer `index`, and yield the chunks that a stream sends for it."""
 
     def end(self) -> Iterable[Any]:
-        """Yield the chunks after the last event."""
+        """Yield the stream's chunks after the last event."""
 
     def whole(self) -> Any:
-        """Return the whole response."""
+        """Return the body of a response that is not streamed; called after the last event."""
 
 
 async def write_answer(  # noqa: PLR0913 - options of the answer
@@ -47,7 +47,11 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
     explain: bool | None = None,
     framing: Framing = SSE,
 ) -> web.StreamResponse:
-    """Run `ask` and send its answers in the given form; `explain` adds the samplers' effects."""
+    """Generate the answers that `ask` describes, and send them: as a `stream` or as one body.
+
+    `form` makes the object that converts events to the JSON of the endpoint; `explain` adds to a
+    whole answer what each sampler did at each token; `framing` separates the chunks of a stream.
+    """
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)
         if not stream:
@@ -77,7 +81,10 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
 def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
-    """Return the knobs with max_tokens set for an explanation; refuse what cannot be explained."""
+    """Return the knobs of a request with `explain`: those given, and max_tokens, MOST by default.
+
+    Raises InvalidParameter for a stream, several answers, or a max_tokens of 0 or above MOST.
+    """
     if stream or answers != 1:
         raise InvalidParameter(
             "explain is for one whole answer to one prompt; remove stream, n and best_of",

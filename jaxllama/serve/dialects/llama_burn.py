@@ -54,7 +54,7 @@ GENERATE = Endpoint(
 
 
 async def generate(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a prompt as a stream."""
+    """Answer POST /generate with a stream: an event for each token of the answer."""
     body, _ = await GENERATE.read(request, service, BurnBody)
     given = {name: getattr(body, name) for name in DEFAULTS}
     ask = Ask(
@@ -82,7 +82,7 @@ class BurnForm:
         yield from ()
 
     def take(self, index: int, event: Event) -> Iterator[BurnToken]:
-        """Yield a token; text that was held back to the end belongs to the last one."""
+        """Yield the event of a token; text held back until the end has the last token's id."""
         del index
         if isinstance(event, Token):
             self._token, self._index = event.token, self._index + 1

@@ -83,7 +83,7 @@ class Page(Dialect):
     name = "page"
 
     def __init__(self, root_dialect: str | None = None) -> None:
-        """Note whether another dialect has the path `/`."""
+        """Make the routes of the pages; `root_dialect` has the path `/`, None: the first page."""
         super().__init__()
         self._has_root = has_root(self, root_dialect)
 
@@ -102,12 +102,12 @@ class Page(Dialect):
 
         @open_to_all
         async def front(request: web.Request) -> web.Response:
-            """Serve the first page."""
+            """Answer GET / with the first page."""
             return respond(request, assets[PAGES[0].name])
 
         @open_to_all
         async def file(request: web.Request) -> web.Response:
-            """Serve a page or one of its files; 404 if it does not exist."""
+            """Answer GET /page/... with a page or one of its files; 404 if it does not exist."""
             asset = assets.get(request.match_info["path"])
             if asset is None:
                 raise HttpError(f"there is no page {request.path[:100]!r}", 404, "not_found")
@@ -115,14 +115,14 @@ class Page(Dialect):
 
         @open_to_all
         async def docs(request: web.Request) -> web.Response:
-            """Serve the page of the API."""
+            """Answer GET /docs with the page that describes the API."""
             return respond(request, assets["docs"])
 
         return [web.get("/", front), web.get("/docs", docs), web.get("/page/{path:.+}", file)]
 
 
 def respond(request: web.Request, asset: Asset) -> web.Response:
-    """Make the response with a file, or 304 if the browser's copy is the same."""
+    """Make the response with a file, or status 304 if the browser has the same version."""
     known = {tag.value for tag in request.if_none_match or ()}
     if asset.tag in known:
         response = web.Response(status=304, headers=HEADERS)
@@ -135,7 +135,11 @@ def respond(request: web.Request, asset: Asset) -> web.Response:
 
 
 def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]:
-    """Read all files of a folder, recursively; return pairs of path below `/page/` and file."""
+    """Read all files of a folder, recursively; return pairs of path below `/page/` and file.
+
+    `place` is the path of the folder, with a slash at its end. Files of other types than TYPES are
+    skipped.
+    """
     found: list[tuple[str, Asset]] = []
     for entry in folder.iterdir():
         if entry.is_dir():

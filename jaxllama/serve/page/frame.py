@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def head(self) -> str:
-        """The lines that load its styles and scripts."""
+        """The HTML lines that load the page's styles and scripts."""
         styles = [
             f'<link rel="stylesheet" href="/page/{each}.css">\n' for each in ("style", *self.styles)
         ]
@@ -46,7 +46,7 @@ class Frame:
     """Makes the HTML document of each page."""
 
     def __init__(self, folder: Traversable, pages: Sequence[Entry], *, has_root: bool) -> None:
-        """Read the frame; `has_root`: the first page is at `/`, too."""
+        """Read the frame from `folder`; `has_root`: the first page's address is `/`."""
         self._folder, self._pages, self._has_root = folder, pages, has_root
         self._text = self._read("frame")
 
@@ -68,7 +68,7 @@ class Frame:
         return filled(self._text, values)
 
     def _column(self, entry: Entry, form: str | None) -> str:
-        """Return the column of settings around a form; "" for a page without one."""
+        """Return the HTML of the settings column around a page's form; "" if `form` is None."""
         if form is None:
             return ""
         values = {"settings_title": escape(entry.settings_title), "settings": form}
@@ -78,7 +78,7 @@ class Frame:
         return (self._folder / f"{name}.html").read_text(encoding="utf-8")
 
     def links(self, current: Entry | None) -> str:
-        """Return the list items of the navigation; `current` is the page that they are on."""
+        """Return the HTML list items of the navigation; `current` is the page that is shown."""
         return "".join(
             link(self._path(each), each.icon, each.title, is_current=each == current)
             for each in self._pages
@@ -91,12 +91,12 @@ class Frame:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return a text with values in place of the words in braces."""
+    """Return a template with `values` in place of its words in braces."""
     return SLOT.sub(lambda slot: values[slot[1]], text)
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
-    """Return the HTML of one link in the navigation of the pages."""
+    """Return the HTML of one link in the navigation; `is_current`: it is that of the shown page."""
     current = ' aria-current="page"' if is_current else ""
     return (
         f'      <li><a href="{path}"{current}><svg class="icon" aria-hidden="true">'

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 
 def messages_of(body: ConversationParams) -> list[Json]:
-    """Return the conversation, the system prompt first."""
+    """Return the system prompt and the conversation as a list of dicts that chat templates take."""
     system = text_of(body.system or "", "system")
     found: list[Json] = [{"role": "system", "content": system}] if system else []
     for index, message in enumerate(body.messages):
@@ -42,14 +42,17 @@ def messages_of(body: ConversationParams) -> list[Json]:
 
 
 def ending_of(body: ConversationParams) -> Ending:
-    """Return how the prompt ends: an assistant's message at the end is continued."""
+    """Return Ending.LAST, to continue the last message, if it is the assistant's; else ANSWER."""
     if body.messages and body.messages[-1].role == "assistant":
         return Ending.LAST
     return Ending.ANSWER
 
 
 def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
-    """Yield the messages that a message stands for: results of tools, then the rest."""
+    """Yield the chat messages for one of Anthropic's: one per tool result, then one for the rest.
+
+    `where` is the path of the message in the body, for errors.
+    """
     if isinstance(message.content, str):
         yield {"role": message.role, "content": message.content}
         return
@@ -75,14 +78,17 @@ def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
 
 
 def result_of(block: ToolResultBlock, where: str) -> Json:
-    """Return the message of a tool's result."""
+    """Convert a tool's result to a chat message; `where` is its path in the body, for errors."""
     text = text_of(block.content or "", f"{where}.content")
     content = f"Error: {text}" if block.is_error else text
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 
 
 def text_of(content: str | Sequence[MessageBlock], where: str) -> str:
-    """Return a text, or the texts of blocks with an empty line between them."""
+    """Return a text, or the texts of blocks joined by empty lines.
+
+    `where` is the path in the body, for errors. Raises InvalidParameter for an image.
+    """
     if isinstance(content, str):
         return content
     parts = [readable(block, f"{where}[{index}]") for index, block in enumerate(content)]
@@ -90,7 +96,10 @@ def text_of(content: str | Sequence[MessageBlock], where: str) -> str:
 
 
 def readable(block: MessageBlock, where: str) -> list[str]:
-    """Return the texts of a block; [] for thoughts that are not shown; refuse images."""
+    """Return the texts of a content block; [] for thoughts; raise InvalidParameter for an image.
+
+    `where` is the path of the block in the body, for errors.
+    """
     match block:
         case TextBlock():
             return [block.text]
@@ -110,7 +119,10 @@ def readable(block: MessageBlock, where: str) -> list[str]:
 
 
 def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
-    """Convert tools to the common form; refuse those that a server would run."""
+    """Convert Anthropic's tools to the form that all dialects share.
+
+    Raises InvalidParameter for tools that the server itself would have to run.
+    """
     found = []
     for index, tool in enumerate(tools):
         if tool.type not in (None, "custom"):

@@ -107,12 +107,12 @@ class PreparedConversation:
 
     @property
     def tools(self) -> list[Tool]:
-        """The tools as prompt formats show them."""
+        """The tools as dicts, in the form that prompt formats take."""
         return [as_tool(tool) for tool in self.definitions]
 
 
 def prepare(request: web.Request, model: Model, body: ConversationParams) -> PreparedConversation:
-    """Convert the conversation and the tools of a body, and choose its prompt format."""
+    """Convert the conversation and the tools of a body, and choose the prompt format for them."""
     choice = choice_of(body.tool_choice)
     definitions = [] if choice == "none" else tools_of(body.tools or ())
     messages = messages_of(body)
@@ -123,7 +123,7 @@ def prepare(request: web.Request, model: Model, body: ConversationParams) -> Pre
 
 
 async def create_message(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation, as one message or as a stream of events."""
+    """Answer POST /v1/messages: a conversation's next message, whole or as a stream of events."""
     body, knobs = await MESSAGES.read(request, service, CreateMessageParams)
     model = service.model
     name = check_adapted(body.model, model, knobs)
@@ -164,9 +164,10 @@ async def create_message(request: web.Request, service: GenerationService) -> we
 def thinking_knobs(
     request: web.Request, body: CreateMessageParams, knobs: dict[str, Any], *, is_thinking: bool
 ) -> dict[str, Any]:
-    """Return the knob for `thinking` and the effort; without `thinking`, the model does not think.
+    """Return the knob `reasoning_budget` (most tokens of thoughts) for `thinking` and the effort.
 
-    A model that never thinks ignores both, and the answer says so.
+    Without `thinking` the budget is 0; {} sets no bound. If the model never thinks (`is_thinking`
+    false), both fields are reported as ignored, or refused under --strict.
     """
     thinking = body.thinking
     wants = thinking is not None and thinking.type != "disabled"
@@ -194,7 +195,10 @@ def thinking_knobs(
 
 
 def constraint_of(body: CreateMessageParams, prepared: PreparedConversation) -> FormKnobs:
-    """Return the knobs that hold the answer to a form or to calls of tools; refuse both."""
+    """Return the knobs that constrain the answer to a JSON schema or to tool calls.
+
+    Raises InvalidParameter if the request asks for both.
+    """
     tools = knobs_of_request(None, prepared.definitions, prepared.choice, prepared.style)
     output = body.output_config.format if body.output_config is not None else None
     where = "output_format" if output is None else "output_config.format"
@@ -209,7 +213,7 @@ def constraint_of(body: CreateMessageParams, prepared: PreparedConversation) -> 
 
 
 async def count_tokens(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the number of tokens of a conversation."""
+    """Answer POST /v1/messages/count_tokens with the number of tokens of a conversation."""
     body, _ = await COUNT_TOKENS.read(request, service, CountTokensParams)
     check_model(body.model, service.model)
     prepared = prepare(request, service.model, body)
@@ -248,12 +252,12 @@ class MessageForm:
         self._open_block: type[msgspec.Struct] | None = None
 
     def begin(self) -> Iterator[Any]:
-        """Yield the event before the content; cached tokens are known at the end."""
+        """Yield message_start; it counts the whole prompt, as reused tokens are not known yet."""
         usage = AnthropicUsage(self._prompt, 0)
         yield MessageStart(AnthropicMessage(self._id, self._name, usage=usage))
 
     def take(self, index: int, event: Event) -> Iterator[Any]:
-        """Collect an event of the answer, and yield its events."""
+        """Collect a piece of the answer, and yield the stream events for it."""
         del index
         for piece in self._parsed.receive(event):
             match piece:
@@ -268,7 +272,7 @@ class MessageForm:
                     yield from self._call(piece)
 
     def end(self) -> Iterator[Any]:
-        """Yield the events after the content."""
+        """Yield the stream events after the content: block end, message_delta, message_stop."""
         yield from self._close()
         reason, stop = self._ending()
         yield MessageDelta(MessageEnd(reason, stop), self._usage())
@@ -317,7 +321,7 @@ class MessageForm:
         return f"toolu_{self._id}_{index}"
 
     def _ending(self) -> tuple[StopReason, str | None]:
-        """Return the reason of the end, and the client's stop sequence that was met."""
+        """Return Anthropic's stop reason, and the client's stop sequence that was met or None."""
         end = self._finished()
         if end.reason is FinishReason.LENGTH:
             return ("model_context_window_exceeded" if self._is_shortened else "max_tokens"), None

@@ -15,7 +15,10 @@ MARKS = re.compile(f"({BEGIN}|{END})")
 
 
 def encode(model: Model, text: str, *, special_convert: bool) -> list[int]:
-    """Convert a text to token ids."""
+    """Convert a text to token ids; the characters STX and ETX become the begin and the end token.
+
+    With `special_convert`, `<s>` and `</s>` do as well.
+    """
     if special_convert:
         text = text.replace("<s>", BEGIN).replace("</s>", END)
     tokenizer = model.intake.tokenizer
@@ -32,7 +35,7 @@ def encode(model: Model, text: str, *, special_convert: bool) -> list[int]:
 
 
 def begin_of(tokenizer: Tokenizer) -> int:
-    """Return the begin-of-text token; refuse the mark if the model has none."""
+    """Return the id of the begin-of-text token; raise InvalidParameter if the model has none."""
     if tokenizer.begin_id is None:
         raise InvalidParameter(
             "the prompt asks for a begin-of-text token, but this model has none; remove it",
@@ -42,5 +45,5 @@ def begin_of(tokenizer: Tokenizer) -> int:
 
 
 def fragments_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """Return the text of each token, with the space it begins with."""
+    """Return the text of each token by itself, with the space that it may begin with."""
     return [tokenizer.decode([id_], special=True, start=False) for id_ in ids]

@@ -84,7 +84,7 @@ class BasiliskFacts:
         self._defaults = defaults
 
     async def config(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with the defaults of requests; paths and secrets are private."""
+        """Answer GET /basilisk/config with the operator's default values for requests."""
         del request
         context = service.model.engine.config.context
         return one_json(BasiliskConfig(**msgspec.structs.asdict(self._defaults), length=context))

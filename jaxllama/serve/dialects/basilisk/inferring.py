@@ -80,7 +80,7 @@ class BasiliskInferring:
         self._defaults = msgspec.structs.asdict(defaults)
 
     async def infer(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Continue a prompt; the answer comes whole."""
+        """Answer POST /basilisk/infer with the continuation of a prompt, in one piece."""
         body, _ = await INFER.read(request, service, BasiliskInferBody)
         prompt = body.prompt.strip()
         ids = await service.off_loop(
@@ -107,7 +107,7 @@ class BasiliskInferring:
         return one_json(found)
 
     def _knobs(self, body: BasiliskInferBody, model: Model) -> dict[str, Any]:
-        """Return the knobs of a request: its own, else the operator's."""
+        """Return the sampling knobs of a request, and the operator's defaults for the others."""
         own = self._defaults
         penalty = one_of(body, "token_repetition_penalty_max", "repetition_penalty")
         sustain = one_of(body, "token_repetition_penalty_sustain", "repetition_penalty_sustain")
@@ -146,7 +146,11 @@ class BasiliskInferring:
 
 
 def mended(knobs: dict[str, Any]) -> dict[str, Any]:
-    """Return the knobs, with values that basilisk's clients send for "off" in our words."""
+    """Replace values by which basilisk's clients switch a knob off; return `knobs`, changed.
+
+    A positional penalty of 0 is removed, top_p 0 becomes top_k 1, and min_length is held to
+    max_tokens.
+    """
     if knobs.get("positional_repetition_penalty") == 0:  # a client's default; off
         del knobs["positional_repetition_penalty"]
     if knobs.get("top_p") == 0:  # only the likeliest token is left
@@ -159,7 +163,10 @@ def mended(knobs: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_of(body: BasiliskInferBody, documented: str, coded: str) -> Any:
-    """Return the value of a field with two names; refuse two values."""
+    """Return the value of a field that has two names; None if neither is given.
+
+    Raises InvalidParameter if both are given and differ.
+    """
     first, second = getattr(body, documented), getattr(body, coded)
     if first is not None and second is not None and first != second:
         raise InvalidParameter(

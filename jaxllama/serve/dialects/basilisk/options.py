@@ -60,7 +60,7 @@ ELSEWHERE = {
 
 
 def read_defaults(options: BasiliskOptions) -> BasiliskDefaults:
-    """Return the defaults of requests: of config.json, then of the options."""
+    """Return the default values of request fields: of config.json, overridden by the options."""
     found = {} if options.config is None else read_config(Path(options.config))
     own = {name: getattr(options, name) for name in BasiliskDefaults.__struct_fields__}
     found |= {name: value for name, value in own.items() if value is not None}
@@ -71,7 +71,10 @@ def read_defaults(options: BasiliskOptions) -> BasiliskDefaults:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the defaults in a config.json; refuse a secret, which belongs among the API keys."""
+    """Read the defaults in a config.json; warn of entries that have no effect here.
+
+    Raises ConfigError if it cannot be read, or holds a secret, which belongs among the API keys.
+    """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

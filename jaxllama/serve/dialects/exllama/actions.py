@@ -71,7 +71,7 @@ class WsReply(msgspec.Struct, omit_defaults=True, rename={"util_context": "utilC
 
 
 async def serve_actions(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Run the client's actions until it leaves."""
+    """Serve a WebSocket: run the actions that the client sends until it disconnects."""
     socket = JsonSocket(request)
     actions = ActionConnection(request, service, socket)
     await socket.open()
@@ -107,7 +107,7 @@ class ActionConnection:
         self._running: set[asyncio.Task[None]] = set()
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Begin an action; answer a wrong message with its error."""
+        """Start a message's action as a task; answer a message that is malformed with its error."""
         action, id_ = "", None
         try:
             if isinstance(message, JaxLlamaError):
@@ -127,7 +127,7 @@ class ActionConnection:
             await self._socket.send(WsReply(action, id_, error=str(error)))
 
     async def close(self) -> None:
-        """Cancel all actions."""
+        """Cancel all running actions and wait for their end."""
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
@@ -154,7 +154,7 @@ class ActionConnection:
             return
 
     async def _infer(self, asked: WsRequest, *, streams: bool) -> None:
-        """Continue a text, and send it whole or as it grows."""
+        """Continue a text, and send it once it is whole, or with `streams` each time it grows."""
         model = self._service.model
         ask = Ask(
             prompts=[asked.text],
@@ -180,7 +180,7 @@ class ActionConnection:
         )
 
     async def _trimmed(self, asked: WsRequest) -> str:
-        """Return the last `desiredLen` tokens of a text."""
+        """Return the end of a text: its last `desiredLen` tokens, as text."""
         length = asked.desired_len
         if length is None or length < 0:
             raise InvalidParameter(

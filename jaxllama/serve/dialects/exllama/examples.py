@@ -34,7 +34,7 @@ class ExampleInference:
     async def __call__(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Answer with the prompt and its continuation."""
+        """Answer with the prompt and its continuation, as plain text."""
         check_origin(request)
         prompt = await read_prompt(request)
         knobs = with_defaults(service.model, {}, self._knobs)
@@ -46,7 +46,7 @@ class ExampleInference:
 
 
 async def read_prompt(request: web.Request) -> str:
-    """Read the field `prompt` of a form."""
+    """Return the field `prompt` of a form in the request's body; raise an error if it is empty."""
     if request.content_type != FORM:
         raise HttpError(
             f"content type is {request.content_type[:100]!r}; expected {FORM}",
@@ -61,7 +61,7 @@ async def read_prompt(request: web.Request) -> str:
 
 
 def example(name: str, summary: str) -> Endpoint:
-    """Return the endpoint of one of ExLlama's example programs."""
+    """Return the endpoint POST /infer_NAME of ExLlama's example; `summary` tells its sampling."""
     return Endpoint("POST", f"/infer_{name}", f"Continue a prompt: {summary}", answer=str)
 
 

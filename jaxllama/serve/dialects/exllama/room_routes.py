@@ -130,7 +130,7 @@ class RoomBlockBody(RequestShape, kw_only=True):
 def of_room(
     method: str, path: str, summary: str, body: type[RequestShape] | None = None
 ) -> Endpoint:
-    """Return an endpoint that answers with the room."""
+    """Return an endpoint whose answer is a room (a conversation); `path` follows /v1/rooms."""
     return Endpoint(method, f"/v1/rooms{path}", summary, body=body, answer=RoomView)
 
 
@@ -175,14 +175,14 @@ class RoomRoutes:
         }
 
     async def list_rooms(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with the names of all rooms."""
+        """Answer GET /v1/rooms with the names of the client's rooms (saved conversations)."""
         del service
         shelf = self._shelf(request)
         async with shelf.lock:
             return one_json(RoomNames(await shelf.names()))
 
     async def create_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Make a room and save it."""
+        """Answer POST /v1/rooms: create and save a room (a conversation), and return it."""
         body, _ = await CREATE_ROOM.read(request, service, CreateRoomBody)
         shelf = self._shelf(request)
         async with shelf.lock:
@@ -191,14 +191,14 @@ class RoomRoutes:
             return one_json(view_of(room))
 
     async def describe_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with a room."""
+        """Answer GET /v1/rooms/{room} with the settings, participants and messages of a room."""
         del service
         shelf = self._shelf(request)
         async with shelf.lock:
             return one_json(view_of(await open_room(request, shelf)))
 
     async def change_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Change the settings of a room, its participants, or its name."""
+        """Answer POST /v1/rooms/{room}: change settings, participants or name; return the room."""
         body, _ = await CHANGE_ROOM.read(request, service, ChangeRoomBody)
         check_change(body)
         shelf = self._shelf(request)
@@ -210,7 +210,7 @@ class RoomRoutes:
             return one_json(view_of(room))
 
     async def delete_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Delete a room."""
+        """Answer DELETE /v1/rooms/{room}: delete the conversation, and return its name."""
         del service
         shelf = self._shelf(request)
         async with shelf.lock:
@@ -219,7 +219,7 @@ class RoomRoutes:
             return one_json(RoomDeleted(room.name))
 
     async def insert_blocks(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Insert texts after a block of a room."""
+        """Answer POST /v1/rooms/{room}/insert: insert messages after one; return the room."""
         body, _ = await INSERT_BLOCKS.read(request, service, InsertBlocksBody)
         new = [SessionBlock(each.author, each.text) for each in body.blocks]
 
@@ -241,7 +241,7 @@ class RoomRoutes:
     async def edit_room_block(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Change the text or the author of a block."""
+        """Answer POST /v1/rooms/{room}/edit: change a message's text or author; return the room."""
         body, _ = await EDIT_ROOM_BLOCK.read(request, service, EditRoomBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -254,7 +254,7 @@ class RoomRoutes:
     async def delete_room_block(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Delete a block."""
+        """Answer POST /v1/rooms/{room}/delete: delete one message by its uuid; return the room."""
         body, _ = await DELETE_ROOM_BLOCK.read(request, service, RoomBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -263,7 +263,7 @@ class RoomRoutes:
         return await self._change(request, change)
 
     async def rewind_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Delete all blocks after one."""
+        """Answer POST /v1/rooms/{room}/rewind: delete all messages after one; return the room."""
         body, _ = await REWIND_ROOM.read(request, service, RoomBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -274,7 +274,10 @@ class RoomRoutes:
     async def watch_room(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Stream a room and its changes until the client leaves or the server stops."""
+        """Answer GET /v1/rooms/{room}/events with a stream: the room, then each change of it.
+
+        It ends when the client leaves, the room is deleted or the server stops.
+        """
         shelf = self._shelf(request)
         async with shelf.lock:
             room = await open_room(request, shelf)
@@ -300,7 +303,7 @@ class RoomRoutes:
     async def _change(
         self, request: web.Request, change: Callable[[ExLlamaSession], None]
     ) -> web.Response:
-        """Change a room, save it, and answer with it."""
+        """Apply `change` to the room that the request's path names, save it, and answer with it."""
         shelf = self._shelf(request)
         async with shelf.lock:
             room = await open_room(request, shelf)
@@ -312,7 +315,10 @@ class RoomRoutes:
 
 
 async def open_room(request: web.Request, shelf: SessionShelf) -> OpenSession:
-    """Open the room of a path; 404 if there is none."""
+    """Open the room that the request's path names; raise HttpError 404 if there is none.
+
+    The caller holds the lock of `shelf`.
+    """
     name = request.match_info["room"]
     try:
         return await shelf.open(name)
@@ -323,7 +329,7 @@ async def open_room(request: web.Request, shelf: SessionShelf) -> OpenSession:
 
 
 def view_of(room: OpenSession) -> RoomView:
-    """Return a copy of a room, as its page shows it."""
+    """Copy a room to the struct that is sent to clients."""
     session = room.session
     return RoomView(
         name=room.name,
@@ -342,13 +348,17 @@ def view_of(room: OpenSession) -> RoomView:
 
 
 def named(name: str, speaker: RoomSpeaker) -> NamedSpeaker:
-    """Return a participant with its name."""
+    """Return a participant's settings together with its name, in one struct."""
     fields: dict[str, Any] = msgspec.structs.asdict(speaker)
     return NamedSpeaker(name=name, **fields)
 
 
 def changes_of(old: RoomView, new: RoomView) -> Iterator[RoomView | RoomGrowth]:
-    """Yield the events that make the old view the new one."""
+    """Yield the event that turns the view `old` into `new`.
+
+    If only the texts of messages grew, it has the added texts, and there is none if no text was
+    added; else it is the whole new view.
+    """
     if not is_growth(old, new):
         yield new
         return
@@ -360,7 +370,7 @@ def changes_of(old: RoomView, new: RoomView) -> Iterator[RoomView | RoomGrowth]:
 
 
 def is_growth(old: RoomView, new: RoomView) -> bool:
-    """Say whether two views differ only in text added to the end of blocks."""
+    """Say whether views differ only in the revision and in text added to the ends of messages."""
     old, blocks = msgspec.structs.replace(old, blocks=[], revision=new.revision), old.blocks
     if old != msgspec.structs.replace(new, blocks=[]):
         return False
@@ -372,7 +382,10 @@ def is_growth(old: RoomView, new: RoomView) -> bool:
 
 
 def place_of(session: ExLlamaSession, uuid: str, field: str) -> int:
-    """Return the place of a block in the history."""
+    """Return the index in the history of the message with this uuid.
+
+    Raises InvalidParameter for the request's `field` if there is none.
+    """
     for place, block in enumerate(session.history):
         if block.uuid == uuid:
             return place
@@ -404,7 +417,10 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def apply_change(session: ExLlamaSession, body: ChangeRoomBody) -> None:
-    """Write the new settings into a session; a new name of a participant also into its blocks."""
+    """Write the new settings into a session.
+
+    If a participant is renamed, its messages in the history get the new name as author.
+    """
     if body.fixed_prompt is not None:
         session.fixed_prompt.text = body.fixed_prompt
     for name in ("keep_fixed_prompt", "break_on_newline", "max_response_tokens", "style"):

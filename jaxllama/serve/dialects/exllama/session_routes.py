@@ -148,7 +148,7 @@ class UserInputBody(RequestShape, kw_only=True):
 
 
 def endpoint(name: str, summary: str, body: type[RequestShape]) -> Endpoint:
-    """Declare the endpoint of a change to a session, with the shape of its request."""
+    """Return the endpoint POST /api/NAME that changes a session; `body` types its request."""
     return Endpoint(
         "POST", f"/api/{name}", f"{summary}, in ExLlama's form", body=body, answer=SessionResult
     )
@@ -185,7 +185,7 @@ class SessionClient:
     current: OpenSession | None = None
 
     async def get(self) -> OpenSession:
-        """Return the current session: at first, the one that was used last."""
+        """Return the client's current session; if it has none, open the one that was used last."""
         if self.current is None or self.current.is_deleted:
             self.current = await self.shelf.last()
         return self.current
@@ -216,7 +216,7 @@ class SessionRoutes:
         }
 
     async def populate(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with the current session and the names of all."""
+        """Answer GET /api/populate with the current session, and the names of all sessions."""
         client, model = self._client(request), service.model
         async with client.shelf.lock:
             current = await client.get()
@@ -237,7 +237,7 @@ class SessionRoutes:
         )
 
     async def edit_block(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Change the text of a block."""
+        """Answer POST /api/edit_block: change the text of one message of the current session."""
         body, _ = await EDIT_BLOCK.read(request, service, EditBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -246,7 +246,7 @@ class SessionRoutes:
         return await self._change(request, change)
 
     async def delete_block(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Delete one block."""
+        """Answer POST /api/delete_block: delete one message of the current session."""
         body, _ = await DELETE_BLOCK.read(request, service, DeleteBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -256,7 +256,7 @@ class SessionRoutes:
         return await self._change(request, change)
 
     async def append_block(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Append a block."""
+        """Answer POST /api/append_block: append a message to the current session."""
         body, _ = await APPEND_BLOCK.read(request, service, AppendBlockBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -269,7 +269,7 @@ class SessionRoutes:
     async def set_participants(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Replace the names of the participants of the session."""
+        """Answer POST /api/set_participants: replace the participants of the current session."""
         body, _ = await SET_PARTICIPANTS.read(request, service, SetParticipantsBody)
         names = [name.strip() for name in body.participants]
         if len(names) > MOST_PARTICIPANTS or len(set(names)) < len(names) or not all(names):
@@ -283,7 +283,7 @@ class SessionRoutes:
     async def set_fixed_prompt(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Set the text before the history."""
+        """Answer POST /api/set_fixed_prompt: set the text before the history of the session."""
         body, _ = await SET_FIXED_PROMPT.read(request, service, SetFixedPromptBody)
 
         def change(session: ExLlamaSession) -> None:
@@ -295,7 +295,7 @@ class SessionRoutes:
     async def set_gen_settings(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Replace the sampling settings of the session."""
+        """Answer POST /api/set_gen_settings: replace the sampling settings of the session."""
         body, _ = await SET_GEN_SETTINGS.read(request, service, SetGenSettingsBody)
         check("temperature", body.temperature)
         check("max_tokens", body.max_response_tokens)
@@ -310,7 +310,7 @@ class SessionRoutes:
     async def rename_session(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Rename the current session."""
+        """Answer POST /api/rename_session: give the current session a new name."""
         body, _ = await RENAME_SESSION.read(request, service, RenameSessionBody)
         client = self._client(request)
         async with client.shelf.lock:
@@ -320,7 +320,10 @@ class SessionRoutes:
     async def delete_session(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Delete a session; after the current one comes a new one."""
+        """Answer POST /api/delete_session: delete a session.
+
+        If it is the client's current session, a new one becomes the current one.
+        """
         body, _ = await DELETE_SESSION.read(request, service, DeleteSessionBody)
         client = self._client(request)
         async with client.shelf.lock:
@@ -331,7 +334,7 @@ class SessionRoutes:
         return one_json(SessionResult("ok"))
 
     async def set_session(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Change to another session, or to a new one."""
+        """Answer POST /api/set_session: make another session, or a new one, the current one."""
         body, _ = await SET_SESSION.read(request, service, SetSessionBody)
         client = self._client(request)
         async with client.shelf.lock:
@@ -342,7 +345,10 @@ class SessionRoutes:
         return one_json(SessionResult("ok"))
 
     async def reply(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Stream the replies to the user's input; the text so far is kept if the client leaves."""
+        """Answer POST /api/userinput with a stream of the replies to the user's input.
+
+        If the client leaves, the text so far is kept in the session.
+        """
         body, _ = await USER_INPUT.read(request, service, UserInputBody)
         client = self._client(request)
         async with client.shelf.lock:
@@ -362,14 +368,14 @@ class SessionRoutes:
     async def _change(
         self, request: web.Request, change: Callable[[ExLlamaSession], None]
     ) -> web.Response:
-        """Change the current session and save it."""
+        """Apply `change` to the client's current session, save it, and answer that it is done."""
         client = self._client(request)
         async with client.shelf.lock:
             await client.shelf.change(await client.get(), change)
         return one_json(SessionResult("ok"))
 
     def _client(self, request: web.Request) -> SessionClient:
-        """Return the client of a request, with its current session."""
+        """Return the remembered state of the client that sent a request, making it if needed."""
         name = request[CALLER].client
         found = self._clients.setdefault(name, SessionClient(self._shelves.of(name)))
         self._clients.move_to_end(name)
@@ -384,6 +390,6 @@ def set_names(session: ExLlamaSession, names: list[str]) -> None:
 
 
 def populated(block: SessionBlock, names: list[str]) -> PopulateBlock:
-    """Return a block as the web UI gets it."""
+    """Convert a message of the history for the web UI, with its author's index in `names`."""
     index = names.index(block.author) if block.author in names and block.author else None
     return PopulateBlock(block.author, block.text, block.uuid, index)

@@ -31,7 +31,7 @@ RoomStyle = Literal["chat", "script"]
 
 
 def new_uuid() -> str:
-    """Return a new id of a block."""
+    """Return a new random id for a message of a session."""
     return secrets.token_hex(16)
 
 
@@ -75,14 +75,14 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
     style: RoomStyle = "chat"
 
     def find(self, uuid: str) -> SessionBlock:
-        """Return a block, or the fixed prompt, by its id."""
+        """Return the message, or the fixed prompt, with this id; raise InvalidParameter if none."""
         for block in (self.fixed_prompt, *self.history):
             if block.uuid == uuid:
                 return block
         raise InvalidParameter(f"there is no block {uuid[:64]!r}", "uuid")
 
     def check(self) -> None:
-        """Raise InvalidParameter if the texts of the session are too long."""
+        """Raise InvalidParameter if the texts of the session exceed MOST_CHARACTERS together."""
         blocks = (self.fixed_prompt, *self.history)
         count = sum(len(block.text) + len(block.author or "") for block in blocks)
         count += len(msgspec.json.encode(self.speakers))
@@ -94,7 +94,7 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
             )
 
     def add(self, author: str | None, text: str) -> SessionBlock:
-        """Append a block to the history."""
+        """Append a message to the history, and return it; raise InvalidParameter if it is full."""
         if len(self.history) >= MOST_BLOCKS:
             raise InvalidParameter(
                 f"the session has {MOST_BLOCKS} blocks, as many as it may; delete some", "text"
@@ -123,7 +123,7 @@ class SessionStore:
         return name if name in self.names() else None
 
     def unused_name(self, taken: Collection[str] = ()) -> str:
-        """Return a name for a new session, none of `taken`."""
+        """Return a name for a new session that no saved session has, and that is not in `taken`."""
         names, number = {*self.names(), *taken}, 1
         name = UNTITLED
         while name in names:
@@ -144,7 +144,7 @@ class SessionStore:
             raise InvalidParameter(f"session {name!r} is damaged: {error}") from error
 
     def save(self, name: str, session: ExLlamaSession) -> None:
-        """Write a session, and note it as the last one; a crash leaves the old file."""
+        """Write a session, and note it as the last one used; a crash leaves the old file."""
         path = self._path(name)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ class SessionStore:
         self._path(old).unlink(missing_ok=True)
 
     def check_unused(self, name: str, field: str) -> None:
-        """Raise InvalidParameter if there is a session of this name."""
+        """Raise InvalidParameter for the request's `field` if there is a session of this name."""
         if self._path(name).exists():
             raise InvalidParameter(f"session {name!r} exists already", field)
 
@@ -189,7 +189,7 @@ def safe_name(name: str) -> str:
 
 
 def settings_of(session: ExLlamaSession) -> dict[str, Any]:
-    """Return the settings of a session, as the web UI shows them."""
+    """Return the sampling settings of a session, by the names that the web UI uses."""
     fields: dict[str, Any] = msgspec.to_builtins(session)
     others = ("unsaved", "fixed_prompt", "history", "participants", "keep_fixed_prompt")
     for name in (*others, "speakers", "style"):

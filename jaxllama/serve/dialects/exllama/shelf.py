@@ -27,19 +27,19 @@ class OpenSession:
         self._watchers: set[asyncio.Event] = set()
 
     def save(self) -> None:
-        """Write the session."""
+        """Write the session to its file, unless it was deleted."""
         if not self.is_deleted:
             self._store.save(self.name, self.session)
 
     def announce(self) -> None:
-        """Wake all watchers: the session has changed."""
+        """Count a change of the session, and wake all watchers."""
         self.revision += 1
         for watcher in self._watchers:
             watcher.set()
 
     @contextmanager
     def watched(self) -> Iterator[asyncio.Event]:
-        """Give an event that is set, until the block ends, whenever the session changes."""
+        """Yield an event that each change of the session sets, until the `with` block ends."""
         watcher = asyncio.Event()
         self._watchers.add(watcher)
         try:
@@ -68,7 +68,7 @@ class SessionShelf:
         return await self.create() if name is None else await self.open(name)
 
     async def open(self, name: str) -> OpenSession:
-        """Open a session; raises InvalidParameter if there is none."""
+        """Return the session of this name, loading it if needed; raise InvalidParameter if none."""
         name = safe_name(name)
         known = self._open.get(name)
         if known is not None and not known.is_deleted:
@@ -76,7 +76,10 @@ class SessionShelf:
         return self._keep(name, await asyncio.to_thread(self._store.load, name))
 
     async def create(self, name: str | None = None) -> OpenSession:
-        """Make a session, not saved yet; raises InvalidParameter if the name is taken."""
+        """Make a session, not saved yet; raise InvalidParameter if the name is taken.
+
+        Without `name`, it gets one that is not used.
+        """
         if name is None:
             name = await asyncio.to_thread(self._store.unused_name, tuple(self._open))
         else:
@@ -102,7 +105,10 @@ class SessionShelf:
             known.announce()
 
     async def change(self, session: OpenSession, change: Callable[[ExLlamaSession], None]) -> None:
-        """Change a session, check it, and save it; a refused change leaves it as it was."""
+        """Apply `change` to a session and save it; a change that is refused leaves it as it was.
+
+        `change` is called twice: on a copy, whose size is checked, and then on the session.
+        """
         trial = copy.deepcopy(session.session)  # a reply may be writing into the session
         change(trial)
         trial.check()
@@ -126,13 +132,13 @@ class SessionShelves:
         self._shelves: dict[str, SessionShelf] = {}
 
     def of(self, client: str) -> SessionShelf:
-        """Return the shelf of a client."""
+        """Return the sessions of a client: its own with an API key, else those shared by all."""
         name = folder_of(client)
         return self._shelves.setdefault(name, SessionShelf(self._folder / name))
 
 
 def folder_of(client: str) -> str:
-    """Return the folder of a client's sessions: its own with an API key, else the common one."""
+    """Return the folder name of a client's sessions: its own with an API key, else "."."""
     if not client.startswith(KEYED):
         return "."
     return hashlib.sha256(client.encode()).hexdigest()[:16]

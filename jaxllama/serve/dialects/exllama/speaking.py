@@ -38,9 +38,10 @@ class SessionSpeech:
         self._opening: list[SessionPacket] = []  # not sent yet
 
     async def reply(self, text: str) -> AsyncIterator[list[SessionPacket]]:
-        """Add the user's input to the history, and yield the packets of the replies to it.
+        """Add the user's input to the history, and yield the stream's packets of the replies to it.
 
-        The first packets come when the first reply is queued: an error before is a response.
+        Nothing is yielded before the first reply is queued, so that an error until then can still
+        become a response with an HTTP status. Without input, the other participants continue.
         """
         session = self._session
         self._opening = [SessionPacket("begin_stream")]
@@ -63,9 +64,10 @@ class SessionSpeech:
                 yield packets
 
     async def _speak(self, author: str | None) -> AsyncIterator[list[SessionPacket]]:
-        """Generate one block and yield its packets; what came is kept if the client leaves.
+        """Generate a message of `author`, and yield its packets; text so far is kept on errors.
 
-        If the context is full before the reply has ended, it goes on with a shorter history.
+        `author` None is text of nobody. If the context is full before the reply has ended, it goes
+        on with a shorter history.
         """
         left, block = self._session.max_response_tokens, None
         while left > 0:
@@ -89,12 +91,12 @@ class SessionSpeech:
                             return
 
     def _shown(self, event: Event, block: SessionBlock) -> str:
-        """Return the text of an event; a reply begins without the space after its name."""
+        """Return the text of an event, without the space that begins a participant's message."""
         is_begin = block.author is not None and not block.text
         return event.text.lstrip(" ") if is_begin else event.text
 
     async def _next_speaker(self, waiting: Sequence[str | None], *, is_first: bool) -> str:
-        """Let the model choose who speaks; the user can be chosen after the first reply."""
+        """Let the model choose the next speaker in `waiting`, or the user unless `is_first`."""
         user = self._session.participants[0]
         names = [name for name in waiting if name is not None]
         names += [] if is_first else [user]
@@ -109,9 +111,10 @@ class SessionSpeech:
         return choices.get(chosen.strip(), names[0])
 
     async def _prompt(self, author: str | None, block: SessionBlock | None, room: int) -> list[int]:
-        """Return the tokens before the next ones of `author`, shortened to leave `room`.
+        """Return the token ids of the prompt for the next text of `author`.
 
-        `block` is the block that is being written, if it has been begun.
+        Old history is left out to leave `room` tokens for the answer. `block` is the message that
+        is being written; None if it has not been begun.
         """
         fixed = self._session.fixed_prompt.text.strip()
         before = f"{fixed}\n" if fixed and self._session.keep_fixed_prompt else ""
@@ -136,7 +139,7 @@ class SessionSpeech:
         return await self._service.off_loop(read, self._caller, size=size)
 
     def _knobs(self, left: int) -> dict[str, Any]:
-        """Return the knobs of the session's settings, for at most `left` tokens."""
+        """Return the sampling knobs of the session's settings, with max_tokens `left`."""
         session = self._session
         stops = ["\n"] if session.break_on_newline else []
         for name in session.participants if not stops else ():
@@ -159,7 +162,7 @@ class SessionSpeech:
 
 
 def shortened(tokens: list[int], most: int) -> list[int]:
-    """Return the newest tokens, at most `most`; the oldest are left out in steps."""
+    """Return the newest `tokens`, at most `most`; the oldest are dropped in multiples of STEP."""
     if len(tokens) <= most:
         return tokens
     steps = -(-(len(tokens) - most) // STEP)
@@ -167,12 +170,12 @@ def shortened(tokens: list[int], most: int) -> list[int]:
 
 
 def line_of(block: SessionBlock) -> str:
-    """Return a block as a line of the prompt."""
+    """Return a message as a line of the prompt, after the name of its author."""
     return f"{block.text}\n" if block.author is None else f"{block.author}: {block.text}\n"
 
 
 def packet_of(block: SessionBlock, session: ExLlamaSession) -> SessionPacket:
-    """Return the packet that begins a block, with the text that it has."""
+    """Return the stream packet that begins a message, with the text that it already has."""
     if block.author is None:
         return SessionPacket("begin_block", uuid=block.uuid, init_text=block.text or UNSET)
     names = session.participants

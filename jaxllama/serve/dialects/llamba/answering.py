@@ -41,7 +41,7 @@ class LlambaAnswering:
         self._sampler: SamplerName = sampler
 
     async def chat(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Answer a conversation."""
+        """Answer POST /chat/completion: the answer to a conversation, as text or as a stream."""
         body, _ = await CHAT.read(request, service, LlambaChatQuery)
         ask = self.ask_of_chat(body, service.model)
         return await self._answer(request, service, ask, stream=body.stream)
@@ -49,13 +49,13 @@ class LlambaAnswering:
     async def complete(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Continue a text."""
+        """Answer POST /text-completion/completion: continue a text; as text or as a stream."""
         body, _ = await COMPLETION.read(request, service, LlambaCompletionQuery)
         ask = self.ask_of_completion(body, service.model)
         return await self._answer(request, service, ask, stream=body.stream)
 
     async def tokenize(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with the tokens of a conversation, as an answer would follow it."""
+        """Answer POST /chat/tokenize with the tokens of the prompt that a chat would have."""
         body, _ = await TOKENIZE.read(request, service, LlambaChatQuery)
         refuse_sampling(request, body)
         messages, ending = conversation_of(body)
@@ -81,7 +81,7 @@ class LlambaAnswering:
     def ask_of_completion(
         self, query: LlambaCompletionQuery, model: Model, *, trims: bool = False
     ) -> Ask:
-        """Return the task of a text; with `trims`, without spaces at its ends."""
+        """Convert the query for a text to a generation task; `trims` removes spaces at its ends."""
         prompt = query.prompt.strip() if trims else query.prompt
         knobs = knobs_of(query, self._sampler, model)
         return Ask(prompts=[prompt], knobs=knobs, names=NAMES)
@@ -101,7 +101,10 @@ class LlambaAnswering:
 
 
 def conversation_of(query: LlambaChatQuery) -> tuple[list[Json], Ending]:
-    """Return the messages, trimmed but for the last, and where the prompt ends."""
+    """Return the messages, stripped of outer spaces but for the last, and how the prompt ends.
+
+    Ending.LAST: the answer continues the last message.
+    """
     messages = [
         {"role": turn.role, "content": turn.content.strip()} for turn in query.messages[:-1]
     ]
@@ -119,7 +122,7 @@ def as_message(turn: LlambaTurn) -> Json:
 
 
 def refuse_sampling(request: web.Request, query: LlambaQuery) -> None:
-    """Report the fields of a query that tokens do not depend on; refuse them under --strict."""
+    """Report sampling fields of a tokenizing query as ignored; refuse them under --strict."""
     used = ("continue_", "append_text", "messages")
     given = [
         name
@@ -153,7 +156,7 @@ class LlambaForm(TextForm):
     """Converts the events of an answer to LLaMbA's lines, or to its text."""
 
     def piece(self, index: int, text: str) -> LlambaChunk:
-        """Return the line for a piece of the text."""
+        """Return the stream's line for a piece of the text."""
         del index
         return LlambaChunk(None, text, "none")
 
@@ -162,5 +165,5 @@ class LlambaForm(TextForm):
         yield LlambaChunk(None, "", reason_of(self.finished()))
 
     def whole(self) -> str:
-        """Return the text."""
+        """Return the text of the whole answer."""
         return self.text

@@ -74,7 +74,7 @@ class LlambaBatch:
         self._answering = answering
 
     async def answer(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Answer all queries, as one list or as a stream."""
+        """Answer POST /batch: the answers to all queries, as one list or as a stream."""
         body, _ = await BATCH.read(request, service, LlambaQueryBatch)
         queries = body.queries
         check_queries(request, queries)
@@ -96,7 +96,7 @@ class LlambaBatch:
         model: Model,
         stops: Sequence[str],
     ) -> Ask:
-        """Return the task of one query; the stops of the batch come to its own."""
+        """Convert one query to a generation task; add the batch's `stops` to its stop strings."""
         if isinstance(query, LlambaChatQuery):
             ask = self._answering.ask_of_chat(query, model)
         else:
@@ -127,7 +127,10 @@ def check_queries(request: web.Request, queries: Sequence[LlambaQuery]) -> None:
 async def write_lines(
     request: web.Request, answers: Answers, stops: Sequence[str]
 ) -> web.StreamResponse:
-    """Send the answers as a stream, with what arrived of each in one line."""
+    """Stream the answers: each line has the new texts of several answers.
+
+    An answer that a string in `stops` ended keeps it.
+    """
     async with ResponseStream(request, SSE) as lines:
         while events := await answers.next_events():
             await lines.send_all(LlambaBatchChunk(items) for items in join(events, stops))
@@ -138,7 +141,11 @@ async def write_lines(
 def join(
     events: Sequence[tuple[int, Event]], stops: Sequence[str]
 ) -> Iterator[list[LlambaBatchItem]]:
-    """Yield the items of the texts in `events`, then the items of the answers that ended."""
+    """Join events into at most two lines of a stream: new texts, then the answers that ended.
+
+    Each event comes with the number of its answer. An answer that a string in `stops` ended keeps
+    it.
+    """
     texts: dict[int, str] = {}
     ends: list[LlambaBatchItem] = []
     for index, event in events:
@@ -156,7 +163,10 @@ def join(
 
 
 async def collect(answers: Answers, stops: Sequence[str]) -> list[LlambaBatchItem]:
-    """Return all answers, in the order of their numbers."""
+    """Return all answers when they have ended, in the order of their numbers.
+
+    An answer that a string in `stops` ended keeps it.
+    """
     texts: dict[int, list[str]] = {}
     ends: dict[int, Finished] = {}
     async for index, event in answers:
@@ -170,6 +180,9 @@ async def collect(answers: Answers, stops: Sequence[str]) -> list[LlambaBatchIte
 
 
 def text_of(event: Event, stops: Sequence[str]) -> str:
-    """Return the text of an event; the batch's stop that ended an answer belongs to it."""
+    """Return the text of an event.
+
+    If a stop string in `stops` ended the answer, the text ends with it.
+    """
     stop = event.stop if isinstance(event, Finished) else None
     return event.text + (stop if stop is not None and stop in stops else "")

@@ -47,7 +47,7 @@ CLASSIFY = Endpoint(
 
 
 async def classify(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the number of the likeliest response, or with all probabilities as JSON."""
+    """Answer POST /classify with the likeliest response's number, or with JSON on request."""
     body, _ = await CLASSIFY.read(request, service, LlambaClassificationQuery)
     count = len(body.valid_responses)
     if not count:
@@ -66,7 +66,7 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def conversation_of(body: LlambaClassificationQuery) -> list[dict[str, str]]:
-    """Return the conversation whose last message ends before the number of the answer."""
+    """Return the question as messages; the last, the assistant's, stops before the number."""
     options = "\n".join(f"{number}. {text}" for number, text in enumerate(body.valid_responses, 1))
     task = (
         "Read the text above and answer the question about it with exactly one of the given "

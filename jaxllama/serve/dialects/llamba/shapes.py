@@ -99,5 +99,5 @@ TOKENIZE = Endpoint(
 
 
 def reason_of(end: Finished) -> Literal["stop", "limit"]:
-    """Return the reason of an answer's end."""
+    """Return why an answer ended: "limit" at its token limit, else "stop"."""
     return "limit" if end.reason is FinishReason.LENGTH else "stop"

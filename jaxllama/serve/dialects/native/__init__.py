@@ -67,7 +67,7 @@ class Native(Dialect):
     name = "native"
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers; explanations share the recordings that are kept."""
+        """Make the handlers; those of explanations share one store of kept recordings."""
         super().__init__(options)
         self.endpoints = {**ENDPOINTS, **ExplainRoutes().endpoints}
 

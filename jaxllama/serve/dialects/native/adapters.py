@@ -63,13 +63,13 @@ UNLOAD_ADAPTER = Endpoint(
 
 
 async def list_adapters(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the loaded adapters."""
+    """Answer GET /v1/lora_adapters with the loaded LoRA adapters."""
     del request
     return one_json(adapter_list(service))
 
 
 async def load_adapter(request: web.Request, service: GenerationService) -> web.Response:
-    """Load an adapter; answer with all of them."""
+    """Answer POST /v1/load_lora_adapter: load a LoRA adapter, and list all that are loaded."""
     body, _ = await LOAD_ADAPTER.read(request, service, LoadAdapterBody)
     folder = allowed_folder(request.app[SETTINGS].lora_folder, body.lora_path)
     model = service.model
@@ -88,7 +88,7 @@ async def load_adapter(request: web.Request, service: GenerationService) -> web.
 
 
 async def unload_adapter(request: web.Request, service: GenerationService) -> web.Response:
-    """Unload an adapter; answer with the others."""
+    """Answer POST /v1/unload_lora_adapter: unload a LoRA adapter, and list the others."""
     body, _ = await UNLOAD_ADAPTER.read(request, service, UnloadAdapterBody)
     allowed_folder(request.app[SETTINGS].lora_folder, "")
     await service.unload_adapter(body.lora_name, request[CALLER])
@@ -96,7 +96,10 @@ async def unload_adapter(request: web.Request, service: GenerationService) -> we
 
 
 def allowed_folder(root: str | None, path: str) -> Path:
-    """Return the folder of an adapter inside the allowed one; raise InvalidParameter otherwise."""
+    """Return the folder `path` below `root`; raise InvalidParameter if it is outside.
+
+    `root` is the folder of --lora-folder; None, without that option, is refused as well.
+    """
     if root is None:
         raise InvalidParameter(
             "adapters cannot be changed while this server runs; start it with --lora-folder PATH "
@@ -118,7 +121,7 @@ def allowed_folder(root: str | None, path: str) -> Path:
 
 
 def adapter_list(service: GenerationService) -> AdapterList:
-    """Describe the adapters of the served model."""
+    """Return the loaded LoRA adapters with their request counts, and the bounds for adapters."""
     engine = service.model.engine
     counts = {} if engine.adapters is None else engine.adapters.requests
     cards = [AdapterCard(name, counts.get(name, 0)) for name in service.model.adapters]

@@ -116,7 +116,7 @@ class ExplainRoutes:
         self.endpoints: dict[Endpoint, Serves] = {EXPLAIN: self.explain, REPLAY: self.replay}
 
     async def explain(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Generate a short answer and report the effect of each sampler on each token."""
+        """Answer POST /explain: a short answer, and each sampler's effect on each token of it."""
         body, knobs = await EXPLAIN.read(request, service, ExplainBody)
         name = check_adapted(body.model, service.model, knobs)
         changes = body.what_if or {}
@@ -155,7 +155,10 @@ class ExplainRoutes:
         )
 
     async def replay(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Draw a recorded answer again with other knobs, without running the model."""
+        """Answer POST /explain/replay: sample a recorded answer's tokens again, with other knobs.
+
+        The model does not run: the recording has the logits.
+        """
         body, _ = await REPLAY.read(request, service, ReplayBody)
         changes = body.what_if or {}
         check_what_if(changes, service.model)
@@ -170,7 +173,10 @@ class ExplainRoutes:
 def check_explainable(
     knobs: Mapping[str, Any], changes: Mapping[str, object], model: Model
 ) -> None:
-    """Raise InvalidParameter for knobs or changes that an explanation does not support."""
+    """Raise InvalidParameter for knobs that an explanation does not support.
+
+    `changes` are the knobs of `what_if`, which replace those of the request in a second replay.
+    """
     check_length(knobs)
     if knobs.get("logprobs") is not None:
         raise InvalidParameter(
@@ -181,7 +187,7 @@ def check_explainable(
 
 
 def check_position(position: int | None, recording: Recording) -> None:
-    """Raise InvalidParameter for a position that the answer does not have."""
+    """Raise InvalidParameter for a token position that the answer does not have; None is any."""
     if position is not None and position >= len(recording.tokens):
         raise InvalidParameter(
             f"position is {position}; the answer has {len(recording.tokens)} tokens, the first at "
@@ -191,7 +197,7 @@ def check_position(position: int | None, recording: Recording) -> None:
 
 
 def check_what_if(changes: Mapping[str, object], model: Model) -> None:
-    """Raise InvalidParameter for changes with which no replay is possible."""
+    """Raise InvalidParameter if recorded logits cannot be sampled with the knobs `changes`."""
     try:
         check_changes(changes, model.intake.bank)
     except InvalidParameter as error:

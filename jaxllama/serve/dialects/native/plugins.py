@@ -115,7 +115,7 @@ async def plugins(request: web.Request, service: GenerationService) -> web.Respo
 
 
 def cards(model: Model) -> PluginCards:
-    """Describe all installed plugins and core fields."""
+    """Describe all installed plugins, and the request fields that belong to no plugin."""
     return PluginCards(
         samplers=[
             sampler_card(*item, model.intake.defaults)
@@ -135,7 +135,7 @@ def cards(model: Model) -> PluginCards:
 
 
 def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) -> SamplerCard:
-    """Describe a sampler."""
+    """Describe the sampler class `kind`; `defaults` has the model maker's values of knobs."""
     specs: Mapping[str, KnobSpec] = knobs_of(kind)
     return SamplerCard(
         name=name,
@@ -148,7 +148,7 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 
 def measured_cost(name: str, package: str) -> MeasuredCost | None:
-    """Return the cost of a sampler that its package states in costs.json; see plugins/costs.py."""
+    """Return the cost of a sampler that its package states in costs.json; None without one."""
     stated = stated_costs(package)
     if stated is None or name not in stated.microseconds:
         return None
@@ -195,7 +195,7 @@ def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCar
 
 
 def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
-    """Describe a core field; `defaults` has the model maker's values."""
+    """Describe a request field of no plugin; `defaults` has the model maker's values."""
     return CoreCard(
         name=name,
         type=limit.kind.__name__,  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ CLASSIFY = Endpoint(
 
 
 async def score(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the score of each continuation."""
+    """Answer POST /score with the log-probabilities of each continuation."""
     body, _ = await SCORE.read(request, service, ScoreBody)
     knobs: dict[str, str] = {}
     name = check_adapted(body.model, service.model, knobs)
@@ -111,7 +111,7 @@ async def score(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def classify(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the most likely label and the probabilities of all."""
+    """Answer POST /classify with the most likely label and the probabilities of all labels."""
     body, _ = await CLASSIFY.read(request, service, ClassifyBody)
     knobs: dict[str, str] = {}
     name = check_adapted(body.model, service.model, knobs)
@@ -133,7 +133,10 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def pairs_of(body: ClassifyBody) -> tuple[list[str | list[int]], list[str | None]]:
-    """Return the texts and the questions of which each pair is classified."""
+    """Return the texts and the questions; each text is to be classified after each question.
+
+    The only question is None if the request has none.
+    """
     if body.messages is not None:
         raise InvalidParameter("messages go without texts and questions", "messages")
     if (body.texts is None) == (body.prompt is None):
@@ -150,7 +153,7 @@ def pairs_of(body: ClassifyBody) -> tuple[list[str | list[int]], list[str | None
 async def labelled(
     prefix: Prefix, body: ClassifyBody, service: GenerationService, caller: Caller
 ) -> list[Labelled]:
-    """Return the probabilities of all labels after a prefix, in the order of the request."""
+    """Return the probability of each label as continuation of a prefix, in the request's order."""
     scores = await score_texts(prefix, body.labels, "labels", service, caller)
     shares = probabilities(scores, length_normalize=body.length_normalize)
     return [
@@ -165,6 +168,6 @@ def likeliest(found: Sequence[Labelled]) -> str:
 
 
 def prefix_of(body: ScoreBody | ClassifyBody, lora: str | None) -> Prefix:
-    """Return the prompt or the conversation of a body, for an adapter if one is named."""
+    """Return the prompt or conversation of a body; `lora` is the adapter to score with, or None."""
     turns = None if body.messages is None else [as_turn(turn) for turn in body.messages]
     return Prefix(body.prompt, turns, lora=lora, format=body.format)

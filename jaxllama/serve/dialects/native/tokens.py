@@ -149,7 +149,10 @@ async def tokenize(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def find_source(body: TokenizeBody) -> SourceField:
-    """Return the name of the only given source field; refuse none or several."""
+    """Return the one of text, prompt, content and messages that is given.
+
+    Raises InvalidParameter if none or several are.
+    """
     sources: tuple[SourceField, ...] = ("text", "prompt", "content", "messages")
     given = [name for name in sources if getattr(body, name) is not None]
     if len(given) != 1:
@@ -177,7 +180,7 @@ def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -
 
 
 def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], context: int) -> Tokens:
-    """Build the response body, with the texts of the tokens in the requested form."""
+    """Build the response of /tokenize; `context` is the engine's context length in tokens."""
     found = Tokens(list(ids), len(ids), context)
     raw = [tokenizer.piece(id_, special=True) for id_ in ids]
     pieces = [piece.decode("utf-8", "replace") for piece in raw]

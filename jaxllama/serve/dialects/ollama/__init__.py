@@ -30,7 +30,7 @@ ROOT = Endpoint("GET", "/", "Say that the server runs, as Ollama does", answer=s
 
 
 async def root(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer as Ollama does at its root."""
+    """Answer GET / with the text by which clients recognize Ollama."""
     del request, service
     return web.Response(text="Ollama is running")
 

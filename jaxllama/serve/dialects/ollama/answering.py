@@ -72,7 +72,7 @@ GENERATE = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a conversation; without messages, say that the model is loaded."""
+    """Answer POST /api/chat with the next message; to no messages, say that the model is loaded."""
     body, _ = await CHAT.read(request, service, OllamaChatBody)
     model = service.model
     named: dict[str, Any] = {}
@@ -112,7 +112,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
 
 
 async def generate(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer a prompt; without one, say that the model is loaded."""
+    """Answer POST /api/generate: answer a prompt; without one, say that the model is loaded."""
     body, _ = await GENERATE.read(request, service, OllamaGenerateBody)
     model = service.model
     named: dict[str, Any] = {}
@@ -150,7 +150,7 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
 
 
 def messages_of(body: OllamaGenerateBody) -> list[dict[str, Any]]:
-    """Return the conversation of a prompt and a system message."""
+    """Return the prompt as a conversation: the system message, if any, and a user's message."""
     system = [{"role": "system", "content": body.system}] if body.system else []
     return [*system, {"role": "user", "content": body.prompt}]
 
@@ -158,7 +158,7 @@ def messages_of(body: OllamaGenerateBody) -> list[dict[str, Any]]:
 async def continued(
     request: web.Request, service: GenerationService, body: OllamaGenerateBody
 ) -> list[int]:
-    """Return the tokens of an earlier `context` and of the new prompt after it."""
+    """Return the token ids of an earlier exchange (`context`), and of the new prompt after it."""
     past, messages = body.context or [], messages_of(body)
 
     def read(model: Model) -> list[int]:
@@ -171,7 +171,7 @@ async def continued(
 def knobs_of(
     request: web.Request, model: Model, body: AnswerBody
 ) -> tuple[dict[str, object], Mapping[str, str]]:
-    """Return the knobs of a body, and the client's name of each."""
+    """Return the knobs of a body, and for each the path of the client's field, for errors."""
     options, names = read_options(
         request, body.options or {}, model.knobs, unheeded=LOADING_OPTIONS
     )
@@ -188,7 +188,10 @@ def knobs_of(
 def thinking_knobs(
     body: AnswerBody, knobs: Mapping[str, object], *, is_thinking: bool
 ) -> dict[str, object]:
-    """Return the knob for `think`; refuse it if the model does not think here."""
+    """Return the knob `reasoning_budget` (most tokens of thoughts) for `think`; {} sets no bound.
+
+    Raises InvalidParameter for `think` if the model does not think here (`is_thinking` false).
+    """
     if not body.think:
         return {BUDGET: 0} if body.think is False and is_thinking else {}
     if not is_thinking:
@@ -204,12 +207,12 @@ def thinking_knobs(
 
 
 def is_random(seed: object) -> bool:
-    """Say whether a seed asks for a random one: a negative number."""
+    """Say whether a seed is a negative number, which asks for a random seed."""
     return isinstance(seed, int) and seed < 0
 
 
 def as_message(turn: OllamaTurn, index: int) -> dict[str, Any]:
-    """Convert a message to the intake's form."""
+    """Convert a message to the dict that chat templates take; `index` is its place, for errors."""
     if turn.images:
         raise InvalidParameter(
             f"messages[{index}].images is not supported: this model reads text only",
@@ -253,11 +256,11 @@ class GenerateForm:
         self._logprobs: list[TokenLogprob] = []
 
     def begin(self) -> Sequence[Any]:
-        """Return no lines: the first has text."""
+        """Return no lines: nothing precedes the first event."""
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaGenerated]:
-        """Collect an event, and yield its lines."""
+        """Collect an event, and yield the stream's line with its text, if it has any."""
         del index
         found = logprobs_of(self._tokenizer, event)
         self._logprobs += found
@@ -269,11 +272,11 @@ class GenerateForm:
             yield self._line(text, thoughts, found)
 
     def end(self) -> Iterator[OllamaGenerated]:
-        """Yield the last line."""
+        """Yield the last line of the stream, with token counts and durations."""
         yield self._last("", "", [])
 
     def whole(self) -> OllamaGenerated:
-        """Return the whole answer."""
+        """Return the whole answer, for a response that is not streamed."""
         return self._last(self._parsed.text, self._parsed.thoughts, self._logprobs)
 
     def _line(self, text: str, thoughts: str, logprobs: list[TokenLogprob]) -> OllamaGenerated:
@@ -313,11 +316,11 @@ class OllamaChatForm:
         self._logprobs: list[TokenLogprob] = []
 
     def begin(self) -> Sequence[Any]:
-        """Return no lines: the first has text."""
+        """Return no lines: nothing precedes the first event."""
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaChatted]:
-        """Collect an event, and yield the line with its text."""
+        """Collect an event, and yield the stream's line with its text, if it has any."""
         del index
         pieces = self._parsed.receive(event)
         text, thoughts = text_in(pieces), thoughts_in(pieces)
@@ -328,13 +331,13 @@ class OllamaChatForm:
             yield self._line(message, found)
 
     def end(self) -> Iterator[OllamaChatted]:
-        """Yield the calls, which are sent whole, and the last line."""
+        """Yield the stream's line with the tool calls, if any, and the last line."""
         if self._parsed.calls:
             yield self._line(OllamaMessage("assistant", "", self._calls()), [])
         yield self._last(OllamaMessage("assistant", ""), [])
 
     def whole(self) -> OllamaChatted:
-        """Return the whole answer."""
+        """Return the whole answer, for a response that is not streamed."""
         calls = self._calls() if self._parsed.calls else UNSET
         thoughts = self._parsed.thoughts or UNSET
         message = OllamaMessage("assistant", self._parsed.text, calls, thoughts)
@@ -386,7 +389,7 @@ def logprobs_of(tokenizer: Tokenizer, event: Event) -> list[TokenLogprob]:
 
 
 def timings_of_end(end: Finished | None) -> dict[str, Any]:
-    """Return the durations and counts of an answer that has ended."""
+    """Return the durations and token counts of an answer; {} if it has not ended."""
     if end is None:
         return {}
     return timings_of(end.usage, is_cut=end.reason is FinishReason.LENGTH)

@@ -139,7 +139,7 @@ VERSION = Endpoint(
 
 
 async def tags(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the served model, and the encoder beside it."""
+    """Answer GET /api/tags with the served model, and the encoder beside it."""
     del request
     model = service.model
     names = [model.name, *([model.encoder.name] if model.encoder is not None else [])]
@@ -147,7 +147,7 @@ async def tags(request: web.Request, service: GenerationService) -> web.Response
 
 
 async def ps(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the served model, which is always loaded."""
+    """Answer GET /api/ps with the served model, which is always loaded."""
     del request
     model = service.model
     one = tagged(model, model.name)
@@ -165,7 +165,7 @@ async def ps(request: web.Request, service: GenerationService) -> web.Response:
 
 
 async def show(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the description of a model."""
+    """Answer POST /api/show with the description of a model."""
     body, _ = await SHOW.read(request, service, ShowBody)
     model = service.model
     check_name(asked_of(body.model, body.name), model)
@@ -174,7 +174,7 @@ async def show(request: web.Request, service: GenerationService) -> web.Response
 
 
 async def pull(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer with the progress of fetching a model: the served one is here already."""
+    """Answer POST /api/pull with the progress of fetching a model: the served one is here."""
     body, _ = await PULL.read(request, service, PullBody)
     check_name(asked_of(body.model, body.name), service.model)
     steps = [PullProgress(each) for each in ("pulling manifest", "verifying", "success")]
@@ -186,13 +186,13 @@ async def pull(request: web.Request, service: GenerationService) -> web.StreamRe
 
 
 async def tell_version(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the version of the API."""
+    """Answer GET /api/version with the version of Ollama whose API this is."""
     del request, service
     return one_json(VersionAnswer(API_VERSION))
 
 
 def asked_of(model: str | None, name: str | None) -> str:
-    """Return the name of the model in a body; refuse a body without one."""
+    """Return the model's name from either field of a body; raise HttpError if both are empty."""
     asked = model or name
     if not asked:
         raise HttpError("model is required", 400, "model_required")
@@ -200,7 +200,7 @@ def asked_of(model: str | None, name: str | None) -> str:
 
 
 def tagged(model: Model, name: str) -> TaggedModel:
-    """Describe the model, or the encoder, under a name."""
+    """Describe the served model, or the encoder if `name` is its name, as an entry of a list."""
     encoder = model.encoder if model.encoder is not None and model.encoder.name == name else None
     loaded = model.loaded if encoder is None else encoder.loaded
     return TaggedModel(
@@ -226,7 +226,7 @@ def encoder_details() -> ModelDetails:
 
 
 def describe(model: Model, verbose: bool) -> ShownModel:
-    """Describe the served model."""
+    """Describe the served model for /api/show; `verbose` adds the vocabulary."""
     text, intake, shape = model.intake.tokenizer.text, model.intake, model.shape
     defaults = intake.defaults
     parameters = "\n".join(f"{name} {json.dumps(value)}" for name, value in defaults.items())

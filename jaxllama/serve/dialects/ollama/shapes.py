@@ -45,7 +45,10 @@ class OllamaBody(RequestShape, kw_only=True):
     options: dict[str, Any] | None = None
 
     def ignored(self, *, strict: bool) -> list[str]:
-        """Return the given fields without effect; a model kept for ever is what happens here."""
+        """Return the given fields without effect, such as `keep_alive`; with `strict`, refuse them.
+
+        A negative `keep_alive` asks to keep the model for ever, which happens anyway.
+        """
         names = super().ignored(strict=strict)
         if self.keep_alive is None or is_forever(self.keep_alive):
             return names
@@ -208,9 +211,10 @@ def is_forever(keep_alive: KeepAlive) -> bool:
 
 
 def check_name(asked: str, model: Model, knobs: dict[str, Any] | None = None) -> str:
-    """Return the name for the answer; the tag `latest` may follow the name of the model.
+    """Return `asked`, the model name for the answer; raise HttpError 404 if it is not served.
 
-    With `knobs`, it may also be a loaded adapter, which is then set in them.
+    The tag :latest may follow the name. With `knobs`, it may also be a loaded LoRA adapter, which
+    is then set in them.
     """
     try:
         name = asked.removesuffix(LATEST)
@@ -221,7 +225,7 @@ def check_name(asked: str, model: Model, knobs: dict[str, Any] | None = None) ->
 
 
 def form_of(body: AnswerBody) -> FormKnobs:
-    """Return the knobs that constrain the answer to `format`."""
+    """Return the knobs that constrain the answer to the request's `format`."""
     if isinstance(body.format, dict):
         return FormKnobs({"json_schema": body.format}, {"json_schema": "format"})
     if body.format == "json":
@@ -230,12 +234,12 @@ def form_of(body: AnswerBody) -> FormKnobs:
 
 
 def now() -> str:
-    """Return the time as Ollama writes it."""
+    """Return the time in UTC, as Ollama writes it."""
     return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def timings_of(usage: Usage, *, is_cut: bool) -> dict[str, Any]:
-    """Return the fields of `Timings` for the end of an answer."""
+    """Return the fields of `Timings` for an ended answer; `is_cut`: it reached its token limit."""
     first = round(usage.seconds_to_first * NANOSECONDS)
     total = round(usage.seconds * NANOSECONDS)
     return {

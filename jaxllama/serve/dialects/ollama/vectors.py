@@ -78,7 +78,7 @@ OLD_EMBED = Endpoint(
 
 
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the vector of each text."""
+    """Answer POST /api/embed with the vector of each text."""
     body, _ = await EMBED.read(request, service, EmbedBody)
     began = time.monotonic()
     texts = [body.input] if isinstance(body.input, str) else body.input or []
@@ -95,7 +95,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def embed_one(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the vector of one text."""
+    """Answer POST /api/embeddings with the vector of one text."""
     body, _ = await OLD_EMBED.read(request, service, OldEmbedBody)
     vectors, _ = await vectors_of(request, service, body, [body.prompt], truncate=True)
     return one_json(OldEmbedAnswer(as_lists(vectors)[0]))
@@ -110,7 +110,10 @@ async def vectors_of(
     truncate: bool,
     dimensions: int | None = None,
 ) -> tuple[Sequence[np.ndarray], int]:
-    """Return the vectors of texts by the asked model, and the number of tokens."""
+    """Return a vector per text, by the model or encoder that the body names, and the token count.
+
+    `truncate` cuts texts that are too long; `dimensions` shortens an encoder's vectors.
+    """
     read_options(request, body.options or {}, (), unheeded=LOADING_OPTIONS)
     check_count("inputs", len(texts))
     model, caller = service.model, request[CALLER]

@@ -102,7 +102,7 @@ class OpenAI(Dialect):
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
-        """Answer batches while the server runs."""
+        """Answer the requests of batches in the background while the server runs."""
         try:
             async with self._work.running(app, self):
                 if self.options.keep_responses:

@@ -83,7 +83,7 @@ class RequestBatch(msgspec.Struct, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the batch has ended: completed, failed, expired or cancelled."""
         return self.status in OVER
 
 
@@ -132,7 +132,7 @@ class BatchStore:
         self._folder = folder
 
     def open(self) -> list[KeptBatch]:
-        """Make the folder; return all batches, oldest first."""
+        """Make the folder if needed; return all batches in it, oldest first."""
         open_folder(self._folder)
         found = []
         for path in self._folder.glob("batch_*.json"):
@@ -147,21 +147,24 @@ class BatchStore:
         write_whole(self._folder / f"{kept.batch.id}.json", msgspec.json.encode(kept))
 
     def forget(self, kept: KeptBatch) -> None:
-        """Delete a batch; its output files stay."""
+        """Delete a batch from this folder; its files in the file store stay."""
         for path in self._folder.glob(f"{kept.batch.id}.*"):
             path.unlink(missing_ok=True)
 
     def growing(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of the file that grows while a batch runs."""
+        """Return the path of the file to which a running batch appends answers, or errors."""
         return self._folder / f"{batch.id}.{kind}.jsonl"
 
     def append(self, batch: RequestBatch, kind: GrowingKind, line: OutputLine) -> None:
-        """Write the line of a request that is done."""
+        """Append the line of an answered or failed request to the batch's file of that kind."""
         with self.growing(batch, kind).open("ab") as out:
             out.write(msgspec.json.encode(line) + b"\n")
 
     def done(self, batch: RequestBatch) -> tuple[set[int], RequestCounts]:
-        """Return the numbers of the requests that are done; remove a line that a crash cut off."""
+        """Return the numbers of the requests that are done, and the counts of the batch.
+
+        An incomplete last line, which a crash has left, is cut off.
+        """
         numbers: set[int] = set()
         counts = RequestCounts(batch.request_counts.total)
         for number in self._numbers(self.growing(batch, "output")):

@@ -88,7 +88,7 @@ class BatchWork:
 
     @contextlib.asynccontextmanager
     async def running(self, app: web.Application, dialect: ErrorForm) -> AsyncIterator[None]:
-        """Take the folder, go on with the batches in it, and stop at the end."""
+        """Lock the folder, resume the unfinished batches in it, and stop their tasks at the end."""
         self._app, self._dialect = app, dialect
         with taken(self._folder):
             self._files.open()
@@ -107,7 +107,11 @@ class BatchWork:
     def create(
         self, endpoint: str, input_file: str, metadata: dict[str, str] | None, kept_for: Caller
     ) -> RequestBatch:
-        """Start a batch on an input file of the caller's."""
+        """Start a batch on a file that the caller has uploaded, and return its description.
+
+        `endpoint` is the path that answers its requests; `kept_for` is the caller who owns it.
+        Raises HttpError if there is no such file, or if there are too many batches.
+        """
         owner = owner_of(kept_for)
         self._files.find(input_file, owner)
         unfinished = sum(not kept.batch.is_over for kept in self._owned(owner))
@@ -163,14 +167,14 @@ class BatchWork:
         return batch
 
     def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of the lines of a batch; while there are none, no file is there."""
+        """Return the path of a batch's answers, or errors, so far; it may not exist yet."""
         growing = self._store.growing(batch, kind)
         id_ = batch.output_file_id if kind == "output" else batch.error_file_id
         # The id is noted before the file gets it.
         return growing if id_ is None or growing.exists() else self._files.content(id_)
 
     def is_reading(self, file: str) -> bool:
-        """Say whether a batch that is not over reads this file."""
+        """Say whether the file with this id is the input of a batch that has not ended."""
         return any(
             kept.batch.input_file_id == file and not kept.batch.is_over
             for kept in self._kept.values()
@@ -180,7 +184,10 @@ class BatchWork:
         return [kept for kept in self._kept.values() if kept.owner == owner]
 
     def _make_room(self) -> None:
-        """Forget the oldest batch that has ended, if there are too many."""
+        """Forget the oldest batch that has ended, if there are too many.
+
+        Raises HttpError if none has.
+        """
         while len(self._kept) >= MOST_BATCHES:
             oldest = next((kept for kept in self._kept.values() if kept.batch.is_over), None)
             if oldest is None:
@@ -207,7 +214,7 @@ class BatchWork:
         self._tasks[kept.batch.id] = asyncio.create_task(self._run(kept, before))
 
     async def _run(self, kept: KeptBatch, before: asyncio.Task[None] | None) -> None:
-        """Bring one batch to its end, once the task that worked on it before has ended."""
+        """Process one batch to its end; first await `before`, an earlier task on it or None."""
         batch = kept.batch
         try:
             if before is not None:
@@ -227,7 +234,7 @@ class BatchWork:
             self._store.save(kept)
 
     async def _validate(self, kept: KeptBatch) -> None:
-        """Read all lines of the input file; the batch fails if any of them is wrong."""
+        """Check all lines of the input file; the batch fails if any of them is wrong."""
         batch = kept.batch
         count, problems = await asyncio.to_thread(self._problems, batch)
         if batch.status != "validating":
@@ -240,7 +247,7 @@ class BatchWork:
         self._store.save(kept)
 
     def _problems(self, batch: RequestBatch) -> tuple[int, list[LineProblem]]:
-        """Count the lines of the input file, and list their errors."""
+        """Return the number of lines in the input file, and the errors in them."""
         found: list[LineProblem] = []
         seen: set[str] = set()
         number = 0
@@ -273,7 +280,7 @@ class BatchWork:
                     yield line
 
     async def _answer_all(self, kept: KeptBatch) -> None:
-        """Answer every request that is not done; several at a time, in the order of the file."""
+        """Answer the requests that are not done, several at a time, in the order of the file."""
         batch = kept.batch
         done, counts = await asyncio.to_thread(self._store.done, batch)
         batch.request_counts = counts
@@ -289,7 +296,7 @@ class BatchWork:
                 task.add_done_callback(lambda _: self._room.release())
 
     async def _answer(self, kept: KeptBatch, number: int, line: bytes) -> None:
-        """Answer one request, and write its line."""
+        """Answer the request in line `number`, and append its answer to the batch's files."""
         given = read_line(line, kept.batch.endpoint)
         caller = Caller(client=kept.client, route=f"BATCH {given.url}")
         status, body = await self._try_until_answered(given, caller)
@@ -303,7 +310,11 @@ class BatchWork:
         counts.failed += not is_good
 
     async def _try_until_answered(self, given: InputLine, caller: Caller) -> tuple[int, bytes]:
-        """Return status and body of the answer; wait while the queue is full or the server away."""
+        """Return HTTP status and body of the answer; retry while the queue is full.
+
+        It retries as well while the server is not ready, and a few times after the engine stopped.
+        Errors become bodies.
+        """
         assert self._app is not None
         assert self._dialect is not None
         tries = 0
@@ -331,7 +342,7 @@ class BatchWork:
         return self._dialect.error_status(error), encode(self._dialect.error_body(error))
 
     def _finish(self, kept: KeptBatch) -> None:
-        """Make files of what was written, and say how the batch ended.
+        """Move the answers and errors into the file store, and set how the batch ended.
 
         A crash may interrupt it at any place: the id of a file is noted before the file gets it.
         """
@@ -354,7 +365,7 @@ class BatchWork:
         self._store.save(kept)
 
     def _keep_written(self, kept: KeptBatch, kind: GrowingKind) -> None:
-        """Make a file of what was written in one of the growing files."""
+        """Move a batch's growing file of answers, or errors, into the file store, if it exists."""
         batch, path = kept.batch, self._store.growing(kept.batch, kind)
         if not path.exists():
             return
@@ -369,7 +380,7 @@ class BatchWork:
         self._files.adopt(path, id_, KeptName(name, kept.owner, "batch_output"))
 
     def _note_expired(self, batch: RequestBatch, done: set[int]) -> bool:
-        """Write an error line for each request that is left; return whether there are any."""
+        """Write an error line for each request not in `done`; return whether there were any."""
         error = LineError("batch_expired", "the batch ended before this request was answered")
         is_late = False
         for number, line in enumerate(self._lines(batch)):
@@ -383,28 +394,31 @@ class BatchWork:
 
 
 def owner_of(caller: Caller) -> str:
-    """Return the owner of a caller's files: its key; without keys, everyone."""
+    """Return the owner of a caller's files: its client name with an API key, else "" for all."""
     return caller.client if caller.client.startswith("key-") else ""
 
 
 def fail(batch: RequestBatch, problems: list[LineProblem]) -> None:
-    """Note why a batch failed, and when."""
+    """Set the status of a batch to failed, with the time and the problems."""
     batch.errors = BatchProblems(problems)
     batch.status, batch.failed_at = "failed", int(time.time())
 
 
 def line_id(batch: RequestBatch, number: int) -> str:
-    """Return the id of the output line of a request."""
+    """Return the id of the output line for the request in line `number`."""
     return f"batch_req_{batch.id.removeprefix('batch_')}_{number}"
 
 
 def next_undone(lines: Iterator[tuple[int, bytes]], done: set[int]) -> tuple[int, bytes] | None:
-    """Return the next line that is not done, with its number; None at the end."""
+    """Return the next line whose number is not in `done`, after its number; None at the end."""
     return next(((number, line) for number, line in lines if number not in done), None)
 
 
 def read_line(line: bytes, endpoint: str) -> InputLine:
-    """Read a line of an input file; raises InvalidParameter if it is wrong."""
+    """Decode a line of an input file; raise InvalidParameter if it is wrong.
+
+    `endpoint` is the path that all requests of the batch must have.
+    """
     try:
         given = msgspec.json.decode(line, type=InputLine)
         stream = msgspec.json.decode(given.body, type=StreamPeek).stream
@@ -428,7 +442,10 @@ def read_line(line: bytes, endpoint: str) -> InputLine:
 
 @contextlib.contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """Take a folder for this server; raises ConfigError if it cannot, or another one has it."""
+    """Lock a folder for this server, creating it; unlock it when the `with` block ends.
+
+    Raises ConfigError if that fails or another server has it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (folder / ".lock").open("w")

@@ -91,7 +91,7 @@ class BatchRoutes:
         return {endpoint: getattr(self, name) for endpoint, name in BATCH_HANDLERS.items()}
 
     async def create_batch(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Start a batch."""
+        """Answer POST /v1/batches: start a batch, and return its description."""
         body, _ = await CREATE_BATCH.read(request, service, BatchBody)
         if body.endpoint not in self._work.handlers:
             raise InvalidParameter(
@@ -104,7 +104,7 @@ class BatchRoutes:
         return one_json(batch)
 
     async def list_batches(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with a part of the caller's batches."""
+        """Answer GET /v1/batches with a page of the caller's batches."""
         del service
         page = read_page(request, most=100, usual=20)
         batches, has_more = page.cut(self._work.all(owner_of(request[CALLER])))
@@ -114,24 +114,24 @@ class BatchRoutes:
     async def describe_batch(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Answer with the description of a batch."""
+        """Answer GET /v1/batches/{batch} with the description of a batch."""
         del service
         id_, owner = request.match_info["batch"], owner_of(request[CALLER])
         return one_json(self._work.find(id_, owner).batch)
 
     async def cancel_batch(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Cancel a batch."""
+        """Answer POST /v1/batches/{batch}/cancel: cancel a batch, and return its description."""
         del service
         id_, owner = request.match_info["batch"], owner_of(request[CALLER])
         return one_json(self._work.cancel(id_, owner))
 
     async def read_output(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with lines of the answers so far."""
+        """Answer GET /v1/batches/{batch}/output with the answers so far, one a line."""
         del service
         return await self._read_lines(request, "output")
 
     async def read_errors(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with lines of the failed requests so far."""
+        """Answer GET /v1/batches/{batch}/errors with the failed requests so far, one a line."""
         del service
         return await self._read_lines(request, "errors")
 
@@ -150,7 +150,7 @@ class BatchRoutes:
 
 
 def read_lines(path: Path, start: int) -> bytes:
-    """Return whole lines of a file that may grow, up to `MOST_BYTES` or one longer line."""
+    """Return whole lines of a growing file from byte `start` on: MOST_BYTES or one longer line."""
     try:
         with path.open("rb") as file:
             file.seek(start)

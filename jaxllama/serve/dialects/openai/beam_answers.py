@@ -52,14 +52,17 @@ class FoundBeams:
 
 
 def sampling_knobs(model: Model) -> frozenset[str]:
-    """Return the knobs of samplers that a search obeys, as their samplers declare."""
+    """Return the sampler knobs that a beam search obeys, as their samplers declare."""
     kinds = model.intake.bank.samplers.values()
     suited = (knobs_of(kind) for kind in kinds if kind.suits_beams)
     return frozenset({"temperature"}.union(*suited))
 
 
 def check_obeyed(knobs: Mapping[str, object], sampling: frozenset[str]) -> None:
-    """Raise InvalidParameter for a knob that a search would not obey; `sampling` it does."""
+    """Raise InvalidParameter for a knob that beam search would not obey.
+
+    `sampling` has the sampler knobs that it does obey.
+    """
     for name, value in knobs.items():
         if value is None or name in OBEYED or name in sampling:
             continue
@@ -77,7 +80,7 @@ def check_obeyed(knobs: Mapping[str, object], sampling: frozenset[str]) -> None:
 
 
 def given_of(knobs: Mapping[str, object], sampling: frozenset[str]) -> dict[str, object]:
-    """Return the knobs of samplers that are given."""
+    """Return the entries of `knobs` that are named in `sampling` and not None."""
     return {name: knobs[name] for name in sampling if knobs.get(name) is not None}
 
 
@@ -118,7 +121,7 @@ async def find_beams(
 
 
 def search_rules(request: GenerationRequest, options: BeamOptions, model: Model) -> SearchRules:
-    """Check the settings of a search, and name the fields as the client does."""
+    """Build the rules of a beam search; an error about its width names the field best_of."""
     try:
         return rules_of(
             request,
@@ -137,7 +140,7 @@ def search_rules(request: GenerationRequest, options: BeamOptions, model: Model)
 async def find_for_one(
     request: GenerationRequest, rules: SearchRules, rounds: Rounds
 ) -> FoundBeams:
-    """Search for the likeliest answers to one prompt."""
+    """Search for the likeliest answers to one prompt; each step is a round of engine requests."""
     search = searching(rules)
     prefixes, reused = next(search), None
     while True:
@@ -153,7 +156,11 @@ async def find_for_one(
 
 
 def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
-    """Return the next tokens with their log-probabilities, without those that samplers drop."""
+    """Return the likeliest tokens with their log-probabilities at the place of `token`.
+
+    With `is_sampled`, the log-probabilities are those after the samplers, without tokens that they
+    drop.
+    """
     if token.logprobs is None:
         return ()
     if not is_sampled:
@@ -162,16 +169,20 @@ def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
 
 
 def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the values of the client's own knobs: the model's recommendations are for draws."""
+    """Return the `values` of the knobs in `own`, which the client set.
+
+    The model's recommended values are left out: they are for random draws.
+    """
     return {name: value for name, value in values.items() if name in own}
 
 
 async def likeliest_after(
     request: GenerationRequest, prefixes: Sequence[TokenIds], rules: SearchRules, rounds: Rounds
 ) -> tuple[list[Likeliest], int]:
-    """Return the likeliest tokens after each prefix, and how many tokens the first had cached.
+    """Return the likeliest next tokens of each prefix, and the first prompt's cached token count.
 
-    Prefixes that share their stem follow each other in the order in which slots can be copied.
+    Prefixes that share their first tokens are requested one after the other, so that a slot's KV
+    cache can be copied.
     """
     prompts = [(*request.prompt, *prefix) for prefix in prefixes]
     order = first_of_each_stem(prompts)

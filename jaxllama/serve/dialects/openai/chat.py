@@ -66,7 +66,7 @@ CHAT = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Generate answers to a conversation, as one response or as a stream."""
+    """Answer POST /v1/chat/completions: answers to a conversation, as one body or as a stream."""
     body, knobs = await CHAT.read(request, service, ChatBody)
     model = service.model
     name = check_adapted(body.model, model, knobs)
@@ -111,7 +111,7 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
 
 
 def ending_of(body: ChatBody) -> PromptEnding:
-    """Return how the prompt ends: with a new assistant turn, or within the last message."""
+    """Return where the prompt ends: before a new answer, in the last message, or after it."""
     if body.continue_final_message:
         if body.add_generation_prompt:
             raise InvalidParameter(
@@ -123,7 +123,7 @@ def ending_of(body: ChatBody) -> PromptEnding:
 
 
 def logprobs_of(body: ChatBody) -> dict[str, object]:
-    """Convert the fields `logprobs` and `top_logprobs` to the core knob `logprobs`."""
+    """Convert the fields `logprobs` and `top_logprobs` to our knob `logprobs`; {} without them."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}
@@ -179,7 +179,7 @@ class ChatForm:
             yield chunk
 
     def take(self, index: int, event: Event) -> Iterator[ChatChunk]:
-        """Yield the chunks for an event of one answer."""
+        """Collect an event of answer `index`, and yield the chunks that a stream sends for it."""
         answer = self._answers[index]
         self._generated += isinstance(event, Token)
         delta = answer.receive(event)
@@ -205,12 +205,12 @@ class ChatForm:
         yield self._chunk([choice])
 
     def end(self) -> Iterator[ChatChunk]:
-        """Yield the usage chunk if it was requested."""
+        """Yield a chunk with the token counts if the request asked for it."""
         if self._counts.at_end:
             yield ChatChunk(self._id, self._created, self._name, [], usage=self._usage())
 
     def whole(self) -> ChatCompletion:
-        """Return all messages as one response."""
+        """Return the body of a response that is not streamed, with all answers."""
         choices = [
             ChatChoice(
                 index,
@@ -263,7 +263,7 @@ class ChatAnswer:
         return self._parsed.thought_tokens
 
     def receive(self, event: Event) -> ChatDelta:
-        """Add an event to the answer and return what it adds as a delta."""
+        """Add an event to the answer; return what it adds to the message of a stream."""
         pieces = self._parsed.receive(event)
         if isinstance(event, Finished):
             self.usage = event.usage

@@ -116,7 +116,7 @@ COMPLETIONS = Endpoint(
 
 
 async def complete(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Generate continuations of prompts, as one response or as a stream."""
+    """Answer POST /v1/completions: continuations of prompts, as one body or as a stream."""
     body, knobs = await COMPLETIONS.read(request, service, CompletionBody)
     model = service.model
     name = check_adapted(body.model, model, knobs)
@@ -157,7 +157,11 @@ async def in_format(
     service: GenerationService,
     caller: Caller,
 ) -> tuple[list[Prompt], dict[str, object]]:
-    """Return each prompt as a user's message in a prompt format, and knobs with its stops."""
+    """Render each prompt as a user's message; return the prompts, and knobs with stop strings.
+
+    `name` is the prompt format, whose stop strings are added. Raises InvalidParameter for prompts
+    of token ids.
+    """
     texts = [each for each in prompts if isinstance(each, str)]
     if len(texts) < len(prompts):
         raise InvalidParameter(
@@ -182,7 +186,10 @@ async def search_beams(
     prompts: Sequence[Prompt],
     knobs: Mapping[str, object],
 ) -> TextCompletion:
-    """Return the likeliest answers to each prompt, best first."""
+    """Return the response with the likeliest answers to each prompt, found by beam search.
+
+    They come prompt by prompt, best first.
+    """
     for name in ("stream", "echo", "explain", "format"):
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported with use_beam_search", name)
@@ -279,7 +286,7 @@ class CompletionOptions:
         return self.generated - self.returned
 
     def echo(self, index: int) -> Echo | None:
-        """Return the echo before an answer; None without `echo`."""
+        """Return the echo of the prompt of answer `index`; None if none was requested."""
         return self.echoes[index // self.generated] if self.echoes else None
 
 
@@ -299,7 +306,7 @@ class CompletionForm:
         self._counts = Counts(style.options, sum(map(len, prompts[:: style.generated])))
 
     def begin(self) -> Iterator[CompletionChunk]:
-        """Yield a chunk with the echo before each answer, if requested."""
+        """Yield a chunk for each answer with the echo or token ids of its prompt, if requested."""
         for index in range(len(self._writers)):
             echo = self._style.echo(index)
             choice = CompletionChoice(index, "")
@@ -311,7 +318,7 @@ class CompletionForm:
                 yield self._chunk(choice)
 
     def take(self, index: int, event: Event) -> Iterator[CompletionChunk]:
-        """Yield the chunks for an event of one answer."""
+        """Collect an event of answer `index`, and yield the chunks that a stream sends for it."""
         writer, shows_ids = self._writers[index], self._style.shows_ids
         found = writer.receive(event)
         self._generated += isinstance(event, Token)
@@ -328,13 +335,16 @@ class CompletionForm:
         yield self._chunk(choice)
 
     def end(self) -> Iterator[CompletionChunk]:
-        """Yield the usage chunk if it was requested."""
+        """Yield a chunk with the token counts if the request asked for it."""
         if self._counts.at_end:
             name = self._style.name
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
     def whole(self) -> TextCompletion:
-        """Return the best `n` answers to each prompt, in the order of the prompts."""
+        """Return the body of a response that is not streamed: `n` answers to each prompt.
+
+        They are the best ones if more were generated, in the order of the prompts.
+        """
         style, chosen = self._style, []
         for first in range(0, len(self._writers), style.generated):
             group = self._writers[first : first + style.generated]
@@ -387,7 +397,7 @@ class CompletionAnswer:
 
     @property
     def text(self) -> str:
-        """The text so far, with the echo."""
+        """The text so far, after the echo of the prompt if there is one."""
         return "".join(self._texts)
 
     def receive(self, event: Event) -> OldLogprobs | None:

@@ -31,7 +31,7 @@ async def make_echoes(
     service: GenerationService,
     caller: Caller,
 ) -> list[Echo]:
-    """Build the echo of each prompt, with log-probabilities if `logprobs` is set."""
+    """Return the echo of each prompt, with log-probabilities if the knob `logprobs` is set."""
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
     adapter = service.model.intake.adapter(knobs.get("lora"), knobs.get("lora_scale"))
@@ -45,7 +45,11 @@ async def make_echo(
     count: int | None,
     adapter: AdapterUse | None,
 ) -> Echo:
-    """Build one echo; with `count`, compute log-probabilities of its tokens and `count` others."""
+    """Return the echo of one prompt.
+
+    With `count` (else None), it has the log-probability of each token and of the `count` likeliest
+    ones in its place.
+    """
     tokenizer = service.model.intake.tokenizer
 
     def read(model: Model) -> tuple[list[int], str]:
@@ -74,7 +78,7 @@ async def make_echo(
 
 
 def top_tokens(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
-    """Return the `count` most likely tokens at one position, with their log-probabilities."""
+    """Return the `count` likeliest (token id, log-probability) of one position, best first."""
     count = min(count, len(logits))
     best = np.argpartition(-logits, count - 1)[:count]
     best = best[np.argsort(-logits[best], kind="stable")]

@@ -80,7 +80,7 @@ EMBEDDINGS = Endpoint(
 
 
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the vector of each text."""
+    """Answer POST /v1/embeddings with the vector of each text."""
     body, _ = await EMBEDDINGS.read(request, service, EmbeddingBody)
     served, caller = service.model.encoder, request[CALLER]
     texts = as_prompts(body.input, "input", "inputs")
@@ -115,7 +115,7 @@ def encode_vectors(vectors: Sequence[np.ndarray], body: EmbeddingBody) -> list[m
 
 
 def encode_vector(vector: np.ndarray, body: EmbeddingBody) -> list[float] | str:
-    """Encode a vector in the requested `encoding_format`."""
+    """Return a vector as a list of floats, or as base64 of float32 if `body` asks for it."""
     if body.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

@@ -62,7 +62,7 @@ class FileStore:
 
     @contextmanager
     def receive(self, owner: str) -> "Iterator[Upload]":
-        """Yield an upload to write to; it becomes a file when `keep` is called."""
+        """Yield an upload to write to; it is deleted at the end unless its `keep` was called."""
         upload = Upload(self, part_in(self._folder), owner)
         try:
             with upload:
@@ -82,7 +82,7 @@ class FileStore:
             )
 
     def adopt(self, path: Path, id_: str, kept: "KeptName") -> FileObject:
-        """Move a file into the store and return its description."""
+        """Move the file at `path` into the store under the id `id_`; return its description."""
         file = FileObject(
             id=id_,
             bytes=path.stat().st_size,
@@ -118,7 +118,7 @@ class FileStore:
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete an owner's file."""
+        """Delete an owner's file; raise HttpError 404 if there is none."""
         self.find(id_, owner)
         self._description(id_).unlink(missing_ok=True)
         self.content(id_).unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class Upload:
         self._out.write(piece)
 
     def keep(self) -> FileObject:
-        """Make the upload a file of the store."""
+        """Move the upload into the store, and return its description; refuse an empty file."""
         self._out.close()
         if not self._size:
             raise InvalidParameter("file is empty; expected a line for each request", "file")

@@ -78,7 +78,7 @@ class FileRoutes:
         return {endpoint: getattr(self, name) for endpoint, name in FILE_HANDLERS.items()}
 
     async def upload_file(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Keep the file of a form."""
+        """Answer POST /v1/files: store the file in the form, and return its description."""
         del service
         check_origin(request)
         if request.content_type != "multipart/form-data":
@@ -97,7 +97,7 @@ class FileRoutes:
             raise InvalidParameter(f"the form cannot be read: {error}") from error
 
     async def _read_form(self, request: web.Request) -> FileObject:
-        """Read the fields of a form in any order, and keep its file."""
+        """Read the fields of a form in any order, store its file, and return its description."""
         seconds = request.app[SETTINGS].body_seconds
         form = await request.multipart()
         fields: dict[str, str] = {}
@@ -124,7 +124,7 @@ class FileRoutes:
             return await asyncio.to_thread(upload.keep)
 
     async def list_files(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with a part of the caller's files."""
+        """Answer GET /v1/files with a page of the caller's files."""
         del service
         page = read_page(request, most=10_000, usual=10_000)
         found = await asyncio.to_thread(self._files.all, owner_of(request[CALLER]))
@@ -134,21 +134,21 @@ class FileRoutes:
         return one_json(FileList(files, first, last, has_more))
 
     async def describe_file(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer with the description of a file."""
+        """Answer GET /v1/files/{file} with the description of a file."""
         del service
         return one_json(self._asked(request))
 
     async def read_file(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Answer with the content of a file."""
+        """Answer GET /v1/files/{file}/content with the content of a file."""
         del service
         path = self._files.content(self._asked(request).id)
         headers = {"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}
         return web.FileResponse(path, headers=headers)
 
     async def delete_file(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Delete a file, unless a batch reads it."""
+        """Answer DELETE /v1/files/{file}: delete a file, unless it is a running batch's input."""
         del service
         file = self._asked(request)
         if self._work.is_reading(file.id):
@@ -161,7 +161,7 @@ class FileRoutes:
 
 
 async def receive(part: BodyPartReader, upload: Upload, seconds: float) -> None:
-    """Write the content of a form's file."""
+    """Copy the file in a form's part to `upload`; each piece must come within `seconds`."""
     while True:
         async with asyncio.timeout(seconds):
             piece = await part.read_chunk(PIECE)

@@ -21,7 +21,7 @@ class OldLogprobs(msgspec.Struct):
     text_offset: list[int] = msgspec.field(default_factory=list)
 
     def extend(self, more: "OldLogprobs") -> None:
-        """Append the tokens of `more`."""
+        """Append all entries of `more` to these."""
         self.tokens += more.tokens
         self.token_logprobs += more.token_logprobs
         self.top_logprobs += more.top_logprobs
@@ -37,7 +37,10 @@ class LogprobsWriter:
         self._place = place
 
     def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
-        """Append a token to `to`; `found` is None for the first token of a prompt."""
+        """Append the entries of one token to `to`.
+
+        `found` has its log-probabilities; None for the first token of a prompt, which has none.
+        """
         to.tokens.append(token_text(self._tokenizer, token))
         to.text_offset.append(self._place)
         self._place += len(self._decoder.decode(self._tokenizer.piece(token)))

@@ -37,7 +37,7 @@ MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=Mode
 
 
 async def list_models(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the list of models, the one that generates first."""
+    """Answer GET /v1/models with the served model, its LoRA adapters, and the encoder."""
     del request
     model = service.model
     cards = [card(model, each) for each in (model.name, *model.adapters)]
@@ -47,7 +47,7 @@ async def list_models(request: web.Request, service: GenerationService) -> web.R
 
 
 async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the description of a model by its name; 404 for other names."""
+    """Answer GET /v1/models/{model} with the description of that model; 404 for other names."""
     asked, served = request.match_info["model"], service.model.encoder
     if served is not None and asked in served.names:
         return one_json(encoder_card(served, asked))
@@ -56,7 +56,7 @@ async def describe_model(request: web.Request, service: GenerationService) -> we
 
 
 def card(model: Model, name: str) -> ModelCard:
-    """Describe the model under `name`, its own or an alias."""
+    """Describe the served model under `name`: its own, an alias, or that of a LoRA adapter."""
     return ModelCard(
         id=name,
         created=int(model.loaded),

@@ -32,7 +32,10 @@ class PageQuery:
     purpose: str | None
 
     def cut(self, newest_first: Sequence[I]) -> tuple[list[I], bool]:
-        """Return the items, and whether there are more; an unknown `after` has none after it."""
+        """Return the page of the items that is asked for, and whether more follow.
+
+        `newest_first` has all items. If no item has the id `after`, the page is empty.
+        """
         items = list(reversed(newest_first)) if self.is_oldest_first else list(newest_first)
         if self.after is not None:
             ids = [item.id for item in items]
@@ -41,7 +44,10 @@ class PageQuery:
 
 
 def read_page(request: web.Request, *, most: int, usual: int) -> PageQuery:
-    """Read the query of a list; raises InvalidParameter if it is wrong."""
+    """Read the query of a list; raise InvalidParameter if it is wrong.
+
+    `most` is the highest `limit` of items that is allowed, `usual` the default.
+    """
     query = request.query
     check_names(request, query, ("after", "limit", "order", "purpose"))
     limit = query.get("limit", str(usual))

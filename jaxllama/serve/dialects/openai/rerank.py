@@ -101,7 +101,7 @@ SCORE_PAIRS = Endpoint(
 
 
 async def rerank(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the documents, the most relevant first."""
+    """Answer POST /v1/rerank with the documents, the most relevant first."""
     body, _ = await RERANK.read(request, service, RerankBody)
     knobs: dict[str, str] = {}
     name = check_adapted(body.model, service.model, knobs)
@@ -121,7 +121,7 @@ async def rerank(request: web.Request, service: GenerationService) -> web.Respon
 
 
 async def score_texts_in_pairs(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the score of each pair of texts."""
+    """Answer POST /v1/score with the score of each pair of texts."""
     body, _ = await SCORE_PAIRS.read(request, service, PairScoreBody)
     knobs: dict[str, str] = {}
     name = check_adapted(body.model, service.model, knobs)
@@ -149,10 +149,10 @@ async def score_pairs(
     format_: str | None,
     knobs: dict[str, str],
 ) -> tuple[list[float], int]:
-    """Return the score of each (query, document), and the number of tokens scored.
+    """Return the score of each (query, document) pair, and the number of tokens scored.
 
-    `names` are the client's fields of queries and documents. Each pair takes the client's turn in
-    the fair queue.
+    `names` are the request's fields of queries and documents, for errors; `knobs` may name a LoRA
+    adapter. Each pair waits in the fair queue by itself.
     """
     if not pairs:
         raise InvalidParameter(f"{names[1]} is empty; expected at least one text", names[1])

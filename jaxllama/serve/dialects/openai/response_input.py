@@ -28,7 +28,7 @@ Turn = dict[str, Any]
 
 
 def turns_of(items: str | Sequence[InputItem]) -> list[Turn]:
-    """Return the messages that items stand for."""
+    """Convert input items of a response to messages of a conversation, in the same order."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     turns: list[Turn] = []
@@ -38,7 +38,10 @@ def turns_of(items: str | Sequence[InputItem]) -> list[Turn]:
 
 
 def add_item(turns: list[Turn], item: InputItem, where: str) -> None:
-    """Add an item to a conversation: as a message, or to the assistant's message before it."""
+    """Append an item to a conversation: as a message, or into the assistant's at its end.
+
+    `where` is the path of the item in the body, for errors.
+    """
     match item.type:
         case "message":
             role = needed(item, "role", where)
@@ -71,14 +74,17 @@ def add_item(turns: list[Turn], item: InputItem, where: str) -> None:
 
 
 def assistant_turn(turns: list[Turn]) -> Turn:
-    """Return the assistant's message at the end of a conversation; begin one if there is none."""
+    """Return the assistant's message at the end of a conversation; append one if there is none."""
     if not turns or turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": ""})
     return turns[-1]
 
 
 def needed(item: InputItem, name: str, where: str) -> Any:
-    """Return a field of an item; raises InvalidParameter if it is missing."""
+    """Return the field `name` of an item; raise InvalidParameter if it is missing.
+
+    `where` is the path of the item in the body, for the error.
+    """
     value = getattr(item, name)
     if value is None:
         raise InvalidParameter(
@@ -88,7 +94,10 @@ def needed(item: InputItem, name: str, where: str) -> Any:
 
 
 def tools_of(tools: Sequence[FunctionTool]) -> list[ToolDefinition]:
-    """Convert tools to the common form; refuse those that a server would run."""
+    """Convert tools to the form that all dialects share.
+
+    Raises InvalidParameter for tools that the server itself would have to run.
+    """
     found = []
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
@@ -106,7 +115,7 @@ def tools_of(tools: Sequence[FunctionTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ResponseToolChoice | None) -> ToolChoice | None:
-    """Convert a tool choice to the common form."""
+    """Convert a tool choice to the form that all dialects share."""
     if isinstance(choice, NamedFunctionTool):
         return NamedTool(NamedFunction(choice.name))
     return choice

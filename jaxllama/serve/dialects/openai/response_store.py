@@ -38,7 +38,7 @@ class ResponseStore:
         self._total = 0
 
     def open(self, folder: Path) -> None:
-        """Keep responses in a folder from now on, with those that are there."""
+        """Keep responses in a folder instead of memory from now on, with those that are there."""
         open_folder(folder)
         self._folder = folder
         found = [path for path in folder.glob("resp-*.json") if RESPONSE_ID.fullmatch(path.stem)]
@@ -46,7 +46,7 @@ class ResponseStore:
             self._note(path.stem, path.stat().st_size)
 
     def keep(self, id_: str, kept: KeptResponse) -> None:
-        """Keep a response; the oldest ones make room."""
+        """Store a response under its id; the ones unused for longest make room."""
         raw = msgspec.json.encode(kept)
         if self._folder is None:
             self._held[id_] = raw
@@ -70,7 +70,7 @@ class ResponseStore:
         return kept
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete an owner's response."""
+        """Delete an owner's response; raise HttpError 404 if there is none."""
         self.find(id_, owner)
         self._forget(id_)
 

@@ -102,7 +102,7 @@ class ResponseRoutes:
         }
 
     async def respond(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Generate the answer to a conversation, as one response or as a stream."""
+        """Answer POST /v1/responses: the answer to a conversation, whole or as a stream."""
         body, knobs = await RESPONSES.read(request, service, ResponseBody)
         model = service.model
         name = check_adapted(body.model, model, knobs)
@@ -153,7 +153,7 @@ class ResponseRoutes:
     async def retrieve_response(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Answer with a stored response."""
+        """Answer GET /v1/responses/{response} with a stored response."""
         del service
         kept = self._store.find(request.match_info["response"], owner_of(request[CALLER]))
         return one_json(kept.response)
@@ -161,14 +161,17 @@ class ResponseRoutes:
     async def delete_response(
         self, request: web.Request, service: GenerationService
     ) -> web.Response:
-        """Delete a stored response."""
+        """Answer DELETE /v1/responses/{response}: delete a stored response."""
         del service
         id_ = request.match_info["response"]
         self._store.delete(id_, owner_of(request[CALLER]))
         return one_json(ResponseDeleted(id_))
 
     def _turns(self, body: ResponseBody, request: web.Request) -> list[Turn]:
-        """Return the conversation, the previous response's first, without instructions."""
+        """Return the conversation of a previous response, if one is named, and the new input.
+
+        Instructions of neither request are in it.
+        """
         turns = turns_of(body.input)
         if body.previous_response_id is None:
             return turns
@@ -177,7 +180,11 @@ class ResponseRoutes:
 
 
 def constraint_of(body: ResponseBody, tools: Sequence[ToolDefinition], style: Any) -> FormKnobs:
-    """Return the knobs that hold the answer to `text.format` or to calls; refuse both."""
+    """Return the knobs that constrain the answer to `text.format` or to tool calls.
+
+    `style` is the prompt format's syntax of calls, or None. Raises InvalidParameter if the request
+    asks for both.
+    """
     calls = knobs_of_request(None, tools, choice_of(body.tool_choice), style)
     format_ = body.text.format if body.text is not None else None
     if format_ is None:
@@ -218,12 +225,12 @@ class ResponseForm:
         self._usage: Usage | None = None
 
     def begin(self) -> Iterator[StreamEvent]:
-        """Yield the events before the output."""
+        """Yield the stream events before the output: response.created and response.in_progress."""
         yield WholeEvent("response.created", self._next(), self.whole())
         yield WholeEvent("response.in_progress", self._next(), self.whole())
 
     def take(self, index: int, event: Event) -> Iterator[StreamEvent]:
-        """Add an event of the answer; yield its stream events."""
+        """Collect a piece of the answer, and yield the stream events for it."""
         del index
         for piece in self._parsed.receive(event):
             match piece:
@@ -245,13 +252,13 @@ class ResponseForm:
             self._keep(self.whole(), [self._turn()])
 
     def end(self) -> Iterator[StreamEvent]:
-        """Yield the last event, which repeats the whole response."""
+        """Yield the last stream event, which repeats the whole response."""
         is_cut = self._status == "incomplete"
         kind: Any = "response.incomplete" if is_cut else "response.completed"
         yield WholeEvent(kind, self._next(), self.whole())
 
     def whole(self) -> Response:
-        """Return the response as it is now."""
+        """Return the response as it is now; it has output once the answer has ended."""
         body, usage, knobs = self._body, self._usage, self._facts.knobs
         return Response(
             id=self._id,
@@ -318,7 +325,10 @@ class ResponseForm:
         )
 
     def _close(self, status: ResponseStatus) -> Iterator[StreamEvent]:
-        """Yield the events that end the open item, if there is one."""
+        """Set the status of the open output item, and yield the stream events that end it.
+
+        Does nothing if no item is open.
+        """
         if not self._is_open:
             return
         self._is_open = False
@@ -350,7 +360,7 @@ class ResponseForm:
         return self._items[-1].id
 
     def _item_id(self, prefix: str) -> str:
-        """Return the id of the next item."""
+        """Return the id of the next output item; `prefix` tells its kind."""
         return f"{prefix}-{self._facts.id}-{len(self._items)}"
 
     def _turn(self) -> Turn:

@@ -87,12 +87,15 @@ ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
-    """Return OpenAI's finish_reason for the end of an answer."""
+    """Return OpenAI's finish_reason: "length" at the token limit, else "stop"."""
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
 def ids_of(event: Event) -> list[int]:
-    """Return the token of an event, if it has one; an end token comes with the end."""
+    """Return the token id of an event as a list of one; [] if it has none.
+
+    The event that ends an answer has the end token, if one was drawn.
+    """
     token = event.end_token if isinstance(event, Finished) else event.token
     return [] if token is None else [token]
 
@@ -106,14 +109,17 @@ class Counts:
         self._prompt = prompt  # tokens of all prompts, each counted once
 
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
-        """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens."""
+        """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens.
+
+        It is counts in every chunk, null, or left out, as the stream's options say.
+        """
         if self._in_every:
             return TokenUsage(self._prompt, generated, self._prompt + generated)
         return None if self.at_end else UNSET
 
 
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
-    """Sum the token counts of all answers; count each prompt of `per_prompt` answers once."""
+    """Sum the token counts of all answers; count a prompt once for its `per_prompt` answers."""
     firsts = [one for one in usages[::per_prompt] if one is not None]
     prompt = sum(one.prompt for one in firsts)
     generated = sum(one.generated for one in usages if one is not None)
@@ -124,7 +130,7 @@ def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
 
 
 def drafts_of(usages: Sequence[Usage | None]) -> CompletionDetails | UnsetType:
-    """Sum the drafted tokens of all answers, if there are any."""
+    """Sum the accepted and rejected draft tokens of all answers; UNSET if none was drafted."""
     drafted = sum(one.drafted for one in usages if one is not None)
     accepted = sum(one.accepted for one in usages if one is not None)
     if not drafted:

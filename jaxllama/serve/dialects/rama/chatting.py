@@ -76,7 +76,7 @@ class RamaChatting:
         self._knobs = knobs
 
     async def serve(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Chat until the client leaves."""
+        """Serve GET /ws, a WebSocket: answer the client's messages until it disconnects."""
         socket = JsonSocket(request)
         chat = ChatConnection(request, service, socket, self._knobs)
         await socket.open()
@@ -103,7 +103,10 @@ class ChatConnection:
         self._conversations: dict[str, RamaConversation] = {}
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Act on a message of the client; answer a wrong one with its error."""
+        """Start, stop or forget a conversation, as a message of the client asks.
+
+        A wrong message is answered with its error.
+        """
         name = ""
         try:
             if isinstance(message, JaxLlamaError):
@@ -121,7 +124,7 @@ class ChatConnection:
             await self._socket.send(ChatEvent("error", name, message=str(error)))
 
     async def close(self) -> None:
-        """Cancel all answers."""
+        """Cancel all running answers and wait for their end."""
         tasks = [one.answering for one in self._conversations.values() if one.answering]
         for task in tasks:
             task.cancel()
@@ -162,7 +165,11 @@ class ChatConnection:
         knobs: dict[str, Any],
         overflow: ContextOverflow,
     ) -> None:
-        """Answer the last message; the answer, or what there is of it, becomes a message."""
+        """Answer the last message of a conversation, and append the answer to it.
+
+        Of an answer that was stopped, the text so far is appended. `name` is the client's name of
+        the conversation.
+        """
         own = self._request[CALLER]
         caller = Caller(client=own.client, route=own.route)
         ask = Ask(

@@ -40,11 +40,14 @@ class RamaGenerating:
     """The handlers of /gen and /chat."""
 
     def __init__(self, knobs: Mapping[str, Any], step: int) -> None:
-        """Store the operator's sampling, and the most tokens of prompt and answer together."""
+        """Store the operator's sampling knobs.
+
+        `step` is the most tokens of prompt and answer together.
+        """
         self._knobs, self._step = knobs, step
 
     async def gen(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Stream the prompt and its continuation."""
+        """Answer GET /gen with a stream of the prompt and its continuation, an event per token."""
         check_origin(request)
         check_names(request, request.query, ("prompt",))
         prompt = request.query.get("prompt", "")
@@ -67,7 +70,7 @@ class RamaGenerating:
         return await write_answer(request, service, ask, form, stream=True, framing=EVENTS)
 
     async def chat(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer a message; the body is its text."""
+        """Answer POST /chat: the answer to the message in the body, as plain text."""
         check_origin(request)
         text = await read_text(request)
         ask = Ask(
@@ -88,7 +91,7 @@ class RamaForm(TextForm):
         self._prompt = prompt
 
     def begin(self) -> Iterator[bytes]:
-        """Yield the tokens of the prompt."""
+        """Yield an event for each token of the prompt."""
         return map(event_of, filter(None, self._prompt))
 
     def piece(self, index: int, text: str) -> bytes:
@@ -97,11 +100,11 @@ class RamaForm(TextForm):
         return event_of(text)
 
     def take(self, index: int, event: Event) -> Iterator[bytes]:
-        """Yield the event for a piece of the text."""
+        """Collect an event of the answer, and yield the stream event with its text, if any."""
         return iter(super().take(index, event))
 
 
 def event_of(text: str) -> bytes:
-    """Return the event with a text; line breaks in it are escaped."""
+    """Return the stream event with a text, in which line breaks are escaped."""
     escaped = text.replace("\r", "").replace("\n", "\\n")
     return f"data: {escaped}\n\n".encode("utf-8", "replace")

@@ -29,7 +29,7 @@ HTML = (
 
 
 def digest(text: str) -> str:
-    """Return the digest of a script or style for the page's policy."""
+    """Return the base64 SHA-256 of a script or style, for the Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -45,6 +45,6 @@ PAGE = Endpoint("GET", "/rama", "Rama's page, with ?prompt=", answer=str)
 
 
 async def show_page(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the page."""
+    """Answer GET / or /rama with Rama's HTML page."""
     del request, service
     return web.Response(text=HTML, content_type="text/html", headers=HEADERS)

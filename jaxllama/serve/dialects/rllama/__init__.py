@@ -53,7 +53,10 @@ class Rllama(Dialect):
         self.endpoints = {endpoint: self.infer}
 
     async def infer(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Wait for a place, answer, and end the server if it is for one query only."""
+        """Answer a request when fewer than the allowed number are being answered.
+
+        With the option exit_after_one_query, the server ends after it.
+        """
         async with self._places:
             response = await self._inference.answer(request, service)
         if self.options.exit_after_one_query:
@@ -62,7 +65,7 @@ class Rllama(Dialect):
         return response
 
     def error_body(self, error: JaxLlamaError, /) -> str:
-        """Return RLLaMA's sentence, if it has one, and a line that says what was wrong."""
+        """Return the text of an error: RLLaMA's sentence for a wrong field, and what was wrong."""
         if not isinstance(error, InvalidParameter):
             return f"{error}\n"
         return f"{SENTENCES.get(error.field or '', INVALID)}\n{error}\n"

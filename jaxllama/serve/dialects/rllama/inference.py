@@ -55,7 +55,7 @@ class TokenChance(msgspec.Struct, omit_defaults=True):
 
 
 def endpoint_at(path: str) -> Endpoint:
-    """Return the endpoint at a path."""
+    """Return the endpoint POST at the path that the operator chose."""
     return Endpoint(
         "POST",
         path,
@@ -72,12 +72,15 @@ class RllamaInference:
     """The handler of the route."""
 
     def __init__(self, endpoint: Endpoint, max_seq_len: int) -> None:
-        """Store the operator's bound of prompt and answer together."""
+        """Store the operator's bound on the tokens of prompt and answer together."""
         self._endpoint, self._max_seq_len = endpoint, max_seq_len
         self._writer: DistributionWriter | None = None
 
     async def answer(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Continue a prompt; an answer for which there is no room is empty."""
+        """Answer with the continuation of a prompt, in lines of JSON.
+
+        There are no lines if the prompt leaves no room in the context.
+        """
         body, _ = await self._endpoint.read(request, service, RllamaBody)
         ask = self._ask(body, service.model)
         try:
@@ -118,7 +121,7 @@ class RllamaInference:
     async def _distributions(
         self, answers: Answers, service: GenerationService, body: RllamaBody
     ) -> AsyncIterator[bytes]:
-        """Yield a line with the probability of every token, for each place of the answer."""
+        """Yield a line for each token of the answer: the probabilities of all tokens there."""
         tokens = await tokens_of(answers, service.model.intake.tokenizer, body)
         request = answers.requests[0]
         for start in range(0, len(tokens), ROWS):
@@ -131,14 +134,20 @@ class RllamaInference:
                 yield line
 
     def _encode(self, model: Model, logits: np.ndarray) -> list[bytes]:
-        """Encode distributions; the spelling of all tokens is kept."""
+        """Encode rows of logits as lines of probabilities; runs off the event loop.
+
+        The writer with the spelling of all tokens is made once.
+        """
         if self._writer is None:
             self._writer = DistributionWriter(model.intake.tokenizer, model.intake.bank.vocab)
         return list(self._writer.lines(logits))
 
 
 async def lines_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> AsyncIterator[Line]:
-    """Yield a line for each token, until one ends the answer."""
+    """Yield a line for each token: its spelling, and the probability it was drawn with.
+
+    An end token ends the answer if the request says so.
+    """
     async for _, event in answers:
         if not isinstance(event, Token):
             continue
@@ -152,12 +161,12 @@ async def lines_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> 
 
 
 def chance_of(logprobs: TokenLogprobs | None) -> float:
-    """Return the probability with which a token was drawn."""
+    """Return the probability with which a token was drawn, after the samplers; 0 if unknown."""
     return 0.0 if logprobs is None else min(1.0, math.exp(logprobs.sampled))
 
 
 async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> list[int]:
-    """Return the tokens of the answer, with the one that ends it."""
+    """Return the token ids of the answer, up to the end token that ends it."""
     found: list[int] = []
     async for _, event in answers:
         if isinstance(event, Token):
@@ -168,13 +177,13 @@ async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) ->
 
 
 async def no_lines() -> AsyncIterator[bytes]:
-    """Return an empty stream of lines."""
+    """Return an iterator of no lines, for an answer for which the context has no room."""
     return
     yield b""
 
 
 async def write_lines(request: web.Request, lines: AsyncIterator[Any]) -> web.StreamResponse:
-    """Send lines as they come, or an array of them if the client accepts application/json."""
+    """Send lines as they come, or one JSON array of them if the client accepts JSON."""
     wants_array = "application/json" in request.headers.get("Accept", "")
     framing = replace(LINES, content_type="application/json") if wants_array else LINES
     before = b"[" if wants_array else b""

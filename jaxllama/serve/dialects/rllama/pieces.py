@@ -16,7 +16,7 @@ BYTE = re.compile(r"[\udc80-\udcff\n]")  # a byte that is no UTF-8, or a line br
 
 
 def spell(piece: bytes) -> str:
-    """Return the spelling of a token."""
+    """Return a token's bytes as text: spaces as the character ▁, bytes of no character in hex."""
     text = piece.decode("utf-8", "surrogateescape").replace(" ", "\u2581")
     return BYTE.sub(lambda found: f"<0x{ord(found[0]) & 0xFF:02X}>", text)
 
@@ -37,7 +37,7 @@ class DistributionWriter:
         self._tails = [b',"is_end_token":true}' if key in ends else b"}" for key in self._keys]
 
     def lines(self, logits: np.ndarray) -> Iterator[bytes]:
-        """Yield one line for each row of logits."""
+        """Yield a line of JSON for each row of logits: spelling -> probability, of all tokens."""
         for row in logits:
             shares = np.exp(row - row.max(), dtype=np.float64)
             shares /= shares.sum()
