@@ -104,7 +104,7 @@ class Front:
             return self._refuse(request, JaxLlamaError("internal error"))
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Add the headers of every response: request id, notes, CORS."""
+        """Add headers to every response: request id, CORS, and notes such as ignored fields."""
         response.headers["X-Request-Id"] = request[CALLER].id
         response.headers["X-Content-Type-Options"] = "nosniff"
         notes = request[CALLER].notes
@@ -113,7 +113,7 @@ class Front:
         response.headers.update(self._guard.cors(request))
 
     def _identify_caller(self, request: web.Request) -> str:
-        """Set the dialect and the caller of a request, and return its API key."""
+        """Store in a request whose route it is and which client sent it; return its API key."""
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         dialect = self._table.owner(request.match_info.handler, request.path)
@@ -154,7 +154,7 @@ def check_connection_reserve(request: web.Request) -> None:
 
 
 def translate_error(request: web.Request, error: web.HTTPException) -> JaxLlamaError:
-    """Convert an aiohttp exception to our error."""
+    """Convert an HTTP exception of aiohttp to ours, with the same status."""
     match error.status:
         case 404:
             return HttpError(f"there is no {request.path[:100]!r} here", 404, "not_found")

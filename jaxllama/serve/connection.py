@@ -41,7 +41,7 @@ class Connection(web.RequestHandler):
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Register a new connection and start its timers; close it if even the reserve is full."""
+        """Register a new connection and start its timer; close it if there are too many."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
@@ -63,7 +63,7 @@ class Connection(web.RequestHandler):
 
     @property
     def is_spare(self) -> bool:
-        """Whether this is a reserve connection, which serves only routes for operators."""
+        """Whether this connection is beyond the limits and serves only routes for operators."""
         return self._crowd.is_spare(self)
 
     def data_received(self, data: bytes) -> None:

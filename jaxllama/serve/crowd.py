@@ -94,7 +94,7 @@ class Crowd:
             self._idle.pop(group, None)
 
     def is_spare(self, member: CrowdMember) -> bool:
-        """Say whether a connection is in the reserve, after moving it out if there is room."""
+        """Say whether a connection is beyond the limits; once there is room for it, it is not."""
         if member not in self._spares:
             return False
         others = self._counts[self._members[member]] - 1

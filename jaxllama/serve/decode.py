@@ -104,7 +104,7 @@ async def read_body(request: web.Request, *, any_type: bool = False) -> bytes:
 
 
 async def read_raw(request: web.Request) -> bytes:
-    """Read a body of any type within the operator's limits of size and time."""
+    """Read a body of any type; raise HttpError beyond the operator's limits of size and time."""
     settings = request.app[SETTINGS]
     if (request.content_length or 0) > settings.body_bytes:
         raise too_large(settings.body_bytes)

@@ -19,7 +19,7 @@ EXPECTATION = web.RequestKey("expectation", str)
 
 
 def without_expectation(make: RequestFactory) -> RequestFactory:
-    """Wrap a request factory: move the Expect header to `request[EXPECTATION]`."""
+    """Wrap aiohttp's request factory: it moves the Expect header to `request[EXPECTATION]`."""
 
     def make_request(message: RawRequestMessage, *more: Any) -> web.BaseRequest:
         if hdrs.EXPECT not in message.headers:

@@ -64,7 +64,7 @@ def printable(line: str) -> str:
 
 
 def set_up(*, as_json: bool) -> None:
-    """Send log records from INFO up to standard error."""
+    """Send log records from INFO up to standard error, as text lines or with `as_json` as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

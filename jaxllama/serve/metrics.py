@@ -108,7 +108,7 @@ class Metrics(Collector):
             self._between.observe(seconds / tokens, tokens)
 
     def ended(self, outcome: Outcome) -> None:
-        """Count a request that is over, with its tokens and duration."""
+        """Count a request that has ended, with its tokens and duration."""
         self._requests.labels(outcome.route, outcome.reason).inc()
         self._tokens.labels("prompt").inc(outcome.prompt)
         self._tokens.labels("reused").inc(outcome.reused)

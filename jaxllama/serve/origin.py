@@ -34,7 +34,7 @@ def check_origin(request: web.Request) -> None:
 
 
 def forbidden(origin: str) -> HttpError:
-    """Make the error for a page of another origin."""
+    """Make the HttpError 403 for a web page of another origin."""
     return HttpError(
         f"pages of {origin} may not use this route; allow them with --cors-origin",
         403,

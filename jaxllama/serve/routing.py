@@ -49,7 +49,10 @@ class RouteTable:
         self._default = dialect
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the routes to register; raises ConfigError if two dialects have the same one."""
+        """Return the routes to register with aiohttp.
+
+        Raises ConfigError if two dialects have the same one and nothing tells their bodies apart.
+        """
         found = []
         for (method, path), owned in self._routes.items():
             handler: Handler = owned[0].route.handler

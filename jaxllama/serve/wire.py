@@ -107,7 +107,7 @@ class ResponseStream:
         await self._write(self._framing.join([value]))
 
     async def send_all(self, values: Iterable[Any]) -> None:
-        """Send several chunks in one write; waits while the client reads slowly."""
+        """Send several chunks, if any, in one write; wait while the client reads slowly."""
         raw = self._framing.join(values)
         if raw:
             await self._write(raw)

@@ -63,12 +63,12 @@ class ParsedAnswer:
 
     @property
     def text(self) -> str:
-        """The text so far, without calls."""
+        """The text of the answer so far, without thoughts and tool calls."""
         return "".join(self._texts)
 
     @property
     def thoughts(self) -> str:
-        """The thoughts so far."""
+        """The text of the thoughts so far."""
         return "".join(self._thoughts)
 
     @property

@@ -29,7 +29,7 @@ class TextForm:
         return ()
 
     def piece(self, index: int, text: str) -> Any:
-        """Return the chunk for a piece of the text of answer `index`."""
+        """Return the stream's chunk for a piece of the text of answer `index`."""
         raise NotImplementedError
 
     def last(self, index: int) -> Any:
@@ -71,7 +71,7 @@ class TextForm:
         return "".join(self.texts[index])
 
     def finished(self, index: int = 0) -> Finished:
-        """Return the end of answer `index`, which must have ended."""
+        """Return the event that ended answer `index`, which must have ended."""
         end = self.ends[index]
         assert end is not None
         return end

@@ -50,7 +50,7 @@ class Anthropic(Dialect):
     )
 
     def error_body(self, error: JaxLlamaError, /) -> Any:
-        """Return the body of an error response, which is an event as well."""
+        """Return the body of an error response; in a stream it is sent as an event."""
         usual = "api_error" if error.status >= SERVER_FAULT else "invalid_request_error"
         kind = ERROR_TYPES.get(error.status, usual)
         return AnthropicErrorBody(AnthropicProblem(kind, str(error)))

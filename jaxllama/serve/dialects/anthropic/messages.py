@@ -279,7 +279,7 @@ class MessageForm:
         yield MessageStop()
 
     def whole(self) -> AnthropicMessage:
-        """Return the whole message."""
+        """Return the whole message, for a response that is not streamed."""
         text, thoughts = self._parsed.text, self._parsed.thoughts
         content: list[AnsweredThoughts | AnsweredText | AnsweredCall] = []
         if thoughts:
@@ -294,7 +294,7 @@ class MessageForm:
         return AnthropicMessage(self._id, self._name, content, reason, stop, self._usage())
 
     def _enter(self, block: AnsweredThoughts | AnsweredText) -> Iterator[Any]:
-        """Yield the start of a block, unless one of this kind is open."""
+        """Yield the events that start a content block, unless one of its kind is open."""
         if self._open_block is not type(block):
             yield from self._close()
             yield self._open(block)
@@ -312,7 +312,7 @@ class MessageForm:
         return BlockStart(self._blocks - 1, block)
 
     def _close(self) -> Iterator[Any]:
-        """Yield the end of the open block, if there is one."""
+        """Yield the event that ends the open content block, if one is open."""
         if self._open_block is not None:
             self._open_block = None
             yield BlockStop(self._blocks - 1)

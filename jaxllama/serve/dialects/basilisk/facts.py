@@ -91,13 +91,13 @@ class BasiliskFacts:
 
 
 async def ping(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer a health check: the server runs."""
+    """Answer GET /basilisk/ping, a health check: the server runs."""
     del request, service
     return web.Response(text="pong")
 
 
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the vector of a text by the encoder beside the model."""
+    """Answer POST /basilisk/embed with the vector of a text, made by the encoder model."""
     body, _ = await EMBED.read(request, service, BasiliskEmbedBody)
     served = service.model.encoder
     if served is None:
@@ -110,7 +110,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def tokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the tokens of a text."""
+    """Answer POST /basilisk/tokenize with the token ids of a text, and the text of each."""
     body, _ = await TOKENIZE.read(request, service, BasiliskTokenizeBody)
 
     def work(model: Model) -> BasiliskTokens:

@@ -393,7 +393,7 @@ def place_of(session: ExLlamaSession, uuid: str, field: str) -> int:
 
 
 def check_change(body: ChangeRoomBody) -> None:
-    """Raise InvalidParameter if a new setting is out of bounds."""
+    """Raise InvalidParameter if a new setting of a room is out of bounds."""
     if body.max_response_tokens is not None:
         check("max_tokens", body.max_response_tokens)
     if body.speakers is not None:

@@ -132,7 +132,7 @@ class SessionStore:
         return name
 
     def load(self, name: str) -> ExLlamaSession:
-        """Read a session; raises InvalidParameter if there is none or it is damaged."""
+        """Read a session from its file; raise InvalidParameter if it is missing or damaged."""
         path = self._path(name)
         try:
             if path.stat().st_size > LONGEST_FILE:

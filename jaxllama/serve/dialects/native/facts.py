@@ -102,7 +102,7 @@ SLOTS = Endpoint(
 
 
 async def tokenizer_info(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the tokenizer's settings."""
+    """Answer GET /tokenizer_info with the tokenizer's settings, in vLLM's form."""
     del request
     model = service.model
     tokenizer, text = model.intake.tokenizer, model.intake.tokenizer.text
@@ -120,7 +120,7 @@ async def tokenizer_info(request: web.Request, service: GenerationService) -> we
 
 
 async def props(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the server's properties."""
+    """Answer GET /props with the server's properties, in llama.cpp's form."""
     del request
     model = service.model
     config, text = model.engine.config, model.intake.tokenizer.text
@@ -139,7 +139,7 @@ async def props(request: web.Request, service: GenerationService) -> web.Respons
 
 
 async def slots(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the state of each slot; with `?fail_on_no_slot=1`, 503 if none is free."""
+    """Answer GET /slots with the state of each slot; `?fail_on_no_slot=1`: 503 if none is free."""
     states = service.slots()
     if request.query.get("fail_on_no_slot") == "1" and all(one.is_held for one in states):
         raise NotReady(f"all {len(states)} slots are busy; try again later")

@@ -110,7 +110,7 @@ PLUGINS = Endpoint(
 
 
 async def plugins(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the description of all plugins."""
+    """Answer GET /v1/plugins with the description of all plugins."""
     return one_json(await service.off_loop(cards, request[CALLER]))
 
 

@@ -124,7 +124,7 @@ TEMPLATE = Endpoint(
 
 
 async def tokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the token ids of a text or a conversation."""
+    """Answer POST /tokenize with the token ids of a text or a conversation."""
     body, _ = await TOKENIZE.read(request, service, TokenizeBody)
     check_model(body.model, service.model)
     source = find_source(body)
@@ -198,7 +198,7 @@ def tokens_of(tokenizer: Tokenizer, body: TokenizeBody, ids: Sequence[int], cont
 
 
 async def detokenize(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the text of token ids."""
+    """Answer POST /detokenize with the text of token ids."""
     body, _ = await DETOKENIZE.read(request, service, DetokenizeBody)
     check_model(body.model, service.model)
 
@@ -211,7 +211,7 @@ async def detokenize(request: web.Request, service: GenerationService) -> web.Re
 
 
 async def apply_template(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the prompt of a conversation, as text and token ids."""
+    """Answer POST /apply-template with the prompt of a conversation, as text and token ids."""
     body, _ = await TEMPLATE.read(request, service, TemplateBody)
     check_model(body.model, service.model)
     conversation = read_conversation(request, service.model, body)

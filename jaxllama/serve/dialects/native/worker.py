@@ -45,7 +45,7 @@ MODEL_INFO = Endpoint(
 
 
 async def server_info(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the server's model, size and version."""
+    """Answer GET /server_info with the server's model, size and version."""
     del request
     model = service.model
     config = model.engine.config
@@ -66,6 +66,6 @@ async def server_info(request: web.Request, service: GenerationService) -> web.R
 
 
 async def model_info(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer with the model's name."""
+    """Answer GET /get_model_info with the model's name."""
     del request
     return one_json(ModelInfo(service.model.name, service.model.name))

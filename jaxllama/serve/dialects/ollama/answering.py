@@ -372,12 +372,12 @@ class OllamaChatForm:
 
 
 def text_in(pieces: Sequence[AnswerPiece]) -> str:
-    """Return the text in pieces of an answer."""
+    """Join the pieces of an answer that are text, without thoughts and tool calls."""
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 def thoughts_in(pieces: Sequence[AnswerPiece]) -> str:
-    """Return the thoughts in pieces of an answer."""
+    """Join the pieces of an answer that are thoughts."""
     return "".join(piece.text for piece in pieces if isinstance(piece, Thought))
 
 

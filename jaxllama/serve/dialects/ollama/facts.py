@@ -214,14 +214,14 @@ def tagged(model: Model, name: str) -> TaggedModel:
 
 
 def details_of(model: Model) -> ModelDetails:
-    """Describe what kind of model is served."""
+    """Return the family and the number of parameters of the served model, in Ollama's form."""
     count = model.shape.parameters
     size = f"{count / BILLION:.1f}B" if count >= BILLION else f"{count / MILLION:.2f}M"
     return ModelDetails("", "jaxllama", "llama", ["llama"], size, "unknown")
 
 
 def encoder_details() -> ModelDetails:
-    """Describe what kind of model an encoder is."""
+    """Return the family of an encoder model, in Ollama's form."""
     return ModelDetails("", "jaxllama", "bert", ["bert"], "unknown", "unknown")
 
 

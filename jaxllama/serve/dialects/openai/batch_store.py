@@ -143,7 +143,7 @@ class BatchStore:
         return sorted(found, key=lambda kept: (kept.batch.created_at, kept.batch.id))
 
     def save(self, kept: KeptBatch) -> None:
-        """Write the description of a batch."""
+        """Write the description of a batch to its JSON file."""
         write_whole(self._folder / f"{kept.batch.id}.json", msgspec.json.encode(kept))
 
     def forget(self, kept: KeptBatch) -> None:

@@ -151,7 +151,10 @@ class BatchWork:
         return [kept.batch for kept in reversed(self._owned(owner))]
 
     def cancel(self, id_: str, owner: str) -> RequestBatch:
-        """Cancel a batch; its answers stay. Raises HttpError 409 if the batch has ended."""
+        """Cancel a batch; its answers so far stay.
+
+        Raises HttpError 404 if the owner has no such batch, and 409 if it has ended.
+        """
         kept = self.find(id_, owner)
         batch = kept.batch
         if batch.is_over or batch.status == "finalizing":

@@ -171,7 +171,7 @@ class ChatForm:
         self._counts = Counts(body.stream_options, len(answers.requests[0].prompt))
 
     def begin(self) -> Iterator[ChatChunk]:
-        """Yield the first chunk of each answer, with the role."""
+        """Yield the stream's first chunk of each answer, which has the role."""
         for index in range(len(self._answers)):
             chunk = self._chunk([ChunkChoice(index, ChatDelta(role="assistant", content=""))])
             if self._shows_ids and index == 0:
@@ -292,7 +292,7 @@ class ChatAnswer:
         )
 
     def _call(self, piece: CallDelta) -> Call:
-        """Return a piece of a tool call as a delta."""
+        """Convert a piece of a tool call to its JSON in a chunk of the stream."""
         if piece.name is None:
             return Call(CalledFunction(piece.arguments), index=piece.index)
         function = CalledFunction(piece.arguments, piece.name)

@@ -298,7 +298,7 @@ class CompletionForm:
     def __init__(
         self, style: CompletionOptions, id_: str, prompts: Sequence[tuple[int, ...]]
     ) -> None:
-        """Make an empty form; `prompts` has the prompt of each answer."""
+        """Make an empty form; `prompts` has the token ids of each answer's prompt."""
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
         self._writers = [CompletionAnswer(style, index) for index in range(len(prompts))]
@@ -401,7 +401,7 @@ class CompletionAnswer:
         return "".join(self._texts)
 
     def receive(self, event: Event) -> OldLogprobs | None:
-        """Add an event to the answer; return its log-probabilities if they were requested."""
+        """Add an event to the answer; return the event's log-probabilities if requested."""
         self._texts.append(event.text)
         self.token_ids += ids_of(event)
         if isinstance(event, Finished):

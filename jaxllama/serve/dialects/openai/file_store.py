@@ -124,7 +124,7 @@ class FileStore:
         self.content(id_).unlink(missing_ok=True)
 
     def content(self, id_: str) -> Path:
-        """Return the path of a file's content; raises HttpError 404 if the id is none."""
+        """Return the path of a file's content; raise HttpError 404 for a malformed id."""
         if not ID.fullmatch(id_):
             raise no_file(id_)
         return self._folder / f"{id_}.data"
@@ -149,7 +149,7 @@ class Upload:
         self._out.close()
 
     def write(self, piece: bytes) -> None:
-        """Write a piece; raises HttpError if the file becomes too large."""
+        """Append a piece to the upload; raise HttpError if it becomes too large."""
         self._size += len(piece)
         if self._size > self._store.largest:
             most = self._store.largest // MIB

@@ -95,7 +95,7 @@ class RamaForm(TextForm):
         return map(event_of, filter(None, self._prompt))
 
     def piece(self, index: int, text: str) -> bytes:
-        """Return the event for a piece of the text."""
+        """Return the stream event for a piece of the text."""
         del index
         return event_of(text)
 

@@ -25,7 +25,7 @@ class DistributionWriter:
     """Writes distributions over all tokens as lines of JSON, with sorted keys."""
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
-        """Spell all `count` tokens; those with the same spelling get their probabilities added."""
+        """Spell the token ids below `count`; add up probabilities of tokens spelt alike."""
         ids: dict[str, list[int]] = {}
         for id_ in range(count):
             ids.setdefault(spell(tokenizer.piece(id_, special=True)), []).append(id_)
