@@ -50,7 +50,7 @@ class Crowd:
         return len(self._members)
 
     def admit(self, member: CrowdMember) -> bool:
-        """Add a new, idle connection, closing another if needed; False if there is no room."""
+        """Add a new connection as idle, closing an idle one if needed; False without room."""
         group = group_of(member.address)
         crowded = self._find_full_group(member, group)
         is_spare = False

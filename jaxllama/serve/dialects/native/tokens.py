@@ -165,7 +165,7 @@ def find_source(body: TokenizeBody) -> SourceField:
 
 
 def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
-    """Tokenize the text in field `source`, with the defaults of the API the field comes from."""
+    """Convert the text in field `source` to token ids, as the API with that field does."""
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
     if begin is None and (
