@@ -96,7 +96,7 @@ class SessionSpeech:
         return event.text.lstrip(" ") if is_begin else event.text
 
     async def _next_speaker(self, waiting: Sequence[str | None], *, is_first: bool) -> str:
-        """Let the model choose the next speaker in `waiting`, or the user unless `is_first`."""
+        """Let the model choose who speaks next: one of `waiting`, or unless `is_first` the user."""
         user = self._session.participants[0]
         names = [name for name in waiting if name is not None]
         names += [] if is_first else [user]

@@ -111,7 +111,7 @@ class Counts:
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
         """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens.
 
-        It is counts in every chunk, null, or left out, as the stream's options say.
+        Depending on the stream's options it has counts, is null, or is left out (UNSET).
         """
         if self._in_every:
             return TokenUsage(self._prompt, generated, self._prompt + generated)
