@@ -94,7 +94,7 @@ def rename_aliases(
 
 
 def is_alias(name: str, known: Collection[str]) -> bool:
-    """Say whether `name` is an alias of a field in `known`; a name that is in `known` is none."""
+    """Say whether `name` is an alias of a field in `known`, and not itself a field in `known`."""
     return name not in known and name in ALIASES and ALIASES[name].own in known
 
 

@@ -113,7 +113,7 @@ class Front:
         response.headers.update(self._guard.cors(request))
 
     def _identify_caller(self, request: web.Request) -> str:
-        """Store in a request whose route it is and which client sent it; return its API key."""
+        """Note the dialect and the client of a request in it, and return its API key."""
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         dialect = self._table.owner(request.match_info.handler, request.path)

@@ -127,7 +127,7 @@ def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[End
 
 
 def join_summaries(one: Json, other: Json) -> str:
-    """Return the summary of a path that two dialects have: that of each."""
+    """Return the summary of a path that two dialects have: both of their summaries."""
     return f"{one['summary']}; or, told by the body: {other['summary']}"
 
 

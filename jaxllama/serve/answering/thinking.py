@@ -89,5 +89,8 @@ def thoughts_start(
 
 
 def thought_parser(start: ThoughtStart | None) -> ThoughtParser | None:
-    """Make the parser that splits thoughts from one answer; None if `start` is None (none come)."""
+    """Make the parser that splits thoughts from one answer; None without a `start`.
+
+    `start` None means that the answer's thoughts are not to be split off.
+    """
     return None if start is None else ThoughtParser(start)

@@ -107,7 +107,7 @@ class BasiliskInferring:
         return one_json(found)
 
     def _knobs(self, body: BasiliskInferBody, model: Model) -> dict[str, Any]:
-        """Return the sampling knobs of a request, and the operator's defaults for the others."""
+        """Return the sampling knobs of a request; those not given have the operator's defaults."""
         own = self._defaults
         penalty = one_of(body, "token_repetition_penalty_max", "repetition_penalty")
         sustain = one_of(body, "token_repetition_penalty_sustain", "repetition_penalty_sustain")

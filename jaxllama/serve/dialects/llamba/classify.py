@@ -66,7 +66,10 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def conversation_of(body: LlambaClassificationQuery) -> list[dict[str, str]]:
-    """Return the question as messages; the last, the assistant's, stops before the number."""
+    """Return the conversation that asks for the right option's number.
+
+    Its last message, the assistant's, stops just before the number.
+    """
     options = "\n".join(f"{number}. {text}" for number, text in enumerate(body.valid_responses, 1))
     task = (
         "Read the text above and answer the question about it with exactly one of the given "
