@@ -30,7 +30,7 @@ VOCABULARY = 49_152
 
 
 def main(target: Path) -> None:
-    """Measure the samplers of the package in the target's folder; write the figures."""
+    """Measure the samplers of the package in whose folder `target` lies; write the times to it."""
     package = target.resolve().parent.name
     samplers = {
         name: kind
@@ -66,7 +66,7 @@ def main(target: Path) -> None:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the model name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if "model name" in line)

@@ -33,15 +33,18 @@ TEXT: /([ \t\r\n]*[^{ \t\r\n](.|\n)*)?/""",
 
 
 def call_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Return a Lark grammar for one call of one of the tools; the name precedes the arguments."""
+    """Return a Lark grammar for exactly one call of one of `tools`, written in `style`.
+
+    In the JSON of the call, the name comes before the arguments.
+    """
     _, start = SHAPES[style]
     return f"{start}\n{call_rule(style, tools)}"
 
 
 def open_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Return a Lark grammar for any text in which everything that starts like a call is a call.
+    """Return a Lark grammar for an answer of free text that may contain or be calls of `tools`.
 
-    Every call must be a valid call of one of the tools.
+    Text that starts like a call in `style` must be a complete, valid call.
     """
     return f"{OPEN[style]}\n{call_rule(style, tools)}"
 
@@ -67,7 +70,10 @@ def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
 
 
 def move_references(schema: Any, place: str) -> Any:
-    """Copy a JSON schema and prefix its local references, to embed it at `place` in another."""
+    """Return a copy of a JSON schema that works inside another schema, at JSON pointer `place`.
+
+    `place` is put in front of every local `$ref` of the copy.
+    """
     if isinstance(schema, list):
         return [move_references(each, place) for each in schema]
     if not isinstance(schema, Mapping):

@@ -35,7 +35,7 @@ class CharacterMap:
     """Rules that replace texts of a few characters by other texts; the longest rule applies."""
 
     def __init__(self, raw: bytes, where: str) -> None:
-        """Read a map from the bytes of a file; raise BadTokenizer if it is damaged."""
+        """Read a map from the bytes of a file; raise BadTokenizer, naming `where`, if damaged."""
         size = int.from_bytes(raw[:SIZE_BYTES], "little")
         if not SIZE_BYTES + size < len(raw) <= MAX_CHARSMAP or size % UNIT_BYTES or not size:
             raise damaged(where, f"{len(raw)} bytes hold a trie of {size}")
@@ -49,7 +49,10 @@ class CharacterMap:
         self.pattern = starts_of(units, where)  # matches before every text that has a rule
 
     def rule_at(self, text: str, at: int) -> tuple[int, str] | None:
-        """Return the characters that are replaced at a place, and by what; None for no rule."""
+        """Return how many characters of `text` a rule replaces from index `at` on, and by what.
+
+        The longest rule that matches there applies; None if there is none.
+        """
         raw = text[at : at + MAX_SOURCE].encode()
         units, found = self._units, None
         place = offset(units[0])
@@ -68,9 +71,10 @@ class CharacterMap:
 
 
 def starts_of(units: NDArray[np.int64], where: str) -> str:
-    """Return a pattern for every character that has a rule or begins one.
+    """Return a regular expression for every character that has a rule or begins a longer one.
 
-    A character that only begins rules must come before one whose first byte can go on.
+    A character that only begins rules must be followed by one whose first byte can go on. `units`
+    are the units of the trie; errors name `where`.
     """
     alone, begin = set[int](), set[int]()  # code points
     seconds: set[int] = set()
@@ -91,7 +95,7 @@ def starts_of(units: NDArray[np.int64], where: str) -> str:
 
 
 def codes_led_by(firsts: set[int]) -> Iterator[int]:
-    """Yield the code points of all characters whose first byte is one of these."""
+    """Yield the code points of all characters whose first UTF-8 byte is in `firsts`."""
     for first in firsts:
         length = next((size for size, leads in LEADS.items() if first in leads), 1)
         if length == 1:
@@ -104,7 +108,12 @@ def codes_led_by(firsts: set[int]) -> Iterator[int]:
 def step(
     units: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the children of some nodes: parent, label, place, and whether a rule ends there."""
+    """Return arrays of the children of trie nodes: parent, label, place, whether a rule ends there.
+
+    `places` has one number per node: XORed with a label, a byte, it gives the index of the child
+    with this label in `units`. Only children with one of `labels` are returned; the first array has
+    indices into `places`, the third one has the same kind of number for the children.
+    """
     reached = places[:, None] ^ labels
     inside = reached < len(units)
     there = np.where(inside, units[np.where(inside, reached, 0)], -1)
@@ -116,17 +125,20 @@ def step(
 
 
 def offset(unit: int) -> int:
-    """Return how far the children of a unit lie from it."""
+    """Return the number to XOR with the index of a trie unit to reach its children."""
     return (unit >> 10) << ((unit & FAR) >> 6)
 
 
 def is_inside_character(raw: bytes, at: int) -> bool:
-    """Say whether a place in UTF-8 is not between two characters."""
+    """Say whether byte `at` of UTF-8 text continues a character that starts before it."""
     return at < len(raw) and 0x80 <= raw[at] < 0xC0  # noqa: PLR2004
 
 
 def one_of(codes: Iterable[int]) -> str:
-    """Return a pattern for one of some characters, with neighbours written as ranges."""
+    """Return a regular expression for any one of the characters with these code points.
+
+    Neighbours are written as ranges; without code points, the expression matches nothing.
+    """
     ranges: list[list[int]] = []
     for code in sorted(each for each in codes if each <= MAX_CODE):
         if ranges and code == ranges[-1][1] + 1:
@@ -139,7 +151,7 @@ def one_of(codes: Iterable[int]) -> str:
 
 
 def damaged(where: str, why: str) -> BadTokenizer:
-    """Return the error of a map that cannot be read."""
+    """Return the error for a character map in file `where` that cannot be read because of `why`."""
     return BadTokenizer(
         f"{where}: the map of normalized characters is damaged: {why} (fetch the file again)"
     )

@@ -54,9 +54,9 @@ class Cuts:
     drops_space: bool = False  # the encoder itself adds a space before each piece
 
     def pieces(self, text: str) -> Iterator[str]:
-        """Yield the text in pieces for the encoder.
+        """Yield `text` in pieces that give the tokens of the whole text when each is encoded alone.
 
-        Raise InvalidParameter if no cut is found in time.
+        Raise InvalidParameter if more than LONGEST_UNCUT characters have no cut.
         """
         at = 0
         while len(text) - at > PIECE:
@@ -74,7 +74,7 @@ class Cuts:
         yield self._as_given(text[at:], at)
 
     def _next(self, text: str, at: int) -> int | None:
-        """Return the position of the first cut at least PIECE characters after `at`."""
+        """Return the first cut at least PIECE characters after `at`; None if none is near."""
         if self.place is None:
             return None
         found = self.place.search(text, at + PIECE, at + LONGEST_UNCUT)
@@ -85,7 +85,10 @@ class Cuts:
 
 
 def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
-    """Find the cuts that are sound for a tokenizer with these tokens."""
+    """Return the positions at which a long text can be cut without changing its tokens.
+
+    `encode` gives the token ids of a text; `tokens` are the bytes of all tokens.
+    """
     whole = b"\0".join(tokens)
     for drops_space in (False, True):
         kinds = (BETWEEN_WORDS,) if drops_space else (BETWEEN_WORDS, AFTER_LINE)
@@ -100,7 +103,10 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
 
 
 def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool:
-    """Say whether probe texts keep their tokens when they are cut at positions of this kind."""
+    """Say whether cutting random probe texts at positions of this kind keeps their tokens.
+
+    With `drops_space`, the encoder itself puts a space before the part after the cut.
+    """
     rng = random.Random(0)
     for probe in range(PROBES):
         left = "".join(rng.choices(ATOMS, k=rng.randint(0, 9))) + rng.choice(kind.left)

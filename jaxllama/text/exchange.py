@@ -50,7 +50,7 @@ class TokenizerSource:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Tokenizer:
-        """Build the tokenizer."""
+        """Build the tokenizer that the files or the metadata describe."""
         if self.metadata:
             return tokenizer_from_gguf(self.metadata)
         with TemporaryDirectory() as folder:
@@ -60,7 +60,11 @@ class TokenizerSource:
 
 
 def source_of_folder(folder: Path, names: Sequence[str] = FOLDER_FILES) -> TokenizerSource:
-    """Return the tokenizer files of a folder; raise BadTokenizer if there is no tokenizer."""
+    """Return those files of `folder` that are in `names`, as the source of a tokenizer.
+
+    Raise BadTokenizer if neither tokenizer.json nor tokenizer.model is among them, or one is too
+    long.
+    """
     found = {}
     for name in names:
         path = folder / name
@@ -77,7 +81,7 @@ def source_of_folder(folder: Path, names: Sequence[str] = FOLDER_FILES) -> Token
 
 
 def source_of_metadata(metadata: Mapping[str, Any]) -> TokenizerSource:
-    """Return the tokenizer in the metadata of a GGUF file."""
+    """Return the tokenizer keys of a GGUF file's metadata, as the source of a tokenizer."""
     kept = {key: metadata[key] for key in metadata if key.startswith("tokenizer.")}
     return TokenizerSource(metadata=kept)
 
@@ -85,7 +89,8 @@ def source_of_metadata(metadata: Mapping[str, Any]) -> TokenizerSource:
 def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
     """Return the tokenizer in llama2.c's `tokenizer.bin`, as the metadata of a GGUF file.
 
-    `size` is the vocabulary of the model. Raises UnsupportedModel if it would give other tokens.
+    Unused tokens fill the vocabulary up to `size`, that of the model. Raise UnsupportedModel if the
+    result would give other tokens.
     """
     texts, scores = read_pieces(read_vocabulary(path), str(path))
     tokenizer = tokenizer_from_llama2c(path)
@@ -109,7 +114,10 @@ def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
 
 
 def as_files(source: TokenizerSource) -> dict[str, bytes]:
-    """Return the tokenizer as the files of a Hugging Face folder."""
+    """Return the files of a Hugging Face folder that hold this tokenizer: name to content.
+
+    Raise UnsupportedModel if they would give other tokens.
+    """
     if source.files:
         return dict(source.files)
     tokenizer = source.build()
@@ -133,7 +141,11 @@ def as_files(source: TokenizerSource) -> dict[str, bytes]:
 
 
 def as_metadata(source: TokenizerSource, size: int) -> dict[str, Any]:
-    """Return the tokenizer as the metadata of a GGUF file, with `size` tokens."""
+    """Return the tokenizer as GGUF metadata; unused tokens fill its vocabulary up to `size`.
+
+    Metadata of a GGUF file is returned as it is. Raise UnsupportedModel if the tokenizer has more
+    than `size` tokens, or the metadata would give other tokens.
+    """
     if source.metadata:
         return dict(source.metadata)
     tokenizer = source.build()
@@ -162,7 +174,11 @@ def as_metadata(source: TokenizerSource, size: int) -> dict[str, Any]:
 
 
 def words_and_merges(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Return the keys of byte-level BPE (merges), or of SentencePiece (scores)."""
+    """Return the GGUF keys with the merges (byte-level BPE) or the scores (SentencePiece).
+
+    `texts` are the texts of all tokens, by id. Raise UnsupportedModel for other kinds of
+    tokenizers.
+    """
     state = json.loads(tokenizer.encoder.to_str())
     model = state["model"]
     if model.get("type") != "BPE":
@@ -190,7 +206,11 @@ def words_and_merges(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
 
 
 def name_of_cutting(tokenizer: Tokenizer, *, ignores: bool) -> str:
-    """Return GGUF's name of the rule that cuts text into words: the one that cuts alike."""
+    """Return GGUF's name of the pre-tokenizer that splits a probe text as this tokenizer does.
+
+    `ignores` says whether a word that is a token is never split (`ignore_merges`); the rule must
+    agree. Raise UnsupportedModel if no known rule does.
+    """
     own = tokenizer.encoder.pre_tokenizer
     with library_errors("the pre-tokenizer fails"):
         wanted = own.pre_tokenize_str(PROBE) if own is not None else []
@@ -205,7 +225,10 @@ def name_of_cutting(tokenizer: Tokenizer, *, ignores: bool) -> str:
 
 
 def serialized(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return tokenizer.json of a tokenizer from GGUF: control tokens and decoder are added."""
+    """Return the content of tokenizer.json for a tokenizer that was built from GGUF metadata.
+
+    Adds the control tokens and the decoder, which the object of the tokenizers library lacks.
+    """
     state: dict[str, Any] = json.loads(tokenizer.encoder.to_str())
     vocabulary = tokenizer.vocabulary
     ids = {text: token for token, text in enumerate(vocabulary.texts)}
@@ -224,7 +247,7 @@ def serialized(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def decoder_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the decoder in tokenizer.json that suits the spelling of tokens."""
+    """Return tokenizer.json's `decoder` object, which turns the texts of tokens into plain text."""
     if tokenizer.vocabulary.spelling == Spelling.BYTE_LEVEL:
         options = {"add_prefix_space": True, "trim_offsets": True, "use_regex": True}
         return {"type": "ByteLevel", **options}
@@ -239,7 +262,10 @@ def decoder_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def check_same(tokenizer: Tokenizer, made: TokenizerSource, form: str) -> None:
-    """Raise UnsupportedModel unless the tokenizer in its new form gives the same tokens."""
+    """Raise UnsupportedModel unless `made` gives the same tokens as `tokenizer` for probe texts.
+
+    Begin and end tokens must agree, too. `form` names the new form in the error.
+    """
     other = made.build()
     special = "".join(sorted(tokenizer.text.special)[:64])
     for text in (PROBE, special + "x", tokenizer.text.template or ""):

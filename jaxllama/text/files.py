@@ -24,9 +24,9 @@ def read_vocabulary(path: Path) -> bytes:
 
 
 def read_head(path: Path) -> tuple[bytes, bool]:
-    """Return the first MAX_HEAD bytes of a file, and whether these are all; b"" if there are none.
+    """Return the first MAX_HEAD bytes of a file, and whether the file has no more.
 
-    Anything but a regular file has none.
+    For anything but a regular file: no bytes, and True.
     """
     if not path.is_file():
         return b"", True
@@ -36,7 +36,10 @@ def read_head(path: Path) -> tuple[bytes, bool]:
 
 
 def read_bytes(path: Path, longest: int) -> bytes | None:
-    """Read a regular file of at most `longest` bytes; None if it is absent."""
+    """Return all bytes of a file; None if it is absent.
+
+    Raise BadTokenizer if it is no regular file, has more than `longest` bytes or cannot be read.
+    """
     try:
         if not path.exists():
             return None
@@ -53,7 +56,7 @@ def read_bytes(path: Path, longest: int) -> bytes | None:
 
 
 def read_text(path: Path, longest: int) -> str | None:
-    """Read a UTF-8 file of at most `longest` bytes; None if it is absent."""
+    """Return the text of a UTF-8 file of at most `longest` bytes; None if it is absent."""
     raw = read_bytes(path, longest)
     if raw is None:
         return None
@@ -64,7 +67,10 @@ def read_text(path: Path, longest: int) -> str | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is absent."""
+    """Return the JSON object in a file; {} if the file is absent.
+
+    Raise BadTokenizer if the file is too long or holds anything else.
+    """
     text = read_text(path, MAX_SIDE_FILE)
     if text is None:
         return {}

@@ -49,7 +49,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
 
 
 def with_side_files(parts: TokenizerParts, said: SideFiles) -> TokenizerParts:
-    """Return the parts with begin, end and chat template as the side files say."""
+    """Return a copy of `parts` with begin and end tokens and chat template from the side files."""
     vocabulary, rules, text = parts.vocabulary, parts.rules, parts.text
     begin, own = rules.begin_id, rules.end_ids[:1]
     if said.names_token("bos_token"):
@@ -79,7 +79,11 @@ def with_side_files(parts: TokenizerParts, said: SideFiles) -> TokenizerParts:
 
 
 def with_added(parts: TokenizerParts, added: Mapping[int, AddedText], path: Path) -> TokenizerParts:
-    """Return the parts with more tokens; raise BadTokenizer if one has another token's id."""
+    """Return a copy of `parts` with more tokens, which `added` has by id.
+
+    Raise BadTokenizer, naming `path`, if an id already belongs to another token or a text is added
+    twice.
+    """
     size = len(parts.vocabulary)
     highest = max(added, default=-1)
     if highest >= size + len(added) + MAX_HOLES:
@@ -116,7 +120,7 @@ def with_added(parts: TokenizerParts, added: Mapping[int, AddedText], path: Path
 
 
 def read_added(said: SideFiles) -> dict[int, AddedText]:
-    """Return the added tokens of a folder by id."""
+    """Return the tokens that the side files add to the vocabulary, by id."""
     control = frozenset(special_texts(said))
     added: dict[Any, AddedText] = {}
     for text, token in said.files[said.ADDED].items():
@@ -154,7 +158,7 @@ def special_texts(said: SideFiles) -> Iterator[str]:
 
 
 def check_token(token: Any, text: Any, where: Path) -> None:
-    """Raise BadTokenizer unless an added token has an id and a text."""
+    """Raise BadTokenizer unless `token` is an id and `text` a text; `where` is their file."""
     is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
     if not is_id or not isinstance(text, str) or not text:
         raise BadTokenizer(

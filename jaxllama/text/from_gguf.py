@@ -49,7 +49,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def build_byte_level(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tokenizer:
-    """Build a byte-level BPE: a named rule splits text into words, merges apply by rank."""
+    """Build a byte-level BPE tokenizer from the file's ranked merges and its rule for words."""
     cutting = read_cutting(fields)
     ids = ids_of(vocabulary, {TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED})
     merges = read_merges(fields, vocabulary, ids)
@@ -61,7 +61,10 @@ def build_byte_level(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tok
 
 
 def build_scored(fields: "TokenizerMetadata", vocabulary: Vocabulary) -> Tokenizer:
-    """Build a SentencePiece BPE: the whole text is one word, unknown characters become bytes."""
+    """Build a SentencePiece BPE tokenizer: merges follow from scores, and a whole text is one word.
+
+    Characters without a token become byte tokens.
+    """
     scores = fields.scores(PREFIX + "scores", len(vocabulary))
     mergeable = ids_of(vocabulary, {TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED})
     others = ids_of(vocabulary, {TokenKind.BYTE, TokenKind.UNKNOWN})
@@ -86,7 +89,7 @@ def assemble(
     vocabulary: Vocabulary,
     rules: TokenizerRules,
 ) -> Tokenizer:
-    """Build the Tokenizer from its parts, with the control tokens and the chat template."""
+    """Build the Tokenizer from its parts, with the chat template and model name in `fields`."""
     control = special_texts(vocabulary, {TokenKind.CONTROL, TokenKind.UNKNOWN})
     text = ModelText(
         template=fields.text("tokenizer.chat_template", default=None),
@@ -100,7 +103,7 @@ def assemble(
 
 
 def read_cutting(fields: "TokenizerMetadata") -> Cutting:
-    """Return the rule that splits text into words."""
+    """Return the rule that splits text into words, by its name in the file, or the default rule."""
     name = fields.text(PREFIX + "pre", default=None)
     if name is None:
         logger.warning("%spre is missing; words are cut by the rule 'default'", PREFIX)
@@ -125,7 +128,7 @@ def read_texts(fields: "TokenizerMetadata") -> list[str]:
 
 
 def read_kinds(fields: "TokenizerMetadata", texts: Sequence[str]) -> bytes:
-    """Return the kind of every token, one byte each."""
+    """Return the TokenKind of every token, one byte each; NORMAL if the file does not say."""
     key = PREFIX + "token_type"
     if key not in fields.metadata:
         return bytes([TokenKind.NORMAL]) * len(texts)
@@ -145,7 +148,10 @@ def read_kinds(fields: "TokenizerMetadata", texts: Sequence[str]) -> bytes:
 def read_merges(
     fields: "TokenizerMetadata", vocabulary: Vocabulary, ids: Mapping[str, int]
 ) -> list[tuple[str, str]]:
-    """Return the token pairs to merge, best first; omit pairs that make a control token."""
+    """Return the pairs of token texts to merge, best first, that involve only the tokens in `ids`.
+
+    Raise BadTokenizer if a part or the union of a pair is no token of the vocabulary.
+    """
     key = PREFIX + "merges"
     lines = fields.texts(key)
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
@@ -170,7 +176,11 @@ def read_rules(
     adds_begin: bool,
     drops_space: bool = False,
 ) -> TokenizerRules:
-    """Return begin and end tokens; a SentencePiece file may omit them and gets the usual ids."""
+    """Return the begin and end tokens; a SentencePiece file that omits them gets the ids 1 and 2.
+
+    `adds_begin` is the default for prompts that start with the begin token; `drops_space` is
+    copied.
+    """
     size = len(vocabulary)
     scored = vocabulary.spelling == Spelling.SENTENCEPIECE
     begin = fields.token(PREFIX + "bos_token_id", size, default=1 if scored else None)
@@ -186,14 +196,14 @@ def read_rules(
 
 
 def ids_of(vocabulary: Vocabulary, kinds: set[TokenKind]) -> dict[str, int]:
-    """Map the texts of all tokens of these kinds to their ids."""
+    """Map the text of every token of one of these kinds to its id."""
     wanted = bytes(kinds)
     tokens = zip(vocabulary.texts, vocabulary.kinds, range(len(vocabulary)), strict=True)
     return {text: token for text, kind, token in tokens if kind in wanted}
 
 
 def special_texts(vocabulary: Vocabulary, kinds: set[TokenKind]) -> dict[str, Special]:
-    """Map the texts of all tokens of these kinds to Special entries."""
+    """Map the text of every token of one of these kinds to a Special with its id."""
     return {text: Special(token) for text, token in ids_of(vocabulary, kinds).items()}
 
 
@@ -220,7 +230,10 @@ class TokenizerMetadata:
         return bool(value)
 
     def token(self, key: str, size: int, default: int | None = None) -> int | None:
-        """Return a token id; return `default` for an absent key if the vocabulary has this id."""
+        """Return field `key` as a token id; raise BadTokenizer unless it is below `size`.
+
+        If the field is absent, return `default`; None if `default` is not below `size` either.
+        """
         if key not in self.metadata:
             return default if default is not None and default < size else None
         value = self.metadata[key]
@@ -231,7 +244,7 @@ class TokenizerMetadata:
         return int(value)
 
     def texts(self, key: str) -> list[str]:
-        """Return a list of strings."""
+        """Return the required metadata field `key` as a list of strings."""
         value = self.value(key, self.REQUIRED)
         if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
             raise BadTokenizer(f"{key} is a {type(value).__name__}; expected an array of text")
@@ -242,14 +255,18 @@ class TokenizerMetadata:
         return texts
 
     def scores(self, key: str, size: int) -> list[float]:
-        """Return one finite number per token."""
+        """Return the required metadata field `key` as `size` finite floats, one per token."""
         scores = self.numbers(key, size, "f")
         if not np.isfinite(scores).all():
             raise BadTokenizer(f"{key} holds numbers that are not finite")
         return scores.tolist()
 
     def numbers(self, key: str, size: int, kinds: str) -> np.ndarray[Any, Any]:
-        """Return an array of `size` numbers of one of NumPy's `kinds`."""
+        """Return the required metadata field `key` as a NumPy array of `size` numbers.
+
+        `kinds` are the NumPy kind letters that its dtype may have: "iu" for integers, "f" for
+        floats.
+        """
         value = self.value(key, self.REQUIRED)
         word = "whole numbers" if kinds == "iu" else "floating-point numbers"
         try:
@@ -267,7 +284,10 @@ class TokenizerMetadata:
         return numbers
 
     def value(self, key: str, default: Any) -> Any:
-        """Return the value or the default; raise BadTokenizer if a required key is absent."""
+        """Return the metadata field `key`, or `default` if it is absent.
+
+        Raise BadTokenizer if it is absent and `default` is REQUIRED.
+        """
         if key in self.metadata:
             return self.metadata[key]
         if default is self.REQUIRED:

@@ -65,7 +65,10 @@ def tokenizer_from_json(folder: Path) -> Tokenizer:
 
 
 def load(serialized: str, path: Path) -> tokenizers.Tokenizer:
-    """Load the library's tokenizer; it reads no special tokens and never truncates or pads."""
+    """Build the tokenizers library's object from the text of a tokenizer.json; errors name `path`.
+
+    The object reads special tokens as ordinary text and never truncates or pads.
+    """
     with library_errors(f"{path} cannot be loaded"):
         encoder = tokenizers.Tokenizer.from_str(serialized)
         encoder.encode_special_tokens = True  # `Specials` has found them before the library runs
@@ -75,9 +78,9 @@ def load(serialized: str, path: Path) -> tokenizers.Tokenizer:
 
 
 def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Return the encoder for text after a special token.
+    """Return the encoder for text that follows other text or a special token.
 
-    It differs from `encoder` only if the first word of a text, and no other, gets a space in front.
+    It is `encoder` itself, unless that one puts a space before the first word of a text only.
     """
     state = state_of(encoder.pre_tokenizer)
     if not any(part.get("prepend_scheme") == "first" for part in parts_of(state)):
@@ -113,7 +116,10 @@ def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
 
 
 def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
-    """Return how tokens are written; the file's decoder shows it."""
+    """Return how the texts of tokens spell bytes, which the parts of the file's decoder show.
+
+    Raise BadTokenizer, naming `path`, for a decoder that is not supported.
+    """
     types = [str(part.get("type")) for part in decoder]
     if "ByteLevel" in types:
         return Spelling.BYTE_LEVEL
@@ -126,7 +132,10 @@ def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
 
 
 def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
-    """Return the control tokens; the library itself reads other added tokens in any text."""
+    """Return the control tokens of `encoder`; it reads other added tokens in any text by itself.
+
+    Raise BadTokenizer, naming `path`, for a control token that is read as a whole word only.
+    """
     control: dict[str, Special] = {}
     for token, added in encoder.get_added_tokens_decoder().items():
         if not added.special:
@@ -141,7 +150,7 @@ def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
 
 
 def drops_space(decoder: dict[str, Any]) -> bool:
-    """Say whether decoding removes the space in front of a text."""
+    """Say whether `decoder`, an object of tokenizer.json, removes the space in front of a text."""
     return any(
         (part.get("type") == "Strip" and part.get("content") == " " and part.get("start", 0) > 0)
         or (part.get("type") == "Metaspace" and part.get("prepend_scheme") != "never")
@@ -150,12 +159,12 @@ def drops_space(decoder: dict[str, Any]) -> bool:
 
 
 def state_of(part: Any) -> dict[str, Any]:
-    """Return a part of the library's tokenizer as in tokenizer.json; {} if it is absent."""
+    """Return a component of the library's tokenizer as tokenizer.json has it; {} for None."""
     return {} if part is None else json.loads(part.__getstate__())
 
 
 def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the part itself, or the parts of a sequence, at any depth."""
+    """Yield a component in the form of tokenizer.json, or the parts of a sequence, at any depth."""
     if state.get("type") != "Sequence":
         yield state
         return

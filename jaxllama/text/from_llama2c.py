@@ -64,7 +64,10 @@ def tokenizer_from_llama2c(path: Path) -> Tokenizer:
 
 
 def read_pieces(raw: bytes, where: str) -> tuple[list[str], list[float]]:
-    """Return text and score of every piece; raise BadTokenizer if the file is no such list."""
+    """Return the texts and the scores of all pieces, by id; `raw` are the bytes of file `where`.
+
+    Raise BadTokenizer if they are no such list.
+    """
     longest = LONGEST.unpack_from(raw)[0] if len(raw) >= LONGEST.size else 0
     if not 0 < longest <= MAX_PIECE:
         raise BadTokenizer(
@@ -84,7 +87,10 @@ def read_pieces(raw: bytes, where: str) -> tuple[list[str], list[float]]:
 
 
 def read_piece(raw: bytes, at: int, longest: int, where: str) -> tuple[float, str, int]:
-    """Return score and text of the piece at a place, and the place after it."""
+    """Return score and text of the piece at byte `at` of `raw`, and the byte after it.
+
+    Raise BadTokenizer, naming `where`, if it is cut off or has more than `longest` bytes.
+    """
     left = len(raw) - at - PIECE.size
     score, length = PIECE.unpack_from(raw, at) if left >= 0 else (0.0, -1)
     if not math.isfinite(score) or not 0 < length <= min(longest, left):
@@ -100,7 +106,7 @@ def read_piece(raw: bytes, at: int, longest: int, where: str) -> tuple[float, st
 
 
 def check_pieces(texts: list[str], where: str) -> None:
-    """Raise BadTokenizer unless the first pieces are the usual ones and all are different."""
+    """Raise BadTokenizer unless `texts` begins as in every llama2.c file and has no text twice."""
     usual = [*NAMES, *(f"<0x{byte:02X}>" for byte in range(BYTES))]
     for token, text in enumerate(usual):
         found = texts[token].strip("\n") if token < len(texts) else ""

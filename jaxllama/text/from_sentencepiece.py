@@ -44,7 +44,10 @@ def tokenizer_from_sentencepiece(path: Path) -> Tokenizer:
 
 
 def sentencepiece_parts(path: Path, control: Collection[int] = ()) -> TokenizerParts:
-    """Return the parts of a file's tokenizer; ids in `control` are control tokens in any case."""
+    """Return the parts of a file's tokenizer, to which a caller may add tokens and rules.
+
+    Tokens with an id in `control` become control tokens, even if the file has them as text.
+    """
     where = str(path)
     model = read_model(read_vocabulary(path), where)
     model = model.with_control(control)
@@ -84,7 +87,10 @@ def normalizer_of(model: SentencePieceModel, where: str) -> SentencePieceNormali
 
 
 def bpe_encoder(model: SentencePieceModel, where: str) -> tokenizers.Tokenizer:
-    """Build a BPE encoder; user-defined pieces are added tokens, which nothing merges with."""
+    """Build the library's BPE encoder for a model; errors name `where`.
+
+    User-defined pieces become added tokens: they are read whole, and nothing merges with them.
+    """
     pieces = dict(model.ids_of(*MERGEABLE))
     check_unused(model, pieces, where)
     ((unknown, unknown_id),) = model.ids_of(TokenKind.UNKNOWN)
@@ -105,7 +111,10 @@ def bpe_encoder(model: SentencePieceModel, where: str) -> tokenizers.Tokenizer:
 
 
 def check_unused(model: SentencePieceModel, pieces: Iterable[str], where: str) -> None:
-    """Raise BadTokenizer if a merge can make an unused piece, which would have to be undone."""
+    """Raise BadTokenizer if an unused piece is the union of two of `pieces`: merges would make it.
+
+    SentencePiece splits such a piece again, which is not supported. Errors name `where`.
+    """
     known = frozenset(pieces)
     for text, token in model.ids_of(TokenKind.UNUSED):
         if any(text[:cut] in known and text[cut:] in known for cut in range(1, len(text))):
@@ -140,7 +149,10 @@ def unigram_encoder(model: SentencePieceModel) -> tokenizers.Tokenizer:
 
 
 def apart(mark: str, model: SentencePieceModel) -> PreTokenizer:
-    """Build the rule that splits texts where they would match a piece that texts cannot have."""
+    """Build a pre-tokenizer that keeps text from matching pieces for control tokens and bytes.
+
+    It splits text at `mark`, with which the texts of control tokens begin, and within `<0xNN>`.
+    """
     rules: list[PreTokenizer] = [Split(mark, "isolated")]
     if model.falls_back:
         rules.append(Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous"))

@@ -58,7 +58,7 @@ def tokenizer_from_tiktoken(path: Path) -> Tokenizer:
 
 
 def tiktoken_parts(path: Path) -> TokenizerParts:
-    """Return the parts of a file's tokenizer."""
+    """Return the parts of a file's tokenizer, to which a caller may add tokens and rules."""
     tokens = read_tokens(read_vocabulary(path), str(path))
     ranks = {byte_level_encode(token): rank for rank, token in enumerate(tokens)}
     cutting = find_cutting("llama-bpe")
@@ -88,7 +88,10 @@ def tiktoken_parts(path: Path) -> TokenizerParts:
 
 
 def read_tokens(raw: bytes, where: str) -> list[bytes]:
-    """Return the tokens by rank; every rank and every single byte must be there once."""
+    """Return the bytes of all tokens, in the order of their ranks.
+
+    Raise BadTokenizer unless ranks have no gaps, tokens differ, and every single byte is a token.
+    """
     found: dict[int, bytes] = {}
     for number, line in enumerate(raw.splitlines(), 1):
         if not line:
@@ -122,7 +125,10 @@ def read_tokens(raw: bytes, where: str) -> list[bytes]:
 
 
 def read_line(line: bytes, where: str) -> tuple[bytes, int]:
-    """Return token and rank of one line."""
+    """Return the bytes and the rank of the token in one line.
+
+    Raise BadTokenizer, naming `where`, if the line is malformed.
+    """
     text, _, number = line.partition(b" ")
     try:
         token = base64.b64decode(text, validate=True)

@@ -24,7 +24,11 @@ def tokenizer_from_model(path: Path) -> Tokenizer:
 
 
 def model_parts(path: Path, control: Collection[int] = ()) -> TokenizerParts:
-    """Return the parts of a file's tokenizer; ids in `control` are control tokens in any case."""
+    """Return the parts of a file's tokenizer, to which a caller may add tokens and rules.
+
+    Tokens with an id in `control` become control tokens, even if a SentencePiece file has them as
+    text.
+    """
     try:
         head, _ = read_head(path)
     except OSError as error:
@@ -43,7 +47,7 @@ def is_tiktoken(head: bytes) -> bool:
 
 
 def is_sentencepiece(head: bytes) -> bool:
-    """Say whether a file with these first bytes starts with a message for a piece of text."""
+    """Say whether a file with these first bytes begins with the entry of a SentencePiece piece."""
     if len(head) < 4 or head[0] != PIECE_TAG or head[2] != PIECE_TAG:  # noqa: PLR2004
         return False
     length, text_length = head[1], head[3]  # below 128, as a first piece is short

@@ -46,7 +46,10 @@ class SentencePieceNormalizer:
         return normal.rstrip(self._space) if self._removes_extra else normal
 
     def _chunks(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield the text after the rules in chunks, and whether a chunk is free of rules."""
+        """Yield the text with the character rules applied, in chunks; True marks unchanged text.
+
+        False marks the replacement that a rule made, or a text to which no rule may apply.
+        """
         done = at = 0
         while self._places is not None and (found := self._places.search(text, at)) is not None:
             at = found.start()
@@ -61,7 +64,7 @@ class SentencePieceNormalizer:
             yield text[done:], True
 
     def _rewritten(self, text: str, found: re.Match[str]) -> tuple[int, str]:
-        """Return how many characters are rewritten at a place, 0 for none, and their text."""
+        """Return how many characters the match `found` replaces, and by which text; 0 for none."""
         if found["kept"] is not None:
             return len(found["kept"]), found["kept"]
         rule = self._rules.rule_at(text, found.start()) if self._rules is not None else None
@@ -69,7 +72,10 @@ class SentencePieceNormalizer:
 
 
 def reduced(chunks: Iterator[tuple[str, bool]]) -> Iterator[str]:
-    """Yield the chunks of a text without spaces at the start and after a space."""
+    """Yield the chunks without spaces at the start of the text, and with single spaces elsewhere.
+
+    A chunk with False keeps its inner spaces: a rule made it, or no rule may change it.
+    """
     after_space = True
     for chunk, is_plain in chunks:
         part = chunk.lstrip(" ") if after_space else chunk

@@ -30,18 +30,21 @@ class Cutting:
 
 
 def cut_by(*expressions: str) -> PreTokenizer:
-    """Split with each expression in turn, matches and the text between alike; then map to bytes."""
+    """Return a pre-tokenizer that splits by each regular expression in turn, then maps bytes.
+
+    Matches and the text between matches both become words, in byte-level characters.
+    """
     cuts = [Split(Regex(expression), "isolated") for expression in expressions]
     return Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def cut_single_digits() -> PreTokenizer:
-    """Split every digit into a word, then split by GPT-2's rule."""
+    """Return a pre-tokenizer that makes a word of every digit, then splits by GPT-2's rule."""
     return Sequence([Digits(individual_digits=True), cut_by(GPT2)])
 
 
 def cut_as_default() -> PreTokenizer:
-    """Split as llama.cpp does for files without a rule: punctuation, words, digit triples."""
+    """Return llama.cpp's default pre-tokenizer: it cuts punctuation, words and digit triples."""
     return cut_by(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 

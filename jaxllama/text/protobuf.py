@@ -38,7 +38,7 @@ class ProtobufMessage:
         return bool(self.whole(number, int(default)))
 
     def real(self, number: int) -> float:
-        """Return a 32-bit floating-point number; 0.0 if it is absent."""
+        """Return field `number` as a 32-bit float; 0.0 if the message lacks it."""
         value = self._last(number)
         if value is None:
             return 0.0
@@ -63,12 +63,15 @@ class ProtobufMessage:
         return value
 
     def message(self, number: int) -> "ProtobufMessage":
-        """Return a message inside this one, which is empty if absent; several are one in parts."""
+        """Return field `number` as a nested message, which is empty if this message lacks it.
+
+        If the field has several values, they are joined: protobuf may write one message in parts.
+        """
         parts = self.parts(number)
         return read_message(b"".join(parts), f"{self.where}, field {number}")
 
     def parts(self, number: int) -> list[bytes]:
-        """Return the serialized messages of a repeated field."""
+        """Return all values of the repeated field `number`, each a serialized message."""
         values = self.fields.get(number, [])
         if not all(isinstance(value, bytes) for value in values):
             raise self._wrong(number, "messages")
@@ -83,7 +86,7 @@ class ProtobufMessage:
 
 
 def read_message(raw: bytes, where: str) -> ProtobufMessage:
-    """Read the fields of a message; raise BadTokenizer if it is cut off or no message."""
+    """Read the fields of a message; raise BadTokenizer, naming `where`, if it is damaged."""
     fields: dict[int, list[WireValue]] = {}
     at = count = 0
     while at < len(raw):
@@ -112,7 +115,10 @@ def read_message(raw: bytes, where: str) -> ProtobufMessage:
 
 
 def read_length(raw: bytes, at: int, kind: int, where: str) -> tuple[int, int]:
-    """Return the length of a value of this wire type, and the place of its first byte."""
+    """Return the number of bytes of a field's value, and the offset of the first one.
+
+    `at` is the offset after the field's tag, `kind` its wire type; errors name `where`.
+    """
     if kind == BYTES:
         return read_varint(raw, at, where)
     if kind not in FIXED_SIZES:
@@ -124,7 +130,7 @@ def read_length(raw: bytes, at: int, kind: int, where: str) -> tuple[int, int]:
 
 
 def read_varint(raw: bytes, at: int, where: str) -> tuple[int, int]:
-    """Return the number at a place, of at most 64 bits, and the place after it."""
+    """Return the varint at offset `at`, reduced to 64 bits, and the offset after it."""
     value = shift = 0
     for byte in raw[at : at + MAX_VARINT]:
         at += 1

@@ -30,8 +30,9 @@ def scored_encoder(
 ) -> tokenizers.Tokenizer:
     """Build an encoder that reads a text as one word and merges `pieces` by their scores.
 
-    `others` are tokens that no merge makes: bytes, which unknown characters become, and the token
-    `unknown` for characters that have none.
+    `pieces` and `others` map texts to ids. `others` are tokens that no merge makes: bytes, and the
+    token `unknown`. A character without a piece becomes byte tokens if `falls_back`, else
+    `unknown`.
     """
     merges = merges_of(scores)
     with library_errors("the pieces do not build a vocabulary"):
@@ -47,7 +48,10 @@ def scored_encoder(
 
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return every split of every piece into two pieces, best first."""
+    """Return the merges of all pairs of pieces whose union is a piece, the best score first.
+
+    `scores` has the score of every piece. Raise BadTokenizer for a piece longer than LONGEST.
+    """
     ranked: list[tuple[float, bool, str, int]] = []
     for piece, score in scores.items():
         if len(piece) > LONGEST:
@@ -63,9 +67,10 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def is_overtaken(piece: str, cut: int) -> bool:
-    """Say whether another split of `piece` can overlap this split from the left.
+    """Say whether a split of `piece` must rank after another split of the same piece.
 
-    In `ab|a|ba` both `ab+a` and `a+ba` make `aba`; the other split starts where the left part of
-    this split also ends the piece.
+    `cut` is the length of its left part. With the pieces `a`, `ab` and `ba`, both `ab+a` and `a+ba`
+    make `aba`; in the tokens `ab|a|ba` they overlap, and SentencePiece merges the left pair,
+    `ab+a`. So `a+ba` is overtaken: its left part also ends the piece.
     """
     return piece.endswith(piece[:cut]) and not piece.startswith(piece[cut:])

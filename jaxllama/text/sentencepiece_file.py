@@ -40,13 +40,13 @@ class SentencePieceModel:
     escapes: bool  # spaces become U+2581
 
     def ids_of(self, *kinds: TokenKind) -> Iterator[tuple[str, int]]:
-        """Yield text and id of all pieces of these kinds."""
+        """Yield text and id of every piece of one of these kinds, by id."""
         wanted = bytes(kinds)
         pieces = zip(self.texts, self.kinds, strict=True)
         return ((text, token) for token, (text, kind) in enumerate(pieces) if kind in wanted)
 
     def with_control(self, ids: Collection[int]) -> Self:
-        """Return the model with some of its pieces for text turned into control tokens."""
+        """Return a copy in which the pieces for text with these ids are control tokens."""
         kinds = bytearray(self.kinds)
         for token in ids:
             if token < len(kinds) and kinds[token] in (TokenKind.NORMAL, TokenKind.USER_DEFINED):
@@ -55,7 +55,10 @@ class SentencePieceModel:
 
 
 def read_model(raw: bytes, where: str) -> SentencePieceModel:
-    """Read a file's contents; raise BadTokenizer if they are damaged or not supported."""
+    """Return the checked contents of a SentencePiece file, whose bytes are `raw`.
+
+    Raise BadTokenizer, naming `where`, if they are damaged or not supported.
+    """
     whole = read_message(raw, where)
     trainer, normalizer = whole.message(TRAINER), whole.message(NORMALIZER)
     algorithm = trainer.whole(MODEL_TYPE, UNIGRAM)
@@ -79,7 +82,10 @@ def read_model(raw: bytes, where: str) -> SentencePieceModel:
 
 
 def check_supported(whole: ProtobufMessage, trainer: ProtobufMessage, algorithm: int) -> None:
-    """Raise BadTokenizer that names what the file needs and what is not supported."""
+    """Raise BadTokenizer if the file needs a feature that is not supported; the error names it.
+
+    `whole` is the message of the file, `trainer` the one inside it, `algorithm` its model type.
+    """
     if algorithm not in (UNIGRAM, BPE):
         name = ALGORITHMS.get(algorithm, f"number {algorithm}")
         raise BadTokenizer(
@@ -99,7 +105,7 @@ def check_supported(whole: ProtobufMessage, trainer: ProtobufMessage, algorithm:
 
 
 def read_pieces(whole: ProtobufMessage) -> tuple[list[str], list[float], bytes]:
-    """Return text, score and kind of every piece."""
+    """Return the texts, the scores and the kinds of all pieces, each by id."""
     texts: list[str] = []
     scores: list[float] = []
     kinds = bytearray()
@@ -119,7 +125,10 @@ def read_pieces(whole: ProtobufMessage) -> tuple[list[str], list[float], bytes]:
 
 
 def check_pieces(where: str, texts: Sequence[str], kinds: bytes, *, falls_back: bool) -> None:
-    """Raise BadTokenizer unless the pieces are different and none that is needed is missing."""
+    """Raise BadTokenizer if a text occurs twice, or a piece is missing that every file needs.
+
+    Needed are one piece for unknown characters and, with `falls_back`, one for each byte.
+    """
     first: dict[str, int] = {}
     for token, text in enumerate(texts):
         if first.setdefault(text, token) != token:

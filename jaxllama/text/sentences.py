@@ -43,7 +43,7 @@ class SentenceTokenizer:
         return len(self.before) + len(self.after)
 
     def check_size(self, vocab_size: int, where: Path) -> None:
-        """Raise BadTokenizer if the model has no row for a token."""
+        """Raise BadTokenizer if a token has an id that the embedding of `vocab_size` rows lacks."""
         largest = max(self._library.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab_size:
             raise BadTokenizer(
@@ -62,7 +62,10 @@ class SentenceTokenizer:
 
 
 def sentence_tokenizer(folder: Path, *, lowercases: bool = False) -> SentenceTokenizer:
-    """Build the tokenizer of an encoder's folder; raise BadTokenizer if that fails."""
+    """Build the tokenizer of an encoder's folder; raise BadTokenizer if that fails.
+
+    With `lowercases`, texts are converted to lower case before they are tokenized.
+    """
     path = folder / TOKENIZER
     serialized = read_text(path, MAX_TOKENIZER)
     if serialized is None:
@@ -108,7 +111,10 @@ def from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
 
 
 def special_ids(library: tokenizers.Tokenizer, where: Path) -> tuple[list[int], list[int]]:
-    """Return the ids that the post-processor puts before and after a text."""
+    """Return the token ids that the library's post-processor puts before and after every text.
+
+    Raise BadTokenizer, naming `where`, if it also puts ids between the tokens of a text.
+    """
     found = []
     for sample in SAMPLES:
         with library_errors(f"{where}: the post-processor fails"):

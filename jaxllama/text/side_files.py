@@ -63,13 +63,16 @@ class SideFiles:
         return None
 
     def names_token(self, key: str) -> bool:
-        """Say whether a file tells which token `bos_token` or `eos_token` is, or that none is."""
+        """Say whether a file tells which token `key` is, or that there is none.
+
+        `key` is `bos_token` or `eos_token`.
+        """
         return any(key in self.files[name] for name in (self.TOKENIZER, self.SPECIALS)) or any(
             self.files[name].get(f"{key}_id") is not None for name in (self.GENERATION, self.MODEL)
         )
 
     def more_ends(self, vocabulary: Vocabulary) -> Iterator[int]:
-        """Yield the end tokens that other files give by id; newer models have several."""
+        """Yield the ids of all end tokens in generation_config.json and config.json."""
         for name in (self.GENERATION, self.MODEL):
             yield from self.ids(name, "eos_token_id", vocabulary)
 
@@ -90,9 +93,10 @@ class SideFiles:
             )
 
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
-        """Return the ids of a field, one or a list; raise BadTokenizer if the model lacks an id.
+        """Return the token ids in field `key` of the file `name`, which is one id or a list.
 
-        Omits ids that exist only in the model's padded embedding table: they have no text.
+        Raise BadTokenizer if the model lacks one. Omit ids that exist only in the model's padded
+        embedding table: they have no text.
         """
         size = max(len(vocabulary), self.model_size or 0)
         value = self.files[name].get(key)
@@ -141,7 +145,10 @@ class SideFiles:
 
 
 def default_template(named: list[Any]) -> Any:
-    """Return the template called `default`; return the list itself if there is none."""
+    """Return the template called `default` in a list of named templates.
+
+    If none has this name, return the list itself.
+    """
     for entry in named:
         if isinstance(entry, dict) and entry.get("name") == "default":
             return entry.get("template")

@@ -60,13 +60,16 @@ class Specials:
         self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
 
     def guard(self, text: str) -> str:
-        """Mark `text` so that it contributes to no control token, in any template."""
+        """Return `text` with marks in it, so that no template makes a control token of a part."""
         places = {match.start() for match in self.unsafe.finditer(text)}
         cuts = (0, *sorted(places | self.unfinished(text)), len(text))
         return self.mark.join(text[left:right] for left, right in pairwise(cuts))
 
     def unfinished(self, text: str) -> set[int]:
-        """Return positions near the end where a control token starts that later text can finish."""
+        """Return positions near the end where a control token starts that later text can finish.
+
+        The end counts with and without trailing white space, which templates trim.
+        """
         ends = {len(text), len(text.rstrip())}  # templates trim
         return {
             place
@@ -76,12 +79,15 @@ class Specials:
         }
 
     def starts_control_token(self, head: str) -> bool:
-        """Say whether `head` is the start of a control token, but not all of it."""
+        """Say whether `head` is the start of a control token's text, but not all of it."""
         after = bisect_right(self.ordered, head)
         return after < len(self.ordered) and self.ordered[after].startswith(head)
 
     def split(self, text: str, *, control: bool) -> Iterator[str | int]:
-        """Yield pieces of ordinary text and token ids, in order; no piece is empty."""
+        """Yield ordinary text as strings and special tokens as ids, in order; no string is empty.
+
+        Control tokens are read only with `control`, and not where `guard` marked the text.
+        """
         if not control:
             yield from self.split_at(text, self.in_any_text, self.always)
             return
@@ -94,9 +100,9 @@ class Specials:
     def split_at(
         self, text: str, pattern: re.Pattern[str], known: Mapping[str, Special]
     ) -> Iterator[str | int]:
-        """Split `text` at every match of `pattern`.
+        """Yield the text between the matches of `pattern`, and the id in `known` of every match.
 
-        For a mark, keep the character after it as text.
+        A match of a mark and the character after it is no token: the character stays in the text.
         """
         stretch: list[str] = []
         done = 0
@@ -121,7 +127,7 @@ class Specials:
 
 
 def unused_mark(texts: Iterable[str]) -> str:
-    """Return a private-use character that no special token contains."""
+    """Return a private-use character that none of `texts` contains."""
     used = set("".join(texts))
     for code in range(FIRST_MARK, LAST_MARK):
         if chr(code) not in used:
@@ -130,7 +136,10 @@ def unused_mark(texts: Iterable[str]) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern; raise BadTokenizer that names the special tokens as the cause."""
+    """Compile a regular expression that contains the texts of special tokens.
+
+    Raise BadTokenizer, which names these texts as the cause, if that fails.
+    """
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
@@ -141,9 +150,10 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def any_of(texts: Iterable[str]) -> str:
-    """Return a pattern for the longest of `texts` that matches; common prefixes are written once.
+    """Return a regular expression for any one of `texts`; where several match, the longest does.
 
-    Without shared prefixes, an alternation of hundreds of texts is tried one by one at each place.
+    Common prefixes are written once: else hundreds of texts are tried one by one at each place.
+    Without texts, the expression matches nothing.
     """
     ordered = sorted(set(texts))
     if not ordered:
@@ -152,7 +162,10 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 def shared_heads(texts: list[str], depth: int) -> str:
-    """Return the pattern of `texts` after their first `depth` characters, which are all equal."""
+    """Return a regular expression for any one of `texts`, each without its first `depth` letters.
+
+    `texts` are sorted, all different, and begin with the same `depth` characters.
+    """
     ends_here = texts[0][depth:] == ""
     longer = texts[1:] if ends_here else texts
     branches: list[str] = []

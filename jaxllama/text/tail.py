@@ -21,7 +21,10 @@ class Tail:
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, start: bool = True
     ) -> None:
-        """Start a text; `start` as in `Tokenizer.decode`: False if it continues another text."""
+        """Prepare to decode one answer, which ends before the first of the `stop` strings.
+
+        `start` as in `Tokenizer.decode`: False if the answer continues another text.
+        """
         self._tokenizer = tokenizer
         self._start = start
         self._stops = tuple(filter(None, stop))
@@ -31,12 +34,12 @@ class Tail:
         self._stopped: str | None = None
 
     def again(self) -> "Tail":
-        """Return a fresh tail for another answer to the same prompt."""
+        """Return a new tail with the same settings, for another answer to the same prompt."""
         return Tail(self._tokenizer, self._stops, start=self._start)
 
     @property
     def stopped(self) -> str | None:
-        """Return the stop string that was met, if any."""
+        """Return the stop string that has ended the text; None if none has."""
         return self._stopped
 
     def push(self, token: int) -> str:
@@ -59,7 +62,7 @@ class Tail:
         return shown
 
     def _show(self, text: str) -> str:
-        """Add new text; return the text that cannot become part of a stop string any more."""
+        """Add decoded text; return the text that cannot become part of a stop string any more."""
         self._held += text
         met = first_stop(self._held, self._stops)
         if met is not None:
@@ -72,7 +75,10 @@ class Tail:
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
-    """Return position and text of the stop string that is completed first; None if none is."""
+    """Return position and text of the stop string that ends first in `text`; None if it has none.
+
+    Of several that end at the same character, it is the longest.
+    """
     found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
     if not found:
         return None
@@ -80,7 +86,7 @@ def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 def longest_head(text: str, stops: tuple[str, ...]) -> int:
-    """Return the length of the longest end of `text` that could start a stop string."""
+    """Return the length of the longest end of `text` that is a proper prefix of a stop string."""
     longest = max(map(len, stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if text.endswith(tuple(stop[:length] for stop in stops if len(stop) > length)):

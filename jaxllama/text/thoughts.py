@@ -31,7 +31,7 @@ class Thought:
 
 
 def thought_start(prompt: str) -> ThoughtStart:
-    """Find at the end of a rendered prompt where the thoughts of its answer start."""
+    """Return whether a rendered prompt ends with `<think>`, with `</think>`, or with neither."""
     end = prompt.rstrip()
     if end.endswith(THOUGHT_OPENER):
         return ThoughtStart.INSIDE
@@ -39,13 +39,16 @@ def thought_start(prompt: str) -> ThoughtStart:
 
 
 def start_in(message: str) -> ThoughtStart:
-    """Find the state of the thoughts in a message that the model continues."""
+    """Return whether a message, which the model continues, ends inside its thoughts or after them.
+
+    A message without thoughts counts as ended after them.
+    """
     is_open = message.rfind(THOUGHT_OPENER) > message.rfind(THOUGHT_CLOSER)
     return ThoughtStart.INSIDE if is_open else ThoughtStart.OVER
 
 
 def without_thoughts(prompt: str) -> str:
-    """Return the prompt with its thoughts closed, so that the model answers at once."""
+    """Return the prompt with a closed thoughts block at its end: the model answers at once."""
     match thought_start(prompt):
         case ThoughtStart.OVER:
             return prompt
@@ -71,7 +74,7 @@ class ThoughtParser:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the thoughts have begun and not ended."""
+        """Say whether the thoughts have begun and not ended."""
         return self._state == self._read_thoughts
 
     def push(self, text: str) -> list[Thought | str]:
@@ -93,7 +96,7 @@ class ThoughtParser:
     # States: each consumes text from `_held` and returns True if parsing can continue.
 
     def _read_start(self) -> bool:
-        """Look for the opener, which must start the answer."""
+        """Read an opener at the start of the answer; return False if more text must come first."""
         rest = self._held.lstrip()
         if rest.startswith(THOUGHT_OPENER):
             self._held, self._state = rest[len(THOUGHT_OPENER) :], self._read_thoughts
@@ -104,7 +107,7 @@ class ThoughtParser:
         return True
 
     def _read_thoughts(self) -> bool:
-        """Emit thoughts up to the closer, without white space around them."""
+        """Emit thoughts up to the closer, without white space around them; True if it was found."""
         if self._is_first:
             self._held = self._held.lstrip()
         before, closer, after = self._held.partition(THOUGHT_CLOSER)
@@ -118,14 +121,14 @@ class ThoughtParser:
         return False
 
     def _read_gap(self) -> bool:
-        """Drop the white space between thoughts and answer."""
+        """Drop the white space between thoughts and answer; return False if more may come."""
         self._held = self._held.lstrip()
         if self._held:
             self._state = self._read_text
         return bool(self._held)
 
     def _read_text(self) -> bool:
-        """Emit everything as text: the thoughts are over."""
+        """Emit all text as the answer, since the thoughts are over; return False: none is left."""
         self._pieces.append(self._held)
         self._held = ""
         return False

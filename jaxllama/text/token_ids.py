@@ -35,7 +35,10 @@ def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> Non
 
 
 def claim_id(owners: dict[int, str], token: int, text: str, path: Path) -> None:
-    """Record the owner of an id; raise BadTokenizer if another token has it."""
+    """Note in `owners` that id `token` belongs to the token `text`.
+
+    Raise BadTokenizer, naming `path`, if it already belongs to another token.
+    """
     if owners.setdefault(token, text) != text:
         raise BadTokenizer(
             f"{path}: tokens {owners[token]!r:.60} and {text!r:.60} both have id {token}; "
@@ -44,7 +47,7 @@ def claim_id(owners: dict[int, str], token: int, text: str, path: Path) -> None:
 
 
 def added_tokens(serialized: str) -> Iterator[tuple[str, int]]:
-    """Yield text and id of every entry of `added_tokens`, as written in the file."""
+    """Yield text and id of every entry of `added_tokens` in the text of a tokenizer.json."""
     found = ADDED.search(serialized)
     if found is None:
         return

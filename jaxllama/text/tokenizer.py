@@ -160,7 +160,7 @@ class Tokenizer:
         return find_cuts(self._run, tokens)
 
     def _run(self, text: str, follows: bool) -> list[int]:
-        """Normalize and encode a text without special tokens; `follows` other text or not."""
+        """Return the token ids of a text without special tokens; `follows`: it continues a text."""
         normalize = self._rules.normalize
         return run(self._encoders[follows], normalize(text) if normalize else text)
 
@@ -215,13 +215,16 @@ class TokenizerParts:
     text: ModelText
 
     def build(self) -> Tokenizer:
-        """Build the tokenizer; a text after another one is encoded as any text."""
+        """Build the tokenizer; text after a special token is encoded like the start of a text."""
         encoders = (self.encoder, self.encoder)
         return Tokenizer(encoders, self.vocabulary, self.specials, self.rules, self.text)
 
 
 def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Encode a text without special tokens."""
+    """Return the token ids of a text, without special tokens around it.
+
+    Raise BadTokenizer if the tokenizers library fails.
+    """
     with library_errors("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run
         return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
@@ -235,7 +238,7 @@ def depends_on_neighbours(encoder: tokenizers.Tokenizer) -> bool:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Convert failures of the tokenizers library to BadTokenizer.
+    """Convert failures of the tokenizers library to BadTokenizer, whose message begins with `what`.
 
     A panic inside the library derives from BaseException and passes every `except Exception`.
     """
@@ -252,7 +255,7 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def check_unicode(text: str) -> None:
-    """Refuse lone surrogates: they are no characters, and no tokenizer can encode them."""
+    """Raise InvalidParameter if `text` has a lone surrogate, which no tokenizer can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -263,7 +266,11 @@ def check_unicode(text: str) -> None:
 
 
 def find_end_ids(own: Iterable[int | None], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Return the checkpoint's own end tokens, then other control tokens known to end an answer."""
+    """Return the ids in `own`, the end tokens of the checkpoint, then further ones without repeats.
+
+    Further ones are the control tokens of the vocabulary that are known to end an answer. None in
+    `own` is skipped.
+    """
     found = dict.fromkeys(token for token in own if token is not None)
     control = int(TokenKind.CONTROL)
     known = {

@@ -77,7 +77,7 @@ class ToolParser:
     # States: each consumes text from `_held` and returns True if parsing can continue.
 
     def _read_text(self) -> bool:
-        """Read text outside calls, up to the Hermes opener of a call."""
+        """Emit text up to a Hermes `<tool_call>`; return True if there is one."""
         before, opener, after = self._held.partition(OPENER)
         if opener:
             said = before.rstrip()
@@ -91,7 +91,10 @@ class ToolParser:
         return False
 
     def _read_start(self) -> bool:
-        """Look for a Llama 3 call, which must start the answer or follow another call."""
+        """Look for a Llama 3 call, which must start the answer or follow another call.
+
+        Return False if more text must arrive to decide.
+        """
         rest = self._held.lstrip("; \n\t\r" if self.calls else None)
         if not rest or (rest != PYTHON_TAG and PYTHON_TAG.startswith(rest)):
             return False
@@ -104,13 +107,13 @@ class ToolParser:
         return bool(rest)
 
     def _read_rest(self) -> bool:
-        """Emit everything as text: no call can follow."""
+        """Emit all text, since no call can follow; return False: nothing is left."""
         self._emit_text(self._held)
         self._held = ""
         return False
 
     def _read_head(self) -> bool:
-        """Read the start of a call, up to the start of its arguments."""
+        """Read a call up to the start of its arguments; return False if more text must arrive."""
         place, name = 0, ""
         for expected in HEAD:
             token = TOKEN.match(self._held, place)
@@ -140,7 +143,7 @@ class ToolParser:
         return True
 
     def _read_arguments(self) -> bool:
-        """Emit the arguments of a call while they arrive."""
+        """Emit the arguments of a call while they arrive; return True at their end."""
         end = self._object.feed(self._held)
         told = self._held[:end]
         self._pieces.append(CallDelta(self.calls - 1, None, told))
@@ -150,7 +153,7 @@ class ToolParser:
         return end is not None
 
     def _read_close(self) -> bool:
-        """Read the end of a call after its arguments."""
+        """Read the end of a call after its arguments; return False if more text must arrive."""
         end = self._closing.match(self._held)
         if end is None and f"}}{self._closer}".startswith("".join(self._held.split())):
             return False
@@ -159,7 +162,7 @@ class ToolParser:
         return True
 
     def _read_whole(self) -> bool:
-        """Emit a call once it is complete, or its text if it is no call."""
+        """Emit a complete call, or its text if it is no call; return False until it is complete."""
         if self._hermes:
             size = self._held.find(CLOSER)
         else:
@@ -179,7 +182,7 @@ class ToolParser:
     # Emitting.
 
     def _emit_whole_call(self, block: str) -> bool:
-        """Emit a complete call; return False if `block` is no call."""
+        """Emit the call whose JSON text is `block`; return False if it is no call."""
         try:
             call: Any = json.loads(block)
         except (ValueError, RecursionError):
@@ -216,9 +219,9 @@ class Balance:
         self._quoted = self._escaped = False
 
     def feed(self, text: str) -> int | None:
-        """Return how many characters of `text` belong to the object.
+        """Read the next piece of the object; return how many characters of `text` belong to it.
 
-        None if it does not end here.
+        Return None if the object does not end in `text`.
         """
         self.fed += len(text)
         at = 1 if self._escaped and text else 0
@@ -238,7 +241,7 @@ class Balance:
 
 
 def is_function_name(name: object) -> TypeGuard[str]:
-    """Say whether `name` is one that a client may give a function, and so may be sent back."""
+    """Say whether `name` is a string that OpenAI's rule allows as the name of a function."""
     return isinstance(name, str) and re.search(FUNCTION_NAME, name) is not None
 
 

@@ -44,7 +44,7 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """Return a digest of all tokens."""
+        """Return the SHA-256 of the texts, kinds and spelling of all tokens, in hexadecimal."""
         parts = ("\0".join(self.texts).encode("utf-8", "surrogatepass"), self.kinds)
         return hashlib.sha256(b"\0".join((*parts, bytes((self.spelling,))))).hexdigest()
 
@@ -70,7 +70,7 @@ def is_byte(text: str) -> bool:
 
 
 def byte_value(text: str) -> int:
-    """Return the byte of a byte token such as `<0x0A>`."""
+    """Return the value, 0 to 255, of a byte token such as `<0x0A>`."""
     return int(text[3:5], 16)
 
 

@@ -300,7 +300,10 @@ LACKING = {
 
 
 def by_class_name(name: object, where: str) -> Architecture:
-    """Return the architecture that config.json names; raise UnsupportedModel if there is none."""
+    """Return the architecture with class name `name`, as config.json gives it.
+
+    Raise UnsupportedModel, naming the file `where`, if it is not in the table.
+    """
     found = next((each for each in ARCHITECTURES if each.class_name == name), None)
     if found is None:
         raise unsupported(name, where, (each.class_name for each in ARCHITECTURES))
@@ -308,7 +311,10 @@ def by_class_name(name: object, where: str) -> Architecture:
 
 
 def by_gguf_name(name: object, where: str) -> Architecture:
-    """Return the first architecture that a GGUF file names; raise UnsupportedModel if none."""
+    """Return the first architecture whose `general.architecture` in GGUF files is `name`.
+
+    Raise UnsupportedModel, naming the file `where`, if there is none.
+    """
     found = next((each for each in ARCHITECTURES if each.gguf == name), None)
     if found is None:
         raise unsupported(name, where, dict.fromkeys(each.gguf for each in ARCHITECTURES))
@@ -316,13 +322,16 @@ def by_gguf_name(name: object, where: str) -> Architecture:
 
 
 def class_name_of(model_type: str) -> str | None:
-    """Return the class name that a model type of config.json stands for."""
+    """Return the class name for a `model_type` of config.json; an unknown type is returned itself.
+
+    None for an empty one.
+    """
     names = {each.model_type: each.class_name for each in ARCHITECTURES}
     return names.get(model_type, model_type or None)
 
 
 def family_of(config: ModelConfig) -> Architecture:
-    """Return the architecture to write a model as.
+    """Return the architecture under which a model is written to a file.
 
     Several may describe the same model, and some properties have no place in any of them: who
     writes a file reads it back and compares the configurations.
@@ -331,7 +340,10 @@ def family_of(config: ModelConfig) -> Architecture:
 
 
 def class_name_for(config: ModelConfig) -> str:
-    """Return the class name of the first architecture that may have the model's properties."""
+    """Return the class name of the first architecture that can have the model's properties.
+
+    It is LlamaForCausalLM where no property asks for another one.
+    """
     has_multipliers = config.residual_scale != 1.0 or config.logit_scale != 1.0
     is_scaled = config.embed_scale != 1.0 or config.query_scale is not None
     choices = {
@@ -352,7 +364,7 @@ def class_name_for(config: ModelConfig) -> str:
 
 
 def unsupported(name: object, where: str, expected: Iterable[str]) -> UnsupportedModel:
-    """Return the error for an architecture that is not in the table."""
+    """Return the error for an architecture `name`, in file `where`, that is not in the table."""
     lacking = LACKING.get(str(name))
     return UnsupportedModel(
         f"{where}: architecture {shown(name)} is not supported"
@@ -361,7 +373,7 @@ def unsupported(name: object, where: str, expected: Iterable[str]) -> Unsupporte
 
 
 def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
-    """Return the shortest run of layers that gives all of them when it is repeated."""
+    """Return the shortest start of `specs` that, repeated and cut to length, equals `specs`."""
     for size in range(1, len(specs)):
         if all(spec == specs[i % size] for i, spec in enumerate(specs)):
             return tuple(specs[:size])
@@ -372,7 +384,10 @@ def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
 
 
 def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
-    """Return rules for projections that lie in one matrix, with the two names in the file."""
+    """Return the rules that cut our projections out of a file's fused matrices, by our path.
+
+    `qkv` and `gate_up` are the names of the fused matrices in the file.
+    """
     parts = {
         qkv: {
             "attention.q": config.heads * config.head_dim,
@@ -392,7 +407,7 @@ def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
 
 
 def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
-    """Return the rules of a mixture of experts in a Hugging Face folder: a tensor per expert."""
+    """Return the rules for `count` experts in a Hugging Face folder: it has a tensor for each."""
     block = f"model.layers.{{i}}.{names.block}"
     rules = {"blocks.{i}.ffn.router.weight": Rule(f"{block}.gate.weight", TRANSPOSED)}
     for ours, theirs in zip(("gate", "up", "down"), names.matrices, strict=True):
@@ -402,7 +417,7 @@ def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
 
 
 def shifted(table: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Return the table with 1 added to all norms."""
+    """Return a copy of the table whose rules add 1 to the weights of all norms when read."""
     return {
         path: replace(rule, steps=(Shift(1.0),)) if path.endswith("norm.weight") else rule
         for path, rule in table.items()

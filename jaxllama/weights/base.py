@@ -43,12 +43,12 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model: its sizes and its architecture."""
 
     @property
     @abstractmethod
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to its rule, for every weight this format can hold."""
+        """Map our path of every weight that this format can hold to the rule that reads it."""
 
     @property
     @abstractmethod
@@ -60,16 +60,19 @@ class Checkpoint(ABC):
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Return the sampling that the model's maker recommends in the file, by knob, unchecked."""
+        """Return the sampler settings that the model's maker recommends in the file, unchecked.
+
+        The keys are names such as `temperature`.
+        """
         return {}
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return element type and bytes of each of `shapes`, for display; {} if unknown."""
+        """Map each name in `shapes` to its element type and bytes, for display; {} if unknown."""
         return {}
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Take note of our weights that are read next, in this order, each of them whole.
+        """Announce the weights that are read next: our paths, in this order, each weight whole.
 
         A format may begin to read them; by default it does not.
         """
@@ -80,7 +83,7 @@ class Checkpoint(ABC):
         """Read one tensor as stored in the file, into new memory; a matrix may be Packed."""
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read a part of one tensor as stored in the file, into new memory.
+        """Read the part `index`, one slice per axis, of a tensor as stored, into new memory.
 
         Reads all of it by default; a format that can should read the part alone.
         """
@@ -112,7 +115,7 @@ class Checkpoint(ABC):
         return read_weight(rule, leaf.shape, index, self._read_any)
 
     def _read_any(self, name: str, index: Index) -> Stored:
-        """Read a tensor or a part of it."""
+        """Read the part `index` of the file's tensor `name` as stored; it may be all of it."""
         is_whole = index == whole(self.shapes[name])
         return self.read_stored(name) if is_whole else self.read_part(name, index)
 
@@ -136,10 +139,12 @@ def fill(
     *,
     in_parts: bool = False,
 ) -> Tree:
-    """Build the parameter tree from the results of `place`, called with one tensor after another.
+    """Build the parameter tree: read the weights one by one and keep what `place` makes of each.
 
-    Only one tensor at a time is in host memory; with `in_parts`, `place` reads the parts of
-    matrices that it needs itself. Raises BadTensors if tensors do not fit.
+    `place` is called with path, leaf and value. With `in_parts`, matrices are not read here:
+    `place` gets an UnreadMatrix and reads the parts that it needs. `progress` gets the weights done
+    and their number. Raises BadTensors if tensors do not fit `abstract`, the expected leaves by
+    path.
     """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}

@@ -72,15 +72,15 @@ class BinaryFile:
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """Open a file; if it was replaced by a FIFO, do not wait for a writer."""
+    """Open a file and return its descriptor; do not wait for a writer if it has become a FIFO."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def stamp(status: os.stat_result) -> tuple[int, int]:
-    """Return size and modification time, which change when a process writes to the file."""
+    """Return size and modification time; one of them changes when a process writes to the file."""
     return status.st_size, status.st_mtime_ns
 
 
 def reason(error: Exception) -> str:
-    """Return the system's message of an error, without the path that it repeats."""
+    """Return the system's message of an error without the path, else the whole message."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -52,7 +52,7 @@ class Recipe:
     minimises_error: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for numbers that cannot be."""
+        """Raise ConfigError for an unknown dtype, or a group that is odd or less than 2."""
         if self.dtype not in DTYPES or self.group < 2 or self.group % 2:  # noqa: PLR2004
             raise ConfigError(
                 f"dtype {self.dtype} in groups of {self.group}; expected one of "
@@ -71,14 +71,18 @@ class WeightError:
 
     @property
     def relative(self) -> float:
-        """Return the root of the mean square, relative to the weights."""
+        """Return the root mean square of the error, divided by that of the source's weights."""
         return float(np.sqrt(self.difference / self.square)) if self.square else 0.0
 
 
 def convert(
     source: Path, target: Path, recipe: Recipe, *, replaces: bool = False, progress: CountProgress
 ) -> list[WeightError]:
-    """Write the model at `source` as a checkpoint of our own; returns the error of every weight."""
+    """Write the model at `source` to `target` as a checkpoint of our own, in the form of `recipe`.
+
+    Returns the error of every weight. `replaces` allows an existing target; `progress` gets the
+    number of weights done and their total.
+    """
     errors: list[WeightError] = []
     with open_checkpoint(source) as checkpoint, fresh(target, source, replaces=replaces) as made:
         leaves = abstract_params(checkpoint.config)
@@ -116,10 +120,10 @@ def convert(
 
 
 def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
-    """Return a weight in the form that the recipe asks for.
+    """Return the weight `value`, whose path is `path`, in the form that the recipe asks for.
 
-    A matrix whose inputs are no whole groups becomes bfloat16. Matrices that choose experts are
-    small, and a rounded one would choose others: they stay float32.
+    A matrix whose number of inputs is no multiple of the group becomes bfloat16. Matrices that
+    choose experts are small, and a rounded one would choose others: they stay float32.
     """
     if len(leaf.shape) == 1 or path.endswith(ROUTER):
         return canonical(path, value).astype(np.float32)
@@ -152,7 +156,7 @@ def canonical(path: str, value: Stored) -> np.ndarray:
 
 
 def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
-    """Write the arrays of one weight and return its form."""
+    """Write the arrays of a weight under its path; return the form that the manifest lists."""
     if not isinstance(value, Packed):
         store.write(f"{path}/value", np.ascontiguousarray(value))
         return StoredForm(value.shape, value.dtype.name)
@@ -179,7 +183,7 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
 
 
 def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    """Write the tokenizer as the source has it; returns each file with its SHA-256."""
+    """Write the tokenizer's files as the source has them; return the SHA-256 of each, by name."""
     source = checkpoint.tokenizer_source()
     files = dict(source.files)
     if source.metadata:
@@ -190,7 +194,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def error_of(path: str, given: Stored, value: Stored) -> WeightError:
-    """Compare a weight with the source's."""
+    """Return how far the written weight `value` is from `given`, the source's."""
     form = f"int{value.bits}" if isinstance(value, Packed) else value.dtype.name
     before = canonical(path, given).astype(np.float32)
     square = float(np.vdot(before, before))

@@ -62,9 +62,9 @@ class PartialDownload:
         return self.file.stat().st_size if self.file.exists() and self.version.exists() else 0
 
     def begin(self, version: str | None) -> None:
-        """Delete the old bytes and store the new version's name.
+        """Delete the bytes received so far and store the server's name of a new version.
 
-        Without a name it cannot resume.
+        With None, the version has no name, and the download cannot be resumed.
         """
         self.drop()
         if version is not None:
@@ -100,7 +100,11 @@ def copy(
     total: int,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Write the response to disk and sync it; return the number of bytes that the file has now."""
+    """Append the response to the file and sync it to disk; return the bytes that the file has then.
+
+    `done` are the bytes that it has before, `total` those of the complete file, 0 if unknown; both
+    go to `progress`.
+    """
     progress(done, total)
     while block := answer.read(CHUNK):
         file.write(block)
@@ -112,15 +116,15 @@ def copy(
 
 
 def report(progress: Progress | None, label: str, done: int, total: int) -> None:
-    """Report the bytes of a download, if anyone wants to know."""
+    """Call `progress` with the label and the bytes done and in all; do nothing if it is None."""
     if progress is not None:
         progress(label, done, total)
 
 
 def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
-    """Request the rest of the file.
+    """Request the bytes that are missing in `part`, and return the open response.
 
-    The server sends all of it if the file has changed meanwhile.
+    The server sends the whole file if it has changed meanwhile.
     """
     headers = {"User-Agent": "jaxllama"}
     size = part.size
@@ -140,7 +144,10 @@ def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
 
 
 def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
-    """Return (first byte of the response, bytes of the whole file or 0 if unknown)."""
+    """Return the position of the first byte in the response, and the size of the whole file.
+
+    The size is 0 if the server does not state it.
+    """
     if answer.status != PARTIAL:
         return 0, int(answer.headers.get("Content-Length") or 0)
     found = RANGE.fullmatch(answer.headers.get("Content-Range") or "")
@@ -150,7 +157,10 @@ def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
 
 
 def version_of(answer: http.client.HTTPResponse) -> str | None:
-    """Return a name that changes with the content, or None; a weak ETag does not promise that."""
+    """Return the strong ETag of a response, else its Last-Modified; None if it has neither.
+
+    Both change with the content, which a weak ETag does not promise.
+    """
     tag = answer.headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
         return tag
@@ -159,7 +169,7 @@ def version_of(answer: http.client.HTTPResponse) -> str | None:
 
 @contextmanager
 def download_errors(url: str) -> Iterator[None]:
-    """Convert errors of networks and disks to DownloadFailed."""
+    """Convert errors of networks and disks to DownloadFailed with the address `url`."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -176,16 +186,16 @@ def download_errors(url: str) -> Iterator[None]:
 
 
 def last_part(url: str) -> str:
-    """Return the last part of an address's path."""
+    """Return the last part of an address's path, at most 96 characters of it."""
     return re.split("[?#]", url)[0].rpartition("/")[2][:96]
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes as people state downloads."""
+    """Return a number of bytes in words: `1.23 GB`, or `45 MB` below one GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"  # noqa: PLR2004
 
 
 def shortened(model: object) -> str:
-    """Format the model name that the user typed for one line of an error."""
+    """Return the model name that the user typed in quotes, cut to 80 characters, for an error."""
     shown = repr(str(model))
     return shown if len(shown) <= 80 else f"{shown[:76]}...'"  # noqa: PLR2004

@@ -115,7 +115,10 @@ class SentenceSteps:
 
 
 def encoder_family(fields: CheckedFields) -> EncoderFamily:
-    """Return the family of a config.json; raise UnsupportedModel if it is not supported."""
+    """Return the encoder family that config.json names.
+
+    Raise UnsupportedModel for any other model.
+    """
     stated = fields.items("architectures")
     architecture = stated[0] if stated else None
     if not isinstance(architecture, str) or architecture not in FAMILIES:
@@ -136,7 +139,11 @@ def encoder_family(fields: CheckedFields) -> EncoderFamily:
 def read_encoder_config(
     fields: CheckedFields, steps: SentenceSteps, name: str, tensors: int
 ) -> EncoderConfig:
-    """Return the shape of the encoder `name`, which is saved in `tensors` tensors."""
+    """Return the configuration of the encoder `name` from the fields of its config.json.
+
+    `steps` say how hidden states become a vector; `tensors`, the number of tensors in the file,
+    limits the number of layers.
+    """
     family = encoder_family(fields)
 
     def key(own: str) -> str:
@@ -182,7 +189,10 @@ def read_encoder_config(
 
 
 def read_pooling(fields: CheckedFields) -> EncoderPooling:
-    """Return how a text's hidden states become one vector."""
+    """Return the method by which the hidden states of a text become one vector.
+
+    Raise UnsupportedModel unless config.json of the pooling module names exactly one known method.
+    """
     if fields.has("pooling_mode"):
         modes = [fields.text("pooling_mode")]
     else:
@@ -197,7 +207,10 @@ def read_pooling(fields: CheckedFields) -> EncoderPooling:
 
 
 def tensor_names(family: EncoderFamily, layers: int) -> dict[str, str]:
-    """Map our path of every layer to its name in the file; both lack `.weight` and `.bias`."""
+    """Map our path of every module to its name in the file; both lack `.weight` and `.bias`.
+
+    `layers` is the number of layers.
+    """
     names: dict[str, str] = {}
     for path, name in family.names.items():
         if "{i}" not in path:

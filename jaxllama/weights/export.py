@@ -58,7 +58,7 @@ class UnfinishedExport:
     target: Path
 
     def keep(self) -> None:
-        """Give it its final name, in place of what is there."""
+        """Rename the finished file or folder to its target name, in place of what has this name."""
         if self.target.is_dir() and not self.target.is_symlink():
             shutil.rmtree(self.target)
         self.path.replace(self.target)
@@ -91,7 +91,7 @@ class fresh:  # noqa: N801 - a context manager, used like a function
 
 
 def compare(config: ModelConfig, path: Path) -> None:
-    """Raise UnsupportedModel unless the file that was written describes the same model."""
+    """Raise UnsupportedModel unless the model written at `path` has the configuration `config`."""
     with open_checkpoint(path) as written:
         other = written.config
         check_tensors(abstract_params(other), written)
@@ -103,7 +103,10 @@ def compare(config: ModelConfig, path: Path) -> None:
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
-    """Yield the names of fields that differ in meaning."""
+    """Yield name and value of every field of `one` that means something else in `other`.
+
+    The name of the model may differ.
+    """
     for name in type(one).__dataclass_fields__:
         mine, theirs = (meaning_of(name, each) for each in (one, other))
         if name == "name" or mine == theirs:
@@ -119,14 +122,17 @@ def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
 
 
 def meaning_of(name: str, config: ModelConfig) -> object:
-    """Return the value of a field, or what its absence stands for."""
+    """Return the value of the field `name`; of an absent query scale, its default."""
     if name == "query_scale":
         return config.query_scale or config.head_dim**-0.5
     return getattr(config, name)
 
 
 def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
-    """Say whether two rotary embeddings give the same angles at all positions."""
+    """Say whether two rotary embeddings give the same angles at all positions.
+
+    `rotated` is how many numbers of a head they rotate.
+    """
     for is_long in (False, True):
         (slow, scale), (found, factor) = (
             frequencies(of_length(each, is_long=is_long), rotated) for each in (one, other)
@@ -138,5 +144,5 @@ def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
 
 
 def of_length(rope: Rope, *, is_long: bool) -> Rope:
-    """Return the rule that holds for short or for long texts."""
+    """Return the rotary embedding for texts longer than the original context, or for others."""
     return replace(rope, factors=rope.long_factors) if is_long and rope.long_factors else rope

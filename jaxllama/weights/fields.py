@@ -35,7 +35,10 @@ class CheckedFields:
     def whole(
         self, key: str, default: int = REQUIRED, *, low: int = 1, high: int = MAX_SIZE
     ) -> int:
-        """Return a whole number in [low, high]; raise BadHeader if it is missing or wrong."""
+        """Return field `key` as an integer in [low, high]; `default` if it is absent.
+
+        Raise BadHeader if it is wrong, or absent without a default.
+        """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "a whole number")
@@ -46,9 +49,9 @@ class CheckedFields:
         return value
 
     def real(self, key: str, default: float = REQUIRED, *, above: float = -math.inf) -> float:
-        """Return a finite number greater than `above`.
+        """Return field `key` as a finite float greater than `above`; `default` if it is absent.
 
-        Raise BadHeader if it is missing or wrong.
+        Raise BadHeader if it is wrong, or absent without a default.
         """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -64,28 +67,28 @@ class CheckedFields:
         return number
 
     def text(self, key: str, default: str = REQUIRED) -> str:
-        """Return a string; raise BadHeader if it is missing or wrong."""
+        """Return field `key` as a string, or `default`; raise BadHeader if it is wrong."""
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, value, "a string")
         return value
 
     def flag(self, key: str, default: bool = REQUIRED) -> bool:
-        """Return a boolean; raise BadHeader if it is missing or wrong."""
+        """Return field `key` as a boolean, or `default`; raise BadHeader if it is wrong."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def items(self, key: str) -> list[object]:
-        """Return a list, [] if it is absent; raise BadHeader if it is wrong."""
+        """Return field `key` as a list, [] if it is absent; raise BadHeader if it is wrong."""
         value = self._get(key, [])
         if not isinstance(value, list):
             raise self._wrong(key, value, "a list")
         return value
 
     def inner(self, key: str) -> "CheckedFields":
-        """Return the fields of an object, empty if it is absent; raise BadHeader if it is wrong."""
+        """Return the fields of the object `key`, none if it is absent; raise BadHeader if wrong."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object")
@@ -104,7 +107,7 @@ class CheckedFields:
 
 
 def read_layers(fields: CheckedFields, key: str, tensors: int) -> int:
-    """Return a number of layers; refuse more than `tensors` tensors can make up.
+    """Return the number of layers in field `key`; raise BadHeader if `tensors` are too few for it.
 
     The check bounds memory, since the parameter tree is built for this number of layers.
     """
@@ -118,7 +121,7 @@ def read_layers(fields: CheckedFields, key: str, tensors: int) -> int:
 
 
 def read_json(path: Path, longest: int = MAX_JSON) -> CheckedFields:
-    """Read the object in a JSON file of at most `longest` bytes."""
+    """Return the fields of the object in a JSON file; raise BadHeader above `longest` bytes."""
     file = BinaryFile(path)
     try:
         if file.size > longest:
@@ -129,9 +132,9 @@ def read_json(path: Path, longest: int = MAX_JSON) -> CheckedFields:
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, object]:
-    """Parse a JSON object.
+    """Return the JSON object in `raw`; raise BadHeader, naming `where`, if it is damaged.
 
-    Refuse a key given twice, because readers would disagree on its value.
+    A key given twice is refused, because readers would disagree on its value.
     """
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=dict_of_unique_keys)

@@ -32,7 +32,7 @@ def is_float8_method(method: CheckedFields) -> bool:
 
 
 def read_block(fields: CheckedFields) -> tuple[int, int]:
-    """Return rows and columns of the blocks that share a scale."""
+    """Return rows and columns of the blocks that share a scale, by the fields of config.json."""
     stated = fields.inner("quantization_config").items("weight_block_size")
     match stated:
         case []:
@@ -45,18 +45,24 @@ def read_block(fields: CheckedFields) -> tuple[int, int]:
 
 
 def scale_of(name: str, names: Mapping[str, object]) -> str | None:
-    """Return the name of a matrix's scales; None if it has none."""
+    """Return the name of the tensor that holds the scales of matrix `name`; None if it has none."""
     return next((name + ending for ending in SCALES if name + ending in names), None)
 
 
 def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
-    """Say whether a tensor is a scale, of a float8 matrix or of what is not rounded here."""
+    """Say whether a tensor holds scales, of a float8 matrix or of activations and caches.
+
+    `dtypes` has the element type of every tensor, by name.
+    """
     stems = (name.removesuffix(ending) for ending in SCALES if name.endswith(ending))
     return name.endswith(UNUSED) or any(dtypes.get(stem) in FLOAT8 for stem in stems)
 
 
 def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -> None:
-    """Raise BadTensors unless scales of a shape fit a matrix."""
+    """Raise BadTensors unless scales of shape `scale` fit a matrix of shape `shape`.
+
+    It may have one scale, one for each row, or one for each block of `block` rows and columns.
+    """
     blocks = tuple(-(-size // each) for size, each in zip(shape, block, strict=False))
     if len(shape) != len(block) or scale not in (*ONE, *per_row(shape), blocks):
         raise BadTensors(
@@ -66,14 +72,18 @@ def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -
 
 
 def per_row(shape: Shape) -> tuple[Shape, Shape]:
-    """Return the shapes that scales of each row of a matrix may have."""
+    """Return the two shapes that scales may have where each row of a matrix has one."""
     return shape[:1], (*shape[:1], 1)
 
 
 def scaled(
     values: np.ndarray, scale: np.ndarray, index: Index, shape: Shape, block: tuple[int, int]
 ) -> np.ndarray:
-    """Return part `index` of a matrix, whose values are given, times its scales."""
+    """Return part `index` of a matrix, whose stored values are given, multiplied by its scales.
+
+    `shape` is that of the whole matrix, `block` the rows and columns of blocks that share a scale.
+    The result is float32.
+    """
     rows, columns = (np.arange(each.start, each.stop) for each in index)
     factors = scale.astype(np.float32)
     result = values.astype(np.float32)

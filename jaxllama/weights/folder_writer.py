@@ -34,9 +34,9 @@ LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as d
 def write_folder(
     dtype: str | None, source: Checkpoint, path: Path, progress: CountProgress
 ) -> None:
-    """Write the model to the folder `path` in a dtype; by default dense weights keep theirs.
+    """Write the model to the folder `path` in a dtype such as F16; for None, each keeps its own.
 
-    Packed matrices become dense, in float32 by default, which is exact.
+    Packed matrices become dense, with None in float32, which is exact.
     """
     from jaxllama.text.exchange import as_files  # noqa: PLC0415 - heavy
 
@@ -67,7 +67,7 @@ def write_folder(
 
 
 def header_of(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> bytes:
-    """Return the start of a safetensors file, padded to a multiple of eight bytes."""
+    """Return the header of a safetensors file for these shapes and dtypes, by tensor name."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -84,7 +84,7 @@ def header_of(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) 
 
 
 def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a tensor in another dtype; raise UnsupportedModel for values beyond float16."""
+    """Return a tensor in dtype F32, F16 or BF16; raise UnsupportedModel if F16 cannot hold it."""
     if dtype == "F16":
         return tensor if tensor.dtype == np.float16 else to_half(name, tensor.astype(np.float32))
     if dtype == "BF16":
@@ -127,7 +127,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def layer_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
-    """Return the fields of windows, rotation and experts, where layers may differ."""
+    """Return the fields of config.json for sliding windows, unrotated layers and experts."""
     specs = config.specs
     fields: dict[str, Any] = {"sliding_window": config.window}
     if config.window is not None and family.asks_for_window:
@@ -149,7 +149,7 @@ def layer_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
 
 
 def scale_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
-    """Return the multipliers and caps, Gemma's and Granite's."""
+    """Return the fields of config.json for the multipliers and soft caps of Gemma and Granite."""
     fields: dict[str, Any] = {}
     query_scale = config.query_scale or config.head_dim**-0.5
     if family.query_scalar is not None:
@@ -171,7 +171,10 @@ def scale_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
-    """Return `rope_scaling`; None for the plain rule."""
+    """Return `rope_scaling` of config.json; None if the rotary embedding is not scaled.
+
+    Raise UnsupportedModel if config.json has no place for it.
+    """
     is_divided = config.rope.kind == "factors" and not config.rope.scaled_factors
     rope = as_llama3(config) if is_divided else config.rope
     match rope.kind:
@@ -210,7 +213,7 @@ def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def as_llama3(config: ModelConfig) -> Rope:
-    """Return Llama 3's rule for divisors that follow it; else the rule as it is."""
+    """Return Llama 3's scaling rule if the model's divisors follow it, else the rule as it is."""
     wanted, _ = frequencies(config.rope, config.head_dim)
     for factor in LLAMA3_FACTORS:
         rope = Rope(config.rope.theta, "llama3", factor)

@@ -65,7 +65,7 @@ QKV, GATE_UP = "blk.{i}.attn_qkv.weight", "blk.{i}.ffn_up.weight"
 
 
 def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
-    """Return the names and layouts of an architecture's tensors."""
+    """Map our paths to the rules that read a GGUF file of this architecture."""
     table = dict(TABLE)
     if family.paired:
         table |= paired_rules(config.head_dim)
@@ -77,7 +77,7 @@ def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
 
 
 def paired_rules(head_dim: int) -> dict[str, Rule]:
-    """Return the rules of files in which rotated numbers of a head are neighbours."""
+    """Return the rules for queries and keys in files that keep rotated pairs side by side."""
     unpair = UnpairRope(head_dim)
     changed = {}
     for letter in "qk":
@@ -117,31 +117,31 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to the name in the file."""
+        """Map our paths to the rules that read their tensors."""
         family = by_gguf_name(self._header.metadata["general.architecture"], self._path.name)
         return expand(table_of(family, self._config), self._config.layers)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Map the name of every tensor to its stored shape."""
+        """Map the name of every tensor to its stored shape, rows first."""
         return {
             name: entry.shape for name, entry in self._header.tensors.items() if name not in FACTORS
         }
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return tensor type and bytes of every tensor."""
+        """Map the name of every tensor to its GGUF type and its bytes."""
         entries = ((name, self._header.tensors[name]) for name in self.shapes)
         return {name: (entry.kind.name, entry.nbytes) for name, entry in entries}
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Return the sampling that the metadata recommends."""
+        """Return the sampler settings that the metadata recommends, by name."""
         return from_gguf(self._header.metadata)
 
     def read_stored(self, name: str) -> Stored:
@@ -150,7 +150,7 @@ class GgufCheckpoint(Checkpoint):
         return decode(entry.kind, entry.read(), entry.shape)
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor; only the rows that it needs come from the file."""
         entry = self._header.tensors[name]
         if len(entry.shape) == 1:  # may be one block
             return super().read_part(name, index)

@@ -100,12 +100,12 @@ def kind_name(number: int) -> str:
 
 
 def pack_q8_0(blocks: UInt8[np.ndarray, "O B 34"]) -> Packed:
-    """Pack blocks of one float16 scale and 32 signed codes."""
+    """Convert Q8_0 blocks, of one float16 scale and 32 signed codes, to a Packed matrix."""
     return packed(8, blocks[..., 2:].view(np.int8), halves(blocks, 0), None)
 
 
 def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
-    """Pack blocks of one float16 scale and 32 codes around 8.
+    """Convert Q4_0 blocks, of one float16 scale and 32 codes around 8, to a Packed matrix.
 
     The minimum is -8 times the scale: an exact float16, else scales become float32.
     """
@@ -117,12 +117,15 @@ def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
 
 
 def pack_q4_1(blocks: UInt8[np.ndarray, "O B 20"]) -> Packed:
-    """Pack blocks of a float16 scale, a float16 minimum and 32 codes."""
+    """Convert Q4_1 blocks, of float16 scale, float16 minimum and 32 codes, to a Packed matrix."""
     return packed(4, pair_neighbours(blocks[..., None, 4:]), halves(blocks, 0), halves(blocks, 2))
 
 
 def pack_q4_k(blocks: UInt8[np.ndarray, "O B 144"]) -> Packed:
-    """Pack eight groups of 32 codes, with six-bit scales and minima of two float16 factors."""
+    """Convert Q4_K blocks to a Packed matrix: eight groups of 32 codes in each block.
+
+    The six-bit scales and minima of the groups are multiplied by two float16 factors of the block.
+    """
     with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
         scales, minima = six_bits(blocks[..., 4:16])
         scales *= halves(blocks, 0).astype(np.float32)[..., None]
@@ -132,17 +135,20 @@ def pack_q4_k(blocks: UInt8[np.ndarray, "O B 144"]) -> Packed:
 
 
 def pack_q5_0(blocks: UInt8[np.ndarray, "O B 22"]) -> Packed:
-    """Pack blocks of one float16 scale, the fifth bits of 32 codes around 16, and their nibbles."""
+    """Convert Q5_0 blocks, of one float16 scale and 32 codes around 16, to a Packed matrix."""
     return packed(5, five_bits(blocks[..., 2:]) - 16, halves(blocks, 0), None)
 
 
 def pack_q5_1(blocks: UInt8[np.ndarray, "O B 24"]) -> Packed:
-    """Pack blocks of a float16 scale, a float16 minimum, fifth bits of 32 codes, and nibbles."""
+    """Convert Q5_1 blocks, of float16 scale, float16 minimum and 32 codes, to a Packed matrix."""
     return packed(5, five_bits(blocks[..., 4:]), halves(blocks, 0), halves(blocks, 2))
 
 
 def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
-    """Pack blocks like Q4_K with fifth bits: bit g of byte l belongs to weight l of group g."""
+    """Convert Q5_K blocks, which are Q4_K blocks with a fifth bit per code, to a Packed matrix.
+
+    Bit g of byte l of the fifth bits belongs to weight l of group g.
+    """
     with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
         scales, minima = six_bits(blocks[..., 4:16])
         scales *= halves(blocks, 0).astype(np.float32)[..., None]
@@ -155,9 +161,10 @@ def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
 
 
 def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
-    """Pack 16 groups of 16 codes around 32, with signed eight-bit scales of one float16 factor.
+    """Convert Q6_K blocks to a Packed matrix: 16 groups of 16 codes around 32 in each block.
 
-    Of each 128 weights, quarter q takes its nibbles from the low (q = 0, 1) or high (2, 3) half of
+    The signed eight-bit scales of the groups are multiplied by one float16 factor of the block. Of
+    each 128 weights, quarter q takes its nibbles from the low (q = 0, 1) or high (2, 3) half of
     bytes 32 * (q % 2) and on, and its high bits from bits 2q and 2q + 1 of the 32 shared bytes.
     """
     outer = blocks.shape[:2]
@@ -173,14 +180,15 @@ def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
 
 
 def pack_iq4_nl(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
-    """Pack blocks of one float16 scale and 32 codes that are places in a table."""
+    """Convert IQ4_NL blocks, of a float16 scale and 32 indices of a table, to a Packed matrix."""
     return packed(8, look_up(blocks[..., None, 2:], IQ4_CODES), halves(blocks, 0), None)
 
 
 def pack_iq4_xs(blocks: UInt8[np.ndarray, "O B 136"]) -> Packed:
-    """Pack eight groups of 32 codes of the same table, with six-bit scales of one float16 factor.
+    """Convert IQ4_XS blocks to a Packed matrix: eight groups of 32 indices of IQ4_NL's table.
 
-    Bytes 2 and 3 hold the two high bits of all scales, bytes 4 to 7 their low nibbles.
+    The six-bit scales of the groups are multiplied by one float16 factor of the block. Bytes 2 and
+    3 hold the two high bits of all scales, bytes 4 to 7 their low nibbles.
     """
     outer = blocks.shape[:2]
     groups = np.arange(8, dtype=np.uint16)
@@ -194,7 +202,10 @@ def pack_iq4_xs(blocks: UInt8[np.ndarray, "O B 136"]) -> Packed:
 
 
 def pack_mxfp4(blocks: UInt8[np.ndarray, "O B 17"]) -> Packed:
-    """Pack blocks of one power of two and 32 codes that stand for four-bit floats, doubled."""
+    """Convert MXFP4 blocks, of a power of two and 32 four-bit floats, to a Packed matrix.
+
+    Its codes are twice these floats, so that they are whole numbers.
+    """
     power = blocks[..., 0].astype(np.uint32)
     bits = np.where(power < 2, 0x00200000 << np.minimum(power, 1), power - 1 << 23)  # noqa: PLR2004
     scales = bits.astype(np.uint32).view(np.float32)
@@ -224,7 +235,10 @@ def packed(
     *,
     group: int = GROUP,
 ) -> Packed:
-    """Build a Packed matrix from parts whose first axis is the output; inner axes are joined."""
+    """Build a Packed matrix; the first axis of each array is the output, the others are joined.
+
+    `group` is the number of weights that share a scale.
+    """
     out = len(codes)
     parts = {"codes": codes, "scales": scales, "minima": minima}
     flat: Any = {
@@ -235,7 +249,7 @@ def packed(
 
 
 def stacked(matrix: Packed, outer: tuple[int, ...]) -> Packed:
-    """Split the outputs of a matrix: experts that a file stores one after the other."""
+    """Split the outputs of a matrix into the axes `outer` and a last one, as [experts, outputs]."""
     return replace(
         matrix,
         codes=matrix.codes.reshape(*outer, -1),
@@ -252,14 +266,18 @@ def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O 
 def look_up(
     stored: UInt8[np.ndarray, "O B C 16"], table: Int8[np.ndarray, " 16"]
 ) -> Int8[np.ndarray, "O B C 32"]:
-    """Return the numbers that 32 codes stand for; sixteen bytes hold nibbles j and j + 16."""
+    """Return the numbers in `table` for 32 four-bit codes in sixteen bytes.
+
+    Byte j holds code j in its low and code j + 16 in its high nibble.
+    """
     return np.concatenate([table[stored & 15], table[stored >> 4]], axis=-1)
 
 
 def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]:
-    """Return 32 codes whose fifth bits are in four bytes.
+    """Return the 32 five-bit codes in twenty bytes.
 
-    Sixteen bytes hold nibbles j and j + 16.
+    The first four bytes hold the fifth bits; of the other sixteen, byte j holds the nibbles of
+    codes j and j + 16.
     """
     shifts = np.arange(8, dtype=np.uint8)
     high = (stored[..., :4, None] >> shifts & 1).reshape(*stored.shape[:2], 32) << 4

@@ -29,7 +29,10 @@ FACTORS = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
 
 
 def read_config(header: GgufHeader, path: Path) -> ModelConfig:
-    """Return the shape of the model at `path` from metadata, checked against its tensors."""
+    """Return the configuration of the model at `path` by its metadata and its tensors.
+
+    Raise BadHeader if they contradict each other, UnsupportedModel if it cannot run.
+    """
     where = path.name
     fields = CheckedFields(header.metadata, where)
     family = find_architecture(fields)
@@ -76,9 +79,9 @@ def read_config(header: GgufHeader, path: Path) -> ModelConfig:
 
 
 def find_architecture(fields: CheckedFields) -> Architecture:
-    """Return the architecture.
+    """Return the architecture that the metadata names.
 
-    Raise UnsupportedModel unless the file is a supported whole model.
+    Raise UnsupportedModel if it is not supported, or the file is no whole model.
     """
     family = by_gguf_name(fields.text("general.architecture"), fields.where)
     kind = fields.text("general.type", "model")
@@ -88,7 +91,7 @@ def find_architecture(fields: CheckedFields) -> Architecture:
 
 
 def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
-    """Return the mixture of experts, if the model has one."""
+    """Return the mixture of experts; None if the model has none."""
     count = fields.whole(f"{architecture}.expert_count", 0, low=0, high=MAX_HEADS)
     if count == 0:
         return None
@@ -98,7 +101,10 @@ def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
 
 
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
-    """Return the window and the pattern of layers; the period is fixed by the architecture."""
+    """Return the fields `window` and `pattern` of ModelConfig: the sliding window, and its layers.
+
+    The metadata has the window alone; the architecture says which layers have it, and which rotate.
+    """
     key = f"{family.gguf}.attention.sliding_window"
     window = fields.whole(key, 0, low=0, high=MAX_CONTEXT) or None  # 0 means none: Phi-4
     if window is not None and family.norms == "after":
@@ -119,7 +125,10 @@ def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -
 def read_scales(
     fields: CheckedFields, family: Architecture, layers: int, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return the multipliers and caps, Gemma's and Granite's; `size` is (width, heads)."""
+    """Return the fields of ModelConfig for the multipliers and soft caps of Gemma and Granite.
+
+    `size` is (width, heads).
+    """
     width, heads = size
     prefix = family.gguf
     found: dict[str, Any] = {}
@@ -159,7 +168,10 @@ def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
 def read_head_dim(
     fields: CheckedFields, family: Architecture, default: int
 ) -> tuple[int, int | None]:
-    """Return the size of a head and its rotated part, None if all of it rotates."""
+    """Return the size of a head, and how many numbers of it rotate; None if all do.
+
+    `default` is the size of a head if the metadata does not state it.
+    """
     prefix = family.gguf
     head_dim = fields.whole(f"{prefix}.attention.key_length", default, high=MAX_HEADS)
     rotary_dim = fields.whole(f"{prefix}.rope.dimension_count", head_dim)
@@ -201,12 +213,12 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, header: GgufHeader, where: str, rotated: int) -> "Factors":
-        """Read the factors of the rotary embedding that the tensors of a file hold."""
+        """Read the divisors from a file's tensors, for heads of which `rotated` numbers rotate."""
         return cls(*(read_factors(header, where, name, rotated) for name in FACTORS))
 
 
 def read_factors(header: GgufHeader, where: str, name: str, rotated: int) -> tuple[float, ...]:
-    """Return the divisor of each rotated pair; () if the file has none."""
+    """Return the divisor of each rotated pair, which tensor `name` holds; () without the tensor."""
     entry = header.tensors.get(name)
     if entry is None:
         return ()
@@ -244,7 +256,7 @@ def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rop
 
 
 def read_local_rope(fields: CheckedFields, family: Architecture) -> Rope | None:
-    """Return the rotary embedding of layers with a window, if theirs is another."""
+    """Return the rotary embedding of layers with a sliding window; None if it is the common one."""
     if family.local_theta is None:
         return None
     return Rope(fields.real(f"{family.gguf}.rope.freq_base_swa", family.local_theta, above=1))
@@ -270,7 +282,10 @@ def read_longrope(fields: CheckedFields, architecture: str, theta: float, factor
 
 
 def read_yarn(fields: CheckedFields, architecture: str, theta: float, factor: float) -> Rope:
-    """Return yarn as llama.cpp applies it: its attention factor multiplies the usual one."""
+    """Return a YaRN rotary embedding, which stretches the context by `factor`.
+
+    As in llama.cpp, the attention factor of the file multiplies YaRN's usual one.
+    """
     scaling = f"{architecture}.rope.scaling"
     extra = fields.real(f"{scaling}.attn_factor", 1.0)
     extra *= fields.real(f"{scaling}.yarn_attn_factor", 1.0)

@@ -159,14 +159,17 @@ class Cursor:
             self.buffer += self.file.read(held, more).tobytes()
 
     def number(self, form: struct.Struct, what: str) -> int:
-        """Read the next fixed-size number."""
+        """Read the next number, which has the layout `form`; errors name it by `what`."""
         self.need(form.size, what)
         value: int = form.unpack_from(self.buffer, self.at)[0]
         self.at += form.size
         return value
 
     def count(self, what: str, smallest: int, most: int) -> int:
-        """Read a count of items; refuse more than fit in the rest, at `smallest` bytes each."""
+        """Read the count of items that follow; raise BadHeader if so many cannot follow.
+
+        At most `most` can, and no more than fit in the rest of the file at `smallest` bytes each.
+        """
         count = self.number(U64, what)
         fits = (self.file.size - self.at) // smallest
         if count > min(fits, most):
@@ -176,7 +179,7 @@ class Cursor:
         return count
 
     def string(self, what: str, longest: int = MAX_HEADER) -> str:
-        """Read the next string."""
+        """Read the next string; raise BadHeader above `longest` bytes, or if it is no UTF-8."""
         length = self.number(U64, what)
         if length > longest:
             raise BadHeader(
@@ -198,7 +201,7 @@ class Cursor:
         return name
 
     def skip(self, size: int, what: str) -> None:
-        """Skip `size` bytes."""
+        """Skip `size` bytes; raise BadHeader if the file ends before."""
         self.need(size, what)
         self.at += size
 
@@ -217,7 +220,10 @@ class Cursor:
 
 
 def check_version(cursor: Cursor, where: str) -> None:
-    """Read magic bytes and version; raise if either is not supported."""
+    """Read the magic bytes and the version of the file.
+
+    Raise BadHeader or UnsupportedModel if one of them is not supported.
+    """
     cursor.need(8, "magic and version")
     if cursor.buffer[:4] != MAGIC:
         raise BadHeader(f"{where}: begins with {bytes(cursor.buffer[:4])!r}; expected {MAGIC!r}")
@@ -234,7 +240,7 @@ def check_version(cursor: Cursor, where: str) -> None:
 
 
 def read_value(cursor: Cursor, key: str) -> object:
-    """Read the value after a key."""
+    """Read the value of the metadata key `key`; of an array, only its position is kept."""
     kind = cursor.number(U32, key)
     if kind == STRING:
         return cursor.string(key)
@@ -250,7 +256,7 @@ def read_value(cursor: Cursor, key: str) -> object:
 
 
 def read_array(cursor: Cursor, key: str) -> ArrayField:
-    """Skip an array and return its position."""
+    """Skip an array; return its element type, its length and its position."""
     kind = cursor.number(U32, key)
     if kind == ARRAY:
         raise BadHeader(f"{cursor.where}: {shown(key)} is an array of arrays; expected a flat one")
@@ -321,9 +327,10 @@ def read_entry(cursor: Cursor) -> GgufTensor:
 def place_entries(
     entries: list[GgufTensor], start: int, alignment: int, file: BinaryFile
 ) -> dict[str, GgufTensor]:
-    """Return entries by name with offsets from the start of the file.
+    """Return the tensors by name, with offsets from the start of the file.
 
-    Raises BadHeader if an entry lies outside the file or overlaps another one.
+    `start` is the offset of the data of all tensors. Raises BadHeader if a tensor lies outside the
+    file, is not aligned or overlaps another one.
     """
     where = file.path.name
     tensors: dict[str, GgufTensor] = {}

@@ -44,7 +44,10 @@ def open_header(path: Path) -> tuple[GgufHeader, list[BinaryFile]]:
 
 
 def parts_of(path: Path, count: int) -> list[Path]:
-    """Return the paths of all parts; raise CheckpointError for another name, or parts missing."""
+    """Return the paths of all `count` parts of a split file, in order; `path` is one of them.
+
+    Raise CheckpointError if it is not named like a part, or parts are missing.
+    """
     match = PART.fullmatch(path.name)
     if match is None or int(match["count"]) != count or count > MAX_PARTS:
         raise CheckpointError(
@@ -67,7 +70,10 @@ def parts_of(path: Path, count: int) -> list[Path]:
 
 
 def joined(parts: list[tuple[Path, GgufHeader]]) -> GgufHeader:
-    """Return the metadata of the first part with the tensors of all."""
+    """Return one header for all parts: the metadata of the first part, and the tensors of all.
+
+    Raise BadHeader if numbers of parts or tensors contradict each other.
+    """
     tensors: dict[str, GgufTensor] = {}
     for number, (path, header) in enumerate(parts):
         fields = CheckedFields(header.metadata, path.name)
@@ -96,7 +102,7 @@ def joined(parts: list[tuple[Path, GgufHeader]]) -> GgufHeader:
 
 
 def first_parts(folder: Path) -> list[Path]:
-    """Return the GGUF files of a folder and those below it, of a split one the first part alone."""
+    """Return the GGUF files in and below a folder; of a split file, only the first part."""
     found = sorted(folder.rglob("*.gguf"))
     matches = {path: PART.fullmatch(path.name) for path in found}
     return [path for path, match in matches.items() if match is None or int(match["number"]) == 1]

@@ -75,7 +75,7 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgres
 
 
 def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the model's shape under the keys of llama.cpp."""
+    """Write the model's configuration as metadata, with the keys that llama.cpp reads."""
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_context)
     writer.add_embedding_length(config.width)
@@ -99,7 +99,7 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 
 
 def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the multipliers and caps, Gemma's and Granite's."""
+    """Write the multipliers and soft caps of Gemma and Granite as metadata."""
     if config.attention_cap is not None:
         writer.add_attn_logit_softcapping(config.attention_cap)
     if config.logit_cap is not None:
@@ -112,7 +112,7 @@ def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 
 
 def add_rope(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the rotary embedding; divisors are tensors."""
+    """Write the metadata of the rotary embedding, without divisors of pairs: these are tensors."""
     rope, scaling = config.rope, f"{family.gguf}.rope.scaling"
     writer.add_rope_freq_base(rope.theta)
     if config.local_rope is not None:
@@ -150,7 +150,7 @@ def rotary_factors(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Write a key of the tokenizer with the type that its value has in Python."""
+    """Write one metadata key of the tokenizer; the type of the Python value decides GGUF's type."""
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, bool):
@@ -164,7 +164,7 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def kind_of(name: str, shape: tuple[int, ...], wanted: Any) -> Any:
-    """Return the type of one tensor: rows that are no whole blocks become float16.
+    """Return the type of one tensor: `wanted`, or float16 for rows that are no whole blocks.
 
     Vectors and the small matrices that choose experts are float32, as llama.cpp writes them.
     """
@@ -180,7 +180,7 @@ def bytes_of(shape: tuple[int, ...], kind: Any) -> int:
 
 
 def encode(name: str, tensor: Stored, kind: Any) -> np.ndarray:
-    """Return the bytes of a tensor in a type."""
+    """Return an array with the bytes of a tensor in the GGUF type `kind`."""
     if isinstance(tensor, Packed):
         blocks = blocks_of(tensor, kind)
         if blocks is not None:
@@ -207,7 +207,10 @@ def to_half(name: str, dense: np.ndarray) -> np.ndarray:
 
 
 def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
-    """Return the blocks of a matrix whose codes and scales the type can hold as they are."""
+    """Return the blocks of a packed matrix if the type `kind` can hold its values exactly.
+
+    None if it cannot: the matrix has to be quantised again.
+    """
     if PACKED_BITS.get(kind) != packed.bits or packed.order is not None or packed.group % BLOCK:
         return None
     repeats = packed.group // BLOCK
@@ -226,7 +229,10 @@ def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
 
 
 def factors_of(scales: np.ndarray, minima: np.ndarray | None, kind: Any) -> list[np.ndarray] | None:
-    """Return the float16 numbers in front of each block; None if the type cannot hold them."""
+    """Return the float16 numbers in front of each block: scales, and minima for Q4_1.
+
+    None if they are not exact in float16, or the type cannot hold these minima.
+    """
     if (minima is None) != (kind == Kind.Q8_0):
         return None
     if kind == Kind.Q4_0 and not np.array_equal(minima, scales.astype(np.float32) * -MIDDLE):  # type: ignore[arg-type]

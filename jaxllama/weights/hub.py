@@ -41,12 +41,12 @@ class HubModel:
 
     @property
     def file(self) -> str:
-        """Return the folder name in the store."""
+        """Return the name of the model's folder in the store."""
         return "--".join([*self.repo.split("/"), *(self.gguf.split("/") if self.gguf else [])])
 
     @property
     def origin(self) -> str:
-        """Return where the model comes from."""
+        """Return the model's name on the hub, such as `hf:owner/name`."""
         return "/".join([f"hf:{self.repo}", *([self.gguf] if self.gguf else [])])
 
     def is_there(self, target: Path) -> bool:
@@ -54,13 +54,14 @@ class HubModel:
         return target.is_dir()
 
     def check(self, target: Path) -> None:
-        """Open the model, which checks every header."""
+        """Open the model, which checks every header; raise CheckpointError if one is damaged."""
         open_checkpoint(self.model(target)).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download weights, configuration and tokenizer, but no code.
+        """Download weights, configuration and tokenizer, but no code, to the folder `target`.
 
-        Report the size first. Check and rename the folder.
+        The folder gets this name when it is complete and checked. Raise DownloadFailed if that
+        fails.
         """
         part = target.with_name(f"{target.name}.part")
         with hub_errors(self.repo):
@@ -82,7 +83,10 @@ class HubModel:
     def announce(
         self, wanted: Sequence[str], sizes: Mapping[str, int | None], progress: Progress | None
     ) -> None:
-        """Say what is downloaded, and its size; the hub draws its own bars from then on."""
+        """Log and report the number of files to download and their size in all, if known.
+
+        The hub's library shows the progress from then on.
+        """
         known = [size for name in wanted if (size := sizes[name]) is not None]
         total = f"{size_text(sum(known))} in " if len(known) == len(wanted) else ""
         words = f"{DOWNLOADING}hf:{self.repo}, {total}{len(wanted)} files"
@@ -96,7 +100,7 @@ class HubModel:
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Choose the needed files of a repository.
+        """Return those of the repository's files that are needed.
 
         Raise DownloadFailed if there is no clear choice.
         """
@@ -124,7 +128,10 @@ class HubModel:
 
 
 def parts_of(file: str, files: Sequence[str]) -> list[str]:
-    """Return the parts of a split GGUF file, or the file itself."""
+    """Return the files of `files` that are parts of the split GGUF file `file`.
+
+    Return `file` itself if its name is not that of a part.
+    """
     match = PART.fullmatch(file)
     if match is None:
         return [file]
@@ -146,7 +153,10 @@ class HubEncoder(HubModel):
         return target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Choose the needed files; raise DownloadFailed without weights that can be read."""
+        """Return those of the repository's files that are needed.
+
+        Raise DownloadFailed if it has no safetensors files.
+        """
         kept = [name for name in files if ENCODER_KEPT.fullmatch(name)]
         if not any(name.endswith(".safetensors") for name in kept):
             raise DownloadFailed(f"hf:{self.repo} has no safetensors; {listed(files)}")
@@ -154,7 +164,10 @@ class HubEncoder(HubModel):
 
 
 def hub_model(model: str) -> HubModel:
-    """Parse a name hf:owner/name or hf:owner/name/file.gguf."""
+    """Return the model named hf:owner/name or hf:owner/name/file.gguf.
+
+    Raise DownloadFailed for any other name.
+    """
     found = NAME.fullmatch(model)
     if found is None or ".." in model:
         raise DownloadFailed(
@@ -165,13 +178,13 @@ def hub_model(model: str) -> HubModel:
 
 
 def hub_encoder(model: str) -> HubEncoder:
-    """Parse a name hf:owner/name."""
+    """Return the encoder named hf:owner/name; raise DownloadFailed for any other name."""
     return HubEncoder(hub_model(model).repo)
 
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Convert errors of the hub's library to DownloadFailed."""
+    """Convert errors of the hub's library, or its absence, to DownloadFailed."""
     try:
         yield
     except DownloadFailed:
@@ -189,6 +202,6 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def listed(files: Sequence[str]) -> str:
-    """List the first files in a few words."""
+    """Return the first names of `files` as a phrase of an error message."""
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     return f"it has {', '.join(files[:SHOWN]) or 'none'}{more}"

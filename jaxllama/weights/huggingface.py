@@ -125,12 +125,12 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to the name in the file."""
+        """Map our paths to the rules that read their tensors."""
         return table_of(self._family, self._config)
 
     @cached_property
@@ -151,7 +151,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return element type and bytes of every tensor."""
+        """Map the name of every tensor to its element type and its bytes."""
         packed = {name: (each.kind, each.nbytes) for name, each in self._quantized.items()}
         entries = ((name, self._entries[name]) for name in self.shapes if name not in packed)
         dense = {name: (entry.dtype, entry.nbytes) for name, entry in entries}
@@ -159,7 +159,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Return the sampling that generation_config.json recommends."""
+        """Return the sampler settings that generation_config.json recommends, by name."""
         return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
@@ -174,7 +174,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return self._scaled(name, values, whole(values.shape))
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor; only the rows that it needs come from the file."""
         matrix = self._quantized.get(name)
         if matrix is not None:
             return matrix.read(index, self._read_array)
@@ -198,11 +198,11 @@ class HuggingFaceCheckpoint(Checkpoint):
             file.close()
 
     def _read_array(self, name: str, index: Index) -> np.ndarray:
-        """Read a part of one tensor of the file as it is."""
+        """Read part `index` of one tensor of the file, in the element type of the file."""
         return unpacked(self._tensors[name].read_part(name, index))
 
     def _is_idle_bias(self, name: str) -> bool:
-        """Say whether a bias is all zeros that the model does not have: GPTQ's writers add them."""
+        """Say whether a tensor is a bias of zeros in a model without biases; GPTQ tools add it."""
         *_, layer, last = ("", *name.split("."))
         field = BIASES.get(layer)
         if not self._quantized or last != "bias" or field is None or getattr(self._config, field):
@@ -212,7 +212,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return is_vector and entry.dtype in DTYPES and not self._tensors[name].read(name).any()
 
     def _scaled(self, name: str, values: Any, index: Index) -> Stored:
-        """Multiply a part of a float8 matrix by its scales."""
+        """Return part `index` of a tensor, whose values are given; float8 times its scales."""
         entry = self._entries[name]
         if entry.dtype not in float8.FLOAT8:
             return values
@@ -242,7 +242,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
-    """Return the names and layouts of an architecture's tensors."""
+    """Map our paths to the rules that read a folder of this architecture."""
     table = dict(TABLE)
     if family.norms != "before":
         table |= RESULT_NORMS
@@ -259,5 +259,5 @@ def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
 
 
 def is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Say whether a tensor is known to be saved without being needed."""
+    """Say whether a tensor is one that tools save although the model does not need it."""
     return name.endswith(SUPERFLUOUS) or (config.tied and name == "lm_head.weight")

@@ -26,7 +26,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # in layer_types, and key
 
 
 def read_config(fields: CheckedFields, name: str, tensors: int) -> ModelConfig:
-    """Return the shape of the model `name`, which is saved in `tensors` tensors."""
+    """Return the configuration of the model `name` from the fields of its config.json.
+
+    `tensors`, the number of tensors in the files, limits the numbers of layers and experts.
+    """
     family = find_architecture(fields)
     heads = fields.whole("num_attention_heads", high=MAX_HEADS)
     width = fields.whole("hidden_size")
@@ -67,7 +70,10 @@ def read_config(fields: CheckedFields, name: str, tensors: int) -> ModelConfig:
 
 
 def find_architecture(fields: CheckedFields) -> Architecture:
-    """Return the architecture; raise UnsupportedModel unless it and its storage are supported."""
+    """Return the architecture that config.json names.
+
+    Raise UnsupportedModel if it, its quantisation or its activation is not supported.
+    """
     stated = fields.items("architectures")
     name = stated[0] if stated else class_name_of(fields.text("model_type", ""))
     family = by_class_name(name, fields.where)
@@ -122,7 +128,7 @@ def read_rotary_dim(fields: CheckedFields, family: Architecture, head_dim: int) 
 
 
 def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict[str, Any]:
-    """Return the multipliers and caps: Gemma's and Granite's."""
+    """Return the fields of ModelConfig for the multipliers and soft caps of Gemma and Granite."""
     caps = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
     found: dict[str, Any] = {}
     for ours, theirs in caps.items():
@@ -148,7 +154,10 @@ def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict
 def read_mixture(
     fields: CheckedFields, family: Architecture, layers: int, tensors: int
 ) -> Experts | None:
-    """Return the mixture of experts, if the architecture has one."""
+    """Return the mixture of experts; None if the architecture has none.
+
+    Raise BadHeader if `tensors`, the number of tensors in the files, are too few for it.
+    """
     if family.experts is None:
         return None
     key = next((each for each in EXPERT_COUNTS if fields.has(each)), EXPERT_COUNTS[0])
@@ -168,7 +177,10 @@ def read_mixture(
 
 
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
-    """Return the window and the pattern of layers."""
+    """Return the fields `window` and `pattern` of ModelConfig: the sliding window, the layers.
+
+    The pattern says of each layer whether it has the window, rotary embedding and experts.
+    """
     windowed = windowed_layers(fields, family, layers)
     rotated = rotated_layers(fields, family, layers)
     sparse = sparse_layers(fields, family, layers)
@@ -182,7 +194,7 @@ def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -
 
 
 def windowed_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether it attends within the window."""
+    """Say for every layer whether it attends within the sliding window only."""
     # absent means the default, null means none
     if not family.has_window or fields.values.get("sliding_window", family.window) is None:
         return [False] * layers
@@ -210,7 +222,10 @@ def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> 
 
 
 def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether its feed-forward is a mixture of experts."""
+    """Say for every layer whether its feed-forward is a mixture of experts.
+
+    It is True for all layers of an architecture without experts.
+    """
     if family.experts is None:
         return [True] * layers
     step = fields.whole("decoder_sparse_step", 1, high=MAX_HEADS)
@@ -219,7 +234,7 @@ def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> l
 
 
 def listed(fields: CheckedFields, key: str, layers: int) -> list[object]:
-    """Return a list with a value for every layer; raise BadHeader if its length differs."""
+    """Return the values for all layers in the list `key`; raise BadHeader if they are too few."""
     values = fields.items(key)
     if len(values) < layers:
         raise BadHeader(
@@ -232,7 +247,7 @@ def listed(fields: CheckedFields, key: str, layers: int) -> list[object]:
 def read_ropes(
     fields: CheckedFields, family: Architecture, max_context: int
 ) -> tuple[Rope, Rope | None]:
-    """Return the rotary embedding, and that of layers with a window if theirs is another.
+    """Return the rotary embedding, and that of layers with a window; None if it is the same.
 
     Reads `rope_parameters`, or the older fields `rope_theta` and `rope_scaling`.
     """
@@ -250,7 +265,10 @@ def read_ropes(
 
 
 def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return the rotary embedding that a rule describes."""
+    """Return the rotary embedding that `rule`, the object `rope_scaling` or alike, describes.
+
+    `theta` is the base frequency if the rule has none. Raise UnsupportedModel for unknown types.
+    """
     theta = rule.real("rope_theta", theta, above=1)
     if any(isinstance(value, dict) for value in rule.values.values()):
         raise UnsupportedModel(f"{rule.where}: differs between layers, which is not supported")
@@ -295,7 +313,7 @@ def read_longrope(
 
 
 def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
-    """Return a list of positive numbers, one for each rotated pair."""
+    """Return the positive numbers in the list `key`, one for each rotated pair."""
     values = rule.items(key)
     if not values or len(values) > MAX_HEADS:
         raise BadHeader(
@@ -323,7 +341,7 @@ def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 
 
 def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return yarn; DeepSeek's two mscale fields are combined to one attention factor."""
+    """Return a YaRN rotary embedding; DeepSeek's two mscale fields become one attention factor."""
     if not rule.flag("truncate", True):
         raise UnsupportedModel(f"{rule.where}: truncate is false, which is not supported")
     original_context = trained_context(rule, max_context)
@@ -344,7 +362,7 @@ def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 
 
 def trained_context(rule: CheckedFields, max_context: int) -> int:
-    """Return the context length before stretching."""
+    """Return the context length with which the model was trained before it was stretched."""
     return rule.whole("original_max_position_embeddings", max_context, high=MAX_CONTEXT)
 
 

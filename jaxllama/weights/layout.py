@@ -24,7 +24,7 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, stored: Stored) -> Stored:
-        """Convert a tensor, or a part that `source` asked for."""
+        """Return a stored tensor, or the part of it that `source` asked for, converted."""
 
     @abstractmethod
     def shape(self, shape: Shape) -> Shape:
@@ -35,10 +35,10 @@ class Step(ABC):
         """Return the step that undoes this one."""
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return the part of the input, of this shape, that gives part `index` of the result.
+        """Return which part of the step's input to convert for part `index` of its result.
 
-        The second index is the place of the wanted part in the converted one. By default the whole
-        input is converted.
+        `shape` is that of the whole input. The second index returned says where the wanted part
+        lies in the converted one. By default the whole input is converted.
         """
         return whole(shape), index
 
@@ -62,7 +62,7 @@ class Transpose(Step):
         return self
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Swap the last two slices; all of the converted part is wanted."""
+        """Return the index with its last two slices swapped; all that is converted is wanted."""
         del shape
         inner = (*index[:-2], *index[:-3:-1])
         return inner, whole(tuple(each.stop - each.start for each in index))
@@ -87,7 +87,7 @@ class UnpairRope(Step):
         return PairRope(self.head_dim)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Widen the rows to whole heads."""
+        """Return the rows widened to whole heads, and where the wanted rows lie in them."""
         del shape
         rows, size = index[0], self.head_dim
         start, stop = rows.start // size * size, -(-rows.stop // size) * size
@@ -136,7 +136,7 @@ class Shift(Step):
         return Shift(-self.amount)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Read the same part."""
+        """Return the same part of the input; all that is converted is wanted."""
         del shape
         return index, whole(tuple(each.stop - each.start for each in index))
 
@@ -146,7 +146,7 @@ TRANSPOSED = (TRANSPOSE,)  # the steps of a plain matrix that is stored as [out,
 
 
 def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
-    """Convert a stored tensor to canonical layout."""
+    """Return a stored tensor in canonical layout, to which the steps convert it."""
     for step in steps:
         stored = step.apply(stored)
     return stored
@@ -165,7 +165,10 @@ def inverted(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -> Stored:
-    """Convert the part of a tensor that `sources` found; `places` are its second result."""
+    """Return the wanted part of the steps' result, made from the part that `sources` asked for.
+
+    `places` is the second result of `sources`.
+    """
     is_flipped = False
     for step, place in zip(steps, places, strict=True):
         part = step.apply(part)
@@ -176,10 +179,10 @@ def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -
 
 
 def sources(index: Index, steps: Sequence[Step], shape: Shape) -> tuple[Index, list[Index]]:
-    """Find the part of a stored tensor from which the steps make part `index` of the result.
+    """Return which part of a stored tensor to read for part `index` of the result of the steps.
 
-    `shape` is that of the stored tensor. Also returns, for each step, the place of the wanted part
-    in the result of the step.
+    `shape` is that of the stored tensor. Also returns, for each step, where the wanted part lies in
+    the result of the step.
     """
     shapes = [shape]
     for step in steps[:-1]:

@@ -129,12 +129,12 @@ class Llama2cCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to the tensor, by Meta's names."""
+        """Map our paths to the rules that read their tensors, which have Meta's names."""
         return meta_table(self._config)
 
     @cached_property
@@ -146,7 +146,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return element type and bytes of every tensor."""
+        """Map the name of every tensor to its element type and its bytes."""
         entries = ((name, self._tensors[name]) for name in self.shapes)
         return {name: (tensor.kind, tensor.nbytes) for name, tensor in entries}
 
@@ -156,7 +156,7 @@ class Llama2cCheckpoint(Checkpoint):
         return self._read_rows(tensor, 0, tensor.shape[0])
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor; only the rows that it needs come from the file."""
         tensor = self._tensors[name]
         return read_rows(index, tensor.shape, tensor.nbytes, partial(self._read_rows, tensor))
 
@@ -184,7 +184,7 @@ class Llama2cCheckpoint(Checkpoint):
         return own if own.exists() else own.with_name(TOKENIZER)
 
     def _read_rows(self, tensor: Llama2cTensor, start: int, stop: int) -> Stored:
-        """Read whole rows."""
+        """Read the rows from `start` to `stop` of a tensor."""
         shape = (stop - start, *tensor.shape[1:])
         width = tensor.items // tensor.shape[0]
         first, count = start * width, (stop - start) * width
@@ -204,7 +204,7 @@ class Llama2cCheckpoint(Checkpoint):
 
 
 def config_of(header: Llama2cHeader, name: str) -> ModelConfig:
-    """Return the shape of the model."""
+    """Return the configuration of the model `name`, whose sizes are in the header."""
     return ModelConfig(
         vocab_size=header.vocab,
         width=header.width,
@@ -221,7 +221,7 @@ def config_of(header: Llama2cHeader, name: str) -> ModelConfig:
 
 
 def are_sensible(head: bytes) -> bool:
-    """Say whether bytes may be the sizes of a version 0 file."""
+    """Say whether the first bytes of a file may be the seven sizes of a version 0 header."""
     if len(head) < SIZES.size:
         return False
     width, hidden, layers, heads, kv_heads, vocab, context = SIZES.unpack_from(head)
@@ -271,7 +271,7 @@ def read_header(file: BinaryFile) -> Llama2cHeader:
 
 
 def read_sizes(head: bytes, where: str) -> tuple[int, ...]:
-    """Return the seven whole numbers; raise BadHeader unless they can be sizes of a model."""
+    """Return the seven sizes in a header; raise BadHeader unless a model can have them."""
     if not are_sensible(head):
         sizes = SIZES.unpack_from(head) if len(head) >= SIZES.size else ()
         raise BadHeader(
@@ -282,7 +282,10 @@ def read_sizes(head: bytes, where: str) -> tuple[int, ...]:
 
 
 def place_tensors(header: Llama2cHeader, file: BinaryFile) -> dict[str, Llama2cTensor]:
-    """Return every tensor with its place; raise BadHeader unless they fill the file."""
+    """Return shape and place of every tensor, by name.
+
+    Raise BadHeader unless the tensors fill the file exactly.
+    """
     where = file.path.name
     tensors = {}
     at = HEADER_SIZE if header.version else SIZES.size

@@ -78,7 +78,7 @@ class AdapterSettings(NamedTuple):
         return max((self.rank, *self.ranks.values()))
 
     def of(self, layer: str) -> tuple[int, float]:
-        """Return the rank of a layer, and the scale of its effect."""
+        """Return the rank of the adapter in layer `layer`, and the factor on its output."""
         rank = next((value for name, value in self.ranks.items() if fits(name, layer)), self.rank)
         alpha = next((v for name, v in self.alphas.items() if fits(name, layer)), self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.by_root else rank)
@@ -108,13 +108,13 @@ def read_adapter(path: Path, model: ModelConfig, engine: EngineConfig) -> Adapte
 
 
 def rank_of(path: Path) -> int:
-    """Return the highest rank of the adapter in a folder."""
+    """Return the highest rank that the adapter in a folder has in any layer."""
     find_file(path)
     return read_settings(read_json(path / CONFIG, MAX_CONFIG)).highest
 
 
 def find_file(path: Path) -> Path:
-    """Return the file with the tensors of an adapter folder."""
+    """Return the file with the tensors of an adapter folder; raise UnknownFormat if it has none."""
     if not (path / CONFIG).is_file():
         raise UnknownFormat(
             f"{path} is no adapter; expected a folder with {CONFIG} and {' or '.join(FILES)}, as "
@@ -127,7 +127,10 @@ def find_file(path: Path) -> Path:
 
 
 def read_settings(fields: CheckedFields) -> AdapterSettings:
-    """Read adapter_config.json; refuse settings that this engine does not have."""
+    """Return what adapter_config.json says about ranks and scales.
+
+    Raise UnsupportedModel for settings that this engine does not have.
+    """
     kind = fields.text("peft_type", "LORA")
     if kind != "LORA":
         raise UnsupportedModel(f"peft_type is {kind[:60]!r}; expected LORA")
@@ -154,7 +157,7 @@ def read_settings(fields: CheckedFields) -> AdapterSettings:
 
 
 def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
-    """Read a table of positive numbers by layer; empty if there is none."""
+    """Return the object `key`: positive numbers of type `kind` by name of a layer; {} if absent."""
     given = fields.values.get(key) or {}
     if not isinstance(given, dict):
         raise BadTensors(f"{CONFIG} has {key} {shown(given)}; expected a table of numbers")
@@ -173,14 +176,18 @@ def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
 
 
 def fits(name: str, layer: str) -> bool:
-    """Say whether a name of a table, the end of a path, means this layer."""
+    """Say whether `name`, the end of a layer's path or all of it, means the layer `layer`."""
     return layer == name or layer.endswith(f".{name.removeprefix('^')}")
 
 
 def read_pairs(
     file: TensorFile, settings: AdapterSettings, model: ModelConfig
 ) -> Iterator[tuple[str, AdapterPair]]:
-    """Yield the matrices of every weight that the adapter changes, by our path."""
+    """Yield our path and the two matrices of every weight that the adapter changes.
+
+    Raise BadTensors, before the first one, if names, shapes or types of tensors do not fit the
+    model.
+    """
     weights = adapted_weights(model)
     found, problems = sort_tensors(file, weights)
     for path, sides in found.items():
@@ -205,7 +212,10 @@ def read_pairs(
 def sort_tensors(
     file: TensorFile, weights: Mapping[str, AdaptedWeight]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Sort the names of tensors by our path and side; list the ones that have no place."""
+    """Map our path to the names of its tensors in the file, by side: "A" or "B".
+
+    Also return a message for every tensor that has no place in the model.
+    """
     found: dict[str, dict[str, str]] = {}
     problems = []
     for name, tensor in file.tensors.items():
@@ -220,7 +230,7 @@ def sort_tensors(
 
 
 def is_tiny(file: TensorFile, name: str, size: int) -> bool:
-    """Say whether a bias is so small that it may be left out."""
+    """Say whether the bias `name`, of `size` bytes, is so small that it may be left out."""
     return size <= MAX_CONFIG and bool(np.all(np.abs(file.read(name)) <= TINY_BIAS))
 
 
@@ -231,7 +241,10 @@ def misfits(
     weight: AdaptedWeight,
     settings: AdapterSettings,
 ) -> Iterator[str]:
-    """Yield what is wrong with the two tensors of one weight."""
+    """Yield a message for everything that is wrong with the tensors for our weight `path`.
+
+    `sides` has their names, by "A" and "B".
+    """
     if len(sides) < 2:  # noqa: PLR2004
         yield f"{next(iter(sides.values()))} comes without the other matrix of {path}"
         return
@@ -248,7 +261,10 @@ def misfits(
 def arranged(
     pairs: Mapping[str, AdapterPair], model: ModelConfig, engine: EngineConfig
 ) -> AdapterWeights:
-    """Put the matrices side by side by group of weights; weights without any get zeros."""
+    """Return the adapter's arrays for every group of weights, with zeros for unchanged weights.
+
+    The A matrices of a group lie side by side, each padded to the engine's rank.
+    """
     shapes = adapter_shapes(model, engine)
     result: dict[int, dict[str, AdapterMatrices]] = {index: {} for index in shapes}
     for group in adapted_groups(model):

@@ -73,12 +73,12 @@ class MetaCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model."""
         return self._config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our path to the tensors of the shards."""
+        """Map our paths to the rules that join the tensors of the shards."""
         return meta_table(self._config, len(self._shards), self._embedding())
 
     @cached_property
@@ -88,7 +88,7 @@ class MetaCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return element type and bytes of every tensor."""
+        """Map the name of every tensor to its element type and its bytes."""
         entries = ((name, self._tensor(name)) for name in self._tensors)
         return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
 
@@ -98,7 +98,7 @@ class MetaCheckpoint(Checkpoint):
         return shard.read(inner)
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor of one shard; only the rows that it needs are read."""
         shard, inner = self._tensors[name]
         return shard.read_part(inner, index)
 
@@ -109,7 +109,7 @@ class MetaCheckpoint(Checkpoint):
         return tokenizer_from_model(self._folder / TOKENIZER)
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the file tokenizer.model."""
+        """Return the file tokenizer.model as the source of a tokenizer."""
         from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
 
         return source_of_folder(self._folder, (TOKENIZER,))
@@ -151,9 +151,9 @@ def is_shard(path: Path) -> bool:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Return the shards of a folder in order; raise CheckpointError if one is missing or twofold.
+    """Return the shards of a folder in order; a single one may have no number.
 
-    A single shard may have no number.
+    Raise CheckpointError if one is missing, or two have the same number.
     """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -179,6 +179,6 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def repeats_embedding(shard: TorchFile) -> bool:
-    """Say whether the output head of a shard is its embedding: one storage under two names."""
+    """Say whether a shard's output head is the same stored tensor as its embedding."""
     head = shard.tensors.get(HEAD)
     return head is not None and head == shard.tensors.get(EMBEDDING)

@@ -40,7 +40,10 @@ LLAMA1_EPS = 1e-6
 def read_config(
     fields: CheckedFields, name: str, shapes: Mapping[str, Shape], shards: int
 ) -> ModelConfig:
-    """Return the shape of the model `name`; `shapes` are those in the first of so many shards."""
+    """Return the configuration of the model `name` from the fields of its params.json.
+
+    `shapes` are those of the tensors in the first shard, `shards` is the number of shards.
+    """
     for key, model in REFUSED.items():
         if fields.has(key):
             raise UnsupportedModel(
@@ -71,12 +74,15 @@ def read_config(
 
 
 def alias(fields: CheckedFields, key: str) -> str:
-    """Return the name under which a field is given."""
+    """Return `key`, or its name in Hugging Face's config.json if the file has only that."""
     return key if fields.has(key) or not fields.has(ALIASES[key]) else ALIASES[key]
 
 
 def read_vocab(fields: CheckedFields, width: int, shapes: Mapping[str, Shape], shards: int) -> int:
-    """Return the size of the vocabulary; -1, as in Llama 1 and 2, means that of its matrices."""
+    """Return the size of the vocabulary.
+
+    If the file says -1, as for Llama 1 and 2, it follows from the shapes of the first shard.
+    """
     stated = fields.whole("vocab_size", -1, low=-1)
     if stated > 0:
         return stated
@@ -129,7 +135,7 @@ def read_context(fields: CheckedFields) -> int:
 
 
 def read_rope(fields: CheckedFields, width: int) -> Rope:
-    """Return the rotary embedding; scaled, it is Llama 3.1's rule with the factor of the model."""
+    """Return the rotary embedding; with `use_scaled_rope`, it follows Llama 3.1's scaling rule."""
     theta = fields.real("rope_theta", 10000.0, above=1)
     if not fields.flag("use_scaled_rope", False):
         return Rope(theta)

@@ -30,7 +30,10 @@ NAMES: dict[str, tuple[str, Join]] = {
 
 
 def meta_table(config: ModelConfig, shards: int = 1, embedding: Join = COLUMNS) -> dict[str, Rule]:
-    """Return the rules of a model in so many shards; `embedding` is how its table is divided."""
+    """Return the rules that read a model from `shards` shards, by our path.
+
+    `embedding` says how the shards divide the embedding.
+    """
     table = {}
     for path, (name, join) in NAMES.items():
         steps: tuple[Step, ...] = TRANSPOSED
@@ -47,5 +50,5 @@ def meta_table(config: ModelConfig, shards: int = 1, embedding: Join = COLUMNS) 
 
 
 def sharded(shard: int | str, name: str) -> str:
-    """Return the name by which a reader calls a tensor of one of several shards."""
+    """Return the name for tensor `name` of shard number `shard`, such as `0/norm.weight`."""
     return f"{shard}/{name}"

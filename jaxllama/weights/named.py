@@ -66,9 +66,10 @@ TUNED = re.compile("(meta)?(.*?)(it|instruct|chat|chatv1.0)?")
 
 
 def spelled_like(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that is meant by another spelling: `Qwen3-0.6B`, `llama3.2:1b-instruct`.
+    """Return the one of `names` that is meant by another spelling; None if none is.
 
-    The family alone is enough where there is one size: `tinyllama`.
+    Other spellings are `Qwen3-0.6B` or `llama3.2:1b-instruct`. The family alone is enough where
+    there is one size: `tinyllama`.
     """
     wanted, known = letters_of(name), list(names)
     same = [each for each in known if letters_of(each) == wanted]

@@ -62,11 +62,15 @@ class StoredForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all arrays."""
+        """Return the number of bytes of all arrays of the weight."""
         return sum(math.prod(shape) * itemsize(dtype) for shape, dtype in self.arrays().values())
 
     def arrays(self) -> dict[str, tuple[Shape, str]]:
-        """Return shape and dtype of each array, by the part of the weight that it is."""
+        """Return shape and dtype of each array that stores the weight.
+
+        The keys are `value` for a dense weight, else `codes`, `scales` and perhaps `minima` and
+        `order`.
+        """
         if not self.bits:
             return {"value": (self.shape, self.dtype)}
         *outer, out, inward = self.shape
@@ -104,7 +108,7 @@ class PendingWeight:
     kept: slice  # of the inputs that are read of a packed matrix, those that were asked for
 
     def result(self) -> Stored:
-        """Wait for the arrays and put them together."""
+        """Wait for the arrays and return the weight that they make."""
         found = {part: each.result() for part, each in self.arrays.items()}
         if not self.form.bits:
             return found["value"]
@@ -143,12 +147,12 @@ class NativeCheckpoint(Checkpoint):
 
     @property
     def config(self) -> ModelConfig:
-        """Return the model's shape."""
+        """Return the configuration of the model."""
         return self._manifest.config
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map every weight to itself: they are canonical."""
+        """Map every path to the rule that reads the tensor of the same name."""
         return {
             path: Rule(path, TRANSPOSED if form.bits and path != EMBEDDING else ())
             for path, form in self._manifest.weights.items()
@@ -161,7 +165,7 @@ class NativeCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Return the storage type and bytes of every weight."""
+        """Map every weight to its storage type and its bytes."""
         names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
         return {
             path: (f"int{form.bits}" if form.bits else names[form.dtype], self._bytes[path])
@@ -170,16 +174,16 @@ class NativeCheckpoint(Checkpoint):
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Return the sampling that the source recommended."""
+        """Return the sampler settings that the source recommended, by name."""
         return self._manifest.recommended
 
     @property
     def provenance(self) -> Mapping[str, object]:
-        """Return where the checkpoint comes from."""
+        """Return what `jaxllama convert` noted about the source: its name, its reader and more."""
         return self._manifest.provenance
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Read these weights ahead, in this order, as far as `_read_ahead` allows."""
+        """Plan to read these weights ahead, in this order; `_read_ahead` limits how many."""
         forms = self._manifest.weights
         known = [path for path in paths if path in forms]
         self._store.open(f"{path}/{part}" for path in known for part in forms[path].arrays())
@@ -199,7 +203,7 @@ class NativeCheckpoint(Checkpoint):
         return reading.result()
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read a part of one weight: the chunks that it lies in."""
+        """Read part `index` of one weight; only the chunks that it lies in come from the file."""
         return self._start(name, index).result()
 
     def _read_ahead(self, held: int) -> None:
@@ -224,7 +228,7 @@ class NativeCheckpoint(Checkpoint):
         return {path: form.nbytes for path, form in self._manifest.weights.items()}
 
     def _start(self, name: str, index: Index) -> PendingWeight:
-        """Begin to read a part of one weight."""
+        """Begin to read part `index` of a weight; the result waits for the disk."""
         form = self._manifest.weights[name]
         if not form.bits:
             return PendingWeight(form, {"value": self._array(name, "value", index)}, slice(0, 0))
@@ -309,7 +313,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None:
-    """Raise BadHeader for a form that cannot be, or weights larger than all files together."""
+    """Raise BadHeader if the form of a weight is impossible, or the files are too small for all."""
     for path, form in manifest.weights.items():
         is_packed = form.bits != 0
         is_sound = form.dtype in ("float32", "float16", "bfloat16") and all(
@@ -341,11 +345,11 @@ def is_packable(form: StoredForm) -> bool:
 
 
 def itemsize(dtype: str) -> int:
-    """Return the bytes of one number."""
+    """Return the bytes of one number of this dtype."""
     return {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}.get(dtype, 1)
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """Return the manifest as it is written."""
+    """Return the manifest as the indented JSON text that is written."""
     raw = msgspec.json.encode(manifest)
     return json.dumps(json.loads(raw), indent=1).encode() + b"\n"

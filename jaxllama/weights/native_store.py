@@ -37,7 +37,7 @@ class PendingArray:
         self._array, self._future = array, future
 
     def result(self) -> np.ndarray:
-        """Wait for the values; raise CheckpointError if they are damaged."""
+        """Wait for the disk and return the array; raise CheckpointError if it is damaged."""
         with read_errors(self._folder, self._name):
             self._future.result()
         return self._array
@@ -102,7 +102,7 @@ class ArrayStore:
             self.finish()
 
     def finish(self) -> None:
-        """Write to the disk what is not there yet."""
+        """Write all arrays to the disk that `write` still holds back."""
         if self._batch is not None:
             with write_errors(self._folder):
                 self._batch.commit_async().result()
@@ -119,7 +119,10 @@ class ArrayStore:
                 self._opened[name] = tensorstore.open(spec, open=True, read=True, context=context)
 
     def start(self, name: str, shape: Shape, dtype: str, index: Index) -> PendingArray:
-        """Begin to read a part of an array; raise BadHeader unless it has this shape and dtype."""
+        """Begin to read part `index` of an array, and return at once.
+
+        Raise BadHeader unless the array has this shape and dtype.
+        """
         import tensorstore  # noqa: PLC0415 - heavy
 
         self.open([name])
@@ -136,7 +139,7 @@ class ArrayStore:
             return PendingArray(self._folder, name, array, future)
 
     def close(self) -> None:
-        """Close the arrays and forget what is cached of the store."""
+        """Close the arrays and free the store's caches."""
         self._opened.clear()
         self._room = Room()
         self._context = None
@@ -164,7 +167,7 @@ class ArrayStore:
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Convert TensorStore's errors to CheckpointError."""
+    """Convert TensorStore's errors while it writes to CheckpointError."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -173,7 +176,7 @@ def write_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_errors(folder: Path, name: str) -> Iterator[None]:
-    """Convert TensorStore's errors to CheckpointError."""
+    """Convert TensorStore's errors while it reads array `name` to CheckpointError."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -183,9 +186,10 @@ def read_errors(folder: Path, name: str) -> Iterator[None]:
 
 
 def chunk_shape(value: np.ndarray) -> list[int]:
-    """Return a shape of at most CHUNK bytes that cuts a matrix along both axes.
+    """Return the shape of the chunks into which the store cuts an array, at most CHUNK bytes each.
 
-    Chunks are of equal size as nearly as possible: the store pads the last one.
+    A matrix is cut along both axes. Chunks are of equal size as nearly as possible: the store pads
+    the last one.
     """
     if value.ndim != 2:  # noqa: PLR2004 - a vector is one chunk, a stack one per slice
         return [1] * (value.ndim - 2) + list(value.shape[-2:])

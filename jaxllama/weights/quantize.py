@@ -26,7 +26,11 @@ def quantize(
     *,
     minimises_error: bool = False,
 ) -> Packed:
-    """Return a matrix stored by output, packed; `group` must divide its inputs."""
+    """Return the matrix, [outputs, inputs], quantised with one scale for each `group` of inputs.
+
+    `group` must divide the number of inputs. With `minimises_error`, scales minimise the squared
+    error; else they reach the largest weight of their group.
+    """
     out, inward = matrix.shape
     step = max(1, SLICE // inward)
     parts = [
@@ -51,7 +55,7 @@ def quantize(
 def quantize_rows(
     groups: Float[np.ndarray, "O G W"], bits: Literal[4, 8], *, minimises_error: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return signed codes [O, G, W] and float16 scales [O, G] of some groups."""
+    """Return signed codes [O, G, W] and float16 scales [O, G] for the weights of some groups."""
     usual = usual_scales(groups, bits)
     best = usual.astype(np.float16)
     if minimises_error:
@@ -77,7 +81,7 @@ def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndar
 def fitted(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return the scales with the least squared error for the codes that these scales give."""
+    """Return, for the codes that `scales` give, the scales with the least squared error."""
     codes = codes_of(groups, scales, bits)
     squares = np.einsum("ogw,ogw->og", codes, codes)
     products = np.einsum("ogw,ogw->og", groups, codes)
@@ -87,7 +91,7 @@ def fitted(
 def codes_of(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G W"]:
-    """Return the nearest signed codes, as float32."""
+    """Return the nearest signed code of every weight for these scales, as float32."""
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     return np.clip(np.rint(groups * inverse[..., None]), *LIMITS[bits])
 
@@ -95,7 +99,7 @@ def codes_of(
 def error_of(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return the squared error of each group."""
+    """Return the squared error of each group when it is quantised with these scales."""
     wide = scales.astype(np.float32)
     rest = groups - codes_of(groups, wide, bits) * wide[..., None]
     return np.einsum("ogw,ogw->og", rest, rest)

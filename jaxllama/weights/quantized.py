@@ -86,14 +86,20 @@ def check_foreign(folder: Path, tensors: Entries) -> None:
 
 
 def guess(qweight: str, tensors: Entries) -> tuple[str, None, None, int]:
-    """Return method and zero convention of a folder without any configuration of them."""
+    """Return method, bits, group size and offset for a folder that states none of them.
+
+    The shapes of tensor `qweight` and its scales tell AWQ from GPTQ.
+    """
     scales = tensors.get(qweight.removesuffix("qweight") + "scales")
     is_awq = scales is not None and scales.shape[-1:] != tensors[qweight].shape[-1:]
     return (AWQ, None, None, 0) if is_awq else (GPTQ, None, None, 1)
 
 
 def gptq_scheme(stated: CheckedFields) -> Scheme:
-    """Return what a configuration says about GPTQ."""
+    """Return the scheme that a GPTQ configuration states.
+
+    Raise UnsupportedModel for a layout or number of bits that is not supported.
+    """
     layout = stated.text("checkpoint_format", GPTQ)
     if stated.flag("is_marlin_format", False):
         layout = "marlin"
@@ -111,7 +117,7 @@ def gptq_scheme(stated: CheckedFields) -> Scheme:
 
 
 def awq_scheme(stated: CheckedFields) -> Scheme:
-    """Return what a configuration says about AWQ, in either of its spellings."""
+    """Return the scheme that an AWQ configuration states; its fields have one of two spellings."""
     version = stated.text("version", "gemm").lower()
     if version != "gemm":
         raise UnsupportedModel(
@@ -124,7 +130,10 @@ def awq_scheme(stated: CheckedFields) -> Scheme:
 
 
 def check_bits(stated: CheckedFields, key: str, supported: tuple[int, ...]) -> int | None:
-    """Return the bits, None if absent; raise UnsupportedModel if there are no kernels for them."""
+    """Return the bits per weight in field `key`; None if it is absent.
+
+    Raise UnsupportedModel unless they are among `supported`.
+    """
     bits = stated.whole(key) if stated.has(key) else None
     if bits is not None and bits not in supported:
         raise UnsupportedModel(
@@ -152,8 +161,9 @@ class QuantizedMatrix:
         return f"{self.scheme.method.upper()} {self.bits}-bit"
 
     def read(self, index: Index, read: ReadTensor) -> Stored:
-        """Read the matrix, or a part of it; scales and zeros are always read whole, to judge them.
+        """Read part `index` of the matrix; `read` reads a part of one of its tensors.
 
+        Scales and zeros are always read whole, because all of them decide on their element type.
         Raises BadTensors if `g_idx` puts inputs into groups that do not exist or differ in size,
         and ValueError for a part that separates inputs which share a scale.
         """
@@ -208,9 +218,11 @@ class QuantizedMatrix:
         return inward // self.groups
 
     def _common_group(self, group_of: Int[np.ndarray, " I"]) -> int:
-        """Return the largest size of equal groups that cuts none of these, sorted as they are.
+        """Return the largest group size with which no group mixes inputs of different scales.
 
-        A last group may be shorter: its neighbours are then cut into equal parts, too.
+        `group_of` is the number of each input's scale, in rising order. The last group of a file
+        may be shorter: the others are then cut into equal parts, too. Raise BadTensors if the size
+        is odd or too small.
         """
         starts = np.flatnonzero(np.diff(group_of)) + 1
         size = math.gcd(*map(int, starts), len(group_of))
@@ -224,7 +236,10 @@ class QuantizedMatrix:
     def _codes(
         self, ins: slice, outs: slice, read: ReadTensor, order: np.ndarray | None
     ) -> np.ndarray:
-        """Read codes by output, as a Packed matrix has them."""
+        """Read the codes of some inputs and outputs, in the layout of a Packed matrix.
+
+        `order` is the order in which the inputs are sorted; None if they are not.
+        """
         name, per_word = f"{self.stem}qweight", WORD // self.bits
         if self.scheme.method == AWQ:
             return pair_inputs(awq_outputs(read(name, (ins, divided(outs, per_word)))).T)
@@ -239,7 +254,10 @@ class QuantizedMatrix:
         return pair_inputs(single[:, order])
 
     def _scales_and_minima(self, read: ReadTensor) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return both by group, in float16 if the minima are exact in it; None if all are 0."""
+        """Return scales and minima, [groups, outputs]; None instead of minima that are all 0.
+
+        Both are float16 if the minima are exact in it, else float32.
+        """
         out, per_word = self.shape[0], WORD // self.bits
         scales = read(f"{self.stem}scales", whole((self.groups, out)))
         words = read(f"{self.stem}qzeros", whole((self.groups, out // per_word)))
@@ -285,7 +303,7 @@ def find_quantized(tensors: Entries, scheme: Scheme | None) -> dict[str, Quantiz
 
 
 def is_part(name: str, matrices: Mapping[str, QuantizedMatrix]) -> bool:
-    """Say whether a tensor is part of a quantised matrix."""
+    """Say whether a tensor is one of those that make a quantised matrix."""
     stem, _, part = name.rpartition(".")
     matrix = matrices.get(f"{stem}.weight")
     return matrix is not None and part in PARTS[matrix.scheme.method]
@@ -334,7 +352,11 @@ def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
 
 
 def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
-    """Return the bits of a matrix from its packed zeros; refuse 2 and 3, and what contradicts."""
+    """Return the bits per weight of a matrix, by the shape of its packed zeros for `out` outputs.
+
+    Raise BadTensors if the scheme states others, UnsupportedModel unless they are 4 or, for GPTQ,
+    8.
+    """
     bits, rest = divmod(zeros[1] * WORD, out)
     if rest or not 1 <= bits <= EIGHT or (scheme.bits is not None and bits != scheme.bits):
         stated = scheme.bits or f"{FOUR} or {EIGHT}"
@@ -351,7 +373,10 @@ def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
 
 
 def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
-    """Raise BadTensors unless the number of groups is the stated one."""
+    """Raise BadTensors unless a matrix has the number of groups that the stated group size gives.
+
+    `inward` is the number of inputs. Without a stated size, groups must divide the inputs.
+    """
     stated = scheme.group
     if stated is not None:
         expected = -(-inward // stated) if stated > 0 else 1
@@ -367,7 +392,10 @@ def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
 def sorted_groups(
     group_of: Int[np.ndarray, " I"],
 ) -> tuple[Int[np.ndarray, " I"], np.ndarray | None]:
-    """Return the groups in rising order, and the order of inputs that makes them so, if any."""
+    """Return the groups of all inputs in rising order, and the order of inputs that this takes.
+
+    The order is None if the groups rise already.
+    """
     if not (np.diff(group_of) < 0).any():
         return group_of, None
     order = np.argsort(group_of, kind="stable").astype(np.int32)
@@ -375,29 +403,29 @@ def sorted_groups(
 
 
 def octets(words: Int[np.ndarray, "I W"]) -> UInt8[np.ndarray, "I W 4"]:
-    """Return the bytes of each integer, lowest first."""
+    """Return the four bytes of each integer, lowest first."""
     return np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(*words.shape, 4)
 
 
 def awq_outputs(words: Int[np.ndarray, "I W"]) -> UInt8[np.ndarray, "I O"]:
-    """Return the eight outputs of each integer in their own order."""
+    """Unpack AWQ's integers: return the eight codes of each, in the order of the outputs."""
     split = octets(words)
     nibbles = np.stack([split & 15, split >> 4], axis=-1).reshape(*words.shape, 8)
     return nibbles[..., AWQ_PLACES].reshape(len(words), -1)
 
 
 def pair_inputs(codes: UInt8[np.ndarray, "O I"]) -> UInt8[np.ndarray, "O Z"]:
-    """Put two neighbouring inputs into each byte, the even one in the low nibble."""
+    """Pack four-bit codes, two neighbouring inputs per byte, the even one in the low nibble."""
     return np.ascontiguousarray(codes[:, 0::2] | codes[:, 1::2] << 4)
 
 
 def aligned(part: slice, step: int) -> slice:
-    """Widen a range to multiples of `step`."""
+    """Return a range of weights, widened to multiples of `step`."""
     return slice(part.start // step * step, -(-part.stop // step) * step)
 
 
 def divided(part: slice, by: int) -> slice:
-    """Return the range of integers that hold a range of weights."""
+    """Return the range of integers that hold a range of weights, `by` weights in each."""
     return slice(part.start // by, part.stop // by)
 
 

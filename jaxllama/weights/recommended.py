@@ -56,10 +56,10 @@ GGUF_NAMES = {
 
 
 def from_generation_config(folder: Path) -> dict[str, object]:
-    """Return the sampling that generation_config.json recommends; {} without that file.
+    """Return the sampler settings that generation_config.json recommends, by name; {} without it.
 
-    Only present fields count, as in vLLM, because transformers' own defaults, such as top_k 50,
-    are not the maker's recommendation. `do_sample: false` is greedy: temperature 0.
+    Only present fields count, as in vLLM, because transformers' own defaults, such as top_k 50, are
+    not the maker's recommendation. `do_sample: false` is greedy: temperature 0.
     """
     path = folder / GENERATION
     if not path.exists():
@@ -72,7 +72,7 @@ def from_generation_config(folder: Path) -> dict[str, object]:
 
 
 def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Return the sampling that the `general.sampling` keys of a GGUF file recommend."""
+    """Return the sampler settings in the `general.sampling` keys of a GGUF file, by our names."""
     found: dict[str, object] = {}
     for key in metadata:
         name = key.removeprefix(GGUF_PREFIX)
@@ -87,5 +87,5 @@ def is_set(value: object) -> bool:
 
 
 def as_written(value: object) -> object:
-    """Remove the digits that float32 adds to a number: 0.95, not 0.949999988."""
+    """Return the number that was written before float32 added digits: 0.95, not 0.949999988."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

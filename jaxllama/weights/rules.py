@@ -43,7 +43,7 @@ class Join(ABC):
 
     @abstractmethod
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Join the tensors, or the parts of them that `sources` asked for."""
+        """Return the tensors, or the parts of them that `sources` asked for, joined."""
 
     @abstractmethod
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -51,7 +51,10 @@ class Join(ABC):
 
     @abstractmethod
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that part `index` needs to the part needed of it."""
+        """Map the numbers of the tensors that part `index` of the joined one needs to their parts.
+
+        `shape` is that of the joined tensor, `count` the number of tensors that make it.
+        """
 
     @abstractmethod
     def split(self, stored: Stored, count: int) -> list[Stored]:
@@ -69,12 +72,12 @@ class Concatenate(Join):
         return concatenate(parts, self.axis)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Cut the axis into equal parts; the first ones are larger if it does not divide."""
+        """Return the shapes of `count` equal parts of the axis; the first may be one larger."""
         ranges = self._ranges(shape, count)
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Leave out the tensors that the part does not touch."""
+        """Map the number of each tensor that the part touches to the range it needs of that."""
         wanted = index[self.axis]
         found = {}
         for number, (start, stop) in enumerate(self._ranges(shape, count)):
@@ -84,7 +87,7 @@ class Concatenate(Join):
         return found
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Cut the tensor into equal parts."""
+        """Cut the tensor into `count` equal parts along the axis."""
         shape = shape_of(stored)
         cuts = (slice(*ends) for ends in self._ranges(shape, count))
         return [part_of(stored, with_axis(whole(shape), self.axis, each)) for each in cuts]
@@ -104,11 +107,11 @@ class Stack(Join):
         return stack(parts)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Leave out the first axis, whose size is the number of tensors."""
+        """Return the shape without the first axis, whose size is `count`, for all tensors."""
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Leave out the tensors that the part does not touch."""
+        """Map the number of each tensor that the part touches to the part of it."""
         del shape, count
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
 
@@ -131,7 +134,7 @@ class Copies(Join):
         return [shape] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Read the first tensor alone."""
+        """Return the part of the first tensor alone, since the others are copies."""
         del shape, count
         return {0: index}
 
@@ -173,7 +176,7 @@ class Rule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the tensors."""
+        """Return the names of the tensors in the file."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
 
@@ -183,7 +186,7 @@ def numbered(name: str, count: int) -> tuple[str, ...]:
 
 
 def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
-    """Expand a format's table: one row per layer for each row with `{i}`."""
+    """Return a format's table with one row per layer in place of each row with `{i}`."""
     full: dict[str, Rule] = {}
     for path, rule in table.items():
         if "{i}" not in path:
@@ -197,9 +200,9 @@ def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
 
 
 def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -> Stored:
-    """Read part `index` of the weight with this shape, or all of it, in canonical layout.
+    """Read part `index` of a weight of this shape, or all of it for None, in canonical layout.
 
-    Only the parts of tensors that it needs are read.
+    `read` reads a part of one tensor of the file; only parts that are needed are read.
     """
     before = arranged_shape(shape, inverted(rule.steps))
     wanted = whole(shape) if index is None else bounded(index, shape)
@@ -215,7 +218,7 @@ def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -
 def restore(
     table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
 ) -> Iterator[tuple[str, Stored]]:
-    """Yield every tensor of the file with its name, made from our weights: the way back.
+    """Yield name and value of every tensor of the file, made from our weights: the way back.
 
     `read(path)` returns a weight in canonical layout.
     """
@@ -229,7 +232,7 @@ def restore(
 
 
 def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
-    """Return the shape that every tensor of the file must have for these weights.
+    """Return the shape that every tensor of the file must have for these weights, by name.
 
     Raises BrokenPlugin if the cuts of a tensor do not adjoin or differ from the weights' sizes.
     """
@@ -256,7 +259,10 @@ def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict
 
 
 def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Group our paths by the tensors that they come from, those of one tensor in its order."""
+    """Group our paths by the names of the tensors that they come from.
+
+    Paths that are cut out of one tensor are in the order of their cuts.
+    """
     found: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
         if path in table:
@@ -267,7 +273,10 @@ def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str
 
 
 def inside(index: Index, cut: TensorPart | None) -> Index:
-    """Return the place, in the tensor that is cut, of a part of the cut."""
+    """Convert an index into the part `cut` of a tensor to an index into the whole tensor.
+
+    Without a cut, the index is returned unchanged.
+    """
     if cut is None:
         return index
     part = index[cut.axis]
@@ -275,7 +284,7 @@ def inside(index: Index, cut: TensorPart | None) -> Index:
 
 
 def with_axis(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:
-    """Return the values with one replaced: sizes of a shape, or slices of an index."""
+    """Return a copy of `values`, a shape or an index, with another value for one axis."""
     changed = list(values)
     changed[axis] = value
     return tuple(changed)

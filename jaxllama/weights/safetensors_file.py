@@ -44,7 +44,7 @@ class SafetensorsFile:
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor; only the rows that it needs come from the file."""
         tensor = self.tensors[name]
         if 0 in tensor.shape or not tensor.shape:
             return part_of(self.read(name), index)

@@ -49,7 +49,10 @@ def read_safetensors_header(file: BinaryFile) -> dict[str, SafeTensor]:
 
 
 def read_tensor(name: str, entry: object, start: int, where: str) -> SafeTensor:
-    """Check one entry of the header; `start` is the offset of the data in the file."""
+    """Return the tensor that one entry of the header describes; raise BadHeader if it is wrong.
+
+    `start` is the offset of the data in the file.
+    """
     label = f"{where}: tensor {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise BadHeader(f"{label} is {shown(entry)}; expected dtype, shape and data_offsets")
@@ -84,7 +87,7 @@ def whole_numbers(values: object, label: str) -> tuple[int, ...]:
 
 
 def check_tiling(tensors: list[SafeTensor], start: int, file: BinaryFile) -> None:
-    """Raise unless the tensors fill the data section from first to last byte without gaps."""
+    """Raise BadHeader unless the tensors fill the file from `start` to its end without gaps."""
     reached, before = start, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != reached:

@@ -116,9 +116,10 @@ class SentenceFolder:
     def read_weights(
         self, shapes: Mapping[str, tuple[int, ...]], place: PlaceArray, progress: CountProgress
     ) -> dict[str, Any]:
-        """Return `place` of every weight as float32 in canonical layout, by our dotted path.
+        """Read the weights one by one and return what `place` makes of each, by our dotted path.
 
-        Only one weight at a time is in host memory. Raises BadTensors if tensors do not fit.
+        `place` gets a float32 array in canonical layout; only one at a time is in host memory.
+        `shapes` are those expected. Raises BadTensors if tensors do not fit.
         """
         names = self._check(shapes)
         placed = {}
@@ -144,7 +145,7 @@ class SentenceFolder:
         self.close()
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-        """Map our paths to tensors; raise BadTensors that lists everything that does not fit."""
+        """Map our paths to names of tensors; raise BadTensors that lists all that does not fit."""
         layers = tensor_names(self._family, self.config.layers)
         names, problems = {}, []
         for path, shape in shapes.items():
@@ -180,7 +181,7 @@ class SentenceFolder:
 
 
 def is_transposed(path: str) -> bool:
-    """Say whether files store a weight as [out, in]: all matrices of blocks, and no tables."""
+    """Say whether files store a weight as [out, in]: matrices of blocks are, tables are not."""
     *_, layer, last = path.split(".")
     return path.startswith("blocks.") and last == "weight" and not layer.endswith("norm")
 
@@ -198,7 +199,7 @@ def weights_folder(path: Path) -> Path:
 
 
 def read_modules(folder: Path) -> dict[str, str]:
-    """Return the folder of each step by its name; a plain encoder without modules.json has none."""
+    """Map the steps that modules.json lists, such as `Pooling`, to their folders; {} without it."""
     if not (folder / MODULES).exists():
         return {}
     file = BinaryFile(folder / MODULES)
@@ -233,7 +234,10 @@ def check_steps(names: list[str], count: int, where: str) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the folder of a module: `folder` itself, or one in it by a plain name."""
+    """Return the folder of the module `name`, which is `folder` itself for an empty name.
+
+    Raise BadHeader for anything but a plain name.
+    """
     if not name:
         return folder
     if not PLAIN_FOLDER.fullmatch(name):
@@ -244,7 +248,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_length(folder: Path) -> tuple[int | None, bool]:
-    """Return the most tokens of a text if a file says so, and whether texts are put in lower case.
+    """Return the most tokens of a text, None for no bound, and whether texts become lower case.
 
     Without a file of its own, the tokenizer's limit counts.
     """
@@ -259,7 +263,7 @@ def read_length(folder: Path) -> tuple[int | None, bool]:
 
 
 def tokenizer_limit(folder: Path) -> int | None:
-    """Return the most tokens by tokenizer_config.json; None without one, or without a bound."""
+    """Return the most tokens by tokenizer_config.json; None if it states no bound."""
     path = folder / "tokenizer_config.json"
     value = read_json(path).values.get("model_max_length") if path.exists() else None
     is_bound = isinstance(value, int) and not isinstance(value, bool) and 4 <= value <= MAX_CONTEXT  # noqa: PLR2004
@@ -267,7 +271,10 @@ def tokenizer_limit(folder: Path) -> int | None:
 
 
 def read_pooling_step(folder: Path, prompts: SentencePrompts) -> Any:
-    """Return the pooling; refuse one that leaves prompts out of the mean."""
+    """Return how hidden states become one vector, by the pooling module's config.json.
+
+    Raise UnsupportedModel if it leaves the tokens of prompts out.
+    """
     fields = read_json(folder / CONFIG, MAX_JSON_FILE)
     if not fields.flag("include_prompt", True) and any(prompts.texts.values()):
         raise UnsupportedModel(
@@ -277,7 +284,7 @@ def read_pooling_step(folder: Path, prompts: SentencePrompts) -> Any:
 
 
 def read_prompts(folder: Path) -> SentencePrompts:
-    """Return the prompts that the folder names."""
+    """Return the prompts, texts to put before a text, that the folder names."""
     if not (folder / PROMPTS).exists():
         return SentencePrompts()
     fields = read_json(folder / PROMPTS, MAX_JSON_FILE)
@@ -298,7 +305,10 @@ def read_prompts(folder: Path) -> SentencePrompts:
 
 
 def renamed(tensors: Located, prefix: str) -> dict[str, tuple[TensorFile, str]]:
-    """Map the names of a bare encoder, with today's names of norms, to files and names in them."""
+    """Map names without `prefix` to the file of the tensor and its own name in it.
+
+    Old names of norms, such as `gamma`, are replaced by today's.
+    """
     found = {}
     for name, file in tensors.items():
         plain = name.removeprefix(prefix)

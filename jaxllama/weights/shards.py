@@ -62,7 +62,7 @@ class ShardKind:
         return f"{self.single}.index.json"
 
     def files(self, folder: Path) -> list[Path]:
-        """Return the files of this kind in a folder."""
+        """Return the files of this kind in a folder, sorted by name."""
         return sorted(folder.glob(self.pattern))
 
 
@@ -74,7 +74,7 @@ Located = Mapping[str, TensorFile]  # tensors by name, each with its file
 
 
 def find_kind(folder: Path) -> ShardKind | None:
-    """Return the kind of a folder's files; None if it has none."""
+    """Return the kind of a folder's files of weights; None if it has none."""
     return next((kind for kind in KINDS if kind.files(folder)), None)
 
 
@@ -176,6 +176,6 @@ def tensor_names(path: Path, kind: ShardKind) -> set[str]:
 
 
 def listed(names: list[str], separator: str = ", ") -> str:
-    """Return the first few of many names as one text."""
+    """Return the first few of many names as one text, for an error."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"{separator.join(names[:MAX_LISTED])}{more}"

@@ -34,7 +34,10 @@ def stocked() -> list[StockedModel]:
 
 
 def discard(name: str) -> StockedModel:
-    """Delete a model from the store; raise CheckpointError if it has none of this name."""
+    """Delete the model `name` from the store and return what was deleted.
+
+    Raise CheckpointError unless exactly one model has this name, file or origin.
+    """
     models = stocked()
     found = [model for model in models if name in (model.name, model.path.name, model.origin)]
     if len(found) != 1:
@@ -50,7 +53,7 @@ def discard(name: str) -> StockedModel:
 
 
 def find_models(folder: Path) -> Iterator[StockedModel]:
-    """Yield every file and folder that is a model, or a damaged one."""
+    """Yield the models in a folder, damaged ones too; other files and folders are left out."""
     names = {source.file: name for name, source in NAMES.items()}
     for path in folder.iterdir():
         if path.name.startswith(".") or path.suffix == ".part":

@@ -37,7 +37,7 @@ class ModelSource(Protocol):
         """Return the file or folder name in the store."""
 
     def is_there(self, target: Path) -> bool:
-        """Say whether the store has the model; quick."""
+        """Say whether the store has the model at `target`, without reading it."""
 
     def check(self, target: Path) -> None:
         """Raise CheckpointError if the model in the store is damaged; may read all of it."""
@@ -60,7 +60,7 @@ class WebModel:
 
     @property
     def file(self) -> str:
-        """Return a digest of the address and its last part: two sites may use one file name."""
+        """Return a digest of the address with its last part, as two sites may use one file name."""
         last = re.split("[?#]", self.url)[0].rpartition("/")[2]
         name = last if re.fullmatch(PLAIN, last, re.ASCII) else "model"
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
@@ -70,7 +70,7 @@ class WebModel:
         return target.is_file()
 
     def check(self, target: Path) -> None:
-        """Open the file, which checks its header."""
+        """Open the file, which checks its header; raise CheckpointError if it is damaged."""
         open_checkpoint(target).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
@@ -86,7 +86,7 @@ NAMES: dict[str, ModelSource] = {**MODELS}
 
 
 def recommended_for(path: Path) -> dict[str, object]:
-    """Return the sampling recommended for the named model at `path`; {} for any other model."""
+    """Return the sampler settings for the named model at `path`; {} for any other model."""
     for name, source in NAMES.items():
         if path.name == source.file and source.is_there(path):
             return RECOMMENDED.get(name, {})
@@ -116,7 +116,10 @@ def resolve(
 
 
 def pull(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """Return the path like `resolve`, but check an existing model and replace it if damaged."""
+    """Return the path of a model like `resolve`, but check one that is there first.
+
+    A damaged model is downloaded again.
+    """
     source = find_source(model)
     if isinstance(source, Path):
         open_checkpoint(source).close()
@@ -134,7 +137,10 @@ def pull(model: str | Path | None = None, *, progress: Progress | None = None) -
 
 
 def find_source(model: str | Path | None) -> ModelSource | Path:
-    """Return the source that a name or address means, or an existing path."""
+    """Return where to get the model of a name or address; the path itself of an existing one.
+
+    None is the default model. Raise CheckpointError if it is none of these.
+    """
     if model is None:
         return NAMES[DEFAULT]
     if isinstance(model, str):
@@ -166,7 +172,7 @@ def existing_path(model: str | Path) -> Path:
 
 
 def exists(model: str | Path) -> bool:
-    """Say whether a value is the path of a file or folder."""
+    """Say whether a text or path is the path of an existing file or folder."""
     try:
         return model != "" and Path(model).exists()
     except (OSError, ValueError):  # too long, or no path at all
@@ -189,7 +195,7 @@ def store_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for files that can be made again; raise ConfigError if none."""
+    """Return the user's folder for cached files; raise ConfigError if there is no home folder."""
     given = os.environ.get("XDG_CACHE_HOME")
     if given:
         return Path(given) / "jaxllama"
@@ -202,7 +208,7 @@ def cache_folder() -> Path:
 
 
 def checkout_folder() -> Path | None:
-    """Return the source tree that this package runs from; None if it is installed elsewhere."""
+    """Return the root of the source tree that this package runs from; None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -212,7 +218,7 @@ def checkout_folder() -> Path | None:
 
 
 def remove(target: Path) -> None:
-    """Delete a damaged file or folder, if there is one."""
+    """Delete a file or folder; do nothing if there is none."""
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     else:
@@ -221,9 +227,9 @@ def remove(target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the store's lock, so that one process at a time writes.
+    """Hold the store's lock, so that only one process at a time writes to it.
 
-    Delete leftovers of killed ones.
+    Delete what killed processes left there.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -237,7 +243,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Convert errors of the disk to DownloadFailed."""
+    """Convert errors of the disk to DownloadFailed, which names JAXLLAMA_HOME as a remedy."""
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut 
 
 
 def whole(shape: Shape) -> Index:
-    """Return the index of a whole tensor."""
+    """Return the index of all of a tensor of this shape."""
     return tuple(slice(0, size) for size in shape)
 
 
@@ -40,7 +40,7 @@ def bounded(index: Index, shape: Shape) -> Index:
 
 
 def shape_of(stored: Stored) -> Shape:
-    """Return the shape in the file; of a Packed matrix [out, in]."""
+    """Return the shape that a tensor has in the file; of a Packed matrix [out, in]."""
     if not isinstance(stored, Packed):
         return stored.shape
     *outer, inward, outward = stored.shape
@@ -48,7 +48,7 @@ def shape_of(stored: Stored) -> Shape:
 
 
 def part_of(stored: Stored, index: Index) -> Stored:
-    """Return a part in memory of its own; the tensor itself if the part is all of it.
+    """Return part `index` of a tensor as a copy, but the tensor itself if the part is all of it.
 
     Raises ValueError if the part separates inputs of a Packed matrix that share a scale.
     """
@@ -70,9 +70,10 @@ def part_of(stored: Stored, index: Index) -> Stored:
 
 
 def between_groups(inputs: slice, packed: Packed) -> slice:
-    """Return the groups of a range of inputs; raise ValueError if the range has only part of one.
+    """Return the range of groups that a range of inputs consists of.
 
-    Sorted inputs (`order`) are not cut at all.
+    Raise ValueError if the range has only part of a group, or the matrix has sorted inputs
+    (`order`) and the range is not all of them.
     """
     width, group = packed.shape[-2], packed.group
     if (inputs.start, inputs.stop) == (0, width):
@@ -136,7 +137,10 @@ def merged(
     join: Callable[[list[np.ndarray]], np.ndarray],
     order: np.ndarray | None,
 ) -> Packed:
-    """Join each array of matrices that are packed in the same way."""
+    """Return one Packed matrix from several of the same kind; `join` joins their arrays.
+
+    `order` is the order of inputs of the result; None if they are not sorted.
+    """
     minima = [each.minima for each in parts if each.minima is not None]
     return dataclasses.replace(
         parts[0],
@@ -161,18 +165,18 @@ def minima_around_middle(scales: np.ndarray) -> np.ndarray:
 
 @cache
 def products_of_halves() -> np.ndarray:
-    """Return -8 times every float16, by its bits."""
+    """Return -8 times every float16 number, in an array that is indexed by the number's bits."""
     with np.errstate(all="ignore"):
         return np.arange(1 << 16, dtype=np.uint16).view(np.float16) * np.float16(-MIDDLE)
 
 
 def unpacked(stored: Stored) -> np.ndarray:
-    """Return a tensor as an array with the axes of the file."""
+    """Return a tensor as a dense array with the axes of the file."""
     return dense_of(stored).swapaxes(-1, -2) if isinstance(stored, Packed) else stored
 
 
 def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Stored:
-    """Apply a permutation of rows; in a Packed matrix, to codes, scales and minima alike."""
+    """Return a tensor with its rows permuted by `move`; for a Packed matrix, in all its arrays."""
     if not isinstance(stored, Packed):
         return move(stored)
     return dataclasses.replace(
@@ -186,7 +190,7 @@ def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Store
 def read_rows(
     index: Index, shape: Shape, nbytes: int, read: Callable[[int, int], Stored]
 ) -> Stored:
-    """Read a part of a tensor that a file stores row by row, with little more in memory.
+    """Read part `index` of a tensor that a file stores row by row, with little more in memory.
 
     `read(start, stop)` returns whole rows (slices along the first axis) of a tensor that takes
     `nbytes` in the file. Where only some columns are wanted, few rows are read at a time.

@@ -41,7 +41,7 @@ class TorchParts(ABC):
 
     @abstractmethod
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read bytes of a part into new memory."""
+        """Read `count` bytes of a part, from its byte `start` on, into new memory."""
 
     def is_compressed(self, part: str) -> bool:
         """Say whether reading a few bytes of a part takes as long as reading all."""
@@ -73,7 +73,7 @@ class ZippedParts(TorchParts):
         return None if entry is None else entry.size
 
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read bytes of an entry."""
+        """Read `count` bytes of an unpacked entry, from its byte `start` on."""
         return self._archive.read(self._root + part, start, count)
 
     def is_compressed(self, part: str) -> bool:
@@ -111,7 +111,7 @@ class UnpackedParts(TorchParts):
         return file.size
 
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read bytes of a file."""
+        """Read `count` bytes of a file, from its byte `start` on."""
         file = BinaryFile(self._folder / part)
         try:
             return file.read(start, count)
@@ -141,7 +141,7 @@ class TorchFile:
         return self._read_view(self.tensors[name])
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read the rows of one tensor that the part needs."""
+        """Read part `index` of one tensor; only the rows that it needs come from the file."""
         tensor = self.tensors[name]
         is_whole_only = self._parts.is_compressed(f"data/{tensor.storage.key}")
         if is_whole_only or not tensor.shape or 0 in tensor.shape:
@@ -215,7 +215,7 @@ class TorchFile:
 
 
 def rows_of(tensor: TorchTensor, start: int, stop: int) -> TorchTensor:
-    """Return the view of some rows of a tensor."""
+    """Return the description of the rows from `start` to `stop` of a tensor; nothing is read."""
     return replace(
         tensor,
         offset=tensor.offset + start * tensor.strides[0],
@@ -224,7 +224,7 @@ def rows_of(tensor: TorchTensor, start: int, stop: int) -> TorchTensor:
 
 
 def strided(elements: np.ndarray, tensor: TorchTensor) -> np.ndarray:
-    """Arrange the elements of a tensor's span by its strides; contiguous, in memory of its own."""
+    """Return a tensor as a contiguous array, made by its strides from the elements of its span."""
     if not elements.size:
         return np.zeros(tensor.shape, elements.dtype)
     steps = [stride * elements.itemsize for stride in tensor.strides]

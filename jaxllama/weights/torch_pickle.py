@@ -154,7 +154,7 @@ class Machine:
         self._memo: dict[int, object] = {}
 
     def run(self) -> object:
-        """Carry out all opcodes; return the value that is left."""
+        """Carry out all opcodes of the pickle; return the only value that is left on the stack."""
         steps = 0
         while (opcode := self.take(1)) != b".":
             steps += 1
@@ -181,11 +181,11 @@ class Machine:
         return part
 
     def number(self, layout: str) -> Any:
-        """Return the next number, in a layout of `struct`."""
+        """Return the next number of the pickle, in a layout of `struct` such as `<I`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        """Return the text up to the next line feed."""
+        """Return the text of the pickle up to the next line feed."""
         end = self._raw.find(b"\n", self._at, self._at + MAX_NAME + 1)
         if end < 0:
             self.refuse(f"has a name without end, or longer than {MAX_NAME} bytes")
@@ -194,7 +194,7 @@ class Machine:
         return text
 
     def text(self, count: int) -> str:
-        """Return the next bytes as text."""
+        """Return the next `count` bytes of the pickle as text."""
         try:
             return self.take(count).decode("utf-8")
         except UnicodeDecodeError:
@@ -205,7 +205,7 @@ class Machine:
         self._stack.append(value)
 
     def pop(self) -> Any:
-        """Take the last value off the stack; never past a mark."""
+        """Take the last value off the stack and return it; refuse to go below a mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             self.refuse("takes a value from an empty stack")
         return self._stack.pop()
@@ -217,7 +217,7 @@ class Machine:
         self._marks.append(len(self._stack))
 
     def pop_mark(self) -> list[object]:
-        """Take all values since the last mark off the stack."""
+        """Take all values since the last mark off the stack and return them."""
         if not self._marks:
             self.refuse("ends a group that it has not begun")
         at = self._marks.pop()
@@ -226,7 +226,7 @@ class Machine:
         return values
 
     def remember(self, index: int | None = None) -> None:
-        """Keep the last value under a number, by default the next free one."""
+        """Store the value on top of the stack in the memo; by default under the next number."""
         value = self.pop()
         self._stack.append(value)
         if len(self._memo) >= MAX_MEMO:
@@ -247,7 +247,7 @@ class Machine:
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def push_tuple(self, items: list[object]) -> None:
-        """Push a tuple."""
+        """Push a tuple of these items."""
         self.push(self.hold(PickledList([], is_tuple=True), items))
 
     def append(self, items: list[object]) -> None:
@@ -255,7 +255,7 @@ class Machine:
         self.push(self.hold(self.pop(), items, is_list=True))
 
     def set_items(self, items: list[object]) -> None:
-        """Set keys and values of the dict below."""
+        """Put `items`, keys and values in turn, into the dict on top of the stack."""
         target = self.pop()
         keys, values = items[::2], items[1::2]
         if not isinstance(target, PickledDict) or len(keys) != len(values):
@@ -270,7 +270,7 @@ class Machine:
         self.push(target)
 
     def hold(self, target: object, items: list[object], *, is_list: bool = False) -> PickledList:
-        """Put items into a new tuple or a list."""
+        """Append items to `target` and return it: a list with `is_list`, else a new tuple."""
         if not isinstance(target, PickledList) or target.is_tuple is is_list:
             self.refuse(f"appends to {described(target)}; expected a list")
         target.items += items
@@ -278,7 +278,7 @@ class Machine:
         return target
 
     def name(self, module: object, name: object) -> None:
-        """Push an allowed name; refuse every other one."""
+        """Push the allowed object `name` of `module`; raise UnsupportedModel for any other one."""
         if module == "torch" and isinstance(name, str) and name in STORAGE_TYPES:
             self.push(StorageType(name, STORAGE_TYPES[name]))
             return
@@ -294,7 +294,10 @@ class Machine:
         )
 
     def call(self) -> None:
-        """Make an empty dict or a tensor; no other call exists."""
+        """Call the function below the top of the stack with the arguments on top; push the result.
+
+        Only an empty dict and a tensor can be made; every other call is refused.
+        """
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, PickledList) or not arguments.is_tuple:
             self.refuse(f"calls with {described(arguments)}; expected a tuple")
@@ -318,20 +321,20 @@ class Machine:
                 self.refuse("has a persistent id that describes no storage")
 
     def set_state(self) -> None:
-        """Take the attributes of a dict, such as the versions of modules; they are not needed."""
+        """Take the attributes of a dict, such as versions of modules, off the stack; drop them."""
         state, target = self.pop(), self.pop()
         if not (isinstance(state, PickledDict) and isinstance(target, PickledDict)):
             self.refuse(f"sets the state of {described(target)}; expected a dict")
         self.push(target)
 
     def check_protocol(self) -> None:
-        """Take the version of the pickle protocol."""
+        """Read the version of the pickle protocol; refuse one that is not known."""
         version = self.take(1)[0]
         if version not in PROTOCOLS:
             self.refuse(f"has protocol {version}; expected {PROTOCOLS[0]} to {PROTOCOLS[-1]}")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise BadHeader with the name of the file."""
+        """Raise BadHeader with the name of the file and `what` is wrong with the pickle."""
         raise BadHeader(f"{self._where}: the pickle {what}")
 
     def _result(self) -> object:
@@ -341,7 +344,7 @@ class Machine:
         return value
 
     def _tensor(self, arguments: list[object]) -> TorchTensor:
-        """Make a view of a storage, checked to lie inside of it."""
+        """Make a tensor from the arguments of torch's function; refuse one beyond its storage."""
         if len(arguments) not in REBUILD_ARGUMENTS:
             self.refuse(f"makes a tensor of {len(arguments)} arguments; expected 6 or 7")
         storage, offset = arguments[:2]
@@ -368,7 +371,10 @@ class Machine:
         return tensor
 
     def _deepen(self, target: PickledList | PickledDict, items: Iterable[object]) -> None:
-        """Note how deep a container has become; refuse changes to one that lies in another."""
+        """Update the nesting depth of `target` after `items` were put into it.
+
+        Refuse a depth above MAX_DEPTH, and changes of a container that lies in another one.
+        """
         if target.is_placed:
             self.refuse("changes a container that lies inside of another one")
         for item in items:
@@ -437,7 +443,7 @@ def is_count(value: object) -> bool:
 
 
 def whole_tuple(value: object) -> tuple[int, ...] | None:
-    """Return a tuple of counts as such; None for anything else."""
+    """Return the integers of a pickled tuple; None for anything else but a tuple of counts."""
     if not isinstance(value, PickledList) or not value.is_tuple:
         return None
     numbers = tuple(item for item in value.items if isinstance(item, int) and is_count(item))
@@ -445,7 +451,7 @@ def whole_tuple(value: object) -> tuple[int, ...] | None:
 
 
 def described(value: object) -> str:
-    """Describe a value of a pickle in a few words."""
+    """Return a description in a few words of a value of a pickle, for an error."""
     if isinstance(value, PickledDict):
         return f"a dict of {len(value.entries)}"
     if isinstance(value, PickledList):

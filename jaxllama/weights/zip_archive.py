@@ -63,7 +63,10 @@ class ZipArchive:
         check_apart(list(self.entries.values()), file)
 
     def read(self, name: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read bytes of an entry into new memory; of a compressed entry all are unpacked."""
+        """Read `count` bytes of an entry from its byte `start` on, into new memory.
+
+        A compressed entry is unpacked whole for it.
+        """
         entry = self.entries[name]
         if start < 0 or count < 0 or start + count > entry.size:
             raise BadHeader(
@@ -88,7 +91,7 @@ class ZipArchive:
         return raw
 
     def _read_entry(self, directory: bytes, at: int) -> tuple[ZipEntry, int]:
-        """Return the entry at a place of the directory, and the place after it."""
+        """Return the entry at byte `at` of the directory, and the byte after the entry."""
         where = self._file.path.name
         if at + CENTRAL.size > len(directory):
             raise BadHeader(f"{where}: the directory ends inside of an entry")
@@ -117,7 +120,7 @@ class ZipArchive:
         return ZipEntry(name, method, start, offset, packed, size), after
 
     def _data_offset(self, start: int, raw_name: bytes, method: int) -> int:
-        """Return where the bytes of an entry begin, after its local header."""
+        """Return the offset of an entry's bytes, which follow its local header at `start`."""
         raw = self._file.read(start, LOCAL.size + len(raw_name)).tobytes()
         fields = LOCAL.unpack_from(raw)
         if fields[0] != MAGIC or fields[3] != method or raw[LOCAL.size :] != raw_name:
@@ -155,7 +158,10 @@ def read_directory(file: BinaryFile) -> tuple[bytes, int]:
 
 
 def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
-    """Return the fields of the 64-bit end of the directory, and where it begins."""
+    """Return the fields of the 64-bit end of the directory, and its offset.
+
+    `end` is the offset of the 32-bit one, which the locator of the other precedes.
+    """
     where = file.path.name
     if end >= LOCATOR64.size:
         raw = file.read(end - LOCATOR64.size, LOCATOR64.size).tobytes()
@@ -169,7 +175,10 @@ def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
 
 
 def widened(values: tuple[int, int, int], extra: bytes, where: str) -> tuple[int, int, int]:
-    """Return packed size, size and start; those that 32 bits cannot hold come from `extra`."""
+    """Return packed size, size and start of an entry, `values` in its directory.
+
+    Those that do not fit in 32 bits come from the entry's `extra` field.
+    """
     packed, size, start = values
     if U32 not in values:
         return values
@@ -184,7 +193,7 @@ def widened(values: tuple[int, int, int], extra: bytes, where: str) -> tuple[int
 
 
 def wide_values(extra: bytes) -> list[int]:
-    """Return the whole 64-bit numbers in the ZIP64 part of an extra field."""
+    """Return the 64-bit numbers in the ZIP64 part of an extra field; [] without that part."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -104,7 +104,7 @@ class Filters:
 
 
 def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `work` so that it charges the meter for its arguments and its result."""
+    """Wrap a filter or test so that it charges the meter for its arguments and its result."""
 
     @functools.wraps(work)  # keeps Jinja's attribute that selects the first argument
     def charged(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_text_call(meter: Meter, text: str, method: str, args: tuple[Any, ...]) -> None:
-    """Raise TemplateError if a string method would return more than the meter allows."""
+    """Raise TemplateError if the string method, called on `text`, would take too much memory."""
     if method in ("split", "rsplit", "splitlines") and len(text) > MAX_SPLIT:
         raise TemplateError(
             f"the chat template splits a text of {len(text)} characters; expected at most "

@@ -196,18 +196,18 @@ class Metering(NodeTransformer):
     """Rewrites operations that generated code computes itself into filters that charge."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's names
-        """Charge every iteration of a loop."""
+        """Rewrite a loop so that every iteration is charged."""
         self.generic_visit(node)
         node.iter = filtered(LOOP, node.iter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        """Charge the concatenation `a ~ b`."""
+        """Rewrite the concatenation `a ~ b` so that it is charged."""
         self.generic_visit(node)
         return filtered(JOIN, nodes.List(node.nodes, lineno=node.lineno))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """Charge `a == b` and `a in b`, which compare nested lists item by item."""
+        """Rewrite `a == b` and `a in b` so that all items of nested lists are charged."""
         self.generic_visit(node)
         node.expr = weighed(node.expr)
         for operand in node.ops:
@@ -215,13 +215,13 @@ class Metering(NodeTransformer):
         return node
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
-        """Charge the keys of a dictionary, which are hashed."""
+        """Rewrite a pair of a dictionary so that its key, which is hashed, is charged."""
         self.generic_visit(node)
         node.key = weighed(node.key)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        """Charge slices, which copy."""
+        """Rewrite a slice so that the copy which it makes is charged."""
         self.generic_visit(node)
         return filtered(MADE, node) if isinstance(node.arg, nodes.Slice) else node
 
@@ -249,7 +249,7 @@ class GenerationBlock(Extension):
 
 @jinja2.pass_context
 def print_value(context: Context, value: Any) -> str:
-    """Convert the value of `{{ value }}` to text; undefined ones are refused if strict."""
+    """Return the text for `{{ value }}`; in a strict sandbox, refuse an undefined value."""
     environment = context.environment
     assert isinstance(environment, Sandbox)
     if environment.is_strict and isinstance(value, Undefined):
@@ -271,12 +271,12 @@ def bounded_range(*bounds: int) -> range:
 
 
 def raise_exception(message: object) -> None:
-    """Raise TemplateError: a template calls this to refuse a conversation."""
+    """Raise TemplateError with a message from the template, which refuses a conversation."""
     raise TemplateError(f"the chat template refuses these messages: {str(message)[:MAX_MESSAGE]}")
 
 
 def strftime_now(form: str) -> str:
-    """Return the local date and time in this format."""
+    """Return the local date and time in the `strftime` format `form`."""
     if len(form) > MAX_DATE_FORMAT:
         raise TemplateError(f"the chat template's date format has {len(form)} characters")
     return datetime.now().strftime(form)

@@ -61,7 +61,7 @@ def has_more(search: PhraseSearch) -> Bool[Array, ""]:
 
 
 def compare_next(search: PhraseSearch) -> PhraseSearch:
-    """Compare the next earlier token of every phrase."""
+    """Return the search after one more token of every phrase, the next earlier one, is compared."""
     agrees = search.earlier == search.ending[search.reached]
     return search._replace(
         reached=search.reached + 1,

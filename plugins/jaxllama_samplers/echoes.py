@@ -26,12 +26,12 @@ def echoes(
     newest: Knob = 0,
     breaks: Bool[Array, " T"] | None = None,
 ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-    """Return, for every place, the length of its match with the end of the row and the next token.
+    """Return, per index of the row, how many tokens up to it match the row's end, and what follows.
 
-    The length at place i is the largest n, at most `most`, for which tokens[i-n+1 .. i] equal the
-    newest n tokens and none of them is in `breaks`. Only the `newest` tokens count (0: all). A
-    place without a next token has length 0 and NO_TOKEN. The search makes one pass over the
-    tokens for each length that still occurs: exact, and fast for text without repetitions.
+    The length at index i is the largest n, at most `most`, for which tokens[i-n+1 .. i] equal the
+    newest n tokens and none of them is in `breaks`. Only the `newest` tokens count (0: all). An
+    index without a next token has length 0 and NO_TOKEN. The search makes one pass over the tokens
+    for each length that still occurs: exact, and fast for text without repetitions.
     """
     tokens = context.tokens
     start = jnp.where(newest > 0, jnp.maximum(context.length - newest, 0), 0)
@@ -54,12 +54,12 @@ def echoes(
 
 
 def has_more(search: EchoSearch) -> Bool[Array, ""]:
-    """Say whether some place may match one more token."""
+    """Say whether the match at some index of the row may be one token longer."""
     return (search.reached < search.most) & jnp.any(search.alive)
 
 
 def compare_next(search: EchoSearch) -> EchoSearch:
-    """Compare the next earlier token at every place."""
+    """Return the search after one more token, the next earlier one, was compared at every index."""
     token = search.ending[search.reached]
     alive = search.alive & (search.earlier == token) & (token != NO_TOKEN)
     edge = jnp.full(1, NO_TOKEN, search.earlier.dtype)

@@ -42,7 +42,11 @@ class Expression(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True where the condition holds; for all, if a longer list has to decide."""
+        """Return True for candidates for which the condition holds.
+
+        Return True for all of them if candidates beyond the list might be kept, too: the engine
+        then calls again with a longer list.
+        """
         return judge(self.expression, best, replace(context, allowed=None))
 
     def needs_totals(self) -> Bool[Array, ""]:
@@ -52,7 +56,10 @@ class Expression(Filter):
 
 @machine.row_by_row
 def judge(program: Array, best: Candidates, context: Context) -> Bool[Array, " C"]:
-    """Return the candidates for which the condition holds, or all to ask for a longer list."""
+    """Return True for candidates for which the condition holds, in one row.
+
+    Return True for all of them if the program is empty, or to get a longer list of candidates.
+    """
     count = best.ids.shape[0]
     used = program[USED].astype(jnp.int32)
 
@@ -67,7 +74,10 @@ def judge(program: Array, best: Candidates, context: Context) -> Bool[Array, " C
 
 
 def seen_in(best: Candidates, context: Context) -> Callable[[Array], Array]:
-    """Return how to compute the names that depend on the row's tokens, for the candidates."""
+    """Return a function that computes a name which depends on the row's tokens, for the candidates.
+
+    These names are `count`, `count_answer`, `since` and `ends`.
+    """
     count = best.ids.shape[0]
 
     def place_of(ids: Array) -> Array:
@@ -80,7 +90,10 @@ def seen_in(best: Candidates, context: Context) -> Callable[[Array], Array]:
 
 
 def loads_of(best: Candidates, context: Context) -> list[dict[Op, machine.Load]]:
-    """Return how to compute each name for the candidates."""
+    """Map every other name of an expression to a function that computes it for the candidates.
+
+    Names in the same mapping are computed together.
+    """
 
     def above() -> Array:
         return jnp.pad(jnp.cumsum(best.p)[:-1], (1, 0))

@@ -48,7 +48,7 @@ OCCURRENCES = (Op.COUNT, Op.COUNT_ANSWER, Op.SINCE, Op.ENDS)
 
 
 def row_by_row(compute: Callable[..., Array]) -> Callable[..., Array]:
-    """Make `compute`, a function of one row, run one row after the other when rows are batched.
+    """Wrap `compute`, a function of one row, so that `jax.vmap` runs it row after row.
 
     A branch on a number of the row then stays a branch. Computed for all rows at once, it would
     become a selection: every row would run all instructions that exist.
@@ -74,10 +74,10 @@ def run(
     occurrences: Callable[[Array], Array],
     size: int,
 ) -> Float[Array, "K N"]:
-    """Run the first `count` instructions of a program for `size` tokens.
+    """Run the first `count` instructions of a program for `size` tokens; return all registers.
 
-    Returns all places (registers) afterwards; the result of the program is in place 0. Names in the
-    same mapping of `loads` are computed together. `occurrences` computes the names in OCCURRENCES.
+    The result of the program is in register 0. Names in the same mapping of `loads` are computed
+    together. `occurrences` computes the names in OCCURRENCES.
     """
     steps = program[HEAD:].reshape(-1, FIELDS)
     branch_of, branches = table(loads, occurrences, size)
@@ -95,7 +95,7 @@ def run(
 def table(
     loads: Sequence[Mapping[Op, Load]], occurrences: Callable[[Array], Array], size: int
 ) -> tuple[Int[Array, " O"], list[Make]]:
-    """Return the index of the branch that computes each operation, and the list of branches.
+    """Return, for each operation, the index of its branch in `jax.lax.switch`, and the branches.
 
     A branch computes a group of operations and selects: few branches compile faster.
     """
@@ -152,7 +152,7 @@ def exponential(op: Array, a: Array, b: Array) -> Array:
 
 
 def facts_of(context: Context) -> dict[Op, Load]:
-    """Return a function for each name that is one number per row, independent of the logits."""
+    """Map each name that is one number per row, whatever the logits, to what computes it."""
     return {
         Op.POSITION: lambda: context.generated,
         Op.LENGTH: lambda: context.length,
@@ -167,7 +167,7 @@ def occurrences_in(
 ) -> Callable[[Array], Array]:
     """Return a function that computes one of the names in OCCURRENCES for each token.
 
-    `place_of` returns the places of token ids among `size` tokens, `size` for any other id.
+    `place_of` returns the indices of token ids among the `size` tokens, `size` for any other id.
     """
 
     def computed(op: Array) -> Array:

@@ -48,7 +48,10 @@ class Instruction:
 
 @lru_cache(maxsize=512)
 def encode_condition(text: str) -> tuple[float, ...]:
-    """Compile a condition on tokens to numbers; raise WrongExpression (a ValueError)."""
+    """Compile a condition on tokens to the numbers of a program.
+
+    Raise WrongExpression (a ValueError) with the place of the mistake.
+    """
     node = parsed(text, "expression")
     program = instructions(node)
     mode, bound = reach(node)
@@ -62,7 +65,10 @@ def encode_condition(text: str) -> tuple[float, ...]:
 
 @lru_cache(maxsize=512)
 def encode_logit(text: str) -> tuple[float, ...]:
-    """Compile a formula for new logits to numbers; raise WrongExpression (a ValueError)."""
+    """Compile a formula for new logits to the numbers of a program.
+
+    Raise WrongExpression (a ValueError) with the place of the mistake.
+    """
     program = instructions(parsed(text, "logit_expression"))
     head = (float(len(program)), NEVER, 0.0)
     return (*head, *flat(program))
@@ -77,9 +83,9 @@ def parsed(text: str, place: Place) -> SyntaxNode:
 
 
 def instructions(node: SyntaxNode, to: int = 0) -> tuple[Instruction, ...]:
-    """Return the instructions that compute a syntax tree and write the result to place `to`.
+    """Return the instructions that compute a syntax tree and write the result to register `to`.
 
-    Raises WrongExpression if the tree needs too many instructions or too many places.
+    Raises WrongExpression if the tree needs too many instructions or too many registers.
     """
     found: list[Instruction] = []
 
@@ -111,7 +117,7 @@ def flat(program: tuple[Instruction, ...]) -> list[float]:
 
 
 def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
-    """Say how a filter learns whether candidates beyond its list could be kept.
+    """Return how a filter learns whether candidates beyond its list could be kept, and a bound.
 
     NEVER: once the condition is false, it stays false, so the engine notices by itself. ASK: the
     returned condition has that property, and is true wherever the expression is. ALWAYS: neither.
@@ -123,9 +129,10 @@ def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
 
 
 def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
-    """Return a weaker condition that is false for all candidates after its first false; or None.
+    """Return a condition that `node` implies and that stays false after its first false.
 
-    It is true for every candidate for which `node` is true. None: no such condition is known.
+    That is, once it is false for a candidate, it is false for all less likely ones. None if no such
+    condition is known.
     """
     if trend(node) in (Trend.FALLING, Trend.FLAT):
         return node
@@ -140,7 +147,7 @@ def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
 
 
 def trend(node: SyntaxNode) -> Trend:
-    """Determine whether a value rises, falls or stays from the likeliest candidate to the last."""
+    """Return whether a value rises, falls or stays from the likeliest candidate to the last."""
     if node.op is Op.CONSTANT:
         return Trend.FLAT
     if node.name:
@@ -153,7 +160,7 @@ def trend(node: SyntaxNode) -> Trend:
 
 
 def of_sum(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a sum, and of anything else that rises with each argument."""
+    """Return the trend of a sum, or of another operation that rises with each argument."""
     del node
     return both(*trends)
 

@@ -84,7 +84,7 @@ class Parser:
 
     @property
     def piece(self) -> Piece:
-        """The piece at the parser's position, not consumed."""
+        """Return the next piece of the text, without consuming it."""
         return self.pieces[self.next]
 
     def take(self, *texts: str) -> Piece | None:
@@ -102,7 +102,7 @@ class Parser:
 
     @property
     def shown(self) -> str:
-        """The next piece as an error message quotes it."""
+        """Return the next piece as an error message quotes it."""
         return END if self.piece.text == END else repr(self.piece.text)
 
     def choice(self) -> SyntaxNode:

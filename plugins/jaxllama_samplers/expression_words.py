@@ -163,7 +163,7 @@ OPERATORS = (  # from the weakest to the strongest
 
 
 def words_for(place: Place) -> dict[str, str]:
-    """Return all names and functions that an expression may use, with their meaning."""
+    """Return the meaning of every name and function that the sampler `place` accepts."""
     named = {name: each.meaning for name, each in NAMES.items() if place in each.places}
     return named | {
         f"{name}({', '.join('ab'[: each.arity])})": each.meaning for name, each in FUNCTIONS.items()

@@ -47,7 +47,7 @@ class LogitExpression(Adjuster):
 
 @machine.row_by_row
 def compute(program: Array, logits: Array, context: Context) -> Float[Array, " V"]:
-    """Return the new logits of one row."""
+    """Return the new logits of one row, which the formula in `program` gives."""
     vocab = logits.shape[0]
     used = program[0].astype(jnp.int32)
 
@@ -64,7 +64,10 @@ def compute(program: Array, logits: Array, context: Context) -> Float[Array, " V
 
 
 def loads_of(logits: Float[Array, " V"], context: Context) -> list[dict[Op, machine.Load]]:
-    """Return how to compute each name for the whole vocabulary."""
+    """Map every other name of an expression to a function that computes it for all tokens.
+
+    Names in the same mapping are computed together.
+    """
 
     def logp() -> Array:
         return jax.nn.log_softmax(logits)

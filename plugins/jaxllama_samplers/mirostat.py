@@ -63,7 +63,10 @@ class Mirostat(Filter):
 
 
 def zipf_count(best: Candidates, limit: Float[Array, ""]) -> Int[Array, ""]:
-    """Return how many likeliest tokens to keep, by Zipf's law fitted to the first hundred."""
+    """Return how many of the likeliest tokens to keep, by Zipf's law fitted to the first hundred.
+
+    `limit` is the largest surprise, in bits.
+    """
     count = min(FITTED, best.p.shape[0])
     gaps = best.logits[: count - 1] - best.logits[1:count]
     rank = jnp.arange(1, count, dtype=jnp.float32)

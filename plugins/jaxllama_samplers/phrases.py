@@ -8,7 +8,7 @@ from jaxllama.shapes import Array, Int
 
 
 def places_in_phrase(phrases: Int[Array, " W"]) -> Int[Array, " W"]:
-    """Return the place of every token within its phrase: 0 for the first."""
+    """Return the position of every token within its phrase, 0 for the first."""
     index = jnp.arange(phrases.shape[0], dtype=jnp.int32)
     starts = jnp.pad(jnp.where(phrases == NO_TOKEN, index + 1, 0)[:-1], (1, 0))
     return index - jax.lax.cummax(starts)

@@ -45,7 +45,7 @@ class Xtc(Shaper):
 
 
 def least_likely(logits: Float[Array, " N"], line: Float[Array, ""]) -> Int32[Array, ""]:
-    """Return the place of the smallest logit from `line` on, the last one among equals.
+    """Return the index of the smallest logit that is at least `line`; of equal ones, the last.
 
     Reads all logits once: the smallest of each block first, then one block again.
     """
@@ -58,5 +58,5 @@ def least_likely(logits: Float[Array, " N"], line: Float[Array, ""]) -> Int32[Ar
 
 
 def last_of(marks: Bool[Array, " N"]) -> Int32[Array, ""]:
-    """Return the last place that is marked."""
+    """Return the index of the last True; 0 if there is none."""
     return jnp.max(jnp.where(marks, jnp.arange(marks.shape[0], dtype=jnp.int32), 0))
