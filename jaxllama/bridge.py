@@ -137,7 +137,7 @@ class Pulse:
     busy_since: float | None = None  # start of the present work; None while the thread waits
 
     def after_step(self, seconds: float, now: float) -> "Pulse":
-        """Return the pulse after one more step."""
+        """Return the counts with one more step, which took `seconds` and ended at time `now`."""
         longest = max(self.longest_step, seconds)
         return Pulse(self.steps + 1, self.seconds + seconds, longest, now)
 
@@ -253,7 +253,7 @@ class EngineThread:
     # On the thread.
 
     def _run(self) -> None:
-        """Take turns until the thread is stopped or the engine fails."""
+        """Run the thread: call `turn` until the thread is stopped or the engine fails."""
         try:
             while self._take_in():
                 self.turn()

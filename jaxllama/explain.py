@@ -235,8 +235,8 @@ class Replay:
     def stacked(self, leaves: Bank) -> Bank:
         """Return the samplers' arrays with a row for each stage of the replay.
 
-        In its row, the samplers of this stage and of all earlier ones are on; in the last row, all
-        are.
+        In the row of a stage, the samplers of this stage and of all earlier ones are on; in the
+        last row, all are.
         """
         each, on = [], dict(self.off)
         for name in self.names:

@@ -290,8 +290,8 @@ class Intake:
     ) -> tuple[list[int], ThoughtStart]:
         """Convert a conversation to token ids, and say where the thoughts of its answer start.
 
-        If the budget of thoughts is 0, the prompt itself ends them; if a constraint or a budget has
-        to follow them, the prompt begins them.
+        With a thinking budget of 0 the prompt closes the thoughts, so that the model answers at
+        once. With another budget or a constraint it opens them, so that their end is recognised.
         """
         text = self._rendered(messages, tools, ending)
         begins = ThoughtStart.OVER

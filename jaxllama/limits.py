@@ -164,7 +164,10 @@ def check_number_or_text(name: str, value: object, limit: Limit) -> object:
 
 
 def check_word(name: str, value: str, limit: Limit) -> str:
-    """Return a text that is accepted in place of a number; raise InvalidParameter for another."""
+    """Return `value` if it is one of the words that the field accepts in place of a number.
+
+    Raises InvalidParameter otherwise.
+    """
     if value not in limit.words:
         raise InvalidParameter(
             f"{name} is {value[:100]!r}; expected {', '.join(limit.words)} or a whole number",

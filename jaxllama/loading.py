@@ -158,7 +158,7 @@ def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None
 
 
 def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
-    """Raise InvalidParameter if the store is off, or if `folder` is a file."""
+    """Raise InvalidParameter if the store has no room for a prompt, or if `folder` is a file."""
     if not store.is_on:
         raise InvalidParameter(
             "prompt_cache_dir is given, and the prompt cache has no room for any prompt; expected "

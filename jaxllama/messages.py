@@ -58,7 +58,7 @@ def render(
 def refuse_tools(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool]
 ) -> None:
-    """Raise InvalidParameter if the conversation has tools; for formats that cannot show them."""
+    """Raise InvalidParameter if the conversation has tools, which `prompt_format` cannot show."""
     what = "tools" if tools else "messages"
     if needs_tools(messages, tools):
         raise InvalidParameter(

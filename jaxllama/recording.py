@@ -66,7 +66,10 @@ class Recording:
 
 
 def check_recordable(request: GenerationRequest) -> None:
-    """Raise InvalidParameter for a request whose tokens depend on more than its own logits."""
+    """Raise InvalidParameter for a request with a constraint or guidance.
+
+    A replay cannot explain its tokens, because they depend on more than its own logits.
+    """
     if request.constraint is not None:
         raise InvalidParameter(
             "an answer with a constraint cannot be explained; leave out json_schema, json_object, "

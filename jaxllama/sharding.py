@@ -103,20 +103,19 @@ def slots_are_split() -> bool:
 
 
 def own_parts(axis: str) -> int:
-    """Return in how many parts a mesh axis is split, for code that runs on each part; else 1.
+    """Return the number of parts along a mesh axis if the traced code sees one part, else 1.
 
-    Code that XLA splits sees whole arrays.
+    If XLA does the splitting, the code sees whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """Sum `x` over the devices along a mesh axis, for code that runs on each part.
+    """Sum the parts `x` along a mesh axis; return `x` if the traced code sees whole arrays.
 
-    Code that sees whole arrays gets `x` unchanged. Several hosts add in the order of the parts, as
-    the devices of one CPU do: their own sum of more than two parts has another order, and other
-    bits.
+    Several hosts add in the order of the parts, as the devices of one CPU do: their own sum of more
+    than two parts has another order, and other bits.
     """
     parts = own_parts(axis)
     if parts > ORDERLESS and jax.process_count() > 1:

@@ -287,7 +287,7 @@ class AnswerStream:
 
 
 def take_ended(live: dict[int, AnswerStream]) -> Iterator[tuple[int, Completion | JaxLlamaError]]:
-    """Remove the streams that have ended from `live`; yield their completion or error."""
+    """Remove ended streams from `live`; yield (index, completion or error) of each."""
     for index, stream in list(live.items()):
         try:
             if stream.drain():

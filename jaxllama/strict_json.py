@@ -43,14 +43,14 @@ def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_int(text: str) -> int:
-    """Parse a whole number; refuse more than MOST_DIGITS digits."""
+    """Parse a whole number; raise InvalidParameter for more than MOST_DIGITS digits."""
     if len(text) > MOST_DIGITS:
         raise InvalidParameter(f"a number has {len(text)} digits; at most {MOST_DIGITS} are read")
     return int(text)
 
 
 def parse_float(text: str) -> float:
-    """Parse a number; refuse one that is infinite as a float."""
+    """Parse a number; raise InvalidParameter for one that is infinite as a float."""
     value = float(text) if len(text) <= MOST_DIGITS else math.inf
     if not math.isfinite(value):
         raise InvalidParameter(f"number {text[:40]} is too large")
@@ -58,12 +58,12 @@ def parse_float(text: str) -> float:
 
 
 def refuse_constant(text: str) -> NoReturn:
-    """Refuse NaN and Infinity, which are not JSON."""
+    """Raise InvalidParameter for NaN or Infinity, which are not JSON."""
     raise InvalidParameter(f"{text} is not JSON; expected a finite number")
 
 
 def check_characters(value: Any) -> None:
-    """Refuse a value with a lone surrogate in a text or key, because it cannot be encoded."""
+    """Raise InvalidParameter for a lone surrogate in any text or key: it cannot be encoded."""
     rest = [value]
     while rest:
         item = rest.pop()

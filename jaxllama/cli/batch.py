@@ -244,7 +244,7 @@ class BatchRun:
         self.waiting: dict[bytes, list[Item]] = {}  # for that answer
 
     def find_repeated(self) -> None:
-        """Read the input to find items that occur several times, and answers already on disk."""
+        """Find the items that occur several times in the input, and their answers on disk."""
         counts = Counter(each.digest for each in self.source.items() if each.error is None)
         self.repeated = {digest: None for digest, count in counts.items() if count > 1}
         for item in self.source.items():

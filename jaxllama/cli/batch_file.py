@@ -144,7 +144,10 @@ class BatchFile:
 
 
 def numbered(item: Item, answer: int) -> Item:
-    """Return a copy of an item for answer number `answer`; if it has a seed, with another one."""
+    """Return a copy of an item for answer number `answer` to its prompt.
+
+    If the item has a seed, the copy has one that is derived from it.
+    """
     knobs = dict(item.knobs or {})
     if knobs.get("seed") is not None:
         knobs["seed"] = choice_seed(knobs["seed"], answer)

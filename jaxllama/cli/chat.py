@@ -166,7 +166,7 @@ def conversation_of(  # noqa: PLR0913 - an argument for each option
 
 
 def names_of(user: str | None, bot: str | None) -> NamedTurns | None:
-    """Return the names of user and bot, with a default for a missing one; None if both are."""
+    """Return the names of user and bot, with a default for one; None if neither is given."""
     if user is None and bot is None:
         return None
     return NamedTurns(user or "User", bot or "Assistant")

@@ -159,7 +159,10 @@ def plugin_at(name: str, attribute: str) -> type:
 
 
 def is_plugin(found: object) -> TypeGuard[type]:
-    """Say whether a value is a subclass of Sampler, PromptFormat or Dialect, and no base class."""
+    """Say whether a value is a subclass of Sampler, PromptFormat or Dialect.
+
+    False for the base classes themselves, Adjuster, Shaper and Filter included.
+    """
     return (
         isinstance(found, type)
         and issubclass(found, Sampler | PromptFormat | Dialect)
@@ -179,7 +182,8 @@ def check_one(kind: type) -> list[CheckOutcome]:
 def checked(name: str, check: Callable[[Any], None], kind: type, words: str) -> CheckOutcome:
     """Call `check` with the class `kind` and return the outcome; an AssertionError is a failure.
 
-    `name` is the name of the check, and `words` say what holds if it passes. Other exceptions pass.
+    `name` is the name of the check, and `words` say what holds if it passes. Other exceptions are
+    not caught.
     """
     try:
         check(kind)
@@ -210,7 +214,8 @@ def outcome(
 ) -> CheckOutcome:
     """Return the outcome of one check as a JSON object; only failures have `where` and `hint`.
 
-    `words` say what holds, or what is wrong; `where` is "file:line" in the plugin.
+    `result` is PASSED or FAILED; `words` say what holds, or what is wrong; `where` is "file:line"
+    in the plugin.
     """
     found = {"check": check, "outcome": result, "words": words}
     return found if result == PASSED else {**found, "where": where, "hint": hint}
@@ -219,7 +224,7 @@ def outcome(
 def measured(
     kinds: Mapping[str, type], results: Mapping[str, list[CheckOutcome]]
 ) -> Iterator[tuple[str, list[CheckOutcome]]]:
-    """Measure the samplers that passed every check; yield the name and the costs of each.
+    """Measure the processor time of each sampler that passed every check; yield (name, costs).
 
     There is one cost for each size of vocabulary. `kinds` and `results` have the names of the
     plugins as keys.

@@ -55,7 +55,11 @@ class Tally:
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (right, chosen)
 
     def lines(self, choices: Sequence[str]) -> Iterator[str]:
-        """Yield lines of text: the accuracy; then, for each choice, its right and all its uses."""
+        """Yield the accuracy as a line of text, then one for each choice.
+
+        That line says how many of the texts with this right answer were found, and how often it was
+        chosen.
+        """
         total = self.pairs.total()
         if not total:
             yield "accuracy: no row has a right answer"
@@ -201,7 +205,10 @@ class ClassifyRun:
         return 1 if self.failed else 0
 
     def classify(self, values: Mapping[str, Any]) -> dict[str, object]:
-        """Return the new columns of a row; count its choices where right answers are known."""
+        """Return the new columns of a row with these values.
+
+        Where the row has the right answer, the choice is added to the tally of its question.
+        """
         text = values[self.column]
         items = [(text, *self.asked(question)) for question in self.questions]
         found = self.llm.classify_each(items, length_normalize=self.length_normalize)

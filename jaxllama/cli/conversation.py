@@ -62,7 +62,7 @@ class NamedTurns:
         return "\n".join([*lines, f"{self.bot}:"])
 
     def ending(self, _: str | None) -> str:
-        """Return no text: `render` ends every line itself."""
+        """Return "": `render` itself puts the line break after an answer."""
         return ""
 
 

@@ -130,7 +130,10 @@ def number(text: str) -> object:
 
 
 def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
-    """Print the table of positions and stages, then a legend; `texts` holds each token's text."""
+    """Print a table of the tokens and of each sampler's effect on them, then a legend.
+
+    `texts` holds the text of each token of the vocabulary.
+    """
     table = Table("token", "chance", "stage", "tokens left", "removed", "rank", "probability")
     for each in positions:
         words = token_text(each.token, texts)

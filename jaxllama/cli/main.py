@@ -101,7 +101,7 @@ def explain(error: Exception) -> int:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Say whether Ctrl-C caused an error: is the error itself or in its chain of causes."""
+    """Say whether an error is, or was caused by, an interrupt with Ctrl-C."""
     while error is not None and not isinstance(error, KeyboardInterrupt | click.Abort):
         error = error.__cause__ or error.__context__
     return error is not None

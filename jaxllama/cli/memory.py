@@ -118,7 +118,10 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 
 
 def share_of(members: Mapping[str, Leaf]) -> int:
-    """Return into how many equal shares, of whole tiles, the outputs of all members can be cut."""
+    """Return into how many equal shares, of whole tiles, the outputs of every weight can be cut.
+
+    `members` are the weights by path.
+    """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
     is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
     if is_vector or any(each % TILE and each < MANY for each in outputs):
@@ -127,7 +130,7 @@ def share_of(members: Mapping[str, Leaf]) -> int:
 
 
 def outputs_of(path: str, leaf: Leaf) -> int:
-    """Return the outputs of a matrix, or the size of a vector."""
+    """Return the number of outputs of a matrix, or the size of a vector."""
     return leaf.shape[0 if path == EMBEDDING else -1]
 
 

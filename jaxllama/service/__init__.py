@@ -432,7 +432,8 @@ class GenerationService:
     ) -> None:
         """Put all requests into the queue; raise QueueFull and put in none if not all fit.
 
-        `ready` holds requests and their text tails.
+        `ready` pairs each request with the `TextTail` that decodes its tokens, or with None. Raises
+        InvalidParameter if they may take more tokens than one request is allowed.
         """
         check_cost(ready, self.bounds.request_tokens)
         choices = [

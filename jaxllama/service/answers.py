@@ -94,7 +94,7 @@ class Answers:
 
     @property
     def requests(self) -> list[GenerationRequest]:
-        """Requests to the engine, by index of the choice: prompt tokens, seed, token budget."""
+        """Requests to the engine, by index of the answer: prompt tokens, seed, token budget."""
         return [choice.request for choice in self.choices]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
@@ -103,9 +103,9 @@ class Answers:
                 yield each
 
     async def next_events(self) -> list[tuple[int, Event]]:
-        """Wait for at least one event and return all that arrived; [] once all choices have ended.
+        """Wait for at least one event and return all that arrived; [] once all answers have ended.
 
-        One engine call yields several tokens of a choice, which can be sent together. Raises the
+        One engine call yields several tokens of an answer, which can be sent together. Raises the
         request's error after the events that came before it.
         """
         while not self._inbox:
@@ -218,7 +218,7 @@ class Answers:
         self.stop()
 
     def stop(self) -> None:
-        """Cancel every choice that has not ended."""
+        """Cancel every answer that has not ended."""
         for choice in self.choices:
             if not choice.is_over:
                 self._stop(choice)

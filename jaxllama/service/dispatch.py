@@ -39,7 +39,7 @@ class Dispatch:
         self._thread: EngineThread | None = None
 
     def start(self, thread: EngineThread) -> None:
-        """Set the engine thread that takes work from the queue, and divide its slots."""
+        """Set the engine thread that takes work from the queue, and reserve some of its slots."""
         self.queue.shares = divide_slots(thread.engine.config.slots, self._reserved)
         self._thread = thread
 

@@ -61,7 +61,7 @@ class Account(Generic[T]):
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
-        """Return the waiting work of the kind of `work`, requests or probes, by arrival number."""
+        """Return the waiting requests, or probes if `work` is one, with their arrival numbers."""
         return self.probes if work.is_probe else self.requests
 
 

@@ -28,5 +28,5 @@ class Pace:
         self._last = now if remaining else None
 
     def seconds_for(self, items: int) -> float:
-        """Estimate in how many seconds `items` requests will have ended, from LEAST to MOST."""
+        """Estimate the seconds until `items` requests have ended; at least LEAST, at most MOST."""
         return min(max(LEAST, (self._seconds or 0.0) * items), MOST)

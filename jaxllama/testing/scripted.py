@@ -105,7 +105,7 @@ class ScriptedPrograms(Programs):
     def prefill(
         self, state: Any, slot: Any, ids: Any, start: Any, count: Any, adapter: Any = None
     ) -> Any:
-        """Store the tokens in the slot's cache."""
+        """Store `count` of the tokens `ids` in the slot's cache, from column `start` on."""
         del adapter
         state.cached[slot, start : start + count] = ids[:count]
         return state

@@ -115,7 +115,10 @@ def check_repeats(weight: str, first: Stored, second: Stored) -> None:
 
 
 def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) -> None:
-    """Check that a reader's parts of a weight, cut along each axis, equal those of the whole."""
+    """Check that a part of a weight that is read alone equals that part of the whole weight.
+
+    The weight is cut along each of its axes.
+    """
     is_turned = isinstance(value, Packed) and weight != EMBEDDING
     for axis, size in enumerate(leaf.shape):
         step = 1

@@ -27,7 +27,7 @@ class TheirFlag:
 
     @property
     def key(self) -> str:
-        """The name under which `TheirValues` has the value: the last name, with underscores."""
+        """The key of the flag's value in `TheirValues`: its last name, with underscores."""
         return self.names[-1].lstrip("-").replace("-", "_")
 
 
