@@ -40,7 +40,8 @@ class Compiler:
     def compile(self, form: AnswerForm) -> CompiledConstraint:
         """Return the compiled constraint of a form, from the cache if it is there.
 
-        Raises InvalidParameter with the error in the grammar.
+        May take seconds and be called from any thread. Raises InvalidParameter with the error in
+        the grammar.
         """
         grammar = form.grammar
         with self._lock:
@@ -88,7 +89,10 @@ class Compiler:
         )
 
     def _try(self, form: AnswerForm) -> None:
-        """Try to compile in another process, which may be killed; raise like `compile`."""
+        """Compile a grammar in another process, which is killed if it takes too much.
+
+        Raises InvalidParameter with the error in the grammar.
+        """
         try:
             complaint = self._workers.ask(lambda worker: worker.complaint(form.grammar))
         except TooCostly as error:
@@ -100,9 +104,9 @@ class Compiler:
         refuse_complaint(form, complaint)
 
     def _keep(self, grammar: str, compiled: CompiledConstraint) -> None:
-        """Cache a constraint.
+        """Cache a constraint by its grammar; the caller holds the lock.
 
-        Evict the least recently used ones while the cache exceeds its bound.
+        Evicts the least recently used ones while the cache exceeds its bound.
         """
         if grammar in self._kept:
             return
@@ -119,7 +123,7 @@ def cost(grammar: str) -> int:
 
 
 def refuse_complaint(form: AnswerForm, complaint: str) -> None:
-    """Raise InvalidParameter if llguidance complains about a grammar (`complaint` is not "")."""
+    """Raise InvalidParameter if `complaint`, llguidance's error in the grammar, is not ""."""
     if complaint.startswith("panic"):
         complaint = "it is more than the compiler can take"
     if complaint:

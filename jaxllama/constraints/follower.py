@@ -33,18 +33,19 @@ class CompiledConstraint:
     """A compiled constraint, which any number of answers can follow."""
 
     def __init__(self, matcher: LLMatcher, slow: Executor, hidden: Sequence[int] = ()) -> None:
-        """Store the matcher; `slow` computes slow masks, tokens in `hidden` are never allowed.
+        """Keep the compiled grammar; tokens in `hidden` are never allowed.
 
-        Hidden tokens are the end tokens of a request that ignores them.
+        `slow` is the thread that computes masks for answers whose masks take long. Hidden tokens
+        are the end tokens of a request that ignores them.
         """
         self._matcher, self._slow, self._hidden = matcher, slow, tuple(hidden)
 
     def start(self) -> "AnswerFollower":
-        """Return a follower at the start of an answer."""
+        """Return the state of the constraint at the start of a new answer."""
         return AnswerFollower(self._matcher.deep_copy(), self._slow, self._hidden)
 
     def hiding(self, tokens: Sequence[int]) -> "CompiledConstraint":
-        """Return a copy for requests in which these tokens do not end an answer."""
+        """Return a copy that never allows these end tokens, for a request that ignores them."""
         return CompiledConstraint(self._matcher, self._slow, tokens)
 
 
@@ -73,9 +74,10 @@ class AnswerFollower:
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
-        """Return the mask of allowed next tokens, a bit each; None while a thread computes it.
+        """Return the mask of allowed next tokens, one bit each; None if it is not ready in time.
 
-        Masks come from the thread once one mask of this answer took longer than QUICK_SECONDS.
+        Once one mask of this answer took longer than QUICK_SECONDS, a thread computes them, and
+        this method waits for it at most `wait` seconds.
         """
         if self._mask is None:
             if self._is_quick:
@@ -121,7 +123,7 @@ class AnswerFollower:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Add the processor time of this context to the total of the answer."""
+        """Add the processor time of a `with` block to the total of the answer."""
         began = self._clock()
         try:
             yield
@@ -145,7 +147,7 @@ def is_over_limit(said: str) -> bool:
 
 
 def plain(said: str) -> str:
-    """Return an error of llguidance in words for the author of a grammar or schema."""
+    """Reword an error of llguidance for the author of a grammar or schema."""
     line = first_line(said)
     if UNSATISFIABLE in said:
         return (

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 
 def every_bit(vocab: int) -> bytes:
-    """Return the mask in which every token is allowed."""
+    """Return a mask of `vocab` tokens in which every token is allowed."""
     return ((1 << vocab) - 1).to_bytes(-(-vocab // 32) * 4, "little")
 
 
 def only_bit(vocab: int, token: int) -> bytes:
-    """Return the mask in which one token is allowed."""
+    """Return a mask of `vocab` tokens in which only `token` is allowed."""
     return (1 << token).to_bytes(-(-vocab // 32) * 4, "little")
 
 

@@ -28,7 +28,7 @@ class ThinkFirst:
     vocab: int
 
     def start(self) -> "ThinkingFollower":
-        """Return a follower at the start of the thoughts."""
+        """Return the state of the constraint at the start of an answer's thoughts."""
         return ThinkingFollower(self)
 
 
@@ -63,7 +63,10 @@ class ThinkingFollower:
         return self._phase is ThinkingPhase.ANSWERING and self._then is not None and self._then.done
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
-        """Return the mask of allowed next tokens: inside the thoughts, all."""
+        """Return the mask of allowed next tokens; None if it is not ready after `wait` seconds.
+
+        Inside the thoughts all tokens are allowed, but no end token if a constraint follows them.
+        """
         match self._phase:
             case ThinkingPhase.THINKING:
                 return self._inside

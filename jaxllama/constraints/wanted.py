@@ -61,7 +61,10 @@ def read_form(fields: Mapping[str, Any]) -> AnswerForm | None:
 
 
 def schema_text(value: object) -> str:
-    """Return a JSON schema as JSON text; it may be given as text or as a mapping."""
+    """Return a JSON schema, given as text or as a mapping, as JSON text.
+
+    Raises InvalidParameter for anything else.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
@@ -76,7 +79,10 @@ def schema_text(value: object) -> str:
 
 
 def schema_grammar(text: str) -> str:
-    """Convert a JSON schema to a grammar; refuse one that is malformed or too deeply nested."""
+    """Convert the text of a JSON schema to a grammar of llguidance.
+
+    Raises InvalidParameter for a schema that is malformed or too deeply nested.
+    """
     try:
         schema = strict_json.loads(text)
     except InvalidParameter as error:
@@ -111,13 +117,16 @@ def nesting_depth(value: object) -> int:
 
 
 def choices_grammar(texts: Sequence[str]) -> str:
-    """Build the grammar whose answers are exactly one of `texts`."""
+    """Build the grammar of llguidance that allows exactly the answers in `texts`."""
     alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     return LLMatcher.grammar_from_lark(f"start: {alternatives}")
 
 
 def user_grammar(text: str) -> str:
-    """Convert a Lark or GBNF grammar to llguidance's form; refuse one with too many rules."""
+    """Convert a Lark or GBNF grammar to llguidance's form.
+
+    Raises InvalidParameter for one that cannot be read or has too many rules.
+    """
     rules = sum(":" in line for line in text.splitlines())
     if rules > MAX_RULES:
         raise InvalidParameter(

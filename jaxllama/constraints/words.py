@@ -23,20 +23,21 @@ class TokenBytes:
     ends: Sequence[int]
 
     def as_json(self) -> dict[str, Any]:
-        """Convert to JSON, to send through a pipe."""
+        """Convert to values that JSON can hold, to send the vocabulary through a pipe."""
         tokens = [token.hex() for token in self.tokens]
         return {"tokens": tokens, "specials": list(self.specials), "ends": list(self.ends)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Rebuild from the JSON of `as_json`."""
+        """Rebuild the vocabulary from what `as_json` returned."""
         tokens = [bytes.fromhex(token) for token in fields["tokens"]]
         return cls(tokens, fields["specials"], fields["ends"])
 
     def tokenizer(self, encode: Encode | None = None) -> LLTokenizer:
-        """Build llguidance's tokenizer.
+        """Build llguidance's tokenizer for this vocabulary.
 
-        `encode` tokenizes text as the model's own tokenizer does.
+        `encode` tokenizes text as the model's own tokenizer does; None: the longest tokens are
+        taken.
         """
         return LLTokenizer(
             TokenizerAdapter(self, encode),  # type: ignore[arg-type]
@@ -70,7 +71,10 @@ class TokenizerAdapter:
 
 
 def cut(raw: bytes, ids: Mapping[bytes, int]) -> list[int]:
-    """Tokenize greedily, always with the longest token; skip bytes that no token covers."""
+    """Tokenize greedily, always with the longest token; skip bytes that no token covers.
+
+    `ids` maps the bytes of a token to its id.
+    """
     found, at = [], 0
     while at < len(raw):
         lengths = range(min(LONGEST, len(raw) - at), 0, -1)

@@ -60,7 +60,10 @@ class GrammarWorker:
         return self._process.poll() is None
 
     def complaint(self, grammar: str) -> str:
-        """Return the error in a grammar, "" if it is sound; raises TooCostly or WorkerDied."""
+        """Return llguidance's error in a grammar, "" if it is sound.
+
+        Raises TooCostly if compiling takes too much, WorkerDied if the process has ended.
+        """
         return str(self._ask({"grammar": grammar}, WALL_SECONDS)["complaint"])
 
     def kill(self) -> None:
@@ -96,10 +99,10 @@ class GrammarWorker:
 
 
 def serve(source: BinaryIO, target: BinaryIO) -> None:
-    """Run the process: try each grammar that arrives, until the other end of the pipe is closed.
+    """Run the worker process: try each grammar that arrives in `source`, answer to `target`.
 
-    Each grammar is tried in a fork, so that after a grammar that passes a limit the next one need
-    not wait until the vocabulary is read again.
+    Ends when `source` is closed. Each grammar is tried in a fork, so that after a grammar that
+    exceeds a limit the next one need not wait until the vocabulary is read again.
     """
     tokenizer = TokenBytes.from_json(json.loads(source.readline())).tokenizer()
     write(target, {"complaint": ""})
@@ -117,7 +120,7 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
 
 
 def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoReturn:
-    """Try one grammar in a fork, write the error in it ("" if none), and exit."""
+    """Compile one grammar in this forked process, write its error ("" if none), and exit."""
     try:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
@@ -130,7 +133,7 @@ def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoRet
 
 
 def rehearse(matcher: LLMatcher) -> None:
-    """Advance a grammar by a few tokens, to find its errors; the matcher keeps them."""
+    """Follow a grammar for a few tokens, so that the matcher notes errors that appear only then."""
     for _ in range(REHEARSED):
         if matcher.is_error() or matcher.is_stopped():
             return
@@ -144,7 +147,7 @@ def rehearse(matcher: LLMatcher) -> None:
 
 
 def first_allowed(bits: bytes) -> list[int]:
-    """Return the first allowed token of a mask in a list, [] if the mask allows none."""
+    """Return a list with the lowest allowed token of a mask, [] if the mask allows none."""
     place = next((place for place, byte in enumerate(bits) if byte), None)
     if place is None:
         return []
@@ -152,7 +155,7 @@ def first_allowed(bits: bytes) -> list[int]:
 
 
 def write(pipe: Any, message: dict[str, Any]) -> None:
-    """Write one message as a line of JSON."""
+    """Write one message to a pipe as a line of JSON, and flush it."""
     pipe.write(json.dumps(message).encode() + b"\n")
     pipe.flush()
 

@@ -51,13 +51,13 @@ class LoadedAdapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """List the loaded adapters, the oldest first."""
+        """List the names of the loaded adapters, the oldest first."""
         return tuple(self._loaded)
 
     def load(self, name: str, weights: AdapterWeights) -> None:
-        """Load an adapter; a loaded one with the same name is replaced.
+        """Copy an adapter to the device under `name`; a loaded one with this name is replaced.
 
-        Raises InvalidParameter if no place is free.
+        Raises InvalidParameter if all places for adapters are taken.
         """
         taken = set(self._numbers.values())
         replaced = self._loaded.get(name)
@@ -78,18 +78,24 @@ class LoadedAdapters:
         self._loaded = {**self._loaded, name: adapter}
 
     def unload(self, name: str) -> None:
-        """Refuse the adapter to new requests; those that use it go on to their end."""
+        """Unload an adapter for new requests; requests that use it already keep it to their end."""
         gone = self._find(name)
         self._loaded = {each: one for each, one in self._loaded.items() if each != name}
         self._free_unused(gone.id)
 
     def use(self, name: str, scale: float) -> AdapterUse:
-        """Return the use of a loaded adapter; InvalidParameter if there is none of this name."""
+        """Return what a request needs to use the loaded adapter `name`, multiplied by `scale`.
+
+        Raises InvalidParameter if no adapter of this name is loaded.
+        """
         found = self._find(name)
         return AdapterUse(found.id, found.number, scale)
 
     def begin(self, use: AdapterUse) -> None:
-        """Note that a request in the engine uses an adapter, which must still be loaded."""
+        """Count one more request that uses an adapter, so that its arrays are not overwritten.
+
+        Raises InvalidParameter if the adapter was unloaded since `use` returned this reference.
+        """
         name = next((each.name for each in self._loaded.values() if each.id == use.id), None)
         if name is None:
             raise InvalidParameter(
@@ -108,7 +114,10 @@ class LoadedAdapters:
 
     @contextmanager
     def held(self, use: AdapterUse) -> Iterator[None]:
-        """Keep an adapter in its place in this context, even if it is unloaded."""
+        """Protect an adapter's device arrays in a `with` block, even if it is unloaded meanwhile.
+
+        Raises InvalidParameter if it is unloaded already.
+        """
         self.begin(use)
         try:
             yield
@@ -117,11 +126,14 @@ class LoadedAdapters:
 
     @property
     def blocks(self) -> StateLeaves:
-        """The arrays of all adapters, for a decode call."""
+        """The device arrays of all adapters as a flat tuple, passed to each decode call."""
         return self._blocks
 
     def of_slot(self, use: AdapterUse) -> StateLeaves:
-        """Return the arrays of all adapters, and one adapter with its scale, for a call."""
+        """Return the adapter arguments of a call for one slot.
+
+        These are the arrays of all adapters, then the number and the scale of the adapter in `use`.
+        """
         return (*self._blocks, np.int32(use.number), np.float32(use.scale))
 
     def drop(self) -> None:
@@ -139,14 +151,14 @@ class LoadedAdapters:
         return found
 
     def _free_unused(self, id_: int) -> None:
-        """Free the number of an unloaded adapter that no request uses."""
+        """Free the place of the unloaded adapter with this id, unless a request still uses it."""
         if not self._uses[id_]:
             del self._uses[id_]
             self._numbers.pop(id_, None)
 
 
 def loaded(adapters: LoadedAdapters | None) -> LoadedAdapters:
-    """Return the adapters of an engine; raise InvalidParameter if it has no place for any."""
+    """Return `adapters`; raise InvalidParameter if it is None (no room for any adapter)."""
     if adapters is None:
         raise InvalidParameter(
             "lora is given, but no adapter can be loaded here; start with --lora NAME=PATH or "
@@ -157,7 +169,7 @@ def loaded(adapters: LoadedAdapters | None) -> LoadedAdapters:
 
 
 def check_adapter_name(name: str) -> None:
-    """Raise InvalidParameter for a name that could not be written in a request or a header."""
+    """Raise InvalidParameter unless `name` is 1 to 128 letters, digits or characters of `._:/-`."""
     if not re.fullmatch(ADAPTER_NAME, name):
         raise InvalidParameter(
             f"the adapter name {name[:100]!r} is not usable; expected 1 to 128 letters, digits or "

@@ -28,7 +28,7 @@ TellHosts = Callable[[bytes], None]  # takes an encoded call
 def on_every_host(
     method: "Callable[Concatenate[Batch, P], R]",
 ) -> "Callable[Concatenate[Batch, P], R]":
-    """Let a method tell the other hosts its call, if there are any, before it runs."""
+    """Wrap a method of Batch: if there are other hosts, send them the encoded call, then run it."""
 
     @functools.wraps(method)
     def call(self: "Batch", /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,13 +59,19 @@ class Batch:
     def prefill(
         self, slot: int, ids: np.ndarray, start: int, count: int, use: AdapterUse | None = None
     ) -> None:
-        """Compute the cache of the first `count` of `ids` in a slot, from column `start` on."""
+        """Write keys and values of the first `count` of `ids` to a slot's cache.
+
+        The first token goes to column `start`. `use` is the request's adapter, None for none.
+        """
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(count))
         self._state = self.programs.prefill(self._state, *numbers, self._adapter(use))
 
     @on_every_host
     def admit(self, slot: int, row: RowStart | np.ndarray) -> None:
-        """Write the row of a slot, so that it starts to decode; on a following host, its parcel."""
+        """Write the start values of a slot's row, so that the row takes part in decode calls.
+
+        On a host that repeats the calls of host 0, `row` is a RowStart packed into bytes.
+        """
         self._state = self.programs.admit(self._state, np.int32(slot), row)
 
     @on_every_host
@@ -77,9 +83,11 @@ class Batch:
         lean: bool = False,
         adapted: bool = False,
     ) -> StepOutput:
-        """Draw up to `steps` tokens for every active row; return the output without waiting.
+        """Send a call that draws up to `steps` tokens for every active row; do not wait for it.
 
-        `lean`: all rows use common samplers only. `adapted`: some row has an adapter.
+        Returns its output, whose arrays are still being computed. `allowed`: a bit mask of tokens
+        for each row, None if all are allowed. `lean`: all rows use common samplers only. `adapted`:
+        some row has an adapter.
         """
         adapter = loaded(self.adapters).blocks if adapted else None
         self._state, output = self.programs.decode(
@@ -89,14 +97,14 @@ class Batch:
 
     @on_every_host
     def release(self, slots: Sequence[int]) -> None:
-        """Stop the rows of these slots."""
+        """Stop decoding in the rows of these slots."""
         mask = np.zeros(self.programs.engine.slots, np.bool_)
         mask[list(slots)] = True
         self._state = self.programs.release(self._state, mask)
 
     @on_every_host
     def scrub(self, slot: int) -> None:
-        """Zero the cache of a slot."""
+        """Fill the KV cache of a slot with zeros."""
         self._state = self.programs.scrub(self._state, np.int32(slot))
 
     @on_every_host
@@ -107,12 +115,15 @@ class Batch:
 
     @on_every_host
     def save(self, slot: int, start: int) -> Columns:
-        """Return the block of cache columns of a slot that begins at `start`, without waiting."""
+        """Return a copy of the block of a slot's KV cache that begins at column `start`.
+
+        Does not wait for the device.
+        """
         return self.programs.save(self._state, np.int32(slot), np.int32(start))
 
     @on_every_host
     def restore(self, slot: int, columns: Columns, start: int) -> None:
-        """Replace the block of cache columns of a slot that begins at `start`."""
+        """Overwrite the block of a slot's KV cache that begins at column `start` with `columns`."""
         numbers = (np.int32(slot), np.int32(start))
         self._state = self.programs.restore(self._state, columns, *numbers)
 
@@ -120,14 +131,19 @@ class Batch:
     def peek(
         self, slot: int, pairs: np.ndarray, start: int, last: int, use: AdapterUse | None = None
     ) -> Peek:
-        """Compute the log-probability of each target after its id, and all logits up to `last`."""
+        """Run known tokens through the model; return target log-probabilities and all logits.
+
+        `pairs` [2, R] holds R token ids, written to the cache from column `start` on, and the
+        target token whose log-probability is wanted after each. `last` is the index of the last id
+        that counts; the ids after it are padding.
+        """
         numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
         self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))
         return found
 
     @on_every_host
     def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
-        """Compute the log-probabilities of the targets of short runs of tokens."""
+        """Return the log-probabilities of the target tokens in several short runs of tokens."""
         self._state, logprobs = self.programs.weigh(
             self._state, np.int32(slot), runs, self._adapter(use)
         )
@@ -135,7 +151,10 @@ class Batch:
 
     @on_every_host
     def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
-        """Pool the final hidden states of `ids` up to row `last`."""
+        """Run `ids` up to index `last` through the model; return their pooled final hidden states.
+
+        Keys and values are written to the slot's cache from column `start` on.
+        """
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(last))
         self._state, found = self.programs.embed(self._state, *numbers)
         return found
@@ -153,11 +172,11 @@ class Batch:
         self.restarts += 1
 
     def _adapter(self, use: AdapterUse | None) -> StateLeaves | None:
-        """Return the last argument of a call with an adapter."""
+        """Return the adapter arguments of a program call; None without an adapter."""
         return None if use is None else loaded(self.adapters).of_slot(use)
 
     def renew(self) -> None:
-        """Make a new state, with every row inert, if the old one was dropped."""
+        """Make a new state with all rows inactive if `drop` freed the old one; else do nothing."""
         if self._is_lost:
             self._replace_state()
 

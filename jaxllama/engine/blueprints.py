@@ -72,7 +72,10 @@ class Blueprints:
         mesh: Mesh,
         adapters: AdapterBlocks | None = None,
     ) -> None:
-        """Take weights and arrays of adapters: their shapes, types and shardings are read."""
+        """Describe the programs; `params` and `adapters` give shapes, types and shardings only.
+
+        Without `adapters`, the programs for low-rank adapters are left out.
+        """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
         self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
@@ -87,11 +90,11 @@ class Blueprints:
         self.whole = NamedSharding(mesh, PartitionSpec())
 
     def called(self, name: str) -> tuple[Any, ...]:
-        """Return the abstract arguments of a program in the form in which a call passes them."""
+        """Return shape, type and sharding of each argument of a program, flattened as in a call."""
         return tuple(map(self._as_called, self._arguments(name)))
 
     def outputs(self, name: str) -> Any:
-        """Return the shardings of a program's results: the state's, and whole arrays."""
+        """Return the sharding of each result of a program; all but the state are replicated."""
         leaf: Any = self.whole
         lean = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
         output = lean._replace(drafted=leaf if self.engine.draft_tokens else None)
@@ -145,7 +148,10 @@ class Blueprints:
         return dict(body_named(self.engine.kernels).compiler_options) or None
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Return the abstract arguments of a program, as `Steps` takes them."""
+        """Return a program's arguments as its method of `Steps` takes them.
+
+        They are trees of shapes and types in place of arrays.
+        """
         state, number = self.state, self._small(())
         params = self.params
         ids = self._small((self.steps.chunk,))
@@ -178,7 +184,7 @@ class Blueprints:
         }[name]
 
     def _adapter_weights(self) -> AdapterWeights:
-        """Return the abstract matrices of one adapter."""
+        """Return shapes and types of the matrices of one adapter."""
 
         def small(shape: tuple[int, ...]) -> Any:
             return self._small(shape, jnp.float32)
@@ -193,14 +199,14 @@ class Blueprints:
 
     @property
     def columns(self) -> Columns:
-        """An abstract block of columns, which every device holds whole."""
+        """Shapes and types of one block of KV cache columns, replicated on every device."""
         number = self._small(())
         shapes = jax.eval_shape(self.steps.save, self.state, number, number)
         columns: Columns = jax.tree.map(lambda x: with_sharding(x, self.whole), shapes)
         return columns
 
     def _runs(self) -> Runs:
-        """Return abstract runs, as many as one call weighs."""
+        """Return shapes and types of the runs of tokens that one call of `weigh` takes."""
         runs = self.steps.weigh_rows // RUN
         shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
         ids, places, rows, pairs = map(self._small, shapes)
@@ -213,11 +219,14 @@ class Blueprints:
         return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
 
     def _small(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        """Return an abstract array that every device holds whole."""
+        """Return shape and type of an array that is replicated on every device."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
 
     def _as_called(self, argument: Any) -> Any:
-        """Convert an abstract argument as calls pass it: flat arrays, a RowStart as bytes."""
+        """Convert one argument to the form that calls pass.
+
+        A tree becomes the tuple of its leaves, a RowStart one array of bytes.
+        """
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
         if isinstance(argument, FLAT):
@@ -226,7 +235,10 @@ class Blueprints:
 
 
 def as_tree(like: Any, argument: Any) -> Any:
-    """Rebuild the structure of `like` from an argument as calls pass it (see `_as_called`)."""
+    """Convert an argument back from the form that calls pass (the inverse of `_as_called`).
+
+    `like` is the same argument with its tree structure, shapes and types.
+    """
     if isinstance(like, RowStart):
         return unpack(argument, like)
     if isinstance(like, FLAT):
@@ -240,14 +252,17 @@ def leaves_of(tree: Any) -> StateLeaves:
 
 
 def function_of(name: str) -> str:
-    """Return the name of the function in `Steps` of a program."""
+    """Return the name of the method of `Steps` that implements the program `name`."""
     return name if name == ADAPTED else name.removesuffix(SUFFIX)
 
 
 def split_of(
     params: Tree, adapters: AdapterBlocks | None, engine: EngineConfig, mesh: Mesh
 ) -> Partitions | None:
-    """Return the partition of every weight; None unless the kernels need it (several devices)."""
+    """Return the partition of every weight over the devices.
+
+    None for one device, or if the kernels leave the partition to the compiler.
+    """
     if not body_named(engine.kernels).splits_itself or mesh.size == 1:
         return None
     return Partitions(*jax.tree.map(lambda leaf: leaf.sharding.spec, (params, adapters)))

@@ -35,7 +35,10 @@ class TokenRun:
 
 
 def shared_prefix(continuations: Sequence[Continuation]) -> int:
-    """Count the tokens that all continuations share, up to one before the first weighed token."""
+    """Count the leading tokens that all continuations share and none of which precedes a target.
+
+    The count is at most `start - 1`: the token before the first weighed one has to be computed.
+    """
     shared = min(min(start, len(ids)) for ids, start in continuations) - 1
     for ids, _ in continuations[1:]:
         shared = common_prefix(continuations[0][0][:shared], ids)
@@ -43,7 +46,10 @@ def shared_prefix(continuations: Sequence[Continuation]) -> int:
 
 
 def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
-    """Build the tree of all tokens after the first `shared` ones, with the targets to weigh."""
+    """Build a tree of the tokens of all continuations, without their first `shared` tokens.
+
+    Each node lists the tokens whose log-probabilities are wanted after it.
+    """
     root = Node()
     for index, (ids, start) in enumerate(continuations):
         node = root
@@ -55,7 +61,10 @@ def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
 
 
 def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
-    """Cut a tree into runs; each run comes after the run of its parent token."""
+    """Yield the tree, depth first, as runs of at most RUN tokens, parents before their children.
+
+    `shared` is the cache column of the first token of the tree.
+    """
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:
         node, token, place = stack.pop()
@@ -73,7 +82,7 @@ def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
 
 
 def split_targets(run: TokenRun) -> Iterator[TokenRun]:
-    """Yield a run, several times with a part of its targets if one call cannot hold them all."""
+    """Yield a run once, or several times with up to PAIRS of its targets each if it has more."""
     for first in range(0, max(len(run.targets), 1), PAIRS):
         yield TokenRun(run.start, run.tokens, run.targets[first : first + PAIRS])
 

@@ -34,7 +34,11 @@ class DecodeCalls:
         owners: Sequence[Generation | None],
         allowed: np.ndarray | None = None,
     ) -> None:
-        """Send a call of up to `steps` steps; rows without an owner are ignored when it is read."""
+        """Send a decode call of up to `steps` steps to the device, without waiting for it.
+
+        `owners` lists the generation of each row; the tokens of a row with None are ignored.
+        `allowed` has a mask of allowed tokens for each row, None if all are allowed.
+        """
         lean = all(owner is None or owner.is_common for owner in owners)
         adapted = any(owner is not None and owner.request.adapter for owner in owners)
         output = self._batch.decode(steps, allowed, lean=lean, adapted=adapted)
@@ -42,7 +46,7 @@ class DecodeCalls:
         self._sent.append(Sent(output, steps, places, list(owners)))
 
     def read(self) -> Reading:
-        """Wait for the oldest call, measure its steps and return its tokens."""
+        """Wait for the oldest unread call, update `step_seconds` and return the call's tokens."""
         reading = Reading(self._sent.popleft())
         now = self._clock()
         if reading.steps_taken and self._last_read:
@@ -51,7 +55,7 @@ class DecodeCalls:
         return reading
 
     def clear(self) -> None:
-        """Drop all unread calls."""
+        """Forget all unread calls without reading their tokens."""
         self._sent.clear()
         self._last_read = 0.0
 

@@ -25,7 +25,7 @@ class ProgramCompiler:
     """The programs made so far, and the names of those that the thread has still to make."""
 
     def __init__(self, make: Callable[[str], Any]) -> None:
-        """Prepare to make programs with `make`; it runs on any thread, once per name."""
+        """Prepare to make programs: `make(name)` returns one, and may run on any thread."""
         self.made: dict[str, Any] = {}  # read without the lock: an entry never changes
         self._make = make
         self._queue: list[str] = []  # of the thread
@@ -34,7 +34,7 @@ class ProgramCompiler:
         self._thread: threading.Thread | None = None
 
     def get(self, name: str) -> Any:
-        """Return a program; make it here unless it is made, or another thread makes it already."""
+        """Return a program; make it on this thread, or wait if another thread is making it."""
         with self._changed:
             self._changed.wait_for(lambda: name not in self._busy)
             if name in self.made:
@@ -43,7 +43,7 @@ class ProgramCompiler:
         return self._finish(name)
 
     def is_pending(self, name: str) -> bool:
-        """Say whether the thread makes this program, or will make it."""
+        """Say whether the background thread is making this program or has it in its queue."""
         if name in self.made:
             return False
         with self._changed:
@@ -51,44 +51,47 @@ class ProgramCompiler:
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """List the programs that the thread makes now or will make, in order."""
+        """List the programs that the background thread makes now or will make, in order."""
         with self._changed:
             return (*(name for name, by_thread in self._busy.items() if by_thread), *self._queue)
 
     def hurry(self, name: str) -> None:
-        """Let the thread make this program next, if it is still to be made."""
+        """Move a program to the front of the background thread's queue, if it is in the queue."""
         with self._changed:
             if name in self._queue:
                 self._queue.remove(name)
                 self._queue.insert(0, name)
 
     def wait(self, name: str, seconds: float) -> None:
-        """Wait until the thread has made this program, at most so many seconds."""
+        """Wait until the background thread has made this program, at most `seconds`."""
         with self._changed:
             self._changed.wait_for(
                 lambda: name not in self._queue and not self._busy.get(name, False), seconds
             )
 
     def start(self, names: Sequence[str]) -> None:
-        """Start the thread, which makes these programs in order."""
+        """Start the background thread, which makes these programs in order."""
         with self._changed:
             self._queue = [name for name in names if name not in self.made]
         self._thread = threading.Thread(target=self._run, name="compiler")
         self._thread.start()
 
     def stop(self) -> None:
-        """Empty the queue; wait until the thread has made its present program."""
+        """Empty the queue and wait until the background thread has made its present program."""
         with self._changed:
             self._queue.clear()
         self.join()
 
     def join(self) -> None:
-        """Wait until the thread has made all its programs."""
+        """Wait until the background thread has made all programs of its queue."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        """Make the programs of the queue, and let the other threads run often meanwhile."""
+        """Make the programs of the queue, on the background thread.
+
+        The interpreter's switch interval is short meanwhile, so that other threads run often.
+        """
         before = sys.getswitchinterval()
         sys.setswitchinterval(min(before, SECONDS_PER_SWITCH))
         try:
@@ -112,13 +115,16 @@ class ProgramCompiler:
                 logger.exception("program %s cannot be compiled", name)
 
     def _claim(self, name: str, *, by_thread: bool) -> None:
-        """Mark a program as being made; the lock is held."""
+        """Mark a program as being made and take it off the queue; the caller holds the lock.
+
+        `by_thread`: the background thread makes it.
+        """
         self._busy[name] = by_thread
         if name in self._queue:
             self._queue.remove(name)
 
     def _finish(self, name: str) -> Any:
-        """Make a claimed program and wake all that wait for it."""
+        """Make a program that `_claim` marked, wake the threads that wait for it, and return it."""
         try:
             self.made[name] = self._make(name)
             return self.made[name]
@@ -139,7 +145,7 @@ def allow_compilations() -> None:
 
 
 def refuse_compilation(event: str, duration_secs: float, **_: str | int) -> None:
-    """Raise CompiledLate if JAX reports a compilation."""
+    """Raise CompiledLate if the JAX monitoring event `event` reports a compilation."""
     if event == COMPILATION:
         raise CompiledLate(
             f"something was compiled after the start, in {duration_secs:.2f} s; expected that "

@@ -32,11 +32,12 @@ class Drafts(NamedTuple):
 def find_drafts(
     tokens: Int32[Array, "S T"], known: Int32[Array, " S"], most: int
 ) -> tuple[Int32[Array, "S N"], Int32[Array, " S"]]:
-    """Draft `most` tokens per row: those after the longest earlier occurrence of its last tokens.
+    """Draft the next `most` tokens of each row by looking up its last tokens earlier in the row.
 
-    `known` is the number of tokens in each row; of equally long occurrences the latest counts.
-    Also returns how many tokens match, 0 if fewer than SHORTEST. A match that reaches
-    into the last tokens repeats: after "a b a b" follows "a b a b" again.
+    `known` is the number of tokens in each row. The longest earlier match is taken, of equally long
+    ones the latest; the draft is what followed it. Also returns how many tokens match, 0 if fewer
+    than SHORTEST. A match that reaches into the last tokens repeats: after "a b a b" follows "a b a
+    b".
     """
 
     def of_row(
@@ -66,9 +67,9 @@ def worth_checking(
 ) -> Int32[Array, " S"]:
     """Return how many drafted tokens of each row are likely enough to be accepted.
 
-    The chance of the n-th token is the n-th power of `trust`, raised for long matches; it must be
-    at least `least`. So a row whose drafts are never accepted drafts only after a long match. A row
-    with a trust of 1 drafts all tokens after any match.
+    The chance of the n-th token is the n-th power of `trust`, raised for a long `match` (in
+    tokens); it must be at least `least`. A row whose drafts are never accepted drafts only after a
+    long match. A row with a trust of 1 drafts `most` tokens after any match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)

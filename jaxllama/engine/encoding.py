@@ -43,16 +43,19 @@ class PackedTexts:
     filled: int = 0
 
     def fits(self, length: int) -> bool:
-        """Say whether a text of so many tokens has room."""
+        """Say whether the tile has room for a text of `length` tokens."""
         return self.filled + length <= self.size and len(self.texts) < most_texts(self.size)
 
     def add(self, index: int, length: int) -> None:
-        """Append a text of `length` tokens after the texts added so far."""
+        """Append the text with this index, `length` tokens long, after the texts added so far."""
         self.texts.append(index)
         self.filled += length
 
     def rows(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the arrays of a `TextTile`, one below the other."""
+        """Return token ids, positions and text numbers of the tile, int32 [3, size].
+
+        The text number of unused places is -1.
+        """
         rows = np.zeros((3, self.size), np.int32)
         rows[2] = -1
         at = 0
@@ -100,7 +103,8 @@ class TextEncoder:
     def encode_in_steps(self, texts: Sequence[Sequence[int]]) -> InSteps[np.ndarray]:
         """Return the vectors of texts, [texts, width], computed in pieces of about PIECE_SECONDS.
 
-        Yields after each piece; a tile counts as its tokens after its last one.
+        Yields after each piece how many tokens are done: 0, or all tokens of a tile after its last
+        piece.
         """
         found = np.zeros((len(texts), self.config.width), np.float32)
         for tile in pack([len(ids) for ids in texts], self.sizes):
@@ -127,29 +131,35 @@ class TextEncoder:
             leaf.delete()
 
     def _blocks_at_a_time(self, size: int) -> int:
-        """Return how many blocks to compute before the caller's turn; one before any was timed."""
+        """Return how many blocks to compute for a tile of `size` tokens in about PIECE_SECONDS.
+
+        It is 1 before a block of this size was timed.
+        """
         seconds = self._seconds.get(size)
         return max(1, int(PIECE_SECONDS / seconds)) if seconds else 1
 
     # The programs.
 
     def begin(self, first: Tree, rows: Any) -> Any:
-        """Return the first hidden states of a tile, and the biases of attention or None."""
+        """Return the embedded tokens of a tile, and its attention biases (None for models without).
+
+        `first` has the weights outside the blocks, `rows` the arrays of a `TextTile`.
+        """
         embeddings, tile = embeddings_of(self.config, first), TextTile(*rows)
         return embeddings(tile), embeddings.biases(tile)
 
     def block(self, weights: Tree, x: Any, rows: Any, bias: Any) -> Any:
-        """Return the hidden states after one block."""
+        """Return the hidden states of a tile after one transformer block with these weights."""
         return block_of(self.config, weights)(x, TextTile(*rows).text, bias)
 
     def end(self, x: Any, rows: Any) -> Any:
-        """Return the vectors of as many texts as a tile can hold."""
+        """Pool the last hidden states of a tile into one vector for each text it can hold."""
         return pool(x, TextTile(*rows).text, most_texts(x.shape[0]), self.config)
 
     # Compiling.
 
     def _arguments(self, name: str, size: int) -> tuple[Any, ...]:
-        """Return the abstract arguments of a program."""
+        """Return shapes and types of the arguments of a program for tiles of `size` tokens."""
         config = self.config
         rows = self._abstract((3, size), jnp.int32)
         x = self._abstract((size, config.width))
@@ -163,7 +173,10 @@ class TextEncoder:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
 
     def _load_or_compile(self, name: str, size: int, compiling: Callable[[], None]) -> Any:
-        """Return one program, from disk if it is there; call `compiling` before it is compiled."""
+        """Return one compiled program for tiles of `size` tokens, from disk if it is there.
+
+        Calls `compiling` before it compiles.
+        """
         arguments, called = self._arguments(name, size), f"encode_{name}_{size}"
         function: Callable[..., Any] = getattr(self, name)
         started = time.perf_counter()
@@ -199,14 +212,15 @@ def tile_sizes(longest: int) -> tuple[int, ...]:
 
 
 def most_texts(size: int) -> int:
-    """Return how many texts a tile holds at most."""
+    """Return how many texts a tile of `size` tokens holds at most."""
     return max(1, size // SMALLEST_TEXT)
 
 
 def pack(lengths: Sequence[int], sizes: Sequence[int]) -> list[PackedTexts]:
     """Distribute texts over tiles, the longest first, each to the first tile that has room.
 
-    A new tile is the smallest that holds the text, and all other texts if they are few.
+    `lengths` are in tokens, `sizes` the tile sizes in ascending order. A new tile is the smallest
+    that holds the text, and all texts still left if they are few.
     """
     tiles: list[PackedTexts] = []
     rest = sum(lengths)

@@ -100,7 +100,9 @@ class Engine:
     ) -> Generation:
         """Queue a request; its events carry the returned generation's id.
 
-        Raises QueueFull, or PromptTooLong or InvalidParameter for a request that does not fit.
+        `tail` converts its tokens to text, None: events have no text. `client` names the sender;
+        clients take turns in prefill. Raises QueueFull, or PromptTooLong or InvalidParameter for a
+        request that does not fit.
         """
         if len(self._waiting) >= self.config.queue_limit:
             raise QueueFull(
@@ -136,7 +138,10 @@ class Engine:
                 self._end(generation, FinishReason.CANCELLED)
 
     def repeat_calls(self, next_call: Callable[[], bytes | None]) -> None:
-        """Repeat the device calls of another host's engine, until `next_call` returns None."""
+        """Repeat the device calls of host 0's engine on this host.
+
+        `next_call` returns the next call as bytes, or None after the last one.
+        """
         repeat_calls(self._batch, next_call)
 
     def close(self) -> None:
@@ -159,7 +164,7 @@ class Engine:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Count the generations of each phase, and the claimed slots."""
+        """Count the requests that wait, are in prefill or decode, and the slots in use."""
         waiting = len(self._waiting) + len(self.recovery.suspects.waiting)
         running = sum(generation is not None for generation in self._running)
         return {
@@ -181,10 +186,11 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """Count the free slots left for new requests, minus those that waiting requests will take.
+        """Count the free slots, minus those that waiting requests will take.
 
-        0 while requests suspected of a fault run alone. Requests whose samplers are still being
-        compiled take no slot, but their number is limited.
+        0 while requests that may have caused a fault run one by one. Waiting requests whose decode
+        program is still being compiled are not subtracted, but if very many requests wait the count
+        is 0.
         """
         if self.recovery.suspects:
             return 0
@@ -199,7 +205,10 @@ class Engine:
         return bool(self._waiting or self._prompts) or any(not one.emitted for one in rows)
 
     def step(self) -> list[Event]:
-        """Admit requests, fill prompts, decode and emit; return the events since the last step."""
+        """Admit requests, prefill a chunk, send a decode call and read the previous one.
+
+        Returns the events since the last step, oldest first.
+        """
         if self._live:
             self._batch.renew()
         with self.recovery.guard():
@@ -215,10 +224,10 @@ class Engine:
     # Admission.
 
     def _admit_waiting(self) -> None:
-        """Give free slots to waiting requests, oldest first; a suspect of a fault runs alone.
+        """Give free slots to waiting requests, oldest first.
 
-        A request that needs two slots is not overtaken by later ones. A request whose samplers are
-        still being compiled is.
+        A request that needs two slots is not overtaken by later ones; one whose decode program is
+        still being compiled is. A request that may have caused a fault runs alone.
         """
         suspects = self.recovery.suspects
         while suspects.alone is None:
@@ -250,7 +259,7 @@ class Engine:
             yield ADAPTED
 
     def _fill_prompts(self) -> None:
-        """Prefill one chunk; start decoding each request whose prompts are all in the cache."""
+        """Prefill one chunk; let each request decode whose prompts are all in the cache."""
         for part in self._prompts.advance():
             generation = part.leader or part
             waits = generation.phase is Phase.FILLING
@@ -258,7 +267,10 @@ class Engine:
                 self._start(generation)
 
     def _start(self, generation: Generation) -> None:
-        """Write the rows of one request into the device state, so that they decode."""
+        """Write a request's rows to the device, so that they decode.
+
+        These are its own row and its guidance row, if it has one.
+        """
         for part in generation.parts:
             leader = -1 if part is generation else generation.slot
             known = tuple(part.known)
@@ -270,7 +282,7 @@ class Engine:
     # Decoding.
 
     def _decode(self) -> None:
-        """Send the next decode call, and read and emit the previous one."""
+        """Send the next decode call, read the previous one and append the events of its tokens."""
         if any(each is not None and each.guide is not None for each in self._running):
             self._decode_guided()
             return
@@ -302,16 +314,19 @@ class Engine:
         return min(max(steps, 1), self.config.steps_per_sync)
 
     def _limit_queued_work(self) -> None:
-        """Wait for the device if clients share the engine and no decode call is unread.
+        """Wait for the device if several clients share the engine and no decode call is unread.
 
-        Without a decode call nothing else waits for the device: prompt chunks would queue up there
-        without a bound, and a request of another client after them.
+        Reading a decode call is what else waits for the device. Without one, prompt chunks would
+        queue up there without a bound, in front of the next client's request.
         """
         if self.is_shared and not self.calls:
             self._batch.wait()
 
     def _wait_for_program(self) -> None:
-        """Wait a moment if nothing can run until the decode program of a request is there."""
+        """Wait for a decode program if no request can run before it is compiled.
+
+        Waits at most SECONDS_PER_WAIT.
+        """
         if not (self._waiting and self._is_resting):
             return
         for name in self._needed_by(self._waiting[0]):
@@ -325,7 +340,11 @@ class Engine:
         return not (self._events or self.calls or self._prompts or any(self._running))
 
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:
-        """Emit the tokens of a decode call; `guided` selects only rows with or without a guide."""
+        """Append the events of all tokens of a decode call to the list that `step` returns.
+
+        `guided`: True only for rows with a constraint, False only for rows without; None for all
+        rows.
+        """
         if not guided:
             self._count_drafts(reading)
         for owner, token, logprobs in reading.drawn(guided=guided):
@@ -335,7 +354,7 @@ class Engine:
                 self._accept_token(owner, token, logprobs)
 
     def _count_drafts(self, reading: Reading) -> None:
-        """Add the drafted and accepted tokens of a call to the usage of their generations."""
+        """Add a call's drafted and accepted tokens to the counters of generations and engine."""
         for owner, drafted, accepted in reading.drafts():
             owner.drafted += drafted
             owner.accepted += accepted
@@ -345,7 +364,11 @@ class Engine:
     def _accept_token(
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None
     ) -> None:
-        """Note that the previous token is cached; emit the new one unless a replay repeats it."""
+        """Record a drawn token: append its event, and advance the row's constraint if it has one.
+
+        A replayed token, whose event was sent before a fault, gets no event. The token before the
+        new one is noted as cached.
+        """
         if self.programs.body.steps_match_prompts:
             for part in generation.parts:
                 self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
@@ -361,7 +384,10 @@ class Engine:
     def _emit(
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None = None
     ) -> None:
-        """Add one token to the answer and emit its event, or end the answer with it."""
+        """Add one token to the answer and append its event to the list that `step` returns.
+
+        Ends the answer at an end token, a stop string or the length limit.
+        """
         generation.sampled += 1
         if generation.first is None:
             generation.first = self._clock()
@@ -384,11 +410,11 @@ class Engine:
     # Constraints.
 
     def _decode_guided(self) -> None:
-        """Read all sent calls, decode one step for all rows, and emit the tokens that were read.
+        """Read all sent calls, send one decode step, and append the events of what was read.
 
-        The next mask of a guided row depends on its last token, so calls do not overlap here.
-        Tokens of guided rows are emitted before the call; tokens of other rows after it, so
-        that the device does not wait for them. A row whose mask takes long skips steps.
+        The next mask of a row with a constraint depends on its last token, so calls do not overlap
+        here. Events of these rows are made before the call; those of other rows after it, so that
+        the device does not wait for them. A row whose mask is not ready skips the step.
         """
         readings = [self.calls.read() for _ in range(len(self.calls))]
         for each in readings:
@@ -404,7 +430,10 @@ class Engine:
             self._emit_all(each, guided=False)
 
     def _follow_constraint(self, generation: Generation, token: int) -> None:
-        """Advance the guide by one token; forced tokens, if any, are prefilled like a prompt."""
+        """Advance the constraint of a generation by one token.
+
+        If it forces the next tokens, they are emitted at once and the row goes back to prefill.
+        """
         if self._guides.follow(generation, token, rows=self.slots.claimed):
             self._running[generation.slot] = None
             self._release(generation)
@@ -413,7 +442,7 @@ class Engine:
     # Endings.
 
     def _fail_row(self, generation: Generation) -> None:
-        """Fail a row whose logits are NaN or infinite, and zero its cache: it cannot be reused."""
+        """Fail a generation whose logits are NaN or infinite; zero its cache and never reuse it."""
         why = (
             "the model produced NaN or infinity for this request; its neighbours are not "
             "affected (float16 overflows: try --dtype bfloat16 or float32)"
@@ -436,9 +465,9 @@ class Engine:
         *,
         end_token: int | None = None,
     ) -> None:
-        """End a generation: emit Finished, set its phase to DONE, free its slots.
+        """End a generation: append its Finished event, set its phase to DONE, free its slots.
 
-        No other method ends a generation.
+        No other method ends a generation. `end_token` is the end token that was drawn, if one was.
         """
         phase, generation.phase = generation.phase, Phase.DONE
         del self._live[generation.id]
@@ -463,7 +492,10 @@ class Engine:
                 self._stop_row(generation, reason)
 
     def _stop_row(self, generation: Generation, reason: FinishReason) -> None:
-        """Take a row out of the batch and free its slot; the cached prefix can be reused."""
+        """Take a generation that decodes out of the batch and free its slots.
+
+        The tokens cached in the slots can be reused.
+        """
         self._running[generation.slot] = None
         if not any(self._running):
             self.calls.clear()  # no row is left that needs these calls
@@ -475,11 +507,14 @@ class Engine:
             self._release(generation)
 
     def _release(self, generation: Generation) -> None:
-        """Stop the rows of a generation on the device."""
+        """Stop the rows of a generation on the device: its own and its guidance row."""
         self._batch.release([part.slot for part in generation.parts])
 
     def _keep_dropped(self, slot: Slot, kept: int) -> None:
-        """Store the cached tokens of a slot, of which it will keep only the first `kept`."""
+        """Copy a slot's cached tokens to the prompt store before it keeps only the first `kept`.
+
+        Skipped if it would drop fewer than LEAST, or if the program for it is still being compiled.
+        """
         # While the program is being compiled, a request would wait for it.
         if len(slot.cached) - kept >= LEAST and self.programs.is_ready(SAVE):
             self._keep(slot)
@@ -499,7 +534,10 @@ class Engine:
         files.write(self.prompt_store)
 
     def _clear(self) -> list[Generation]:
-        """Free all slots and forget cached tokens; return the generations that held slots."""
+        """Free all slots and forget cached tokens and unread calls.
+
+        Returns the generations that held slots.
+        """
         held = [one for one in self._live.values() if one.phase is not Phase.WAITING]
         self._running = [None] * self.config.slots
         self.calls.clear()

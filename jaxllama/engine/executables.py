@@ -53,9 +53,10 @@ class Executables:
             return None
 
     def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
-        """Load one program; return None if its file is missing or cannot be trusted.
+        """Load one compiled program; return None if its file is missing, damaged or not private.
 
-        `trees` are the structures of its arguments and results, which the file does not decide.
+        `trees` are the pytree structures of its arguments and results, which the file does not
+        decide.
         """
         try:
             payload = read_own(self._path(name), MAGIC)
@@ -71,7 +72,7 @@ class Executables:
             return None
 
     def save(self, name: str, compiled: Any, seconds: float) -> None:
-        """Write a program and the seconds it took to compile; log a warning if that fails."""
+        """Write a compiled program and the seconds it took to compile; log a warning on failure."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
             facts = json.dumps({"seconds": round(seconds, 2)}).encode()
@@ -85,7 +86,7 @@ class Executables:
 
 
 def drop_old(root: Path) -> None:
-    """Delete the least recently used key folders, all but KEPT."""
+    """Delete the least recently used folders of programs in `root`, all but KEPT."""
     folders = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -88,7 +88,10 @@ class Generation:
         )
 
     def rewind(self, *, redraw: bool) -> None:
-        """Go back to WAITING after a fault; with `redraw`, all emitted tokens are drawn again."""
+        """Go back to WAITING after a fault; with `redraw`, all emitted tokens are drawn again.
+
+        Tokens drawn again are not emitted a second time.
+        """
         self.phase, self.slot = Phase.WAITING, -1
         self.source = self.follows = self.guidance = self.stored = None
         if redraw:

@@ -34,9 +34,9 @@ class Guides:
         self.waiting: list[Generation] = []  # rows that skip this step: no mask yet
 
     def begin(self, generation: Generation) -> None:
-        """Start to follow a request's constraint; emit tokens that it forces at the start.
+        """Start to follow a request's constraint; emit the tokens that it forces at the start.
 
-        The forced tokens are prefilled with the prompt.
+        These tokens are then prefilled with the prompt. Does nothing without a constraint.
         """
         constraint = generation.request.constraint
         if constraint is None or generation.guide is not None:
@@ -78,10 +78,11 @@ class Guides:
             guide.wait(WAIT_SECONDS)
 
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
-        """Advance the guide by one token; return True if forced tokens were emitted after it.
+        """Advance a generation's constraint by one token.
 
-        The more `rows` share each decode step, the cheaper is a token there, while a prompt tile
-        costs the same: so more forced tokens are needed before they are prefilled.
+        Returns True if tokens that it forces were emitted, which then have to be prefilled. That is
+        done only for enough tokens: the more `rows` share a decode step, the cheaper is a token
+        there.
         """
         guide = generation.guide
         if guide is None:
@@ -92,8 +93,9 @@ class Guides:
     def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
         """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
-        Returns False if the answer has ended, there are fewer than `shortest`, or the steps are
-        needed: for log-probabilities, for samplers that keep state, or for equal bits.
+        Returns False, and emits nothing, if there are fewer than `shortest`, or if each token needs
+        a decode step: for log-probabilities, for samplers that keep state, or because prefill
+        rounds differently. Also returns False if the answer has ended.
         """
         request = generation.request
         needs_steps = request.top_logprobs is not None or self._bank.remembers(request.knobs)

@@ -14,9 +14,10 @@ DIGEST_BYTES = 32
 
 
 def read_own(path: Path, magic: bytes) -> bytes | None:
-    """Read the payload of a file; None if it does not exist.
+    """Read the payload of a file that `write_own` wrote; None if it does not exist.
 
-    Raises PermissionError if another user can write it, ValueError if it is damaged.
+    Raises PermissionError if another user can write it, ValueError if it is damaged or does not
+    begin with `magic`.
     """
     if not path.exists():
         return None
@@ -31,7 +32,7 @@ def read_own(path: Path, magic: bytes) -> bytes | None:
 
 
 def write_own(path: Path, payload: bytes, magic: bytes) -> None:
-    """Write a file atomically, with its digest, readable by this user only."""
+    """Write `magic`, a digest and `payload` to a file atomically, readable by this user only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:

@@ -16,17 +16,20 @@ T = TypeVar("T")
 
 
 def pack(tree: Any) -> np.ndarray:
-    """Concatenate the bytes of all leaves of a tree; a parcel stays as it is."""
+    """Concatenate the bytes of all arrays of a tree into one uint8 array.
+
+    An array that is packed already comes back unchanged.
+    """
     return np.frombuffer(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(tree)), np.uint8)
 
 
 def size_of(like: Any) -> int:
-    """Return the number of bytes of a parcel of such a tree."""
+    """Return how many bytes `pack` makes of a tree with the shapes and types of `like`."""
     return sum(map(bytes_of, jax.tree.leaves(like)))
 
 
 def unpack(parcel: UInt8[Array, " B"], like: T) -> T:
-    """Unpack a parcel into a tree with the shapes and types of `like`; for use in a program."""
+    """Unpack what `pack` made into a tree with the shapes and types of `like`; traceable by JAX."""
     leaves, begin = [], 0
     for leaf in jax.tree.leaves(like):
         end = begin + bytes_of(leaf)
@@ -41,7 +44,7 @@ def bytes_of(leaf: Any) -> int:
 
 
 def read(raw: UInt8[Array, " B"], shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """Convert bytes into an array of this shape and type."""
+    """Convert raw bytes into an array of this shape and type; traceable by JAX."""
     if dtype == np.bool_:
         return raw.reshape(shape) != 0
     if dtype.itemsize == 1:

@@ -46,11 +46,11 @@ class SlotTokens:
         return self._tokens[: self.count].tolist()
 
     def append(self, token: int) -> None:
-        """Note that one more token is cached."""
+        """Note that one more token of the slot is cached."""
         self.extend((token,))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Note that these tokens are cached too; planned tokens that differ are dropped."""
+        """Note that these tokens are cached next; drop planned tokens if they differ from these."""
         new = array("i", tokens)
         stop = self.count + len(new)
         if self._tokens[self.count : stop] != new:
@@ -59,9 +59,9 @@ class SlotTokens:
         self.count = stop
 
     def plan(self, tokens: "array[int]", path: Sequence[TokenBlock]) -> None:
-        """Note all tokens that will be cached; the tokens cached now are a prefix of them.
+        """Replace the planned tokens; `tokens` begins with the tokens that are cached now.
 
-        `path` lists the blocks of `tokens` that are already in the tree.
+        `path` lists the blocks of `tokens` that are already in the tree, from the root on.
         """
         self._truncate(self.count)
         for block in path[len(self._path) :]:
@@ -76,23 +76,26 @@ class SlotTokens:
         self._truncate(self.count)
 
     def restart(self, root: TokenBlock) -> None:
-        """Forget all tokens, and keep later ones in another tree."""
+        """Forget all tokens; later tokens of the slot are kept in the tree of `root`."""
         self.cut(0)
         self.root = root
 
     def shared_with(self, other: "SlotTokens") -> int:
-        """Return the length of the prefix that two slots share, planned tokens included."""
+        """Return how many leading tokens two slots share, planned tokens included."""
         blocks = common_blocks(self._path, other._path)
         return blocks * BLOCK + common_tokens(self.block(blocks), other.block(blocks))
 
     def shared(self, path: Sequence[TokenBlock], tokens: bytes) -> int:
-        """Return the length of the prefix shared with `tokens`; `path` lists its known blocks."""
+        """Return how many leading tokens the slot shares with `tokens` (int32 as bytes).
+
+        `path` lists the blocks of `tokens` that are in the tree.
+        """
         blocks = common_blocks(self._path, path)
         rest = tokens[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
         return blocks * BLOCK + common_tokens(self.block(blocks), rest)
 
     def block(self, number: int) -> bytes:
-        """Return the token bytes of one block; the last block may have fewer tokens."""
+        """Return the tokens of block `number` as bytes; the last block may be shorter."""
         return self._tokens[number * BLOCK : (number + 1) * BLOCK].tobytes()
 
     def _push(self, tokens: "array[int]") -> None:
@@ -116,7 +119,10 @@ class SlotTokens:
 
 
 def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
-    """List the blocks of the longest prefix of `tokens` that is in the tree."""
+    """List the tree's blocks for the longest prefix of `tokens` in it, from the root on.
+
+    `tokens` are int32 token ids as bytes.
+    """
     path: list[TokenBlock] = []
     block = root
     for at in range(0, len(tokens) - BLOCK_BYTES + 1, BLOCK_BYTES):
@@ -141,14 +147,15 @@ def common_blocks(one: Sequence[TokenBlock], other: Sequence[TokenBlock]) -> int
 
 
 def common_tokens(one: bytes, other: bytes) -> int:
-    """Return the length in tokens of the common prefix of two blocks."""
+    """Count the leading tokens that two blocks (int32 token ids as bytes) share."""
     return longest_prefix([one], other)[0]
 
 
 def longest_prefix(several: Sequence[bytes], tokens: bytes) -> tuple[int, list[int]]:
-    """Return the length of the longest prefix of `tokens` in `several`, and the indexes with it.
+    """Find the longest prefix of `tokens` with which an entry of `several` begins.
 
-    Searches the length by halving, at most one block, so few comparisons are needed.
+    Returns its length in tokens and the indexes of all entries that begin with it. All arguments
+    are int32 token ids as bytes, at most one block long.
     """
     have = list(range(len(several)))
     low, high = 0, len(tokens) // TOKEN_BYTES

@@ -60,9 +60,11 @@ class Probes:
         *,
         adapter: AdapterUse | None = None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Return the log-probabilities of ids[start:] and the logits after the last token.
+        """Compute the log-probabilities of ids[start:] and the logits after the last token.
 
-        Calls `on_logits` with all logits from the token before `start` on, tile by tile.
+        A generator: yields how many tokens each call computed, and returns both arrays. `on_logits`
+        is called with the logits [tokens, vocab] after each token from the one before `start` on,
+        in parts.
         """
         self._config.check_length(len(ids), 0)
 
@@ -74,11 +76,12 @@ class Probes:
     def weigh(
         self, continuations: Sequence[Continuation], *, adapter: AdapterUse | None = None
     ) -> InSteps[list[np.ndarray]]:
-        """Return the log-probabilities of the weighed tokens of many continuations.
+        """Compute the log-probabilities of the weighed tokens of each continuation.
 
-        A continuation is token ids and the index, at least 1, of the first token to weigh. A prefix
-        that several continuations share is computed once: this method is for many short
-        continuations of one long prefix.
+        A generator: yields how many tokens each call computed, and returns one array per
+        continuation. A continuation is token ids and the index, at least 1, of the first token to
+        weigh. A prefix that several continuations share is computed once: this method is for many
+        short continuations of one long prefix.
         """
         for ids, _ in continuations:
             self._config.check_length(len(ids), 0)
@@ -91,7 +94,11 @@ class Probes:
         return self._run("weigh", known, begin, adapter)
 
     def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Return the final hidden states of `ids` after the last norm: their mean, and the last."""
+        """Compute the final hidden states of `ids` after the last norm.
+
+        A generator: yields how many tokens each call computed, and returns the states' mean and the
+        last state.
+        """
         self._config.check_length(len(ids), 0)
         return self._run("embed", (), lambda slot: self._embed(slot, ids))
 
@@ -108,7 +115,11 @@ class Probes:
         begin: Callable[[int], InSteps[Result]],
         adapter: AdapterUse | None = None,
     ) -> InSteps[Result]:
-        """Run a probe whose adapter, if any, stays loaded until its end."""
+        """Run a probe in a slot, and keep its adapter, if it has one, loaded until its end.
+
+        `begin(slot)` returns the probe's generator. `known` are its first tokens, to find a slot
+        that has them cached.
+        """
         if adapter is None:
             return (yield from self._in_slot(program, known, begin, None))
         with loaded(self._batch.adapters).held(adapter):
@@ -121,10 +132,11 @@ class Probes:
         begin: Callable[[int], InSteps[Result]],
         adapter: AdapterUse | None,
     ) -> InSteps[Result]:
-        """Run a probe in a free slot, one that has most of `known` cached; may be closed early.
+        """Run a probe in a free slot, if possible one that has the tokens `known` cached.
 
-        Waits in its slot while `program` is being compiled. Raises QueueFull if no slot is free,
-        GenerationFailed if the engine restarts in between.
+        Frees the slot at the end, also if the generator is closed early. Waits in its slot while
+        `program` is being compiled. Raises QueueFull if no slot is free, GenerationFailed if the
+        engine restarts in between.
         """
         claim = self._table.claim(NO_OWNER, (*known, NO_ID), key_of(adapter))
         if claim is None:
@@ -157,7 +169,10 @@ class Probes:
         known: Sequence[int],
         begin: Callable[[int], InSteps[Result]],
     ) -> InSteps[Result]:
-        """Run a probe once its program is compiled; yield 0 before that."""
+        """Wait until `program` is compiled, bring a cached prefix into the slot, run the probe.
+
+        Yields 0 while it waits.
+        """
         programs = self._batch.programs
         while not programs.is_ready(program):
             rests = all(slot.owner in (None, NO_OWNER) for slot in self._table.slots)
@@ -173,7 +188,7 @@ class Probes:
         return (yield from begin(claim.slot))
 
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
-        """Copy the prefix that another slot has cached already into the slot of a probe."""
+        """Copy to a probe's slot the longest prefix of `known` that another slot has cached."""
         if claim.source is None or not self._batch.programs.is_ready("copy"):
             return
         source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
@@ -191,7 +206,7 @@ class Probes:
         on_logits: OnLogits | None,
         adapter: AdapterUse | None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Prefill up to the token before `start`, then peek at the rest, tile by tile."""
+        """Prefill up to the token before `start`, then run `peek` on the rest, tile by tile."""
         yield from self._fill(slot, ids, start - 1, adapter)
         cached = self._table.slots[slot].cached
         tile, found = self._batch.programs.tile, []
@@ -233,7 +248,7 @@ class Probes:
         return found
 
     def _embed(self, slot: int, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Pool the hidden states tile by tile."""
+        """Run `ids` tile by tile; return the mean of their final hidden states, and the last."""
         tile, found = self._batch.programs.tile, []
         for at in range(0, len(ids), tile):
             rows = min(tile, len(ids) - at)

@@ -44,7 +44,7 @@ IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+(.+)
 
 
 def program_key(parts: Iterable[object]) -> str:
-    """Return a digest of `parts`, this machine and our sources."""
+    """Return a digest (hex) of `parts`, this machine and the package's own sources."""
     digest = hashlib.sha256()
     for part in (*parts, *machine(), sources()):
         digest.update(repr(part).encode() + b"\0")
@@ -52,7 +52,7 @@ def program_key(parts: Iterable[object]) -> str:
 
 
 def machine() -> tuple[object, ...]:
-    """List versions, drivers, flags, devices and CPU features."""
+    """List what this machine adds to the key: versions, drivers, flags, devices, CPU features."""
     devices = jax.devices()
     return (
         jax.__version__,
@@ -78,7 +78,10 @@ def flags() -> list[tuple[str, str]]:
 
 
 def cpu_features() -> str:
-    """Return the features of the first processor from /proc; its name where there is no /proc."""
+    """Return the first processor's line of features from /proc/cpuinfo.
+
+    Without that file, returns the processor's name.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -102,8 +105,8 @@ def sources() -> str:
 def digest_code(modules: Iterable[str]) -> list[tuple[str, str]]:
     """List (package, digest or version) of all code that these modules may run.
 
-    Hashes the packages of the modules, and all packages that they import, directly or not. For an
-    installed package that another one imports, its version is taken instead.
+    Hashes the packages of `modules` and all packages that they import, directly or not. A package
+    that was installed by an installer and is imported only by others counts by its version.
     """
     found: dict[str, str] = {}
     waiting = [(name.partition(".")[0], True) for name in modules]
@@ -127,7 +130,7 @@ def digest_code(modules: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def files_of(package: str) -> list[Path]:
-    """List the code files of a top-level package in a fixed order; empty if it is unknown."""
+    """List the code files of a top-level package in a fixed order; empty if there is none."""
     spec = spec_of(package)
     if spec is None:
         return []
@@ -152,7 +155,7 @@ def spec_of(package: str) -> ModuleSpec | None:
 
 
 def imported(code: bytes) -> Iterator[str]:
-    """Yield the top-level packages that a source imports; relative imports are ignored."""
+    """Yield the top-level packages that Python source code imports, except relative imports."""
     for single, several in IMPORT.findall(code):
         for name in (single or several).split(b","):
             top = name.strip().partition(b" ")[0].partition(b".")[0]
@@ -161,7 +164,7 @@ def imported(code: bytes) -> Iterator[str]:
 
 
 def is_installed(path: Path) -> bool:
-    """Say whether an installer put a file there, so that the version identifies its content."""
+    """Say whether a file is in site-packages, so that the package's version identifies it."""
     return not INSTALLED.isdisjoint(path.parts)
 
 

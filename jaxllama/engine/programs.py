@@ -98,7 +98,11 @@ class Programs:
         executables: Executables | None = None,
         adapters: AdapterBlocks | None = None,
     ) -> None:
-        """Prepare to make the programs; `adapters` are the arrays of adapters, if there are any."""
+        """Prepare to compile or load the programs; nothing is compiled yet.
+
+        `adapters` are the device arrays of low-rank adapters, None for none. `executables` are
+        compiled programs on disk, None to keep none.
+        """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.body = body_named(engine.kernels)  # its operations are what the programs call
         self.params = params
@@ -117,7 +121,10 @@ class Programs:
         self._every_token = place(every_token(engine.slots, bank.vocab), self.blueprints.whole)
 
     def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
-        """Say whether `decode_lean` can serve a request that uses these samplers."""
+        """Say whether the program `decode_lean` can serve this request.
+
+        `used` are the names of the samplers that act in the request.
+        """
         if self.body.prefers_lean and (request.top_logprobs is not None or request.contrast):
             return False
         return used <= self.bank.common
@@ -129,22 +136,22 @@ class Programs:
 
     @property
     def columns(self) -> Columns:
-        """An abstract block of columns, which every device holds whole."""
+        """Shapes and types of one block of KV cache columns, replicated on every device."""
         return self.blueprints.columns
 
     @property
     def tile(self) -> int:
-        """Return the number of rows of one prompt tile, and of one call of a probe."""
+        """Return the number of tokens of one prompt tile, and of one call of a probe."""
         return self.steps.tile
 
     @property
     def runs(self) -> int:
-        """Return the number of short runs that one call weighs."""
+        """Return the number of short token runs that one call of `weigh` takes."""
         return self.steps.weigh_rows // RUN
 
     @property
     def chunk(self) -> int:
-        """Return the most prompt tokens of one prefill call."""
+        """Return how many prompt tokens one prefill call takes at most."""
         return self.steps.chunk
 
     @property
@@ -170,10 +177,10 @@ class Programs:
         return found
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
-        """Make the programs of a first request; with `behind`, start to make the others.
+        """Make the programs that a first request needs; with `behind`, then make the others.
 
+        The others are made on a background thread; without `behind`, each when it is first called.
         Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
-        Without `behind`, another program is made when it is called.
         """
         self.report = progress or self.report
         self._serves_lean = self.body.prefers_lean or not self._is_kept(WHOLE)
@@ -192,8 +199,8 @@ class Programs:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load all programs; afterwards `traces` does not change.
 
-        Calls `progress` as `prepare` does. `decode_lean` is left out unless the body prefers it:
-        nothing calls it any more.
+        Calls `progress` as `prepare` does. `decode_lean` is left out unless the kernels prefer it,
+        because nothing calls it any more.
         """
         self._serves_lean = self.body.prefers_lean
         self.report = progress or self.report
@@ -204,28 +211,31 @@ class Programs:
     def compiled(self, name: str) -> Any:
         """Return the executable of one program: from memory, from disk, or compiled now.
 
-        If the thread is making it, waits for it.
+        If the background thread is making it, waits for that.
         """
         made = self._compiler.made.get(name)
         return self._compiler.get(name) if made is None else made
 
     def is_ready(self, name: str) -> bool:
-        """Say whether a call of this program would not wait for the thread."""
+        """Say whether a call of this program need not wait for the background thread."""
         return not self._compiler.is_pending(name)
 
     def wait(self, name: str, seconds: float) -> None:
-        """Let the thread make this program next; wait for it, at most so many seconds."""
+        """Let the background thread make this program next; wait for it, at most `seconds`."""
         self._compiler.hurry(name)
         self._compiler.wait(name, seconds)
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """List the programs that the thread still has to make, the present one first."""
+        """List the programs that the background thread still has to make, the present one first."""
         return self._compiler.pending
 
     @property
     def figures(self) -> dict[str, float]:
-        """Count the programs by origin, the seconds they took, and those compiled unplanned."""
+        """Return figures for metrics: programs by origin, seconds they took, those still to make.
+
+        `recompilations` counts the programs that were compiled though no start planned them.
+        """
         made = list(self.made.items())
         compiled = [each.seconds for _, each in made if each.is_compiled]
         loaded = [each.seconds for _, each in made if not each.is_compiled]
@@ -240,7 +250,7 @@ class Programs:
         }
 
     def finish(self) -> None:
-        """Wait until the thread has made all its programs."""
+        """Wait until the background thread has made all programs of its queue."""
         self._compiler.join()
 
     def seal(self) -> None:
@@ -249,7 +259,10 @@ class Programs:
         forbid_compilations()
 
     def stop(self) -> None:
-        """Let the thread end after the program that it is making, and wait for that."""
+        """End the background thread after the program that it is making, and wait for that.
+
+        Also ends the effect of `seal`.
+        """
         self._compiler.stop()
         if self.is_sealed:
             allow_compilations()
@@ -266,7 +279,7 @@ class Programs:
             leaf.delete()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
-        """Rebuild the `DecodeState` of a state's leaves, to read it; programs take the leaves."""
+        """Rebuild the `DecodeState` tree from the flat tuple that programs take, to read it."""
         tree: DecodeState = jax.tree.unflatten(jax.tree.structure(self.blueprints.state), state)
         return tree
 
@@ -287,7 +300,7 @@ class Programs:
         count: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Compute the cache of `count` tokens of `ids` in a slot, from column `start` on."""
+        """Write keys and values of the first `count` of `ids` to a slot, from column `start` on."""
         run = self.compiled(named("prefill", adapter))
         return run(self._weights, state, slot, ids, start, count, *given(adapter))
 
@@ -299,10 +312,10 @@ class Programs:
         lean: bool = False,
         adapter: StateLeaves | None = None,
     ) -> tuple[StateLeaves, StepOutput]:
-        """Draw up to `steps` tokens for every active row; all tokens are allowed by default.
+        """Draw up to `steps` tokens for every active row.
 
-        `lean`: all rows use common samplers only, so the lean program may run if the whole one is
-        not there yet.
+        `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
+        common samplers only, so the lean program may run if the whole one is not compiled yet.
         """
         if allowed is None:
             allowed = self._every_token
@@ -313,28 +326,28 @@ class Programs:
         return run(self._weights, state, steps, allowed, *given(adapter))
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
-        """Write one row, a RowStart or the parcel of one, so that it starts to decode."""
+        """Write one row (a RowStart, or one that `pack` made into bytes), so that it decodes."""
         return self.compiled("admit")(state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
-        """Stop the rows in `mask`: they decode no further."""
+        """Stop decoding in the rows of the mask [S]."""
         return self.compiled("release")(state, mask)
 
     def scrub(self, state: StateLeaves, slot: Any) -> StateLeaves:
-        """Zero a slot's cache."""
+        """Fill a slot's KV cache with zeros."""
         return self.compiled("scrub")(state, slot)
 
     def copy(self, state: StateLeaves, source: Any, target: Any, count: Any) -> StateLeaves:
-        """Copy the first `count` cache columns, rounded up to whole blocks."""
+        """Copy the first `count` cache columns of slot `source` to `target`, in whole blocks."""
         return self.compiled("copy")(state, source, target, count)
 
     def save(self, state: StateLeaves, slot: Any, start: Any) -> Columns:
-        """Return a block of cache columns; does not consume `state`."""
+        """Return the block of a slot's cache columns from `start` on; does not consume `state`."""
         columns: Columns = self.compiled(SAVE)(state, slot, start)
         return columns
 
     def restore(self, state: StateLeaves, columns: Columns, slot: Any, start: Any) -> StateLeaves:
-        """Replace a block of cache columns."""
+        """Overwrite the block of a slot's cache columns from `start` on with `columns`."""
         return self.compiled("restore")(state, columns, slot, start)
 
     def peek(
@@ -346,24 +359,31 @@ class Programs:
         last: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Return the next state, and the log-probability of each target with all logits."""
+        """Return the next state and a Peek: log-probabilities of the targets, and all logits.
+
+        `pairs` [2, R] has R token ids and the target after each; `last` is the index of the last id
+        that counts. Keys and values go to the slot's cache from column `start` on.
+        """
         run = self.compiled(named("peek", adapter))
         return run(self._weights, state, slot, pairs, start, last, *given(adapter))
 
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of the targets of short runs."""
+        """Return the next state, and the log-probabilities of the target tokens of short runs."""
         return self.compiled(named("weigh", adapter))(
             self._weights, state, slot, runs, *given(adapter)
         )
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
-        """Return the next state, and the pooled final hidden states of ids up to row `last`."""
+        """Return the next state, and the pooled final hidden states of `ids` up to index `last`."""
         return self.compiled("embed")(self._weights, state, slot, ids, start, last)
 
     def adapt(self, blocks: StateLeaves, number: Any, weights: AdapterWeights) -> StateLeaves:
-        """Return the arrays of all adapters with one of them replaced; keeps the old arrays."""
+        """Return the arrays of all adapters, with adapter `number` replaced by `weights`.
+
+        The old arrays stay valid.
+        """
         return self.compiled("adapt")(blocks, number, leaves_of(weights))
 
     # Compiling.
@@ -373,12 +393,12 @@ class Programs:
         return self.blueprints.compiler_options()
 
     def _try_samplers(self) -> None:
-        """Try the samplers, unless the first program is on disk: it was kept after their trial."""
+        """Trace the samplers, unless a program is on disk: it was saved after they had passed."""
         if not self._is_kept(FIRST[0]):
             self.bank.try_samplers()
 
     def _make_all(self, names: Sequence[str]) -> None:
-        """Make these programs and report how many of them are made; later, report nothing."""
+        """Make these programs and report the progress; report nothing afterwards."""
         self._goal = names
         for name in names:
             what = f"compiling {name}" if name in self._compiling else "programs"
@@ -389,11 +409,11 @@ class Programs:
 
     @property
     def _reached(self) -> int:
-        """Count the programs made of those that a start waits for."""
+        """Count the programs already made among those that `_make_all` has to make."""
         return sum(name in self.made for name in self._goal)
 
     def _make(self, name: str) -> Any:
-        """Load or compile a program, note how, and log it if it took long."""
+        """Load or compile a program, record its origin and seconds, and log it if it took long."""
         started = time.perf_counter()
         found = self._load(name)
         is_compiled = found is None
@@ -413,7 +433,7 @@ class Programs:
         return found
 
     def _load(self, name: str) -> Any | None:
-        """Load a program from disk; None if it is not there."""
+        """Load a program from disk; None if it is not there or not usable."""
         if self.executables is None:
             return None
         called, outputs = self.blueprints.called(name), self.blueprints.outputs(name)
@@ -433,10 +453,10 @@ class Programs:
 
 
 def named(name: str, adapter: StateLeaves | None) -> str:
-    """Return the program of this name for calls with or without an adapter."""
+    """Return the name of the program for a call with an adapter, or without one (None)."""
     return name if adapter is None else name + SUFFIX
 
 
 def given(adapter: StateLeaves | None) -> tuple[StateLeaves, ...]:
-    """Return the last arguments of a call: the adapters, if it has any."""
+    """Return the last arguments of a call: `adapter` in a tuple, or nothing if it is None."""
     return () if adapter is None else (adapter,)

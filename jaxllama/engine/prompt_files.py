@@ -47,7 +47,10 @@ class PromptFiles:
     """The files of one key in a folder."""
 
     def __init__(self, root: Path, key: str, columns: Columns, vocab_size: int) -> None:
-        """Keep files in a folder of `root`; `columns` has the shapes and types of every block."""
+        """Keep the files in a folder of `root` that belongs to `key`.
+
+        `columns` has the shapes and types of every block's cache columns.
+        """
         self._root = root
         self._key = hashlib.sha256(key.encode()).digest()
         self._folder = root / self._key.hex()
@@ -57,7 +60,11 @@ class PromptFiles:
         self._vocab_size = vocab_size
 
     def read(self, store: PromptStore) -> None:
-        """Add the blocks on disk to a store, as many as fit; log one line about the others."""
+        """Add the blocks on disk to a store, the most recently used ones if not all fit.
+
+        Files that are damaged, not private or without their prefix are skipped, and their number is
+        logged.
+        """
         if not self._folder.is_dir():
             return
         if not is_private(self._folder):
@@ -91,10 +98,10 @@ class PromptFiles:
             )
 
     def write(self, store: PromptStore) -> None:
-        """Write the blocks of a store, and delete all other files of this key.
+        """Write the blocks of a store to files, and delete all other files of this key.
 
-        Files of other keys are deleted, the oldest first, if all together take more than the store
-        may.
+        Folders of other keys are deleted, the oldest first, until all files together take no more
+        than the store may hold.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -127,7 +134,7 @@ class PromptFiles:
         return path
 
     def _content(self, path: Path) -> BlockFile | None:
-        """Read one file; None if anything about it is wrong."""
+        """Read one file; None if it is damaged, not private, or of another key or model."""
         try:
             if path.lstat().st_size != self._size:
                 return None
@@ -155,7 +162,7 @@ class PromptFiles:
 
 
 def prompt_key(programs: str, params: Tree) -> str:
-    """Return the key of stored prompts: the key of the programs, with a digest of all weights."""
+    """Return the key of stored prompts: a digest of the programs' key and of all weights."""
     digest = hashlib.sha256(programs.encode())
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
@@ -163,7 +170,10 @@ def prompt_key(programs: str, params: Tree) -> str:
 
 
 def digest_of(parent: bytes, tokens: bytes) -> bytes:
-    """Return the digest of a prefix: of the one before its last block, and of that block."""
+    """Return the digest that identifies a prefix.
+
+    `parent` is the digest of the prefix without its last block, `tokens` are that block's.
+    """
     return hashlib.sha256(parent + tokens).digest()
 
 
@@ -173,7 +183,11 @@ def place(
     placed: dict[bytes, StoredBlock],
     store: PromptStore,
 ) -> StoredBlock | None:
-    """Add a block to the store after the blocks of its prefix; None if one of these is missing."""
+    """Add the block with this digest to the store, after the blocks of its prefix.
+
+    `found` are the blocks read from disk, `placed` those already in the store, both by digest.
+    Returns None if a block of the prefix is missing.
+    """
     chain: list[bytes] = []
     while digest != BEGINNING and digest not in placed:
         if digest not in found or len(chain) > len(found):
@@ -190,7 +204,7 @@ def place(
 
 
 def drop_others(root: Path, own: Path, most: int) -> None:
-    """Delete the folders of other keys, the oldest first, until all files take at most `most`."""
+    """Delete folders of other keys, the oldest first, until all take at most `most` bytes."""
     folders = [each for each in root.iterdir() if is_ours(each)]
     folders.sort(key=lambda each: (each != own, -each.lstat().st_mtime_ns))
     taken = itertools.accumulate(sum(sizes_in(each)) for each in folders)
@@ -200,11 +214,11 @@ def drop_others(root: Path, own: Path, most: int) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether a path is a folder of blocks: no other name looks like a key."""
+    """Say whether a path is a private folder whose name is a key, so that it holds blocks."""
     name = path.name
     return len(name) == KEY_HEX and set(name) <= set("0123456789abcdef") and is_private(path)
 
 
 def sizes_in(folder: Path) -> Iterator[int]:
-    """Yield the sizes of the files in a folder."""
+    """Yield the sizes in bytes of the files in a folder."""
     return (path.lstat().st_size for path in folder.iterdir())

@@ -45,19 +45,19 @@ class StoredBlock:
         self.children: dict[bytes, StoredBlock] = {}
 
     def having(self, tokens: bytes) -> "StoredBlock | None":
-        """Return the child of this block that begins with these tokens."""
+        """Return a child of this block that begins with these tokens (int32 as bytes), or None."""
         whole = self.children.get(tokens)
         if whole is not None or len(tokens) == STORED_BYTES:
             return whole
         return next((each for each in self.children.values() if each.begins_with(tokens)), None)
 
     def begins_with(self, tokens: bytes) -> bool:
-        """Say whether the tokens of this block begin with these."""
+        """Say whether the tokens of this block begin with `tokens` (int32 as bytes)."""
         return self.tokens.startswith(tokens)
 
     @property
     def path(self) -> "list[StoredBlock]":
-        """List the blocks from the beginning of the prefix to this one."""
+        """List the blocks from the beginning of the prompt to this one."""
         found, block = [], self
         while block.parent is not None:
             found.append(block)
@@ -87,7 +87,7 @@ class PromptStore:
 
     @property
     def is_on(self) -> bool:
-        """Whether the store has room for any block."""
+        """Say whether the store has room for any block."""
         return self.most > 0
 
     def __len__(self) -> int:
@@ -110,9 +110,10 @@ class PromptStore:
     def find(
         self, tokens: Sequence[int], adapter: AdapterKey, cached: int = 0
     ) -> StoredPrefix | None:
-        """Return the longest stored prefix of `tokens`, if it is worth a copy.
+        """Return the longest stored prefix of `tokens`; None if restoring it saves too little.
 
-        `cached` counts the tokens that are there, or will be, without it.
+        `cached` counts the tokens that the slot has, or can copy from another slot, without the
+        store. The stored prefix must have at least LEAST tokens more.
         """
         block = self._roots.get(adapter)
         if block is None or len(tokens) < cached + LEAST:
@@ -135,19 +136,26 @@ class PromptStore:
         return StoredPrefix(length, tuple(blocks)) if length >= cached + LEAST else None
 
     def use(self, found: StoredPrefix, cached: int) -> None:
-        """Count a hit, which saves computing the tokens after the first `cached`."""
+        """Count a hit, which saves computing the tokens after the first `cached`.
+
+        Also marks the prefix's blocks as just used.
+        """
         self._counts["hits"] += 1
         self._counts["tokens"] += found.length - cached
         self.touch(found.blocks)
 
     def touch(self, blocks: Sequence[StoredBlock]) -> None:
-        """Note that the blocks of a prefix are used; a parent is dropped after its children."""
+        """Mark the blocks of a prefix as just used, so that they are evicted last."""
         for block in reversed(blocks):
             if block in self._order:
                 self._order.move_to_end(block)
 
     def save(self, tokens: Sequence[int], adapter: AdapterKey, read: ReadBlock) -> None:
-        """Keep the columns of `tokens`; reads the blocks that are not stored yet."""
+        """Store the cache columns of `tokens`, and evict blocks if there are too many.
+
+        `read(start)` returns the block of columns from that token on; it is called only for blocks
+        that are not stored yet.
+        """
         everything = array("i", tokens).tobytes()[: self.most * STORED_BYTES]
         blocks: list[StoredBlock] = []
         parent = self._roots.get(adapter) or StoredBlock(adapter)
@@ -164,7 +172,10 @@ class PromptStore:
         self._evict()
 
     def add(self, parent: StoredBlock | None, tokens: bytes, columns: Columns) -> StoredBlock:
-        """Store a block as the child of another; without a parent, as a first one of no adapter."""
+        """Store a block of columns as the child of `parent`, and return it.
+
+        `parent` None: it begins a prompt without an adapter. `tokens` are int32 as bytes.
+        """
         if parent is None:
             parent = self._roots.get(None) or StoredBlock(None)
         for each in [each for each in parent.children.values() if tokens.startswith(each.tokens)]:
@@ -177,7 +188,7 @@ class PromptStore:
         return block
 
     def settle(self) -> None:
-        """Move the columns that have arrived into host memory, without waiting."""
+        """Move the blocks whose copy from the device has arrived into host memory; do not wait."""
         while self._unsettled:
             block = self._unsettled[0]
             if not all(leaf.is_ready() for leaf in jax.tree.leaves(block.columns)):
@@ -185,12 +196,12 @@ class PromptStore:
             self._settle(block)
 
     def finish(self) -> None:
-        """Wait for all columns that are still on the device."""
+        """Wait until all blocks are copied from the device into host memory."""
         while self._unsettled:
             self._settle(self._unsettled[0])
 
     def forget_unsettled(self) -> None:
-        """Forget the blocks whose columns are on the device: what computed them may have failed."""
+        """Remove the blocks that are not in host memory yet: what computed them may have failed."""
         while self._unsettled:  # the last first: it has no children
             block = self._unsettled.pop()
             if block in self._order:
@@ -199,7 +210,7 @@ class PromptStore:
     def _read(
         self, parent: StoredBlock, tokens: bytes, start: int, read: ReadBlock
     ) -> StoredBlock | None:
-        """Read out and add one block; None if that failed: no request should fail for it."""
+        """Read one block from the device and add it; log and return None if that fails."""
         try:
             columns = read(start)
             for leaf in jax.tree.leaves(columns):

@@ -36,7 +36,11 @@ class Prompts:
         return len(self._filling)
 
     def take(self, generation: Generation, claim: Claim) -> None:
-        """Start the prefill of a generation in its claimed slot; copy a prefix that is cached."""
+        """Put a generation with its claimed slot into prefill.
+
+        Copies a prefix that another slot has cached, or notes that it is to come from the prompt
+        store.
+        """
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
         generation.in_cache = False
@@ -51,18 +55,21 @@ class Prompts:
         self._copy_prefix(generation)
 
     def resume(self, generation: Generation) -> None:
-        """Start prefill again after forced tokens were emitted; the slot keeps its cache."""
+        """Put a generation back into prefill after its constraint forced tokens.
+
+        Its slot keeps what is cached.
+        """
         generation.phase, generation.in_cache = Phase.FILLING, False
         generation.filled = len(self._table.slots[generation.slot].cached)
         self._filling.append(generation)
 
     def drop(self, generation: Generation) -> None:
-        """Stop the prefill of a generation; do nothing if it is not in prefill."""
+        """Take a generation out of prefill; do nothing if it is not in prefill."""
         if generation in self._filling:
             self._filling.remove(generation)
 
     def clear(self) -> None:
-        """Stop the prefill of all prompts."""
+        """Take all generations out of prefill."""
         self._filling.clear()
 
     def advance(self) -> list[Generation]:
@@ -98,7 +105,10 @@ class Prompts:
         return ready
 
     def _in_turn(self) -> list[Generation]:
-        """Return the prompts in the order of their turns; forget clients without a prompt."""
+        """List the generations in prefill, that of the client whose last chunk is oldest first.
+
+        Forgets clients without a prompt in prefill.
+        """
         clients = {generation.client for generation in self._filling}
         self._last_chunk = {
             client: last for client, last in self._last_chunk.items() if client in clients
@@ -113,7 +123,7 @@ class Prompts:
         end: int,
         adapter: AdapterUse | None = None,
     ) -> int:
-        """Compute one chunk of ids[start:end] in a slot; return its number of tokens."""
+        """Send one chunk of ids[start:end] to a slot's prefill; return its number of tokens."""
         size = self._batch.programs.chunk
         count = min(end - start, size)
         chunk = np.zeros(size, np.int32)
@@ -123,7 +133,10 @@ class Prompts:
         return count
 
     def _copy_prefix(self, generation: Generation) -> None:
-        """Copy a shared prefix from another slot, unless that slot is still computing it."""
+        """Copy the shared prefix from the generation's source slot, if it has one.
+
+        Does nothing while the source slot is still computing the prefix.
+        """
         if generation.source is None:
             return
         slots = self._table.slots
@@ -141,7 +154,10 @@ class Prompts:
     def find_stored(
         self, claim: Claim, known: Sequence[int], adapter: AdapterKey
     ) -> StoredPrefix | None:
-        """Return the stored prefix of `known`, if it is longer than the prefix in any slot."""
+        """Return the stored prefix of `known`; None unless it is longer than that in any slot.
+
+        A prefix that is found counts as a hit of the prompt store.
+        """
         if not self._batch.programs.is_ready("restore"):
             return None
         coming = claim.reused
@@ -154,7 +170,7 @@ class Prompts:
         return found
 
     def restore(self, slot: int, stored: StoredPrefix, known: Sequence[int]) -> bool:
-        """Write the next blocks of a stored prefix back; say whether that was the last of them."""
+        """Write the next few blocks of a stored prefix into a slot; return True after the last."""
         cached = self._table.slots[slot].cached
         first = len(cached) // KEY_BLOCK
         for number, block in enumerate(stored.blocks[first : first + RESTORED], first):
@@ -165,7 +181,7 @@ class Prompts:
         return there == stored.length
 
     def _restore_piece(self, generation: Generation) -> bool:
-        """Write a piece of a prompt's stored prefix back; say whether it was the last."""
+        """Write the next few blocks of a generation's stored prefix; return True after the last."""
         assert generation.stored is not None
         is_whole = self.restore(generation.slot, generation.stored, generation.known)
         there = len(self._table.slots[generation.slot].cached)
@@ -175,7 +191,7 @@ class Prompts:
         return is_whole
 
     def copy(self, source: int, target: int, prefix: Sequence[int]) -> None:
-        """Copy the cache rows of a prefix from one slot to another that has its first tokens."""
+        """Copy the KV cache of `prefix` from one slot to another that may have a part of it."""
         self._batch.copy(source, target, len(prefix))
         cached = self._table.slots[target].cached
         cached.extend(prefix[len(cached) :])

@@ -45,7 +45,7 @@ class Reading:
         return int((self._tokens[:: self._sent.places] >= 0).any(axis=1).sum())
 
     def drafts(self) -> Iterator[tuple[Generation, int, int]]:
-        """Yield the number of drafted and of accepted tokens for every row that drafted."""
+        """Yield (generation, drafted tokens, accepted tokens) for every row that drafted."""
         if self._drafted is None:
             return
         counts = self._drafted.sum(axis=0).tolist()
@@ -56,10 +56,11 @@ class Reading:
                 yield owner, counts[row], accepted[row]
 
     def drawn(self, *, guided: bool | None = None) -> Iterator[Drawn]:
-        """Yield the tokens of all rows step by step, without rows whose generation has ended.
+        """Yield (generation, token, log-probabilities) step by step, in each step by row.
 
-        `guided` selects only rows with (True) or without (False) a guide. The consumer may end
-        generations in between.
+        The token is None if the row's logits held NaN or infinity. Rows whose generation has ended
+        are left out; the consumer may end generations in between. `guided` selects only rows with
+        (True) or without (False) a constraint.
         """
         for step in range(self._sent.steps * self._sent.places):
             for row, owner in enumerate(self._sent.owners):
@@ -71,7 +72,7 @@ class Reading:
                 yield owner, token, self._logprobs(step, row, owner)
 
     def _logprobs(self, step: int, row: int, owner: Generation) -> TokenLogprobs | None:
-        """Return the log-probabilities of one row's token; None if not requested."""
+        """Return the requested log-probabilities of one row's token; None if not requested."""
         count, choice = owner.request.top_logprobs, self._choice
         if count is None:
             return None

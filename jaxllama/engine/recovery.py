@@ -29,7 +29,11 @@ class Recovery:
     def __init__(
         self, batch: Batch, waiting: deque[Generation], *, clear: Clear, fail: Fail
     ) -> None:
-        """Work on the engine's batch and its queue of waiting requests."""
+        """Take the engine's batch, its queue of waiting requests, and two of its functions.
+
+        `clear` empties all slots and returns the generations that held them; `fail` ends one with
+        an error.
+        """
         self._batch, self._waiting = batch, waiting
         self._clear, self._fail = clear, fail
         self.suspects = Suspects()
@@ -37,9 +41,10 @@ class Recovery:
 
     @contextmanager
     def guard(self, *, blame: bool = True) -> Iterator[None]:
-        """Run programs in this context; replay the live requests after a fault or an interrupt.
+        """Run device programs in a `with` block; replay the live requests after a fault.
 
-        A fault is logged and does not leave the context.
+        A fault is logged and not raised. An interrupt (Ctrl-C) is raised again after the requests
+        are queued. With `blame`, a request that caused faults repeatedly is failed.
         """
         try:
             yield
@@ -68,7 +73,10 @@ class Recovery:
         self._batch.renew()
 
     def _restart(self, error: BaseException) -> list[Generation]:
-        """Free the old state, clear the schedule, rewind the live requests and return them."""
+        """Free the device state, free all slots, and set the requests in them back to waiting.
+
+        Returns these requests.
+        """
         self._batch.drop()
         traceback.clear_frames(error.__traceback__)  # a failed call may hold arrays of its own
         live = self._clear()
@@ -81,5 +89,5 @@ class Recovery:
         return live
 
     def _requeue(self, generations: list[Generation]) -> None:
-        """Put generations in front of the queue, in their order."""
+        """Put generations at the front of the queue, in their order."""
         self._waiting.extendleft(reversed(generations))

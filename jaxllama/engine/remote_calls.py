@@ -35,13 +35,16 @@ class ArrayParts(msgspec.Struct, array_like=True, frozen=True):
 
 
 def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]) -> bytes:
-    """Return a call as bytes."""
+    """Encode a call of a method of Batch and its arguments as bytes (msgpack)."""
     call = RemoteCall(method, list(map(as_sent, positional)), dict(named))
     return msgspec.msgpack.encode(call, enc_hook=as_extension)
 
 
 def as_sent(argument: Any) -> Any:
-    """Return an argument in a form that keeps its type on the way; of a row, its parcel."""
+    """Convert an argument that msgpack would send as a plain list: pack a RowStart, mark Runs.
+
+    Other arguments come back unchanged.
+    """
     if isinstance(argument, RowStart):
         return pack(argument)
     if not isinstance(argument, Runs):
@@ -50,7 +53,10 @@ def as_sent(argument: Any) -> Any:
 
 
 def as_extension(value: Any) -> Any:
-    """Convert what msgpack does not know: arrays and their numbers."""
+    """Convert a value that msgpack does not know: an array, or a number of NumPy.
+
+    Raises TypeError for others.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -60,7 +66,7 @@ def as_extension(value: Any) -> Any:
 
 
 def from_extension(kind: int, content: memoryview) -> Any:
-    """Convert an extension back."""
+    """Convert what `as_sent` or `as_extension` made back into Runs or an array."""
     if kind == RUNS:
         return Runs(*msgspec.msgpack.decode(content, ext_hook=from_extension))
     parts = msgspec.msgpack.decode(content, type=ArrayParts)
@@ -68,12 +74,16 @@ def from_extension(kind: int, content: memoryview) -> Any:
 
 
 def decode_call(message: bytes) -> RemoteCall:
-    """Return the call in a message."""
+    """Decode the bytes that `encode_call` returned."""
     return msgspec.msgpack.decode(message, type=RemoteCall, ext_hook=from_extension)
 
 
 def repeat_calls(batch: object, next_call: Callable[[], bytes | None]) -> None:
-    """Repeat the calls of host 0 on this host's batch until there are no more."""
+    """Repeat the calls of host 0's batch on this host's batch.
+
+    `next_call` returns the next call as bytes, or None after the last. Raises JaxLlamaError for a
+    method that Batch does not have.
+    """
     while (message := next_call()) is not None:
         call = decode_call(message)
         method = getattr(type(batch), call.method, None)

@@ -26,7 +26,7 @@ LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens
 
 
 def key_of(adapter: AdapterUse | None) -> AdapterKey:
-    """Return the adapter and the scale on which keys and values depend, beside the tokens."""
+    """Return the adapter's id and scale, or None: cached tokens are shared only if these match."""
     return None if adapter is None else (adapter.id, adapter.scale)
 
 
@@ -57,7 +57,11 @@ class SlotTable:
     """All slots; gives each request the slot that saves the most work."""
 
     def __init__(self, count: int, on_drop: OnDrop | None = None) -> None:
-        """Make a table of `count` slots; `on_drop` is called before a slot drops cached tokens."""
+        """Make a table of `count` free slots.
+
+        `on_drop(slot, kept)` is called before a slot drops its cached tokens after the first
+        `kept`.
+        """
         self._count = count
         self._on_drop = on_drop or (lambda *_: None)
         self.clear()
@@ -84,9 +88,11 @@ class SlotTable:
         return self.free == 0
 
     def claim(self, owner: int, ids: Sequence[int], adapter: AdapterKey = None) -> Claim | None:
-        """Claim a free slot for a prompt; return None if no slot is free.
+        """Claim a free slot for the prompt `ids`; return None if no slot is free.
 
-        Notes the tokens that the slot will hold. The last one is never reused: a step computes it.
+        Prefers a slot that has a prefix of the prompt cached. Notes the tokens that the slot will
+        hold. The last one is never reused: a decode step computes it. `owner` is the generation's
+        id.
         """
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:
@@ -119,10 +125,11 @@ class SlotTable:
     def _closest(
         self, same: Sequence[Slot], path: Sequence[TokenBlock], usable: bytes
     ) -> tuple[Slot | None, int]:
-        """Find the slot that has, or will have, the longest prefix of `usable`, and its length.
+        """Find the slot that has, or will have, the longest prefix of `usable` cached.
 
-        `same` are the slots with the same adapter. Of several such slots, prefers a free one, then
-        the one with the fewest tokens.
+        Returns it (None without slots) and the prefix's length in tokens. `same` are the slots with
+        the same adapter, `path` the known blocks of `usable` (int32 as bytes). Of several such
+        slots, prefers a free one, then the one with the fewest tokens.
         """
         if not same:
             return None, 0

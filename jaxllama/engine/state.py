@@ -53,7 +53,7 @@ class DecodeState:
 
     @property
     def speaker(self) -> Int32[Array, " S"]:
-        """Return, for each row, the row that draws its token: its leader or itself."""
+        """Return, for each row, the row whose drawn token it takes: its leader, or itself."""
         return jnp.where(self.leader < 0, jnp.arange(self.leader.shape[0]), self.leader)
 
     @property
@@ -62,7 +62,7 @@ class DecodeState:
         return (self.budget > 0) & (self.budget[self.speaker] > 0)
 
     def rows(self) -> Rows:
-        """Return the fields that the sampler bank may read."""
+        """Return the part of the state that samplers may read."""
         return Rows(
             tokens=self.tokens,
             length=self.length + 1,  # the pending token is known
@@ -108,9 +108,10 @@ def row_start(
     *,
     leader: int = -1,
 ) -> RowStart:
-    """Build the row of a request whose `known` tokens are in the cache, all but the last.
+    """Build the start values of a request's row.
 
-    With a `leader` (a slot), the row is the guidance row of the leader's row.
+    All `known` tokens but the last are in the cache. With a `leader` (a slot), it is the guidance
+    row of the row in that slot.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known
@@ -139,9 +140,9 @@ def row_start(
 
 
 def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
-    """Return the most tokens that a step may draft for a request.
+    """Return how many tokens a decode step may draft at most for a request.
 
-    None with a constraint: the device does not know the mask of the token after the next one.
+    0 with a constraint: the device does not know the mask of the token after the next one.
     """
     if request.constraint is not None:
         return 0
@@ -152,7 +153,7 @@ def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
 def empty_state(
     model: ModelConfig, engine: EngineConfig, bank: SamplerBank, chunk: int
 ) -> DecodeState:
-    """Make a state with every row inert and `chunk` scratch columns at the end of the cache."""
+    """Make a state with all rows inactive and `chunk` spare columns at the end of the cache."""
     slots = engine.slots
     none = jnp.zeros(slots, jnp.int32)
     return DecodeState(
@@ -185,7 +186,7 @@ def empty_state(
 def write_row(
     state: DecodeState, slot: Int32[Array, ""], row: RowStart, bank: SamplerBank
 ) -> DecodeState:
-    """Write one row into the state, so that it starts to decode."""
+    """Return the state with one row replaced, so that this row decodes."""
     named = {
         field.name: getattr(state, field.name).at[slot].set(getattr(row, field.name))
         for field in dataclasses.fields(RowStart)

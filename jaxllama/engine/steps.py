@@ -86,7 +86,10 @@ class Steps:
         bank: SamplerBank,
         where: Partitions | None = None,
     ) -> None:
-        """Build the functions; `where` is the partition of every weight on several devices."""
+        """Prepare the functions for one model; `where` is the partition of its weights.
+
+        `where` is None on one device, or if the kernels leave the partition to the compiler.
+        """
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
         body = body_named(engine.kernels)
         # Where calls often run the lean program, it has nothing but the common samplers.
@@ -104,7 +107,7 @@ class Steps:
         return model_of(self.model, params, self.engine.kernels)
 
     def empty(self) -> DecodeState:
-        """Make a state with every row inert."""
+        """Make a state with all rows inactive."""
         return empty_state(self.model, self.engine, self.bank, self.tile)
 
     def prefill(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
@@ -117,7 +120,11 @@ class Steps:
         count: Array,
         adapter: SlotAdapter | None = None,
     ) -> DecodeState:
-        """Compute the cache of `count` tokens in a slot by tiles; may overwrite later columns."""
+        """Write keys and values of the first `count` of `ids` to a slot, tile by tile.
+
+        The first token goes to column `start`. The last tile may overwrite columns after the
+        tokens.
+        """
         adapters = of_rows(adapter, self.tile)
 
         def tile(index: Array, cache: KVCache) -> KVCache:
@@ -136,8 +143,8 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` is the same for all steps, so with guided rows the engine asks for one step. A
-        row without any allowed token skips the call: its mask is still being computed.
+        `allowed` is the same for all steps, so with constraints the engine asks for one step. A row
+        without any allowed token skips the call: its mask is still being computed.
         """
         return self._decode(self._whole, params, state, steps, allowed)
 
@@ -157,8 +164,8 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Decode with the common samplers alone: the same bits in rows that use no others.
 
-        With a body that prefers this program, no row may have guidance or log-probabilities.
-        Drafts nothing: the first program of a fresh installation has to compile fast.
+        With kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
+        nothing: the first program of a fresh installation has to compile fast.
         """
         return self._decode(self._lean, params, state, steps, allowed, places=1)
 
@@ -215,12 +222,13 @@ class Steps:
         output: StepOutput,
         room: Float[Array, "S V"],
     ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
-        """Draw a token for every active row, and further ones as long as they are as drafted.
+        """Draw a token for every active row, and further ones as long as each is the drafted one.
 
         The model computes the drafted tokens together with the pending one. Each token is drawn as
         it would be without drafts: from logits that have the same bits, with the random numbers of
         its place, and the samplers' state after the token before it. The keys and values of drafts
-        that were not drawn are overwritten before they are read. `room` is memory for logits.
+        that were not drawn are overwritten before they are read. The tokens go into `output` from
+        index `place` on; `room` is memory for logits.
         """
         drafts = self._drafts(state, active)
         state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
@@ -262,8 +270,8 @@ class Steps:
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
         """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
 
-        A loop of no or one turn is a branch that changes the cache in place: XLA copies what goes
-        through a conditional.
+        `before` is the state and memory for the logits. A loop of no or one turn is a branch that
+        changes the cache in place: XLA copies what goes through a conditional.
         """
         model = self._model(params)
         assert isinstance(model, Llama)
@@ -292,7 +300,8 @@ class Steps:
     def _drafts(self, state: DecodeState, active: Bool[Array, " S"]) -> Drafts:
         """Draft the next tokens of every row, as many as are worth their time.
 
-        A row's budget bounds its drafts, so their columns never lie beyond those of the slot.
+        A row drafts no more tokens than it may still generate, so their columns never lie beyond
+        those of the slot.
         """
         most = self.places - 1
         rows = jnp.sum(active).astype(jnp.float32)
@@ -320,7 +329,10 @@ class Steps:
         active: Bool[Array, " S"],
         allowed: UInt32[Array, "S W"],
     ) -> tuple[DecodeState, StepOutput]:
-        """Draw one token for each of these rows from the logits after its pending token."""
+        """Draw one token for each active row from `logits`, those after its pending token.
+
+        Returns the state after the tokens, and the tokens.
+        """
         rows = state.rows()
         rows = rows._replace(active=rows.active & active, allowed=allowed)
         if chooser.lists:
@@ -343,20 +355,23 @@ class Steps:
         return after, StepOutput(jnp.where(active, token, -1), choice)
 
     def admit(self, state: DecodeState, slot: Array, row: RowStart) -> DecodeState:
-        """Write one row, so that it starts to decode."""
+        """Return the state with a slot's row replaced, so that this row decodes."""
         return write_row(state, slot, row, self.bank)
 
     def release(self, state: DecodeState, mask: Bool[Array, " S"]) -> DecodeState:
-        """Stop the rows in `mask`: they decode no further."""
+        """Return the state in which the rows of the mask decode no further."""
         return dataclasses.replace(state, budget=jnp.where(mask, 0, state.budget))
 
     def scrub(self, state: DecodeState, slot: Array) -> DecodeState:
-        """Zero a slot's cache: a NaN times weight zero is still NaN, so a mask does not hide it."""
+        """Fill a slot's cache with zeros.
+
+        A NaN times weight zero is still NaN, so masking the columns would not do.
+        """
         cache = jax.tree.map(lambda side: side.at[slot].set(0), state.cache)
         return dataclasses.replace(state, cache=cache)
 
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
-        """Copy the first `count` columns of a cache row, rounded up to whole blocks."""
+        """Copy the first `count` cache columns of slot `source` to `target`, in whole blocks."""
 
         def block(index: Array, cache: KVCache) -> KVCache:
             at = index * KEY_BLOCK
@@ -371,13 +386,13 @@ class Steps:
         return dataclasses.replace(state, cache=lax.fori_loop(0, blocks, block, state.cache))
 
     def save(self, state: DecodeState, slot: Array, start: Array) -> Columns:
-        """Read a block of columns of a cache row; the state stays as it is."""
+        """Return the block of a slot's cache columns from `start` on; the state stays as it is."""
         return read_block(state.cache, slot, start)
 
     def restore(
         self, state: DecodeState, columns: Columns, slot: Array, start: Array
     ) -> DecodeState:
-        """Replace a block of columns of a cache row."""
+        """Overwrite the block of a slot's cache columns from `start` on with `columns`."""
         cache = write_block(state.cache, columns, slot, start)
         return dataclasses.replace(state, cache=cache)
 
@@ -391,7 +406,12 @@ class Steps:
         last: Array,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Peek]:
-        """Compute the log-probability of each target after its id, and all logits up to `last`."""
+        """Run known tokens through the model; return target log-probabilities and all logits.
+
+        `pairs` holds R token ids and the target after each. `last` is the index of the last id that
+        counts; the ids after it are padding. Keys and values go to the slot's cache from column
+        `start` on.
+        """
         ids, targets = pairs
         model = self._model(params)
         adapters = of_rows(adapter, ids.shape[0])
@@ -410,7 +430,7 @@ class Steps:
         runs: Runs,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Float[Array, " B"]]:
-        """Compute the log-probabilities of the targets of short runs."""
+        """Return the log-probabilities of the target tokens of short runs in one slot."""
         model = self._model(params)
         adapters = of_rows(adapter, runs.ids.shape[0])
         hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
@@ -439,7 +459,7 @@ class Steps:
     def adapt(
         self, adapters: AdapterBlocks, number: Int32[Array, ""], weights: AdapterWeights
     ) -> AdapterBlocks:
-        """Replace one adapter in the arrays of all."""
+        """Return the arrays of all adapters, with adapter `number` replaced by `weights`."""
         return write_adapter(adapters, number, weights)
 
 
@@ -447,7 +467,7 @@ class Steps:
 def apply_guidance(
     logits: Float[Array, "S V"], state: DecodeState, active: Bool[Array, " S"]
 ) -> Float[Array, "S V"]:
-    """Move the logits of each row that has a guidance row away from the guidance row's logits.
+    """Move the logits of each row with a guidance row away from the guidance row's logits.
 
     One row at a time, in place: other rows keep their bits, and without guidance rows nothing runs.
     """
@@ -467,7 +487,10 @@ def apply_guidance(
 def adapters_of(
     blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
 ) -> Adapters | None:
-    """Return the adapters of all rows, repeated for so many places; None if there are none."""
+    """Return the adapter of every row, the list of rows repeated `places` times.
+
+    None if `blocks`, the arrays of all adapters, is None.
+    """
     if blocks is None:
         return None
     number, scale = (jnp.tile(each, places) for each in (state.adapter, state.adapter_scale))
@@ -475,9 +498,9 @@ def adapters_of(
 
 
 def written(output: StepOutput, place: Array, now: StepOutput, *, lists: bool) -> StepOutput:
-    """Write the tokens of one step, or of one place of it, into the output of a call.
+    """Write the tokens of one step, or of one place of a step, to index `place` of `output`.
 
-    Without lists, log-probabilities and candidates stay blank.
+    Without `lists`, log-probabilities and lists of likely tokens stay blank.
     """
 
     def put(every: Array, new: Array) -> Array:

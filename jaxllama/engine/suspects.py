@@ -26,9 +26,9 @@ class Suspects:
         return self.alone is not None or bool(self.waiting)
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """Return the requests to replay together after a fault, and the guilty one, if any.
+        """Return the requests to replay together after a fault, and the one to blame or None.
 
-        Requests with a second fault become suspects.
+        Requests with a second fault become suspects, which are replayed alone.
         """
         self._drawn = 0
         for generation in live:

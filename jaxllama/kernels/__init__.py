@@ -22,27 +22,31 @@ AUTO = "auto"
 
 
 def body_named(name: str) -> Body:
-    """Return the body of this name; ConfigError if there is none."""
+    """Return the set of kernels of this name; raise ConfigError if there is none."""
     if name not in BODIES:
         raise ConfigError(f"kernels is {name!r}; expected one of {', '.join(BODIES)}")
     return BODIES[name]
 
 
 def fastest_body() -> Body:
-    """Return the fastest body that can run on this machine."""
+    """Return the fastest set of kernels that can run on this machine."""
     return next(body for body in BODIES.values() if not body.missing())
 
 
 def body_for(platform: str, model: ModelConfig) -> Body:
-    """Return the fastest body for another machine with one device of this platform."""
+    """Return the fastest set of kernels for a model on one device of `platform`.
+
+    The platform may be one that this machine does not have.
+    """
     named = BODIES.get(platform, PLAIN)
     return PLAIN if named.refuses(model, 1) else named
 
 
 def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
-    """Return the body asked for, or for "auto" the fastest one that can run the model.
+    """Return the set of kernels asked for, or for "auto" the fastest that can run the model.
 
-    The text says why a faster body was passed over; it is empty if none was.
+    `parts` is the number of devices that share the model. The returned text says why a faster set
+    was passed over, "" if none was. Raises ConfigError if the set asked for cannot run.
     """
     if asked != AUTO:
         body = body_named(asked)

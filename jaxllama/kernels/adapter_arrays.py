@@ -11,13 +11,16 @@ from jaxllama.sharding import place, shard_shape
 
 
 def zeros_on(mesh: Mesh, sizes: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> Array:
-    """Return an array of zeros on its devices; `axes` are the logical axes."""
+    """Return an array of zeros on the devices of a mesh; `axes` are the logical axes."""
     return place(np.zeros(sizes, dtype), shard_shape(mesh, sizes, axes))
 
 
 def with_adapter(
     every: Sequence[Array], number: Int32[Array, ""], own: Sequence[Float[Array, "R _"]]
 ) -> tuple[Array, ...]:
-    """Return the second matrices [N, R, O] of each weight, one adapter replaced."""
+    """Return the arrays [adapters, rank, out] of each weight, with adapter `number` replaced.
+
+    `own` has the new adapter's matrix for each weight.
+    """
     pairs = zip(every, own, strict=True)
     return tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in pairs)

@@ -67,9 +67,10 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of a group whose first member is this weight.
+        """Multiply norm(x) by every matrix of `group`, whose first member is this weight.
 
-        Add `add`, the width of all results side by side, if given.
+        Returns one array for each. `add`, if given, is added to the results; it holds the summands
+        for all results side by side.
         """
 
     def gated(
@@ -82,13 +83,13 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up) for a group of these two matrices.
+        """Return activation(norm(x) · gate) * (norm(x) · up); `group` holds the two matrices.
 
-        Add `add`, twice as wide, to both products before the activation, if given.
+        `add`, if given, is twice as wide and is added to both products before the activation.
         """
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up the embedding of every token, float32."""
+        """Return the embedding of every token in float32; `vocab` is the number of tokens."""
 
 
 @runtime_checkable
@@ -103,12 +104,15 @@ class ExpertWeights(Protocol):
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return activation(x · gate) * (x · up) of one expert; `up` are the other matrices."""
+        """Return activation(x · gate) * (x · up) of one expert, by its number.
+
+        These are the gate matrices, `up` are the up matrices of all experts.
+        """
 
     def matmul(
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
-        """Return x · weight of one expert."""
+        """Return x · weight of one expert, by its number; only rows in `active` are used."""
 
 
 class AdapterRows(NamedTuple):
@@ -131,7 +135,10 @@ class AdapterGroup(Protocol):
         """
 
     def written(self, number: Int32[Array, ""], a: Array, b: Sequence[Array]) -> "AdapterGroup":
-        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        """Return the arrays with adapter `number` replaced by its matrices.
+
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        """
 
 
 class AdapterShape(NamedTuple):
@@ -145,12 +152,12 @@ class AdapterShape(NamedTuple):
 
     @property
     def a(self) -> tuple[int, int]:
-        """Return the shape of the first matrices of one adapter, side by side."""
+        """Return the shape of one adapter's first matrices, those of all weights side by side."""
         return self.inward, len(self.outward) * self.rank
 
     @property
     def b(self) -> tuple[tuple[int, int], ...]:
-        """Return the shape of the second matrix of one adapter for each weight."""
+        """Return the shape of one adapter's second matrix for each weight."""
         return tuple((self.rank, each) for each in self.outward)
 
 
@@ -224,7 +231,11 @@ class Placed(NamedTuple):
 
 
 def placed_together(weight: Weight | ExpertWeights, biases: Sequence[Any]) -> list[Placed]:
-    """Return the matrices of a group, and their biases, as parts of one weight: the first one."""
+    """Return the matrices of a group and their biases as parts of one weight.
+
+    The first matrix is the weight; the others and all biases are marks that it contains them. A
+    bias is None if the model has none.
+    """
     inside = InGroup()
     return [
         Placed(inside if index else weight, None if bias is None else inside)
@@ -319,10 +330,10 @@ class Choosing(Protocol):
     def set_aside(
         self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /
     ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-        """Return the logits, to be changed in place, and a copy of the active rows."""
+        """Return the logits, which may be changed in place, and a copy of the active rows."""
 
     def survey(self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /) -> Survey:
-        """Find the likeliest token of every row, and whether its logits are sound."""
+        """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
 
     def best_candidates(
         self,
@@ -333,15 +344,20 @@ class Choosing(Protocol):
         count: int,
         /,
     ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-        """Return the ids of the `count` largest logits, (logit - best) / heat, and the total.
+        """Return the `count` largest logits of each row, best first, and the row's total.
 
-        The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
+        Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the
+        whole vocabulary.
         """
 
     def close_ranks(
         self, keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, /
     ) -> tuple[Best, Int32[Array, " S"]]:
-        """Keep the chosen survivors, recompute their shares; also return the last one's id."""
+        """Drop the candidates that are not in `keep`, in the rows where `on` is true.
+
+        The kept ones move to the front and their shares are recomputed. Also returns the id of the
+        last kept candidate of each row.
+        """
 
     def draw(
         self,
@@ -352,12 +368,15 @@ class Choosing(Protocol):
         active: Bool[Array, " S"],
         /,
     ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-        """Draw from the whole vocabulary with one number in [0, 1) per row: ids, log-sum-exp."""
+        """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
+
+        Returns ids, and the log-sum-exp of (logit - best) / heat.
+        """
 
     def logprob(
         self, logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"], /
     ) -> Float[Array, " S"]:
-        """Return the log-probability of one token of every row."""
+        """Return the log-probability of the given token of every row."""
 
     def take_held(
         self, logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"], /
@@ -372,7 +391,10 @@ class Choosing(Protocol):
         held: Float[Array, "S T"],
         /,
     ) -> Float[Array, "S V"]:
-        """Write the logits from `take_held`, moved by samplers, back into the rows."""
+        """Write changed logits of the tokens that a row contains back to their places in `logits`.
+
+        `first` comes from `take_held`; `held` are its logits after samplers changed them.
+        """
 
 
 # The body.
@@ -430,6 +452,9 @@ class Body:
             )
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
-        """Round a number of prompt tokens up to whole tiles: the seed contract knows no others."""
+        """Round a number of prompt tokens up to whole tiles.
+
+        Equal seeds give equal answers only if prompts are computed in whole tiles.
+        """
         tile = self.prompt_tile(slots)
         return -(-tokens // tile) * tile

@@ -62,7 +62,7 @@ def adapted_groups(config: ModelConfig) -> Iterator[AdaptedGroup]:
 
 
 def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
-    """Return the weights that adapters can change, by path."""
+    """Return the sizes of all weights that adapters can change, by dotted path."""
     return {
         path: AdaptedWeight(*leaf.shape)
         for group in adapted_groups(config)
@@ -71,7 +71,7 @@ def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
 
 
 def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[str, AdapterShape]]:
-    """Return the sizes of the adapter arrays, by block and group of weights."""
+    """Return the sizes of the adapter arrays, by number of the block and name of the group."""
     blocks: dict[int, dict[str, AdapterShape]] = {index: {} for index in range(config.layers)}
     for group in adapted_groups(config):
         leaves = list(group.weights.values())
@@ -87,7 +87,7 @@ def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[
 
 
 def empty_adapters(config: ModelConfig, engine: EngineConfig, mesh: Mesh) -> AdapterBlocks:
-    """Make the arrays of all blocks on their devices, without any adapter in them."""
+    """Make the adapter arrays of all blocks on their devices, filled with zeros."""
     body = body_named(engine.kernels)
     to = Placement(mesh, engine.dtype, engine.packed)
     return {
@@ -99,7 +99,7 @@ def empty_adapters(config: ModelConfig, engine: EngineConfig, mesh: Mesh) -> Ada
 def write_adapter(
     blocks: AdapterBlocks, number: Int32[Array, ""], weights: AdapterWeights
 ) -> AdapterBlocks:
-    """Return the arrays with one adapter replaced."""
+    """Return the arrays of all adapters, with adapter `number` replaced by `weights`."""
     return {
         index: {name: group.written(number, *weights[index][name]) for name, group in block.items()}
         for index, block in blocks.items()

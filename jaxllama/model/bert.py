@@ -56,14 +56,14 @@ class TokenEmbeddings(Module):
         self.distances = Table(buckets, config.heads) if buckets else None
 
     def __call__(self, tile: TextTile) -> Float[Array, "L D"]:
-        """Return the first hidden state of every token."""
+        """Return the embedding of every token, which is the input of the first block."""
         x = self.embed(tile.ids) + self.positions(tile.place + self.first)
         if self.types is not None:
             x = x + self.types(jnp.zeros_like(tile.ids))
         return self.norm(x)
 
     def biases(self, tile: TextTile) -> Float[Array, "N L L"] | None:
-        """Return the attention bias of every head for every query and key; None without biases."""
+        """Return the attention bias for each head, query and key; None for a model without."""
         if self.distances is None:
             return None
         classes = distance_classes(tile.place[None, :] - tile.place[:, None], self.buckets)
@@ -89,7 +89,10 @@ class EncoderBlock(Module):
         text: Int[Array, " L"],
         bias: Float[Array, "N L L"] | None,
     ) -> Float[Array, "L D"]:
-        """Apply attention and feed-forward of one layer to every row."""
+        """Apply attention and feed-forward of one layer to every token.
+
+        `text` is the number of each token's text: a token attends only to its own text.
+        """
         with jax.named_scope("attention"):
             q, k, v = (
                 rearrange(layer(x), "l (n h) -> n l h", n=self.heads)
@@ -147,7 +150,10 @@ def attend(
     text: Int[Array, " L"],
     bias: Float[Array, "N L L"] | None,
 ) -> Float[Array, "N L H"]:
-    """Let every token attend to the tokens of its text; QUERIES rows at a time."""
+    """Let every token attend to the tokens of its own text, QUERIES queries at a time.
+
+    `text` is the number of each token's text.
+    """
     rows = q.shape[1]
     exact = lax.Precision.HIGHEST
     q = q * q.shape[2] ** -0.5
@@ -168,7 +174,10 @@ def attend(
 
 
 def distance_classes(distance: Int[Array, "L M"], count: int) -> Int[Array, "L M"]:
-    """Return MPNet's class of each distance (key minus query): exact if near, else logarithmic."""
+    """Return MPNet's class of each distance (key minus query): exact if near, else logarithmic.
+
+    `count` is the number of classes.
+    """
     half = count // 2
     exact = half // 2
     far = np.arange(FARTHEST + 1)
@@ -185,32 +194,38 @@ def distance_classes(distance: Int[Array, "L M"], count: int) -> Int[Array, "L M
 def pool(
     x: Float[Array, "L D"], text: Int[Array, " L"], texts: int, config: EncoderConfig
 ) -> Float[Array, "R D"]:
-    """Return the vectors of the first `texts` texts; those of absent texts have no meaning."""
+    """Pool hidden states into one vector for each of the first `texts` texts of a tile.
+
+    `text` is the number of each row's text. Vectors of numbers without a text have no meaning.
+    """
     found = POOLINGS[config.pooling](x, text, texts)
     return scaled_to_one(found) if config.normalizes else found
 
 
 def members(text: Int[Array, " L"], texts: int) -> Bool[Array, "R L"]:
-    """Say which rows belong to each text."""
+    """Return a mask of the rows that belong to each of the texts 0 to `texts` - 1."""
     return text[None, :] == jnp.arange(texts)[:, None]
 
 
 def pool_sum(
     x: Float[Array, "L D"], text: Int[Array, " L"], texts: int, power: float
 ) -> Float[Array, "R D"]:
-    """Return the sum of each text's rows over its count of rows to the `power`."""
+    """Return the sum of each text's rows, divided by their number to the power `power`.
+
+    `text` is the number of each row's text, `texts` the number of results.
+    """
     own = members(text, texts).astype(jnp.float32)
     total = jnp.einsum("rl,ld->rd", own, x, precision=lax.Precision.HIGHEST)
     return total / jnp.maximum(own.sum(axis=1, keepdims=True), 1) ** power
 
 
 def pool_first(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
-    """Return the first row of each text."""
+    """Return the first row of each text; `text` is the number of each row's text."""
     return x[jnp.argmax(members(text, texts), axis=1)]
 
 
 def pool_last(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
-    """Return the last row of each text."""
+    """Return the last row of each text; `text` is the number of each row's text."""
     return x[x.shape[0] - 1 - jnp.argmax(members(text, texts)[:, ::-1], axis=1)]
 
 
@@ -229,7 +244,7 @@ POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {
 
 
 def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
-    """Scale every row to length 1."""
+    """Scale every row to Euclidean length 1."""
     length = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
     return x / jnp.maximum(length, SMALLEST_LENGTH)
 
@@ -238,14 +253,14 @@ def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
 
 
 def embeddings_of(config: EncoderConfig, params: Tree) -> TokenEmbeddings:
-    """Build the embeddings around their weights, inside a program."""
+    """Build the embedding layers with these weights, which may be traced by JAX."""
     module = TokenEmbeddings(config)
     give_values(module, params)
     return module
 
 
 def block_of(config: EncoderConfig, params: Tree) -> EncoderBlock:
-    """Build a block around its weights, inside a program."""
+    """Build one block with these weights, which may be traced by JAX."""
     module = EncoderBlock(config)
     give_values(module, params)
     return module

@@ -26,25 +26,25 @@ class Columns(NamedTuple):
 
 
 def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> CacheSize:
-    """Return the sizes of one layer, with `chunk` columns of scratch."""
+    """Return the cache sizes of one layer, with `chunk` spare columns at the end."""
     return CacheSize(engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
 
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
-    """Return the memory of the whole cache."""
+    """Return the bytes of the whole KV cache, with `chunk` spare columns in each slot."""
     slots, _, columns, _ = cache_shape(model, engine, chunk)
     return slots * columns * column_bytes(model, engine)
 
 
 def column_bytes(model: ModelConfig, engine: EngineConfig) -> int:
-    """Return the memory of one token: its keys and values in all layers."""
+    """Return the bytes of one token in the cache: its keys and values in all layers."""
     size = CacheSize(1, model.kv_heads, 1, model.head_dim)
     arrays = body_named(engine.kernels).cache_arrays(size, engine.cache_dtype)
     return model.layers * sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays)
 
 
 def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache:
-    """Return a cache of zeros."""
+    """Return a KV cache of zeros, with `chunk` spare columns in each slot."""
     arrays = body_named(engine.kernels).cache_arrays(
         cache_shape(model, engine, chunk), engine.cache_dtype
     )
@@ -54,7 +54,7 @@ def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache
 
 
 def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
-    """Read a block of columns of one row."""
+    """Read the block of KEY_BLOCK columns of one slot that begins at column `start`."""
     parts = [read_columns(part, slot, start, KEY_BLOCK)[0] for part in jax.tree.leaves(cache)]
     numbers = [part for part in parts if part.ndim == 3]  # noqa: PLR2004 - heads, columns, size
     scales = [part for part in parts if part.ndim == 2]  # noqa: PLR2004
@@ -62,7 +62,7 @@ def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
 
 
 def write_block(cache: KVCache, columns: Columns, slot: Array, start: Array) -> KVCache:
-    """Replace a block of columns of one row."""
+    """Return the cache with a block of one slot, from column `start` on, replaced by `columns`."""
     numbers = iter(columns.numbers)
     scales = iter(() if columns.scales is None else columns.scales)
 

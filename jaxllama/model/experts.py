@@ -29,7 +29,10 @@ class ExpertsLayer(Module):
         self.down = ExpertMatrices(outward, ("experts", "ffn", "width"))
 
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
-        """Apply to every row and add the result to the row."""
+        """Apply the chosen experts to every row and add the result to the row.
+
+        `ends` has the norms before and after, `rows` which rows are used.
+        """
         normed = x if ends.before is None else ends.before(x)
         shares = chosen_shares(self.router(normed), self.experts)
         if rows.active is not None:
@@ -51,7 +54,7 @@ class ExpertsLayer(Module):
     def apply(
         self, index: Array, x: Float[Array, "L D"], used: Bool[Array, " L"]
     ) -> Float[Array, "L D"]:
-        """Compute the feed-forward of one expert for the rows that use it."""
+        """Compute the feed-forward of expert `index` for the rows of the mask `used`."""
         gate, up, down = (each.weight.value for each in (self.gate, self.up, self.down))
         inner = gate.gated(index, x, up, self.activation, used)
         result: Array = down.matmul(index, inner, used)

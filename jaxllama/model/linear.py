@@ -28,7 +28,7 @@ class Norm(Module):
 
     @property
     def parameters(self) -> NormWeight:
-        """The norm as an argument of a matmul."""
+        """The weight and epsilon of the norm, for a matmul that applies it to its input."""
         return NormWeight(self.weight.value, self.eps)
 
 
@@ -48,7 +48,10 @@ class Linear(Module):
         add: Array | None = None,
         rows: MatmulRows = ALL_ROWS,
     ) -> Float[Array, "L O"]:
-        """Multiply every row by the weight, after an optional norm, and add `add` if given."""
+        """Multiply every row by the weight, after an optional norm, and add `add` if given.
+
+        Adds the bias, and what the low-rank adapters in `rows` contribute.
+        """
         weight, bias, _ = self.member
         scale = None if norm is None else norm.parameters
         delta = rows.delta(x, scale)
@@ -67,7 +70,10 @@ class Linear(Module):
 def project(
     layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm | None, rows: MatmulRows
 ) -> list[Array]:
-    """Apply the norm once, if there is one, and multiply by the weights of several layers."""
+    """Multiply norm(x) by the weights of several layers; return one array for each layer.
+
+    `norm` None: x is used as it is. `rows` says which rows are used and which adapters they have.
+    """
     group = [layer.member for layer in layers]
     scale = None if norm is None else norm.parameters
     add = rows.delta(x, scale)
@@ -81,7 +87,10 @@ def gated(
     activation: Activation,
     rows: MatmulRows,
 ) -> Float[Array, "L O"]:
-    """Return activation(gate(norm(x))) * up(norm(x)) for the layers (gate, up)."""
+    """Return activation(gate(norm(x))) * up(norm(x)) for the layers (gate, up).
+
+    `norm` None: x is used as it is. `rows` says which rows are used and which adapters they have.
+    """
     group = [layer.member for layer in layers]
     scale = None if norm is None else norm.parameters
     weight: Weight = group[0].weight
@@ -104,7 +113,7 @@ class Embedding(Module):
     def scores(
         self, x: Float[Array, "L D"], *, norm: Norm, active: ActiveRows = None
     ) -> Float[Array, "L V"]:
-        """Return the logits of each row after the norm: its products with all token vectors."""
+        """Return the logits of each row: norm(x) times the vectors of all tokens."""
         weight: Weight = self.weight.value
         return weight.matmul(x, norm=norm.parameters, active=active)
 
@@ -119,7 +128,10 @@ class Ends(NamedTuple):
     def add(
         self, last: Linear, inner: Float[Array, "L I"], x: Float[Array, "L D"], rows: MatmulRows
     ) -> Float[Array, "L D"]:
-        """Multiply by the last matrix and add the result to the stream `x`."""
+        """Multiply `inner` by the last matrix of half a block and add the result to `x`.
+
+        `x` is the residual stream; the result is normed and scaled first if the model does so.
+        """
         if self.after is None and self.scale == 1:
             return last(inner, add=x, rows=rows)  # one operation for bodies that fuse them
         return self.add_result(last(inner, rows=rows), x)
@@ -127,11 +139,11 @@ class Ends(NamedTuple):
     def add_result(
         self, result: Float[Array, "L D"], x: Float[Array, "L D"]
     ) -> Float[Array, "L D"]:
-        """Add the result of half a block to the residual stream `x`."""
+        """Norm and scale the result of half a block, then add it to the residual stream `x`."""
         normed = result if self.after is None else self.after(result)
         return x + scaled(normed, self.scale)
 
 
 def scaled(x: Float[Array, "*L D"], scale: float) -> Float[Array, "*L D"]:
-    """Multiply by a scale; a scale of 1 adds nothing to the program."""
+    """Multiply by `scale`; for 1, return `x` itself, so that nothing is compiled."""
     return x if scale == 1 else x * scale

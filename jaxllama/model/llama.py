@@ -51,7 +51,10 @@ class Llama(Module):
         active: Bool[Array, " S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """Compute one token for every slot; inactive rows do not change the cache."""
+        """Compute the hidden state of one new token per slot; return it with the new cache.
+
+        `position` is the cache column of each token. Inactive rows do not change the cache.
+        """
 
         def attend(
             qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
@@ -69,10 +72,10 @@ class Llama(Module):
         active: Bool[Array, "N S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "N S D"], KVCache]:
-        """Compute up to N tokens for every slot, from column `position` on.
+        """Compute the hidden states of up to N new tokens per slot, from column `position` on.
 
-        Of a slot, the first tokens are active; the others do not change the cache. Only for bodies
-        with a `row_cost`, whose rows have the same bits in any number.
+        The mask `active` is true for the first tokens of a slot; the others do not change the
+        cache. Only for kernels with a `row_cost`, whose rows have the same bits in any number.
         """
         count, slots = tokens.shape
         positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
@@ -102,7 +105,10 @@ class Llama(Module):
         count: Int[Array, ""] | None = None,
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute a run of tokens of one slot from column `start`; the first `count` are real."""
+        """Compute the hidden states of a run of tokens of one slot, from column `start` on.
+
+        Only the first `count` tokens are real (None: all); the others are padding.
+        """
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
@@ -123,7 +129,7 @@ class Llama(Module):
         places: Int[Array, "2 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute runs of equal size in one slot, one after the other.
+        """Compute several runs of tokens of equal size in one slot, one after the other.
 
         `places` holds the first column and the real length of each run. A run attends to all
         columns before its first one, as they are at its turn: so it may continue an earlier run, or
@@ -151,7 +157,10 @@ class Llama(Module):
     def through(
         self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Apply the embedding and all layers to tokens; `attend` does the attention of a layer."""
+        """Apply the embedding and all blocks to tokens; return hidden states and the new cache.
+
+        `attend` computes the attention of one layer and writes its cache.
+        """
         config = self.config
         with jax.named_scope("embed"):
             x = constrain(scaled(self.embed(tokens), config.embed_scale), rows.axis, "width")
@@ -179,7 +188,10 @@ class Llama(Module):
 def attending(
     attend: Attend, rotation: Rotation, layer: Layer, window: int | None
 ) -> Callable[[Projections], Attended]:
-    """Return the attention of one layer, as a function of its projections."""
+    """Bind the rotary tables, cache and window of one layer to `attend`.
+
+    Returns a function of queries, keys and values.
+    """
     return lambda qkv: attend(qkv, rotation, layer, window)
 
 
@@ -204,9 +216,10 @@ class Block(Module):
     def __call__(
         self, x: Float[Array, "L D"], rows: BlockRows, axis: str, attend: AttendLayer
     ) -> tuple[Float[Array, "L D"], Layer]:
-        """Apply to every row; `attend` also appends to the layer's cache and returns it.
+        """Apply attention and feed-forward to every row; return the rows and the layer's new cache.
 
-        `axis` is the logical axis that the rows lie on.
+        `attend` computes attention and writes the layer's cache. `axis` names the logical axis of
+        the rows for sharding.
         """
         with jax.named_scope("attention"):
             ends = Ends(self.attention_norm, self.attention_out_norm, self.scale)
@@ -252,7 +265,7 @@ class Attention(Module):
         return ends.add(self.o, mixed, x, rows.of("o")), layer
 
     def normed(self, q: Array, k: Array) -> tuple[Array, Array]:
-        """Norm queries and keys, if the model does."""
+        """Apply the model's norms to queries and keys; unchanged if the model has none."""
         if self.q_norm is None or self.k_norm is None:
             return q, k
         return self.q_norm(q), self.k_norm(k)
@@ -269,12 +282,12 @@ class FeedForward(Module):
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
-        """Apply to every row and add the result to the row."""
+        """Apply the feed-forward to every row and add the result to the row."""
         both = (self.gate, self.up)
         inner = gated(both, x, ends.before, self.activation, rows.of("gate_up"))
         return ends.add(self.down, inner, x, rows.of("down"))
 
 
 def capped(x: Float[Array, "L V"], cap: float | None) -> Float[Array, "L V"]:
-    """Bend numbers so that none exceeds `cap`; None leaves them as they are."""
+    """Limit numbers smoothly to -cap..cap by tanh; None leaves them as they are."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -25,7 +25,7 @@ Part = Module | Parameter | list[Any]
 
 
 def parts_of(part: Module | list[Any]) -> Iterator[tuple[str | int, Part]]:
-    """Yield the parameters, layers and lists in a module or list, sorted by name or place."""
+    """Yield (name or index, part) of a module's or list's parameters, layers and lists, sorted."""
     named = enumerate(part) if isinstance(part, list) else sorted(vars(part).items())
     for name, value in named:
         if isinstance(value, Module | Parameter | list):
@@ -42,7 +42,10 @@ def parameters_of(module: Module | list[Any], prefix: str = "") -> Iterator[tupl
 
 
 def give_values(module: Module | list[Any], values: dict[Any, Any]) -> None:
-    """Set the value of every parameter from a nested tree; raise KeyError if one has no place."""
+    """Set every parameter of a module from a nested tree of values.
+
+    Raises KeyError if a value has no parameter or a parameter no value.
+    """
     parts = dict(parts_of(module))
     unknown = values.keys() - parts.keys()
     if unknown:

@@ -27,17 +27,20 @@ class Leaf:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the leaf may be Packed: it enters a matmul."""
+        """Say whether the weight is one matrix, which may be stored packed."""
         return len(self.shape) == 2  # noqa: PLR2004
 
     @property
     def is_stack(self) -> bool:
-        """Whether the leaf holds the matrices of all experts of a layer."""
+        """Say whether the weight holds the matrices of all experts of a layer."""
         return len(self.shape) == 3  # noqa: PLR2004
 
 
 def attention_of(body: Body, cap: float | None) -> AttentionOps:
-    """Return a body's attention, with a cap on scores if the model has one."""
+    """Return the attention functions of a set of kernels.
+
+    `cap` limits the attention scores, None for no limit. Raises ConfigError if the kernels cannot.
+    """
     if cap is None:
         return body.attention
     if body.capped_attention is None:
@@ -46,7 +49,10 @@ def attention_of(body: Body, cap: float | None) -> AttentionOps:
 
 
 def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) -> Llama:
-    """Build the model around its weights, inside a program."""
+    """Build the model with these weights, which may be traced by JAX.
+
+    `body` names the set of kernels that computes its operations.
+    """
     model = Llama(config, attention_of(body_named(body), config.attention_cap))
     give_values(model, params)
     return model
@@ -54,7 +60,7 @@ def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) ->
 
 @cache
 def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
-    """Return the shape and axes of every weight of the model by dotted path."""
+    """Return the shape and logical axes of every weight of the model, by dotted path."""
     model = Llama(config, attention_of(plain.PLAIN, config.attention_cap))
     return {path: Leaf(each.shape, each.axes) for path, each in parameters_of(model)}
 

@@ -51,7 +51,10 @@ class Preparation:
         self._waiting: dict[str, dict[str, Given]] = {}  # by group, until it is complete
 
     def add(self, path: str, leaf: Leaf, value: Given) -> None:
-        """Take one weight; its group is laid out and leaves host memory once it is complete."""
+        """Take one weight of the checkpoint, or note it until its group is complete.
+
+        A complete group is stored on the devices and leaves host memory.
+        """
         layer = path.rpartition(".")[0]
         if not (self._abstract[f"{layer}.weight"].is_matrix or leaf.is_stack):
             self._ready[path] = self._vector(leaf, value)
@@ -63,11 +66,14 @@ class Preparation:
             self._lay_out(layers, self._waiting.pop(layers[0]))
 
     def tree(self) -> Tree:
-        """Return the whole tree; every weight must have been added."""
+        """Return all weights as the nested tree that the programs use; all must have been added."""
         return nest(self._ready)
 
     def group_of(self, layer: str) -> tuple[str, ...]:
-        """Return the paths of the layers that are laid out together with this one."""
+        """Return the paths of the layers whose matrices are stored together with this one's.
+
+        Without such a group, returns `layer` alone.
+        """
         parent, _, name = layer.rpartition(".")
         for group in self._groups if self._body.joins else ():
             if name in group.layers:
@@ -75,7 +81,7 @@ class Preparation:
         return (layer,)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
-        """Let the body lay out one complete group."""
+        """Store the weights of one complete group on the devices, as the kernels require."""
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(
             kind=self._kind_of(layers),
@@ -99,7 +105,7 @@ class Preparation:
         )
 
     def _leaves(self, layer: str) -> list[str]:
-        """Return the paths of the leaves that a layer has."""
+        """Return the paths of the weight and, if there is one, the bias of a layer."""
         paths = (f"{layer}.weight", f"{layer}.bias")
         return [path for path in paths if path in self._abstract]
 

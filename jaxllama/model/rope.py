@@ -47,7 +47,11 @@ def llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
 
 
 def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
-    """Interpolate pairs that turn seldom within the trained context, keep those that turn often."""
+    """Return YaRN's frequencies, and the factor for cos and sin.
+
+    Pairs that turn seldom within the trained context are divided by `factor`, those that turn often
+    are kept.
+    """
 
     def pair_with_turns(turns: float) -> float:
         ratio = rope.original_context / (turns * 2 * math.pi)
@@ -63,7 +67,7 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
 
 
 def fitted(config: ModelConfig, context: int) -> ModelConfig:
-    """Return the model for slots of `context` tokens, with one of two sets of rope factors.
+    """Return the config with the rope factors, long or short, that fit `context` tokens per slot.
 
     The choice is made once, not by the length of each text: keys in the cache keep their rotation.
     """
@@ -82,11 +86,12 @@ def overridden(
     alpha: float | None = None,
     theta: float | None = None,
 ) -> ModelConfig:
-    """Return the model with a caller's changes to its rotary embedding; None changes nothing.
+    """Return the config with a caller's changes to its rotary embedding; None changes nothing.
 
     `scale` divides positions, in place of the model's own rule for long texts. `alpha` stretches
-    the base by the NTK rule. `theta` replaces the base. `scale` and `alpha` lengthen the context
-    that the model takes in proportion. Layers with a rotation of their own (Gemma 3) keep it.
+    the base by the NTK rule. `theta` replaces the base. `scale` and `alpha` also multiply the
+    longest context. Layers with a rotation of their own (Gemma 3) keep it. Raises InvalidParameter
+    for a value out of range.
     """
     given = {"rope_scale": scale, "rope_alpha": alpha, "rope_theta": theta}
     for name, value in given.items():
@@ -118,7 +123,10 @@ def overridden(
 def layer_tables(
     config: ModelConfig, rope: Rope | None, position: Int[Array, " L"]
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
-    """Return cosines and sines of a layer for whole heads; numbers that do not rotate have 1, 0."""
+    """Return cosines and sines of one layer at each position, for whole heads.
+
+    Pairs of a head that do not rotate get 1 and 0; `rope` None: no pair rotates.
+    """
     rows, half = position.shape[0], config.head_dim // 2
     if rope is None:
         return jnp.ones((rows, half)), jnp.zeros((rows, half))
@@ -130,10 +138,10 @@ def layer_tables(
 
 
 def pair_up(x: Float[Array, "L N H"], rotated: int) -> Float[Array, "L N H"]:
-    """Reorder the numbers of a head so that those of a rotated pair lie half a head apart.
+    """Reorder the numbers of each head so that those of a rotated pair lie half a head apart.
 
-    In a model that rotates only the first numbers of a head, they lie half of these apart. Scores
-    do not change if queries and keys are reordered alike.
+    In a model that rotates only the first `rotated` numbers of a head, they lie half of these
+    apart. Scores do not change if queries and keys are reordered alike.
     """
     half, rest = rotated // 2, (x.shape[-1] - rotated) // 2
     first, second, still, left = jnp.split(x, (half, rotated, rotated + rest), axis=-1)

@@ -30,7 +30,7 @@ class SlotAdapter(NamedTuple):
     scale: Float[Array, ""]
 
     def of_rows(self, count: int) -> Adapters:
-        """Return the adapters of so many rows of the slot."""
+        """Give the slot's adapter to each of `count` rows."""
         number, scale = (jnp.full(count, each) for each in (self.number, self.scale))
         return Adapters(self.blocks, AdapterRows(number, scale))
 
@@ -43,7 +43,7 @@ class MatmulRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def delta(self, x: Float[Array, "L I"], norm: NormWeight | None) -> Array | None:
-        """Return the numbers that adapters add to norm(x) · weight; None without adapters."""
+        """Return what the rows' adapters add to norm(x) · weight; None if no row has an adapter."""
         if self.group is None or self.adapters is None:
             return None
         return self.group.delta(x, norm=norm, rows=self.adapters)
@@ -83,5 +83,5 @@ ALL_ROWS = MatmulRows()
 
 
 def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
-    """Return the adapters of so many rows of one slot; None if there are none."""
+    """Give one slot's adapter to each of `count` rows; None if there is no adapter."""
     return None if adapter is None else adapter.of_rows(count)

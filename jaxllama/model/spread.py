@@ -68,7 +68,10 @@ class SpreadLlama:
         count: Int[Array, ""],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute a run of tokens of one slot on every device; only its owner stores keys."""
+        """Compute the hidden states of a run of tokens of one slot, from column `start` on.
+
+        Every device computes it; only the device that has the slot stores keys and values.
+        """
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
             tokens, cache, slot, start, count, adapters
@@ -83,7 +86,10 @@ class SpreadLlama:
         places: Int[Array, "2 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute short runs of one slot on every device; only the slot's owner stores keys."""
+        """Compute several short runs of tokens in one slot (see `Llama.branches`).
+
+        Every device computes them; only the device that has the slot stores keys and values.
+        """
         given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
             tokens, cache, slot, places, adapters
@@ -103,18 +109,21 @@ class SpreadLlama:
 
     @property
     def final_norm(self) -> Norm:
-        """The final norm, for whole vectors."""
+        """The final norm of the model, which every device has whole."""
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
-        """Return the partition of every leaf of the adapters; `rows`: of the rows."""
+        """Return the partition of every array of the adapters; `rows` is that of the rows."""
         parts: Any = rows
         return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))
 
     def _everywhere(
         self, method: Callable[..., Any], given: tuple[Any, ...], result: Any
     ) -> Callable[..., Any]:
-        """Wrap a method of the model so that every device runs it on its own part."""
+        """Wrap a method of `Llama` so that every device runs it on its own part of the weights.
+
+        `given` are the partitions of its arguments, `result` those of its results.
+        """
 
         def run(params: Tree, *arguments: Any) -> Any:
             return method(model_of(self.own, params, self.engine.kernels), *arguments)
@@ -126,7 +135,7 @@ class SpreadLlama:
 
 
 def part_of(config: ModelConfig, parts: int) -> ModelConfig:
-    """Return the shape of the model on one of `parts` devices."""
+    """Return the config of the part of the model that one of `parts` devices computes."""
     return dataclasses.replace(
         config,
         heads=config.heads // parts,

@@ -31,7 +31,7 @@ class Adjusting(NamedTuple):
     on: dict[str, Bool[Array, " S"]]  # rows in which each acts
 
     def some(self, names: SamplerNames) -> Bool[Array, " S"]:
-        """Return the rows in which at least one of these adjusters acts."""
+        """Return a mask of the rows in which at least one of these adjusters acts."""
         return some((self.on[name] for name in names), self.rows)
 
 
@@ -51,7 +51,11 @@ def adjust(
     rows: Rows,
     logits: Float[Array, "S V"],
 ) -> AdjustedLogits:
-    """Apply every adjuster in order; return also which rows had no NaN or +inf before."""
+    """Apply all adjusters in order to the rows of logits.
+
+    Also returns which rows had no NaN or +inf before. `kinds`, `sets` and `bank` hold the class,
+    the token sets and the knobs of each adjuster by its name.
+    """
     on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
     adjusting = Adjusting(kinds, sets, bank, rows, on)
     whole = [name for name, kind in kinds.items() if not kind.held_only]
@@ -80,12 +84,19 @@ def adjust(
 
 
 def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Return the rows in which an adjuster acts; it skips greedy rows whose token it keeps."""
+    """Return a mask of the rows in which an adjuster acts.
+
+    An adjuster that never changes the likeliest token skips rows at temperature 0.
+    """
     return is_asked(sampler, rows) & (is_warm(rows) | (not kind.keeps_greedy))
 
 
 def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
-    """Group neighbouring adjusters that read only the tokens of a row; others get own groups."""
+    """Return the adjusters' names in order, in groups that are applied together.
+
+    Adjacent adjusters that read only the logits of tokens in the row form one group; every other
+    adjuster is a group of its own.
+    """
     found: list[SamplerNames] = []
     for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):
         names = list(run)
@@ -94,7 +105,7 @@ def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
 
 
 def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> AdjustedLogits:
-    """Apply one adjuster that reads the whole vocabulary."""
+    """Apply the adjuster `name`, which reads all logits, in the rows in which it acts."""
     moved = ask(adjusting, name, old.logits, adjusting.rows)
     return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
 
@@ -102,9 +113,9 @@ def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> Adjusted
 def move_held(
     ops: Choosing, adjusting: Adjusting, names: SamplerNames, old: AdjustedLogits
 ) -> AdjustedLogits:
-    """Apply adjusters that read only the logits of the tokens in their row.
+    """Apply adjusters that read only the logits of the tokens that a row contains.
 
-    They see the index at which a token first occurs in the row as its id.
+    In place of a token's id they get the index at which the token first occurs in the row.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)
@@ -125,7 +136,7 @@ def move_held(
 def ask(
     adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
 ) -> Float[Array, "S N"]:
-    """Call one adjuster for every row; return the new logits."""
+    """Call the adjuster `name` for every row of `logits`; return the new logits."""
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:
         assert isinstance(sampler, Adjuster)

@@ -38,10 +38,10 @@ class SamplerBank:
         texts: Callable[[], Sequence[str]] = tuple,
         trial: bool = True,
     ) -> None:
-        """List the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
+        """Order the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
 
-        `texts` returns the texts of the tokens, for samplers with token sets. Without `trial`,
-        `Programs` tries the samplers if it has to compile programs.
+        `texts` returns the text of every token, for samplers with token sets. Without `trial` the
+        samplers are not traced here; `Programs` traces them before it compiles programs.
         """
         self.knobs = catalogue(samplers)
         self.vocab = vocab

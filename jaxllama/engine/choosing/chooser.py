@@ -96,7 +96,7 @@ class TokenChooser:
     def choose(
         self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
     ) -> tuple[Bank, ChosenTokens]:
-        """Choose one token for every row; return the bank after it, and the tokens."""
+        """Choose one token per row; return the bank with new sampler state, and the tokens."""
         rows = with_chances(rows, self.samplers)
         asks = rows.active & (rows.top_logprobs >= 0) if self.lists else jnp.zeros_like(rows.active)
         watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
@@ -128,7 +128,7 @@ class TokenChooser:
         )
 
     def _draw(self, bank: Bank, ready: AdjustedRows) -> Draws:
-        """Choose a token for every row; rows at temperature 0 cost only their maximum."""
+        """Draw a token in rows with a temperature above 0, and take the likeliest in the others."""
         certainty = jnp.zeros_like(ready.best)
         alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
         certain = self._shown(Draws(ready.likeliest, certainty, alone, {}))
@@ -142,7 +142,11 @@ class TokenChooser:
     def _sample(
         self, bank: Bank, ready: AdjustedRows, sampled: Bool[Array, " S"], certain: Draws
     ) -> Draws:
-        """Draw for the sampled rows: among survivors where a filter is on, else among all."""
+        """Draw a token in the rows in `sampled`; other rows get `certain`.
+
+        Rows with a filter draw from the candidates that it keeps, all others from the whole
+        vocabulary.
+        """
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
         chances = jax.vmap(chance)(ready.rows)
         filters = {name: bank[name] for name in self.filters}
@@ -199,12 +203,15 @@ class TokenChooser:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` for rows where no shaper acts: a shaper would see the final logits."""
+        """Set `shown`, the drawn token's log-probability in the input of each observing shaper.
+
+        For rows without an active shaper: that input would be the final logits.
+        """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
 
     def _list_under_model(self, logits: Float[Array, "S V"], ready: AdjustedRows) -> Listed:
-        """List the likeliest tokens at temperature 1, without any sampler."""
+        """List the likeliest tokens by the model's own logits: temperature 1, no samplers."""
 
         def likeliest() -> Listed:
             best = self._ops.survey(logits, ready.wants).best
@@ -220,7 +227,10 @@ class TokenChooser:
         logprob: Float[Array, " S"],
         drawn: Draws,
     ) -> Bank:
-        """Let samplers with state observe the tokens of their rows."""
+        """Let samplers that keep state observe the drawn tokens; return the bank after it.
+
+        `watching` has, for each such sampler, the mask of the rows in which it observes.
+        """
 
         def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
             return sampler.observe(Chosen(*chosen))
@@ -246,7 +256,10 @@ def draw_from_all(
     listing: Bool[Array, " S"],
     size: int,
 ) -> Draws:
-    """Draw from the whole vocabulary; list the `size` likeliest tokens of rows in `listing`."""
+    """Draw a token from the whole vocabulary in every active row.
+
+    Also lists the `size` likeliest tokens of the rows in the mask `listing`.
+    """
     token, log_total = ops.draw(
         weighted.logits, weighted.best, weighted.heat, chances, weighted.active
     )

@@ -34,7 +34,10 @@ MAX_TEXT = 256  # characters of one phrase
 
 
 def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
-    """List every knob of every sampler by its name; raise KnobClash or BrokenPlugin."""
+    """Return the specification of every knob of all samplers, by the knob's name.
+
+    Raises KnobClash if a name is taken twice, BrokenPlugin for a declaration that cannot work.
+    """
     owners: dict[str, str] = {}
     specs: dict[str, KnobSpec] = {}
     for name, kind in samplers.items():
@@ -67,7 +70,10 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """Describe the fault of a declaration that no value could satisfy; None if it has none."""
+    """Return what is wrong with a knob's declaration, as the end of an error message.
+
+    None if nothing is wrong.
+    """
     listed = spec.by_token or spec.tokens or spec.phrases
     if spec.kind not in DTYPES:
         return f"has off={spec.off!r}; expected a number"
@@ -81,7 +87,7 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def fault_in_bounds(spec: KnobSpec) -> str | None:
-    """Describe the fault of bounds or width that no value could satisfy; None if there is none."""
+    """Return what is wrong with a knob's declared bounds or width; None if nothing is."""
     if spec.width is not None and spec.width < 1:
         return f"has width {spec.width}; it must be at least 1"
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
@@ -90,7 +96,7 @@ def fault_in_bounds(spec: KnobSpec) -> str | None:
 
 
 def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
-    """Describe the fault of the declaration of a text; None if it has none."""
+    """Return what is wrong with the declaration of a knob for texts; None if nothing is."""
     if spec.width is None or spec.tokens or spec.phrases or spec.by_token:
         return "has a text; it needs a width, and cannot list tokens"
     if not text.examples:
@@ -99,7 +105,10 @@ def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
 
 
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Raise InvalidParameter unless this knob accepts `value`; None means `off`."""
+    """Raise InvalidParameter unless the knob `name` accepts `value`; None always means `off`.
+
+    `vocab` is the number of tokens of the model.
+    """
     if value is None:
         return
     if spec.text is not None:
@@ -131,7 +140,7 @@ def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None
 
 
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Raise InvalidParameter unless value is a list whose length and items spec allows."""
+    """Raise InvalidParameter unless `value` is a list whose length and items `spec` allows."""
     if not isinstance(value, list | tuple):
         raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
     check_width(name, len(value), spec)
@@ -171,7 +180,10 @@ def check_token(name: str, token: object, vocab: int) -> None:
 
 
 def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Check a mapping {token id: number}; ids may be text, as JSON writes them."""
+    """Raise InvalidParameter unless `value` maps token ids to numbers that the knob accepts.
+
+    A token id may be written as a text of digits, as in JSON.
+    """
     if not isinstance(value, Mapping):
         raise InvalidParameter(
             f"{name} is {value!r}; expected a mapping of token ids to numbers", name
@@ -191,13 +203,19 @@ def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 
 
 def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") -> None:
-    """Refuse more entries than the row of the compiled program holds."""
+    """Raise InvalidParameter if a value has more `entries` than the knob has room for.
+
+    `what` says in the message what the entries are.
+    """
     if spec.width is not None and entries > spec.width:
         raise InvalidParameter(f"{name} has {entries} {what}; at most {spec.width} fit", name)
 
 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
-    """Check one number against the knob's bounds and the range of its array's type."""
+    """Raise InvalidParameter unless `value` is one number or boolean that the knob accepts.
+
+    Checks the knob's bounds and the range of its array type.
+    """
     if spec.kind is bool:
         if not isinstance(value, bool):
             raise InvalidParameter(f"{name} is {value!r}; expected true or false", name)
@@ -209,7 +227,10 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 
 
 def token_id(name: str, key: object) -> int:
-    """Convert a number or decimal digits to a token id; each id has only one spelling."""
+    """Convert a key of a knob's mapping, an int or plain decimal digits, to a token id.
+
+    Raises InvalidParameter for any other key; `name` is the knob's name for the message.
+    """
     if isinstance(key, int) and not isinstance(key, bool):
         return key
     if isinstance(key, str) and re.fullmatch(TOKEN_ID, key):
@@ -220,9 +241,9 @@ def token_id(name: str, key: object) -> int:
 
 
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
-    """Encode one checked value as an array leaf: a number, a padded list or padded pairs.
+    """Encode one checked value as arrays of one row: a number, a padded list or padded pairs.
 
-    A text becomes a padded list.
+    None is encoded as the knob's `off`. A text becomes a padded list of numbers.
     """
     dtype = DTYPES[spec.kind]
     if spec.by_token:
@@ -246,7 +267,10 @@ def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
 
 
 def flat(phrases: Sequence[object]) -> list[int]:
-    """Join phrases, each followed by NO_TOKEN; a text (no ids yet) adds only its NO_TOKEN."""
+    """Join phrases of token ids into one list with a NO_TOKEN after each phrase.
+
+    A phrase that is still text has no ids yet and adds only its NO_TOKEN.
+    """
     ids: list[int] = []
     for phrase in phrases:
         ids += [*(phrase if isinstance(phrase, list | tuple) else ()), NO_TOKEN]
@@ -254,14 +278,17 @@ def flat(phrases: Sequence[object]) -> list[int]:
 
 
 def encode_state(start: object) -> np.ndarray:
-    """Encode the start value of a sampler's state as an array leaf."""
+    """Encode the start value of a sampler's state as an array; raise BrokenPlugin if no number."""
     if type(start) not in DTYPES:
         raise BrokenPlugin(f"state(start={start!r}); expected a number")
     return np.asarray(start, DTYPES[type(start)])
 
 
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
-    """Build one sampler of a new row: encode its knobs, then let `start` derive its state."""
+    """Build a sampler's values for one row: encoded knobs, and the state that its `start` derives.
+
+    Raises BrokenPlugin if `start` fails or returns something else.
+    """
     specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {
         field.name: encode_knob(knobs.get(field.name), specs[field.name])
@@ -302,7 +329,10 @@ def turns_on(value: object, spec: KnobSpec) -> bool:
 
 
 def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:
-    """Convert a leaf that start() returned to the old type; raise BrokenPlugin on a new shape."""
+    """Convert an array that `start` returned to the type of `old`.
+
+    Raises BrokenPlugin if its shape differs; `name` is the sampler's name for the message.
+    """
     leaf = np.asarray(new, old.dtype)
     if leaf.shape != old.shape:
         raise BrokenPlugin(

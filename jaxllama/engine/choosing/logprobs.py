@@ -41,7 +41,7 @@ class Draws(NamedTuple):
 
 
 def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: int) -> Listed:
-    """Cut or pad lists to `size` entries."""
+    """Cut or pad lists of candidates, sorted best first, to `size` entries per row."""
     ids, logprobs = ids[:, :size], logprobs[:, :size]
     ids = jnp.where(logprobs > -jnp.inf, ids, NO_TOKEN)
     spare = ((0, 0), (0, size - ids.shape[-1]))
@@ -53,14 +53,17 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
 
 @scoped
 def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed:
-    """List the `size` likeliest tokens of the vocabulary with their log-probabilities."""
+    """List the `size` likeliest tokens of each row with their log-probabilities."""
     count = max(1, min(size, weighted.logits.shape[-1]))
     ids, relative, log_total = ops.best_candidates(*weighted, count)
     return list_padded(ids, relative - log_total[:, None], size)
 
 
 def list_if(active: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
-    """Call `make` if some row is active; blank the lists of all other rows."""
+    """Return the lists that `make` returns; rows that are not active get only padding.
+
+    `make` runs on the device only if some row is active.
+    """
     rows = active.shape[0]
     nothing = Listed(
         jnp.full((rows, size), NO_TOKEN, jnp.int32), jnp.full((rows, size), -jnp.inf, jnp.float32)

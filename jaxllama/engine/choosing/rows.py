@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
-    """Return `Rows.allowed` for rows without a constraint."""
+    """Return a value for `Rows.allowed` in which every token is allowed in every row."""
     return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 
@@ -74,7 +74,10 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
 
 @scoped
 def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
-    """Compute the `chance` of every sampler at once: separate code for each compiles slowly."""
+    """Fill `chances`: the random number of each row for each of the samplers `names`.
+
+    All are computed at once, because separate code for each sampler compiles slowly.
+    """
     if not names:
         return rows
 
@@ -90,27 +93,30 @@ def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
 
 
 def key_of(row: Rows) -> random_numbers.Words:
-    """Return the random key of one row at this step."""
+    """Return the random key of one row at this step: its seed, folded with its token count."""
     return random_numbers.fold_in((row.seed[0], row.seed[1]), row.length)
 
 
 def code_of(name: str) -> UInt32[Array, ""]:
-    """Return the number that separates the random numbers of the sampler called `name`."""
+    """Return the number that is folded into a row's random key for the sampler called `name`."""
     return jnp.uint32(zlib.crc32(name.encode()))
 
 
 def some(on: Iterable[Bool[Array, " S"]], rows: Rows) -> Bool[Array, " S"]:
-    """Return the rows in which at least one is true."""
+    """Return a mask of the rows in which at least one of the masks `on` is true."""
     return functools.reduce(jnp.logical_or, on, jnp.zeros_like(rows.active))
 
 
 def is_warm(rows: Rows) -> Bool[Array, " S"]:
-    """Return the rows whose token is drawn; the others take the likeliest."""
+    """Return a mask of the rows with a temperature above 0; the others take the likeliest token."""
     return rows.temperature > 0
 
 
 def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Return the rows in which a sampler acts: by its knobs, or for the row's constraint."""
+    """Return a mask of the rows in which a sampler acts.
+
+    It acts where its knobs turn it on; a sampler that applies constraints, where the row has one.
+    """
     if not (isinstance(sampler, Adjuster) and sampler.constrains):
         return switched_on(sampler)
     if rows.allowed is None:
@@ -119,7 +125,7 @@ def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
 
 
 def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
-    """Return the rows in which a switch knob of this sampler differs from its `off`."""
+    """Return a mask of the rows in which a knob that turns this sampler on differs from `off`."""
     knobs = knobs_of(type(sampler)).items()
     return jnp.any(
         jnp.stack([is_set(getattr(sampler, name), spec) for name, spec in knobs if spec.switch]),
@@ -128,7 +134,7 @@ def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
 
 
 def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
-    """Return the rows in which this knob differs from its `off`."""
+    """Return a mask of the rows in which this knob's value differs from its `off`."""
     if isinstance(leaf, Pairs):
         return jnp.any(leaf.ids != NO_TOKEN, axis=-1)
     differs = leaf != jnp.asarray(spec.off, leaf.dtype)
@@ -136,7 +142,7 @@ def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
 
 
 def where_rows(on: Bool[Array, " S"], new: T, old: T) -> T:
-    """Return `new` in the rows that are on, unchanged `old` in the others; trees of [S ...]."""
+    """Return `new` in the rows where the mask `on` is true, else `old`; trees of arrays [S ...]."""
     return jax.tree.map(
         lambda a, b: jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a.astype(b.dtype), b), new, old
     )

@@ -43,7 +43,7 @@ class Shaping(NamedTuple):
     late: RowsOn  # after the filters
 
     def within(self, active: Bool[Array, " S"]) -> "Shaping":
-        """Return the same shaping, limited to the rows in `active`."""
+        """Return a copy in which shapers act only in the rows of the mask `active`."""
         early = {name: on & active for name, on in self.early.items()}
         return self._replace(
             early=early, late={name: on & active for name, on in self.late.items()}
@@ -53,7 +53,7 @@ class Shaping(NamedTuple):
 def plan(
     kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, active: Bool[Array, " S"]
 ) -> Shaping:
-    """Decide for each row whether a shaper acts before the filters or after them."""
+    """Decide for each row of `active` which shapers act, and whether before or after filters."""
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
         name: on[name] if kind.last else on[name] & rows.temperature_last
@@ -71,9 +71,10 @@ def shape(
     heat: Float[Array, " S"],
     totals_of: TotalsOf,
 ) -> tuple[Float[Array, "S C"], dict[str, Shown]]:
-    """Apply the shapers that are on, and the temperature `heat` at its place among them.
+    """Apply the shapers in order where `on` is true, and divide by the temperature `heat`.
 
-    Also return the input of each late shaper that observes.
+    The temperature comes before the first shaper of order 0 or more. Also returns the input of each
+    late shaper that observes, by its name.
     """
     shown: dict[str, Shown] = {}
     is_heated = False
@@ -88,7 +89,7 @@ def shape(
 
 
 def heated(logits: Float[Array, "S C"], heat: Float[Array, " S"]) -> Float[Array, "S C"]:
-    """Divide by the temperature; costs nothing where that changes no row."""
+    """Divide each row of logits by its temperature; does nothing if all temperatures are 1."""
     return in_place_if(jnp.any(heat != 1), lambda old: old / heat[:, None], logits)
 
 
@@ -99,9 +100,10 @@ def shape_one(
     logits: Float[Array, "S C"],
     totals_of: TotalsOf,
 ) -> tuple[Float[Array, "S C"], Float[Array, " S"]]:
-    """Apply one shaper in the rows that are on; a row it would empty stays as it was.
+    """Apply one shaper, `which` (name and class), in the rows where `on` is true.
 
-    Also return the log-sum-exp of the logits before, in these rows.
+    A row of which it would keep no token stays unchanged. Also returns the log-sum-exp of the
+    logits before, in these rows.
     """
     name, kind = which
 
@@ -129,7 +131,7 @@ def shape_one(
 
 
 def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) -> T:
-    """Apply `change` if the condition holds.
+    """Return `change(old)` if the condition holds, else `old`.
 
     A loop of no or one turn changes arrays in place; XLA copies what goes through a conditional.
     """
@@ -141,7 +143,10 @@ def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) ->
 def shape_early(
     ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
 ) -> WeightedLogits:
-    """Apply the shapers that act before the filters; `heat` becomes 1 in their rows."""
+    """Apply the shapers that act before the filters, and the temperature in their rows.
+
+    In these rows the returned `heat` is 1, because the logits are divided already.
+    """
     on = weighted.active & some(shaping.early.values(), shaping.rows)
 
     def shaped() -> WeightedLogits:
@@ -164,7 +169,7 @@ def shape_and_draw(
     weighted: WeightedLogits,
     draw: Callable[[WeightedLogits], Draws],
 ) -> Draws:
-    """Apply all shapers to rows without filters and call `draw` with the result."""
+    """Apply all shapers and the temperature to rows without filters; return what `draw` draws."""
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
     heat, later = jnp.where(last, even, weighted.heat), jnp.where(last, weighted.heat, even)
@@ -200,7 +205,10 @@ class LateShaping(NamedTuple):
         *,
         is_heated: bool = False,
     ) -> Draws:
-        """Apply these shapers in order, and the temperature unless it is applied; then draw."""
+        """Apply the shapers `kinds` in order, with the temperature at its place, then draw.
+
+        `is_heated`: the temperature is applied already.
+        """
         for place, (name, kind) in enumerate(kinds):
             if kind.order >= 0 and not is_heated:
                 logits, is_heated = heated(logits, self.heat), True
@@ -217,9 +225,10 @@ class LateShaping(NamedTuple):
         logits: Float[Array, "S V"],
         draw_rest: Callable[[Array], Draws],
     ) -> Draws:
-        """Apply a shaper that observes, then `draw_rest`; add what the shaper has to observe.
+        """Apply a shaper that observes, and call `draw_rest` for all that follows it.
 
-        What follows is in both branches, so that neither has to copy the logits.
+        Adds the drawn token's log-probability in the shaper's input to `shown`. What follows is in
+        both branches, so that neither has to copy the logits.
         """
         name, on = which[0], self.shaping.late[which[0]]
 
@@ -237,14 +246,14 @@ class LateShaping(NamedTuple):
 
 
 def remembers(kind: type[Shaper]) -> bool:
-    """Say whether a shaper observes draws and so needs the log-probability of its input."""
+    """Say whether a shaper observes drawn tokens and needs their log-probability in its input."""
     return kind.last and kind.observe is not Sampler.observe
 
 
 def log_totals(
     ops: Choosing, logits: Float[Array, "S V"], rows: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-sum-exp of whole rows of logits, by the kernels."""
+    """Return the log-sum-exp of each row of logits in the mask `rows`."""
     best, even = jnp.max(logits, axis=-1), jnp.ones(logits.shape[0], logits.dtype)
     return best + ops.draw(logits, best, even, jnp.zeros_like(even), rows)[1]
 
@@ -252,7 +261,10 @@ def log_totals(
 def shown_at(
     shown: Mapping[str, Shown], on: RowsOn, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
-    """Return the log-probability of the entry at `place` in each shaper's input."""
+    """Return, for each shaper, the log-probability of entry `place` of its input in each row.
+
+    0 in rows where the shaper is not on.
+    """
     return {
         name: jnp.where(on[name], at(given.logits, place) - given.totals, 0.0)
         for name, given in shown.items()

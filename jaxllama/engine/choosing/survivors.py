@@ -58,11 +58,12 @@ def draw_survivors(
     listed: int,
     together: bool = False,
 ) -> Draws:
-    """Draw one token per row from the candidates, `width` per row, that all filters keep.
+    """Draw one token per row among its `width` likeliest candidates that all filters keep.
 
-    A row whose last candidate was kept by a filter might have kept more. Such a row is drawn again
-    from more candidates, up to the whole vocabulary, so the result never depends on `width`. Such
-    rows are drawn one after the other, or with `together` in one batch with all others.
+    If a filter keeps the last candidate of a row, it might have kept more. Such a row is drawn
+    again from more candidates, up to the whole vocabulary, so the result never depends on `width`.
+    Such rows are drawn one after the other, or with `together` in one batch. `listed` is the number
+    of likeliest tokens to list for each row.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
     draws = pick(ops, kinds.shapers, best, given, listed)
@@ -101,7 +102,11 @@ def draw_survivors(
 def narrow(
     ops: Choosing, kinds: Mapping[str, type[Filter]], given: CandidateRows, width: int
 ) -> tuple[Best, Bool[Array, " S"]]:
-    """Apply the filters to the best candidates; also return which rows might have kept more."""
+    """Apply the filters in order to the `width` likeliest candidates of each row.
+
+    Also returns a mask of the rows in which a filter kept the last candidate and so might have kept
+    more.
+    """
     ids, logits, log_total = ops.best_candidates(
         given.logits, given.best, given.early, given.active, width
     )
@@ -129,7 +134,7 @@ def narrow(
 def kept_by(
     name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
 ) -> Bool[Array, "S C"]:
-    """Call one filter for every row; return which of the remaining candidates it keeps.
+    """Call one filter for every row; return a mask of the remaining candidates that it keeps.
 
     `fresh` marks the rows in which no other filter has been applied yet.
     """
@@ -147,9 +152,9 @@ def kept_by(
 def totals_for(
     name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
-    """Return entropy and number of the remaining candidates, in the rows whose filter needs them.
+    """Return entropy and number of the remaining candidates, where the filter `name` needs them.
 
-    Other rows get 0 and a number that may be too large, whatever other rows need.
+    Other rows get an entropy of 0 and a number that may be too large.
     """
     if kind.needs_totals is Filter.needs_totals:
         return spread(best, given, fresh)
@@ -173,9 +178,9 @@ def totals_for(
 def spread(
     best: Best, given: CandidateRows, fresh: Bool[Array, " S"]
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
-    """Return entropy and number of the remaining candidates; in fresh rows, of all tokens.
+    """Return entropy (nats) and number of the remaining candidates of each row.
 
-    Costs nothing for a filter that reads neither: the compiler drops it.
+    In rows of the mask `fresh`, of all tokens. The compiler drops what the filter does not read.
     """
     every = (given.logits - given.best[:, None]) / given.early[:, None]
     of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))
@@ -185,7 +190,7 @@ def spread(
 
 
 def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float[Array, " S"]:
-    """Return the entropy of every row in nats."""
+    """Return the entropy of every row in nats; `log_total` is the log-sum-exp of its logits."""
     surprise = jnp.where(logits > -jnp.inf, log_total[:, None] - logits, 0.0)
     return jnp.sum(jnp.exp(-surprise) * surprise, axis=-1)
 
@@ -193,7 +198,11 @@ def entropy(logits: Float[Array, "S C"], log_total: Float[Array, " S"]) -> Float
 def pick(
     ops: Choosing, kinds: Mapping[str, type[Shaper]], best: Best, given: CandidateRows, listed: int
 ) -> Draws:
-    """Apply temperature and shapers that come after the filters, draw, and list the likeliest."""
+    """Draw one token per row among the candidates that the filters left in `best`.
+
+    First applies the temperature and the shapers that come after the filters. Also lists the
+    `listed` likeliest tokens of each row.
+    """
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
     mine = given.shaping.within(given.active)
@@ -226,16 +235,16 @@ def pick(
 
 
 def totals_of(logits: Float[Array, "S C"], rows: Bool[Array, " S"]) -> Float[Array, " S"]:
-    """Return the log-sum-exp of the candidates of every row."""
+    """Return the log-sum-exp of every row of candidates; `rows` is ignored."""
     del rows
     return jax.nn.logsumexp(logits, axis=-1)
 
 
 def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act, begin: Any) -> Any:
-    """Apply `act` once for each filter that is on in some row, in order, starting from `begin`.
+    """Call `act` for each filter that is on in some row, in order, and return the last result.
 
-    The code around the filters is compiled once, not once per filter; a filter that no row
-    switched on costs nothing.
+    `begin` is the first input of `act`, and each result is the next input. The code around the
+    filters is compiled once; a filter that is on in no row costs nothing.
     """
     if not on:
         return begin

@@ -19,7 +19,11 @@ S = TypeVar("S", bound=Sampler)
 
 
 def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> Sets:
-    """Evaluate the token sets of one sampler; tokens past the end of `texts` are in none."""
+    """Return, for each token set of a sampler, the mask of the tokens that pass its test.
+
+    `texts` are the texts of the tokens; tokens after the last text are in no set. Raises
+    BrokenPlugin if a test fails or the sampler is no adjuster.
+    """
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):
         raise BrokenPlugin(
@@ -40,5 +44,5 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
 
 def informed(sampler: S, sets: Sets) -> S:
-    """Return a copy of a sampler that holds its token sets."""
+    """Return a copy of a sampler whose token-set fields hold the masks of `sets`."""
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]

@@ -32,7 +32,10 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
 
 @functools.lru_cache(maxsize=256)  # a failure is raised and not kept
 def trace_all(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
-    """Trace `__call__` and `observe` for a row of shapes and types; raise BrokenPlugin."""
+    """Trace `__call__` and `observe` of a sampler; raise BrokenPlugin if one fails.
+
+    `row` has shapes and types in place of values.
+    """
 
     def call(sampler: Sampler) -> Array:
         if isinstance(sampler, Adjuster | Shaper):
@@ -57,7 +60,7 @@ def trace_all(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
 
 
 def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
-    """Raise BrokenPlugin for a sampler without `__call__`, or with random numbers of its own."""
+    """Raise BrokenPlugin for a sampler without `__call__` or with its own random generator."""
     base = next((each for each in (Adjuster, Filter, Shaper) if issubclass(kind, each)), Sampler)
     if kind.__call__ is base.__call__:
         first = "best" if base is Filter else "logits"
@@ -79,7 +82,10 @@ def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
 
 
 def trace(name: str, call: Any, row: Sampler) -> Any:
-    """Return the shapes that `call` returns for one row; raise BrokenPlugin with line and cause."""
+    """Return the shapes and types of what `call` returns for one row, without computing it.
+
+    Raises BrokenPlugin with line and cause if `call` fails.
+    """
     made: list[Any] = []
 
     def kept(row: Sampler) -> Any:
@@ -105,7 +111,10 @@ def trace(name: str, call: Any, row: Sampler) -> Any:
 
 
 def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
-    """Raise BrokenPlugin unless `__call__` returned an array of the expected shape and type."""
+    """Raise BrokenPlugin unless `made` is an array with the shape and type of `expected`.
+
+    `what` begins the message; `row` is the sampler whose `__call__` returned `made`.
+    """
     expected_text = f"{expected.dtype}{list(expected.shape)}"
     is_array = hasattr(made, "shape") and hasattr(made, "dtype")
     if is_array and (made.shape, made.dtype) == (expected.shape, expected.dtype):
@@ -162,7 +171,7 @@ def expect_row(name: str, made: Any, row: Sampler) -> None:
 
 
 def blank_row(name: str) -> Rows:
-    """Make one small row; its chance is given, because tracing the random numbers takes long."""
+    """Make one row of 8 tokens for tracing; its random number is fixed, to trace faster."""
     return Rows(
         tokens=jnp.zeros(8, jnp.int32),
         length=jnp.int32(1),
@@ -178,7 +187,7 @@ def blank_row(name: str) -> Rows:
 
 
 def blank_candidates(count: int) -> Candidates:
-    """Make `count` candidates with equal logits."""
+    """Make `count` candidates with equal logits, for tracing a filter."""
     logits = jnp.zeros(count, jnp.float32)
     ids, nothing, size = jnp.arange(count, dtype=jnp.int32), jnp.float32(0.0), jnp.int32(count)
     return Candidates(ids, logits, logits, nothing, nothing, size)

@@ -42,7 +42,10 @@ MOST_RANKED = 4096  # more candidates than these are sorted
 def largest(
     logits: Float[Array, "S V"], count: int
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """Return ids and logits of the `count` largest logits, best first, lower ids first."""
+    """Return ids and logits of the `count` largest logits of each row, best first.
+
+    Among equal logits the lower id comes first.
+    """
     if count > MOST_RANKED:
         return plain.largest(logits, count)
     ids = chosen_ids(logits, count)
@@ -134,7 +137,10 @@ def order_of(values: Float[Array, "S C"]) -> Int32[Array, "S C"]:
 
 
 def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
-    """Invert a permutation: for every rank, the index that has it; 0 for ranks without an index."""
+    """Invert the permutation in each row: return, for every rank, the index that has it.
+
+    0 for ranks that no index has.
+    """
     place = jnp.arange(rank.shape[1], dtype=jnp.int32)
     has = rank[:, None, :] == place[None, :, None]
     return jnp.sum(jnp.where(has, place[None, None, :], 0), axis=2, dtype=jnp.int32)
@@ -143,7 +149,10 @@ def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
 def to_front(
     best: Best, keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
-    """Move the candidates in `keep` to the front, in their order: ids, logits, their number."""
+    """Move the candidates in `keep` to the front of each row, in their order.
+
+    Returns ids, logits, and the number of kept candidates.
+    """
     if keep.shape[1] > MOST_RANKED:
         return plain.to_front(best, keep)
     order, count = places_kept(keep)
@@ -152,7 +161,10 @@ def to_front(
 
 
 def places_kept(keep: Bool[Array, "S C"]) -> tuple[Int32[Array, "S C"], Int32[Array, " S"]]:
-    """Return the order that moves kept candidates to the front, stable, and their number."""
+    """Return the indices that move kept candidates to the front of each row, and their number.
+
+    Kept candidates and others keep their order.
+    """
     kept, place = running_count(keep), jnp.arange(keep.shape[1], dtype=jnp.int32)
     count = kept[:, -1]
     rank = jnp.where(keep, kept - 1, count[:, None] + place - kept)

@@ -41,7 +41,7 @@ def step(
     active: Array,
     window: int | None,
 ) -> tuple[Array, Layer]:
-    """Attend one token of every slot."""
+    """Compute attention of one new token per slot, and store its keys and values."""
     return attend_step(side_by_side(projections), rotation, layer, position, active, window)
 
 
@@ -52,17 +52,17 @@ def prompt(
     span: PromptSpan,
     window: int | None,
 ) -> tuple[Array, Layer]:
-    """Attend a run of tokens of one slot."""
+    """Compute attention of a run of tokens of one slot, and store their keys and values."""
     return attend_prompt(side_by_side(projections), rotation, layer, span, window)
 
 
 def side_by_side(projections: Projections) -> Array:
-    """Join queries, keys and values; XLA undoes the split that they came from."""
+    """Join queries, keys and values of each row into one array; XLA removes the copy."""
     return jnp.concatenate([part.reshape(part.shape[0], -1) for part in projections], axis=1)
 
 
 def missing() -> str:
-    """Say why the library cannot run on this machine; empty if it can."""
+    """Return why the C++ library cannot run on this machine; "" if it can."""
     if jax.default_backend() != "cpu":
         return (
             f"JAX runs on {jax.default_backend()} devices here, and the C++ kernels run on "
@@ -72,10 +72,10 @@ def missing() -> str:
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
-    """Say why the library cannot run this model over so many devices; empty if it can.
+    """Return why the C++ kernels cannot run this model over `parts` devices; "" if they can.
 
-    Plain attention beside the other kernels would break the seed contract, so a model whose head
-    size has no kernel is refused whole.
+    Plain attention beside the other kernels would change bits, so a model whose head size has no
+    kernel is refused whole.
     """
     if model.head_dim not in SIZES:
         return (
@@ -88,7 +88,7 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def without_kernel(model: ModelConfig, parts: int) -> str:
-    """Name a property of the model that the kernels cannot compute; empty if there is none."""
+    """Return the name of a property of the model that has no C++ kernel; "" if all have one."""
     lacking = {
         "cap on attention scores": model.attention_cap is not None,
         "mixture of such experts": model.experts is not None and not takes(model, parts),
@@ -100,13 +100,16 @@ def without_kernel(model: ModelConfig, parts: int) -> str:
 
 
 def takes(model: ModelConfig, parts: int) -> bool:
-    """Say whether the kernels can compute the experts: on one device, each in whole blocks."""
+    """Say whether the kernels can compute the model's experts over `parts` devices.
+
+    That needs one device, silu, and widths in whole blocks.
+    """
     widths = (model.width, model.experts.width if model.experts else 0)
     return parts == 1 and model.activation == "silu" and not any(each % BLOCK for each in widths)
 
 
 def does_not_divide(model: ModelConfig, parts: int) -> str:
-    """Say which width does not divide over so many devices; empty if all do."""
+    """Return which width of the model does not divide over `parts` devices; "" if all do."""
     heads = model.heads * model.head_dim
     sizes = {
         "attention": heads,
@@ -123,7 +126,7 @@ def does_not_divide(model: ModelConfig, parts: int) -> str:
 
 
 def row_cost() -> float:
-    """Return the time of one more row of a step, relative to a step with one row."""
+    """Return the time of one more row of a decode step, relative to a step with one row."""
     return ROW_COSTS[library.isa()]
 
 

@@ -34,7 +34,10 @@ class HalfAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+
+        The outputs of all weights of the group lie side by side.
+        """
         width = sum(each.shape[2] for each in self.b)
         weight, eps = (None, 0.0) if norm is None else norm
         absent = (jnp.zeros(0, jnp.float16),) * (MOST_PARTS - len(self.b))
@@ -54,13 +57,16 @@ class HalfAdapters:
         a: Float[Array, "I W"],
         b: Sequence[Float[Array, "R _"]],
     ) -> "HalfAdapters":
-        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        """Return the arrays with adapter `number` replaced by its matrices.
+
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        """
         first = self.a.at[number].set(a.astype(self.a.dtype))
         return dataclasses.replace(self, a=first, b=with_adapter(self.b, number, b))
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> HalfAdapters:
-    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
     inner, outer = shape.axes
     zeros = partial(zeros_on, to.mesh, dtype=np.float16)
     count, rank = shape.adapters, shape.rank

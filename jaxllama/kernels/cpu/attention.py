@@ -31,10 +31,10 @@ def attend_step(
     active: Bool[Array, " S"],
     window: int | None = None,
 ) -> tuple[Float[Array, "S O"], Cache]:
-    """Append one token per slot at its position and attend up to it; consumes `cache`.
+    """Store one token per slot at its position and attend up to it; consumes `cache`.
 
-    Projections are [query heads, key heads, value heads] side by side, not yet rotated. A row that
-    is not active writes nothing and returns zeros.
+    `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. A row that is not
+    active writes nothing and returns zeros. `window` limits how many columns a row attends to.
     """
     heads = query_heads(qkv, rotation, cache, window)
     slots, kv_heads, columns, size = cache[0].shape
@@ -59,9 +59,10 @@ def attend_prompt(
     span: PromptSpan,
     window: int | None = None,
 ) -> tuple[Float[Array, "L O"], Cache]:
-    """Append a run of tokens to one slot; each attends up to itself. Consumes `cache`.
+    """Store a run of tokens in one slot; each attends up to itself. Consumes `cache`.
 
-    Rows past `span.rows` write nothing and return zeros.
+    Rows past `span.rows` write nothing and return zeros. `window` limits how many columns a row
+    attends to.
     """
     heads = query_heads(qkv, rotation, cache, window)
     for name, number in zip(PromptSpan._fields, span, strict=True):
@@ -78,7 +79,11 @@ def call(
     room: list[jax.ShapeDtypeStruct],
     window: int | None,
 ) -> tuple[Array, Cache]:
-    """Call a handler; the cache comes last in arguments and results, in the same memory."""
+    """Call a C++ attention kernel; return its output and the cache, changed in place.
+
+    `given` are its arguments before the cache, `width` that of an output row, `room` scratch
+    arrays.
+    """
     library.loaded()
     results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
     fresh = len(results)
@@ -135,7 +140,7 @@ def check_cache(cache: Cache) -> None:
 
 
 def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None:
-    """Raise ValueError unless the array has this shape and dtype."""
+    """Raise ValueError unless the array has this shape and dtype; `name` is for the message."""
     if array.shape != shape or array.dtype.name != dtype:
         raise ValueError(
             f"{name} is {array.dtype} {list(array.shape)}; {dtype} {list(shape)} expected"
@@ -143,6 +148,9 @@ def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None
 
 
 def require_axes(array: Array, axes: str, name: str) -> None:
-    """Raise ValueError unless the array has as many axes as these names."""
+    """Raise ValueError unless the array has as many axes as `axes` has words.
+
+    Both texts are for the message.
+    """
     if array.ndim != len(axes.split()):
         raise ValueError(f"{name} is {list(array.shape)}; [{axes}] expected")

@@ -21,7 +21,7 @@ GROUP, SPAN, BLOCK = 64, 256, 4096  # as in cpu/choose.h; they determine the scr
 @scoped
 @by_rows
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """Compute `choice.survey` in one pass."""
+    """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
     rows, vocab = check(logits, active=active)
     found = run(
         "survey",
@@ -41,7 +41,11 @@ def best_candidates(
     active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Compute `choice.best_candidates`: one pass, and a second over groups with candidates."""
+    """Return ids and scaled logits of the `count` largest logits of each row, and its total.
+
+    One pass over the logits, and a second over groups that hold candidates. The total is the
+    log-sum-exp of (logit - best) / heat.
+    """
     rows, vocab = check(logits, active=active, best=best, heat=heat)
     if not 1 <= count <= vocab:
         raise ValueError(f"{count} candidates of {vocab} are asked for; expected 1 to {vocab}")
@@ -66,7 +70,11 @@ def draw(
     chance: Float[Array, " S"],
     active: Bool[Array, " S"],
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-    """Compute `choice.draw`: one pass, and a second over the span that contains the token."""
+    """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
+
+    Returns ids, and the log-sum-exp of (logit - best) / heat. One pass over the logits, and a
+    second over the part that holds the token.
+    """
     rows, vocab = check(logits, active=active, best=best, heat=heat, chance=chance)
     token, total = run(
         "draw",
@@ -82,7 +90,7 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Compute `choice.logprob` in one pass."""
+    """Return the log-probability of the given token of every row, in one pass."""
     rows, vocab = check(logits, active=active, token=token)
     (found,) = run(
         "logprob",
@@ -98,7 +106,7 @@ def logprob(
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """Compute `choice.set_aside`: copy active rows only; the logits stay in place."""
+    """Return the logits themselves, and a copy of the active rows."""
     check(logits, active=active)
     whole = shape(jnp.float32, *logits.shape)
     same, copy = run("set_aside", (logits, active), [whole, whole], [], {0: 0})
@@ -110,7 +118,10 @@ def set_aside(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Compute `choice.take_held` in two passes over the tokens, none over the vocabulary."""
+    """Return the logits of the tokens at the first `count` places of every row.
+
+    Reads the tokens twice and never the whole vocabulary.
+    """
     rows, _ = check(logits, count=count)
     library.loaded()
     results = [shape(each, *tokens.shape) for each in (jnp.int32, jnp.float32)]
@@ -126,7 +137,10 @@ def put_held(
     first: Int32[Array, "S T"],
     held: Float[Array, "S T"],
 ) -> Float[Array, "S V"]:
-    """Compute `choice.put_held` in place."""
+    """Write changed logits of the tokens that a row contains back to `logits`, in place.
+
+    `first` comes from `take_held`.
+    """
     check(logits)
     library.loaded()
     moved = shape(jnp.float32, *logits.shape)
@@ -140,7 +154,10 @@ def put_held(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """Compute `choice.close_ranks` in place."""
+    """Drop the candidates that are not in `keep`, in rows where `on` is true, in place.
+
+    Also returns the id of the last kept candidate of each row.
+    """
     library.loaded()
     results = [shape(each.dtype, *each.shape) for each in best]
     call = jax.ffi.ffi_call(
@@ -159,7 +176,10 @@ def run(
     room: list[jax.ShapeDtypeStruct],
     in_place: dict[int, int] | None = None,
 ) -> list[Array]:
-    """Call a handler; after its results come the indices of active rows and other scratch."""
+    """Call the C++ kernel for `name`; return its results without its scratch arrays.
+
+    `room` are the scratch arrays it needs. `in_place` maps an argument to the result in its memory.
+    """
     library.loaded()
     places = shape(jnp.int32, given[0].shape[0])
     call = jax.ffi.ffi_call(
@@ -169,7 +189,11 @@ def run(
 
 
 def check(logits: Array, **per_row: Array) -> tuple[int, int]:
-    """Return rows and vocabulary; ValueError for arrays that kernels would refuse at run time."""
+    """Return the numbers of rows and of tokens in the vocabulary.
+
+    Raises ValueError for arrays that the kernels would refuse at run time; `per_row` have one
+    number per row.
+    """
     is_matrix = len(logits.shape) == len("SV")
     if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}; float32 [S, V] expected")
@@ -185,10 +209,10 @@ def check(logits: Array, **per_row: Array) -> tuple[int, int]:
 
 
 def pieces(count: int, size: int) -> int:
-    """Return how many pieces of `size` cover `count`."""
+    """Return how many pieces of `size` cover `count` entries."""
     return -(-count // size)
 
 
 def shape(dtype: jnp.dtype | type, *sizes: int) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype of a result."""
+    """Return shape and dtype of an array, for a result of a kernel."""
     return jax.ShapeDtypeStruct(sizes, dtype)

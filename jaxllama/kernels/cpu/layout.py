@@ -39,7 +39,10 @@ EXPERTS = {GroupKind.EXPERT: GroupKind.SINGLE, GroupKind.EXPERT_GATE_UP: GroupKi
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Tile a group; the first weight holds all of it, biases included."""
+    """Tile the matrices of a group and place them on the devices.
+
+    The first weight of the result holds all matrices and biases of the group.
+    """
     axes = group.axes[::-1] if group.kind is GroupKind.EMBEDDING else group.axes
     weight: TiledWeight | TiledExperts
     if group.kind in EXPERTS:
@@ -56,7 +59,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """Tile the matrices of a group, one set of tiles for each kind of storage if allowed.
 
-    Matrices of different kinds that must share tiles become float32. On a mesh, each device gets
+    Matrices of different kinds that must share tiles become float32. On several devices, each gets
     its own queries, keys and values.
     """
     parts = to.mesh.shape["model"]
@@ -79,7 +82,7 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
 
 
 def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
-    """Return a group of experts' matrices as matrices [in, experts * out]."""
+    """Return a group whose matrices hold all experts side by side: [in, experts * out]."""
 
     def joined(value: HostMatrix) -> HostMatrix:
         if not isinstance(value, Packed):
@@ -95,7 +98,10 @@ def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
 
 
 def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
-    """Return a dense matrix in the dtype asked for, a packed one as it is if kernels take it."""
+    """Return a dense matrix in `dtype`, or a packed one as it is if the kernels take it.
+
+    A packed matrix that they do not take becomes dense; with `by_output`, transposed.
+    """
     if isinstance(value, Packed):
         if can_tile(value):
             return value
@@ -114,7 +120,10 @@ def kind_of(matrix: HostMatrix) -> object:
 def side_by_side(
     how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
 ) -> Tiled:
-    """Tile some matrices of one kind, with their biases, as one."""
+    """Tile the matrices with the indices `which`, all of one kind, and their biases as one.
+
+    `how` is the function that tiles them.
+    """
     added = [biases[i] for i in which]
     return how(
         *(matrices[i] for i in which),
@@ -129,14 +138,17 @@ def widened(matrix: HostMatrix) -> np.ndarray:
 
 
 def order_of(matrix: HostMatrix) -> np.ndarray | None:
-    """Return the input index of each stored row, or None if rows are in input order."""
+    """Return the input index of each stored row of a matrix; None if rows are in input order."""
     if not isinstance(matrix, Packed) or matrix.order is None:
         return None
     return np.asarray(matrix.order)
 
 
 def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:
-    """Place a matrix on its devices: tiles are split by output, blocks by input."""
+    """Place a tiled matrix on the devices of a mesh, split by outputs or by inputs.
+
+    `axes` decide which. Raises ConfigError if it does not divide over the devices.
+    """
     inward, outward = axes
     by_output, by_input = RULES[outward], RULES[inward]
     if outward == "vocab" and tiled.shape[1] % (tiled.tile * mesh.shape["model"]):

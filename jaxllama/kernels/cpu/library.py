@@ -24,12 +24,12 @@ class Loaded(NamedTuple):
 
 
 def available() -> bool:
-    """Say whether the kernels can run in this process; loads them."""
+    """Say whether the C++ kernels can run in this process; loads them first."""
     return load().library is not None
 
 
 def why_not() -> str:
-    """Return one line why the kernels cannot run, empty if they can."""
+    """Return in one line why the C++ kernels cannot run, "" if they can."""
     return load().complaint
 
 
@@ -40,7 +40,7 @@ def isa() -> str:
 
 
 def threads() -> int:
-    """Return how many threads run a kernel."""
+    """Return how many threads one kernel uses."""
     return int(loaded().jaxllama_threads())
 
 
@@ -66,7 +66,7 @@ def loaded() -> ctypes.CDLL:
 
 @functools.cache
 def load() -> Loaded:
-    """Load and register the library, or say why not."""
+    """Load the C++ library and register it with XLA, once; return it, or why that failed."""
     # Another build of the same library, as one with sanitizers.
     path = Path(os.environ.get("JAXLLAMA_LIBRARY") or LIBRARY)
     if not path.exists():
@@ -86,7 +86,7 @@ def load() -> Loaded:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Declare the types of the C functions of this module."""
+    """Declare to ctypes the types of the library's C functions that this module calls."""
     found.jaxllama_isa.restype = ctypes.c_char_p
     found.jaxllama_complaint.restype = ctypes.c_char_p
     found.jaxllama_set_isa.argtypes = [ctypes.c_char_p]
@@ -100,7 +100,7 @@ def declare(found: ctypes.CDLL) -> None:
 
 
 def register(found: ctypes.CDLL) -> None:
-    """Register every target of the library with XLA under its own name."""
+    """Register every kernel of the library with XLA under its own name."""
     name, handler = ctypes.c_char_p(), ctypes.c_void_p()
     place = found.jaxllama_next_target(None, ctypes.byref(name), ctypes.byref(handler))
     while place is not None:
