@@ -60,7 +60,11 @@ class AnswerFollower:
         *,
         clock: Clock = time.thread_time,
     ) -> None:
-        """Start at the first token; `clock` returns processor seconds of the calling thread."""
+        """Start at the first token of an answer; tokens in `hidden` are never allowed.
+
+        `slow` is the thread for masks that take long; `clock` returns the processor seconds of the
+        calling thread.
+        """
         self._matcher, self._slow, self._hidden = matcher, slow, hidden
         self._clock = clock
         self._mask: Future[bytes] | None = None  # of the next token
@@ -89,7 +93,7 @@ class AnswerFollower:
             return None
 
     def forced(self) -> Sequence[int]:
-        """Return the tokens that must come next, because the constraint allows no other."""
+        """Return the tokens that must come next, because no others are allowed; may be empty."""
         with self._timed():
             tokens = self._matcher.compute_ff_tokens()
         self._check()

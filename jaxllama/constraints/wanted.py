@@ -37,9 +37,9 @@ class AnswerForm:
 
 
 def read_form(fields: Mapping[str, Any]) -> AnswerForm | None:
-    """Return the form that the fields of a request ask for; None if no field sets a form.
+    """Return the form that a request's fields set for the answer, as a grammar; None without.
 
-    Raises InvalidParameter if a form is malformed, or if several fields set one.
+    Raises InvalidParameter if the form is malformed, or if several fields set one.
     """
     given = [name for name in FIELDS if fields.get(name) not in (None, False, ())]
     if not given:

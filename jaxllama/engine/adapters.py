@@ -107,7 +107,7 @@ class LoadedAdapters:
         self.requests[name] += 1
 
     def end(self, use: AdapterUse) -> None:
-        """Note that a request that used an adapter has ended."""
+        """Count one request less that uses an adapter; free an unloaded one that none uses."""
         self._uses[use.id] -= 1
         if not any(each.id == use.id for each in self._loaded.values()):
             self._free_unused(use.id)

@@ -113,7 +113,7 @@ class Blueprints:
         return (self._shardings, extra[plain]) if plain in extra else self._shardings
 
     def lowered(self, name: str) -> jax.stages.Lowered:
-        """Trace a program and lower it to StableHLO."""
+        """Trace the program `name` with JAX and return it lowered to StableHLO."""
         arguments = self._arguments(name)
         function: Callable[..., Any] = getattr(self.steps, function_of(name))
 
@@ -269,5 +269,5 @@ def split_of(
 
 
 def with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-    """Return an abstract array with the shape and dtype of `x` and the sharding `where`."""
+    """Return a shape without data: shape and dtype of `x`, and the sharding `where`."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

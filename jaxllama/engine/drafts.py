@@ -80,7 +80,7 @@ def worth_checking(
 def updated_trust(
     trust: Float[Array, " S"], count: Int32[Array, " S"], accepted: Int32[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Update the running share of accepted drafts of each row after a check.
+    """Return each row's running share of accepted drafted tokens after one more check.
 
     `count` tokens were drafted and `accepted` of them drawn. Rows with trust 1 always draft and
     keep it.
@@ -94,8 +94,7 @@ def least_chance(row_cost: float, rows: Float[Array, ""]) -> Float[Array, ""]:
     """Return the chance from which a drafted token is worth its time, in a step with `rows` rows.
 
     `row_cost` is the time of one more row, relative to a step with one row. A draft pays if it adds
-    more to the tokens of a step than to its time; the margin covers what a step with drafts costs
-    besides.
+    more to the tokens of a step than to its time; MARGIN covers other costs of a step with drafts.
     """
     least: Array = MARGIN * row_cost * rows / (1.0 + row_cost * (rows - 1.0))
     return least

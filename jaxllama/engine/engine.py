@@ -252,7 +252,7 @@ class Engine:
         return (one for one in self._waiting if all(map(is_ready, self._needed_by(one))))
 
     def _needed_by(self, generation: Generation) -> Iterator[str]:
-        """Yield the programs that must be compiled before a request can be admitted."""
+        """Yield the names of the programs that must be compiled before a request is admitted."""
         if not generation.is_common:
             yield WHOLE
         if generation.request.adapter is not None:
@@ -525,7 +525,7 @@ class Engine:
             self.prompt_store.save(slot.cached.ids, slot.adapter, read)
 
     def _write_prompts(self, files: PromptFiles) -> None:
-        """Write the stored prefixes, and the prefixes in the slots, to disk."""
+        """Write the cached prefixes to disk: those in the prompt store and those in the slots."""
         with self.recovery.guard(blame=False):
             for slot in self.slots.slots:
                 if len(slot.cached) >= LEAST:
@@ -548,7 +548,10 @@ class Engine:
 
 
 def finish_text(generation: Generation) -> tuple[str | None, str]:
-    """Return the stop string that ended the answer, if any, and flush the text still buffered."""
+    """Return the stop string that ended the answer (or None), and the text still buffered.
+
+    If the conversion of tokens to text fails, logs that and returns (None, "").
+    """
     if generation.tail is None:
         return None, ""
     try:

@@ -65,7 +65,7 @@ class Generation:
 
     @property
     def parts(self) -> "tuple[Generation, ...]":
-        """List the generations that hold a slot for this request: itself and its guidance row."""
+        """List the generations that hold a slot for this request: itself and any guidance row."""
         return (self,) if self.guidance is None else (self, self.guidance)
 
     def add_guidance_row(self, id_: int) -> None:

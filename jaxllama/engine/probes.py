@@ -269,7 +269,7 @@ class Probes:
             yield self._prompts.send(slot, ids, len(cached), end, adapter)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
-        """Lay out the runs of one call as the arrays of the `weigh` program."""
+        """Convert the runs of one call to the padded arrays that the `weigh` program takes."""
         count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
         pairs = np.zeros((2, PAIRS), np.int32)
@@ -287,7 +287,7 @@ class Probes:
 
 
 def finish(probe: InSteps[Result]) -> Result:
-    """Run a probe to its end and return its result."""
+    """Run a probe (a generator of `Probes`) to its end and return its result."""
     while True:
         try:
             next(probe)

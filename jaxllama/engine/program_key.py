@@ -69,7 +69,7 @@ def machine() -> tuple[object, ...]:
 
 
 def flags() -> list[tuple[str, str]]:
-    """List the JAX settings that may change a program."""
+    """List (name, value) of the JAX settings that may change a compiled program."""
     return sorted(
         (name, repr(value))
         for name, value in jax.config.values.items()
@@ -169,7 +169,7 @@ def is_installed(path: Path) -> bool:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a distribution, or None if none of that name is installed."""
+    """Return the version of an installed distribution, or None if there is none of that name."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -254,7 +254,7 @@ class Programs:
         self._compiler.join()
 
     def seal(self) -> None:
-        """Let every compilation in this process raise CompiledLate, until `stop`."""
+        """Let every compilation in this process raise CompiledLate, until `stop` is called."""
         self.is_sealed = True
         forbid_compilations()
 
@@ -286,7 +286,7 @@ class Programs:
     # Calls of the programs: take host numbers, return the next state. Each consumes `state`.
 
     def empty(self) -> StateLeaves:
-        """Make a new state with every row inert."""
+        """Make a new state with all rows inactive."""
         return self.compiled("empty")()
 
     # `adapter` has the arrays of all adapters, and for programs of one slot its adapter and scale.
@@ -441,7 +441,7 @@ class Programs:
         return self.executables.load(name, trees, list(self.mesh.devices.flat))
 
     def _is_kept(self, name: str) -> bool:
-        """Say whether a program is on disk."""
+        """Say whether a compiled program has a file on disk."""
         return self.executables is not None and self.executables.has(name)
 
     def _refuse_if_sealed(self, name: str) -> None:

@@ -236,7 +236,7 @@ class PromptStore:
             self._counts["evictions"] += 1
 
     def _remove(self, block: StoredBlock) -> None:
-        """Remove a block without children."""
+        """Remove a block without children from the store."""
         del self._order[block]
         parent = block.parent
         assert parent is not None

@@ -142,7 +142,7 @@ class SlotTable:
         return min(best, key=attrgetter("cached.count", "index")), blocks * BLOCK + more
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """Free a slot; without `keep`, its cached tokens are never reused."""
+        """Free the slot `index`; without `keep`, its cached tokens are never reused."""
         slot = self.slots[index]
         slot.owner = None
         slot.cached.cut(slot.cached.count if keep else 0)

@@ -58,7 +58,7 @@ class DecodeState:
 
     @property
     def active(self) -> Bool[Array, " S"]:
-        """Return the mask of rows that decode; a guidance row decodes as long as its leader."""
+        """Return the mask of rows that decode; a guidance row decodes while its leader does."""
         return (self.budget > 0) & (self.budget[self.speaker] > 0)
 
     def rows(self) -> Rows:
@@ -196,7 +196,10 @@ def write_row(
 
 
 def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:
-    """Return the sharding of every leaf: slots over `data`, cache heads over `model`."""
+    """Return the sharding of every array of the state on a mesh.
+
+    Slots are split over the mesh axis `data`, the key/value heads of the cache over `model`.
+    """
 
     def place(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
         axes: tuple[str | None, ...] = ("slots", *(None,) * (leaf.ndim - 1))

@@ -156,7 +156,7 @@ class Steps:
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks,
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode rows of which some have an adapter: the same bits in rows that have none."""
+        """Decode when some row has an adapter; other rows get the same bits as from `decode`."""
         return self._decode(self._whole, params, state, steps, allowed, adapters)
 
     def decode_lean(
@@ -448,7 +448,10 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
-        """Pool the hidden states of ids up to row `last`, after the final norm."""
+        """Return the sum of the final hidden states of `ids` up to index `last`, and the last.
+
+        The states are normed. Keys and values go to the slot's cache from column `start` on.
+        """
         model = self._model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
         normed = model.final_norm(hidden)

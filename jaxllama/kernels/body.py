@@ -56,7 +56,10 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32."""
+        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+
+        Only rows in the mask `active` are used.
+        """
 
     def project(
         self,
@@ -259,9 +262,10 @@ class AttendStep(Protocol):
         active: Bool[Array, " S"],
         window: int | None,
     ) -> tuple[Float[Array, "S W"], Layer]:
-        """Rotate, append row s at its position, attend to columns 0..position[s].
+        """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
 
-        Consumes `layer`. Rows that are not active leave no trace in it.
+        `window` limits how many columns a row attends to, None: all. Consumes `layer`. Rows that
+        are not active do not change what is read later.
         """
 
 
@@ -277,9 +281,11 @@ class AttendPrompt(Protocol):
         span: PromptSpan,
         window: int | None,
     ) -> tuple[Float[Array, "L W"], Layer]:
-        """Rotate, append the rows to the slot, let each attend up to itself; consumes `layer`.
+        """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
 
-        Rows past `span.rows` change no column that is read later.
+        `span` says which slot, from which column on, and how many rows are real; further rows
+        change no column that is read later. `window` limits how many columns a row attends to,
+        None: all. Consumes `layer`.
         """
 
 
@@ -443,7 +449,10 @@ class Body:
     draws_together: bool = False
 
     def check_drafts(self, tokens: int, devices: int) -> None:
-        """Raise ConfigError if a step on so many devices cannot check so many drafted tokens."""
+        """Raise ConfigError if these kernels cannot check `tokens` drafted tokens in a step.
+
+        They cannot on several `devices`, or if a row's bits depend on the number of rows.
+        """
         if tokens and (self.row_cost is None or devices > 1):
             raise ConfigError(
                 f"draft_tokens is {tokens}; expected 0 with kernels {self.name!r} on {devices} "

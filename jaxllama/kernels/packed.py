@@ -40,7 +40,7 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the logical shape [in, out], after the axes of a stack."""
+        """Return the shape [in, out]; a stack of matrices has its own axes before these."""
         *outer, out, stored = self.codes.shape
         return *outer, (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
 
@@ -51,24 +51,24 @@ class Packed:
 
 
 def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
-    """Reorder the inputs of rows to the order in which the matrix stores them."""
+    """Reorder the columns of `x` to the order in which the matrix stores its inputs."""
     return x if packed.order is None else x[:, packed.order]
 
 
 def unpack_after(
     x: Float[Array, "L I"], packed: Packed
 ) -> tuple[Float[Array, "L I"], Float[Array, "O I"]]:
-    """Unpack a matrix once its input `x` is computed; returns both.
+    """Unpack a matrix to [out, in] once its input `x` is computed; return both.
 
-    Without the dependency XLA moves the unpacking of all matrices ahead of the decode loop, and
-    the unpacked copies need more memory than a dense model.
+    Without the dependency XLA moves the unpacking of all matrices ahead of the decode loop, and the
+    unpacked copies need more memory than a dense model.
     """
     x, packed = lax.optimization_barrier((x, packed))
     return x, unpack(packed)
 
 
 def unpack(packed: Packed) -> Float[Array, "O I"]:
-    """Unpack the matrix by output, float32, exactly, with inputs in stored order."""
+    """Unpack the matrix to float32 [out, in], exactly, with inputs in stored order."""
     outer = packed.codes.shape[:-1]
     codes = packed.codes
     if packed.bits == 4:  # noqa: PLR2004
@@ -81,7 +81,7 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
 
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
-    """Unpack some outputs of the matrix: an embedding lookup."""
+    """Return the weights of some outputs, such as embeddings of tokens, unpacked to float32."""
     if packed.order is not None:
         raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
     minima = None if packed.minima is None else packed.minima[rows]
@@ -127,7 +127,10 @@ def one_of(stack: Packed, place: int) -> Packed:
 
 
 def own_outputs(value: Any, index: int, parts: int) -> Any:
-    """Return one of equal parts of a matrix along its outputs, or of a bias."""
+    """Return part `index` of `parts` equal parts of a matrix along its outputs, or of a bias.
+
+    None stays None.
+    """
     if value is None:
         return None
 

@@ -4,11 +4,14 @@ import jax
 
 
 def platform_in_force() -> str:
-    """Return the platform of the mesh in force, or JAX's default without one: cpu, gpu or tpu."""
+    """Return the platform that programs are traced for: cpu, gpu or tpu.
+
+    That of the JAX mesh that is set, or JAX's default without one.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
 
 
 def interpreted() -> bool:
-    """Say whether Pallas kernels have to be interpreted: on a CPU, for tests."""
+    """Say whether Pallas kernels have to be interpreted, because programs are traced for a CPU."""
     return platform_in_force() == "cpu"

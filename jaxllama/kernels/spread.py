@@ -22,7 +22,10 @@ Found = TypeVar("Found")
 
 
 def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
-    """Wrap prompt attention for `shard_map`: the device that has the slot computes it for all."""
+    """Wrap prompt attention for `shard_map`: the device that has the slot computes the result.
+
+    All devices get it.
+    """
 
     def attend(
         projections: Projections,
@@ -50,9 +53,10 @@ def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
 
 
 def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
-    """Let every device compute its own slots of an operation on rows [S ...].
+    """Wrap an operation on rows [S ...] so that every device computes its own slots.
 
-    For calls outside `shard_map`, by position: arrays first, then whole numbers.
+    The wrapped function is called outside `shard_map` with positional arguments: arrays first, then
+    whole numbers.
     """
 
     @wraps(choose)
@@ -78,9 +82,9 @@ def take_split(
     own: int,
     vocab: int,
 ) -> Float[Array, "L I"]:
-    """Look up embeddings with `rows_of`, which has `own` of the `vocab` tokens on this device.
+    """Look up embeddings of `vocab` tokens, of which this device has `own`, by `rows_of`.
 
-    Where that is not all of them, each device looks up its own tokens, and the results are summed.
+    If that is not all of them, each device looks up its own tokens, and the results are summed.
     """
     if own == vocab:
         return rows_of(tokens)

@@ -33,19 +33,19 @@ class CacheSize(NamedTuple):
 
 
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return the arrays of one layer, as abstract ones, for a cache of this dtype."""
+    """Return shapes and types of the arrays of one cache layer, for a cache of this dtype."""
     return layer_arrays(size, stored_dtype(dtype))
 
 
 def layer_arrays(size: CacheSize, dtype: jnp.dtype | str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return the arrays of one layer that stores numbers of exactly this dtype."""
+    """Return shapes and types of the arrays of one cache layer that stores exactly this dtype."""
     numbers = jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
     scales = jax.ShapeDtypeStruct(size[:3], jnp.float32)
     return (numbers, numbers, scales, scales) if numbers.dtype == jnp.int8 else (numbers, numbers)
 
 
 def stored_dtype(name: str) -> jnp.dtype:
-    """Return the array dtype that stores a cache of this dtype on this platform."""
+    """Return the array dtype that stores a cache of the dtype `name` on this platform."""
     if name == "bfloat16" and platform_in_force() == "cpu":
         # XLA:CPU widens whole bf16 buffers around every update; plain bits it leaves alone.
         return jnp.dtype("uint16")
@@ -63,7 +63,10 @@ def layer_of(keys: Side, values: Side) -> Layer:
 
 
 def stored(x: Float[Array, "*L H"], side: Side) -> Side:
-    """Convert float32 numbers to the form of this side."""
+    """Convert float32 keys or values to the form in which `side`, a part of a layer, stores them.
+
+    For int8 that is numbers and scales.
+    """
     if len(side) == 1:
         return (narrow(x, side[0].dtype),)
     scale = jnp.max(jnp.abs(x), axis=-1) / LARGEST
@@ -78,21 +81,21 @@ def meant(side: Side) -> Float[Array, "*L H"]:
 
 
 def narrow(x: Float[Array, "*L"], dtype: jnp.dtype) -> Array:
-    """Convert numbers to a stored dtype that needs no scale."""
+    """Convert float32 numbers to a stored dtype without scales; uint16 holds bits of bfloat16."""
     if dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     return x.astype(dtype)
 
 
 def widen(x: Array) -> Float[Array, "*L"]:
-    """Convert stored numbers to float32 without applying a scale."""
+    """Convert stored numbers to float32 without applying a scale; uint16 holds bits of bfloat16."""
     if x.dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x.astype(jnp.float32)
 
 
 def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]) -> Side:
-    """Write one new column per row, each at its own position."""
+    """Write one new column to every slot of the keys or values `side`, each at its own `column`."""
     row = jnp.arange(new.shape[0])
     # Indexed dimensions first: slots stay where they are when they are split.
     return tuple(
@@ -102,7 +105,10 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 
 
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
-    """Write a run of columns of one row; columns past the prompt are rewritten before any read."""
+    """Write a run of columns to one slot of the keys or values `side`, from `start` on.
+
+    Columns past the prompt are rewritten before any read.
+    """
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
         for part, each in zip(side, stored(new, side), strict=True)
@@ -112,7 +118,7 @@ def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Ar
 def read_columns(
     part: Shaped[Array, "S K T *H"], slot: Array, start: Array, count: int
 ) -> Shaped[Array, "1 K L *H"]:
-    """Read `count` columns of one row from `start` on; the slot axis stays, of size 1."""
+    """Read `count` columns of one slot from `start` on; the slot axis stays, of size 1."""
     if slots_are_split():
         # A slice along a split axis would gather the whole cache; a gather moves one row's part.
         return jnp.swapaxes(part[slot, :, start + jnp.arange(count)], 0, 1)[None]
@@ -123,7 +129,7 @@ def read_columns(
 def write_columns(
     part: Shaped[Array, "S K T *H"], new: Shaped[Array, "1 K L *H"], slot: Array, start: Array
 ) -> Shaped[Array, "S K T *H"]:
-    """Replace a run of columns of one row."""
+    """Return the array with a run of columns of one slot, from `start` on, replaced by `new`."""
     if slots_are_split():
         columns = start + jnp.arange(new.shape[2])
         return part.at[slot, :, columns].set(
@@ -133,5 +139,5 @@ def write_columns(
 
 
 def place(part: Array, slot: Array, start: Array) -> tuple[Array | int, ...]:
-    """Return where a run of columns begins, one index per axis."""
+    """Return the index of a run's first column in a cache array, one number per axis."""
     return (slot, 0, start, 0)[: part.ndim]

@@ -52,7 +52,10 @@ class AdaptedGroup(NamedTuple):
 
 
 def adapted_groups(config: ModelConfig) -> Iterator[AdaptedGroup]:
-    """Yield the groups of weights that adapters can change: all except the weights of experts."""
+    """Yield the groups of weights that adapters can change, block by block.
+
+    They are the matrices of attention and feed-forward, but not those of experts.
+    """
     leaves = abstract_params(config)
     for block in range(config.layers):
         for group, (layer, names) in ADAPTED.items():

@@ -111,7 +111,7 @@ class Table(Module):
         self.weight = Parameter(rows, width)
 
     def __call__(self, ids: Int[Array, " L"]) -> Float[Array, "L D"]:
-        """Return the vector of every id."""
+        """Return the vector in the table for every id."""
         return self.weight.value[ids]
 
 
@@ -230,7 +230,10 @@ def pool_last(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Flo
 
 
 def pool_max(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
-    """Return the largest value of each column over a text's rows."""
+    """Return the largest value in each column over a text's rows.
+
+    `text` is the number of each row's text.
+    """
     return jax.ops.segment_max(x, jnp.where(text < 0, texts, text), texts + 1)[:texts]
 
 

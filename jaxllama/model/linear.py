@@ -61,7 +61,7 @@ class Linear(Module):
 
     @property
     def member(self) -> GroupMember:
-        """The layer as one matrix of a group whose matrices multiply the same rows."""
+        """The layer's weight, bias and width, for a matmul that joins several layers' matrices."""
         weight: Weight = self.weight.value
         bias: Any = None if self.bias is None else self.bias.value
         return GroupMember(weight, bias, self.outward)

@@ -176,7 +176,7 @@ class Llama(Module):
         return x, tuple(layers)
 
     def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
-        """Return the logits of the next token, float32."""
+        """Return the logits of the token after each hidden state, in float32."""
         with jax.named_scope("head"):
             if self.unembed is None:
                 logits = self.embed.scores(hidden, norm=self.final_norm, active=active)
@@ -252,7 +252,10 @@ class Attention(Module):
     def __call__(
         self, x: Float[Array, "L D"], ends: Ends, attend: AttendLayer, rows: BlockRows
     ) -> tuple[Float[Array, "L D"], Layer]:
-        """Norm, project, rotate and attend, project back, add."""
+        """Apply norm, projections, attention and output projection, and add the result to `x`.
+
+        Returns the sum, and the layer's cache as `attend` returns it.
+        """
         q, k, v = project((self.q, self.k, self.v), x, ends.before, rows.of("qkv"))
         if self.norms_all:
             q, k = self.normed(q, k)

@@ -110,6 +110,6 @@ class Preparation:
         return [path for path in paths if path in self._abstract]
 
     def _vector(self, leaf: Leaf, value: Any) -> Any:
-        """Place the weight of a norm in float32: such vectors are small and need the precision."""
+        """Copy a norm's weight to the devices in float32: it is small and needs the precision."""
         where = shard_shape(self._placement.mesh, leaf.shape, leaf.axes)
         return place(np.ascontiguousarray(value, np.float32), where)

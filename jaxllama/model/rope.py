@@ -19,7 +19,7 @@ MAX_CONTEXT = 2**31 - 1
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
-    """Return the angle per position of each pair (float64), and the scale of cos and sin."""
+    """Return the angle per position of each rotated pair (float64), and a factor of cos and sin."""
     pairs = np.arange(head_dim // 2) * 2 / head_dim
     plain = rope.theta**-pairs
     match rope.kind:
@@ -39,7 +39,10 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    """Slow the long waves down by `factor`, keep the short ones, blend in between."""
+    """Return Llama 3's frequencies: low ones divided by `factor`, high ones kept.
+
+    Those in between are blended; `plain` are the frequencies without this rule.
+    """
     wavelength = 2 * math.pi / plain
     low, high = rope.low_freq_factor, rope.high_freq_factor
     blend = np.clip((rope.original_context / wavelength - low) / (high - low), 0, 1)
@@ -50,7 +53,7 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
     """Return YaRN's frequencies, and the factor for cos and sin.
 
     Pairs that turn seldom within the trained context are divided by `factor`, those that turn often
-    are kept.
+    are kept; `plain` are the frequencies without this rule.
     """
 
     def pair_with_turns(turns: float) -> float:

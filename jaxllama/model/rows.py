@@ -57,7 +57,7 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return the rows of the matmuls of one group of weights."""
+        """Return used rows and adapters for the matmuls of the group of weights named `group`."""
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
 
@@ -70,7 +70,7 @@ class RowInfo(NamedTuple):
     adapters: Adapters | None  # None: no row has one
 
     def of_block(self, index: int) -> BlockRows:
-        """Return the rows of the matmuls of one block; inactive rows have no adapter."""
+        """Return used rows and adapters for the block `index`; inactive rows have no adapter."""
         if self.adapters is None:
             return BlockRows(self.active)
         number, scale = self.adapters.rows

@@ -39,7 +39,7 @@ class SpreadLlama:
     def __init__(
         self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Partitions
     ) -> None:
-        """Keep the weights; `where` holds the partition of every leaf of `params`."""
+        """Keep the weights; `where` holds the partition of every array of `params` and adapters."""
         self.config, self.engine, self.params, self.where = config, engine, params, where.params
         self._adapter_parts = where.adapters
         self.own = part_of(config, engine.model_parallel)
@@ -52,7 +52,7 @@ class SpreadLlama:
         active: Bool[Array, " S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """Compute one token for every slot; every device computes its own slots."""
+        """Compute the hidden state of one new token per slot; each device computes its slots."""
         given = (SLOTS, CACHE, SLOTS, SLOTS, self._adapters(adapters, SLOTS))
         found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
             tokens, cache, position, active, adapters
@@ -97,7 +97,10 @@ class SpreadLlama:
         return found
 
     def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
-        """Return the logits; every device computes its rows and its part of the vocabulary."""
+        """Return the logits after each hidden state, in float32.
+
+        Every device computes its rows and its part of the vocabulary.
+        """
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
         partitions = jax.tree.leaves(matrix, is_leaf=lambda each: isinstance(each, PartitionSpec))

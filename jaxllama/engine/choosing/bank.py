@@ -77,13 +77,16 @@ class SamplerBank:
 
     @cached_property
     def sets(self) -> dict[str, Sets]:
-        """The token sets of each sampler, which are constants of the compiled programs."""
+        """The token sets of each sampler as masks, by the sampler's name.
+
+        They are constants of the compiled programs.
+        """
         kinds, texts = self.samplers.items(), self._texts() if self.has_sets else ()
         return {name: learn(name, kind, texts, self.vocab) for name, kind in kinds}
 
     @property
     def has_sets(self) -> bool:
-        """Say whether some sampler declares a token set."""
+        """Say whether some sampler declares a set of tokens, chosen by their texts."""
         return any(map(token_sets_of, self.samplers.values()))
 
     def try_samplers(self) -> None:
@@ -121,7 +124,7 @@ class SamplerBank:
         return not self.observers.isdisjoint(self.switched_on(knobs))
 
     def row(self, knobs: Mapping[str, object]) -> Bank:
-        """Encode knobs that `check` accepted as the leaves of one row (NumPy, no slot axis)."""
+        """Encode knobs that `check` accepted as one row: a sampler per name, with NumPy arrays."""
         return {
             name: self._off[name]
             if knobs_of(kind).keys().isdisjoint(knobs)
@@ -130,9 +133,9 @@ class SamplerBank:
         }
 
     def empty(self, slots: int) -> Bank:
-        """Return the leaves of `slots` rows (NumPy) with every sampler off."""
+        """Return a bank of `slots` rows, with every sampler off, as NumPy arrays."""
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
 
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
-        """Replace one row of the bank; pure, for the admit program. Consumes `bank`."""
+        """Return the bank with the row of `slot` replaced; traceable by JAX, consumes `bank`."""
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)

@@ -77,7 +77,7 @@ class TokenChooser:
     def __init__(
         self, bank: SamplerBank, names: Collection[str] | None = None, *, lists: bool = True
     ) -> None:
-        """Apply the samplers with these names; None means all samplers of the bank.
+        """Prepare to apply the samplers with these names; None means all samplers of the bank.
 
         Without `lists` no row may request log-probabilities, and none are computed.
         """

@@ -44,9 +44,9 @@ def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
 
 
 def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Context:
-    """Return the context of one row for the sampler called `name` (leaves without S).
+    """Return what the sampler `name` gets beside the logits of one row: tokens, chance and so on.
 
-    `total` is the log-sum-exp of the logits that a shaper is called with.
+    `row` has no slot axis. `total` is the log-sum-exp of the logits that a shaper is called with.
     """
     return Context(
         row.tokens,

@@ -22,9 +22,10 @@ WIDE = (np.float64, np.int64)  # the default types of NumPy
 
 
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
-    """Raise BrokenPlugin unless the sampler can be traced and returns the shapes of its kind.
+    """Raise BrokenPlugin unless JAX can trace the sampler and it returns the right shapes.
 
-    A sampler that passed is not traced again with the same name and sizes.
+    `row` is the sampler with the values of one row. A sampler that passed is not traced again with
+    the same name and sizes.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x)), row)
     trace_all(name, shapes, vocab=vocab, candidates=candidates)
@@ -128,7 +129,7 @@ def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
 
 
 def hint_for(made: Any, expected: Any, row: Sampler) -> str:
-    """Return a hint for the plugin's author: how to correct the array that a sampler returned."""
+    """Return a hint for a sampler's author: how to correct the array `made` that it returned."""
     if made.shape != expected.shape:
         shown = "best.ids" if isinstance(row, Filter) else "logits"
         return f"return one number for each token, in the shape of `{shown}`"

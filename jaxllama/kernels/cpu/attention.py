@@ -101,7 +101,7 @@ def call(
 def query_heads(
     qkv: Float[Array, "L W"], rotation: Rotation, cache: Cache, window: int | None
 ) -> int:
-    """Return the number of query heads; raises ValueError for arrays without a kernel."""
+    """Return the number of query heads; raise ValueError for arrays that no kernel can take."""
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
     require_axes(qkv, "rows width", "the projections")

@@ -57,7 +57,7 @@ def force_isa(name: str) -> bool:
 
 
 def loaded() -> ctypes.CDLL:
-    """Return the loaded library, every target registered with XLA."""
+    """Return the C++ library, registered with XLA; raise RuntimeError if it cannot be loaded."""
     loaded = load()
     if loaded.library is None:
         raise RuntimeError(f"the CPU kernels are not available: {loaded.complaint}")

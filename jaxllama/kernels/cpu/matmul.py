@@ -27,7 +27,10 @@ def normed_matmul(
     weight: Tiled,
     active: ActiveRows = None,
 ) -> Float[Array, "L O"]:
-    """Return norm(x) · weight + bias, without the norm if it is None."""
+    """Return norm(x) · weight + bias; `norm` None: x is used as it is.
+
+    `eps` belongs to the norm. Rows that are not active become 0.
+    """
     return multiply(x, norm, eps, weight, None, active)
 
 
@@ -41,7 +44,8 @@ def normed_swiglu(
 ) -> Float[Array, "L F"]:
     """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`.
 
-    `add` [L, 2 * F] is added to the products of gate and up, which lie side by side.
+    `norm` None: x is used as it is. `add` [L, 2 * F] is added to the products of gate and up, which
+    lie side by side. Rows that are not active become 0.
     """
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
@@ -51,7 +55,7 @@ def normed_swiglu(
 def matmul_add(
     x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], active: ActiveRows = None
 ) -> Float[Array, "L O"]:
-    """Return residual + x · weight + bias."""
+    """Return residual + x · weight + bias; rows that are not active become 0."""
     return multiply(x, None, 0.0, weight, residual, active)
 
 
@@ -91,7 +95,10 @@ def matmul_expert(
 
 
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Unpack some outputs of the matrix: an embedding lookup; ids past the end are clamped."""
+    """Return the weights of some outputs, which are the embeddings of `tokens`, as float32.
+
+    Ids past the end are clamped.
+    """
     if weight.paired or weight.order is not None:
         raise ValueError("rows can be taken of a plain matrix only: not paired, not reordered")
     inward, outward = weight.shape
@@ -112,7 +119,10 @@ def multiply(
     residual: Float[Array, "L _"] | None,  # twice as wide if the matrix is paired
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Call the matmul handler; the public functions of this module differ in its arguments."""
+    """Call the C++ matmul: norm(x) · weight + bias + residual, and silu(gate) * up if paired.
+
+    `norm` and `residual` may be None, `active` None means all rows.
+    """
     check(x, norm, weight, residual)
     if x.shape[0] == 0:
         return jnp.zeros((0, weight.shape[1]), jnp.float32)
@@ -151,13 +161,19 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
 
 
 def stored(weight: Tiled) -> tuple[Array, Array, Array]:
-    """Return codes, scales and steps of a matrix as kernel arguments."""
+    """Return the codes, scales and steps of a matrix as arguments of the C++ kernels.
+
+    What the matrix lacks becomes an empty array.
+    """
     scales = or_empty(weight.scales, jnp.uint16)
     return weight.codes, scales, or_empty(weight.steps, jnp.uint8)
 
 
 def attributes(weight: Tiled) -> dict[str, np.int64]:
-    """Return the static kernel arguments of a matrix: kind, blocks per group, zero."""
+    """Return the static arguments of a matrix for the C++ kernels.
+
+    These are its kind of storage, the blocks that share a scale, and the code that means 0.
+    """
     return {
         "kind": np.int64(KINDS.index(weight.kind)),
         "group": np.int64(weight.group // BLOCK),
@@ -166,5 +182,5 @@ def attributes(weight: Tiled) -> dict[str, np.int64]:
 
 
 def or_empty(array: Array | None, dtype: jnp.dtype | type = jnp.float32) -> Array:
-    """Return the array, or an empty one: kernels treat an array without elements as absent."""
+    """Return `array`, or an empty one for None: C++ kernels take an empty array as absent."""
     return jnp.zeros(0, dtype) if array is None else array

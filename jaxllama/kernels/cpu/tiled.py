@@ -55,18 +55,18 @@ class Tiled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the logical shape [in, out]; if paired, of one of the two matrices."""
+        """Return the shape [in, out] without padding; if paired, of one of the two matrices."""
         tiles, blocks = self.codes.shape[:2]
         return blocks * BLOCK - self.spare_in, tiles * self.tile - self.spare_out
 
     @property
     def tile(self) -> int:
-        """Return the number of outputs of one matrix in a tile."""
+        """Return how many outputs of one matrix a tile holds: 32, or 16 if two share the tiles."""
         return HALF if self.paired else TILE
 
     @property
     def shared(self) -> int:
-        """Return how many inputs share a scale or a unit; no slice may separate them."""
+        """Return how many inputs share a scale or a unit; they must lie on the same device."""
         return EIGHT * BLOCK if self.steps is not None else self.group
 
     @property
@@ -76,7 +76,10 @@ class Tiled:
 
 
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
-    """Return the matrix that the tiles encode, exactly, in float32; a pair side by side."""
+    """Return the matrix [in, out] that the tiles encode, exactly, in float32.
+
+    Of paired matrices, both side by side.
+    """
     codes = np.asarray(tiled.codes)
     count, blocks = codes.shape[:2]
     values = np.stack([tile_values(tiled.kind, each) for each in codes])
@@ -93,7 +96,7 @@ def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
 
 
 def tile_values(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
-    """Return codes, or dense numbers, of one tile as [blocks, 32 inputs, 32 outputs]."""
+    """Return one tile's codes, or dense numbers, in float32: [blocks, 32 inputs, 32 outputs]."""
     blocks = len(tiled)
     if kind in ("q4", "q5", "q6"):
         both = low_bits(tiled[:, :NIBBLES]) | high_bits(kind, tiled[:, NIBBLES:])
@@ -110,13 +113,19 @@ def tile_values(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
 
 
 def low_bits(tiled: np.ndarray) -> np.ndarray:
-    """Return the low four bits: [blocks, halves of inputs, 4, halves of outputs, 16, 4]."""
+    """Return the low four bits of the codes of one tile.
+
+    The shape is [blocks, halves of inputs, 4, halves of outputs, 16, 4].
+    """
     bytes_ = tiled.reshape(len(tiled), 4, 2, HALF, 4)
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=1)
 
 
 def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
-    """Return the bits of codes above the low four, in place, in the shape of `low_bits`."""
+    """Return the bits of one tile's codes above the low four, shifted so that `|` adds them.
+
+    They have the shape of the result of `low_bits`; q4 has none and gives 0.
+    """
     if kind == "q4":
         return np.zeros(1, np.uint8)
     j = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
@@ -128,7 +137,7 @@ def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
 
 
 def scales_and_minima(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
-    """Return scales and minima, each [tiles, blocks, 1 or 32, 32] float32."""
+    """Return the scale and the minimum of every code, each [tiles, blocks, 1 or 32, 32] float32."""
     scales = np.asarray(tiled.scales)
     scales = (scales.view(np.float16) if scales.dtype == np.uint16 else scales).astype(np.float32)
     if tiled.kind == "q6":

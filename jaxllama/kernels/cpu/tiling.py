@@ -45,9 +45,10 @@ def tile(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """Tile one matrix, or several side by side, for one call of a kernel; all parts are NumPy.
+    """Tile one matrix, or several side by side, for one call of a C++ kernel.
 
     Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
+    `order` is the input of each stored row, None if they are in order. The result has NumPy arrays.
     """
     offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
     places = [OutputPlace(int(offset), -1) for offset in offsets[:-1]]
@@ -61,7 +62,7 @@ def tile_pair(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """Tile gate and up for `normed_swiglu`, alternating every sixteen outputs."""
+    """Tile gate and up for `normed_swiglu`: every tile has sixteen outputs of each."""
     if count_outputs(gate) != count_outputs(up):
         raise ValueError(f"gate has {count_outputs(gate)} outputs and up has {count_outputs(up)}")
     return tile_matrices(
@@ -70,9 +71,10 @@ def tile_pair(
 
 
 def can_tile(matrix: PackedMatrix) -> bool:
-    """Say whether a packed matrix can be tiled exactly.
+    """Say whether a packed matrix can be tiled without changing its values.
 
-    It needs whole blocks and groups of them; for six bits it depends on the scales too.
+    It needs whole blocks of inputs and groups that fit them; for six bits it depends on the scales
+    too.
     """
     least, width = least_group(matrix.bits), matrix.codes.shape[1] * codes_per_byte(matrix.bits)
     if matrix.group % least or width % BLOCK:
@@ -88,7 +90,7 @@ class OutputPlace:
     turn: int  # 0 or 1: the first or second half of every tile; -1: whole tiles
 
     def of(self, outputs: int) -> np.ndarray:
-        """Return the index of each output among all outputs of the tiles."""
+        """Return the index among all outputs of the tiles for each of this matrix's outputs."""
         each = np.arange(outputs)
         if self.turn < 0:
             return self.offset + each
@@ -109,7 +111,7 @@ class TilingInput:
 
 
 def count_outputs(matrix: PackedMatrix | np.ndarray) -> int:
-    """Return the number of outputs of a matrix."""
+    """Return the number of outputs of a matrix, packed or dense."""
     return matrix.shape[1] if isinstance(matrix, np.ndarray) else matrix.codes.shape[0]
 
 
@@ -120,7 +122,11 @@ def tile_matrices(
     biases: Sequence[np.ndarray | None],
     order: np.ndarray | None,
 ) -> Tiled:
-    """Tile matrices of one kind, with biases and the order of inputs."""
+    """Tile matrices of one kind together with their biases.
+
+    `places` says where the outputs of each matrix go, `outward` is the number of outputs (if
+    paired, of one matrix), `order` the input of each stored row.
+    """
     paired = places[0].turn >= 0
     count = -(-outward // (HALF if paired else TILE))
     dense = [each for each in matrices if isinstance(each, np.ndarray)]
@@ -141,7 +147,7 @@ def tile_matrices(
 
 
 def tiling_input(matrix: Any) -> TilingInput:
-    """Check a packed matrix and find its zero code and shift.
+    """Check a packed matrix and find the code that means 0 and the shift of its codes.
 
     Raises ValueError if it cannot be tiled.
     """
@@ -162,17 +168,20 @@ def tiling_input(matrix: Any) -> TilingInput:
 
 
 def codes_per_byte(bits: int) -> int:
-    """Return how many codes a byte of a packed matrix holds."""
+    """Return how many codes of `bits` bits a byte of a packed matrix holds."""
     return 2 if bits == 4 else 1  # noqa: PLR2004
 
 
 def least_group(bits: int) -> int:
-    """Return the number of which every group of inputs must be a multiple."""
+    """Return the number of which the inputs with one scale must be a multiple."""
     return SIXTEEN if bits == 6 else BLOCK  # noqa: PLR2004
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
-    """Say whether every minimum is -8 scales; checks the first output alone, to stop early."""
+    """Say whether every minimum is -8 times its scale.
+
+    Checks the first output alone first, to stop early.
+    """
     return all(
         bool(np.all(minima[part].astype(np.float32) == scales[part].astype(np.float32) * -MIDDLE))
         for part in (slice(0, 1), slice(1, None))
@@ -180,7 +189,10 @@ def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
 
 
 def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
-    """Unify zero, minima and scale type of matrices; ValueError if bits, group or width differ."""
+    """Convert matrices to the same zero code, kind of minima and type of scales.
+
+    Raises ValueError if their bits, groups or widths differ.
+    """
     first = sources[0]
     for each in sources:
         if (each.bits, each.group, each.codes.shape[1]) != (
@@ -212,7 +224,7 @@ def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
 
 
 def with_minima(source: TilingInput) -> TilingInput:
-    """Return the same matrix with zero 0, its offset expressed as minima."""
+    """Return the same matrix with the zero code 0 and explicit minima in place of its offset."""
     if source.minima is not None:
         return source
     minima = source.scales.astype(np.float32) * -source.zero
@@ -222,7 +234,7 @@ def with_minima(source: TilingInput) -> TilingInput:
 
 
 def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count: int) -> Tiled:
-    """Tile packed matrices: codes with the C++ library, scales with NumPy."""
+    """Tile packed matrices into `count` tiles: codes with the C++ library, scales with NumPy."""
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
     kind = PACKED[first.bits]
@@ -251,7 +263,10 @@ def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count
 def tile_halves(
     sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
 ) -> Tiled:
-    """Build a q6 matrix: two signed steps per block and output, one unit for eight blocks."""
+    """Build a q6 matrix from its tiled codes: a signed step for every 16 inputs and output.
+
+    Eight blocks of inputs share one unit: scale = unit * step.
+    """
     count, blocks = codes.shape[:2]
     found = [split_into_signed_steps(each) for each in sources]
     factors = [each for each in found if each is not None]
@@ -267,7 +282,7 @@ def tile_halves(
 
 
 def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return zeros aligned to 64 bytes, so that JAX uses the NumPy array without a copy."""
+    """Return zeros that start at a multiple of 64 bytes, so that JAX need not copy the array."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(size + ALIGNED, np.uint8)
     start = -room.ctypes.data % ALIGNED
@@ -275,14 +290,15 @@ def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def scales_and_minima(source: TilingInput) -> list[np.ndarray]:
-    """Return the scales, followed by the minima if there are any."""
+    """Return a list of the scales and, if the matrix has minima, the minima."""
     return [source.scales] if source.minima is None else [source.scales, source.minima]
 
 
 def split_into_steps(source: TilingInput) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """Split scales and minima of K-quants into units [out, groups/8] and steps [out, groups].
+    """Factor scales and minima of K-quants into units [out, groups/8] and steps [out, groups].
 
-    Returns None if the products would not be exact.
+    Returns (units, steps), each with one array for the scales and one for the minima; None if the
+    products would not be exact.
     """
     minima = source.minima
     rows, groups = source.scales.shape
@@ -300,9 +316,9 @@ def split_into_steps(source: TilingInput) -> tuple[list[np.ndarray], list[np.nda
 
 
 def split_into_signed_steps(source: TilingInput) -> tuple[np.ndarray, np.ndarray] | None:
-    """Split scales of sixteen inputs into units [out, groups/16] and signed steps [out, groups].
+    """Factor scales into float16 units [out, groups/16] and signed steps [out, groups].
 
-    Returns None if the products would not be exact.
+    Each scale belongs to sixteen inputs. Returns None if the products would not be exact.
     """
     rows, groups = source.scales.shape
     if source.group != SIXTEEN or source.minima is not None or groups % (2 * EIGHT):
@@ -316,7 +332,11 @@ def split_into_signed_steps(source: TilingInput) -> tuple[np.ndarray, np.ndarray
 def find_steps(
     numbers: np.ndarray, units: np.ndarray, steps: np.ndarray, *, is_signed: bool
 ) -> bool:
-    """Fill `units` and `steps` so that their products equal `numbers`; False if impossible."""
+    """Factor each row of `numbers` into float16 units and small whole steps; False if impossible.
+
+    Fills `units` and `steps`, so that unit * step is exactly the number. A unit serves 8 numbers in
+    a row, or 16 with `is_signed`; then a step is a signed byte, else 0 or more.
+    """
     return bool(
         library.loaded().jaxllama_find_steps(
             int(is_signed), pointer(numbers), *longs(*units.shape), pointer(units), pointer(steps)
@@ -327,7 +347,10 @@ def find_steps(
 def tile_factors(
     parts: Sequence[Sequence[np.ndarray]], places: Sequence[OutputPlace], count: int
 ) -> np.ndarray:
-    """Tile the arrays [out, groups] of each matrix: [tiles, groups, arrays per matrix, 32]."""
+    """Tile scales or steps [out, groups] into [tiles, groups, arrays per matrix, 32].
+
+    `parts` has the arrays of each matrix, `places` says where its outputs go.
+    """
     sample = parts[0][0]
     tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
     for matrix, place in zip(parts, places, strict=True):
@@ -338,7 +361,7 @@ def tile_factors(
 
 
 def tile_dense(matrices: list[np.ndarray], places: Sequence[OutputPlace], count: int) -> Tiled:
-    """Tile dense matrices with the C++ library; the dtype stays."""
+    """Tile dense matrices of one dtype into `count` tiles with the C++ library."""
     first = matrices[0]
     kind = DENSE.get(first.dtype.name)
     if kind is None:
@@ -381,22 +404,22 @@ def tile_biases(
 
 
 def validate_order(order: np.ndarray, width: int) -> np.ndarray:
-    """Return the order of inputs as int32; raises ValueError unless it is a permutation."""
+    """Return the order of inputs as int32; raise ValueError unless it is a permutation."""
     if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
         raise ValueError(f"the order must name each of {width} inputs once")
     return np.ascontiguousarray(order, np.int32)
 
 
 def pointer(array: np.ndarray) -> Any:
-    """Return the address of the first element for ctypes."""
+    """Return the address of an array's first element as ctypes passes it."""
     return array.ctypes.data_as(library.POINTER)
 
 
 def longs(*numbers: int) -> list[Any]:
-    """Convert numbers to C's int64; ctypes would pass int."""
+    """Convert numbers to int64 of C for ctypes, which would pass int."""
     return [library.LONG(number) for number in numbers]
 
 
 def half_as_bits(array: np.ndarray) -> np.ndarray:
-    """Return float16 arrays as UInt16 bits, because XLA:CPU would widen them."""
+    """Return a float16 array as UInt16 bits, because XLA:CPU would widen it; others unchanged."""
     return array.view(np.uint16) if array.dtype == np.float16 else array

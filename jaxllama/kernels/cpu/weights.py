@@ -43,7 +43,7 @@ class TiledWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + its bias + add; inactive rows become 0."""
+        """Return norm(x) · weight + the bias in the tiles + add; inactive rows become 0."""
         del bias  # in the tiles
         tiled = self.parts[0]
         if self.splits_inputs and norm is None and own_parts("model") > 1:
@@ -62,7 +62,10 @@ class TiledWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, and add `add`."""
+        """Multiply norm(x) by every matrix of the group; return one array for each.
+
+        `add`, if given, holds the summands for all results side by side.
+        """
         return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def gated(
@@ -75,9 +78,9 @@ class TiledWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both.
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
 
-        Tiles that hold both matrices give silu.
+        `add` has the summands of both side by side.
         """
         if activation != "silu":
             return super().gated(x, group, norm=norm, activation=activation, add=add, active=active)
@@ -85,7 +88,10 @@ class TiledWeight(UnfusedWeight):
         return matmul.normed_swiglu(x, weight, eps, self.parts[0], active, add)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+
+        Where the vocabulary is split, each device looks up its own tokens.
+        """
         (tiled,) = self.parts
         return take_split(partial(matmul.take_rows, tiled), tokens, tiled.shape[1], vocab)
 
@@ -106,7 +112,10 @@ class TiledExperts:
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return silu(x · gate) * (x · up) of one expert from the tiles that hold both."""
+        """Return silu(x · gate) * (x · up) of one expert, by its number.
+
+        These tiles hold both matrices, `up` is ignored. Raises ValueError for another activation.
+        """
         del up
         if activation != "silu":
             raise ValueError(f"activation is {activation!r}; tiles of gate and up give silu only")
@@ -115,7 +124,7 @@ class TiledExperts:
     def matmul(
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
-        """Return x · weight of one expert; inactive rows become 0."""
+        """Return x · weight of one expert, by its number; inactive rows become 0."""
         return matmul.matmul_expert(x, self.tiled, (expert, self.count), active)
 
 
@@ -126,7 +135,7 @@ def fused(
     add: Array | None,
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Call the kernel that norms, multiplies and adds in one pass."""
+    """Return norm(x) · weight + bias + add by one kernel; `norm` and `add` may be None."""
     weight, eps = (None, 0.0) if norm is None else norm
     return matmul.multiply(x, weight, eps, tiled, add, active)
 
@@ -134,7 +143,7 @@ def fused(
 def summed(
     x: Float[Array, "L I"], tiled: Tiled, add: Array | None, active: ActiveRows
 ) -> Float[Array, "L O"]:
-    """Add up the parts of all devices; bias and `add` are the same everywhere, added once."""
+    """Add up the products of all devices, which have different inputs; add bias and `add` once."""
     part = matmul.normed_matmul(x, None, 0.0, dataclasses.replace(tiled, bias=None), active)
     y = add_up(part, "model")
     y = y if tiled.bias is None else y + tiled.bias.reshape(-1)[: y.shape[1]]

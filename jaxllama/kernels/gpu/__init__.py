@@ -33,14 +33,14 @@ ONE_GRAPH: dict[str, str | int] = {
 
 
 def missing() -> str:
-    """Say why the body cannot run on this machine; empty if it can."""
+    """Return why the GPU kernels cannot run on this machine; "" if they can."""
     if jax.default_backend() != "gpu":
         return f"JAX runs on {jax.default_backend()} devices here, and these kernels run on GPUs"
     return ""
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
-    """Say why the kernels cannot run this model over so many devices; empty if they can."""
+    """Return why the GPU kernels cannot run this model over `parts` devices; "" if they can."""
     size = model.head_dim
     if size < LEAST_HEAD or size & (size - 1):
         return (
@@ -55,7 +55,10 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def adapters_of(shape: AdapterShape, to: Placement) -> AdapterGroup:
-    """Make the arrays of adapters of one group of weights; ConfigError if heads are split."""
+    """Make the adapter arrays of one group of weights, filled with zeros.
+
+    Raises ConfigError if several devices share the model.
+    """
     parts = to.mesh.shape["model"]
     if parts > 1:
         raise ConfigError(

@@ -54,7 +54,7 @@ class StepShape(NamedTuple):
 
     @property
     def group(self) -> int:
-        """Return the number of query heads that share a key head."""
+        """Return the number of query heads that share one key/value head."""
         return self.heads // self.kv_heads
 
     @property
@@ -64,7 +64,7 @@ class StepShape(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Return the number of parts into which the columns of a row are split."""
+        """Return the number of parts into which the cache columns of a slot are split."""
         return -(-self.columns // PART)
 
 
@@ -76,10 +76,10 @@ def attend_rows(
     active: Bool[Array, " S"],
     shape: StepShape,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Run attention of a decode step: rotate, append each active row's column, attend up to it.
+    """Run attention of a decode step: rotate, store each active row's column, attend up to it.
 
-    Returns the mixed values of all heads, and the layer of the KV cache with the new columns.
-    `qkv` holds all heads of queries, then of keys, then of values. Rows that are not active change
+    Returns the mixed values of all heads, and the layer of the KV cache with the new columns. `qkv`
+    holds all heads of queries, then of keys, then of values. Rows that are not active change
     nothing; their result is 0.
     """
     slots = qkv.shape[0]
@@ -109,7 +109,7 @@ def attend_rows(
 def step_kernel(
     qkv: Any, cos: Any, sin: Any, place: Any, *refs: Any, shape: StepShape, sides: int
 ) -> None:
-    """Compute attention of one row over one part of its columns, for one key/value head."""
+    """Compute attention of one row over a part of its columns, for one key/value head (Pallas)."""
     cache, out, tops, totals = refs[sides : 2 * sides], *refs[2 * sides :]
     row, head, part = (pl.program_id(axis) for axis in range(3))
     half = shape.size // 2
@@ -164,7 +164,10 @@ def step_kernel(
 
 
 def read_halves(qkv: Any, row: Any, heads: Any, half: int) -> tuple[Array, Array]:
-    """Read the first and the second half of some heads: rotary embedding pairs their numbers."""
+    """Return the first and the second half of some heads of a row, which rotary embedding pairs.
+
+    `half` is the size of a half.
+    """
     low = jnp.arange(half)
     if getattr(heads, "ndim", 0):
         return qkv[row, heads[:, None], low[None, :]], qkv[row, heads[:, None], half + low[None, :]]
@@ -192,7 +195,10 @@ def bend(scores: Array, cap: float | None) -> Array:
 def append(
     cache: Any, new: tuple[tuple[Array, Array], ...], place: tuple[Any, Any, Any], write: Any
 ) -> list[tuple[Array, ...]]:
-    """Write one key and value to the KV cache if `write`; return both as the cache rounds them."""
+    """Write one key and value to the KV cache if `write`; return both as the cache rounds them.
+
+    `new` has key and value in halves, `place` is row, head and column.
+    """
     row, head, column = place
     found = []
     for side, halves in enumerate(new):
@@ -224,7 +230,11 @@ def fold(
     carry: tuple[Any, ...],
     cap: float | None,
 ) -> tuple[Any, ...]:
-    """Add a block of columns to the running softmax of some queries; `q` holds parts of a head."""
+    """Add a block of columns to the running softmax of some queries; return the new carry.
+
+    `q` holds the parts of a head, `seen` the columns that each query may attend to, `carry` the
+    largest score, the sum of weights and the weighted values so far.
+    """
     row, head, start, count = where
     top, total, *mixed = carry
     size = q[0].shape[1]
@@ -322,7 +332,10 @@ def prompt_kernel(
 def combine(
     parts: tuple[Array, Array, Array], place: Int32[Array, " S"], shape: StepShape, dtype: Any
 ) -> Float[Array, "S W"]:
-    """Combine the partial softmaxes of each row's parts into its attention result."""
+    """Combine the partial softmaxes of each row's parts into its attention result.
+
+    `place` is the last column of each row, below 0 for inactive rows.
+    """
     mixed, tops, totals = parts
     slots = mixed.shape[0]
     out = pl.pallas_call(

@@ -25,7 +25,10 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`."""
+    """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
+
+    Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    """
     from jaxllama.kernels.gpu.attend import StepShape, attend_rows  # noqa: PLC0415 - slow to import
 
     q, k, _ = projections
@@ -46,7 +49,10 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`."""
+    """Rotate a run of rows, store them in a slot, and let each attend up to itself.
+
+    Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    """
     from jaxllama.kernels.gpu.attend import attend_queries  # noqa: PLC0415 - slow to import
 
     q, k, v = rotated(projections, rotation)
@@ -56,7 +62,7 @@ def attend_prompt(
 
 
 def capped_attention(cap: float | None) -> AttentionOps:
-    """Return attention whose scores do not exceed a cap."""
+    """Return attention functions that limit scores to `cap` by tanh; None: no limit."""
     step, prompt = (partial(each, cap=cap) for each in (attend_step, attend_prompt))
     return AttentionOps(step, where_slot_lies(prompt))
 

@@ -31,7 +31,7 @@ APART = (GroupKind.QKV, GroupKind.GATE_UP, GroupKind.GATE_UP_APART)
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Concatenate the matrices of a group, with their biases, and copy them to the devices.
 
-    The first weight holds all; the others only say that they are part of it.
+    The first weight of the result holds all; the others only say that they are part of it.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -62,7 +62,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def kept(value: HostMatrix, to: Placement, *, by_output: bool) -> HostMatrix:
-    """Convert a dense matrix to `to.dtype`; leave a packed one packed if kernels can read it."""
+    """Convert a dense matrix to `to.dtype`; leave a packed one packed if the kernels can read it.
+
+    `by_output`: the matrix is an embedding, [vocab, width] if dense.
+    """
     if isinstance(value, Packed):
         if not (by_output and value.order is not None):
             return value
@@ -76,7 +79,7 @@ def dense(value: HostMatrix, to: Placement) -> np.ndarray:
 
 
 def form_of(matrix: HostMatrix) -> object:
-    """Return a key; matrices with equal keys can be concatenated into one array."""
+    """Return a key that is equal for matrices that can be concatenated into one array."""
     if not isinstance(matrix, Packed):
         return matrix.dtype
     order = None if matrix.order is None else np.asarray(matrix.order).tobytes()
@@ -95,7 +98,7 @@ def divided(axis: str | None, outputs: int, mesh: Mesh) -> str | None:
 
 
 def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
-    """Concatenate matrices with equal `form_of` along their outputs."""
+    """Concatenate matrices for which `form_of` is equal along their outputs."""
     first = run[0]
     if len(run) == 1:
         return first
@@ -114,7 +117,10 @@ def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
 
 
 def place(matrix: HostMatrix, split: Axes, embedding: bool, mesh: Mesh) -> Any:
-    """Copy a matrix to the devices; `split` names the mesh axes of its inputs and outputs."""
+    """Copy a matrix to the devices; `split` names the mesh axes of its inputs and outputs.
+
+    None in `split`: not split. Raises ConfigError if a packed matrix does not divide.
+    """
     inward, outward = split
 
     def put(part: Any, *axes: str | None) -> Array:

@@ -40,7 +40,7 @@ def multiply_dense(x: Float[Array, "L I"], matrix: Array, contracted: int) -> Fl
 
 
 def multiply_packed(x: Float[Array, "L I"], packed: Packed, dtype: Any) -> Float[Array, "L O"]:
-    """Return x · matrix with float32 sums, both rounded to `dtype` (the unpacked matrix, too)."""
+    """Return x · matrix with float32 sums; x and the unpacked matrix are rounded to `dtype`."""
     rows, inward = x.shape
     tiling = tiling_of(rows, inward, packed)
     if tiling is None:
@@ -74,7 +74,10 @@ class Tiling(NamedTuple):
 
 
 def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
-    """Choose the block sizes of a packed matmul; None if XLA has to, or should, compute it."""
+    """Choose the block sizes of a packed matmul; None if XLA should multiply instead.
+
+    `rows` and `inward` are the sizes of the left factor.
+    """
     halves = 2 if packed.bits == 4 else 1  # noqa: PLR2004
     block = BLOCK
     while inward % block:
@@ -92,7 +95,10 @@ def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
 
 
 def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) -> None:
-    """Multiply all rows by one block of outputs, over one part of the inputs (Pallas)."""
+    """Multiply all rows by one block of outputs, over one part of the inputs (Pallas).
+
+    `group` is the number of inputs that share a scale.
+    """
     *sides, out = refs
     stored = codes.shape[1]
     tile, part = pl.program_id(0), pl.program_id(1)

@@ -43,7 +43,7 @@ class JoinedWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + its bias + add."""
+        """Return norm(x) · weight + the bias stored with it + add; `active` has no effect."""
         del bias, active  # the bias is part of the weight
         x = x if norm is None else normed(x, norm)
         found = [self._multiply(x, part) for part in self.parts]
@@ -68,18 +68,24 @@ class JoinedWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        """Multiply norm(x) by every matrix of the group; return one array for each.
+
+        `add`, if given, holds the summands for all results side by side.
+        """
         return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+
+        Where the vocabulary is split, each device looks up its own tokens.
+        """
         (part,) = self.parts
         own = part.codes.shape[0] if isinstance(part, Packed) else part.shape[0]
         return take_split(partial(rows_of, part), tokens, own, vocab)
 
 
 def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Look up the rows of some tokens in an embedding, dense or packed, as float32."""
+    """Return the embeddings of some tokens from a dense or packed matrix, as float32."""
     if isinstance(part, Packed):
         return take_rows(part, tokens)
     return part[tokens].astype(jnp.float32)

@@ -21,19 +21,19 @@ __all__ = ["PLAIN"]
 
 
 def capped_attention(cap: float) -> AttentionOps:
-    """Return attention whose scores do not exceed a cap."""
+    """Return attention functions that limit scores to `cap` by tanh."""
     step, prompt = (partial(each, cap=cap) for each in (attend_step, attend_prompt))
     return AttentionOps(step, where_slot_lies(prompt))
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
-    """Refuse nothing."""
+    """Return "": these kernels run every model over any number of devices."""
     del model, parts
     return ""
 
 
 def prompt_tile(slots: int) -> int:
-    """Return the tile of prompts: as many rows as a decode step, so that sums are equal."""
+    """Return the rows of a prompt tile: as many as a decode step has, so that sums are equal."""
     return max(slots, ROW_TILE)
 
 

@@ -30,7 +30,10 @@ class DenseAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+
+        The outputs of all weights of the group lie side by side.
+        """
         inward, count, parts, rank = self.a.shape
         x = x if norm is None else normed(x, *norm)
         ranks = matmul(x, self.a.reshape(inward, -1)).reshape(-1, count, parts, rank)
@@ -48,14 +51,17 @@ class DenseAdapters:
         a: Float[Array, "I W"],
         b: Sequence[Float[Array, "R _"]],
     ) -> "DenseAdapters":
-        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        """Return the arrays with adapter `number` replaced by its matrices.
+
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        """
         inward, _, parts, rank = self.a.shape
         own = a.reshape(inward, parts, rank).astype(self.a.dtype)
         return DenseAdapters(self.a.at[:, number].set(own), with_adapter(self.b, number, b))
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
-    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
     inner, outer = shape.axes
     a = (shape.inward, shape.adapters, len(shape.outward), shape.rank)
     count, rank = shape.adapters, shape.rank

@@ -39,9 +39,10 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`.
+    """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
 
-    Rows that are not active write to scratch. With a cap, no score exceeds it.
+    Consumes `layer`. Rows that are not active write to a spare column. `window` limits the columns,
+    `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
@@ -68,9 +69,10 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`.
+    """Rotate a run of rows, store them in a slot, and let each attend up to itself.
 
-    Rows past `span.rows` go to columns that are written again before they are read.
+    Consumes `layer`. Rows past `span.rows` go to columns that are written again before they are
+    read. `window` limits the columns, `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     slot, start, _ = span
@@ -91,7 +93,7 @@ def attend_prompt(
 
 
 def rotated(projections: Projections, rotation: Rotation) -> Projections:
-    """Rotate queries and keys by their positions; return values unchanged."""
+    """Apply rotary embedding to queries and keys; return values unchanged."""
     q, k, v = projections
     return rotate(q, *rotation), rotate(k, *rotation), v
 
@@ -112,7 +114,11 @@ def attend_blocks(
     window: int | None,
     cap: float | None,
 ) -> Float[Array, "L W"]:
-    """Compute softmax attention over blocks of keys with a running maximum and sum, float32."""
+    """Compute attention of every row up to its position, block by block, in float32.
+
+    `read(block)` returns keys and values of a block of columns. `window` limits the columns, `cap`
+    the scores; None: no limit.
+    """
     rows, heads, size = q.shape
     last = jnp.max(position) // KEY_BLOCK
     first = jnp.zeros_like(last)
@@ -138,7 +144,7 @@ def attend_blocks(
 
 
 def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Bool[Array, "L B"]:
-    """Return which columns of a block each row may attend to."""
+    """Return a mask of the columns of block number `block` that each row may attend to."""
     column = block * KEY_BLOCK + jnp.arange(KEY_BLOCK)
     seen = column[None, :] <= position[:, None]
     if window is not None:
@@ -152,7 +158,11 @@ def fold_block(
     carry: tuple[Array, Array, Array],
     cap: float | None,
 ) -> tuple[Array, Array, Array]:
-    """Add one block to the running softmax; a block that no row may see changes no bit."""
+    """Add one block of keys and values to the running softmax; return the new carry.
+
+    `carry` is the largest score, the sum of weights and the weighted values so far. A block that no
+    row may see changes no bit.
+    """
     q, k, v = qkv
     top, total, out = carry
     contract = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}

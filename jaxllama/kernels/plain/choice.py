@@ -29,21 +29,21 @@ Move = Callable[[Best, Array], tuple[Array, Array, Array]]
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """Return the logits, to be changed in place, and a copy of the active rows."""
+    """Return the logits twice: once to be changed in place, once to be kept; XLA copies them."""
     del active
     return logits, logits
 
 
 @scoped
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """Find the likeliest token of every row, and whether its logits are sound."""
+    """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
     del active
     token, best = likeliest(logits)
     return Survey(token, best, is_sound(logits))
 
 
 def is_sound(logits: Float[Array, "S V"]) -> Bool[Array, " S"]:
-    """Say whether a row is free of NaN and +inf; -inf marks a banned token and is allowed.
+    """Return which rows are free of NaN and +inf; -inf marks a banned token and is allowed.
 
     Uses comparisons, because XLA's `max` on CPU may skip a NaN.
     """
@@ -51,9 +51,10 @@ def is_sound(logits: Float[Array, "S V"]) -> Bool[Array, " S"]:
 
 
 def likeliest(logits: Float[Array, "S V"]) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-    """Return the id of the largest logit (the lowest among equals, 0 if all are NaN) and the logit.
+    """Return the id of each row's largest logit, and this logit.
 
-    Two plain reductions: on CPU they take a fifth of the time of one `argmax`.
+    The lowest id among equals, 0 if all are NaN. Two plain reductions: on CPU they take a fifth of
+    the time of one `argmax`.
     """
     vocab = logits.shape[-1]
     best = jnp.max(logits, axis=-1)
@@ -65,7 +66,10 @@ def likeliest(logits: Float[Array, "S V"]) -> tuple[Int32[Array, " S"], Float[Ar
 def largest(
     logits: Float[Array, "S V"], count: int
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """Return ids and logits of the `count` largest logits, best first, lower ids first."""
+    """Return ids and logits of the `count` largest logits of each row, best first.
+
+    Among equal logits the lower id comes first.
+    """
     values, ids = jax.lax.top_k(logits, count)
     # Without barriers a slice in the caller merges with this one; XLA then no longer recognises a
     # top-k and sorts the vocabulary, which is fifty times slower on CPU. One barrier around both
@@ -83,9 +87,10 @@ def best_candidates(
     *,
     find: Find = largest,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Return the `count` best ids (lower first among equals), (logit - best) / heat, and the total.
+    """Return the `count` largest logits of each row, best first, and the row's total.
 
-    The total is the log-sum-exp of (logit - best) / heat over the whole vocabulary.
+    Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the whole
+    vocabulary. `find` finds the largest logits.
     """
     del active
     ids, values = find(logits, count)
@@ -114,9 +119,10 @@ def draw(
     *,
     running: Callable[[Array], Array] = running_sums,
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
-    """Draw from the whole vocabulary with one number in [0, 1) per row: ids and log-sum-exp.
+    """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
 
-    Adds up shares in order of ids until they exceed `chance`, by blocks, then inside one block.
+    Returns ids, and the log-sum-exp of (logit - best) / heat. Adds up shares in order of ids until
+    they exceed `chance`, first by blocks, then inside one block; `running` returns cumulative sums.
     """
     del active
     tiles = blocks_of(logits, -jnp.inf)
@@ -135,7 +141,7 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-probability of one token of every row."""
+    """Return the log-probability of the given token of every row."""
     del active
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -144,7 +150,7 @@ def logprob(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the tokens in each row's text, at its first `count` positions."""
+    """Return the logits of the tokens at the first `count` positions of every row."""
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
 
@@ -171,7 +177,10 @@ def put_held(
     first: Int32[Array, "S T"],
     held: Float[Array, "S T"],
 ) -> Float[Array, "S V"]:
-    """Write the logits from `take_held` back into the rows, each from its first place."""
+    """Write changed logits of the tokens that a row contains back to `logits`.
+
+    `first` and `held` come from `take_held`; of a repeated token the first position counts.
+    """
     vocab, width = logits.shape[1], tokens.shape[1]
     ids = jnp.where(first == jnp.arange(width), tokens, vocab)
     return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(logits, ids, held)
@@ -180,7 +189,10 @@ def put_held(
 def to_front(
     best: Best, keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
-    """Move the candidates in `keep` to the front, in their order: ids, logits, their number."""
+    """Move the candidates in `keep` to the front of each row, in their order.
+
+    Returns ids, logits, and the number of kept candidates.
+    """
     has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
     ids, logits = jax.lax.cond(
         has_gap, close_gaps, lambda ids, logits, _: (ids, logits), best.ids, best.logits, keep
@@ -192,9 +204,11 @@ def to_front(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, *, move: Move = to_front
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """Keep the chosen survivors (all, if none is chosen), recompute shares; return the last id too.
+    """Drop the candidates that are not in `keep`, in the rows where `on` is true.
 
-    Rows that are not `on` stay unchanged, and their last id is meaningless.
+    If none is kept, all are. The kept ones move to the front (by `move`) and their shares are
+    recomputed. Also returns the id of each row's last kept candidate, without meaning in other
+    rows.
     """
     alive = best.logits > -jnp.inf
     keep = keep & alive
@@ -212,7 +226,10 @@ def close_ranks(
 def first_past(
     weights: Float[Array, "S C"], reached: Float[Array, "S C"], target: Float[Array, " S"]
 ) -> Int32[Array, " S"]:
-    """Return the first place with weight whose cumulative weight exceeds the target."""
+    """Return the first entry of each row whose cumulative weight exceeds the row's target.
+
+    `reached` are the cumulative weights. Entries without weight are never returned.
+    """
     has_weight = weights > 0
     past = has_weight & (reached > target[:, None])
     # Rounding may leave the target at or past the end: then take the last place with weight.
@@ -224,11 +241,11 @@ def first_past(
 def close_gaps(
     ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """Move survivors to the front without changing their order."""
+    """Move the candidates in `keep` to the front of each row, in their order."""
     order = jnp.argsort(~keep, axis=-1, stable=True)
     return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
 
 
 def at(values: Array, place: Int32[Array, " S"]) -> Array:
-    """Return the value [S] of each row of `values` [S C] at its own place."""
+    """Return one value per row [S] of `values` [S C]: that at the index `place` of the row."""
     return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]

@@ -26,9 +26,9 @@ from jaxllama.sharding import place, shard_shape
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Place every matrix and bias; packed matrices are unpacked unless they shall stay packed.
+    """Copy every matrix and bias of a group to the devices, each by itself.
 
-    Matrices of experts are always unpacked.
+    Packed matrices are unpacked unless `to.packed`; those of experts always.
     """
     if group.kind in (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP):
         return [
@@ -44,7 +44,11 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def placed(
     matrix: HostMatrix | UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Place one matrix; of an unread one, only the largest part is in memory beside the result."""
+    """Copy one matrix to the devices, split by the mesh's rules.
+
+    A matrix that is still in its file is read part by part, so that host memory holds only one
+    part. `by_output`: it is an embedding [vocab, width].
+    """
     if isinstance(matrix, UnreadMatrix):
         if not must_be_whole(matrix, axes, to, by_output=by_output):
             return weight_in_parts(matrix, axes, to, by_output=by_output)
@@ -55,7 +59,10 @@ def placed(
 def weight_of(
     matrix: HostMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules."""
+    """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules.
+
+    `by_output`: it is an embedding [vocab, width].
+    """
     held = prepared(matrix, to, by_output=by_output)
     if isinstance(held, PackedWeight):
         by_axis = axes if by_output else axes[::-1]
@@ -65,7 +72,11 @@ def weight_of(
 
 
 def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool) -> bool:
-    """Say whether devices split inputs that share a scale or are sorted; reads one output."""
+    """Say whether a matrix has to be read whole because devices cannot read their parts alone.
+
+    So it is if the devices split inputs that share a scale or that are sorted. Reads one output to
+    see.
+    """
     inward = 1 if by_output else 0
     split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]
     if split == matrix.shape[inward]:
@@ -78,7 +89,10 @@ def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output:
 def weight_in_parts(
     matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Read the part of each device by itself, once for all devices that hold the same part."""
+    """Read from its file the part of a matrix for each device, and assemble the weight.
+
+    A part that several devices hold is read once.
+    """
     where = shard_shape(to.mesh, matrix.shape, axes)
     parts = []
     for index, devices in devices_by_part(where, matrix.shape):
@@ -101,7 +115,7 @@ def weight_in_parts(
 def devices_by_part(
     where: NamedSharding, shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, ...], list[jax.Device]]]:
-    """Yield every part of an array that this machine's devices hold, with these devices."""
+    """Yield (slices, devices) for every part of an array that this machine's devices hold."""
     found: dict[tuple[tuple[int | None, int | None], ...], list[jax.Device]] = {}
     for device, index in where.addressable_devices_indices_map(shape).items():
         found.setdefault(tuple((each.start, each.stop) for each in index or ()), []).append(device)
@@ -110,7 +124,10 @@ def devices_by_part(
 
 
 def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeight | PackedWeight:
-    """Return a matrix, or a part, as the weight that programs use, still on the host."""
+    """Convert a matrix, or a part of one, to the weight that programs use, still on the host.
+
+    `by_output`: it is an embedding [vocab, width].
+    """
     if isinstance(matrix, Packed):
         if to.packed:
             return PackedWeight(matrix)
@@ -119,7 +136,7 @@ def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeig
 
 
 def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
-    """Copy one matrix of all experts to the devices, unpacked, as one array."""
+    """Copy the matrices [experts, in, out] to the devices, unpacked, as one array."""
     dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
     where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
     return DenseExperts(place(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))

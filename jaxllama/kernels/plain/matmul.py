@@ -21,12 +21,15 @@ def matmul(x: Float[Array, "L I"], weight: Float[Array, "I O"]) -> Float[Array, 
 
 
 def matmul_by_output(x: Float[Array, "L I"], weight: Float[Array, "O I"]) -> Float[Array, "L O"]:
-    """Return x · weightᵀ with float32 sums, for embeddings and packed weights, stored by output."""
+    """Return x · weightᵀ with float32 sums, for matrices stored [out, in], such as embeddings."""
     return padded_dot(x, weight, 1)
 
 
 def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
-    """Compute a dot product with at least ROW_TILE rows."""
+    """Return the product of x and weight, computed with at least ROW_TILE rows.
+
+    `contracted` is the axis of the weight's inputs.
+    """
     rows = x.shape[0]
     if rows < ROW_TILE:
         x = jnp.pad(x, ((0, ROW_TILE - rows), (0, 0)))
@@ -41,7 +44,7 @@ def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
 
 
 def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
-    """Apply a root-mean-square norm in float32."""
+    """Scale every vector to unit mean square, then by the weight, in float32."""
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)
 

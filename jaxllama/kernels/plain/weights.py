@@ -30,7 +30,10 @@ class UnfusedWeight(ABC):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        """Multiply norm(x) by every matrix of the group; return one array for each.
+
+        `add`, if given, holds the summands for all results side by side.
+        """
 
     def gated(
         self,
@@ -42,7 +45,10 @@ class UnfusedWeight(ABC):
         add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both."""
+        """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
+
+        `add` has the summands of both side by side.
+        """
         gate, up = self.project(x, group, norm=norm, add=add, active=active)
         return activated(gate, activation) * up
 
@@ -63,7 +69,7 @@ class StandaloneWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32."""
+        """Return norm(x) · weight + bias + add in float32; what is None is left out."""
         del active
         y = self.dot(x if norm is None else normed(x, norm))
         y = y if bias is None else y + bias.astype(jnp.float32)
@@ -78,7 +84,10 @@ class StandaloneWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        """Multiply norm(x) by every matrix of the group; return one array for each.
+
+        `add`, if given, holds the summands for all results side by side.
+        """
         del active
         x = x if norm is None else normed(x, norm)
         found = [member.weight.matmul(x, bias=member.bias) for member in group]
@@ -100,7 +109,7 @@ class DenseWeight(StandaloneWeight):
         return matmul_by_output(x, self.array) if self.by_output else matmul(x, self.array)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up the embedding of every token, float32."""
+        """Return the embedding of every token in float32; `vocab` has no effect."""
         del vocab
         return self.array[tokens].astype(jnp.float32)
 
@@ -118,7 +127,7 @@ class PackedWeight(StandaloneWeight):
         return matmul_by_output(in_order(self.packed, x), matrix)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up the embedding of every token, float32."""
+        """Return the embedding of every token in float32; `vocab` has no effect."""
         del vocab
         return take_rows(self.packed, tokens)
 
@@ -138,7 +147,11 @@ class DenseExperts:
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return activation(x · gate) * (x · up) of one expert."""
+        """Return activation(x · gate) * (x · up) of one expert, by its number.
+
+        These are the gate matrices, `up` are the up matrices of all experts; `active` has no
+        effect.
+        """
         gate = activated(self.matmul(expert, x, active), activation)
         return gate * up.matmul(expert, x, active)
 
@@ -156,6 +169,6 @@ def normed(x: Float[Array, "L I"], by: NormWeight) -> Float[Array, "L I"]:
 
 
 def split_outputs(y: Float[Array, "L O"], group: Sequence[GroupMember]) -> list[Array]:
-    """Split the outputs of all matrices of a group, side by side in `y`, into those of each."""
+    """Split `y`, the outputs of all matrices of a group side by side, into one array per matrix."""
     cuts = list(accumulate(member.width for member in group))[:-1]
     return jnp.split(y, cuts, axis=1)

@@ -25,7 +25,7 @@ WEIGH_ROWS = 64  # each run of 8 has an attention of its own in every layer
 
 
 def missing() -> str:
-    """Say why the kernels cannot run on this machine; empty if they can."""
+    """Return why the TPU kernels cannot run on this machine; "" if they can."""
     if jax.default_backend() != "tpu":
         return (
             f"JAX runs on {jax.default_backend()} devices here, and the TPU kernels on TPUs only; "
@@ -35,7 +35,7 @@ def missing() -> str:
 
 
 def refuses(model: ModelConfig, parts: int) -> str:
-    """Say why the kernels cannot run this model over so many devices; empty if they can."""
+    """Return why the TPU kernels cannot run this model over `parts` devices; "" if they can."""
     if 2 * model.head_dim % LANES:
         return (
             f"the model's head size is {model.head_dim}; the TPU kernels take multiples of "
@@ -55,7 +55,7 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def capped_attention(cap: float) -> AttentionOps:
-    """Return attention whose scores do not exceed a cap."""
+    """Return attention functions that limit scores to `cap` by tanh."""
     step, prompt = (partial(each, cap=cap) for each in (attend_step, attend_prompt))
     return AttentionOps(step, where_slot_lies(prompt))
 

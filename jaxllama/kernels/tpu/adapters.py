@@ -24,7 +24,10 @@ class SplitAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one."""
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+
+        The outputs of all weights of the group lie side by side.
+        """
         found: Array = self.dense.delta(x, norm=norm, rows=rows)
         return add_up(found, "model") if self.splits_inputs else found
 
@@ -34,11 +37,14 @@ class SplitAdapters:
         a: Float[Array, "I W"],
         b: Sequence[Float[Array, "R _"]],
     ) -> "SplitAdapters":
-        """Return the arrays with one adapter replaced: a [I, G * R], b [R, O] of each weight."""
+        """Return the arrays with adapter `number` replaced by its matrices.
+
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        """
         dense: DenseAdapters = self.dense.written(number, a, b)
         return dataclasses.replace(self, dense=dense)
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> SplitAdapters:
-    """Make the arrays of one group of weights on their devices, with zeros in them."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
     return SplitAdapters(plain_group(shape, to), RULES[shape.axes[0]] is not None)

@@ -23,7 +23,10 @@ PROMPT_BLOCKS = (512, 256, 128)  # the same for a prompt; the first that divides
 
 
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return the shapes of one layer's arrays; ConfigError for a dtype without a kernel."""
+    """Return shapes and types of the arrays of one cache layer.
+
+    Raises ConfigError for a dtype without a kernel.
+    """
     if dtype not in STORED:
         raise ConfigError(
             f"cache_dtype is {dtype!r}; kernels 'tpu' take one of {', '.join(STORED)}"
@@ -45,9 +48,10 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, append row s at its position, attend to columns 0..position[s]; consumes `layer`.
+    """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
 
-    Rows that are not active leave no trace and return zeros. With a cap, no score exceeds it.
+    Consumes `layer`. Rows that are not active leave no trace and return zeros. `window` limits the
+    columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.tpu.decode_attention import attend_rows  # noqa: PLC0415 - slow to import
 
@@ -71,9 +75,10 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate, append a run of rows to a slot, each attends up to itself; consumes `layer`.
+    """Rotate a run of rows, store them in a slot, and let each attend up to itself.
 
-    Rows past `span.rows` go to columns that are written again before they are read.
+    Consumes `layer`. Rows past `span.rows` go to columns that are written again before they are
+    read. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.tpu.prompt_attention import attend_run  # noqa: PLC0415 - slow to import
 
@@ -105,7 +110,10 @@ def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
 def stored(
     keys: Float[Array, "L K H"], values: Float[Array, "L K H"], layer: Layer
 ) -> tuple[Array, ...]:
-    """Convert new keys and values to the cache's storage: [L K 2H], and for int8 scales [L 2K]."""
+    """Convert new keys and values to the form in which the cache stores them.
+
+    Returns [L K 2H], and for int8 scales [L 2K].
+    """
     if len(layer) == 1:
         return (jnp.concatenate([keys, values], axis=-1).astype(layer[0].dtype),)
     sides = jnp.stack([keys, values], axis=2)

@@ -43,10 +43,11 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
     window: int | None,
     cap: float | None,
 ) -> tuple[Float[Array, "S K G W"], tuple[Array, ...]]:
-    """Append one column to every row with a position of at least 0, and attend up to it.
+    """Store one column in every row with a position of at least 0, and attend up to it.
 
-    `new` has the column of every row as float32 numbers that the cache's dtype holds exactly:
-    [S K 1 2H], and for int8 scales [S 2K 1]. Results of other rows are 0. Consumes `layer`.
+    `new` has the column of every row, [S K 1 2H], and for int8 scales [S 2K 1], as float32 numbers
+    that the cache's dtype holds exactly. Results of other rows are 0. `block` is the number of
+    columns read at a time. Consumes `layer`.
     """
     slots, kv_heads, group, width = queries.shape
     rows = next(count for count in range(min(ROWS, slots), 0, -1) if slots % count == 0)
@@ -86,7 +87,10 @@ def by_rows(rows: int, array: Array) -> pl.BlockSpec:
 
 
 def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
-    """Return, for each slot, the next active slot of its grid iteration (itself included), or S."""
+    """Return, for each slot, the first active slot from it on in its grid iteration, or S.
+
+    A grid iteration has `rows` slots; `position` is below 0 for inactive ones.
+    """
     slots = position.shape[0]
     place = jnp.arange(slots)
     is_later = (place[None, :] >= place[:, None]) & (position >= 0)[None, :]
@@ -95,7 +99,10 @@ def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
 
 
 def attend_kernel(rows: int, parts: int, window: int | None, cap: float | None, *refs: Any) -> None:
-    """Compute attention for the active ones of `rows` slots, a block of columns at a time."""
+    """Compute attention for the active ones of `rows` slots, a block of columns at a time (Pallas).
+
+    `parts` is the number of arrays of a cache layer.
+    """
     position, upcoming, queries, *new = refs[: 3 + parts]
     out, *layer = refs[3 + 2 * parts : 4 + 3 * parts]
     softmax = RunningSoftmax(*refs[4 + 3 * parts : 7 + 3 * parts])
@@ -120,7 +127,10 @@ def fold_block(
     mask: KeyMask,
     cap: float | None,
 ) -> None:
-    """Add a block of keys and values [K T 2H], with the scales of int8, to a row's softmax."""
+    """Add a block of keys and values [K T 2H], with the scales of int8, to a row's softmax.
+
+    `mask` says which columns the row attends to.
+    """
     numbers, scales = block[0].astype(q.dtype), block[1:]
     scores = product("kgw,ktw->kgt", q, keys_of(numbers, q.shape[2]))
     scores = scores * heads_of(scales[0], 0) if scales else scores
@@ -131,7 +141,7 @@ def fold_block(
 
 
 def heads_of(scales: Float[Array, "_ T"], side: int) -> Float[Array, "K 1 T"]:
-    """Return the int8 scales of all heads' keys (`side` 0) or values (1) in a block."""
+    """Return the int8 scales of a block's keys (`side` 0) or values (1), for all heads."""
     rows = [scales[row : row + 1][None] for row in range(side, scales.shape[0], 2)]
     return jnp.concatenate(rows, axis=0)
 
@@ -147,19 +157,22 @@ class RowWalk:
     window: int | None
 
     def begin(self, start: Array) -> Place:
-        """Return the place to start at: the first block of the first active row from `start` on."""
+        """Return (row, block): the first block of the first active row from slot `start` on."""
         row = self.upcoming[start]
         return row, self.first_block(row)
 
     def first_block(self, row: Array) -> Array:
-        """Return the first block inside the row's window; arbitrary if `row` is no active row."""
+        """Return the number of the first block in the row's window; any if `row` is not active."""
         if self.window is None:
             return jnp.int32(0)
         column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1
         return jnp.maximum(column, 0) // self.size
 
     def after(self, place: Place) -> Place:
-        """Return the next place: the row's next block, or the first one of the next active row."""
+        """Return (row, block) after `place`: the row's next block, or the next row's first.
+
+        Rows that are not active are skipped.
+        """
         row, block = place
         inside = jnp.minimum(row, self.end - 1)
         is_last = block >= self.position[inside] // self.size
@@ -181,7 +194,10 @@ class BlockCopies:
     size: int  # columns of a block
 
     def arrivals(self, place: Place, room: Array) -> list[Any]:
-        """Return the copies of one block from the cache into the buffer `room`."""
+        """Prepare the copies of one block from the cache into the buffer number `room`.
+
+        The caller starts them and waits for them.
+        """
         row, block = place
         columns = pl.ds(pl.multiple_of(block * self.size, self.size), self.size)
         return [
@@ -192,7 +208,10 @@ class BlockCopies:
         ]
 
     def departures(self, row: Array, at: Array, room: Array) -> list[Any]:
-        """Return the copies that write the aligned columns around column `at` back to the cache."""
+        """Prepare the copies of the columns around column `at` from a buffer back to the cache.
+
+        The caller starts them and waits for them.
+        """
         base = pl.multiple_of(at % self.size // WRITTEN * WRITTEN, WRITTEN)
         block = pl.multiple_of(at // self.size * self.size, self.size)
         copies = [
@@ -208,7 +227,7 @@ class BlockCopies:
         return copies
 
     def put(self, new: tuple[Array, ...], inside: Array, room: Array) -> None:
-        """Overwrite column `inside` of the block in buffer `room` with a new key and value."""
+        """Overwrite column `inside` of the block in buffer `room` with the new key and value."""
         numbers, *scales = self.blocks
         base = pl.multiple_of(inside // WRITTEN * WRITTEN, WRITTEN)
         around = numbers[room, :, pl.ds(base, WRITTEN), :]
@@ -234,7 +253,10 @@ class RowAttention:
     cap: float | None
 
     def send_for(self, place: Place, step: Array) -> Place:
-        """Start to copy the block at `place` into VMEM, if any is left; return the next place."""
+        """Start to copy the block at `place` into VMEM, if any is left; return the place after it.
+
+        `step` numbers the copies and chooses the buffer.
+        """
 
         @pl.when(place[0] < self.walk.end)
         def _() -> None:
@@ -244,9 +266,10 @@ class RowAttention:
         return self.walk.after(place)
 
     def attend_block(self, carry: tuple[Place, Array, Place]) -> tuple[Place, Array, Place]:
-        """Add one block to its row's softmax; the last one also writes new column and result.
+        """Add one block to its row's softmax; after the row's last, write its result and column.
 
-        The carry is the place, the number of the step, and the place of the next block to send for.
+        The carry is the block's place, the number of the step, and the place of the next block to
+        copy.
         """
         (row, block), step, ahead = carry
         ahead = self.send_for(ahead, step + COPIES - 1)

@@ -46,7 +46,7 @@ class GroupedMatrix:
 
     @property
     def inputs(self) -> int:
-        """Return the number of inputs, padding included."""
+        """Return the number of inputs of the stored matrix, padding included."""
         rows: int = self.codes.shape[0]
         return rows * PER_WORD if self.bits == FOUR_BITS else rows
 
@@ -57,12 +57,15 @@ def padded(count: int, unit: int) -> int:
 
 
 def unit_of(inputs: int) -> int:
-    """Return how many inputs of a matrix the kernel unpacks at a time."""
+    """Return how many of a matrix's `inputs` the kernel unpacks at a time."""
     return 2 * LANES if inputs % (2 * LANES) == 0 else LANES
 
 
 def can_group(matrix: Packed) -> bool:
-    """Say whether the kernels can read a packed matrix: its groups have to fit their units."""
+    """Say whether the TPU kernels can read a packed matrix.
+
+    The number of inputs that share a scale has to fit the inputs unpacked at a time.
+    """
     inputs, group = padded(matrix.shape[0], LANES), matrix.group
     unit = unit_of(inputs)
     fits = unit % group == 0 if group <= unit else group % unit == 0 and inputs % group == 0
@@ -70,9 +73,9 @@ def can_group(matrix: Packed) -> bool:
 
 
 def zero_of(matrix: Packed) -> int | None:
-    """Return the code that stands for the weight 0, if all minima agree on one; else None.
+    """Return the code that stands for the weight 0, 0 for a matrix without minima.
 
-    Without minima, this is 0.
+    None if the minima do not agree on one code.
     """
     if matrix.minima is None:
         return 0
@@ -81,7 +84,10 @@ def zero_of(matrix: Packed) -> int | None:
 
 
 def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
-    """Convert a packed matrix to the kernels' storage, on the host; `zero` comes from `zero_of`."""
+    """Convert a packed matrix to the TPU kernels' storage, on the host.
+
+    `zero` is what `zero_of` returned; with None the minima are stored.
+    """
     inward, outward = matrix.shape
     inputs, outputs = padded(inward, LANES), padded(outward, LANES)
     shape = (math.ceil(inputs / matrix.group), outputs)

@@ -69,7 +69,11 @@ def multiply(x: Float[Array, "L I"], matrix: GroupedMatrix) -> Float[Array, "L O
 
 
 def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
-    """Choose the units of inputs in one block: the most, up to INPUTS, with aligned scales."""
+    """Choose how many units of inputs one block of the kernel has.
+
+    As many as fit into INPUTS and keep the scales aligned; `count` units of `unit` inputs are
+    there.
+    """
     tile = SUBLANES[matrix.scales.dtype.itemsize]
 
     def fits(units: int) -> bool:
@@ -80,12 +84,12 @@ def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
 
 
 def outputs_of(outputs: int, most: int) -> int:
-    """Choose how many outputs one block has: a divisor of all outputs, at most `most`."""
+    """Return the largest divisor of `outputs` in steps of LANES that is at most `most`."""
     return next(each for each in range(most, 0, -LANES) if outputs % each == 0)
 
 
 def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
-    """Unpack one block of the matrix, multiply the rows by it, add to the results (Pallas)."""
+    """Unpack one block of the matrix, multiply all rows by it, add to the results (Pallas)."""
     x, codes, *rest = refs
     arrays = (len(rest) - 1) // 2
     stored, out, floats = rest[:arrays], rest[arrays], rest[arrays + 1 :]
@@ -110,7 +114,7 @@ def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
 
 
 def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
-    """Unpack the codes of unit `index`, minus `zero`, to float32."""
+    """Unpack the codes of unit `index` (of `unit` inputs) to float32 and subtract `zero`."""
     if bits != FOUR_BITS:
         at = pl.multiple_of(index * unit, unit)
         return (codes[pl.ds(at, unit), :].astype(jnp.int32) - zero).astype(jnp.float32)
@@ -123,7 +127,7 @@ def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
 
 
 def spread(scales: Any, index: Any, unit: int, group: int) -> Array:
-    """Repeat the scales of the groups in unit `index` for each of their inputs."""
+    """Repeat each scale in unit `index` for every input that shares it; `group` inputs do."""
     width = scales.shape[1]
     if group >= unit:
         one = scales[pl.ds(index // (group // unit), 1), :]
@@ -146,7 +150,7 @@ def as_floats(scales: Array) -> Float[Array, "..."]:
 
 
 def take(matrix: GroupedMatrix, tokens: Int32[Array, " L"]) -> Float[Array, "L I"]:
-    """Look up the weights of some outputs without rounding: the embeddings of tokens."""
+    """Return the weights of some outputs without rounding: the embeddings of `tokens`."""
     inputs = matrix.inputs
     unit = unit_of(inputs)
     arrays = [each for each in (matrix.codes, matrix.scales, matrix.minima) if each is not None]

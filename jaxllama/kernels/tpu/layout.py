@@ -55,7 +55,7 @@ class Split:
         )
 
     def place(self, parts: Sequence[np.ndarray], mesh: Mesh) -> jax.Array:
-        """Copy an array [in, out], given in parts, to the devices along the mesh axis `model`."""
+        """Copy a matrix [in, out], given in parts, to the devices along the mesh axis `model`."""
         axis = 0 if self.inputs else 1
         where = ("model" if self.inputs else None, "model" if self.outputs else None)
         whole = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis)
@@ -63,7 +63,7 @@ class Split:
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Place a group as one matrix, or each matrix by itself if they are stored differently.
+    """Copy a group to the devices as one matrix, or as several if they are stored differently.
 
     Packed matrices stay packed if the kernels can read them; those of experts are unpacked.
     """
@@ -93,7 +93,7 @@ def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> 
 
 
 def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
-    """Unpack a packed matrix unless the kernels can read the part of each device."""
+    """Unpack a packed matrix unless the kernels can read each device's part of it."""
     if not isinstance(matrix, Packed):
         return matrix
     if split.inputs and (
@@ -110,7 +110,7 @@ def own_part(matrix: Packed, split: Split) -> Packed:
 
 
 def form_of(matrix: HostMatrix) -> object:
-    """Return a key; matrices with equal keys can be concatenated into one."""
+    """Return a key that is equal for matrices that can be concatenated into one."""
     if not isinstance(matrix, Packed):
         return None
     is_half = matrix.scales.dtype == np.float16
@@ -123,7 +123,10 @@ def has_order(matrix: HostMatrix) -> bool:
 
 
 def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> GroupWeight:
-    """Concatenate matrices by output and place them; each device gets its part of every matrix."""
+    """Concatenate matrices by output and copy them to the devices as one weight.
+
+    Each device gets its part of every matrix.
+    """
     parts = [
         side_by_side([split.of(each, index) for each in matrices]) for index in range(split.parts)
     ]
@@ -131,7 +134,7 @@ def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> Group
 
 
 def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
-    """Concatenate matrices with equal `form_of` along their outputs."""
+    """Concatenate matrices for which `form_of` is equal along their outputs."""
     if len(matrices) == 1:
         return matrices[0]
     packed = [each for each in matrices if isinstance(each, Packed)]
@@ -149,7 +152,7 @@ def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
 def placed(
     parts: Sequence[HostMatrix], split: Split, to: Placement
 ) -> DenseStorage | PackedStorage:
-    """Copy the parts of a matrix to their devices, dense or in the packed form of the kernels."""
+    """Copy the parts of a matrix to their devices, dense or in the kernels' packed form."""
     if not isinstance(parts[0], Packed):
         dense = [np.ascontiguousarray(each, jnp.dtype(to.dtype)) for each in parts]
         return DenseStorage(split.place(dense, to.mesh))
@@ -167,7 +170,10 @@ def placed(
 
 
 def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
-    """Place an embedding, split by tokens: packed [width, vocab], else dense [vocab, width]."""
+    """Copy an embedding to the devices, split by tokens if they divide.
+
+    It is stored packed [width, vocab] if the kernels can read that, else dense [vocab, width].
+    """
     parts = to.mesh.shape["model"]
     if isinstance(matrix, Packed):
         outputs = matrix.shape[1] % parts == 0 and parts > 1

@@ -41,9 +41,8 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 ) -> Float[Array, "K R W"]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    The cache has the columns of all rows already.
-
-    Row r of a head belongs to the token at column start + r // group.
+    The cache has the columns of all rows already. Row r of a head belongs to the token at column
+    (start + r // group). `block` is the number of columns read at a time.
     """
     kv_heads, rows, width = queries.shape
     tokens = rows // group
@@ -98,9 +97,10 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 
 
 def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> tuple[Any, Any]:
-    """Return the first and last block of columns that the `run`-th run of tokens attends to.
+    """Return the first and last block of columns that a group of prompt tokens attends to.
 
-    A run has `taken` tokens; the first one of the prompt is at column `start`.
+    Group number `run` has `taken` tokens; the first token of the prompt is at column `start`, and a
+    block has `block` columns.
     """
     begin = start + run * taken
     last = (begin + taken - 1) // block
@@ -109,7 +109,10 @@ def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> t
 
 
 def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any) -> None:
-    """Add one block of columns to the running softmax of the rows, for one key/value head."""
+    """Add one block of columns to the running softmax of some rows, for one head (Pallas).
+
+    `taken` is the number of tokens of these rows.
+    """
     at, position, queries, numbers, *scales = refs[:-4]
     out, *state = refs[-4:]
     head, run, index = (pl.program_id(axis) for axis in range(3))

@@ -23,7 +23,7 @@ class KeyMask(NamedTuple):
     window: int | None
 
     def of(self, shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
-        """Build the mask for an array of scores of this shape; `axis` is that of the columns."""
+        """Return the mask for scores of this shape; `axis` is the axis of the columns."""
         column = self.start + lax.broadcasted_iota(jnp.int32, shape, axis)
         seen = column <= self.position
         return seen if self.window is None else seen & (column > self.position - self.window)
@@ -38,17 +38,21 @@ class RunningSoftmax(NamedTuple):
 
     @staticmethod
     def scratch(rows: tuple[int, ...], width: int) -> list[Any]:
-        """Return the VMEM buffers that the kernel has to reserve for it."""
+        """Return the VMEM buffers that a kernel has to reserve for the softmax of `rows`."""
         return [pltpu.VMEM((*rows, each), jnp.float32) for each in (LANES, LANES, width)]
 
     def begin(self) -> None:
-        """Reset the running maximum, sum and mean, before the first block."""
+        """Reset the largest score, the sum and the mean, before the first block."""
         self.top[...] = jnp.full(self.top.shape, HIDDEN, jnp.float32)
         self.total[...] = jnp.zeros(self.total.shape, jnp.float32)
         self.mixed[...] = jnp.zeros(self.mixed.shape, jnp.float32)
 
     def weigh(self, scores: Array, seen: Bool[Array, "..."], cap: float | None) -> Array:
-        """Add the scores of a block, return their weights; a fully masked block changes no bit."""
+        """Add the scores of a block to the softmax; return the weights of its values.
+
+        `seen` masks the columns that count, `cap` limits scores (None: no limit). A block of which
+        no column counts changes no bit.
+        """
         scores = scores if cap is None else cap * jnp.tanh(scores / cap)
         scores = jnp.where(seen, scores, HIDDEN)
         old = self.top[...][..., :1]
@@ -62,25 +66,29 @@ class RunningSoftmax(NamedTuple):
         return weights
 
     def add(self, mixed: Array) -> None:
-        """Add the values of the block, already multiplied by the weights from `weigh`."""
+        """Add the sum of a block's values, multiplied by the weights that `weigh` returned."""
         self.mixed[...] = self.mixed[...] + mixed
 
     @property
     def mean(self) -> Array:
-        """The result of attention: the mean of all values, weighted."""
+        """The result of attention: the weighted mean of the values of all blocks."""
         return self.mixed[...] / jnp.maximum(self.total[...][..., :1], 1e-30)
 
 
 def keys_of(pairs: Array, width: int) -> Array:
     """Return the keys of a block that stores keys and values side by side, [... 2H].
 
-    For narrow heads return the whole block: their queries have zeros where the values are.
+    For heads narrower than `width` return the whole block: their queries have zeros where the
+    values are.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., :width]
 
 
 def values_of(pairs: Array, width: int) -> Array:
-    """Return the values of such a block; for narrow heads the whole block, keys included."""
+    """Return the values of a block that stores keys and values side by side, [... 2H].
+
+    For heads narrower than `width` return the whole block, keys included.
+    """
     return pairs if pairs.shape[-1] == width else pairs[..., -width:]
 
 

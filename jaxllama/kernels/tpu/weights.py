@@ -25,11 +25,11 @@ class StoredMatrix(Protocol):
         """Return x · matrix in float32."""
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Look up the weights of some outputs (rows of an embedding) as float32."""
+        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
 
     @property
     def outputs(self) -> int:
-        """Return the number of outputs."""
+        """Return the number of the matrix's outputs on one device."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,13 +45,13 @@ class DenseStorage:
         return DenseWeight(self.array, self.by_output).dot(x)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Look up the weights of some outputs (rows of an embedding) as float32."""
+        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
         taken: Array = self.array[tokens].astype(jnp.float32)
         return taken
 
     @property
     def outputs(self) -> int:
-        """Return the number of outputs."""
+        """Return the number of the matrix's outputs, or of tokens of an embedding."""
         count: int = self.array.shape[0 if self.by_output else 1]
         return count
 
@@ -71,14 +71,14 @@ class PackedStorage:
         return multiply(x, self.grouped)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Look up the weights of some outputs (rows of an embedding) as float32."""
+        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
         from jaxllama.kernels.tpu.grouped_matmul import take  # noqa: PLC0415 - slow to import
 
         return take(self.grouped, tokens.astype(jnp.int32))[:, : self.inputs]
 
     @property
     def outputs(self) -> int:
-        """Return the number of outputs."""
+        """Return the number of the matrix's outputs on one device, without padding."""
         return self.grouped.outputs
 
 
@@ -99,7 +99,7 @@ class GroupWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32."""
+        """Return norm(x) · weight + bias + add in float32; what is None is left out."""
         del active
         y: Array = self.matrix.dot(x if norm is None else normed(x, norm))
         y = add_up(y, "model") if self.splits_inputs else y
@@ -115,7 +115,10 @@ class GroupWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, and add the parts of `add`."""
+        """Multiply norm(x) by every matrix of the group, with its bias; return one array for each.
+
+        `add`, if given, holds the summands for all results side by side.
+        """
         x = x if norm is None else normed(x, norm)
         if any(isinstance(member.weight, InGroup) for member in group):
             found = split_outputs(self.matmul(x, active=active), group)
@@ -131,5 +134,8 @@ class GroupWeight(UnfusedWeight):
         return [y + part for y, part in zip(found, split_outputs(add, group), strict=True)]
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Look up embeddings; where the vocabulary is split, each device looks up its own."""
+        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+
+        Where the vocabulary is split, each device looks up its own tokens.
+        """
         return take_split(self.matrix.rows, tokens, self.matrix.outputs, vocab)
