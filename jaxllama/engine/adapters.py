@@ -84,7 +84,7 @@ class LoadedAdapters:
         self._free_unused(gone.id)
 
     def use(self, name: str, scale: float) -> AdapterUse:
-        """Return what a request needs to use the loaded adapter `name`, multiplied by `scale`.
+        """Return a reference to the loaded adapter `name`, with a scale, for a request.
 
         Raises InvalidParameter if no adapter of this name is loaded.
         """

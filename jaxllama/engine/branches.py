@@ -35,9 +35,9 @@ class TokenRun:
 
 
 def shared_prefix(continuations: Sequence[Continuation]) -> int:
-    """Count the leading tokens that all continuations share and none of which precedes a target.
+    """Count the leading tokens that all continuations share, for one prefill.
 
-    The count is at most `start - 1`: the token before the first weighed one has to be computed.
+    Stops before the token that predicts the first weighed one: its logits have to be computed.
     """
     shared = min(min(start, len(ids)) for ids, start in continuations) - 1
     for ids, _ in continuations[1:]:

@@ -160,10 +160,10 @@ class Programs:
         return sum(leaf.nbytes for leaf in self._weights)
 
     def roofline(self, step_seconds: float, rows: int) -> dict[str, float]:
-        """Return what decode steps of `rows` rows achieve, and its share of what the chip can do.
+        """Return how many weight bytes and FLOPs per second decode steps achieve.
 
-        Attention is not counted, so these are lower bounds. The shares are left out for a chip that
-        the table does not have.
+        A step of `rows` rows takes `step_seconds`. Also returns their shares of the chip's peaks,
+        if these are known. Attention is not counted, so all figures are lower bounds.
         """
         if not step_seconds:
             return {"weight_bytes_per_second": 0.0, "flops_per_second": 0.0}

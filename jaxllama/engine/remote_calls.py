@@ -41,7 +41,7 @@ def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]
 
 
 def as_sent(argument: Any) -> Any:
-    """Convert an argument that msgpack would send as a plain list: pack a RowStart, mark Runs.
+    """Convert an argument whose type msgpack would lose: pack a RowStart, mark Runs.
 
     Other arguments come back unchanged.
     """

@@ -461,9 +461,9 @@ class Body:
             )
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
-        """Round a number of prompt tokens up to whole tiles.
+        """Round a number of prompt tokens up to a multiple of the prompt tile for so many slots.
 
-        Equal seeds give equal answers only if prompts are computed in whole tiles.
+        Equal seeds are promised to give equal answers only for prefill in whole tiles.
         """
         tile = self.prompt_tile(slots)
         return -(-tokens // tile) * tile

@@ -256,14 +256,14 @@ def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
 
 
 def embeddings_of(config: EncoderConfig, params: Tree) -> TokenEmbeddings:
-    """Build the embedding layers with these weights, which may be traced by JAX."""
+    """Build the embedding layers with the weights `params`, inside a function that JAX traces."""
     module = TokenEmbeddings(config)
     give_values(module, params)
     return module
 
 
 def block_of(config: EncoderConfig, params: Tree) -> EncoderBlock:
-    """Build one block with these weights, which may be traced by JAX."""
+    """Build one block with `params` as its weights, inside a function that JAX traces."""
     module = EncoderBlock(config)
     give_values(module, params)
     return module

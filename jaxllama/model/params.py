@@ -49,7 +49,7 @@ def attention_of(body: Body, cap: float | None) -> AttentionOps:
 
 
 def model_of(config: ModelConfig, params: Tree, body: str = plain.PLAIN.name) -> Llama:
-    """Build the model with these weights, which may be traced by JAX.
+    """Build the model with `params` as its weights, inside a function that JAX traces.
 
     `body` names the set of kernels that computes its operations.
     """

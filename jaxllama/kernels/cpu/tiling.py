@@ -263,7 +263,7 @@ def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count
 def tile_halves(
     sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
 ) -> Tiled:
-    """Build a q6 matrix from its tiled codes: a signed step for every 16 inputs and output.
+    """Build a q6 matrix from its tiled codes: one signed step for every 16 inputs of an output.
 
     Eight blocks of inputs share one unit: scale = unit * step.
     """

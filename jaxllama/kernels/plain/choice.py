@@ -228,7 +228,8 @@ def first_past(
 ) -> Int32[Array, " S"]:
     """Return the first entry of each row whose cumulative weight exceeds the row's target.
 
-    `reached` are the cumulative weights. Entries without weight are never returned.
+    `reached` are the cumulative weights. Entries of weight 0 are never returned. If rounding leaves
+    no such entry, returns the last one with weight.
     """
     has_weight = weights > 0
     past = has_weight & (reached > target[:, None])

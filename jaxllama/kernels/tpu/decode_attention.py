@@ -162,7 +162,7 @@ class RowWalk:
         return row, self.first_block(row)
 
     def first_block(self, row: Array) -> Array:
-        """Return the number of the first block in the row's window; any if `row` is not active."""
+        """Return the number of the first block in the row's window; for an inactive row, any."""
         if self.window is None:
             return jnp.int32(0)
         column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1

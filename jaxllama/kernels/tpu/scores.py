@@ -78,8 +78,8 @@ class RunningSoftmax(NamedTuple):
 def keys_of(pairs: Array, width: int) -> Array:
     """Return the keys of a block that stores keys and values side by side, [... 2H].
 
-    For heads narrower than `width` return the whole block: their queries have zeros where the
-    values are.
+    `width` is that of the queries: H, or 2H for narrow heads. For these the whole block is
+    returned, because their queries are zero where the values are.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., :width]
 
@@ -87,7 +87,8 @@ def keys_of(pairs: Array, width: int) -> Array:
 def values_of(pairs: Array, width: int) -> Array:
     """Return the values of a block that stores keys and values side by side, [... 2H].
 
-    For heads narrower than `width` return the whole block, keys included.
+    `width` is that of the queries: H, or 2H for narrow heads. For these the whole block is
+    returned.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., -width:]
 
