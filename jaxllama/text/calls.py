@@ -42,7 +42,7 @@ def call_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
 
 
 def open_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Return a Lark grammar for an answer of free text that may contain or be calls of `tools`.
+    """Return a Lark grammar for an answer that is free text, calls of `tools`, or both.
 
     Text that starts like a call in `style` must be a complete, valid call.
     """
@@ -50,7 +50,7 @@ def open_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
 
 
 def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Return the Lark rule `call`: a JSON object that calls one of the tools."""
+    """Return the Lark rule `call`: it matches the JSON object of a call of one of `tools`."""
     arguments, _ = SHAPES[style]
     calls = []
     for index, tool in enumerate(tools):

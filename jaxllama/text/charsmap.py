@@ -73,8 +73,8 @@ class CharacterMap:
 def starts_of(units: NDArray[np.int64], where: str) -> str:
     """Return a regular expression for every character that has a rule or begins a longer one.
 
-    A character that only begins rules must be followed by one whose first byte can go on. `units`
-    are the units of the trie; errors name `where`.
+    A character that only begins longer rules must be followed by one that can continue them.
+    `units` are the units of the trie; errors name `where`.
     """
     alone, begin = set[int](), set[int]()  # code points
     seconds: set[int] = set()

@@ -87,7 +87,8 @@ class Cuts:
 def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
     """Return the positions at which a long text can be cut without changing its tokens.
 
-    `encode` gives the token ids of a text; `tokens` are the bytes of all tokens.
+    `encode(text, follows)` returns the token ids of a piece that starts a text or follows other
+    text; `tokens` are the bytes of all tokens.
     """
     whole = b"\0".join(tokens)
     for drops_space in (False, True):

@@ -147,7 +147,7 @@ def read_added(said: SideFiles) -> dict[int, AddedText]:
 
 
 def special_texts(said: SideFiles) -> Iterator[str]:
-    """Yield the texts that the side files call special tokens."""
+    """Yield the texts of special tokens in tokenizer_config.json and special_tokens_map.json."""
     for name in (said.TOKENIZER, said.SPECIALS):
         for key in SPECIAL_KEYS:
             value = said.files[name].get(key)
@@ -158,7 +158,10 @@ def special_texts(said: SideFiles) -> Iterator[str]:
 
 
 def check_token(token: Any, text: Any, where: Path) -> None:
-    """Raise BadTokenizer unless `token` is an id and `text` a text; `where` is their file."""
+    """Raise BadTokenizer unless `token` is an id and `text` a text that is not empty.
+
+    `where` is the file that has them.
+    """
     is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
     if not is_id or not isinstance(text, str) or not text:
         raise BadTokenizer(

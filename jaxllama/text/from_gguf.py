@@ -111,7 +111,10 @@ def read_cutting(fields: "TokenizerMetadata") -> Cutting:
 
 
 def read_texts(fields: "TokenizerMetadata") -> list[str]:
-    """Return the text of every token, all different; empty texts get a unique name."""
+    """Return the text of every token, by id; an empty one gets a unique name.
+
+    Raise BadTokenizer if two tokens have the same text.
+    """
     key = PREFIX + "tokens"
     texts = [text or f"[EMPTY_{token}]" for token, text in enumerate(fields.texts(key))]
     if not texts:

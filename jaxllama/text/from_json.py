@@ -116,7 +116,7 @@ def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
 
 
 def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
-    """Return how the texts of tokens spell bytes, which the parts of the file's decoder show.
+    """Return how the texts of tokens stand for bytes, by the types of the decoder's parts.
 
     Raise BadTokenizer, naming `path`, for a decoder that is not supported.
     """
@@ -164,7 +164,10 @@ def state_of(part: Any) -> dict[str, Any]:
 
 
 def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a component in the form of tokenizer.json, or the parts of a sequence, at any depth."""
+    """Yield a component that is given as in tokenizer.json; of a Sequence, its parts instead.
+
+    Sequences may be nested.
+    """
     if state.get("type") != "Sequence":
         yield state
         return

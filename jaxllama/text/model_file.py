@@ -47,7 +47,7 @@ def is_tiktoken(head: bytes) -> bool:
 
 
 def is_sentencepiece(head: bytes) -> bool:
-    """Say whether a file with these first bytes begins with the entry of a SentencePiece piece."""
+    """Say whether a file with these first bytes begins like a SentencePiece model, with a piece."""
     if len(head) < 4 or head[0] != PIECE_TAG or head[2] != PIECE_TAG:  # noqa: PLR2004
         return False
     length, text_length = head[1], head[3]  # below 128, as a first piece is short

@@ -28,7 +28,7 @@ class HuggingFaceTokenizer(TokenizerReader):
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Build the tokenizer of the folder."""
+        """Build the tokenizer of the folder, or of the folder in which the tokenizer.json lies."""
         return tokenizer_from_folder(path if path.is_dir() else path.parent)
 
 
@@ -37,12 +37,12 @@ class SentencePieceTokenizer(TokenizerReader):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether the file starts with a piece."""
+        """Say whether the file begins like a SentencePiece model, with a piece."""
         return is_sentencepiece(read_head(path)[0])
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Build the tokenizer."""
+        """Build the tokenizer of a SentencePiece file."""
         return tokenizer_from_sentencepiece(path)
 
 
@@ -56,7 +56,7 @@ class TiktokenTokenizer(TokenizerReader):
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Build the tokenizer."""
+        """Build the tokenizer of a tiktoken file, with the rules of Llama 3."""
         return tokenizer_from_tiktoken(path)
 
 
@@ -77,5 +77,5 @@ class Llama2cTokenizer(TokenizerReader):
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Build the tokenizer."""
+        """Build the tokenizer of a tokenizer.bin file."""
         return tokenizer_from_llama2c(path)

@@ -57,7 +57,7 @@ class SentenceTokenizer:
         return run(self._library, text.lower() if self._lowercases else text)
 
     def wrap(self, ids: Sequence[int]) -> list[int]:
-        """Put the special tokens around the ids of a text."""
+        """Return the ids of a text with the special tokens before and after them."""
         return [*self.before, *ids, *self.after]
 
 
@@ -81,7 +81,7 @@ def sentence_tokenizer(folder: Path, *, lowercases: bool = False) -> SentenceTok
 
 
 def from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
-    """Build BERT's tokenizer of a vocab.txt: one token per line."""
+    """Build BERT's tokenizer from the vocab.txt of a folder, which has one token per line."""
     path = folder / VOCABULARY
     text = read_text(path, MAX_SIDE_FILE)
     if text is None:

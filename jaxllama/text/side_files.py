@@ -83,7 +83,7 @@ class SideFiles:
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
     def check_end(self, end: int | None, vocabulary: Vocabulary) -> None:
-        """Raise BadTokenizer if the model cannot produce the end token."""
+        """Raise BadTokenizer if the model has no id `end`, so that no answer could end with it."""
         size = self.model_size
         if end is not None and size is not None and end >= size:
             raise BadTokenizer(

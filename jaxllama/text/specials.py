@@ -60,13 +60,13 @@ class Specials:
         self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
 
     def guard(self, text: str) -> str:
-        """Return `text` with marks in it, so that no template makes a control token of a part."""
+        """Return `text` with marks in it, so that no template makes any control token of it."""
         places = {match.start() for match in self.unsafe.finditer(text)}
         cuts = (0, *sorted(places | self.unfinished(text)), len(text))
         return self.mark.join(text[left:right] for left, right in pairwise(cuts))
 
     def unfinished(self, text: str) -> set[int]:
-        """Return positions near the end where a control token starts that later text can finish.
+        """Return positions near the end where a control token starts that later text can complete.
 
         The end counts with and without trailing white space, which templates trim.
         """

@@ -31,7 +31,10 @@ class Thought:
 
 
 def thought_start(prompt: str) -> ThoughtStart:
-    """Return whether a rendered prompt ends with `<think>`, with `</think>`, or with neither."""
+    """Return INSIDE if a rendered prompt ends with `<think>`, OVER if with `</think>`, else FREE.
+
+    White space at the end does not count.
+    """
     end = prompt.rstrip()
     if end.endswith(THOUGHT_OPENER):
         return ThoughtStart.INSIDE
@@ -39,9 +42,9 @@ def thought_start(prompt: str) -> ThoughtStart:
 
 
 def start_in(message: str) -> ThoughtStart:
-    """Return whether a message, which the model continues, ends inside its thoughts or after them.
+    """Return INSIDE if the last `<think>` of a message is not closed, else OVER.
 
-    A message without thoughts counts as ended after them.
+    The message is one that the model continues.
     """
     is_open = message.rfind(THOUGHT_OPENER) > message.rfind(THOUGHT_CLOSER)
     return ThoughtStart.INSIDE if is_open else ThoughtStart.OVER

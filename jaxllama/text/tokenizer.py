@@ -83,12 +83,12 @@ class Tokenizer:
 
     @property
     def begin_id(self) -> int | None:
-        """Return the begin-of-text token, if the model has one."""
+        """Return the id of the begin-of-text token; None if the model has none."""
         return self._rules.begin_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return all tokens that end an answer, the model's own first."""
+        """Return the ids of all tokens that end an answer, the model's own first."""
         return self._rules.end_ids
 
     @property
@@ -153,7 +153,7 @@ class Tokenizer:
 
     @cached_property
     def _cuts(self) -> Cuts:
-        """Return the positions at which a long text may be cut."""
+        """Return the positions at which a long text may be cut, found once and then kept."""
         if any(depends_on_neighbours(encoder) for encoder in self._encoders):
             return Cuts()
         tokens = (self.piece(token, special=True) for token in range(self.vocab_size))
@@ -184,11 +184,11 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Return a digest of the tokens: equal digests mean equal `texts`."""
+        """Return the SHA-256 of the vocabulary: equal digests mean equal `texts`."""
         return self._vocabulary.digest
 
     def texts(self) -> tuple[str, ...]:
-        """Return the text of every single token; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of each token alone, by id; bytes that are no UTF-8 become U+FFFD."""
         pieces = map(self.piece, range(self.vocab_size))
         return tuple(piece.decode("utf-8", "replace") for piece in pieces)
 
@@ -266,10 +266,9 @@ def check_unicode(text: str) -> None:
 
 
 def find_end_ids(own: Iterable[int | None], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Return the ids in `own`, the end tokens of the checkpoint, then further ones without repeats.
+    """Return all ids that end an answer: those in `own`, then further control tokens known for it.
 
-    Further ones are the control tokens of the vocabulary that are known to end an answer. None in
-    `own` is skipped.
+    `own` are the end tokens that the checkpoint names, where None is skipped. No id is repeated.
     """
     found = dict.fromkeys(token for token in own if token is not None)
     control = int(TokenKind.CONTROL)

@@ -384,7 +384,7 @@ def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
 
 
 def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
-    """Return the rules that cut our projections out of a file's fused matrices, by our path.
+    """Return the rules that cut projections out of a file's fused matrices, by parameter path.
 
     `qkv` and `gate_up` are the names of the fused matrices in the file.
     """

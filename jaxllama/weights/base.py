@@ -48,14 +48,14 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def table(self) -> Mapping[str, Rule]:
-        """Map our path of every weight that this format can hold to the rule that reads it."""
+        """Map the parameter path of every weight this format can hold to the rule that reads it."""
 
     @property
     @abstractmethod
     def shapes(self) -> Mapping[str, Shape]:
         """Map the name of every tensor in the file to its stored shape.
 
-        Omit known superfluous ones.
+        Tensors that are known to be superfluous are left out.
         """
 
     @property
@@ -72,7 +72,7 @@ class Checkpoint(ABC):
         return {}
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Announce the weights that are read next: our paths, in this order, each weight whole.
+        """Announce the weights that are read next: parameter paths in order, each weight whole.
 
         A format may begin to read them; by default it does not.
         """
@@ -94,7 +94,10 @@ class Checkpoint(ABC):
         """Build the tokenizer that came with the model."""
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the tokenizer as the model has it, for exports; refused by default."""
+        """Return the tokenizer's files or metadata, unchanged, for exports.
+
+        By default, raise UnsupportedModel.
+        """
         raise UnsupportedModel(
             f"models read by {type(self).__name__} cannot be written in another format: the reader "
             f"does not hand on their tokenizer"
@@ -105,9 +108,10 @@ class Checkpoint(ABC):
         """Close the files; may be called again."""
 
     def read(self, path: str, leaf: Leaf, index: Index | None = None) -> Stored:
-        """Read one weight, or the part `index` of it, in canonical layout.
+        """Read the weight with this parameter path, or the part `index` of it, in canonical layout.
 
-        Raises ValueError for a part that separates inputs of a packed matrix which share a scale.
+        `leaf` has its expected shape. Raises ValueError for a part that separates inputs of a
+        packed matrix which share a scale.
         """
         rule = self.table.get(path)
         if rule is None:

@@ -207,9 +207,9 @@ def read_pooling(fields: CheckedFields) -> EncoderPooling:
 
 
 def tensor_names(family: EncoderFamily, layers: int) -> dict[str, str]:
-    """Map our path of every module to its name in the file; both lack `.weight` and `.bias`.
+    """Map the parameter path of every module to its name in the file.
 
-    `layers` is the number of layers.
+    Both lack `.weight` and `.bias`. `layers` is the number of layers.
     """
     names: dict[str, str] = {}
     for path, name in family.names.items():

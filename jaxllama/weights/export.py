@@ -144,5 +144,5 @@ def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
 
 
 def of_length(rope: Rope, *, is_long: bool) -> Rope:
-    """Return the rotary embedding for texts longer than the original context, or for others."""
+    """Return the rotary embedding for texts beyond the original context (`is_long`) or within."""
     return replace(rope, factors=rope.long_factors) if is_long and rope.long_factors else rope

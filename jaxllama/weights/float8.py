@@ -24,7 +24,7 @@ ONE: tuple[Shape, ...] = ((), (1,), (1, 1))  # shapes of a single scale
 
 
 def is_float8_method(method: CheckedFields) -> bool:
-    """Say whether a quantization_config is one of float8 weights."""
+    """Say whether `method`, the quantization_config of config.json, means float8 weights."""
     name = method.text("quant_method", "")
     if name == "compressed-tensors":
         return method.text("format", "") in FORMATS

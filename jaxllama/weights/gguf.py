@@ -65,7 +65,7 @@ QKV, GATE_UP = "blk.{i}.attn_qkv.weight", "blk.{i}.ffn_up.weight"
 
 
 def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
-    """Map our paths to the rules that read a GGUF file of this architecture."""
+    """Map parameter paths to the rules that read a GGUF file of this architecture."""
     table = dict(TABLE)
     if family.paired:
         table |= paired_rules(config.head_dim)
@@ -101,7 +101,7 @@ class GgufCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a file that starts with the magic bytes."""
+        """Say whether `path` is a file that starts with GGUF's magic bytes."""
         if not path.is_file():
             return False
         file = BinaryFile(path)
@@ -122,7 +122,7 @@ class GgufCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our paths to the rules that read their tensors."""
+        """Map parameter paths to the rules that read their tensors."""
         family = by_gguf_name(self._header.metadata["general.architecture"], self._path.name)
         return expand(table_of(family, self._config), self._config.layers)
 
@@ -169,7 +169,7 @@ class GgufCheckpoint(Checkpoint):
         return tokenizer_from_gguf(dict(self._header.metadata))
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the metadata of the tokenizer."""
+        """Return the metadata of the tokenizer, for exports."""
         from jaxllama.text.exchange import source_of_metadata  # noqa: PLC0415 - heavy
 
         return source_of_metadata(self._header.metadata)

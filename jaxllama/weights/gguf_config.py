@@ -154,7 +154,10 @@ def read_scales(
 
 
 def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
-    """Return a head count: a number, or an array with the same number for every layer."""
+    """Return the head count in field `key`: a number, or an array with one number for each layer.
+
+    Raise UnsupportedModel if these numbers differ.
+    """
     value = fields.values.get(key)
     if not isinstance(value, list):
         return fields.whole(key, default, high=MAX_HEADS)
@@ -188,7 +191,10 @@ def read_head_dim(
 
 
 def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str) -> int:
-    """Return the rows of the embedding; every key that counts tokens must agree with it."""
+    """Return the number of rows of the embedding.
+
+    Raise BadHeader if the metadata states another number of tokens.
+    """
     rows = header.tensors["token_embd.weight"].shape[0]
     tokens = header.metadata.count("tokenizer.ggml.tokens")
     stated = {

@@ -49,7 +49,7 @@ class GgufTensor:
     nbytes: int
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read the bytes of the tensor, or those from `start` to `stop`."""
+        """Read the bytes of the tensor, or of them those from `start` to `stop`."""
         stop = self.nbytes if stop is None else stop
         return self.file.read(self.offset + start, stop - start)
 
@@ -115,7 +115,10 @@ class GgufHeader:
 
 
 def read_header(file: BinaryFile) -> GgufHeader:
-    """Read and check the whole header of an open file."""
+    """Return the whole header of an open file, checked against the size of the file.
+
+    Raise BadHeader if it is damaged, UnsupportedModel for other versions or types.
+    """
     where = file.path.name
     cursor = Cursor(file)
     check_version(cursor, where)
@@ -271,14 +274,14 @@ def read_array(cursor: Cursor, key: str) -> ArrayField:
 
 
 def scalar_type(kind: int, key: str, where: str) -> np.dtype[np.generic]:
-    """Return the NumPy type of a value type; raise BadHeader if the type is unknown."""
+    """Return the NumPy type for GGUF's value type `kind`; raise BadHeader if it is unknown."""
     if kind not in SCALARS:
         raise BadHeader(f"{where}: {shown(key)} has value type {kind}; expected 0 to 12")
     return np.dtype(SCALARS[kind])
 
 
 def alignment_of(values: dict[str, object], where: str) -> int:
-    """Return `general.alignment`, or the format's default."""
+    """Return `general.alignment`, 32 if it is absent; raise BadHeader if it cannot be."""
     value = values.get("general.alignment", 32)
     low, high = ALIGNMENTS
     if not isinstance(value, int) or not low <= value <= high or value & (value - 1):

@@ -18,7 +18,7 @@ class GgufTokenizer(TokenizerReader):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a file that starts with the magic bytes."""
+        """Say whether `path` is a file that starts with GGUF's magic bytes."""
         return GgufCheckpoint.recognizes(path)
 
     @classmethod

@@ -174,7 +174,7 @@ def kind_of(name: str, shape: tuple[int, ...], wanted: Any) -> Any:
 
 
 def bytes_of(shape: tuple[int, ...], kind: Any) -> int:
-    """Return the bytes that a tensor takes."""
+    """Return the number of bytes of a tensor of this shape and GGUF type."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
     return int(np.prod(shape, dtype=np.int64)) // block * size
 

@@ -145,7 +145,7 @@ class HubEncoder(HubModel):
     """A repository with an encoder, in the form of sentence-transformers."""
 
     def check(self, target: Path) -> None:
-        """Open the folder, which checks every header."""
+        """Open the folder, which checks every header; raise CheckpointError if one is damaged."""
         SentenceFolder.open(target).close()
 
     def model(self, target: Path) -> Path:

@@ -130,7 +130,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our paths to the rules that read their tensors."""
+        """Map parameter paths to the rules that read their tensors."""
         return table_of(self._family, self._config)
 
     @cached_property
@@ -187,7 +187,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return tokenizer_from_folder(self._folder)
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the tokenizer files of the folder."""
+        """Return the tokenizer files of the folder, for exports."""
         from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
 
         return source_of_folder(self._folder)
@@ -212,7 +212,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return is_vector and entry.dtype in DTYPES and not self._tensors[name].read(name).any()
 
     def _scaled(self, name: str, values: Any, index: Index) -> Stored:
-        """Return part `index` of a tensor, whose values are given; float8 times its scales."""
+        """Return part `index` of a tensor, whose values are given, with float8 scales applied."""
         entry = self._entries[name]
         if entry.dtype not in float8.FLOAT8:
             return values
@@ -242,7 +242,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
-    """Map our paths to the rules that read a folder of this architecture."""
+    """Map parameter paths to the rules that read a folder of this architecture."""
     table = dict(TABLE)
     if family.norms != "before":
         table |= RESULT_NORMS

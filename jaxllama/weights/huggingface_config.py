@@ -212,7 +212,7 @@ def windowed_layers(fields: CheckedFields, family: Architecture, layers: int) ->
 
 
 def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether it has rotary embedding: SmolLM3 lists 1 for yes, 0 for no."""
+    """Say for every layer whether it has rotary embedding; SmolLM3's config.json may list it."""
     if not family.unrotated_every:
         return [True] * layers
     if fields.has("no_rope_layers"):
@@ -323,7 +323,7 @@ def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
 
 
 def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return the rotary embedding by Llama 3.1's rule."""
+    """Return a rotary embedding that is scaled by Llama 3.1's rule."""
     low, high = rule.real("low_freq_factor"), rule.real("high_freq_factor")
     if not 0 < low < high:
         raise BadHeader(

@@ -146,7 +146,7 @@ TRANSPOSED = (TRANSPOSE,)  # the steps of a plain matrix that is stored as [out,
 
 
 def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
-    """Return a stored tensor in canonical layout, to which the steps convert it."""
+    """Apply the steps to a stored tensor; return the result, which is in canonical layout."""
     for step in steps:
         stored = step.apply(stored)
     return stored

@@ -107,7 +107,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a file that begins with the magic number or with sensible sizes."""
+        """Say whether `path` is a file that begins with the magic number or possible sizes."""
         if not path.is_file():
             return False
         file = BinaryFile(path)
@@ -134,7 +134,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our paths to the rules that read their tensors, which have Meta's names."""
+        """Map parameter paths to the rules that read their tensors, which have Meta's names."""
         return meta_table(self._config)
 
     @cached_property
@@ -170,7 +170,7 @@ class Llama2cCheckpoint(Checkpoint):
         return tokenizer_from_llama2c(self._vocabulary())
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the tokenizer in the form of a GGUF file."""
+        """Return the tokenizer in the form of GGUF metadata, for exports."""
         from jaxllama.text.exchange import source_of_llama2c  # noqa: PLC0415 - heavy
 
         return source_of_llama2c(self._vocabulary(), self._config.vocab_size)
@@ -240,7 +240,7 @@ def are_sensible(head: bytes) -> bool:
 
 
 def read_header(file: BinaryFile) -> Llama2cHeader:
-    """Read the numbers at the start; raise BadHeader unless they are sensible."""
+    """Return the numbers at the start of a file; raise BadHeader unless a model can have them."""
     where = file.path.name
     head = file.read(0, min(file.size, HEADER_SIZE)).tobytes()
     if not head.startswith(MAGIC):

@@ -183,7 +183,7 @@ def fits(name: str, layer: str) -> bool:
 def read_pairs(
     file: TensorFile, settings: AdapterSettings, model: ModelConfig
 ) -> Iterator[tuple[str, AdapterPair]]:
-    """Yield our path and the two matrices of every weight that the adapter changes.
+    """Yield the parameter path and the two matrices of every weight that the adapter changes.
 
     Raise BadTensors, before the first one, if names, shapes or types of tensors do not fit the
     model.
@@ -212,7 +212,7 @@ def read_pairs(
 def sort_tensors(
     file: TensorFile, weights: Mapping[str, AdaptedWeight]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Map our path to the names of its tensors in the file, by side: "A" or "B".
+    """Map parameter paths to the names of their tensors in the file, by side: "A" or "B".
 
     Also return a message for every tensor that has no place in the model.
     """
@@ -241,7 +241,7 @@ def misfits(
     weight: AdaptedWeight,
     settings: AdapterSettings,
 ) -> Iterator[str]:
-    """Yield a message for everything that is wrong with the tensors for our weight `path`.
+    """Yield a message for everything that is wrong with the tensors for parameter path `path`.
 
     `sides` has their names, by "A" and "B".
     """

@@ -78,7 +78,7 @@ class MetaCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map our paths to the rules that join the tensors of the shards."""
+        """Map parameter paths to the rules that join the tensors of the shards."""
         return meta_table(self._config, len(self._shards), self._embedding())
 
     @cached_property
@@ -109,7 +109,7 @@ class MetaCheckpoint(Checkpoint):
         return tokenizer_from_model(self._folder / TOKENIZER)
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the file tokenizer.model as the source of a tokenizer."""
+        """Return the file tokenizer.model, for exports."""
         from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
 
         return source_of_folder(self._folder, (TOKENIZER,))

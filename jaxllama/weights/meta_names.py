@@ -30,7 +30,7 @@ NAMES: dict[str, tuple[str, Join]] = {
 
 
 def meta_table(config: ModelConfig, shards: int = 1, embedding: Join = COLUMNS) -> dict[str, Rule]:
-    """Return the rules that read a model from `shards` shards, by our path.
+    """Return the rules that read a model from `shards` shards, by parameter path.
 
     `embedding` says how the shards divide the embedding.
     """

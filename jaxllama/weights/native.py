@@ -253,7 +253,7 @@ class NativeCheckpoint(Checkpoint):
         return self.tokenizer_source().build()
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the tokenizer as the source had it; its files must have their checksums."""
+        """Return the tokenizer as the source had it; raise BadHeader if a file is damaged."""
         from jaxllama.text.exchange import TokenizerSource  # noqa: PLC0415 - heavy
 
         files = {name: self._file(name, digest) for name, digest in self._manifest.files.items()}

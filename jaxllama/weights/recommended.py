@@ -82,7 +82,7 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_set(value: object) -> bool:
-    """Say whether a field has a value other than 0, 1 and nothing, which leave it off."""
+    """Say whether a field has a value that turns it on: not null, false, 0, 1 or empty."""
     return value not in (None, False, 0, 1, [], {})
 
 

@@ -43,17 +43,17 @@ class Join(ABC):
 
     @abstractmethod
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Return the tensors, or the parts of them that `sources` asked for, joined."""
+        """Join tensors to one; `parts` are all of them, or what `sources` asked for of each."""
 
     @abstractmethod
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the shape of each of `count` tensors that make one of this shape."""
+        """Return the shapes of the `count` tensors that are joined to one of this shape."""
 
     @abstractmethod
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the numbers of the tensors that part `index` of the joined one needs to their parts.
+        """Map the number of each tensor that part `index` needs to the part needed of that tensor.
 
-        `shape` is that of the joined tensor, `count` the number of tensors that make it.
+        `index` and `shape` are those of the joined tensor, `count` is the number of tensors.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Concatenate(Join):
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that the part touches to the range it needs of that."""
+        """Map the number of each tensor that overlaps `index` to the overlapping part of it."""
         wanted = index[self.axis]
         found = {}
         for number, (start, stop) in enumerate(self._ranges(shape, count)):
@@ -111,7 +111,7 @@ class Stack(Join):
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that the part touches to the part of it."""
+        """Map the number of each tensor that overlaps `index` to the overlapping part of it."""
         del shape, count
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
 
@@ -130,11 +130,11 @@ class Copies(Join):
         return parts[0]
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the same shape for all."""
+        """Return the same shape for all `count` tensors."""
         return [shape] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Return the part of the first tensor alone, since the others are copies."""
+        """Return the part of tensor 0 alone, since the others are copies of it."""
         del shape, count
         return {0: index}
 
@@ -218,7 +218,7 @@ def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -
 def restore(
     table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
 ) -> Iterator[tuple[str, Stored]]:
-    """Yield name and value of every tensor of the file, made from our weights: the way back.
+    """Yield name and value of every tensor that a file of this table has, made from our weights.
 
     `read(path)` returns a weight in canonical layout.
     """
@@ -259,7 +259,7 @@ def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict
 
 
 def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Group our paths by the names of the tensors that they come from.
+    """Group parameter paths by the names of the tensors that they come from.
 
     Paths that are cut out of one tensor are in the order of their cuts.
     """

@@ -116,7 +116,7 @@ class SentenceFolder:
     def read_weights(
         self, shapes: Mapping[str, tuple[int, ...]], place: PlaceArray, progress: CountProgress
     ) -> dict[str, Any]:
-        """Read the weights one by one and return what `place` makes of each, by our dotted path.
+        """Read the weights one by one; return what `place` makes of each, by parameter path.
 
         `place` gets a float32 array in canonical layout; only one at a time is in host memory.
         `shapes` are those expected. Raises BadTensors if tensors do not fit.
@@ -145,7 +145,7 @@ class SentenceFolder:
         self.close()
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-        """Map our paths to names of tensors; raise BadTensors that lists all that does not fit."""
+        """Map parameter paths to names of tensors; raise BadTensors that lists all misfits."""
         layers = tensor_names(self._family, self.config.layers)
         names, problems = {}, []
         for path, shape in shapes.items():

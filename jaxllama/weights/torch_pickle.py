@@ -173,7 +173,7 @@ class Machine:
         return self._result()
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes of the pickle."""
+        """Return the next `count` bytes of the pickle."""
         part = self._raw[self._at : self._at + count]
         if len(part) != count:
             self.refuse(f"ends at byte {len(self._raw)}, inside of an opcode or before its end")
@@ -240,7 +240,7 @@ class Machine:
         self.push(self._memo[index])
 
     def push_integer(self) -> None:
-        """Push a whole number of up to 64 bits, which is given with its length."""
+        """Read a length and a whole number of so many bytes, up to 64 bits; push the number."""
         count = self.take(1)[0]
         if count > MAX_INTEGER:
             self.refuse(f"has a number of {count} bytes; expected at most {MAX_INTEGER}")
@@ -443,7 +443,7 @@ def is_count(value: object) -> bool:
 
 
 def whole_tuple(value: object) -> tuple[int, ...] | None:
-    """Return the integers of a pickled tuple; None for anything else but a tuple of counts."""
+    """Return the integers of a pickled tuple of counts; None if `value` is anything else."""
     if not isinstance(value, PickledList) or not value.is_tuple:
         return None
     numbers = tuple(item for item in value.items if isinstance(item, int) and is_count(item))

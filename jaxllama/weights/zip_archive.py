@@ -158,9 +158,9 @@ def read_directory(file: BinaryFile) -> tuple[bytes, int]:
 
 
 def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
-    """Return the fields of the 64-bit end of the directory, and its offset.
+    """Return the fields of the directory's 64-bit end record, and the record's offset.
 
-    `end` is the offset of the 32-bit one, which the locator of the other precedes.
+    `end` is the offset of the 32-bit end record, before which a locator points to the other one.
     """
     where = file.path.name
     if end >= LOCATOR64.size:
@@ -175,7 +175,7 @@ def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
 
 
 def widened(values: tuple[int, int, int], extra: bytes, where: str) -> tuple[int, int, int]:
-    """Return packed size, size and start of an entry, `values` in its directory.
+    """Return packed size, size and start of an entry; its directory has them as `values`.
 
     Those that do not fit in 32 bits come from the entry's `extra` field.
     """

@@ -80,7 +80,7 @@ class Filters:
         return self.meter.made(FILTERS["indent"](text, step, first, blank))
 
     def to_json(self, value: Any, **options: Any) -> str:
-        """Return JSON without HTML escapes, the spelling that models were trained on."""
+        """Return a value as JSON without HTML escapes, the spelling that models were trained on."""
         self.meter.weigh(value)
         if len(str(options.get("indent") or "")) > 1:  # a number of one digit, or one character
             raise TemplateError(f"the chat template indents JSON by {options['indent']!r:.20}")
@@ -98,7 +98,7 @@ class Filters:
         return str(value)
 
     def weigh(self, value: Any) -> Any:
-        """Charge one step per item of the value and return the value unchanged."""
+        """Charge the meter one step per item of the value and return the value unchanged."""
         self.meter.weigh(value)
         return value
 

@@ -36,7 +36,10 @@ class Meter:
         self.deadline = time.thread_time() + MAX_SECONDS
 
     def step(self, count: int = 1) -> None:
-        """Charge `count` small operations; check the clock every STEPS_PER_CHECK steps."""
+        """Charge `count` steps; raise TemplateError if steps or time are used up.
+
+        The clock is read every STEPS_PER_CHECK steps.
+        """
         self.steps -= count
         if self.steps < 0:
             raise TemplateError(
@@ -86,7 +89,7 @@ class Meter:
         return size
 
     def fits(self, size: int) -> None:
-        """Raise TemplateError if `size` bytes exceed the rest; charge nothing if they fit."""
+        """Raise TemplateError if `size` bytes are more than what is left; charge nothing else."""
         if size > self.bytes:
             self.allocate(size)
 

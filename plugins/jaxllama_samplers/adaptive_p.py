@@ -42,7 +42,7 @@ class AdaptiveP(Shaper):
     weight: Knob = state(start=0.0)
 
     def start(self) -> "AdaptiveP":
-        """Start the running average at the target."""
+        """Return a copy whose running average starts at the target."""
         weight = 1 / (1 - self.adaptive_decay)
         return dataclasses.replace(self, total=self.adaptive_target * weight, weight=weight)
 
@@ -55,7 +55,10 @@ class AdaptiveP(Shaper):
         return jnp.where(self.adaptive_target < 0, logits, moved)
 
     def observe(self, chosen: Chosen) -> "AdaptiveP":
-        """Add the probability that the chosen token had before this shaper to the average."""
+        """Return a copy whose average includes the probability of the chosen token.
+
+        It is the probability that the token had before this shaper.
+        """
         return dataclasses.replace(
             self,
             total=chosen.shown + self.adaptive_decay * self.total,

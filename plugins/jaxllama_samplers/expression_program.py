@@ -75,7 +75,10 @@ def encode_logit(text: str) -> tuple[float, ...]:
 
 
 def parsed(text: str, place: Place) -> SyntaxNode:
-    """Parse an expression; raise WrongExpression unless it is of the kind that `place` needs."""
+    """Parse an expression; raise WrongExpression unless it gives what the sampler `place` needs.
+
+    That is a condition for `expression`, a number for `logit_expression`.
+    """
     node = parse(text, place)
     if node.kind != WANTED[place]:
         raise WrongExpression(node.at, f"the expression is a {node.kind}; {HINTS[place]}")

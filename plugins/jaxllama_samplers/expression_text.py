@@ -96,7 +96,7 @@ class Parser:
         return piece
 
     def need(self, text: str, why: str) -> None:
-        """Consume the piece `text`; raise WrongExpression if the next piece is another one."""
+        """Consume the piece `text`; raise WrongExpression, saying `why`, if another is next."""
         if self.take(text) is None:
             raise WrongExpression(self.piece.at, f"expected {text!r} {why}, found {self.shown}")
 
@@ -236,7 +236,7 @@ class Parser:
         return computed(function.op, piece, *args)
 
     def name(self, piece: Piece) -> SyntaxNode:
-        """Return the node of a name; raise WrongExpression if it is not known at this place."""
+        """Return the node of a name; raise WrongExpression if this sampler does not know it."""
         found = NAMES[piece.text]
         if self.place not in found.places:
             raise WrongExpression(
@@ -291,7 +291,7 @@ def computed(op: Op, sign: Piece, *args: SyntaxNode) -> SyntaxNode:
 
 
 def needs(node: SyntaxNode, kind: Kind, why: str) -> SyntaxNode:
-    """Return the node; raise WrongExpression unless it is of this kind."""
+    """Return the node; raise WrongExpression, with the words `why`, unless it is of this kind."""
     if node.kind != kind:
         hint = "; write (1 if ... else 0)" if kind == "number" else ""
         raise WrongExpression(node.at, f"{why}; this is a {node.kind}{hint}")

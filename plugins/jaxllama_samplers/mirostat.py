@@ -41,11 +41,11 @@ class Mirostat(Filter):
     limit: Knob = state(start=0.0)
 
     def start(self) -> "Mirostat":
-        """Start the limit at 2 * tau."""
+        """Return a copy whose limit starts at 2 * tau."""
         return dataclasses.replace(self, limit=2 * self.mirostat_tau)
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True for tokens within the limit."""
+        """Return True for tokens whose surprise, or rank in version 1, is within the limit."""
         del context
         surprise = (best.log_total - best.logits) / jnp.log(2.0)
         second = surprise <= self.limit
@@ -56,7 +56,7 @@ class Mirostat(Filter):
         return jnp.where(self.mirostat == 1, first, second)
 
     def observe(self, chosen: Chosen) -> "Mirostat":
-        """Correct the limit by the surprise of the drawn token."""
+        """Return a copy with the limit corrected by the surprise of the drawn token."""
         surprise = -jnp.log2(jnp.maximum(chosen.p, LEAST))
         limit = self.limit - self.mirostat_eta * (surprise - self.mirostat_tau)
         return dataclasses.replace(self, limit=limit)

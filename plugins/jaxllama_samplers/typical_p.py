@@ -31,7 +31,7 @@ class TypicalP(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True for the most typical tokens, up to the limit."""
+        """Return True for the most typical tokens, until their probabilities sum to typical_p."""
         del context
         surprise = best.log_total - best.logits
         order = jnp.argsort(jnp.abs(surprise - best.entropy), stable=True)
