@@ -30,9 +30,9 @@ class Cutting:
 
 
 def cut_by(*expressions: str) -> PreTokenizer:
-    """Return a pre-tokenizer that splits by each regular expression in turn, then maps bytes.
+    """Return a pre-tokenizer that splits text by each regular expression in turn.
 
-    Matches and the text between matches both become words, in byte-level characters.
+    Matches and the text between matches both become words, written in byte-level characters.
     """
     cuts = [Split(Regex(expression), "isolated") for expression in expressions]
     return Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])

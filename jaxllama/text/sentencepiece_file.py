@@ -46,7 +46,7 @@ class SentencePieceModel:
         return ((text, token) for token, (text, kind) in enumerate(pieces) if kind in wanted)
 
     def with_control(self, ids: Collection[int]) -> Self:
-        """Return a copy in which the pieces for text with these ids are control tokens."""
+        """Return a copy in which text pieces with these ids are control tokens instead."""
         kinds = bytearray(self.kinds)
         for token in ids:
             if token < len(kinds) and kinds[token] in (TokenKind.NORMAL, TokenKind.USER_DEFINED):

@@ -34,7 +34,7 @@ LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as d
 def write_folder(
     dtype: str | None, source: Checkpoint, path: Path, progress: CountProgress
 ) -> None:
-    """Write the model to the folder `path` in a dtype such as F16; for None, each keeps its own.
+    """Write the model to the folder `path`; `dtype` None keeps the dtype of dense weights.
 
     Packed matrices become dense, with None in float32, which is exact.
     """

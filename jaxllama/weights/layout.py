@@ -48,7 +48,7 @@ class Transpose(Step):
     """Swaps the last two axes: [out, in] to our [in, out]; a Packed matrix stays by output."""
 
     def apply(self, stored: Stored) -> Stored:
-        """Transpose a dense tensor."""
+        """Swap the last two axes of a dense tensor; return a Packed one as it is."""
         if isinstance(stored, Packed):
             return stored
         return np.ascontiguousarray(stored.swapaxes(-1, -2))

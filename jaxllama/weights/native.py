@@ -228,7 +228,7 @@ class NativeCheckpoint(Checkpoint):
         return {path: form.nbytes for path, form in self._manifest.weights.items()}
 
     def _start(self, name: str, index: Index) -> PendingWeight:
-        """Begin to read part `index` of a weight; the result waits for the disk."""
+        """Begin to read part `index` of a weight; `PendingWeight.result` waits for it."""
         form = self._manifest.weights[name]
         if not form.bits:
             return PendingWeight(form, {"value": self._array(name, "value", index)}, slice(0, 0))

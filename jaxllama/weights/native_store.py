@@ -119,7 +119,7 @@ class ArrayStore:
                 self._opened[name] = tensorstore.open(spec, open=True, read=True, context=context)
 
     def start(self, name: str, shape: Shape, dtype: str, index: Index) -> PendingArray:
-        """Begin to read part `index` of an array, and return at once.
+        """Begin to read part `index` of an array; `PendingArray.result` waits for its values.
 
         Raise BadHeader unless the array has this shape and dtype.
         """

@@ -152,7 +152,7 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
 
 
 def check_unused(folder: Path, kind: ShardKind, tensors: Located) -> None:
-    """Warn about files of the kind that are not read; raise if one repeats a tensor."""
+    """Warn about files of this kind that are not read; raise BadTensors if one repeats a tensor."""
     used = {file.path for file in tensors.values()}
     for path in sorted(set(kind.files(folder)) - used):
         twice = sorted(tensor_names(path, kind) & tensors.keys())

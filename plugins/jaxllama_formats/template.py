@@ -47,7 +47,7 @@ class Template(PromptFormat):
 
     @classmethod
     def for_model(cls, model: ModelText) -> Self:
-        """Compile the model's template."""
+        """Return the format with the model's chat template, compiled."""
         return cls(model)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:

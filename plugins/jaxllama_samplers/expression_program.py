@@ -163,36 +163,36 @@ def trend(node: SyntaxNode) -> Trend:
 
 
 def of_sum(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a sum, or of another operation that rises with each argument."""
+    """Return the trend of an operation that rises with each argument; `trends` are theirs."""
     del node
     return both(*trends)
 
 
 def of_difference(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a - b."""
+    """Return the trend of a - b; `trends` are those of a and b."""
     del node
     return both(trends[0], opposite(trends[1]))
 
 
 def of_comparison(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a < b: it becomes false as a - b rises."""
+    """Return the trend of a < b, opposite to that of a - b; `trends` are those of a and b."""
     return opposite(of_difference(node, trends))
 
 
 def of_same(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a function that rises with its argument."""
+    """Return the trend of a function that rises with its argument: that of the argument."""
     del node
     return trends[0]
 
 
 def of_opposite(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a function that falls as its argument rises."""
+    """Return the trend of a function that falls as its argument rises: the argument's, reversed."""
     del node
     return opposite(trends[0])
 
 
 def of_product(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a * b."""
+    """Return the trend of a * b; `trends` are those of a and b."""
     signs = [sign(arg) for arg in node.args]
     return both(scaled(trends[0], signs[1]), scaled(trends[1], signs[0]))
 
@@ -211,14 +211,14 @@ def of_choice(node: SyntaxNode, trends: Trends) -> Trend:
 
 
 def of_power(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a ** b."""
+    """Return the trend of a ** b; `trends` are those of a and b."""
     if trends[1] is not Trend.FLAT or sign(node.args[0]) != 1:
         return Trend.MIXED
     return scaled(trends[0], sign(node.args[1]))
 
 
 def of_size(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of abs(a)."""
+    """Return the trend of abs(a); `trends` has that of a."""
     return scaled(trends[0], sign(node.args[0]))
 
 
