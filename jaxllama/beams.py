@@ -91,10 +91,13 @@ def rules_of(
     listed: int,
     beam_length: int | None = None,
 ) -> SearchRules:
-    """Check the settings of a search and return them; raise InvalidParameter for wrong ones.
+    """Check the settings of a beam search and return them; raise InvalidParameter for wrong ones.
 
-    `request` has the length and the end tokens; `listed` is how many tokens the engine can list per
-    prefix.
+    `request` has the most tokens of an answer and the end tokens. `width`: prefixes that are
+    followed at a time. `length_penalty`: exponent of the length by which a log-probability is
+    divided. `early_stopping`: True, False or "never". `listed`: how many likeliest tokens per
+    prefix the engine can return. `beam_length`: tokens to look ahead as ExLlama does; None: the
+    usual search.
     """
     check("width", width)
     check("beam_length", beam_length)
@@ -120,7 +123,7 @@ def rules_of(
 def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
     """Search for the `width` best answers; return them best first.
 
-    `expand` returns the likeliest next tokens of each prefix.
+    `expand` is called with a list of prefixes, and returns the likeliest next tokens of each.
     """
     steps = searching(rules)
     prefixes = next(steps)
@@ -135,9 +138,9 @@ def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
 def searching(
     rules: SearchRules,
 ) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
-    """Search in steps: yield prefixes, receive the next tokens of each, return the answers.
+    """Search in steps: yield a list of prefixes, receive the likeliest next tokens of each prefix.
 
-    For callers that get the next tokens asynchronously.
+    The generator returns the answers, best first. For callers that get next tokens asynchronously.
     """
     if rules.beam_length is not None:
         return (yield from settling(rules, rules.beam_length))
@@ -158,9 +161,10 @@ def searching(
 def settling(
     rules: SearchRules, beam_length: int
 ) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
-    """Search as ExLlama does, in steps like those of `searching`; return the one answer.
+    """Search in steps as ExLlama does: yield prefixes, receive next tokens, return one answer.
 
-    A prefix that ends is kept as it is, and competes with longer ones.
+    The generator looks `beam_length` tokens ahead, then fixes the first token of the best prefix,
+    and goes on from there. A prefix that ends is kept as it is, and competes with longer ones.
     """
     settled: TokenIds = ()
     running = [Beam((), 0.0)]
@@ -183,7 +187,10 @@ def settling(
 
 
 def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam]:
-    """Extend every prefix by each of its next tokens; return the results likeliest first."""
+    """Extend every prefix by each of its next tokens; return the results likeliest first.
+
+    `following` has the likeliest next tokens of each prefix in `running`, at the same index.
+    """
     extended = [
         Beam((*beam.tokens, token), beam.logprob + logprob)
         for beam, likeliest in zip(running, following, strict=True)
@@ -193,7 +200,7 @@ def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return the indexes of the prompts: first one of each group, then all others.
+    """Return all indexes of `prompts`: first that of one prompt of each group, then all others.
 
     Prompts that differ in their last token alone form a group.
     """

@@ -55,7 +55,7 @@ class Ticket:
 
     @property
     def is_probe(self) -> bool:
-        """Return False: a ticket generates."""
+        """Return False: this work generates tokens."""
         return False
 
 
@@ -92,7 +92,7 @@ class Probe:
 
     @property
     def is_probe(self) -> bool:
-        """Return True: a probe reads and does not generate."""
+        """Return True: this work reads given tokens and generates none."""
         return True
 
 
@@ -185,13 +185,18 @@ class EngineThread:
     def submit(
         self, request: GenerationRequest, tail: TextTail | None, emit: Emit, client: str = ""
     ) -> Ticket:
-        """Put a request into the backlog; `emit` is called on the event loop with its events."""
+        """Put a request into the backlog and return the `Ticket` by which it can be cancelled.
+
+        `tail` converts its tokens to text; None: it gives token ids only. `emit` is called on the
+        event loop with the request's events, or with the error that ended it. `client` is the name
+        of the client whose share of the engine it uses.
+        """
         ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> bool:
-        """Cancel a request; return False if it was in the backlog: then it emits no event."""
+        """Cancel a request of `submit`; return False if it still waited: then it emits no event."""
         if self.backlog.remove(ticket):
             return False
 
@@ -203,9 +208,10 @@ class EngineThread:
         return True
 
     async def ask(self, question: Question[T], client: str = "") -> T:
-        """Answer a question: its probe waits in the backlog, then runs one piece per engine step.
+        """Return the engine's answer to a question, such as the log-probabilities of given tokens.
 
-        If the caller is cancelled, the probe leaves the backlog or its slot.
+        The question waits in the backlog, then one piece of it is computed per engine step. If the
+        caller is cancelled, it leaves the backlog or its slot. `client` is the client who asks.
         """
         probe = Probe(question, client, asyncio.get_running_loop().create_future())
         self._push(probe)
@@ -327,7 +333,11 @@ class EngineThread:
             self._tickets[ticket.generation.id] = ticket
 
     def _by_ticket(self, events: Sequence[Event]) -> list[tuple[Ticket, list[Event]]]:
-        """Group events by ticket; charge clients for tokens, and forget finished tickets."""
+        """Group events by the request (`Ticket`) that they belong to, in the order of first events.
+
+        Charges the requests' clients for the generated tokens, and forgets requests that have
+        ended.
+        """
         found: dict[int, tuple[Ticket, list[Event]]] = {}
         for event in events:
             if event.id not in found:
@@ -391,15 +401,18 @@ class EngineThread:
 
 
 def emit_all(by_ticket: list[tuple[Ticket, list[Event]]]) -> None:
-    """Call the `emit` function of each ticket with the ticket's events; runs on the event loop."""
+    """Call the `emit` function of each request with its events; runs on the event loop.
+
+    `by_ticket` pairs each request (`Ticket`) with the events that it got in one engine step.
+    """
     for ticket, events in by_ticket:
         ticket.emit(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:
-    """Set the result of a future, or its error if there is one, unless it is done or cancelled.
+    """Set the result `found` of a future, or `error` if there is one; runs on the event loop.
 
-    Runs on the event loop.
+    Does nothing if the future is done or cancelled.
     """
     if answer.done():
         return

@@ -71,10 +71,11 @@ def replay(
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object] | None = None,
 ) -> list[Position]:
-    """Replay every recorded position through the samplers, with `changes` to the knobs.
+    """Draw every recorded token again from its recorded logits, with `changes` to the knobs.
 
-    Every position follows the recorded tokens, even if the changes would have drawn another token
-    before it: the logits after that token are not recorded.
+    `samplers` are all installed samplers by name. Every position follows the recorded tokens, even
+    if the changes would have drawn another token before it: the logits after that token are not
+    recorded.
     """
     changes = changes or {}
     found = Replay(with_changes(recording, changes), samplers, changes).positions()
@@ -89,15 +90,14 @@ def replay_in_server(
     only: int | None = None,
     top: int = 0,
 ) -> Iterator[Position | None]:
-    """Replay one position per iteration, in a process whose JAX caches belong to the server.
+    """Draw recorded tokens again as `replay` does, one position per iteration.
 
-    Refuses invalid changes at once. With `only`, yields that position alone, and None for earlier
-    ones that had to be replayed for the state of a sampler. Each stage lists its `top` likeliest
-    tokens.
-
-    A replay compiles its operations one by one: some 250 MiB for a list of samplers. They are kept
-    for up to MOST_SAMPLERS of the latest samplers, so clients cannot fill the memory with
-    different lists, and a client that tries out a few samplers does not wait for each change.
+    Raises for invalid changes at once. `only`: index of the only position to yield, with None for
+    earlier ones that had to be replayed for the state of a sampler; without it, all are yielded.
+    `top`: how many of the likeliest tokens are listed after each sampler. A replay compiles its
+    operations one by one: some 250 MiB for a list of samplers. They are kept for up to
+    MOST_SAMPLERS of the latest samplers, so clients cannot fill the memory with different lists,
+    and a client that tries out a few samplers does not wait for each change.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
     LATEST.note(found.names, recording.logits.shape[-1])
@@ -190,8 +190,9 @@ class Replay:
     def positions(self, *, only: int | None = None, top: int = 0) -> Iterator[Position | None]:
         """Yield every position in order, carrying the samplers' state from token to token.
 
-        With `only`, yields None for the positions before it, and ends with it; if no sampler keeps
-        state, it begins there.
+        `only`: index of the only position to yield, with None for each one before it; if no sampler
+        keeps state, these are left out. `top`: how many of the likeliest tokens are listed after
+        each sampler.
         """
         leaves = self.leaves
         for index, recorded in enumerate(self.recording.tokens):
@@ -224,7 +225,10 @@ class Replay:
         return texts[token] if token < len(texts) else ""
 
     def likeliest(self, shares: np.ndarray, count: int) -> tuple[LikelyToken, ...]:
-        """Return the `count` likeliest tokens, the best first, without those of probability 0."""
+        """Return the `count` likeliest tokens, the best first, without those of probability 0.
+
+        `shares` has the probability of every token of the vocabulary.
+        """
         best = np.argsort(-shares, kind="stable")[:count]
         return tuple(
             LikelyToken(int(token), self.text(int(token)), float(shares[token]))
@@ -233,10 +237,11 @@ class Replay:
         )
 
     def stacked(self, leaves: Bank) -> Bank:
-        """Return the samplers' arrays with a row for each stage of the replay.
+        """Return the samplers' knob and state arrays with a row for each stage of the replay.
 
-        In the row of a stage, the samplers of this stage and of all earlier ones are on; in the
-        last row, all are.
+        A stage is a sampler or the temperature. In the row of a stage, the samplers of this stage
+        and of all earlier ones are on; in the last row, all are. `leaves` are the arrays of one
+        row.
         """
         each, on = [], dict(self.off)
         for name in self.names:
@@ -248,7 +253,10 @@ class Replay:
         return jax.tree.map(lambda *rows: jax.numpy.stack(rows), *each)
 
     def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
-        """Return the probability of every token after the stage in row `place`."""
+        """Return the probability of every token of the vocabulary after a stage (sampler).
+
+        `choice` has one row for each stage, of which `place` is the index.
+        """
         ids = np.asarray(choice.sampled_ids[place])
         logprobs = np.asarray(choice.sampled_logprobs[place])
         shares = np.zeros(self.bank.vocab)
@@ -307,16 +315,17 @@ def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]
 
 
 def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
-    """Yield the names of shapers in order, with the temperature at its place."""
+    """Yield the names of shapers in running order, with the temperature's name among them."""
     yield from (name for name, kind in shapers.items() if kind.order < CORE_AT)
     yield HEAT
     yield from (name for name, kind in shapers.items() if kind.order >= CORE_AT)
 
 
 def stage(name: str, before: np.ndarray, after: np.ndarray, token: int) -> Stage:
-    """Return the effect of a stage that turned the probabilities `before` into `after`.
+    """Return what a sampler did that turned the probabilities `before` into `after`.
 
-    `token` is the drawn token.
+    Both have one number per token of the vocabulary; `token` was drawn. `name` is that of the
+    sampler or of the temperature.
     """
     p = float(after[token])
     return Stage(

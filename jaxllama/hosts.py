@@ -61,7 +61,10 @@ class HostLink:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, kind: bytes, message: bytes = b"") -> None:
-        """Send one message; raise OSError if the host does not take it."""
+        """Send one message; raise OSError if the host does not take it.
+
+        `kind` is BEAT (a sign of life), CALL (a device call), STOP or END.
+        """
         with self._lock:
             self._socket.sendall(HEADER.pack(kind, len(message)) + message)
 
@@ -307,7 +310,7 @@ def connect() -> HostLink:
 def share(message: bytes | None) -> bytes:
     """Return the bytes that host 0 gives as `message`; all hosts must call this together.
 
-    The other hosts give None.
+    The other hosts give None, and receive the bytes of host 0.
     """
     from jax.experimental import multihost_utils  # noqa: PLC0415 - needed here alone
 

@@ -82,9 +82,12 @@ class Intake:
         defaults: Mapping[str, object] | None = None,
         adapters: LoadedAdapters | None = None,
     ) -> None:
-        """Store the parts of a model; `defaults` are knobs for requests that do not set them.
+        """Store the parts of a model that requests are checked against.
 
-        A value in the request or in its preset takes precedence over a default.
+        `bank` has the installed samplers, `presets` the named sets of knobs. `other_formats` are
+        prompt formats that a request may name instead of `prompt_format`. `defaults` are knobs for
+        requests and presets that do not set them. `adapters` are the loaded LoRA adapters; None:
+        none can be loaded.
         """
         self.tokenizer = tokenizer
         self.format = prompt_format
@@ -119,10 +122,11 @@ class Intake:
         return chosen
 
     def format_for(self, name: str | None, messages: Messages, tools: Sequence[Tool]) -> str | None:
-        """Choose the prompt format for a conversation; None means the model's own format.
+        """Return the name of the prompt format for a conversation; None: the model's own format.
 
-        Returns `name` if it is given. If the conversation needs tools and the model's own format
-        supports none, returns another format that supports tools and suits its control tokens.
+        This is `name` if it is given. If the conversation needs tools and the model's own format
+        supports none, it is another format that supports tools and suits the model's control
+        tokens.
         """
         if name is not None or self.format.calls is not None or not needs_tools(messages, tools):
             return name
@@ -131,9 +135,10 @@ class Intake:
     def completion(
         self, prompt: Prompt, knobs: Mapping[str, object], *, total: int | None = None
     ) -> PreparedRequest:
-        """Prepare a request that continues a prompt.
+        """Return the request that continues a prompt (text or token ids), and its text decoder.
 
-        With `total`, the answer is cut so that prompt and answer have at most that many tokens.
+        `knobs` are the request's own. `total`: most tokens of prompt and answer together, to which
+        the answer is cut; None: an answer that does not fit into the context is refused.
         """
         # The answer continues a text, so a leading space is part of the answer.
         ids = self.ids(prompt)
@@ -150,10 +155,12 @@ class Intake:
         total: int | None = None,
         overflow: ContextOverflow = ContextOverflow.ERROR,
     ) -> PreparedRequest:
-        """Prepare a request that answers a conversation, or continues its last message.
+        """Return the request that answers a conversation, or continues it, and its text decoder.
 
-        With `total`, the answer is cut so that prompt and answer have at most that many tokens.
-        `overflow` says what happens to a conversation that does not fit into the context.
+        `ending`: whether the prompt ends before a new answer or in the last message, which is then
+        continued. `total`: most tokens of prompt and answer together, to which the answer is cut;
+        None: an answer that does not fit into the context is refused. `overflow`: what happens to a
+        conversation that does not fit into the context.
         """
         given = self._given(knobs)
         thinking = self._thinking(given)
@@ -187,9 +194,9 @@ class Intake:
     ) -> Messages:
         """Return the conversation without its oldest turns, so that it has at most `most` tokens.
 
-        Leaves out several turns at a time, so that the beginning of the prompt stays the same, and
-        cached, for some turns. `overflow` says which turns may go. Returns the conversation as it
-        is if it fits, or if even its last turn does not.
+        `overflow` says which turns may go; `ending` says where the prompt ends. Leaves out several
+        turns at a time, so that the beginning of the prompt stays the same, and cached, for some
+        turns. Returns the conversation as it is if it fits, or if even its last turn does not.
         """
         keep_first = overflow is ContextOverflow.KEEP_FIXED
         every = as_messages(messages)
@@ -211,7 +218,8 @@ class Intake:
     def _most_prompt(self, given: Mapping[str, object], total: int | None) -> int:
         """Return how many tokens a prompt may have, to leave room for its answer.
 
-        Without `max_tokens`, or if the answer may be cut, that is room for a short one.
+        `given` are the knobs, of which `max_tokens` counts; without it, or with `total`, room for a
+        short answer is left. `total`: most tokens of prompt and answer together; None: the context.
         """
         asked: int | None = check("max_tokens", given.get("max_tokens"))  # type: ignore[assignment]
         whole = self.engine.context if total is None else min(total, self.engine.context)
@@ -290,8 +298,9 @@ class Intake:
     ) -> tuple[list[int], ThoughtStart]:
         """Convert a conversation to token ids, and say where the thoughts of its answer start.
 
-        With a thinking budget of 0 the prompt closes the thoughts, so that the model answers at
-        once. With another budget or a constraint it opens them, so that their end is recognised.
+        `thinking` has the settings for thoughts; None: the model has none. With a thinking budget
+        of 0 the prompt closes the thoughts, so that the model answers at once. With another budget
+        or a constraint it opens them, so that their end is recognised.
         """
         text = self._rendered(messages, tools, ending)
         begins = ThoughtStart.OVER
@@ -334,11 +343,13 @@ class Intake:
         total: int | None,
         thoughts: ThoughtStart | None = None,
     ) -> PreparedRequest:
-        """Check all knobs and build the request and its text tail.
+        """Check all knobs; return the request and the decoder that turns its tokens into text.
 
-        `stop` are the prompt format's stop texts. `other` converts the text of a negative_prompt to
-        the token ids of the second prompt. `thoughts` says where the thoughts of the answer start,
-        if the model thinks.
+        `ids`: the prompt. `given`: the knobs by name, defaults included. `stop`: stop texts of the
+        prompt format. `start`: the answer begins a new text; else it continues the prompt's last
+        text, and a space at its beginning is kept. `other`: converts the text of a negative_prompt
+        to token ids. `total`: most tokens of prompt and answer together; None: no limit but the
+        context. `thoughts`: where the thoughts of the answer start; None: the answer has none.
         """
         given = dict(given)
         if "json_schema" in given:
@@ -384,7 +395,10 @@ class Intake:
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 
     def adapter(self, name: object, scale: object = None) -> AdapterUse | None:
-        """Return the loaded adapter `name` with its scale, for a request; None without a name."""
+        """Return the use of the loaded LoRA adapter `name` for a request; None without a name.
+
+        `scale` is the strength of the adapter's effect; None: the default.
+        """
         if name is None:
             if scale is not None:
                 raise InvalidParameter(
@@ -416,7 +430,11 @@ class Intake:
         core: Mapping[str, object],
         other: Callable[[str], list[int]],
     ) -> Contrast | None:
-        """Build the second prompt for guidance; None if the request uses no guidance."""
+        """Return the second prompt for guidance; None if the request uses no guidance.
+
+        `given` are the request's knobs, `core` the checked values of all core fields. `other`
+        converts the text of a negative_prompt to token ids.
+        """
         scale, text = core["guidance_scale"], core["negative_prompt"]
         if text is None and scale != 1:
             raise InvalidParameter(
@@ -437,9 +455,10 @@ class Intake:
     def _constraint(
         self, core: Mapping[str, object], ends: Sequence[int]
     ) -> TokenConstraint | None:
-        """Compile the constraint of the request; None if it has none.
+        """Return the compiled constraint of a request; None if it has none.
 
-        `ends` are the tokens that may end the answer; empty if end tokens are ignored.
+        `core` are the checked core fields, among them schema, regex and grammar. `ends` are the
+        tokens that may end the answer; empty if end tokens are ignored.
         """
         form = read_form(core)
         if form is None:
@@ -526,7 +545,7 @@ class Intake:
 
 
 def cut_answer(asked: int | None, prompt: int, total: int) -> int:
-    """Return how many tokens an answer may have so that it fits into `total` with its prompt.
+    """Return the number of tokens that an answer may have to fit into `total` with its prompt.
 
     `prompt` is the prompt's number of tokens; `asked` is the most that the request wants, None: as
     many as fit. Raises PromptTooLong if the prompt leaves no room.

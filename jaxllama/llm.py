@@ -604,7 +604,7 @@ class LLM:
         return scoring.as_embedding(found, scoring.Pooling(pooling))
 
     def _scores(self, prompts: Sequence[list[int]], tails: Sequence[list[int]]) -> list[Score]:
-        """Return the score of each tail after the prompt at the same place in `prompts`."""
+        """Return the score of each continuation, `tails[i]`, after the prompt `prompts[i]`."""
         found: dict[int, Score] = {}
         for turn in scoring.rounds(tails):
             self.streams.pump_until_free()

@@ -178,7 +178,10 @@ def check_host_settings(
     prompt_cache_mib: float | None,
     prompt_cache_dir: str | Path | None,
 ) -> None:
-    """Raise ConfigError for settings that a model on several hosts does not support."""
+    """Raise ConfigError for settings that a model on several hosts does not support.
+
+    The parameters are arguments of `LLM.load`; each must be None, 0 or empty.
+    """
     given = {
         "lora": bool(lora),
         "lora_slots": bool(lora_slots),
@@ -208,9 +211,10 @@ def free_memory() -> int:
 def read_weights(
     checkpoint: Checkpoint, engine: EngineConfig, mesh: Mesh, progress: Progress | None
 ) -> Tree:
-    """Read every weight, one at a time, and place it on its devices; return the tree.
+    """Read every weight, one at a time, and place it on its devices; return the tree of weights.
 
-    On a mesh, only the parts of matrices that this machine's devices hold are read.
+    On a `mesh` of several devices, only the parts of matrices that this machine's devices hold are
+    read. `progress` is called with ("weights", weights done, weights in total); None: no calls.
     """
 
     def report(done: int, total: int) -> None:
@@ -318,9 +322,10 @@ def sampling_defaults_of(
 
 
 def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) -> bool:
-    """Say whether a knob's recommended value changes nothing; InvalidParameter if it is unusable.
+    """Say whether a recommended value of the knob `name` changes nothing.
 
-    `vocab` is the number of tokens.
+    `specs` are the knobs of the installed samplers; `vocab` is the number of tokens. Raises
+    InvalidParameter if the value cannot be used.
     """
     if name == "temperature":
         return check(name, value) == LIMITS[name].default
@@ -346,8 +351,9 @@ def key_of(
 ) -> str:
     """Return the key under which the compiled programs are kept.
 
-    The name of the model does not change it, nor do the settings that only the host uses.
-    `vocabulary`, a digest of the tokens, counts if a sampler declares sets of tokens.
+    `params` are the weights: structure, dtypes and shapes count, but not values. The name of the
+    model does not change the key, nor do the settings that only the host uses. `vocabulary`, a
+    digest of the tokens, counts if a sampler declares sets of tokens.
     """
     unnamed = replace(config, name="")
     sized = replace(engine, queue_limit=1, sync_ms=1.0)

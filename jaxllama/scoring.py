@@ -31,10 +31,10 @@ class Pooling(StrEnum):
 def continuations(
     intake: Intake, prompt: Sequence[int], texts: Sequence[Prompt], name: str = "continuations"
 ) -> list[list[int]]:
-    """Return the token ids of each text that is to follow the prompt.
+    """Return the token ids of each of `texts`, each of which is to follow the prompt.
 
     Raises InvalidParameter for an empty prompt or text, PromptTooLong if one does not fit after the
-    prompt. `name` is the name of the field with the texts.
+    prompt. `name` is the request's field with the texts, for errors.
     """
     if not prompt:
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
@@ -58,8 +58,8 @@ def following(intake: Intake, text: Prompt) -> list[int]:
 def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
     """Divide continuations into groups to score together; return the indexes of each group.
 
-    Short ones form groups of a limited size, long ones are alone, so that no group keeps other
-    clients waiting for long.
+    `tails` are the continuations' token ids. Short ones form groups of a limited size, long ones
+    are alone, so that no group keeps other clients waiting for long.
     """
     short = [index for index, tail in enumerate(tails) if len(tail) <= LONGEST_SHORT]
     together = [short[at : at + AT_A_TIME] for at in range(0, len(short), AT_A_TIME)]
@@ -68,7 +68,10 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
-    """Return an upper bound of the tokens that are computed to score `tails` after one prompt."""
+    """Return an upper bound of the tokens that are computed to score continuations of a prompt.
+
+    `tails` are the continuations' token ids.
+    """
     return len(prompt) + sum(map(len, tails))
 
 
@@ -78,10 +81,11 @@ def weigh(
     tails: Sequence[Sequence[int]],
     adapter: AdapterUse | None = None,
 ) -> InSteps[list[np.ndarray]]:
-    """Compute the log-probabilities of the tokens of each tail after its prompt.
+    """Compute the log-probability of each token of continuations after their prompts.
 
-    `tails[i]` follows `prompts[i]`; together they are one group of `rounds`. A generator, like the
-    engine's probes: it yields after each call of the device and returns one array for each tail.
+    The continuation `tails[i]` follows `prompts[i]`; together they are one group of `rounds`.
+    `adapter` is the LoRA adapter to compute with, None: none. A generator, like the engine's
+    probes: it yields after each call of the device and returns one array for each continuation.
     Raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
@@ -96,7 +100,7 @@ def weigh(
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
     """Build the score of a continuation from the log-probabilities of its tokens.
 
-    Raises GenerationFailed if the model produced NaN.
+    `tail` are its token ids. Raises GenerationFailed if the model produced NaN.
     """
     values = tuple(logprobs.tolist())
     total = math.fsum(values)

@@ -70,17 +70,19 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Return how an array is divided over the mesh; `axes` are its dimensions' logical axes.
+    """Return how an array is divided over the devices of the mesh.
 
-    None: the dimension is not split.
+    `axes` has a name for each dimension, which RULES maps to an axis of the mesh, along which the
+    dimension is split; None: it is not split.
     """
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
 
 def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Return the sharding of an array; a dimension that does not divide evenly is not split.
+    """Return how an array of a shape is divided over the devices of the mesh.
 
-    `axes` names the logical axis of each dimension of `shape`.
+    `axes` has a name for each dimension, as in `sharding`. A dimension that does not divide evenly
+    is not split.
     """
     kept = [
         axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
@@ -90,7 +92,10 @@ def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
 
 
 def place(array: np.ndarray, where: NamedSharding) -> Array:
-    """Place a host array on its devices; every host places the parts of its own devices."""
+    """Copy a host array to its devices, divided as `where` says; return the device array.
+
+    Every host copies only the parts of its own devices.
+    """
     if where.is_fully_addressable:
         return jax.device_put(array, where)
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
@@ -103,19 +108,21 @@ def slots_are_split() -> bool:
 
 
 def own_parts(axis: str) -> int:
-    """Return the number of parts along a mesh axis if the traced code sees one part, else 1.
+    """Return the number of devices along a mesh axis if the traced code runs on each, else 1.
 
-    If XLA does the splitting, the code sees whole arrays.
+    Code that runs on each device (in `shard_map`) sees the part of an array that the device holds;
+    other code, which XLA splits, sees whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """Sum the parts `x` along a mesh axis; return `x` if the traced code sees whole arrays.
+    """Return the sum of `x` over the devices along a mesh axis.
 
-    Several hosts add in the order of the parts, as the devices of one CPU do: their own sum of more
-    than two parts has another order, and other bits.
+    That is `x` itself if the traced code does not run once per device, as it then sees whole
+    arrays. Several hosts add in the order of the devices, as the devices of one CPU do: their own
+    sum of more than two parts has another order, and other bits.
     """
     parts = own_parts(axis)
     if parts > ORDERLESS and jax.process_count() > 1:
@@ -124,7 +131,10 @@ def add_up(x: Array, axis: str) -> Array:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Have XLA lay an intermediate array out by these logical axes; without a mesh, do nothing."""
+    """Return `x`, which XLA is told to divide over the mesh; without a mesh, do nothing.
+
+    `axes` has a name for each dimension, as in `sharding`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x

@@ -193,7 +193,9 @@ class Streams:
     ) -> bool:
         """Add streams to `live` until enough are queued; return False once `source` is exhausted.
 
-        `failed` is called with the index and error of a request that cannot be queued.
+        `source` yields pairs: an index, which is the stream's key in `live`, and a function that
+        makes the request. `failed` is called with the index and error of a request that cannot be
+        queued.
         """
         while len(live) < QUEUED_PER_SLOT * self._engine.config.slots:
             item = next(source, None)

@@ -178,7 +178,9 @@ def read_template(
 ) -> PromptTemplate | None:
     """Return the template that the options describe; None without --template.
 
-    Raises UsageError if the options do not fit together or do not fit the file of prompts.
+    `prompts` is the input file; `template` and `system` are the texts of --template and --system,
+    or @FILE; `is_chat`: --chat is given. Raises UsageError if the options do not fit together, or
+    not the file.
     """
     if template is None:
         if is_chat or system is not None:
@@ -202,7 +204,9 @@ def model_opener(
 ) -> Callable[[], Any]:
     """Return a function that returns the model as a context manager: a local or a remote one.
 
-    `server` None: the local one. Raises UsageError if the options do not fit together.
+    `server` is the address of a server; None: the model runs in this process. `concurrency` (None:
+    the default) and `key_file` are for the server; `loading` holds the arguments of `LLM.load`.
+    Raises UsageError if the options do not fit together.
     """
     if server is None:
         if concurrency is not None or key_file is not None:

@@ -145,8 +145,9 @@ def conversation_of(  # noqa: PLR0913 - an argument for each option
 ) -> Conversation:
     """Return the conversation, still without turns, that the options describe.
 
-    `names` is None unless the turns have names. Raises UsageError if the options do not fit
-    together.
+    `names` are those of user and bot in a text where each line begins with a name; None: no names.
+    The others are the values of the options of the same name, None if not given; `variables` are
+    texts NAME=VALUE. Raises UsageError if the options do not fit together.
     """
     if variables and prompt_file is None:
         raise click.UsageError("--variable needs --prompt-file.")

@@ -152,6 +152,9 @@ def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
 
 
 def token_text(token: int, texts: Sequence[str]) -> str:
-    """Return the text of a token in quotes; a token without text, as an end token, by its id."""
+    """Return the text of a token in quotes; of a token without text, such as an end token, its id.
+
+    `texts` holds the text of each token of the vocabulary.
+    """
     text = texts[token] if token < len(texts) else ""
     return repr(text.translate(CONTROLS)) if text else f"token {token}"

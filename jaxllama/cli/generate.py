@@ -154,7 +154,8 @@ def search_arguments(
 ) -> Search | None:
     """Return the arguments of `LLM.beam_search`, or None if --beams is not given.
 
-    Raises UsageError for options that do not fit together.
+    The parameters are the values of the options of the same name, None if not given; `knobs` are
+    the other options for the answer. Raises UsageError for options that do not fit together.
     """
     ranks = length_penalty is not None or early_stopping is not None
     if beams is None:

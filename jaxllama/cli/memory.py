@@ -99,9 +99,9 @@ class WeightSample:
 
 
 def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
-    """Lay out an equal share of every weight in a group; return the bytes of the whole group.
+    """Return the bytes of a group of weights on the device, by laying out a share of each of them.
 
-    `members` are the weights of the group by path.
+    `members` are the weights of the group by path; all are cut into as many equal shares.
     """
     preparation = preparation_of(checkpoint, engine)
     parts = share_of(members)
@@ -118,9 +118,10 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 
 
 def share_of(members: Mapping[str, Leaf]) -> int:
-    """Return into how many equal shares, of whole tiles, the outputs of every weight can be cut.
+    """Return into how many equal shares the outputs of every weight can be cut.
 
-    `members` are the weights by path.
+    A share consists of whole blocks of TILE outputs. `members` are the weights by path. 1: they
+    cannot be cut.
     """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
     is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
@@ -130,12 +131,18 @@ def share_of(members: Mapping[str, Leaf]) -> int:
 
 
 def outputs_of(path: str, leaf: Leaf) -> int:
-    """Return the number of outputs of a matrix, or the size of a vector."""
+    """Return the number of outputs of the matrix `leaf`, or the size of a vector.
+
+    `path` is its path: an embedding has its outputs on the first axis, others on the last.
+    """
     return leaf.shape[0 if path == EMBEDDING else -1]
 
 
 def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
-    """Return one of `parts` equal shares of a weight's outputs; of experts, from the first one."""
+    """Return which part of a weight to read as one of `parts` equal shares of its outputs.
+
+    Of a stack of experts, it is a share of the first expert. `leaf` has the weight's shape.
+    """
     outputs = outputs_of(path, leaf)
     most = -(-outputs // TILE) // parts * TILE
     cut = slice(0, min(outputs, most))

@@ -440,7 +440,10 @@ class LongText(click.ParamType):  # type: ignore[type-arg]
 
 
 def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
-    """Return the option for a field that every request has; `taken` are names already in use."""
+    """Return the option for the request field `name`; `limit` has its type, bounds and default.
+
+    `taken` are option names already in use.
+    """
     shown = limit.default if limit.default not in (None, (), False) else None
     words = help_text(limit.help, limit.low, limit.high, shown)
     names = [*SHORT.get(name, []), option_name(name, taken), CORE + name]
@@ -457,7 +460,10 @@ def limit_option(name: str, limit: Limit, taken: set[str]) -> click.Option:
 
 
 def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
-    """Return the option for a knob of a sampler; `taken` are option names already in use."""
+    """Return the option for the knob `name` of a sampler; `spec` has its type, bounds and default.
+
+    `taken` are option names already in use.
+    """
     many = spec.width is not None
     words = help_text(spec.help, spec.low, spec.high, None if many else spec.off)
     if spec.phrases:

@@ -122,7 +122,8 @@ def command(
 def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
     """Load the model and repeat the device calls of host 0; exit when the group of hosts ends.
 
-    A stop signal asks host 0 to stop, which ends the group after its running requests.
+    `loading` holds the arguments of `LLM.load`. A stop signal asks host 0 to stop, which ends the
+    group after its running requests.
     """
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: group.ask_to_stop())
@@ -151,7 +152,10 @@ def split(texts: Iterable[str]) -> Iterator[str]:
 
 
 def run(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
-    """Serve on a new event loop; return the exit code."""
+    """Serve on a new event loop; return the exit code.
+
+    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve.
+    """
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
         return runner.run(serve(settings, loading, dialects))
 
@@ -159,7 +163,8 @@ def run(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Diale
 async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
-    Exits the process at once if a thread still loads or hangs in the device after the shutdown.
+    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve. Exits the
+    process at once if a thread still loads or hangs in the device after the shutdown.
     """
     name = model_name(loading.get("model"))
 
@@ -198,7 +203,10 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
 def open_encoder(
     model: str | None, loading: Mapping[str, Any], startup: Startup
 ) -> ServedEncoder | None:
-    """Load the embedding model that is served beside the main one; return None if none is named."""
+    """Load the embedding model that is served beside the main one; return None if none is named.
+
+    `loading` holds the arguments of `LLM.load` for the main model; `startup` shows the progress.
+    """
     if model is None:
         return None
     keeps = loading.get("compile_cache", True)
@@ -219,7 +227,11 @@ def model_name(model: str | None) -> str:
 
 
 def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str]:
-    """Return other names that clients may use: the requested one, the file's, the model's own."""
+    """Return other names that clients may use for the model.
+
+    These are the name with which it was requested (`model`, if any), the name of its file with and
+    without the ending (`path`, if any), and the model's `own` name.
+    """
     files = () if path is None else (path.name, path.stem)
     return frozenset(filter(None, (model, *files, own)))
 

@@ -31,9 +31,9 @@ def check_length(knobs: Mapping[str, Any]) -> None:
 async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
-    """Compute the logits of each token of the request's only answer, which has ended.
+    """Return a recording of the request's only answer, with the logits of each of its tokens.
 
-    `events` are the events of the answer. Stops if the client leaves.
+    The answer has ended; `events` are all its events. Stops if the client leaves.
     """
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
@@ -57,9 +57,10 @@ async def replay_positions(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Run the samplers again on recorded logits, as `replay_recording` does.
+    """Draw recorded tokens again, and return what each sampler did, as `replay_recording` does.
 
-    Stops if the client of `answers` leaves.
+    The parameters are the same, but `answers` is the request in progress: the work stops if its
+    client leaves.
     """
     replay = replay_recording(recording, changes, answers.caller, service, only=only, top=top)
     return await answers.wait_for(asyncio.ensure_future(replay))
@@ -74,11 +75,12 @@ async def replay_recording(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Run the samplers again on recorded logits, with `changes` to knobs; return what they did.
+    """Draw recorded tokens again from their logits; return what each sampler did.
 
-    There is a result for each token, or for the one at index `only`; `top` is the number of
-    likeliest tokens to list after each sampler. Each position is a separate piece of work in a
-    thread, so that other clients' work can run in between.
+    `changes` are knobs that replace those of the recording. There is a result for each token, or
+    for the one at index `only`; `top` is the number of likeliest tokens to list after each sampler.
+    Each position is a separate piece of work in a thread, so that other clients' work can run in
+    between.
     """
 
     def begin(model: Model) -> Iterator[Position | None]:

@@ -63,7 +63,11 @@ class RouteTable:
         return found
 
     def owner(self, handler: object, path: str) -> Dialect:
-        """Return the dialect of a handler; if it has none, the one with paths like `path`."""
+        """Return the dialect that a route handler belongs to.
+
+        For a handler of no dialect it is the one with a path that shares the most leading parts
+        with `path`.
+        """
         dialect = self._owners.get(handler)
         return dialect if dialect is not None else self._closest(path)
 

@@ -30,7 +30,8 @@ def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[st
 def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
     """Remove fields that type `kind` does not have from a value, in place, at any depth.
 
-    Their paths are added to `dropped`; `path` is that of the value, with a dot at its end.
+    The fields' paths are added to `dropped` as keys. `path` is the path of `value` in the request's
+    body, with a dot at its end.
     """
     if isinstance(kind, inspect.UnionType):
         kind = pick_union_type(value, kind)
@@ -49,7 +50,8 @@ def drop_from_object(
 ) -> None:
     """Remove fields that a struct type does not have from an object, in place, at any depth.
 
-    Their paths are added to `dropped`; `path` is that of the object, with a dot at its end.
+    The fields' paths are added to `dropped` as keys. `path` is the path of `value` in the request's
+    body, with a dot at its end.
     """
     own = {field.encode_name: field.type for field in kind.fields}
     for name in [name for name in value if name not in own and name != kind.tag_field]:

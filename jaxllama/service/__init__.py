@@ -328,7 +328,7 @@ class GenerationService:
     async def off_loop(
         self, work: Callable[[Model], T], caller: Caller, *, size: int = 0, is_dear: bool = False
     ) -> T:
-        """Call `work` with the model in a thread, in the client's turn, and return its result.
+        """Call `work` with the model in a thread, when it is the client's turn; return its result.
 
         For slow work that does not need the engine: tokenizing, templates. `size` is the number of
         characters to process; `is_dear` marks expensive work, which does not delay cheap work.
@@ -430,7 +430,7 @@ class GenerationService:
     def _admit(
         self, answers: Answers, ready: Sequence[tuple[GenerationRequest, TextTail | None]]
     ) -> None:
-        """Put all requests into the queue; raise QueueFull and put in none if not all fit.
+        """Put requests for new answers of `answers` into the queue; raise QueueFull if not all fit.
 
         `ready` pairs each request with the `TextTail` that decodes its tokens, or with None. Raises
         InvalidParameter if they may take more tokens than one request is allowed.
@@ -446,7 +446,11 @@ class GenerationService:
         self._dispatch.push(client, choices)
 
     async def _feed(self, answers: Answers, asks: Iterator[Ask]) -> None:
-        """Queue tasks one after the other; wait while too many earlier answers are unfinished."""
+        """Queue the tasks `asks` one after the other; their events go to the stream `answers`.
+
+        Waits while too many earlier answers are unfinished. An error of a task fails the whole
+        request.
+        """
         most = AHEAD * self.model.engine.config.slots
         try:
             for ask in asks:

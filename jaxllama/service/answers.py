@@ -159,7 +159,11 @@ class Answers:
         return work.result()
 
     def receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Take new events of an answer, or the error that ended it, from the engine."""
+        """Take new events of an answer, or the error that ended it (`update`), from the engine.
+
+        `choice` is the answer. Its events go to the client's stream; an error fails the whole
+        request.
+        """
         if isinstance(update, JaxLlamaError):
             self._end(choice)
             self.fail(update)
@@ -262,9 +266,10 @@ class Observer(Protocol):
     """Collects metrics of requests; its methods are called on the event loop."""
 
     def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
-        """Record that `tokens` arrived `seconds` after the ones before.
+        """Record how long a client waited for the next `tokens` tokens of an answer.
 
-        `is_first`: they are the first of their answer, and `seconds` count from the request.
+        `seconds` count from the tokens before; with `is_first`, where there are none, from the
+        request.
         """
 
     def ended(self, outcome: Outcome, /) -> None:

@@ -29,7 +29,10 @@ class Dispatch:
         ended: Callable[[AnswerChoice], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make an empty queue; `ended` is called with each answer that the engine has ended."""
+        """Make an empty queue for the requests of all clients.
+
+        `ended` is called with each answer that the engine has ended; `clock` returns seconds.
+        """
         self.queue: FairQueue[Ticket | Probe] = FairQueue(
             bounds.queue_requests, bounds.queue_tokens
         )
@@ -44,9 +47,10 @@ class Dispatch:
         self._thread = thread
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull unless the client may queue `items` more, with `tokens` prompt tokens.
+        """Raise QueueFull unless the client may queue `items` more requests.
 
-        The error says in `retry_after` how many seconds to wait.
+        `tokens` is the number of their prompt tokens. The error says in `retry_after` how many
+        seconds to wait.
         """
         try:
             self.queue.check(client, items, tokens)

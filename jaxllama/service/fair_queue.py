@@ -61,7 +61,10 @@ class Account(Generic[T]):
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
-        """Return the waiting requests, or probes if `work` is one, with their arrival numbers."""
+        """Return the client's waiting work of the same kind as `work`, with arrival numbers.
+
+        The kinds are requests that generate, and probes, which only read given tokens.
+        """
         return self.probes if work.is_probe else self.requests
 
 
@@ -105,7 +108,7 @@ class FairQueue(Generic[T]):
     # On the event loop.
 
     def check(self, client: str, items: int, tokens: int = 0) -> None:
-        """Raise QueueFull unless the client may add `items` with `tokens` prompt tokens.
+        """Raise QueueFull unless the client may add `items` requests with `tokens` prompt tokens.
 
         A client may take at most as much of the queue as it leaves free. The first items of a
         client that has none in the queue fit as long as there is any room.
@@ -182,7 +185,10 @@ class FairQueue(Generic[T]):
             return work
 
     def charge(self, work: T, tokens: int) -> None:
-        """Add tokens that the engine computed for running work to its client's account."""
+        """Add `tokens`, which the engine computed for running work, to its client's account.
+
+        Clients with fewer tokens in their accounts are served first.
+        """
         with self._lock:
             self._accounts[work.client].given += tokens
 
@@ -212,11 +218,11 @@ class FairQueue(Generic[T]):
     # Called under the lock.
 
     def _next(self, free: int) -> T | None:
-        """Return the next work, or None if it does not fit `free` slots.
+        """Return the next work, or None if it does not fit into `free` slots.
 
-        Clients are ordered by their accounts. A client that holds many slots may not use the
-        reserve. Later work does not overtake work that does not fit: it waits for enough slots.
-        Work that needs no slot waits for none.
+        Clients with the fewest computed tokens come first. A client that holds many slots may not
+        use the reserved slots. Later work does not overtake work that does not fit: it waits for
+        enough slots. Work that needs no slot waits for none.
         """
         reserved = self.shares.reserved if self.is_shared else 0
         heavy_waits = is_full = False

@@ -55,7 +55,10 @@ class Lane:
     def __init__(
         self, name: str, most: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Make an empty lane in which `most` items may wait."""
+        """Make an empty lane, a queue of work for threads, in which `most` items may wait.
+
+        `name` is that of its threads; `clock` returns seconds.
+        """
         self._most = most
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
         self._clock = clock
@@ -68,10 +71,11 @@ class Lane:
         return sum(len(line.waiting) for line in self._lines.values())
 
     async def do(self, client: str, work: Callable[[], T], size: int) -> T:
-        """Call `work` in a thread in the client's turn and return its result; may raise QueueFull.
+        """Call `work` in a thread when it is the client's turn, and return its result.
 
-        `size` is the number of characters to process. Cancelling the call removes the item from its
-        line, or drops its result if it is running.
+        `size` is the number of characters to process. Raises QueueFull if the client may not add
+        work. Cancelling the call removes the work from the queue, or drops its result if it is
+        running.
         """
         self._check(client, size)
         item = WorkItem(client, work, size, asyncio.get_running_loop().create_future())
@@ -95,7 +99,8 @@ class Lane:
     def _check(self, client: str, size: int) -> None:
         """Raise QueueFull if the client may not add an item of `size` characters.
 
-        A client may take at most as much of the lane as it leaves free.
+        Of the items and characters that may wait in the lane, a client may take at most as much as
+        it leaves free.
         """
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
@@ -143,7 +148,11 @@ class Lane:
         return found, error, self._clock() - began
 
     def _finish(self, item: WorkItem, work: "asyncio.Future[Any]") -> None:
-        """Pass on the result of an item, add its seconds to its client's, and start the next."""
+        """Set the result of an item that a thread has run, and start the next items.
+
+        `work` is the thread's future with the result, the error and the seconds of `item`; the
+        seconds are added to the client's.
+        """
         self._running -= 1
         line = self._lines[item.client]
         line.running -= 1
@@ -183,10 +192,11 @@ class RequestPreparation:
     async def do(
         self, client: str, work: Callable[[], T], *, size: int = 0, is_dear: bool = False
     ) -> T:
-        """Call `work` in a thread, in the client's turn, and return its result.
+        """Call `work` in a thread when it is the client's turn, and return its result.
 
-        `size` is the number of characters to process. Work that is long or marked `is_dear` runs in
-        the lane of expensive work. Raises QueueFull if the lane has no room.
+        `size` is the number of characters to process. Long work, and work marked `is_dear`
+        (expensive), has threads of its own, so that it does not delay cheap work. Raises QueueFull
+        if too much work waits.
         """
         lane = self.dear if is_dear or size > CHEAP_CHARACTERS else self.cheap
         return await lane.do(client, work, size)

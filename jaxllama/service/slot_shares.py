@@ -27,14 +27,19 @@ class SlotShares:
     probes: int  # probes that may run at a time, one for each client
 
     def is_light(self, held: int, more: int) -> bool:
-        """Say whether a client that holds `held` slots may take `more` from the reserve."""
+        """Say whether a client that holds `held` slots may take `more` slots from the reserve.
+
+        The reserve is for clients that hold few slots or none.
+        """
         return held == 0 or held + more <= self.reserved
 
 
 def divide_slots(slots: int, reserved: int | None = None) -> SlotShares:
-    """Decide how many slots are reserved (None: an eighth) and how many probes may run.
+    """Decide how many of the engine's slots are reserved for clients that hold few.
 
-    Raises ConfigError unless at least one slot is not reserved.
+    `reserved` None: an eighth, or none if there are few slots. The result also says how many probes
+    (work that reads tokens and generates none) may run at a time. Raises ConfigError unless at
+    least one slot is not reserved.
     """
     if reserved is None:
         reserved = max(1, slots // 8) if slots >= FEWEST_DIVIDED else 0

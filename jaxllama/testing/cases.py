@@ -106,11 +106,11 @@ def stacked(trees: list[Any]) -> Any:
 
 
 def at(tree: Any, place: int) -> Any:
-    """Return the tree with row `place` of each of its arrays."""
+    """Return the tree with row `place` of each of its arrays, in place of the arrays."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Say whether two trees are equal bit by bit."""
+    """Say whether two trees have equal arrays, in the same order."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

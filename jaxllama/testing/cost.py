@@ -58,9 +58,10 @@ class Added(NamedTuple):
 def cost_of(
     name: str, kind: type[Sampler], company: Mapping[str, type[Sampler]], vocab: int
 ) -> Cost:
-    """Measure the sampler's cost for a vocabulary of `vocab` tokens, at middle knob values.
+    """Measure the processor time that a sampler adds to a row of a decode step.
 
-    Measures it alone, and beside the filters of `company`. `name` is the sampler's name there.
+    `name` and `kind` are the sampler's name and class, `vocab` the number of tokens. Its knobs are
+    in the middle of their bounds. It is measured alone, and beside the filters among `company`.
     """
     others = {key: each for key, each in company.items() if issubclass(each, Filter)}
     others.pop(name, None)
@@ -113,7 +114,11 @@ def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
 
 
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
-    """Choose a token for every row `count` times in one loop; each time rows are a token longer."""
+    """Choose a token for every row `count` times in one loop; each time rows are a token longer.
+
+    `leaves` are the samplers' knob and state arrays, `logits` those of every row, the same each
+    time. Returns the new arrays and the last choice.
+    """
     chooser = TokenChooser(bank)
 
     def one(index: Any, carry: Any) -> Any:
@@ -144,7 +149,10 @@ def one_thread() -> Iterator[None]:
 
 
 def added(without: RunSteps, with_it: RunSteps) -> Added:
-    """Measure by how many seconds a step of `with_it` is longer than one of `without`."""
+    """Measure by how many seconds a step of `with_it` is longer than one of `without`.
+
+    Both are functions that run as many decode steps as they are asked to.
+    """
     pair = (without, with_it)
     for call in pair:
         call(1)  # compiles

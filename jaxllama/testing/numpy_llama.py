@@ -24,7 +24,10 @@ def logits(
     dtype: type[np.floating[Any]] = np.float64,
     last: int | None = None,
 ) -> Float[np.ndarray, "kept V"]:
-    """Return the logits after each token, computed in `dtype`; `last` keeps only the last rows."""
+    """Return the logits after each token, computed in `dtype`; `last` keeps only the last rows.
+
+    `params` are the weights as a nested tree; matrices are [in out]. `last` None: all rows.
+    """
     embed = params["embed"]["weight"]
     x = embed[np.asarray(tokens)].astype(dtype) * config.embed_scale
     for i, spec in enumerate(config.specs):
@@ -48,7 +51,10 @@ def greedy(
     *,
     dtype: type[np.floating[Any]] = np.float64,
 ) -> list[int]:
-    """Return the `count` tokens after `prompt` when the likeliest token is always chosen."""
+    """Return the `count` tokens after `prompt` when the likeliest token is always chosen.
+
+    `params` are the weights as a nested tree; the logits are computed in `dtype`.
+    """
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(logits(config, params, tokens, dtype=dtype, last=1)[0].argmax()))
@@ -58,7 +64,11 @@ def greedy(
 def attention(
     config: ModelConfig, spec: LayerSpec, weights: NumpyTree, x: Float[np.ndarray, "L D"]
 ) -> Float[np.ndarray, "L D"]:
-    """Compute grouped-query attention: query head n reads key/value head n // group."""
+    """Return the result of grouped-query attention for the inputs `x`, one row per token.
+
+    Query head n reads key/value head n // group. `spec` says which rotary embedding and window the
+    layer has; `weights` are those of its attention, by name.
+    """
     q, k, v = (linear(weights[name], x) for name in "qkv")
     if config.qk_norm and config.qk_norm_over == "all":
         q, k = normalize(config, weights["q_norm"], q), normalize(config, weights["k_norm"], k)
@@ -81,7 +91,10 @@ def attention(
 def feed_forward(
     config: ModelConfig, spec: LayerSpec, weights: NumpyTree, x: Float[np.ndarray, "L D"]
 ) -> Float[np.ndarray, "L D"]:
-    """Compute down(silu(gate(x)) * up(x)), or a mixture of such experts."""
+    """Return down(silu(gate(x)) * up(x)), or the result of a mixture of such experts.
+
+    `spec` says whether the layer has experts; `weights` are those of its feed-forward, by name.
+    """
     experts = config.experts_of(spec)
     if experts is None:
         gate = activate(config, linear(weights["gate"], x))
@@ -122,7 +135,10 @@ def linear(weights: NumpyTree, x: Float[np.ndarray, "L I"]) -> Float[np.ndarray,
 def normalize(
     config: ModelConfig, weights: NumpyTree | None, x: Float[np.ndarray, "*rows I"]
 ) -> Float[np.ndarray, "*rows I"]:
-    """Compute RMSNorm over the last axis, if there are weights of a norm."""
+    """Return the RMSNorm of `x` over the last axis.
+
+    `weights` are those of the norm; None: there is no norm, and `x` is returned.
+    """
     if weights is None:
         return x
     square = np.mean(x * x, axis=-1, keepdims=True)
@@ -136,7 +152,10 @@ def softmax(x: Float[np.ndarray, "L T"]) -> Float[np.ndarray, "L T"]:
 
 
 def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
-    """Return which positions (columns) each position (row) attends to: itself and earlier ones."""
+    """Return which positions (columns) each position (row) attends to: itself and earlier ones.
+
+    `window`: how many positions it attends to at most; None: all.
+    """
     age = np.arange(length)[:, None] - np.arange(length)[None, :]
     return (age >= 0) & (age < (window or length))
 
@@ -144,7 +163,10 @@ def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
 def rotate(
     rope: Rope, size: int | None, x: Float[np.ndarray, "L N H"]
 ) -> Float[np.ndarray, "L N H"]:
-    """Rotate pair j = (x[j], x[j + size/2]) of every head by position * frequency[j]."""
+    """Rotate pair j = (x[j], x[j + size/2]) of every head by position * frequency[j].
+
+    `size`: how many dimensions of a head are rotated; None: all.
+    """
     x, still = x[..., :size], x[..., size or x.shape[-1] :]
     frequency, scale = frequencies(rope, x.shape[-1])
     angle = np.arange(len(x))[:, None, None] * frequency

@@ -152,9 +152,10 @@ class Proof:
             raise Broken.because(self.kind, "numbers", error) from error
 
     def step(self, filled: Any, rows: Rows, logits: Any = None) -> tuple[Any, ChosenTokens]:
-        """Run one compiled step for all test rows; return the new arrays and the draws.
+        """Run one compiled step for all test rows; return the new sampler arrays and the draws.
 
-        `filled` holds the knob and state arrays; `logits` None: those of the test rows.
+        `filled` holds the samplers' knob and state arrays, `rows` the state of the requests;
+        `logits` None: those of the test rows.
         """
         logits = self.logits if logits is None else logits
         return jax.device_get(self._step(filled, logits, rows))
@@ -165,7 +166,11 @@ class Proof:
 
 
 def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
-    """Apply the sampler to one row; a filter gets the whole vocabulary, sorted."""
+    """Apply the sampler to one row, and return its result: logits, or of a filter a mask.
+
+    A filter gets the whole vocabulary, sorted. `logits` are those of the row; `row` is the state of
+    the request.
+    """
     sampler, logits, row = jax.tree.map(jnp.asarray, (sampler, logits, row))
     about = context(row, type(sampler).__name__)
     if isinstance(sampler, Adjuster | Shaper):

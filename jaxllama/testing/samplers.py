@@ -255,7 +255,10 @@ def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
 
 
 def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each token should be drawn with this setting, and how often it was."""
+    """Return how often each token should be drawn with this setting, and how often it was.
+
+    Both arrays have one number per token of the vocabulary. `setting` has the sampler's knobs.
+    """
     rng = np.random.default_rng(1)
     count = len(proof.cases)
     logits = (rng.normal(size=VOCAB) * 2).astype(np.float32)
@@ -285,9 +288,10 @@ def takes_relative_logits(kind: type[Sampler]) -> bool:
 
 
 def declared(kind: type[Sampler], said: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities of the tokens of one row that follow from the sampler's result.
+    """Return the probability of each token that follows from the sampler's result for one row.
 
-    `said` is what the sampler returned for `logits`.
+    `said` is what the sampler `kind` returned for `logits`: new logits, or of a filter a mask of
+    the sorted tokens.
     """
     if not issubclass(kind, Filter):
         return softmax(said if (said > -np.inf).any() else logits)

@@ -105,13 +105,19 @@ class ScriptedPrograms(Programs):
     def prefill(
         self, state: Any, slot: Any, ids: Any, start: Any, count: Any, adapter: Any = None
     ) -> Any:
-        """Store `count` of the tokens `ids` in the slot's cache, from column `start` on."""
+        """Store the first `count` of the tokens `ids` in the cache of a slot; return the state.
+
+        `start` is the position in the cache of the first one; `adapter` is ignored.
+        """
         del adapter
         state.cached[slot, start : start + count] = ids[:count]
         return state
 
     def admit(self, state: Any, slot: Any, row: RowStart) -> Any:
-        """Start a row; a row with drawn tokens continues its answer after them."""
+        """Start decoding in a slot, and return the state.
+
+        `row` has the prompt; if it also has tokens of the answer, the answer continues after them.
+        """
         known = row.tokens[: row.length + 1].tolist()
         prompt = tuple(known[: row.prompt])
         state.rows[int(slot)] = ScriptedRow(
@@ -135,7 +141,11 @@ class ScriptedPrograms(Programs):
         lean: bool = False,
         adapter: Any = None,
     ) -> tuple[Any, StepOutput]:
-        """Draw the next token of every row, up to `steps` times."""
+        """Draw up to `steps` tokens for every decoding slot; return the state and what was drawn.
+
+        `allowed` has a mask of tokens for each slot, for constraints; None: all are allowed. A slot
+        with an empty mask is left out. `lean` and `adapter` are ignored.
+        """
         del lean, adapter
         output = self.blank_output()
         for step in range(int(steps)):
@@ -157,10 +167,10 @@ class ScriptedPrograms(Programs):
         return state, output
 
     def said(self, row: ScriptedRow, allowed: np.ndarray | None) -> int | None:
-        """Return the script's next token for a row; None: its logits are NaN.
+        """Return the script's next token for the answer in `row`; None: its logits are NaN.
 
         Raises the error that the script has in place of a token. `allowed` is the constraint's mask
-        of tokens, or None.
+        of tokens; None: all are allowed.
         """
         said = row.answer[row.drawn] if row.drawn < len(row.answer) else END_ID
         if isinstance(said, Exception):
@@ -186,19 +196,27 @@ class ScriptedPrograms(Programs):
         return state
 
     def save(self, state: Any, slot: Any, start: Any) -> Columns:
-        """Return a copy of the block of a slot's cache that begins at column `start`."""
+        """Return a copy of the KEY_BLOCK tokens of a slot's cache from position `start` on."""
         tokens = state.cached[slot, start : start + KEY_BLOCK].copy()
         return Columns(jnp.asarray(tokens[None, None, :, None]))
 
     def restore(self, state: Any, columns: Columns, slot: Any, start: Any) -> Any:
-        """Replace the block of a slot's cache that begins at column `start` by a saved one."""
+        """Replace the KEY_BLOCK tokens of a slot's cache from position `start` on by saved ones.
+
+        `columns` comes from `save`.
+        """
         state.cached[slot, start : start + KEY_BLOCK] = np.asarray(columns.numbers)[0, 0, :, 0]
         return state
 
     def peek(
         self, state: Any, slot: Any, pairs: Any, start: Any, last: Any, adapter: Any = None
     ) -> tuple[Any, Peek]:
-        """Return the log-probability of each target token after the tokens before it."""
+        """Return the state, and the log-probability of each target token after those before it.
+
+        `pairs` holds token ids and the target after each; the ids are put into the slot's cache
+        from position `start` on. `last` is the index of the last id that counts; `adapter` is
+        ignored.
+        """
         del adapter
         ids, targets = pairs
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
@@ -209,7 +227,11 @@ class ScriptedPrograms(Programs):
         return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
     def weigh(self, state: Any, slot: Any, runs: Runs, adapter: Any = None) -> tuple[Any, Any]:
-        """Return the log-probabilities of tokens of several runs, computed one by one."""
+        """Return the state, and the log-probabilities of tokens after several token sequences.
+
+        `runs` holds the sequences, each with its first position in the slot's cache, and the tokens
+        that are asked for. They are computed one after the other; `adapter` is ignored.
+        """
         del adapter
         starts, counts = np.asarray(runs.places)
         size = len(runs.ids) // len(starts)
@@ -224,7 +246,12 @@ class ScriptedPrograms(Programs):
         return state, np.stack(rows)[place, token].astype(np.float32)
 
     def embed(self, state: Any, slot: Any, ids: Any, start: Any, last: Any) -> tuple[Any, Pooled]:
-        """Return a pooled vector: token t at place p adds p + 1 on the axis of t."""
+        """Return the state, and the sum and the last of made-up hidden states of the tokens `ids`.
+
+        The hidden state of token t at position p is p + 1 on axis t (modulo the width), and 0 on
+        all others. `start` is the position of the first token, `last` the index of the last one
+        that counts.
+        """
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
         rows = np.zeros((int(last) + 1, TINY.width), np.float32)
         places = np.arange(int(last) + 1)
@@ -250,9 +277,9 @@ class ScriptedPrograms(Programs):
         )
 
     def note(self, output: Any, place: tuple[int, int], row: ScriptedRow, said: int | None) -> None:
-        """Write what one row drew at `place` (step, slot) into the output.
+        """Write the token `said`, which a row drew, and its log-probabilities into the output.
 
-        `said` None: its logits were NaN.
+        `place` is (step, slot); `said` None: the row's logits were NaN.
         """
         choice = output.choice
         choice.finite[place] = said is not None
@@ -268,13 +295,19 @@ class ScriptedPrograms(Programs):
 
 
 def nearest_allowed(words: np.ndarray, said: int) -> int:
-    """Return the scripted token if the constraint allows it, else the lowest allowed token."""
+    """Return the scripted token `said` if the constraint allows it, else the lowest allowed token.
+
+    `words` is the constraint's mask: one bit per token.
+    """
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return said if bits[said] else int(np.flatnonzero(bits)[0])
 
 
 def logprobs_around(answer: Sequence[Said]) -> np.ndarray:
-    """Return log-probabilities of the whole vocabulary when the script continues with `answer`."""
+    """Return log-probabilities of the whole vocabulary when the script continues with `answer`.
+
+    Its first token is the likeliest, or an end token if it is empty.
+    """
     token = answer[0] if answer else END_ID
     assert isinstance(token, int), "a script cannot fail where its logits are only read"
     distance = (np.arange(TINY.vocab_size) - token) % TINY.vocab_size

@@ -49,8 +49,9 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
 ) -> web.StreamResponse:
     """Generate the answers that `ask` describes, and send them: as a `stream` or as one body.
 
-    `form` makes the object that converts events to the JSON of the endpoint; `explain` adds to a
-    whole answer what each sampler did at each token; `framing` separates the chunks of a stream.
+    `form` makes the object that converts events to the JSON of the endpoint. `explain` adds what
+    each sampler did at each token, to an answer in one body. `framing` converts the chunks of a
+    stream to bytes.
     """
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)

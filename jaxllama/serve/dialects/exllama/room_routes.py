@@ -130,7 +130,11 @@ class RoomBlockBody(RequestShape, kw_only=True):
 def of_room(
     method: str, path: str, summary: str, body: type[RequestShape] | None = None
 ) -> Endpoint:
-    """Return an endpoint whose answer is a room (a conversation); `path` follows /v1/rooms."""
+    """Return an endpoint whose answer is a room (a saved conversation).
+
+    `path` is the part of the route after /v1/rooms; `summary` describes the endpoint; `body` types
+    the request, None: it has no body.
+    """
     return Endpoint(method, f"/v1/rooms{path}", summary, body=body, answer=RoomView)
 
 
@@ -303,7 +307,10 @@ class RoomRoutes:
     async def _change(
         self, request: web.Request, change: Callable[[ExLlamaSession], None]
     ) -> web.Response:
-        """Apply `change` to the room that the request's path names, save it, and answer with it."""
+        """Apply `change` to the room that the request's path names, save it, and answer with it.
+
+        `change` is a function that changes the room's session in place.
+        """
         shelf = self._shelf(request)
         async with shelf.lock:
             room = await open_room(request, shelf)
@@ -384,7 +391,8 @@ def is_growth(old: RoomView, new: RoomView) -> bool:
 def place_of(session: ExLlamaSession, uuid: str, field: str) -> int:
     """Return the index in the history of the message with this uuid.
 
-    Raises InvalidParameter for the request's `field` if there is none.
+    Raises InvalidParameter if there is none; `field` is the request's field with the uuid, for the
+    error.
     """
     for place, block in enumerate(session.history):
         if block.uuid == uuid:

@@ -148,7 +148,10 @@ class UserInputBody(RequestShape, kw_only=True):
 
 
 def endpoint(name: str, summary: str, body: type[RequestShape]) -> Endpoint:
-    """Return the endpoint POST /api/NAME that changes a session; `body` types its request."""
+    """Return the endpoint POST /api/NAME that changes a session.
+
+    `summary` describes it without a full stop; `body` is the type of its request.
+    """
     return Endpoint(
         "POST", f"/api/{name}", f"{summary}, in ExLlama's form", body=body, answer=SessionResult
     )

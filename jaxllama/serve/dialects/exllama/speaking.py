@@ -64,10 +64,11 @@ class SessionSpeech:
                 yield packets
 
     async def _speak(self, author: str | None) -> AsyncIterator[list[SessionPacket]]:
-        """Generate a message of `author`, and yield its packets; text so far is kept on errors.
+        """Generate a message of a participant, and yield the stream's packets of it.
 
-        `author` None is text of nobody. If the context is full before the reply has ended, it goes
-        on with a shorter history.
+        `author` is the participant's name; None: text without an author. If the context is full
+        before the reply has ended, it goes on with a shorter history. On errors the text so far is
+        kept.
         """
         left, block = self._session.max_response_tokens, None
         while left > 0:
@@ -96,7 +97,10 @@ class SessionSpeech:
         return event.text.lstrip(" ") if is_begin else event.text
 
     async def _next_speaker(self, waiting: Sequence[str | None], *, is_first: bool) -> str:
-        """Let the model choose who speaks next: one of `waiting`, or unless `is_first` the user."""
+        """Let the model choose who speaks next, and return the name.
+
+        The choice is among the names in `waiting` and, unless `is_first`, the user.
+        """
         user = self._session.participants[0]
         names = [name for name in waiting if name is not None]
         names += [] if is_first else [user]

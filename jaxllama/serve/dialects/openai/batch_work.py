@@ -109,8 +109,9 @@ class BatchWork:
     ) -> RequestBatch:
         """Start a batch on a file that the caller has uploaded, and return its description.
 
-        `endpoint` is the path that answers its requests; `kept_for` is the caller who owns it.
-        Raises HttpError if there is no such file, or if there are too many batches.
+        `endpoint` is the path that answers its requests, `input_file` the id of the file,
+        `metadata` the client's own notes, and `kept_for` the caller who owns the batch. Raises
+        HttpError if there is no such file, or if there are too many batches.
         """
         owner = owner_of(kept_for)
         self._files.find(input_file, owner)
@@ -217,7 +218,11 @@ class BatchWork:
         self._tasks[kept.batch.id] = asyncio.create_task(self._run(kept, before))
 
     async def _run(self, kept: KeptBatch, before: asyncio.Task[None] | None) -> None:
-        """Process one batch to its end; first await `before`, an earlier task on it or None."""
+        """Process one batch to its end.
+
+        First waits until `before`, an earlier task on the same batch, has ended; None: there is
+        none.
+        """
         batch = kept.batch
         try:
             if before is not None:
@@ -299,7 +304,10 @@ class BatchWork:
                 task.add_done_callback(lambda _: self._room.release())
 
     async def _answer(self, kept: KeptBatch, number: int, line: bytes) -> None:
-        """Answer the request in line `number`, and append its answer to the batch's files."""
+        """Answer one request of a batch, and append its answer to the batch's files.
+
+        `number` and `line` are the number and the JSON text of its line in the input file.
+        """
         given = read_line(line, kept.batch.endpoint)
         caller = Caller(client=kept.client, route=f"BATCH {given.url}")
         status, body = await self._try_until_answered(given, caller)

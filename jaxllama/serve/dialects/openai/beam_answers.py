@@ -91,7 +91,12 @@ async def find_beams(
     service: GenerationService,
     caller: Caller,
 ) -> list[FoundBeams]:
-    """Search for the likeliest answers to each prompt, one prompt after the other."""
+    """Search for the likeliest answers to each prompt, one prompt after the other.
+
+    `knobs` are the request's; `options` has the settings of the search. Raises InvalidParameter for
+    a knob that the search would not obey, or if all beams together may exceed the server's token
+    limit.
+    """
     sampling = sampling_knobs(service.model)
     check_obeyed(knobs, sampling)
 
@@ -140,7 +145,10 @@ def search_rules(request: GenerationRequest, options: BeamOptions, model: Model)
 async def find_for_one(
     request: GenerationRequest, rules: SearchRules, rounds: Rounds
 ) -> FoundBeams:
-    """Search for the likeliest answers to one prompt; each step is a round of engine requests."""
+    """Search for the likeliest answers to one prompt; return them with their token counts.
+
+    Each step of the search is a round of engine requests, sent through `rounds`.
+    """
     search = searching(rules)
     prefixes, reused = next(search), None
     while True:
@@ -156,10 +164,10 @@ async def find_for_one(
 
 
 def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
-    """Return the likeliest tokens with their log-probabilities at the place of `token`.
+    """Return the likeliest tokens at the position of `token`, with their log-probabilities.
 
-    With `is_sampled`, the log-probabilities are those after the samplers, without tokens that they
-    drop.
+    They are those of the model or, with `is_sampled`, those after the samplers, without tokens that
+    the samplers drop.
     """
     if token.logprobs is None:
         return ()
@@ -169,7 +177,7 @@ def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
 
 
 def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the `values` of the knobs in `own`, which the client set.
+    """Return those of the knobs `values` that are named in `own`: the knobs that the client set.
 
     The model's recommended values are left out: they are for random draws.
     """
@@ -179,10 +187,12 @@ def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[
 async def likeliest_after(
     request: GenerationRequest, prefixes: Sequence[TokenIds], rules: SearchRules, rounds: Rounds
 ) -> tuple[list[Likeliest], int]:
-    """Return the likeliest next tokens of each prefix, and the first prompt's cached token count.
+    """Return the likeliest next tokens of each prefix, and how many prompt tokens were cached.
 
-    Prefixes that share their first tokens are requested one after the other, so that a slot's KV
-    cache can be copied.
+    A prefix is a beginning of an answer to the prompt of `request`; `rules` says how many tokens
+    are needed; the engine requests are sent through `rounds`. Prefixes that share their first
+    tokens are requested one after the other, so that a slot's KV cache can be copied. The count is
+    that of the first prefix requested.
     """
     prompts = [(*request.prompt, *prefix) for prefix in prefixes]
     order = first_of_each_stem(prompts)

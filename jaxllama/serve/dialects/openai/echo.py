@@ -45,10 +45,11 @@ async def make_echo(
     count: int | None,
     adapter: AdapterUse | None,
 ) -> Echo:
-    """Return the echo of one prompt.
+    """Return the echo of one prompt: its text and its tokens.
 
-    With `count` (else None), it has the log-probability of each token and of the `count` likeliest
-    ones in its place.
+    `count`: how many likeliest tokens to list at each position, beside the log-probability of the
+    prompt's own token; None: no log-probabilities. `adapter` is the LoRA adapter to compute them
+    with, None: none.
     """
     tokenizer = service.model.intake.tokenizer
 
