@@ -11,7 +11,11 @@ from jaxllama.sharding import place, shard_shape
 
 
 def zeros_on(mesh: Mesh, sizes: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> Array:
-    """Return an array of zeros on the devices of a mesh; `axes` are the logical axes."""
+    """Return an array of zeros on the devices of a mesh.
+
+    `sizes` is its shape; `axes` names the logical axis of each dimension, which decides how it is
+    split over the devices (None: it is not split).
+    """
     return place(np.zeros(sizes, dtype), shard_shape(mesh, sizes, axes))
 
 
@@ -20,7 +24,7 @@ def with_adapter(
 ) -> tuple[Array, ...]:
     """Return the arrays [adapters, rank, out] of each weight, with adapter `number` replaced.
 
-    `own` has the new adapter's matrix for each weight.
+    `every` has one such array per weight; `own` has the new adapter's matrix for each weight.
     """
     pairs = zip(every, own, strict=True)
     return tuple(all_.at[number].set(one.astype(all_.dtype)) for all_, one in pairs)

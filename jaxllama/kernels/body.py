@@ -58,7 +58,8 @@ class Weight(Protocol):
     ) -> Float[Array, "L O"]:
         """Return norm(x) · weight + bias + add in float32; what is None is left out.
 
-        Only rows in the mask `active` are used.
+        Only the result's rows in the mask `active` are used (None: all), so kernels may skip the
+        others.
         """
 
     def project(
@@ -72,8 +73,9 @@ class Weight(Protocol):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of `group`, whose first member is this weight.
 
-        Returns one array for each. `add`, if given, is added to the results; it holds the summands
-        for all results side by side.
+        Returns one array for each. `norm` None: x is used as it is. `add`, if given, is added to
+        the results; it holds the summands for all results side by side. Only rows in the mask
+        `active` are used, None: all.
         """
 
     def gated(
@@ -88,7 +90,8 @@ class Weight(Protocol):
     ) -> Float[Array, "L O"]:
         """Return activation(norm(x) · gate) * (norm(x) · up); `group` holds the two matrices.
 
-        `add`, if given, is twice as wide and is added to both products before the activation.
+        `norm` None: x is used as it is. `add`, if given, is twice as wide and is added to both
+        products before the activation. Only rows in the mask `active` are used, None: all.
         """
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
@@ -107,15 +110,19 @@ class ExpertWeights(Protocol):
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return activation(x · gate) * (x · up) of one expert, by its number.
+        """Return activation(x · gate) * (x · up) for the expert with the index `expert`.
 
-        These are the gate matrices, `up` are the up matrices of all experts.
+        These are the gate matrices, `up` are the up matrices of all experts. Only rows in the mask
+        `active` are used.
         """
 
     def matmul(
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
-        """Return x · weight of one expert, by its number; only rows in `active` are used."""
+        """Return x · weight for the expert with the index `expert`.
+
+        Only rows in the mask `active` are used.
+        """
 
 
 class AdapterRows(NamedTuple):
@@ -134,7 +141,8 @@ class AdapterGroup(Protocol):
     ) -> Float[Array, "L O"]:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
-        The outputs of all weights of the group lie side by side.
+        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
+        outputs of all weights of the group lie side by side.
         """
 
     def written(self, number: Int32[Array, ""], a: Array, b: Sequence[Array]) -> "AdapterGroup":
@@ -234,10 +242,10 @@ class Placed(NamedTuple):
 
 
 def placed_together(weight: Weight | ExpertWeights, biases: Sequence[Any]) -> list[Placed]:
-    """Return the matrices of a group and their biases as parts of one weight.
+    """Return (weight, bias) for each matrix of a group that is stored as one weight.
 
-    The first matrix is the weight; the others and all biases are marks that it contains them. A
-    bias is None if the model has none.
+    Only the first entry holds `weight`; in the others, and in place of every bias, stands an
+    InGroup, which says that the first weight contains it. A bias is None if the model has none.
     """
     inside = InGroup()
     return [
@@ -264,8 +272,9 @@ class AttendStep(Protocol):
     ) -> tuple[Float[Array, "S W"], Layer]:
         """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
 
-        `window` limits how many columns a row attends to, None: all. Consumes `layer`. Rows that
-        are not active do not change what is read later.
+        `projections` are queries, keys and values, `layer` is one layer of the KV cache. `window`
+        limits how many columns a row attends to, None: all. Consumes `layer`. Rows that are not
+        active do not change what is read later.
         """
 
 
@@ -283,9 +292,10 @@ class AttendPrompt(Protocol):
     ) -> tuple[Float[Array, "L W"], Layer]:
         """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
 
-        `span` says which slot, from which column on, and how many rows are real; further rows
-        change no column that is read later. `window` limits how many columns a row attends to,
-        None: all. Consumes `layer`.
+        `projections` are queries, keys and values, `layer` is one layer of the KV cache. `span`
+        says which slot, from which column on, and how many rows are real; further rows change no
+        column that is read later. `window` limits how many columns a row attends to, None: all.
+        Consumes `layer`.
         """
 
 
@@ -353,16 +363,17 @@ class Choosing(Protocol):
         """Return the `count` largest logits of each row, best first, and the row's total.
 
         Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the
-        whole vocabulary.
+        whole vocabulary. `best` is each row's largest logit, `heat` its temperature; only rows in
+        the mask `active` are used.
         """
 
     def close_ranks(
         self, keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, /
     ) -> tuple[Best, Int32[Array, " S"]]:
-        """Drop the candidates that are not in `keep`, in the rows where `on` is true.
+        """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
-        The kept ones move to the front and their shares are recomputed. Also returns the id of the
-        last kept candidate of each row.
+        `best` holds the candidates; in the result the kept ones are at the front and their shares
+        are recomputed. Also returns the id of the last kept candidate of each row.
         """
 
     def draw(
@@ -376,18 +387,26 @@ class Choosing(Protocol):
     ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
         """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
 
-        Returns ids, and the log-sum-exp of (logit - best) / heat.
+        Returns ids, and the log-sum-exp of (logit - best) / heat. `best` is each row's largest
+        logit, `heat` its temperature; only rows in the mask `active` are used.
         """
 
     def logprob(
         self, logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"], /
     ) -> Float[Array, " S"]:
-        """Return the log-probability of the given token of every row."""
+        """Return the log-probability of the given token of every row in the mask `active`.
+
+        It is that at temperature 1; the result has no meaning in other rows.
+        """
 
     def take_held(
         self, logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"], /
     ) -> HeldTokens:
-        """Return the logits of the tokens at the first `count` places of every row."""
+        """Return the logits of the first `count` tokens that each row of `tokens` contains.
+
+        `tokens` are the ids of prompt and answer, padded; the logits have the same places as the
+        ids.
+        """
 
     def put_held(
         self,
@@ -399,7 +418,8 @@ class Choosing(Protocol):
     ) -> Float[Array, "S V"]:
         """Write changed logits of the tokens that a row contains back to their places in `logits`.
 
-        `first` comes from `take_held`; `held` are its logits after samplers changed them.
+        `tokens` are the row's ids, `first` is the index at which each id occurs first, as
+        `take_held` returned it; `held` are the logits of `take_held` after samplers changed them.
         """
 
 
@@ -449,9 +469,10 @@ class Body:
     draws_together: bool = False
 
     def check_drafts(self, tokens: int, devices: int) -> None:
-        """Raise ConfigError if these kernels cannot check `tokens` drafted tokens in a step.
+        """Raise ConfigError if a decode step of these kernels cannot check `tokens` drafted tokens.
 
-        They cannot on several `devices`, or if a row's bits depend on the number of rows.
+        `devices` is the number of devices. 0 tokens are always accepted; more are refused if there
+        are several devices, or if the bits of a row depend on the number of rows.
         """
         if tokens and (self.row_cost is None or devices > 1):
             raise ConfigError(

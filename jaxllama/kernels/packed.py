@@ -129,7 +129,7 @@ def one_of(stack: Packed, place: int) -> Packed:
 def own_outputs(value: Any, index: int, parts: int) -> Any:
     """Return part `index` of `parts` equal parts of a matrix along its outputs, or of a bias.
 
-    None stays None.
+    `value` is the matrix, packed or dense, or the bias; None stays None.
     """
     if value is None:
         return None

@@ -82,9 +82,10 @@ def take_split(
     own: int,
     vocab: int,
 ) -> Float[Array, "L I"]:
-    """Look up embeddings of `vocab` tokens, of which this device has `own`, by `rows_of`.
+    """Return the embeddings of `tokens`, where a device may have only a part of the vocabulary.
 
-    If that is not all of them, each device looks up its own tokens, and the results are summed.
+    `rows_of` looks up ids in this device's part, which has `own` of all `vocab` tokens. If that is
+    not all of them, each device looks up its own tokens, and the results are summed.
     """
     if own == vocab:
         return rows_of(tokens)

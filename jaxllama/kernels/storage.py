@@ -95,7 +95,10 @@ def widen(x: Array) -> Float[Array, "*L"]:
 
 
 def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]) -> Side:
-    """Write one new column to every slot of the keys or values `side`, each at its own `column`."""
+    """Write one new column to every slot of the keys or values `side`, each at its own `column`.
+
+    `side` is one array, or for int8 numbers and scales; `new` are float32 keys or values.
+    """
     row = jnp.arange(new.shape[0])
     # Indexed dimensions first: slots stay where they are when they are split.
     return tuple(
@@ -107,7 +110,7 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
     """Write a run of columns to one slot of the keys or values `side`, from `start` on.
 
-    Columns past the prompt are rewritten before any read.
+    `new` are float32 keys or values. Columns past the prompt are rewritten before any read.
     """
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
@@ -118,7 +121,10 @@ def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Ar
 def read_columns(
     part: Shaped[Array, "S K T *H"], slot: Array, start: Array, count: int
 ) -> Shaped[Array, "1 K L *H"]:
-    """Read `count` columns of one slot from `start` on; the slot axis stays, of size 1."""
+    """Read `count` columns of one slot from `start` on; the slot axis stays, of size 1.
+
+    `part` is one array of a cache layer: keys, values or scales of one of these.
+    """
     if slots_are_split():
         # A slice along a split axis would gather the whole cache; a gather moves one row's part.
         return jnp.swapaxes(part[slot, :, start + jnp.arange(count)], 0, 1)[None]
@@ -129,7 +135,10 @@ def read_columns(
 def write_columns(
     part: Shaped[Array, "S K T *H"], new: Shaped[Array, "1 K L *H"], slot: Array, start: Array
 ) -> Shaped[Array, "S K T *H"]:
-    """Return the array with a run of columns of one slot, from `start` on, replaced by `new`."""
+    """Return the array with a run of columns of one slot, from `start` on, replaced by `new`.
+
+    `part` is one array of a cache layer: keys, values or scales of one of these.
+    """
     if slots_are_split():
         columns = start + jnp.arange(new.shape[2])
         return part.at[slot, :, columns].set(
@@ -139,5 +148,8 @@ def write_columns(
 
 
 def place(part: Array, slot: Array, start: Array) -> tuple[Array | int, ...]:
-    """Return the index of a run's first column in a cache array, one number per axis."""
+    """Return the index of a run's first column in a cache array, one number per axis.
+
+    `part` is the array, `slot` the run's slot, `start` the number of that column.
+    """
     return (slot, 0, start, 0)[: part.ndim]

@@ -36,7 +36,8 @@ class HalfAdapters:
     ) -> Float[Array, "L O"]:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
-        The outputs of all weights of the group lie side by side.
+        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
+        outputs of all weights of the group lie side by side.
         """
         width = sum(each.shape[2] for each in self.b)
         weight, eps = (None, 0.0) if norm is None else norm

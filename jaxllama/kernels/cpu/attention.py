@@ -33,8 +33,9 @@ def attend_step(
 ) -> tuple[Float[Array, "S O"], Cache]:
     """Store one token per slot at its position and attend up to it; consumes `cache`.
 
-    `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. A row that is not
-    active writes nothing and returns zeros. `window` limits how many columns a row attends to.
+    `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. `position` is the
+    cache column of each token. A row that is not active writes nothing and returns zeros. `window`
+    limits how many columns a row attends to, None: all.
     """
     heads = query_heads(qkv, rotation, cache, window)
     slots, kv_heads, columns, size = cache[0].shape
@@ -61,8 +62,9 @@ def attend_prompt(
 ) -> tuple[Float[Array, "L O"], Cache]:
     """Store a run of tokens in one slot; each attends up to itself. Consumes `cache`.
 
-    Rows past `span.rows` write nothing and return zeros. `window` limits how many columns a row
-    attends to.
+    `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. `span` is the
+    slot, the first column and the number of real rows; rows past these write nothing and return
+    zeros. `window` limits how many columns a row attends to, None: all.
     """
     heads = query_heads(qkv, rotation, cache, window)
     for name, number in zip(PromptSpan._fields, span, strict=True):
@@ -81,8 +83,9 @@ def call(
 ) -> tuple[Array, Cache]:
     """Call a C++ attention kernel; return its output and the cache, changed in place.
 
-    `given` are its arguments before the cache, `width` that of an output row, `room` scratch
-    arrays.
+    `name` is the kernel, `given` are its arguments before the cache, `width` is the number of
+    floats in an output row, `room` the shapes of the scratch arrays that the kernel needs. `window`
+    limits the columns, None: no limit.
     """
     library.loaded()
     results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
@@ -150,7 +153,8 @@ def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None
 def require_axes(array: Array, axes: str, name: str) -> None:
     """Raise ValueError unless the array has as many axes as `axes` has words.
 
-    Both texts are for the message.
+    `axes` names each axis, separated by spaces; it and `name`, the array's name, are for the
+    message.
     """
     if array.ndim != len(axes.split()):
         raise ValueError(f"{name} is {list(array.shape)}; [{axes}] expected")

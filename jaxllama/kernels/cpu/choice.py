@@ -43,8 +43,9 @@ def best_candidates(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
     """Return ids and scaled logits of the `count` largest logits of each row, and its total.
 
-    One pass over the logits, and a second over groups that hold candidates. The total is the
-    log-sum-exp of (logit - best) / heat.
+    A scaled logit is (logit - best) / heat, where `best` is the row's largest logit and `heat` its
+    temperature; the total is the log-sum-exp of all of them. Only rows in the mask `active` are
+    used. Reads the logits once, and a second time in groups that hold candidates.
     """
     rows, vocab = check(logits, active=active, best=best, heat=heat)
     if not 1 <= count <= vocab:
@@ -72,8 +73,9 @@ def draw(
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
 
-    Returns ids, and the log-sum-exp of (logit - best) / heat. One pass over the logits, and a
-    second over the part that holds the token.
+    Returns ids, and the log-sum-exp of (logit - best) / heat, where `best` is the row's largest
+    logit and `heat` its temperature. Only rows in the mask `active` are used. Reads the logits
+    once, and a second time in the part that holds the token.
     """
     rows, vocab = check(logits, active=active, best=best, heat=heat, chance=chance)
     token, total = run(
@@ -90,7 +92,10 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-probability of the given token of every row, in one pass."""
+    """Return the log-probability of the given token of every row in the mask `active`.
+
+    Reads the logits once.
+    """
     rows, vocab = check(logits, active=active, token=token)
     (found,) = run(
         "logprob",
@@ -118,9 +123,10 @@ def set_aside(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the tokens at the first `count` places of every row.
+    """Return the logits of the first `count` tokens that each row of `tokens` contains.
 
-    Reads the tokens twice and never the whole vocabulary.
+    `tokens` are the ids of prompt and answer, padded. Reads the tokens twice and never the whole
+    vocabulary.
     """
     rows, _ = check(logits, count=count)
     library.loaded()
@@ -139,7 +145,8 @@ def put_held(
 ) -> Float[Array, "S V"]:
     """Write changed logits of the tokens that a row contains back to `logits`, in place.
 
-    `first` comes from `take_held`.
+    `tokens` are the row's ids, `first` is the index at which each id occurs first, as `take_held`
+    returned it; `held` are the changed logits.
     """
     check(logits)
     library.loaded()
@@ -154,9 +161,10 @@ def put_held(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """Drop the candidates that are not in `keep`, in rows where `on` is true, in place.
+    """Drop the candidates that are not in the mask `keep`, in rows where `on` is true, in place.
 
-    Also returns the id of the last kept candidate of each row.
+    `best` holds the candidates; the kept ones move to the front. Also returns the id of the last
+    kept candidate of each row.
     """
     library.loaded()
     results = [shape(each.dtype, *each.shape) for each in best]
@@ -178,7 +186,9 @@ def run(
 ) -> list[Array]:
     """Call the C++ kernel for `name`; return its results without its scratch arrays.
 
-    `room` are the scratch arrays it needs. `in_place` maps an argument to the result in its memory.
+    `given` are its arguments, `results` the shapes and types of its results, `room` those of the
+    scratch arrays it needs. `in_place` maps the index of an argument to that of the result that
+    takes its memory; None: no result does.
     """
     library.loaded()
     places = shape(jnp.int32, given[0].shape[0])

@@ -57,10 +57,11 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
-    """Tile the matrices of a group, one set of tiles for each kind of storage if allowed.
+    """Tile the matrices of a group: weights of 32 outputs lie together, as the kernels read them.
 
-    Matrices of different kinds that must share tiles become float32. On several devices, each gets
-    its own queries, keys and values.
+    Returns one set of tiles for each kind of storage if the group may be in several, else one: then
+    matrices of different kinds become float32. On several devices, each gets its part of the
+    queries, keys and values. `to` is the devices and the dtype of dense weights.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -100,7 +101,7 @@ def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
 def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
     """Return a dense matrix in `dtype`, or a packed one as it is if the kernels take it.
 
-    A packed matrix that they do not take becomes dense; with `by_output`, transposed.
+    A packed matrix that they do not take becomes dense: [in, out], or [out, in] with `by_output`.
     """
     if isinstance(value, Packed):
         if can_tile(value):
@@ -122,7 +123,8 @@ def side_by_side(
 ) -> Tiled:
     """Tile the matrices with the indices `which`, all of one kind, and their biases as one.
 
-    `how` is the function that tiles them.
+    `how` is the function that tiles them: `tile` or `tile_pair`. `biases` has one entry per matrix,
+    None if it has no bias.
     """
     added = [biases[i] for i in which]
     return how(
@@ -147,7 +149,8 @@ def order_of(matrix: HostMatrix) -> np.ndarray | None:
 def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:
     """Place a tiled matrix on the devices of a mesh, split by outputs or by inputs.
 
-    `axes` decide which. Raises ConfigError if it does not divide over the devices.
+    `axes` are the logical axes of its inputs and outputs, which decide. Raises ConfigError if the
+    matrix does not divide over the devices.
     """
     inward, outward = axes
     by_output, by_input = RULES[outward], RULES[inward]

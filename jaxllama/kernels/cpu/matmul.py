@@ -27,9 +27,10 @@ def normed_matmul(
     weight: Tiled,
     active: ActiveRows = None,
 ) -> Float[Array, "L O"]:
-    """Return norm(x) · weight + bias; `norm` None: x is used as it is.
+    """Return norm(x) · weight + bias in float32; the bias is part of `weight`.
 
-    `eps` belongs to the norm. Rows that are not active become 0.
+    `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. Rows
+    that are not in the mask `active` become 0 (None: all are active).
     """
     return multiply(x, norm, eps, weight, None, active)
 
@@ -44,8 +45,9 @@ def normed_swiglu(
 ) -> Float[Array, "L F"]:
     """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`.
 
-    `norm` None: x is used as it is. `add` [L, 2 * F] is added to the products of gate and up, which
-    lie side by side. Rows that are not active become 0.
+    `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. `add`
+    [L, 2 * F] is added to the products of gate and up, which lie side by side. Rows that are not in
+    the mask `active` become 0 (None: all are active).
     """
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
@@ -55,7 +57,10 @@ def normed_swiglu(
 def matmul_add(
     x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], active: ActiveRows = None
 ) -> Float[Array, "L O"]:
-    """Return residual + x · weight + bias; rows that are not active become 0."""
+    """Return residual + x · weight + bias; rows not in the mask `active` become 0.
+
+    `active` None: all rows are active. The bias is part of `weight`.
+    """
     return multiply(x, None, 0.0, weight, residual, active)
 
 
@@ -67,7 +72,8 @@ def matmul_expert(
 ) -> Float[Array, "L O"]:
     """Return x · weight of one expert, or silu(x · gate) * (x · up) if the matrix is paired.
 
-    `weights` hold the matrices of all experts side by side; `expert` is (number, count).
+    `weights` hold the matrices of all experts side by side; `expert` is (index of the expert,
+    number of experts). Rows that are not in the mask `active` become 0 (None: all are active).
     """
     number, count = expert
     outward = weights.shape[1]
@@ -121,7 +127,8 @@ def multiply(
 ) -> Float[Array, "L O"]:
     """Call the C++ matmul: norm(x) · weight + bias + residual, and silu(gate) * up if paired.
 
-    `norm` and `residual` may be None, `active` None means all rows.
+    `norm` is the weight of the norm and `eps` its epsilon. `norm` and `residual` None: left out.
+    `active` None: all rows are active; others become 0.
     """
     check(x, norm, weight, residual)
     if x.shape[0] == 0:

@@ -47,7 +47,8 @@ def tile(
 ) -> Tiled:
     """Tile one matrix, or several side by side, for one call of a C++ kernel.
 
-    Dense matrices are [in, out] and may be views (a transposed embedding); their type is kept.
+    A tile holds the weights of 32 outputs. Dense matrices are [in, out] and may be views (a
+    transposed embedding); their type is kept. `biases` has one entry per matrix, or none at all.
     `order` is the input of each stored row, None if they are in order. The result has NumPy arrays.
     """
     offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
@@ -62,7 +63,11 @@ def tile_pair(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """Tile gate and up for `normed_swiglu`: every tile has sixteen outputs of each."""
+    """Tile gate and up for `normed_swiglu`: every tile has sixteen outputs of each.
+
+    `biases` has one entry for each of the two, or none at all; `order` is the input of each stored
+    row, None if they are in order.
+    """
     if count_outputs(gate) != count_outputs(up):
         raise ValueError(f"gate has {count_outputs(gate)} outputs and up has {count_outputs(up)}")
     return tile_matrices(
@@ -124,8 +129,9 @@ def tile_matrices(
 ) -> Tiled:
     """Tile matrices of one kind together with their biases.
 
-    `places` says where the outputs of each matrix go, `outward` is the number of outputs (if
-    paired, of one matrix), `order` the input of each stored row.
+    `places` says for each matrix where its outputs go; `outward` is the number of all outputs (if
+    paired, of one matrix); `biases` has one entry per matrix, or none at all; `order` is the input
+    of each stored row, None if they are in order.
     """
     paired = places[0].turn >= 0
     count = -(-outward // (HALF if paired else TILE))
@@ -234,7 +240,10 @@ def with_minima(source: TilingInput) -> TilingInput:
 
 
 def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count: int) -> Tiled:
-    """Tile packed matrices into `count` tiles: codes with the C++ library, scales with NumPy."""
+    """Tile packed matrices into `count` tiles: codes with the C++ library, scales with NumPy.
+
+    A tile holds the weights of 32 outputs. `places` says for each matrix where its outputs go.
+    """
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
     kind = PACKED[first.bits]
@@ -263,9 +272,10 @@ def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count
 def tile_halves(
     sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
 ) -> Tiled:
-    """Build a q6 matrix from its tiled codes: one signed step for every 16 inputs of an output.
+    """Build a six-bit matrix from its tiled codes: one signed step for 16 inputs of an output.
 
-    Eight blocks of inputs share one unit: scale = unit * step.
+    Eight blocks of inputs share one unit: scale = unit * step. `sources` has the scales of each
+    matrix, `places` says where its outputs go, `codes` are the tiled codes of all.
     """
     count, blocks = codes.shape[:2]
     found = [split_into_signed_steps(each) for each in sources]
@@ -349,7 +359,8 @@ def tile_factors(
 ) -> np.ndarray:
     """Tile scales or steps [out, groups] into [tiles, groups, arrays per matrix, 32].
 
-    `parts` has the arrays of each matrix, `places` says where its outputs go.
+    `parts` has the arrays of each matrix, `places` says for each matrix where its outputs go,
+    `count` is the number of tiles.
     """
     sample = parts[0][0]
     tiled = np.zeros((count * TILE, len(parts[0]), sample.shape[1]), sample.dtype)
@@ -361,7 +372,11 @@ def tile_factors(
 
 
 def tile_dense(matrices: list[np.ndarray], places: Sequence[OutputPlace], count: int) -> Tiled:
-    """Tile dense matrices of one dtype into `count` tiles with the C++ library."""
+    """Tile dense matrices [in, out] of one dtype into `count` tiles with the C++ library.
+
+    A tile holds the weights of 32 outputs, or of 16 of each of two matrices. `places` says for each
+    matrix where its outputs go. Raises ValueError if dtypes or widths differ.
+    """
     first = matrices[0]
     kind = DENSE.get(first.dtype.name)
     if kind is None:
@@ -390,7 +405,11 @@ def tile_biases(
     places: Sequence[OutputPlace],
     count: int,
 ) -> np.ndarray | None:
-    """Return biases as [tiles, 32], zero for a matrix without one; None if no matrix has one."""
+    """Return biases as [tiles, 32], zero for a matrix without one; None if no matrix has one.
+
+    `biases` has one entry per matrix, `places` says where each matrix's outputs go, and `count` is
+    the number of tiles.
+    """
     if all(each is None for each in biases):
         return None
     tiled = np.zeros(count * TILE, np.float32)
@@ -404,7 +423,10 @@ def tile_biases(
 
 
 def validate_order(order: np.ndarray, width: int) -> np.ndarray:
-    """Return the order of inputs as int32; raise ValueError unless it is a permutation."""
+    """Return `order` as int32; raise ValueError unless it is a permutation of 0..width - 1.
+
+    It is the input of each stored row of a matrix with `width` inputs.
+    """
     if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
         raise ValueError(f"the order must name each of {width} inputs once")
     return np.ascontiguousarray(order, np.int32)

@@ -43,7 +43,11 @@ class TiledWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + the bias in the tiles + add; inactive rows become 0."""
+        """Return norm(x) · weight + the bias in the tiles + add, in float32.
+
+        `bias` is ignored. `norm` or `add` None: left out. Only rows in the mask `active` are used,
+        None: all.
+        """
         del bias  # in the tiles
         tiled = self.parts[0]
         if self.splits_inputs and norm is None and own_parts("model") > 1:
@@ -64,7 +68,9 @@ class TiledWeight(UnfusedWeight):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group; return one array for each.
 
-        `add`, if given, holds the summands for all results side by side.
+        These tiles hold all matrices; `group` gives the width of each result. `norm` None: x is
+        used as it is. `add`, if given, holds the summands for all results side by side. Only rows
+        in the mask `active` are used, None: all.
         """
         return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
@@ -80,7 +86,9 @@ class TiledWeight(UnfusedWeight):
     ) -> Float[Array, "L O"]:
         """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
 
-        `add` has the summands of both side by side.
+        These tiles hold both matrices. `norm` None: x is used as it is. `add` has the summands of
+        both side by side, None: nothing is added. Only rows in the mask `active` are used, None:
+        all.
         """
         if activation != "silu":
             return super().gated(x, group, norm=norm, activation=activation, add=add, active=active)
@@ -112,9 +120,10 @@ class TiledExperts:
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return silu(x · gate) * (x · up) of one expert, by its number.
+        """Return silu(x · gate) * (x · up) for the expert with the index `expert`.
 
-        These tiles hold both matrices, `up` is ignored. Raises ValueError for another activation.
+        These tiles hold both matrices, so `up` is ignored. Rows not in the mask `active` become 0.
+        Raises ValueError for an activation other than silu.
         """
         del up
         if activation != "silu":
@@ -124,7 +133,7 @@ class TiledExperts:
     def matmul(
         self, expert: Int[Array, ""], x: Float[Array, "L I"], active: Bool[Array, " L"]
     ) -> Float[Array, "L O"]:
-        """Return x · weight of one expert, by its number; inactive rows become 0."""
+        """Return x · weight for the expert with the index `expert`; inactive rows become 0."""
         return matmul.matmul_expert(x, self.tiled, (expert, self.count), active)
 
 
@@ -135,7 +144,10 @@ def fused(
     add: Array | None,
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Return norm(x) · weight + bias + add by one kernel; `norm` and `add` may be None."""
+    """Return norm(x) · weight + bias + add by one kernel; `norm` and `add` may be None.
+
+    `tiled` holds weight and bias. Rows not in the mask `active` become 0; None: all are active.
+    """
     weight, eps = (None, 0.0) if norm is None else norm
     return matmul.multiply(x, weight, eps, tiled, add, active)
 
@@ -143,7 +155,11 @@ def fused(
 def summed(
     x: Float[Array, "L I"], tiled: Tiled, add: Array | None, active: ActiveRows
 ) -> Float[Array, "L O"]:
-    """Add up the products of all devices, which have different inputs; add bias and `add` once."""
+    """Return x · weight + bias + add, where each device has a part of the inputs and of `tiled`.
+
+    The products of all devices are added up, and the bias (a part of `tiled`) and `add` once. `add`
+    None: left out. Rows not in the mask `active` (None: all) have a product of 0.
+    """
     part = matmul.normed_matmul(x, None, 0.0, dataclasses.replace(tiled, bias=None), active)
     y = add_up(part, "model")
     y = y if tiled.bias is None else y + tiled.bias.reshape(-1)[: y.shape[1]]

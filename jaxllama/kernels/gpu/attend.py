@@ -78,9 +78,10 @@ def attend_rows(
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Run attention of a decode step: rotate, store each active row's column, attend up to it.
 
-    Returns the mixed values of all heads, and the layer of the KV cache with the new columns. `qkv`
-    holds all heads of queries, then of keys, then of values. Rows that are not active change
-    nothing; their result is 0.
+    Returns the weighted mean of the values for all heads side by side, and the layer of the KV
+    cache with the new columns. `qkv` holds all heads of queries, then of keys, then of values;
+    `position` is the cache column of each row's token. Rows that are not active change nothing;
+    their result is 0.
     """
     slots = qkv.shape[0]
     # A row that is not active has no columns: its position is before the first one.
@@ -109,7 +110,13 @@ def attend_rows(
 def step_kernel(
     qkv: Any, cos: Any, sin: Any, place: Any, *refs: Any, shape: StepShape, sides: int
 ) -> None:
-    """Compute attention of one row over a part of its columns, for one key/value head (Pallas)."""
+    """Compute attention of one row and key/value head over PART of the cache columns (Pallas).
+
+    Inputs: `qkv` as in `attend_rows`, the rotary tables `cos` and `sin`, and `place`, each row's
+    newest column (-1: inactive). `refs` are the arrays of the cache layer (`sides` of them) as
+    inputs, the same as outputs, then three outputs that `combine` reads: weighted values, largest
+    scores and sums of weights. The row's new key and value are written to the cache.
+    """
     cache, out, tops, totals = refs[sides : 2 * sides], *refs[2 * sides :]
     row, head, part = (pl.program_id(axis) for axis in range(3))
     half = shape.size // 2
@@ -166,7 +173,8 @@ def step_kernel(
 def read_halves(qkv: Any, row: Any, heads: Any, half: int) -> tuple[Array, Array]:
     """Return the first and the second half of some heads of a row, which rotary embedding pairs.
 
-    `half` is the size of a half.
+    `qkv` is [rows, heads, numbers]; `heads` is one index or an array of them; `half` is the number
+    of numbers in a half.
     """
     low = jnp.arange(half)
     if getattr(heads, "ndim", 0):
@@ -197,7 +205,8 @@ def append(
 ) -> list[tuple[Array, ...]]:
     """Write one key and value to the KV cache if `write`; return both as the cache rounds them.
 
-    `new` has key and value in halves, `place` is row, head and column.
+    `cache` are the arrays of a cache layer, `new` is (key, value), each as its two halves, and
+    `place` is (row, head, column). The returned ones are float32 halves, too.
     """
     row, head, column = place
     found = []
@@ -232,8 +241,10 @@ def fold(
 ) -> tuple[Any, ...]:
     """Add a block of columns to the running softmax of some queries; return the new carry.
 
-    `q` holds the parts of a head, `seen` the columns that each query may attend to, `carry` the
-    largest score, the sum of weights and the weighted values so far.
+    `cache` are the arrays of a cache layer, `where` is the block in it. `q` holds the queries, cut
+    along the head's numbers into one or two arrays; `seen` masks the columns that each query may
+    attend to; `carry` is the largest score, the sum of weights and the weighted values so far.
+    `cap` limits scores, None: no limit.
     """
     row, head, start, count = where
     top, total, *mixed = carry
@@ -270,7 +281,9 @@ def attend_queries(
 ) -> Float[Array, "L W"]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    The queries are rotated, and the rows' own columns are in the cache already.
+    The queries `q` are rotated, and the rows' own columns are in the cache already. `span` is the
+    slot, the first row's column and the number of real rows. `window` limits the columns, `cap` the
+    scores; None: no limit.
     """
     rows, heads, size = q.shape
     tile = min(PROMPT_ROWS, max(LEAST_ROWS, pl.next_power_of_2(rows)))
@@ -300,7 +313,13 @@ def prompt_kernel(
     window: int | None,
     cap: float | None,
 ) -> None:
-    """Compute attention of a tile of prompt rows, for one query head (Pallas)."""
+    """Compute attention of `tile` prompt rows, for one query head (Pallas).
+
+    Inputs: `q`, the scaled queries of all rows and heads; `span`, the slot, the first row's column
+    and the number of real rows. `refs` are the arrays of the cache layer, then the output, of the
+    shape of `q`. `group` query heads share a key/value head. `window` limits the columns, `cap` the
+    scores; None: no limit.
+    """
     *cache, out = refs
     head, index = pl.program_id(0), pl.program_id(1)
     slot, start, count = span[0], span[1], span[2]
@@ -332,9 +351,11 @@ def prompt_kernel(
 def combine(
     parts: tuple[Array, Array, Array], place: Int32[Array, " S"], shape: StepShape, dtype: Any
 ) -> Float[Array, "S W"]:
-    """Combine the partial softmaxes of each row's parts into its attention result.
+    """Combine the partial softmaxes of each row into its attention result [S W], of type `dtype`.
 
-    `place` is the last column of each row, below 0 for inactive rows.
+    `parts` are the three outputs of `step_kernel`: weighted values, largest scores and sums of
+    weights for each part of the columns. `place` is the last column of each row, below 0 for
+    inactive rows.
     """
     mixed, tops, totals = parts
     slots = mixed.shape[0]
@@ -352,7 +373,12 @@ def combine(
 def combine_kernel(
     mixed: Any, tops: Any, totals: Any, place: Any, out: Any, *, shape: StepShape
 ) -> None:
-    """Combine the partial softmaxes of one query head of one row (Pallas)."""
+    """Combine the partial softmaxes of one query head of one row (Pallas).
+
+    `mixed`, `tops` and `totals` are the outputs of `step_kernel`: weighted values, largest scores
+    and sums of weights for each part of the columns. `place` is the last column of each row, below
+    0 for inactive ones. The result goes to `out` [row, head].
+    """
     row, query = pl.program_id(0), pl.program_id(1)
     head, lane = query // shape.group, query % shape.group
     at = place[row]

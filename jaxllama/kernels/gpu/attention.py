@@ -27,7 +27,8 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
 
-    Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values. Rows that are not active change nothing. Consumes
+    `layer`. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.gpu.attend import StepShape, attend_rows  # noqa: PLC0415 - slow to import
 
@@ -51,7 +52,8 @@ def attend_prompt(
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate a run of rows, store them in a slot, and let each attend up to itself.
 
-    Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values; `span` is the slot, the first column and the number
+    of real rows. Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.gpu.attend import attend_queries  # noqa: PLC0415 - slow to import
 

@@ -93,12 +93,18 @@ def outputs_of(matrix: HostMatrix, embedding: bool) -> int:
 
 
 def divided(axis: str | None, outputs: int, mesh: Mesh) -> str | None:
-    """Return `axis` if the devices along it divide the outputs evenly, else None."""
+    """Return `axis` if the devices along it divide the outputs evenly, else None.
+
+    `axis` is the name of an axis of the mesh, or None; `outputs` is a number of outputs.
+    """
     return axis if axis and outputs % mesh.shape[axis] == 0 else None
 
 
 def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
-    """Concatenate matrices for which `form_of` is equal along their outputs."""
+    """Concatenate matrices for which `form_of` is equal along their outputs.
+
+    `embedding`: they are embeddings, of which dense ones are [vocab, width].
+    """
     first = run[0]
     if len(run) == 1:
         return first
@@ -119,7 +125,8 @@ def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
 def place(matrix: HostMatrix, split: Axes, embedding: bool, mesh: Mesh) -> Any:
     """Copy a matrix to the devices; `split` names the mesh axes of its inputs and outputs.
 
-    None in `split`: not split. Raises ConfigError if a packed matrix does not divide.
+    None in `split`: not split. `embedding`: a dense matrix is [vocab, width], not [in, out]. Raises
+    ConfigError if a packed matrix does not divide.
     """
     inward, outward = split
 
@@ -152,7 +159,8 @@ def place_bias(
 ) -> Array | None:
     """Concatenate the biases of a group and copy them to the devices; None if it has none.
 
-    A matrix without a bias gets zeros.
+    A matrix without a bias gets zeros. `split_out` names the mesh axis over which outputs are
+    split, None: they are not. `embedding`: dense matrices are [vocab, width].
     """
     if all(each is None for each in biases):
         return None

@@ -76,7 +76,7 @@ class Tiling(NamedTuple):
 def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
     """Choose the block sizes of a packed matmul; None if XLA should multiply instead.
 
-    `rows` and `inward` are the sizes of the left factor.
+    `rows` and `inward` are the numbers of rows and of inputs of the left factor x.
     """
     halves = 2 if packed.bits == 4 else 1  # noqa: PLR2004
     block = BLOCK
@@ -97,6 +97,8 @@ def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
 def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) -> None:
     """Multiply all rows by one block of outputs, over one part of the inputs (Pallas).
 
+    Inputs: `x`, for 4 bits with even and odd inputs apart, and `codes`. `refs` are the scales, the
+    minima if there are any, and the output [parts, rows, outputs], whose parts the caller adds up.
     `group` is the number of inputs that share a scale.
     """
     *sides, out = refs
@@ -109,7 +111,10 @@ def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) ->
     in_block = max(1, tiling.block // group)  # groups
 
     def spread(side: Any, index: Array) -> Array:
-        """Read the scales or minima of a block, one for each code."""
+        """Return the scale (or minimum) of each code of block number `index` of the inputs.
+
+        `side` is the array of scales or that of minima.
+        """
         first = index * tiling.block // group
         read = side[rows, pl.ds(first, in_block)].astype(jnp.float32)
         wide = jnp.broadcast_to(read[:, :, None], (outputs, in_block, width // in_block))

@@ -43,7 +43,10 @@ class JoinedWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + the bias stored with it + add; `active` has no effect."""
+        """Return norm(x) · weight + the bias stored with it + add.
+
+        `norm` or `add` None: left out. `bias` and `active` have no effect.
+        """
         del bias, active  # the bias is part of the weight
         x = x if norm is None else normed(x, norm)
         found = [self._multiply(x, part) for part in self.parts]
@@ -70,7 +73,9 @@ class JoinedWeight(UnfusedWeight):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group; return one array for each.
 
-        `add`, if given, holds the summands for all results side by side.
+        This weight holds all matrices; `group` gives the width of each result. `norm` None: x is
+        used as it is. `add`, if given, holds the summands for all results side by side. `active`
+        has no effect.
         """
         return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 

@@ -32,7 +32,8 @@ class DenseAdapters:
     ) -> Float[Array, "L O"]:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
-        The outputs of all weights of the group lie side by side.
+        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
+        outputs of all weights of the group lie side by side.
         """
         inward, count, parts, rank = self.a.shape
         x = x if norm is None else normed(x, *norm)

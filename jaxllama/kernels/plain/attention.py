@@ -41,8 +41,8 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
 
-    Consumes `layer`. Rows that are not active write to a spare column. `window` limits the columns,
-    `cap` the scores; None: no limit.
+    `projections` are queries, keys and values. Consumes `layer`. Rows that are not active write to
+    a spare column. `window` limits the columns, `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
@@ -71,8 +71,9 @@ def attend_prompt(
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate a run of rows, store them in a slot, and let each attend up to itself.
 
-    Consumes `layer`. Rows past `span.rows` go to columns that are written again before they are
-    read. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values; `span` is the slot, the first column and the number
+    of real rows. Consumes `layer`. Rows past the real ones go to columns that are written again
+    before they are read. `window` limits the columns, `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     slot, start, _ = span
@@ -101,7 +102,10 @@ def rotated(projections: Projections, rotation: Rotation) -> Projections:
 def rotate(
     x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
 ) -> Float[Array, "L N H"]:
-    """Rotate every head of every token; the two numbers of a pair lie half a head apart."""
+    """Rotate every head of every token; the two numbers of a pair lie half a head apart.
+
+    `cos` and `sin` are the rotary tables: one number for each token and pair.
+    """
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -116,8 +120,8 @@ def attend_blocks(
 ) -> Float[Array, "L W"]:
     """Compute attention of every row up to its position, block by block, in float32.
 
-    `read(block)` returns keys and values of a block of columns. `window` limits the columns, `cap`
-    the scores; None: no limit.
+    `q` are the rotated queries, `position` the cache column of each row. `read(block)` returns keys
+    and values of a block of columns. `window` limits the columns, `cap` the scores; None: no limit.
     """
     rows, heads, size = q.shape
     last = jnp.max(position) // KEY_BLOCK
@@ -144,7 +148,10 @@ def attend_blocks(
 
 
 def visible(block: Array, position: Int[Array, " L"], window: int | None) -> Bool[Array, "L B"]:
-    """Return a mask of the columns of block number `block` that each row may attend to."""
+    """Return a mask of the columns of block number `block` that each row may attend to.
+
+    `position` is the cache column of each row; `window` limits the columns, None: no limit.
+    """
     column = block * KEY_BLOCK + jnp.arange(KEY_BLOCK)
     seen = column[None, :] <= position[:, None]
     if window is not None:
@@ -160,8 +167,9 @@ def fold_block(
 ) -> tuple[Array, Array, Array]:
     """Add one block of keys and values to the running softmax; return the new carry.
 
-    `carry` is the largest score, the sum of weights and the weighted values so far. A block that no
-    row may see changes no bit.
+    `qkv` are the queries of all rows and the block's keys and values; `seen` masks the columns that
+    each row may attend to; `carry` is the largest score, the sum of weights and the weighted values
+    so far. `cap` limits scores, None: no limit. A block that no row may see changes no bit.
     """
     q, k, v = qkv
     top, total, out = carry

@@ -90,7 +90,8 @@ def best_candidates(
     """Return the `count` largest logits of each row, best first, and the row's total.
 
     Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the whole
-    vocabulary. `find` finds the largest logits.
+    vocabulary. `best` is each row's largest logit, `heat` its temperature. `find` is the function
+    that finds the largest logits.
     """
     del active
     ids, values = find(logits, count)
@@ -121,8 +122,9 @@ def draw(
 ) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Draw one token per row from the whole vocabulary, by a random number `chance` in [0, 1).
 
-    Returns ids, and the log-sum-exp of (logit - best) / heat. Adds up shares in order of ids until
-    they exceed `chance`, first by blocks, then inside one block; `running` returns cumulative sums.
+    Returns ids, and the log-sum-exp of (logit - best) / heat, where `best` is the row's largest
+    logit and `heat` its temperature. Adds up shares in order of ids until they exceed `chance`,
+    first by blocks, then inside one block; `running` returns cumulative sums.
     """
     del active
     tiles = blocks_of(logits, -jnp.inf)
@@ -150,7 +152,11 @@ def logprob(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the tokens at the first `count` positions of every row."""
+    """Return the logits of the first `count` tokens that each row of `tokens` contains.
+
+    `tokens` are the ids of prompt and answer, padded; the logits have the same positions as the
+    ids.
+    """
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
 
@@ -179,7 +185,8 @@ def put_held(
 ) -> Float[Array, "S V"]:
     """Write changed logits of the tokens that a row contains back to `logits`.
 
-    `first` and `held` come from `take_held`; of a repeated token the first position counts.
+    `tokens` are the row's ids; `first`, the index at which each id occurs first, comes from
+    `take_held`; `held` are the changed logits. Of a repeated token the first position counts.
     """
     vocab, width = logits.shape[1], tokens.shape[1]
     ids = jnp.where(first == jnp.arange(width), tokens, vocab)
@@ -189,9 +196,9 @@ def put_held(
 def to_front(
     best: Best, keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
-    """Move the candidates in `keep` to the front of each row, in their order.
+    """Move the candidates in the mask `keep` to the front of each row, in their order.
 
-    Returns ids, logits, and the number of kept candidates.
+    Returns ids, logits, and the number of kept candidates of each row.
     """
     has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
     ids, logits = jax.lax.cond(
@@ -204,11 +211,11 @@ def to_front(
 def close_ranks(
     keep: Bool[Array, "S C"], on: Bool[Array, " S"], best: Best, *, move: Move = to_front
 ) -> tuple[Best, Int32[Array, " S"]]:
-    """Drop the candidates that are not in `keep`, in the rows where `on` is true.
+    """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
-    If none is kept, all are. The kept ones move to the front (by `move`) and their shares are
-    recomputed. Also returns the id of each row's last kept candidate, without meaning in other
-    rows.
+    If none is kept, all are. `best` holds the candidates; the kept ones move to the front (by the
+    function `move`) and their shares are recomputed. Also returns the id of each row's last kept
+    candidate, without meaning in other rows.
     """
     alive = best.logits > -jnp.inf
     keep = keep & alive
@@ -226,10 +233,10 @@ def close_ranks(
 def first_past(
     weights: Float[Array, "S C"], reached: Float[Array, "S C"], target: Float[Array, " S"]
 ) -> Int32[Array, " S"]:
-    """Return the first entry of each row whose cumulative weight exceeds the row's target.
+    """Return the first entry of each row whose cumulative weight exceeds the row's `target`.
 
-    `reached` are the cumulative weights. Entries of weight 0 are never returned. If rounding leaves
-    no such entry, returns the last one with weight.
+    `reached` are the cumulative sums of `weights`. Entries of weight 0 are never returned. If
+    rounding leaves no such entry, returns the last one with weight.
     """
     has_weight = weights > 0
     past = has_weight & (reached > target[:, None])
@@ -242,7 +249,10 @@ def first_past(
 def close_gaps(
     ids: Int32[Array, "S C"], logits: Float[Array, "S C"], keep: Bool[Array, "S C"]
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
-    """Move the candidates in `keep` to the front of each row, in their order."""
+    """Move the candidates in the mask `keep` to the front of each row, in their order.
+
+    `ids` and `logits` are those of the candidates.
+    """
     order = jnp.argsort(~keep, axis=-1, stable=True)
     return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)
 

@@ -47,7 +47,8 @@ def placed(
     """Copy one matrix to the devices, split by the mesh's rules.
 
     A matrix that is still in its file is read part by part, so that host memory holds only one
-    part. `by_output`: it is an embedding [vocab, width].
+    part. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding
+    [vocab, width].
     """
     if isinstance(matrix, UnreadMatrix):
         if not must_be_whole(matrix, axes, to, by_output=by_output):
@@ -61,7 +62,8 @@ def weight_of(
 ) -> DenseWeight | PackedWeight:
     """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules.
 
-    `by_output`: it is an embedding [vocab, width].
+    `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding [vocab,
+    width].
     """
     held = prepared(matrix, to, by_output=by_output)
     if isinstance(held, PackedWeight):
@@ -75,7 +77,8 @@ def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output:
     """Say whether a matrix has to be read whole because devices cannot read their parts alone.
 
     So it is if the devices split inputs that share a scale or that are sorted. Reads one output to
-    see.
+    see. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding
+    [vocab, width].
     """
     inward = 1 if by_output else 0
     split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]
@@ -91,7 +94,8 @@ def weight_in_parts(
 ) -> DenseWeight | PackedWeight:
     """Read from its file the part of a matrix for each device, and assemble the weight.
 
-    A part that several devices hold is read once.
+    A part that several devices hold is read once. `axes` are the logical axes of its inputs and
+    outputs. `by_output`: it is an embedding [vocab, width].
     """
     where = shard_shape(to.mesh, matrix.shape, axes)
     parts = []
@@ -126,7 +130,8 @@ def devices_by_part(
 def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeight | PackedWeight:
     """Convert a matrix, or a part of one, to the weight that programs use, still on the host.
 
-    `by_output`: it is an embedding [vocab, width].
+    `to` says the dtype and whether packed matrices stay packed. `by_output`: it is an embedding
+    [vocab, width].
     """
     if isinstance(matrix, Packed):
         if to.packed:
@@ -136,7 +141,10 @@ def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeig
 
 
 def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
-    """Copy the matrices [experts, in, out] to the devices, unpacked, as one array."""
+    """Copy the matrices [experts, in, out] to the devices, unpacked, as one array.
+
+    `axes` are the logical axes of the inputs and outputs of one expert's matrix.
+    """
     dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
     where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
     return DenseExperts(place(np.ascontiguousarray(dense, jnp.dtype(to.dtype)), where))

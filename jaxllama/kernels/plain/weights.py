@@ -32,7 +32,8 @@ class UnfusedWeight(ABC):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group; return one array for each.
 
-        `add`, if given, holds the summands for all results side by side.
+        `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
+        side. Only rows in the mask `active` are used, None: all.
         """
 
     def gated(
@@ -47,7 +48,9 @@ class UnfusedWeight(ABC):
     ) -> Float[Array, "L O"]:
         """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
 
-        `add` has the summands of both side by side.
+        `group` holds the two matrices. `norm` None: x is used as it is. `add` has the summands of
+        both side by side, None: nothing is added. Only rows in the mask `active` are used, None:
+        all.
         """
         gate, up = self.project(x, group, norm=norm, add=add, active=active)
         return activated(gate, activation) * up
@@ -69,7 +72,10 @@ class StandaloneWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32; what is None is left out."""
+        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+
+        `active` has no effect.
+        """
         del active
         y = self.dot(x if norm is None else normed(x, norm))
         y = y if bias is None else y + bias.astype(jnp.float32)
@@ -86,7 +92,8 @@ class StandaloneWeight(UnfusedWeight):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group; return one array for each.
 
-        `add`, if given, holds the summands for all results side by side.
+        `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
+        side. `active` has no effect.
         """
         del active
         x = x if norm is None else normed(x, norm)
@@ -147,7 +154,7 @@ class DenseExperts:
         activation: Activation,
         active: Bool[Array, " L"],
     ) -> Float[Array, "L O"]:
-        """Return activation(x · gate) * (x · up) of one expert, by its number.
+        """Return activation(x · gate) * (x · up) for the expert with the index `expert`.
 
         These are the gate matrices, `up` are the up matrices of all experts; `active` has no
         effect.

@@ -26,7 +26,8 @@ class SplitAdapters:
     ) -> Float[Array, "L O"]:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
-        The outputs of all weights of the group lie side by side.
+        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
+        outputs of all weights of the group lie side by side.
         """
         found: Array = self.dense.delta(x, norm=norm, rows=rows)
         return add_up(found, "model") if self.splits_inputs else found

@@ -50,8 +50,8 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
 ) -> tuple[Float[Array, "S W"], Layer]:
     """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
 
-    Consumes `layer`. Rows that are not active leave no trace and return zeros. `window` limits the
-    columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values. Consumes `layer`. Rows that are not active leave no
+    trace and return zeros. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.tpu.decode_attention import attend_rows  # noqa: PLC0415 - slow to import
 
@@ -77,8 +77,9 @@ def attend_prompt(
 ) -> tuple[Float[Array, "L W"], Layer]:
     """Rotate a run of rows, store them in a slot, and let each attend up to itself.
 
-    Consumes `layer`. Rows past `span.rows` go to columns that are written again before they are
-    read. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values; `span` is the slot, the first column and the number
+    of real rows. Consumes `layer`. Rows past the real ones go to columns that are written again
+    before they are read. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.tpu.prompt_attention import attend_run  # noqa: PLC0415 - slow to import
 
@@ -112,7 +113,8 @@ def stored(
 ) -> tuple[Array, ...]:
     """Convert new keys and values to the form in which the cache stores them.
 
-    Returns [L K 2H], and for int8 scales [L 2K].
+    `layer` is the cache layer for which they are meant. Returns [L K 2H], and for int8 scales [L
+    2K].
     """
     if len(layer) == 1:
         return (jnp.concatenate([keys, values], axis=-1).astype(layer[0].dtype),)

@@ -45,9 +45,10 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
 ) -> tuple[Float[Array, "S K G W"], tuple[Array, ...]]:
     """Store one column in every row with a position of at least 0, and attend up to it.
 
+    Returns the result of attention, of the shape of `queries` (0 in other rows), and the new layer.
     `new` has the column of every row, [S K 1 2H], and for int8 scales [S 2K 1], as float32 numbers
-    that the cache's dtype holds exactly. Results of other rows are 0. `block` is the number of
-    columns read at a time. Consumes `layer`.
+    that the cache's dtype holds exactly. `block` is the number of columns read at a time. `window`
+    limits the columns, `cap` the scores; None: no limit. Consumes `layer`.
     """
     slots, kv_heads, group, width = queries.shape
     rows = next(count for count in range(min(ROWS, slots), 0, -1) if slots % count == 0)
@@ -101,7 +102,10 @@ def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
 def attend_kernel(rows: int, parts: int, window: int | None, cap: float | None, *refs: Any) -> None:
     """Compute attention for the active ones of `rows` slots, a block of columns at a time (Pallas).
 
-    `parts` is the number of arrays of a cache layer.
+    `refs` are the inputs (positions, result of `next_rows`, queries, the new column and the cache
+    layer of `parts` arrays), the outputs (result and layer), and scratch: a RunningSoftmax, a
+    buffer for each array of the layer, and semaphores. `window` limits the columns, `cap` the
+    scores; None: no limit.
     """
     position, upcoming, queries, *new = refs[: 3 + parts]
     out, *layer = refs[3 + 2 * parts : 4 + 3 * parts]
@@ -129,7 +133,8 @@ def fold_block(
 ) -> None:
     """Add a block of keys and values [K T 2H], with the scales of int8, to a row's softmax.
 
-    `mask` says which columns the row attends to.
+    `softmax` is changed in place. `q` are the row's queries, `mask` says which columns the row
+    attends to, `cap` limits scores (None: no limit).
     """
     numbers, scales = block[0].astype(q.dtype), block[1:]
     scores = product("kgw,ktw->kgt", q, keys_of(numbers, q.shape[2]))
@@ -196,7 +201,7 @@ class BlockCopies:
     def arrivals(self, place: Place, room: Array) -> list[Any]:
         """Prepare the copies of one block from the cache into the buffer number `room`.
 
-        The caller starts them and waits for them.
+        `place` is (row, block). The caller starts the returned copies and waits for them.
         """
         row, block = place
         columns = pl.ds(pl.multiple_of(block * self.size, self.size), self.size)
@@ -210,7 +215,8 @@ class BlockCopies:
     def departures(self, row: Array, at: Array, room: Array) -> list[Any]:
         """Prepare the copies of the columns around column `at` from a buffer back to the cache.
 
-        The caller starts them and waits for them.
+        `row` is the slot, `room` the number of the buffer. The caller starts the returned copies
+        and waits for them.
         """
         base = pl.multiple_of(at % self.size // WRITTEN * WRITTEN, WRITTEN)
         block = pl.multiple_of(at // self.size * self.size, self.size)
@@ -255,7 +261,7 @@ class RowAttention:
     def send_for(self, place: Place, step: Array) -> Place:
         """Start to copy the block at `place` into VMEM, if any is left; return the place after it.
 
-        `step` numbers the copies and chooses the buffer.
+        A place is (row, block). `step` numbers the copies and chooses the buffer.
         """
 
         @pl.when(place[0] < self.walk.end)
@@ -268,8 +274,8 @@ class RowAttention:
     def attend_block(self, carry: tuple[Place, Array, Place]) -> tuple[Place, Array, Place]:
         """Add one block to its row's softmax; after the row's last, write its result and column.
 
-        The carry is the block's place, the number of the step, and the place of the next block to
-        copy.
+        `carry` is the block as (row, block), the number of the step, and the next block to copy as
+        (row, block). Returns the carry of the following block.
         """
         (row, block), step, ahead = carry
         ahead = self.send_for(ahead, step + COPIES - 1)

@@ -71,8 +71,8 @@ def multiply(x: Float[Array, "L I"], matrix: GroupedMatrix) -> Float[Array, "L O
 def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
     """Choose how many units of inputs one block of the kernel has.
 
-    As many as fit into INPUTS and keep the scales aligned; `count` units of `unit` inputs are
-    there.
+    A unit is the `unit` inputs that the kernel unpacks at a time; the matrix has `count` of them.
+    The choice is as many as fit into INPUTS and keep the scales aligned.
     """
     tile = SUBLANES[matrix.scales.dtype.itemsize]
 
@@ -89,7 +89,12 @@ def outputs_of(outputs: int, most: int) -> int:
 
 
 def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
-    """Unpack one block of the matrix, multiply all rows by it, add to the results (Pallas)."""
+    """Unpack one block of the matrix, multiply all rows by it, add to the results (Pallas).
+
+    `bits` is the size of a code, `group` inputs share a scale, `zero` is the code that means 0.
+    `refs` are the rows x, the codes, the scales and any minima, the output, then scratch for scales
+    and minima as float32.
+    """
     x, codes, *rest = refs
     arrays = (len(rest) - 1) // 2
     stored, out, floats = rest[:arrays], rest[arrays], rest[arrays + 1 :]
@@ -114,7 +119,11 @@ def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
 
 
 def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
-    """Unpack the codes of unit `index` (of `unit` inputs) to float32 and subtract `zero`."""
+    """Unpack the codes of unit `index` (of `unit` inputs) to float32 and subtract `zero`.
+
+    `codes` holds the block's codes of `bits` bits by input and output; `zero` is the code that
+    means 0.
+    """
     if bits != FOUR_BITS:
         at = pl.multiple_of(index * unit, unit)
         return (codes[pl.ds(at, unit), :].astype(jnp.int32) - zero).astype(jnp.float32)
@@ -127,7 +136,10 @@ def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
 
 
 def spread(scales: Any, index: Any, unit: int, group: int) -> Array:
-    """Repeat each scale in unit `index` for every input that shares it; `group` inputs do."""
+    """Return the scale of each input in unit `index`: [unit, outputs].
+
+    `scales` has one row for every `group` inputs; a unit has `unit` inputs.
+    """
     width = scales.shape[1]
     if group >= unit:
         one = scales[pl.ds(index // (group // unit), 1), :]
@@ -183,7 +195,12 @@ def take(matrix: GroupedMatrix, tokens: Int32[Array, " L"]) -> Float[Array, "L I
 
 
 def take_kernel(bits: int, group: int, zero: int, unit: int, *refs: Any) -> None:
-    """Unpack one output, the embedding of a token, from a block of outputs (Pallas)."""
+    """Unpack one output, the embedding of a token, from a block of outputs (Pallas).
+
+    `bits` is the size of a code, `group` inputs share a scale, `zero` is the code that means 0,
+    `unit` inputs are unpacked at a time. `refs` are the tokens, the codes, the scales and any
+    minima, the output, then scratch for scales and minima as float32.
+    """
     tokens, codes, *rest = refs
     arrays = (len(rest) - 1) // 2
     stored, out, floats = rest[:arrays], rest[arrays], rest[arrays + 1 :]

@@ -40,7 +40,10 @@ class Split:
         return np.split(array, self.parts, axis)[index]
 
     def of(self, matrix: HostMatrix, index: int) -> HostMatrix:
-        """Return the part of a matrix [in, out] that belongs to device `index` of the mesh."""
+        """Return the part of a matrix [in, out] that belongs to device `index` of the mesh.
+
+        The whole matrix if it is not split.
+        """
         if not (self.inputs or self.outputs):
             return matrix
         if not isinstance(matrix, Packed):
@@ -93,7 +96,10 @@ def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> 
 
 
 def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
-    """Unpack a packed matrix unless the kernels can read each device's part of it."""
+    """Unpack a packed matrix unless the kernels can read each device's part of it.
+
+    `split` says how the devices divide it. A dense matrix is returned unchanged.
+    """
     if not isinstance(matrix, Packed):
         return matrix
     if split.inputs and (
@@ -104,7 +110,10 @@ def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
 
 
 def own_part(matrix: Packed, split: Split) -> Packed:
-    """Return the part of a packed matrix that the first device gets."""
+    """Return one device's part of a packed matrix: that of device 0.
+
+    The parts of all devices have the same shape. The whole matrix if it is not split.
+    """
     part = split.of(matrix, 0)
     return part if isinstance(part, Packed) else matrix
 
@@ -125,7 +134,8 @@ def has_order(matrix: HostMatrix) -> bool:
 def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> GroupWeight:
     """Concatenate matrices by output and copy them to the devices as one weight.
 
-    Each device gets its part of every matrix.
+    Each device gets its part of every matrix, as `split` says; `to` is the devices and the dtype of
+    dense weights.
     """
     parts = [
         side_by_side([split.of(each, index) for each in matrices]) for index in range(split.parts)
@@ -152,7 +162,11 @@ def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
 def placed(
     parts: Sequence[HostMatrix], split: Split, to: Placement
 ) -> DenseStorage | PackedStorage:
-    """Copy the parts of a matrix to their devices, dense or in the kernels' packed form."""
+    """Copy the parts of a matrix to their devices, dense or in the kernels' packed form.
+
+    `parts` has one part per device, `split` says along which axis they lie, and `to` is the devices
+    and the dtype of dense weights.
+    """
     if not isinstance(parts[0], Packed):
         dense = [np.ascontiguousarray(each, jnp.dtype(to.dtype)) for each in parts]
         return DenseStorage(split.place(dense, to.mesh))

@@ -41,8 +41,10 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 ) -> Float[Array, "K R W"]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    The cache has the columns of all rows already. Row r of a head belongs to the token at column
-    (start + r // group). `block` is the number of columns read at a time.
+    `layer` has the columns of all rows already. A token has `group` rows in each key/value head,
+    one per query head that shares it: row r belongs to the token at column (start + r // group).
+    `block` is the number of columns read at a time. `window` limits the columns, `cap` the scores;
+    None: no limit.
     """
     kv_heads, rows, width = queries.shape
     tokens = rows // group
@@ -99,8 +101,8 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> tuple[Any, Any]:
     """Return the first and last block of columns that a group of prompt tokens attends to.
 
-    Group number `run` has `taken` tokens; the first token of the prompt is at column `start`, and a
-    block has `block` columns.
+    The group has the number `run` and `taken` tokens; the first token of the prompt is at column
+    `start`, and a block has `block` columns. `window` limits the columns, None: no limit.
     """
     begin = start + run * taken
     last = (begin + taken - 1) // block
@@ -111,7 +113,10 @@ def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> t
 def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any) -> None:
     """Add one block of columns to the running softmax of some rows, for one head (Pallas).
 
-    `taken` is the number of tokens of these rows.
+    `taken` is the number of tokens of these rows. `refs` are (slot, first column), the rows'
+    positions, the queries, keys and values of the block, any int8 scales, the output, and scratch
+    for a RunningSoftmax. The output is written after the last block. `window` limits the columns,
+    `cap` the scores; None: no limit.
     """
     at, position, queries, numbers, *scales = refs[:-4]
     out, *state = refs[-4:]
@@ -124,7 +129,7 @@ def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any)
         RunningSoftmax(*state).begin()
 
     def attend_rows(number: Array, _: None) -> None:
-        """Add the block to some of the rows: code for all at once would take long to compile."""
+        """Add the block to group `number` of the rows: code for all at once compiles slowly."""
         rows = pl.ds(pl.multiple_of(number * part, part), part)
         softmax = RunningSoftmax(*(each.at[rows] for each in state))
         q = queries[0, rows]

@@ -38,7 +38,10 @@ class RunningSoftmax(NamedTuple):
 
     @staticmethod
     def scratch(rows: tuple[int, ...], width: int) -> list[Any]:
-        """Return the VMEM buffers that a kernel has to reserve for the softmax of `rows`."""
+        """Return the VMEM buffers that a kernel has to reserve for the softmax of some rows.
+
+        `rows` are the sizes of the axes of rows, `width` is the length of a value vector.
+        """
         return [pltpu.VMEM((*rows, each), jnp.float32) for each in (LANES, LANES, width)]
 
     def begin(self) -> None:

@@ -99,7 +99,10 @@ class GroupWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32; what is None is left out."""
+        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+
+        `active` has no effect.
+        """
         del active
         y: Array = self.matrix.dot(x if norm is None else normed(x, norm))
         y = add_up(y, "model") if self.splits_inputs else y
@@ -117,7 +120,8 @@ class GroupWeight(UnfusedWeight):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group, with its bias; return one array for each.
 
-        `add`, if given, holds the summands for all results side by side.
+        `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
+        side. `active` has no effect.
         """
         x = x if norm is None else normed(x, norm)
         if any(isinstance(member.weight, InGroup) for member in group):
