@@ -86,7 +86,8 @@ class LoadedAdapters:
     def use(self, name: str, scale: float) -> AdapterUse:
         """Return a reference to the loaded adapter `name`, with a scale, for a request.
 
-        Raises InvalidParameter if no adapter of this name is loaded.
+        `scale` multiplies what the adapter adds to each product. Raises InvalidParameter if no
+        adapter of this name is loaded.
         """
         found = self._find(name)
         return AdapterUse(found.id, found.number, scale)
@@ -151,7 +152,10 @@ class LoadedAdapters:
         return found
 
     def _free_unused(self, id_: int) -> None:
-        """Free the place of the unloaded adapter with this id, unless a request still uses it."""
+        """Free the device arrays of the unloaded adapter `id_` unless a request still uses it.
+
+        "Free" means that the next adapter that is loaded may overwrite them.
+        """
         if not self._uses[id_]:
             del self._uses[id_]
             self._numbers.pop(id_, None)

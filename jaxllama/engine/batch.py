@@ -61,7 +61,8 @@ class Batch:
     ) -> None:
         """Write keys and values of the first `count` of `ids` to a slot's cache.
 
-        The first token goes to column `start`. `use` is the request's adapter, None for none.
+        The first token goes to column `start`; ids after the first `count` are padding. `use` is
+        the request's adapter, None for none.
         """
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(count))
         self._state = self.programs.prefill(self._state, *numbers, self._adapter(use))
@@ -109,7 +110,7 @@ class Batch:
 
     @on_every_host
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the first `count` cache columns of one slot to another."""
+        """Copy the first `count` cache columns of the slot `source` to the slot `target`."""
         numbers = (np.int32(source), np.int32(target), np.int32(count))
         self._state = self.programs.copy(self._state, *numbers)
 
@@ -123,7 +124,10 @@ class Batch:
 
     @on_every_host
     def restore(self, slot: int, columns: Columns, start: int) -> None:
-        """Overwrite the block of a slot's KV cache that begins at column `start` with `columns`."""
+        """Overwrite the block of a slot's KV cache that begins at column `start` with `columns`.
+
+        `columns` is a copy of such a block, as `save` returns it.
+        """
         numbers = (np.int32(slot), np.int32(start))
         self._state = self.programs.restore(self._state, columns, *numbers)
 
@@ -135,7 +139,7 @@ class Batch:
 
         `pairs` [2, R] holds R token ids, written to the cache from column `start` on, and the
         target token whose log-probability is wanted after each. `last` is the index of the last id
-        that counts; the ids after it are padding.
+        that counts; the ids after it are padding. `use` is the adapter, None for none.
         """
         numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
         self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))
@@ -143,7 +147,11 @@ class Batch:
 
     @on_every_host
     def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
-        """Return the log-probabilities of the target tokens in several short runs of tokens."""
+        """Return the log-probabilities of the target tokens in several short runs of tokens.
+
+        `runs` holds the tokens, where each run begins in the slot's cache, and the targets. `use`
+        is the adapter, None for none.
+        """
         self._state, logprobs = self.programs.weigh(
             self._state, np.int32(slot), runs, self._adapter(use)
         )
@@ -153,7 +161,8 @@ class Batch:
     def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
         """Run `ids` up to index `last` through the model; return their pooled final hidden states.
 
-        Keys and values are written to the slot's cache from column `start` on.
+        The ids after `last` are padding. Keys and values are written to the slot's cache from
+        column `start` on.
         """
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(last))
         self._state, found = self.programs.embed(self._state, *numbers)

@@ -225,7 +225,7 @@ class Blueprints:
     def _as_called(self, argument: Any) -> Any:
         """Convert one argument to the form that calls pass.
 
-        A tree becomes the tuple of its leaves, a RowStart one array of bytes.
+        A tree of arrays becomes the tuple of its leaves, a RowStart one array of bytes.
         """
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
@@ -259,9 +259,10 @@ def function_of(name: str) -> str:
 def split_of(
     params: Tree, adapters: AdapterBlocks | None, engine: EngineConfig, mesh: Mesh
 ) -> Partitions | None:
-    """Return the partition of every weight over the devices.
+    """Return the partition of every weight and adapter array over the devices of `mesh`.
 
-    None for one device, or if the kernels leave the partition to the compiler.
+    None for one device, or if the kernels leave the partition to the compiler. `params` are the
+    weights; `adapters` are the device arrays of all adapters, None for none.
     """
     if not body_named(engine.kernels).splits_itself or mesh.size == 1:
         return None

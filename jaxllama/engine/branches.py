@@ -37,7 +37,8 @@ class TokenRun:
 def shared_prefix(continuations: Sequence[Continuation]) -> int:
     """Count the leading tokens that all continuations share, for one prefill.
 
-    Stops before the token that predicts the first weighed one: its logits have to be computed.
+    A continuation is (token ids, index of the first token whose log-probability is wanted). Stops
+    before the token that predicts the first such one: its logits have to be computed.
     """
     shared = min(min(start, len(ids)) for ids, start in continuations) - 1
     for ids, _ in continuations[1:]:
@@ -48,7 +49,8 @@ def shared_prefix(continuations: Sequence[Continuation]) -> int:
 def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
     """Build a tree of the tokens of all continuations, without their first `shared` tokens.
 
-    Each node lists the tokens whose log-probabilities are wanted after it.
+    A continuation is (token ids, index of the first token whose log-probability is wanted). Each
+    node lists the tokens whose log-probabilities are wanted after it.
     """
     root = Node()
     for index, (ids, start) in enumerate(continuations):
@@ -63,7 +65,8 @@ def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
 def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
     """Yield the tree, depth first, as runs of at most RUN tokens, parents before their children.
 
-    `shared` is the cache column of the first token of the tree.
+    `root` stands for the prefix and has no token; `shared` is the cache column of the first token
+    after it.
     """
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:

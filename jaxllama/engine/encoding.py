@@ -149,11 +149,18 @@ class TextEncoder:
         return embeddings(tile), embeddings.biases(tile)
 
     def block(self, weights: Tree, x: Any, rows: Any, bias: Any) -> Any:
-        """Return the hidden states of a tile after one transformer block with these weights."""
+        """Return the hidden states of a tile after one transformer block with these weights.
+
+        `x` are the states before it, `rows` the arrays of a `TextTile`, `bias` the attention biases
+        or None.
+        """
         return block_of(self.config, weights)(x, TextTile(*rows).text, bias)
 
     def end(self, x: Any, rows: Any) -> Any:
-        """Pool the last hidden states of a tile into one vector for each text it can hold."""
+        """Pool the last hidden states of a tile into one vector for each text it can hold.
+
+        `x` are the states, `rows` the arrays of a `TextTile`.
+        """
         return pool(x, TextTile(*rows).text, most_texts(x.shape[0]), self.config)
 
     # Compiling.
@@ -175,7 +182,7 @@ class TextEncoder:
     def _load_or_compile(self, name: str, size: int, compiling: Callable[[], None]) -> Any:
         """Return one compiled program for tiles of `size` tokens, from disk if it is there.
 
-        Calls `compiling` before it compiles.
+        `name` is "begin", "block" or "end". Calls `compiling` before it compiles.
         """
         arguments, called = self._arguments(name, size), f"encode_{name}_{size}"
         function: Callable[..., Any] = getattr(self, name)

@@ -366,8 +366,8 @@ class Engine:
     ) -> None:
         """Record a drawn token: append its event, and advance the row's constraint if it has one.
 
-        A replayed token, whose event was sent before a fault, gets no event. The token before the
-        new one is noted as cached.
+        `logprobs` are its log-probabilities, None if not requested. A replayed token, whose event
+        was sent before a fault, gets no event. The token before the new one is noted as cached.
         """
         if self.programs.body.steps_match_prompts:
             for part in generation.parts:
@@ -386,7 +386,8 @@ class Engine:
     ) -> None:
         """Add one token to the answer and append its event to the list that `step` returns.
 
-        Ends the answer at an end token, a stop string or the length limit.
+        `logprobs` are its log-probabilities, None if not requested. Ends the answer at an end
+        token, a stop string or the length limit.
         """
         generation.sampled += 1
         if generation.first is None:
@@ -467,7 +468,8 @@ class Engine:
     ) -> None:
         """End a generation: append its Finished event, set its phase to DONE, free its slots.
 
-        No other method ends a generation. `end_token` is the end token that was drawn, if one was.
+        No other method ends a generation. `reason` and `error` (None without one) go into the
+        event. `end_token` is the end token that was drawn, None if the answer did not end at one.
         """
         phase, generation.phase = generation.phase, Phase.DONE
         del self._live[generation.id]
@@ -494,7 +496,9 @@ class Engine:
     def _stop_row(self, generation: Generation, reason: FinishReason) -> None:
         """Take a generation that decodes out of the batch and free its slots.
 
-        The tokens cached in the slots can be reused.
+        The tokens cached in the slots can be reused. `reason` is why it ended. A row without a
+        constraint that ended at an end token or the length limit was stopped by the device itself;
+        other rows are stopped here.
         """
         self._running[generation.slot] = None
         if not any(self._running):

@@ -56,7 +56,7 @@ class Executables:
         """Load one compiled program; return None if its file is missing, damaged or not private.
 
         `trees` are the pytree structures of its arguments and results, which the file does not
-        decide.
+        decide. `devices` are those on which it runs.
         """
         try:
             payload = read_own(self._path(name), MAGIC)

@@ -93,9 +93,10 @@ class Guides:
     def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
         """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
-        Returns False, and emits nothing, if there are fewer than `shortest`, or if each token needs
-        a decode step: for log-probabilities, for samplers that keep state, or because prefill
-        rounds differently. Also returns False if the answer has ended.
+        A forced token is the only one that the constraint `guide` allows. Returns False, and emits
+        nothing, if there are fewer than `shortest`, or if each token needs a decode step: for
+        log-probabilities, for samplers that keep state, or because prefill rounds differently. Also
+        returns False if the answer has ended.
         """
         request = generation.request
         needs_steps = request.top_logprobs is not None or self._bank.remembers(request.knobs)

@@ -32,7 +32,10 @@ def read_own(path: Path, magic: bytes) -> bytes | None:
 
 
 def write_own(path: Path, payload: bytes, magic: bytes) -> None:
-    """Write `magic`, a digest and `payload` to a file atomically, readable by this user only."""
+    """Write `magic`, a digest and `payload` to a file atomically, readable by this user only.
+
+    `magic` are the bytes that say which kind of file it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:

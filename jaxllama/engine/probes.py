@@ -64,7 +64,7 @@ class Probes:
 
         A generator: yields how many tokens each call computed, and returns both arrays. `on_logits`
         is called with the logits [tokens, vocab] after each token from the one before `start` on,
-        in parts.
+        in parts. `adapter` None: the model alone.
         """
         self._config.check_length(len(ids), 0)
 
@@ -81,7 +81,7 @@ class Probes:
         A generator: yields how many tokens each call computed, and returns one array per
         continuation. A continuation is token ids and the index, at least 1, of the first token to
         weigh. A prefix that several continuations share is computed once: this method is for many
-        short continuations of one long prefix.
+        short continuations of one long prefix. `adapter` None: the model alone.
         """
         for ids, _ in continuations:
             self._config.check_length(len(ids), 0)
@@ -117,8 +117,8 @@ class Probes:
     ) -> InSteps[Result]:
         """Run a probe in a slot, and keep its adapter, if it has one, loaded until its end.
 
-        `begin(slot)` returns the probe's generator. `known` are its first tokens, to find a slot
-        that has them cached.
+        `program` is the name of the device program that it calls. `begin(slot)` returns the probe's
+        generator. `known` are its first tokens, to find a slot that has them cached.
         """
         if adapter is None:
             return (yield from self._in_slot(program, known, begin, None))
@@ -134,9 +134,10 @@ class Probes:
     ) -> InSteps[Result]:
         """Run a probe in a free slot, if possible one that has the tokens `known` cached.
 
-        Frees the slot at the end, also if the generator is closed early. Waits in its slot while
-        `program` is being compiled. Raises QueueFull if no slot is free, GenerationFailed if the
-        engine restarts in between.
+        `begin(slot)` returns the probe's generator. Frees the slot at the end, also if the
+        generator is closed early. Waits in its slot while `program`, which it calls, is being
+        compiled. Raises QueueFull if no slot is free, GenerationFailed if the engine restarts in
+        between.
         """
         claim = self._table.claim(NO_OWNER, (*known, NO_ID), key_of(adapter))
         if claim is None:
@@ -171,7 +172,8 @@ class Probes:
     ) -> InSteps[Result]:
         """Wait until `program` is compiled, bring a cached prefix into the slot, run the probe.
 
-        Yields 0 while it waits.
+        `claim` is the probe's slot, `known` the tokens of which a prefix may be cached, and
+        `begin(slot)` returns the probe's generator. Yields 0 while it waits.
         """
         programs = self._batch.programs
         while not programs.is_ready(program):
@@ -188,7 +190,11 @@ class Probes:
         return (yield from begin(claim.slot))
 
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
-        """Copy to a probe's slot the longest prefix of `known` that another slot has cached."""
+        """Copy to a probe's slot the longest prefix of `known` that another slot has cached.
+
+        `claim` names both slots. Nothing is copied if the other slot has no more of it than the
+        probe's own, or while the copy program is being compiled.
+        """
         if claim.source is None or not self._batch.programs.is_ready("copy"):
             return
         source, own = (self._table.slots[each].cached for each in (claim.source, claim.slot))
@@ -206,7 +212,11 @@ class Probes:
         on_logits: OnLogits | None,
         adapter: AdapterUse | None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Prefill up to the token before `start`, then run `peek` on the rest, tile by tile."""
+        """Prefill up to the token before `start`, then run `peek` on the rest, tile by tile.
+
+        Returns the log-probabilities of ids[start:] and the last logits. `on_logits` is called with
+        the logits of each tile, None: not.
+        """
         yield from self._fill(slot, ids, start - 1, adapter)
         cached = self._table.slots[slot].cached
         tile, found = self._batch.programs.tile, []
@@ -232,7 +242,10 @@ class Probes:
         shared: int,
         adapter: AdapterUse | None,
     ) -> InSteps[list[np.ndarray]]:
-        """Prefill the first `shared` tokens, which all continuations have, then weigh the rest."""
+        """Prefill the first `shared` tokens, which all continuations have, then weigh the rest.
+
+        Returns the log-probabilities of the weighed tokens, one array per continuation.
+        """
         yield from self._fill(slot, continuations[0][0], shared, adapter)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
         sent = []

@@ -300,7 +300,11 @@ class Programs:
         count: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Write keys and values of the first `count` of `ids` to a slot, from column `start` on."""
+        """Write keys and values of the first `count` of `ids` to a slot, from column `start` on.
+
+        Consumes `state` and returns the next one. `adapter` has the adapter arguments of the call,
+        None: without an adapter.
+        """
         run = self.compiled(named("prefill", adapter))
         return run(self._weights, state, slot, ids, start, count, *given(adapter))
 
@@ -312,10 +316,11 @@ class Programs:
         lean: bool = False,
         adapter: StateLeaves | None = None,
     ) -> tuple[StateLeaves, StepOutput]:
-        """Draw up to `steps` tokens for every active row.
+        """Draw up to `steps` tokens for every active row; return the next state and the tokens.
 
         `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
         common samplers only, so the lean program may run if the whole one is not compiled yet.
+        `adapter` has the arrays of all adapters, None: no row has one.
         """
         if allowed is None:
             allowed = self._every_token
@@ -338,7 +343,10 @@ class Programs:
         return self.compiled("scrub")(state, slot)
 
     def copy(self, state: StateLeaves, source: Any, target: Any, count: Any) -> StateLeaves:
-        """Copy the first `count` cache columns of slot `source` to `target`, in whole blocks."""
+        """Copy the first `count` cache columns of slot `source` to slot `target`.
+
+        They are copied in whole blocks.
+        """
         return self.compiled("copy")(state, source, target, count)
 
     def save(self, state: StateLeaves, slot: Any, start: Any) -> Columns:
@@ -362,7 +370,8 @@ class Programs:
         """Return the next state and a Peek: log-probabilities of the targets, and all logits.
 
         `pairs` [2, R] has R token ids and the target after each; `last` is the index of the last id
-        that counts. Keys and values go to the slot's cache from column `start` on.
+        that counts. Keys and values go to the slot's cache from column `start` on. `adapter` has
+        the adapter arguments of the call, None: without an adapter.
         """
         run = self.compiled(named("peek", adapter))
         return run(self._weights, state, slot, pairs, start, last, *given(adapter))
@@ -370,13 +379,21 @@ class Programs:
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of the target tokens of short runs."""
+        """Return the next state, and the log-probabilities of the target tokens of short runs.
+
+        `runs` holds the tokens, their cache columns and the targets. `adapter` has the adapter
+        arguments of the call, None: without an adapter.
+        """
         return self.compiled(named("weigh", adapter))(
             self._weights, state, slot, runs, *given(adapter)
         )
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
-        """Return the next state, and the pooled final hidden states of `ids` up to index `last`."""
+        """Return the next state, and the pooled final hidden states of `ids` up to index `last`.
+
+        The ids after `last` are padding. Keys and values go to the slot's cache from column `start`
+        on.
+        """
         return self.compiled("embed")(self._weights, state, slot, ids, start, last)
 
     def adapt(self, blocks: StateLeaves, number: Any, weights: AdapterWeights) -> StateLeaves:

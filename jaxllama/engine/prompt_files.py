@@ -204,7 +204,10 @@ def place(
 
 
 def drop_others(root: Path, own: Path, most: int) -> None:
-    """Delete folders of other keys, the oldest first, until all take at most `most` bytes."""
+    """Delete folders of other keys, the oldest first, until all take at most `most` bytes.
+
+    `root` holds the folders; `own` is that of this key, which is kept.
+    """
     folders = [each for each in root.iterdir() if is_ours(each)]
     folders.sort(key=lambda each: (each != own, -each.lstat().st_mtime_ns))
     taken = itertools.accumulate(sum(sizes_in(each)) for each in folders)

@@ -112,8 +112,9 @@ class PromptStore:
     ) -> StoredPrefix | None:
         """Return the longest stored prefix of `tokens`; None if restoring it saves too little.
 
-        `cached` counts the tokens that the slot has, or can copy from another slot, without the
-        store. The stored prefix must have at least LEAST tokens more.
+        Only prefixes computed with the same `adapter` (None: without one) are found. `cached`
+        counts the tokens that the slot has, or can copy from another slot, without the store. The
+        stored prefix must have at least LEAST tokens more.
         """
         block = self._roots.get(adapter)
         if block is None or len(tokens) < cached + LEAST:
@@ -153,8 +154,8 @@ class PromptStore:
     def save(self, tokens: Sequence[int], adapter: AdapterKey, read: ReadBlock) -> None:
         """Store the cache columns of `tokens`, and evict blocks if there are too many.
 
-        `read(start)` returns the block of columns from that token on; it is called only for blocks
-        that are not stored yet.
+        `adapter` is the one they were computed with, None for none. `read(start)` returns the block
+        of columns from that token on; it is called only for blocks that are not stored yet.
         """
         everything = array("i", tokens).tobytes()[: self.most * STORED_BYTES]
         blocks: list[StoredBlock] = []
@@ -174,7 +175,8 @@ class PromptStore:
     def add(self, parent: StoredBlock | None, tokens: bytes, columns: Columns) -> StoredBlock:
         """Store a block of columns as the child of `parent`, and return it.
 
-        `parent` None: it begins a prompt without an adapter. `tokens` are int32 as bytes.
+        `parent` is the block before it in the prompt; None: it begins a prompt without an adapter.
+        `tokens` are the block's tokens, int32 as bytes.
         """
         if parent is None:
             parent = self._roots.get(None) or StoredBlock(None)
@@ -210,7 +212,11 @@ class PromptStore:
     def _read(
         self, parent: StoredBlock, tokens: bytes, start: int, read: ReadBlock
     ) -> StoredBlock | None:
-        """Read one block from the device and add it; log and return None if that fails."""
+        """Read one block from the device and add it; log and return None if that fails.
+
+        `parent` is the block before it in the prompt, `tokens` are its tokens (int32 as bytes),
+        `start` is the index of the first one, and `read(start)` returns its columns.
+        """
         try:
             columns = read(start)
             for leaf in jax.tree.leaves(columns):

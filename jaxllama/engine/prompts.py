@@ -123,7 +123,11 @@ class Prompts:
         end: int,
         adapter: AdapterUse | None = None,
     ) -> int:
-        """Send one chunk of ids[start:end] to a slot's prefill; return its number of tokens."""
+        """Send one chunk of ids[start:end] to a slot's prefill; return its number of tokens.
+
+        The chunk begins at `start`, which is also its first cache column, and has at most as many
+        tokens as one prefill call takes. `adapter` None: the model alone.
+        """
         size = self._batch.programs.chunk
         count = min(end - start, size)
         chunk = np.zeros(size, np.int32)
@@ -156,7 +160,8 @@ class Prompts:
     ) -> StoredPrefix | None:
         """Return the stored prefix of `known`; None unless it is longer than that in any slot.
 
-        A prefix that is found counts as a hit of the prompt store.
+        `claim` names the claimed slot and the one with the longest cached prefix; `adapter` is that
+        of the request. A prefix that is found counts as a hit of the prompt store.
         """
         if not self._batch.programs.is_ready("restore"):
             return None
@@ -170,7 +175,10 @@ class Prompts:
         return found
 
     def restore(self, slot: int, stored: StoredPrefix, known: Sequence[int]) -> bool:
-        """Write the next few blocks of a stored prefix into a slot; return True after the last."""
+        """Write the next few blocks of a stored prefix into a slot; return True after the last.
+
+        `known` are the tokens of the request, which begin with the prefix.
+        """
         cached = self._table.slots[slot].cached
         first = len(cached) // KEY_BLOCK
         for number, block in enumerate(stored.blocks[first : first + RESTORED], first):
@@ -191,7 +199,10 @@ class Prompts:
         return is_whole
 
     def copy(self, source: int, target: int, prefix: Sequence[int]) -> None:
-        """Copy the KV cache of `prefix` from one slot to another that may have a part of it."""
+        """Copy the KV cache of the tokens `prefix` from slot `source` to slot `target`.
+
+        The target may have a part of it already.
+        """
         self._batch.copy(source, target, len(prefix))
         cached = self._table.slots[target].cached
         cached.extend(prefix[len(cached) :])

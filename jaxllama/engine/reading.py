@@ -72,7 +72,11 @@ class Reading:
                 yield owner, token, self._logprobs(step, row, owner)
 
     def _logprobs(self, step: int, row: int, owner: Generation) -> TokenLogprobs | None:
-        """Return the requested log-probabilities of one row's token; None if not requested."""
+        """Return the requested log-probabilities of one row's token; None if not requested.
+
+        `step` and `row` are the token's indexes in the call's output; `owner` is the row's
+        generation.
+        """
         count, choice = owner.request.top_logprobs, self._choice
         if count is None:
             return None

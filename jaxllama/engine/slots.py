@@ -90,9 +90,9 @@ class SlotTable:
     def claim(self, owner: int, ids: Sequence[int], adapter: AdapterKey = None) -> Claim | None:
         """Claim a free slot for the prompt `ids`; return None if no slot is free.
 
-        Prefers a slot that has a prefix of the prompt cached. Notes the tokens that the slot will
-        hold. The last one is never reused: a decode step computes it. `owner` is the generation's
-        id.
+        Prefers a slot that has a prefix of the prompt cached with the same `adapter` (None: without
+        one). Notes the tokens that the slot will hold. The last one is never reused: a decode step
+        computes it. `owner` is the generation's id.
         """
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:

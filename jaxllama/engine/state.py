@@ -110,8 +110,8 @@ def row_start(
 ) -> RowStart:
     """Build the start values of a request's row.
 
-    All `known` tokens but the last are in the cache. With a `leader` (a slot), it is the guidance
-    row of the row in that slot.
+    `known` are its tokens so far, of which all but the last are in the cache. `bank` encodes its
+    knobs. With a `leader` (a slot), it is the guidance row of the row in that slot; -1: it is none.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known
@@ -186,7 +186,10 @@ def empty_state(
 def write_row(
     state: DecodeState, slot: Int32[Array, ""], row: RowStart, bank: SamplerBank
 ) -> DecodeState:
-    """Return the state with one row replaced, so that this row decodes."""
+    """Return the state with the row of `slot` replaced by `row`, so that this row decodes.
+
+    `bank` writes the samplers' part of the row.
+    """
     named = {
         field.name: getattr(state, field.name).at[slot].set(getattr(row, field.name))
         for field in dataclasses.fields(RowStart)

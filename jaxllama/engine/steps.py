@@ -123,7 +123,7 @@ class Steps:
         """Write keys and values of the first `count` of `ids` to a slot, tile by tile.
 
         The first token goes to column `start`. The last tile may overwrite columns after the
-        tokens.
+        tokens. `adapter` None: the model alone.
         """
         adapters = of_rows(adapter, self.tile)
 
@@ -143,8 +143,9 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` is the same for all steps, so with constraints the engine asks for one step. A row
-        without any allowed token skips the call: its mask is still being computed.
+        `allowed` has a bit per token for each row. It is the same for all steps, so with
+        constraints the engine asks for one step. A row without any allowed token skips the call:
+        its mask is still being computed.
         """
         return self._decode(self._whole, params, state, steps, allowed)
 
@@ -156,7 +157,10 @@ class Steps:
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks,
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode when some row has an adapter; other rows get the same bits as from `decode`."""
+        """Decode when some row has an adapter; other rows get the same bits as from `decode`.
+
+        `steps` and `allowed` are as in `decode`; `adapters` are the device arrays of all adapters.
+        """
         return self._decode(self._whole, params, state, steps, allowed, adapters)
 
     def decode_lean(
@@ -224,11 +228,12 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
         """Draw a token for every active row, and further ones as long as each is the drafted one.
 
-        The model computes the drafted tokens together with the pending one. Each token is drawn as
-        it would be without drafts: from logits that have the same bits, with the random numbers of
-        its place, and the samplers' state after the token before it. The keys and values of drafts
-        that were not drawn are overwritten before they are read. The tokens go into `output` from
-        index `place` on; `room` is memory for logits.
+        `draw` chooses tokens from logits; `allowed` has a bit per token for each row. The model
+        computes the drafted tokens together with the pending one. Each token is drawn as it would
+        be without drafts: from logits that have the same bits, with the random numbers of its
+        place, and the samplers' state after the token before it. The keys and values of drafts that
+        were not drawn are overwritten before they are read. The tokens go into `output` from index
+        `place` on; `room` is memory for logits.
         """
         drafts = self._drafts(state, active)
         state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
@@ -270,7 +275,8 @@ class Steps:
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
         """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
 
-        `before` is the state and memory for the logits. A loop of no or one turn is a branch that
+        `before` is the state and memory for the logits; returns both with new values. `drafts` are
+        the drafted tokens of each row. A loop that runs once or never is used as a branch that
         changes the cache in place: XLA copies what goes through a conditional.
         """
         model = self._model(params)
@@ -331,7 +337,8 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Draw one token for each active row from `logits`, those after its pending token.
 
-        Returns the state after the tokens, and the tokens.
+        `chooser` applies the samplers; `allowed` has a bit per token for each row. Returns the
+        state after the tokens, and the tokens.
         """
         rows = state.rows()
         rows = rows._replace(active=rows.active & active, allowed=allowed)
@@ -371,7 +378,10 @@ class Steps:
         return dataclasses.replace(state, cache=cache)
 
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
-        """Copy the first `count` cache columns of slot `source` to `target`, in whole blocks."""
+        """Copy the first `count` cache columns of slot `source` to slot `target`.
+
+        They are copied in whole blocks.
+        """
 
         def block(index: Array, cache: KVCache) -> KVCache:
             at = index * KEY_BLOCK
@@ -392,7 +402,10 @@ class Steps:
     def restore(
         self, state: DecodeState, columns: Columns, slot: Array, start: Array
     ) -> DecodeState:
-        """Overwrite the block of a slot's cache columns from `start` on with `columns`."""
+        """Overwrite the block of a slot's cache columns from `start` on with `columns`.
+
+        `columns` is a block as `save` returns it.
+        """
         cache = write_block(state.cache, columns, slot, start)
         return dataclasses.replace(state, cache=cache)
 
@@ -410,7 +423,7 @@ class Steps:
 
         `pairs` holds R token ids and the target after each. `last` is the index of the last id that
         counts; the ids after it are padding. Keys and values go to the slot's cache from column
-        `start` on.
+        `start` on. `adapter` None: the model alone.
         """
         ids, targets = pairs
         model = self._model(params)
@@ -430,7 +443,11 @@ class Steps:
         runs: Runs,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Float[Array, " B"]]:
-        """Return the log-probabilities of the target tokens of short runs in one slot."""
+        """Return the log-probabilities of the target tokens of short runs in one slot.
+
+        `runs` holds the tokens, their cache columns and the targets. `adapter` None: the model
+        alone.
+        """
         model = self._model(params)
         adapters = of_rows(adapter, runs.ids.shape[0])
         hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
@@ -492,7 +509,8 @@ def adapters_of(
 ) -> Adapters | None:
     """Return the adapter of every row, the list of rows repeated `places` times.
 
-    None if `blocks`, the arrays of all adapters, is None.
+    `blocks` are the arrays of all adapters; None if they are None. `state` says which adapter each
+    row has; `places` is the number of tokens that the model computes per row.
     """
     if blocks is None:
         return None
@@ -501,9 +519,10 @@ def adapters_of(
 
 
 def written(output: StepOutput, place: Array, now: StepOutput, *, lists: bool) -> StepOutput:
-    """Write the tokens of one step, or of one place of a step, to index `place` of `output`.
+    """Return `output` with one token per row, and what was recorded with it, at index `place`.
 
-    Without `lists`, log-probabilities and lists of likely tokens stay blank.
+    `now` are the tokens of one step, or the n-th tokens of a step with drafts. Without `lists`,
+    log-probabilities and lists of likely tokens stay blank.
     """
 
     def put(every: Array, new: Array) -> Array:

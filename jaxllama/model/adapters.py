@@ -90,7 +90,10 @@ def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[
 
 
 def empty_adapters(config: ModelConfig, engine: EngineConfig, mesh: Mesh) -> AdapterBlocks:
-    """Make the adapter arrays of all blocks on their devices, filled with zeros."""
+    """Make the adapter arrays of all blocks on the devices of `mesh`, filled with zeros.
+
+    `config` gives the sizes of the weights, `engine` the number and rank of adapters.
+    """
     body = body_named(engine.kernels)
     to = Placement(mesh, engine.dtype, engine.packed)
     return {
@@ -102,7 +105,10 @@ def empty_adapters(config: ModelConfig, engine: EngineConfig, mesh: Mesh) -> Ada
 def write_adapter(
     blocks: AdapterBlocks, number: Int32[Array, ""], weights: AdapterWeights
 ) -> AdapterBlocks:
-    """Return the arrays of all adapters, with adapter `number` replaced by `weights`."""
+    """Return the arrays of all adapters, with adapter `number` replaced by `weights`.
+
+    `blocks` are the arrays of each block of the model, `weights` the matrices of one adapter.
+    """
     return {
         index: {name: group.written(number, *weights[index][name]) for name, group in block.items()}
         for index, block in blocks.items()

@@ -91,7 +91,8 @@ class EncoderBlock(Module):
     ) -> Float[Array, "L D"]:
         """Apply attention and feed-forward of one layer to every token.
 
-        `text` is the number of each token's text: a token attends only to its own text.
+        `x` are the hidden states. `text` is the number of each token's text: a token attends only
+        to its own text. `bias` is added to the attention scores, None: nothing is.
         """
         with jax.named_scope("attention"):
             q, k, v = (
@@ -152,7 +153,8 @@ def attend(
 ) -> Float[Array, "N L H"]:
     """Let every token attend to the tokens of its own text, QUERIES queries at a time.
 
-    `text` is the number of each token's text.
+    `text` is the number of each token's text. `bias` [head, query, key] is added to the scores,
+    None: nothing is.
     """
     rows = q.shape[1]
     exact = lax.Precision.HIGHEST
@@ -196,7 +198,8 @@ def pool(
 ) -> Float[Array, "R D"]:
     """Pool hidden states into one vector for each of the first `texts` texts of a tile.
 
-    `text` is the number of each row's text. Vectors of numbers without a text have no meaning.
+    `text` is the number of each row's text; `config` says how to pool. A vector whose number no
+    text has is without meaning.
     """
     found = POOLINGS[config.pooling](x, text, texts)
     return scaled_to_one(found) if config.normalizes else found
@@ -220,19 +223,25 @@ def pool_sum(
 
 
 def pool_first(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
-    """Return the first row of each text; `text` is the number of each row's text."""
+    """Return the first row of each text; `text` is the number of each row's text.
+
+    `texts` is the number of results.
+    """
     return x[jnp.argmax(members(text, texts), axis=1)]
 
 
 def pool_last(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
-    """Return the last row of each text; `text` is the number of each row's text."""
+    """Return the last row of each text; `text` is the number of each row's text.
+
+    `texts` is the number of results.
+    """
     return x[x.shape[0] - 1 - jnp.argmax(members(text, texts)[:, ::-1], axis=1)]
 
 
 def pool_max(x: Float[Array, "L D"], text: Int[Array, " L"], texts: int) -> Float[Array, "R D"]:
     """Return the largest value in each column over a text's rows.
 
-    `text` is the number of each row's text.
+    `text` is the number of each row's text, `texts` the number of results.
     """
     return jax.ops.segment_max(x, jnp.where(text < 0, texts, text), texts + 1)[:texts]
 

@@ -54,7 +54,10 @@ def empty_cache(model: ModelConfig, engine: EngineConfig, chunk: int) -> KVCache
 
 
 def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
-    """Read the block of KEY_BLOCK columns of one slot that begins at column `start`."""
+    """Read the block of KEY_BLOCK columns of one slot that begins at column `start`.
+
+    Returns keys and values of all layers.
+    """
     parts = [read_columns(part, slot, start, KEY_BLOCK)[0] for part in jax.tree.leaves(cache)]
     numbers = [part for part in parts if part.ndim == 3]  # noqa: PLR2004 - heads, columns, size
     scales = [part for part in parts if part.ndim == 2]  # noqa: PLR2004
@@ -62,7 +65,10 @@ def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
 
 
 def write_block(cache: KVCache, columns: Columns, slot: Array, start: Array) -> KVCache:
-    """Return the cache with a block of one slot, from column `start` on, replaced by `columns`."""
+    """Return the cache with a block of one slot, from column `start` on, replaced by `columns`.
+
+    `columns` is a block as `read_block` returns it.
+    """
     numbers = iter(columns.numbers)
     scales = iter(() if columns.scales is None else columns.scales)
 

@@ -31,7 +31,8 @@ class ExpertsLayer(Module):
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
         """Apply the chosen experts to every row and add the result to the row.
 
-        `ends` has the norms before and after, `rows` which rows are used.
+        `x` are the hidden states. `ends` has the norms before and after, `rows` says which rows are
+        used.
         """
         normed = x if ends.before is None else ends.before(x)
         shares = chosen_shares(self.router(normed), self.experts)

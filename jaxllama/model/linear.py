@@ -50,7 +50,8 @@ class Linear(Module):
     ) -> Float[Array, "L O"]:
         """Multiply every row by the weight, after an optional norm, and add `add` if given.
 
-        Adds the bias, and what the low-rank adapters in `rows` contribute.
+        Adds the bias, and what the low-rank adapters in `rows` contribute. `norm` None: x is used
+        as it is; `rows` also says which rows are used.
         """
         weight, bias, _ = self.member
         scale = None if norm is None else norm.parameters
@@ -113,7 +114,10 @@ class Embedding(Module):
     def scores(
         self, x: Float[Array, "L D"], *, norm: Norm, active: ActiveRows = None
     ) -> Float[Array, "L V"]:
-        """Return the logits of each row: norm(x) times the vectors of all tokens."""
+        """Return the logits of each row: norm(x) times the vectors of all tokens.
+
+        Only rows in the mask `active` are used, None: all.
+        """
         weight: Weight = self.weight.value
         return weight.matmul(x, norm=norm.parameters, active=active)
 
@@ -128,9 +132,11 @@ class Ends(NamedTuple):
     def add(
         self, last: Linear, inner: Float[Array, "L I"], x: Float[Array, "L D"], rows: MatmulRows
     ) -> Float[Array, "L D"]:
-        """Multiply `inner` by the last matrix of half a block and add the result to `x`.
+        """Multiply `inner` by the matrix of `last` and add the result to `x`.
 
-        `x` is the residual stream; the result is normed and scaled first if the model does so.
+        This ends an attention or a feed-forward: `inner` is what it computed, `last` its output
+        layer and `x` the residual stream. The result is normed and scaled first if the model does
+        so. `rows` says which rows are used and which adapters they have.
         """
         if self.after is None and self.scale == 1:
             return last(inner, add=x, rows=rows)  # one operation for bodies that fuse them
@@ -139,7 +145,10 @@ class Ends(NamedTuple):
     def add_result(
         self, result: Float[Array, "L D"], x: Float[Array, "L D"]
     ) -> Float[Array, "L D"]:
-        """Norm and scale the result of half a block, then add it to the residual stream `x`."""
+        """Norm and scale the result of attention or feed-forward, then add it to `x`.
+
+        `x` is the residual stream. Norm and scale are left out in models without them.
+        """
         normed = result if self.after is None else self.after(result)
         return x + scaled(normed, self.scale)
 

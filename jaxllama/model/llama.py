@@ -54,6 +54,7 @@ class Llama(Module):
         """Compute the hidden state of one new token per slot; return it with the new cache.
 
         `position` is the cache column of each token. Inactive rows do not change the cache.
+        `adapters` has the adapter of each row, None: no row has one.
         """
 
         def attend(
@@ -75,7 +76,8 @@ class Llama(Module):
         """Compute the hidden states of up to N new tokens per slot, from column `position` on.
 
         The mask `active` is true for the first tokens of a slot; the others do not change the
-        cache. Only for kernels with a `row_cost`, whose rows have the same bits in any number.
+        cache. `adapters` has the adapter of each row, None: no row has one. Only for kernels with a
+        `row_cost`, whose rows have the same bits in any number.
         """
         count, slots = tokens.shape
         positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
@@ -107,7 +109,8 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of a run of tokens of one slot, from column `start` on.
 
-        Only the first `count` tokens are real (None: all); the others are padding.
+        Returns them with the new cache. Only the first `count` tokens are real (None: all); the
+        others are padding. `adapters` has the adapter of each row, None: no row has one.
         """
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
@@ -131,9 +134,10 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute several runs of tokens of equal size in one slot, one after the other.
 
-        `places` holds the first column and the real length of each run. A run attends to all
-        columns before its first one, as they are at its turn: so it may continue an earlier run, or
-        overwrite the columns of a finished one.
+        `tokens` holds the runs one after the other, `places` the first cache column and the real
+        length of each. A run attends to all columns before its first one, as the runs before it
+        left them: so it may continue an earlier run, or overwrite the columns of a finished one.
+        `adapters` None: the model alone.
         """
         starts, counts = places
         runs = starts.shape[0]
@@ -159,7 +163,8 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply the embedding and all blocks to tokens; return hidden states and the new cache.
 
-        `attend` computes the attention of one layer and writes its cache.
+        `attend` computes the attention of one layer and writes its cache. `rows` says which rows
+        are used, their positions and their adapters.
         """
         config = self.config
         with jax.named_scope("embed"):
@@ -190,7 +195,8 @@ def attending(
 ) -> Callable[[Projections], Attended]:
     """Bind the rotary tables, cache and window of one layer to `attend`.
 
-    Returns a function of queries, keys and values.
+    `window` limits how many columns a row attends to, None: all. Returns a function of queries,
+    keys and values.
     """
     return lambda qkv: attend(qkv, rotation, layer, window)
 
@@ -218,6 +224,7 @@ class Block(Module):
     ) -> tuple[Float[Array, "L D"], Layer]:
         """Apply attention and feed-forward to every row; return the rows and the layer's new cache.
 
+        `x` are the hidden states; `rows` says which rows are used and which adapters they have.
         `attend` computes attention and writes the layer's cache. `axis` names the logical axis of
         the rows for sharding.
         """
@@ -254,7 +261,8 @@ class Attention(Module):
     ) -> tuple[Float[Array, "L D"], Layer]:
         """Apply norm, projections, attention and output projection, and add the result to `x`.
 
-        Returns the sum, and the layer's cache as `attend` returns it.
+        `ends` has the norms before and after, `rows` says which rows are used and which adapters
+        they have. Returns the sum, and the layer's cache as `attend` returns it.
         """
         q, k, v = project((self.q, self.k, self.v), x, ends.before, rows.of("qkv"))
         if self.norms_all:
@@ -285,7 +293,11 @@ class FeedForward(Module):
         self.down = Linear(inner, width, ("ffn", "width"), bias=bias)
 
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
-        """Apply the feed-forward to every row and add the result to the row."""
+        """Apply the feed-forward to every row and add the result to the row.
+
+        `ends` has the norms before and after, `rows` says which rows are used and which adapters
+        they have.
+        """
         both = (self.gate, self.up)
         inner = gated(both, x, ends.before, self.activation, rows.of("gate_up"))
         return ends.add(self.down, inner, x, rows.of("down"))

@@ -53,7 +53,8 @@ class Preparation:
     def add(self, path: str, leaf: Leaf, value: Given) -> None:
         """Take one weight of the checkpoint, or note it until its group is complete.
 
-        A complete group is stored on the devices and leaves host memory.
+        `path` is the weight's dotted path in the model, `leaf` its shape and axes, `value` its
+        numbers. A complete group is stored on the devices and leaves host memory.
         """
         layer = path.rpartition(".")[0]
         if not (self._abstract[f"{layer}.weight"].is_matrix or leaf.is_stack):

@@ -53,7 +53,8 @@ def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, floa
     """Return YaRN's frequencies, and the factor for cos and sin.
 
     Pairs that turn seldom within the trained context are divided by `factor`, those that turn often
-    are kept; `plain` are the frequencies without this rule.
+    are kept; `plain` are the frequencies without this rule, and `head_dim` is how many numbers of a
+    head rotate.
     """
 
     def pair_with_turns(turns: float) -> float:
@@ -128,7 +129,8 @@ def layer_tables(
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
     """Return cosines and sines of one layer at each position, for whole heads.
 
-    Pairs of a head that do not rotate get 1 and 0; `rope` None: no pair rotates.
+    `rope` is the layer's rotation, None: no pair rotates. Pairs of a head that do not rotate get 1
+    and 0.
     """
     rows, half = position.shape[0], config.head_dim // 2
     if rope is None:
@@ -154,7 +156,10 @@ def pair_up(x: Float[Array, "L N H"], rotated: int) -> Float[Array, "L N H"]:
 def tables(
     rope: Rope, head_dim: int, position: Int[Array, " L"]
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
-    """Return cosines and sines at each position, times the rotary rule's scale, in float32."""
+    """Return cosines and sines at each position, times the rotary rule's scale, in float32.
+
+    `head_dim` is how many numbers of a head rotate; the tables have a column for each pair.
+    """
     angles, scale = frequencies(rope, head_dim)
     # float32: bfloat16 rounds position 257 to 256
     turned = position.astype(jnp.float32)[:, None] * jnp.asarray(angles, jnp.float32)

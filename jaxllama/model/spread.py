@@ -52,7 +52,11 @@ class SpreadLlama:
         active: Bool[Array, " S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """Compute the hidden state of one new token per slot; each device computes its slots."""
+        """Compute the hidden state of one new token per slot; each device computes its slots.
+
+        `position` is the cache column of each token. Inactive rows do not change the cache.
+        `adapters` None: no row has one.
+        """
         given = (SLOTS, CACHE, SLOTS, SLOTS, self._adapters(adapters, SLOTS))
         found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
             tokens, cache, position, active, adapters
@@ -70,7 +74,8 @@ class SpreadLlama:
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of a run of tokens of one slot, from column `start` on.
 
-        Every device computes it; only the device that has the slot stores keys and values.
+        Only the first `count` tokens are real; the others are padding. Every device computes them;
+        only the device that has the slot stores keys and values. `adapters` None: the model alone.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
@@ -86,9 +91,11 @@ class SpreadLlama:
         places: Int[Array, "2 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute several short runs of tokens in one slot (see `Llama.branches`).
+        """Compute several short runs of tokens in one slot, one after the other.
 
-        Every device computes them; only the device that has the slot stores keys and values.
+        `places` holds the first cache column and the real length of each run; `Llama.branches` says
+        more. Every device computes them; only the device that has the slot stores keys and values.
+        `adapters` None: the model alone.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
@@ -125,7 +132,7 @@ class SpreadLlama:
     ) -> Callable[..., Any]:
         """Wrap a method of `Llama` so that every device runs it on its own part of the weights.
 
-        `given` are the partitions of its arguments, `result` those of its results.
+        `given` are the partitions of its arguments over the devices, `result` those of its results.
         """
 
         def run(params: Tree, *arguments: Any) -> Any:

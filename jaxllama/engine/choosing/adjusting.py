@@ -54,7 +54,8 @@ def adjust(
     """Apply all adjusters in order to the rows of logits.
 
     Also returns which rows had no NaN or +inf before. `kinds`, `sets` and `bank` hold the class,
-    the token sets and the knobs of each adjuster by its name.
+    the token sets and the knobs of each adjuster by its name; `ops` are the kernels' operations on
+    logits.
     """
     on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
     adjusting = Adjusting(kinds, sets, bank, rows, on)
@@ -84,9 +85,10 @@ def adjust(
 
 
 def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
-    """Return a mask of the rows in which an adjuster acts.
+    """Return a mask of the rows in which an adjuster of class `kind` acts.
 
-    An adjuster that never changes the likeliest token skips rows at temperature 0.
+    `sampler` holds its knobs for all rows. An adjuster that never changes the likeliest token skips
+    rows at temperature 0.
     """
     return is_asked(sampler, rows) & (is_warm(rows) | (not kind.keeps_greedy))
 
@@ -105,7 +107,10 @@ def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
 
 
 def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> AdjustedLogits:
-    """Apply the adjuster `name`, which reads all logits, in the rows in which it acts."""
+    """Apply the adjuster `name`, which reads all logits, in the rows in which it acts.
+
+    Returns `old` with new logits. `adjusting` holds all adjusters and their rows.
+    """
     moved = ask(adjusting, name, old.logits, adjusting.rows)
     return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
 
@@ -115,7 +120,9 @@ def move_held(
 ) -> AdjustedLogits:
     """Apply adjusters that read only the logits of the tokens that a row contains.
 
-    In place of a token's id they get the index at which the token first occurs in the row.
+    `names` are these adjusters, `adjusting` holds their knobs and rows, and `ops` are the kernels'
+    operations. In place of a token's id they get the index at which the token first occurs in the
+    row.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)
@@ -136,7 +143,11 @@ def move_held(
 def ask(
     adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
 ) -> Float[Array, "S N"]:
-    """Call the adjuster `name` for every row of `logits`; return the new logits."""
+    """Call the adjuster `name` for every row of `logits`; return the new logits.
+
+    `adjusting` holds its knobs and token sets. The N logits of a row are those of the vocabulary or
+    of the tokens in the row; `rows` says what the adjuster is told about each row.
+    """
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:
         assert isinstance(sampler, Adjuster)

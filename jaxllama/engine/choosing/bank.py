@@ -40,6 +40,8 @@ class SamplerBank:
     ) -> None:
         """Order the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
 
+        `vocab` is the number of tokens, `candidates` that of the candidates for filters,
+        `top_logprobs` that of the tokens in a list of likely ones; `body` names the kernels.
         `texts` returns the text of every token, for samplers with token sets. Without `trial` the
         samplers are not traced here; `Programs` traces them before it compiles programs.
         """
@@ -137,5 +139,8 @@ class SamplerBank:
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
 
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
-        """Return the bank with the row of `slot` replaced; traceable by JAX, consumes `bank`."""
+        """Return the bank with the row of `slot` replaced; traceable by JAX, consumes `bank`.
+
+        `row` has the knobs of one row, as the method `row` returns them.
+        """
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)

@@ -96,7 +96,11 @@ class TokenChooser:
     def choose(
         self, bank: Bank, logits: Float[Array, "S V"], rows: Rows
     ) -> tuple[Bank, ChosenTokens]:
-        """Choose one token per row; return the bank with new sampler state, and the tokens."""
+        """Choose one token per row; return the bank with new sampler state, and the tokens.
+
+        `bank` holds each sampler's knobs and state for all rows; `logits` are the model's, and
+        `rows` what else samplers may read.
+        """
         rows = with_chances(rows, self.samplers)
         asks = rows.active & (rows.top_logprobs >= 0) if self.lists else jnp.zeros_like(rows.active)
         watching = {name: rows.active & switched_on(bank[name]) for name in self._observers}
@@ -128,7 +132,10 @@ class TokenChooser:
         )
 
     def _draw(self, bank: Bank, ready: AdjustedRows) -> Draws:
-        """Draw a token in rows with a temperature above 0, and take the likeliest in the others."""
+        """Draw a token in rows with a temperature above 0, and take the likeliest in the others.
+
+        `bank` holds each sampler's knobs and state; `ready` holds the logits after the adjusters.
+        """
         certainty = jnp.zeros_like(ready.best)
         alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
         certain = self._shown(Draws(ready.likeliest, certainty, alone, {}))
@@ -142,10 +149,11 @@ class TokenChooser:
     def _sample(
         self, bank: Bank, ready: AdjustedRows, sampled: Bool[Array, " S"], certain: Draws
     ) -> Draws:
-        """Draw a token in the rows in `sampled`; other rows get `certain`.
+        """Draw a token in the rows of the mask `sampled`; other rows get `certain`.
 
-        Rows with a filter draw from the candidates that it keeps, all others from the whole
-        vocabulary.
+        `certain` are the likeliest tokens. `bank` holds the knobs of all rows, `ready` the logits
+        after the adjusters. Rows with a filter draw from the candidates that it keeps, all others
+        from the whole vocabulary.
         """
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
         chances = jax.vmap(chance)(ready.rows)
@@ -203,15 +211,19 @@ class TokenChooser:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Set `shown`, the drawn token's log-probability in the input of each observing shaper.
+        """Fill `shown` of `draws`: what shapers that observe are told of the drawn token.
 
-        For rows without an active shaper: that input would be the final logits.
+        That is its log-probability in the shaper's input, by the shaper's name. Here it is set for
+        rows without an active shaper, where that input would be the final logits.
         """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
 
     def _list_under_model(self, logits: Float[Array, "S V"], ready: AdjustedRows) -> Listed:
-        """List the likeliest tokens by the model's own logits: temperature 1, no samplers."""
+        """List the likeliest tokens by the model's own logits: temperature 1, no samplers.
+
+        `logits` are the model's own; `ready` says which rows want the list.
+        """
 
         def likeliest() -> Listed:
             best = self._ops.survey(logits, ready.wants).best
@@ -229,7 +241,8 @@ class TokenChooser:
     ) -> Bank:
         """Let samplers that keep state observe the drawn tokens; return the bank after it.
 
-        `watching` has, for each such sampler, the mask of the rows in which it observes.
+        `watching` has, for each such sampler, the mask of the rows in which it observes. `logprob`
+        is the log-probability of each drawn token by the model's own logits.
         """
 
         def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:
@@ -258,7 +271,8 @@ def draw_from_all(
 ) -> Draws:
     """Draw a token from the whole vocabulary in every active row.
 
-    Also lists the `size` likeliest tokens of the rows in the mask `listing`.
+    `chances` are the random numbers in [0, 1) that decide. Also lists the `size` likeliest tokens
+    of the rows in the mask `listing`.
     """
     token, log_total = ops.draw(
         weighted.logits, weighted.best, weighted.heat, chances, weighted.active

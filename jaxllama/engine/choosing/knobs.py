@@ -123,7 +123,11 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 
 
 def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None:
-    """Raise InvalidParameter unless `value` is a text that the knob can encode."""
+    """Raise InvalidParameter unless `value` is a text that the knob can encode.
+
+    `name` is the knob's name for the message, `spec` its specification and `text` the part of this
+    for texts.
+    """
     if not isinstance(value, str) or not value:
         raise InvalidParameter(
             f"{name} is {value!r:.100}; expected a text, such as {text.examples[0]!r}", name
@@ -140,7 +144,10 @@ def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None
 
 
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Raise InvalidParameter unless `value` is a list whose length and items `spec` allows."""
+    """Raise InvalidParameter unless `value` is a list whose length and items `spec` allows.
+
+    `name` is the knob's name for the message, `vocab` the number of tokens of the model.
+    """
     if not isinstance(value, list | tuple):
         raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
     check_width(name, len(value), spec)
@@ -156,7 +163,10 @@ def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 
 
 def check_phrase(name: str, phrase: object, vocab: int) -> None:
-    """Raise InvalidParameter unless `phrase` is a text or a list of token ids, not empty."""
+    """Raise InvalidParameter unless `phrase` is a text or a list of token ids, not empty.
+
+    `name` is the knob's name for the message, `vocab` the number of tokens of the model.
+    """
     if not isinstance(phrase, str | list | tuple) or not phrase:
         raise InvalidParameter(
             f"{name} holds {phrase!r}; expected texts, or lists of token ids, none of them empty",
@@ -172,7 +182,10 @@ def check_phrase(name: str, phrase: object, vocab: int) -> None:
 
 
 def check_token(name: str, token: object, vocab: int) -> None:
-    """Raise InvalidParameter unless `token` is a token id of this model."""
+    """Raise InvalidParameter unless `token` is a token id below `vocab`.
+
+    `name` is the knob's name for the message.
+    """
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
         raise InvalidParameter(
             f"{name} holds {token!r}; expected token ids from 0 to {vocab - 1}", name
@@ -182,7 +195,8 @@ def check_token(name: str, token: object, vocab: int) -> None:
 def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless `value` maps token ids to numbers that the knob accepts.
 
-    A token id may be written as a text of digits, as in JSON.
+    A token id may be written as a text of digits, as in JSON. `name` is the knob's name for the
+    message, `vocab` the number of tokens of the model.
     """
     if not isinstance(value, Mapping):
         raise InvalidParameter(
@@ -205,7 +219,7 @@ def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") -> None:
     """Raise InvalidParameter if a value has more `entries` than the knob has room for.
 
-    `what` says in the message what the entries are.
+    `name` is the knob's name; `what` says in the message what the entries are.
     """
     if spec.width is not None and entries > spec.width:
         raise InvalidParameter(f"{name} has {entries} {what}; at most {spec.width} fit", name)
@@ -214,7 +228,7 @@ def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
     """Raise InvalidParameter unless `value` is one number or boolean that the knob accepts.
 
-    Checks the knob's bounds and the range of its array type.
+    Checks the knob's bounds and the range of its array type. `name` is its name for the message.
     """
     if spec.kind is bool:
         if not isinstance(value, bool):
@@ -287,7 +301,8 @@ def encode_state(start: object) -> np.ndarray:
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
     """Build a sampler's values for one row: encoded knobs, and the state that its `start` derives.
 
-    Raises BrokenPlugin if `start` fails or returns something else.
+    `kind` is the sampler's class, `knobs` are the request's values by name. Raises BrokenPlugin if
+    `start` fails or returns something else.
     """
     specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {

@@ -41,7 +41,10 @@ class Draws(NamedTuple):
 
 
 def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: int) -> Listed:
-    """Cut or pad lists of candidates, sorted best first, to `size` entries per row."""
+    """Cut or pad lists of candidates, sorted best first, to `size` entries per row.
+
+    `ids` and `logprobs` are the candidates' token ids and log-probabilities.
+    """
     ids, logprobs = ids[:, :size], logprobs[:, :size]
     ids = jnp.where(logprobs > -jnp.inf, ids, NO_TOKEN)
     spare = ((0, 0), (0, size - ids.shape[-1]))
@@ -53,16 +56,19 @@ def list_padded(ids: Int32[Array, "S C"], logprobs: Float[Array, "S C"], size: i
 
 @scoped
 def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed:
-    """List the `size` likeliest tokens of each row with their log-probabilities."""
+    """List the `size` likeliest tokens of each row with their log-probabilities.
+
+    `weighted` holds the logits and temperature of each row; `ops` finds the largest logits.
+    """
     count = max(1, min(size, weighted.logits.shape[-1]))
     ids, relative, log_total = ops.best_candidates(*weighted, count)
     return list_padded(ids, relative - log_total[:, None], size)
 
 
 def list_if(active: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
-    """Return the lists that `make` returns; rows that are not active get only padding.
+    """Return the lists that `make` returns; rows outside the mask `active` get only padding.
 
-    `make` runs on the device only if some row is active.
+    `make` runs on the device only if some row is active. `size` is the length of a list.
     """
     rows = active.shape[0]
     nothing = Listed(
@@ -86,7 +92,10 @@ def logprob_if(
     logits: Float[Array, "S V"],
     token: Int32[Array, " S"],
 ) -> Float[Array, " S"]:
-    """Return the log-probability of each row's token; 0 in rows that are not active."""
+    """Return the log-probability of each row's token; 0 in rows outside the mask `active`.
+
+    It is computed from `logits` by `ops`, and only if some row is active.
+    """
 
     def logprob() -> Array:
         return jnp.where(active, ops.logprob(logits, token, active), 0.0)

@@ -46,7 +46,8 @@ def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
 def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Context:
     """Return what the sampler `name` gets beside the logits of one row: tokens, chance and so on.
 
-    `row` has no slot axis. `total` is the log-sum-exp of the logits that a shaper is called with.
+    `row` is one row of Rows, without the slot axis. `total` is the log-sum-exp of the logits that a
+    shaper is called with, None for other samplers.
     """
     return Context(
         row.tokens,

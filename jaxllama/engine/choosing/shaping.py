@@ -53,7 +53,10 @@ class Shaping(NamedTuple):
 def plan(
     kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, active: Bool[Array, " S"]
 ) -> Shaping:
-    """Decide for each row of `active` which shapers act, and whether before or after filters."""
+    """Decide for each row of the mask `active` which shapers act, before or after the filters.
+
+    `kinds` and `shapers` hold the class and the knobs of each shaper by its name.
+    """
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
         name: on[name] if kind.last else on[name] & rows.temperature_last
@@ -73,8 +76,9 @@ def shape(
 ) -> tuple[Float[Array, "S C"], dict[str, Shown]]:
     """Apply the shapers in order where `on` is true, and divide by the temperature `heat`.
 
-    The temperature comes before the first shaper of order 0 or more. Also returns the input of each
-    late shaper that observes, by its name.
+    `kinds` has the shapers' classes by name, `shaping` their knobs, `on` the mask of rows for each.
+    `totals_of` returns the log-sum-exp of rows. The temperature comes before the first shaper of
+    order 0 or more. Also returns the input of each late shaper that observes, by its name.
     """
     shown: dict[str, Shown] = {}
     is_heated = False
@@ -89,7 +93,7 @@ def shape(
 
 
 def heated(logits: Float[Array, "S C"], heat: Float[Array, " S"]) -> Float[Array, "S C"]:
-    """Divide each row of logits by its temperature; does nothing if all temperatures are 1."""
+    """Divide each row of logits by its temperature `heat`; do nothing if all are 1."""
     return in_place_if(jnp.any(heat != 1), lambda old: old / heat[:, None], logits)
 
 
@@ -102,8 +106,9 @@ def shape_one(
 ) -> tuple[Float[Array, "S C"], Float[Array, " S"]]:
     """Apply one shaper, `which` (name and class), in the rows where `on` is true.
 
-    A row of which it would keep no token stays unchanged. Also returns the log-sum-exp of the
-    logits before, in these rows.
+    `shaping` holds its knobs; `totals_of` returns the log-sum-exp of rows. A row of which the
+    shaper would keep no token stays unchanged. Also returns the log-sum-exp of the logits before,
+    in these rows.
     """
     name, kind = which
 
@@ -133,7 +138,8 @@ def shape_one(
 def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) -> T:
     """Return `change(old)` if the condition holds, else `old`.
 
-    A loop of no or one turn changes arrays in place; XLA copies what goes through a conditional.
+    The change is the body of a loop that runs once or never, so arrays are changed in place; XLA
+    would copy what goes through a conditional.
     """
     found: T = jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, each: change(each), old)
     return found
@@ -145,7 +151,9 @@ def shape_early(
 ) -> WeightedLogits:
     """Apply the shapers that act before the filters, and the temperature in their rows.
 
-    In these rows the returned `heat` is 1, because the logits are divided already.
+    Returns `weighted`, the logits with their temperatures, with both changed: in these rows `heat`
+    is then 1, because the logits are divided already. `kinds` has the shapers' classes by name,
+    `shaping` their knobs and rows.
     """
     on = weighted.active & some(shaping.early.values(), shaping.rows)
 
@@ -169,7 +177,11 @@ def shape_and_draw(
     weighted: WeightedLogits,
     draw: Callable[[WeightedLogits], Draws],
 ) -> Draws:
-    """Apply all shapers and the temperature to rows without filters; return what `draw` draws."""
+    """Apply all shapers and the temperature to rows without filters; return what `draw` draws.
+
+    `kinds` has the shapers' classes by name, `shaping` their knobs and rows, `weighted` the logits
+    and temperatures.
+    """
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
     heat, later = jnp.where(last, even, weighted.heat), jnp.where(last, weighted.heat, even)
@@ -207,7 +219,8 @@ class LateShaping(NamedTuple):
     ) -> Draws:
         """Apply the shapers `kinds` in order, with the temperature at its place, then draw.
 
-        `is_heated`: the temperature is applied already.
+        `kinds` are (name, class) of the shapers still to apply, `logits` are those after the
+        shapers before. `is_heated`: the temperature is applied already.
         """
         for place, (name, kind) in enumerate(kinds):
             if kind.order >= 0 and not is_heated:
@@ -225,10 +238,11 @@ class LateShaping(NamedTuple):
         logits: Float[Array, "S V"],
         draw_rest: Callable[[Array], Draws],
     ) -> Draws:
-        """Apply a shaper that observes, and call `draw_rest` for all that follows it.
+        """Apply the shaper `which` (name and class), then draw a token with `draw_rest`.
 
-        Adds the drawn token's log-probability in the shaper's input to `shown`. What follows is in
-        both branches, so that neither has to copy the logits.
+        `draw_rest(logits)` applies the shapers after it and draws. The shaper observes the draw, so
+        the drawn token's log-probability in its input is added to the result's `shown`, by its name
+        (0 in rows where it does not act). If it acts in no row, only `draw_rest` runs.
         """
         name, on = which[0], self.shaping.late[which[0]]
 
@@ -253,7 +267,10 @@ def remembers(kind: type[Shaper]) -> bool:
 def log_totals(
     ops: Choosing, logits: Float[Array, "S V"], rows: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-sum-exp of each row of logits in the mask `rows`."""
+    """Return the log-sum-exp of each row of logits in the mask `rows`.
+
+    `ops` are the kernels' operations. The result has no meaning in other rows.
+    """
     best, even = jnp.max(logits, axis=-1), jnp.ones(logits.shape[0], logits.dtype)
     return best + ops.draw(logits, best, even, jnp.zeros_like(even), rows)[1]
 
@@ -261,9 +278,10 @@ def log_totals(
 def shown_at(
     shown: Mapping[str, Shown], on: RowsOn, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
-    """Return, for each shaper, the log-probability of entry `place` of its input in each row.
+    """Return each shaper's log-probability of the token at index `place` of its input, by row.
 
-    0 in rows where the shaper is not on.
+    `shown` has the inputs and `on` the mask of rows in which the shaper acts, both by its name. 0
+    in other rows.
     """
     return {
         name: jnp.where(on[name], at(given.logits, place) - given.totals, 0.0)

@@ -62,8 +62,9 @@ def draw_survivors(
 
     If a filter keeps the last candidate of a row, it might have kept more. Such a row is drawn
     again from more candidates, up to the whole vocabulary, so the result never depends on `width`.
-    Such rows are drawn one after the other, or with `together` in one batch. `listed` is the number
-    of likeliest tokens to list for each row.
+    Such rows are drawn one after the other, or with `together` in one batch. `kinds` are the
+    classes of filters and shapers, `given` is their input. `listed` is the number of likeliest
+    tokens to list for each row.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
     draws = pick(ops, kinds.shapers, best, given, listed)
@@ -104,8 +105,8 @@ def narrow(
 ) -> tuple[Best, Bool[Array, " S"]]:
     """Apply the filters in order to the `width` likeliest candidates of each row.
 
-    Also returns a mask of the rows in which a filter kept the last candidate and so might have kept
-    more.
+    `kinds` are the filters' classes by name, `given` holds their knobs and the logits. Also returns
+    a mask of the rows in which a filter kept the last candidate and so might have kept more.
     """
     ids, logits, log_total = ops.best_candidates(
         given.logits, given.best, given.early, given.active, width
@@ -136,7 +137,8 @@ def kept_by(
 ) -> Bool[Array, "S C"]:
     """Call one filter for every row; return a mask of the remaining candidates that it keeps.
 
-    `fresh` marks the rows in which no other filter has been applied yet.
+    `name` and `kind` are the filter's name and class, `given` holds its knobs, `best` the remaining
+    candidates. `fresh` marks the rows in which no other filter has been applied yet.
     """
 
     def one(sampler: Sampler, best: Candidates, row: Rows) -> Bool[Array, " C"]:
@@ -154,7 +156,9 @@ def totals_for(
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
     """Return entropy and number of the remaining candidates, where the filter `name` needs them.
 
-    Other rows get an entropy of 0 and a number that may be too large.
+    `kind` is the filter's class, `given` holds its knobs, `best` the remaining candidates. `fresh`
+    marks the rows in which no other filter has been applied yet. Other rows get an entropy of 0 and
+    a number that may be too large.
     """
     if kind.needs_totals is Filter.needs_totals:
         return spread(best, given, fresh)
@@ -180,7 +184,8 @@ def spread(
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
     """Return entropy (nats) and number of the remaining candidates of each row.
 
-    In rows of the mask `fresh`, of all tokens. The compiler drops what the filter does not read.
+    `best` holds these candidates. In rows of the mask `fresh`, to which no filter has been applied
+    yet, all tokens of the vocabulary count. The compiler drops what the filter does not read.
     """
     every = (given.logits - given.best[:, None]) / given.early[:, None]
     of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))
@@ -200,8 +205,8 @@ def pick(
 ) -> Draws:
     """Draw one token per row among the candidates that the filters left in `best`.
 
-    First applies the temperature and the shapers that come after the filters. Also lists the
-    `listed` likeliest tokens of each row.
+    First applies the temperature and the shapers `kinds` that come after the filters; `given` holds
+    their knobs. Also lists the `listed` likeliest tokens of each row.
     """
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
@@ -243,7 +248,8 @@ def totals_of(logits: Float[Array, "S C"], rows: Bool[Array, " S"]) -> Float[Arr
 def apply_in_order(on: Mapping[str, Bool[Array, " S"]], act: Act, begin: Any) -> Any:
     """Call `act` for each filter that is on in some row, in order, and return the last result.
 
-    `begin` is the first input of `act`, and each result is the next input. The code around the
+    `on` has the mask of rows for each filter by its name. `act` gets the filter's index in `on`,
+    its mask and the last result (at first `begin`), and returns the next one. The code around the
     filters is compiled once; a filter that is on in no row costs nothing.
     """
     if not on:

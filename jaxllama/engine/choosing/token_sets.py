@@ -21,8 +21,9 @@ S = TypeVar("S", bound=Sampler)
 def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> Sets:
     """Return, for each token set of a sampler, the mask of the tokens that pass its test.
 
-    `texts` are the texts of the tokens; tokens after the last text are in no set. Raises
-    BrokenPlugin if a test fails or the sampler is no adjuster.
+    `name` and `kind` are the sampler's name and class. `texts` are the texts of the tokens; of the
+    `vocab` tokens, those after the last text are in no set. Raises BrokenPlugin if a test fails or
+    the sampler is no adjuster.
     """
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):

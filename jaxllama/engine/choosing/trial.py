@@ -24,7 +24,8 @@ WIDE = (np.float64, np.int64)  # the default types of NumPy
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
     """Raise BrokenPlugin unless JAX can trace the sampler and it returns the right shapes.
 
-    `row` is the sampler with the values of one row. A sampler that passed is not traced again with
+    `row` is the sampler with the values of one row; `vocab` is the number of tokens and
+    `candidates` that of the candidates for filters. A sampler that passed is not traced again with
     the same name and sizes.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x)), row)
@@ -35,7 +36,8 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
 def trace_all(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
     """Trace `__call__` and `observe` of a sampler; raise BrokenPlugin if one fails.
 
-    `row` has shapes and types in place of values.
+    `row` is the sampler with shapes and types in place of values; `vocab` is the number of tokens
+    and `candidates` that of the candidates for filters.
     """
 
     def call(sampler: Sampler) -> Array:
@@ -85,7 +87,8 @@ def refuse_incomplete(name: str, kind: type[Sampler]) -> None:
 def trace(name: str, call: Any, row: Sampler) -> Any:
     """Return the shapes and types of what `call` returns for one row, without computing it.
 
-    Raises BrokenPlugin with line and cause if `call` fails.
+    `name` is the sampler's name for the message, `row` the sampler with shapes and types in place
+    of values. Raises BrokenPlugin with line and cause if `call` fails.
     """
     made: list[Any] = []
 
@@ -129,7 +132,10 @@ def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
 
 
 def hint_for(made: Any, expected: Any, row: Sampler) -> str:
-    """Return a hint for a sampler's author: how to correct the array `made` that it returned."""
+    """Return a hint for a sampler's author: how to correct the array `made` that it returned.
+
+    `expected` has the right shape and type; `row` is the sampler.
+    """
     if made.shape != expected.shape:
         shown = "best.ids" if isinstance(row, Filter) else "logits"
         return f"return one number for each token, in the shape of `{shown}`"
