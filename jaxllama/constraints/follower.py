@@ -33,7 +33,7 @@ class CompiledConstraint:
     """A compiled constraint, which any number of answers can follow."""
 
     def __init__(self, matcher: LLMatcher, slow: Executor, hidden: Sequence[int] = ()) -> None:
-        """Keep the compiled grammar; tokens in `hidden` are never allowed.
+        """Keep the compiled grammar `matcher`; tokens in `hidden` are never allowed.
 
         `slow` is the thread that computes masks for answers whose masks take long. Hidden tokens
         are the end tokens of a request that ignores them.
@@ -60,10 +60,10 @@ class AnswerFollower:
         *,
         clock: Clock = time.thread_time,
     ) -> None:
-        """Start at the first token of an answer; tokens in `hidden` are never allowed.
+        """Start at the first token of an answer, which the compiled grammar `matcher` constrains.
 
-        `slow` is the thread for masks that take long; `clock` returns the processor seconds of the
-        calling thread.
+        Tokens in `hidden` are never allowed. `slow` is the thread for masks that take long; `clock`
+        returns the processor seconds of the calling thread.
         """
         self._matcher, self._slow, self._hidden = matcher, slow, hidden
         self._clock = clock

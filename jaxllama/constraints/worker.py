@@ -120,7 +120,11 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
 
 
 def try_grammar(tokenizer: LLTokenizer, grammar: str, target: BinaryIO) -> NoReturn:
-    """Compile one grammar in this forked process, write its error ("" if none), and exit."""
+    """Compile one grammar in this forked process, write its error ("" if none), and exit.
+
+    The error goes to `target` as JSON; if compiling takes too much time, the process is killed by a
+    signal.
+    """
     try:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())

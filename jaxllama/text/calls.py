@@ -72,7 +72,7 @@ def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
 def move_references(schema: Any, place: str) -> Any:
     """Return a copy of a JSON schema that works inside another schema, at JSON pointer `place`.
 
-    `place` is put in front of every local `$ref` of the copy.
+    In the copy, `place` stands in front of the path of every local `$ref`.
     """
     if isinstance(schema, list):
         return [move_references(each, place) for each in schema]

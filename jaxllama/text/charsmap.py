@@ -108,11 +108,12 @@ def codes_led_by(firsts: set[int]) -> Iterator[int]:
 def step(
     units: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return arrays of the children of trie nodes: parent, label, place, whether a rule ends there.
+    """Return the children of some nodes of a trie as arrays: parent, label, child, has a rule.
 
-    `places` has one number per node: XORed with a label, a byte, it gives the index of the child
-    with this label in `units`. Only children with one of `labels` are returned; the first array has
-    indices into `places`, the third one has the same kind of number for the children.
+    A node is known by the number that, XORed with a label (a byte), gives the index of its child
+    with this label in `units`. `places` has these numbers of the nodes, the third array those of
+    the children; the first array has indices into `places`. Only children with one of `labels` are
+    returned.
     """
     reached = places[:, None] ^ labels
     inside = reached < len(units)

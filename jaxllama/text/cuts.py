@@ -74,7 +74,10 @@ class Cuts:
         yield self._as_given(text[at:], at)
 
     def _next(self, text: str, at: int) -> int | None:
-        """Return the first cut at least PIECE characters after `at`; None if none is near."""
+        """Return the index of the first cut at least PIECE characters after index `at` of `text`.
+
+        None if there is none within LONGEST_UNCUT characters.
+        """
         if self.place is None:
             return None
         found = self.place.search(text, at + PIECE, at + LONGEST_UNCUT)
@@ -106,7 +109,8 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
 def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool:
     """Say whether cutting random probe texts at positions of this kind keeps their tokens.
 
-    With `drops_space`, the encoder itself puts a space before the part after the cut.
+    `encode(text, follows)` returns the token ids of a text that starts or follows other text. With
+    `drops_space`, the encoder itself puts a space before the part after the cut.
     """
     rng = random.Random(0)
     for probe in range(PROBES):

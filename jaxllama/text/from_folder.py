@@ -49,7 +49,10 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
 
 
 def with_side_files(parts: TokenizerParts, said: SideFiles) -> TokenizerParts:
-    """Return a copy of `parts` with begin and end tokens and chat template from the side files."""
+    """Return a copy of `parts` with begin and end tokens and chat template from the side files.
+
+    `said` has the contents of these files, such as tokenizer_config.json.
+    """
     vocabulary, rules, text = parts.vocabulary, parts.rules, parts.text
     begin, own = rules.begin_id, rules.end_ids[:1]
     if said.names_token("bos_token"):

@@ -89,7 +89,10 @@ def assemble(
     vocabulary: Vocabulary,
     rules: TokenizerRules,
 ) -> Tokenizer:
-    """Build the Tokenizer from its parts, with the chat template and model name in `fields`."""
+    """Build the Tokenizer from its parts, with the chat template and model name in `fields`.
+
+    `encoder` is the tokenizers library's object; `rules` has the begin and end tokens.
+    """
     control = special_texts(vocabulary, {TokenKind.CONTROL, TokenKind.UNKNOWN})
     text = ModelText(
         template=fields.text("tokenizer.chat_template", default=None),
@@ -153,7 +156,8 @@ def read_merges(
 ) -> list[tuple[str, str]]:
     """Return the pairs of token texts to merge, best first, that involve only the tokens in `ids`.
 
-    Raise BadTokenizer if a part or the union of a pair is no token of the vocabulary.
+    `ids` maps texts to token ids. Raise BadTokenizer if a part or the union of a pair in the file
+    is no token of `vocabulary`.
     """
     key = PREFIX + "merges"
     lines = fields.texts(key)
@@ -181,8 +185,8 @@ def read_rules(
 ) -> TokenizerRules:
     """Return the begin and end tokens; a SentencePiece file that omits them gets the ids 1 and 2.
 
-    `adds_begin` is the default for prompts that start with the begin token; `drops_space` is
-    copied.
+    `adds_begin` says whether prompts start with the begin token if the file does not; `drops_space`
+    is copied to the result.
     """
     size = len(vocabulary)
     scored = vocabulary.spelling == Spelling.SENTENCEPIECE

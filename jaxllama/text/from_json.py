@@ -80,8 +80,9 @@ def load(serialized: str, path: Path) -> tokenizers.Tokenizer:
 def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Return the encoder for text that follows other text or a special token.
 
-    It is `encoder` itself, unless this one puts a space before the first word of a text and before
-    no other word: then it is one that puts none.
+    It is `encoder` itself, unless `encoder` puts a space before the first word of a text and before
+    no other word: then it is a copy, built from the tokenizer.json text `serialized`, that puts
+    none. Errors name `path`.
     """
     state = state_of(encoder.pre_tokenizer)
     if not any(part.get("prepend_scheme") == "first" for part in parts_of(state)):

@@ -76,7 +76,7 @@ def sentencepiece_parts(path: Path, control: Collection[int] = ()) -> TokenizerP
 
 
 def normalizer_of(model: SentencePieceModel, where: str) -> SentencePieceNormalizer:
-    """Build the normalizer that the file describes."""
+    """Build the normalizer that the file describes; errors name the file `where`."""
     return SentencePieceNormalizer(
         CharacterMap(model.charsmap, where) if model.charsmap else None,
         [text for text, _ in model.ids_of(TokenKind.USER_DEFINED)],

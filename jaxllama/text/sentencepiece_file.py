@@ -127,6 +127,7 @@ def read_pieces(whole: ProtobufMessage) -> tuple[list[str], list[float], bytes]:
 def check_pieces(where: str, texts: Sequence[str], kinds: bytes, *, falls_back: bool) -> None:
     """Raise BadTokenizer if a text occurs twice, or a piece is missing that every file needs.
 
+    `texts` and `kinds` have the text and the kind of every piece, by id; errors name `where`.
     Needed are one piece for unknown characters and, with `falls_back`, one for each byte.
     """
     first: dict[str, int] = {}

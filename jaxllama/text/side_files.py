@@ -83,7 +83,10 @@ class SideFiles:
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
     def check_end(self, end: int | None, vocabulary: Vocabulary) -> None:
-        """Raise BadTokenizer if the model has no id `end`, so that no answer could end with it."""
+        """Raise BadTokenizer if the model has no id `end`, so that no answer could end with it.
+
+        `vocabulary` has the token's text for the error; nothing is checked if `end` is None.
+        """
         size = self.model_size
         if end is not None and size is not None and end >= size:
             raise BadTokenizer(
@@ -95,8 +98,8 @@ class SideFiles:
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
         """Return the token ids in field `key` of the file `name`, which is one id or a list.
 
-        Raise BadTokenizer if the model lacks one. Omit ids that exist only in the model's padded
-        embedding table: they have no text.
+        Raise BadTokenizer if the model lacks one. Omit ids that only the model's padded embedding
+        table has, not `vocabulary`: they have no text.
         """
         size = max(len(vocabulary), self.model_size or 0)
         value = self.files[name].get(key)
@@ -114,9 +117,9 @@ class SideFiles:
         return [token for token in ids if token < len(vocabulary)]
 
     def adds_begin(self, encoder: tokenizers.Tokenizer, begin: int) -> bool:
-        """Say whether prompts start with the begin token.
+        """Say whether prompts start with the begin token, whose id is `begin`.
 
-        `add_bos_token` decides; without it, the result of the post-processor does.
+        `add_bos_token` decides; without it, what the post-processor of `encoder` does.
         """
         value = self.files[self.TOKENIZER].get("add_bos_token")
         if isinstance(value, bool):

@@ -102,7 +102,8 @@ class Specials:
     ) -> Iterator[str | int]:
         """Yield the text between the matches of `pattern`, and the id in `known` of every match.
 
-        A match of a mark and the character after it is no token: the character stays in the text.
+        `known` maps texts of special tokens to tokens. A match that is not in `known` is the mark
+        of `guard` and a character: the character stays in the text, without the mark.
         """
         stretch: list[str] = []
         done = 0
@@ -184,7 +185,10 @@ def shared_heads(texts: list[str], depth: int) -> str:
 
 
 def common_head(left: str, right: str, start: int) -> int:
-    """Return the length of the common prefix of two texts; the first `start` are known equal."""
+    """Return the length of the common prefix of two texts.
+
+    Their first `start` characters are known to be equal and are not compared.
+    """
     place = start
     while place < min(len(left), len(right)) and left[place] == right[place]:
         place += 1

@@ -23,7 +23,8 @@ class Tail:
     ) -> None:
         """Prepare to decode one answer, which ends before the first of the `stop` strings.
 
-        `start` as in `Tokenizer.decode`: False if the answer continues another text.
+        `start` is False if the answer continues another text: then a SentencePiece vocabulary's
+        leading space is kept.
         """
         self._tokenizer = tokenizer
         self._start = start
@@ -34,7 +35,7 @@ class Tail:
         self._stopped: str | None = None
 
     def again(self) -> "Tail":
-        """Return a new tail with the same settings, for another answer to the same prompt."""
+        """Return a new Tail with the same settings, for another answer to the same prompt."""
         return Tail(self._tokenizer, self._stops, start=self._start)
 
     @property

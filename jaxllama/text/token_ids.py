@@ -20,7 +20,11 @@ ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
 def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> None:
-    """Raise BadTokenizer unless every token has a unique id, equal to its id in the file."""
+    """Raise BadTokenizer unless every token has a unique id, equal to its id in the file.
+
+    `serialized` is the text of the tokenizer.json at `path`, `encoder` the tokenizer that the
+    library built from it.
+    """
     owners: dict[int, str] = {}
     for text, token in encoder.get_vocab(with_added_tokens=False).items():
         claim_id(owners, token, text, path)

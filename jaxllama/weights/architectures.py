@@ -364,7 +364,10 @@ def class_name_for(config: ModelConfig) -> str:
 
 
 def unsupported(name: object, where: str, expected: Iterable[str]) -> UnsupportedModel:
-    """Return the error for an architecture `name`, in file `where`, that is not in the table."""
+    """Return the error for an architecture `name`, in file `where`, that is not in the table.
+
+    `expected` are the supported names, which the message lists.
+    """
     lacking = LACKING.get(str(name))
     return UnsupportedModel(
         f"{where}: architecture {shown(name)} is not supported"
@@ -407,7 +410,11 @@ def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
 
 
 def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
-    """Return the rules for `count` experts in a Hugging Face folder: it has a tensor for each."""
+    """Return the rules, by parameter path, for the experts and the router of every layer.
+
+    A Hugging Face folder has one tensor for each of the `count` experts, which the rules stack;
+    `names` has the folder's names for the module and its matrices.
+    """
     block = f"model.layers.{{i}}.{names.block}"
     rules = {"blocks.{i}.ffn.router.weight": Rule(f"{block}.gate.weight", TRANSPOSED)}
     for ours, theirs in zip(("gate", "up", "down"), names.matrices, strict=True):
@@ -417,7 +424,10 @@ def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
 
 
 def shifted(table: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Return a copy of the table whose rules add 1 to the weights of all norms when read."""
+    """Return a copy of `table` whose rules for norm weights add 1 to them when they are read.
+
+    `table` maps parameter paths to rules.
+    """
     return {
         path: replace(rule, steps=(Shift(1.0),)) if path.endswith("norm.weight") else rule
         for path, rule in table.items()

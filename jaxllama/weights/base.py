@@ -145,10 +145,10 @@ def fill(
 ) -> Tree:
     """Build the parameter tree: read the weights one by one and keep what `place` makes of each.
 
-    `place` is called with path, leaf and value. With `in_parts`, matrices are not read here:
-    `place` gets an UnreadMatrix and reads the parts that it needs. `progress` gets the weights done
-    and their number. Raises BadTensors if tensors do not fit `abstract`, the expected leaves by
-    path.
+    `abstract` maps parameter paths to the expected leaves; BadTensors is raised if the tensors do
+    not fit. `place` is called with path, leaf and value. With `in_parts`, matrices are not read
+    here: `place` gets an UnreadMatrix and reads the parts that it needs. `progress` is called with
+    the number of weights done and of all.
     """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}

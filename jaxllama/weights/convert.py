@@ -120,10 +120,11 @@ def convert(
 
 
 def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
-    """Return the weight `value`, whose path is `path`, in the form that the recipe asks for.
+    """Return a weight in the form that `recipe` asks for; `value` is the weight as stored.
 
-    A matrix whose number of inputs is no multiple of the group becomes bfloat16. Matrices that
-    choose experts are small, and a rounded one would choose others: they stay float32.
+    `path` is its parameter path, `leaf` its canonical shape. A matrix whose number of inputs is no
+    multiple of the recipe's group becomes bfloat16. Vectors and the matrices that choose experts
+    become float32: a rounded one would choose other experts.
     """
     if len(leaf.shape) == 1 or path.endswith(ROUTER):
         return canonical(path, value).astype(np.float32)
@@ -156,7 +157,11 @@ def canonical(path: str, value: Stored) -> np.ndarray:
 
 
 def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
-    """Write the arrays of a weight under its path; return the form that the manifest lists."""
+    """Write the arrays of `value` to `store`; return the form that the manifest lists.
+
+    The arrays are called `PATH/value`, or `PATH/codes`, `PATH/scales` and so on if it is packed;
+    PATH is the parameter path `path`.
+    """
     if not isinstance(value, Packed):
         store.write(f"{path}/value", np.ascontiguousarray(value))
         return StoredForm(value.shape, value.dtype.name)
@@ -194,7 +199,10 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def error_of(path: str, given: Stored, value: Stored) -> WeightError:
-    """Return how far the written weight `value` is from `given`, the source's."""
+    """Return the error of the written weight `value` against `given`, the source's weight.
+
+    `path` is the parameter path of both.
+    """
     form = f"int{value.bits}" if isinstance(value, Packed) else value.dtype.name
     before = canonical(path, given).astype(np.float32)
     square = float(np.vdot(before, before))

@@ -100,10 +100,10 @@ def copy(
     total: int,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Append the response to the file and sync it to disk; return the bytes that the file has then.
+    """Append the rest of the response to `file` and sync it to disk; return the file's size.
 
-    `done` are the bytes that it has before, `total` those of the complete file, 0 if unknown; both
-    go to `progress`.
+    `done` is its size before, `total` that of the complete file, 0 if unknown, all in bytes.
+    `progress` is called with the size so far and `total`.
     """
     progress(done, total)
     while block := answer.read(CHUNK):
@@ -116,7 +116,10 @@ def copy(
 
 
 def report(progress: Progress | None, label: str, done: int, total: int) -> None:
-    """Call `progress` with the label and the bytes done and in all; do nothing if it is None."""
+    """Call `progress(label, done, total)`; do nothing if `progress` is None.
+
+    `done` and `total` are numbers of bytes; `label` says what is done.
+    """
     if progress is not None:
         progress(label, done, total)
 

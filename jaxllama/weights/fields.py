@@ -107,9 +107,10 @@ class CheckedFields:
 
 
 def read_layers(fields: CheckedFields, key: str, tensors: int) -> int:
-    """Return the number of layers in field `key`; raise BadHeader if `tensors` are too few for it.
+    """Return the number of layers in field `key`; raise BadHeader if the file has too few tensors.
 
-    The check bounds memory, since the parameter tree is built for this number of layers.
+    `tensors` is the number of tensors in the file. The check bounds memory, since the parameter
+    tree is built for this number of layers.
     """
     layers = fields.whole(key, high=MAX_LAYERS)
     if layers * BLOCK_TENSORS > tensors:

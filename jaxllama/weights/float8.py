@@ -59,9 +59,10 @@ def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
 
 
 def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -> None:
-    """Raise BadTensors unless scales of shape `scale` fit a matrix of shape `shape`.
+    """Raise BadTensors unless scales of shape `scale` fit the matrix `name` of shape `shape`.
 
-    It may have one scale, one for each row, or one for each block of `block` rows and columns.
+    It may have one scale, one for each row, or one for each block; `block` is the number of rows
+    and of columns in a block.
     """
     blocks = tuple(-(-size // each) for size, each in zip(shape, block, strict=False))
     if len(shape) != len(block) or scale not in (*ONE, *per_row(shape), blocks):
@@ -79,10 +80,10 @@ def per_row(shape: Shape) -> tuple[Shape, Shape]:
 def scaled(
     values: np.ndarray, scale: np.ndarray, index: Index, shape: Shape, block: tuple[int, int]
 ) -> np.ndarray:
-    """Return part `index` of a matrix, whose stored values are given, multiplied by its scales.
+    """Return part `index` of a matrix, in float32: `values`, the stored part, times its scales.
 
-    `shape` is that of the whole matrix, `block` the rows and columns of blocks that share a scale.
-    The result is float32.
+    `scale` has the scales of the whole matrix, whose shape is `shape`; `block` is the number of
+    rows and of columns that share a scale.
     """
     rows, columns = (np.arange(each.start, each.stop) for each in index)
     factors = scale.astype(np.float32)

@@ -34,9 +34,11 @@ LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2, whose rule GGUF keeps as d
 def write_folder(
     dtype: str | None, source: Checkpoint, path: Path, progress: CountProgress
 ) -> None:
-    """Write the model to the folder `path`; `dtype` None keeps the dtype of dense weights.
+    """Write the model `source` as a Hugging Face folder at `path`, with dense weights.
 
-    Packed matrices become dense, with None in float32, which is exact.
+    `dtype` is F32, F16 or BF16; None keeps the dtype of weights that are dense in the source and
+    writes packed ones in float32, which is exact. `progress` is called with the tensors written and
+    their number.
     """
     from jaxllama.text.exchange import as_files  # noqa: PLC0415 - heavy
 
@@ -84,7 +86,10 @@ def header_of(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) 
 
 
 def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a tensor in dtype F32, F16 or BF16; raise UnsupportedModel if F16 cannot hold it."""
+    """Return a tensor in `dtype`: F32, F16 or BF16.
+
+    Raise UnsupportedModel, naming the tensor `name`, if it has a number too large for F16.
+    """
     if dtype == "F16":
         return tensor if tensor.dtype == np.float16 else to_half(name, tensor.astype(np.float32))
     if dtype == "BF16":

@@ -76,7 +76,10 @@ FLOATS: dict[str, Any] = {
 def decode(
     kind: GgmlType, raw: UInt8[np.ndarray, " B"], shape: tuple[int, ...]
 ) -> np.ndarray | Packed:
-    """Convert the bytes of one tensor, stored row by row, to an array or a Packed matrix."""
+    """Convert the bytes `raw` of one tensor, stored row by row, to an array or a Packed matrix.
+
+    `kind` is its GGUF type, `shape` its shape with rows first.
+    """
     if kind.name in FLOATS:
         return raw.view(FLOATS[kind.name]).reshape(shape)
     if kind.name in PACKERS and len(shape) > 1:
@@ -235,9 +238,10 @@ def packed(
     *,
     group: int = GROUP,
 ) -> Packed:
-    """Build a Packed matrix; the first axis of each array is the output, the others are joined.
+    """Build a Packed matrix; the arrays become two-dimensional, with one row per output.
 
-    `group` is the number of weights that share a scale.
+    Their first axis is the output; their other axes are flattened. `minima` None: weights are code
+    times scale, without an addend. `group` is the number of weights that share a scale.
     """
     out = len(codes)
     parts = {"codes": codes, "scales": scales, "minima": minima}
@@ -249,7 +253,11 @@ def packed(
 
 
 def stacked(matrix: Packed, outer: tuple[int, ...]) -> Packed:
-    """Split the outputs of a matrix into the axes `outer` and a last one, as [experts, outputs]."""
+    """Return a stack of matrices, such as [experts, outputs, inputs], from one tall matrix.
+
+    `matrix` has the rows of all of them, one after the other; `outer` are the sizes of all axes of
+    the result but the last one, the inputs.
+    """
     return replace(
         matrix,
         codes=matrix.codes.reshape(*outer, -1),

@@ -91,7 +91,10 @@ def find_architecture(fields: CheckedFields) -> Architecture:
 
 
 def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
-    """Return the mixture of experts; None if the model has none."""
+    """Return the number of experts, those used per token and their width; None without experts.
+
+    `architecture` is the name with which the metadata's keys begin.
+    """
     count = fields.whole(f"{architecture}.expert_count", 0, low=0, high=MAX_HEADS)
     if count == 0:
         return None
@@ -101,9 +104,10 @@ def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
 
 
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
-    """Return the fields `window` and `pattern` of ModelConfig: the sliding window, and its layers.
+    """Return the fields `window` and `pattern` of ModelConfig for a model of `layers` layers.
 
-    The metadata has the window alone; the architecture says which layers have it, and which rotate.
+    `window` is the size of the sliding window, None without; `pattern` says which layers have the
+    window and which rotate. The metadata has the size only; the pattern follows from `family`.
     """
     key = f"{family.gguf}.attention.sliding_window"
     window = fields.whole(key, 0, low=0, high=MAX_CONTEXT) or None  # 0 means none: Phi-4
@@ -127,7 +131,7 @@ def read_scales(
 ) -> dict[str, Any]:
     """Return the fields of ModelConfig for the multipliers and soft caps of Gemma and Granite.
 
-    `size` is (width, heads).
+    `layers` is the number of layers, `size` the width of hidden states and the number of heads.
     """
     width, heads = size
     prefix = family.gguf
@@ -191,9 +195,10 @@ def read_head_dim(
 
 
 def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str) -> int:
-    """Return the number of rows of the embedding.
+    """Return the number of rows of the embedding, which is the size of the vocabulary.
 
-    Raise BadHeader if the metadata states another number of tokens.
+    `architecture` is the name with which the metadata's keys begin. Raise BadHeader if the metadata
+    states another number of tokens.
     """
     rows = header.tensors["token_embd.weight"].shape[0]
     tokens = header.metadata.count("tokenizer.ggml.tokens")
@@ -219,12 +224,19 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, header: GgufHeader, where: str, rotated: int) -> "Factors":
-        """Read the divisors from a file's tensors, for heads of which `rotated` numbers rotate."""
+        """Read the divisors of rotation frequencies from the file's tensors; errors name `where`.
+
+        `rotated` is how many numbers of a head rotate, two for each divisor.
+        """
         return cls(*(read_factors(header, where, name, rotated) for name in FACTORS))
 
 
 def read_factors(header: GgufHeader, where: str, name: str, rotated: int) -> tuple[float, ...]:
-    """Return the divisor of each rotated pair, which tensor `name` holds; () without the tensor."""
+    """Return the frequency divisors in tensor `name`, one per rotated pair; () without the tensor.
+
+    `rotated` is how many numbers of a head rotate. Raise BadHeader, naming `where`, if the tensor
+    is not as expected.
+    """
     entry = header.tensors.get(name)
     if entry is None:
         return ()
@@ -240,7 +252,11 @@ def read_factors(header: GgufHeader, where: str, name: str, rotated: int) -> tup
 
 
 def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rope:
-    """Return the rotary embedding from the `rope.*` keys."""
+    """Return the rotary embedding that the metadata's `rope.*` keys and `factors` describe.
+
+    `architecture` is the name with which the keys begin; `factors` are the frequency divisors in
+    the file's tensors, empty if it has none.
+    """
     prefix = f"{architecture}.rope"
     theta = fields.real(f"{prefix}.freq_base", 10000.0, above=1)
     if factors.short or factors.long:
@@ -269,7 +285,11 @@ def read_local_rope(fields: CheckedFields, family: Architecture) -> Rope | None:
 
 
 def read_longrope(fields: CheckedFields, architecture: str, theta: float, factors: Factors) -> Rope:
-    """Return the rotary embedding with two sets of factors: Phi-3's for short and long texts."""
+    """Return Phi-3's rotary embedding, with other frequency divisors for long texts than for short.
+
+    `architecture` is the name with which the metadata's keys begin, `theta` the base frequency,
+    `factors` the divisors. Raise BadHeader if one of the two sets is missing.
+    """
     scaling = f"{architecture}.rope.scaling"
     if not (factors.short and factors.long):
         raise BadHeader(
@@ -288,9 +308,10 @@ def read_longrope(fields: CheckedFields, architecture: str, theta: float, factor
 
 
 def read_yarn(fields: CheckedFields, architecture: str, theta: float, factor: float) -> Rope:
-    """Return a YaRN rotary embedding, which stretches the context by `factor`.
+    """Return a YaRN rotary embedding of base `theta`, which stretches the context by `factor`.
 
-    As in llama.cpp, the attention factor of the file multiplies YaRN's usual one.
+    `architecture` is the name with which the metadata's keys begin. As in llama.cpp, the attention
+    factor of the file multiplies YaRN's usual one.
     """
     scaling = f"{architecture}.rope.scaling"
     extra = fields.real(f"{scaling}.attn_factor", 1.0)

@@ -148,7 +148,10 @@ class Cursor:
         self.at = 0
 
     def need(self, size: int, what: str) -> None:
-        """Load the next `size` bytes into the buffer; raise BadHeader if the file ends before."""
+        """Load the next `size` bytes into the buffer; raise BadHeader if the file ends before.
+
+        The error says that `what` needs them.
+        """
         stop = self.at + size
         if stop > self.end:
             limit = "the file" if self.end == self.file.size else f"a header of {MAX_HEADER} bytes"
@@ -182,7 +185,10 @@ class Cursor:
         return count
 
     def string(self, what: str, longest: int = MAX_HEADER) -> str:
-        """Read the next string; raise BadHeader above `longest` bytes, or if it is no UTF-8."""
+        """Read the next string, which is `what` in an error message.
+
+        Raise BadHeader if it has more than `longest` bytes or is no UTF-8.
+        """
         length = self.number(U64, what)
         if length > longest:
             raise BadHeader(
@@ -197,19 +203,22 @@ class Cursor:
             raise BadHeader(f"{self.where}: {shown(what)} is not UTF-8") from error
 
     def name(self, what: str) -> str:
-        """Read a name: a string that is neither empty nor longer than MAX_NAME."""
+        """Read the name of `what`, a string that is neither empty nor above MAX_NAME bytes."""
         name = self.string(f"the name of {what}", MAX_NAME)
         if not name:
             raise BadHeader(f"{self.where}: {what} has an empty name")
         return name
 
     def skip(self, size: int, what: str) -> None:
-        """Skip `size` bytes; raise BadHeader if the file ends before."""
+        """Skip `size` bytes, which hold `what`; raise BadHeader if the file ends before."""
         self.need(size, what)
         self.at += size
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Skip `count` strings; a loop without calls, because a vocabulary has 100,000 strings."""
+        """Skip `count` strings of the array `what`; raise BadHeader if the file ends before.
+
+        The loop has no calls, because a vocabulary has 100,000 strings.
+        """
         length_at = U64.unpack_from
         at, held = self.at, len(self.buffer)
         for _ in range(count):
@@ -274,14 +283,20 @@ def read_array(cursor: Cursor, key: str) -> ArrayField:
 
 
 def scalar_type(kind: int, key: str, where: str) -> np.dtype[np.generic]:
-    """Return the NumPy type for GGUF's value type `kind`; raise BadHeader if it is unknown."""
+    """Return the NumPy type of the GGUF value type that has the number `kind`.
+
+    Raise BadHeader if it is unknown; the error names the file `where` and the metadata key `key`.
+    """
     if kind not in SCALARS:
         raise BadHeader(f"{where}: {shown(key)} has value type {kind}; expected 0 to 12")
     return np.dtype(SCALARS[kind])
 
 
 def alignment_of(values: dict[str, object], where: str) -> int:
-    """Return `general.alignment`, 32 if it is absent; raise BadHeader if it cannot be."""
+    """Return `general.alignment` of the metadata `values` in bytes; 32 if it is absent.
+
+    Raise BadHeader, naming the file `where`, unless it is a power of two in the allowed range.
+    """
     value = values.get("general.alignment", 32)
     low, high = ALIGNMENTS
     if not isinstance(value, int) or not low <= value <= high or value & (value - 1):
@@ -332,8 +347,9 @@ def place_entries(
 ) -> dict[str, GgufTensor]:
     """Return the tensors by name, with offsets from the start of the file.
 
-    `start` is the offset of the data of all tensors. Raises BadHeader if a tensor lies outside the
-    file, is not aligned or overlaps another one.
+    The offsets in `entries` count from `start`, the offset of all tensors' data, and must be
+    multiples of `alignment` bytes. Raises BadHeader if they are not, or if a tensor lies outside
+    the file or overlaps another one.
     """
     where = file.path.name
     tensors: dict[str, GgufTensor] = {}

@@ -34,7 +34,10 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgress) -> None:
-    """Write the model to `path` with matrices of the type `kind`; vectors are float32."""
+    """Write the model `source` to a GGUF file at `path`; `kind` is the GGUF type of its matrices.
+
+    Vectors are written in float32. `progress` is called with the tensors written and their number.
+    """
     from jaxllama.text.exchange import as_metadata  # noqa: PLC0415 - heavy
 
     config = source.config
@@ -99,7 +102,10 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 
 
 def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the multipliers and soft caps of Gemma and Granite as metadata."""
+    """Write the multipliers and soft caps of `config`, a Gemma or Granite model, as metadata.
+
+    Multipliers are written only if models of `family` have them.
+    """
     if config.attention_cap is not None:
         writer.add_attn_logit_softcapping(config.attention_cap)
     if config.logit_cap is not None:
@@ -112,7 +118,10 @@ def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 
 
 def add_rope(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the metadata of the rotary embedding, without divisors of pairs: these are tensors."""
+    """Write the metadata of the rotary embedding, with the key prefix of the architecture `family`.
+
+    Frequency divisors of single pairs are left out: they are tensors.
+    """
     rope, scaling = config.rope, f"{family.gguf}.rope.scaling"
     writer.add_rope_freq_base(rope.theta)
     if config.local_rope is not None:
@@ -164,9 +173,10 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def kind_of(name: str, shape: tuple[int, ...], wanted: Any) -> Any:
-    """Return the type of one tensor: `wanted`, or float16 for rows that are no whole blocks.
+    """Return the GGUF type in which to write the tensor `name` of shape `shape`.
 
-    Vectors and the small matrices that choose experts are float32, as llama.cpp writes them.
+    It is `wanted`, or float16 if the row length is no multiple of the type's block. Vectors and the
+    small matrices that choose experts are float32, as llama.cpp writes them.
     """
     if len(shape) == 1 or ROUTER in name:
         return Kind.F32
@@ -180,7 +190,10 @@ def bytes_of(shape: tuple[int, ...], kind: Any) -> int:
 
 
 def encode(name: str, tensor: Stored, kind: Any) -> np.ndarray:
-    """Return an array with the bytes of a tensor in the GGUF type `kind`."""
+    """Return an array with the bytes of a tensor in the GGUF type `kind`.
+
+    Raise UnsupportedModel, naming the tensor `name`, if a number is too large for float16.
+    """
     if isinstance(tensor, Packed):
         blocks = blocks_of(tensor, kind)
         if blocks is not None:
@@ -197,7 +210,10 @@ def encode(name: str, tensor: Stored, kind: Any) -> np.ndarray:
 
 
 def to_half(name: str, dense: np.ndarray) -> np.ndarray:
-    """Return the values in float16; raise UnsupportedModel if one is too large for it."""
+    """Return the values in float16; raise UnsupportedModel if one is too large for it.
+
+    The error names the tensor `name`.
+    """
     most = float(np.abs(dense).max(initial=0))
     if most > LARGEST:
         raise UnsupportedModel(

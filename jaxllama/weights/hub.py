@@ -83,9 +83,10 @@ class HubModel:
     def announce(
         self, wanted: Sequence[str], sizes: Mapping[str, int | None], progress: Progress | None
     ) -> None:
-        """Log and report the number of files to download and their size in all, if known.
+        """Log and report the number of files to download and, if known, their bytes in all.
 
-        The hub's library shows the progress from then on.
+        `wanted` are the names of the files; `sizes` has the bytes of each, None if unknown. The
+        hub's library shows the progress from then on.
         """
         known = [size for name in wanted if (size := sizes[name]) is not None]
         total = f"{size_text(sum(known))} in " if len(known) == len(wanted) else ""

@@ -212,7 +212,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         return is_vector and entry.dtype in DTYPES and not self._tensors[name].read(name).any()
 
     def _scaled(self, name: str, values: Any, index: Index) -> Stored:
-        """Return part `index` of a tensor, whose values are given, with float8 scales applied."""
+        """Return `values`, the stored part `index` of tensor `name`, with float8 scales applied.
+
+        Values of other types than float8 are returned unchanged.
+        """
         entry = self._entries[name]
         if entry.dtype not in float8.FLOAT8:
             return values

@@ -102,9 +102,10 @@ def find_architecture(fields: CheckedFields) -> Architecture:
 
 
 def read_kv_heads(fields: CheckedFields, family: Architecture, heads: int) -> int:
-    """Return the number of key/value heads.
+    """Return the number of key/value heads; `heads` is the number of query heads.
 
-    Null means as many as query heads; absent means the family's default.
+    A null in config.json means as many as query heads; an absent field means the default of
+    `family`.
     """
     if "num_key_value_heads" in fields.values:
         return fields.whole("num_key_value_heads", heads, high=MAX_HEADS)
@@ -112,7 +113,10 @@ def read_kv_heads(fields: CheckedFields, family: Architecture, heads: int) -> in
 
 
 def read_rotary_dim(fields: CheckedFields, family: Architecture, head_dim: int) -> int | None:
-    """Return how many numbers of a head rotate; None if all do."""
+    """Return how many of the `head_dim` numbers of a head rotate; None if all do.
+
+    Raise UnsupportedModel if only some do and models of `family` are not supported with that.
+    """
     rules = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     for holder in (fields, rules):
         part = holder.real("partial_rotary_factor", 1.0)
@@ -128,7 +132,10 @@ def read_rotary_dim(fields: CheckedFields, family: Architecture, head_dim: int) 
 
 
 def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict[str, Any]:
-    """Return the fields of ModelConfig for the multipliers and soft caps of Gemma and Granite."""
+    """Return the fields of ModelConfig for the multipliers and soft caps of Gemma and Granite.
+
+    `family` has the defaults of absent fields; `width` is the length of a hidden state.
+    """
     caps = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
     found: dict[str, Any] = {}
     for ours, theirs in caps.items():
@@ -154,9 +161,10 @@ def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict
 def read_mixture(
     fields: CheckedFields, family: Architecture, layers: int, tensors: int
 ) -> Experts | None:
-    """Return the mixture of experts; None if the architecture has none.
+    """Return the number of experts, those used per token and their width; None without experts.
 
-    Raise BadHeader if `tensors`, the number of tensors in the files, are too few for it.
+    `family` has the defaults of absent fields, `layers` is the number of layers. Raise BadHeader if
+    `tensors`, the number of tensors in the files, is too small for so many experts.
     """
     if family.experts is None:
         return None
@@ -177,9 +185,10 @@ def read_mixture(
 
 
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
-    """Return the fields `window` and `pattern` of ModelConfig: the sliding window, the layers.
+    """Return the fields `window` and `pattern` of ModelConfig for a model of `layers` layers.
 
-    The pattern says of each layer whether it has the window, rotary embedding and experts.
+    `window` is the size of the sliding window, None without; `pattern` says of each layer whether
+    it has the window, rotary embedding and experts.
     """
     windowed = windowed_layers(fields, family, layers)
     rotated = rotated_layers(fields, family, layers)
@@ -194,7 +203,10 @@ def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -
 
 
 def windowed_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether it attends within the sliding window only."""
+    """Say of each of the `layers` layers whether it attends within the sliding window only.
+
+    `family` has the rule for models whose config.json does not list the layers.
+    """
     # absent means the default, null means none
     if not family.has_window or fields.values.get("sliding_window", family.window) is None:
         return [False] * layers
@@ -212,7 +224,10 @@ def windowed_layers(fields: CheckedFields, family: Architecture, layers: int) ->
 
 
 def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether it has rotary embedding; SmolLM3's config.json may list it."""
+    """Say of each of the `layers` layers whether it has rotary embedding.
+
+    SmolLM3's config.json may list them; `family` has the rule otherwise.
+    """
     if not family.unrotated_every:
         return [True] * layers
     if fields.has("no_rope_layers"):
@@ -222,7 +237,7 @@ def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> 
 
 
 def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
-    """Say for every layer whether its feed-forward is a mixture of experts.
+    """Say of each of the `layers` layers whether its feed-forward is a mixture of experts.
 
     It is True for all layers of an architecture without experts.
     """
@@ -234,7 +249,10 @@ def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> l
 
 
 def listed(fields: CheckedFields, key: str, layers: int) -> list[object]:
-    """Return the values for all layers in the list `key`; raise BadHeader if they are too few."""
+    """Return the first `layers` values of the list in field `key`, one for each layer.
+
+    Raise BadHeader if the list has fewer.
+    """
     values = fields.items(key)
     if len(values) < layers:
         raise BadHeader(
@@ -247,9 +265,10 @@ def listed(fields: CheckedFields, key: str, layers: int) -> list[object]:
 def read_ropes(
     fields: CheckedFields, family: Architecture, max_context: int
 ) -> tuple[Rope, Rope | None]:
-    """Return the rotary embedding, and that of layers with a window; None if it is the same.
+    """Return the rotary embedding of the model, and that of its layers with a sliding window.
 
-    Reads `rope_parameters`, or the older fields `rope_theta` and `rope_scaling`.
+    The second is None if it is the same. `max_context` is the model's context length. Reads
+    `rope_parameters`, or the older fields `rope_theta` and `rope_scaling`.
     """
     rule = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     theta = fields.real("rope_theta", family.theta, above=1)
@@ -267,7 +286,8 @@ def read_ropes(
 def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int) -> Rope:
     """Return the rotary embedding that `rule`, the object `rope_scaling` or alike, describes.
 
-    `theta` is the base frequency if the rule has none. Raise UnsupportedModel for unknown types.
+    `theta` is the base frequency if the rule has none, `max_context` the model's context length.
+    Raise UnsupportedModel for unknown types.
     """
     theta = rule.real("rope_theta", theta, above=1)
     if any(isinstance(value, dict) for value in rule.values.values()):
@@ -293,7 +313,11 @@ def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_cont
 def read_longrope(
     fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int
 ) -> Rope:
-    """Return the rotary embedding with two sets of factors: Phi-3's for short and long texts."""
+    """Return Phi-3's rotary embedding, with other frequency divisors for long texts than for short.
+
+    `rule` is the object that holds them, `theta` the base frequency, `max_context` the model's
+    context length.
+    """
     stated = "original_max_position_embeddings"
     holder = fields if fields.has(stated) else rule
     original = holder.whole(stated, max_context, high=MAX_CONTEXT)
@@ -323,7 +347,10 @@ def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
 
 
 def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return a rotary embedding that is scaled by Llama 3.1's rule."""
+    """Return the rotary embedding of base `theta` that Llama 3.1's scaling rule `rule` describes.
+
+    `max_context` is the model's context length.
+    """
     low, high = rule.real("low_freq_factor"), rule.real("high_freq_factor")
     if not 0 < low < high:
         raise BadHeader(
@@ -341,7 +368,11 @@ def read_llama3(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 
 
 def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return a YaRN rotary embedding; DeepSeek's two mscale fields become one attention factor."""
+    """Return the YaRN rotary embedding of base `theta` that the object `rule` describes.
+
+    `max_context` is the model's context length. DeepSeek's two mscale fields become one attention
+    factor.
+    """
     if not rule.flag("truncate", True):
         raise UnsupportedModel(f"{rule.where}: truncate is false, which is not supported")
     original_context = trained_context(rule, max_context)

@@ -35,10 +35,10 @@ class Step(ABC):
         """Return the step that undoes this one."""
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return which part of the step's input to convert for part `index` of its result.
+        """Return which part of the step's input to convert to get part `index` of its result.
 
-        `shape` is that of the whole input. The second index returned says where the wanted part
-        lies in the converted one. By default the whole input is converted.
+        Also return the index of part `index` within the result of that conversion. `shape` is that
+        of the whole input. By default the whole input is converted.
         """
         return whole(shape), index
 
@@ -167,7 +167,8 @@ def inverted(steps: Sequence[Step]) -> tuple[Step, ...]:
 def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -> Stored:
     """Return the wanted part of the steps' result, made from the part that `sources` asked for.
 
-    `places` is the second result of `sources`.
+    `part` is that part of the stored tensor; `places` are the indices that `sources` returned with
+    it: for each step, where the wanted part lies in the result of the step.
     """
     is_flipped = False
     for step, place in zip(steps, places, strict=True):
@@ -181,8 +182,8 @@ def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -
 def sources(index: Index, steps: Sequence[Step], shape: Shape) -> tuple[Index, list[Index]]:
     """Return which part of a stored tensor to read for part `index` of the result of the steps.
 
-    `shape` is that of the stored tensor. Also returns, for each step, where the wanted part lies in
-    the result of the step.
+    Also return one index per step: where the wanted part lies in what the step makes of the part
+    that was read. `shape` is that of the whole stored tensor.
     """
     shapes = [shape]
     for step in steps[:-1]:

@@ -78,7 +78,10 @@ class AdapterSettings(NamedTuple):
         return max((self.rank, *self.ranks.values()))
 
     def of(self, layer: str) -> tuple[int, float]:
-        """Return the rank of the adapter in layer `layer`, and the factor on its output."""
+        """Return the rank of the adapter in the module `layer`, and the factor on its output.
+
+        `layer` is a module's name in the file, such as layers.0.self_attn.q_proj.
+        """
         rank = next((value for name, value in self.ranks.items() if fits(name, layer)), self.rank)
         alpha = next((v for name, v in self.alphas.items() if fits(name, layer)), self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.by_root else rank)
@@ -92,7 +95,7 @@ class AdapterPair(NamedTuple):
 
 
 def read_adapter(path: Path, model: ModelConfig, engine: EngineConfig) -> AdapterWeights:
-    """Read the adapter in a folder for this model, padded to the engine's rank.
+    """Read the adapter in the folder `path` for this model, padded to the rank in `engine`.
 
     Raises UnknownFormat, UnsupportedModel, BadHeader or BadTensors.
     """
@@ -157,7 +160,11 @@ def read_settings(fields: CheckedFields) -> AdapterSettings:
 
 
 def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
-    """Return the object `key`: positive numbers of type `kind` by name of a layer; {} if absent."""
+    """Return the object in field `key`: positive numbers by name of a layer; {} if it is absent.
+
+    `kind` int refuses numbers that are not whole. Raise BadTensors or UnsupportedModel if it holds
+    anything else.
+    """
     given = fields.values.get(key) or {}
     if not isinstance(given, dict):
         raise BadTensors(f"{CONFIG} has {key} {shown(given)}; expected a table of numbers")
@@ -212,9 +219,10 @@ def read_pairs(
 def sort_tensors(
     file: TensorFile, weights: Mapping[str, AdaptedWeight]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Map parameter paths to the names of their tensors in the file, by side: "A" or "B".
+    """Map the parameter path of each adapted weight to its tensors' names, by matrix: "A" or "B".
 
-    Also return a message for every tensor that has no place in the model.
+    `weights` are the weights that adapters can change, by parameter path. Also return a message for
+    every tensor of the file that belongs to none of them.
     """
     found: dict[str, dict[str, str]] = {}
     problems = []
@@ -230,7 +238,10 @@ def sort_tensors(
 
 
 def is_tiny(file: TensorFile, name: str, size: int) -> bool:
-    """Say whether the bias `name`, of `size` bytes, is so small that it may be left out."""
+    """Say whether all numbers of the bias `name` are so near 0 that it may be left out.
+
+    `size` is its size in bytes; a large one is not read, and the answer is False.
+    """
     return size <= MAX_CONFIG and bool(np.all(np.abs(file.read(name)) <= TINY_BIAS))
 
 
@@ -241,9 +252,10 @@ def misfits(
     weight: AdaptedWeight,
     settings: AdapterSettings,
 ) -> Iterator[str]:
-    """Yield a message for everything that is wrong with the tensors for parameter path `path`.
+    """Yield an error message for everything wrong with the A and B matrices of one weight.
 
-    `sides` has their names, by "A" and "B".
+    `path` is its parameter path and `weight` its sizes; `sides` maps "A" and "B" to the names of
+    the tensors in `file`; `settings` has the rank.
     """
     if len(sides) < 2:  # noqa: PLR2004
         yield f"{next(iter(sides.values()))} comes without the other matrix of {path}"
@@ -261,9 +273,11 @@ def misfits(
 def arranged(
     pairs: Mapping[str, AdapterPair], model: ModelConfig, engine: EngineConfig
 ) -> AdapterWeights:
-    """Return the adapter's arrays for every group of weights, with zeros for unchanged weights.
+    """Return the adapter's arrays by layer and group, with zeros for unchanged weights.
 
-    The A matrices of a group lie side by side, each padded to the engine's rank.
+    `pairs` has the A and B matrices by parameter path. A group is the weights that the model
+    multiplies with the same input, such as queries, keys and values; their A matrices lie side by
+    side, each padded to the engine's rank.
     """
     shapes = adapter_shapes(model, engine)
     result: dict[int, dict[str, AdapterMatrices]] = {index: {} for index in shapes}

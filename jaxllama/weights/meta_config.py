@@ -81,7 +81,8 @@ def alias(fields: CheckedFields, key: str) -> str:
 def read_vocab(fields: CheckedFields, width: int, shapes: Mapping[str, Shape], shards: int) -> int:
     """Return the size of the vocabulary.
 
-    If the file says -1, as for Llama 1 and 2, it follows from the shapes of the first shard.
+    If the file says -1, as for Llama 1 and 2, it follows from `shapes`, those of the tensors in the
+    first of `shards` shards; `width` is the length of a hidden state.
     """
     stated = fields.whole("vocab_size", -1, low=-1)
     if stated > 0:
@@ -103,7 +104,8 @@ def read_ffn_width(
 ) -> int:
     """Return the width of the feed-forward: as stated, by Meta's rule, or as the tensors have it.
 
-    The rule: two thirds of four times the width, times a factor, up to a whole multiple.
+    The rule: two thirds of four times `width`, times a factor, up to a whole multiple. `width` is
+    the length of a hidden state; `shapes` are those of the tensors in the first of `shards` shards.
     """
     if fields.has("hidden_dim"):
         return fields.whole("hidden_dim")
@@ -135,7 +137,10 @@ def read_context(fields: CheckedFields) -> int:
 
 
 def read_rope(fields: CheckedFields, width: int) -> Rope:
-    """Return the rotary embedding; with `use_scaled_rope`, it follows Llama 3.1's scaling rule."""
+    """Return the rotary embedding; with `use_scaled_rope`, it follows Llama 3.1's scaling rule.
+
+    The default factor of the rule depends on `width`, the length of a hidden state.
+    """
     theta = fields.real("rope_theta", 10000.0, above=1)
     if not fields.flag("use_scaled_rope", False):
         return Rope(theta)

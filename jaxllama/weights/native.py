@@ -272,7 +272,7 @@ class NativeCheckpoint(Checkpoint):
         return self._store.start(f"{name}/{part}", shape, dtype, index)
 
     def _file(self, name: str, digest: str) -> bytes:
-        """Read one file of the tokenizer; raise BadHeader if its checksum differs."""
+        """Read the tokenizer's file `name`; raise BadHeader if its SHA-256 is not `digest`."""
         file = BinaryFile(self._folder / name)
         try:
             if file.size > MAX_TEXT:
@@ -313,7 +313,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None:
-    """Raise BadHeader if the form of a weight is impossible, or the files are too small for all."""
+    """Raise BadHeader if the form of a weight is impossible, or the array files are too small.
+
+    `folder` is the checkpoint, `manifest` lists its weights; `fields` are its JSON fields, which
+    know the file name for errors.
+    """
     for path, form in manifest.weights.items():
         is_packed = form.bits != 0
         is_sound = form.dtype in ("float32", "float16", "bfloat16") and all(

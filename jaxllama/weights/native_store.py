@@ -119,9 +119,9 @@ class ArrayStore:
                 self._opened[name] = tensorstore.open(spec, open=True, read=True, context=context)
 
     def start(self, name: str, shape: Shape, dtype: str, index: Index) -> PendingArray:
-        """Begin to read part `index` of an array; `PendingArray.result` waits for its values.
+        """Begin to read part `index` of array `name`; `PendingArray.result` waits for its values.
 
-        Raise BadHeader unless the array has this shape and dtype.
+        Raise BadHeader unless the whole array has this shape and dtype.
         """
         import tensorstore  # noqa: PLC0415 - heavy
 

@@ -26,10 +26,10 @@ def quantize(
     *,
     minimises_error: bool = False,
 ) -> Packed:
-    """Return the matrix, [outputs, inputs], quantised with one scale for each `group` of inputs.
+    """Return `matrix`, [outputs, inputs], quantised with one scale for each `group` of inputs.
 
-    `group` must divide the number of inputs. With `minimises_error`, scales minimise the squared
-    error; else they reach the largest weight of their group.
+    `group` must divide the number of inputs. With `minimises_error`, scales are searched for the
+    least squared error; without, they are set by the largest weight of their group.
     """
     out, inward = matrix.shape
     step = max(1, SLICE // inward)
@@ -55,7 +55,12 @@ def quantize(
 def quantize_rows(
     groups: Float[np.ndarray, "O G W"], bits: Literal[4, 8], *, minimises_error: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return signed codes [O, G, W] and float16 scales [O, G] for the weights of some groups."""
+    """Return signed codes [O, G, W] and float16 scales [O, G] for `groups`, [O, G, W].
+
+    O counts outputs, G the groups of an output, W the weights of a group, which share a scale. With
+    `minimises_error`, scales are searched for the least squared error; without, they are set by the
+    largest weight of their group.
+    """
     usual = usual_scales(groups, bits)
     best = usual.astype(np.float16)
     if minimises_error:
@@ -72,7 +77,10 @@ def quantize_rows(
 
 
 def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndarray, "O G"]:
-    """Return the scale that gives the largest weight of each group the code farthest from 0."""
+    """Return, for each group, the scale that gives its largest weight the code farthest from 0.
+
+    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    """
     place = np.abs(groups).argmax(axis=-1)[..., None]
     largest = np.take_along_axis(groups, place, axis=-1)[..., 0]
     return largest / LIMITS[bits][0] if bits == 4 else np.abs(largest) / LIMITS[bits][1]  # noqa: PLR2004
@@ -81,7 +89,10 @@ def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndar
 def fitted(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return, for the codes that `scales` give, the scales with the least squared error."""
+    """Return better scales: with the codes that `scales` give, these have the least squared error.
+
+    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    """
     codes = codes_of(groups, scales, bits)
     squares = np.einsum("ogw,ogw->og", codes, codes)
     products = np.einsum("ogw,ogw->og", groups, codes)
@@ -91,7 +102,10 @@ def fitted(
 def codes_of(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G W"]:
-    """Return the nearest signed code of every weight for these scales, as float32."""
+    """Return every weight divided by its group's scale and rounded to a signed code, as float32.
+
+    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    """
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     return np.clip(np.rint(groups * inverse[..., None]), *LIMITS[bits])
 
@@ -99,7 +113,10 @@ def codes_of(
 def error_of(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return the squared error of each group when it is quantised with these scales."""
+    """Return, for each group, the squared error of its weights when quantised with `scales`.
+
+    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    """
     wide = scales.astype(np.float32)
     rest = groups - codes_of(groups, wide, bits) * wide[..., None]
     return np.einsum("ogw,ogw->og", rest, rest)

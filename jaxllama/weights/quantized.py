@@ -86,9 +86,10 @@ def check_foreign(folder: Path, tensors: Entries) -> None:
 
 
 def guess(qweight: str, tensors: Entries) -> tuple[str, None, None, int]:
-    """Return method, bits, group size and offset for a folder that states none of them.
+    """Return what a folder's tensors show of its scheme: method, None, None and offset of zeros.
 
-    The shapes of tensor `qweight` and its scales tell AWQ from GPTQ.
+    The two None stand for bits and group size, which no file states. AWQ and GPTQ are told apart by
+    the shapes of the tensor `qweight` and its scales.
     """
     scales = tensors.get(qweight.removesuffix("qweight") + "scales")
     is_awq = scales is not None and scales.shape[-1:] != tensors[qweight].shape[-1:]
@@ -236,9 +237,10 @@ class QuantizedMatrix:
     def _codes(
         self, ins: slice, outs: slice, read: ReadTensor, order: np.ndarray | None
     ) -> np.ndarray:
-        """Read the codes of some inputs and outputs, in the layout of a Packed matrix.
+        """Read the codes of inputs `ins` and outputs `outs`, in the layout of a Packed matrix.
 
-        `order` is the order in which the inputs are sorted; None if they are not.
+        `read` reads a part of a tensor. `order` is the permutation that sorts the inputs by group;
+        None if they lie in order.
         """
         name, per_word = f"{self.stem}qweight", WORD // self.bits
         if self.scheme.method == AWQ:
@@ -303,14 +305,18 @@ def find_quantized(tensors: Entries, scheme: Scheme | None) -> dict[str, Quantiz
 
 
 def is_part(name: str, matrices: Mapping[str, QuantizedMatrix]) -> bool:
-    """Say whether a tensor is one of those that make a quantised matrix."""
+    """Say whether tensor `name` is one of those that make up a matrix in `matrices`."""
     stem, _, part = name.rpartition(".")
     matrix = matrices.get(f"{stem}.weight")
     return matrix is not None and part in PARTS[matrix.scheme.method]
 
 
 def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
-    """Build the quantized matrix `stem` from its tensors; check their types and shapes."""
+    """Build the quantised matrix from its tensors, whose names begin with `stem`.
+
+    `tensors` has all tensors of the folder by name. Raise BadTensors if one of the matrix is
+    missing or has a wrong type or shape.
+    """
     names = PARTS[scheme.method]
     parts = {part: tensors[stem + part] for part in names if stem + part in tensors}
     missing = [stem + part for part in names[:NEEDED] if part not in parts]
@@ -352,10 +358,10 @@ def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
 
 
 def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
-    """Return the bits per weight of a matrix, by the shape of its packed zeros for `out` outputs.
+    """Return the bits per weight of the matrix `stem`, by the shape of its packed zeros.
 
-    Raise BadTensors if the scheme states others, UnsupportedModel unless they are 4 or, for GPTQ,
-    8.
+    `zeros` is that shape, `out` the number of outputs. Raise BadTensors if the scheme states other
+    bits, UnsupportedModel unless they are 4 or, for GPTQ, 8.
     """
     bits, rest = divmod(zeros[1] * WORD, out)
     if rest or not 1 <= bits <= EIGHT or (scheme.bits is not None and bits != scheme.bits):
@@ -373,9 +379,10 @@ def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
 
 
 def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
-    """Raise BadTensors unless a matrix has the number of groups that the stated group size gives.
+    """Raise BadTensors unless the matrix `stem` has as many groups as the stated size gives.
 
-    `inward` is the number of inputs. Without a stated size, groups must divide the inputs.
+    `groups` is the number of its scales per output, `inward` the number of inputs. Without a stated
+    size, `groups` must divide `inward`.
     """
     stated = scheme.group
     if stated is not None:
@@ -420,12 +427,15 @@ def pair_inputs(codes: UInt8[np.ndarray, "O I"]) -> UInt8[np.ndarray, "O Z"]:
 
 
 def aligned(part: slice, step: int) -> slice:
-    """Return a range of weights, widened to multiples of `step`."""
+    """Return the range `part`, widened so that it starts and ends at multiples of `step`."""
     return slice(part.start // step * step, -(-part.stop // step) * step)
 
 
 def divided(part: slice, by: int) -> slice:
-    """Return the range of integers that hold a range of weights, `by` weights in each."""
+    """Return the range of packed integers that hold the weights in range `part`.
+
+    Each integer holds `by` weights.
+    """
     return slice(part.start // by, part.stop // by)
 
 

@@ -77,7 +77,10 @@ class Concatenate(Join):
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that overlaps `index` to the overlapping part of it."""
+        """Map the number of each tensor that overlaps `index` to the overlapping part of it.
+
+        `index` and `shape` are those of the joined tensor, `count` is the number of tensors.
+        """
         wanted = index[self.axis]
         found = {}
         for number, (start, stop) in enumerate(self._ranges(shape, count)):
@@ -111,7 +114,10 @@ class Stack(Join):
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that overlaps `index` to the overlapping part of it."""
+        """Map the number of each tensor that overlaps `index` to the overlapping part of it.
+
+        `index` and `shape` are those of the stacked tensor, `count` is the number of tensors.
+        """
         del shape, count
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
 
@@ -200,9 +206,10 @@ def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
 
 
 def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -> Stored:
-    """Read part `index` of a weight of this shape, or all of it for None, in canonical layout.
+    """Read a weight, or part `index` of it, in canonical layout; `index` None is all of it.
 
-    `read` reads a part of one tensor of the file; only parts that are needed are read.
+    `rule` names its tensors in the file, `shape` is that of the whole weight, and `read` reads a
+    part of one tensor; only parts that are needed are read.
     """
     before = arranged_shape(shape, inverted(rule.steps))
     wanted = whole(shape) if index is None else bounded(index, shape)
@@ -218,8 +225,9 @@ def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -
 def restore(
     table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
 ) -> Iterator[tuple[str, Stored]]:
-    """Yield name and value of every tensor that a file of this table has, made from our weights.
+    """Yield name and value of every tensor of a file to be written, made from our weights.
 
+    `table` has the file's rules by parameter path, `paths` are the weights to write, and
     `read(path)` returns a weight in canonical layout.
     """
     for names, members in by_tensor(table, paths).items():

@@ -119,7 +119,8 @@ class SentenceFolder:
         """Read the weights one by one; return what `place` makes of each, by parameter path.
 
         `place` gets a float32 array in canonical layout; only one at a time is in host memory.
-        `shapes` are those expected. Raises BadTensors if tensors do not fit.
+        `shapes` are the expected shapes by parameter path; BadTensors is raised if tensors do not
+        fit. `progress` is called with the number of weights done and of all.
         """
         names = self._check(shapes)
         placed = {}
@@ -145,7 +146,10 @@ class SentenceFolder:
         self.close()
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-        """Map parameter paths to names of tensors; raise BadTensors that lists all misfits."""
+        """Map parameter paths to names of tensors; raise BadTensors that lists all misfits.
+
+        `shapes` are the expected shapes by parameter path.
+        """
         layers = tensor_names(self._family, self.config.layers)
         names, problems = {}, []
         for path, shape in shapes.items():
@@ -225,7 +229,11 @@ def read_modules(folder: Path) -> dict[str, str]:
 
 
 def check_steps(names: list[str], count: int, where: str) -> None:
-    """Raise UnsupportedModel unless the modules are Transformer, Pooling and perhaps Normalize."""
+    """Raise UnsupportedModel unless the modules are Transformer, Pooling and perhaps Normalize.
+
+    `names` are the modules of the file `where` in order, without repeats; `count` is the number of
+    modules in the file, repeats included.
+    """
     if count == len(names) and tuple(names) in (STEPS[:1], STEPS[:2], STEPS):
         return
     other = next((name for name in names if name not in STEPS), None)
@@ -248,9 +256,9 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_length(folder: Path) -> tuple[int | None, bool]:
-    """Return the most tokens of a text, None for no bound, and whether texts become lower case.
+    """Return the length limit of a text in tokens, and whether texts become lower case.
 
-    Without a file of its own, the tokenizer's limit counts.
+    The limit is None without a bound. If the folder has no file for it, the tokenizer's counts.
     """
     for name in LENGTHS:
         if (folder / name).exists():

@@ -110,7 +110,11 @@ def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
 
 
 def find_shards(folder: Path, kind: ShardKind, index: Mapping[str, str] | None) -> list[Path]:
-    """Return the files that hold the weights: the shards of the index, or the only file."""
+    """Return the files that hold the weights: the shards of the index, or the only file.
+
+    `index` maps tensors to shards; None if the folder has no index. Raise CheckpointError if it is
+    not clear which file to read.
+    """
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
     if (folder / kind.single).exists():
@@ -138,7 +142,10 @@ def join_shards(shards: Iterable[TensorFile]) -> dict[str, TensorFile]:
 
 
 def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None:
-    """Raise BadTensors that lists the tensors which are not in the shard that the index names."""
+    """Raise BadTensors that lists the tensors which are not in the shard that the index names.
+
+    `index` maps tensors to shards, `tensors` to the files that hold them; errors name `where`.
+    """
     wrong = []
     for name, shard in index.items():
         found = tensors[name].path.name if name in tensors else "no shard"

@@ -70,10 +70,10 @@ def part_of(stored: Stored, index: Index) -> Stored:
 
 
 def between_groups(inputs: slice, packed: Packed) -> slice:
-    """Return the range of groups that a range of inputs consists of.
+    """Return the range of groups, of inputs that share a scale, that the range `inputs` covers.
 
-    Raise ValueError if the range has only part of a group, or the matrix has sorted inputs
-    (`order`) and the range is not all of them.
+    Raise ValueError if the range cuts a group, or the inputs of `packed` are sorted (`order`) and
+    the range is not all of them.
     """
     width, group = packed.shape[-2], packed.group
     if (inputs.start, inputs.stop) == (0, width):
@@ -137,9 +137,10 @@ def merged(
     join: Callable[[list[np.ndarray]], np.ndarray],
     order: np.ndarray | None,
 ) -> Packed:
-    """Return one Packed matrix from several of the same kind; `join` joins their arrays.
+    """Return one Packed matrix from several of the same kind.
 
-    `order` is the order of inputs of the result; None if they are not sorted.
+    `join` makes one array from a list of them and is applied to codes, scales and minima. `order`
+    is the order of inputs of the result; None if they are not sorted.
     """
     minima = [each.minima for each in parts if each.minima is not None]
     return dataclasses.replace(
@@ -190,10 +191,11 @@ def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Store
 def read_rows(
     index: Index, shape: Shape, nbytes: int, read: Callable[[int, int], Stored]
 ) -> Stored:
-    """Read part `index` of a tensor that a file stores row by row, with little more in memory.
+    """Read part `index` of a tensor of shape `shape` that a file stores row by row.
 
-    `read(start, stop)` returns whole rows (slices along the first axis) of a tensor that takes
-    `nbytes` in the file. Where only some columns are wanted, few rows are read at a time.
+    `read(start, stop)` returns whole rows (slices along the first axis); `nbytes` is the size of
+    the whole tensor in the file. Where only some columns are wanted, few rows are read at a time,
+    so that little more than the part is in memory.
     """
     rows, columns = index[0], index[1:]
     if columns == whole(shape[1:]):

@@ -270,7 +270,10 @@ class Machine:
         self.push(target)
 
     def hold(self, target: object, items: list[object], *, is_list: bool = False) -> PickledList:
-        """Append items to `target` and return it: a list with `is_list`, else a new tuple."""
+        """Append `items` to `target`, a list or a new tuple of the pickle, and return it.
+
+        `is_list` says that `target` must be a list, else a tuple; anything else is refused.
+        """
         if not isinstance(target, PickledList) or target.is_tuple is is_list:
             self.refuse(f"appends to {described(target)}; expected a list")
         target.items += items

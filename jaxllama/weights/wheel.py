@@ -145,7 +145,10 @@ class WheelFolder(Wheel):
 
 
 def extract(archive: zipfile.ZipFile, member: str, target: Path, progress: Progress | None) -> None:
-    """Write the file `member` of an archive to `target` and sync it to disk."""
+    """Write the file `member` of an archive to `target` and sync it to disk.
+
+    `progress`, if not None, is called with the bytes written and their total.
+    """
     total = archive.getinfo(member).file_size
     with archive.open(member) as stored, target.open("wb") as file:
         while block := stored.read(CHUNK):
@@ -163,9 +166,10 @@ def watch(
     total: int,
     progress: Progress | None,
 ) -> int:
-    """Run a command that downloads `total` bytes into `folder`; return its exit code.
+    """Run `command`, which downloads `total` bytes into `folder`; return its exit code.
 
-    Progress is reported from the size of the folder; the command's error messages go to `errors`.
+    `progress`, if not None, is called with the size of the folder; error messages of the command go
+    to `errors`.
     """
     environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     process = subprocess.Popen(

@@ -120,7 +120,11 @@ class ZipArchive:
         return ZipEntry(name, method, start, offset, packed, size), after
 
     def _data_offset(self, start: int, raw_name: bytes, method: int) -> int:
-        """Return the offset of an entry's bytes, which follow its local header at `start`."""
+        """Return the offset of an entry's bytes, which follow its local header at offset `start`.
+
+        Raise BadHeader unless name and compression method in the local header are `raw_name` and
+        `method`, those of the directory.
+        """
         raw = self._file.read(start, LOCAL.size + len(raw_name)).tobytes()
         fields = LOCAL.unpack_from(raw)
         if fields[0] != MAGIC or fields[3] != method or raw[LOCAL.size :] != raw_name:
@@ -175,9 +179,10 @@ def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
 
 
 def widened(values: tuple[int, int, int], extra: bytes, where: str) -> tuple[int, int, int]:
-    """Return packed size, size and start of an entry; its directory has them as `values`.
+    """Return packed size, unpacked size and offset of an entry of a zip file.
 
-    Those that do not fit in 32 bits come from the entry's `extra` field.
+    `values` are these three as 32-bit numbers; those that do not fit are taken from the entry's
+    `extra` field. Errors name the file `where`.
     """
     packed, size, start = values
     if U32 not in values:

@@ -71,7 +71,11 @@ class Filters:
     def indent(
         self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
     ) -> str:
-        """Indent the lines of a text; raises TemplateError above MAX_INDENT characters."""
+        """Indent the lines of a text by `width` spaces, or by `width` itself if it is a string.
+
+        `first`: the first line, too; `blank`: blank lines, too. Raises TemplateError for an indent
+        of more than MAX_INDENT characters.
+        """
         text = self.print(value)
         step = width if isinstance(width, str) else " " * min(width, MAX_INDENT + 1)
         if len(step) > MAX_INDENT:
@@ -104,7 +108,7 @@ class Filters:
 
 
 def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a filter or test so that it charges the meter for its arguments and its result."""
+    """Return the filter or test `work`, made to charge `meter` for its arguments and its result."""
 
     @functools.wraps(work)  # keeps Jinja's attribute that selects the first argument
     def charged(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +120,11 @@ def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_text_call(meter: Meter, text: str, method: str, args: tuple[Any, ...]) -> None:
-    """Raise TemplateError if the string method, called on `text`, would take too much memory."""
+    """Raise TemplateError if calling a string method would take too much memory.
+
+    `method` is the name of the method of `text`, `args` are its arguments; `meter` knows how many
+    bytes are left.
+    """
     if method in ("split", "rsplit", "splitlines") and len(text) > MAX_SPLIT:
         raise TemplateError(
             f"the chat template splits a text of {len(text)} characters; expected at most "
@@ -132,7 +140,10 @@ def check_text_call(meter: Meter, text: str, method: str, args: tuple[Any, ...])
 
 
 def check_product(meter: Meter, left: Any, right: Any) -> None:
-    """Raise TemplateError if a product would be too long a sequence or too large a number."""
+    """Raise TemplateError if `left * right` would be too long a sequence or too large a number.
+
+    `meter` knows how many bytes are left.
+    """
     if isinstance(left, int) and isinstance(right, int):
         if left.bit_length() + right.bit_length() > MAX_BITS:
             raise TemplateError(f"the chat template makes a number of more than {MAX_BITS} bits")

@@ -94,9 +94,11 @@ def undefined_names(source: str, variables: Iterable[str]) -> list[str]:
 def render(
     code: CodeType, variables: Mapping[str, Any], input_bytes: int, *, is_strict: bool = False
 ) -> str:
-    """Run a compiled template; raises TemplateError for every failure.
+    """Run a compiled template and return its output; raises TemplateError for every failure.
 
-    With `is_strict`, printing an undefined value, such as a misspelt field, is an error.
+    `variables` are the template's variables by name. `input_bytes` is their size: the more, the
+    more memory the template may use. With `is_strict`, printing an undefined value, such as a
+    misspelt field, is an error.
     """
     meter = Meter(input_bytes)
     environment = Sandbox(meter, is_strict=is_strict)
@@ -142,7 +144,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join([self.meter.made(part) for part in parts])
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Allow the methods in METHODS only, and the public names of a namespace."""
+        """Say whether a template may read attribute `attr` of `obj`; `value` is the attribute.
+
+        Allowed are the methods in METHODS, and the public names of a Jinja namespace.
+        """
         if isinstance(obj, Namespace):
             return not attr.startswith("_")
         return attr in METHODS.get(type(obj), ()) and super().is_safe_attribute(obj, attr, value)
@@ -162,7 +167,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a global, a macro, a recursive loop or an allowed method; charges the call."""
+        """Call `obj`, a global, a macro, a recursive loop or an allowed method, for the template.
+
+        The meter is charged for the call, its arguments and its result.
+        """
         self.meter.step()
         owner = getattr(obj, "__self__", None)
         if isinstance(obj, LoopContext):
@@ -177,7 +185,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `+`, `*` or `%`; raises TemplateError before the result gets too large."""
+        """Compute `left OPERATOR right`, where the operator is `+`, `*`, `%` or similar.
+
+        Raises TemplateError before the result gets too large, and for `**`.
+        """
         del context
         self.meter.step()
         if operator == "*":

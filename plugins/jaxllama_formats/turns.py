@@ -58,7 +58,10 @@ class Turns(PromptFormat):
         return "".join(texts)
 
     def _turns(self, messages: Sequence[Message]) -> Iterator[tuple[str, str, str]]:
-        """Yield the text before, the content and the text after each turn."""
+        """Yield three strings for each turn: text before it, its content and text after it.
+
+        A system message is put before the next user turn if `folds_system` is set.
+        """
         system = ""  # system texts that wait for the next user turn
         for message in messages:
             before, after = self._texts_around(message.role)

@@ -26,12 +26,13 @@ def echoes(
     newest: Knob = 0,
     breaks: Bool[Array, " T"] | None = None,
 ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-    """Return, per index of the row, how many tokens up to it match the row's end, and what follows.
+    """Return, per index of the row, the length of a match with the row's end, and the next token.
 
     The length at index i is the largest n, at most `most`, for which tokens[i-n+1 .. i] equal the
-    newest n tokens and none of them is in `breaks`. Only the `newest` tokens count (0: all). An
-    index without a next token has length 0 and NO_TOKEN. The search makes one pass over the tokens
-    for each length that still occurs: exact, and fast for text without repetitions.
+    newest n tokens of the row and none of them is marked in `breaks` (None: no marks). Only the
+    `newest` tokens are searched (0: all). An index without a next token has length 0 and NO_TOKEN.
+    The search makes one pass over the tokens for each length that still occurs: exact, and fast for
+    text without repetitions.
     """
     tokens = context.tokens
     start = jnp.where(newest > 0, jnp.maximum(context.length - newest, 0), 0)

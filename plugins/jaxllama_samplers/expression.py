@@ -56,9 +56,10 @@ class Expression(Filter):
 
 @machine.row_by_row
 def judge(program: Array, best: Candidates, context: Context) -> Bool[Array, " C"]:
-    """Return True for candidates for which the condition holds, in one row.
+    """Return True for candidates for which the condition in `program` holds, in one row.
 
-    Return True for all of them if the program is empty, or to get a longer list of candidates.
+    `best` are the row's likeliest candidates. Return True for all of them if the program is empty,
+    or to make the engine call again with a longer list of candidates.
     """
     count = best.ids.shape[0]
     used = program[USED].astype(jnp.int32)
@@ -74,9 +75,10 @@ def judge(program: Array, best: Candidates, context: Context) -> Bool[Array, " C
 
 
 def seen_in(best: Candidates, context: Context) -> Callable[[Array], Array]:
-    """Return a function that computes a name which depends on the row's tokens, for the candidates.
+    """Return a function that computes `count`, `count_answer`, `since` or `ends` per candidate.
 
-    These names are `count`, `count_answer`, `since` and `ends`.
+    Its argument is the operation that stands for the name. `context` has the row's tokens, on which
+    these names depend; `best` are the candidates.
     """
     count = best.ids.shape[0]
 
@@ -90,9 +92,10 @@ def seen_in(best: Candidates, context: Context) -> Callable[[Array], Array]:
 
 
 def loads_of(best: Candidates, context: Context) -> list[dict[Op, machine.Load]]:
-    """Map every other name of an expression to a function that computes it for the candidates.
+    """Map names of an expression, as operations, to functions that compute them per candidate.
 
-    Names in the same mapping are computed together.
+    These are all names but those of `seen_in`. A function without arguments returns one number for
+    each candidate in `best`, or one for the row. Names in the same mapping are computed together.
     """
 
     def above() -> Array:

@@ -74,10 +74,11 @@ def run(
     occurrences: Callable[[Array], Array],
     size: int,
 ) -> Float[Array, "K N"]:
-    """Run the first `count` instructions of a program for `size` tokens; return all registers.
+    """Run a program on the `size` tokens of one row; return all registers, [register, token].
 
-    The result of the program is in register 0. Names in the same mapping of `loads` are computed
-    together. `occurrences` computes the names in OCCURRENCES.
+    The first `count` instructions of `program` are run; its result is in register 0. `loads` map
+    names to functions that compute them (names in the same mapping are computed together);
+    `occurrences(op)` computes the names in OCCURRENCES.
     """
     steps = program[HEAD:].reshape(-1, FIELDS)
     branch_of, branches = table(loads, occurrences, size)
@@ -95,9 +96,10 @@ def run(
 def table(
     loads: Sequence[Mapping[Op, Load]], occurrences: Callable[[Array], Array], size: int
 ) -> tuple[Int[Array, " O"], list[Make]]:
-    """Return, for each operation, the index of its branch in `jax.lax.switch`, and the branches.
+    """Return the branches of a `jax.lax.switch`, and for each operation the index of its branch.
 
-    A branch computes a group of operations and selects: few branches compile faster.
+    The indices come first. A branch computes a group of operations for `size` tokens and selects
+    one of the results: few branches compile faster. `loads` and `occurrences` as in `run`.
     """
 
     def quick(op: Array, value: Array, a: Array, b: Array, c: Array) -> Array:
@@ -133,7 +135,10 @@ def table(
 
 
 def select(op: Array, found: Mapping[Op, Array], size: int) -> Array:
-    """Return `found[op]` for an `op` known only at run time, broadcast to every token."""
+    """Return `found[op]` for an operation `op` known only at run time, as an array of `size`.
+
+    `found` maps operations to their results: a number for each token, or one for all.
+    """
     values = [jnp.broadcast_to(value, (size,)).astype(jnp.float32) for value in found.values()]
     if len(values) == 1:
         return values[0]
@@ -141,7 +146,10 @@ def select(op: Array, found: Mapping[Op, Array], size: int) -> Array:
 
 
 def exponential(op: Array, a: Array, b: Array) -> Array:
-    """Return exp(a), log(a) or a ** b, with one exponential and one logarithm for all three."""
+    """Return exp(a), log(a) or a ** b, as the operation `op` says, for every token.
+
+    One exponential and one logarithm are computed for all three operations.
+    """
     log = jnp.log(jnp.abs(a))
     power = jnp.exp(jnp.where(op == Op.EXP, a, jnp.where(b == 0, 0.0, b * log)))
     is_whole = jnp.floor(b) == b
@@ -152,7 +160,7 @@ def exponential(op: Array, a: Array, b: Array) -> Array:
 
 
 def facts_of(context: Context) -> dict[Op, Load]:
-    """Map each name that is one number per row, whatever the logits, to what computes it."""
+    """Map each name that has one number per row, whatever the logits, to a function for it."""
     return {
         Op.POSITION: lambda: context.generated,
         Op.LENGTH: lambda: context.length,
@@ -165,9 +173,10 @@ def facts_of(context: Context) -> dict[Op, Load]:
 def occurrences_in(
     context: Context, place_of: Callable[[Array], Array], size: int
 ) -> Callable[[Array], Array]:
-    """Return a function that computes one of the names in OCCURRENCES for each token.
+    """Return a function that computes one of the names in OCCURRENCES for each of `size` tokens.
 
-    `place_of` returns the indices of token ids among the `size` tokens, `size` for any other id.
+    Its argument is the operation that stands for the name. `place_of` maps token ids to indices
+    among the `size` tokens; an id that is not among them gives `size`.
     """
 
     def computed(op: Array) -> Array:

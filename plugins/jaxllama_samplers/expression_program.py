@@ -75,9 +75,9 @@ def encode_logit(text: str) -> tuple[float, ...]:
 
 
 def parsed(text: str, place: Place) -> SyntaxNode:
-    """Parse an expression; raise WrongExpression unless it gives what the sampler `place` needs.
+    """Parse an expression for the sampler `place`, `expression` or `logit_expression`.
 
-    That is a condition for `expression`, a number for `logit_expression`.
+    Raise WrongExpression unless it is a condition for the first, a number for the second.
     """
     node = parse(text, place)
     if node.kind != WANTED[place]:
@@ -120,10 +120,11 @@ def flat(program: tuple[Instruction, ...]) -> list[float]:
 
 
 def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
-    """Return how a filter learns whether candidates beyond its list could be kept, and a bound.
+    """Return how a filter learns whether candidates beyond its list could be kept.
 
-    NEVER: once the condition is false, it stays false, so the engine notices by itself. ASK: the
-    returned condition has that property, and is true wherever the expression is. ALWAYS: neither.
+    NEVER: once the condition is false for a candidate, it is false for all less probable ones, so
+    the engine notices by itself. ASK: the second value is a condition with that property, true
+    wherever `node` is. ALWAYS: neither is known. Without ASK the second value is None.
     """
     if trend(node) in (Trend.FALLING, Trend.FLAT):
         return NEVER, None
@@ -132,9 +133,9 @@ def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
 
 
 def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
-    """Return a condition that `node` implies and that stays false after its first false.
+    """Return a condition that `node` implies and that stays false once it is false.
 
-    That is, once it is false for a candidate, it is false for all less likely ones. None if no such
+    That is, if it is false for a candidate, it is false for all less probable ones. None if no such
     condition is known.
     """
     if trend(node) in (Trend.FALLING, Trend.FLAT):

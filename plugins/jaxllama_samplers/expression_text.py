@@ -60,7 +60,10 @@ class Piece:
 
 
 def parse(text: str, place: Place) -> SyntaxNode:
-    """Parse an expression; raise WrongExpression with the place of the first mistake."""
+    """Parse an expression; raise WrongExpression with the position of the first mistake.
+
+    `place` is the sampler that will use it, which decides what names it may have.
+    """
     return Parser(text, place).parse()
 
 
@@ -96,7 +99,10 @@ class Parser:
         return piece
 
     def need(self, text: str, why: str) -> None:
-        """Consume the piece `text`; raise WrongExpression, saying `why`, if another is next."""
+        """Consume the next piece of the text if it is `text`; else raise WrongExpression.
+
+        The error says `expected TEXT WHY`, with `why` for the reason.
+        """
         if self.take(text) is None:
             raise WrongExpression(self.piece.at, f"expected {text!r} {why}, found {self.shown}")
 
@@ -275,14 +281,21 @@ def number(piece: Piece) -> SyntaxNode:
 
 
 def joined(word: Piece, left: SyntaxNode, right: SyntaxNode) -> SyntaxNode:
-    """Return the node of `left and right` or `left or right`; both must be conditions."""
+    """Return the syntax node of `left and right` or `left or right`; both must be conditions.
+
+    `word` is the piece of the text that says `and` or `or`.
+    """
     for side in (left, right):
         needs(side, "condition", f"{word.text!r} joins two conditions, such as p > 0.1")
     return SyntaxNode(JOINERS[word.text], word.at, "condition", (left, right))
 
 
 def computed(op: Op, sign: Piece, *args: SyntaxNode) -> SyntaxNode:
-    """Return the node of an operation on numbers; a minus before a constant is applied at once."""
+    """Return the syntax node of operation `op` on `args`, which must be numbers.
+
+    `sign` is the piece of the text with the operator, for errors. The negative of a constant
+    becomes a constant.
+    """
     for arg in args:
         needs(arg, "number", f"{sign.text!r} computes with numbers")
     if op is Op.NEGATE and args[0].op is Op.CONSTANT:
@@ -291,7 +304,7 @@ def computed(op: Op, sign: Piece, *args: SyntaxNode) -> SyntaxNode:
 
 
 def needs(node: SyntaxNode, kind: Kind, why: str) -> SyntaxNode:
-    """Return the node; raise WrongExpression, with the words `why`, unless it is of this kind."""
+    """Return `node` if it is of this kind; raise WrongExpression, beginning with `why`, if not."""
     if node.kind != kind:
         hint = "; write (1 if ... else 0)" if kind == "number" else ""
         raise WrongExpression(node.at, f"{why}; this is a {node.kind}{hint}")
@@ -299,7 +312,10 @@ def needs(node: SyntaxNode, kind: Kind, why: str) -> SyntaxNode:
 
 
 def unknown(piece: Piece, place: Place) -> WrongExpression:
-    """Build the error for an unknown name, with the nearest known one."""
+    """Build the error for the unknown name in `piece`, with the nearest name that is known.
+
+    `place` is the sampler that will use the expression, which decides what names there are.
+    """
     known = [name for name, each in NAMES.items() if place in each.places] + list(FUNCTIONS)
     near = difflib.get_close_matches(piece.text, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

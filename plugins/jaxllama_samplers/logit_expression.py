@@ -47,7 +47,11 @@ class LogitExpression(Adjuster):
 
 @machine.row_by_row
 def compute(program: Array, logits: Array, context: Context) -> Float[Array, " V"]:
-    """Return the new logits of one row, which the formula in `program` gives."""
+    """Return the new logits of one row, which the formula in `program` gives.
+
+    A logit that is -inf, or for which the formula has no value, stays; an empty program changes
+    none.
+    """
     vocab = logits.shape[0]
     used = program[0].astype(jnp.int32)
 
@@ -64,9 +68,10 @@ def compute(program: Array, logits: Array, context: Context) -> Float[Array, " V
 
 
 def loads_of(logits: Float[Array, " V"], context: Context) -> list[dict[Op, machine.Load]]:
-    """Map every other name of an expression to a function that computes it for all tokens.
+    """Map names of an expression, as operations, to functions that compute them per token.
 
-    Names in the same mapping are computed together.
+    These are all names but those in OCCURRENCES. A function without arguments returns one number
+    for each token, or one for the row. Names in the same mapping are computed together.
     """
 
     def logp() -> Array:

@@ -36,7 +36,11 @@ class TailFree(Filter):
 
 
 def curvature(p: Float[Array, " C"], size: Array) -> Float[Array, " C"]:
-    """Return |p[i] - 2 p[i+1] + p[i+2]|, or 0 if one of the three is unknown or no token."""
+    """Return |p[i] - 2 p[i+1] + p[i+2]| for each candidate i, most probable first.
+
+    `size` is the number of tokens that are left in the row; 0 where one of the three probabilities
+    lies beyond `size` or beyond the list.
+    """
     following = jnp.pad(p, (0, 2))
     bends = jnp.abs(p - 2 * following[1:-1] + following[2:])
     place = jnp.arange(p.shape[0])
