@@ -104,7 +104,7 @@ class Compiler:
         refuse_complaint(form, complaint)
 
     def _keep(self, grammar: str, compiled: CompiledConstraint) -> None:
-        """Cache a constraint by its grammar; the caller holds the lock.
+        """Put `compiled`, the constraint of `grammar`, in the cache; the caller holds the lock.
 
         Evicts the least recently used ones while the cache exceeds its bound.
         """
@@ -123,7 +123,10 @@ def cost(grammar: str) -> int:
 
 
 def refuse_complaint(form: AnswerForm, complaint: str) -> None:
-    """Raise InvalidParameter if `complaint`, llguidance's error in the grammar, is not ""."""
+    """Raise InvalidParameter if `complaint`, llguidance's error in a grammar, is not "".
+
+    `form` is the request's form that the grammar comes from; the error names its field.
+    """
     if complaint.startswith("panic"):
         complaint = "it is more than the compiler can take"
     if complaint:

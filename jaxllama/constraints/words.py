@@ -71,9 +71,9 @@ class TokenizerAdapter:
 
 
 def cut(raw: bytes, ids: Mapping[bytes, int]) -> list[int]:
-    """Tokenize greedily, always with the longest token; skip bytes that no token covers.
+    """Return token ids for the bytes `raw`, always taking the longest token that fits.
 
-    `ids` maps the bytes of a token to its id.
+    `ids` maps the bytes of a token to its id. Bytes that no token covers are skipped.
     """
     found, at = [], 0
     while at < len(raw):

@@ -107,10 +107,10 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
 
 
 def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool:
-    """Say whether cutting random probe texts at positions of this kind keeps their tokens.
+    """Say whether cutting random probe texts at positions of `kind` keeps their tokens.
 
-    `encode(text, follows)` returns the token ids of a text that starts or follows other text. With
-    `drops_space`, the encoder itself puts a space before the part after the cut.
+    `encode(text, follows)` returns the token ids of a text; `follows`: it continues another text.
+    With `drops_space`, the encoder itself puts a space before the part after the cut.
     """
     rng = random.Random(0)
     for probe in range(PROBES):

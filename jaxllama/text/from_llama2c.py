@@ -106,7 +106,10 @@ def read_piece(raw: bytes, at: int, longest: int, where: str) -> tuple[float, st
 
 
 def check_pieces(texts: list[str], where: str) -> None:
-    """Raise BadTokenizer unless `texts` begins as in every llama2.c file and has no text twice."""
+    """Raise BadTokenizer unless `texts` begins as in every llama2.c file and has no text twice.
+
+    `texts` are those of all tokens, by id; errors name the file `where`.
+    """
     usual = [*NAMES, *(f"<0x{byte:02X}>" for byte in range(BYTES))]
     for token, text in enumerate(usual):
         found = texts[token].strip("\n") if token < len(texts) else ""

@@ -43,7 +43,10 @@ class SentenceTokenizer:
         return len(self.before) + len(self.after)
 
     def check_size(self, vocab_size: int, where: Path) -> None:
-        """Raise BadTokenizer if a token has an id that the embedding of `vocab_size` rows lacks."""
+        """Raise BadTokenizer if a token has an id that the embedding of `vocab_size` rows lacks.
+
+        The error names `where`, the encoder's path.
+        """
         largest = max(self._library.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab_size:
             raise BadTokenizer(

@@ -185,7 +185,7 @@ def shared_heads(texts: list[str], depth: int) -> str:
 
 
 def common_head(left: str, right: str, start: int) -> int:
-    """Return the length of the common prefix of two texts.
+    """Return the length of the common prefix of `left` and `right`.
 
     Their first `start` characters are known to be equal and are not compared.
     """

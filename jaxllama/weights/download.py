@@ -33,7 +33,8 @@ def fetch(
 ) -> None:
     """Download `url` to `target`; `check` must raise CheckpointError if the file is not usable.
 
-    Raises DownloadFailed. Resumes an interrupted download of the same version.
+    Raises DownloadFailed. Resumes an interrupted download of the same version. `progress`, if not
+    None, is called with a label, the bytes received and those of the whole file.
     """
     part = PartialDownload(
         target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version")
@@ -77,7 +78,10 @@ class PartialDownload:
 
 
 def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
-    """Request the missing bytes and append them; raise DownloadFailed if the server ends early."""
+    """Request the bytes of `url` that `part`, the unfinished file, lacks, and append them to it.
+
+    Raise DownloadFailed if the server ends early. `progress` as in `fetch`.
+    """
     with open_from(url, part) as answer:
         start, total = extent(answer)
         if not start:

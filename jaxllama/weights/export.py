@@ -122,7 +122,7 @@ def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
 
 
 def meaning_of(name: str, config: ModelConfig) -> object:
-    """Return the value of the field `name`; of an absent query scale, its default."""
+    """Return the value of the field `name` of `config`; of an absent query scale, its default."""
     if name == "query_scale":
         return config.query_scale or config.head_dim**-0.5
     return getattr(config, name)
@@ -144,5 +144,8 @@ def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
 
 
 def of_length(rope: Rope, *, is_long: bool) -> Rope:
-    """Return the rotary embedding for texts beyond the original context (`is_long`) or within."""
+    """Return `rope` as it is for texts longer than the original context, or for shorter ones.
+
+    `is_long`: for longer texts, with the frequency divisors for these in place of the usual ones.
+    """
     return replace(rope, factors=rope.long_factors) if is_long and rope.long_factors else rope

@@ -35,7 +35,7 @@ class CheckedFields:
     def whole(
         self, key: str, default: int = REQUIRED, *, low: int = 1, high: int = MAX_SIZE
     ) -> int:
-        """Return field `key` as an integer in [low, high]; `default` if it is absent.
+        """Return field `key` as an integer from `low` to `high`; `default` if it is absent.
 
         Raise BadHeader if it is wrong, or absent without a default.
         """

@@ -172,9 +172,10 @@ class Cursor:
         return value
 
     def count(self, what: str, smallest: int, most: int) -> int:
-        """Read the count of items that follow; raise BadHeader if so many cannot follow.
+        """Read the count of the items that follow, called `what` in an error message.
 
-        At most `most` can, and no more than fit in the rest of the file at `smallest` bytes each.
+        Raise BadHeader if it is above `most`, or if so many items of at least `smallest` bytes do
+        not fit in the rest of the file.
         """
         count = self.number(U64, what)
         fits = (self.file.size - self.at) // smallest
@@ -232,7 +233,7 @@ class Cursor:
 
 
 def check_version(cursor: Cursor, where: str) -> None:
-    """Read the magic bytes and the version of the file.
+    """Read the magic bytes and the version of the file `where`.
 
     Raise BadHeader or UnsupportedModel if one of them is not supported.
     """
@@ -268,7 +269,7 @@ def read_value(cursor: Cursor, key: str) -> object:
 
 
 def read_array(cursor: Cursor, key: str) -> ArrayField:
-    """Skip an array; return its element type, its length and its position."""
+    """Skip the array of the metadata key `key`; return its element type, length and position."""
     kind = cursor.number(U32, key)
     if kind == ARRAY:
         raise BadHeader(f"{cursor.where}: {shown(key)} is an array of arrays; expected a flat one")

@@ -78,7 +78,10 @@ def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgres
 
 
 def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the model's configuration as metadata, with the keys that llama.cpp reads."""
+    """Write the configuration `config` as metadata, with the keys that llama.cpp reads.
+
+    `family` is the architecture, whose name the keys begin with.
+    """
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_context)
     writer.add_embedding_length(config.width)
@@ -223,9 +226,9 @@ def to_half(name: str, dense: np.ndarray) -> np.ndarray:
 
 
 def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
-    """Return the blocks of a packed matrix if the type `kind` can hold its values exactly.
+    """Return the bytes of a packed matrix in the GGUF type `kind`, one row per output.
 
-    None if it cannot: the matrix has to be quantised again.
+    None if the type cannot hold its values exactly: the matrix has to be quantised again.
     """
     if PACKED_BITS.get(kind) != packed.bits or packed.order is not None or packed.group % BLOCK:
         return None
@@ -245,9 +248,10 @@ def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
 
 
 def factors_of(scales: np.ndarray, minima: np.ndarray | None, kind: Any) -> list[np.ndarray] | None:
-    """Return the float16 numbers in front of each block: scales, and minima for Q4_1.
+    """Return the numbers in front of every block as float16 arrays: scales, for Q4_1 also minima.
 
-    None if they are not exact in float16, or the type cannot hold these minima.
+    None if they are not exact in float16, or if blocks of the GGUF type `kind` cannot have these
+    minima. `minima` None: the matrix has none.
     """
     if (minima is None) != (kind == Kind.Q8_0):
         return None

@@ -239,7 +239,7 @@ def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> 
 def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
     """Say of each of the `layers` layers whether its feed-forward is a mixture of experts.
 
-    It is True for all layers of an architecture without experts.
+    It is True for all layers if `family` has no experts.
     """
     if family.experts is None:
         return [True] * layers
@@ -337,7 +337,7 @@ def read_longrope(
 
 
 def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
-    """Return the positive numbers in the list `key`, one for each rotated pair."""
+    """Return the positive numbers in the list `key` of the object `rule`, one per rotated pair."""
     values = rule.items(key)
     if not values or len(values) > MAX_HEADS:
         raise BadHeader(
@@ -393,10 +393,16 @@ def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 
 
 def trained_context(rule: CheckedFields, max_context: int) -> int:
-    """Return the context length with which the model was trained before it was stretched."""
+    """Return the context length of the model's training, before it was stretched.
+
+    `rule` is the object that describes the stretching; without the field, it is `max_context`.
+    """
     return rule.whole("original_max_position_embeddings", max_context, high=MAX_CONTEXT)
 
 
 def yarn_scale(factor: float, mscale: float) -> float:
-    """Return the factor by which yarn scales cosines and sines for a stretch by `factor`."""
+    """Return YaRN's factor on cosines and sines for a context stretched by `factor`.
+
+    `mscale` is DeepSeek's field of that name, the weight of the stretch's logarithm.
+    """
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0

@@ -62,7 +62,7 @@ class Transpose(Step):
         return self
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return the index with its last two slices swapped; all that is converted is wanted."""
+        """Return `index` with its last two slices swapped, and the index of all of that part."""
         del shape
         inner = (*index[:-2], *index[:-3:-1])
         return inner, whole(tuple(each.stop - each.start for each in index))
@@ -87,7 +87,10 @@ class UnpairRope(Step):
         return PairRope(self.head_dim)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return the rows widened to whole heads, and where the wanted rows lie in them."""
+        """Return `index` with its rows widened to whole heads.
+
+        Also return the index of the wanted rows within the widened part. `shape` is not needed.
+        """
         del shape
         rows, size = index[0], self.head_dim
         start, stop = rows.start // size * size, -(-rows.stop // size) * size
@@ -136,7 +139,7 @@ class Shift(Step):
         return Shift(-self.amount)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return the same part of the input; all that is converted is wanted."""
+        """Return `index` itself and the index of all of that part: every number stays in place."""
         del shape
         return index, whole(tuple(each.stop - each.start for each in index))
 

@@ -282,9 +282,9 @@ def read_sizes(head: bytes, where: str) -> tuple[int, ...]:
 
 
 def place_tensors(header: Llama2cHeader, file: BinaryFile) -> dict[str, Llama2cTensor]:
-    """Return shape and place of every tensor, by name.
+    """Return every tensor by name, with its shape and its offset in the file.
 
-    Raise BadHeader unless the tensors fill the file exactly.
+    Raise BadHeader unless the tensors that `header` implies fill the file exactly.
     """
     where = file.path.name
     tensors = {}

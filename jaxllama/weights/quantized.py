@@ -50,9 +50,10 @@ class Scheme:
 
 
 def read_scheme(folder: Path, config: CheckedFields, tensors: Entries) -> Scheme | None:
-    """Return the folder's scheme: from config.json, a file beside it, or the tensors; None if none.
+    """Return how the folder's weights are quantised; None if they are not.
 
-    Raises UnsupportedModel for a method, layout or number of bits that is not supported.
+    `config` has the fields of config.json; without a scheme there, a file beside it or the tensors
+    decide. Raises UnsupportedModel for a method, layout or number of bits that is not supported.
     """
     check_foreign(folder, tensors)
     stated = config.inner("quantization_config")
@@ -86,7 +87,7 @@ def check_foreign(folder: Path, tensors: Entries) -> None:
 
 
 def guess(qweight: str, tensors: Entries) -> tuple[str, None, None, int]:
-    """Return what a folder's tensors show of its scheme: method, None, None and offset of zeros.
+    """Return what the tensors show of the scheme: method, None, None and the offset of zeros.
 
     The two None stand for bits and group size, which no file states. AWQ and GPTQ are told apart by
     the shapes of the tensor `qweight` and its scales.
@@ -131,9 +132,10 @@ def awq_scheme(stated: CheckedFields) -> Scheme:
 
 
 def check_bits(stated: CheckedFields, key: str, supported: tuple[int, ...]) -> int | None:
-    """Return the bits per weight in field `key`; None if it is absent.
+    """Return the bits per weight in field `key` of the quantisation config; None if absent.
 
-    Raise UnsupportedModel unless they are among `supported`.
+    `stated` has the fields of that config. Raise UnsupportedModel unless the bits are among
+    `supported`.
     """
     bits = stated.whole(key) if stated.has(key) else None
     if bits is not None and bits not in supported:
@@ -285,6 +287,7 @@ class QuantizedMatrix:
 def find_quantized(tensors: Entries, scheme: Scheme | None) -> dict[str, QuantizedMatrix]:
     """Return every quantised matrix by the name that its dense form would have.
 
+    `tensors` has all tensors of the folder by name; without a `scheme` there is no such matrix.
     Raises BadTensors that lists all with missing or misshapen parts.
     """
     if scheme is None:

@@ -72,7 +72,10 @@ class Concatenate(Join):
         return concatenate(parts, self.axis)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the shapes of `count` equal parts of the axis; the first may be one larger."""
+        """Return the shapes of the `count` parts of a tensor of shape `shape`, cut along the axis.
+
+        The first parts are one larger if its size is no multiple of `count`.
+        """
         ranges = self._ranges(shape, count)
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
 
@@ -90,7 +93,7 @@ class Concatenate(Join):
         return found
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Cut the tensor into `count` equal parts along the axis."""
+        """Cut `stored` into `count` parts along the axis, of the shapes that `shapes` returns."""
         shape = shape_of(stored)
         cuts = (slice(*ends) for ends in self._ranges(shape, count))
         return [part_of(stored, with_axis(whole(shape), self.axis, each)) for each in cuts]
@@ -110,7 +113,7 @@ class Stack(Join):
         return stack(parts)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the shape without the first axis, whose size is `count`, for all tensors."""
+        """Return, for each of `count` tensors, `shape` without its first axis."""
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
@@ -122,7 +125,7 @@ class Stack(Join):
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Return each slice along the first axis."""
+        """Return each of the `count` slices along the first axis of `stored`."""
         del count
         return unstack(stored)
 
@@ -140,7 +143,7 @@ class Copies(Join):
         return [shape] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Return the part of tensor 0 alone, since the others are copies of it."""
+        """Return part `index` of tensor 0 alone, since the others are copies of it."""
         del shape, count
         return {0: index}
 
@@ -192,7 +195,10 @@ def numbered(name: str, count: int) -> tuple[str, ...]:
 
 
 def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
-    """Return a format's table with one row per layer in place of each row with `{i}`."""
+    """Return a copy of `table` with one row per layer in place of each row with `{i}`.
+
+    `table` maps parameter paths to rules; `{i}` is replaced by the layer's number, from 0 on.
+    """
     full: dict[str, Rule] = {}
     for path, rule in table.items():
         if "{i}" not in path:
@@ -240,8 +246,9 @@ def restore(
 
 
 def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
-    """Return the shape that every tensor of the file must have for these weights, by name.
+    """Return the shape that every tensor of the file must have, by tensor name.
 
+    `table` has the file's rules, `leaves` the weights' canonical shapes, both by parameter path.
     Raises BrokenPlugin if the cuts of a tensor do not adjoin or differ from the weights' sizes.
     """
     expected: dict[str, Shape] = {}
@@ -267,7 +274,7 @@ def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict
 
 
 def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Group parameter paths by the names of the tensors that they come from.
+    """Group parameter paths by the names of the tensors in the file that `table` reads them from.
 
     Paths that are cut out of one tensor are in the order of their cuts.
     """
@@ -292,7 +299,7 @@ def inside(index: Index, cut: TensorPart | None) -> Index:
 
 
 def with_axis(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:
-    """Return a copy of `values`, a shape or an index, with another value for one axis."""
+    """Return a copy of `values`, a shape or an index, with `value` for the axis number `axis`."""
     changed = list(values)
     changed[axis] = value
     return tuple(changed)

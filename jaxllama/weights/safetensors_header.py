@@ -49,9 +49,10 @@ def read_safetensors_header(file: BinaryFile) -> dict[str, SafeTensor]:
 
 
 def read_tensor(name: str, entry: object, start: int, where: str) -> SafeTensor:
-    """Return the tensor that one entry of the header describes; raise BadHeader if it is wrong.
+    """Return the tensor `name` that `entry`, a value of the JSON header, describes.
 
-    `start` is the offset of the data in the file.
+    `start` is the offset of the tensors' data in the file. Raise BadHeader, naming the file
+    `where`, if the entry is wrong.
     """
     label = f"{where}: tensor {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -77,7 +78,10 @@ def read_tensor(name: str, entry: object, start: int, where: str) -> SafeTensor:
 
 
 def whole_numbers(values: object, label: str) -> tuple[int, ...]:
-    """Return a list of whole numbers from 0 to 2**63 - 1 as a tuple; raise BadHeader otherwise."""
+    """Return a list of whole numbers from 0 to 2**63 - 1 as a tuple.
+
+    Raise BadHeader, whose message begins with `label`, if `values` is anything else.
+    """
     if not isinstance(values, list) or not all(
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
         for value in values

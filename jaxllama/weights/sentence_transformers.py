@@ -281,7 +281,8 @@ def tokenizer_limit(folder: Path) -> int | None:
 def read_pooling_step(folder: Path, prompts: SentencePrompts) -> Any:
     """Return how hidden states become one vector, by the pooling module's config.json.
 
-    Raise UnsupportedModel if it leaves the tokens of prompts out.
+    `prompts` are the texts put before a text: raise UnsupportedModel if there are some and their
+    tokens are to be left out of the vector.
     """
     fields = read_json(folder / CONFIG, MAX_JSON_FILE)
     if not fields.flag("include_prompt", True) and any(prompts.texts.values()):
@@ -313,9 +314,10 @@ def read_prompts(folder: Path) -> SentencePrompts:
 
 
 def renamed(tensors: Located, prefix: str) -> dict[str, tuple[TensorFile, str]]:
-    """Map names without `prefix` to the file of the tensor and its own name in it.
+    """Map plain names to the file of the tensor and its own name in that file.
 
-    Old names of norms, such as `gamma`, are replaced by today's.
+    A plain name is the tensor's name without `prefix`, and with today's names of norms in place of
+    old ones such as `gamma`. `tensors` maps own names to files.
     """
     found = {}
     for name, file in tensors.items():

@@ -81,7 +81,8 @@ def find_kind(folder: Path) -> ShardKind | None:
 def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
     """Map every tensor to its shard by the folder's index; None without an index.
 
-    Every shard must be a plain file name, so that none lies outside the folder.
+    `kind` has the name of the index and the suffix of shards. Every shard must be a plain file
+    name, so that none lies outside the folder.
     """
     if not (folder / kind.index).exists():
         return None
@@ -159,7 +160,10 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
 
 
 def check_unused(folder: Path, kind: ShardKind, tensors: Located) -> None:
-    """Warn about files of this kind that are not read; raise BadTensors if one repeats a tensor."""
+    """Warn about files of this kind that are not read; raise BadTensors if one repeats a tensor.
+
+    `tensors` maps the tensors that are read to their files.
+    """
     used = {file.path for file in tensors.values()}
     for path in sorted(set(kind.files(folder)) - used):
         twice = sorted(tensor_names(path, kind) & tensors.keys())
@@ -183,6 +187,6 @@ def tensor_names(path: Path, kind: ShardKind) -> set[str]:
 
 
 def listed(names: list[str], separator: str = ", ") -> str:
-    """Return the first few of many names as one text, for an error."""
+    """Return the first few of many names as one text, joined by `separator`, for an error."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"{separator.join(names[:MAX_LISTED])}{more}"

@@ -89,7 +89,10 @@ def between_groups(inputs: slice, packed: Packed) -> slice:
 
 
 def concatenate(parts: Sequence[Stored], axis: int) -> Stored:
-    """Join tensors along an axis of the file; matrices packed in different ways become float32."""
+    """Join tensors along the axis `axis`, counted as in the file.
+
+    Matrices that are packed in different ways become dense float32.
+    """
     if len(parts) == 1:
         return parts[0]
     packed = alike(parts)
@@ -209,6 +212,9 @@ def read_rows(
 
 
 def chunks(rows: slice, step: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive ranges of at most `step` rows; one empty range if there are no rows."""
+    """Yield start and stop of consecutive ranges of at most `step` rows that make up `rows`.
+
+    One empty range if there are no rows.
+    """
     for start in range(rows.start, max(rows.stop, rows.start + 1), step):
         yield start, min(start + step, rows.stop)

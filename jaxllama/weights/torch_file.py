@@ -224,7 +224,10 @@ def rows_of(tensor: TorchTensor, start: int, stop: int) -> TorchTensor:
 
 
 def strided(elements: np.ndarray, tensor: TorchTensor) -> np.ndarray:
-    """Return a tensor as a contiguous array, made by its strides from the elements of its span."""
+    """Return a tensor as a contiguous array, made by the strides that `tensor` states.
+
+    `elements` are the stored numbers from its first element to its last one.
+    """
     if not elements.size:
         return np.zeros(tensor.shape, elements.dtype)
     steps = [stride * elements.itemsize for stride in tensor.strides]

@@ -91,7 +91,10 @@ class ZipArchive:
         return raw
 
     def _read_entry(self, directory: bytes, at: int) -> tuple[ZipEntry, int]:
-        """Return the entry at byte `at` of the directory, and the byte after the entry."""
+        """Return the entry at byte `at` of `directory`, and the byte after the entry.
+
+        `directory` are the bytes of the central directory.
+        """
         where = self._file.path.name
         if at + CENTRAL.size > len(directory):
             raise BadHeader(f"{where}: the directory ends inside of an entry")

@@ -78,7 +78,8 @@ def compile_template(source: str) -> CodeType:
 def undefined_names(source: str, variables: Iterable[str]) -> list[str]:
     """Return the sorted names that a template uses and neither it nor the caller defines.
 
-    Names in `x is defined`, `x is undefined` and `x | default(...)` may be missing.
+    `variables` are the caller's names. Names that the template tests by `x is defined`, `x is
+    undefined` or `x | default(...)` are left out.
     """
     environment = Sandbox(Meter())
     tree = environment.parse(source)
@@ -185,9 +186,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left OPERATOR right`, where the operator is `+`, `*`, `%` or similar.
+        """Compute `left OPERATOR right` for the operator `+`, `*` or `%`; refuse `**`.
 
-        Raises TemplateError before the result gets too large, and for `**`.
+        Raises TemplateError before the result gets too large, and for `%` if `left` is no number.
         """
         del context
         self.meter.step()

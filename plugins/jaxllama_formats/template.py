@@ -51,13 +51,19 @@ class Template(PromptFormat):
         return cls(model)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Run the template with the variables that published templates expect."""
+        """Run the template with the variables that published templates expect; return the prompt.
+
+        With `answer`, the template also begins the assistant's answer.
+        """
         return self.render_tools(messages, (), answer=answer)
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Run the template on a conversation with tools."""
+        """Run the template on a conversation with tools; return the prompt.
+
+        With `answer`, the template also begins the assistant's answer.
+        """
         turns = [message.as_json() for message in messages]
         size = sum(sys.getsizeof(message.content) for message in messages)
         calls = [each["tool_calls"] for each in turns if "tool_calls" in each]

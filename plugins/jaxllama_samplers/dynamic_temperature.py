@@ -35,7 +35,7 @@ class DynamicTemperature(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """Scale the logits so that the later temperature gives the dynamic temperature."""
+        """Scale the logits so that dividing them by `temperature` later gives the dynamic one."""
         p = jax.nn.softmax(logits)
         entropy = jnp.sum(jax.scipy.special.entr(p))
         largest = jnp.log(jnp.maximum(jnp.sum(logits > -jnp.inf), 2))

@@ -23,7 +23,7 @@ class EtaCutoff(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True for tokens whose probability reaches the limit."""
+        """Return True for tokens with p >= min(eta, sqrt(eta) * exp(-entropy))."""
         del context
         sinking = jnp.sqrt(self.eta_cutoff) * jnp.exp(-best.entropy)
         return best.p >= jnp.minimum(self.eta_cutoff, sinking)

@@ -86,9 +86,10 @@ def parsed(text: str, place: Place) -> SyntaxNode:
 
 
 def instructions(node: SyntaxNode, to: int = 0) -> tuple[Instruction, ...]:
-    """Return the instructions that compute a syntax tree and write the result to register `to`.
+    """Return the instructions that compute the syntax tree `node`; the result is in register `to`.
 
-    Raises WrongExpression if the tree needs too many instructions or too many registers.
+    Registers after `to` hold values in between. Raises WrongExpression if the tree needs too many
+    instructions or too many registers.
     """
     found: list[Instruction] = []
 
@@ -199,14 +200,17 @@ def of_product(node: SyntaxNode, trends: Trends) -> Trend:
 
 
 def of_quotient(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a / b: 1 / b falls as b rises, if its sign does not change."""
+    """Return the trend of a / b; `trends` are those of a and b, `node` tells the sign of b.
+
+    If b has one sign, 1 / b falls as b rises; else the trend is not known.
+    """
     if trends[1] is not Trend.FLAT and sign(node.args[1]) == 0:
         return Trend.MIXED
     return of_product(node, [trends[0], opposite(trends[1])])
 
 
 def of_choice(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of `a if c else b`; the arguments are c, a, b."""
+    """Return the trend of `a if c else b`; `trends` are those of c, a and b."""
     del node
     return both(*trends[1:]) if trends[0] is Trend.FLAT else Trend.MIXED
 

@@ -38,7 +38,7 @@ class Frequency(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Subtract both penalties from the logits of tokens that occurred."""
+        """Subtract the frequency and presence penalties from the logits of tokens that occurred."""
         place = jnp.arange(context.tokens.shape[0])
         in_answer = (place >= context.prompt) & (place < context.length)
         in_prompt = (place >= context.prompt - self.prompt_penalty_window) & (

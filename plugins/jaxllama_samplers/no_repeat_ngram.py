@@ -21,7 +21,7 @@ class NoRepeatNgram(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Ban the last tokens of n-grams that would repeat."""
+        """Set the logits of tokens that would complete an n-gram of the row again to -inf."""
         length = self.no_repeat_ngram_size - 1
         lengths, following = echoes(context, length)
         ids = jnp.where((lengths >= length) & (length >= 0), following, NO_TOKEN)

@@ -32,7 +32,7 @@ class PositionalRepeat(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Weaken the tokens that earlier answers have at the current place."""
+        """Weaken the tokens that earlier answers have at the index of the token drawn now."""
         earlier = self.positional_repeat_inhibit
         here = places_in_phrase(earlier) == context.generated
         penalty = jnp.ones(logits.shape, jnp.float32)

@@ -46,7 +46,10 @@ class Repetition(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Weaken the logits of tokens that occurred."""
+        """Divide or multiply the logits of tokens that occurred before by a penalty.
+
+        Logits above 0 are divided, others multiplied, unless `repetition_sign_blind` divides all.
+        """
         place = jnp.arange(context.tokens.shape[0])
         age = context.length - 1 - place
         past = jnp.where(self.repetition_window >= 0, age - self.repetition_window, -1)

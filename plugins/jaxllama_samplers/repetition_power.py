@@ -25,7 +25,7 @@ class RepetitionPower(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Multiply the logits of tokens that occurred."""
+        """Multiply the logit of a token that occurred n times by `repetition_power` to the n."""
         # Bounded, because a token may occur thousands of times and no logit may become infinite.
         power = jnp.clip(self.repetition_power ** context.counts(logits.shape[0]), 1e-6, 1e6)
         return logits * power

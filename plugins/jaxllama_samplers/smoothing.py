@@ -31,7 +31,10 @@ class Smoothing(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """Replace each logit by the negative power of its distance from the best one."""
+        """Replace each logit by -factor times a power of its distance from the largest logit.
+
+        Banned tokens stay at -inf.
+        """
         del context
         alive = logits > -jnp.inf
         distance = jnp.where(alive, jnp.max(logits) - logits, 0.0)

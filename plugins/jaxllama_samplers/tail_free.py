@@ -24,7 +24,10 @@ class TailFree(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True for tokens before the tail; for all if more candidates could move it."""
+        """Return True for the likeliest tokens, whose curvature adds up to the share `tfs_z`.
+
+        Return True for all candidates if less probable tokens, beyond the list, could change that.
+        """
         del context
         bends = curvature(best.p, best.size)
         through = jnp.cumsum(bends)

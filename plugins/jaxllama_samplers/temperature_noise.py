@@ -36,7 +36,10 @@ class TemperatureNoise(Adjuster):
 
 
 def uniform_numbers(chance: Float[Array, ""], count: int) -> Float[Array, " V"]:
-    """Derive `count` uniform numbers in [0, 1) from one, with a fast integer hash."""
+    """Derive `count` uniform numbers in [0, 1) from the random number `chance`.
+
+    A fast integer hash of the index and of `chance` makes them.
+    """
     seed = hash_bits(jax.lax.bitcast_convert_type(chance, jnp.uint32))
     places = jnp.arange(count, dtype=jnp.uint32)
     return (hash_bits(hash_bits(places) ^ seed) >> 8).astype(jnp.float32) * 2.0**-24

@@ -43,7 +43,7 @@ class TextBans(Adjuster):
     refusals: TokenSet = token_set(is_refusal)
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Lower the logits of banned tokens."""
+        """Lower the logits of banned tokens by 100."""
         early = context.generated < self.ban_refusals
         banned = self.newlines & self.ban_newlines
         banned = banned | (self.capitals & self.ban_capitals)

@@ -25,7 +25,7 @@ class TopNSigma(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Set logits below the limit to -inf."""
+        """Set logits more than `top_n_sigma` standard deviations below the largest one to -inf."""
         del context
         alive = logits > -jnp.inf
         below = jnp.where(alive, logits - jnp.max(logits), 0.0)

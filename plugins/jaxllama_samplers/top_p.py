@@ -32,7 +32,10 @@ class TopP(Filter):
     )
 
     def __call__(self, best: Candidates, context: Context) -> Bool[Array, " C"]:
-        """Return True up to the token at which the sum reaches top_p; exclude it if strict."""
+        """Return True for the likeliest tokens, up to the one at which their sum reaches `top_p`.
+
+        With `top_p_strict`, that token is left out.
+        """
         del context
         through = jnp.cumsum(best.p)
         above = jnp.pad(through[:-1], (1, 0))

@@ -34,7 +34,10 @@ class Xtc(Shaper):
     )
 
     def __call__(self, logits: Float[Array, " N"], context: Context) -> Float[Array, " N"]:
-        """Drop the top choices, or return the logits unchanged."""
+        """Set the logits of tokens at or above the threshold, but the smallest of these, to -inf.
+
+        With probability 1 - `xtc_probability`, return the logits unchanged.
+        """
         # Compares logits, because computing all probabilities would take another pass.
         line = context.log_total(logits) + jnp.log(self.xtc_threshold)
         line = jnp.maximum(line, LOWEST)  # banned tokens, at -inf, stay below
@@ -45,9 +48,10 @@ class Xtc(Shaper):
 
 
 def least_likely(logits: Float[Array, " N"], line: Float[Array, ""]) -> Int32[Array, ""]:
-    """Return the index of the smallest logit that is at least `line`; of equal ones, the last.
+    """Return the index of the smallest of the logits that are at least `line`.
 
-    Reads all logits once: the smallest of each block first, then one block again.
+    Of equal ones it is the last. Reads all logits once: the smallest of each block first, then one
+    block again.
     """
     filled = jnp.pad(logits, (0, -logits.shape[0] % BLOCK), constant_values=-jnp.inf)
     reached = jnp.where(filled >= line, filled, jnp.inf)
