@@ -38,13 +38,19 @@ class Confined(PromptFormat):
         self._workers = WorkerPool(lambda: RenderWorker(kind, text), WORKERS)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Render with the wrapped format, in another process."""
+        """Render a conversation with the wrapped format, in another process.
+
+        `answer`: the text ends where the assistant's next message starts.
+        """
         return self._ask("render", (messages,), answer=answer)
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Render a conversation with tools with the wrapped format, in another process."""
+        """Render a conversation with tools with the wrapped format, in another process.
+
+        `answer`: the text ends where the assistant's next message starts.
+        """
         return self._ask("render_tools", (messages, tools), answer=answer)
 
     def start(self) -> None:
@@ -84,9 +90,9 @@ class RenderWorker:
     def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
         """Return the rendered text; kill the process if that takes longer than `seconds`.
 
-        `question` holds the name of the format's method, its arguments, and the value of `answer`.
-        Raises TemplateError if rendering fails or takes too long, WorkerDied if the process has
-        ended.
+        `question` holds the name of the format's method, its arguments, and whether the text is to
+        end where the assistant's next message starts. Raises TemplateError if rendering fails or
+        takes too long, WorkerDied if the process has ended.
         """
         try:
             self._pipe.send(question)

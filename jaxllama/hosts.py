@@ -96,10 +96,10 @@ class HostGroup:
     """
 
     def __init__(self, index: int, links: Sequence[HostLink], lose: Lose | None = None) -> None:
-        """Start a thread for each link that listens to it, and one that sends signs of life.
+        """Start threads that listen to the other hosts, and one that sends them signs of life.
 
-        `lose` is called on one of these threads, with the reason, if a host is lost; without it,
-        the process ends.
+        `index` is this host's number; `links` are its connections to the others. `lose` is called
+        on one of these threads, with the reason, if a host is lost; without it, the process ends.
         """
         self.index = index
         self._links = links

@@ -145,7 +145,10 @@ def check(name: str, value: object) -> object:
 
 
 def check_number_or_text(name: str, value: object, limit: Limit) -> object:
-    """Check one scalar against its limit and return it; raise InvalidParameter if wrong."""
+    """Return `value` if it fits `limit` in type and bounds; raise InvalidParameter if not.
+
+    `value` is one scalar of the request's field `name`; an int in a float field becomes a float.
+    """
     if limit.words and isinstance(value, str):
         return check_word(name, value, limit)
     if limit.kind is str:
@@ -179,7 +182,11 @@ def check_word(name: str, value: str, limit: Limit) -> str:
 def check_number(
     name: str, value: object, kind: type, low: float | None, high: float | None
 ) -> int | float:
-    """Check type and bounds of a number and return it; a float field also accepts an int."""
+    """Return `value` as a number of type `kind`; raise InvalidParameter if it is out of bounds.
+
+    `name` is the request's field, for the error. `low` and `high` are the least and the highest
+    value; None: no bound. A float field also accepts an int.
+    """
     word = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidParameter(f"{name} is {value!r}; expected {word}", name)
@@ -194,14 +201,20 @@ def check_number(
 
 
 def unknown_field(name: str, known: Iterable[str]) -> InvalidParameter:
-    """Build the error for an unknown field; it suggests the field with the nearest name."""
+    """Build the error for an unknown field; it suggests the field with the nearest name.
+
+    `known` are the names of the fields that exist.
+    """
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InvalidParameter(f"unknown parameter {name!r}{hint}", name)
 
 
 def unknown_preset(name: str, known: Iterable[str]) -> InvalidParameter:
-    """Build the error for a preset that is not installed; it suggests the nearest name, or all."""
+    """Build the error for a preset that is not installed; it suggests the nearest name, or all.
+
+    `known` are the names of the installed presets.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(known) or 'none'}"

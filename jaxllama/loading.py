@@ -84,8 +84,11 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 ) -> EngineConfig:
     """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
-    `body` is the name of the kernels. Rounds `prefill_chunk` up to whole prompt tiles. Raises
-    InvalidParameter or ConfigError for a value that the model or the kernels do not support.
+    `body` is the name of the kernels; the others are the arguments of `LLM.load` of the same name,
+    None: the default. `adapter_slots` and `adapter_rank` bound the number and rank of LoRA
+    adapters. Rounds `prefill_chunk` up to whole prompt tiles, the tokens that the kernels compute
+    together. Raises InvalidParameter or ConfigError for a value that the model or the kernels do
+    not support.
     """
     data, parts = parse_mesh(mesh)
     if context is not None and context > model.max_context:
@@ -237,7 +240,7 @@ def stored_as(params: Tree) -> list[str]:
 
 
 def tokenizer_for(checkpoint: Checkpoint, path: Path | str | None) -> Tokenizer:
-    """Return the tokenizer in a file or folder, or with None the model's own.
+    """Return the tokenizer in the file or folder `path`; None: the tokenizer of the checkpoint.
 
     Raises BadTokenizer if its size shows that it belongs to another model.
     """
@@ -294,9 +297,10 @@ def sampling_defaults_of(
 ) -> dict[str, object]:
     """Return the values of knobs that a request does not set.
 
-    With "auto" these are the values that the model's maker recommends, with "none" there are none.
-    `specs` are the knobs of the installed samplers. A recommendation for an unknown knob, or out of
-    the knob's bounds, is logged and left out.
+    With the `choice` "auto" these are the values that the model's maker recommends, in the
+    checkpoint or beside it at `path`; with "none" there are none. `specs` are the knobs of the
+    installed samplers. A recommendation for an unknown knob, or out of the knob's bounds, is logged
+    and left out.
     """
     if choice not in SAMPLING_DEFAULTS:
         raise InvalidParameter(

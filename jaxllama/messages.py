@@ -38,7 +38,8 @@ def render(
 ) -> str:
     """Render a conversation as prompt text that ends where `ending` says.
 
-    Raises InvalidParameter for an empty conversation, or for tools that the format cannot show.
+    `tools` are those that the model may call. Raises InvalidParameter for an empty conversation, or
+    for tools that the format cannot show.
     """
     if not messages:
         raise InvalidParameter("messages is empty; expected at least one message", "messages")

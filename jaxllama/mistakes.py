@@ -217,7 +217,10 @@ def own_random_number(kind: type) -> tuple[str, str] | None:
 
 
 def draws(name: str, call: ast.Call) -> bool:
-    """Say whether a call of the function `name` draws numbers without the request's seed."""
+    """Say whether a call draws random numbers without the request's seed.
+
+    `name` is the full dotted name of the called function.
+    """
     if name.startswith(("numpy.random.", "random.")):
         makes = name.endswith((".default_rng", ".RandomState", ".Random", ".SeedSequence"))
         return not (makes and call.args) and not name.endswith(".Generator")
@@ -241,9 +244,9 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def dotted(node: ast.expr, names: Mapping[str, str]) -> str:
-    """Return the full dotted name that an expression refers to.
+    """Return the full dotted name that an expression refers to; "" if it is no imported name.
 
-    "" if it is not an imported name.
+    `names` maps each imported name of the module to its full dotted name.
     """
     if isinstance(node, ast.Name):
         return names.get(node.id, "")
@@ -316,7 +319,7 @@ def owner_of(name: str) -> str:
 
 
 def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
-    """Build the error for a plugin whose module lacks the named class.
+    """Build the error for a plugin whose module lacks the named class, `attribute`.
 
     `what` names the plugin at the beginning of the message.
     """

@@ -88,9 +88,9 @@ def peek_at_answer(
 ) -> InSteps[np.ndarray]:
     """Compute the logits [tokens V] from which the tokens of an answer were drawn.
 
-    Leaves out those before token number `first`. A generator, like the engine's probes: it yields
-    after each call of the device and returns the logits. Raises QueueFull at once if no slot is
-    free.
+    `tokens` are the answer's; those before the index `first` are left out. A generator, like the
+    engine's probes: it yields after each call of the device and returns the logits. Raises
+    QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if len(tokens) > first:
@@ -103,7 +103,10 @@ def peek_at_answer(
 def make_recording(
     intake: Intake, request: GenerationRequest, tokens: Sequence[int], logits: np.ndarray
 ) -> Recording:
-    """Build the recording of a request and its answer; `logits` are from `peek_at_answer`."""
+    """Build the recording of a request and its answer, for a later replay.
+
+    `tokens` are the answer's; `logits` are from `peek_at_answer`.
+    """
     config = intake.engine
     return Recording(
         prompt=request.prompt,

@@ -119,11 +119,14 @@ def knob(  # noqa: PLR0913 - one call declares all properties of a parameter
 ) -> Any:
     """Declare a request parameter; `off` is the value that leaves the row unchanged.
 
-    A list of tokens or phrases has `off=NO_TOKEN`. The sampler receives phrases as token ids in an
-    array of `width` entries, with one NO_TOKEN after each phrase. A phrase given as text becomes
-    two phrases: the text as written, and the text after a space. A knob with `text` is one text in
-    the request; the sampler receives the numbers that `text.encode` makes of it, filled up with
-    `off`.
+    `low` and `high` are the bounds of its numbers, None: no bound; `width` is the most entries of a
+    list, None: one number. `by_token`: it maps token ids to numbers; `tokens`, `phrases`: it is a
+    list of token ids, or of phrases. `switch` False: it tunes the sampler, but does not turn it on.
+    `counts`: it counts tokens of the answer, and may not exceed `max_tokens`. A list of tokens or
+    phrases has `off=NO_TOKEN`. The sampler receives phrases as token ids in an array of `width`
+    entries, with one NO_TOKEN after each phrase. A phrase given as text becomes two phrases: the
+    text as written, and the text after a space. A knob with `text` is one text in the request; the
+    sampler receives the numbers that `text.encode` makes of it, filled up with `off`.
     """
     spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, text, switch, counts)
     return dataclasses.field(default=off, metadata={_SPEC: spec})

@@ -125,13 +125,19 @@ def probabilities(scores: Sequence[Score], *, length_normalize: bool) -> list[fl
 def classified(
     choices: Sequence[str], scores: Sequence[Score], *, length_normalize: bool
 ) -> Classification:
-    """Build the classification of a prompt from the scores of the choices."""
+    """Build the classification of a prompt from the scores of the choices, in the same order.
+
+    With `length_normalize`, the mean log-probability of a choice's tokens counts, not the sum.
+    """
     shares = probabilities(scores, length_normalize=length_normalize)
     return Classification(tuple(choices), tuple(shares), tuple(scores))
 
 
 def check_choices(choices: Sequence[str], name: str = "choices") -> None:
-    """Raise InvalidParameter if there is no choice, or a choice occurs twice."""
+    """Raise InvalidParameter if there is no choice, or a choice occurs twice.
+
+    `name` is the request's field with the choices, for the error.
+    """
     if not choices or len(set(choices)) < len(choices):
         raise InvalidParameter(
             f"{name} is {list(choices)!r:.200}; expected at least one, and each once", name

@@ -54,7 +54,10 @@ class Startup:
         self._thread = threading.Thread(target=self._remind, name="startup", daemon=True)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Record progress; print a line when a download or the compilation of a program begins."""
+        """Record progress; print a line when a download or the compilation of a program begins.
+
+        `what` names the stage of the start, of which `done` of `total` parts are finished.
+        """
         previous = self.stage
         is_new = previous is None or previous.what != what
         began = self._clock() if previous is None or is_new else previous.began
@@ -92,7 +95,11 @@ class Startup:
 
 
 def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -> str:
-    """Return a stage in words; for a program, with its name and its number out of `total`."""
+    """Return a stage of the start in words; for a program, with its name and number out of `total`.
+
+    `what` names the stage, `done` of its parts are finished. `keeps_programs`: compiled programs
+    are kept on disk, and the words say that only the first start compiles them.
+    """
     if not what.startswith(COMPILING):
         return WORDS.get(what, what)
     when = ", first start only" if keeps_programs else ""

@@ -242,7 +242,11 @@ def measured(
 
 
 def draw(name: str, outcomes: list[CheckOutcome], costs: list[CheckOutcome]) -> None:
-    """Print the checks of one plugin as a table, then details of the failures, then the costs."""
+    """Print the checks of one plugin as a table, then details of the failures, then the costs.
+
+    `outcomes` are those of the checks; `costs` has one entry per vocabulary size, [] if not
+    measured.
+    """
     console = Console()
     table = Table("check", "", "", title=name, title_justify="left")
     for each in outcomes:

@@ -242,7 +242,8 @@ def read_questions(
 ) -> list[ClassifiedQuestion]:
     """Combine the options to questions; raise UsageError if their numbers do not fit.
 
-    --choices is given once for all questions, or once for each; --gold never, or once for each.
+    `choices` are the values of --choices, given once for all questions, or once for each; `golds`
+    those of --gold, the columns with the right answers, given never, or once for each.
     """
     for name, given, fits in (
         ("--choices", choices, {1, len(questions)}),
@@ -286,9 +287,10 @@ def new_columns(question: ClassifiedQuestion) -> list[str]:
 
 
 def check_rows(path: Path, column: str, questions: Sequence[ClassifiedQuestion]) -> int:
-    """Check all rows of a file and return their number.
+    """Check all rows of the file `path` and return their number.
 
-    Raises InvalidParameter that lists the first rows that cannot be classified.
+    `column` is the column of the texts. Raises InvalidParameter that lists the first rows that
+    cannot be classified.
     """
     problems, total = [], 0
     own = [name for each in questions for name in new_columns(each)] + ["error"]

@@ -186,7 +186,7 @@ def describe_programs(
 ) -> dict[str, Any]:
     """Return the key and folder of the compiled programs, and for each whether it is on disk.
 
-    Reads the weights, because their layout is a part of the key.
+    The key follows from all arguments: the weights are read, because their layout is a part of it.
     """
     params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
     samplers = load_plugins(SAMPLERS, Sampler).loaded

@@ -112,7 +112,8 @@ def need_slots(ctx: click.Context, count: int) -> None:
 def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
     """Convert the text of a knob to a value, as the knob's option does, without checking bounds.
 
-    Raises InvalidParameter for an unknown name.
+    `specs` are the knobs of the installed samplers, by name. Raises InvalidParameter for an unknown
+    `name`.
     """
     if name in LIMITS:
         limit = LIMITS[name]
@@ -485,7 +486,7 @@ def option_name(name: str, taken: set[str]) -> str:
 def help_text(words: str, low: float | None, high: float | None, default: object) -> str:
     """Return the help text of a knob: its purpose (`words`), bounds and default.
 
-    None: no bound, or no default to show.
+    `low` and `high` are the bounds, None: no bound; `default` None: no default to show.
     """
     sentence = f"{words[:1].upper()}{words[1:]}".rstrip(".")
     facts = [bounds(low, high)] if low is not None or high is not None else []

@@ -98,7 +98,7 @@ class RemoteModel:
     def _ask(self, kind: str, content: Any, knobs: Mapping[str, Any]) -> Fields:
         """Send one request, again while the server is full, and return the answer's fields.
 
-        Runs on a thread of the pool.
+        `kind` says whether `content` is a prompt or messages. Runs on a thread of the pool.
         """
         body = body_of(kind, content, knobs, self.model)
         deadline = time.monotonic() + self.patience
@@ -127,8 +127,9 @@ class RemoteModel:
     ) -> tuple[int, Mapping[str, str], bytes]:
         """POST a body to a route of the server and return status, headers and body.
 
-        A failed connection counts as status 503, to be tried again, if the server has answered
-        before and the time `deadline` has not passed; otherwise it raises ConfigError.
+        A failed connection counts as status 503, to be tried again, if the server has answered an
+        earlier request and the time `deadline`, of `time.monotonic`, has not passed; otherwise it
+        raises ConfigError.
         """
         connection = connect(self.url)
         with self._lock:
@@ -194,10 +195,10 @@ def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None
 
 
 def check_status(status: int, headers: Mapping[str, str], raw: bytes) -> None:
-    """Raise the error of a response whose status is not 200; also if the server ignored a field.
+    """Raise the error of a response whose status is not 200, or whose headers name ignored fields.
 
-    ConfigError: every request would fail in this way; GenerationFailed: a fault of the server;
-    InvalidParameter: this request is refused.
+    `raw` is its body. ConfigError: every request would fail in this way; GenerationFailed: a fault
+    of the server; InvalidParameter: this request is refused.
     """
     message = f"the server answered {status}: {message_of(raw)}"
     if status in EVERY:

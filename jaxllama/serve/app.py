@@ -40,7 +40,10 @@ NOTES = {
 def create_app(
     service: GenerationService, settings: Settings, dialects: Sequence[Dialect]
 ) -> web.Application:
-    """Build the application of a service, with our own routes and the routes of the dialects."""
+    """Build the application of a service, with our own routes and the routes of the dialects.
+
+    A dialect is one HTTP API, such as OpenAI's.
+    """
     table = RouteTable(settings.root_dialect)
     described = [*dialects, Operations(settings.metrics_names, settings.bandwidth), Dashboard()]
     for dialect in (

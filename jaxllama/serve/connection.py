@@ -77,7 +77,10 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the rest of a response; mark the connection idle if no other request waits."""
+        """Send the rest of a response; mark the connection idle if no other request waits.
+
+        Returns what aiohttp's own method returns; `start_time` is passed on to it.
+        """
         finished = await super().finish_response(request, resp, start_time)
         if self._is_idle:
             self._crowd.set_idle(self)
@@ -90,7 +93,11 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Make a JSON error response for a malformed request; log a stack trace only for 5xx."""
+        """Make a JSON error response for a malformed request.
+
+        `message` None: a general one. For a `status` from 500 up, the stack trace of `exc` is
+        logged.
+        """
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun already")
         if status >= 500:  # noqa: PLR2004
@@ -161,7 +168,10 @@ class Connection(web.RequestHandler):
 
 
 def error_json(message: str, code: str) -> bytes:
-    """Encode an error as JSON, for use where no dialect is known yet."""
+    """Encode an error as JSON, for use where no dialect (API) of the request is known yet.
+
+    `code` is a word for programs, such as "bad_request"; of `message` the first line is used.
+    """
     return json.dumps({"error": {"message": message.splitlines()[0], "code": code}}).encode()
 
 

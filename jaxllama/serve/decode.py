@@ -83,7 +83,7 @@ async def peek_names(request: web.Request) -> Collection[str]:
 
 
 def check_names(request: web.Request, given: Iterable[str], known: Collection[str]) -> None:
-    """Report names in `given` that are not in `known` in a header; refuse them under --strict.
+    """Name the fields in `given` that are not in `known` in a header; refuse them under --strict.
 
     For the fields of a query or a form.
     """
@@ -200,8 +200,8 @@ def convert(
 ) -> Decoded[T]:
     """Convert JSON fields to the struct `shape`, and those named in `knobs` to a dict.
 
-    Aliases are renamed. Unknown fields are dropped and listed; with `strict`, InvalidParameter is
-    raised for them.
+    Fields under another accepted name (alias) are renamed. Unknown fields are dropped and listed;
+    with `strict`, InvalidParameter is raised for them.
     """
     own = set(shape.__struct_encode_fields__)
     fields, aliased = rename_aliases(fields, own | set(knobs))
@@ -222,7 +222,10 @@ def convert(
 def as_invalid_parameter(
     message: str, fields: dict[str, Any], shape: type[msgspec.Struct]
 ) -> InvalidParameter:
-    """Convert a msgspec error to ours, with the path of the field and, if it is text, its value."""
+    """Convert a msgspec error to ours, with the path of the field and, if it is text, its value.
+
+    `message` is the error's; `fields` is the body that was decoded as `shape`.
+    """
     where, what = split_message(message)
     unknown = UNKNOWN.fullmatch(what)
     if unknown is not None:

@@ -51,7 +51,8 @@ class Guard:
     def check(self, request: web.BaseRequest, handler: object, key: str) -> None:
         """Raise HttpError if the Host header is foreign, or `key` is invalid where one is needed.
 
-        Routes marked with `open_to_all` need no key.
+        `key` is the API key that the request sent, "" if none. A `handler` marked with
+        `open_to_all` needs no key.
         """
         if self._checks_host and host_of(request) not in self._hosts:
             raise HttpError(

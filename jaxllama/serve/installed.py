@@ -64,7 +64,10 @@ def read_options(
 
 
 def make_dialect(name: str, kind: type[Dialect], options: dict[str, str]) -> Dialect:
-    """Make a dialect with its options; raises ConfigError if a value is wrong."""
+    """Make an object of the dialect class `kind`; raise ConfigError if an option is wrong.
+
+    `options` maps the operator's options for this dialect to their text values.
+    """
     if getattr(kind, "name", None) != name:
         raise ConfigError(
             f"dialect {name!r} ({kind.__module__}:{kind.__name__}) calls itself "

@@ -134,7 +134,8 @@ def join_summaries(one: Json, other: Json) -> str:
 def join(one: Json, other: Json, refusals: Json) -> Json:
     """Merge the descriptions of two dialects' operations that have the same path and method.
 
-    `refusals` are the error responses, by their names among the components.
+    The result accepts the bodies and has the answers of both. `refusals` are the error responses,
+    by their names among the components.
     """
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
@@ -161,7 +162,10 @@ def shapes_of(endpoints: Mapping[Endpoint, RouteName]) -> Iterable[Any]:
 
 
 def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, Json]) -> Json:
-    """Describe one route as an OpenAPI operation; `found` maps the id of a type to its schema."""
+    """Describe one route as an OpenAPI operation.
+
+    `name` has the operation's name and its dialect; `found` maps the id of a type to its schema.
+    """
     content: Json = {}
     if endpoint.answer is not None:
         content |= content_of(endpoint.answer, found)
@@ -229,7 +233,8 @@ def path_parameter(name: str) -> Json:
 def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
     """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases.
 
-    Changes `schema` in place.
+    Changes `schema` in place. `model` has the names of models and the knobs; `strict`: the server
+    refuses unknown fields.
     """
     fields = schema["properties"]
     assert endpoint.body is not None
@@ -250,7 +255,10 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
 
 
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
-    """Add the fields of all generating bodies and the samplers' knobs to `fields`, in place."""
+    """Add the fields of all generating bodies and the samplers' knobs to `fields`, in place.
+
+    `fields` are the properties of the body's schema, by name.
+    """
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
         fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))
     for name, spec in model.intake.bank.knobs.items():
@@ -272,7 +280,10 @@ def add_aliases(fields: Json, *, strict: bool) -> None:
 
 
 def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> Json:
-    """Return the schema of an unsupported field: it accepts only false, 0 and empty values."""
+    """Return the schema of an unsupported field: it accepts only false, 0 and empty values.
+
+    `field` is its schema as the type `body` declares it; `name` is its name.
+    """
     types = {each.get("type") for each in field.get("anyOf", [field])}
     kind = next((kind for kind in NO if kind in types), None)
     no = NO[kind] if kind else {"enum": [None, False, 0, "", [], {}]}

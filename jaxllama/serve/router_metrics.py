@@ -60,7 +60,10 @@ class RouterMetrics(Collector):
 
 
 def gauge(name: str, words: str, value: float, labels: dict[str, str]) -> GaugeMetricFamily:
-    """Return a gauge named vllm:NAME with one labelled value; `words` is its description."""
+    """Return a Prometheus gauge named vllm:NAME with one value, which has these labels.
+
+    `words` is its description.
+    """
     family = GaugeMetricFamily(f"vllm:{name}", words, labels=list(labels))
     family.add_metric(list(labels.values()), value)
     return family

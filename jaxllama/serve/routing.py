@@ -39,7 +39,10 @@ class RouteTable:
         self._default: Dialect | None = None
 
     def add(self, dialect: Dialect, routes: Iterable[web.RouteDef]) -> None:
-        """Add the routes of a dialect; the last one added gets paths that resemble no route."""
+        """Add the routes of a dialect.
+
+        The dialect added last is also given requests for paths that resemble no route.
+        """
         for route in routes:
             if route.path == ROOT and not has_root(dialect, self._root_dialect):
                 continue
@@ -99,7 +102,10 @@ def has_root(dialect: Dialect, chosen: str | None) -> bool:
 
 
 def common_parts(path: list[str], route: list[str]) -> int:
-    """Count the leading parts that a path and a route share; a variable part fits any."""
+    """Count the leading parts that a path and a route share; a variable part fits any.
+
+    Both are split at slashes; a variable part of the route begins with a brace.
+    """
     count = 0
     for given, own in zip(path, route, strict=False):
         if not given or not (given == own or own.startswith("{")):
@@ -135,7 +141,11 @@ class SharedHandler:
     """The handler of a path that several dialects have."""
 
     def __init__(self, marked: Mapping[str, OwnedRoute], usual: OwnedRoute) -> None:
-        """Store the routes by the body field that marks them, and the route of other bodies."""
+        """Store the routes that share a path; a field of the request's body decides between them.
+
+        `marked` maps the field that only this route's bodies have to the route; `usual` gets all
+        others.
+        """
         self._marked, self._usual = marked, usual
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -101,9 +101,11 @@ class GenerationService:
         log_prompts: bool = False,
         startup: Startup | None = None,
     ) -> None:
-        """Store the settings; `start` will call `open_model` in a thread.
+        """Store the settings; `start` will call `open_model` in a thread to load the model.
 
-        `observer` collects metrics; `log_prompts`: the log of requests has the prompts' texts.
+        `bounds` has the limits and timeouts. `observer` collects metrics, None: nobody does.
+        `log_prompts`: the log of requests has the prompts' texts. `startup` shows the progress of
+        loading; None: it is only logged.
         """
         self.bounds = bounds
         self._dispatch = Dispatch(bounds, lambda choice: self._settle(choice.answers))
@@ -350,7 +352,7 @@ class GenerationService:
         return await self._dispatch.ask(caller.client, questions)
 
     async def load_adapter(self, name: str, path: Path, caller: Caller) -> None:
-        """Load a LoRA adapter from a folder; one with this name is replaced.
+        """Load a LoRA adapter from the folder `path`; one with the same name is replaced.
 
         The engine loads it between two steps. Raises InvalidParameter if it cannot be loaded.
         """

@@ -208,7 +208,7 @@ class RequestPreparation:
 
 
 def set_outcome(done: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
-    """Set the error of a future if there is one, else its result."""
+    """Set the error of the future `done` if there is one, else the result `found`."""
     if error is not None:
         done.set_exception(error)
     else:

@@ -35,7 +35,10 @@ def slot_states(engine: Engine) -> list[SlotState]:
 
 
 def state_of(engine: Engine, index: int, generation: Generation | None) -> SlotState:
-    """Return the state of one slot and of the generation that holds it, if any."""
+    """Return the state of slot number `index`, and of the generation that holds it, if any.
+
+    `generation` None: no request holds the slot.
+    """
     cached = len(engine.slots.slots[index].cached)
     if generation is None:
         return SlotState(index, cached)

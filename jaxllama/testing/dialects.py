@@ -104,7 +104,10 @@ def check_error(dialect: Dialect, error: JaxLlamaError) -> None:
 
 
 def require(holds: bool, kind: type[Dialect], rule: str) -> None:
-    """Raise AssertionError with the broken rule unless it holds."""
+    """Raise AssertionError unless `holds`.
+
+    The message names the dialect `kind` and the broken `rule`.
+    """
     if not holds:
         raise AssertionError(f"{kind.__name__} {rule}")
 

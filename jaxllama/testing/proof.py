@@ -59,7 +59,10 @@ class Broken(AssertionError):
 
     @classmethod
     def because(cls, kind: type[Sampler], rule: str, error: Exception) -> Self:
-        """Build the failure of `rule` from an error that the sampler's code raised."""
+        """Build the failure of the check named `rule` from an error that the sampler's code raised.
+
+        The place of the error is looked for in the code of `kind`, the sampler's class.
+        """
         if not isinstance(error, BrokenPlugin):
             error = (
                 BrokenPlugin(str(error))

@@ -191,7 +191,10 @@ class ScriptedPrograms(Programs):
         return state
 
     def copy(self, state: Any, source: Any, target: Any, count: Any) -> Any:
-        """Copy the first `count` tokens of one slot's cache into another's."""
+        """Copy the first `count` tokens of one slot's cache into another's; return the state.
+
+        `source` and `target` are the numbers of the slots.
+        """
         state.cached[target, :count] = state.cached[source, :count]
         return state
 

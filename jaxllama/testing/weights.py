@@ -66,7 +66,10 @@ def check_weights(
 
 
 def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
-    """Check that a weight is a finite float array or a Packed matrix, of the canonical shape."""
+    """Check that a weight is a finite float array or a Packed matrix, of the canonical shape.
+
+    `weight` is its path, for errors; `leaf` has the shape; `value` is what the format read.
+    """
     if isinstance(value, Packed):
         check_packed(weight, leaf, value)
         return
@@ -80,7 +83,10 @@ def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
 
 
 def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
-    """Check that the parts of a Packed matrix fit each other and the shape of `leaf`."""
+    """Check that the parts of a Packed matrix fit each other and the shape of `leaf`.
+
+    `weight` is the weight's path, for errors; `value` is what the format read.
+    """
     expect(leaf.is_matrix, f"{weight} is Packed; expected that of matrices only")
     shape = value.shape[::-1] if weight == EMBEDDING else value.shape
     expect(shape == leaf.shape, f"{weight} has shape {shape}; expected {leaf.shape}")
@@ -99,7 +105,10 @@ def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
 
 
 def check_equal(weight: str, value: Stored, wanted: np.ndarray) -> None:
-    """Check that a weight has the values that were written."""
+    """Check that `value`, which the format read, has the values `wanted`, which were written.
+
+    `weight` is the weight's path; all but the embedding are transposed if they are packed.
+    """
     dense = unpacked(value)
     if isinstance(value, Packed) and weight != EMBEDDING:
         dense = dense.swapaxes(-1, -2)
@@ -108,7 +117,10 @@ def check_equal(weight: str, value: Stored, wanted: np.ndarray) -> None:
 
 
 def check_repeats(weight: str, first: Stored, second: Stored) -> None:
-    """Check that two reads give equal values in separate memory."""
+    """Check that two reads of a weight gave equal values in separate memory.
+
+    `weight` is the weight's path, for errors.
+    """
     for one, other in zip(parts(first), parts(second), strict=True):
         expect(np.array_equal(one, other), f"{weight} differs when it is read again")
         expect(not np.shares_memory(one, other), f"{weight} shares memory between two reads")
@@ -117,7 +129,8 @@ def check_repeats(weight: str, first: Stored, second: Stored) -> None:
 def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) -> None:
     """Check that a part of a weight that is read alone equals that part of the whole weight.
 
-    The weight is cut along each of its axes.
+    `weight` is its path, `leaf` has its shape, and `value` is the whole weight, which is cut along
+    each of its axes.
     """
     is_turned = isinstance(value, Packed) and weight != EMBEDDING
     for axis, size in enumerate(leaf.shape):
@@ -156,7 +169,10 @@ def parts(value: Stored) -> list[np.ndarray]:
 
 
 def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -> None:
-    """Check that the format recognizes this model, but neither text nor an empty folder."""
+    """Check that the format recognizes the model at `path`, but neither text nor an empty folder.
+
+    `folder` is an empty folder for these.
+    """
     (folder / "note.txt").write_text("no model\n")
     (folder / "nothing").mkdir()
     expect(format_class.recognizes(path), f"{path} is not recognised")
@@ -165,7 +181,10 @@ def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -
 
 
 def check_damage(path: Path, folder: Path, opener: Opener) -> None:
-    """Check truncated copies: each raises CheckpointError or is read completely."""
+    """Check truncated copies of a model: each raises CheckpointError or is read completely.
+
+    `path` is the model; `folder` is an empty folder for the copies; `opener` opens a model.
+    """
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     copy = folder / f"damaged{path.suffix}"
     for file in files:
@@ -184,7 +203,7 @@ def check_damage(path: Path, folder: Path, opener: Opener) -> None:
 def check_refused(path: Path, what: str, opener: Opener) -> None:
     """Check that a damaged model is read, or fails with CheckpointError and no other error.
 
-    `what` describes the damage.
+    `path` is the model, `what` describes the damage, and `opener` opens a model.
     """
     try:
         with opener(path) as checkpoint:

@@ -35,7 +35,10 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def chat_logprob(tokenizer: Tokenizer, token: int, found: TokenLogprobs) -> TokenLogprob:
-    """Convert the log-probabilities of one drawn token to the form that chat answers have."""
+    """Convert the log-probabilities of one drawn token to the form that chat answers have.
+
+    `token` is the drawn token; `found` has its log-probabilities and the likeliest alternatives.
+    """
 
     def entry(id_: int, value: float) -> Alternative:
         raw = tokenizer.piece(id_, special=True)

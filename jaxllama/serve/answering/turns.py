@@ -60,7 +60,7 @@ def chosen_format(
     messages: Messages,
     tools: Sequence[Tool],
 ) -> str | None:
-    """Return the prompt format for a conversation; None is the model's own format.
+    """Return the name of the prompt format for a conversation; None: the model's own format.
 
     It is `name` if given. If the conversation needs tools and the model's own format has none, it
     is another format, which is named in the response headers.

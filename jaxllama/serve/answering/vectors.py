@@ -28,7 +28,8 @@ async def vectors_of_model(
 ) -> tuple[Sequence[np.ndarray], int]:
     """Return a vector per text from the served model's hidden states, and the total token count.
 
-    `truncate` cuts a text that exceeds the context, which is refused otherwise.
+    `pooling` names the hidden states that make the vector: the mean of all, or the last. `truncate`
+    cuts a text that exceeds the context, which is refused otherwise.
     """
     all_ids = await service.off_loop(
         lambda model: [encode_input(model, text, truncate=truncate) for text in texts],
@@ -53,9 +54,9 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
 ) -> tuple[Sequence[np.ndarray], int]:
     """Return a vector per text, made by the encoder model, and the total token count.
 
-    `prompt_name` chooses one of the encoder's prefixes for texts, `truncate` cuts texts that are
-    too long, `dimensions` shortens the vectors. The engine's thread computes them when it is the
-    client's turn in the queue; they occupy no slot.
+    `prompt_name` chooses one of the encoder's prefixes for texts, None: its default. `truncate`
+    cuts texts that are too long; `dimensions` keeps so many numbers of each vector, None: all. The
+    engine's thread computes them when it is the client's turn in the queue; they occupy no slot.
     """
     encoder = served.encoder
     to_ids = partial(encoder.ids, prompt_name=prompt_name, truncate=truncate)

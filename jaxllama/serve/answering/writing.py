@@ -84,7 +84,8 @@ def explainable_knobs(
 ) -> dict[str, Any]:
     """Return the knobs of a request with `explain`: those given, and max_tokens, MOST by default.
 
-    Raises InvalidParameter for a stream, several answers, or a max_tokens of 0 or above MOST.
+    `stream`: the request asks for a stream; `answers`: how many answers it asks for. Raises
+    InvalidParameter for a stream, several answers, or a max_tokens of 0 or above MOST.
     """
     if stream or answers != 1:
         raise InvalidParameter(

@@ -96,7 +96,10 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
-    """Return the HTML of one link in the navigation; `is_current`: it is that of the shown page."""
+    """Return the HTML of one link in the navigation.
+
+    `path` is its address, `icon` the name of its icon; `is_current`: it is that of the shown page.
+    """
     current = ' aria-current="page"' if is_current else ""
     return (
         f'      <li><a href="{path}"{current}><svg class="icon" aria-hidden="true">'

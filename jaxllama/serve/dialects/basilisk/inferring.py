@@ -165,7 +165,8 @@ def mended(knobs: dict[str, Any]) -> dict[str, Any]:
 def one_of(body: BasiliskInferBody, documented: str, coded: str) -> Any:
     """Return the value of a field that has two names; None if neither is given.
 
-    Raises InvalidParameter if both are given and differ.
+    `documented` and `coded` are the names in basilisk's documentation and in its code. Raises
+    InvalidParameter if both are given and differ.
     """
     first, second = getattr(body, documented), getattr(body, coded)
     if first is not None and second is not None and first != second:

@@ -115,10 +115,11 @@ class SessionSpeech:
         return choices.get(chosen.strip(), names[0])
 
     async def _prompt(self, author: str | None, block: SessionBlock | None, room: int) -> list[int]:
-        """Return the token ids of the prompt for the next text of `author`.
+        """Return the token ids of the prompt for the next text of a participant.
 
-        Old history is left out to leave `room` tokens for the answer. `block` is the message that
-        is being written; None if it has not been begun.
+        `author` is the participant's name; None: no name is put before the text. Old history is
+        left out to leave `room` tokens for the answer. `block` is the message that is being
+        written; None if it has not been begun.
         """
         fixed = self._session.fixed_prompt.text.strip()
         before = f"{fixed}\n" if fixed and self._session.keep_fixed_prompt else ""

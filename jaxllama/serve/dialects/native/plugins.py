@@ -148,7 +148,10 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 
 def measured_cost(name: str, package: str) -> MeasuredCost | None:
-    """Return the cost of a sampler that its package states in costs.json; None without one."""
+    """Return the cost of a sampler that its package states in costs.json; None without one.
+
+    `name` is the sampler's, `package` that of the package.
+    """
     stated = stated_costs(package)
     if stated is None or name not in stated.microseconds:
         return None
@@ -173,7 +176,10 @@ def stated_costs(package: str) -> StatedCosts | None:
 
 
 def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
-    """Describe a knob; `defaults` has the model maker's values."""
+    """Describe the knob `name`, which its sampler declares with `spec`.
+
+    `defaults` has the values that the model's maker recommends.
+    """
     text = spec.text
     return KnobCard(
         name=name,
@@ -195,7 +201,10 @@ def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCar
 
 
 def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
-    """Describe a request field of no plugin; `defaults` has the model maker's values."""
+    """Describe the request field `name` of no plugin, which has the bounds and default of `limit`.
+
+    `defaults` has the values that the model's maker recommends.
+    """
     return CoreCard(
         name=name,
         type=limit.kind.__name__,  # type: ignore[arg-type]

@@ -152,11 +152,17 @@ class BatchStore:
             path.unlink(missing_ok=True)
 
     def growing(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of the file to which a running batch appends answers, or errors."""
+        """Return the path of the file to which a running batch appends answers, or errors.
+
+        `kind` is "output" for the answers, "errors" for the errors.
+        """
         return self._folder / f"{batch.id}.{kind}.jsonl"
 
     def append(self, batch: RequestBatch, kind: GrowingKind, line: OutputLine) -> None:
-        """Append the line of an answered or failed request to the batch's file of that kind."""
+        """Append the line of an answered or failed request to one of the batch's files.
+
+        `kind` is "output" for the file of answers, "errors" for that of errors.
+        """
         with self.growing(batch, kind).open("ab") as out:
             out.write(msgspec.json.encode(line) + b"\n")
 

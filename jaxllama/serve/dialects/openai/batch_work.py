@@ -88,7 +88,11 @@ class BatchWork:
 
     @contextlib.asynccontextmanager
     async def running(self, app: web.Application, dialect: ErrorForm) -> AsyncIterator[None]:
-        """Lock the folder, resume the unfinished batches in it, and stop their tasks at the end."""
+        """Lock the folder, resume the unfinished batches in it, and stop their tasks at the end.
+
+        A context manager. The requests of batches are answered by the routes of `app`; `dialect`
+        makes the bodies of errors.
+        """
         self._app, self._dialect = app, dialect
         with taken(self._folder):
             self._files.open()
@@ -171,7 +175,10 @@ class BatchWork:
         return batch
 
     def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of a batch's answers, or errors, so far; it may not exist yet."""
+        """Return the path of a batch's answers, or errors, so far; it may not exist yet.
+
+        `kind` is "output" for the answers, "errors" for the errors.
+        """
         growing = self._store.growing(batch, kind)
         id_ = batch.output_file_id if kind == "output" else batch.error_file_id
         # The id is noted before the file gets it.

@@ -126,7 +126,10 @@ async def find_beams(
 
 
 def search_rules(request: GenerationRequest, options: BeamOptions, model: Model) -> SearchRules:
-    """Build the rules of a beam search; an error about its width names the field best_of."""
+    """Return the checked settings of a beam search; raise InvalidParameter for wrong ones.
+
+    `options` are the request's; an error about the width names the field best_of, which sets it.
+    """
     try:
         return rules_of(
             request,

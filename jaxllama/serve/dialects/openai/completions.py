@@ -157,10 +157,10 @@ async def in_format(
     service: GenerationService,
     caller: Caller,
 ) -> tuple[list[Prompt], dict[str, object]]:
-    """Render each prompt as a user's message; return the prompts, and knobs with stop strings.
+    """Render each prompt as a user's message; return the token ids, and knobs with stop strings.
 
-    `name` is the prompt format, whose stop strings are added. Raises InvalidParameter for prompts
-    of token ids.
+    `name` is the prompt format, whose stop strings are added to those of `knobs`. Raises
+    InvalidParameter for prompts of token ids.
     """
     texts = [each for each in prompts if isinstance(each, str)]
     if len(texts) < len(prompts):
@@ -188,7 +188,8 @@ async def search_beams(
 ) -> TextCompletion:
     """Return the response with the likeliest answers to each prompt, found by beam search.
 
-    They come prompt by prompt, best first.
+    They come prompt by prompt, best first. Raises InvalidParameter for options of the `body` that a
+    beam search does not have.
     """
     for name in ("stream", "echo", "explain", "format"):
         if getattr(body, name):
@@ -224,7 +225,10 @@ async def search_beams(
 
 
 def check_options(body: CompletionBody, knobs: Mapping[str, object]) -> None:
-    """Raise InvalidParameter for options that contradict each other."""
+    """Raise InvalidParameter for options of a request that contradict each other.
+
+    `knobs` are the fields of the request for the engine and the samplers.
+    """
     count = body.n or 1
     ranks = ("length_penalty", "early_stopping")
     for name in (*ranks, "beam_length"):
@@ -298,7 +302,11 @@ class CompletionForm:
     def __init__(
         self, style: CompletionOptions, id_: str, prompts: Sequence[tuple[int, ...]]
     ) -> None:
-        """Make an empty form; `prompts` has the token ids of each answer's prompt."""
+        """Make an empty form.
+
+        `style` has the options of all answers, `id_` is the id of the response, and `prompts` has
+        the token ids of each answer's prompt.
+        """
         self._id, self._style = f"cmpl-{id_}", style
         self._created, self._generated = int(time.time()), 0
         self._writers = [CompletionAnswer(style, index) for index in range(len(prompts))]

@@ -168,7 +168,7 @@ class ChatConnection:
         """Answer the last message of a conversation, and append the answer to it.
 
         Of an answer that was stopped, the text so far is appended. `name` is the client's name of
-        the conversation.
+        the conversation; `overflow` says what happens if it does not fit into the context.
         """
         own = self._request[CALLER]
         caller = Caller(client=own.client, route=own.route)

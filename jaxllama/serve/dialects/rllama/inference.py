@@ -72,7 +72,10 @@ class RllamaInference:
     """The handler of the route."""
 
     def __init__(self, endpoint: Endpoint, max_seq_len: int) -> None:
-        """Store the operator's bound on the tokens of prompt and answer together."""
+        """Store the endpoint and the operator's bound, `max_seq_len`.
+
+        It bounds the tokens of prompt and answer together.
+        """
         self._endpoint, self._max_seq_len = endpoint, max_seq_len
         self._writer: DistributionWriter | None = None
 
@@ -121,7 +124,10 @@ class RllamaInference:
     async def _distributions(
         self, answers: Answers, service: GenerationService, body: RllamaBody
     ) -> AsyncIterator[bytes]:
-        """Yield a line for each token of the answer: the probabilities of all tokens there."""
+        """Yield a line for each token of the answer: the probabilities of all tokens there.
+
+        `answers` has one answer; `body` says whether an end token ends it.
+        """
         tokens = await tokens_of(answers, service.model.intake.tokenizer, body)
         request = answers.requests[0]
         for start in range(0, len(tokens), ROWS):
@@ -146,7 +152,7 @@ class RllamaInference:
 async def lines_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> AsyncIterator[Line]:
     """Yield a line for each token: its spelling, and the probability it was drawn with.
 
-    An end token ends the answer if the request says so.
+    `answers` has one answer; `body` says whether an end token ends it.
     """
     async for _, event in answers:
         if not isinstance(event, Token):
@@ -166,7 +172,10 @@ def chance_of(logprobs: TokenLogprobs | None) -> float:
 
 
 async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> list[int]:
-    """Return the token ids of the answer, up to the end token that ends it."""
+    """Return the token ids of the answer, up to and with the end token that ends it.
+
+    `answers` has one answer; `body` says whether an end token ends it.
+    """
     found: list[int] = []
     async for _, event in answers:
         if isinstance(event, Token):
