@@ -57,7 +57,8 @@ class LoadedAdapters:
     def load(self, name: str, weights: AdapterWeights) -> None:
         """Copy an adapter to the device under `name`; a loaded one with this name is replaced.
 
-        Raises InvalidParameter if all places for adapters are taken.
+        `weights` are its matrices by block and group of weights. Raises
+        InvalidParameter if the arrays for adapters are full.
         """
         taken = set(self._numbers.values())
         replaced = self._loaded.get(name)
@@ -115,9 +116,10 @@ class LoadedAdapters:
 
     @contextmanager
     def held(self, use: AdapterUse) -> Iterator[None]:
-        """Protect an adapter's device arrays in a `with` block, even if it is unloaded meanwhile.
+        """Protect the device arrays of the adapter in `use` during a `with` block.
 
-        Raises InvalidParameter if it is unloaded already.
+        They stay even if the adapter is unloaded meanwhile. Raises InvalidParameter if it is
+        unloaded already.
         """
         self.begin(use)
         try:

@@ -181,7 +181,7 @@ class Batch:
         self.restarts += 1
 
     def _adapter(self, use: AdapterUse | None) -> StateLeaves | None:
-        """Return the adapter arguments of a program call; None without an adapter."""
+        """Return the arguments of a program call for an adapter; None if `use` is None."""
         return None if use is None else loaded(self.adapters).of_slot(use)
 
     def renew(self) -> None:

@@ -74,7 +74,8 @@ class Blueprints:
     ) -> None:
         """Describe the programs; `params` and `adapters` give shapes, types and shardings only.
 
-        Without `adapters`, the programs for low-rank adapters are left out.
+        `bank` has the samplers. Without `adapters`, the programs for low-rank adapters are left
+        out.
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))

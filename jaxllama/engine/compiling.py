@@ -70,7 +70,7 @@ class ProgramCompiler:
             )
 
     def start(self, names: Sequence[str]) -> None:
-        """Start the background thread, which makes these programs in order."""
+        """Start the background thread, which makes the programs `names` in this order."""
         with self._changed:
             self._queue = [name for name in names if name not in self.made]
         self._thread = threading.Thread(target=self._run, name="compiler")

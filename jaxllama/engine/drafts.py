@@ -34,10 +34,10 @@ def find_drafts(
 ) -> tuple[Int32[Array, "S N"], Int32[Array, " S"]]:
     """Draft the next `most` tokens of each row by looking up its last tokens earlier in the row.
 
-    `known` is the number of tokens in each row. The longest earlier match is taken, of equally long
-    ones the latest; the draft is what followed it. Also returns how many tokens match, 0 if fewer
-    than SHORTEST. A match that reaches into the last tokens repeats: after "a b a b" follows "a b a
-    b".
+    `tokens` are the rows, of which the first `known` entries are tokens. The longest earlier match
+    is taken, of equally long ones the latest; the draft is what followed it. Also returns how many
+    tokens match, 0 if fewer than SHORTEST. A match that reaches into the last tokens repeats: after
+    "a b a b" follows "a b a b".
     """
 
     def of_row(
@@ -82,8 +82,8 @@ def updated_trust(
 ) -> Float[Array, " S"]:
     """Return each row's running share of accepted drafted tokens after one more check.
 
-    `count` tokens were drafted and `accepted` of them drawn. Rows with trust 1 always draft and
-    keep it.
+    `trust` is the share before; `count` tokens were drafted and `accepted` of them drawn. Rows with
+    trust 1 always draft and keep it.
     """
     checked = jnp.minimum(count, accepted + 1)  # what follows a wrong token was not checked
     moved = jnp.minimum((MEMORY * trust + accepted) / (MEMORY + checked), HIGHEST)

@@ -43,7 +43,10 @@ class PackedTexts:
     filled: int = 0
 
     def fits(self, length: int) -> bool:
-        """Say whether the tile has room for a text of `length` tokens."""
+        """Say whether the tile has room for a text of `length` tokens.
+
+        A tile is a batch of texts for one call.
+        """
         return self.filled + length <= self.size and len(self.texts) < most_texts(self.size)
 
     def add(self, index: int, length: int) -> None:
@@ -54,7 +57,8 @@ class PackedTexts:
     def rows(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return token ids, positions and text numbers of the tile, int32 [3, size].
 
-        The text number of unused places is -1.
+        `texts` are the token ids of all texts, those of other tiles included. Text numbers count
+        from 0 in the tile; that of unused places is -1.
         """
         rows = np.zeros((3, self.size), np.int32)
         rows[2] = -1
@@ -212,7 +216,10 @@ class TextEncoder:
 
 
 def tile_sizes(longest: int) -> tuple[int, ...]:
-    """Return the sizes of tiles for texts of at most `longest` tokens, ascending."""
+    """Return the sizes of tiles, in tokens, for texts of at most `longest` tokens, ascending.
+
+    A tile is a batch of texts for one call.
+    """
     unit = QUERIES if longest > QUERIES else SIZES[0]
     largest = -(-longest // unit) * unit
     return (*(size for size in SIZES if size < largest), largest)
@@ -226,8 +233,9 @@ def most_texts(size: int) -> int:
 def pack(lengths: Sequence[int], sizes: Sequence[int]) -> list[PackedTexts]:
     """Distribute texts over tiles, the longest first, each to the first tile that has room.
 
-    `lengths` are in tokens, `sizes` the tile sizes in ascending order. A new tile is the smallest
-    that holds the text, and all texts still left if they are few.
+    A tile is a batch of texts for one call. `lengths` are the texts' tokens, `sizes` the tiles'
+    possible sizes in tokens, ascending. A new tile is the smallest that holds the text, and all
+    texts still left if they are few.
     """
     tiles: list[PackedTexts] = []
     rest = sum(lengths)

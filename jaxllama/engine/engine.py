@@ -342,8 +342,8 @@ class Engine:
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:
         """Append the events of all tokens of a decode call to the list that `step` returns.
 
-        `guided`: True only for rows with a constraint, False only for rows without; None for all
-        rows.
+        `reading` has the call's tokens. `guided`: True only for rows with a constraint, False only
+        for rows without; None for all rows.
         """
         if not guided:
             self._count_drafts(reading)
@@ -354,7 +354,10 @@ class Engine:
                 self._accept_token(owner, token, logprobs)
 
     def _count_drafts(self, reading: Reading) -> None:
-        """Add a call's drafted and accepted tokens to the counters of generations and engine."""
+        """Add the drafted and accepted tokens of the call in `reading` to the counters.
+
+        These are the counters of each generation and of the engine.
+        """
         for owner, drafted, accepted in reading.drafts():
             owner.drafted += drafted
             owner.accepted += accepted

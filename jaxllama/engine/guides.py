@@ -54,9 +54,9 @@ class Guides:
     def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
         """Return the masks of allowed tokens (`Rows.allowed`) for the next step; fill `waiting`.
 
-        A row whose mask is still being computed gets no allowed token, nor does its guidance row:
-        both skip the step, and `waiting` lists the generation. A generation whose guide fails is
-        ended.
+        `running` has the generation of each row, None for none. A row whose mask is still being
+        computed gets no allowed token, nor does its guidance row: both skip the step, and `waiting`
+        lists the generation. A generation whose guide fails is ended.
         """
         allowed = every_token(self._slots, self._bank.vocab)
         self.waiting = []
@@ -78,7 +78,7 @@ class Guides:
             guide.wait(WAIT_SECONDS)
 
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
-        """Advance a generation's constraint by one token.
+        """Advance a generation's constraint by `token`, the one that was drawn.
 
         Returns True if tokens that it forces were emitted, which then have to be prefilled. That is
         done only for enough tokens: the more `rows` share a decode step, the cheaper is a token

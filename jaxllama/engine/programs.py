@@ -100,8 +100,8 @@ class Programs:
     ) -> None:
         """Prepare to compile or load the programs; nothing is compiled yet.
 
-        `adapters` are the device arrays of low-rank adapters, None for none. `executables` are
-        compiled programs on disk, None to keep none.
+        `bank` has the samplers. `adapters` are the device arrays of low-rank adapters, None for
+        none. `executables` are compiled programs on disk, None to keep none.
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.body = body_named(engine.kernels)  # its operations are what the programs call
@@ -141,7 +141,7 @@ class Programs:
 
     @property
     def tile(self) -> int:
-        """Return the number of tokens of one prompt tile, and of one call of a probe."""
+        """Return how many prompt tokens the model computes at a time in a prefill or probe call."""
         return self.steps.tile
 
     @property
@@ -399,7 +399,7 @@ class Programs:
     def adapt(self, blocks: StateLeaves, number: Any, weights: AdapterWeights) -> StateLeaves:
         """Return the arrays of all adapters, with adapter `number` replaced by `weights`.
 
-        The old arrays stay valid.
+        `blocks` are the old arrays, which stay valid.
         """
         return self.compiled("adapt")(blocks, number, leaves_of(weights))
 

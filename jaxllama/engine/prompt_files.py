@@ -49,7 +49,8 @@ class PromptFiles:
     def __init__(self, root: Path, key: str, columns: Columns, vocab_size: int) -> None:
         """Keep the files in a folder of `root` that belongs to `key`.
 
-        `columns` has the shapes and types of every block's cache columns.
+        `columns` has the shapes and types of every block's cache columns. `vocab_size` is the
+        number of tokens; files with other token ids are refused.
         """
         self._root = root
         self._key = hashlib.sha256(key.encode()).digest()

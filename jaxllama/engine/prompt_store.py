@@ -137,7 +137,7 @@ class PromptStore:
         return StoredPrefix(length, tuple(blocks)) if length >= cached + LEAST else None
 
     def use(self, found: StoredPrefix, cached: int) -> None:
-        """Count a hit, which saves computing the tokens after the first `cached`.
+        """Count a hit: the prefix `found` saves computing its tokens after the first `cached`.
 
         Also marks the prefix's blocks as just used.
         """

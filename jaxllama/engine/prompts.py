@@ -38,8 +38,8 @@ class Prompts:
     def take(self, generation: Generation, claim: Claim) -> None:
         """Put a generation with its claimed slot into prefill.
 
-        Copies a prefix that another slot has cached, or notes that it is to come from the prompt
-        store.
+        `claim` names the slot and what is cached. Copies a prefix that another slot has cached, or
+        notes that it is to come from the prompt store.
         """
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused

@@ -35,7 +35,10 @@ class ArrayParts(msgspec.Struct, array_like=True, frozen=True):
 
 
 def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]) -> bytes:
-    """Encode a call of a method of Batch and its arguments as bytes (msgpack)."""
+    """Encode a call of a method of Batch and its arguments as bytes (msgpack).
+
+    `positional` are the arguments without a name, `named` those with one.
+    """
     call = RemoteCall(method, list(map(as_sent, positional)), dict(named))
     return msgspec.msgpack.encode(call, enc_hook=as_extension)
 
@@ -66,7 +69,10 @@ def as_extension(value: Any) -> Any:
 
 
 def from_extension(kind: int, content: memoryview) -> Any:
-    """Convert what `as_sent` or `as_extension` made back into Runs or an array."""
+    """Convert what `as_sent` or `as_extension` made back into Runs or an array.
+
+    `kind` is the msgpack extension's type, `content` its bytes.
+    """
     if kind == RUNS:
         return Runs(*msgspec.msgpack.decode(content, ext_hook=from_extension))
     parts = msgspec.msgpack.decode(content, type=ArrayParts)

@@ -153,7 +153,10 @@ def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
 def empty_state(
     model: ModelConfig, engine: EngineConfig, bank: SamplerBank, chunk: int
 ) -> DecodeState:
-    """Make a state with all rows inactive and `chunk` spare columns at the end of the cache."""
+    """Make a state with all rows inactive and `chunk` spare columns at the end of the cache.
+
+    `bank` has the samplers whose knobs and state it holds.
+    """
     slots = engine.slots
     none = jnp.zeros(slots, jnp.int32)
     return DecodeState(

@@ -88,7 +88,8 @@ class Steps:
     ) -> None:
         """Prepare the functions for one model; `where` is the partition of its weights.
 
-        `where` is None on one device, or if the kernels leave the partition to the compiler.
+        `where` is None on one device, or if the kernels leave the partition to the compiler. `bank`
+        has the samplers.
         """
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
         body = body_named(engine.kernels)
@@ -120,10 +121,10 @@ class Steps:
         count: Array,
         adapter: SlotAdapter | None = None,
     ) -> DecodeState:
-        """Write keys and values of the first `count` of `ids` to a slot, tile by tile.
+        """Write keys and values of the first `count` of `ids` to a slot.
 
-        The first token goes to column `start`. The last tile may overwrite columns after the
-        tokens. `adapter` None: the model alone.
+        The model computes a fixed number of them at a time. The first token goes to column `start`;
+        columns after the last token may be overwritten, too. `adapter` None: the model alone.
         """
         adapters = of_rows(adapter, self.tile)
 
@@ -168,8 +169,9 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Decode with the common samplers alone: the same bits in rows that use no others.
 
-        With kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
-        nothing: the first program of a fresh installation has to compile fast.
+        `steps` and `allowed` are as in `decode`. With kernels that prefer this program, no row may
+        have guidance or log-probabilities. Drafts nothing: the first program of a fresh
+        installation has to compile fast.
         """
         return self._decode(self._lean, params, state, steps, allowed, places=1)
 
@@ -228,12 +230,12 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
         """Draw a token for every active row, and further ones as long as each is the drafted one.
 
-        `draw` chooses tokens from logits; `allowed` has a bit per token for each row. The model
-        computes the drafted tokens together with the pending one. Each token is drawn as it would
-        be without drafts: from logits that have the same bits, with the random numbers of its
-        place, and the samplers' state after the token before it. The keys and values of drafts that
-        were not drawn are overwritten before they are read. The tokens go into `output` from index
-        `place` on; `room` is memory for logits.
+        `draw` chooses tokens from logits; `allowed` has a bit per token for each row; `adapters`
+        are the arrays of all adapters or None. The tokens go into `output` from index `place` on;
+        `room` is memory for logits. The model computes the drafted tokens together with the pending
+        one. Each token is drawn as it would be without drafts: from logits that have the same bits,
+        with the same random numbers and the samplers' state after the token before it. The keys and
+        values of drafts that were not drawn are overwritten before they are read.
         """
         drafts = self._drafts(state, active)
         state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
@@ -276,8 +278,9 @@ class Steps:
         """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
 
         `before` is the state and memory for the logits; returns both with new values. `drafts` are
-        the drafted tokens of each row. A loop that runs once or never is used as a branch that
-        changes the cache in place: XLA copies what goes through a conditional.
+        the drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop
+        that runs once or never is used as a branch that changes the cache in place: XLA copies what
+        goes through a conditional.
         """
         model = self._model(params)
         assert isinstance(model, Llama)

@@ -26,9 +26,10 @@ class Suspects:
         return self.alone is not None or bool(self.waiting)
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """Return the requests to replay together after a fault, and the one to blame or None.
+        """Return which `live` requests to replay together after a fault, and the one to blame.
 
-        Requests with a second fault become suspects, which are replayed alone.
+        The latter may be None. Requests with a second fault become suspects, which are replayed
+        alone.
         """
         self._drawn = 0
         for generation in live:
@@ -41,7 +42,7 @@ class Suspects:
         return [one for one in live if one.faults == 1], None
 
     def excuse(self, live: list[Generation]) -> list[Generation]:
-        """Return the requests to replay together after a fault that none of them caused.
+        """Return which of the `live` requests to replay together after a fault that none caused.
 
         Suspects stay suspects; one that ran alone goes first again.
         """

@@ -53,7 +53,7 @@ def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
 
 
 def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
-    """Wrap an operation on rows [S ...] so that every device computes its own slots.
+    """Wrap `choose`, a function of rows [S ...], so that every device computes its own slots.
 
     The wrapped function is called outside `shard_map` with positional arguments: arrays first, then
     whole numbers.

@@ -153,8 +153,8 @@ def attend(
 ) -> Float[Array, "N L H"]:
     """Let every token attend to the tokens of its own text, QUERIES queries at a time.
 
-    `text` is the number of each token's text. `bias` [head, query, key] is added to the scores,
-    None: nothing is.
+    `q`, `k` and `v` are queries, keys and values by head. `text` is the number of each token's
+    text. `bias` [head, query, key] is added to the scores, None: nothing is.
     """
     rows = q.shape[1]
     exact = lax.Precision.HIGHEST

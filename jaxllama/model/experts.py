@@ -70,7 +70,10 @@ class ExpertMatrices(Module):
 
 
 def chosen_shares(scores: Float[Array, "L E"], experts: Experts) -> Float[Array, "L E"]:
-    """Return the weight of every expert for each row: its probability, or 0 if it is not chosen."""
+    """Return the weight of every expert for each row: its probability, or 0 if it is not chosen.
+
+    `scores` are the router's outputs; `experts` says how many are chosen and how they are weighted.
+    """
     best, chosen = lax.top_k(jax.nn.softmax(scores, axis=-1), experts.used)
     if experts.normed:
         best = best / jnp.sum(best, axis=-1, keepdims=True)

@@ -82,7 +82,10 @@ class Preparation:
         return (layer,)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
-        """Store the weights of one complete group on the devices, as the kernels require."""
+        """Store the weights of one complete group on the devices, as the kernels require.
+
+        `layers` are the paths of the group's layers, `given` its weights and biases by path.
+        """
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(
             kind=self._kind_of(layers),

@@ -19,7 +19,10 @@ MAX_CONTEXT = 2**31 - 1
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
-    """Return the angle per position of each rotated pair, float64, and a factor for cos and sin."""
+    """Return the angle per position of each rotated pair, float64, and a factor for cos and sin.
+
+    `head_dim` is how many numbers of a head rotate.
+    """
     pairs = np.arange(head_dim // 2) * 2 / head_dim
     plain = rope.theta**-pairs
     match rope.kind:

@@ -120,9 +120,9 @@ def move_held(
 ) -> AdjustedLogits:
     """Apply adjusters that read only the logits of the tokens that a row contains.
 
-    `names` are these adjusters, `adjusting` holds their knobs and rows, and `ops` are the kernels'
-    operations. In place of a token's id they get the index at which the token first occurs in the
-    row.
+    Returns `old` with new logits. `names` are these adjusters, `adjusting` holds their knobs and
+    rows, and `ops` are the kernels' operations. In place of a token's id they get the index at
+    which the token first occurs in the row.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)

@@ -271,8 +271,8 @@ def draw_from_all(
 ) -> Draws:
     """Draw a token from the whole vocabulary in every active row.
 
-    `chances` are the random numbers in [0, 1) that decide. Also lists the `size` likeliest tokens
-    of the rows in the mask `listing`.
+    `weighted` has the logits, temperatures and active rows; `chances` are the random numbers in [0,
+    1) that decide. Also lists the `size` likeliest tokens of the rows in the mask `listing`.
     """
     token, log_total = ops.draw(
         weighted.logits, weighted.best, weighted.heat, chances, weighted.active

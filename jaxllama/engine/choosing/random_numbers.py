@@ -20,12 +20,12 @@ Words = tuple[UInt32[Array, ""], UInt32[Array, ""]]
 
 
 def fold_in(key: Words, number: Int32[Array, ""] | int) -> Words:
-    """Return what `jax.random.fold_in` returns for a threefry key of two words."""
+    """Return what `jax.random.fold_in(key, number)` returns for a threefry key of two words."""
     return threefry(key, (jnp.uint32(0), jnp.asarray(number).astype(jnp.uint32)))
 
 
 def uniform(key: Words) -> Float[Array, ""]:
-    """Return what `jax.random.uniform` returns without a shape: a float32 in [0, 1)."""
+    """Return what `jax.random.uniform(key)` returns: one float32 in [0, 1)."""
     high, low = threefry(key, (jnp.uint32(0), jnp.uint32(0)))
     bits = ((high ^ low) >> FRACTION) | jnp.uint32(ONE)
     return jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
@@ -33,7 +33,10 @@ def uniform(key: Words) -> Float[Array, ""]:
 
 @functools.partial(jax.jit, inline=True)  # the same program; out of one, a call and not a hundred
 def threefry(key: Words, block: Words) -> Words:
-    """Encrypt a block of two words with Threefry-2x32 of Random123, in twenty rounds."""
+    """Encrypt a block of two words with Threefry-2x32 of Random123, in twenty rounds.
+
+    `key` is two words, too. Returns the two encrypted words.
+    """
     schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))
     first, second = block[0] + schedule[0], block[1] + schedule[1]
     for turn in range(ROUNDS):

@@ -152,7 +152,10 @@ def name_returned(made: Any) -> str:
 
 
 def expect_row(name: str, made: Any, row: Sampler) -> None:
-    """Raise BrokenPlugin unless `observe` returned a sampler with the shapes and types of `row`."""
+    """Raise BrokenPlugin unless `made` is a sampler with the shapes and types of `row`.
+
+    `made` is what `observe` of the sampler `name` returned for `row`.
+    """
     where = mistakes.line_of(type(row), "observe")
     if type(made) is not type(row):
         raise BrokenPlugin(

@@ -75,7 +75,10 @@ def sortable(x: Float[Array, "S V"]) -> UInt32[Array, "S V"]:
 
 
 def kth_largest(keys: UInt32[Array, "S V"], count: int) -> UInt32[Array, " S"]:
-    """Return the `count`-th largest number of each row, found digit by digit from the highest."""
+    """Return the `count`-th largest number of each row, found digit by digit from the highest.
+
+    `keys` are the numbers.
+    """
 
     def find(step: Array, known: Array) -> Array:
         shift = (WORD - DIGIT - DIGIT * step).astype(jnp.uint32)

@@ -96,7 +96,10 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def without_kernel(model: ModelConfig, parts: int) -> str:
-    """Return the name of a property of the model that has no C++ kernel; "" if all have one."""
+    """Return the name of a property of the model that has no C++ kernel; "" if all have one.
+
+    `parts` is the number of devices that share the model.
+    """
     lacking = {
         "cap on attention scores": model.attention_cap is not None,
         "mixture of such experts": model.experts is not None and not takes(model, parts),

@@ -104,7 +104,11 @@ def call(
 def query_heads(
     qkv: Float[Array, "L W"], rotation: Rotation, cache: Cache, window: int | None
 ) -> int:
-    """Return the number of query heads; raise ValueError for arrays that no kernel can take."""
+    """Return the number of query heads; raise ValueError for arrays that no kernel can take.
+
+    `qkv` has [query heads, key heads, value heads] side by side; `window` is a number of columns or
+    None.
+    """
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
     require_axes(qkv, "rows width", "the projections")

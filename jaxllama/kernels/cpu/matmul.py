@@ -43,7 +43,7 @@ def normed_swiglu(
     active: ActiveRows = None,
     add: Float[Array, "L G"] | None = None,
 ) -> Float[Array, "L F"]:
-    """Return silu(norm(x) · gate) * (norm(x) · up) from one matrix made by `tile_pair`.
+    """Return silu(norm(x) · gate) * (norm(x) · up); `gate_up` is a matrix made by `tile_pair`.
 
     `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. `add`
     [L, 2 * F] is added to the products of gate and up, which lie side by side. Rows that are not in
@@ -152,7 +152,11 @@ def multiply(
 
 
 def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -> None:
-    """Raise ValueError at trace time for arrays that the kernel would refuse at run time."""
+    """Raise ValueError at trace time for arrays that the kernel would refuse at run time.
+
+    They are the arguments of `multiply`: `norm` is the norm's weight and `residual` a summand, None
+    without.
+    """
     inward, outward = weight.shape
     expected = {
         "x": (x, (x.shape[0], inward)),

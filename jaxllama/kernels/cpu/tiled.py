@@ -96,7 +96,10 @@ def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
 
 
 def tile_values(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
-    """Return one tile's codes, or dense numbers, in float32: [blocks, 32 inputs, 32 outputs]."""
+    """Return one tile's codes, or dense numbers, in float32: [blocks, 32 inputs, 32 outputs].
+
+    `kind` is how the matrix is stored, `tiled` the tile's bytes or numbers.
+    """
     blocks = len(tiled)
     if kind in ("q4", "q5", "q6"):
         both = low_bits(tiled[:, :NIBBLES]) | high_bits(kind, tiled[:, NIBBLES:])
@@ -124,7 +127,8 @@ def low_bits(tiled: np.ndarray) -> np.ndarray:
 def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
     """Return the bits of one tile's codes above the low four, shifted so that `|` adds them.
 
-    They have the shape of the result of `low_bits`; q4 has none and gives 0.
+    `kind` is how the matrix is stored, `tiled` the tile's bytes. The result has the shape of that
+    of `low_bits`; four-bit codes have no such bits and give 0.
     """
     if kind == "q4":
         return np.zeros(1, np.uint8)

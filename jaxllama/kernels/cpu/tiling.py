@@ -179,7 +179,10 @@ def codes_per_byte(bits: int) -> int:
 
 
 def least_group(bits: int) -> int:
-    """Return the number of which the inputs with one scale must be a multiple."""
+    """Return the number of inputs of which groups with one scale must hold a multiple.
+
+    `bits` is the size of a code.
+    """
     return SIXTEEN if bits == 6 else BLOCK  # noqa: PLR2004
 
 
@@ -242,7 +245,8 @@ def with_minima(source: TilingInput) -> TilingInput:
 def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count: int) -> Tiled:
     """Tile packed matrices into `count` tiles: codes with the C++ library, scales with NumPy.
 
-    A tile holds the weights of 32 outputs. `places` says for each matrix where its outputs go.
+    `sources` are the matrices after `unify_inputs`. A tile holds the weights of 32 outputs.
+    `places` says for each matrix where its outputs go.
     """
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004

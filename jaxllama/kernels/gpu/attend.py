@@ -80,8 +80,8 @@ def attend_rows(
 
     Returns the weighted mean of the values for all heads side by side, and the layer of the KV
     cache with the new columns. `qkv` holds all heads of queries, then of keys, then of values;
-    `position` is the cache column of each row's token. Rows that are not active change nothing;
-    their result is 0.
+    `position` is the cache column of each row's token; `shape` has the sizes. Rows that are not
+    active change nothing; their result is 0.
     """
     slots = qkv.shape[0]
     # A row that is not active has no columns: its position is before the first one.

@@ -101,7 +101,7 @@ def divided(axis: str | None, outputs: int, mesh: Mesh) -> str | None:
 
 
 def side_by_side(run: list[HostMatrix], embedding: bool) -> HostMatrix:
-    """Concatenate matrices for which `form_of` is equal along their outputs.
+    """Concatenate the matrices `run`, for which `form_of` is equal, along their outputs.
 
     `embedding`: they are embeddings, of which dense ones are [vocab, width].
     """

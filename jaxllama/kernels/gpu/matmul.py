@@ -99,7 +99,7 @@ def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) ->
 
     Inputs: `x`, for 4 bits with even and odd inputs apart, and `codes`. `refs` are the scales, the
     minima if there are any, and the output [parts, rows, outputs], whose parts the caller adds up.
-    `group` is the number of inputs that share a scale.
+    `tiling` has the block sizes; `group` is the number of inputs that share a scale.
     """
     *sides, out = refs
     stored = codes.shape[1]

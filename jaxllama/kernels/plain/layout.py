@@ -119,7 +119,10 @@ def weight_in_parts(
 def devices_by_part(
     where: NamedSharding, shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, ...], list[jax.Device]]]:
-    """Yield (slices, devices) for every part of an array that this machine's devices hold."""
+    """Yield (slices, devices) for every part of an array that this machine's devices hold.
+
+    `shape` is the array's shape, `where` its sharding; `slices` select the part.
+    """
     found: dict[tuple[tuple[int | None, int | None], ...], list[jax.Device]] = {}
     for device, index in where.addressable_devices_indices_map(shape).items():
         found.setdefault(tuple((each.start, each.stop) for each in index or ()), []).append(device)

@@ -44,7 +44,10 @@ def padded_dot(x: Array, weight: Array, contracted: int) -> Float[Array, "L O"]:
 
 
 def norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
-    """Scale every vector to unit mean square, then by the weight, in float32."""
+    """Scale every vector to unit mean square, then by the weight, in float32.
+
+    `eps` is added to the mean square before its root is taken.
+    """
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(mean + eps) * weight.astype(jnp.float32)
 

@@ -98,9 +98,10 @@ def attend_prompt(
 
 
 def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
-    """Scale the queries for the kernels; pad those of narrow heads with zeros.
+    """Scale the queries `q` for the kernels; pad those of narrow heads with zeros.
 
-    Keys and values of a narrow head lie in one vector; the zeros cancel the values in the scores.
+    Keys and values of a narrow head lie in one vector of `layer`; the zeros cancel the values in
+    the scores.
     """
     size = q.shape[2]
     zeros = size if size % LANES else 0

@@ -41,10 +41,10 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 ) -> Float[Array, "K R W"]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    `layer` has the columns of all rows already. A token has `group` rows in each key/value head,
-    one per query head that shares it: row r belongs to the token at column (start + r // group).
-    `block` is the number of columns read at a time. `window` limits the columns, `cap` the scores;
-    None: no limit.
+    `queries` are rotated and scaled; `layer` has the columns of all rows already. A token has
+    `group` rows in each key/value head, one per query head that shares it: row r belongs to the
+    token at column (start + r // group). `block` is the number of columns read at a time. `window`
+    limits the columns, `cap` the scores; None: no limit.
     """
     kv_heads, rows, width = queries.shape
     tokens = rows // group

@@ -97,7 +97,10 @@ def values_of(pairs: Array, width: int) -> Array:
 
 
 def product(equation: str, left: Array, right: Array) -> Array:
-    """Compute an einsum with float32 sums; float32 factors are not rounded to bfloat16."""
+    """Return the einsum `equation` of two arrays with float32 sums.
+
+    Float32 factors are not rounded to bfloat16.
+    """
     is_exact = left.dtype == jnp.float32
     return jnp.einsum(
         equation,
