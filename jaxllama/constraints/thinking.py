@@ -77,7 +77,10 @@ class ThinkingFollower:
                 return self._everything if self._then is None else self._then.allowed(wait)
 
     def forced(self) -> Sequence[int]:
-        """Return the tokens that must come next: the end of the thoughts, or what `then` forces."""
+        """Return the tokens that must come next, because no others are allowed; may be empty.
+
+        They are the end of the thoughts, or what the constraint on the answer forces.
+        """
         if self._phase is ThinkingPhase.FORCED:
             return self._forced[len(self._forced) - self._left :]
         if self._phase is ThinkingPhase.ANSWERING and self._then is not None:

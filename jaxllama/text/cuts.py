@@ -74,9 +74,9 @@ class Cuts:
         yield self._as_given(text[at:], at)
 
     def _next(self, text: str, at: int) -> int | None:
-        """Return the index of the first cut at least PIECE characters after index `at` of `text`.
+        """Return the index of the first position after `at + PIECE` where `text` can be cut.
 
-        None if there is none within LONGEST_UNCUT characters.
+        None if there is none before `at + LONGEST_UNCUT`.
         """
         if self.place is None:
             return None

@@ -166,7 +166,7 @@ def state_of(part: Any) -> dict[str, Any]:
 
 
 def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a component that is given as in tokenizer.json; of a Sequence, its parts instead.
+    """Yield `state`, a component in the form of tokenizer.json; of a Sequence, its parts instead.
 
     Sequences may be nested.
     """

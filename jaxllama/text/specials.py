@@ -60,7 +60,11 @@ class Specials:
         self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
 
     def guard(self, text: str) -> str:
-        """Return `text` with marks in it, so that no template makes any control token of it."""
+        """Return a user's text with marks in it, so that no control token is read from it.
+
+        `split` reads no control token at a mark, also when a chat template has put the text in a
+        prompt.
+        """
         places = {match.start() for match in self.unsafe.finditer(text)}
         cuts = (0, *sorted(places | self.unfinished(text)), len(text))
         return self.mark.join(text[left:right] for left, right in pairwise(cuts))
@@ -153,8 +157,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def any_of(texts: Iterable[str]) -> str:
     """Return a regular expression for any one of `texts`; where several match, the longest does.
 
-    Common prefixes are written once: else hundreds of texts are tried one by one at each place.
-    Without texts, the expression matches nothing.
+    Common prefixes are written once, or hundreds of texts would be tried one by one at each
+    character. Without texts, the expression matches nothing.
     """
     ordered = sorted(set(texts))
     if not ordered:

@@ -99,7 +99,7 @@ class ThoughtParser:
     # States: each consumes text from `_held` and returns True if parsing can continue.
 
     def _read_start(self) -> bool:
-        """Read an opener at the start of the answer; return False if more text must come first."""
+        """Look for `<think>` at the start of the answer; return False if more text must arrive."""
         rest = self._held.lstrip()
         if rest.startswith(THOUGHT_OPENER):
             self._held, self._state = rest[len(THOUGHT_OPENER) :], self._read_thoughts
@@ -110,7 +110,10 @@ class ThoughtParser:
         return True
 
     def _read_thoughts(self) -> bool:
-        """Emit thoughts up to the closer, without white space around them; True if it was found."""
+        """Emit the thoughts up to `</think>`, without white space around them.
+
+        Return True if `</think>` was found, False if more text must arrive.
+        """
         if self._is_first:
             self._held = self._held.lstrip()
         before, closer, after = self._held.partition(THOUGHT_CLOSER)

@@ -331,7 +331,7 @@ def class_name_of(model_type: str) -> str | None:
 
 
 def family_of(config: ModelConfig) -> Architecture:
-    """Return the architecture under which a model is written to a file.
+    """Return the architecture under which a model of this configuration is written to a file.
 
     Several may describe the same model, and some properties have no place in any of them: who
     writes a file reads it back and compares the configurations.

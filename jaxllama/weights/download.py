@@ -59,7 +59,10 @@ class PartialDownload:
 
     @property
     def size(self) -> int:
-        """Return the number of bytes that can be resumed: 0 if the version has no name."""
+        """Return the number of bytes received so far; 0 if the download cannot be resumed.
+
+        That is so if no version name is stored, by which the server would know the same file.
+        """
         return self.file.stat().st_size if self.file.exists() and self.version.exists() else 0
 
     def begin(self, version: str | None) -> None:
@@ -129,9 +132,9 @@ def report(progress: Progress | None, label: str, done: int, total: int) -> None
 
 
 def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
-    """Request the bytes that are missing in `part`, and return the open response.
+    """Request the bytes of `url` that are missing in `part`, and return the open response.
 
-    The server sends the whole file if it has changed meanwhile.
+    `part` is the unfinished file. The server sends the whole file if it has changed meanwhile.
     """
     headers = {"User-Agent": "jaxllama"}
     size = part.size

@@ -294,11 +294,11 @@ def five_bits(stored: UInt8[np.ndarray, "O B 20"]) -> Int8[np.ndarray, "O B 32"]
 
 
 def pair_neighbours(stored: UInt8[np.ndarray, "O B C Z"]) -> UInt8[np.ndarray, "O B C 2 Z/2"]:
-    """Regroup nibbles so that each byte holds two neighbouring weights.
+    """Regroup four-bit weights so that each byte holds two neighbouring ones.
 
     Of Z stored bytes, byte j holds weights j and j + Z. In the result, byte j holds weight 2j in
-    its low and 2j + 1 in its high nibble. Two bytes are moved at a time, and eight put in place,
-    because NumPy is slow at short rows.
+    its low and 2j + 1 in its high nibble. Several bytes are moved at a time, because NumPy is slow
+    at short rows.
     """
     *outer, count = stored.shape
     pairs = np.ascontiguousarray(stored).reshape(-1).view("<u2")

@@ -24,7 +24,7 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, stored: Stored) -> Stored:
-        """Return a stored tensor, or the part of it that `source` asked for, converted."""
+        """Convert a stored tensor, or the part of it that `source` named, and return the result."""
 
     @abstractmethod
     def shape(self, shape: Shape) -> Shape:

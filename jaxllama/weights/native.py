@@ -207,9 +207,10 @@ class NativeCheckpoint(Checkpoint):
         return self._start(name, index).result()
 
     def _read_ahead(self, held: int) -> None:
-        """Start to read more weights, while all of them take no more memory than the largest one.
+        """Start to read expected weights, while all in memory take no more than the largest weight.
 
-        `held` are the bytes of the weight that the caller waits for.
+        `held` is the number of bytes of the weight that the caller waits for, which counts too. At
+        most MOST_AHEAD weights are read ahead.
         """
         forms, largest = self._manifest.weights, max(self._bytes.values())
         held += sum(self._bytes[name] for name in self._ahead)

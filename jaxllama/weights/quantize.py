@@ -79,7 +79,7 @@ def quantize_rows(
 def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndarray, "O G"]:
     """Return, for each group, the scale that gives its largest weight the code farthest from 0.
 
-    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """
     place = np.abs(groups).argmax(axis=-1)[..., None]
     largest = np.take_along_axis(groups, place, axis=-1)[..., 0]
@@ -91,7 +91,7 @@ def fitted(
 ) -> Float[np.ndarray, "O G"]:
     """Return better scales: with the codes that `scales` give, these have the least squared error.
 
-    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """
     codes = codes_of(groups, scales, bits)
     squares = np.einsum("ogw,ogw->og", codes, codes)
@@ -104,7 +104,7 @@ def codes_of(
 ) -> Float[np.ndarray, "O G W"]:
     """Return every weight divided by its group's scale and rounded to a signed code, as float32.
 
-    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     return np.clip(np.rint(groups * inverse[..., None]), *LIMITS[bits])
@@ -115,7 +115,7 @@ def error_of(
 ) -> Float[np.ndarray, "O G"]:
     """Return, for each group, the squared error of its weights when quantised with `scales`.
 
-    `groups` are weights by output, group and place in the group; a code has `bits` bits.
+    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """
     wide = scales.astype(np.float32)
     rest = groups - codes_of(groups, wide, bits) * wide[..., None]

@@ -190,7 +190,11 @@ class QuantizedMatrix:
         return part_of(part, (within(index[0], outs), within(index[1], ins)))
 
     def _group_of(self, read: ReadTensor) -> Int[np.ndarray, " I"]:
-        """Return the group of every input; a g_idx of zeros counts as absent."""
+        """Return the number of every input's group; inputs in the same group share a scale.
+
+        The file's g_idx has the numbers; without it, or if it is all 0, groups have equal size and
+        inputs are in order. `read` reads a part of one of the matrix's tensors.
+        """
         inward = self.shape[1]
         name = f"{self.stem}g_idx"
         if self.has_g_idx:
@@ -402,9 +406,9 @@ def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
 def sorted_groups(
     group_of: Int[np.ndarray, " I"],
 ) -> tuple[Int[np.ndarray, " I"], np.ndarray | None]:
-    """Return the groups of all inputs in rising order, and the order of inputs that this takes.
+    """Return the group numbers of all inputs, sorted, and the permutation that sorts the inputs.
 
-    The order is None if the groups rise already.
+    The permutation is None if `group_of`, the group of each input, is sorted already.
     """
     if not (np.diff(group_of) < 0).any():
         return group_of, None

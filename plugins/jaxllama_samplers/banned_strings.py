@@ -40,7 +40,10 @@ class BannedStrings(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Ban the last token of every phrase that it would complete."""
+        """Set the logits of tokens that would complete a banned phrase to -inf.
+
+        If that would ban every token, return the logits unchanged.
+        """
         phrases = self.banned_strings
         is_last = (phrases != NO_TOKEN) & (jnp.roll(phrases, -1) == NO_TOKEN)
         begin = PhraseSearch(
@@ -61,7 +64,10 @@ def has_more(search: PhraseSearch) -> Bool[Array, ""]:
 
 
 def compare_next(search: PhraseSearch) -> PhraseSearch:
-    """Return the search after one more token of every phrase, the next earlier one, is compared."""
+    """Compare one more token of every phrase with the row, backwards; return the new state.
+
+    A phrase that differs from the end of the row in this token drops out.
+    """
     agrees = search.earlier == search.ending[search.reached]
     return search._replace(
         reached=search.reached + 1,

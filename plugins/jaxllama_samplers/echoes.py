@@ -60,7 +60,10 @@ def has_more(search: EchoSearch) -> Bool[Array, ""]:
 
 
 def compare_next(search: EchoSearch) -> EchoSearch:
-    """Return the search after one more token, the next earlier one, was compared at every index."""
+    """Compare one more token before every index with the row's end; return the new state.
+
+    The comparison runs backwards, from the newest token of the row on.
+    """
     token = search.ending[search.reached]
     alive = search.alive & (search.earlier == token) & (token != NO_TOKEN)
     edge = jnp.full(1, NO_TOKEN, search.earlier.dtype)

@@ -48,9 +48,9 @@ class Instruction:
 
 @lru_cache(maxsize=512)
 def encode_condition(text: str) -> tuple[float, ...]:
-    """Compile a condition on tokens to the numbers of a program.
+    """Compile a condition on tokens to a program, a row of numbers that the sampler runs.
 
-    Raise WrongExpression (a ValueError) with the place of the mistake.
+    Raise WrongExpression (a ValueError) with the position of the mistake in `text`.
     """
     node = parsed(text, "expression")
     program = instructions(node)
@@ -65,9 +65,9 @@ def encode_condition(text: str) -> tuple[float, ...]:
 
 @lru_cache(maxsize=512)
 def encode_logit(text: str) -> tuple[float, ...]:
-    """Compile a formula for new logits to the numbers of a program.
+    """Compile a formula for new logits to a program, a row of numbers that the sampler runs.
 
-    Raise WrongExpression (a ValueError) with the place of the mistake.
+    Raise WrongExpression (a ValueError) with the position of the mistake in `text`.
     """
     program = instructions(parsed(text, "logit_expression"))
     head = (float(len(program)), NEVER, 0.0)
@@ -152,7 +152,10 @@ def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
 
 
 def trend(node: SyntaxNode) -> Trend:
-    """Return whether a value rises, falls or stays from the likeliest candidate to the last."""
+    """Return whether the value of `node` rises, falls or stays the same along the candidates.
+
+    They are in order of probability, the most probable first. MIXED if neither is known.
+    """
     if node.op is Op.CONSTANT:
         return Trend.FLAT
     if node.name:
@@ -165,7 +168,7 @@ def trend(node: SyntaxNode) -> Trend:
 
 
 def of_sum(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of an operation that rises with each argument; `trends` are theirs."""
+    """Return the trend of a value that rises with each of two arguments; `trends` are theirs."""
     del node
     return both(*trends)
 

@@ -26,7 +26,10 @@ class IdealLength(Adjuster):
     )
 
     def __call__(self, logits: Float[Array, " V"], context: Context) -> Float[Array, " V"]:
-        """Lower or raise the logits of end tokens by the length of the answer."""
+        """Lower the logits of end tokens while the answer is too short; raise them afterwards.
+
+        `ideal_length` is the number of tokens at which they stay unchanged.
+        """
         share = context.generated / jnp.maximum(self.ideal_length, 1)
         ends = logits.at[context.stop_ids].get(mode="fill", fill_value=-jnp.inf)
         likely = ends - jax.nn.logsumexp(logits) > jnp.log(LEAST)
