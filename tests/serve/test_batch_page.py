@@ -159,7 +159,8 @@ def test_a_cancelled_batch_keeps_its_answers(batch: Page, site: Site):
     with site.holding("Once upon a", " time.") as release:
         compose(page, "{text}", "text\nfirst\n" + "hold\n" * 20)
         begin(page)
-        page.get_by_role("button", name="Cancel").click()
+        with page.expect_response("**/cancel"):
+            page.get_by_role("button", name="Cancel").click()
         release()
         completed(page, "Cancelled")
     assert len(texts(page)) < 21
