@@ -237,7 +237,7 @@ class EngineThread:
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """End all requests and probes in the backlog with EngineStopped."""
+        """End all requests and questions in the backlog with EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
                 work.emit(self._stopped())
@@ -271,9 +271,10 @@ class EngineThread:
         self._call(self._emit_end)
 
     def turn(self) -> None:
-        """Take work from the backlog, run a piece of one probe, step the engine, emit the events.
+        """Take work from the backlog, compute a piece of a question, step the engine, emit events.
 
-        While a request waits for its first token, only every second turn runs a piece of a probe.
+        While a request waits for its first token, only every second call computes a piece of a
+        question.
         """
         began = self._clock()
         self._take_work()
@@ -351,7 +352,7 @@ class EngineThread:
         return list(found.values())
 
     def _advance_probe(self) -> None:
-        """Run one piece of one probe; probes take turns."""
+        """Compute one piece of one question (`Probe`); the questions in progress take turns."""
         if not self._probes:
             return
         probe = self._probes.popleft()

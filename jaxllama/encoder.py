@@ -131,8 +131,8 @@ class Encoder:
     ) -> list[int]:
         """Return the token ids that the model reads for a text, special tokens included.
 
-        The prompt is put before texts, not before token ids. Raises PromptTooLong for a text that
-        is too long, unless it is to be truncated.
+        `prompt_name`: the model's prompt that is put before a text, but not before token ids; None:
+        the default one. `truncate`: cut a text that is too long; else it raises PromptTooLong.
         """
         room = self.config.max_length - self.tokenizer.special_count
         if isinstance(text, str):

@@ -113,10 +113,10 @@ class LatestSamplers:
         self._vocab = 0
 
     def note(self, names: Iterable[str], vocab: int) -> None:
-        """Record a replay with these samplers; first free compiled operations if needed.
+        """Record a replay with the samplers `names`; first free compiled operations if needed.
 
-        They are freed if they would be of too many samplers, or if they are for another vocabulary
-        size.
+        They are freed if they would be of too many samplers, or if they are for another size of
+        vocabulary than `vocab`.
         """
         with self._lock:
             together = self._names | set(names)
@@ -130,7 +130,7 @@ LATEST = LatestSamplers()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
-    """Raise InvalidParameter for changes with which no replay is possible."""
+    """Raise InvalidParameter for changes of knobs with which no replay is possible."""
     check_core(changes)
     bank.check({name: value for name, value in changes.items() if name not in CORE})
 
@@ -267,7 +267,8 @@ class Replay:
     def rows(self, index: int) -> Rows:
         """Return the engine rows, one for each stage, that draw token number `index` of the answer.
 
-        Rows of stages before the temperature have temperature 1.
+        A stage is a sampler or the temperature. Rows of stages before the temperature have
+        temperature 1.
         """
         mine = self.recording
         known = [*mine.prompt, *mine.tokens[:index]]

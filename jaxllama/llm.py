@@ -426,7 +426,10 @@ class LLM:
         *,
         on_error: OnError | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Answer each (messages, knobs); yield (index, completion), as `generate_each`."""
+        """Answer each (messages, knobs); yield (index, completion) as the requests finish.
+
+        A request that fails raises, or calls `on_error` while the others continue.
+        """
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
     def chat_stream(
@@ -436,7 +439,11 @@ class LLM:
         context_overflow: str = ContextOverflow.ERROR,
         **knobs: object,
     ) -> AnswerStream:
-        """Answer a conversation; return a stream of its tokens."""
+        """Answer a conversation; return a stream of its tokens.
+
+        `context_overflow` says what happens to a conversation that leaves no room for the answer,
+        as in `chat`.
+        """
         overflow = overflow_named(context_overflow)
         return self.streams.open(self.intake.chat(messages, knobs, overflow=overflow))
 
@@ -548,7 +555,10 @@ class LLM:
         return self._embed(cast(Prompt, text), pooling)
 
     def perplexity(self, text: str, *, progress: Progress | None = None) -> Perplexity:
-        """Return the perplexity of a text, computed in separate windows of the context size."""
+        """Return the perplexity of a text, computed in separate windows of the context size.
+
+        `progress` is called with (what, done, total); None: it is not reported.
+        """
         ids = self.intake.ids(text, fits=False)
         if len(ids) < 2:  # noqa: PLR2004
             raise InvalidParameter("the text has fewer than 2 tokens; nothing to predict", "text")

@@ -94,7 +94,10 @@ def block_of(path: str) -> str:
 
 
 def measure(text: Path, models: dict[str, Path]) -> dict[str, float]:
-    """Return the perplexity of each model on the text in a file, by the keys of `models`."""
+    """Return the perplexity of each model on the text in a file.
+
+    `models` maps names to the models' paths; the results have the same names.
+    """
     content = decode(text.read_bytes(), str(text))
     found = {}
     for when, path in models.items():

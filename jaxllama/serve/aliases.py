@@ -73,8 +73,9 @@ def rename_aliases(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return `fields` under our names, and a dict from our names to the aliases that were used.
 
-    An alias is renamed only if its own field is in `known`, and dropped if its value means "not
-    given". Raises InvalidParameter if two names of one field come with different values.
+    An alias is another API's name for a field of ours. It is renamed only if our field is in
+    `known`, and dropped if its value means "not given". Raises InvalidParameter if two names of one
+    field come with different values.
     """
     found = {name: value for name, value in fields.items() if not is_alias(name, known)}
     called: dict[str, str] = {}

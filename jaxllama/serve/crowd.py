@@ -50,7 +50,10 @@ class Crowd:
         return len(self._members)
 
     def admit(self, member: CrowdMember) -> bool:
-        """Add a new connection as idle, closing an idle one if needed; False without room."""
+        """Add a new connection as idle; return False if there is no room for it.
+
+        An idle connection is closed if that makes room.
+        """
         group = group_of(member.address)
         crowded = self._find_full_group(member, group)
         is_spare = False
@@ -94,7 +97,7 @@ class Crowd:
             self._idle.pop(group, None)
 
     def is_spare(self, member: CrowdMember) -> bool:
-        """Say whether a connection is beyond the limits; once there is room for it, it is not."""
+        """Say whether a connection was admitted beyond the limits and there is no room yet."""
         if member not in self._spares:
             return False
         others = self._counts[self._members[member]] - 1
@@ -113,7 +116,8 @@ class Crowd:
     def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
         """Return the address group that must lose a connection for `member`; None if there is room.
 
-        `group` is that of the member's address. "" if the server is full and no connection is idle.
+        `group` is that of the member's address (`group_of`). "" if the server is full and no
+        connection is idle.
         """
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group
@@ -126,7 +130,11 @@ class Crowd:
         return len(self._members) - len(self._spares) >= self._most
 
     def _is_full_of(self, member: CrowdMember, others: int) -> bool:
-        """Say whether the limit of a member's address is reached by `others` connections."""
+        """Say whether an address has as many connections as one address may have.
+
+        The address is that of `member`, and has `others` connections without it. False for an
+        address without a limit.
+        """
         return 0 < self._most_per_address <= others and not self.is_trusted(member.address)
 
 

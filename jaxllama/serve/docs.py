@@ -27,7 +27,11 @@ class Docs(Dialect):
     name = "docs"
 
     def __init__(self, dialects: Sequence[Dialect], root_dialect: str | None = None) -> None:
-        """Take the endpoints of the dialects; the path `/` only of the one named `root_dialect`."""
+        """Take the endpoints of the dialects (HTTP APIs) that are to be described.
+
+        An endpoint at the path `/` is left out, unless it is that of the dialect named
+        `root_dialect`.
+        """
         super().__init__()
         self._endpoints: dict[Endpoint, RouteName] = {}
         names: set[str] = set()

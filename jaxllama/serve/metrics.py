@@ -170,7 +170,10 @@ class Metrics(Collector):
 
 
 def counts_by(counter: Counter, label: str) -> dict[str, float]:
-    """Return the values of a counter, summed by one of its labels."""
+    """Return the values of a counter by the values of its label `label`.
+
+    Values that differ only in other labels are added.
+    """
     found: dict[str, float] = {}
     for metric in counter.collect():
         for sample in metric.samples:

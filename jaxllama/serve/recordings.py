@@ -35,7 +35,10 @@ class Recordings:
         self._kept: OrderedDict[str, KeptRecording] = OrderedDict()
 
     def keep(self, client: str, recording: Recording) -> str:
-        """Keep a recording and return its id; drop the oldest ones that have no room beside it."""
+        """Keep a recording for a client and return its id.
+
+        Drops recordings that were used longest ago if there is no room beside it.
+        """
         id_ = f"rec-{secrets.token_hex(12)}"
         self._kept[id_] = KeptRecording(client, recording, self._clock())
         self._drop()

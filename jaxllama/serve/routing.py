@@ -32,7 +32,10 @@ class RouteTable:
     """All routes of a server, with their dialects."""
 
     def __init__(self, root_dialect: str | None = None) -> None:
-        """Make an empty table; `root_dialect` gets the path `/`; None: our page gets it."""
+        """Make an empty table.
+
+        `root_dialect` is the name of the dialect (HTTP API) that gets the path `/`; None: our page.
+        """
         self._root_dialect = root_dialect
         self._routes: dict[tuple[str, str], list[OwnedRoute]] = {}
         self._owners: dict[Any, Dialect] = {}  # handler -> dialect
@@ -87,7 +90,8 @@ class RouteTable:
     def _places(self) -> Iterator[tuple[Dialect, str, float]]:
         """Yield (dialect, path, bonus) for all routes and for the dialects' path prefixes.
 
-        The bonus lets a prefix win against a route with as many parts in common.
+        Used to find the dialect whose path shares the most leading parts with a request's path:
+        `bonus` is added to their number, so that a prefix wins against a route with as many.
         """
         for (_, route), owned in self._routes.items():
             yield owned[0].dialect, route, 0.0
@@ -97,7 +101,10 @@ class RouteTable:
 
 
 def has_root(dialect: Dialect, chosen: str | None) -> bool:
-    """Say whether a dialect gets the path `/`; `chosen` is the operator's, None: our page."""
+    """Say whether a dialect (an HTTP API) gets the path `/`.
+
+    `chosen` is the name of the dialect that the operator chose for it; None: our page gets it.
+    """
     return dialect.name == (chosen or "page")
 
 

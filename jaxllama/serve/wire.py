@@ -169,9 +169,10 @@ class ResponseStream:
         )
 
     async def _write_in_time(self, write: Callable[[bytes], Awaitable[None]], raw: bytes) -> None:
-        """Write after the send buffer has drained; drop the client if that takes too long.
+        """Write bytes once the send buffer has room; drop a client that reads too slowly.
 
-        Raises SlowReader after `stall_seconds`. `write` is the response's method.
+        `write` is the response's method that takes the bytes `raw`. Raises SlowReader after
+        `stall_seconds`.
         """
         seconds = self._settings.stall_seconds
         try:

@@ -83,7 +83,7 @@ def estimate_characters(value: object) -> int:
 
 
 def has_to_compile(intake: Intake, ask: Ask) -> bool:
-    """Say whether the request has a constraint whose compilation takes time.
+    """Say whether the request has a constraint (schema, grammar) that takes time to compile.
 
     That is one which is long or not compiled yet.
     """
@@ -124,7 +124,10 @@ def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
 
 
 def check_cost(ready: Sequence[tuple[GenerationRequest, object]], most: int) -> None:
-    """Raise InvalidParameter if prompts and answers may exceed `most` tokens in total."""
+    """Raise InvalidParameter if prompts and answers may have more than `most` tokens in total.
+
+    `ready` pairs each request with its text decoder, which is not used.
+    """
     total = sum(request.cost for request, _ in ready)
     if total > most:
         raise InvalidParameter(
@@ -142,10 +145,10 @@ def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParamet
 
 
 def in_their_words(message: str, names: Mapping[str, str], *, count: int) -> str:
-    """Replace our field names in a message by the client's, `count` times each (0: always).
+    """Replace our field names in a message by those that the client used.
 
-    `names` maps ours to the client's. A later occurrence may be a word of the sentence, such as
-    "stop".
+    `names` maps ours to the client's. Only the first `count` occurrences of each are replaced (0:
+    all), as a later one may be a word of the sentence, such as "stop".
     """
     for name, called in names.items():
         message = re.sub(rf"\b{name}\b", called, message, count=count)

@@ -17,7 +17,10 @@ def setting(default: T, help_: str) -> T:
 
 
 def check_positive(settings: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError for a negative number, or for 0 in a field that may not be zero."""
+    """Raise ConfigError if a number in the fields of `settings` is negative or 0.
+
+    `may_be_zero` are the names of fields that may be 0.
+    """
     for each in fields(settings):
         value = getattr(settings, each.name)
         if isinstance(value, bool) or not isinstance(value, int | float):

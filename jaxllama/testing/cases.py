@@ -45,7 +45,10 @@ def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
 
 
 def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
-    """Yield settings: all knobs at their low, middle and high value, then random mixtures."""
+    """Yield settings (values of all knobs): all low, all middle, all high, then random mixtures.
+
+    `specs` are the knobs by name.
+    """
     rng = np.random.default_rng(0)
     choices = {name: values_of(spec) for name, spec in specs.items()}
     for place in range(3):

@@ -93,7 +93,7 @@ def cost_of(
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
-    """Return the setting with every knob of these samplers in the middle of its bounds."""
+    """Return knob values: every knob of these samplers in the middle of its bounds."""
     return list(settings_of(catalogue(samplers)))[1]
 
 

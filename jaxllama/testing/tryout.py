@@ -54,9 +54,10 @@ class Tryout:
         return self.step(self.fill(knobs), logits, **fields)[1]
 
     def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
-        """Run one step; return the samplers' new arrays and what was drawn for the given rows.
+        """Draw a token for each row; return the samplers' new arrays and what was drawn.
 
-        `filled` comes from `fill` or from an earlier step.
+        `filled` has the samplers' knob and state arrays, from `fill` or from an earlier step.
+        `fields` are fields of `Rows`, one value for all rows or one for each.
         """
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)

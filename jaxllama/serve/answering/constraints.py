@@ -74,7 +74,7 @@ class FormKnobs:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return `knobs` of the request with these added.
+        """Return the request's `knobs` with these constraints added.
 
         Raises InvalidParameter if both set the same knob.
         """

@@ -26,9 +26,9 @@ def read_options(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the knobs in the object `options`, and for each its path in the body, for errors.
 
-    Aliases are renamed. `where` is the field that holds `options`. Names that are not in `known`
-    are reported as ignored, or refused under --strict; `unheeded` are those of real options that
-    have no effect here.
+    `where` is the request's field that holds `options`. `known` are the names of all knobs; other
+    APIs' names for them are renamed. Names that are not in `known` are reported as ignored, or
+    refused under --strict; `unheeded` are those of real options that have no effect here.
     """
     fields, aliased = rename_aliases(options, known)
     knobs = {name: value for name, value in fields.items() if name in known}

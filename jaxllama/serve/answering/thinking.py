@@ -76,10 +76,10 @@ def thoughts_start(
     ending: Ending = Ending.ANSWER,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> ThoughtStart:
-    """Say whether the prompt, or the continued message, has opened or closed the thoughts.
+    """Say whether the text before the answer has begun or ended the model's thoughts.
 
-    `ending` and `messages` describe the conversation: with Ending.LAST the answer continues its
-    last message. All answers of a request start alike.
+    With `ending` Ending.LAST the answer continues the last of `messages`, so that is the text; else
+    it is the prompt of the request, which all `answers` share.
     """
     if ending is Ending.LAST:
         content = messages[-1].get("content") if messages else None

@@ -165,7 +165,10 @@ def find_source(body: TokenizeBody) -> SourceField:
 
 
 def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
-    """Convert the text in field `source` to token ids, as the API with that field does."""
+    """Convert the text in the body's field `source` to token ids, as the API with that field does.
+
+    The fields are those of several APIs, which handle special tokens in different ways.
+    """
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin
     if begin is None and (

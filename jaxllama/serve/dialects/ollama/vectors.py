@@ -112,7 +112,8 @@ async def vectors_of(
 ) -> tuple[Sequence[np.ndarray], int]:
     """Return a vector per text, by the model or encoder that the body names, and the token count.
 
-    `truncate` cuts texts that are too long; `dimensions` shortens an encoder's vectors.
+    `truncate` cuts texts that are too long; `dimensions` keeps so many numbers of each vector of an
+    encoder, None: all.
     """
     read_options(request, body.options or {}, (), unheeded=LOADING_OPTIONS)
     check_count("inputs", len(texts))

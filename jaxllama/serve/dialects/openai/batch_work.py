@@ -145,7 +145,7 @@ class BatchWork:
         return batch
 
     def find(self, id_: str, owner: str) -> KeptBatch:
-        """Return an owner's batch; raises HttpError 404 if there is none."""
+        """Return the batch `id_`; raise HttpError 404 if `owner` has none by this id."""
         kept = self._kept.get(id_)
         if kept is None or kept.owner != owner:
             raise no_batch(id_)
@@ -328,10 +328,10 @@ class BatchWork:
         counts.failed += not is_good
 
     async def _try_until_answered(self, given: InputLine, caller: Caller) -> tuple[int, bytes]:
-        """Return HTTP status and body of the answer; retry while the queue is full.
+        """Return HTTP status and body of the answer to one request of a batch.
 
-        It retries as well while the server is not ready, and a few times after the engine stopped.
-        Errors become bodies.
+        Tries again while the queue is full or the server is not ready, and a few times after the
+        engine stopped. `given` is the request's line, `caller` its sender. Errors become bodies.
         """
         assert self._app is not None
         assert self._dialect is not None

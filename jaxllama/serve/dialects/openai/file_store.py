@@ -82,7 +82,10 @@ class FileStore:
             )
 
     def adopt(self, path: Path, id_: str, kept: "KeptName") -> FileObject:
-        """Move the file at `path` into the store under the id `id_`; return its description."""
+        """Move the file at `path` into the store under the id `id_`; return its description.
+
+        `kept` has the file's name, its owner and its purpose.
+        """
         file = FileObject(
             id=id_,
             bytes=path.stat().st_size,
@@ -95,7 +98,7 @@ class FileStore:
         return file
 
     def find(self, id_: str, owner: str) -> FileObject:
-        """Return the description of an owner's file; raises HttpError 404 if there is none."""
+        """Return the description of a file; raise HttpError 404 if `owner` has none of this id."""
         try:
             if not ID.fullmatch(id_):
                 raise FileNotFoundError(id_)
@@ -118,7 +121,7 @@ class FileStore:
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete an owner's file; raise HttpError 404 if there is none."""
+        """Delete the file `id_`; raise HttpError 404 if `owner` has none by this id."""
         self.find(id_, owner)
         self._description(id_).unlink(missing_ok=True)
         self.content(id_).unlink(missing_ok=True)

@@ -151,8 +151,10 @@ async def score_pairs(
 ) -> tuple[list[float], int]:
     """Return the score of each (query, document) pair, and the number of tokens scored.
 
-    `names` are the request's fields of queries and documents, for errors; `knobs` may name a LoRA
-    adapter. Each pair waits in the fair queue by itself.
+    A score is the geometric mean of the probabilities of the query's tokens after the document.
+    `names` are the request's fields of queries and documents, for errors; `format_` is the prompt
+    format, None: the model's own; `knobs` may name a LoRA adapter. Each pair waits in the fair
+    queue by itself.
     """
     if not pairs:
         raise InvalidParameter(f"{names[1]} is empty; expected at least one text", names[1])

@@ -55,7 +55,7 @@ class ResponseStore:
         self._note(id_, len(raw))
 
     def find(self, id_: str, owner: str) -> KeptResponse:
-        """Return an owner's response; raises HttpError 404 if there is none."""
+        """Return the response `id_`; raise HttpError 404 if `owner` has none by this id."""
         try:
             if id_ not in self._sizes:
                 raise FileNotFoundError(id_)
@@ -70,7 +70,7 @@ class ResponseStore:
         return kept
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete an owner's response; raise HttpError 404 if there is none."""
+        """Delete the response `id_`; raise HttpError 404 if `owner` has none by this id."""
         self.find(id_, owner)
         self._forget(id_)
 

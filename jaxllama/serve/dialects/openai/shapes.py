@@ -109,9 +109,10 @@ class Counts:
         self._prompt = prompt  # tokens of all prompts, each counted once
 
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
-        """Return the `usage` of a chunk before the end; `generated` counts all answers' tokens.
+        """Return the field `usage` of a stream's chunk before the end.
 
-        Depending on the stream's options it has counts, is null, or is left out (UNSET).
+        `generated` counts the tokens of all answers so far. Depending on the stream's options the
+        field has counts, is null (None), or is left out (UNSET).
         """
         if self._in_every:
             return TokenUsage(self._prompt, generated, self._prompt + generated)
@@ -119,7 +120,11 @@ class Counts:
 
 
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
-    """Sum the token counts of all answers; count a prompt once for its `per_prompt` answers."""
+    """Sum the token counts of all answers of a request.
+
+    `usages` are those of the answers, None for one that has not ended. The `per_prompt` answers of
+    one prompt follow each other, and their prompt is counted once.
+    """
     firsts = [one for one in usages[::per_prompt] if one is not None]
     prompt = sum(one.prompt for one in firsts)
     generated = sum(one.generated for one in usages if one is not None)
