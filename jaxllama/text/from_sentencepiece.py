@@ -149,9 +149,10 @@ def unigram_encoder(model: SentencePieceModel) -> tokenizers.Tokenizer:
 
 
 def apart(mark: str, model: SentencePieceModel) -> PreTokenizer:
-    """Build a pre-tokenizer that keeps text from matching pieces for control tokens and bytes.
+    """Build a pre-tokenizer that keeps ordinary text from becoming control tokens or byte tokens.
 
-    It splits text at `mark`, with which the texts of control tokens begin, and within `<0xNN>`.
+    It splits text at `mark`, with which the texts of control tokens begin, and within `<0xNN>`, so
+    that no piece of the text is the text of such a token.
     """
     rules: list[PreTokenizer] = [Split(mark, "isolated")]
     if model.falls_back:

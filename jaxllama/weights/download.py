@@ -206,6 +206,6 @@ def size_text(size: int) -> str:
 
 
 def shortened(model: object) -> str:
-    """Return the model name that the user typed in quotes, cut to 80 characters, for an error."""
+    """Return in quotes the model name that the user typed, cut to 80 characters, for an error."""
     shown = repr(str(model))
     return shown if len(shown) <= 80 else f"{shown[:76]}...'"  # noqa: PLR2004

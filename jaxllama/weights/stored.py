@@ -175,7 +175,7 @@ def products_of_halves() -> np.ndarray:
 
 
 def unpacked(stored: Stored) -> np.ndarray:
-    """Return a tensor as a dense array with the axes of the file."""
+    """Return a tensor as a dense array, with its axes in the order of the file."""
     return dense_of(stored).swapaxes(-1, -2) if isinstance(stored, Packed) else stored
 
 

@@ -108,7 +108,10 @@ class Filters:
 
 
 def weighing(meter: Meter, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the filter or test `work`, made to charge `meter` for its arguments and its result."""
+    """Return the filter or test `work`, wrapped so that `meter` counts its arguments and result.
+
+    The meter limits the steps and the memory of a template.
+    """
 
     @functools.wraps(work)  # keeps Jinja's attribute that selects the first argument
     def charged(*args: Any, **kwargs: Any) -> Any:

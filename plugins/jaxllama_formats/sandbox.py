@@ -170,7 +170,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call `obj`, a global, a macro, a recursive loop or an allowed method, for the template.
 
-        The meter is charged for the call, its arguments and its result.
+        The call, its arguments and its result are charged to the meter, which limits the template's
+        steps and memory.
         """
         self.meter.step()
         owner = getattr(obj, "__self__", None)

@@ -96,10 +96,10 @@ def run(
 def table(
     loads: Sequence[Mapping[Op, Load]], occurrences: Callable[[Array], Array], size: int
 ) -> tuple[Int[Array, " O"], list[Make]]:
-    """Return the branches of a `jax.lax.switch`, and for each operation the index of its branch.
+    """Return the number of each operation's branch, and the branches of a `jax.lax.switch`.
 
-    The indices come first. A branch computes a group of operations for `size` tokens and selects
-    one of the results: few branches compile faster. `loads` and `occurrences` as in `run`.
+    A branch computes a group of operations for `size` tokens and selects one of the results: few
+    branches compile faster. `loads` and `occurrences` as in `run`.
     """
 
     def quick(op: Array, value: Array, a: Array, b: Array, c: Array) -> Array:
