@@ -28,7 +28,10 @@ TellHosts = Callable[[bytes], None]  # takes an encoded call
 def on_every_host(
     method: "Callable[Concatenate[Batch, P], R]",
 ) -> "Callable[Concatenate[Batch, P], R]":
-    """Wrap a method of Batch: if there are other hosts, send them the encoded call, then run it."""
+    """Wrap a method of Batch so that each call is also sent to the other hosts, if there are any.
+
+    The call and its arguments are sent as bytes before the method runs here.
+    """
 
     @functools.wraps(method)
     def call(self: "Batch", /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -207,7 +207,11 @@ class Blueprints:
         return columns
 
     def _runs(self) -> Runs:
-        """Return shapes and types of the runs of tokens that one call of `weigh` takes."""
+        """Return shapes and types of the runs of tokens that one call of `weigh` takes.
+
+        `weigh` is the program that computes the log-probabilities of short continuations of a
+        prefix.
+        """
         runs = self.steps.weigh_rows // RUN
         shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
         ids, places, rows, pairs = map(self._small, shapes)

@@ -85,13 +85,21 @@ def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
 
 
 def split_targets(run: TokenRun) -> Iterator[TokenRun]:
-    """Yield a run once, or several times with up to PAIRS of its targets each if it has more."""
+    """Yield a run of tokens once, or several times with up to PAIRS of its targets each.
+
+    A target is a token whose log-probability is wanted; a run with at most PAIRS of them is yielded
+    once. Each yielded run has all tokens.
+    """
     for first in range(0, max(len(run.targets), 1), PAIRS):
         yield TokenRun(run.start, run.tokens, run.targets[first : first + PAIRS])
 
 
 def group_runs(runs: Iterable[TokenRun], most: int) -> Iterator[list[TokenRun]]:
-    """Group runs in order into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets."""
+    """Group runs in order into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets.
+
+    A run is up to RUN tokens; a target is a token whose log-probability is wanted after a token of
+    the run, and a row is such a token of the run.
+    """
     call: list[TokenRun] = []
     rows = pairs = 0
     for run in runs:

@@ -107,6 +107,7 @@ class TextEncoder:
     def encode_in_steps(self, texts: Sequence[Sequence[int]]) -> InSteps[np.ndarray]:
         """Return the vectors of texts, [texts, width], computed in pieces of about PIECE_SECONDS.
 
+        `texts` are token ids. Texts are computed in tiles, batches of a fixed number of tokens.
         Yields after each piece how many tokens are done: 0, or all tokens of a tile after its last
         piece.
         """
@@ -135,9 +136,10 @@ class TextEncoder:
             leaf.delete()
 
     def _blocks_at_a_time(self, size: int) -> int:
-        """Return how many blocks to compute for a tile of `size` tokens in about PIECE_SECONDS.
+        """Return how many transformer blocks to compute in one piece of about PIECE_SECONDS.
 
-        It is 1 before a block of this size was timed.
+        `size` is the number of tokens of the tile, the batch of texts. It is 1 before a block was
+        timed for this size.
         """
         seconds = self._seconds.get(size)
         return max(1, int(PIECE_SECONDS / seconds)) if seconds else 1
@@ -147,7 +149,8 @@ class TextEncoder:
     def begin(self, first: Tree, rows: Any) -> Any:
         """Return the embedded tokens of a tile, and its attention biases (None for models without).
 
-        `first` has the weights outside the blocks, `rows` the arrays of a `TextTile`.
+        A tile is a batch of texts. `first` has the weights outside the blocks, `rows` the arrays of
+        a `TextTile`.
         """
         embeddings, tile = embeddings_of(self.config, first), TextTile(*rows)
         return embeddings(tile), embeddings.biases(tile)
@@ -226,7 +229,7 @@ def tile_sizes(longest: int) -> tuple[int, ...]:
 
 
 def most_texts(size: int) -> int:
-    """Return how many texts a tile of `size` tokens holds at most."""
+    """Return how many texts a tile, a batch of `size` tokens, holds at most."""
     return max(1, size // SMALLEST_TEXT)
 
 

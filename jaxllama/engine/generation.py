@@ -65,13 +65,19 @@ class Generation:
 
     @property
     def parts(self) -> "tuple[Generation, ...]":
-        """List the generations that hold a slot for this request: itself and any guidance row."""
+        """List the generations that hold a slot for this request.
+
+        These are the generation itself and the one that computes its negative prompt, if there is
+        one.
+        """
         return (self,) if self.guidance is None else (self, self.guidance)
 
     def add_guidance_row(self, id_: int) -> None:
-        """Create the guidance row, if the request has a negative prompt; `id_` is its id.
+        """Create the guidance row if the request has a negative prompt; `id_` is its id.
 
-        The row has no samplers of its own. Both generations share one list of emitted tokens.
+        It is a second generation, which decodes the negative prompt: the request's logits are moved
+        away from its logits. It has no samplers of its own. Both generations share one list of
+        emitted tokens.
         """
         request, contrast = self.request, self.request.contrast
         if contrast is None:

@@ -117,8 +117,9 @@ class Probes:
     ) -> InSteps[Result]:
         """Run a probe in a slot, and keep its adapter, if it has one, loaded until its end.
 
-        `program` is the name of the device program that it calls. `begin(slot)` returns the probe's
-        generator. `known` are its first tokens, to find a slot that has them cached.
+        A probe computes log-probabilities or hidden states of known tokens. `program` is the name
+        of the device program that it calls. `begin(slot)` returns the probe's generator. `known`
+        are its first tokens, to find a slot that has them cached.
         """
         if adapter is None:
             return (yield from self._in_slot(program, known, begin, None))
@@ -276,7 +277,10 @@ class Probes:
     def _fill(
         self, slot: int, ids: Sequence[int], end: int, adapter: AdapterUse | None
     ) -> InSteps[None]:
-        """Prefill the tokens of ids[:end] that the slot has not cached yet."""
+        """Prefill the tokens of ids[:end] that the slot has not cached yet.
+
+        Yields how many tokens each call computed. `adapter` None: the model alone.
+        """
         cached = self._table.slots[slot].cached
         while len(cached) < end:
             yield self._prompts.send(slot, ids, len(cached), end, adapter)
@@ -300,7 +304,10 @@ class Probes:
 
 
 def finish(probe: InSteps[Result]) -> Result:
-    """Run a probe (a generator of `Probes`) to its end and return its result."""
+    """Run the generator of a probe to its end and return its result.
+
+    A probe computes log-probabilities or hidden states of known tokens.
+    """
     while True:
         try:
             next(probe)

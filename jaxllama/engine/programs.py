@@ -146,7 +146,10 @@ class Programs:
 
     @property
     def runs(self) -> int:
-        """Return the number of short token runs that one call of `weigh` takes."""
+        """Return the number of short runs of tokens that one call of `weigh` takes.
+
+        `weigh` computes the log-probabilities of tokens in such runs.
+        """
         return self.steps.weigh_rows // RUN
 
     @property
@@ -475,5 +478,5 @@ def named(name: str, adapter: StateLeaves | None) -> str:
 
 
 def given(adapter: StateLeaves | None) -> tuple[StateLeaves, ...]:
-    """Return the last arguments of a call: `adapter` in a tuple, or nothing if it is None."""
+    """Return the arguments that come last in a call: (adapter,), or () if `adapter` is None."""
     return () if adapter is None else (adapter,)

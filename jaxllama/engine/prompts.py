@@ -73,7 +73,7 @@ class Prompts:
         self._filling.clear()
 
     def advance(self) -> list[Generation]:
-        """Compute one chunk of the next prompt; return the prompts that are complete.
+        """Compute one chunk of the next prompt; return the generations whose prompts are complete.
 
         The next prompt belongs to the client whose last chunk is the oldest, so a client with one
         prompt never waits for all prompts of another client.

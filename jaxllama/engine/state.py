@@ -53,12 +53,19 @@ class DecodeState:
 
     @property
     def speaker(self) -> Int32[Array, " S"]:
-        """Return, for each row, the row whose drawn token it takes: its leader, or itself."""
+        """Return, for each row, the index of the row whose drawn token it takes.
+
+        A guidance row, which decodes a negative prompt, takes that of the row it guides; others
+        take their own.
+        """
         return jnp.where(self.leader < 0, jnp.arange(self.leader.shape[0]), self.leader)
 
     @property
     def active(self) -> Bool[Array, " S"]:
-        """Return the mask of rows that decode; a guidance row decodes while its leader does."""
+        """Return the mask of rows that decode.
+
+        A guidance row, which decodes a negative prompt, decodes while the row that it guides does.
+        """
         return (self.budget > 0) & (self.budget[self.speaker] > 0)
 
     def rows(self) -> Rows:

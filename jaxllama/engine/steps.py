@@ -492,7 +492,8 @@ def apply_guidance(
 ) -> Float[Array, "S V"]:
     """Move the logits of each row with a guidance row away from the guidance row's logits.
 
-    One row at a time, in place: other rows keep their bits, and without guidance rows nothing runs.
+    A guidance row decodes the negative prompt of a request. One row at a time, in place: other rows
+    keep their bits, and without guidance rows nothing runs.
     """
     guidance_rows = active & (state.leader >= 0)
     first = jnp.argsort(~guidance_rows, stable=True)

@@ -482,9 +482,10 @@ class Body:
             )
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
-        """Round a number of prompt tokens up to a multiple of the prompt tile for so many slots.
+        """Round `tokens` up to a multiple of the prompt tile.
 
-        Equal seeds are promised to give equal answers only for prefill in whole tiles.
+        The tile is the number of prompt tokens that the kernels compute at a time with `slots`
+        slots. Equal seeds are promised to give equal answers only for prefill in whole tiles.
         """
         tile = self.prompt_tile(slots)
         return -(-tokens // tile) * tile

@@ -63,9 +63,10 @@ def layer_of(keys: Side, values: Side) -> Layer:
 
 
 def stored(x: Float[Array, "*L H"], side: Side) -> Side:
-    """Convert float32 keys or values to the form in which `side`, a part of a layer, stores them.
+    """Convert float32 keys or values to the form in which the cache stores them.
 
-    For int8 that is numbers and scales.
+    `side` are the cache's arrays for these keys or values: they say the form. The result is one
+    array, or for int8 numbers and scales.
     """
     if len(side) == 1:
         return (narrow(x, side[0].dtype),)
@@ -75,7 +76,10 @@ def stored(x: Float[Array, "*L H"], side: Side) -> Side:
 
 
 def meant(side: Side) -> Float[Array, "*L H"]:
-    """Convert one side of a layer (keys or values) from storage to float32; int8 by its scales."""
+    """Convert keys or values from the form in which the cache stores them to float32.
+
+    `side` is one array, or for int8 numbers and scales.
+    """
     numbers, *scales = side
     return widen(numbers) * scales[0][..., None] if scales else widen(numbers)
 

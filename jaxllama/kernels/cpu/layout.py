@@ -39,7 +39,7 @@ EXPERTS = {GroupKind.EXPERT: GroupKind.SINGLE, GroupKind.EXPERT_GATE_UP: GroupKi
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Tile the matrices of a group and place them on the devices.
+    """Store the matrices of a group in tiles of 32 outputs and place them on the devices.
 
     The first weight of the result holds all matrices and biases of the group.
     """
@@ -111,7 +111,10 @@ def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
 
 
 def kind_of(matrix: HostMatrix) -> object:
-    """Return a key that is equal for matrices that can share tiles."""
+    """Return a key that is equal for matrices that can be stored in the same tiles.
+
+    A tile holds the weights of 32 outputs.
+    """
     if not isinstance(matrix, Packed):
         return matrix.dtype
     order = order_of(matrix)

@@ -76,7 +76,7 @@ def tile_pair(
 
 
 def can_tile(matrix: PackedMatrix) -> bool:
-    """Say whether a packed matrix can be tiled without changing its values.
+    """Say whether a packed matrix can be stored in tiles of 32 outputs with the same values.
 
     It needs whole blocks of inputs and groups that fit them; for six bits it depends on the scales
     too.
@@ -95,7 +95,10 @@ class OutputPlace:
     turn: int  # 0 or 1: the first or second half of every tile; -1: whole tiles
 
     def of(self, outputs: int) -> np.ndarray:
-        """Return the index among all outputs of the tiles for each of this matrix's outputs."""
+        """Return the index of each of this matrix's outputs among the outputs of all tiles.
+
+        `outputs` is the number of the matrix's outputs.
+        """
         each = np.arange(outputs)
         if self.turn < 0:
             return self.offset + each

@@ -33,7 +33,10 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return the rows of a prompt tile: as many as a decode step has, so that sums are equal."""
+    """Return how many prompt tokens are computed at a time.
+
+    As many as a decode step of `slots` slots computes, so that sums are equal.
+    """
     return max(slots, ROW_TILE)
 
 

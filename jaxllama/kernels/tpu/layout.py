@@ -68,7 +68,8 @@ class Split:
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Copy a group to the devices as one matrix, or as several if they are stored differently.
 
-    Packed matrices stay packed if the kernels can read them; those of experts are unpacked.
+    A group is matrices that read the same rows. Packed matrices stay packed if the kernels can read
+    them; those of experts are unpacked.
     """
     matrices = [in_memory(each) for each in group.matrices]
     if group.kind in EXPERTS:
