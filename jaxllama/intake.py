@@ -265,7 +265,8 @@ class Intake:
     ) -> list[int]:
         """Convert a conversation to token ids; text of a message is never read as a control token.
 
-        With `fits`, refuse a conversation that is longer than the context, before all of it is
+        `ending` says where the prompt ends: before a new answer, or in the last message. With
+        `fits`, refuse a conversation that is longer than the context, before all of it is
         tokenized.
         """
         text = self._rendered(messages, tools, ending)

@@ -127,10 +127,11 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 def adapter_sizes(
     lora: Mapping[str, str | Path], slots: int | None, rank: int | None
 ) -> dict[str, int]:
-    """Return `adapter_slots` and `adapter_rank` for `engine_config`, by name.
+    """Return a dict with `adapter_slots` and `adapter_rank`, arguments of `engine_config`.
 
-    `slots` None: one for each adapter in `lora`; `rank` None: the highest of their ranks. The rank
-    is rounded up to a multiple of RANK_STEP. Raises InvalidParameter for fewer slots than adapters.
+    `lora` maps names of LoRA adapters to their folders. `slots`: how many can be loaded together;
+    None: as many as `lora` has. `rank`: the highest rank; None: the highest of theirs. The rank is
+    rounded up to a multiple of RANK_STEP. Raises InvalidParameter for fewer slots than adapters.
     """
     for name in lora:
         check_adapter_name(name)
@@ -150,7 +151,7 @@ def adapter_sizes(
 def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None) -> PromptStore:
     """Return the host-memory store of prompts' KV caches, with room for `mib` MiB.
 
-    None: for an eighth of the free memory.
+    `mib` None: with room for an eighth of the free memory.
     """
     if mib is not None and not 0 <= mib < math.inf:
         raise InvalidParameter(

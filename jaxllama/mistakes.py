@@ -314,7 +314,7 @@ def hidden_by(path: Path) -> str:
 
 
 def owner_of(name: str) -> str:
-    """Return the owner of a module in words: Python or a package."""
+    """Return in words what has a module of this name: Python itself, or a package."""
     return "Python itself" if name in sys.stdlib_module_names else f"the package {name}"
 
 
@@ -347,9 +347,9 @@ def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin
 
 
 def wrong_class(what: str, found: object, base: type) -> BrokenPlugin:
-    """Build the error for a plugin that is not a subclass of its socket's class.
+    """Build the error for a plugin that is not a subclass of the class for plugins of its kind.
 
-    `what` names the plugin in the message; `found` is the plugin, `base` the socket's class.
+    `what` names the plugin in the message; `found` is the plugin, `base` the class.
     """
     wanted = f"{base.__module__}.{base.__qualname__}"
     if isinstance(found, ModuleType):

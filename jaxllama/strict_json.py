@@ -14,9 +14,9 @@ MOST_DIGITS = 400  # of a number; a longer one does not fit a float
 
 
 def loads(text: str) -> Any:
-    """Parse strict JSON text.
+    """Parse JSON text without repeated keys, NaN, Infinity, too large numbers or lone surrogates.
 
-    Raises InvalidParameter if it is JSON but not strict, and ValueError if it is no JSON.
+    Raises InvalidParameter if the text has one of these, and ValueError if it is no JSON.
     """
     value = json.loads(
         text,

@@ -99,9 +99,10 @@ class WeightSample:
 
 
 def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
-    """Return the bytes of a group of weights on the device, by laying out a share of each of them.
+    """Return the bytes of a group of weights on the device, from a part of each weight.
 
-    `members` are the weights of the group by path; all are cut into as many equal shares.
+    `members` are the weights of the group by path. Every weight is cut into the same number of
+    equal shares, of which one is laid out in memory; its bytes are multiplied.
     """
     preparation = preparation_of(checkpoint, engine)
     parts = share_of(members)

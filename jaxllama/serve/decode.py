@@ -83,9 +83,9 @@ async def peek_names(request: web.Request) -> Collection[str]:
 
 
 def check_names(request: web.Request, given: Iterable[str], known: Collection[str]) -> None:
-    """Name the fields in `given` that are not in `known` in a header; refuse them under --strict.
+    """Report the names in `given` that are not in `known` as ignored; refuse them under --strict.
 
-    For the fields of a query or a form.
+    They are the names of the fields of a query or a form, and are reported in a response header.
     """
     unknown = [name for name in dict.fromkeys(given) if name not in known]
     if unknown and request.app[SETTINGS].strict:

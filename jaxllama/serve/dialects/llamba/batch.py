@@ -129,7 +129,7 @@ async def write_lines(
 ) -> web.StreamResponse:
     """Stream the answers: each line has the new texts of several answers.
 
-    An answer that a string in `stops` ended keeps it.
+    An answer that ended at a string in `stops` is sent with this string at its end.
     """
     async with ResponseStream(request, SSE) as lines:
         while events := await answers.next_events():
@@ -143,8 +143,8 @@ def join(
 ) -> Iterator[list[LlambaBatchItem]]:
     """Join events into at most two lines of a stream: new texts, then the answers that ended.
 
-    Each event comes with the number of its answer. An answer that a string in `stops` ended keeps
-    it.
+    Each event comes with the number of its answer. An answer that ended at a string in `stops` is
+    sent with this string at its end.
     """
     texts: dict[int, str] = {}
     ends: list[LlambaBatchItem] = []
@@ -165,7 +165,7 @@ def join(
 async def collect(answers: Answers, stops: Sequence[str]) -> list[LlambaBatchItem]:
     """Return all answers when they have ended, in the order of their numbers.
 
-    An answer that a string in `stops` ended keeps it.
+    An answer that ended at a string in `stops` has this string at its end.
     """
     texts: dict[int, list[str]] = {}
     ends: dict[int, Finished] = {}

@@ -53,9 +53,10 @@ class Rllama(Dialect):
         self.endpoints = {endpoint: self.infer}
 
     async def infer(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
-        """Answer a request when fewer than the allowed number are being answered.
+        """Answer POST /rllama/v1/inference with the continuation of a prompt.
 
-        With the option exit_after_one_query, the server ends after it.
+        The operator may choose another path. Waits while as many requests as allowed are being
+        answered. With the option exit_after_one_query, the server ends after the answer.
         """
         async with self._places:
             response = await self._inference.answer(request, service)
