@@ -57,8 +57,8 @@ class LoadedAdapters:
     def load(self, name: str, weights: AdapterWeights) -> None:
         """Copy an adapter to the device under `name`; a loaded one with this name is replaced.
 
-        `weights` are its matrices by block and group of weights. Raises
-        InvalidParameter if the arrays for adapters are full.
+        `weights` are its matrices by block and group of weights. Raises InvalidParameter if the
+        arrays for adapters are full.
         """
         taken = set(self._numbers.values())
         replaced = self._loaded.get(name)

@@ -67,9 +67,10 @@ def worth_checking(
 ) -> Int32[Array, " S"]:
     """Return how many drafted tokens of each row are likely enough to be accepted.
 
-    The chance of the n-th token is the n-th power of `trust`, raised for a long `match` (in
-    tokens); it must be at least `least`. A row whose drafts are never accepted drafts only after a
-    long match. A row with a trust of 1 drafts `most` tokens after any match.
+    `trust` is each row's share of accepted drafted tokens so far, `match` the length of the match
+    that gave the draft, in tokens. The chance of the n-th token is the n-th power of `trust`,
+    raised for a long `match`; it must be at least `least`. A row whose drafts are never accepted
+    drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)

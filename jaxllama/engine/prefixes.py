@@ -50,7 +50,10 @@ class SlotTokens:
         self.extend((token,))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Note that these tokens are cached next; drop planned tokens if they differ from these."""
+        """Note that these tokens are cached next; drop planned tokens if they differ from these.
+
+        Planned tokens are those that the slot will hold once its prompt is prefilled.
+        """
         new = array("i", tokens)
         stop = self.count + len(new)
         if self._tokens[self.count : stop] != new:
@@ -59,9 +62,10 @@ class SlotTokens:
         self.count = stop
 
     def plan(self, tokens: "array[int]", path: Sequence[TokenBlock]) -> None:
-        """Replace the planned tokens; `tokens` begins with the tokens that are cached now.
+        """Replace the planned tokens: those that the slot will hold once its prompt is prefilled.
 
-        `path` lists the blocks of `tokens` that are already in the tree, from the root on.
+        `tokens` begins with the tokens that are cached now. `path` lists the blocks of `tokens`
+        that are already in the tree of known prefixes, from the root on.
         """
         self._truncate(self.count)
         for block in path[len(self._path) :]:
@@ -81,14 +85,18 @@ class SlotTokens:
         self.root = root
 
     def shared_with(self, other: "SlotTokens") -> int:
-        """Return how many leading tokens two slots share, planned tokens included."""
+        """Return how many leading tokens this slot and `other` share.
+
+        Planned tokens, which a slot will hold once its prompt is prefilled, are included.
+        """
         blocks = common_blocks(self._path, other._path)
         return blocks * BLOCK + common_tokens(self.block(blocks), other.block(blocks))
 
     def shared(self, path: Sequence[TokenBlock], tokens: bytes) -> int:
         """Return how many leading tokens the slot shares with `tokens` (int32 as bytes).
 
-        `path` lists the blocks of `tokens` that are in the tree.
+        `path` lists the blocks of `tokens` that are in the tree of known prefixes, from the root
+        on.
         """
         blocks = common_blocks(self._path, path)
         rest = tokens[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]

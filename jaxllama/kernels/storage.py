@@ -33,12 +33,18 @@ class CacheSize(NamedTuple):
 
 
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return shapes and types of the arrays of one cache layer, for a cache of this dtype."""
+    """Return shapes and types of the arrays of one cache layer, for a cache of this dtype.
+
+    `size` has the numbers of slots, key/value heads and columns, and the size of a head.
+    """
     return layer_arrays(size, stored_dtype(dtype))
 
 
 def layer_arrays(size: CacheSize, dtype: jnp.dtype | str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return shapes and types of the arrays of one cache layer that stores exactly this dtype."""
+    """Return shapes and types of the arrays of one cache layer that stores exactly this dtype.
+
+    `size` has the numbers of slots, key/value heads and columns, and the size of a head.
+    """
     numbers = jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
     scales = jax.ShapeDtypeStruct(size[:3], jnp.float32)
     return (numbers, numbers, scales, scales) if numbers.dtype == jnp.int8 else (numbers, numbers)

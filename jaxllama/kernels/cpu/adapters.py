@@ -67,7 +67,10 @@ class HalfAdapters:
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> HalfAdapters:
-    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros.
+
+    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    """
     inner, outer = shape.axes
     zeros = partial(zeros_on, to.mesh, dtype=np.float16)
     count, rank = shape.adapters, shape.rank

@@ -62,7 +62,10 @@ class DenseAdapters:
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
-    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros.
+
+    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    """
     inner, outer = shape.axes
     a = (shape.inward, shape.adapters, len(shape.outward), shape.rank)
     count, rank = shape.adapters, shape.rank

@@ -47,5 +47,8 @@ class SplitAdapters:
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> SplitAdapters:
-    """Make the adapter arrays of one group of weights on their devices, filled with zeros."""
+    """Make the adapter arrays of one group of weights on their devices, filled with zeros.
+
+    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    """
     return SplitAdapters(plain_group(shape, to), RULES[shape.axes[0]] is not None)
