@@ -227,9 +227,9 @@ class QuantizedMatrix:
     def _common_group(self, group_of: Int[np.ndarray, " I"]) -> int:
         """Return the largest group size with which no group mixes inputs of different scales.
 
-        `group_of` is the number of each input's scale, in rising order. The last group of a file
-        may be shorter: the others are then cut into equal parts, too. Raise BadTensors if the size
-        is odd or too small.
+        `group_of` is the number of each input's scale, in rising order. All groups get this size;
+        if the last group of a file is shorter than the others, it is their common divisor. Raise
+        BadTensors if it is odd or too small.
         """
         starts = np.flatnonzero(np.diff(group_of)) + 1
         size = math.gcd(*map(int, starts), len(group_of))

@@ -191,7 +191,10 @@ def of_same(node: SyntaxNode, trends: Trends) -> Trend:
 
 
 def of_opposite(node: SyntaxNode, trends: Trends) -> Trend:
-    """Return the trend of a function that falls as its argument rises: the argument's, reversed."""
+    """Return the trend of a call of a function that falls as its argument rises.
+
+    It is the opposite of `trends[0]`, the trend of the argument; `node`, the call, is not needed.
+    """
     del node
     return opposite(trends[0])
 

@@ -37,7 +37,7 @@ class Sizes:
     completions: int = 1000
     idle: int = 1200
     frozen_seconds: float = 30.0
-    samples: int = 20
+    samples: int = 60
     cap_seconds: float = CAP_SECONDS
 
 

@@ -81,7 +81,7 @@ class LlambaAnswering:
     def ask_of_completion(
         self, query: LlambaCompletionQuery, model: Model, *, trims: bool = False
     ) -> Ask:
-        """Convert the query for a text to a generation task; `trims` removes spaces at its ends."""
+        """Convert the query to a generation task; `trims` removes spaces around its prompt."""
         prompt = query.prompt.strip() if trims else query.prompt
         knobs = knobs_of(query, self._sampler, model)
         return Ask(prompts=[prompt], knobs=knobs, names=NAMES)

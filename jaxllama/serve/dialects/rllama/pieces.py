@@ -25,7 +25,10 @@ class DistributionWriter:
     """Writes distributions over all tokens as lines of JSON, with sorted keys."""
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
-        """Spell the token ids below `count`; add up probabilities of tokens spelt alike."""
+        """Prepare the keys of all lines: the texts of the token ids below `count`.
+
+        Tokens with the same text share a key; `lines` adds up their probabilities.
+        """
         ids: dict[str, list[int]] = {}
         for id_ in range(count):
             ids.setdefault(spell(tokenizer.piece(id_, special=True)), []).append(id_)
