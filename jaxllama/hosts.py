@@ -68,11 +68,14 @@ class HostLink:
         with self._lock:
             self._socket.sendall(HEADER.pack(kind, len(message)) + message)
 
-    def receive(self) -> tuple[bytes, bytes]:
-        """Wait for a message and return its kind and content; raise OSError if none comes."""
+    def receive(self, longest: int = LONGEST) -> tuple[bytes, bytes]:
+        """Wait for a message and return its kind and content.
+
+        Raises OSError if none comes, or one of more than `longest` bytes.
+        """
         kind, length = HEADER.unpack(self._read(HEADER.size))
-        if length > LONGEST:
-            raise OSError(f"a message of {length} bytes; expected at most {LONGEST}")
+        if length > longest:
+            raise OSError(f"a message of {length} bytes; expected at most {longest}")
         return kind, self._read(length)
 
     def close(self) -> None:
@@ -280,7 +283,7 @@ def greet(connection: socket.socket, key: str) -> HostLink | None:
     """Return a link to the host that connected; close it and return None if it lacks the key."""
     link = HostLink(-1, connection)
     try:
-        _, message = link.receive()
+        _, message = link.receive(CONTACT_BYTES)
         told, _, index = message.decode("ascii").partition(" ")
         if hmac.compare_digest(told, key):
             return HostLink(int(index), connection)
