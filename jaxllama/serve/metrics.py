@@ -34,8 +34,8 @@ GAUGES = {
     "step_seconds": "One decode step, as last measured",
     "weight_bytes_per_second": "Weights read by decode steps, as last measured",
     "bandwidth_share": "Share of the device's memory bandwidth that this takes, if known",
-    "flops_per_second": "Floating-point operations of decode steps, without attention, as last "
-    "measured",
+    "flops_per_second": "Floating-point operations of decode steps, for the rows that run now, "
+    "without attention",
     "flops_share": "Share of the device's dense bfloat16 operations that this takes, if known",
     "ready": "1 when requests are taken",
     "prompt_cache_bytes": "Memory of prompts kept beside the slots",
