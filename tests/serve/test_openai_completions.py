@@ -220,3 +220,15 @@ def test_prompt_and_budget_fill_the_context_exactly():
             assert caught.value.code == "context_length_exceeded"
 
     scenario(body)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 0.0, True])
+@pytest.mark.parametrize("name", ["stop", "stop_ids"])
+def test_a_stop_of_a_wrong_type_is_refused(name, wrong):
+    async def body():
+        async with asked() as (live, _):
+            sent = {"prompt": "Hello", "max_tokens": 2, name: wrong}
+            error = (await post(live, "/v1/completions", sent, 400))["error"]
+            assert error["param"] == name
+
+    scenario(body)

@@ -29,4 +29,6 @@ def as_list(stop: object) -> list[object]:
     """Return stop strings or stop tokens as a list; `stop` may be one, several or None."""
     if stop is None:
         return []
-    return [stop] if isinstance(stop, str | int) else list(stop)  # type: ignore[call-overload]
+    if isinstance(stop, str | int):
+        return [stop]
+    return list(stop) if isinstance(stop, list | tuple) else []  # another type is refused later
