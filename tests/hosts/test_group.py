@@ -89,6 +89,7 @@ def test_silence_is_a_lost_host(monkeypatch):
     HostGroup(0, [HostLink(1, ours)], lost.put)
     assert "no word from it" in lost.get(timeout=5)
     silent.close()
+    ours.close()
 
 
 @pytest.mark.parametrize(
