@@ -16,7 +16,7 @@ from jaxllama.config import Activation
 from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
 from jaxllama.kernels.cpu import matmul
 from jaxllama.kernels.cpu.tiled import Tiled
-from jaxllama.kernels.plain.weights import UnfusedWeight, split_outputs
+from jaxllama.kernels.plain.weights import UnfusedWeight
 from jaxllama.kernels.spread import take_split
 from jaxllama.shapes import Array, Bool, Float, Int
 from jaxllama.sharding import add_up, own_parts
@@ -56,23 +56,6 @@ class TiledWeight(UnfusedWeight):
             return fused(x, tiled, norm, add, active)
         y = jnp.concatenate([fused(x, part, norm, None, active) for part in self.parts], axis=1)
         return y if add is None else add + y
-
-    def project(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight | None,
-        add: Array | None = None,
-        active: ActiveRows,
-    ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group; return one array for each.
-
-        These tiles hold all matrices; `group` gives the width of each result. `norm` None: x is
-        used as it is. `add`, if given, holds the summands for all results side by side. Only rows
-        in the mask `active` are used, None: all.
-        """
-        return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def gated(
         self,

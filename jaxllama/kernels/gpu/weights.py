@@ -5,16 +5,15 @@ here.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxllama.kernels.body import ActiveRows, GroupMember, NormWeight
+from jaxllama.kernels.body import ActiveRows, NormWeight
 from jaxllama.kernels.packed import Packed, take_rows
-from jaxllama.kernels.plain.weights import UnfusedWeight, normed, split_outputs
+from jaxllama.kernels.plain.weights import UnfusedWeight, normed
 from jaxllama.kernels.spread import take_split
 from jaxllama.shapes import Array, Float, Int
 from jaxllama.sharding import add_up
@@ -61,23 +60,6 @@ class JoinedWeight(UnfusedWeight):
         if isinstance(part, Packed):
             return matmul.multiply_packed(x, part, jnp.dtype(self.dtype))
         return matmul.multiply_dense(x, part, 1 if self.by_output else 0)
-
-    def project(
-        self,
-        x: Float[Array, "L I"],
-        group: Sequence[GroupMember],
-        *,
-        norm: NormWeight | None,
-        add: Array | None = None,
-        active: ActiveRows,
-    ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group; return one array for each.
-
-        This weight holds all matrices; `group` gives the width of each result. `norm` None: x is
-        used as it is. `add`, if given, holds the summands for all results side by side. `active`
-        has no effect.
-        """
-        return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Return the embedding of every token; `vocab` is the number of tokens on all devices.

@@ -21,6 +21,17 @@ class UnfusedWeight(ABC):
     """Base of weights that apply the activation after the products of gate and up."""
 
     @abstractmethod
+    def matmul(
+        self,
+        x: Float[Array, "L I"],
+        *,
+        bias: Any = None,
+        norm: NormWeight | None = None,
+        add: Array | None = None,
+        active: ActiveRows = None,
+    ) -> Float[Array, "L O"]:
+        """Return norm(x) · weight + bias + add; what is None is left out."""
+
     def project(
         self,
         x: Float[Array, "L I"],
@@ -32,9 +43,11 @@ class UnfusedWeight(ABC):
     ) -> list[Array]:
         """Multiply norm(x) by every matrix of the group; return one array for each.
 
-        `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
-        side. Only rows in the mask `active` are used, None: all.
+        This weight holds all matrices; `group` gives the width of each result. `norm` None: x is
+        used as it is. `add`, if given, holds the summands for all results side by side. `active`,
+        None for all rows, is passed to `matmul`.
         """
+        return split_outputs(self.matmul(x, norm=norm, add=add, active=active), group)
 
     def gated(
         self,
