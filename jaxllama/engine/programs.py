@@ -34,6 +34,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence, Set
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +158,7 @@ class Programs:
         """Return how many prompt tokens one prefill call takes at most."""
         return self.steps.chunk
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Return about how many bytes of weights a decode step reads."""
         return sum(leaf.nbytes for leaf in self._weights)
