@@ -9,8 +9,8 @@ from ceiling import read_rate
 from crowd import decode_rate, prompts_of, random_prompt
 from environment import cores
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
-from llamacpp import LlamaCppPeer
 from machine import stream
+from peer import PeerModel
 from subject import Subject, peer_file_options
 
 from jaxllama import LLM
@@ -50,8 +50,8 @@ def main(
     """Measure greedy decoding after a prompt of --depth tokens.
 
     With one slot also measures the share of the memory's read bandwidth that reading the weights
-    takes. The peer is measured as llama-batched-bench does: all sequences together, without
-    sampling, and without flash attention, with which it decodes slower.
+    takes. The peer decodes all sequences together: llama.cpp as llama-batched-bench does, without
+    sampling and without flash attention, with which it is slower; other peers with greedy sampling.
     """
     times, length = how_often(board, repetitions), depth + tokens
     for count in slots or (SHORT_SLOTS if board.short else SLOTS):
@@ -61,7 +61,7 @@ def main(
             peer = crowd = None
             if subject.peer:
                 crowd = opened.enter_context(
-                    subject.load_peer(sequences=count, length=length, flash=False)
+                    subject.load_peer(sequences=count, length=length, decodes=True)
                 )
                 peer = rate_of_peer(crowd, depth, tokens)
             prompts = prompts_of(llm.config.vocab_size, count, depth)
@@ -77,7 +77,7 @@ def rate_of_engine(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int) -> M
     return lambda: decode_rate(llm.engine, prompts, tokens)
 
 
-def rate_of_peer(crowd: LlamaCppPeer, depth: int, tokens: int) -> Measure:
+def rate_of_peer(crowd: PeerModel, depth: int, tokens: int) -> Measure:
     """Return a measure of the peer's decode rate, after one prompt that all sequences share."""
     crowd.fill(random_prompt(crowd.vocab, depth))
     return lambda: crowd.decode_rate(depth, tokens)

@@ -8,23 +8,17 @@ given and not sampled. Knows nothing of jaxllama.
 import ctypes
 import functools
 import importlib
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+from peer_worker import PeerError, seconds, serve
 
 CACHE_PADDING = 256  # llama.cpp rounds the cache of a sequence up to this
 BATCH = 2048  # llama-batched-bench's own defaults
 PHYSICAL_BATCH = 512
 SEED = 1
-
-
-class PeerError(Exception):
-    """llama.cpp refused a model, a setting or a call."""
 
 
 @functools.cache
@@ -233,27 +227,6 @@ def penalties(lib: ModuleType, knobs: Mapping[str, Any], vocab: int, window: int
 MAKERS: dict[str, Callable[..., Any]] = {"model": LlamaCppModel, "chain": SamplerChains}
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Return the seconds that one call takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
 def main() -> None:
-    """Make one object and run calls of its methods from the pipe, until the other end closes."""
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    made: Any = None
-    while True:
-        try:
-            name, arguments, named = connection.recv()
-        except EOFError:
-            return
-        try:
-            if made is None:
-                made, answer = MAKERS[name](*arguments, **named), None
-            else:
-                answer = getattr(made, name)(*arguments, **named)
-            connection.send((None, answer))
-        except PeerError as error:
-            connection.send((str(error), None))
+    """Run the calls of the pipe."""
+    serve(MAKERS)

@@ -6,7 +6,7 @@ from itertools import count
 import click
 from crowd import random_prompt, seconds_to_first
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
-from llamacpp import LlamaCppPeer
+from peer import PeerModel
 from subject import Subject, peer_file_options
 
 from jaxllama import LLM
@@ -36,7 +36,7 @@ def main(
     """Measure prompts that share no prefix with the contents of the cache.
 
     The time of this engine runs from submitting the prompt to its first token; the peer's is one
-    call that computes the logits of the last token.
+    call that computes the logits of the last token, or up to the first token.
     """
     case, times = f"{subject.name}, {tokens} tokens", how_often(board, repetitions)
     with board.doing(case), ExitStack() as opened:
@@ -61,7 +61,7 @@ def rate_of_engine(llm: LLM, tokens: int) -> Measure:
     return rate
 
 
-def rate_of_peer(reader: LlamaCppPeer, tokens: int) -> Measure:
+def rate_of_peer(reader: PeerModel, tokens: int) -> Measure:
     """Return a measure of the peer's rate."""
     prompt = random_prompt(reader.vocab, tokens)
     return lambda: reader.prompt_rate(prompt)

@@ -20,6 +20,7 @@ from child import importing_bench
 from environment import Environment, check_platform, cores, environment_of_engine
 from harness import Board
 from llamacpp import LlamaCppPeer
+from peer import PeerModel
 from write_gguf import FILES, model_file
 
 from jaxllama import LLM
@@ -102,10 +103,11 @@ class Subject:
         llm.engine.programs.finish()  # nothing is compiled beside a measurement
         return llm
 
-    def load_peer(self, *, sequences: int, length: int, flash: bool = True) -> LlamaCppPeer:
+    def load_peer(self, *, sequences: int, length: int, decodes: bool = False) -> PeerModel:
         """Load the model in the peer, with room for `length` tokens in each sequence."""
         path, threads = self.peer_path or self.path, self.loading.threads or cores()
-        return LlamaCppPeer(path, sequences=sequences, length=length, threads=threads, flash=flash)
+        sizes = {"sequences": sequences, "length": length, "threads": threads}
+        return LlamaCppPeer(path, **sizes, decodes=decodes)
 
     def engine_config(self, model: ModelConfig) -> EngineConfig:
         """Return the engine's config as `load` chooses it, but with default sizes."""

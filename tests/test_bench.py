@@ -650,7 +650,7 @@ def test_the_peer_is_measured_with_its_faster_setting(fake_peer: Any, faster: st
     with fake_peer(**rates) as peer:
         assert peer.setting == "extra buffers or plain buffers"
         peer.fill([1, 2])
-        assert [peer.decode_rate(2, 3) for _ in range(2)] == [50.02, 50.03]
+        assert [peer.decode_rate(2, 3) for _ in range(2)] == [50.04, 50.05]
         assert peer.setting == f"{faster} buffers"
         assert [worker.process.poll() for worker in peer.workers.values()] == [None]
 
@@ -659,7 +659,7 @@ def test_the_peer_is_measured_with_its_faster_setting(fake_peer: Any, faster: st
 def test_a_setting_that_kills_the_peer_is_left_out_and_named(fake_peer: Any, place: str) -> None:
     with fake_peer(extra={"rate": 50.0, "dies": place}, plain={"rate": 10.0}) as peer:
         peer.fill([1, 2])
-        assert peer.decode_rate(2, 3) == 10.02
+        assert peer.decode_rate(2, 3) == 10.04
         assert peer.setting == "plain buffers; with extra buffers it dies of SIGILL"
 
 
@@ -679,7 +679,7 @@ def test_the_setting_of_the_peer_is_recorded(
     arguments = ("-m", TINY, "--tokens", "15", "--repetitions", "1", "--peer", "llama.cpp")
     (found,) = records("prefill", *arguments).values()
     assert found["peer_setting"] == "plain buffers; with extra buffers it dies of SIGILL"
-    assert found["peer_value"] == 2.03
+    assert found["peer_value"] == 2.05
 
 
 def test_the_processes_of_the_peer_end_with_it(fake_peer: Any) -> None:
