@@ -3,6 +3,7 @@
 BIN := .venv/bin
 READY := .venv/.ready
 AOT := .venv-aot
+OPENVINO := .venv-openvino
 KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -11,10 +12,10 @@ BENCHES := machine kernels decode prefill classify encode sampling memory prompt
 	compile serve speculation
 CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
 	"lm-eval[api]" sglang-router
-COMPARED := decode prefill sampling
+COMPARED := decode prefill $(if $(filter llama.cpp,$(PEER)),sampling)
 
-.PHONY: help install serve test check format bench chaos soak fuzz accelerators clients dist docs sbom \
-	clean
+.PHONY: help install serve test check format bench openvino chaos soak fuzz accelerators clients dist \
+	docs sbom clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -23,6 +24,7 @@ help:
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
+	@echo "make openvino  OpenVINO GenAI in .venv-openvino, for make bench PEER=openvino"
 	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
 	@echo "make soak      MINUTES=60 of traffic of all APIs; resources and answers must stay the same"
 	@echo "make fuzz      hostile files, texts, requests and frames for SECONDS=20 per reader"
@@ -65,12 +67,17 @@ check: install
 format: install
 	$(BIN)/ruff format .
 
-# make bench PEER=llama.cpp measures that one too; it needs the extra `bench`.
+# make bench PEER=llama.cpp measures that one too; bench/README.md says how peers are installed.
 bench: install
 	@for each in $(notdir $(basename $(wildcard $(BENCHES:%=bench/%.py)))); do \
-		peer=; case " $(COMPARED) " in *" $$each "*) peer="$(PEER:%=--peer %)";; esac; \
+		peer=; case " $(COMPARED) " in *" $$each "*) peer="$(if $(PEER),--peer $(PEER))";; esac; \
 		$(BIN)/python bench/$$each.py --json --short $$peer || exit 1; \
 	done
+
+# In an environment of its own: its versions of NumPy and Python need not be ours.
+openvino:
+	@test -d $(OPENVINO) || $(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-input openvino-genai
 
 # In an environment of its own: clients bring much that jaxllama does not need.
 clients: install
@@ -125,5 +132,5 @@ sbom: install
 	@$(BIN)/python packaging/sbom.py build
 
 clean:
-	rm -rf .venv .venv-aot .venv-dist .venv-docs .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-openvino .venv-dist .venv-docs .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ from harness import (
 )
 from jax import lax
 from llamacpp import SUPPORTED, LlamaCppSamplers
-from subject import Subject, peer_options
+from subject import LLAMA_CPP, Subject, peer_options
 
 from jaxllama import LLM
 from jaxllama.engine.choosing.bank import SamplerBank
@@ -68,7 +68,7 @@ STEPS = 32  # steps of the engine for one figure
 @click.command()
 @script("sampling")
 @repeated
-@peer_options
+@peer_options(LLAMA_CPP)
 @click.option(
     "--rows",
     type=click.IntRange(min=1),

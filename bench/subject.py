@@ -19,7 +19,9 @@ import jax
 from child import importing_bench
 from environment import Environment, check_platform, cores, environment_of_engine
 from harness import Board
+from ik_llamacpp import IkLlamaCppPeer
 from llamacpp import LlamaCppPeer
+from openvino_peer import OpenvinoPeer
 from peer import PeerModel
 from write_gguf import FILES, model_file
 
@@ -29,7 +31,7 @@ from jaxllama.kernels import AUTO, BODIES
 from jaxllama.loading import choose_kernels, engine_config
 from jaxllama.weights import open_checkpoint
 
-PEERS = ("llama.cpp",)
+LLAMA_CPP, OPENVINO, IK_LLAMA_CPP = PEERS = ("llama.cpp", "openvino", "ik_llama.cpp")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ELSEWHERE = "import subject, sys; subject.print_environment(sys.argv[1])"
 
@@ -67,6 +69,8 @@ class Subject:
     loading: Loading = Loading()
     peer: str | None = None
     peer_path: Path | None = None  # None: the same file
+    peer_python: Path | None = None  # of openvino; None: where `make openvino` puts it
+    peer_server: Path | None = None  # of ik_llama.cpp
 
     @property
     def name(self) -> str:
@@ -107,6 +111,10 @@ class Subject:
         """Load the model in the peer, with room for `length` tokens in each sequence."""
         path, threads = self.peer_path or self.path, self.loading.threads or cores()
         sizes = {"sequences": sequences, "length": length, "threads": threads}
+        if self.peer == OPENVINO:
+            return OpenvinoPeer(path, **sizes, python=self.peer_python)
+        if self.peer_server:
+            return IkLlamaCppPeer(path, **sizes, server=self.peer_server)
         return LlamaCppPeer(path, **sizes, decodes=decodes)
 
     def engine_config(self, model: ModelConfig) -> EngineConfig:
@@ -208,28 +216,57 @@ def subject_options(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def peer_options(function: Callable[..., None]) -> Callable[..., None]:
+def peer_options(*peers: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the options of loading a model and --peer; the function gets a `subject`."""
 
-    @subject_options
-    @click.option("--peer", type=click.Choice(PEERS), help="Also measure this engine, in turn.")
-    @functools.wraps(function)
-    def run(*, subject: Subject, peer: str | None, **given: Any) -> None:
-        function(subject=dataclasses.replace(subject, peer=peer), **given)
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        @subject_options
+        @click.option("--peer", type=click.Choice(peers), help="Also measure this engine, in turn.")
+        @functools.wraps(function)
+        def run(*, subject: Subject, peer: str | None, **given: Any) -> None:
+            function(subject=dataclasses.replace(subject, peer=peer), **given)
 
-    return run
+        return run
+
+    return wrap
 
 
 def peer_file_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `peer_options` and --peer-model; the function gets a `subject`."""
+    """Add the options of `peer_options` for all peers, and those of the peer's files.
 
-    @peer_options
+    The function gets a `subject`.
+    """
+    program = click.Path(exists=True, dir_okay=False, path_type=Path)
+    python = "Python of the environment of openvino [default: .venv-openvino/bin/python]."
+
+    @peer_options(*PEERS)
     @click.option("--peer-model", help="Model of the peer [default: the same file].")
+    @click.option("--peer-python", type=program, help=python)
+    @click.option("--peer-server", type=program, help="The llama-server of ik_llama.cpp.")
     @functools.wraps(function)
-    def run(*, subject: Subject, peer_model: str | None, **given: Any) -> None:
+    def run(
+        *,
+        subject: Subject,
+        peer_model: str | None,
+        peer_python: Path | None,
+        peer_server: Path | None,
+        **given: Any,
+    ) -> None:
         if peer_model and not subject.peer:
             raise click.UsageError("--peer-model is the model of the peer; it needs --peer.")
+        if peer_python and subject.peer != OPENVINO:
+            raise click.UsageError(f"--peer-python needs --peer {OPENVINO}.")
+        if bool(peer_server) != (subject.peer == IK_LLAMA_CPP):
+            raise click.UsageError(
+                f"--peer {IK_LLAMA_CPP} and --peer-server need each other: the server is the "
+                f"llama-server that ik_llama.cpp's build makes, build/bin/llama-server."
+            )
         path = model_file(peer_model) if peer_model else None
-        function(subject=dataclasses.replace(subject, peer_path=path), **given)
+        function(
+            subject=dataclasses.replace(
+                subject, peer_path=path, peer_python=peer_python, peer_server=peer_server
+            ),
+            **given,
+        )
 
     return run
