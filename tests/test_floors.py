@@ -68,6 +68,7 @@ FLOORS: dict[str, tuple[str, str]] = {
         f"{WORDS} engine formats bridge messages intake encoder constraints confined",
         "asyncio concurrent",
     ),
+    "service.block_events": (f"{WORDS} engine", "msgspec threading"),
     "service.fair_queue": (f"{WORDS} service", "threading"),
     # 4: what callers get, and how all of it is put together
     "completion": (WORDS, ""),

@@ -23,6 +23,7 @@ CONTENTS: dict[str, dict[str, str]] = {  # section -> page of the site -> its fi
         "moving-here": "docs/moving-here.md",
         "expressions": "docs/expressions.md",
         "hosts": "docs/hosts.md",
+        "kv-events": "docs/kv-events.md",
         "packaging": "packaging/README.md",
         "contributing": "CONTRIBUTING.md",
     },

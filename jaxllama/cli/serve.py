@@ -35,6 +35,7 @@ from jaxllama.serve.installed import open_dialects
 from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model, ServedEncoder
+from jaxllama.service.block_events import BlockPublisher
 from jaxllama.service.bounds import Bounds
 from jaxllama.startup import Startup
 from jaxllama.weights.lora import read_adapter
@@ -169,10 +170,13 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
     name = model_name(loading.get("model"))
 
     startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
+    publisher = open_publisher(settings)
 
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
         llm = jaxllama.LLM.load(progress=startup.report, **loading)
+        if publisher is not None:
+            publisher.follow(llm.engine)
         encoder = open_encoder(settings.embedding_model, loading, startup)
         gc.collect()
         heap.give_back()
@@ -191,13 +195,27 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
     service = GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
-    code, ended = await Server(service, settings, dialects).run()
+    try:
+        code, ended = await Server(service, settings, dialects).run()
+    finally:
+        if publisher is not None:
+            publisher.close()
     if "hosts" in loading:
         loading["hosts"].end()
     if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def open_publisher(settings: Settings) -> BlockPublisher | None:
+    """Open the socket of block events; return None if no address is set."""
+    if settings.kv_events is None:
+        return None
+    topic, replay = settings.kv_events_topic, settings.kv_events_replay
+    publisher = BlockPublisher(settings.kv_events, topic=topic, replay=replay)
+    logger.info("block events, with the tokens of prompts, are at %s", publisher.endpoint)
+    return publisher
 
 
 def open_encoder(

@@ -98,7 +98,7 @@ class LoadedAdapters:
 
         Raises InvalidParameter if the adapter was unloaded since `use` returned this reference.
         """
-        name = next((each.name for each in self._loaded.values() if each.id == use.id), None)
+        name = self.name_of(use.id)
         if name is None:
             raise InvalidParameter(
                 "the adapter was unloaded while the request waited; send the request again with "
@@ -111,7 +111,7 @@ class LoadedAdapters:
     def end(self, use: AdapterUse) -> None:
         """Count one request less that uses an adapter; free an unloaded one that none uses."""
         self._uses[use.id] -= 1
-        if not any(each.id == use.id for each in self._loaded.values()):
+        if self.name_of(use.id) is None:
             self._free_unused(use.id)
 
     @contextmanager
@@ -126,6 +126,10 @@ class LoadedAdapters:
             yield
         finally:
             self.end(use)
+
+    def name_of(self, id_: int) -> str | None:
+        """Return the name of an adapter by its id; None if it was unloaded."""
+        return next((each.name for each in self._loaded.values() if each.id == id_), None)
 
     @property
     def blocks(self) -> StateLeaves:

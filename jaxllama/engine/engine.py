@@ -23,6 +23,7 @@ from functools import partial
 from jaxllama.engine.adapters import LoadedAdapters, loaded
 from jaxllama.engine.batch import Batch, TellHosts
 from jaxllama.engine.blueprints import ADAPTED, SAVE, WHOLE
+from jaxllama.engine.cached_blocks import CachedBlocks, Tell
 from jaxllama.engine.calls import DecodeCalls
 from jaxllama.engine.generation import Generation, Phase
 from jaxllama.engine.guides import Guides
@@ -92,6 +93,7 @@ class Engine:
         self._prompts = Prompts(self._batch, self.slots, self.prompt_store)
         self.probes = Probes(self._batch, self.slots, self._prompts, self.recovery)
         self._guides = Guides(self._emit, self._end, programs)
+        self._cached_blocks: CachedBlocks | None = None
 
     # The interface for callers.
 
@@ -143,6 +145,13 @@ class Engine:
         `next_call` returns the next call as bytes, or None after the last one.
         """
         repeat_calls(self._batch, next_call)
+
+    def tell_of_blocks(self, tell: Tell) -> None:
+        """Call `tell` with events about the blocks of tokens that are cached, after each step.
+
+        The first events, of what is there now, come at once.
+        """
+        self._cached_blocks = CachedBlocks(self.slots, self.prompt_store, tell)
 
     def close(self) -> None:
         """Cancel all requests and free the device memory; the engine cannot be used afterwards."""
@@ -218,6 +227,8 @@ class Engine:
             self._limit_queued_work()
             self._wait_for_program()
         self.prompt_store.settle()
+        if self._cached_blocks is not None:
+            self._cached_blocks.look()
         events, self._events = self._events, []
         return events
 

@@ -45,6 +45,16 @@ class SlotTokens:
         """List the cached tokens."""
         return self._tokens[: self.count].tolist()
 
+    @property
+    def cached_path(self) -> list[TokenBlock]:
+        """List the whole blocks of the cached tokens, from the root of the tree on."""
+        return self._path[: self.count // BLOCK]
+
+    @property
+    def newest_block(self) -> TokenBlock | None:
+        """Return the last block of `cached_path`, which no other path ends with; None if empty."""
+        return self._path[self.count // BLOCK - 1] if self.count >= BLOCK else None
+
     def append(self, token: int) -> None:
         """Note that one more token of the slot is cached."""
         self.extend((token,))

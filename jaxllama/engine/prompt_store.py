@@ -11,6 +11,7 @@ from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -24,6 +25,14 @@ logger = logging.getLogger(__name__)
 
 STORED_BYTES = KEY_BLOCK * TOKEN_BYTES  # token bytes of a whole block
 LEAST = 32  # tokens: fewer are computed again sooner than they are copied twice
+
+
+class StoreFollower(Protocol):
+    """Follows the blocks of a store."""
+
+    def __call__(self, block: "StoredBlock", *, is_added: bool) -> None:
+        """Get a block that the store has just added, or is about to remove."""
+
 
 ReadBlock = Callable[[int], Columns]  # reads the block of columns that begins at this token
 
@@ -84,6 +93,7 @@ class PromptStore:
         self._order: OrderedDict[StoredBlock, None] = OrderedDict()
         self._unsettled: deque[StoredBlock] = deque()  # their columns are still on the device
         self._counts: Counter[str] = Counter()
+        self.on_change: StoreFollower | None = None  # set by whoever follows the blocks
 
     @property
     def is_on(self) -> bool:
@@ -187,6 +197,8 @@ class PromptStore:
         block = parent.children[tokens] = StoredBlock(parent.adapter, parent, tokens, columns)
         self._order[block] = None
         self.touch(block.path)
+        if self.on_change is not None:
+            self.on_change(block, is_added=True)
         return block
 
     def settle(self) -> None:
@@ -243,6 +255,8 @@ class PromptStore:
 
     def _remove(self, block: StoredBlock) -> None:
         """Remove a block without children from the store."""
+        if self.on_change is not None:
+            self.on_change(block, is_added=False)
         del self._order[block]
         parent = block.parent
         assert parent is not None

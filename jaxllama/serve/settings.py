@@ -71,6 +71,15 @@ class Settings:
         "serve /metrics under the names of this server, too, for routers that read them: vllm; may "
         "be repeated",
     )
+    kv_events: str | None = setting(
+        None,
+        "publish which blocks of tokens are cached at this ZeroMQ address, as vLLM does, such as "
+        "tcp://*:5557; prompts can be read there (needs jaxllama[events])",
+    )
+    kv_events_topic: str = setting("", "publish them under this topic")
+    kv_events_replay: str | None = setting(
+        None, "send past ones again to subscribers that ask at this address, such as tcp://*:5558"
+    )
     bandwidth: float | None = setting(
         None,
         "memory bandwidth of the device in GB/s, for the share of it that /metrics shows; needed "
@@ -85,6 +94,8 @@ class Settings:
             raise ConfigError("TLS needs both a certificate and its key; give both or neither")
         self._check_keys()
         self._check_trusted()
+        if self.kv_events is None and (self.kv_events_topic or self.kv_events_replay):
+            raise ConfigError("a topic or an address to send events again needs --kv-events, too")
         unknown = set(self.metrics_names) - {VLLM}
         if unknown:
             raise ConfigError(f"metrics names {min(unknown)!r} are unknown; expected {VLLM!r}")

@@ -162,3 +162,11 @@ def test_as_many_files_may_be_open_as_there_may_be_connections(run, monkeypatch)
     monkeypatch.setattr(serve.open_files, "allow", allowed.append)
     assert run("serve", "--connections", "3000").exit_code == 0
     assert allowed == [3000 + RESERVE]
+
+
+def test_block_events_have_a_socket_only_if_they_are_asked_for():
+    pytest.importorskip("zmq")
+    assert serve.open_publisher(Settings()) is None
+    publisher = serve.open_publisher(Settings(kv_events="tcp://127.0.0.1:*"))
+    assert publisher.endpoint.startswith("tcp://127.0.0.1:")
+    publisher.close()
