@@ -174,6 +174,7 @@ def test_blocks_that_a_slot_drops_are_removed(
 def test_a_wrong_request_for_past_events_is_ignored(
     subscriber: Subscriber, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("DEBUG")
     for frames in ((b"", b"short"), (b"",), (b"", b"12345678", b"more")):
         subscriber.replay.send_multipart(frames)
     assert subscriber.ask(0) == []

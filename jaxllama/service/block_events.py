@@ -117,9 +117,12 @@ class BlockPublisher:
         return socket
 
     def _send(self, batch: bytes) -> None:
-        """Pass a batch to the thread; an empty one ends it."""
+        """Pass a batch to the thread, without waiting for it; an empty one ends it."""
         with self._lock:
-            self._waking.send(batch)
+            try:
+                self._waking.send(batch, self._zmq.DONTWAIT)
+            except self._zmq.Again:
+                logger.warning("block events are lost: %d batches wait already", MOST_UNSENT)
 
     def _run(self) -> None:
         """Publish batches and answer subscribers until an empty batch comes."""
@@ -127,27 +130,32 @@ class BlockPublisher:
         poller = self._zmq.Poller()
         for each in sockets:
             poller.register(each, self._zmq.POLLIN)
-        while True:
+        is_open = True
+        while is_open:
             ready = dict(poller.poll())
-            if self._replay in ready:
-                self._send_again(self._replay.recv_multipart())
-            if self._wakes in ready:
-                batch = self._wakes.recv()
-                if not batch:
-                    break
-                self._publish(batch)
+            try:
+                if self._replay in ready:
+                    self._send_again(self._replay.recv_multipart())
+                if self._wakes in ready:
+                    is_open = self._publish(self._wakes.recv())
+            except self._zmq.ZMQError:
+                logger.exception("block events could not be sent")
         for each in (*sockets, self._out):
             each.close(linger=LINGER_MS)
 
-    def _publish(self, batch: bytes) -> None:
+    def _publish(self, batch: bytes) -> bool:
+        """Send a batch to all subscribers; return False if it is empty."""
+        if not batch:
+            return False
         number = next(self._numbers)
         self._kept.add(number, batch)
         self._out.send_multipart((self._topic, sequence(number), batch))
+        return True
 
     def _send_again(self, frames: Sequence[bytes]) -> None:
         """Answer a subscriber that asks for all batches from a number on."""
         if len(frames) != ASKING_FRAMES or len(frames[2]) != SEQUENCE_BYTES:
-            logger.warning("a request for past block events is not 8 bytes; it is ignored")
+            logger.debug("a request for past block events is not 8 bytes; it is ignored")
             return
         subscriber, _, first = frames
         for number, batch in self._kept.since(int.from_bytes(first, "big")):
