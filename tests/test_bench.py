@@ -264,6 +264,7 @@ def test_make_bench_runs_every_script_that_measures() -> None:
     assert listed is not None
     assert set(SCRIPTS) - set(listed[1].split()) == {
         *("formats", "history", "origins", "report", "trace", "versus", "write_gguf"),
+        *("scaling", "simulate"),
     }
 
 

@@ -33,6 +33,7 @@ CONTENTS: dict[str, dict[str, str]] = {  # section -> page of the site -> its fi
         "architecture": "ARCHITECTURE.md",
         "threat-model": "docs/threat-model.md",
         "security": "SECURITY.md",
+        "scaling": "docs/scaling.md",
         "benchmarks": "docs/benchmarks.md",
         "benchmarking": "bench/README.md",
         "accelerators": "docs/accelerators.md",
