@@ -25,6 +25,17 @@ from costs import FORMS, MODELS, Costs
 from jaxllama.chips import chip_named
 from jaxllama.errors import ConfigError
 
+COLUMNS = {
+    "replicas": "replicas",
+    "router": "router",
+    "requests": "requests",
+    "lost": "lost",
+    "first_p50_ms": "p50 ms",
+    "first_p99_ms": "p99 ms",
+    "tokens_per_s": "tokens/s",
+    "occupancy": "busy",
+    "reused": "reused",
+}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMPTS = (0, 128, 512, 2048, 8192, 32768)
 SHARE = 0.6  # of a data sheet's rates that programs reach: an assumption
@@ -183,16 +194,15 @@ def figures(run: FleetRun) -> dict[str, float | None]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Return the figures of simulations as a table; without how long each took to simulate."""
-    shown = Table(title="simulate", title_justify="left")
-    names = [name for name in rows[0] if name != "simulated_in_s"]
-    for name in names:
-        right = name != "router"
-        shown.add_column(
-            name.replace("_", " "), justify="right" if right else "left", no_wrap=not right
-        )
+    """Return the figures of simulations as a table, narrow enough for a terminal."""
+    shown = Table(
+        title="time to the first token, and more", title_justify="left", box=None, pad_edge=False
+    )
+    for title in COLUMNS.values():
+        right = title != "router"
+        shown.add_column(title, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        cells = (row[name] for name in names)
+        cells = (row[name] for name in COLUMNS)
         shown.add_row(*(each if isinstance(each, str) else number(each) for each in cells))
     return shown
 
