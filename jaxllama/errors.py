@@ -20,10 +20,13 @@ Wording: the wrong value - the expected value - the remedy.
     │   ├── PromptTooLong           prompt does not fit the context
     │   ├── TemplateError           a chat template refused or failed on these messages
     │   ├── ConstraintTooCostly     a grammar or schema takes more work than a request may use
+    │   ├── UnknownModel            the request names a model that this server does not have
+    │   ├── ModelInUse              a model cannot be unloaded, because requests use it
     │   └── HttpError               wrong transfer of a request; has its own status and code
     ├── QueueFull                   the queue of waiting requests is full
     ├── WorkerDied                  a process that prepares requests was killed from outside
     ├── NotReady                    the model is still loading, or the server is shutting down
+    ├── ModelFailed                 the model that a request names could not be loaded
     ├── TimedOut                    the request took longer than the operator allows
     ├── Cancelled                   an authorised client has cancelled the request
     ├── SlowReader                  the client reads its answer too slowly
@@ -146,6 +149,24 @@ class ConstraintTooCostly(RequestError):
     code = "constraint_too_costly"
 
 
+class UnknownModel(RequestError):
+    """The request names a model that this server does not have; the message lists the names."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class ModelInUse(RequestError):
+    """A model cannot be unloaded now, because it loads or requests use it."""
+
+    status = 409
+    code = "model_in_use"
+
+
 class HttpError(RequestError):
     """The transfer of a request is wrong, so it is refused before its fields are read."""
 
@@ -179,6 +200,13 @@ class NotReady(JaxLlamaError):
     status = 503
     code = "not_ready"
     retry_after = 5.0
+
+
+class ModelFailed(JaxLlamaError):
+    """The model that a request names could not be loaded; the message says why."""
+
+    status = 503
+    code = "model_failed"
 
 
 class TimedOut(JaxLlamaError):

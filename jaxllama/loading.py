@@ -289,7 +289,8 @@ def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
         try:
             others.append(kind.for_model(text))
         except JaxLlamaError as error:
-            logger.info("prompt format %s is not for this model: %s", name, error)
+            # As a text: a record that is kept must not keep the frames that load the model.
+            logger.info("prompt format %s is not for this model: %s", name, str(error))
     return others
 
 

@@ -19,7 +19,8 @@ PACKAGES = {
 
 # What each part may import: our parts, then other people's packages.
 WORDS = (
-    "errors chips config shapes limits request registry mistakes startup strict_json worker_pool"
+    "errors chips config durations shapes limits request registry mistakes startup strict_json "
+    "worker_pool"
 )
 MATHS = f"{WORDS} devices scopes sharding kernels model sampling"
 ENGINE = f"{MATHS} engine"
@@ -30,6 +31,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "shapes": ("", "jax jaxtyping numpy"),
     "chips": ("errors", ""),
     "config": (WORDS, ""),
+    "durations": ("", ""),
     "limits": (WORDS, ""),
     "request": (WORDS, ""),
     "registry": (WORDS, ""),
@@ -92,6 +94,7 @@ FLOORS: dict[str, tuple[str, str]] = {
         "jax click rich asyncio",
     ),
     "cli.heap": ("", "ctypes"),
+    "cli.models_file": (WORDS, "msgspec"),
     "cli.main": (f"{WORDS} cli", "click threading"),
     "cli.remote": (f"{WORDS} streams cli", "threading concurrent"),  # a thread per open request
     "cli.check": (

@@ -22,6 +22,7 @@ CONTENTS: dict[str, dict[str, str]] = {  # section -> page of the site -> its fi
         "how-to": "docs/how-to.md",
         "moving-here": "docs/moving-here.md",
         "expressions": "docs/expressions.md",
+        "models": "docs/models.md",
         "hosts": "docs/hosts.md",
         "kv-events": "docs/kv-events.md",
         "packaging": "packaging/README.md",

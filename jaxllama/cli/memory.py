@@ -1,7 +1,8 @@
 """The memory that a model takes at given settings, without loading it.
 
-Called by `jaxllama inspect`. Of each kind of matrix, a few outputs are read and laid out as in
-loading; the result counts for all of it. So padding, scales and matrices that a body widens count.
+Called by `jaxllama inspect`, and by `jaxllama serve` before it loads one of several models. Of each
+kind of matrix, a few outputs are read and laid out as in loading; the result counts for all of it.
+So padding, scales and matrices that a body widens count.
 """
 
 import math
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.packed import Packed
+from jaxllama.loading import adapter_sizes, choose_kernels, engine_config
+from jaxllama.model import rope
 from jaxllama.model.adapters import adapter_shapes
 from jaxllama.model.cache import cache_bytes
 from jaxllama.model.params import Leaf, abstract_params
@@ -26,6 +29,11 @@ FLOAT32_BYTES = 4
 TILE = 32  # outputs: samples are whole multiples of it, because bodies may pad to it
 MANY = 4096  # outputs, of which the padding of the last tile is less than a hundredth
 EMBEDDING = "embed.weight"
+ROPE = ("rope_scale", "rope_alpha", "rope_theta")
+SIZES = (
+    *("slots", "context", "dtype", "cache_dtype", "mesh", "packed", "prefill_chunk"),
+    *("steps_per_sync", "sync_ms", "draft_tokens"),
+)
 
 
 def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
@@ -45,6 +53,16 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
         "adapters": adapters,
         "total": weights + cache + unpacked + adapters,
     }
+
+
+def engine_for(checkpoint: Checkpoint, loading: Mapping[str, Any]) -> EngineConfig:
+    """Return the sizes of the engine that `LLM.load(**loading)` would make."""
+    config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
+    body = choose_kernels(loading.get("kernels", "auto"), loading.get("mesh"), config)
+    sizes = {name: value for name, value in loading.items() if name in SIZES}
+    lora, slots, rank = (loading.get(name) for name in ("lora", "lora_slots", "lora_rank"))
+    sizes |= adapter_sizes(lora or {}, slots, rank)
+    return engine_config(config, body, **sizes)
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:

@@ -1,4 +1,4 @@
-"""`jaxllama serve`: serve one model over HTTP.
+"""`jaxllama serve`: serve one model, or several, over HTTP.
 
 Makes settings from options - every field of `Settings` and `Bounds` is one - and runs the server
 with them. Knows no route.
@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import jax
 
 import jaxllama
 from jaxllama import hosts
 from jaxllama.cli import heap, open_files
 from jaxllama.cli.garbage import collect_as_usual
+from jaxllama.cli.memory import describe_memory, engine_for
+from jaxllama.cli.models_file import ModelEntry, ModelsFile, read_models_file
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError, JaxLlamaError
+from jaxllama.loading import MIB, free_memory
 from jaxllama.serve import log
 from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
@@ -37,9 +41,12 @@ from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model, ServedEncoder
 from jaxllama.service.block_events import BlockPublisher
 from jaxllama.service.bounds import Bounds
-from jaxllama.startup import Startup
+from jaxllama.service.served_models import ModelNeeds, ModelPlan, ModelRules, ServedModels
+from jaxllama.startup import Progress, Startup
+from jaxllama.weights import open_checkpoint
 from jaxllama.weights.lora import read_adapter
 from jaxllama.weights.named import DEFAULT
+from jaxllama.weights.store import find_source, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,18 @@ REPEATABLE = {
     "trusted_addresses": "--trusted-address",
     "metrics_names": "--metrics-names",
 }
+
+
+# Settings of `LLM.load` that only one model can have -> their options.
+OF_ONE_MODEL = {
+    "model": "a MODEL or --model",
+    "lora": "--lora",
+    "prompt_cache_dir": "--prompt-cache-dir",
+    "strict_compile": "--strict-compile",
+}
+PART_OF_FREE = 0.75  # of the free memory is for models if the models file sets no bound
+PROMPT_PART = 16  # the prompts that a model keeps take one part in so many of that
+PROGRAM_BYTES = 200_000_000  # of one model's compiled programs and threads
 
 
 class ServeCommand(ModelCommand):
@@ -82,14 +101,23 @@ class ServeCommand(ModelCommand):
     help=f"Run the model together with other processes, all started with the same options and with "
     f"{hosts.ADDRESS} (name:port of process 0), {hosts.COUNT} and {hosts.INDEX}; process 0 serves.",
 )
+@click.option(
+    "--models-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Serve the models of this TOML file, each loaded when a request names it "
+    "(docs/models.md); options of a model then hold for all of them.",
+)
 def command(
     name: str | None,
     api_key_file: Path | None,
     joins_hosts: bool,
+    models_file: Path | None,
     loading: Mapping[str, Any],
     **options: Any,
 ) -> None:
     """Serve MODEL over HTTP until the program is stopped; --model names it as well.
+
+    Several models: --models-file.
 
     The server listens at once and loads the model in the background. It logs "ready: open http://..."
     when the model has made a token; until then /ready says what is being loaded or compiled.
@@ -111,13 +139,33 @@ def command(
             "every client that can reach %s may use this server; require a key with --api-key",
             settings.host,
         )
+    several = None
+    if models_file is not None:
+        check_together(loading, settings, joins_hosts=joins_hosts)
+        several = read_models_file(models_file)
     dialects = open_dialects(settings)
     if joins_hosts:
         group = hosts.join(platform=loading.get("platform"))
         loading = {**loading, "hosts": group}
         if not group.leads:
             follow(group, loading)
-    sys.exit(run(settings, loading, dialects))
+    sys.exit(run(settings, loading, dialects, several))
+
+
+def check_together(loading: Mapping[str, Any], settings: Settings, *, joins_hosts: bool) -> None:
+    """Raise UsageError for options that belong to one model, beside --models-file.
+
+    `loading` holds the arguments of `LLM.load`; `joins_hosts`: --hosts is given.
+    """
+    wrong = [flag for setting, flag in OF_ONE_MODEL.items() if loading.get(setting)]
+    wrong += ["--hosts"] if joins_hosts else []
+    wrong += ["--embedding-model"] if settings.embedding_model else []
+    wrong += ["--kv-events"] if settings.kv_events else []
+    if wrong:
+        raise click.UsageError(
+            f"--models-file cannot be used with {', '.join(wrong)}; a server of several models "
+            f"takes what belongs to one model from the file"
+        )
 
 
 def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
@@ -152,25 +200,64 @@ def split(texts: Iterable[str]) -> Iterator[str]:
         yield from filter(None, map(str.strip, text.split(",")))
 
 
-def run(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
+def run(
+    settings: Settings,
+    loading: Mapping[str, Any],
+    dialects: Sequence[Dialect],
+    several: ModelsFile | None = None,
+) -> int:
     """Serve on a new event loop; return the exit code.
 
-    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve.
+    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve; `several`
+    has the models, if there is not one alone.
     """
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
-        return runner.run(serve(settings, loading, dialects))
+        return runner.run(serve(settings, loading, dialects, several))
 
 
-async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequence[Dialect]) -> int:
+async def serve(
+    settings: Settings,
+    loading: Mapping[str, Any],
+    dialects: Sequence[Dialect],
+    several: ModelsFile | None = None,
+) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
-    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve. Exits the
-    process at once if a thread still loads or hangs in the device after the shutdown.
+    The parameters are those of `run`. Exits the process at once if a thread still loads or hangs in
+    the device after the shutdown.
     """
-    name = model_name(loading.get("model"))
-
-    startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
     publisher = open_publisher(settings)
+    try:
+        if several is None:
+            service = service_of(settings, loading, publisher=publisher)
+            models = ServedModels.single(service)
+        else:
+            models = several_models(settings, loading, several)
+        code, ended = await Server(models, settings, dialects).run()
+    finally:
+        if publisher is not None:
+            publisher.close()
+    if "hosts" in loading:
+        loading["hosts"].end()
+    if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def service_of(
+    settings: Settings,
+    loading: Mapping[str, Any],
+    entry: ModelEntry | None = None,
+    *,
+    publisher: BlockPublisher | None = None,
+) -> GenerationService:
+    """Return a service that will load a model with the arguments `loading` of `LLM.load`.
+
+    `entry` has the names of one of several models; None: the names follow from the model's files.
+    `publisher` publishes the model's block events, if there is one.
+    """
+    startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
 
     def open_model() -> Model:
         heap.keep_large_blocks_apart()
@@ -182,7 +269,11 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
         heap.give_back()
         collect_as_usual()
         gc.freeze()  # otherwise every full collection would stop all streams for 100 ms
-        others = other_names(loading.get("model"), llm.path, llm.config.name)
+        if entry is None:
+            name = model_name(loading.get("model"))
+            others = other_names(loading.get("model"), llm.path, llm.config.name)
+        else:
+            name, others = entry.name, frozenset(entry.aliases)
         return Model(
             name,
             llm.engine,
@@ -192,20 +283,79 @@ async def serve(settings: Settings, loading: Mapping[str, Any], dialects: Sequen
             read_adapter=partial(read_adapter, model=llm.config, engine=llm.engine_config),
         )
 
-    service = GenerationService(
+    return GenerationService(
         open_model, settings.bounds, log_prompts=settings.log_prompts, startup=startup
     )
+
+
+def several_models(
+    settings: Settings, loading: Mapping[str, Any], file: ModelsFile
+) -> ServedModels:
+    """Return the models of a models file; `loading` has settings for those that set nothing.
+
+    Raises ConfigError for a model that cannot be found, and without `memory` where the free memory
+    is not known.
+    """
+    memory = file.memory or free_part()
+    shared = {"prompt_cache_mib": memory / PROMPT_PART / MIB, **loading}
+    plans = []
+    for entry in file.models:
+        settled = shared | entry.loading
+        check_source(entry.name, settled["model"])
+        plans.append(
+            ModelPlan(
+                entry.name,
+                partial(service_of, settings, settled, entry),
+                partial(measure, settled),
+                frozenset(entry.aliases),
+                tuple(entry.adapters),
+                file.keep_alive[entry.name],
+                entry.preload,
+            )
+        )
+    rules = ModelRules(memory, file.load_seconds, file.default, give_memory_back)
+    logger.info("%d models may take %.1f GB together", len(plans), memory / 1e9)
+    return ServedModels(plans, rules)
+
+
+def free_part() -> int:
+    """Return the memory that models may take together if the operator sets no bound."""
+    free = free_memory() if jax.default_backend() == "cpu" else 0
+    if not free:
+        raise ConfigError(
+            "the free memory of this device is not known; set memory in the models file, for "
+            'example memory = "16GB"'
+        )
+    return int(free * PART_OF_FREE)
+
+
+def check_source(name: str, model: str) -> None:
+    """Raise ConfigError if the path or name of a model in a models file cannot be found."""
     try:
-        code, ended = await Server(service, settings, dialects).run()
-    finally:
-        if publisher is not None:
-            publisher.close()
-    if "hosts" in loading:
-        loading["hosts"].end()
-    if not ended:  # a thread still loads, or hangs in the device: it cannot be joined
-        logging.shutdown()
-        os._exit(code)
-    return code
+        find_source(model)
+    except JaxLlamaError as error:
+        raise ConfigError(f"model {name!r} of the models file: {error}") from error
+
+
+def measure(loading: Mapping[str, Any], progress: Progress) -> ModelNeeds:
+    """Return the memory and the context of a model, downloading it if needed.
+
+    `loading` holds the arguments of `LLM.load`.
+    """
+    path = resolve(loading["model"], progress=progress)
+    with open_checkpoint(path) as checkpoint:
+        engine = engine_for(checkpoint, loading)
+        memory = describe_memory(checkpoint, engine)["total"]
+    prompts = int(loading["prompt_cache_mib"] * MIB)
+    return ModelNeeds(memory + prompts + PROGRAM_BYTES, engine.context)
+
+
+def give_memory_back() -> None:
+    """Free the memory of a model that was unloaded, and return it to the system."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    heap.give_back()
 
 
 def open_publisher(settings: Settings) -> BlockPublisher | None:

@@ -278,9 +278,10 @@ class Programs:
             leaf.delete()
 
     def delete_weights(self) -> None:
-        """Free the device memory of the weights."""
+        """Free the device memory of the weights, and the compiled programs."""
         for leaf in self._weights:
             leaf.delete()
+        self._compiler.made.clear()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
         """Rebuild the `DecodeState` tree from the flat tuple that programs take, to read it."""

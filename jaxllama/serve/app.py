@@ -17,15 +17,16 @@ from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.docs import Docs
 from jaxllama.serve.expect import check_expectation
 from jaxllama.serve.guard import Guard, Handler
-from jaxllama.serve.keys import CALLER, DIALECT, SERVICE, SETTINGS
+from jaxllama.serve.keys import CALLER, DIALECT, MODELS, SETTINGS
 from jaxllama.serve.operations import Operations
 from jaxllama.serve.page import Page
 from jaxllama.serve.routing import RouteTable
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.sockets import OPEN_SOCKETS, close_sockets
 from jaxllama.serve.wire import one_body
-from jaxllama.service import GenerationService, State
+from jaxllama.service import State
 from jaxllama.service.answers import Caller
+from jaxllama.service.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ NOTES = {
 
 
 def create_app(
-    service: GenerationService, settings: Settings, dialects: Sequence[Dialect]
+    models: ServedModels, settings: Settings, dialects: Sequence[Dialect]
 ) -> web.Application:
-    """Build the application of a service, with our own routes and the routes of the dialects.
+    """Build the application of the served models, with our own routes and those of the dialects.
 
     A dialect is one HTTP API, such as OpenAI's.
     """
@@ -51,11 +52,11 @@ def create_app(
         Page(settings.root_dialect),
         Docs(described, settings.root_dialect),
     ):
-        table.add(dialect, dialect.routes(service))
+        table.add(dialect, dialect.routes(models))
     headers = dict.fromkeys(header for each in dialects for header in each.headers)
-    front = Front(service, Guard(settings, headers), table)
+    front = Front(models, Guard(settings, headers), table)
     app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
-    app[SERVICE], app[SETTINGS] = service, settings
+    app[MODELS], app[SETTINGS] = models, settings
     app.router.add_routes(table.routes())
     app[OPEN_SOCKETS] = weakref.WeakSet()
     app.on_shutdown.append(close_sockets)
@@ -78,8 +79,8 @@ def cleanup_of(dialect: Dialect) -> Callable[[web.Application], AsyncIterator[No
 class Front:
     """Middleware of every request and response."""
 
-    def __init__(self, service: GenerationService, guard: Guard, table: RouteTable) -> None:
-        self._service, self._guard, self._table = service, guard, table
+    def __init__(self, models: ServedModels, guard: Guard, table: RouteTable) -> None:
+        self._models, self._guard, self._table = models, guard, table
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -131,7 +132,7 @@ class Front:
         response = one_body(dialect.error_body(error), dialect.error_status(error))
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
-        if self._service.state is State.DRAINING or not request.content.at_eof():
+        if self._models.state is State.DRAINING or not request.content.at_eof():
             response.force_close()
         caller = request[CALLER]
         if not caller.was_opened:

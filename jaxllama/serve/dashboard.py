@@ -21,8 +21,9 @@ from jaxllama.errors import InvalidParameter, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.keys import CALLER
-from jaxllama.serve.metrics import Metrics, Waits
+from jaxllama.serve.keys import CALLER, MODELS
+from jaxllama.serve.metrics import RequestTally, Waits
+from jaxllama.serve.model_choice import QUERY, Uses
 from jaxllama.serve.wire import ResponseStream
 from jaxllama.service import GenerationService, State
 
@@ -81,6 +82,7 @@ LIVE = Endpoint(
     "Stream the figures behind /metrics, with slots and queue, every ?seconds= (2 by default)",
     answer=None,
     events=(LiveFigures,),
+    uses=Uses.NOTHING,
 )
 
 
@@ -104,21 +106,23 @@ class Dashboard(Dialect):
     ) -> web.StreamResponse:
         """Answer GET /metrics/live with a stream of the figures, until the client leaves.
 
-        The query's `seconds` is the time between two events.
+        The query's `seconds` is the time between two events; `model` names one of several models,
+        whose figures are shown whether it is loaded or not.
         """
-        pause = seconds_of(request)
+        models, pause = request.app[MODELS], seconds_of(request)
+        model = models.find(request.query.get(QUERY))
         if self._bandwidth is None and service.state is State.READY:
             self._bandwidth = asyncio.create_task(measure_memory())
         async with ResponseStream(request) as stream:
-            while not service.is_draining:
-                await stream.send(self._figures(service, request[CALLER].client))
+            while not models.is_draining:
+                await stream.send(self._figures(model.service, request[CALLER].client))
                 await asyncio.sleep(pause)
             await stream.finish(says_done=False)
         return stream.response
 
     def _figures(self, service: GenerationService, client: str) -> LiveFigures:
         metrics = service.observer
-        assert isinstance(metrics, Metrics)
+        assert isinstance(metrics, RequestTally)
         is_loaded = service.state is State.READY
         bandwidth = self._bandwidth
         return LiveFigures(
@@ -126,7 +130,7 @@ class Dashboard(Dialect):
             state=service.state,
             context=service.model.engine.config.context if is_loaded else 0,
             figures=service.figures(),
-            tokens=metrics.tokens,
+            tokens=dict(metrics.tokens),
             requests=metrics.requests,
             hits=metrics.hits,
             first=metrics.first,

@@ -16,7 +16,7 @@ from jaxllama.errors import JaxLlamaError
 from jaxllama.serve.answering.problem import ErrorBody
 from jaxllama.serve.endpoints import Endpoint, Serves, routes_of
 from jaxllama.serve.guard import bearer_key
-from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
 
 
 class DialectOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +63,6 @@ class Dialect(ABC):
         del app
         yield
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Return the routes of all endpoints, with handlers bound to `service`."""
-        return routes_of(self.endpoints, service)
+    def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
+        """Return the routes of all endpoints, with handlers bound to the served models."""
+        return routes_of(self.endpoints, models)

@@ -18,7 +18,7 @@ from jaxllama.serve.keys import CALLER, SETTINGS
 from jaxllama.serve.openapi import RouteName, describe, only, outline
 from jaxllama.serve.routing import ROOT, has_root
 from jaxllama.serve.wire import one_json
-from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
 
 
 class Docs(Dialect):
@@ -44,7 +44,7 @@ class Docs(Dialect):
                 names.add(name)
                 self._endpoints[endpoint] = RouteName(name, dialect.name, dialect.error_type)
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
+    def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
         """Return the route `/openapi.json`."""
 
         @open_to_all
@@ -57,16 +57,19 @@ class Docs(Dialect):
             endpoints = self._endpoints if name is None else only(self._endpoints, name)
             if not endpoints:
                 raise HttpError(f"there is no operation {str(name)[:100]!r}", 404, "not_found")
-            description = await service.off_loop(
-                lambda model: describe(
-                    model,
-                    endpoints,
-                    needs_key=bool(settings.api_keys),
-                    strict=settings.strict,
-                ),
-                request[CALLER],
-                is_dear=True,
-            )
+            names = () if models.is_single else models.names
+            async with models.lease(None) as served:
+                description = await served.service.off_loop(
+                    lambda model: describe(
+                        model,
+                        endpoints,
+                        needs_key=bool(settings.api_keys),
+                        strict=settings.strict,
+                        names=names,
+                    ),
+                    request[CALLER],
+                    is_dear=True,
+                )
             return one_json(description)
 
         return [web.get("/openapi.json", openapi)]

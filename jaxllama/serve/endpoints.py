@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -18,9 +19,11 @@ from jaxllama.limits import FRONT, Limit, check, check_count
 from jaxllama.serve.decode import note_ignored, read_json
 from jaxllama.serve.guard import Handler, open_to_all, serve_always
 from jaxllama.serve.keys import ALIASED, SETTINGS
+from jaxllama.serve.model_choice import QUERY, Uses, read_choice, serve_loaded
 from jaxllama.serve.wire import SSE, Framing
 from jaxllama.service import GenerationService
 from jaxllama.service.asking import renamed
+from jaxllama.service.served_models import ServedModels
 
 PATTERN = re.compile(r"\{(\w+)[^}]*\}")  # the variable part of a path
 
@@ -76,6 +79,7 @@ class Endpoint:
     body: type[RequestShape] | None = None
     events: tuple[type[msgspec.Struct], ...] = ()  # types of the events, if it can stream
     takes_encoder: bool = False  # its `model` may be the encoder
+    uses: Uses = Uses.MODEL  # what it needs of the model that a request names
     takes_knobs: bool = False  # accepts core knobs and the knobs of all installed samplers
     # Limits that differ from the table.
     bounds: Mapping[str, Limit] = field(default_factory=dict, hash=False)
@@ -91,6 +95,17 @@ class Endpoint:
     def plain_path(self) -> str:
         """The path with `{name}` in place of aiohttp's `{name:pattern}`, for descriptions."""
         return PATTERN.sub(r"{\1}", self.path)
+
+    @property
+    def model_fields(self) -> tuple[str, ...]:
+        """The fields of the body that name a model; () if the query has to name it."""
+        fields = () if self.body is None else self.body.__struct_fields__
+        return tuple(each for each in ("model", "name") if each in fields and "model" in fields)
+
+    @property
+    def always_streams(self) -> bool:
+        """Say whether every answer is a stream."""
+        return self.answer is None and bool(self.events)
 
     @property
     def name(self) -> str | None:
@@ -112,12 +127,10 @@ class Endpoint:
 Serves = Callable[[web.Request, GenerationService], Awaitable[web.StreamResponse]]
 
 
-def routes_of(
-    endpoints: Mapping[Endpoint, Serves], service: GenerationService
-) -> list[web.RouteDef]:
-    """Make the aiohttp routes of endpoints, with handlers bound to `service`."""
+def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> list[web.RouteDef]:
+    """Make the aiohttp routes of endpoints, with handlers bound to the served models."""
     return [
-        web.route(endpoint.method, endpoint.path, bind_service(endpoint, serve, service))
+        web.route(endpoint.method, endpoint.path, bind_models(endpoint, serve, models))
         for endpoint, serve in endpoints.items()
     ]
 
@@ -130,8 +143,8 @@ def told_by(handler: object) -> str | None:
     return getattr(handler, "told_by", None)
 
 
-def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) -> Handler:
-    """Make the aiohttp handler that calls `serve` with `service`.
+def bind_models(endpoint: Endpoint, serve: Serves, models: ServedModels) -> Handler:
+    """Make the aiohttp handler that calls `serve` with the service of the request's model.
 
     Errors about a field that was sent under an alias name the alias.
     """
@@ -139,7 +152,7 @@ def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) 
     @functools.wraps(serve)
     async def handler(request: web.Request) -> web.StreamResponse:
         try:
-            return await serve(request, service)
+            return await serve_with_model(request, endpoint, serve, models)
         except InvalidParameter as error:
             aliased = request.get(ALIASED)
             if not aliased:
@@ -151,3 +164,24 @@ def bind_service(endpoint: Endpoint, serve: Serves, service: GenerationService) 
     if endpoint.is_vital:
         serve_always(handler)
     return open_to_all(handler) if endpoint.is_open else handler
+
+
+async def serve_with_model(
+    request: web.Request, endpoint: Endpoint, serve: Serves, models: ServedModels
+) -> web.StreamResponse:
+    """Call `serve` with the service of the model that a request names, which stays loaded for it.
+
+    An endpoint that needs no model gets the service of the default model, loaded or not.
+    """
+    if endpoint.uses is Uses.NOTHING or models.is_single:
+        return await serve(request, models.default.service)
+    if endpoint.uses is Uses.LOADED_MODEL:
+        return await serve(request, models.loaded(request.query.get(QUERY)).service)
+    choice = await read_choice(
+        request,
+        endpoint.model_fields,
+        has_body=endpoint.body is not None,
+        any_type=endpoint.any_type,
+    )
+    framing = endpoint.framing if choice.streams or endpoint.always_streams else None
+    return await serve_loaded(request, models, choice.name, framing, partial(serve, request))

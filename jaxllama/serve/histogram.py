@@ -26,10 +26,16 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += times
         self._seconds += seconds * times
 
-    def family(self) -> HistogramMetricFamily:
-        """Return the histogram as a metric of Prometheus' client library."""
-        labels = map(floatToGoString, self.bounds)
-        buckets = list(zip(labels, accumulate(self.counts), strict=True))
+    def family(self, labels: Sequence[str] = ()) -> HistogramMetricFamily:
+        """Return a metric of Prometheus' client library for the histogram, without values.
+
+        `labels` are the names of its labels; several histograms of one name may `add_to` it.
+        """
         words = f"Seconds of {self.name.replace('_', ' ')}"
-        name = f"jaxllama_{self.name}_seconds"
-        return HistogramMetricFamily(name, words, buckets=buckets, sum_value=self._seconds)
+        return HistogramMetricFamily(f"jaxllama_{self.name}_seconds", words, labels=labels)
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
+        """Add the counts to a metric, under these values of its labels."""
+        bounds = map(floatToGoString, self.bounds)
+        buckets = list(zip(bounds, accumulate(self.counts), strict=True))
+        family.add_metric(labels, buckets, self._seconds)

@@ -23,6 +23,7 @@ class InnerRequest(MutableMapping[Any, Any]):
         self, app: web.Application, caller: Caller, dialect: ErrorForm, raw: bytes
     ) -> None:
         self.app, self.headers = app, dict[str, str]()
+        self.query = dict[str, str]()
         self._raw = raw
         self._state: dict[Any, Any] = {CALLER: caller, DIALECT: dialect}
 

@@ -5,22 +5,25 @@ a monitor asks. Has its own registry, so that two servers in one process do not 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jaxllama.serve.histogram import Histogram
 from jaxllama.serve.router_metrics import RouterMetrics
 from jaxllama.serve.settings import VLLM
-from jaxllama.service import GenerationService
 from jaxllama.service.answers import Outcome
+from jaxllama.service.served_models import ServedModel, ServedModels
 
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+TOKENS = ("prompt", "reused", "generated")  # kinds of tokens that are counted
 
 GAUGES = {
     "queue_requests": "Answers that wait",
@@ -66,34 +69,18 @@ class Waits(msgspec.Struct):
     counts: list[int]
 
 
-class Metrics(Collector):
-    """Observer of the service that collects metrics and exports them."""
+class RequestTally:
+    """Observer of the requests of one model: it counts them, their tokens and their waits."""
 
-    def __init__(
-        self, service: GenerationService, names: Sequence[str] = (), bandwidth: float | None = None
-    ) -> None:
-        """Collect metrics of a service; with "vllm" in `names`, export vLLM's names as well.
-
-        `bandwidth` is that of the device's memory in GB/s; None: as the table of chips has it.
-        """
-        self._service = service
-        self._bandwidth = bandwidth
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "jaxllama_requests", "Requests that are over", ["route", "reason"], registry=registry
+    def __init__(self) -> None:
+        self.ends: Counter[tuple[str, str]] = Counter()  # requests by route and reason
+        self.tokens: Counter[str] = Counter()  # by kind: prompt, reused, generated
+        self.hits = 0  # requests whose prompt began with tokens that were in the KV cache
+        self.histograms = (
+            Histogram("time_to_first_token", FIRST),
+            Histogram("inter_token", BETWEEN),
+            Histogram("request", WHOLE),
         )
-        self._tokens = Counter(
-            "jaxllama_tokens", "Tokens of requests that are over", ["kind"], registry=registry
-        )
-        self._hits = Counter(
-            "jaxllama_prefix_hits", "Requests that began with cached tokens", registry=registry
-        )
-        self._first = Histogram("time_to_first_token", FIRST)
-        self._between = Histogram("inter_token", BETWEEN)
-        self._whole = Histogram("request", WHOLE)
-        registry.register(self)
-        if VLLM in names:
-            registry.register(RouterMetrics(service))
 
     def waited(self, seconds: float, tokens: int, is_first: bool) -> None:
         """Record that a client waited `seconds` for the next `tokens` tokens of its answer.
@@ -101,86 +88,167 @@ class Metrics(Collector):
         The first wait of an answer (`is_first`) is its time to the first token; the others give
         times between tokens.
         """
+        first, between, _ = self.histograms
         if is_first:
-            self._first.observe(seconds)
-            self._between.observe(0.0, tokens - 1)
+            first.observe(seconds)
+            between.observe(0.0, tokens - 1)
         else:
-            self._between.observe(seconds / tokens, tokens)
+            between.observe(seconds / tokens, tokens)
 
     def ended(self, outcome: Outcome) -> None:
         """Count a request that has ended, with its tokens and duration."""
-        self._requests.labels(outcome.route, outcome.reason).inc()
-        self._tokens.labels("prompt").inc(outcome.prompt)
-        self._tokens.labels("reused").inc(outcome.reused)
-        self._tokens.labels("generated").inc(outcome.generated)
-        if outcome.reused:
-            self._hits.inc()
-        self._whole.observe(outcome.seconds)
-
-    @property
-    def tokens(self) -> dict[str, float]:
-        """Numbers of tokens of ended requests, by kind: prompt, reused, generated."""
-        return counts_by(self._tokens, "kind")
+        self.ends[outcome.route, outcome.reason] += 1
+        for kind in TOKENS:
+            self.tokens[kind] += getattr(outcome, kind)
+        self.hits += bool(outcome.reused)
+        self.histograms[-1].observe(outcome.seconds)
 
     @property
     def requests(self) -> dict[str, float]:
         """Numbers of ended requests, by the reason of their end."""
-        return counts_by(self._requests, "reason")
-
-    @property
-    def hits(self) -> float:
-        """Number of requests whose prompt began with tokens that were in the KV cache."""
-        return sum(counts_by(self._hits, "").values())
+        found: Counter[str] = Counter()
+        for (_, reason), count in self.ends.items():
+            found[reason] += count
+        return dict(found)
 
     @property
     def first(self) -> Waits:
         """The recorded times to the first token of an answer."""
-        return waits_of(self._first)
+        return waits_of(self.histograms[0])
 
     @property
     def between(self) -> Waits:
         """The recorded times between two tokens of an answer."""
-        return waits_of(self._between)
+        return waits_of(self.histograms[1])
+
+
+class Metrics(Collector):
+    """All metrics of a server; those of a model have its name as a label if there are several."""
+
+    def __init__(
+        self, models: ServedModels, names: Sequence[str] = (), bandwidth: float | None = None
+    ) -> None:
+        """Collect metrics of the models; with "vllm" in `names`, export vLLM's names as well.
+
+        `bandwidth` is that of the device's memory in GB/s; None: as the table of chips has it.
+        """
+        self._models = models
+        self._bandwidth = bandwidth
+        self._labels = [] if models.is_single else ["model"]
+        self._registry = registry = CollectorRegistry()
+        self._tallies = {each.name: RequestTally() for each in models.all}
+        registry.register(self)
+        if VLLM in names:
+            registry.register(RouterMetrics(models))
+
+    def tally(self, name: str) -> RequestTally:
+        """Return the observer of the model with this name; it stays when the model is unloaded."""
+        return self._tallies[name]
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text form."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield gauges and counters of the service, and the histograms, for the registry."""
-        figures = self._service.figures()
+        """Yield the metrics of all models for the registry."""
+        yield from self._requests()
+        yield from self._figures()
+        yield GaugeMetricFamily("jaxllama_tasks", "Tasks of the server's event loop", tasks())
+        if not self._models.is_single:
+            yield from self._states()
+        yield from self._adapters()
+        for place in range(len(RequestTally().histograms)):
+            histograms = {name: each.histograms[place] for name, each in self._tallies.items()}
+            family = next(iter(histograms.values())).family(self._labels)
+            for name, histogram in histograms.items():
+                histogram.add_to(family, self._label(name))
+            yield family
+
+    def _label(self, name: str) -> list[str]:
+        """Return the values of the label that distinguishes models, if there are several."""
+        return [name] if self._labels else []
+
+    def _requests(self) -> Iterator[Metric]:
+        """Yield the counters of requests that are over."""
+        requests = CounterMetricFamily(
+            "jaxllama_requests",
+            "Requests that are over",
+            labels=[*self._labels, "route", "reason"],
+        )
+        tokens = CounterMetricFamily(
+            "jaxllama_tokens", "Tokens of requests that are over", labels=[*self._labels, "kind"]
+        )
+        hits = CounterMetricFamily(
+            "jaxllama_prefix_hits", "Requests that began with cached tokens", labels=self._labels
+        )
+        for name, tally in self._tallies.items():
+            for ended, count in tally.ends.items():
+                requests.add_metric([*self._label(name), *ended], count)
+            for kind, count in tally.tokens.items():
+                tokens.add_metric([*self._label(name), kind], count)
+            hits.add_metric(self._label(name), tally.hits)
+        yield from (requests, tokens, hits)
+
+    def _figures(self) -> Iterator[Metric]:
+        """Yield the gauges and counters of the services."""
+        figures = {each.name: self._figures_of(each) for each in self._models.all}
+        kinds = ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily))
+        for table, kind in kinds:
+            for name, words in table.items():
+                family = kind(f"jaxllama_{name}", words, labels=self._labels)
+                for model, found in figures.items():
+                    if name in found:
+                        family.add_metric(self._label(model), found[name])
+                if family.samples:
+                    yield family
+
+    def _figures_of(self, model: ServedModel) -> dict[str, float]:
+        figures = model.service.figures()
         if self._bandwidth is not None and "weight_bytes_per_second" in figures:
             share = figures["weight_bytes_per_second"] / (self._bandwidth * 1e9)
             figures["bandwidth_share"] = share
-        for name, words in GAUGES.items():
-            if name in figures:
-                yield GaugeMetricFamily(f"jaxllama_{name}", words, figures[name])
-        for name, words in COUNTERS.items():
-            if name in figures:
-                yield CounterMetricFamily(f"jaxllama_{name}", words, figures[name])
-        yield GaugeMetricFamily("jaxllama_tasks", "Tasks of the server's event loop", tasks())
-        of_adapters = CounterMetricFamily(
-            "jaxllama_adapter_requests", "Requests with a LoRA adapter", labels=["adapter"]
+        return figures
+
+    def _states(self) -> Iterator[Metric]:
+        """Yield what is loaded, and how much memory it takes; of several models only."""
+        loaded = GaugeMetricFamily(
+            "jaxllama_model_loaded", "1 while the model is loaded", labels=["model"]
         )
-        for name, count in self._service.adapter_requests().items():
-            of_adapters.add_metric([name], count)
-        yield of_adapters
-        for histogram in (self._first, self._between, self._whole):
-            yield histogram.family()
+        users = GaugeMetricFamily(
+            "jaxllama_model_users",
+            "Requests that use the model or wait until it is loaded",
+            labels=["model"],
+        )
+        memory = GaugeMetricFamily(
+            "jaxllama_model_memory_bytes",
+            "Memory that the model takes while it is loaded, as estimated",
+            labels=["model"],
+        )
+        loads = CounterMetricFamily(
+            "jaxllama_model_loads", "Times the model was loaded", labels=["model"]
+        )
+        for each in self._models.all:
+            loaded.add_metric([each.name], each.is_loaded)
+            users.add_metric([each.name], each.users)
+            memory.add_metric([each.name], each.memory)
+            loads.add_metric([each.name], each.loads)
+        yield from (loaded, users, memory, loads)
+        budget = self._models.rules.memory
+        yield GaugeMetricFamily(
+            "jaxllama_models_memory_limit_bytes", "Memory that all models may take", budget
+        )
 
-
-def counts_by(counter: Counter, label: str) -> dict[str, float]:
-    """Return the values of a counter by the values of its label `label`.
-
-    Values that differ only in other labels are added.
-    """
-    found: dict[str, float] = {}
-    for metric in counter.collect():
-        for sample in metric.samples:
-            if sample.name.endswith("_total"):
-                key = sample.labels.get(label, "")
-                found[key] = found.get(key, 0.0) + sample.value
-    return found
+    def _adapters(self) -> Iterator[Metric]:
+        """Yield the counter of the requests of each LoRA adapter."""
+        family = CounterMetricFamily(
+            "jaxllama_adapter_requests",
+            "Requests with a LoRA adapter",
+            labels=[*self._labels, "adapter"],
+        )
+        for model in self._models.all:
+            for name, count in model.service.adapter_requests().items():
+                family.add_metric([*self._label(model.name), name], count)
+        yield family
 
 
 def waits_of(histogram: Histogram) -> Waits:

@@ -4,7 +4,7 @@ Made from the same data that the handlers use: the endpoints' types, the limits 
 the installed samplers. Knows no dialect; each dialect provides its table of endpoints.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +16,7 @@ from jaxllama.sampling import KnobSpec
 from jaxllama.serve.aliases import aliases_of
 from jaxllama.serve.answering.problem import ErrorBody
 from jaxllama.serve.endpoints import Endpoint, RequestShape
+from jaxllama.serve.model_choice import QUERY, Uses
 from jaxllama.serve.wire import SSE
 from jaxllama.service import Model
 
@@ -65,11 +66,17 @@ class RouteName:
 
 
 def describe(
-    model: Model, endpoints: Mapping[Endpoint, RouteName], *, needs_key: bool, strict: bool
+    model: Model,
+    endpoints: Mapping[Endpoint, RouteName],
+    *,
+    needs_key: bool,
+    strict: bool,
+    names: Sequence[str] = (),
 ) -> Json:
     """Build the OpenAPI document of the endpoints.
 
-    `needs_key`: the server has API keys; `strict`: it refuses unknown fields.
+    `model` is the served one, or one of several; then `names` are those by which requests may name
+    any of them. `needs_key`: the server has API keys; `strict`: it refuses unknown fields.
     """
     shapes = [each for each in shapes_of(endpoints) if each not in (None, str)]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
@@ -78,6 +85,8 @@ def describe(
         if endpoint.body is not None:
             name = found[id(endpoint.body)]["$ref"].removeprefix(PREFIX)
             complete_schema(components[name], endpoint, model, strict=strict)
+            if names and "model" in endpoint.model_fields:
+                components[name]["properties"]["model"] = model_schema(names)
     if not strict:
         for each in components.values():
             each.pop("additionalProperties", None)
@@ -86,8 +95,7 @@ def describe(
     for endpoint, name in endpoints.items():
         described = describe_operation(endpoint, name, found)
         refusals |= describe_refusals(name, found)
-        if endpoint.name:
-            described["parameters"] = [path_parameter(endpoint.name)]
+        described |= describe_parameters(endpoint, names)
         methods = paths.setdefault(endpoint.plain_path, {})
         method = endpoint.method.lower()
         if method in methods:
@@ -230,6 +238,27 @@ def path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
+def describe_parameters(endpoint: Endpoint, names: Sequence[str]) -> Json:
+    """Describe the parameters of an operation: that of its path, and the query that names a model.
+
+    `names` are those of several models. Returns {} if it has none.
+    """
+    found = [path_parameter(endpoint.name)] if endpoint.name else []
+    if names and endpoint.uses is not Uses.NOTHING and not endpoint.model_fields:
+        found.append(query_parameter(names))
+    return {"parameters": found} if found else {}
+
+
+def query_parameter(names: Sequence[str]) -> Json:
+    """Describe the query's `model`, which names one of several models, as an OpenAPI parameter."""
+    return {"name": QUERY, "in": "query", "required": False, "schema": model_schema(names)}
+
+
+def model_schema(names: Sequence[str]) -> Json:
+    """Return the JSON schema of a field that names a model; null means the default one."""
+    return {"enum": [*names, None], "default": None}
+
+
 def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
     """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases.
 
@@ -241,7 +270,7 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
     if "model" in fields:
         encoder = model.encoder if endpoint.takes_encoder else None
         names = [model.name, *sorted(model.aliases), *sorted(encoder.names if encoder else ())]
-        fields["model"] = {"enum": [*names, None], "default": None}
+        fields["model"] = model_schema(names)
     for name, field in fields.items():
         if name in endpoint.body.unsupported:
             fields[name] = schema_of_unsupported(field, endpoint.body, name)

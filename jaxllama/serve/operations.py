@@ -14,11 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from jaxllama.errors import HttpError, JaxLlamaError
 from jaxllama.serve.answering.problem import error_body
 from jaxllama.serve.dialect import Dialect
-from jaxllama.serve.endpoints import Endpoint, Serves
-from jaxllama.serve.keys import CALLER
+from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import CALLER, MODELS
 from jaxllama.serve.metrics import Metrics
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, State
+from jaxllama.service.served_models import ServedModels
 
 LIVE = (State.LOADING, State.READY, State.DRAINING)
 
@@ -60,6 +62,7 @@ HEALTH = Endpoint(
     "Whether the process is healthy and need not be restarted, judged by its progress",
     answer=Status,
     otherwise={503: Status},
+    uses=Uses.NOTHING,
     is_open=True,
     is_vital=True,
 )
@@ -69,6 +72,7 @@ READY = Endpoint(
     "Whether requests should be sent here",
     answer=Status,
     otherwise={503: Status},
+    uses=Uses.NOTHING,
     is_open=True,
     is_vital=True,
 )
@@ -77,6 +81,7 @@ METRICS = Endpoint(
     "/metrics",
     "Metrics in Prometheus' text form",
     answer=str,
+    uses=Uses.NOTHING,
     is_vital=True,
 )
 CANCEL = Endpoint(
@@ -84,22 +89,25 @@ CANCEL = Endpoint(
     "/v1/requests/{id}",
     "Cancel one of your own requests; its id is in the answer and in X-Request-Id",
     answer=CancelledRequest,
+    uses=Uses.NOTHING,
 )
 
 
 async def health(request: web.Request, service: GenerationService) -> web.Response:
     """Answer GET /health: status 200 if the process is healthy, 503 if it should be restarted."""
-    del request
-    state = service.state
+    del service
+    state = request.app[MODELS].state
     return one_json(Status(state), 200 if state in LIVE else 503)
 
 
 async def ready(request: web.Request, service: GenerationService) -> web.Response:
     """Answer GET /ready: status 200 if the server takes requests, else 503; with its progress."""
-    del request
-    state = service.state
-    status = Status(state, loading_progress(service), compiling_progress(service))
-    return one_json(status, 200 if state is State.READY else 503)
+    del service
+    models = request.app[MODELS]
+    state, services = models.state, [each.service for each in models.all]
+    loading = next(filter(None, map(loading_progress, services)), None)
+    compiling = next(filter(None, map(compiling_progress, services)), None)
+    return one_json(Status(state, loading, compiling), 200 if state is State.READY else 503)
 
 
 def loading_progress(service: GenerationService) -> LoadingProgress | None:
@@ -117,46 +125,41 @@ def compiling_progress(service: GenerationService) -> CompilingProgress | None:
     return CompilingProgress(pending[0], len(pending)) if pending else None
 
 
-async def measure(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /metrics with all metrics, in Prometheus' text form."""
-    del request
-    assert isinstance(service.observer, Metrics)
-    headers = {"Content-Type": CONTENT_TYPE_LATEST}
-    return web.Response(body=service.observer.text(), headers=headers)
-
-
 async def cancel(request: web.Request, service: GenerationService) -> web.Response:
     """Answer DELETE /v1/requests/{id}: cancel a request of the caller; 404 if none has the id."""
     given = request.match_info["id"]
     id_ = given.rpartition("-")[2]  # dialects add a prefix to the id
-    if not service.cancel(id_, request[CALLER].client):
+    del service
+    if not request.app[MODELS].cancel(id_, request[CALLER].client):
         raise HttpError(f"no request {given[:100]!r} of yours is running", 404, "request_not_found")
     return one_json(CancelledRequest(given))
-
-
-ENDPOINTS: dict[Endpoint, Serves] = {
-    HEALTH: health,
-    READY: ready,
-    METRICS: measure,
-    CANCEL: cancel,
-}
 
 
 class Operations(Dialect):
     """The routes for operation; metrics also under the names of other servers, if asked."""
 
     name = "operations"
-    endpoints = ENDPOINTS
 
     def __init__(self, metrics_names: Sequence[str] = (), bandwidth: float | None = None) -> None:
+        super().__init__()
         self._metrics_names = metrics_names
         self._bandwidth = bandwidth
+        self._metrics: Metrics | None = None
+        self.endpoints = {HEALTH: health, READY: ready, METRICS: self.measure, CANCEL: cancel}
 
     def error_body(self, error: JaxLlamaError, /) -> dict[str, Any]:
         """Return the body of an error response."""
         return error_body(error)
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Return the routes; also installs a `Metrics` as the service's observer."""
-        service.observer = Metrics(service, self._metrics_names, self._bandwidth)
-        return super().routes(service)
+    async def measure(self, request: web.Request, service: GenerationService) -> web.Response:
+        """Answer GET /metrics with all metrics, in Prometheus' text form."""
+        del request, service
+        assert self._metrics is not None
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        return web.Response(body=self._metrics.text(), headers=headers)
+
+    def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
+        """Return the routes; also makes the `Metrics` that observe the models' requests."""
+        self._metrics = Metrics(models, self._metrics_names, self._bandwidth)
+        models.observe(self._metrics.tally)
+        return super().routes(models)

@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
 
 BLOCK = 16  # columns of the KV cache that one of vLLM's blocks stands for
 
@@ -18,52 +19,56 @@ BLOCK = 16  # columns of the KV cache that one of vLLM's blocks stands for
 class RouterMetrics(Collector):
     """Gauges of load, KV cache and adapters, with vLLM's names and labels."""
 
-    def __init__(self, service: GenerationService) -> None:
-        self._service = service
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges; none while the model is not loaded."""
-        service = self._service
-        if service.thread is None:
-            return
-        figures, engine = service.figures(), service.model.engine
-        slots, context = engine.config.slots, engine.config.context
-        held = sum(min(state.cached, context) for state in service.slots() if state.is_held)
-        model = {"model_name": service.model.name}
-        gauges = {
-            "num_requests_running": (
-                "Answers whose prompt is read or that are being written",
-                figures["engine_filling"] + figures["engine_running"],
-            ),
-            "num_requests_waiting": (
-                "Answers that wait",
-                figures["queue_requests"] + figures["engine_waiting"],
-            ),
-            "kv_cache_usage_perc": (
-                "Share of the KV cache that requests hold, from 0 to 1",
-                held / (slots * context),
-            ),
+        """Yield the gauges of the loaded models; none while no model is loaded."""
+        families: dict[str, GaugeMetricFamily] = {}
+        for each in self._models.all:
+            if each.service.thread is None:
+                continue
+            for name, words, value, labels in gauges_of(each.service):
+                family = families.setdefault(name, gauge(name, words, list(labels)))
+                family.add_metric(list(labels.values()), value)
+        yield from families.values()
+
+
+def gauges_of(service: GenerationService) -> Iterator[tuple[str, str, float, dict[str, str]]]:
+    """Yield (name, description, value, labels) for each gauge of one loaded model."""
+    figures, engine = service.figures(), service.model.engine
+    slots, context = engine.config.slots, engine.config.context
+    held = sum(min(state.cached, context) for state in service.slots() if state.is_held)
+    model = {"model_name": service.model.name}
+    gauges = {
+        "num_requests_running": (
+            "Answers whose prompt is read or that are being written",
+            figures["engine_filling"] + figures["engine_running"],
+        ),
+        "num_requests_waiting": (
+            "Answers that wait",
+            figures["queue_requests"] + figures["engine_waiting"],
+        ),
+        "kv_cache_usage_perc": (
+            "Share of the KV cache that requests hold, from 0 to 1",
+            held / (slots * context),
+        ),
+    }
+    for name, (words, value) in gauges.items():
+        yield name, words, value, model
+    blocks = {"block_size": str(BLOCK), "num_gpu_blocks": str(slots * context // BLOCK)}
+    yield "cache_config_info", "Size of the KV cache", 1.0, blocks
+    if engine.adapters is not None:
+        # A loaded adapter costs a request no loading, so all loaded ones count as running.
+        loaded = {
+            "max_lora": str(engine.config.adapter_slots),
+            "running_lora_adapters": ",".join(engine.adapters.names),
+            "waiting_lora_adapters": "",
         }
-        for name, (words, value) in gauges.items():
-            yield gauge(name, words, value, model)
-        blocks = {"block_size": str(BLOCK), "num_gpu_blocks": str(slots * context // BLOCK)}
-        yield gauge("cache_config_info", "Size of the KV cache", 1.0, blocks)
-        if engine.adapters is not None:
-            # A loaded adapter costs a request no loading, so all loaded ones count as running.
-            loaded = {
-                "max_lora": str(engine.config.adapter_slots),
-                "running_lora_adapters": ",".join(engine.adapters.names),
-                "waiting_lora_adapters": "",
-            }
-            words = "LoRA adapters loaded, with the time of this report"
-            yield gauge("lora_requests_info", words, time.time(), loaded)
+        words = "LoRA adapters loaded, with the time of this report"
+        yield "lora_requests_info", words, time.time(), loaded
 
 
-def gauge(name: str, words: str, value: float, labels: dict[str, str]) -> GaugeMetricFamily:
-    """Return a Prometheus gauge named vllm:NAME with one value, which has these labels.
-
-    `words` is its description.
-    """
-    family = GaugeMetricFamily(f"vllm:{name}", words, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family
+def gauge(name: str, words: str, labels: list[str]) -> GaugeMetricFamily:
+    """Return a Prometheus gauge named vllm:NAME without values; `words` is its description."""
+    return GaugeMetricFamily(f"vllm:{name}", words, labels=labels)

@@ -20,7 +20,7 @@ from jaxllama.serve.crowd import Crowd
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.expect import without_expectation
 from jaxllama.serve.settings import Settings
-from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +29,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """Serves one service on one address."""
+    """Serves models on one address."""
 
     def __init__(
         self,
-        service: GenerationService,
+        models: ServedModels,
         settings: Settings,
         dialects: Sequence[Dialect],
     ) -> None:
-        self.service, self.settings = service, settings
+        self.models, self.settings = models, settings
         self.crowd = Crowd(
             settings.connections, settings.connections_per_address, settings.trusted_addresses
         )
-        app = create_app(service, settings, dialects)
+        app = create_app(models, settings, dialects)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         self._listening: asyncio.Server | None = None
 
@@ -85,7 +85,7 @@ class Server:
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
                 f"choose another --port or --host"
             ) from error
-        self.service.start()
+        self.models.start()
 
     @property
     def url(self) -> str:
@@ -111,15 +111,15 @@ class Server:
             loop.add_signal_handler(number, self._signalled, stop, number)
         try:
             await self.start()
-            logger.info("listening on %s, loading the model", self.url)
+            logger.info("listening on %s%s", self.url, self._what_loads())
             announcing = asyncio.create_task(self._announce())
-            waits = [asyncio.ensure_future(each.wait()) for each in (stop, self.service.failed)]
+            waits = [asyncio.ensure_future(each.wait()) for each in (stop, self.models.failed)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for each in (*waits, announcing):
                 each.cancel()
         finally:
             ended = await self.stop()
-        failure = self.service.failure
+        failure = self.models.failure
         if failure is None:
             return 0, ended
         logger.error("the server ends, because it failed: %s", failure)
@@ -131,16 +131,23 @@ class Server:
         Requests that take longer than `drain_timeout` are ended.
         """
         logger.info("stopping: finishing what runs within %s s", self.settings.drain_timeout)
-        await self.service.drain(self.settings.drain_timeout)
+        await self.models.drain(self.settings.drain_timeout)
         if self._listening is not None:
             self._listening.close()
-        ended = await self.service.close(LAST_SECONDS)
+        ended = await self.models.close(LAST_SECONDS)
         await self._runner.cleanup()
         return ended
 
+    def _what_loads(self) -> str:
+        """Return the part of the first line of the log that says what is being loaded."""
+        if self.models.is_single:
+            return ", loading the model"
+        names = ", ".join(each.name for each in self.models.all)
+        return f", for the models {names}"
+
     async def _announce(self) -> None:
-        """Log the URL of the page once the service is ready."""
-        await self.service.ready.wait()
+        """Log the URL of the page once the models are ready."""
+        await self.models.ready.wait()
         logger.info("ready: open %s", self.open_url)
 
     def _signalled(self, stop: asyncio.Event, number: signal.Signals) -> None:

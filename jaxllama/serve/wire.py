@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from jaxllama.errors import JaxLlamaError, SlowReader
-from jaxllama.serve.keys import CALLER, DIALECT, SETTINGS
+from jaxllama.serve.keys import BEGUN, CALLER, DIALECT, SETTINGS
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,10 @@ class ResponseStream:
     """
 
     def __init__(self, request: web.Request, framing: Framing = SSE) -> None:
-        self.response = web.StreamResponse(headers={"Content-Type": framing.content_type} | HEADERS)
+        """Make a stream for the client of `request`; go on with its response if it has begun."""
+        begun = request.get(BEGUN)
+        headers = {"Content-Type": framing.content_type} | HEADERS
+        self.response = web.StreamResponse(headers=headers) if begun is None else begun
         self._framing = framing
         self._request = request
         self._settings = request.app[SETTINGS]
@@ -120,6 +123,12 @@ class ResponseStream:
         end = self._framing.done if says_done else b""
         await self._write(self._framing.join(values) + end, is_last=True)
 
+    async def end_pings(self) -> None:
+        """Send no more pings."""
+        if self._pinging is not None:
+            async with self._writing:  # a ping that is being written must be finished first
+                self._pinging.cancel()
+
     async def __aenter__(self) -> Self:
         if self._framing.ping:
             self._pinging = asyncio.create_task(self._ping())
@@ -131,9 +140,7 @@ class ResponseStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if self._pinging is not None:
-            async with self._writing:  # a ping that is being written must be finished first
-                self._pinging.cancel()
+        await self.end_pings()
         if not self.response.prepared or not isinstance(error, Exception):
             return False
         if isinstance(error, ConnectionError | SlowReader):

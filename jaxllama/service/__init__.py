@@ -46,7 +46,14 @@ from jaxllama.service.asking import (
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.dispatch import Dispatch
 from jaxllama.service.fair_queue import FairQueue
-from jaxllama.service.model import Model, ServedEncoder, confine, make_one_token, release
+from jaxllama.service.model import (
+    Model,
+    ServedEncoder,
+    close_engine,
+    confine,
+    make_one_token,
+    release,
+)
 from jaxllama.service.patience import until_room
 from jaxllama.service.preparation import RequestPreparation
 from jaxllama.service.rounds import Rounds
@@ -160,7 +167,7 @@ class GenerationService:
             await asyncio.to_thread(release, self._model.intake)
             if stopped:
                 # Waits for a program that is being compiled.
-                await asyncio.to_thread(self._model.engine.close)
+                await asyncio.to_thread(close_engine, [self._model])
                 if self._model.encoder is not None:
                     self._model.encoder.encoder.close()
         return stopped

@@ -108,6 +108,15 @@ def release(intake: Intake) -> None:
     intake.constraints.close()
 
 
+def close_engine(models: list[Model]) -> None:
+    """Close the engine of the only model in the list, and empty the list.
+
+    A thread keeps the arguments of its last call for a moment; the model must not be among them, so
+    that its memory can be collected as soon as this returns.
+    """
+    models.pop().engine.close()
+
+
 async def make_one_token(thread: EngineThread) -> None:
     """Generate one token to prove that the engine works; raise the error if it does not."""
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()

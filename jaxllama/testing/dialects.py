@@ -30,6 +30,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.served_models import ServedModels
 from jaxllama.testing.byte_tokenizer import ByteTokenizer
 from jaxllama.testing.scripted import ScriptedEngine
 
@@ -122,7 +123,7 @@ async def served(dialect: Dialect, answer: bytes = b"Hello!") -> AsyncIterator[s
     engine = ScriptedEngine(lambda _: answer, config=config)
     intake = Intake(ByteTokenizer(), PlainTurns(), engine.bank, engine.config)
     service = GenerationService(lambda: Model("scripted", engine, intake), Bounds())
-    server = Server(service, Settings(port=0, drain_timeout=0.0), [dialect])
+    server = Server(ServedModels.single(service), Settings(port=0, drain_timeout=0.0), [dialect])
     await server.start()
     try:
         await service.ready.wait()

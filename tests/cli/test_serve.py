@@ -18,8 +18,8 @@ def served(monkeypatch):
     """What would be served, instead of serving it."""
     seen = {}
 
-    async def pretend(settings, loading, dialects):
-        seen.update(settings=settings, loading=loading)
+    async def pretend(settings, loading, dialects, several):
+        seen.update(settings=settings, loading=loading, several=several)
         assert all(isinstance(each, Dialect) for each in dialects)
         return 0
 
@@ -31,7 +31,7 @@ def served(monkeypatch):
 
 def test_without_options_everything_is_as_declared(run, served):
     assert run("serve").exit_code == 0
-    assert served == {"settings": Settings(), "loading": {}}
+    assert served == {"settings": Settings(), "loading": {}, "several": None}
 
 
 def test_dialects_are_chosen_with_their_options(run, served):

@@ -24,6 +24,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.served_models import ServedModels
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from jaxllama_formats.plain import Plain
@@ -191,7 +192,9 @@ def serving(slots: int = 4) -> Iterator[Site]:
 
     async def serve() -> None:
         service = GenerationService(lambda: Model("scripted", engine, intake), Bounds())
-        server = Server(service, Settings(port=0, drain_timeout=0.0), everyone())
+        server = Server(
+            ServedModels.single(service), Settings(port=0, drain_timeout=0.0), everyone()
+        )
         await server.start()
         while service.state == "loading":
             await asyncio.sleep(0.01)

@@ -26,10 +26,11 @@ from jaxllama.serve.settings import Settings
 from jaxllama.serve.wire import ResponseStream, one_json
 from jaxllama.service import Ask, GenerationService, Model, ServedEncoder
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.served_models import ModelNeeds, ModelPlan, ModelRules, ServedModels
 from jaxllama.testing import ByteTokenizer, ScriptedEngine
 from jaxllama_formats.chatml import ChatMl
 from tests.serve.browsing import browser, page, site  # noqa: F401 - fixtures
-from tests.support import closed
+from tests.support import closed, installed_samplers
 
 SECONDS = 60.0  # time limit of a test
 
@@ -48,7 +49,9 @@ class TinyDialect(Dialect):
 
     name = "tiny"
 
-    def routes(self, service: GenerationService) -> list[web.RouteDef]:
+    def routes(self, models: ServedModels) -> list[web.RouteDef]:
+        service = models.default.service
+
         async def say(request: web.Request) -> web.StreamResponse:
             body, knobs = await read_json(request, Say, knobs=service.model.knobs)
             prompts = [] if body.messages is not None else [body.prompt]
@@ -89,7 +92,7 @@ class Running:
 
     @property
     def service(self) -> GenerationService:
-        return self.server.service
+        return self.server.models.default.service
 
     async def say(self, status: int = 200, **body: Any) -> dict[str, Any]:
         """Send one request and return its answer, which must have this status."""
@@ -183,7 +186,7 @@ async def running(
     settings = {"port": 0, "drain_timeout": 0.0} | settings
     log_prompts = settings.get("log_prompts", False)
     service = GenerationService(lambda: model, bounds or Bounds(), log_prompts=log_prompts)
-    server = Server(service, Settings(**settings), dialects or [TinyDialect()])
+    server = Server(ServedModels.single(service), Settings(**settings), dialects or [TinyDialect()])
     await server.start()
     try:
         many = aiohttp.TCPConnector(limit=0)
@@ -246,3 +249,110 @@ class Held:
 
     def __call__(self) -> list[Event]:
         return self.gate.step()
+
+
+@dataclass
+class ScriptedPlan:
+    """A model for `serving`, whose loads a test counts, holds back or lets fail."""
+
+    name: str
+    answer: bytes = b"Hello!"
+    memory: int = 100
+    more: dict[str, Any] = field(default_factory=dict)  # further arguments of its plan
+    loads: int = 0
+    failure: Exception | None = None  # raised by the next loads
+    gate: threading.Event = field(default_factory=threading.Event)  # loads wait for it
+    engines: list[ScriptedEngine] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def open(self) -> Model:
+        self.loads += 1
+        self.gate.wait(SECONDS)
+        if self.failure is not None:
+            raise self.failure
+        size = config(candidates=32, context=1024)
+        samplers = installed_samplers()
+        engine = ScriptedEngine(lambda _: self.answer, config=size, samplers=samplers)
+        self.engines.append(engine)
+        aliases = self.more.get("aliases", frozenset())
+        return Model(self.name, engine, intake_for(engine), aliases)
+
+    def plan(self, bounds: Bounds) -> ModelPlan:
+        return ModelPlan(
+            self.name,
+            lambda: GenerationService(self.open, bounds),
+            lambda _: ModelNeeds(self.memory, 1024),
+            **self.more,
+        )
+
+
+@dataclass
+class Serving:
+    """A running server of several models and an HTTP client of it."""
+
+    server: Server
+    http: aiohttp.ClientSession
+    url: str
+
+    @property
+    def models(self) -> ServedModels:
+        return self.server.models
+
+    def state(self, name: str) -> str:
+        return self.models.find(name).state
+
+    async def ask(self, path: str = "/v1/completions", **body: Any) -> tuple[int, Any]:
+        """Send a body; return status and decoded answer."""
+        async with self.http.post(f"{self.url}{path}", json=body) as response:
+            text = await response.text()
+            try:
+                return response.status, json.loads(text)
+            except ValueError:
+                return response.status, text
+
+    async def say(self, model: str | None = None) -> str:
+        """Return the answer of a model to a prompt."""
+        named = {} if model is None else {"model": model}
+        status, found = await self.ask(prompt="hi", **named)
+        assert status == 200, found
+        return found["choices"][0]["text"]
+
+    async def get(self, path: str) -> Any:
+        async with self.http.get(f"{self.url}{path}") as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until `holds` returns True; the time limit of the test ends an endless wait."""
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *scripts: ScriptedPlan,
+    dialects: Sequence[Dialect],
+    memory: int = 10**9,
+    load_seconds: float = SECONDS,
+    default: str | None = None,
+    bounds: Bounds | None = None,
+    **settings: Any,
+) -> AsyncIterator[Serving]:
+    """Run a server of several scripted models; at the end, check that it stops."""
+    rules = ModelRules(memory, load_seconds, default)
+    models = ServedModels([each.plan(bounds or Bounds()) for each in scripts], rules)
+    server = Server(models, Settings(**{"port": 0, "drain_timeout": 0.0} | settings), dialects)
+    await server.start()
+    try:
+        many = aiohttp.TCPConnector(limit=0)
+        async with asyncio.timeout(SECONDS), aiohttp.ClientSession(connector=many) as http:
+            yield Serving(server, http, server.url)
+    finally:
+        for each in scripts:
+            each.gate.set()
+            for engine in each.engines:
+                if isinstance(engine.step, Held):
+                    engine.step.gate.open()
+        assert await server.stop()

@@ -15,6 +15,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.served_models import ServedModels
 from tests.serve.conftest import TinyDialect, intake_for, scripted
 
 
@@ -34,7 +35,9 @@ async def main(pace: float = 0.0, loading: float = 0.0, **settings) -> int:
 
     bounds = Bounds(**settings.pop("bounds", {}))
     service = GenerationService(open_model, bounds)
-    server = Server(service, Settings(port=0, bounds=bounds, **settings), [TinyDialect()])
+    server = Server(
+        ServedModels.single(service), Settings(port=0, bounds=bounds, **settings), [TinyDialect()]
+    )
     start = server.start
 
     async def announced() -> None:

@@ -16,6 +16,7 @@ from jaxllama.serve.server import Server
 from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
+from jaxllama.service.served_models import ServedModels
 from tests.serve.conftest import (
     Gate,
     TinyDialect,
@@ -145,7 +146,9 @@ def test_ready_is_said_when_a_token_was_made_and_not_before(caplog, monkeypatch)
         engine = scripted()
         gate = Gate(engine)
         service = GenerationService(lambda: Model("scripted", engine, intake_for(engine)), Bounds())
-        server = Server(service, Settings(port=0, drain_timeout=0.0), [TinyDialect()])
+        server = Server(
+            ServedModels.single(service), Settings(port=0, drain_timeout=0.0), [TinyDialect()]
+        )
         stop = {}
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "add_signal_handler", lambda _, __, *about: stop.update([about]))

@@ -22,7 +22,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 def test_every_route_but_the_listed_ones_needs_a_key():
     async def body():
         async with running(api_keys=("secret",), dialects=DIALECTS) as live:
-            app = create_app(live.service, live.server.settings, DIALECTS)
+            app = create_app(live.server.models, live.server.settings, DIALECTS)
             paths = {resource.canonical for resource in app.router.resources()}
             assert len(paths) > len(OPEN)
             for route in sorted({*paths, "/nothing", "/v1", "/admin"} - OPEN):

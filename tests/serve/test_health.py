@@ -13,6 +13,7 @@ from jaxllama.serve.settings import Settings
 from jaxllama.service import GenerationService, Model
 from jaxllama.service.bounds import Bounds
 from jaxllama.service.fair_queue import FairQueue
+from jaxllama.service.served_models import ServedModels
 from jaxllama.testing import ScriptedEngine
 from tests.serve.conftest import (
     Gate,
@@ -70,7 +71,9 @@ def test_while_the_model_loads_ready_says_what_is_compiled_and_how_much_remains(
             return model
 
         service = GenerationService(open_model, Bounds())
-        server = Server(service, Settings(port=0, drain_timeout=0.0), [TinyDialect()])
+        server = Server(
+            ServedModels.single(service), Settings(port=0, drain_timeout=0.0), [TinyDialect()]
+        )
         await server.start()
         try:
             await asyncio.to_thread(loading.wait, 20)

@@ -28,7 +28,7 @@ EXAMPLES = 10  # per route and mode
 ENDPOINTS = (
     openai.ENDPOINTS
     | native.Native().endpoints
-    | operations.ENDPOINTS
+    | operations.Operations().endpoints
     | dashboard.Dashboard().endpoints
 )
 ASKED = [endpoint for endpoint in ENDPOINTS if endpoint.body is not None]

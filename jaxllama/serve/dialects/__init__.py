@@ -41,6 +41,10 @@ limits, queueing, cancellation, pings, timeouts and logs.
         def error_body(self, error):
             return {"error": str(error)}
 
+`service` is that of the model which the request names, loaded and kept for the time of the handler:
+in the field `model` of a body that has one (`ModelBody`), else in the query (`?model=`). A route
+that needs no model says `uses=Uses.NOTHING`.
+
 `jaxllama new dialect NAME` writes a package with such a dialect; its entry point is in the group
 `jaxllama.dialects`. For a wrong request, raise a `JaxLlamaError` and do not catch it: before the
 first byte it becomes a response with `error.status` and `error_body(error)`, later a last chunk.
@@ -66,6 +70,7 @@ from jaxllama.serve.dialect import Dialect, DialectOptions
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import JSON_LINES, SSE, Framing, ResponseStream, one_body, one_json
 from jaxllama.service import Ask, GenerationService, Question
 from jaxllama.service.answers import Answers
@@ -98,6 +103,7 @@ __all__ = [
     "TextForm",
     "Token",
     "Usage",
+    "Uses",
     "check_model",
     "error_body",
     "one_body",

@@ -21,7 +21,7 @@ from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.guard import open_to_all
 from jaxllama.serve.page.frame import Entry, Frame
 from jaxllama.serve.routing import has_root
-from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
 
 PAGES = (
     Entry("chat", "Chat", "chat", scripts=("main",), skip_to="text"),
@@ -91,9 +91,9 @@ class Page(Dialect):
         """Return the body of an error response: message and code."""
         return {"error": {"message": str(error), "code": error.code}}
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
+    def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
         """Read the files, make the pages, and return the routes that serve both."""
-        del service
+        del models
         folder = files(__name__)
         assets = dict(read_assets(folder))
         frame = Frame(folder, PAGES, has_root=self._has_root)

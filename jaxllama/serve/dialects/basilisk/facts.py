@@ -9,6 +9,7 @@ from jaxllama.serve.dialects.basilisk.encoding import encode, fragments_of
 from jaxllama.serve.dialects.basilisk.options import BasiliskDefaults
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model
 
@@ -55,7 +56,9 @@ class BasiliskError(msgspec.Struct):
     error: str
 
 
-PING = Endpoint("GET", "/basilisk/ping", "Whether the server answers", answer=str)
+PING = Endpoint(
+    "GET", "/basilisk/ping", "Whether the server answers", answer=str, uses=Uses.NOTHING
+)
 CONFIG = Endpoint(
     "GET", "/basilisk/config", "The operator's defaults, in basilisk's form", answer=BasiliskConfig
 )

@@ -25,7 +25,8 @@ from jaxllama.serve.dialects.exllama.sessions import (
 )
 from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, SessionShelves
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
-from jaxllama.serve.keys import CALLER
+from jaxllama.serve.keys import CALLER, MODELS
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import SSE, ResponseStream, one_json
 from jaxllama.service import GenerationService
 
@@ -135,14 +136,18 @@ def of_room(
     `path` is the part of the route after /v1/rooms; `summary` describes the endpoint; `body` types
     the request, None: it has no body.
     """
-    return Endpoint(method, f"/v1/rooms{path}", summary, body=body, answer=RoomView)
+    return Endpoint(
+        method, f"/v1/rooms{path}", summary, body=body, answer=RoomView, uses=Uses.NOTHING
+    )
 
 
-ROOMS = Endpoint("GET", "/v1/rooms", "List the rooms", answer=RoomNames)
+ROOMS = Endpoint("GET", "/v1/rooms", "List the rooms", answer=RoomNames, uses=Uses.NOTHING)
 CREATE_ROOM = of_room("POST", "", "Make a room", CreateRoomBody)
 ROOM = of_room("GET", "/{room}", "Describe a room")
 CHANGE_ROOM = of_room("POST", "/{room}", "Rename a room or change its settings", ChangeRoomBody)
-DELETE_ROOM = Endpoint("DELETE", "/v1/rooms/{room}", "Delete a room", answer=RoomDeleted)
+DELETE_ROOM = Endpoint(
+    "DELETE", "/v1/rooms/{room}", "Delete a room", answer=RoomDeleted, uses=Uses.NOTHING
+)
 INSERT_BLOCKS = of_room("POST", "/{room}/insert", "Insert texts into a room", InsertBlocksBody)
 EDIT_ROOM_BLOCK = of_room("POST", "/{room}/edit", "Change a text of a room", EditRoomBlockBody)
 DELETE_ROOM_BLOCK = of_room("POST", "/{room}/delete", "Delete a text of a room", RoomBlockBody)
@@ -153,6 +158,7 @@ ROOM_EVENTS = Endpoint(
     "Watch a room: the room first, then what changes in it",
     answer=None,
     events=(RoomView, RoomGrowth, RoomGone),
+    uses=Uses.NOTHING,
 )
 
 
@@ -282,14 +288,15 @@ class RoomRoutes:
 
         It ends when the client leaves, the room is deleted or the server stops.
         """
-        shelf = self._shelf(request)
+        del service
+        models, shelf = request.app[MODELS], self._shelf(request)
         async with shelf.lock:
             room = await open_room(request, shelf)
         with room.watched() as changed:
             async with ResponseStream(request, SSE) as stream:
                 shown = view_of(room)
                 await stream.send(shown)
-                while not (room.is_deleted or service.is_draining):
+                while not (room.is_deleted or models.is_draining):
                     try:
                         await asyncio.wait_for(changed.wait(), SECONDS_BETWEEN_LOOKS)
                     except TimeoutError:

@@ -25,6 +25,7 @@ from jaxllama.serve.dialects.exllama.shelf import OpenSession, SessionShelf, Ses
 from jaxllama.serve.dialects.exllama.speaking import SessionPacket, SessionSpeech
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import JSON_LINES, ResponseStream, one_json
 from jaxllama.service import GenerationService
 
@@ -153,7 +154,12 @@ def endpoint(name: str, summary: str, body: type[RequestShape]) -> Endpoint:
     `summary` describes it without a full stop; `body` is the type of its request.
     """
     return Endpoint(
-        "POST", f"/api/{name}", f"{summary}, in ExLlama's form", body=body, answer=SessionResult
+        "POST",
+        f"/api/{name}",
+        f"{summary}, in ExLlama's form",
+        body=body,
+        answer=SessionResult,
+        uses=Uses.NOTHING,
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from jaxllama.messages import ContextOverflow
 from jaxllama.request import Finished, FinishReason
 from jaxllama.serve.endpoints import Endpoint, RequestShape
+from jaxllama.serve.model_choice import Uses
 
 
 class LlambaTurn(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,7 +73,9 @@ class LlambaToken(msgspec.Struct):
     str: str
 
 
-PING = Endpoint("GET", "/ping", "Whether the server answers, as LLaMbA's does", answer=str)
+PING = Endpoint(
+    "GET", "/ping", "Whether the server answers, as LLaMbA's does", answer=str, uses=Uses.NOTHING
+)
 CHAT = Endpoint(
     "POST",
     "/chat/completion",

@@ -25,6 +25,12 @@ from jaxllama.serve.dialects.native.facts import (
     slots,
     tokenizer_info,
 )
+from jaxllama.serve.dialects.native.models import (
+    LOAD_MODEL,
+    UNLOAD_MODEL,
+    load_model,
+    unload_model,
+)
 from jaxllama.serve.dialects.native.plugins import PLUGINS, plugins
 from jaxllama.serve.dialects.native.scores import CLASSIFY, SCORE, classify, score
 from jaxllama.serve.dialects.native.tokens import (
@@ -54,6 +60,8 @@ ENDPOINTS: dict[Endpoint, Serves] = {
     ADAPTERS: list_adapters,
     LOAD_ADAPTER: load_adapter,
     UNLOAD_ADAPTER: unload_adapter,
+    LOAD_MODEL: load_model,
+    UNLOAD_MODEL: unload_model,
     PROPS: props,
     SLOTS: slots,
     SERVER_INFO: server_info,

@@ -12,6 +12,7 @@ from aiohttp import web
 from jaxllama.errors import InvalidParameter
 from jaxllama.serve.endpoints import Endpoint, RequestShape
 from jaxllama.serve.keys import CALLER, SETTINGS
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
 
@@ -45,7 +46,9 @@ class AdapterList(msgspec.Struct):
     rank: int  # the highest rank of one
 
 
-ADAPTERS = Endpoint("GET", "/v1/lora_adapters", "List the LoRA adapters", answer=AdapterList)
+ADAPTERS = Endpoint(
+    "GET", "/v1/lora_adapters", "List the LoRA adapters", answer=AdapterList, uses=Uses.LOADED_MODEL
+)
 LOAD_ADAPTER = Endpoint(
     "POST",
     "/v1/load_lora_adapter",

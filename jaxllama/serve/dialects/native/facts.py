@@ -15,6 +15,7 @@ from jaxllama.errors import NotReady
 from jaxllama.limits import LIMITS
 from jaxllama.serve.aliases import ALIASES
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, SlotState
 
@@ -97,7 +98,11 @@ TOKENIZER_INFO = Endpoint(
 )
 PROPS = Endpoint("GET", "/props", "Describe the server, in llama.cpp's form", answer=Properties)
 SLOTS = Endpoint(
-    "GET", "/slots", "Describe the state of each slot, in llama.cpp's form", answer=list[SlotCard]
+    "GET",
+    "/slots",
+    "Describe the state of each slot, in llama.cpp's form",
+    answer=list[SlotCard],
+    uses=Uses.LOADED_MODEL,
 )
 
 

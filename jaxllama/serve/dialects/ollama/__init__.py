@@ -6,7 +6,7 @@ embeds. Bodies may have any content type, because users' curl lines send none.
 
 from aiohttp import web
 
-from jaxllama.errors import JaxLlamaError
+from jaxllama.errors import JaxLlamaError, UnknownModel
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.dialects.ollama.answering import CHAT, GENERATE, chat, generate
 from jaxllama.serve.dialects.ollama.facts import (
@@ -24,9 +24,17 @@ from jaxllama.serve.dialects.ollama.facts import (
 from jaxllama.serve.dialects.ollama.shapes import OllamaError
 from jaxllama.serve.dialects.ollama.vectors import EMBED, OLD_EMBED, embed, embed_one
 from jaxllama.serve.endpoints import Endpoint, Serves
+from jaxllama.serve.model_choice import Uses
 from jaxllama.service import GenerationService
 
-ROOT = Endpoint("GET", "/", "Say that the server runs, as Ollama does", answer=str, is_open=True)
+ROOT = Endpoint(
+    "GET",
+    "/",
+    "Say that the server runs, as Ollama does",
+    answer=str,
+    is_open=True,
+    uses=Uses.NOTHING,
+)
 
 
 async def root(request: web.Request, service: GenerationService) -> web.Response:
@@ -59,4 +67,6 @@ class Ollama(Dialect):
 
     def error_body(self, error: JaxLlamaError, /) -> OllamaError:
         """Return the body of an error response."""
+        if isinstance(error, UnknownModel):
+            return OllamaError(f"model '{error.name}' not found: {error}")
         return OllamaError(str(error))

@@ -4,7 +4,7 @@ Part of the Ollama dialect. Streams unless the client says `"stream": false`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from msgspec import UNSET
@@ -35,13 +35,14 @@ from jaxllama.serve.dialects.ollama.shapes import (
     OllamaGenerated,
     OllamaMessage,
     OllamaTurn,
+    apply_keep_alive,
     check_name,
     form_of,
     now,
     timings_of,
 )
 from jaxllama.serve.endpoints import Endpoint
-from jaxllama.serve.keys import CALLER
+from jaxllama.serve.keys import CALLER, LEASED
 from jaxllama.serve.wire import JSON_LINES, one_json
 from jaxllama.service import Ask, GenerationService, Model
 from jaxllama.service.answers import Answers
@@ -74,13 +75,18 @@ GENERATE = Endpoint(
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
     """Answer POST /api/chat with the next message; to no messages, say that the model is loaded."""
     body, _ = await CHAT.read(request, service, OllamaChatBody)
+    apply_keep_alive(request, body.keep_alive)
     model = service.model
     named: dict[str, Any] = {}
     name = check_name(body.model, model, named)
     if not body.messages:
         message = OllamaMessage("assistant", "")
         loaded = OllamaChatted(
-            model=name, created_at=now(), message=message, done=True, done_reason="load"
+            model=name,
+            created_at=now(),
+            message=message,
+            done=True,
+            done_reason=load_reason(request),
         )
         return one_json(loaded)
     knobs, names = knobs_of(request, model, body)
@@ -114,12 +120,13 @@ async def chat(request: web.Request, service: GenerationService) -> web.StreamRe
 async def generate(request: web.Request, service: GenerationService) -> web.StreamResponse:
     """Answer POST /api/generate: answer a prompt; without one, say that the model is loaded."""
     body, _ = await GENERATE.read(request, service, OllamaGenerateBody)
+    apply_keep_alive(request, body.keep_alive)
     model = service.model
     named: dict[str, Any] = {}
     name = check_name(body.model, model, named)
     if not body.prompt:
         loaded = OllamaGenerated(
-            model=name, created_at=now(), response="", done=True, done_reason="load"
+            model=name, created_at=now(), response="", done=True, done_reason=load_reason(request)
         )
         return one_json(loaded)
     knobs, names = knobs_of(request, model, body)
@@ -147,6 +154,12 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
 
     streams = body.stream is not False
     return await write_answer(request, service, ask, form, stream=streams, framing=JSON_LINES)
+
+
+def load_reason(request: web.Request) -> Literal["load", "unload"]:
+    """Return what a request without text did: it loads the model, or unloads it (keep_alive 0)."""
+    leased = request.get(LEASED)
+    return "unload" if leased is not None and leased.keep_alive == 0 else "load"
 
 
 def messages_of(body: OllamaGenerateBody) -> list[dict[str, Any]]:

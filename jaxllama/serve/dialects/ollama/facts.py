@@ -1,7 +1,7 @@
-"""`/api/tags`, `/api/show`, `/api/ps`, `/api/pull` and `/api/version`: facts about the model.
+"""`/api/tags`, `/api/show`, `/api/ps`, `/api/pull` and `/api/version`: facts about the models.
 
-Part of the Ollama dialect. A server has one model, which is loaded as long as it runs; pulling
-another one is refused, because this server could not serve it.
+Part of the Ollama dialect. No route here loads a model, as clients describe all of the list.
+Pulling a model that the server does not have is refused.
 """
 
 import hashlib
@@ -13,11 +13,13 @@ import msgspec
 from aiohttp import web
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.dialects.ollama.shapes import LATEST, check_name
+from jaxllama.serve.dialects.ollama.shapes import check_name
 from jaxllama.serve.endpoints import Endpoint, RequestShape
-from jaxllama.serve.keys import CALLER
+from jaxllama.serve.keys import CALLER, MODELS
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import JSON_LINES, ResponseStream, one_json
 from jaxllama.service import GenerationService, Model
+from jaxllama.service.served_models import LATEST, ServedModel
 
 API_VERSION = "0.12.6"  # of the Ollama whose API this is: clients ask for a lowest one
 FOREVER = "2318-01-01T00:00:00Z"  # as Ollama says of a model that it never unloads
@@ -33,6 +35,9 @@ class ModelDetails(msgspec.Struct):
     families: list[str]
     parameter_size: str
     quantization_level: str
+
+
+UNKNOWN = ModelDetails("", "jaxllama", "llama", ["llama"], "unknown", "unknown")
 
 
 class TaggedModel(msgspec.Struct):
@@ -113,14 +118,27 @@ class VersionAnswer(msgspec.Struct):
     version: str
 
 
-TAGS = Endpoint("GET", "/api/tags", "List the models, in Ollama's form", answer=TaggedModels)
-PS = Endpoint("GET", "/api/ps", "List the loaded models, in Ollama's form", answer=RunningModels)
+TAGS = Endpoint(
+    "GET",
+    "/api/tags",
+    "List the models, in Ollama's form",
+    answer=TaggedModels,
+    uses=Uses.NOTHING,
+)
+PS = Endpoint(
+    "GET",
+    "/api/ps",
+    "List the loaded models, in Ollama's form",
+    answer=RunningModels,
+    uses=Uses.NOTHING,
+)
 SHOW = Endpoint(
     "POST",
     "/api/show",
     "Describe a model, in Ollama's form",
     body=ShowBody,
     answer=ShownModel,
+    uses=Uses.NOTHING,
     any_type=True,
 )
 PULL = Endpoint(
@@ -131,52 +149,76 @@ PULL = Endpoint(
     answer=PullProgress,
     events=(PullProgress,),
     framing=JSON_LINES,
+    uses=Uses.NOTHING,
     any_type=True,
 )
 VERSION = Endpoint(
-    "GET", "/api/version", "The version of Ollama whose API this is", answer=VersionAnswer
+    "GET",
+    "/api/version",
+    "The version of Ollama whose API this is",
+    answer=VersionAnswer,
+    uses=Uses.NOTHING,
 )
 
 
 async def tags(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /api/tags with the served model, and the encoder beside it."""
-    del request
-    model = service.model
-    names = [model.name, *([model.encoder.name] if model.encoder is not None else [])]
-    return one_json(TaggedModels([tagged(model, name) for name in names]))
+    """Answer GET /api/tags with the served models, and the encoder beside a single one."""
+    del service
+    found: list[TaggedModel] = []
+    for served in request.app[MODELS].all:
+        if not served.is_present:
+            found.append(tagged_waiting(served))
+            continue
+        model = served.service.model
+        names = [model.name, *([model.encoder.name] if model.encoder is not None else [])]
+        found += [tagged(model, name) for name in names]
+    return one_json(TaggedModels(found))
 
 
 async def ps(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /api/ps with the served model, which is always loaded."""
-    del request
-    model = service.model
+    """Answer GET /api/ps with the loaded models, and when each will be unloaded."""
+    del service
+    return one_json(
+        RunningModels([running(each) for each in request.app[MODELS].all if each.is_present])
+    )
+
+
+def running(served: ServedModel) -> RunningModel:
+    """Describe a loaded model."""
+    model = served.service.model
     one = tagged(model, model.name)
-    running = RunningModel(
+    return RunningModel(
         name=one.name,
         model=one.model,
         size=one.size,
         digest=one.digest,
         details=one.details,
-        expires_at=FOREVER,
+        expires_at=FOREVER if served.expires is None else time_text(served.expires),
         size_vram=0,
         context_length=model.engine.config.context,
     )
-    return one_json(RunningModels([running]))
 
 
 async def show(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer POST /api/show with the description of a model."""
+    """Answer POST /api/show with the description of a model; a short one if it is not loaded."""
     body, _ = await SHOW.read(request, service, ShowBody)
-    model = service.model
-    check_name(asked_of(body.model, body.name), model)
-    verbose = bool(body.verbose)
-    return one_json(await service.off_loop(lambda each: describe(each, verbose), request[CALLER]))
+    asked, verbose = asked_of(body.model, body.name), bool(body.verbose)
+    served = request.app[MODELS].find(asked)
+    if not served.is_present:
+        return one_json(describe_waiting(served))
+    check_name(asked, served.service.model)
+    return one_json(
+        await served.service.off_loop(lambda each: describe(each, verbose), request[CALLER])
+    )
 
 
 async def pull(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer POST /api/pull with the progress of fetching a model: the served one is here."""
+    """Answer POST /api/pull with the progress of fetching a model: the served ones are here."""
     body, _ = await PULL.read(request, service, PullBody)
-    check_name(asked_of(body.model, body.name), service.model)
+    asked = asked_of(body.model, body.name)
+    served = request.app[MODELS].find(asked)
+    if served.is_present:
+        check_name(asked, served.service.model)
     steps = [PullProgress(each) for each in ("pulling manifest", "verifying", "success")]
     if body.stream is False:
         return one_json(steps[-1])
@@ -200,17 +242,52 @@ def asked_of(model: str | None, name: str | None) -> str:
 
 
 def tagged(model: Model, name: str) -> TaggedModel:
-    """Describe the served model, or the encoder if `name` is its name, as an entry of a list."""
+    """Describe a loaded model, or the encoder if `name` is its name, as an entry of a list."""
     encoder = model.encoder if model.encoder is not None and model.encoder.name == name else None
     loaded = model.loaded if encoder is None else encoder.loaded
     return TaggedModel(
         name=f"{name}{LATEST}",
         model=f"{name}{LATEST}",
-        modified_at=f"{datetime.fromtimestamp(loaded, UTC).replace(tzinfo=None).isoformat()}Z",
+        modified_at=time_text(loaded),
         size=model.weight_bytes if encoder is None else 0,
-        digest=hashlib.sha256(name.encode()).hexdigest(),  # of the name: files are not digested
+        digest=digest_of(name),
         details=details_of(model) if encoder is None else encoder_details(),
     )
+
+
+def tagged_waiting(served: ServedModel) -> TaggedModel:
+    """Describe a model that is not loaded as an entry of a list, by what is known of it."""
+    return TaggedModel(
+        name=f"{served.name}{LATEST}",
+        model=f"{served.name}{LATEST}",
+        modified_at=time_text(served.made),
+        size=served.memory,
+        digest=digest_of(served.name),
+        details=UNKNOWN,
+    )
+
+
+def describe_waiting(served: ServedModel) -> ShownModel:
+    """Describe a model that is not loaded, by what is known of it."""
+    return ShownModel(
+        modelfile=f"# jaxllama: {served.name} is {served.state}",
+        parameters="",
+        template="",
+        details=UNKNOWN,
+        model_info={} if served.needs is None else {"llama.context_length": served.needs.context},
+        capabilities=["completion"],
+        modified_at=time_text(served.made),
+    )
+
+
+def digest_of(name: str) -> str:
+    """Return a digest of a model's name: files are not digested."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def time_text(seconds: float) -> str:
+    """Return a time in seconds since 1970 as Ollama writes it."""
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
 
 
 def details_of(model: Model) -> ModelDetails:

@@ -8,21 +8,25 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from aiohttp import web
 from msgspec import UNSET, UnsetType
 
+from jaxllama.durations import seconds_in
 from jaxllama.errors import HttpError, InvalidParameter
 from jaxllama.messages import ContextOverflow
 from jaxllama.request import Usage
 from jaxllama.serve.answering.constraints import FormKnobs, FunctionName, ToolDefinition
 from jaxllama.serve.answering.logprobs import TokenLogprob
 from jaxllama.serve.answering.models import check_adapted, check_model
+from jaxllama.serve.decode import note_ignored
 from jaxllama.serve.endpoints import RequestShape
+from jaxllama.serve.keys import LEASED, SETTINGS
 from jaxllama.service import Model
+from jaxllama.service.served_models import LATEST
 
 ALWAYS_LOADED = "the model stays loaded while the server runs"
 TEXT_ONLY = "this model reads text only"
 NANOSECONDS = 1_000_000_000
-LATEST = ":latest"
 
 Duration = Annotated[str, msgspec.Meta(pattern=r"^-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+$|^-?0$")]
 KeepAlive = Duration | float
@@ -43,18 +47,6 @@ class OllamaBody(RequestShape, kw_only=True):
     model: str
     keep_alive: KeepAlive | None = None
     options: dict[str, Any] | None = None
-
-    def ignored(self, *, strict: bool) -> list[str]:
-        """Return the given fields without effect, such as `keep_alive`; with `strict`, refuse them.
-
-        A negative `keep_alive` asks to keep the model for ever, which happens anyway.
-        """
-        names = super().ignored(strict=strict)
-        if self.keep_alive is None or is_forever(self.keep_alive):
-            return names
-        if strict:
-            raise InvalidParameter(f"keep_alive has no effect: {ALWAYS_LOADED}", "keep_alive")
-        return [*names, "keep_alive"]
 
 
 class AnswerBody(OllamaBody, kw_only=True):
@@ -142,7 +134,7 @@ class OllamaChatBody(AnswerBody, kw_only=True):
 class Timings(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The end of an answer: durations in nanoseconds, and numbers of tokens."""
 
-    done_reason: Literal["stop", "length", "load"] | None = None
+    done_reason: Literal["stop", "length", "load", "unload"] | None = None
     total_duration: int | None = None
     load_duration: int | None = None
     prompt_eval_count: int | None = None
@@ -205,9 +197,23 @@ class OllamaError(msgspec.Struct):
     error: str
 
 
-def is_forever(keep_alive: KeepAlive) -> bool:
-    """Say whether a `keep_alive` asks to keep the model loaded: a negative duration."""
-    return keep_alive.startswith("-") if isinstance(keep_alive, str) else keep_alive < 0
+def apply_keep_alive(request: web.Request, keep_alive: KeepAlive | None) -> None:
+    """Keep the model of a request loaded for so long after its last request; None: as before.
+
+    A single model stays loaded for ever: there, other durations are reported as ignored, and
+    refused under --strict.
+    """
+    if keep_alive is None:
+        return
+    seconds = seconds_in(keep_alive) if isinstance(keep_alive, str) else keep_alive
+    is_forever = seconds is not None and seconds < 0
+    leased = request.get(LEASED)
+    if leased is not None:
+        leased.keep_alive = None if is_forever else seconds
+    elif not is_forever:
+        if request.app[SETTINGS].strict:
+            raise InvalidParameter(f"keep_alive has no effect: {ALWAYS_LOADED}", "keep_alive")
+        note_ignored(request, ["keep_alive"])
 
 
 def check_name(asked: str, model: Model, knobs: dict[str, Any] | None = None) -> str:

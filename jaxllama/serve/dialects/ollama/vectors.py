@@ -15,16 +15,17 @@ from jaxllama.limits import check_count
 from jaxllama.serve.answering.nested import read_options
 from jaxllama.serve.answering.vectors import vectors_of_encoder, vectors_of_model
 from jaxllama.serve.dialects.ollama.shapes import (
-    LATEST,
     LOADING_OPTIONS,
     NANOSECONDS,
     OllamaBody,
+    apply_keep_alive,
     check_name,
 )
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
+from jaxllama.service.served_models import LATEST
 
 
 class EmbedBody(OllamaBody, kw_only=True):
@@ -80,6 +81,7 @@ OLD_EMBED = Endpoint(
 async def embed(request: web.Request, service: GenerationService) -> web.Response:
     """Answer POST /api/embed with the vector of each text."""
     body, _ = await EMBED.read(request, service, EmbedBody)
+    apply_keep_alive(request, body.keep_alive)
     began = time.monotonic()
     texts = [body.input] if isinstance(body.input, str) else body.input or []
     vectors, tokens = await vectors_of(
@@ -97,6 +99,7 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
 async def embed_one(request: web.Request, service: GenerationService) -> web.Response:
     """Answer POST /api/embeddings with the vector of one text."""
     body, _ = await OLD_EMBED.read(request, service, OldEmbedBody)
+    apply_keep_alive(request, body.keep_alive)
     vectors, _ = await vectors_of(request, service, body, [body.prompt], truncate=True)
     return one_json(OldEmbedAnswer(as_lists(vectors)[0]))
 

@@ -21,7 +21,12 @@ from jaxllama.serve.dialects.openai.completions import COMPLETIONS, complete
 from jaxllama.serve.dialects.openai.embeddings import EMBEDDINGS, embed
 from jaxllama.serve.dialects.openai.file_store import MIB, FileStore
 from jaxllama.serve.dialects.openai.files import FileRoutes
-from jaxllama.serve.dialects.openai.models import MODEL, MODELS, describe_model, list_models
+from jaxllama.serve.dialects.openai.models import (
+    DESCRIBE_MODEL,
+    LIST_MODELS,
+    describe_model,
+    list_models,
+)
 from jaxllama.serve.dialects.openai.rerank import (
     RERANK,
     SCORE_PAIRS,
@@ -30,8 +35,8 @@ from jaxllama.serve.dialects.openai.rerank import (
 )
 from jaxllama.serve.dialects.openai.response_store import ResponseStore
 from jaxllama.serve.dialects.openai.responses import RESPONSES, ResponseRoutes
-from jaxllama.serve.endpoints import bind_service
-from jaxllama.service import GenerationService
+from jaxllama.serve.endpoints import bind_models
+from jaxllama.service.served_models import ServedModels
 
 # The endpoints that a line of a batch may name.
 IN_BATCHES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
@@ -68,8 +73,8 @@ class OpenAI(Dialect):
             EMBEDDINGS: embed,
             RERANK: rerank,
             SCORE_PAIRS: score_texts_in_pairs,
-            MODELS: list_models,
-            MODEL: describe_model,
+            LIST_MODELS: list_models,
+            DESCRIBE_MODEL: describe_model,
         }
         if self.options.keep_responses and not self.options.folder:
             raise ConfigError(
@@ -92,13 +97,13 @@ class OpenAI(Dialect):
         """Return the body of an error response."""
         return error_body(error)
 
-    def routes(self, service: GenerationService, /) -> list[web.RouteDef]:
-        """Return the routes of all endpoints, with handlers bound to `service`."""
+    def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
+        """Return the routes of all endpoints, with handlers bound to the served models."""
         self._work.handlers = {
-            endpoint.path: bind_service(endpoint, self.endpoints[endpoint], service)
+            endpoint.path: bind_models(endpoint, self.endpoints[endpoint], models)
             for endpoint in IN_BATCHES
         }
-        return super().routes(service)
+        return super().routes(models)
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:

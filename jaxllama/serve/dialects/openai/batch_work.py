@@ -41,10 +41,10 @@ from jaxllama.serve.dialects.openai.batch_store import (
 from jaxllama.serve.dialects.openai.file_store import FileStore, KeptName, new_file_id
 from jaxllama.serve.guard import Handler
 from jaxllama.serve.inner import InnerRequest, answer_inside
-from jaxllama.serve.keys import SERVICE, ErrorForm
+from jaxllama.serve.keys import MODELS, ErrorForm
 from jaxllama.serve.wire import encode
-from jaxllama.service import GenerationService
 from jaxllama.service.answers import Caller
+from jaxllama.service.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
@@ -209,13 +209,13 @@ class BatchWork:
     # The work.
 
     @property
-    def _service(self) -> GenerationService:
+    def _models(self) -> ServedModels:
         assert self._app is not None
-        return self._app[SERVICE]
+        return self._app[MODELS]
 
     async def _start_all(self) -> None:
-        await self._service.ready.wait()
-        self._room = asyncio.Semaphore(AHEAD * self._service.model.engine.config.slots)
+        await self._models.ready.wait()
+        self._room = asyncio.Semaphore(AHEAD * self._models.slots)
         for kept in list(self._kept.values()):
             if not kept.batch.is_over and kept.batch.id not in self._tasks:
                 self._start(kept)
@@ -234,7 +234,7 @@ class BatchWork:
         try:
             if before is not None:
                 await asyncio.wait((before,))
-            await self._service.ready.wait()
+            await self._models.ready.wait()
             if batch.status == "validating":
                 await self._validate(kept)
             if batch.status == "in_progress":

@@ -18,6 +18,7 @@ from jaxllama.serve.dialects.openai.batch_work import BatchWork, owner_of
 from jaxllama.serve.dialects.openai.pages import read_page
 from jaxllama.serve.endpoints import Endpoint, RequestShape, Serves
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
 
@@ -50,22 +51,33 @@ class BatchList(msgspec.Struct):
 
 
 CREATE_BATCH = Endpoint(
-    "POST", "/v1/batches", "Answer the requests in a file", body=BatchBody, answer=RequestBatch
+    "POST",
+    "/v1/batches",
+    "Answer the requests in a file",
+    body=BatchBody,
+    answer=RequestBatch,
+    uses=Uses.NOTHING,
 )
-BATCHES = Endpoint("GET", "/v1/batches", "List your batches", answer=BatchList)
-BATCH = Endpoint("GET", "/v1/batches/{batch}", "Describe a batch", answer=RequestBatch)
-CANCEL_BATCH = Endpoint("POST", "/v1/batches/{batch}/cancel", "Cancel a batch", answer=RequestBatch)
+BATCHES = Endpoint("GET", "/v1/batches", "List your batches", answer=BatchList, uses=Uses.NOTHING)
+BATCH = Endpoint(
+    "GET", "/v1/batches/{batch}", "Describe a batch", answer=RequestBatch, uses=Uses.NOTHING
+)
+CANCEL_BATCH = Endpoint(
+    "POST", "/v1/batches/{batch}/cancel", "Cancel a batch", answer=RequestBatch, uses=Uses.NOTHING
+)
 BATCH_OUTPUT = Endpoint(
     "GET",
     "/v1/batches/{batch}/output",
     "The answers of a batch so far, one a line, from the byte `start` on",
     answer=str,
+    uses=Uses.NOTHING,
 )
 BATCH_ERRORS = Endpoint(
     "GET",
     "/v1/batches/{batch}/errors",
     "The failed requests of a batch so far, one a line, from the byte `start` on",
     answer=str,
+    uses=Uses.NOTHING,
 )
 
 

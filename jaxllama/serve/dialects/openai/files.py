@@ -18,6 +18,7 @@ from jaxllama.serve.dialects.openai.pages import read_page
 from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.expect import send_continue
 from jaxllama.serve.keys import CALLER, SETTINGS
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.origin import check_origin
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService
@@ -50,11 +51,16 @@ UPLOAD = Endpoint(
     "/v1/files",
     "Keep a file of requests: a form with the fields purpose (batch) and file",
     answer=FileObject,
+    uses=Uses.NOTHING,
 )
-FILES = Endpoint("GET", "/v1/files", "List your files", answer=FileList)
-FILE = Endpoint("GET", "/v1/files/{file}", "Describe a file", answer=FileObject)
-CONTENT = Endpoint("GET", "/v1/files/{file}/content", "The content of a file", answer=str)
-DELETE_FILE = Endpoint("DELETE", "/v1/files/{file}", "Delete a file", answer=FileDeleted)
+FILES = Endpoint("GET", "/v1/files", "List your files", answer=FileList, uses=Uses.NOTHING)
+FILE = Endpoint("GET", "/v1/files/{file}", "Describe a file", answer=FileObject, uses=Uses.NOTHING)
+CONTENT = Endpoint(
+    "GET", "/v1/files/{file}/content", "The content of a file", answer=str, uses=Uses.NOTHING
+)
+DELETE_FILE = Endpoint(
+    "DELETE", "/v1/files/{file}", "Delete a file", answer=FileDeleted, uses=Uses.NOTHING
+)
 
 
 FILE_HANDLERS = {

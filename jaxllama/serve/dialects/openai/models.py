@@ -1,4 +1,4 @@
-"""`/v1/models`: lists the served model, and the encoder beside it if there is one."""
+"""`/v1/models`: lists the served models with their states, and the encoder if there is one."""
 
 from typing import Any, Literal
 
@@ -8,8 +8,11 @@ from msgspec import UNSET, UnsetType
 
 from jaxllama.serve.answering.models import check_adapted
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.keys import MODELS
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import GenerationService, Model, ServedEncoder
+from jaxllama.service.served_models import ModelState, ServedModel
 
 
 class ModelCard(msgspec.Struct):
@@ -17,12 +20,15 @@ class ModelCard(msgspec.Struct):
 
     id: str
     created: int
-    context_length: int  # tokens of prompt and answer together
+    # Tokens of prompt and answer together; unset until a model has been measured.
+    context_length: int | UnsetType
     sampling_defaults: dict[str, Any]  # knobs that a request gets if it does not set them
     object: Literal["model"] = "model"
     owned_by: str = "jaxllama"
     dimensions: int | UnsetType = UNSET  # numbers of a vector; of encoders only
     parent: str | UnsetType = UNSET  # the model that an adapter changes; of adapters only
+    state: ModelState = ModelState.LOADED
+    reason: str | UnsetType = UNSET  # why loading failed
 
 
 class ModelList(msgspec.Struct):
@@ -32,37 +38,68 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-MODELS = Endpoint("GET", "/v1/models", "List the models", answer=ModelList)
-MODEL = Endpoint("GET", "/v1/models/{model:.+}", "Describe a model", answer=ModelCard)
+LIST_MODELS = Endpoint(
+    "GET", "/v1/models", "List the models, with their states", answer=ModelList, uses=Uses.NOTHING
+)
+DESCRIBE_MODEL = Endpoint(
+    "GET", "/v1/models/{model:.+}", "Describe a model", answer=ModelCard, uses=Uses.NOTHING
+)
 
 
 async def list_models(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /v1/models with the served model, its LoRA adapters, and the encoder."""
-    del request
-    model = service.model
-    cards = [card(model, each) for each in (model.name, *model.adapters)]
-    if model.encoder is not None:
-        cards.append(encoder_card(model.encoder, model.encoder.name))
-    return one_json(ModelList(cards))
+    """Answer GET /v1/models with the served models, the default one first, and their adapters."""
+    del service
+    models = request.app[MODELS]
+    ordered = sorted(models.all, key=lambda each: each is not models.default)
+    return one_json(ModelList([one for served in ordered for one in cards(served)]))
 
 
 async def describe_model(request: web.Request, service: GenerationService) -> web.Response:
     """Answer GET /v1/models/{model} with the description of that model; 404 for other names."""
-    asked, served = request.match_info["model"], service.model.encoder
-    if served is not None and asked in served.names:
-        return one_json(encoder_card(served, asked))
-    name = check_adapted(asked, service.model, {})
-    return one_json(card(service.model, name))
+    del service
+    asked = request.match_info["model"]
+    served = request.app[MODELS].find(asked)
+    if not served.is_present:
+        return one_json(waiting_card(served, asked))
+    model = served.service.model
+    if model.encoder is not None and asked in model.encoder.names:
+        return one_json(encoder_card(model.encoder, asked))
+    return one_json(card(model, check_adapted(asked, model, {})))
+
+
+def cards(served: ServedModel) -> list[ModelCard]:
+    """Describe a model and its LoRA adapters; and the encoder beside it, if there is one."""
+    if not served.is_present:
+        names = (served.name, *served.adapters)
+        return [waiting_card(served, each) for each in names]
+    model = served.service.model
+    found = [card(model, each) for each in (model.name, *model.adapters)]
+    if model.encoder is not None:
+        found.append(encoder_card(model.encoder, model.encoder.name))
+    return found
 
 
 def card(model: Model, name: str) -> ModelCard:
-    """Describe the served model under `name`: its own, an alias, or that of a LoRA adapter."""
+    """Describe a loaded model under `name`: its own, an alias, or that of a LoRA adapter."""
     return ModelCard(
         id=name,
         created=int(model.loaded),
         context_length=model.engine.config.context,
         sampling_defaults=model.intake.defaults,
         parent=UNSET if name in model.names else model.name,
+    )
+
+
+def waiting_card(served: ServedModel, name: str) -> ModelCard:
+    """Describe a model that is not loaded under `name`, by what is known of it."""
+    return ModelCard(
+        id=name,
+        created=int(served.made),
+        context_length=UNSET if served.needs is None else served.needs.context,
+        sampling_defaults={},
+        state=served.state,
+        reason=served.reason or UNSET,
+        parent=served.name if name in served.adapters else UNSET,
     )
 
 

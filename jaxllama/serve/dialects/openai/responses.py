@@ -63,6 +63,7 @@ from jaxllama.serve.dialects.openai.response_store import KeptResponse, Response
 from jaxllama.serve.dialects.openai.shapes import Details
 from jaxllama.serve.endpoints import Endpoint, Serves
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import Uses
 from jaxllama.serve.wire import one_json
 from jaxllama.service import Ask, GenerationService
 from jaxllama.service.answers import Answers
@@ -78,9 +79,19 @@ RESPONSES = Endpoint(
     events=EVENTS,
     takes_knobs=True,
 )
-RESPONSE = Endpoint("GET", "/v1/responses/{response}", "A stored response", answer=Response)
+RESPONSE = Endpoint(
+    "GET",
+    "/v1/responses/{response}",
+    "A stored response",
+    answer=Response,
+    uses=Uses.NOTHING,
+)
 DELETE_RESPONSE = Endpoint(
-    "DELETE", "/v1/responses/{response}", "Delete a stored response", answer=ResponseDeleted
+    "DELETE",
+    "/v1/responses/{response}",
+    "Delete a stored response",
+    answer=ResponseDeleted,
+    uses=Uses.NOTHING,
 )
 
 Keep = Callable[[Response, Sequence[Turn]], None]  # stores a response and the turns it adds

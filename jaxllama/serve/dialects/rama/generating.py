@@ -17,6 +17,7 @@ from jaxllama.serve.answering.writing import write_answer
 from jaxllama.serve.decode import check_names, read_text
 from jaxllama.serve.endpoints import Endpoint
 from jaxllama.serve.keys import CALLER
+from jaxllama.serve.model_choice import query_names
 from jaxllama.serve.origin import check_origin
 from jaxllama.serve.wire import SSE
 from jaxllama.service import Ask, GenerationService, Model
@@ -49,7 +50,7 @@ class RamaGenerating:
     async def gen(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
         """Answer GET /gen with a stream of the prompt and its continuation, an event per token."""
         check_origin(request)
-        check_names(request, request.query, ("prompt",))
+        check_names(request, request.query, ("prompt", *query_names(request)))
         prompt = request.query.get("prompt", "")
         tokenizer = service.model.intake.tokenizer
 

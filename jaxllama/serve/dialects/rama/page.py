@@ -10,6 +10,7 @@ import hashlib
 from aiohttp import web
 
 from jaxllama.serve.endpoints import Endpoint
+from jaxllama.serve.model_choice import Uses
 from jaxllama.service import GenerationService
 
 SCRIPT = """
@@ -40,8 +41,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-ROOT = Endpoint("GET", "/", "Rama's page, with ?prompt=", answer=str)
-PAGE = Endpoint("GET", "/rama", "Rama's page, with ?prompt=", answer=str)
+ROOT = Endpoint("GET", "/", "Rama's page, with ?prompt=", answer=str, uses=Uses.NOTHING)
+PAGE = Endpoint("GET", "/rama", "Rama's page, with ?prompt=", answer=str, uses=Uses.NOTHING)
 
 
 async def show_page(request: web.Request, service: GenerationService) -> web.Response:

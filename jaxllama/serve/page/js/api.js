@@ -20,6 +20,12 @@ import { readEvents } from "./events.js";
  */
 
 /**
+ * @typedef {object} ModelName
+ * @property {string} name
+ * @property {boolean} isAdapter
+ */
+
+/**
  * @typedef {object} Knob
  * @property {string} name
  * @property {string} type int, float, bool or str
@@ -108,10 +114,12 @@ export class Server {
     return (await this.fetch("/v1/plugins")).json();
   }
 
-  /** @returns {Promise<string[]>} names of the model, which is first, and of its adapters */
+  /** @returns {Promise<ModelName[]>} the models, the default one first, and their adapters */
   async models() {
     const { data } = await (await this.fetch("/v1/models")).json();
-    return data.filter((/** @type {any} */ card) => card.dimensions === undefined).map((/** @type {any} */ card) => card.id);
+    return data
+      .filter((/** @type {any} */ card) => card.dimensions === undefined)
+      .map((/** @type {any} */ card) => ({ name: card.id, isAdapter: card.parent !== undefined }));
   }
 
   /**

@@ -5,6 +5,7 @@
 
 import { h } from "./dom.js";
 
+/** @typedef {import("./api.js").ModelName} ModelName */
 /** @typedef {import("./api.js").Plugins} Plugins */
 
 /**
@@ -21,14 +22,14 @@ export function offerFormats(select, plugins) {
 }
 
 /**
- * Offer the server's model, as "", and its adapters.
+ * Offer the server's models, the default one as "", and their adapters.
  * @param {HTMLSelectElement} select
- * @param {string[]} models the server's own first
+ * @param {ModelName[]} models the default one first
  */
 export function offerModels(select, models) {
   select.replaceChildren(
-    ...models.map((name, place) =>
-      place === 0 ? h("option", { value: "" }, name) : h("option", { value: name }, `${name} (adapter)`),
+    ...models.map(({ name, isAdapter }, place) =>
+      h("option", { value: place === 0 ? "" : name }, isAdapter ? `${name} (adapter)` : name),
     ),
   );
 }

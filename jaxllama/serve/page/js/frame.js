@@ -14,7 +14,7 @@ import { ShortcutList } from "./shortcuts.js";
 /**
  * @typedef {object} Connection
  * @property {string} model the name of the server's model
- * @property {string[]} models this name, and those of the adapters
+ * @property {import("./api.js").ModelName[]} models this name first, then those of other models and of adapters
  * @property {import("./api.js").Plugins} plugins
  */
 
@@ -63,8 +63,9 @@ export class Frame {
         this.server.models(),
         needsPlugins ? this.server.plugins() : NO_PLUGINS,
       ]);
-      place.textContent = models[0];
-      onReady({ model: models[0], models, plugins });
+      const [{ name }] = models;
+      place.textContent = name;
+      onReady({ model: name, models, plugins });
     } catch (thrown) {
       const error = asServerError(thrown);
       if (error.status === LOADING) {

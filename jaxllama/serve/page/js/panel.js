@@ -46,7 +46,7 @@ export class Panel {
   /**
    * Build the controls from the server's plugins and the names of its models.
    * @param {Plugins} plugins
-   * @param {string[]} models
+   * @param {import("./api.js").ModelName[]} models
    */
   build(plugins, models) {
     this.knobs.build(plugins);

@@ -60,7 +60,7 @@ export class RoomSettings {
 
   /**
    * @param {import("./api.js").Plugins} plugins
-   * @param {string[]} models the server's own first, then its adapters
+   * @param {import("./api.js").ModelName[]} models the default one first
    */
   build(plugins, models) {
     this.knobs.build(plugins);
